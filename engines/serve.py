@@ -1,0 +1,147 @@
+"""Engines as Ray Serve deployments: each replica serves an OpenAI-compatible HTTP application on a port of its own.
+
+Ray Serve places, scales, heals and drains the replicas; requests reach them over HTTP, one hop from the router. vLLM is
+imported in the replica alone, never by the process that builds the application.
+"""
+
+import math
+from typing import Any
+
+import ray
+from ray import serve
+
+from engines.config import EMBEDDED, Engine, FleetConfig
+from engines.http import LocalServer
+from engines.mock import MockSpec, mock_app
+from engines.preflight import drafter_model, target_path
+
+# A seeded request with a split prefill kills vLLM's CPU worker (0.29: "CPU Generator does not use offset").
+_CPU_ENGINE_KWARGS = {"enable_chunked_prefill": False}
+_METRICS_KWARGS = {"enable_per_request_metrics": True}
+
+
+class EngineReplica:
+    """What all served engines share: an HTTP application on its own port, its address, its load, its drain."""
+
+    _server: LocalServer
+    _drain_timeout_s: float
+
+    async def listen(self, app: Any, host: str, drain_timeout_s: float) -> None:
+        """Serve `app`; `host` may be `node` for the address of this node."""
+        self._drain_timeout_s = drain_timeout_s
+        self._server = LocalServer(app, ray.util.get_node_ip_address() if host == "node" else host)
+        await self._server.start()
+
+    async def address(self) -> str:
+        """Base URL of this replica."""
+        return self._server.url
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Requests in flight: Serve does not see them, since they do not come through its handles."""
+        return {"in_flight": float(self._server.in_flight)}
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_server"):
+            await self._server.drain(self._drain_timeout_s)
+
+
+class MockReplica(EngineReplica):
+    """A mock engine."""
+
+    async def __init__(self, engine: dict[str, Any], target: str, host: str) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        spec = Engine.model_validate(engine)
+        app = mock_app(spec.mock or MockSpec(), model=target, engine=spec.name)
+        await self.listen(app, host, spec.deployment.drain_timeout_s)
+
+
+class VLLMReplica(EngineReplica):
+    """Ray Serve LLM's `LLMServer` with vLLM's own HTTP application beside it."""
+
+    async def __init__(self, llm_config: dict[str, Any], host: str, drain_timeout_s: float) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        from ray.serve.llm import LLMConfig, LLMServer
+
+        self._llm = LLMServer.sync_init(LLMConfig(**llm_config))
+        await self._llm.start()
+        app = await self._llm.engine.build_asgi_app()
+        await self.listen(app, host, drain_timeout_s)
+
+    async def check_health(self) -> None:
+        """Raise when vLLM's core is dead, so that Serve replaces the replica."""
+        await self._llm.check_health()
+
+
+def scale_on_in_flight(ctx: Any) -> tuple[float, dict[str, Any]]:
+    """Serve autoscaling policy: replicas for `in_flight` requests at `target_ongoing_requests` each."""
+    reported = (ctx.aggregated_metrics or {}).get("in_flight", {})
+    if not reported:
+        return ctx.target_num_replicas, {}
+    return math.ceil(sum(reported.values()) / ctx.config.get_target_ongoing_requests()), {}
+
+
+def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
+    """The Serve application of one engine of kind `vllm` or `mock`."""
+    options = deployment_options(config, engine)
+    if engine.kind == "mock":
+        deployment = serve.deployment(MockReplica, **options)
+        return deployment.bind(engine.model_dump(mode="json"), config.target.name, config.engine_host)
+    deployment = serve.deployment(VLLMReplica, **options)
+    return deployment.bind(llm_config(config, engine), config.engine_host, engine.deployment.drain_timeout_s)
+
+
+def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
+    """The arguments of Ray Serve LLM's `LLMConfig` for one engine."""
+    kwargs = {**_METRICS_KWARGS, **config.engine_kwargs, **engine.engine_kwargs}
+    if engine.deployment.accelerator == "cpu":
+        kwargs = {**_CPU_ENGINE_KWARGS, **kwargs}
+    if engine.drafter is not None:
+        kwargs["speculative_config"] = {**engine.drafter.model_dump(exclude_none=True)}
+        if model := drafter_model(engine.drafter):
+            kwargs["speculative_config"]["model"] = model
+        # vLLM refuses this flag at start on an engine without a drafter.
+        kwargs.setdefault("per_request_spec_decode_metrics", "summary")
+    result: dict[str, Any] = {
+        "model_loading_config": {"model_id": config.target.name, "model_source": target_path(config.target)},
+        "engine_kwargs": kwargs,
+        "accelerator_config": {"kind": engine.deployment.accelerator},
+        "placement_group_config": {"bundles": _bundles(engine, kwargs)},
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+    }
+    if engine.deployment.accelerator_type:
+        result["accelerator_type"] = engine.deployment.accelerator_type
+    return result
+
+
+def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
+    """Options of the Serve deployment of one engine; the user's own `options` win."""
+    deployment = engine.deployment
+    offline = {"HF_HUB_OFFLINE": "1"} if config.target.source == EMBEDDED else {}
+    options: dict[str, Any] = {
+        "name": f"engine-{engine.name}",
+        "max_ongoing_requests": 1000,
+        "graceful_shutdown_timeout_s": deployment.drain_timeout_s + 10,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": {**offline, **deployment.env}}},
+    }
+    if deployment.autoscaling is None:
+        options["num_replicas"] = deployment.num_replicas
+    else:
+        policy = {"policy_function": "engines.serve:scale_on_in_flight"}
+        options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling}
+    if engine.kind == "vllm":
+        first, *rest = _bundles(engine, engine.engine_kwargs)
+        # The replica's own actor shares the first bundle with the first worker.
+        options["placement_group_bundles"] = [{**first, "CPU": first.get("CPU", 0) + 0.1}, *rest]
+        options["placement_group_strategy"] = "PACK"
+    return {**options, **deployment.options}
+
+
+def _bundles(engine: Engine, kwargs: dict[str, Any]) -> list[dict[str, float]]:
+    """One bundle for each worker of one replica."""
+    workers = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
+    if engine.deployment.accelerator == "cpu":
+        return [{"CPU": engine.deployment.num_cpus} for _ in range(workers)]
+    bundle = {"GPU": 1.0, "CPU": engine.deployment.num_cpus}
+    if engine.deployment.accelerator_type:
+        bundle[f"accelerator_type:{engine.deployment.accelerator_type}"] = 0.001
+    return [dict(bundle) for _ in range(workers)]

@@ -1,0 +1,6 @@
+"""Prompts to train and judge policies on: generated from a seed, or read from a file."""
+
+from policy_training.workloads.jsonl import read_jsonl
+from policy_training.workloads.prompts import KINDS, Prompt, generate
+
+__all__ = ["KINDS", "Prompt", "generate", "read_jsonl"]

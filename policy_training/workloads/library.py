@@ -1,0 +1,158 @@
+"""Real code and prose that every Python installation has: functions and documentation of the standard library.
+
+Which texts these are depends on the Python version, and on nothing else.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from policy_training.workloads.vocabulary import listed
+
+MODULES = listed(
+    "abc argparse ast base64 bdb bisect calendar cmd code codeop collections colorsys concurrent.futures.thread "
+    "configparser contextlib copy csv dataclasses difflib dis doctest email.utils enum filecmp fileinput fnmatch "
+    "fractions ftplib functools genericpath getopt gettext glob gzip hashlib heapq html html.parser http.client "
+    "http.cookies inspect io ipaddress json.decoder json.encoder keyword linecache locale logging logging.handlers "
+    "mimetypes netrc ntpath numbers operator os pdb pickle pkgutil plistlib poplib posixpath pprint pstats queue "
+    "quopri random reprlib sched secrets selectors shelve shlex shutil smtplib socket socketserver stat statistics "
+    "string subprocess sysconfig tabnanny tarfile tempfile textwrap threading timeit token tokenize trace traceback "
+    "types typing urllib.parse urllib.request uuid warnings wave weakref xml.sax.saxutils zipapp zipfile"
+)
+_MAX_SENTENCE_WORDS = 55
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\")”]))(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z\"“(])")
+_CODE_OR_CHANGE = re.compile(r"::=|>>>| \* |--|==|\bversion(?:added|changed)|^(?:Changed|New|Deprecated) in")
+_TERM = re.compile(r"\A( *)[^\s.][^\n.]*\n(?=\1 {3})")  # a line of its own above its indented definition
+_LIST_MARK = re.compile(r"\A\s*(?:[*-]|\d+\.)\s+")
+_FOOTNOTE = re.compile(r"(?<=[\w.,)]) \[\d+\]")
+_MARKUP = re.compile(r"(?<![\w\"'*])(?::\w+:)?(\*\*?|``?)(?=\w)([^*`]+)(?<=\w)\1(?![\w\"'*])")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the standard library: dedented source without decorators, parameter names without self and cls."""
+
+    module: str
+    name: str
+    source: str
+    parameters: tuple[str, ...]
+
+
+@functools.cache
+def functions() -> tuple[Function, ...]:
+    """All functions and methods of `MODULES` that are 4 to 40 lines and 150 to 1,400 characters long."""
+    found = (function for module in MODULES for function in _functions(module))
+    return tuple({f.source: f for f in found if _is_readable(f)}.values())
+
+
+@functools.cache
+def documents() -> tuple[tuple[str, ...], ...]:
+    """Documents as sentences, each with the space or blank line that follows it, markup and code removed."""
+    from pydoc_data.topics import topics
+
+    texts = [text for _, text in sorted(topics.items())] + [text for name in MODULES for text in _docstrings(name)]
+    return tuple(filter(None, map(_sentences, dict.fromkeys(texts))))
+
+
+def passage(rng: Random, min_words: int, max_words: int) -> str:
+    """Successive sentences of one document; `max_words` must be 60 or more above `min_words`."""
+    wanted = rng.randint(min_words, max_words - _MAX_SENTENCE_WORDS)
+    while True:
+        document, start = rng.choice(_starts())
+        if taken := _take(document[start:], wanted):
+            return taken
+
+
+@functools.cache
+def _starts() -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Every document and place in it where a passage may begin."""
+    return tuple((document, i) for document in documents() for i in range(len(document)))
+
+
+def _take(sentences: tuple[str, ...], wanted: int) -> str:
+    """The first sentences that have `wanted` words together; nothing if they all have fewer."""
+    words = 0
+    for end, sentence in enumerate(sentences, start=1):
+        words += len(sentence.split())
+        if words >= wanted:
+            return "".join(sentences[:end]).strip()
+    return ""
+
+
+@functools.cache
+def _source(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module))
+
+
+def _definitions(module: str) -> Iterator[ast.FunctionDef]:
+    for node in _tree(module).body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        yield from (n for n in inside if isinstance(n, ast.FunctionDef))
+
+
+def _functions(module: str) -> Iterator[Function]:
+    """Functions at the top of a module and methods of the classes there."""
+    lines = _source(module).splitlines()
+    for node in _definitions(module):
+        arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        yield Function(
+            module=module,
+            name=node.name,
+            source=textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])),
+            parameters=tuple(a.arg for a in arguments if a.arg not in ("self", "cls")),
+        )
+
+
+def _is_readable(function: Function) -> bool:
+    """Long enough to be worth a question, short enough for a small model, and plain text."""
+    source = function.source
+    return 150 <= len(source) <= 1400 and 4 <= source.count("\n") + 1 <= 40 and source.isascii() and "```" not in source
+
+
+def _docstrings(module: str) -> Iterator[str]:
+    """Docstrings of a module, its classes and its functions."""
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def _sentences(text: str) -> tuple[str, ...]:
+    """Prose of a document, one sentence an item; a paragraph with an endless sentence is dropped."""
+    paragraphs = (_unwrap(block) for block in re.split(r"\n\s*\n", text))
+    return tuple(s for p in paragraphs if _is_prose(p) for s in _spaced(_SENTENCE_END.split(p)))
+
+
+def _spaced(sentences: list[str]) -> Iterator[str]:
+    """A paragraph's sentences with what follows each; nothing if one is endless."""
+    if max(len(s.split()) for s in sentences) <= _MAX_SENTENCE_WORDS:
+        yield from (s + " " for s in sentences[:-1])
+        yield sentences[-1] + "\n\n"
+
+
+def _unwrap(block: str) -> str:
+    """One paragraph on one line, without the term it defines, list marks and inline markup."""
+    block = _LIST_MARK.sub("", _TERM.sub("", block))
+    block = re.sub(r"(?<=[a-z])-\n\s*(?=[a-z])", "-", block)
+    return _FOOTNOTE.sub("", _MARKUP.sub(r"\2", " ".join(block.split())))
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Tell written sentences from code, grammar, tables, headings and notes on versions."""
+    letters = sum(c.isalpha() or c == " " for c in paragraph)
+    return (
+        len(paragraph.split()) >= 8
+        and letters >= 0.9 * len(paragraph)
+        and bool(re.match(r"[A-Z\"“].*[.!?][\")”]?$", paragraph))
+        and not _CODE_OR_CHANGE.search(paragraph)
+    )

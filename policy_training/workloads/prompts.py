@@ -1,0 +1,105 @@
+"""Prompts generated from a seed: several kinds evenly mixed, no text twice.
+
+A kind is a module with `draw(rng) -> str`. To add one: write the module, add its line to `_MODULES`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+_MODULES = {
+    "math": "word_problems",
+    "code": "programming",
+    "edit": "edits",
+    "summary": "summaries",
+    "chat": "conversation",
+    "json": "extraction",
+}
+KINDS: tuple[str, ...] = tuple(_MODULES)
+
+SAMPLED_TEMPERATURE = 0.7
+_TRIES = 1000  # repeats in a row after which a kind counts as exhausted
+_IDS_PER_SEED = 1_000_000  # the number in an id counts from seed times this, so that ids of two seeds differ
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to replay: user text and sampling fields. `id` is "<kind>-<number>", stable for a seed."""
+
+    id: str
+    kind: str
+    text: str
+    temperature: float = 0.0
+    max_tokens: int = 128
+
+
+def generate(
+    n: int,
+    *,
+    seed: int,
+    kinds: Sequence[str] = KINDS,
+    sampled_share: float = 0.0,
+    max_tokens: int = 128,
+) -> list[Prompt]:
+    """Return `n` distinct prompts in an order shuffled by `seed`; numbers of two kinds differ by one at most.
+
+    `sampled_share` of them (0 to 1, rounded to whole prompts) get temperature 0.7, the rest 0. Same arguments and
+    same Python version, same prompts. Raises ValueError on wrong arguments and when a kind runs out of texts.
+    """
+    kinds = tuple(dict.fromkeys(kinds))
+    _check(n, kinds, sampled_share, max_tokens)
+    rng, seen = Random(f"order {seed}"), set[str]()
+    prompts = [
+        Prompt(f"{kind}-{seed * _IDS_PER_SEED + number}", kind, text, 0.0, max_tokens)
+        for kind, count in zip(kinds, _shares(n, len(kinds)), strict=True)
+        for number, text in enumerate(_texts(kind, count, seed, seen))
+    ]
+    rng.shuffle(prompts)
+    for i in rng.sample(range(n), round(n * sampled_share)):
+        prompts[i] = replace(prompts[i], temperature=SAMPLED_TEMPERATURE)
+    return prompts
+
+
+def _check(n: int, kinds: tuple[str, ...], sampled_share: float, max_tokens: int) -> None:
+    """Raise ValueError on the first argument of `generate` that is wrong."""
+    if not 0 <= n <= _IDS_PER_SEED:
+        raise ValueError(f"n is {n}; it must be from 0 to {_IDS_PER_SEED}")
+    if not kinds:
+        raise ValueError(f"no kind of prompt; choose from {', '.join(KINDS)}")
+    for kind in kinds:
+        if kind not in _MODULES:
+            raise ValueError(_unknown(kind))
+    if not 0 <= sampled_share <= 1:
+        raise ValueError(f"sampled_share is {sampled_share}; it must be from 0 to 1")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; it must be 1 or more")
+
+
+def _unknown(kind: str) -> str:
+    """What to tell whoever asked for a kind that does not exist."""
+    nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.0)
+    return f"unknown kind of prompt {kind!r}; kinds are {', '.join(KINDS)}; did you mean {nearest[0]!r}?"
+
+
+def _shares(n: int, parts: int) -> list[int]:
+    """Split `n` into `parts` whole numbers that differ by one at most."""
+    return [n // parts + (i < n % parts) for i in range(parts)]
+
+
+def _drawer(kind: str) -> Callable[[Random], str]:
+    """Import a kind's module now, as it is first needed."""
+    draw: Callable[[Random], str] = importlib.import_module(f"{__package__}.{_MODULES[kind]}").draw
+    return draw
+
+
+def _texts(kind: str, count: int, seed: int, seen: set[str]) -> Iterator[str]:
+    """Yield `count` texts of one kind that are not in `seen`, and add them to it."""
+    draw, rng = _drawer(kind), Random(f"{kind} {seed}")
+    for done in range(count):
+        text = next((t for t in (draw(rng) for _ in range(_TRIES)) if t not in seen), None)
+        if text is None:
+            raise ValueError(f"kind {kind!r} has no more than about {done} distinct prompts; {count} were asked for")
+        seen.add(text)
+        yield text

@@ -1,0 +1,129 @@
+"""The whole configuration as one frozen model: the fleet and the router in front of it."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from engines.config import EMBEDDED, FleetConfig, Model, nearest
+from engines.errors import ConfigError
+
+
+class RecordsConfig(Model):
+    """Where attempts are recorded. Prompt text is never among what is recorded."""
+
+    dir: Path | None = Field(None, description="folder of the segments; absent: records are not kept")
+    queue_size: int = Field(
+        10_000, ge=1, description="records that may wait for the disk; more are dropped and counted"
+    )
+    segment_bytes: int = Field(64 * 2**20, ge=1024, description="size at which a new segment is begun")
+    segment_age_s: float = Field(3600.0, gt=0, description="age at which a new segment is begun")
+    keep_segments: int = Field(64, ge=1, description="older segments of the same router are removed")
+
+
+class RouterConfig(Model):
+    """How requests are routed."""
+
+    policy: str = Field("fixed", min_length=1, description="`embedded`, `fixed`, `uniform`, or the folder of a policy")
+    default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
+    featurizer: str = Field(
+        "auto", description="`auto`, `none`, `lexical`, `embedded`, or the path of a sentence encoder"
+    )
+    featurize_timeout_s: float = Field(2.0, gt=0, description="a decision waits no longer for its features")
+    max_attempts: int = Field(3, ge=1, le=10, description="engines tried before the first byte")
+    first_byte_timeout_s: float = Field(120.0, gt=0, description="longest wait for the first byte of a stream")
+    timeout_s: float = Field(1800.0, gt=0, description="longest duration of one answer")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies are refused")
+    allow_pin: bool = Field(True, description="whether the header x-draftpick-arm may choose the engine")
+    num_replicas: int = Field(1, ge=1, description="replicas of the router")
+    seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the system")
+    records: RecordsConfig = Field(default_factory=RecordsConfig)
+    deployment_options: dict[str, Any] = Field(
+        default_factory=dict, description="further options of Serve's deployment"
+    )
+
+
+class DraftpickConfig(FleetConfig):
+    """One YAML file: target, engines, router."""
+
+    router: RouterConfig
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> Self:
+        default = self.router.default_engine
+        if default not in self.arms:
+            raise ValueError(
+                f"router.default_engine names {default!r}, which is no engine "
+                f"({nearest(default, self.arms)}engines: {', '.join(self.arms)})"
+            )
+        return self
+
+
+class ConfigProblems(ConfigError):
+    """All that is wrong with a configuration, one line each: path, problem, cure."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        super().__init__(source, f"{len(problems)} problem{'s' if len(problems) != 1 else ''} found")
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}\n" + "\n".join(f"  {line}" for line in self.problems)
+
+
+def load_config(source: str | Path | dict[str, Any]) -> DraftpickConfig:
+    """The configuration in a YAML file or a dict. Raises `ConfigError` with the path of each wrong field."""
+    if isinstance(source, dict):
+        return _validate("configuration", source)
+    path = Path(source)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name a YAML file that exists") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), f"is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(str(path), "holds no mapping", "write `target`, `engines` and `router`")
+    return _validate(str(path), data)
+
+
+def _validate(source: str, data: dict[str, Any]) -> DraftpickConfig:
+    try:
+        return DraftpickConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigProblems(source, [_line(detail) for detail in error.errors()]) from error
+
+
+def _line(detail: ErrorDetails) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    kind, text = detail["type"], detail["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"{path}: unknown field ({_suggestion(detail['loc'])})"
+    if kind == "missing":
+        return f"{path}: is required and missing (add it)"
+    return f"{path}: {text}" if path else text
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    """The nearest field name at the place of an unknown one, and all names there."""
+    fields = DraftpickConfig.model_fields
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        inner = _inner_model(fields[part].annotation) if part in fields else None
+        if inner is None:
+            return "remove it"
+        fields = inner.model_fields
+    return f"{nearest(str(loc[-1]), fields)}allowed: {', '.join(sorted(fields))}"
+
+
+def _inner_model(annotation: Any) -> type[Model] | None:
+    """The configuration model inside an annotation such as `tuple[Engine, ...]` or `Mock | None`."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and hasattr(candidate, "model_fields"):
+            return candidate
+    return None
+
+
+__all__ = ["EMBEDDED", "ConfigProblems", "DraftpickConfig", "RecordsConfig", "RouterConfig", "load_config"]

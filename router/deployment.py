@@ -1,0 +1,240 @@
+"""The router as a Ray Serve deployment: HTTP for clients, a handle API for other deployments of the cluster."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from engines.client import EngineClient, Headers
+from engines.embedded import ENCODER_NAME, encoder_path
+from engines.replicas import ReplicaTable
+from router.config import EMBEDDED, DraftpickConfig, RouterConfig, load_config
+from router.dispatch import Dispatcher, Incoming
+from router.errors import PolicyRefused
+from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer, load_sentence_encoder
+from router.ingress import RouterApp
+from router.openai import parse
+from router.policies import check_features, load
+from router.policies.base import Policy
+from router.policies.simple import FixedPolicy
+from router.records import RecordWriter
+
+log = logging.getLogger("ray.serve")
+
+_REFRESH_S = 1.0
+_CHAT = "/v1/chat/completions"
+
+
+class Router:
+    """Owns one dispatcher with its replica table, client and records; keeps the table fresh."""
+
+    def __init__(self, config: DraftpickConfig, sources: dict[str, Callable[[], Awaitable[list[str]]]]) -> None:
+        """`sources` give the addresses of each arm's replicas, asked once a second."""
+        router = config.router
+        self._sources = sources
+        self._replicas = ReplicaTable(config.arms)
+        self._client = EngineClient(first_byte_timeout_s=router.first_byte_timeout_s, timeout_s=router.timeout_s)
+        self._records = RecordWriter(router.records) if router.records.dir else None
+        policy, self.refused = choose_policy(router, config.arms)
+        featurizer = make_featurizer(router, policy)
+        try:
+            check_features(policy, featurizer.id if featurizer else None)
+        except PolicyRefused as error:
+            policy, self.refused = FixedPolicy(config.arms, router.default_engine), str(error)
+        if self.refused:
+            log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
+        self.dispatcher = Dispatcher(router, policy, featurizer, self._replicas, self._client, self._records)
+        self.app = RouterApp(
+            self.dispatcher,
+            model=config.target.name,
+            max_body_bytes=router.max_body_bytes,
+            ready=self.state,
+            start=self.start,
+            stop=self.stop,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to follow the engines' replicas."""
+        for arm in self._sources:
+            await self._refresh(arm)
+            self._tasks.add(asyncio.create_task(self._follow(arm)))
+
+    async def stop(self) -> None:
+        """Close connections and write what is queued."""
+        for task in self._tasks:
+            task.cancel()
+        await self._client.close()
+        if self._records is not None:
+            await asyncio.to_thread(self._records.close)
+
+    def state(self) -> dict[str, object]:
+        """What `/ready` shows."""
+        records = self._records
+        return {
+            "ready": bool(self._replicas.eligible()),
+            "policy": self.dispatcher.policy.id,
+            "policy_refused": self.refused,
+            "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
+            "in_flight": self._replicas.load(),
+            "counts": dict(self.dispatcher.counts),
+            "records": {"written": records.written, "dropped": records.dropped} if records else None,
+        }
+
+    async def _follow(self, arm: str) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            await self._refresh(arm)
+
+    async def _refresh(self, arm: str) -> None:
+        try:
+            urls = await asyncio.wait_for(self._sources[arm](), timeout=10)
+        except Exception as error:  # Serve raises many kinds while replicas come and go; the next second asks again
+            log.debug("no addresses of %s: %s", arm, error)
+            urls = []
+        self._replicas.update(arm, urls)
+
+
+def choose_policy(config: RouterConfig, arms: tuple[str, ...]) -> tuple[Policy, str | None]:
+    """(policy, None), or (the default engine, why the configured policy was refused)."""
+    try:
+        return load(config.policy, arms, config.default_engine), None
+    except PolicyRefused as error:
+        return FixedPolicy(arms, config.default_engine), str(error)
+
+
+def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:
+    """The featurizer that the configuration names; `auto`: the one that the policy needs."""
+    name = config.featurizer
+    if name == "auto":
+        name = (
+            "none" if policy.featurizer is None else "lexical" if policy.featurizer.startswith("lexical") else EMBEDDED
+        )
+    if name == "none":
+        return None
+    if name == "lexical":
+        return LexicalFeaturizer()
+    path = encoder_path() if name == EMBEDDED else Path(name)
+    encode, dimension = load_sentence_encoder(path)
+    return SentenceFeaturizer(encode, dimension, ENCODER_NAME if name == EMBEDDED else path.name)
+
+
+@serve.ingress()
+class RouterDeployment:
+    """One replica of the router.
+
+    By handle: `choose.remote(body)` decides and sends nothing; `send.remote(body)` answers it whole;
+    `options(stream=True).stream.remote(body)` yields the bytes of a streamed answer.
+    """
+
+    def __init__(self, config: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
+        self._config = load_config(config)
+        sources = {e.name: _static(str(e.url).rstrip("/")) for e in self._config.engines if e.url is not None}
+        sources |= {arm: _addresses(handle) for arm, handle in handles.items()}
+        self._sources = sources
+        self._router: Router | None = None
+
+    async def __serve_build_asgi_app__(self) -> RouterApp:
+        self._router = Router(self._config, self._sources)
+        return self._router.app
+
+    async def choose(self, body: dict[str, Any], path: str = _CHAT) -> dict[str, Any]:
+        """Which engine a request would go to: arm, propensity, probabilities of all arms, policy. Nothing is sent."""
+        dispatcher = self._dispatcher
+        context = await dispatcher.featurize(parse(path, orjson.dumps(body)))
+        decision = dispatcher.decide(context)
+        return {
+            "arm": decision.arm,
+            "propensity": decision.propensity,
+            "probabilities": decision.probabilities,
+            "policy": decision.policy,
+            "reason": decision.reason,
+        }
+
+    async def send(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> dict[str, Any]:
+        """Route a request and answer it whole: `status`, `headers`, `body` (decoded JSON). `arm` pins the engine."""
+        reply = _Collected()
+        await self._dispatcher.run(_incoming({**body, "stream": False}, path, arm), reply)
+        return {"status": reply.status, "headers": dict(reply.headers), "body": orjson.loads(b"".join(reply.parts))}
+
+    async def stream(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> AsyncIterator[bytes]:
+        """Route a request and yield the bytes of its server-sent events as they come."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(64)
+
+        async def work() -> None:
+            try:
+                await self._dispatcher.run(_incoming({**body, "stream": True}, path, arm), _Queued(queue))
+            finally:
+                task = asyncio.current_task()
+                if task is not None and not task.cancelling():
+                    await queue.put(None)
+
+        task = asyncio.create_task(work())
+        try:
+            while (data := await queue.get()) is not None:
+                yield data
+            await task
+        finally:
+            task.cancel()
+
+    @property
+    def _dispatcher(self) -> Dispatcher:
+        assert self._router is not None, "Serve builds the application before it sends requests"
+        return self._router.dispatcher
+
+
+class _Collected:
+    """A reply that is kept."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.parts: list[bytes] = []
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+
+    async def write(self, data: bytes) -> None:
+        self.parts.append(data)
+
+
+class _Queued:
+    """A reply that goes to a bounded queue, so that a slow reader slows the engine's stream."""
+
+    def __init__(self, queue: "asyncio.Queue[bytes | None]") -> None:
+        self._queue = queue
+
+    async def start(self, status: int, headers: Headers) -> None:
+        return
+
+    async def write(self, data: bytes) -> None:
+        await self._queue.put(data)
+
+
+def _incoming(body: dict[str, Any], path: str, arm: str | None) -> Incoming:
+    accepted = time.perf_counter()
+    request = parse(path, orjson.dumps(body))
+    headers = [("content-type", "application/json")]
+    return Incoming(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
+
+
+def _static(url: str) -> Callable[[], Awaitable[list[str]]]:
+    async def addresses() -> list[str]:
+        return [url]
+
+    return addresses
+
+
+def _addresses(handle: DeploymentHandle) -> Callable[[], Awaitable[list[str]]]:
+    async def addresses() -> list[str]:
+        answers = await handle.broadcast("address").results_async(return_exceptions=True)
+        return [answer for answer in answers if isinstance(answer, str)]
+
+    return addresses

@@ -1,0 +1,135 @@
+"""Turns a request into the `Context` of its decision, without blocking the event loop."""
+
+import asyncio
+import math
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from router.openai import Request
+from router.types import Context, Vector
+
+SAMPLING_FEATURES = ("temperature", "log_max_tokens", "log_chars")
+_DEFAULT_MAX_TOKENS = 256.0
+
+
+def sampling_features(request: Request) -> Vector:
+    """The features of `SAMPLING_FEATURES`, each roughly in [0, 2]; shape [3]."""
+    sampling = request.sampling or {}
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    limit = next((sampling[name] for name in names if name in sampling), _DEFAULT_MAX_TOKENS)
+    temperature = min(max(sampling.get("temperature", 1.0), 0.0), 2.0)
+    return np.asarray([temperature, math.log1p(max(limit, 0.0)) / 10, math.log1p(len(request.text)) / 10], np.float32)
+
+
+class Featurizer(ABC):
+    """Makes contexts. `id` changes whenever the meaning of a vector changes; `dimension` is its length."""
+
+    id: str
+    dimension: int
+
+    @abstractmethod
+    async def __call__(self, request: Request) -> Context:
+        """The context of a request; shape of the vector `[dimension]`, float32."""
+
+
+class LexicalFeaturizer(Featurizer):
+    """Hashed bag of words and the sampling features: microseconds, no model."""
+
+    def __init__(self, buckets: int = 64) -> None:
+        self._buckets = buckets
+        self.id = f"lexical-{buckets}-v1"
+        self.dimension = buckets + len(SAMPLING_FEATURES)
+
+    async def __call__(self, request: Request) -> Context:
+        return Context(np.concatenate([self._bag(request.text), sampling_features(request)]), self.id)
+
+    def _bag(self, text: str) -> Vector:
+        bag = np.zeros(self._buckets, np.float32)
+        for word in re.findall(r"\w+|[^\w\s]", text.lower()):
+            bag[zlib.crc32(word.encode()) % self._buckets] += 1.0
+        norm = float(np.linalg.norm(bag))
+        return bag / norm if norm else bag
+
+
+class SentenceFeaturizer(Featurizer):
+    """Sentence embedding and the sampling features.
+
+    The encoder has one thread of its own and takes all waiting texts in one batch; repeated texts come from a cache.
+    """
+
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Vector], dimension: int, name: str, *, cached: int = 4096
+    ) -> None:
+        """`encode` maps texts to vectors of shape `[len(texts), dimension]`."""
+        self.id = f"{name}+sampling-v1"
+        self.dimension = dimension + len(SAMPLING_FEATURES)
+        self._encode = encode
+        self._cache: OrderedDict[str, Vector] = OrderedDict()
+        self._cached = cached
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._waiting: list[tuple[str, asyncio.Future[Vector]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __call__(self, request: Request) -> Context:
+        vector = self._cache.get(request.text)
+        if vector is None:
+            vector = await self._embed(request.text)
+        else:
+            self._cache.move_to_end(request.text)
+        return Context(np.concatenate([vector, sampling_features(request)]), self.id)
+
+    def _embed(self, text: str) -> asyncio.Future[Vector]:
+        future: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
+        self._waiting.append((text, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch, self._waiting = self._waiting[:32], self._waiting[32:]
+            texts = [text for text, _ in batch]
+            try:
+                vectors = await loop.run_in_executor(self._pool, self._encode, texts)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                self._settle(batch, error)
+                continue
+            for (text, future), vector in zip(batch, vectors, strict=True):
+                self._remember(text, vector)
+                if not future.done():
+                    future.set_result(vector)
+
+    @staticmethod
+    def _settle(batch: list[tuple[str, asyncio.Future[Vector]]], error: Exception) -> None:
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(error)
+
+    def _remember(self, text: str, vector: Vector) -> None:
+        self._cache[text] = vector
+        if len(self._cache) > self._cached:
+            self._cache.popitem(last=False)
+
+
+def load_sentence_encoder(path: Path) -> tuple[Callable[[Sequence[str]], Vector], int]:
+    """A sentence-transformers model on one CPU thread: (texts to vectors, dimension of a vector)."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(1)
+    model = SentenceTransformer(str(path), device="cpu")
+    dimension = int(model.get_embedding_dimension() or 0)
+
+    def encode(texts: Sequence[str]) -> Vector:
+        vectors = model.encode(list(texts), show_progress_bar=False, normalize_embeddings=True)
+        return np.asarray(vectors, np.float32)
+
+    return encode, dimension

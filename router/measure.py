@@ -1,0 +1,167 @@
+"""Measures an answer while its bytes pass: the same bytes go on, and an `Outcome` is left at the end.
+
+Durations come from a monotonic clock, tokens from `usage`, acceptance from the engine's own `metrics`. Only server-sent
+events that may hold the first content or the usage are parsed; all others are scanned.
+"""
+
+import time
+from typing import Any
+
+import orjson
+
+from router.types import Outcome, Status
+
+_USAGE = b'"usage":'
+_DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
+
+
+class Meter:
+    """One attempt. `accepted` is when the router took the request (`time.perf_counter()`)."""
+
+    def __init__(self, accepted: float) -> None:
+        self._accepted = accepted
+        self._sent: float | None = None
+        self._ttft_s: float | None = None
+        self._last: float | None = None
+        self._fields: dict[str, Any] = {}
+        self.terminated = False
+
+    def dispatched(self) -> None:
+        """The request leaves for the engine now."""
+        self._sent = time.perf_counter()
+
+    def whole(self, body: bytes) -> None:
+        """Read a whole JSON answer."""
+        self._last = time.perf_counter()
+        self.terminated = True
+        self._read(body)
+        ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
+        if isinstance(ttft_ms, int | float) and self._sent is not None:
+            self._ttft_s = self._sent - self._accepted + ttft_ms / 1000
+
+    def event(self, event: bytes) -> bool:
+        """Read one server-sent event (without its blank line). True: it is a usage chunk and holds nothing else."""
+        now = self._last = time.perf_counter()
+        if event.startswith(_DONE):
+            self.terminated = True
+        if _USAGE in event:
+            self._read(_data(event))
+            if self._fields.get("choices") == []:
+                return True
+        if self._ttft_s is None and _has_content(event):
+            self._ttft_s = now - self._accepted
+        return False
+
+    def _read(self, data: bytes) -> None:
+        try:
+            fields = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return
+        if not isinstance(fields, dict):
+            return
+        response = fields.get("response")
+        fields = response if isinstance(response, dict) else fields
+        if fields.get("usage"):
+            self._fields = fields
+
+    def outcome(self, status: Status, http_status: int | None = None) -> Outcome:
+        """What was measured up to now."""
+        e2e_s = None if self._last is None else self._last - self._accepted
+        prompt, output = _tokens(self._fields.get("usage"))
+        length, rate = acceptance(self._fields)
+        return Outcome(
+            status=status,
+            http_status=http_status,
+            ttft_s=self._ttft_s,
+            tpot_s=_tpot(self._ttft_s, e2e_s, output),
+            e2e_s=e2e_s,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            acceptance_length=length,
+            acceptance_rate=rate,
+            overhead_s=None if self._sent is None else self._sent - self._accepted,
+        )
+
+
+class EventStream:
+    """Cuts a byte stream into server-sent events and drops the usage chunk that the router alone asked for."""
+
+    def __init__(self, meter: Meter, *, hide_usage: bool) -> None:
+        self._meter, self._hide_usage = meter, hide_usage
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to forward now: whole events only, unchanged."""
+        data = self._rest + chunk if self._rest else chunk
+        end = data.rfind(b"\n\n")
+        if end < 0:
+            self._rest = data
+            return b""
+        self._rest = data[end + 2 :]
+        data = data[: end + 2]
+        events = data[:-2].split(b"\n\n")
+        hidden = [self._meter.event(event) for event in events]
+        if not (self._hide_usage and any(hidden)):
+            return data
+        return b"".join(event + b"\n\n" for event, hide in zip(events, hidden, strict=True) if not hide)
+
+    def end(self) -> bytes:
+        """What is left when the stream ends without a blank line."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
+    """(acceptance length, acceptance rate) from vLLM's experimental per-request metrics; None where they are absent."""
+    speculation = _metrics(answer).get("speculative_decoding")
+    if not isinstance(speculation, dict):
+        return None, None
+    values = (speculation.get("mean_acceptance_length"), speculation.get("draft_acceptance_rate"))
+    length, rate = (float(v) if isinstance(v, int | float) else None for v in values)
+    return length, rate
+
+
+def _metrics(answer: dict[str, Any]) -> dict[str, Any]:
+    metrics = answer.get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def _tokens(usage: Any) -> tuple[int | None, int | None]:
+    if not isinstance(usage, dict):
+        return None, None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    output = usage.get("completion_tokens", usage.get("output_tokens"))
+    return (prompt if isinstance(prompt, int) else None, output if isinstance(output, int) else None)
+
+
+def _tpot(ttft_s: float | None, e2e_s: float | None, output: int | None) -> float | None:
+    if ttft_s is None or e2e_s is None or output is None or output <= 1:
+        return None
+    return (e2e_s - ttft_s) / (output - 1)
+
+
+def _data(event: bytes) -> bytes:
+    return event[event.find(b"data: ") + 6 :]
+
+
+def _has_content(event: bytes) -> bool:
+    """Whether an event carries the first of the content: text, a tool call, reasoning, or a delta of a response."""
+    if b"data: {" not in event:
+        return False
+    try:
+        fields = orjson.loads(_data(event))
+    except orjson.JSONDecodeError:
+        return False
+    if isinstance(fields.get("type"), str):
+        return str(fields["type"]).endswith(".delta")
+    choices = fields.get("choices")
+    if not choices:
+        return False
+    return any(_choice_has_content(choice) for choice in choices)
+
+
+def _choice_has_content(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("text"))
+    return any(delta.get(name) for name in ("content", "tool_calls", "reasoning", "reasoning_content", "function_call"))

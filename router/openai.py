@@ -1,0 +1,107 @@
+"""Reads from a request body the few fields that a decision needs. The body itself stays whole and is forwarded."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from router.errors import BadRequest
+
+MAX_TEXT_CHARS = 4000
+"""Longer prompts are cut for the embedding alone: their beginning and end are kept."""
+
+_USAGE_OPTION = b'"stream_options":{"include_usage":true},'
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the router knows of a request. `body` is what goes to the engine."""
+
+    path: str
+    body: bytes
+    text: str
+    stream: bool = False
+    hide_usage: bool = False
+    sampling: dict[str, float] | None = None
+
+
+def parse(path: str, body: bytes) -> Request:
+    """Parse once. Raises `BadRequest` for a body that is no JSON object; other faults are left to the engine."""
+    reader = _TEXT_READERS.get(path)
+    if reader is None:
+        return Request(path, body, text="")
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if not isinstance(fields, dict):
+        raise BadRequest("the body must be a JSON object", code="invalid_json")
+    stream = fields.get("stream") is True
+    hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
+    if hide_usage:
+        body = _ask_for_usage(fields, body)
+    return Request(path, body, _cut(reader(fields)), stream, hide_usage, _sampling(fields))
+
+
+def _asks_for_usage(fields: dict[str, Any]) -> bool:
+    options = fields.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _ask_for_usage(fields: dict[str, Any], body: bytes) -> bytes:
+    """Body with `stream_options.include_usage`; spliced in where possible, so that all else stays byte for byte."""
+    options = fields.get("stream_options")
+    if options is None and "stream_options" not in fields:
+        start = body.index(b"{") + 1
+        return body[:start] + _USAGE_OPTION + body[start:]
+    if options is None or isinstance(options, dict):
+        return orjson.dumps({**fields, "stream_options": {**(options or {}), "include_usage": True}})
+    return body
+
+
+def _sampling(fields: dict[str, Any]) -> dict[str, float]:
+    """The numeric sampling fields that are present."""
+    names = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n")
+    return {
+        name: float(v) for name in names if isinstance(v := fields.get(name), int | float) and not isinstance(v, bool)
+    }
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    half = MAX_TEXT_CHARS // 2
+    return text[:half] + "\n" + text[-half:]
+
+
+def _content(content: Any) -> str:
+    """Text of a message's content: a string, or a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    return "\n".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
+
+
+def _messages_text(messages: Any) -> str:
+    if not isinstance(messages, list):
+        return ""
+    return "\n".join(t for m in messages if isinstance(m, dict) and (t := _content(m.get("content"))))
+
+
+def _prompt_text(prompt: Any) -> str:
+    if isinstance(prompt, list):
+        return "\n".join(p for p in prompt if isinstance(p, str))
+    return prompt if isinstance(prompt, str) else ""
+
+
+def _input_text(value: Any) -> str:
+    return value if isinstance(value, str) else _messages_text(value)
+
+
+_TEXT_READERS = {
+    "/v1/chat/completions": lambda fields: _messages_text(fields.get("messages")),
+    "/v1/completions": lambda fields: _prompt_text(fields.get("prompt")),
+    "/v1/responses": lambda fields: _input_text(fields.get("input")),
+}
+_USAGE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})

@@ -1,0 +1,59 @@
+"""Policies by name. `load` gives the policy that a configuration names, checked against this fleet."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from engines.config import EMBEDDED, nearest
+from router.errors import PolicyRefused
+from router.policies import artifact
+from router.policies.base import Policy
+from router.policies.simple import FixedPolicy, UniformPolicy
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""The policy that `embedded` names: trained on measurements of the embedded fleet."""
+
+# kind of an artefact -> where its class is; a new kind is one file and one line
+_KINDS = {"mlp": "router.policies.mlp:MLPPolicy"}
+
+
+def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
+    """The policy called `name`: `fixed`, `uniform`, `embedded`, or the folder of an artefact.
+
+    Raises `PolicyRefused` when it cannot be read or was made for other arms.
+    """
+    if name == "fixed":
+        return FixedPolicy(arms, default_arm)
+    if name == "uniform":
+        return UniformPolicy(arms)
+    return check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), arms)
+
+
+def read(path: Path) -> Policy:
+    """The policy of an artefact's folder. Raises `PolicyRefused`."""
+    manifest, arrays = artifact.read(path)
+    kind = manifest["kind"]
+    if kind not in _KINDS:
+        raise PolicyRefused(f"unknown kind of policy {kind!r} ({nearest(kind, _KINDS)}known: {', '.join(_KINDS)})")
+    module, name = _KINDS[kind].split(":")
+    cls: Any = getattr(import_module(module), name)
+    policy: Policy = cls.from_artifact(f"{kind}:{manifest['arrays_sha256'][:8]}", manifest, arrays)
+    return policy
+
+
+def check_arms(policy: Policy, arms: tuple[str, ...]) -> Policy:
+    """`policy`, or `PolicyRefused` when its arms are not the fleet's."""
+    if set(policy.arms) != set(arms):
+        raise PolicyRefused(
+            f"policy {policy.id} was made for the engines {list(policy.arms)}, this fleet has {list(arms)}"
+        )
+    return policy
+
+
+def check_features(policy: Policy, featurizer: str | None) -> Policy:
+    """`policy`, or `PolicyRefused` when it needs contexts that the router does not make."""
+    if policy.featurizer is not None and policy.featurizer != featurizer:
+        raise PolicyRefused(
+            f"policy {policy.id} needs the features {policy.featurizer!r}, the router makes {featurizer!r}"
+        )
+    return policy

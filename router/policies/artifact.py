@@ -1,0 +1,66 @@
+"""A policy on disk: a folder with `manifest.json` and `arrays.safetensors`. No pickle; nothing in it is executed.
+
+Manifest, schema 1: `schema`, `kind`, `arms`, `featurizer`, `options`, `arrays_sha256`, `provenance`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from router.errors import PolicyRefused
+
+SCHEMA = 1
+MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"
+_FIELDS = {"kind": str, "arms": list, "featurizer": str, "arrays_sha256": str}
+
+
+def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]) -> None:
+    """Write an artefact; the folder appears whole or not at all. An existing artefact at `path` is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save(dict(sorted(arrays.items())))
+    full = {"schema": SCHEMA, **manifest, "arrays_sha256": hashlib.sha256(data).hexdigest()}
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    scratch.chmod(0o755)
+    (scratch / ARRAYS).write_bytes(data)
+    (scratch / MANIFEST).write_text(json.dumps(full, indent=2) + "\n")
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+        os.replace(path, old / "was")
+        os.replace(scratch, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(scratch, path)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+    """Manifest and arrays of an artefact. Raises `PolicyRefused` with what is wrong with it."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        data = (path / ARRAYS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise PolicyRefused(f"{path} is no readable policy: {error}") from error
+    _check_manifest(path, manifest)
+    if hashlib.sha256(data).hexdigest() != manifest["arrays_sha256"]:
+        raise PolicyRefused(f"{path / ARRAYS} is not the file that the manifest describes (its sha256 differs)")
+    try:
+        return manifest, load(data)
+    except SafetensorError as error:
+        raise PolicyRefused(f"{path / ARRAYS} is damaged: {error}") from error
+
+
+def _check_manifest(path: Path, manifest: Any) -> None:
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise PolicyRefused(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise PolicyRefused(f"{path / MANIFEST}: field {name!r} is missing or not a {kind.__name__}")

@@ -1,0 +1,30 @@
+"""Policies that look at nothing: one fixed arm, and every arm alike."""
+
+import numpy as np
+import numpy.typing as npt
+
+from router.policies.base import Policy, Probabilities
+from router.types import Context
+
+
+class FixedPolicy(Policy):
+    """Always one arm; when that arm is not eligible, every other arm alike."""
+
+    def __init__(self, arms: tuple[str, ...], arm: str) -> None:
+        self.id, self.arms = f"fixed:{arm}", arms
+        self._index = arms.index(arm)
+
+    def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
+        if eligible[self._index]:
+            return np.asarray(np.eye(len(self.arms))[self._index])
+        return np.asarray(eligible / eligible.sum())
+
+
+class UniformPolicy(Policy):
+    """Every eligible arm alike: the policy to collect with."""
+
+    def __init__(self, arms: tuple[str, ...]) -> None:
+        self.id, self.arms = "uniform", arms
+
+    def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
+        return np.asarray(eligible / eligible.sum())

@@ -1,0 +1,141 @@
+"""Records on disk: JSON Lines segments, written by a thread of their own. The request path only appends to a queue.
+
+Schema 1 is a public interface: one object a line, the vector as base64 of little-endian float32.
+"""
+
+import base64
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from router.config import RecordsConfig
+from router.types import Context, Decision, Outcome, Record
+
+SCHEMA = 1
+_FLUSH_S = 0.5
+
+
+class RecordWriter:
+    """Appends records to segments `records-<time>-<pid>-<n>.jsonl`; drops and counts what it cannot keep."""
+
+    def __init__(self, config: RecordsConfig) -> None:
+        if config.dir is None:
+            raise ValueError("records.dir is needed")
+        self._config, self._dir = config, config.dir
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._queue: deque[Record] = deque()
+        self._prefix = f"records-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
+        self._number = 0
+        self._segment: BinaryIO | None = None
+        self._opened = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+        self.written = 0
+        self.dropped = 0
+        self._thread.start()
+
+    def write(self, record: Record) -> None:
+        """Queue a record; never blocks."""
+        if len(self._queue) >= self._config.queue_size:
+            self.dropped += 1
+            return
+        self._queue.append(record)
+
+    def close(self) -> None:
+        """Write what is queued and close the segment."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_FLUSH_S):
+            self._flush()
+        self._flush()
+        self._close_segment()
+
+    def _flush(self) -> None:
+        batch = [self._queue.popleft() for _ in range(len(self._queue))]
+        if not batch:
+            return
+        try:
+            segment = self._current_segment()
+            segment.write(b"".join(encode(record) for record in batch))
+            segment.flush()
+        except OSError:
+            # A full or failing disk costs records, never requests; a new segment is tried next time.
+            self.dropped += len(batch)
+            self._close_segment()
+        else:
+            self.written += len(batch)
+
+    def _current_segment(self) -> BinaryIO:
+        if self._segment is not None:
+            too_old = time.monotonic() - self._opened > self._config.segment_age_s
+            if not too_old and self._segment.tell() < self._config.segment_bytes:
+                return self._segment
+            self._close_segment()
+        self._segment = (self._dir / f"{self._prefix}-{self._number:06d}.jsonl").open("ab")
+        self._number += 1
+        self._opened = time.monotonic()
+        self._remove_old()
+        return self._segment
+
+    def _remove_old(self) -> None:
+        mine = sorted(self._dir.glob(f"{self._prefix}-*.jsonl"))
+        for path in mine[: -self._config.keep_segments]:
+            path.unlink(missing_ok=True)
+
+    def _close_segment(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            try:
+                segment.close()
+            except OSError:
+                return
+
+
+def encode(record: Record) -> bytes:
+    """One line of JSON with its newline."""
+    return orjson.dumps(record, default=_vector, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _vector(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return base64.b64encode(np.asarray(value, "<f4").tobytes()).decode()
+    raise TypeError(f"cannot record {type(value).__name__}")
+
+
+def decode(line: bytes) -> Record:
+    """The record in a line. Raises `ValueError` for a damaged line or another schema."""
+    fields = orjson.loads(line)
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        raise ValueError(f"no record of schema {SCHEMA}")
+    try:
+        context = fields.pop("context")
+        if context is not None:
+            vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
+            context = Context(vector, context["featurizer"])
+        return Record(
+            context=context,
+            decision=Decision(**fields.pop("decision")),
+            outcome=Outcome(**fields.pop("outcome")),
+            **fields,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"damaged record: {error}") from error
+
+
+def read(folder: Path) -> Iterator[Record]:
+    """All records below a folder in order of their segments; a torn last line of a segment is passed over."""
+    for path in sorted(folder.glob("records-*.jsonl")):
+        with path.open("rb") as segment:
+            for line in segment:
+                if not line.endswith(b"\n"):
+                    continue
+                yield decode(line)

@@ -1,0 +1,71 @@
+"""What the router passes from step to step: context, decision, outcome, record. All are frozen."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]
+Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled"]
+"""How an attempt ended.
+
+ok: answered below 400. client_error: 4xx, the engine blames the request. engine_error: no answer, or 5xx, before the
+first byte. timeout: no first byte in time. broken: stopped after its first byte. cancelled: the client went away.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it."""
+
+    vector: Vector
+    featurizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The arm that was chosen, and with which probability every arm could have been."""
+
+    arm: str
+    propensity: float
+    probabilities: dict[str, float]
+    policy: str
+    reason: Literal["policy", "pinned", "fallback"] = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was measured of one attempt. Durations in seconds of a monotonic clock; None where undefined.
+
+    ttft_s: accepted to first content token forwarded (of a whole answer: as the engine reports it).
+    tpot_s: (e2e - ttft) / (output tokens - 1). acceptance_length: tokens per step including the bonus token.
+    """
+
+    status: Status
+    http_status: int | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    acceptance_length: float | None = None
+    acceptance_rate: float | None = None
+    overhead_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attempt as it is logged. `time` is seconds since the epoch, for ordering only."""
+
+    request_id: str
+    attempt: int
+    time: float
+    path: str
+    stream: bool
+    sampling: dict[str, Any]
+    load: dict[str, int]
+    context: Context | None
+    decision: Decision
+    outcome: Outcome
+    schema: int = field(default=1)
