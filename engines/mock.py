@@ -64,7 +64,7 @@ class MockEngine:
     def __init__(self, spec: MockSpec, model: str, name: str) -> None:
         self.spec, self.model, self.name = spec, model, name
         self.started = 0
-        self.ended: dict[Outcome, int] = {"finished": 0, "aborted": 0, "failed": 0}
+        self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
         self._faults = random.Random(f"{spec.seed}|{name}")
         self._last_body = ""
@@ -74,7 +74,7 @@ class MockEngine:
         """The counters, the specification and the last request as it came in."""
         running = self.slots.borrowed_tokens
         waiting = self.started - sum(self.ended.values()) - running
-        counters = {"running": running, "waiting": waiting, "started": self.started, **self.ended}
+        counters: Json = {"running": running, "waiting": waiting, "started": self.started, **self.ended}
         last = {"last_body": self._last_body, "last_headers": self._last_headers}
         return {"engine": self.name, "model": self.model, **counters, **last, "spec": self.spec.model_dump()}
 

@@ -47,7 +47,7 @@ class Function:
 @functools.cache
 def functions() -> tuple[Function, ...]:
     """All functions and methods of `MODULES` that are 4 to 40 lines and 150 to 1,400 characters long."""
-    found = (function for module in MODULES for function in _functions(module))
+    found = (function for module in MODULES for function in _contents(module)[0])
     return tuple({f.source: f for f in found if _is_readable(f)}.values())
 
 
@@ -56,7 +56,7 @@ def documents() -> tuple[tuple[str, ...], ...]:
     """Documents as sentences, each with the space or blank line that follows it, markup and code removed."""
     from pydoc_data.topics import topics
 
-    texts = [text for _, text in sorted(topics.items())] + [text for name in MODULES for text in _docstrings(name)]
+    texts = [text for _, text in sorted(topics.items())] + [text for name in MODULES for text in _contents(name)[1]]
     return tuple(filter(None, map(_sentences, dict.fromkeys(texts))))
 
 
@@ -86,32 +86,28 @@ def _take(sentences: tuple[str, ...], wanted: int) -> str:
 
 
 @functools.cache
-def _source(module: str) -> str:
-    return inspect.getsource(importlib.import_module(module))
+def _contents(module: str) -> tuple[tuple[Function, ...], tuple[str, ...]]:
+    """Functions and docstrings of a module, read in one go since syntax trees are too large to keep."""
+    source = inspect.getsource(importlib.import_module(module))
+    tree, lines = ast.parse(source), source.splitlines()
+    return tuple(_function(module, node, lines) for node in _definitions(tree)), tuple(_docstrings(tree))
 
 
-@functools.cache
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_source(module))
-
-
-def _definitions(module: str) -> Iterator[ast.FunctionDef]:
-    for node in _tree(module).body:
+def _definitions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Functions at the top of a module and methods of the classes there."""
+    for node in tree.body:
         inside = node.body if isinstance(node, ast.ClassDef) else [node]
         yield from (n for n in inside if isinstance(n, ast.FunctionDef))
 
 
-def _functions(module: str) -> Iterator[Function]:
-    """Functions at the top of a module and methods of the classes there."""
-    lines = _source(module).splitlines()
-    for node in _definitions(module):
-        arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        yield Function(
-            module=module,
-            name=node.name,
-            source=textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])),
-            parameters=tuple(a.arg for a in arguments if a.arg not in ("self", "cls")),
-        )
+def _function(module: str, node: ast.FunctionDef, lines: list[str]) -> Function:
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    return Function(
+        module=module,
+        name=node.name,
+        source=textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])),
+        parameters=tuple(a.arg for a in arguments if a.arg not in ("self", "cls")),
+    )
 
 
 def _is_readable(function: Function) -> bool:
@@ -120,9 +116,9 @@ def _is_readable(function: Function) -> bool:
     return 150 <= len(source) <= 1400 and 4 <= source.count("\n") + 1 <= 40 and source.isascii() and "```" not in source
 
 
-def _docstrings(module: str) -> Iterator[str]:
+def _docstrings(tree: ast.Module) -> Iterator[str]:
     """Docstrings of a module, its classes and its functions."""
-    for node in ast.walk(_tree(module)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             yield ast.get_docstring(node) or ""
 

@@ -47,6 +47,9 @@ def generate(
 
     `sampled_share` of them (0 to 1, rounded to whole prompts) get temperature 0.7, the rest 0. Same arguments and
     same Python version, same prompts. Raises ValueError on wrong arguments and when a kind runs out of texts.
+
+    Two seeds share next to no prompt, but they draw on the same standard library: a function or a passage of one seed
+    may stand in a prompt of another, with another request or cut elsewhere (most passages of "summary" do).
     """
     kinds = tuple(dict.fromkeys(kinds))
     _check(n, kinds, sampled_share, max_tokens)

@@ -1,0 +1,104 @@
+"""Sends prompts to every engine of a running fleet, in randomised order, and measures each answer."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from policy_training.dataset import Measurement
+from policy_training.workloads import Prompt
+from router.measure import EventStream, Meter
+from router.types import Outcome
+
+Progress = Callable[[int, int, Measurement], None]
+"""Called after each request with (done, total, what was measured)."""
+
+PIN_HEADER = "x-draftpick-arm"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One request to send. `arm` None: the router's policy chooses; `label` is what the measurement is filed under."""
+
+    prompt: Prompt
+    arm: str | None
+    label: str
+
+
+def pinned_tasks(prompts: Sequence[Prompt], arms: Sequence[str], seed: int) -> list[Task]:
+    """Every prompt once under every arm. Prompts come in order, the arms of each prompt in random order."""
+    rng = random.Random(seed)
+    return [Task(prompt, arm, arm) for prompt in prompts for arm in rng.sample(list(arms), len(arms))]
+
+
+async def measure(
+    url: str,
+    model: str,
+    tasks: Sequence[Task],
+    *,
+    concurrency: int = 1,
+    progress: Progress | None = None,
+    api_key: str | None = None,
+) -> list[Measurement]:
+    """Measure tasks in order, `concurrency` at a time. Failed requests are measurements too, with their status."""
+    limit = asyncio.Semaphore(concurrency)
+    done: list[Measurement] = []
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(600, connect=10), headers=headers) as client:
+
+        async def one(number: int, task: Task) -> Measurement:
+            async with limit:
+                result = await _send(client, model, task, salt=f"{time.time_ns()}-{number}")
+            done.append(result)
+            if progress is not None:
+                progress(len(done), len(tasks), result)
+            return result
+
+        return await asyncio.gather(*(one(i, task) for i, task in enumerate(tasks)))
+
+
+async def arms_of(url: str) -> list[str]:
+    """Names of the engines behind a router."""
+    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+        return list((await client.get("/ready")).json()["engines"])
+
+
+async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str) -> Measurement:
+    meter = Meter(time.perf_counter())
+    meter.dispatched()
+    headers = {PIN_HEADER: task.arm} if task.arm else {}
+    arm, outcome = task.arm or "", Outcome("engine_error")
+    try:
+        async with client.stream(
+            "POST", "/v1/chat/completions", json=_body(model, task, salt), headers=headers
+        ) as answer:
+            arm = answer.headers.get(PIN_HEADER, arm)
+            events = EventStream(meter, hide_usage=False)
+            async for chunk in answer.aiter_bytes():
+                events.feed(chunk)
+        ok = answer.status_code < 400 and meter.terminated
+        outcome = meter.outcome(
+            "ok" if ok else "broken" if answer.status_code < 400 else "engine_error", answer.status_code
+        )
+    except httpx.TimeoutException:
+        outcome = meter.outcome("timeout")
+    except httpx.HTTPError:
+        outcome = meter.outcome("engine_error")
+    return Measurement.of(task.prompt, task.label, arm, outcome)
+
+
+def _body(model: str, task: Task, salt: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": task.prompt.text}],
+        "temperature": task.prompt.temperature,
+        "max_tokens": task.prompt.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        # Keeps one measurement's prefix cache from speeding up the next one.
+        "cache_salt": salt,
+    }

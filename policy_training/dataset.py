@@ -1,0 +1,139 @@
+"""Measurements of arms on prompts, and the matrix that learners read. Prompt text is not among them.
+
+On disk: JSON Lines, schema 1, one measurement a line.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from policy_training.workloads import Prompt
+from router.types import Outcome
+
+SCHEMA = 1
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One prompt under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`."""
+
+    prompt_id: str
+    kind: str
+    label: str
+    arm: str
+    temperature: float
+    max_tokens: int
+    outcome: Outcome
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome) -> "Measurement":
+        """The measurement of a prompt."""
+        return cls(prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens, outcome)
+
+
+class DatasetError(ValueError):
+    """Data that cannot be learned from: what is wrong, and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Times of all arms on the same prompts.
+
+    `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or None;
+    `acceptance_length` [n, arms], 1 where the engine reports none. `dropped` counts prompts that were left out, by reason.
+    """
+
+    prompt_ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    arms: tuple[str, ...]
+    time_s: Floats
+    acceptance_length: Floats
+    output_tokens: Floats
+    temperatures: Floats
+    dropped: dict[str, int]
+    contexts: npt.NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+
+def save(path: Path, measurements: Iterable[Measurement]) -> None:
+    """Write measurements as JSON Lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        out.writelines(orjson.dumps(m, option=orjson.OPT_APPEND_NEWLINE) for m in measurements)
+
+
+def load(path: Path) -> list[Measurement]:
+    """Read what `save` wrote. Raises `DatasetError` with file and line."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    return [_decode(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _decode(path: Path, number: int, line: bytes) -> Measurement:
+    try:
+        fields = orjson.loads(line)
+        if fields["schema"] != SCHEMA:
+            raise DatasetError(f"{path}:{number}: schema {fields['schema']!r}, this version reads {SCHEMA}")
+        return Measurement(**{**fields, "outcome": Outcome(**fields["outcome"])})
+    except (KeyError, TypeError, orjson.JSONDecodeError) as error:
+        raise DatasetError(f"{path}:{number}: no measurement: {error}") from error
+
+
+def matrix(measurements: Sequence[Measurement], labels: Sequence[str]) -> Matrix:
+    """The prompts that were measured under all `labels`. Raises `DatasetError` when none was."""
+    by_prompt: dict[str, dict[str, Measurement]] = {}
+    for m in measurements:
+        by_prompt.setdefault(m.prompt_id, {})[m.label] = m
+    dropped: Counter[str] = Counter()
+    rows = []
+    for cells in by_prompt.values():
+        if reason := _unusable(cells, labels):
+            dropped[reason] += 1
+        else:
+            rows.append([cells[label] for label in labels])
+    if not rows:
+        raise DatasetError(f"no prompt was measured under all of {list(labels)} (dropped: {dict(dropped)})")
+    outcomes = [[m.outcome for m in row] for row in rows]
+    tokens = np.asarray([[o.output_tokens or 0 for o in row] for row in outcomes], np.float64)
+    first = [row[0] for row in rows]
+    return Matrix(
+        prompt_ids=tuple(m.prompt_id for m in first),
+        kinds=tuple(m.kind for m in first),
+        arms=tuple(labels),
+        time_s=_times(outcomes, np.median(tokens, axis=1)),
+        acceptance_length=np.asarray([[o.acceptance_length or 1.0 for o in row] for row in outcomes], np.float64),
+        output_tokens=tokens,
+        temperatures=np.asarray([m.temperature for m in first]),
+        dropped=dict(dropped),
+    )
+
+
+def _unusable(cells: dict[str, Measurement], labels: Sequence[str]) -> str | None:
+    """Why a prompt is left out; None when every label has a usable measurement."""
+    for label in labels:
+        if label not in cells:
+            return f"missing:{label}"
+        outcome = cells[label].outcome
+        if outcome.status != "ok":
+            return f"{outcome.status}:{label}"
+        if outcome.tpot_s is None or outcome.ttft_s is None:
+            return f"too_short:{label}"
+    return None
+
+
+def _times(outcomes: list[list[Outcome]], tokens: Floats) -> Floats:
+    """Seconds for `tokens[i]` output tokens of prompt i under every arm, from TTFT and TPOT: lengths may differ by arm."""
+    ttft = np.asarray([[o.ttft_s for o in row] for row in outcomes], np.float64)
+    tpot = np.asarray([[o.tpot_s for o in row] for row in outcomes], np.float64)
+    return np.asarray(ttft + tpot * (tokens[:, None] - 1))
