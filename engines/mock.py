@@ -168,14 +168,14 @@ class _Generation:
     _counted: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.engine.started += 1
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+            self.engine.started += 1
+            try:
                 await self._answer(scope, receive, send)
-                group.cancel_scope.cancel()
-        finally:
-            self._count("aborted")
+            finally:
+                self._count("aborted")
+            group.cancel_scope.cancel()
 
     def _count(self, outcome: Outcome) -> None:
         """Counts the request's end, the first time that it is called."""
@@ -226,6 +226,43 @@ class _Generation:
             num_steps += 1
             if send:
                 await _send_body(send, b"".join(map(self.wire.frames, pieces)), more=True)
+
+
+def _json(content: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+
+
+def _error(status: int, message: str, kind: str, code: str, param: str | None = None, **headers: str) -> Response:
+    """An error body as OpenAI spells it."""
+    return _json({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
+
+
+def _invalid(message: str) -> Response:
+    return _error(400, message, "BadRequestError", "invalid_request")
+
+
+_REFUSALS = {
+    "fail": _error(500, "The mock engine failed.", "InternalServerError", "internal_error"),
+    "refuse": _error(503, "The mock engine is full.", "ServiceUnavailableError", "overloaded", **{"retry-after": "1"}),
+    "garbage": Response(b"\x00\xff<garbage>\n", media_type="application/json"),
+}
+"""Answers of the faults that end a request at once."""
+
+
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _send_start(send: Send, headers: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+
+async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
+    if body or not more:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 @dataclass(slots=True)
@@ -384,13 +421,11 @@ class _ResponsesWire(_Wire):
 
     def preamble(self) -> bytes:
         response = self._response("in_progress", [])
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        return b"".join(self._event(f"response.{kind}", response=response) for kind in ("created", "in_progress"))
 
     def frames(self, piece: Piece) -> bytes:
-        delta = self._part_event("response.output_text.delta", delta="".join(self.tokens(piece)), logprobs=[])
-        return self._opening() + delta if piece.start == 0 else delta
+        opening = self._opening() if piece.start == 0 else b""
+        return opening + self._part_event("response.output_text.delta", delta="".join(self.tokens(piece)), logprobs=[])
 
     def _opening(self) -> bytes:
         item = self._item("in_progress", [])
@@ -447,54 +482,3 @@ def _output_text(text: str) -> Json:
 def _logprob(token: str) -> float:
     """A plausible log probability that is always the same for a token."""
     return -(crc32(token.encode()) % 1000) / 1000
-
-
-def _json(content: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")
-
-
-def _error(
-    status: int,
-    message: str,
-    kind: str,
-    code: str,
-    *,
-    param: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """An error body as OpenAI spells it."""
-    return _json({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
-
-
-def _invalid(message: str) -> Response:
-    return _error(400, message, "BadRequestError", "invalid_request")
-
-
-_REFUSALS = {
-    "fail": _error(500, "The mock engine failed.", "InternalServerError", "internal_error"),
-    "refuse": _error(
-        503,
-        "The mock engine is full.",
-        "ServiceUnavailableError",
-        "overloaded",
-        headers={"retry-after": "1"},
-    ),
-    "garbage": Response(b"\x00\xff<garbage>\n", media_type="application/json"),
-}
-"""Answers of the faults that end a request at once."""
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-async def _send_start(send: Send, headers: dict[str, str]) -> None:
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
-
-
-async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
-    if body or not more:
-        await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -67,23 +67,27 @@ async def arms_of(url: str) -> list[str]:
         return list((await client.get("/ready")).json()["engines"])
 
 
+def model_of(url: str) -> str:
+    """Name of the target behind a router."""
+    return str(httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]["id"])
+
+
 async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str) -> Measurement:
     meter = Meter(time.perf_counter())
     meter.dispatched()
     headers = {PIN_HEADER: task.arm} if task.arm else {}
     arm, outcome = task.arm or "", Outcome("engine_error")
     try:
-        async with client.stream(
-            "POST", "/v1/chat/completions", json=_body(model, task, salt), headers=headers
-        ) as answer:
+        body = _body(model, task, salt)
+        async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
             arm = answer.headers.get(PIN_HEADER, arm)
             events = EventStream(meter, hide_usage=False)
             async for chunk in answer.aiter_bytes():
                 events.feed(chunk)
-        ok = answer.status_code < 400 and meter.terminated
-        outcome = meter.outcome(
-            "ok" if ok else "broken" if answer.status_code < 400 else "engine_error", answer.status_code
-        )
+        if answer.status_code >= 400:
+            outcome = meter.outcome("engine_error", answer.status_code)
+        else:
+            outcome = meter.outcome("ok" if meter.terminated else "broken", answer.status_code)
     except httpx.TimeoutException:
         outcome = meter.outcome("timeout")
     except httpx.HTTPError:

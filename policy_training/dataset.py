@@ -46,8 +46,8 @@ class DatasetError(ValueError):
 class Matrix:
     """Times of all arms on the same prompts.
 
-    `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or None;
-    `acceptance_length` [n, arms], 1 where the engine reports none. `dropped` counts prompts that were left out, by reason.
+    `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or
+    None; `acceptance_length` [n, arms], 1 where none is reported. `dropped`: prompts left out, counted by reason.
     """
 
     prompt_ids: tuple[str, ...]
@@ -133,7 +133,7 @@ def _unusable(cells: dict[str, Measurement], labels: Sequence[str]) -> str | Non
 
 
 def _times(outcomes: list[list[Outcome]], tokens: Floats) -> Floats:
-    """Seconds for `tokens[i]` output tokens of prompt i under every arm, from TTFT and TPOT: lengths may differ by arm."""
+    """Seconds for `tokens[i]` output tokens of prompt i under every arm, since lengths may differ by arm."""
     ttft = np.asarray([[o.ttft_s for o in row] for row in outcomes], np.float64)
     tpot = np.asarray([[o.tpot_s for o in row] for row in outcomes], np.float64)
     return np.asarray(ttft + tpot * (tokens[:, None] - 1))

@@ -22,7 +22,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Times in seconds over all prompts; speed-ups as ratios of total time (above 1: the policy, or oracle, is faster)."""
+    """Times in seconds over all prompts; speed-ups as ratios of total time (above 1: policy or oracle is faster)."""
 
     n: int
     time_s: dict[str, float]

@@ -42,7 +42,7 @@ def train(
     options: TrainOptions,
     progress: Progress | None = None,
 ) -> Arrays:
-    """Arrays of an `mlp` policy from contexts [n, d] and times [n, arms]; `default` is the column of the default engine.
+    """Arrays of an `mlp` policy from contexts [n, d] and times [n, arms]; `default` is the default engine's column.
 
     Repeatable bit for bit under `options.seed` on one machine. The epoch with the best validation reward is kept.
     """
@@ -62,7 +62,7 @@ def train(
         logits = model(x[fitted])
         loss = _loss(options, logits, reward[fitted])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         score = _validate(model, x[held_out], reward[held_out])
         if score > best:

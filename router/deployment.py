@@ -38,7 +38,7 @@ class Router:
     def __init__(self, config: DraftpickConfig, sources: dict[str, Callable[[], Awaitable[list[str]]]]) -> None:
         """`sources` give the addresses of each arm's replicas, asked once a second."""
         router = config.router
-        self._sources = sources
+        self._sources, self._config, self._arms = sources, router, config.arms
         self._replicas = ReplicaTable(config.arms)
         self._client = EngineClient(first_byte_timeout_s=router.first_byte_timeout_s, timeout_s=router.timeout_s)
         self._records = RecordWriter(router.records) if router.records.dir else None
@@ -74,6 +74,17 @@ class Router:
         await self._client.close()
         if self._records is not None:
             await asyncio.to_thread(self._records.close)
+
+    async def use_policy(self, name: str) -> str:
+        """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
+        policy = load(name, self._arms, self._config.default_engine)
+        featurizer = self.dispatcher.featurizer
+        if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
+            featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)
+        check_features(policy, featurizer.id if featurizer else None)
+        self.dispatcher.policy, self.dispatcher.featurizer, self.refused = policy, featurizer, None
+        log.info("policy %s serves", policy.id)
+        return policy.id
 
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
@@ -121,9 +132,13 @@ def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:
         return None
     if name == "lexical":
         return LexicalFeaturizer()
-    path = encoder_path() if name == EMBEDDED else Path(name)
-    encode, dimension = load_sentence_encoder(path)
-    return SentenceFeaturizer(encode, dimension, ENCODER_NAME if name == EMBEDDED else path.name)
+    return sentence_featurizer(None if name == EMBEDDED else Path(name))
+
+
+def sentence_featurizer(path: Path | None = None) -> SentenceFeaturizer:
+    """The featurizer over the encoder at `path`, or over the embedded one."""
+    encode, dimension = load_sentence_encoder(path or encoder_path())
+    return SentenceFeaturizer(encode, dimension, path.name if path else ENCODER_NAME)
 
 
 @serve.ingress()
@@ -183,6 +198,11 @@ class RouterDeployment:
             await task
         finally:
             task.cancel()
+
+    async def use_policy(self, name: str) -> str:
+        """Take another policy into service on this replica; `handle.broadcast("use_policy", name)` does so on all."""
+        assert self._router is not None, "Serve builds the application before it sends requests"
+        return await self._router.use_policy(name)
 
     @property
     def _dispatcher(self) -> Dispatcher:

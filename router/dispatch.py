@@ -82,7 +82,7 @@ class Dispatcher:
         client: EngineClient,
         records: RecordWriter | None = None,
     ) -> None:
-        self._config, self.policy, self._featurizer = config, policy, featurizer
+        self._config, self.policy, self.featurizer = config, policy, featurizer
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(policy.arms, config.default_engine)
         self._rng = np.random.default_rng(config.seed)
@@ -111,11 +111,11 @@ class Dispatcher:
 
     async def featurize(self, request: Request) -> Context | None:
         """The context that the policy needs; None when it needs none, or when it could not be made in time."""
-        if self._featurizer is None or not request.text:
+        if self.featurizer is None or not request.text:
             return None
         try:
             async with asyncio.timeout(self._config.featurize_timeout_s):
-                return await self._featurizer(request)
+                return await self.featurizer(request)
         except (TimeoutError, RuntimeError, ValueError, MemoryError) as error:
             self.counts[f"featurizer_{type(error).__name__}"] += 1
             return None

@@ -57,7 +57,7 @@ def distill(target: Path, answers: Answers, out: Path, options: DistillOptions, 
                 group["lr"] = options.learning_rate * min(1, (1 + i + epoch * len(batches)) / 50) * _cosine(done)
             loss = _loss(model, *batch)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if i % 50 == 49:

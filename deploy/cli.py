@@ -1,0 +1,376 @@
+"""The command line: `draftpick serve | demo | collect | train | evaluate | models | check-config | drafters`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from engines.errors import ConfigError, DraftpickError
+
+app = typer.Typer(
+    name="draftpick",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
+)
+drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target.")
+app.add_typer(drafters_app, name="drafters")
+
+out = Console()
+err = Console(stderr=True)
+
+Config = Annotated[str, typer.Option("--config", "-c", help="A fleet that ships (embedded, mock), or a YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
+Url = Annotated[str, typer.Option("--url", help="Base URL of a running router.")]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="JSONL with `prompt` in each line; else generated ones.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of prompts, order and training.")]
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and an exit code."""
+    logging.captureWarnings(True)
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except DraftpickError as error:
+        _fail(str(error), 1)
+    except (ValueError, OSError) as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _bar() -> Progress:
+    """A progress bar on stderr, silent where stderr is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=err, disable=not err.is_terminal)
+
+
+def _prepare(config: Any) -> None:
+    """Prepare the embedded target, with a bar, when the fleet uses it."""
+    from engines.config import EMBEDDED
+    from engines.embedded import prepare_target
+
+    if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
+        return
+    with _bar() as bar:
+        task = bar.add_task("target", total=100)
+        prepare_target(lambda what, share: bar.update(task, description=what, completed=100 * share))
+
+
+def _show_start(bar: Progress) -> Callable[[dict[str, str]], None]:
+    tasks: dict[str, Any] = {}
+
+    def show(states: dict[str, str]) -> None:
+        for name, state in states.items():
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=1)
+            bar.update(tasks[name], description=f"{name}: {state}", completed=1 if state == "ready" else 0)
+
+    return show
+
+
+@app.command()
+def serve(
+    config: Config = "embedded",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    policy: Annotated[str | None, typer.Option(help="Replaces router.policy of the configuration.")] = None,
+    address: Annotated[str | None, typer.Option(help="Join this Ray cluster (`auto`: the one here).")] = None,
+) -> None:
+    """Start engines and router, and serve until Ctrl-C.
+
+    Example: draftpick serve --config embedded --port 8000
+    """
+    from deploy.app import policy_warning, resolve
+    from deploy.fleet import running
+
+    fleet = resolve(config)
+    if policy is not None:
+        fleet = resolve(
+            {**fleet.model_dump(mode="json"), "router": {**fleet.router.model_dump(mode="json"), "policy": policy}}
+        )
+    if warning := policy_warning(fleet):
+        err.print(
+            f"[yellow]warning:[/yellow] {warning}; engine {fleet.router.default_engine!r} serves", highlight=False
+        )
+    _prepare(fleet)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    with _bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
+        bar.stop()
+        _announce(url, fleet.target.name, list(fleet.arms))
+        stop.wait()
+        err.print("draining and stopping ...")
+
+
+def _announce(url: str, model: str, arms: list[str]) -> None:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is 12 * 7?"}], "max_tokens": 64})
+    out.print(f"\n[bold green]ready[/bold green] {url}/v1   model {model}   engines {', '.join(arms)}", highlight=False)
+    out.print("\nTry:\n", highlight=False)
+    print(f"  curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n", flush=True)
+
+
+@app.command("check-config")
+def check_config(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a fleet.")], as_json: Json = False
+) -> None:
+    """Check a configuration without starting anything; says the field and the cure for each error."""
+    from deploy.app import policy_warning, resolve
+    from router.config import ConfigProblems
+
+    try:
+        fleet = resolve(config)
+    except ConfigError as error:
+        problems = error.problems if isinstance(error, ConfigProblems) else [str(error)]
+        if as_json:
+            print(json.dumps({"valid": False, "problems": problems}))
+            raise typer.Exit(2) from error
+        raise
+    warning = policy_warning(fleet)
+    if as_json:
+        found = {"valid": True, "warnings": [warning] if warning else [], "config": fleet.model_dump(mode="json")}
+        print(json.dumps(found))
+        return
+    if warning:
+        err.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    out.print(f"[green]valid[/green]: target {fleet.target.name}, engines {', '.join(fleet.arms)}", highlight=False)
+
+
+@app.command()
+def models(
+    prepare: Annotated[bool, typer.Option("--prepare", help="Prepare the embedded target now.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the models that come with the project and where they lie."""
+    from engines.config import EMBEDDED, Engine, FleetConfig, Target
+    from engines.embedded import ENCODER_NAME, TARGET_NAME, cache_dir, encoder_path, shipped_drafters
+
+    if prepare:
+        _prepare(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))
+    target = cache_dir() / TARGET_NAME
+    rows = [
+        {"role": "target", "name": TARGET_NAME, "path": str(target), "ready": (target / "config.json").is_file()},
+        {"role": "encoder", "name": ENCODER_NAME, "path": str(encoder_path()), "ready": True},
+        *({"role": "drafter", "name": f"embedded:{p.name}", "path": str(p), "ready": True} for p in shipped_drafters()),
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("role", "name", "ready", "path")
+    for row in rows:
+        table.add_row(str(row["role"]), str(row["name"]), "yes" if row["ready"] else "on first use", str(row["path"]))
+    out.print(table)
+
+
+@app.command()
+def collect(
+    output: Annotated[Path, typer.Option("--out", help="JSON Lines file of measurements.")],
+    url: Url = "http://127.0.0.1:8000",
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 60,
+    sampled_share: Annotated[float, typer.Option(help="Share of prompts sent at temperature 0.7.")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Send prompts to every engine in randomised order and measure acceptance, TTFT and TPOT.
+
+    Example: draftpick collect --out runs/train.jsonl -n 60
+    """
+    from policy_training.collect import arms_of, measure, model_of, pinned_tasks
+    from policy_training.dataset import save
+
+    chosen = _prompts(prompts, n, seed, sampled_share, max_tokens)
+    arms = asyncio.run(arms_of(url))
+    tasks = pinned_tasks(chosen, arms, seed)
+    with _bar() as bar:
+        row = bar.add_task("collecting", total=len(tasks))
+        done = asyncio.run(measure(url, model_of(url), tasks, progress=lambda *_: bar.advance(row)))
+    save(output, done)
+    failed = sum(m.outcome.status != "ok" for m in done)
+    result = {"measurements": len(done), "failed": failed, "arms": arms, "out": str(output)}
+    _say(as_json, result, f"{len(done)} measurements ({failed} failed) in {output}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Measurements of `draftpick collect`.")],
+    output: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
+    learner: Annotated[str, typer.Option(help="exact (full gradient) or reinforce (the paper's).")] = "exact",
+    default: Annotated[str, typer.Option(help="The default engine.")] = "plain",
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts, as collected.")] = 60,
+    sampled_share: Annotated[float, typer.Option(help="As collected.")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="As collected.")] = 64,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 400,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the seed paper's policy on collected measurements.
+
+    Example: draftpick train --data runs/train.jsonl --out runs/policy
+    """
+    from policy_training.dataset import load
+    from policy_training.learners import TrainOptions
+    from policy_training.train import dataset, train_policy
+
+    if learner not in ("exact", "reinforce"):
+        _fail(f"--learner: unknown learner {learner!r} (exact or reinforce)", 2)
+    chosen = {p.id: p for p in _prompts(prompts, n, seed, sampled_share, max_tokens)}
+    measured = load(data)
+    featurizer = _featurizer()
+    matrix = dataset(measured, chosen, _arms(measured), featurizer)
+    options = TrainOptions(learner="exact" if learner == "exact" else "reinforce", epochs=epochs, seed=seed)
+    provenance = {"data": data.name, "prompt_seed": seed}
+    with _bar() as bar:
+        row = bar.add_task("training", total=epochs)
+        train_policy(matrix, featurizer.id, default, output, options, provenance, lambda *_: bar.advance(row))
+    result = {"policy": str(output), "prompts": len(matrix), "arms": list(matrix.arms), "dropped": matrix.dropped}
+    _say(
+        as_json,
+        result,
+        f"policy {output}: {len(matrix)} prompts, arms {', '.join(matrix.arms)}, dropped {matrix.dropped}",
+    )
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option("--data", help="Held-out measurements of `draftpick collect`.")],
+    policy: Annotated[Path, typer.Option("--policy", help="Folder of a policy.")],
+    default: Annotated[str, typer.Option(help="The default engine.")] = "plain",
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts, as collected.")] = 60,
+    sampled_share: Annotated[float, typer.Option(help="As collected.")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="As collected.")] = 64,
+    seed: Seed = 1,
+    as_json: Json = False,
+) -> None:
+    """Total time of a policy on held-out measurements, beside every fixed engine and the oracle."""
+    from policy_training.dataset import load
+    from policy_training.evaluate import evaluate as judge
+    from policy_training.train import choices, dataset
+    from router.policies import read
+
+    chosen = {p.id: p for p in _prompts(prompts, n, seed, sampled_share, max_tokens)}
+    measured = load(data)
+    featurizer = _featurizer()
+    matrix = dataset(measured, chosen, _arms(measured), featurizer)
+    shares = choices(read(policy), matrix, featurizer.id)
+    result = judge(matrix, (shares * matrix.time_s).sum(1), shares, default)
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
+    from deploy.demo import show
+
+    show(result, out)
+
+
+@app.command()
+def demo(
+    config: Config = "embedded",
+    minutes: Annotated[
+        float, typer.Option(help="Time for collecting and comparing; sets the number of prompts.")
+    ] = 9.0,
+    output: Annotated[Path, typer.Option("--out", help="Folder of what the demo writes.")] = Path("runs/demo"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
+    seed: Seed = 0,
+) -> None:
+    """The whole story: collect on the live fleet, train, serve the new policy, compare it on held-out prompts."""
+    from deploy.app import resolve
+    from deploy.demo import run_demo
+
+    fleet = resolve(config)
+    _prepare(fleet)
+    run_demo(fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=_bar)
+
+
+@drafters_app.command()
+def distill(
+    prompts: Annotated[Path, typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line.")],
+    output: Annotated[Path, typer.Option("--out", help="Folder of the drafter.")],
+    target: Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")] = "embedded",
+    kind: Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 2600,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 224,
+    minutes: Annotated[float, typer.Option(help="Longest training.")] = 14.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Distil an independent small drafter from the target's own answers.
+
+    Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter
+    """
+    from deploy.distill import run_distill
+
+    with _bar() as bar:
+        row = bar.add_task("answers, then training", total=100)
+        result = run_distill(
+            prompts, output, target=target, kind=kind, n=n, max_tokens=max_tokens, minutes=minutes, seed=seed,
+            progress=lambda share, loss, agreement: bar.update(
+                row, completed=100 * share, description=f"loss {loss:.2f}, agreement {agreement:.2f}"
+            ),
+        )  # fmt: skip
+    _say(
+        as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, agreement {result['agreement']:.3f}"
+    )
+
+
+def _say(as_json: bool, result: dict[str, Any], text: str) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        out.print(text, highlight=False)
+
+
+def _prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
+    from policy_training.workloads import generate, read_jsonl
+
+    if path is not None:
+        return read_jsonl(path)[:n]
+    return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)
+
+
+def _arms(measured: list[Any]) -> list[str]:
+    return list(dict.fromkeys(sorted(m.label for m in measured)))
+
+
+def _featurizer() -> Any:
+    from router.deployment import sentence_featurizer
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return sentence_featurizer()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The whole story on a live fleet: collect, train, serve the new policy, compare it on held-out prompts."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import serve
+from rich.console import Console
+from rich.table import Table
+
+from deploy.app import APP_NAME, resolve
+from deploy.fleet import running
+from deploy.plots import plot_demo
+from deploy.results import write
+from policy_training.collect import Task, measure, pinned_tasks
+from policy_training.dataset import Matrix, Measurement, matrix, save
+from policy_training.evaluate import Evaluation, Interval, evaluate
+from policy_training.learners import TrainOptions
+from policy_training.train import dataset, train_policy
+from policy_training.workloads import Prompt, generate
+from router.config import DraftpickConfig
+from router.features import Featurizer
+
+POLICY = "policy"
+_MAX_TOKENS = 64
+_SAMPLED_SHARE = 0.5
+_TRAIN_SHARE = 0.55
+
+
+def run_demo(
+    config: DraftpickConfig,
+    *,
+    minutes: float,
+    folder: Path,
+    json_file: Path | None,
+    port: int,
+    seed: int,
+    console: Console,
+    bars: Callable[[], Any],
+) -> Evaluation:
+    """Run the story and write `summary.json`, `plot.png`, the measurements and the policy below `folder`."""
+    router = {**config.router.model_dump(mode="json"), "policy": "uniform", "featurizer": "auto"}
+    config = resolve({**config.model_dump(mode="json"), "router": router})
+    featurizer = _featurizer(config)
+    started = time.monotonic()
+    with bars() as bar:
+        row = bar.add_task("starting engines", total=len(config.engines) + 1)
+
+        def ready(states: dict[str, str]) -> None:
+            bar.update(row, completed=sum(state == "ready" for state in states.values()))
+
+        with running(config, port=port, progress=ready) as url:
+            story = _Story(config, url, folder, seed, featurizer, bar)
+            story.collect_and_train(60 * minutes)
+            story.serve_new_policy()
+            result = story.compare(60 * minutes)
+    story.write(result, json_file)
+    show(result, console)
+    console.print(f"\n{verdict(result)}\n{folder}/summary.json, {folder}/plot.png", highlight=False)
+    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
+    return result
+
+
+def _featurizer(config: DraftpickConfig) -> Featurizer:
+    """Mock fleets do without torch; real ones embed."""
+    from router.deployment import sentence_featurizer
+    from router.features import LexicalFeaturizer
+
+    return LexicalFeaturizer() if all(e.kind == "mock" for e in config.engines) else sentence_featurizer()
+
+
+class _Story:
+    """The demo's steps and what they share."""
+
+    def __init__(
+        self, config: DraftpickConfig, url: str, folder: Path, seed: int, featurizer: Featurizer, bar: Any
+    ) -> None:
+        self.config, self.url, self.folder, self.seed = config, url, folder, seed
+        self.arms = list(config.arms)
+        self.featurizer, self.bar = featurizer, bar
+        self.held_out: Matrix | None = None
+        self.seconds_per_request = 0.0
+
+    def collect_and_train(self, budget_s: float) -> None:
+        """Measure as many prompts as fit the budget under every arm, and train the policy on them."""
+        warm = pinned_tasks(self._prompts(2, 90), self.arms, self.seed)
+        began = time.monotonic()
+        self._measure("warming up", warm)
+        self.seconds_per_request = (time.monotonic() - began) / len(warm)
+        n = max(12, int(_TRAIN_SHARE * budget_s / (self.seconds_per_request * len(self.arms))))
+        prompts = self._prompts(n, 0)
+        measured = self._measure("collecting", pinned_tasks(prompts, self.arms, self.seed))
+        save(self.folder / "train.jsonl", measured)
+        data = dataset(measured, {p.id: p for p in prompts}, self.arms, self.featurizer)
+        provenance = {"source": "draftpick demo", "seed": self.seed, "prompts_sent": n}
+        default, options = self.config.router.default_engine, TrainOptions(seed=self.seed)
+        row = self.bar.add_task("training", total=options.epochs)
+        train_policy(
+            data, self.featurizer.id, default, self.folder / "policy", options, provenance,
+            lambda *_: self.bar.advance(row),
+        )  # fmt: skip
+
+    def serve_new_policy(self) -> None:
+        """Take the new policy into service on every router replica, without a restart."""
+        handle = serve.get_deployment_handle("router", APP_NAME)
+        handle.broadcast("use_policy", str((self.folder / "policy").resolve())).results(timeout_s=60)
+
+    def compare(self, budget_s: float) -> Evaluation:
+        """Held-out prompts under every arm and under the policy, interleaved in random order."""
+        per_prompt = self.seconds_per_request * (len(self.arms) + 1)
+        prompts = self._prompts(max(6, int((1 - _TRAIN_SHARE) * budget_s / per_prompt)), 1)
+        rng = np.random.default_rng(self.seed)
+        conditions = [Task(p, arm, arm) for p in prompts for arm in self.arms] + [
+            Task(p, None, POLICY) for p in prompts
+        ]
+        measured = self._measure("comparing", [conditions[i] for i in rng.permutation(len(conditions))])
+        save(self.folder / "held-out.jsonl", measured)
+        return self._judge(measured)
+
+    def _judge(self, measured: Sequence[Measurement]) -> Evaluation:
+        every = matrix(measured, [*self.arms, POLICY])
+        routed = every.time_s[:, -1]
+        taken = {m.prompt_id: m.arm for m in measured if m.label == POLICY}
+        chosen = np.asarray([[float(taken[i] == arm) for arm in self.arms] for i in every.prompt_ids])
+        self.held_out = replace(
+            every,
+            arms=tuple(self.arms),
+            time_s=every.time_s[:, :-1],
+            acceptance_length=every.acceptance_length[:, :-1],
+            output_tokens=every.output_tokens[:, :-1],
+        )
+        return evaluate(self.held_out, routed, chosen, self.config.router.default_engine, seed=self.seed)
+
+    def _measure(self, what: str, tasks: Sequence[Task]) -> list[Measurement]:
+        row = self.bar.add_task(what, total=len(tasks))
+        return asyncio.run(measure(self.url, self.config.target.name, tasks, progress=lambda *_: self.bar.advance(row)))
+
+    def _prompts(self, n: int, offset: int) -> list[Prompt]:
+        seed = 100 * self.seed + offset
+        return generate(n, seed=seed, sampled_share=_SAMPLED_SHARE, max_tokens=_MAX_TOKENS)
+
+    def write(self, result: Evaluation, json_file: Path | None) -> None:
+        """`summary.json` and `plot.png`, and the figures once more where `--json` says."""
+        figures = {
+            "policy_vs_plain": result.policy_vs_plain,
+            "policy_vs_best_fixed": result.policy_vs_best_fixed,
+            "oracle_vs_best_fixed": result.oracle_vs_best_fixed,
+            **{f"speedup/{arm}": ratio for arm, ratio in _speedups(result, self.config.router.default_engine).items()},
+        }
+        assert self.held_out is not None, "compare() comes first"
+        details: dict[str, Any] = {
+            "verdict": verdict(result),
+            "evaluation": asdict(result),
+            "by_kind": _by_kind(self.held_out),
+        }
+        for path in filter(None, (self.folder / "summary.json", json_file)):
+            write(path, result.n, figures, **details)
+        plot_demo(result, self.config.router.default_engine, self.folder / "plot.png")
+
+
+def _speedups(result: Evaluation, default: str) -> dict[str, Interval]:
+    plain = result.time_s[default]
+    ratios = {arm: plain / time_s for arm, time_s in result.time_s.items() if arm != default}
+    return {arm: Interval(r, r, r) for arm, r in ratios.items()}
+
+
+def _by_kind(data: Matrix) -> dict[str, dict[str, float]]:
+    """Seconds by kind of prompt and arm."""
+    kinds = sorted(set(data.kinds))
+    masks = {kind: np.asarray(data.kinds) == kind for kind in kinds}
+    return {k: dict(zip(data.arms, data.time_s[m].sum(0).round(3).tolist(), strict=True)) for k, m in masks.items()}
+
+
+def verdict(result: Evaluation) -> str:
+    """Whether the policy won, in one honest sentence."""
+    ratio = result.policy_vs_best_fixed
+    text = f"the policy against always {result.best_fixed!r}: {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
+    if ratio.low > 1:
+        return f"The policy won: {text}."
+    if ratio.high < 1:
+        return f"The policy lost: {text}."
+    return f"No verdict: {text}, an interval that holds 1; {result.n} prompts are too few to tell."
+
+
+def show(result: Evaluation, console: Console) -> None:
+    """Print times and shares as two tables."""
+    times = Table("engine", "seconds", "against plain", title=f"{result.n} held-out prompts")
+    rows = {**result.time_s, "policy": result.policy_time_s, "oracle": result.oracle_time_s}
+    plain = result.policy_vs_plain.value * result.policy_time_s
+    for name, seconds in rows.items():
+        times.add_row(name, f"{seconds:.1f}", f"{plain / seconds:.2f}x")
+    console.print(times)
+    arms = list(result.time_s)
+    shares = Table("kind of prompt", *arms, title="share of traffic that the policy gave each engine")
+    for kind, row in result.shares.items():
+        shares.add_row(kind, *(f"{row[arm]:.0%}" for arm in arms))
+    console.print(shares)

@@ -1,0 +1,82 @@
+"""Starts and stops the application on Ray, and tells how far it has come."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+
+from deploy.app import APP_NAME, build
+from engines.errors import DraftpickError
+from router.config import DraftpickConfig
+
+Progress = Callable[[dict[str, str]], None]
+"""Called with the state of each deployment: `waiting`, `starting`, or `ready`."""
+
+
+class StartFailed(DraftpickError):
+    """The application did not come up; says which part and why."""
+
+
+@contextmanager
+def running(
+    config: DraftpickConfig,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    address: str | None = None,
+    timeout_s: float = 1800.0,
+    progress: Progress | None = None,
+) -> Iterator[str]:
+    """The base URL of the running application, which is drained and shut down at the end of the block.
+
+    Starts Ray on this machine, or joins the cluster at `address` (`auto`: the one that runs here).
+    """
+    _start_ray(config, address)
+    try:
+        serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
+        target = serve.RunTarget(build(config.model_dump(mode="json")), name=APP_NAME, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait(timeout_s, progress or (lambda states: None))
+        yield f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _start_ray(config: DraftpickConfig, address: str | None) -> None:
+    quiet: dict[str, Any] = {
+        "log_to_driver": bool(os.environ.get("DRAFTPICK_LOG_TO_DRIVER")),
+        "logging_level": "warning",
+    }
+    if address:
+        ray.init(address=address, **quiet)
+        return
+    # Serve's own actors and the router take little; the engines' shares may exceed a small machine's cores.
+    wanted = 4 + sum(e.deployment.num_cpus * e.deployment.num_replicas + 0.1 for e in config.engines)
+    ray.init(num_cpus=max(os.cpu_count() or 1, round(wanted)), include_dashboard=False, **quiet)
+
+
+def _wait(timeout_s: float, progress: Progress) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        app = serve.status().applications.get(APP_NAME)
+        if app is not None:
+            states = {name: _state(d.replica_states, str(d.status)) for name, d in app.deployments.items()}
+            progress(states)
+            if app.status == "RUNNING":
+                return
+            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                reasons = [f"{name}: {d.message}" for name, d in app.deployments.items() if d.message]
+                raise StartFailed("; ".join(reasons) or app.message or "the application failed to start")
+        time.sleep(0.5)
+    raise StartFailed(f"the application was not ready after {timeout_s:g} s")
+
+
+def _state(replicas: dict[Any, int], status: str) -> str:
+    if replicas.get("RUNNING") and "UPDATING" not in status:
+        return "ready"
+    return "starting" if replicas else "waiting"

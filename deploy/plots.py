@@ -1,0 +1,36 @@
+"""Plots, drawn with matplotlib's file backend."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from policy_training.evaluate import Evaluation
+
+
+def plot_demo(result: Evaluation, default: str, path: Path) -> None:
+    """Speed-up of engines, policy and oracle over the default engine; the policy's shares by kind of prompt."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    plain = result.time_s[default]
+    bars = {**result.time_s, "policy": result.policy_time_s, "oracle": result.oracle_time_s}
+    colours = ["#7a8ca3"] * len(result.time_s) + ["#d9622b", "#b9c4cf"]
+    drawn = left.bar(list(bars), [plain / seconds for seconds in bars.values()], color=colours)
+    left.bar_label(drawn, fmt="%.2fx", padding=2)
+    left.axhline(1.0, color="black", linewidth=0.8)
+    left.set_ylabel(f"speed-up over {default} (total time)")
+    left.set_title(f"{result.n} held-out prompts")
+    kinds = [kind for kind in result.shares if kind != "all"]
+    start = [0.0] * len(kinds)
+    for i, arm in enumerate(result.time_s):
+        share = [result.shares[kind][arm] for kind in kinds]
+        right.barh(kinds, share, left=start, label=arm, color=plt.cm.Set2(i))
+        start = [a + b for a, b in zip(start, share, strict=True)]
+    right.set_xlabel("share of traffic")
+    right.set_title("where the policy sent each kind")
+    right.legend(ncols=len(result.time_s), loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

