@@ -17,8 +17,9 @@ from engines.embedded import ENCODER_NAME, encoder_path
 from engines.replicas import ReplicaTable
 from router.config import EMBEDDED, DraftpickConfig, RouterConfig, load_config
 from router.dispatch import Dispatcher, Incoming
+from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
-from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer, load_sentence_encoder
+from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
 from router.ingress import RouterApp
 from router.openai import parse
 from router.policies import check_features, load

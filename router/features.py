@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -117,19 +116,3 @@ class SentenceFeaturizer(Featurizer):
         self._cache[text] = vector
         if len(self._cache) > self._cached:
             self._cache.popitem(last=False)
-
-
-def load_sentence_encoder(path: Path) -> tuple[Callable[[Sequence[str]], Vector], int]:
-    """A sentence-transformers model on one CPU thread: (texts to vectors, dimension of a vector)."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    torch.set_num_threads(1)
-    model = SentenceTransformer(str(path), device="cpu")
-    dimension = int(model.get_embedding_dimension() or 0)
-
-    def encode(texts: Sequence[str]) -> Vector:
-        vectors = model.encode(list(texts), show_progress_bar=False, normalize_embeddings=True)
-        return np.asarray(vectors, np.float32)
-
-    return encode, dimension

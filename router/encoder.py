@@ -1,0 +1,24 @@
+"""The sentence encoder: the one place of the router that loads torch."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from router.types import Vector
+
+
+def load_sentence_encoder(path: Path) -> tuple[Callable[[Sequence[str]], Vector], int]:
+    """A sentence-transformers model on one CPU thread: (texts to vectors, dimension of a vector)."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(1)
+    model = SentenceTransformer(str(path), device="cpu")
+    dimension = int(model.get_embedding_dimension() or 0)
+
+    def encode(texts: Sequence[str]) -> Vector:
+        vectors = model.encode(list(texts), show_progress_bar=False, normalize_embeddings=True)
+        return np.asarray(vectors, np.float32)
+
+    return encode, dimension
