@@ -4,63 +4,15 @@
 `draftpick serve` all come here.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 
-from engines.config import nearest
-from engines.errors import ConfigError
-from engines.preflight import check_models
+from deploy.config import resolve
 from engines.serve import build_engine
-from router.config import EMBEDDED, DraftpickConfig, load_config
 from router.deployment import RouterDeployment
-from router.errors import PolicyRefused
-from router.policies import SHIPPED, check_arms, read
 
-FLEETS = Path(__file__).parent / "fleets"
 APP_NAME = "draftpick"
-
-
-def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
-    """The checked configuration that `source` names: a fleet of the project, a YAML file, or a dict.
-
-    Everything that can be known without an engine is checked here. Raises `ConfigError`.
-    """
-    if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
-        shipped = {path.stem: path for path in FLEETS.glob("*.yaml")}
-        if source not in shipped:
-            cure = f"{nearest(source, shipped)}name a YAML file, or one of: {', '.join(sorted(shipped))}"
-            raise ConfigError("config", f"no fleet is called {source!r}", cure)
-        source = shipped[source]
-    config = load_config(source)
-    check_models(config)
-    _check_policy(config)
-    return config
-
-
-def _check_policy(config: DraftpickConfig) -> None:
-    """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
-    name = config.router.policy
-    if name in ("fixed", "uniform"):
-        return
-    try:
-        read(SHIPPED if name == EMBEDDED else Path(name))
-    except PolicyRefused as error:
-        cure = "use `fixed`, `uniform`, `embedded`, or the folder of a trained policy"
-        raise ConfigError("router.policy", str(error), cure) from error
-
-
-def policy_warning(config: DraftpickConfig) -> str | None:
-    """Why the router will refuse the configured policy, if it will."""
-    name = config.router.policy
-    if name in ("fixed", "uniform"):
-        return None
-    try:
-        check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), config.arms)
-    except PolicyRefused as error:
-        return str(error)
-    return None
 
 
 def build(args: dict[str, Any]) -> serve.Application:

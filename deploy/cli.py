@@ -110,8 +110,7 @@ def serve(
 
     Example: draftpick serve --config embedded --port 8000
     """
-    from deploy.app import policy_warning, resolve
-    from deploy.fleet import running
+    from deploy.config import policy_warning, resolve
 
     fleet = resolve(config)
     if policy is not None:
@@ -123,6 +122,8 @@ def serve(
             f"[yellow]warning:[/yellow] {warning}; engine {fleet.router.default_engine!r} serves", highlight=False
         )
     _prepare(fleet)
+    from deploy.fleet import running
+
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -145,7 +146,7 @@ def check_config(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a fleet.")], as_json: Json = False
 ) -> None:
     """Check a configuration without starting anything; says the field and the cure for each error."""
-    from deploy.app import policy_warning, resolve
+    from deploy.config import policy_warning, resolve
     from router.config import ConfigProblems
 
     try:
@@ -307,10 +308,11 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """The whole story: collect on the live fleet, train, serve the new policy, compare it on held-out prompts."""
-    from deploy.app import resolve
-    from deploy.demo import run_demo
+    from deploy.config import resolve
 
     fleet = resolve(config)
+    from deploy.demo import run_demo
+
     _prepare(fleet)
     run_demo(fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=_bar)
 

@@ -12,7 +12,8 @@ from ray import serve
 from rich.console import Console
 from rich.table import Table
 
-from deploy.app import APP_NAME, resolve
+from deploy.app import APP_NAME
+from deploy.config import resolve
 from deploy.fleet import running
 from deploy.plots import plot_demo
 from deploy.results import write

@@ -122,7 +122,7 @@ class FleetConfig(Model):
     """One target and the engines that serve it."""
 
     target: Target = Field(default_factory=Target)
-    engines: tuple[Engine, ...] = Field(min_length=1)
+    engines: tuple[Engine, ...]
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM arguments that all engines share")
     engine_host: str = Field(
         "127.0.0.1", description="address that engines listen on; `node`: the address of their node"
@@ -131,6 +131,8 @@ class FleetConfig(Model):
     @field_validator("engines")
     @classmethod
     def _unique_names(cls, engines: tuple[Engine, ...]) -> tuple[Engine, ...]:
+        if not engines:
+            raise ValueError("at least one engine is needed")
         names = [engine.name for engine in engines]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

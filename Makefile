@@ -1,0 +1,56 @@
+# Every target sets up its own virtual environment when there is none. `make help` lists them.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# A folder of its own for test and demo output
+RUNS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help venv serve demo test test-fast check format bench lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(READY)  ## Install everything into .venv
+
+$(READY): requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11)' 2>/dev/null \
+	  || { echo "error: Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --no-deps -r requirements-cpu.lock \
+	  || { echo 'hint: CPU builds of torch are in an index of their own: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS)'; exit 1; }
+	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+serve: $(READY)  ## Start the embedded fleet: real vLLM engines, the router, a trained policy
+	$(BIN)/draftpick serve --config embedded
+
+demo: $(READY)  ## Collect, train, serve the new policy, compare: a table, a plot, a verdict (15 minutes)
+	$(BIN)/draftpick demo --out $(RUNS)/demo
+
+test: $(READY)  ## Run all tests that this machine can run
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM
+	$(BIN)/python -m pytest -m "not ray and not vllm and not load"
+
+check: $(READY)  ## Formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## Measure footprint and losslessness again (half an hour)
+	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json
+	$(BIN)/python -m tests.bench.lossless --json tests/bench/results/lossless.json
+
+lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) $(RUNS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

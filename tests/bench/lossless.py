@@ -1,0 +1,89 @@
+"""Does every engine give plain's tokens? `python -m tests.bench.lossless --json FILE`.
+
+Greedy answers of every engine of a fleet, in float32 and in bfloat16, one prompt at a time so that no batch changes the
+arithmetic; the share of prompts whose tokens are identical to the plain engine's.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from deploy.config import resolve
+from deploy.results import write
+from engines.serve import llm_config
+from policy_training.evaluate import Interval
+from policy_training.workloads import generate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="embedded")
+    parser.add_argument("-n", type=int, default=102)
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--answer", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.answer:
+        print(json.dumps(answers(json.loads(args.answer))))
+        return
+    figures: dict[str, Interval] = {}
+    differing: dict[str, list[int]] = {}
+    for dtype in args.dtypes:
+        plain, *others = (_in_process(job) for job in jobs(args.config, dtype, args.n, args.max_tokens))
+        label = {"float32": "float32", "bfloat16": "bf16"}[dtype]
+        shares = []
+        for name, tokens in others:
+            same = [a == b for a, b in zip(plain[1], tokens, strict=True)]
+            shares.append(sum(same) / len(same))
+            figures[f"{label}_identical_share/{name}"] = _exact(shares[-1])
+            differing[f"{label}/{name}"] = [i for i, s in enumerate(same) if not s]
+            print(f"{dtype:9} {name:8} identical to plain: {shares[-1]:.3f}", flush=True)
+        figures[f"{label}_identical_share"] = Interval(min(shares), min(shares), max(shares))
+    if args.json:
+        command = f"python -m tests.bench.lossless -n {args.n} --max-tokens {args.max_tokens}"
+        write(args.json, args.n, figures, command=command, differing_prompts=differing)
+
+
+def jobs(config: str, dtype: str, n: int, max_tokens: int) -> list[dict[str, Any]]:
+    """What each engine's process does; the plain engine first."""
+    fleet = resolve(config)
+    engines = sorted(fleet.engines, key=lambda e: e.drafter is not None)
+    return [
+        {"name": e.name, "dtype": dtype, "n": n, "max_tokens": max_tokens, "config": llm_config(fleet, e)}
+        for e in engines
+        if e.kind == "vllm"
+    ]
+
+
+def answers(job: dict[str, Any]) -> list[list[int]]:
+    """Token ids of the greedy answers of one engine."""
+    from vllm import LLM, SamplingParams
+
+    kwargs = dict(job["config"]["engine_kwargs"])
+    kwargs.pop("enable_per_request_metrics")
+    llm = LLM(model=job["config"]["model_loading_config"]["model_source"], **{**kwargs, "dtype": job["dtype"]})
+    params = SamplingParams(temperature=0.0, max_tokens=job["max_tokens"])
+    found = []
+    for prompt in generate(job["n"], seed=7, sampled_share=0.0):
+        chat: Any = [{"role": "user", "content": prompt.text}]
+        found.append(list(llm.chat(chat, params, use_tqdm=False)[0].outputs[0].token_ids))
+    return found
+
+
+def _in_process(job: dict[str, Any]) -> tuple[str, list[list[int]]]:
+    """One engine in a process of its own, so that its memory is free for the next."""
+    command = [sys.executable, "-m", "tests.bench.lossless", "--answer", json.dumps(job)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return job["name"], json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def _exact(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
+if __name__ == "__main__":
+    main()
