@@ -125,10 +125,11 @@ def serve(
     from deploy.fleet import running
 
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
     with _bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
         bar.stop()
+        # Only now: Ray puts its own handlers in place when it starts, and those end the process without a drain.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         _announce(url, fleet.target.name, list(fleet.arms))
         stop.wait()
         err.print("draining and stopping ...")
@@ -136,7 +137,11 @@ def serve(
 
 def _announce(url: str, model: str, arms: list[str]) -> None:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is 12 * 7?"}], "max_tokens": 64})
-    out.print(f"\n[bold green]ready[/bold green] {url}/v1   model {model}   engines {', '.join(arms)}", highlight=False)
+    out.print(
+        f"\n[bold green]ready[/bold green] {url}/v1   model {model}   engines {', '.join(arms)}",
+        highlight=False,
+        soft_wrap=True,
+    )
     out.print("\nTry:\n", highlight=False)
     print(f"  curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n", flush=True)
 

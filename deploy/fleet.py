@@ -1,5 +1,6 @@
 """Starts and stops the application on Ray, and tells how far it has come."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -48,10 +49,9 @@ def running(
 
 
 def _start_ray(config: DraftpickConfig, address: str | None) -> None:
-    quiet: dict[str, Any] = {
-        "log_to_driver": bool(os.environ.get("DRAFTPICK_LOG_TO_DRIVER")),
-        "logging_level": "warning",
-    }
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    log_to_driver = bool(os.environ.get("DRAFTPICK_LOG_TO_DRIVER"))
+    quiet: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "error"}
     if address:
         ray.init(address=address, **quiet)
         return

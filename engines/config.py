@@ -76,11 +76,30 @@ class Drafter(BaseModel):
         return self
 
 
+class Autoscaling(Model):
+    """Serve's `autoscaling_config`, on requests in flight. One replica stays at least: none would ask for another."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    initial_replicas: int | None = Field(None, ge=1)
+    target_ongoing_requests: float = Field(8.0, gt=0, description="requests in flight that one replica should have")
+    upscale_delay_s: float = Field(30.0, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
+    metrics_interval_s: float | None = Field(None, gt=0)
+    look_back_period_s: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must be at least min_replicas")
+        return self
+
+
 class Deployment(Model):
     """How Ray Serve runs an engine; what is not named here goes into `options`, which are Serve's own."""
 
     num_replicas: int = Field(1, ge=1, description="replicas, unless `autoscaling` is given")
-    autoscaling: dict[str, Any] | None = Field(None, description="Serve's `autoscaling_config`")
+    autoscaling: Autoscaling | None = Field(None, description="replaces `num_replicas`")
     accelerator: Literal["cpu", "gpu"] = Field("cpu", description="what the engine's workers run on")
     accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as H100")
     num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray reserves for one replica")

@@ -5,6 +5,7 @@ imported in the replica alone, never by the process that builds the application.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -58,10 +59,9 @@ class VLLMReplica(EngineReplica):
     """Ray Serve LLM's `LLMServer` with vLLM's own HTTP application beside it."""
 
     async def __init__(self, llm_config: dict[str, Any], host: str, drain_timeout_s: float) -> None:  # type: ignore[misc]  # Serve awaits constructors
-        from ray.serve.llm import LLMConfig, LLMServer
+        from engines.llm_server import start
 
-        self._llm = LLMServer.sync_init(LLMConfig(**llm_config))
-        await self._llm.start()
+        self._llm = await start(llm_config)
         app = await self._llm.engine.build_asgi_app()
         await self.listen(app, host, drain_timeout_s)
 
@@ -90,9 +90,7 @@ def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
 
 def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """The arguments of Ray Serve LLM's `LLMConfig` for one engine."""
-    kwargs = {**_METRICS_KWARGS, **config.engine_kwargs, **engine.engine_kwargs}
-    if engine.deployment.accelerator == "cpu":
-        kwargs = {**_CPU_ENGINE_KWARGS, **kwargs}
+    kwargs = _engine_kwargs(config, engine)
     if engine.drafter is not None:
         kwargs["speculative_config"] = {**engine.drafter.model_dump(exclude_none=True)}
         if model := drafter_model(engine.drafter):
@@ -106,6 +104,8 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         "placement_group_config": {"bundles": _bundles(engine, kwargs)},
         "experimental_configs": {"stream_batching_interval_ms": 0},
     }
+    if Path(result["model_loading_config"]["model_source"]).is_dir():
+        result["callback_config"] = {"callback_class": "engines.llm_server.LocalModel"}
     if engine.deployment.accelerator_type:
         result["accelerator_type"] = engine.deployment.accelerator_type
     return result
@@ -127,13 +127,19 @@ def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         options["num_replicas"] = deployment.num_replicas
     else:
         policy = {"policy_function": "engines.serve:scale_on_in_flight"}
-        options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling}
+        options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling.model_dump(exclude_none=True)}
     if engine.kind == "vllm":
-        first, *rest = _bundles(engine, engine.engine_kwargs)
+        first, *rest = _bundles(engine, _engine_kwargs(config, engine))
         # The replica's own actor shares the first bundle with the first worker.
         options["placement_group_bundles"] = [{**first, "CPU": first.get("CPU", 0) + 0.1}, *rest]
         options["placement_group_strategy"] = "PACK"
     return {**options, **deployment.options}
+
+
+def _engine_kwargs(config: FleetConfig, engine: Engine) -> dict[str, Any]:
+    """vLLM's arguments of an engine, without its drafter: ours, then the fleet's, then its own; the last wins."""
+    defaults = _CPU_ENGINE_KWARGS if engine.deployment.accelerator == "cpu" else {}
+    return {**_METRICS_KWARGS, **defaults, **config.engine_kwargs, **engine.engine_kwargs}
 
 
 def _bundles(engine: Engine, kwargs: dict[str, Any]) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """Memory of the whole fleet and time to ready: `python -m tests.bench.footprint --json FILE`.
 
-PSS (shared pages counted once) of `draftpick serve` and all its descendants, Ray's daemons and vLLM's workers among them.
+PSS (shared pages counted once) of `draftpick serve` and all its descendants: Ray's daemons, replicas, vLLM's workers.
 """
 
 import argparse

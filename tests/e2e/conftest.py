@@ -1,0 +1,38 @@
+"""One running application for each ring: mock engines, or real vLLM."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.config import FLEETS, resolve
+from deploy.fleet import running
+from router.config import DraftpickConfig
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fleet(name: str, records: Path, **router: Any) -> DraftpickConfig:
+    """A shipped fleet that keeps records below `records`."""
+    config = yaml.safe_load((FLEETS / f"{name}.yaml").read_text())
+    config["router"] |= {"records": {"dir": str(records)}, **router}
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def records_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(scope="module")
+def mock_url(records_dir: Path) -> Iterator[str]:
+    with running(fleet("mock", records_dir), port=free_port()) as url:
+        yield url

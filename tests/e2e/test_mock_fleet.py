@@ -1,0 +1,154 @@
+"""Real Ray Serve, mock engines, real HTTP, the `openai` client."""
+
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import psutil
+import pytest
+from ray import serve
+
+from deploy.app import APP_NAME
+from policy_training.learners import TrainOptions
+from policy_training.train import as_request, train_policy
+from policy_training.workloads import generate
+from router import records
+from router.features import LexicalFeaturizer
+from tests.e2e.conftest import fleet
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+CHAT = "/v1/chat/completions"
+
+
+def body(text: str = "hello", **more: object) -> dict[str, object]:
+    return {"model": "mock-model", "messages": [{"role": "user", "content": text}], "max_tokens": 8, **more}
+
+
+@pytest.fixture
+def client(mock_url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{mock_url}/v1", api_key="none", max_retries=0)
+
+
+def test_ready_names_every_engine(mock_url: str) -> None:
+    state = httpx.get(f"{mock_url}/ready").json()
+    assert state["ready"]
+    assert state["engines"] == {"plain": 1, "ngram": 1, "suffix": 1, "math": 1}
+
+
+def test_openai_client_lists_models_and_chats(client: openai.OpenAI) -> None:
+    assert [m.id for m in client.models.list()] == ["mock-model"]
+    answer = client.chat.completions.create(
+        model="mock-model", messages=[{"role": "user", "content": "hi"}], max_tokens=5
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
+
+
+def test_openai_client_streams(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="mock-model", messages=[{"role": "user", "content": "hi"}], max_tokens=5, stream=True
+    ) as stream:
+        chunks = list(stream)
+    assert all(chunk.usage is None for chunk in chunks)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks)
+
+
+def test_a_pinned_engine_answers_and_says_so(mock_url: str) -> None:
+    for arm in ("plain", "ngram", "suffix", "math"):
+        answer = httpx.post(mock_url + CHAT, json=body(), headers={"x-draftpick-arm": arm})
+        assert answer.headers["x-draftpick-arm"] == arm
+        assert answer.headers["x-draftpick-request-id"]
+
+
+def test_handle_chooses_without_sending_and_sends(mock_url: str, records_dir: Path) -> None:
+    handle = serve.get_deployment_handle("router", APP_NAME)
+    before = sum(httpx.get(f"{mock_url}/ready").json()["counts"].values())
+    choice = handle.choose.remote(body()).result()
+    assert sum(choice["probabilities"].values()) == pytest.approx(1.0)
+    assert sum(httpx.get(f"{mock_url}/ready").json()["counts"].values()) == before
+    answer = handle.send.remote(body(), arm="math").result()
+    assert answer["status"] == 200
+    assert answer["headers"]["x-draftpick-arm"] == "math"
+    streamed = b"".join(handle.options(stream=True).stream.remote(body()))
+    assert streamed.endswith(b"data: [DONE]\n\n")
+
+
+def test_each_request_leaves_one_record(mock_url: str, records_dir: Path) -> None:
+    ids = [f"record-{i}" for i in range(5)]
+    for i in ids:
+        httpx.post(mock_url + CHAT, json=body(), headers={"x-request-id": i})
+    time.sleep(1.5)
+    found = [r for r in records.read(records_dir) if r.request_id in ids]
+    assert sorted(r.request_id for r in found) == ids
+    assert all(r.outcome.status == "ok" and r.decision.propensity == 0.25 for r in found)
+    assert all(r.context is not None for r in found)
+
+
+def test_a_disconnect_stops_the_engine_within_a_second(mock_url: str, records_dir: Path) -> None:
+    headers = {"x-draftpick-arm": "plain", "x-request-id": "gone"}
+    with httpx.stream("POST", mock_url + CHAT, json=body(max_tokens=2000, stream=True), headers=headers) as answer:
+        next(answer.iter_bytes())
+    deadline = time.monotonic() + 1.0
+    while httpx.get(f"{mock_url}/ready").json()["in_flight"]["plain"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    state = httpx.get(f"{mock_url}/mock/state", headers={"x-draftpick-arm": "plain"}).json()
+    assert state["aborted"] == 1
+    assert state["running"] == 0
+    time.sleep(1.5)
+    assert [r.outcome.status for r in records.read(records_dir) if r.request_id == "gone"] == ["cancelled"]
+
+
+def test_a_killed_replica_is_replaced_and_no_request_fails(mock_url: str) -> None:
+    (replica,) = [p for p in psutil.Process().children(recursive=True) if "engine-ngram" in " ".join(p.cmdline())]
+    replica.kill()
+    assert all(httpx.post(mock_url + CHAT, json=body()).status_code == 200 for _ in range(20))
+    deadline = time.monotonic() + 90
+    while httpx.get(f"{mock_url}/ready").json()["engines"]["ngram"] < 1 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    answer = httpx.post(mock_url + CHAT, json=body(), headers={"x-draftpick-arm": "ngram"})
+    assert answer.status_code == 200
+
+
+def test_a_new_policy_serves_without_restart_and_a_bad_one_is_refused(mock_url: str, tmp_path: Path) -> None:
+    arms = fleet("mock", tmp_path).arms
+    policy = tmp_path / "policy"
+    _train_always("math", arms, policy)
+    handle = serve.get_deployment_handle("router", APP_NAME)
+    (taken,) = handle.broadcast("use_policy", str(policy)).results(timeout_s=30)
+    answer = httpx.post(mock_url + CHAT, json=body())
+    assert answer.headers["x-draftpick-policy"] == taken
+    assert answer.headers["x-draftpick-arm"] == "math"
+    (policy / "arrays.safetensors").write_bytes(b"broken")
+    with pytest.raises(Exception, match="sha256"):
+        handle.broadcast("use_policy", str(policy)).results(timeout_s=30)
+    assert httpx.post(mock_url + CHAT, json=body()).headers["x-draftpick-policy"] == taken
+
+
+def _train_always(arm: str, arms: tuple[str, ...], out: Path) -> None:
+    """A policy trained on measurements in which one arm is always the fastest."""
+    from policy_training.dataset import Matrix
+
+    featurizer = LexicalFeaturizer()
+    prompts = generate(30, seed=3)
+    contexts = np.stack([np.concatenate([featurizer._bag(p.text), np.zeros(3)]) for p in prompts]).astype(np.float32)
+    times = np.full((30, len(arms)), 2.0)
+    times[:, arms.index(arm)] = 1.0
+    data = Matrix(
+        prompt_ids=tuple(p.id for p in prompts),
+        kinds=tuple(p.kind for p in prompts),
+        arms=arms,
+        time_s=times,
+        acceptance_length=np.ones_like(times),
+        output_tokens=np.full_like(times, 10),
+        temperatures=np.zeros(30),
+        dropped={},
+        contexts=contexts,
+    )
+    assert as_request(prompts[0]).text
+    train_policy(data, featurizer.id, "plain", out, TrainOptions(epochs=40), {})

@@ -1,0 +1,193 @@
+"""The embedded fleet: real vLLM engines behind the real router, through real HTTP and the `openai` client."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from deploy.fleet import running
+from router import records
+from tests.e2e.conftest import fleet, free_port
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(psutil.virtual_memory().total < 14 * 2**30, reason="four engines need 14 GiB of memory"),
+]
+MODEL = "smollm2-135m-instruct"
+CHAT = "/v1/chat/completions"
+ARMS = ("plain", "ngram", "suffix", "math")
+
+
+@pytest.fixture(scope="module")
+def real_url(records_dir: Path) -> Iterator[str]:
+    with running(fleet("embedded", records_dir), port=free_port(), timeout_s=500) as url:
+        yield url
+
+
+@pytest.fixture
+def client(real_url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{real_url}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def ask(text: str, **more: object) -> dict[str, object]:
+    fields = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 16, "temperature": 0}
+    return {**fields, **more}
+
+
+def metric(url: str, arm: str, name: str) -> float:
+    text = httpx.get(f"{url}/metrics", headers={"x-draftpick-arm": arm}, timeout=30).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name + "{"))
+
+
+def test_the_shipped_policy_serves(real_url: str) -> None:
+    state = httpx.get(f"{real_url}/ready").json()
+    assert state["engines"] == dict.fromkeys(ARMS, 1)
+    assert state["policy"].startswith("mlp:")
+    assert state["policy_refused"] is None
+
+
+def test_every_engine_gives_the_target_s_answer_with_its_own_acceptance(real_url: str) -> None:
+    bodies = {}
+    for arm in ARMS:
+        headers = {"x-draftpick-arm": arm}
+        answer = httpx.post(
+            real_url + CHAT, json=ask("List the numbers 1 to 20.", max_tokens=40), headers=headers, timeout=120
+        )
+        assert answer.headers["x-draftpick-arm"] == arm
+        bodies[arm] = answer.json()
+    assert bodies["plain"]["metrics"].get("speculative_decoding") is None
+    for arm in ARMS[1:]:
+        assert bodies[arm]["metrics"]["speculative_decoding"]["mean_acceptance_length"] >= 1
+        assert bodies[arm]["model"] == MODEL
+
+
+def test_chat_with_n_stop_and_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Count from one to five in digits."}],
+        max_tokens=24,
+        n=2,
+        stop=["4"],
+        logprobs=True,
+        top_logprobs=2,
+        temperature=0.5,
+    )
+    assert len(answer.choices) == 2
+    assert all("4" not in (choice.message.content or "") for choice in answer.choices)
+    assert answer.choices[0].logprobs is not None
+
+
+def test_completions_and_responses(client: openai.OpenAI) -> None:
+    text = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=8, temperature=0)
+    assert "Paris" in text.choices[0].text
+    response = client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=16)
+    assert response.output_text
+
+
+def test_json_schema_is_obeyed(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"]}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Give me a person's name as JSON."}],
+        max_tokens=40,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
+    )
+    assert "name" in json.loads(answer.choices[0].message.content or "")
+
+
+def test_a_named_tool_is_called(client: openai.OpenAI) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+        max_tokens=40,
+        temperature=0,
+        tools=[{"type": "function", "function": {"name": "weather", "parameters": parameters}}],
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+    )
+    calls = answer.choices[0].message.tool_calls
+    assert calls
+    assert calls[0].function.name == "weather"
+
+
+def test_usage_in_streams_is_seen_only_by_those_who_ask(client: openai.OpenAI) -> None:
+    def stream(**more: object) -> list[openai.types.chat.ChatCompletionChunk]:
+        return list(client.chat.completions.create(**ask("Say hi.", stream=True), **more))  # type: ignore[call-overload]
+
+    silent = stream()
+    assert all(chunk.usage is None and chunk.choices for chunk in silent)
+    asked = stream(stream_options={"include_usage": True})
+    assert asked[-1].usage.completion_tokens > 0
+
+
+def test_a_field_that_the_router_does_not_know_reaches_vllm(real_url: str) -> None:
+    answer = httpx.post(real_url + CHAT, json=ask("Say hi.", return_token_ids=True), timeout=60).json()
+    assert answer["choices"][0]["token_ids"]
+
+
+def test_vllm_s_own_errors_pass_through(real_url: str) -> None:
+    wrong = httpx.post(real_url + CHAT, json={**ask("hi"), "model": "nobody"}, timeout=60)
+    assert wrong.status_code == 404
+    assert "nobody" in wrong.json()["error"]["message"]
+    assert httpx.post(real_url + CHAT, json=ask("hi", temperature=-3), timeout=60).status_code == 400
+
+
+def test_other_paths_of_the_engine_pass_through(real_url: str) -> None:
+    assert httpx.get(f"{real_url}/version", timeout=30).json()["version"]
+    tokens = httpx.post(f"{real_url}/tokenize", json={"model": MODEL, "prompt": "hello world"}, timeout=30).json()
+    assert tokens["count"] == 2
+
+
+def test_seeded_requests_in_parallel_leave_the_engine_alive(real_url: str) -> None:
+    long = "word " * 900
+
+    def send(i: int) -> int:
+        body = ask(f"{i} {long}", seed=i, temperature=1.0, max_tokens=4)
+        return httpx.post(real_url + CHAT, json=body, headers={"x-draftpick-arm": "plain"}, timeout=200).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(send, range(4))) == [200] * 4
+
+
+def test_a_disconnect_stops_the_engine_within_a_second_and_leaves_one_record(real_url: str, records_dir: Path) -> None:
+    headers = {"x-draftpick-arm": "plain", "x-request-id": "gone"}
+    body = ask("Write a long story.", max_tokens=1500, stream=True)
+    with httpx.stream("POST", real_url + CHAT, json=body, headers=headers, timeout=60) as answer:
+        next(answer.iter_bytes())
+    time.sleep(1.0)
+    assert metric(real_url, "plain", "vllm:num_requests_running") == 0
+    time.sleep(1.0)
+    assert [r.outcome.status for r in records.read(records_dir) if r.request_id == "gone"] == ["cancelled"]
+
+
+def test_records_hold_what_was_measured_and_no_prompt(real_url: str, records_dir: Path) -> None:
+    secret = "the quick zebra counts stripes"
+    headers = {"x-request-id": "measured"}
+    httpx.post(real_url + CHAT, json=ask(secret, max_tokens=12), headers=headers, timeout=60).raise_for_status()
+    time.sleep(1.5)
+    (record,) = [r for r in records.read(records_dir) if r.request_id == "measured"]
+    assert record.outcome.output_tokens
+    assert record.outcome.ttft_s
+    assert set(record.decision.probabilities) == set(ARMS)
+    assert record.context is not None
+    assert all("zebra" not in path.read_text() for path in records_dir.glob("*.jsonl"))
+
+
+def test_a_killed_replica_takes_its_workers_along_and_requests_go_on(real_url: str) -> None:
+    (replica,) = [p for p in psutil.Process().children(recursive=True) if "engine-ngram" in " ".join(p.cmdline())]
+    workers = replica.children(recursive=True)
+    replica.kill()
+    assert httpx.post(real_url + CHAT, json=ask("hi"), timeout=60).status_code == 200
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive

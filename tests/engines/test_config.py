@@ -1,0 +1,154 @@
+"""The fleet's configuration: what passes through to vLLM, and every refusal with the path of its field."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engines.config import DRAFTER_METHODS, Drafter, Engine, FleetConfig, nearest
+from engines.mock import MockSpec
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 6}
+
+
+def fleet(*engines: dict[str, Any], **more: Any) -> FleetConfig:
+    return FleetConfig.model_validate({"engines": list(engines), **more})
+
+
+def refusal(*engines: dict[str, Any], **more: Any) -> tuple[tuple[int | str, ...], str]:
+    """Path and message of the one error of a fleet."""
+    with pytest.raises(ValidationError) as caught:
+        fleet(*engines, **more)
+    (error,) = caught.value.errors()
+    return error["loc"], error["msg"]
+
+
+def test_arms_follow_the_order_of_the_engines() -> None:
+    assert fleet({"name": "b"}, {"name": "a"}).arms == ("b", "a")
+
+
+def test_an_engine_without_a_drafter_is_a_plain_vllm_engine() -> None:
+    engine = fleet({"name": "plain"}).engines[0]
+    assert (engine.kind, engine.drafter, engine.url, engine.mock) == ("vllm", None, None, None)
+
+
+def test_a_url_alone_makes_an_engine_that_somebody_else_runs() -> None:
+    engine = fleet({"name": "remote", "url": "http://10.0.0.7:8000"}).engines[0]
+    assert engine.kind == "url"
+    assert str(engine.url) == "http://10.0.0.7:8000/"
+
+
+def test_a_mock_block_becomes_a_specification() -> None:
+    engine = fleet({"name": "m", "kind": "mock", "mock": {"step_s": 0.5}}).engines[0]
+    assert engine.mock == MockSpec(step_s=0.5)
+
+
+def test_fields_of_vllm_pass_through_the_drafter() -> None:
+    drafter = Drafter.model_validate({**NGRAM, "prompt_lookup_max": 4, "not_known_here": {"x": [1]}})
+    assert drafter.model_dump(exclude_none=True) == {**NGRAM, "prompt_lookup_max": 4, "not_known_here": {"x": [1]}}
+
+
+def test_engine_arguments_of_vllm_pass_through() -> None:
+    config = fleet({"name": "a", "engine_kwargs": {"max_model_len": 2048}}, engine_kwargs={"dtype": "bfloat16"})
+    assert config.engine_kwargs == {"dtype": "bfloat16"}
+    assert config.engines[0].engine_kwargs == {"max_model_len": 2048}
+
+
+@pytest.mark.parametrize("method", DRAFTER_METHODS)
+def test_every_method_of_the_list_is_taken(method: str) -> None:
+    assert Drafter(method=method, model="some/model", num_speculative_tokens=3).method == method
+
+
+@pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix", "mtp"])
+def test_methods_that_need_no_model(method: str) -> None:
+    assert Drafter(method=method, num_speculative_tokens=3).model is None
+
+
+@pytest.mark.parametrize("method", ["draft_model", "eagle", "eagle3", "custom_class", "medusa"])
+def test_methods_that_need_a_model_are_refused_without(method: str) -> None:
+    loc, message = refusal({"name": "a", "drafter": {"method": method}})
+    assert loc == ("engines", 0, "drafter")
+    assert f"method {method!r} needs a `model`" in message
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
+    loc, message = refusal({"name": "plain"}, {"name": "a", "drafter": {"method": "sufix"}})
+    assert loc == ("engines", 1, "drafter", "method")
+    assert "did you mean 'suffix'?" in message
+    assert all(method in message for method in DRAFTER_METHODS)
+
+
+@pytest.mark.parametrize("num", [0, 65])
+def test_a_draft_length_outside_the_range_is_refused(num: int) -> None:
+    loc, _ = refusal({"name": "a", "drafter": {**NGRAM, "num_speculative_tokens": num}})
+    assert loc == ("engines", 0, "drafter", "num_speculative_tokens")
+
+
+def test_an_unknown_field_is_refused_at_its_path() -> None:
+    loc, message = refusal({"name": "a", "deployment": {"num_replica": 2}})
+    assert loc == ("engines", 0, "deployment", "num_replica")
+    assert message == "Extra inputs are not permitted"
+
+
+def test_engines_of_one_name_are_refused() -> None:
+    loc, message = refusal({"name": "b"}, {"name": "a"}, {"name": "a"}, {"name": "b"})
+    assert loc == ("engines",)
+    assert "found twice: a, b" in message
+
+
+def test_a_fleet_without_engines_is_refused() -> None:
+    loc, message = refusal()
+    assert loc == ("engines",)
+    assert "at least one engine" in message
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a/b", "a" * 64])
+def test_names_that_no_header_or_deployment_could_carry_are_refused(name: str) -> None:
+    loc, _ = refusal({"name": name})
+    assert loc == ("engines", 0, "name")
+
+
+@pytest.mark.parametrize("kind", ["vllm", "mock"])
+def test_a_url_with_another_kind_is_refused(kind: str) -> None:
+    loc, message = refusal({"name": "a", "kind": kind, "url": "http://10.0.0.7:8000"})
+    assert loc == ("engines", 0)
+    assert "kind `url` needs `url`" in message
+
+
+def test_kind_url_without_a_url_is_refused() -> None:
+    loc, message = refusal({"name": "a", "kind": "url"})
+    assert loc == ("engines", 0)
+    assert "kind `url` needs `url`" in message
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    loc, _ = refusal({"name": "a", "url": "10.0.0.7:8000"})
+    assert loc == ("engines", 0, "url")
+
+
+def test_a_mock_block_on_another_engine_is_refused() -> None:
+    loc, message = refusal({"name": "a", "mock": {"step_s": 0.1}})
+    assert loc == ("engines", 0)
+    assert "`mock` goes with `kind: mock`" in message
+
+
+def test_a_wrong_field_of_a_mock_block_is_refused_at_its_path() -> None:
+    loc, _ = refusal({"name": "a", "kind": "mock", "mock": {"fail_share": 2}})
+    assert loc == ("engines", 0, "mock", "fail_share")
+
+
+def test_configuration_is_frozen() -> None:
+    config = fleet({"name": "a", "drafter": NGRAM})
+    for model, field in [(config, "engines"), (config.engines[0], "name"), (config.engines[0].drafter, "method")]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, field, "other")
+
+
+def test_an_engine_survives_a_round_trip_through_json() -> None:
+    engine = fleet({"name": "m", "kind": "mock", "mock": {"step_s": 0.5}, "drafter": {**NGRAM, "extra": 1}}).engines[0]
+    assert Engine.model_validate(engine.model_dump(mode="json")) == engine
+
+
+def test_nearest_says_nothing_when_nothing_is_near() -> None:
+    assert nearest("zzz", ["plain", "ngram"]) == ""
+    assert nearest("plan", ["plain", "ngram"]) == "did you mean 'plain'? "

@@ -1,0 +1,178 @@
+"""Mock engines, and a router over them, on loopback and inside the test's own loop."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from engines.client import EngineClient
+from engines.http import LocalServer
+from engines.mock import MockEngine, MockSpec, mock_app
+from engines.replicas import ReplicaTable
+from router.config import RecordsConfig, RouterConfig
+from router.dispatch import Dispatcher
+from router.features import Featurizer
+from router.ingress import RouterApp
+from router.policies.base import Policy
+from router.policies.simple import FixedPolicy
+from router.records import RecordWriter, read
+from router.types import Record
+
+MODEL = "mock-model"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+FAST = MockSpec(step_s=0, prefill_s=0, output_tokens=8)
+SLOW = MockSpec(step_s=0.02, prefill_s=0, output_tokens=500)
+FAILS = FAST.model_copy(update={"fail_share": 1.0})
+HANGS = FAST.model_copy(update={"hang_share": 1.0})
+BREAKS = FAST.model_copy(update={"break_share": 1.0})
+REFUSING_URL = "http://127.0.0.1:9"
+"""Where nobody listens: the port of `discard`."""
+
+
+def asked(api: str = CHAT, text: str = "hello there", **fields: Any) -> dict[str, Any]:
+    """The body of a request to one of the three generating APIs."""
+    prompts: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": [{"role": "user", "content": text}]},
+        COMPLETIONS: {"prompt": text},
+    }
+    return {"model": MODEL, **prompts.get(api, {"input": text}), **fields}
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 3.0) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Mock:
+    """A mock engine that is being served."""
+
+    url: str
+    engine: MockEngine
+    server: LocalServer
+
+    @property
+    def last_body(self) -> bytes:
+        return str(self.engine.state()["last_body"]).encode()
+
+    @property
+    def aborted(self) -> int:
+        return self.engine.ended["aborted"]
+
+
+class Servers:
+    """The servers of one test."""
+
+    def __init__(self) -> None:
+        self._servers: list[LocalServer] = []
+
+    async def serve(self, app: ASGIApp) -> LocalServer:
+        """Serve `app` until the test ends."""
+        server = LocalServer(app)
+        await server.start()
+        self._servers.append(server)
+        return server
+
+    async def mock(self, spec: MockSpec = FAST, name: str = "x") -> Mock:
+        """Start a mock engine."""
+        app = mock_app(spec, model=MODEL, engine=name)
+        server = await self.serve(app)
+        return Mock(server.url, app.state.engine, server)
+
+    async def drain(self) -> None:
+        """Stop all at once."""
+        await asyncio.gather(*(server.drain(0.1) for server in self._servers))
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A router over mock engines that is being served, and a client of it."""
+
+    client: httpx.AsyncClient
+    server: LocalServer
+    dispatcher: Dispatcher
+    replicas: ReplicaTable
+    engines: dict[str, Mock]
+    writer: RecordWriter
+    folder: Path
+
+    @property
+    def num_attempts(self) -> int:
+        return sum(count for name, count in self.dispatcher.counts.items() if name.startswith("attempts_"))
+
+    async def post(self, path: str = CHAT, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        """The answer to a request with these fields."""
+        return await self.client.post(path, json=asked(path, **fields), headers=headers)
+
+    async def records(self, count: int, timeout_s: float = 1.0) -> list[Record]:
+        """All records, once there are `count`; the writer is closed with that."""
+        await until(lambda: self.num_attempts >= count, timeout_s)
+        await asyncio.to_thread(self.writer.close)
+        found = list(read(self.folder))
+        assert len(found) == count
+        return found
+
+
+@asynccontextmanager
+async def routed(
+    servers: Servers,
+    folder: Path,
+    specs: dict[str, MockSpec | str],
+    policy: Policy | None = None,
+    featurizer: Featurizer | None = None,
+    model: str = MODEL,
+    **router: Any,
+) -> AsyncIterator[Routed]:
+    """A router over an engine for each of `specs` (a url instead of a specification: that address), the first by
+    default.
+    """
+    engines = {arm: await servers.mock(spec, arm) for arm, spec in specs.items() if isinstance(spec, MockSpec)}
+    default = next(iter(specs))
+    config = RouterConfig(**{"default_engine": default, "seed": 0, "records": RecordsConfig(dir=folder), **router})
+    replicas = ReplicaTable(specs)
+    for arm, spec in specs.items():
+        replicas.update(arm, [spec if isinstance(spec, str) else engines[arm].url])
+    writer = RecordWriter(config.records)
+    engine_client = EngineClient(first_byte_timeout_s=config.first_byte_timeout_s, timeout_s=config.timeout_s)
+    chosen = policy or FixedPolicy(tuple(specs), default)
+    dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer)
+
+    def ready() -> dict[str, object]:
+        return {"ready": bool(replicas.eligible()), "policy": dispatcher.policy.id}
+
+    async def nothing() -> None:
+        return
+
+    app = RouterApp(
+        dispatcher, model=model, max_body_bytes=config.max_body_bytes, ready=ready, start=nothing, stop=nothing
+    )
+    server = await servers.serve(app)
+    try:
+        async with httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+            yield Routed(client, server, dispatcher, replicas, engines, writer, folder)
+    finally:
+        await engine_client.close()
+        await asyncio.to_thread(writer.close)
+
+
+StartMock = Callable[..., Awaitable[Mock]]
+StartRouter = Callable[..., Awaitable[Routed]]
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Puts back the signal handlers that servers replace, in whatever order they stop."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

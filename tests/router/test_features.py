@@ -1,0 +1,161 @@
+"""Contexts: deterministic, of the promised dimension, and made beside the event loop."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.features import SAMPLING_FEATURES, LexicalFeaturizer, SentenceFeaturizer, sampling_features
+from router.openai import Request
+from router.types import Vector
+from tests.fleet import CHAT, until
+
+
+def request(text: str = "hello", **sampling: float) -> Request:
+    return Request(CHAT, b"", text, sampling=sampling)
+
+
+class Encoder:
+    """Encodes a text as its length, slowly; keeps the batches that it got."""
+
+    def __init__(self, duration_s: float = 0.0) -> None:
+        self.batches: list[list[str]] = []
+        self.error: Exception | None = None
+        self._duration_s = duration_s
+
+    def __call__(self, texts: Sequence[str]) -> Vector:
+        self.batches.append(list(texts))
+        time.sleep(self._duration_s)
+        if self.error is not None:
+            raise self.error
+        return np.asarray([[len(text), 1.0] for text in texts], np.float32)
+
+
+def sentence(encoder: Encoder, cached: int = 4096) -> SentenceFeaturizer:
+    return SentenceFeaturizer(encoder, 2, "lengths", cached=cached)
+
+
+# --- sampling ---
+
+
+def test_sampling_features_have_defaults() -> None:
+    assert sampling_features(request("")) == pytest.approx([1.0, np.log1p(256) / 10, 0.0])
+    assert sampling_features(Request(CHAT, b"", "")) == pytest.approx([1.0, np.log1p(256) / 10, 0.0])
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_every_spelling_of_the_limit_counts(name: str) -> None:
+    assert sampling_features(request(**{name: 10}))[1] == pytest.approx(np.log1p(10) / 10)
+
+
+@given(st.floats(-1e300, 1e300), st.floats(-1e300, 1e300), st.text(max_size=50))
+def test_sampling_features_are_finite_whatever_is_asked(temperature: float, limit: float, text: str) -> None:
+    made = sampling_features(request(text, temperature=temperature, max_tokens=limit))
+    assert made.shape == (len(SAMPLING_FEATURES),)
+    assert np.isfinite(made).all()
+    assert 0 <= made[0] <= 2
+
+
+# --- lexical ---
+
+
+@pytest.mark.parametrize("buckets", [1, 64])
+async def test_a_lexical_context_has_the_promised_dimension_and_id(buckets: int) -> None:
+    featurizer = LexicalFeaturizer(buckets)
+    context = await featurizer(request("def f(x): return x"))
+    assert context.vector.shape == (featurizer.dimension,) == (buckets + 3,)
+    assert context.vector.dtype == np.float32
+    assert context.featurizer == featurizer.id == f"lexical-{buckets}-v1"
+
+
+async def test_a_lexical_context_follows_from_the_request_alone() -> None:
+    first, second = [await LexicalFeaturizer()(request("Some words, some more.", temperature=0.3)) for _ in range(2)]
+    assert first.vector.tobytes() == second.vector.tobytes()
+
+
+async def test_a_lexical_context_tells_texts_apart_but_not_their_case() -> None:
+    featurizer = LexicalFeaturizer()
+    code, prose, shouted = [(await featurizer(request(text))).vector for text in ("x = 1;", "a tale", "A TALE")]
+    assert not np.array_equal(code, prose)
+    assert np.array_equal(prose, shouted)
+
+
+@given(st.text())
+def test_a_bag_of_words_has_length_one_or_is_empty(text: str) -> None:
+    bag = asyncio.run(LexicalFeaturizer()(request(text))).vector[:64]
+    assert np.linalg.norm(bag) == pytest.approx(1.0 if bag.any() else 0.0)
+    assert bag.any() or not any(letter.isalnum() for letter in text)
+
+
+# --- sentence ---
+
+
+async def test_a_sentence_context_is_the_embedding_and_the_sampling_features() -> None:
+    featurizer = sentence(Encoder())
+    context = await featurizer(request("hello", temperature=0.5))
+    assert context.vector.shape == (featurizer.dimension,) == (5,)
+    assert context.vector.dtype == np.float32
+    assert context.vector[:3] == pytest.approx([5.0, 1.0, 0.5])
+    assert context.featurizer == featurizer.id == "lengths+sampling-v1"
+
+
+async def test_texts_that_wait_are_encoded_together() -> None:
+    encoder = Encoder(duration_s=0.05)
+    featurizer = sentence(encoder)
+    first = asyncio.create_task(featurizer(request("first")))
+    await until(lambda: len(encoder.batches) == 1)
+    others = [asyncio.create_task(featurizer(request("x" * i))) for i in range(1, 41)]
+    contexts = await asyncio.gather(first, *others)
+    assert [len(batch) for batch in encoder.batches] == [1, 32, 8]
+    assert [context.vector[0] for context in contexts] == [5, *range(1, 41)]
+
+
+async def test_a_text_that_was_seen_comes_from_the_cache() -> None:
+    encoder = Encoder()
+    featurizer = sentence(encoder)
+    first, second = [await featurizer(request("again", temperature=t)) for t in (0.0, 1.0)]
+    assert encoder.batches == [["again"]]
+    assert first.vector[:2].tolist() == second.vector[:2].tolist()
+    assert (first.vector[2], second.vector[2]) == (0.0, 1.0)
+
+
+async def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
+    encoder = Encoder()
+    featurizer = sentence(encoder, cached=2)
+    for text in ("a", "b", "a", "c", "a", "b"):
+        await featurizer(request(text))
+    assert encoder.batches == [["a"], ["b"], ["c"], ["b"]]
+
+
+async def test_an_encoder_that_raises_fails_its_batch_and_no_other() -> None:
+    encoder = Encoder()
+    featurizer = sentence(encoder)
+    encoder.error = RuntimeError("no memory")
+    both = await asyncio.gather(featurizer(request("a")), featurizer(request("b")), return_exceptions=True)
+    assert [str(error) for error in both] == ["no memory"] * 2
+    encoder.error = None
+    assert (await featurizer(request("a"))).vector[0] == 1
+
+
+async def test_encoding_does_not_block_the_loop() -> None:
+    task = asyncio.create_task(sentence(Encoder(duration_s=0.3))(request()))
+    ticks = 0
+    while not task.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks >= 5
+
+
+async def test_one_who_stops_waiting_disturbs_nobody() -> None:
+    encoder = Encoder(duration_s=0.05)
+    featurizer = sentence(encoder)
+    gone, stays = [asyncio.create_task(featurizer(request(text))) for text in ("gone", "stays")]
+    await until(lambda: len(encoder.batches) == 1)
+    gone.cancel()
+    assert (await stays).vector[0] == 5
+    assert (await featurizer(request("gone"))).vector[0] == 4
+    assert len(encoder.batches) == 1

@@ -1,0 +1,229 @@
+"""Records on disk: what goes in comes out, segments turn over, and what cannot be kept is counted."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.config import RecordsConfig
+from router.records import RecordWriter, decode, encode, read
+from router.types import Context, Decision, Outcome, Record
+from tests.fleet import until
+
+words = st.text(st.characters(codec="utf-8"), max_size=12)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+shares = st.dictionaries(words, finite, max_size=3)
+counts = st.integers(0, 2**53)
+contexts = st.builds(
+    Context,
+    st.lists(st.floats(width=32, allow_nan=False), max_size=8).map(lambda values: np.array(values, np.float32)),
+    words,
+)
+decisions = st.builds(Decision, words, finite, shares, words, st.sampled_from(["policy", "pinned", "fallback"]))
+outcomes = st.builds(
+    Outcome,
+    st.sampled_from(["ok", "client_error", "engine_error", "timeout", "broken", "cancelled"]),
+    *[st.none() | counts, *[st.none() | finite] * 3, *[st.none() | counts] * 2, *[st.none() | finite] * 3],
+)
+records = st.builds(
+    Record,
+    words,
+    st.integers(1, 10),
+    finite,
+    words,
+    st.booleans(),
+    shares,
+    st.dictionaries(words, counts, max_size=3),
+    st.none() | contexts,
+    decisions,
+    outcomes,
+)
+
+
+def record(request_id: str = "r") -> Record:
+    decision = Decision("a", 1.0, {"a": 1.0}, "fixed:a")
+    context = Context(np.array([0.5, -1.0], np.float32), "lexical")
+    return Record(request_id, 1, 0.0, "/v1/completions", False, {}, {"a": 0}, context, decision, Outcome("ok"))
+
+
+def plain(value: Record) -> tuple[Any, ...]:
+    """A record in a form that `==` compares."""
+    fields = {name: getattr(value, name) for name in Record.__slots__ if name != "context"}
+    context = value.context
+    return (fields, context and (context.vector.tobytes(), context.vector.dtype, context.featurizer))
+
+
+def writer(folder: Path, **config: Any) -> RecordWriter:
+    return RecordWriter(RecordsConfig(dir=folder, **config))
+
+
+def ids(folder: Path) -> list[str]:
+    return [found.request_id for found in read(folder)]
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("records-*.jsonl"))
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers write a hundred times a second."""
+    monkeypatch.setattr("router.records._FLUSH_S", 0.01)
+
+
+# --- one line ---
+
+
+@given(records)
+def test_a_record_survives_a_round_trip(value: Record) -> None:
+    line = encode(value)
+    assert line.endswith(b"\n")
+    assert b"\n" not in line[:-1]
+    assert plain(decode(line)) == plain(value)
+
+
+def test_a_line_is_one_json_object_of_schema_1_without_any_prompt() -> None:
+    fields = json.loads(encode(record()))
+    assert fields["schema"] == 1
+    assert fields["decision"]["probabilities"] == {"a": 1.0}
+    assert fields["context"] == {"vector": "AAAAPwAAgL8=", "featurizer": "lexical"}
+    assert set(fields) == set(Record.__slots__)
+    assert not {"text", "body", "prompt", "messages"} & set(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"schema": None},
+        {"decision": {"arm": "a"}},
+        {"outcome": {"status": "ok", "unknown": 1}},
+        {"context": {"vector": "not base64!", "featurizer": "x"}},
+        {"context": {"vector": "AAAA", "featurizer": "x"}},
+        {"context": {"featurizer": "x"}},
+        {"unknown": 1},
+    ],
+)
+def test_a_damaged_record_is_refused(change: dict[str, Any]) -> None:
+    fields = json.loads(encode(record()))
+    with pytest.raises(ValueError):  # noqa: PT011  # what it says depends on the damage
+        decode(json.dumps({**fields, **change}).encode())
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"3", b"{}"])
+def test_a_line_that_is_no_record_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        decode(line)
+
+
+# --- a folder ---
+
+
+def test_records_are_on_disk_when_the_writer_is_closed(tmp_path: Path) -> None:
+    opened = writer(tmp_path / "deep" / "folder")
+    for i in range(100):
+        opened.write(record(f"r{i}"))
+    opened.close()
+    assert ids(tmp_path / "deep" / "folder") == [f"r{i}" for i in range(100)]
+    assert (opened.written, opened.dropped) == (100, 0)
+
+
+@pytest.mark.usefixtures("often")
+async def test_records_are_on_disk_while_the_writer_is_open(tmp_path: Path) -> None:
+    opened = writer(tmp_path)
+    opened.write(record())
+    await until(lambda: ids(tmp_path) == ["r"])
+    opened.close()
+
+
+def test_no_records_no_segment(tmp_path: Path) -> None:
+    writer(tmp_path).close()
+    assert segments(tmp_path) == []
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
+    opened = writer(tmp_path, segment_bytes=1024)
+    for i in range(12):
+        opened.write(record(f"r{i:02}"))
+        await until(lambda count=i + 1: opened.written == count)
+    opened.close()
+    sizes = [path.stat().st_size for path in segments(tmp_path)]
+    assert len(sizes) > 1
+    assert all(1024 <= size < 1024 + 600 for size in sizes[:-1])
+    assert ids(tmp_path) == [f"r{i:02}" for i in range(12)]
+
+
+@pytest.mark.usefixtures("often")
+async def test_an_old_segment_is_followed_by_another(tmp_path: Path) -> None:
+    opened = writer(tmp_path, segment_age_s=1e-6)
+    for i in range(3):
+        opened.write(record(f"r{i}"))
+        await until(lambda count=i + 1: opened.written == count)
+    opened.close()
+    assert len(segments(tmp_path)) == 3
+
+
+@pytest.mark.usefixtures("often")
+async def test_the_oldest_segments_of_a_writer_are_removed(tmp_path: Path) -> None:
+    other = tmp_path / "records-00000000T000000Z-1-000000.jsonl"
+    other.write_bytes(encode(record("other")))
+    opened = writer(tmp_path, segment_age_s=1e-6, keep_segments=2)
+    for i in range(4):
+        opened.write(record(f"r{i}"))
+        await until(lambda count=i + 1: opened.written == count)
+    opened.close()
+    assert ids(tmp_path) == ["other", "r2", "r3"]
+
+
+def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
+    opened = writer(tmp_path, queue_size=5)
+    for i in range(8):
+        opened.write(record(f"r{i}"))
+    opened.close()
+    assert ids(tmp_path) == [f"r{i}" for i in range(5)]
+    assert (opened.written, opened.dropped) == (5, 3)
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_folder_that_cannot_be_written_drops_and_counts_until_it_can(tmp_path: Path) -> None:
+    folder = tmp_path / "records"
+    opened = writer(folder)
+    folder.rmdir()
+    opened.write(record("lost"))
+    await until(lambda: opened.dropped == 1)
+    folder.mkdir()
+    opened.write(record("kept"))
+    opened.close()
+    assert ids(folder) == ["kept"]
+    assert (opened.written, opened.dropped) == (1, 1)
+
+
+def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
+    whole = encode(record("whole"))
+    (tmp_path / "records-1.jsonl").write_bytes(whole + encode(record("torn"))[:-20])
+    (tmp_path / "records-2.jsonl").write_bytes(encode(record("next")))
+    assert ids(tmp_path) == ["whole", "next"]
+
+
+def test_other_files_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text("no record\n")
+    assert ids(tmp_path) == []
+
+
+def test_records_need_a_folder() -> None:
+    with pytest.raises(ValueError, match="dir is needed"):
+        RecordWriter(RecordsConfig())
+
+
+def test_a_closed_writer_leaves_no_thread(tmp_path: Path) -> None:
+    before = threading.active_count()
+    opened = writer(tmp_path)
+    assert threading.active_count() == before + 1
+    opened.close()
+    assert threading.active_count() == before

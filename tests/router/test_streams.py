@@ -1,0 +1,111 @@
+"""Answers through the router are the engine's own, but for the usage chunk that only the router asked for."""
+
+import asyncio
+import re
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from engines.mock import MockSpec
+from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, StartRouter, asked
+
+TIMES = re.compile(rb'"created(_at)?":\d+|"metrics":\{[^}]*\}')
+SPEC = FAST.model_copy(update={"num_speculative_tokens": 3, "acceptance_length": 2.0, "output_tokens": 30})
+USAGE = {"include_usage": True}
+ID = {"x-request-id": "r"}
+
+
+async def both(app: Routed, api: str, **fields: Any) -> tuple[bytes, bytes]:
+    """The answers to the same request through the router and from the engine, without what clocks put into them."""
+    body = asked(api, **fields)
+    through = await app.client.post(api, json=body, headers=ID)
+    async with httpx.AsyncClient(base_url=app.engines["a"].url) as direct:
+        straight = await direct.post(api, json=body, headers=ID)
+    assert through.status_code == straight.status_code == 200
+    assert through.headers["content-type"] == straight.headers["content-type"]
+    return TIMES.sub(b"", through.content), TIMES.sub(b"", straight.content)
+
+
+@pytest.mark.parametrize("api", [CHAT, COMPLETIONS, RESPONSES])
+async def test_a_whole_answer_is_the_engines_own(router_app: StartRouter, api: str) -> None:
+    through, straight = await both(await router_app({"a": FAST}), api)
+    assert through == straight
+
+
+@pytest.mark.parametrize("api", [CHAT, COMPLETIONS, RESPONSES])
+async def test_a_stream_is_the_engines_own(router_app: StartRouter, api: str) -> None:
+    through, straight = await both(await router_app({"a": SPEC}), api, stream=True, unknown={"a": 1})
+    assert through == straight
+    if api != RESPONSES:
+        assert b'"usage"' not in through
+        assert through.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("api", [CHAT, COMPLETIONS])
+async def test_who_asks_for_usage_gets_it(router_app: StartRouter, api: str) -> None:
+    through, straight = await both(await router_app({"a": FAST}), api, stream=True, stream_options=USAGE)
+    assert through == straight
+    assert through.count(b'"usage":{"prompt_tokens":2,"total_tokens":10,"completion_tokens":8}') == 1
+
+
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"other": 1}])
+async def test_who_asks_for_something_else_gets_no_usage(router_app: StartRouter, options: Any) -> None:
+    through, straight = await both(await router_app({"a": FAST}), CHAT, stream=True, stream_options=options)
+    assert through == straight
+    assert b"usage" not in through
+
+
+@pytest.mark.parametrize("fields", [{"n": 3}, {"logprobs": True}, {"stop": "the"}, {"max_tokens": 1}])
+async def test_streams_of_every_kind_are_the_engines_own(router_app: StartRouter, fields: dict[str, Any]) -> None:
+    through, straight = await both(await router_app({"a": FAST}), CHAT, stream=True, **fields)
+    assert through == straight
+
+
+async def test_a_tool_call_is_the_engines_own(router_app: StartRouter) -> None:
+    schema = {"type": "object", "properties": {"usage": {"type": "string"}, "choices": {"type": "array"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    app = await router_app({"a": FAST})
+    for stream in (True, False):
+        through, straight = await both(app, CHAT, tools=tools, tool_choice="required", stream=stream)
+        assert through == straight
+        assert b"tool_calls" in through
+
+
+async def test_usage_is_recorded_though_nobody_asked(router_app: StartRouter) -> None:
+    app = await router_app({"a": SPEC})
+    await app.post(stream=True)
+    (record,) = await app.records(1)
+    assert (record.outcome.prompt_tokens, record.outcome.output_tokens) == (2, 30)
+    assert record.outcome.acceptance_length is not None
+
+
+async def test_an_answer_that_is_no_json_passes_through(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST.model_copy(update={"garbage_share": 1.0})})
+    assert (await app.post()).content == b"\x00\xff<garbage>\n"
+    (record,) = await app.records(1)
+    assert (record.outcome.status, record.outcome.output_tokens) == ("ok", None)
+
+
+async def test_tokens_go_on_while_the_engine_works(router_app: StartRouter) -> None:
+    app = await router_app({"a": MockSpec(step_s=0.05, output_tokens=5)})
+    clock = asyncio.get_running_loop().time
+    async with app.client.stream("POST", CHAT, json=asked(stream=True)) as answer:
+        arrivals = [clock() async for _ in answer.aiter_raw()]
+    assert arrivals[-1] - arrivals[0] >= 0.15
+    assert len(arrivals) >= 4
+
+
+async def test_streams_at_the_same_time_do_not_mix(router_app: StartRouter) -> None:
+    app = await router_app(
+        {"a": MockSpec(step_s=0.001, output_tokens=20), "b": MockSpec(step_s=0.001, output_tokens=20)}
+    )
+    answers = await asyncio.gather(*(app.post(text=f"{i % 10}", stream=True) for i in range(40)))
+    texts: dict[int, set[str]] = {}
+    for i, answer in enumerate(answers):
+        events = [orjson.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]]
+        assert len({event["id"] for event in events}) == 1
+        texts.setdefault(i % 10, set()).add("".join(event["choices"][0]["delta"]["content"] for event in events))
+    assert all(len(found) == 1 for found in texts.values())
+    assert len(set.union(*texts.values())) == 10
