@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import httpx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -53,6 +54,8 @@ def main() -> None:
         _fail(str(error), 2)
     except DraftpickError as error:
         _fail(str(error), 1)
+    except httpx.HTTPError as error:
+        _fail(f"{error} (is the router running at the --url?)", 1)
     except (ValueError, OSError) as error:
         _fail(str(error), 1)
 
@@ -214,18 +217,24 @@ def collect(
     Example: draftpick collect --out runs/train.jsonl -n 60
     """
     from policy_training.collect import arms_of, measure, model_of, pinned_tasks
-    from policy_training.dataset import save
+    from policy_training.dataset import writer
 
     chosen = _prompts(prompts, n, seed, sampled_share, max_tokens)
     arms = asyncio.run(arms_of(url))
     tasks = pinned_tasks(chosen, arms, seed)
-    with _bar() as bar:
+    with _bar() as bar, writer(output) as write:
         row = bar.add_task("collecting", total=len(tasks))
-        done = asyncio.run(measure(url, model_of(url), tasks, progress=lambda *_: bar.advance(row)))
-    save(output, done)
+
+        def keep(done: int, total: int, measurement: Any) -> None:
+            write(measurement)
+            bar.update(row, completed=done)
+
+        done = asyncio.run(measure(url, model_of(url), tasks, progress=keep))
     failed = sum(m.outcome.status != "ok" for m in done)
     result = {"measurements": len(done), "failed": failed, "arms": arms, "out": str(output)}
     _say(as_json, result, f"{len(done)} measurements ({failed} failed) in {output}")
+    if failed == len(done):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -238,7 +247,7 @@ def train(
     n: Annotated[int, typer.Option("-n", help="Number of prompts, as collected.")] = 60,
     sampled_share: Annotated[float, typer.Option(help="As collected.")] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="As collected.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 400,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 300,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -369,7 +378,8 @@ def _prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tok
 
 
 def _arms(measured: list[Any]) -> list[str]:
-    return list(dict.fromkeys(sorted(m.label for m in measured)))
+    """The engines among the labels: `policy` is none."""
+    return sorted({m.label for m in measured if m.label == m.arm})
 
 
 def _featurizer() -> Any:

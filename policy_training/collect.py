@@ -12,7 +12,7 @@ import httpx
 from policy_training.dataset import Measurement
 from policy_training.workloads import Prompt
 from router.measure import EventStream, Meter
-from router.types import Outcome
+from router.types import Outcome, Status
 
 Progress = Callable[[int, int, Measurement], None]
 """Called after each request with (done, total, what was measured)."""
@@ -82,17 +82,21 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str)
         async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
             arm = answer.headers.get(PIN_HEADER, arm)
             events = EventStream(meter, hide_usage=False)
+            outcome = Outcome("broken", answer.status_code)
             async for chunk in answer.aiter_bytes():
                 events.feed(chunk)
-        if answer.status_code >= 400:
-            outcome = meter.outcome("engine_error", answer.status_code)
-        else:
-            outcome = meter.outcome("ok" if meter.terminated else "broken", answer.status_code)
+        outcome = meter.outcome(_status(answer.status_code, meter), answer.status_code)
     except httpx.TimeoutException:
-        outcome = meter.outcome("timeout")
+        outcome = Outcome("timeout")
     except httpx.HTTPError:
-        outcome = meter.outcome("engine_error")
+        pass  # refused: engine_error; cut after its first byte: broken
     return Measurement.of(task.prompt, task.label, arm, outcome)
+
+
+def _status(http_status: int, meter: Meter) -> Status:
+    if http_status >= 400:
+        return "engine_error" if http_status >= 500 else "client_error"
+    return "ok" if meter.terminated else "broken"
 
 
 def _body(model: str, task: Task, salt: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ On disk: JSON Lines, schema 1, one measurement a line.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +65,24 @@ class Matrix:
         return len(self.prompt_ids)
 
 
-def save(path: Path, measurements: Iterable[Measurement]) -> None:
-    """Write measurements as JSON Lines."""
+@contextmanager
+def writer(path: Path) -> Iterator[Callable[[Measurement], None]]:
+    """Writes each measurement as it comes, so that an interrupted run keeps what it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as out:
-        out.writelines(orjson.dumps(m, option=orjson.OPT_APPEND_NEWLINE) for m in measurements)
+
+        def write(measurement: Measurement) -> None:
+            out.write(orjson.dumps(measurement, option=orjson.OPT_APPEND_NEWLINE))
+            out.flush()
+
+        yield write
+
+
+def save(path: Path, measurements: Iterable[Measurement]) -> None:
+    """Write measurements as JSON Lines."""
+    with writer(path) as write:
+        for measurement in measurements:
+            write(measurement)
 
 
 def load(path: Path) -> list[Measurement]:

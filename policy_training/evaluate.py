@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.dataset import Matrix
+from policy_training.dataset import DatasetError, Matrix
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,6 +42,8 @@ def evaluate(
 
     Intervals are bootstraps over prompts. The best fixed arm is chosen anew in each resample, as hindsight would.
     """
+    if default not in data.arms:
+        raise DatasetError(f"the default engine {default!r} was not measured (measured: {', '.join(data.arms)})")
     rng = np.random.default_rng(seed)
     samples = rng.integers(0, len(data), (resamples, len(data)))
     fixed = data.time_s[samples].sum(1)

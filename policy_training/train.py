@@ -15,7 +15,7 @@ from policy_training.dataset import DatasetError, Matrix, Measurement, matrix
 from policy_training.learners import Progress, TrainOptions, train
 from policy_training.workloads import Prompt
 from router.features import Featurizer
-from router.openai import Request
+from router.openai import Request, cut
 from router.policies import artifact
 from router.policies.base import Policy
 from router.types import Context
@@ -31,7 +31,7 @@ async def _contexts(featurizer: Featurizer, prompts: Sequence[Prompt]) -> npt.ND
 def as_request(prompt: Prompt) -> Request:
     """The request that a prompt is sent as, as far as features see it."""
     sampling = {"temperature": prompt.temperature, "max_tokens": float(prompt.max_tokens)}
-    return Request("/v1/chat/completions", b"", prompt.text, sampling=sampling)
+    return Request("/v1/chat/completions", b"", cut(prompt.text), sampling=sampling)
 
 
 def dataset(
@@ -56,7 +56,11 @@ def train_policy(
     progress: Progress | None = None,
 ) -> None:
     """Fit the seed's policy on `data` and write its artefact to `out`."""
-    if data.contexts is None or len(data) < _FEWEST_PROMPTS or len(data.arms) < 2:
+    if data.contexts is None:
+        raise DatasetError("the data has no contexts: make it with `dataset`")
+    if default not in data.arms:
+        raise DatasetError(f"the default engine {default!r} was not measured (measured: {', '.join(data.arms)})")
+    if len(data) < _FEWEST_PROMPTS or len(data.arms) < 2:
         raise DatasetError(
             f"{len(data)} usable prompts under {len(data.arms)} arms are too few: at least {_FEWEST_PROMPTS} prompts "
             f"under 2 arms are needed (dropped: {data.dropped})"

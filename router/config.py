@@ -81,7 +81,7 @@ def load_config(source: str | Path | dict[str, Any]) -> DraftpickConfig:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name a YAML file that exists") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(str(path), "holds no mapping", "write `target`, `engines` and `router`")

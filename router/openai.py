@@ -40,7 +40,7 @@ def parse(path: str, body: bytes) -> Request:
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body)
-    return Request(path, body, _cut(reader(fields)), stream, hide_usage, _sampling(fields))
+    return Request(path, body, cut(reader(fields)), stream, hide_usage, _sampling(fields))
 
 
 def _asks_for_usage(fields: dict[str, Any]) -> bool:
@@ -67,7 +67,8 @@ def _sampling(fields: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """The text that the encoder sees of a long prompt."""
     if len(text) <= MAX_TEXT_CHARS:
         return text
     half = MAX_TEXT_CHARS // 2

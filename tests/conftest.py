@@ -6,30 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from engines.mock import MockSpec
-from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed, signals_kept
+from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
 
-settings.register_profile("steady", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile(
+    "steady",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("steady")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Ray declares its own models with what this pydantic deprecates; everything else stays an error."""
-    config.addinivalue_line(
-        "filterwarnings",
-        "ignore:Using extra keyword arguments on `Field` is deprecated:pydantic.PydanticDeprecatedSince20",
-    )
-
-
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def servers() -> AsyncIterator[Servers]:
-    """Serves ASGI applications until the test ends."""
-    with signals_kept():
-        opened = Servers()
-        yield opened
-        await opened.drain()
+    """Serves ASGI applications until the last test of a file.
+
+    For files with `pytestmark = pytest.mark.asyncio(loop_scope="module")`: stopping servers takes longer than most
+    tests do.
+    """
+    opened = Servers()
+    yield opened
+    await opened.drain()
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def mock_engine(servers: Servers) -> StartMock:
     return start
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def router_app(servers: Servers, tmp_path: Path) -> AsyncIterator[StartRouter]:
     """Starts a router: `await router_app({"a": spec, "b": spec}, policy=..., featurizer=..., max_attempts=...)`."""
     async with AsyncExitStack() as stack:

@@ -2,8 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,12 @@ def asked(api: str = CHAT, text: str = "hello there", **fields: Any) -> dict[str
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 3.0) -> None:
-    """Wait until `condition` holds."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
-            await asyncio.sleep(0.005)
+    """Wait until `condition` holds; time in which a busy machine does not run the loop does not count."""
+    for _ in range(round(timeout_s / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise TimeoutError(f"not so within {timeout_s:g} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +70,25 @@ class Mock:
         return self.engine.ended["aborted"]
 
 
+async def serve(app: ASGIApp) -> LocalServer:
+    """Serve `app`, and leave the handlers of signals as they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    server = LocalServer(app)
+    await server.start()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return server
+
+
 class Servers:
-    """The servers of one test."""
+    """Servers that stop together."""
 
     def __init__(self) -> None:
         self._servers: list[LocalServer] = []
 
     async def serve(self, app: ASGIApp) -> LocalServer:
-        """Serve `app` until the test ends."""
-        server = LocalServer(app)
-        await server.start()
+        """Serve `app` until `drain`."""
+        server = await serve(app)
         self._servers.append(server)
         return server
 
@@ -156,7 +167,7 @@ async def routed(
     )
     server = await servers.serve(app)
     try:
-        async with httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             yield Routed(client, server, dispatcher, replicas, engines, writer, folder)
     finally:
         await engine_client.close()
@@ -165,14 +176,3 @@ async def routed(
 
 StartMock = Callable[..., Awaitable[Mock]]
 StartRouter = Callable[..., Awaitable[Routed]]
-
-
-@contextmanager
-def signals_kept() -> Iterator[None]:
-    """Puts back the signal handlers that servers replace, in whatever order they stop."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -137,6 +137,25 @@ def test_a_wrong_field_of_a_mock_block_is_refused_at_its_path() -> None:
     assert loc == ("engines", 0, "mock", "fail_share")
 
 
+@pytest.mark.parametrize(
+    ("scaling", "field"),
+    [
+        ({"min_replicas": 0}, "min_replicas"),
+        ({"max_replicas": 0}, "max_replicas"),
+        ({"target_ongoing_requests": 0}, "target_ongoing_requests"),
+        ({"max_replica": 2}, "max_replica"),
+    ],
+)
+def test_a_wrong_field_of_autoscaling_is_refused_at_its_path(scaling: dict[str, Any], field: str) -> None:
+    loc, _ = refusal({"name": "a", "deployment": {"autoscaling": scaling}})
+    assert loc == ("engines", 0, "deployment", "autoscaling", field)
+
+
+def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
+    _, message = refusal({"name": "a", "deployment": {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}})
+    assert "max_replicas must be at least min_replicas" in message
+
+
 def test_configuration_is_frozen() -> None:
     config = fleet({"name": "a", "drafter": NGRAM})
     for model, field in [(config, "engines"), (config.engines[0], "name"), (config.engines[0].drafter, "method")]:

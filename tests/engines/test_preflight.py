@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engines.config import FleetConfig
+from engines.embedded import shipped_drafters
 from engines.errors import ConfigError
 from engines.preflight import check_models, drafter_model, target_path
 
@@ -103,6 +104,11 @@ def test_an_unknown_embedded_drafter_is_refused_at_its_field(target: str) -> Non
 def test_an_embedded_drafter_cannot_name_a_folder_outside(target: str) -> None:
     error = refusal(fleet(target, method="draft_model", model="embedded:../weights"))
     assert "no embedded drafter" in error.problem
+
+
+@pytest.mark.parametrize("drafter", shipped_drafters(), ids=lambda path: path.name)
+def test_every_shipped_drafter_fits_the_embedded_target(drafter: Path) -> None:
+    check_models(fleet("embedded", method="draft_model", model=f"embedded:{drafter.name}"))
 
 
 def test_a_drafter_class_is_left_to_vllm(target: str) -> None:

@@ -113,6 +113,14 @@ def test_the_replicas_actor_fits_into_the_first_bundle() -> None:
     assert asked["ray_actor_options"]["num_cpus"] == 0.1
 
 
+def test_both_sides_see_the_sizes_that_the_fleet_shares() -> None:
+    config = fleet(shared={"tensor_parallel_size": 2})
+    bundles = llm_config(config, config.engines[0])["placement_group_config"]["bundles"]
+    assert bundles == [{"CPU": 0.5}] * 2
+    asked = deployment_options(config, config.engines[0])
+    assert asked["placement_group_bundles"] == [{"CPU": 0.6}, {"CPU": 0.5}]
+
+
 def test_a_mock_engine_needs_no_placement_group() -> None:
     assert "placement_group_bundles" not in options(kind="mock")
 
@@ -125,13 +133,12 @@ def test_a_deployment_is_called_after_its_engine_and_outlasts_its_drain() -> Non
 
 
 def test_autoscaling_takes_the_place_of_a_fixed_number_and_looks_at_requests_in_flight() -> None:
-    asked = options(deployment={"autoscaling": {"min_replicas": 1, "max_replicas": 4}})
+    asked = options(deployment={"autoscaling": {"max_replicas": 4, "target_ongoing_requests": 5}})
     assert "num_replicas" not in asked
-    assert asked["autoscaling_config"] == {
-        "policy": {"policy_function": "engines.serve:scale_on_in_flight"},
-        "min_replicas": 1,
-        "max_replicas": 4,
-    }
+    scaling = asked["autoscaling_config"]
+    assert scaling["policy"] == {"policy_function": "engines.serve:scale_on_in_flight"}
+    assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (1, 4, 5)
+    assert None not in scaling.values()
 
 
 def test_the_users_own_options_win() -> None:

@@ -1,5 +1,6 @@
 """Learners on a bandit whose best arms are known: what they reach, that they repeat, that serving computes the same."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,8 @@ from policy_training.learners import Arrays, TrainOptions, train
 from router.policies.mlp import MLPPolicy
 from router.types import Context
 from tests.policy_training.bandit import ARMS, BEST, Bandit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = TrainOptions(epochs=20)
 FIT, FRESH = Bandit.draw(200, seed=0), Bandit.draw(400, seed=1)
@@ -47,11 +50,21 @@ def test_time_counts_and_not_how_often_an_arm_wins() -> None:
     assert scores.argmax() == 0
 
 
-@pytest.mark.xfail(reason="validation scores are all 0 then, and the weights of the first epoch are kept")
+@pytest.mark.xfail(
+    raises=AssertionError, reason="validation scores are all 0 then, and the weights of the first epoch are kept"
+)
 def test_a_default_that_is_always_fastest_gets_all_prompts() -> None:
     times = np.tile([0.5, 1.0, 1.0, 1.0], (60, 1))
     arrays = train(FIT.contexts[:60], times, 0, TrainOptions(epochs=250, seed=1))
     assert (logits(arrays, FRESH).argmax(1) == 0).mean() > 0.95
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, reason="of epochs with equal validation scores the first is kept, and few prompts tie early"
+)
+def test_few_prompts_are_enough() -> None:
+    chosen = logits(fitted(TrainOptions(seed=1), Bandit.draw(60, seed=1)), FRESH).argmax(1)
+    assert FRESH.share_of_possible(chosen) >= 0.95
 
 
 @pytest.mark.parametrize("learner", ["exact", "reinforce"])
@@ -91,6 +104,20 @@ def test_a_feature_that_never_varies_does_no_harm() -> None:
     contexts = np.concatenate([FIT.contexts, np.full((len(FIT), 1), 7, np.float32)], axis=1)
     arrays = train(contexts, FIT.time_s, 0, SHORT)
     assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, reason="its scale is 0.001: another value is hundreds of deviations away and decides alone"
+)
+@pytest.mark.parametrize("value", [0.55, 0.69])
+def test_a_feature_that_never_varied_does_not_decide_alone(value: float) -> None:
+    def widened(bandit: Bandit, value: float) -> Bandit:
+        column = np.full((len(bandit), 1), value, np.float32)
+        return replace(bandit, contexts=np.concatenate([bandit.contexts, column], axis=1))
+
+    arrays = fitted(TrainOptions(epochs=250), widened(FIT, 0.42))
+    chosen = logits(arrays, widened(FRESH, value)).argmax(1)
+    assert FRESH.share_of_possible(chosen) >= 0.95
 
 
 def test_progress_tells_each_epoch_and_its_share() -> None:

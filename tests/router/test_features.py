@@ -1,6 +1,7 @@
 """Contexts: deterministic, of the promised dimension, and made beside the event loop."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 
@@ -142,12 +143,19 @@ async def test_an_encoder_that_raises_fails_its_batch_and_no_other() -> None:
 
 
 async def test_encoding_does_not_block_the_loop() -> None:
-    task = asyncio.create_task(sentence(Encoder(duration_s=0.3))(request()))
-    ticks = 0
-    while not task.done():
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks >= 5
+    loop_runs = threading.Event()
+
+    def encode(texts: Sequence[str]) -> Vector:
+        if not loop_runs.wait(10):
+            raise RuntimeError("the loop stood still")
+        return np.ones((len(texts), 2), np.float32)
+
+    task = asyncio.create_task(SentenceFeaturizer(encode, 2, "waits")(request()))
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+        assert not task.done()
+    loop_runs.set()
+    assert (await task).vector[0] == 1
 
 
 async def test_one_who_stops_waiting_disturbs_nobody() -> None:

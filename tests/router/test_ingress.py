@@ -13,6 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 from router.ingress import RouterApp
 from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Servers, StartRouter, asked
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 STRANGE = b'{ "model":"mock-model", "x":{"y":[1.50,1e2,123456789012345678901234567890]},"z":"\xc3\xa9",%s }'
 ONE = {"a": FAST}
 OPENAI_ERROR = {"message", "type", "param", "code"}

@@ -87,7 +87,7 @@ def test_a_decision_names_an_eligible_arm_and_its_propensity(kind: str, eligible
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("eligible", [ARMS, ("b", "d")])
 def test_samples_follow_the_propensities(kind: str, eligible: tuple[str, ...]) -> None:
-    chosen, rng, num_draws = policy(kind), np.random.default_rng(1), 4000
+    chosen, rng, num_draws = policy(kind), np.random.default_rng(1), 1500
     expected = chosen.probabilities(context(), mask(*eligible))
     drawn = [chosen.decide(context(), eligible, rng).arm for _ in range(num_draws)]
     shares = np.array([drawn.count(arm) / num_draws for arm in ARMS])

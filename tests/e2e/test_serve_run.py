@@ -1,0 +1,68 @@
+"""`serve run deploy.app:build config=...` and a Serve YAML file start the same application."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.e2e.conftest import free_port
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+DEFAULT_PORT = 8000
+
+
+@contextmanager
+def serve_run(*args: str) -> Iterator[None]:
+    """Ray Serve's own command line, ended as Ctrl-C ends it."""
+    command = [str(Path(sys.executable).with_name("serve")), "run", *args]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def ready(port: int) -> dict[str, object]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5)
+        except httpx.TransportError:
+            answer = None
+        if answer is not None and answer.status_code == 200 and all(answer.json()["engines"].values()):
+            return dict(answer.json())
+        time.sleep(0.5)
+    raise AssertionError("the application was not ready in time")
+
+
+def application(port: int) -> tuple[object, ...]:
+    state = ready(port)
+    body = {"model": "mock-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=30)
+    return state["engines"], state["policy"], answer.status_code, answer.json()["choices"]
+
+
+def test_import_path_and_yaml_start_the_same_application(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) == 0:
+            pytest.skip(f"port {DEFAULT_PORT} is taken, and `serve run` with an import path takes no other")
+    with serve_run("deploy.app:build", "config=mock"):
+        by_import_path = application(DEFAULT_PORT)
+    config = yaml.safe_load((ROOT / "deploy/serve/one-machine.yaml").read_text())
+    config["http_options"]["port"] = port = free_port()
+    config["applications"][0]["args"] = {"config": "mock"}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with serve_run(os.fspath(path)):
+        assert application(port) == by_import_path

@@ -1,0 +1,173 @@
+"""The router's composition: policy and features by configuration, replicas that are followed, policies that change."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from router.config import load_config
+from router.deployment import Router, choose_policy, make_featurizer
+from router.errors import PolicyRefused
+from router.features import LexicalFeaturizer
+from router.policies import artifact
+from router.policies.simple import FixedPolicy, UniformPolicy
+from router.records import read
+from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
+from tests.router.test_policies import mlp, weights
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ARMS = ("a", "b", "c", "d")
+StartedRouter = Callable[..., Awaitable[Router]]
+
+
+class Addresses:
+    """Where an arm's replicas are, as Serve would tell."""
+
+    def __init__(self, *urls: str) -> None:
+        self.urls = list(urls)
+        self.error: Exception | None = None
+
+    async def __call__(self) -> list[str]:
+        if self.error is not None:
+            raise self.error
+        return self.urls
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A policy for `ARMS` that needs lexical features."""
+    manifest = {"kind": "mlp", "arms": list(ARMS), "featurizer": LexicalFeaturizer().id, "options": {}}
+    artifact.write(tmp_path / "policy", manifest, weights())
+    return tmp_path / "policy"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartedRouter]:
+    """Starts routers that look for replicas fifty times a second."""
+    monkeypatch.setattr("router.deployment._REFRESH_S", 0.02)
+    routers: list[Router] = []
+
+    async def start(sources: dict[str, Addresses] | None = None, **router: Any) -> Router:
+        engines = [{"name": arm, "kind": "mock"} for arm in ARMS]
+        config = {"target": {"name": MODEL}, "engines": engines, "router": {"default_engine": "a", **router}}
+        made = Router(load_config(config), dict(sources or {}))
+        routers.append(made)
+        await made.start()
+        return made
+
+    yield start
+    for made in routers:
+        await made.stop()
+
+
+async def test_the_router_serves_and_stops_with_its_records_written(
+    start: StartedRouter, servers: Servers, mock_engine: StartMock, tmp_path: Path
+) -> None:
+    router = await start({"a": Addresses((await mock_engine()).url)}, records={"dir": str(tmp_path)})
+    async with httpx.AsyncClient(base_url=(await servers.serve(router.app)).url) as client:
+        assert (await client.post(CHAT, json=asked())).headers["x-draftpick-arm"] == "a"
+        state = (await client.get("/ready")).json()
+    assert state["ready"]
+    assert state["policy"] == "fixed:a"
+    assert state["policy_refused"] is None
+    assert state["engines"] == {"a": 1, "b": 0, "c": 0, "d": 0}
+    assert state["in_flight"] == dict.fromkeys(ARMS, 0)
+    assert state["counts"] == {"attempts_ok": 1}
+    await router.stop()
+    assert [record.outcome.status for record in read(tmp_path)] == ["ok"]
+
+
+async def test_replicas_are_followed(start: StartedRouter) -> None:
+    addresses = Addresses()
+    router = await start({"a": addresses, "b": Addresses("http://b")})
+    assert router.state()["engines"] == {"a": 0, "b": 1, "c": 0, "d": 0}
+    addresses.urls = ["http://a1", "http://a2"]
+    await until(lambda: router.state()["engines"] == {"a": 2, "b": 1, "c": 0, "d": 0})
+    addresses.urls = []
+    await until(lambda: router.state()["engines"] == {"a": 0, "b": 1, "c": 0, "d": 0})
+
+
+async def test_an_engine_that_cannot_be_asked_is_asked_again(start: StartedRouter) -> None:
+    addresses = Addresses("http://a")
+    addresses.error = RuntimeError("starting")
+    router = await start({"a": addresses})
+    assert not router.state()["ready"]
+    addresses.error = None
+    await until(lambda: bool(router.state()["ready"]))
+
+
+# --- policy and features ---
+
+
+async def test_a_policy_brings_its_features(start: StartedRouter, folder: Path) -> None:
+    router = await start(policy=str(folder))
+    assert router.refused is None
+    assert isinstance(router.dispatcher.featurizer, LexicalFeaturizer)
+    assert router.dispatcher.policy.id.startswith("mlp:")
+
+
+async def test_a_policy_without_its_features_is_refused_and_the_default_engine_serves(
+    start: StartedRouter, folder: Path
+) -> None:
+    router = await start(policy=str(folder), featurizer="none")
+    assert router.dispatcher.policy.id == "fixed:a"
+    assert "needs the features 'lexical-64-v1'" in str(router.state()["policy_refused"])
+
+
+async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_serves(
+    start: StartedRouter, tmp_path: Path
+) -> None:
+    router = await start(policy=str(tmp_path / "nowhere"))
+    assert router.dispatcher.policy.id == "fixed:a"
+    assert "is no readable policy" in str(router.state()["policy_refused"])
+
+
+async def test_another_policy_can_be_taken_into_service_and_back(start: StartedRouter, folder: Path) -> None:
+    router = await start(policy="uniform")
+    policy_id = await router.use_policy(str(folder))
+    assert router.state()["policy"] == policy_id
+    assert isinstance(router.dispatcher.featurizer, LexicalFeaturizer)
+    assert await router.use_policy("uniform") == router.state()["policy"] == "uniform"
+
+
+async def test_a_refused_policy_leaves_the_one_that_serves(start: StartedRouter, tmp_path: Path) -> None:
+    router = await start(policy="uniform")
+    with pytest.raises(PolicyRefused):
+        await router.use_policy(str(tmp_path / "nowhere"))
+    assert router.state()["policy"] == "uniform"
+
+
+async def test_a_good_policy_clears_the_refusal_of_another(start: StartedRouter, tmp_path: Path) -> None:
+    router = await start(policy=str(tmp_path / "nowhere"))
+    await router.use_policy("uniform")
+    assert router.state()["policy_refused"] is None
+
+
+async def test_choosing_a_policy_never_fails(folder: Path) -> None:
+    config = load_config(
+        {"engines": [{"name": "a"}, {"name": "x"}], "router": {"default_engine": "x", "policy": str(folder)}}
+    )
+    policy, refused = choose_policy(config.router, config.arms)
+    assert policy.id == "fixed:x"
+    assert refused is not None
+    assert "was made for the engines" in refused
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "expected"),
+    [
+        ("auto", UniformPolicy(ARMS), None),
+        ("auto", mlp(), LexicalFeaturizer),
+        ("none", mlp(), None),
+        ("lexical", FixedPolicy(ARMS, "a"), LexicalFeaturizer),
+    ],
+)
+async def test_features_by_name(name: str, policy: Any, expected: type | None) -> None:
+    engines = [{"name": arm} for arm in ARMS]
+    config = load_config({"engines": engines, "router": {"default_engine": "a", "featurizer": name}})
+    made = make_featurizer(config.router, policy)
+    assert made is None if expected is None else isinstance(made, expected)
