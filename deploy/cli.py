@@ -55,7 +55,7 @@ def main() -> None:
     except DraftpickError as error:
         _fail(str(error), 1)
     except httpx.HTTPError as error:
-        _fail(f"{error} (is the router running at the --url?)", 1)
+        _fail(f"{error.request.url}: {error} (is the router running at the --url?)", 1)
     except (ValueError, OSError) as error:
         _fail(str(error), 1)
 

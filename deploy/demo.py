@@ -1,6 +1,7 @@
 """The whole story on a live fleet: collect, train, serve the new policy, compare it on held-out prompts."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ POLICY = "policy"
 _MAX_TOKENS = 64
 _SAMPLED_SHARE = 0.5
 _TRAIN_SHARE = 0.55
+_MOST_PROMPTS = 300
 
 
 def run_demo(
@@ -84,20 +86,16 @@ class _Story:
         self.arms = list(config.arms)
         self.featurizer, self.bar = featurizer, bar
         self.held_out: Matrix | None = None
-        self.seconds_per_request = 0.0
 
     def collect_and_train(self, budget_s: float) -> None:
-        """Measure as many prompts as fit the budget under every arm, and train the policy on them."""
-        warm = pinned_tasks(self._prompts(2, 90), self.arms, self.seed)
-        began = time.monotonic()
-        self._measure("warming up", warm)
-        self.seconds_per_request = (time.monotonic() - began) / len(warm)
-        n = max(12, int(_TRAIN_SHARE * budget_s / (self.seconds_per_request * len(self.arms))))
-        prompts = self._prompts(n, 0)
-        measured = self._measure("collecting", pinned_tasks(prompts, self.arms, self.seed))
+        """Measure as many prompts as the budget allows under every arm, and train the policy on them."""
+        self._measure("warming up", pinned_tasks(self._prompts(2, 90), self.arms, self.seed))
+        prompts = self._prompts(_MOST_PROMPTS, 0)
+        tasks = pinned_tasks(prompts, self.arms, self.seed)
+        measured = self._measure("collecting", tasks, _TRAIN_SHARE * budget_s)
         save(self.folder / "train.jsonl", measured)
         data = dataset(measured, {p.id: p for p in prompts}, self.arms, self.featurizer)
-        provenance = {"source": "draftpick demo", "seed": self.seed, "prompts_sent": n}
+        provenance = {"source": "draftpick demo", "seed": self.seed, "requests": len(measured)}
         default, options = self.config.router.default_engine, TrainOptions(seed=self.seed)
         row = self.bar.add_task("training", total=options.epochs)
         train_policy(
@@ -136,9 +134,16 @@ class _Story:
         )
         return evaluate(self.held_out, routed, chosen, self.config.router.default_engine, seed=self.seed)
 
-    def _measure(self, what: str, tasks: Sequence[Task]) -> list[Measurement]:
-        row = self.bar.add_task(what, total=len(tasks))
-        return asyncio.run(measure(self.url, self.config.target.name, tasks, progress=lambda *_: self.bar.advance(row)))
+    def _measure(self, what: str, tasks: Sequence[Task], budget_s: float = math.inf) -> list[Measurement]:
+        """Measurements of as many tasks as the budget allows; the bar shows seconds where there is a budget."""
+        began = time.monotonic()
+        row = self.bar.add_task(what, total=min(len(tasks), round(min(budget_s, 1e9))))
+
+        def told(done: int, total: int, last: Measurement) -> None:
+            self.bar.update(row, completed=done if budget_s == math.inf else round(time.monotonic() - began))
+
+        model = self.config.target.name
+        return asyncio.run(measure(self.url, model, tasks, progress=told, budget_s=budget_s))
 
     def _prompts(self, n: int, offset: int) -> list[Prompt]:
         seed = 100 * self.seed + offset

@@ -43,22 +43,29 @@ async def measure(
     concurrency: int = 1,
     progress: Progress | None = None,
     api_key: str | None = None,
+    budget_s: float = float("inf"),
 ) -> list[Measurement]:
-    """Measure tasks in order, `concurrency` at a time. Failed requests are measurements too, with their status."""
+    """Measure tasks in order, `concurrency` at a time. Failed requests are measurements too, with their status.
+
+    No task is begun after `budget_s` seconds; tasks that were not begun are left out.
+    """
+    deadline = time.monotonic() + budget_s
     limit = asyncio.Semaphore(concurrency)
     done: list[Measurement] = []
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(600, connect=10), headers=headers) as client:
 
-        async def one(number: int, task: Task) -> Measurement:
+        async def one(number: int, task: Task) -> None:
             async with limit:
+                if time.monotonic() > deadline:
+                    return
                 result = await _send(client, model, task, salt=f"{time.time_ns()}-{number}")
             done.append(result)
             if progress is not None:
                 progress(len(done), len(tasks), result)
-            return result
 
-        return await asyncio.gather(*(one(i, task) for i, task in enumerate(tasks)))
+        await asyncio.gather(*(one(i, task) for i, task in enumerate(tasks)))
+    return done
 
 
 async def arms_of(url: str) -> list[str]:

@@ -132,9 +132,10 @@ def test_engines_scale_and_never_to_zero() -> None:
     for engine in fleet(CLUSTER).engines:
         scaling = engine.deployment.autoscaling
         assert scaling is not None
-        assert set(scaling) <= set(AutoscalingConfig.model_fields), "Serve ignores fields that it does not know"
+        fields = scaling.model_dump(exclude_none=True)
+        assert set(fields) <= set(AutoscalingConfig.model_fields), "Serve ignores fields that it does not know"
         # An engine without a replica gets no request, so it would never come back.
-        assert 1 <= AutoscalingConfig(**scaling).min_replicas <= AutoscalingConfig(**scaling).max_replicas
+        assert 1 <= AutoscalingConfig(**fields).min_replicas <= AutoscalingConfig(**fields).max_replicas
 
 
 def test_kubernetes_serves_what_the_cluster_file_says() -> None:
@@ -148,9 +149,9 @@ def test_gpu_workers_hold_what_autoscaling_allows() -> None:
     per_pod = int(container["resources"]["limits"]["nvidia.com/gpu"])
     bundles = {e.name: deployment_options(config, e)["placement_group_bundles"] for e in config.engines}
     gpus = {name: sum(bundle["GPU"] for bundle in of) for name, of in bundles.items()}
-    scaling = {e.name: e.deployment.autoscaling or {} for e in config.engines}
+    scaling = {e.name: e.deployment.autoscaling for e in config.engines}
     for pods_key, replicas_key in (("minReplicas", "min_replicas"), ("maxReplicas", "max_replicas")):
-        wanted = sum(gpus[name] * scaling[name][replicas_key] for name in gpus)
+        wanted = sum(gpus[name] * getattr(scaling[name], replicas_key) for name in gpus)
         assert group[pods_key] * per_pod == wanted
     assert int(group["rayStartParams"]["num-cpus"]) == int(container["resources"]["requests"]["cpu"])
 

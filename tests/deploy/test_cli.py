@@ -261,7 +261,6 @@ def test_a_failure_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="httpx.ConnectError is none of the errors that main() knows")
 def test_collecting_without_a_router_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}')
     files = ["--out", str(tmp_path / "data.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl")]

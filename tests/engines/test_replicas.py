@@ -1,11 +1,13 @@
 """The table of replicas: who is eligible, who is least loaded, what an update keeps."""
 
+from contextlib import AbstractContextManager
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import EngineUnavailable
-from engines.replicas import ReplicaTable
+from engines.replicas import Replica, ReplicaTable
 
 
 def table(*urls: str) -> ReplicaTable:
@@ -86,7 +88,8 @@ def test_discarding_what_an_update_has_replaced_changes_nothing() -> None:
 def test_every_request_goes_to_a_least_loaded_replica(steps: list[int | None], num_replicas: int) -> None:
     """None: a request comes; a number: that one of the running requests ends."""
     urls = [f"u{i}" for i in range(num_replicas)]
-    made, running = table(*urls), []
+    made = table(*urls)
+    running: list[tuple[str, AbstractContextManager[Replica]]] = []
     for step in steps:
         if step is None:
             counts = {url: [other for other, _ in running].count(url) for url in urls}

@@ -144,16 +144,11 @@ async def test_an_answer_that_is_no_stream_of_events_is_broken(mock_engine: Star
     assert (outcome.status, outcome.http_status, outcome.ttft_s) == ("broken", 200, None)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="an answer that is cut after its first byte is called engine_error, without its HTTP status",
-)
 async def test_an_answer_that_is_cut_is_broken(mock_engine: StartMock) -> None:
     outcome = (await one((await mock_engine(BREAKS)).url)).outcome
     assert (outcome.status, outcome.http_status) == ("broken", 200)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="every status of 400 and above is called engine_error")
 async def test_a_request_that_the_engine_refuses_is_a_client_error(mock_engine: StartMock) -> None:
     mock = await mock_engine()
     (result,) = await measure(mock.url, "another-model", [Task(PROMPTS[0], "plain", "plain")])

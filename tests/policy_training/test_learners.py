@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import linear
 
 from policy_training.learners import Arrays, TrainOptions, train
+from router.features import SAMPLING_FEATURES
 from router.policies.mlp import MLPPolicy
 from router.types import Context
 from tests.policy_training.bandit import ARMS, BEST, Bandit
@@ -50,18 +51,12 @@ def test_time_counts_and_not_how_often_an_arm_wins() -> None:
     assert scores.argmax() == 0
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="validation scores are all 0 then, and the weights of the first epoch are kept"
-)
 def test_a_default_that_is_always_fastest_gets_all_prompts() -> None:
     times = np.tile([0.5, 1.0, 1.0, 1.0], (60, 1))
     arrays = train(FIT.contexts[:60], times, 0, TrainOptions(epochs=250, seed=1))
     assert (logits(arrays, FRESH).argmax(1) == 0).mean() > 0.95
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="of epochs with equal validation scores the first is kept, and few prompts tie early"
-)
 def test_few_prompts_are_enough() -> None:
     chosen = logits(fitted(TrainOptions(seed=1), Bandit.draw(60, seed=1)), FRESH).argmax(1)
     assert FRESH.share_of_possible(chosen) >= 0.95
@@ -94,10 +89,12 @@ def test_numpy_scores_as_torch_does() -> None:
     np.testing.assert_allclose(logits(arrays, FRESH), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_contexts_are_standardised() -> None:
+def test_the_embedding_varies_in_all_as_much_as_one_sampling_feature() -> None:
     arrays = fitted()
     np.testing.assert_allclose(arrays["mean"], FIT.contexts.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(arrays["scale"], FIT.contexts.std(0), atol=2e-3)
+    variances = (FIT.contexts / arrays["scale"]).var(0)
+    embedding = variances[: -len(SAMPLING_FEATURES)]
+    np.testing.assert_allclose([embedding.sum(), *variances[len(embedding) :]], 1, rtol=1e-3)
 
 
 def test_a_feature_that_never_varies_does_no_harm() -> None:
@@ -106,9 +103,6 @@ def test_a_feature_that_never_varies_does_no_harm() -> None:
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="its scale is 0.001: another value is hundreds of deviations away and decides alone"
-)
 @pytest.mark.parametrize("value", [0.55, 0.69])
 def test_a_feature_that_never_varied_does_not_decide_alone(value: float) -> None:
     def widened(bandit: Bandit, value: float) -> Bandit:
@@ -120,9 +114,8 @@ def test_a_feature_that_never_varied_does_not_decide_alone(value: float) -> None
     assert FRESH.share_of_possible(chosen) >= 0.95
 
 
-def test_progress_tells_each_epoch_and_its_share() -> None:
+def test_progress_tells_each_epoch_and_a_falling_loss() -> None:
     seen: list[tuple[int, int, float]] = []
     train(FIT.contexts, FIT.time_s, 0, SHORT, lambda *told: seen.append(told))
     assert [told[:2] for told in seen] == [(epoch, 20) for epoch in range(1, 21)]
-    assert all(share <= 1 + 1e-6 for _, _, share in seen)
-    assert seen[-1][2] > seen[0][2]
+    assert seen[-1][2] < seen[0][2]

@@ -61,6 +61,13 @@ def test_what_is_no_plain_yaml_is_refused_with_its_place(tmp_path: Path, text: s
     assert "line 1" in str(caught.value)
 
 
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_bytes(b"\xff\x00: 1")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_config(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "3", "just words"])
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "fleet.yaml"

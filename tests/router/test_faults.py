@@ -40,6 +40,11 @@ def story(records: list[Record]) -> list[tuple[int, str, str]]:
     return [(one.attempt, one.decision.arm, one.outcome.status) for one in records]
 
 
+def timeouts(fault: MockSpec | str, seconds: float) -> dict[str, float]:
+    """Short timeouts for an engine that hangs; others need none."""
+    return {"first_byte_timeout_s": seconds, "timeout_s": seconds} if fault is HANGS else {}
+
+
 # --- before the first byte ---
 
 
@@ -57,8 +62,7 @@ def story(records: list[Record]) -> list[tuple[int, str, str]]:
 async def test_another_engine_answers(
     router_app: StartRouter, fault: MockSpec | str, status: str, http_status: int | None, stream: bool
 ) -> None:
-    hangs = {"first_byte_timeout_s": 0.5, "timeout_s": 0.5} if fault is HANGS else {}
-    app = await router_app({"a": fault, "b": FAST}, **hangs)
+    app = await router_app({"a": fault, "b": FAST}, **timeouts(fault, 1.0))
     answer = await app.post(stream=stream, headers={"x-request-id": "r"})
     assert answer.status_code == 200
     assert answer.headers.get_list("x-draftpick-arm") == ["b"]
@@ -129,7 +133,7 @@ async def test_a_pinned_request_is_tried_once(router_app: StartRouter) -> None:
 async def test_when_no_engine_answers_the_client_gets_an_openai_error(
     router_app: StartRouter, fault: MockSpec | str, status: int, code: str, stream: bool
 ) -> None:
-    app = await router_app({"a": fault, "b": fault}, first_byte_timeout_s=0.1, timeout_s=0.1)
+    app = await router_app({"a": fault, "b": fault}, **timeouts(fault, 0.1))
     answer = await app.post(stream=stream)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
@@ -252,18 +256,21 @@ async def test_a_client_that_leaves_before_the_answer_stops_the_engine(
 
 async def test_every_attempt_leaves_exactly_one_record_whatever_happens(router_app: StartRouter) -> None:
     shares = {"fail_share": 0.15, "refuse_share": 0.15, "break_share": 0.15, "hang_share": 0.05}
-    specs = {arm: MockSpec(step_s=0.002, output_tokens=20, **shares) for arm in ("a", "b", "c")}
+    specs = {arm: MockSpec(step_s=0.002, output_tokens=5000, **shares) for arm in ("a", "b", "c")}
     app = await router_app(specs, policy=UniformPolicy(("a", "b", "c")), first_byte_timeout_s=0.5, timeout_s=2)
     rng = random.Random(0)
 
     async def request(number: int, stream: bool, leaves: bool) -> None:
         body, headers = asked(text=f"{number}", stream=stream), {"x-request-id": f"{number}"}
+        if not leaves:
+            body["max_tokens"] = 20
         async with app.client.stream("POST", CHAT, json=body, headers=headers) as answer:
             async for _ in answer.aiter_raw():
                 if leaves:
                     return
 
-    draws = [(number, rng.random() < 0.8, rng.random() < 0.2) for number in range(60)]
+    kinds = rng.choices(["whole", "stream", "leaves"], [0.2, 0.6, 0.2], k=60)
+    draws = [(number, kind != "whole", kind == "leaves") for number, kind in enumerate(kinds)]
     await asyncio.gather(*(request(*draw) for draw in draws))
     await until(lambda: app.replicas.load() == {"a": 0, "b": 0, "c": 0})
     records = await app.records(app.num_attempts)

@@ -50,7 +50,7 @@ def test_sampling_features_have_defaults() -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
 def test_every_spelling_of_the_limit_counts(name: str) -> None:
-    assert sampling_features(request(**{name: 10}))[1] == pytest.approx(np.log1p(10) / 10)
+    assert sampling_features(Request(CHAT, b"", "", sampling={name: 10}))[1] == pytest.approx(np.log1p(10) / 10)
 
 
 @given(st.floats(-1e300, 1e300), st.floats(-1e300, 1e300), st.text(max_size=50))

@@ -62,6 +62,10 @@ def writer(folder: Path, **config: Any) -> RecordWriter:
     return RecordWriter(RecordsConfig(dir=folder, **config))
 
 
+async def written(opened: RecordWriter, count: int) -> None:
+    await until(lambda: opened.written == count)
+
+
 def ids(folder: Path) -> list[str]:
     return [found.request_id for found in read(folder)]
 
@@ -151,7 +155,7 @@ async def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
     opened = writer(tmp_path, segment_bytes=1024)
     for i in range(12):
         opened.write(record(f"r{i:02}"))
-        await until(lambda count=i + 1: opened.written == count)
+        await written(opened, i + 1)
     opened.close()
     sizes = [path.stat().st_size for path in segments(tmp_path)]
     assert len(sizes) > 1
@@ -164,7 +168,7 @@ async def test_an_old_segment_is_followed_by_another(tmp_path: Path) -> None:
     opened = writer(tmp_path, segment_age_s=1e-6)
     for i in range(3):
         opened.write(record(f"r{i}"))
-        await until(lambda count=i + 1: opened.written == count)
+        await written(opened, i + 1)
     opened.close()
     assert len(segments(tmp_path)) == 3
 
@@ -176,7 +180,7 @@ async def test_the_oldest_segments_of_a_writer_are_removed(tmp_path: Path) -> No
     opened = writer(tmp_path, segment_age_s=1e-6, keep_segments=2)
     for i in range(4):
         opened.write(record(f"r{i}"))
-        await until(lambda count=i + 1: opened.written == count)
+        await written(opened, i + 1)
     opened.close()
     assert ids(tmp_path) == ["other", "r2", "r3"]
 
