@@ -109,14 +109,13 @@ class _Story:
         handle.broadcast("use_policy", str((self.folder / "policy").resolve())).results(timeout_s=60)
 
     def compare(self, budget_s: float) -> Evaluation:
-        """Held-out prompts under every arm and under the policy, interleaved in random order."""
-        per_prompt = self.seconds_per_request * (len(self.arms) + 1)
-        prompts = self._prompts(max(6, int((1 - _TRAIN_SHARE) * budget_s / per_prompt)), 1)
+        """Held-out prompts, each under every arm and under the policy in random order."""
         rng = np.random.default_rng(self.seed)
-        conditions = [Task(p, arm, arm) for p in prompts for arm in self.arms] + [
-            Task(p, None, POLICY) for p in prompts
-        ]
-        measured = self._measure("comparing", [conditions[i] for i in rng.permutation(len(conditions))])
+        tasks: list[Task] = []
+        for prompt in self._prompts(_MOST_PROMPTS, 1):
+            conditions = [*(Task(prompt, arm, arm) for arm in self.arms), Task(prompt, None, POLICY)]
+            tasks += [conditions[i] for i in rng.permutation(len(conditions))]
+        measured = self._measure("comparing", tasks, (1 - _TRAIN_SHARE) * budget_s)
         save(self.folder / "held-out.jsonl", measured)
         return self._judge(measured)
 
