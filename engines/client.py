@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+from yarl import URL
 
 from engines.errors import EngineBroken, EngineTimeout, EngineUnavailable
 
@@ -51,7 +52,7 @@ class EngineClient:
         wait_s = self._first_byte_timeout_s if stream else self._timeout_s
         response = await self._head(url, method, headers, body, wait_s)
         try:
-            yield Answer(response.status, list(response.headers.items()), _chunks(response))
+            yield Answer(response.status, list(response.headers.items()), _chunks(response, wait_s))
         finally:
             response.close()
 
@@ -60,8 +61,9 @@ class EngineClient:
     ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(wait_s):
+                # The target goes on as the client wrote it: `encoded` keeps yarl from rewriting it.
                 return await self._session.request(
-                    method, url, headers=headers, data=body or None, allow_redirects=False
+                    method, URL(url, encoded=True), headers=headers, data=body or None, allow_redirects=False
                 )
         except TimeoutError as error:
             raise EngineTimeout(f"no first byte within {wait_s:g} s") from error
@@ -73,9 +75,19 @@ class EngineClient:
         await self._session.close()
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _chunks(response: aiohttp.ClientResponse, first_wait_s: float) -> AsyncIterator[bytes]:
+    chunks = aiter(response.content.iter_any())
     try:
-        async for chunk in response.content.iter_any():
+        # Some engines send their headers long before their first token.
+        async with asyncio.timeout(first_wait_s):
+            first = await anext(chunks, b"")
+    except TimeoutError as error:
+        raise EngineTimeout(f"no first byte within {first_wait_s:g} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise EngineBroken(f"{type(error).__name__} after the headers") from error
+    try:
+        yield first
+        async for chunk in chunks:
             yield chunk
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise EngineBroken(f"{type(error).__name__} after the first byte") from error

@@ -3,9 +3,19 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals of its process alone."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class LocalServer:
@@ -27,7 +37,7 @@ class LocalServer:
             timeout_keep_alive=120,
             backlog=2048,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -52,6 +62,7 @@ class LocalServer:
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, finish what runs, cut what still runs after `timeout_s`."""
         if self._task is None:
+            self._socket.close()
             return
         self._server.config.timeout_graceful_shutdown = max(1, int(timeout_s))
         self._server.should_exit = True

@@ -51,7 +51,7 @@ async def measure(
     """
     deadline = time.monotonic() + budget_s
     limit = asyncio.Semaphore(concurrency)
-    done: list[Measurement] = []
+    done: dict[int, Measurement] = {}
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(600, connect=10), headers=headers) as client:
 
@@ -60,12 +60,12 @@ async def measure(
                 if time.monotonic() > deadline:
                     return
                 result = await _send(client, model, task, salt=f"{time.time_ns()}-{number}")
-            done.append(result)
+            done[number] = result
             if progress is not None:
                 progress(len(done), len(tasks), result)
 
         await asyncio.gather(*(one(i, task) for i, task in enumerate(tasks)))
-    return done
+    return [done[number] for number in sorted(done)]
 
 
 async def arms_of(url: str) -> list[str]:

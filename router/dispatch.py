@@ -18,7 +18,7 @@ from router.config import RouterConfig
 from router.errors import BadRequest, EngineFailed, NoEngine
 from router.features import Featurizer
 from router.measure import EventStream, Meter
-from router.openai import Request
+from router.openai import TERMINATED_PATHS, Request
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
@@ -116,7 +116,7 @@ class Dispatcher:
         try:
             async with asyncio.timeout(self._config.featurize_timeout_s):
                 return await self.featurizer(request)
-        except (TimeoutError, RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # an encoder may be anybody's code: whatever it raises, the request is served
             self.counts[f"featurizer_{type(error).__name__}"] += 1
             return None
 
@@ -217,7 +217,7 @@ class Dispatcher:
             await reply.write(data)
         if attempt.started and (rest := stream.end()):
             await reply.write(rest)
-        if not meter.terminated:
+        if not meter.terminated and attempt.incoming.request.path in TERMINATED_PATHS:
             raise EngineBroken("the stream ended without its terminator")
 
     def _record(self, attempt: "_Attempt", load: dict[str, int], meter: Meter, status: Status) -> None:

@@ -98,10 +98,11 @@ class SentenceFeaturizer(Featurizer):
             texts = [text for text, _ in batch]
             try:
                 vectors = await loop.run_in_executor(self._pool, self._encode, texts)
-            except (RuntimeError, ValueError, MemoryError) as error:
+                pairs = list(zip(batch, vectors, strict=True))
+            except Exception as error:  # an encoder may be anybody's code, and nobody may wait for it in vain
                 self._settle(batch, error)
                 continue
-            for (text, future), vector in zip(batch, vectors, strict=True):
+            for (text, future), vector in pairs:
                 self._remember(text, vector)
                 if not future.done():
                     future.set_result(vector)

@@ -126,8 +126,7 @@ def _incoming(scope: Scope, body: bytes, accepted: float) -> Incoming:
     return Incoming(
         request=parse(path, body),
         method=scope["method"],
-        target=f"{scope.get('raw_path', path.encode()).decode('latin-1').split('?')[0]}"
-        + (f"?{query}" if query else ""),
+        target=_raw_path(scope) + (f"?{query}" if query else ""),
         headers=headers,
         request_id=named.get("x-request-id") or uuid.uuid4().hex,
         accepted=accepted,
@@ -139,6 +138,12 @@ def _path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path.removeprefix(root) if root else path
+
+
+def _raw_path(scope: Scope) -> str:
+    """The path as it was sent, percent signs and all, below the route prefix."""
+    raw: str = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").split("?")[0]
+    return raw.removeprefix(scope.get("root_path", ""))
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

@@ -44,25 +44,26 @@ class Meter:
         now = self._last = time.perf_counter()
         if event.startswith(_DONE):
             self.terminated = True
-        if _USAGE in event:
-            self._read(_data(event))
-            if self._fields.get("choices") == []:
-                return True
+        if _USAGE in event and self._read(_data(event)) and self._fields.get("choices") == []:
+            return True
         if self._ttft_s is None and _has_content(event):
             self._ttft_s = now - self._accepted
         return False
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes) -> bool:
+        """Keep the fields of an answer or a chunk that carries usage; whether it does."""
         try:
             fields = orjson.loads(data)
         except orjson.JSONDecodeError:
-            return
+            return False
         if not isinstance(fields, dict):
-            return
+            return False
         response = fields.get("response")
         fields = response if isinstance(response, dict) else fields
-        if fields.get("usage"):
-            self._fields = fields
+        if not fields.get("usage"):
+            return False
+        self._fields = fields
+        return True
 
     def outcome(self, status: Status, http_status: int | None = None) -> Outcome:
         """What was measured up to now."""
@@ -89,21 +90,24 @@ class EventStream:
     def __init__(self, meter: Meter, *, hide_usage: bool) -> None:
         self._meter, self._hide_usage = meter, hide_usage
         self._rest = b""
+        self._blank = b"\n\n"
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to forward now: whole events only, unchanged."""
         data = self._rest + chunk if self._rest else chunk
-        end = data.rfind(b"\n\n")
+        if b"\r\n\r\n" in data:
+            self._blank = b"\r\n\r\n"
+        end = data.rfind(self._blank)
         if end < 0:
             self._rest = data
             return b""
-        self._rest = data[end + 2 :]
-        data = data[: end + 2]
-        events = data[:-2].split(b"\n\n")
+        end += len(self._blank)
+        self._rest, data = data[end:], data[:end]
+        events = data[: -len(self._blank)].split(self._blank)
         hidden = [self._meter.event(event) for event in events]
         if not (self._hide_usage and any(hidden)):
             return data
-        return b"".join(event + b"\n\n" for event, hide in zip(events, hidden, strict=True) if not hide)
+        return b"".join(event + self._blank for event, hide in zip(events, hidden, strict=True) if not hide)
 
     def end(self) -> bytes:
         """What is left when the stream ends without a blank line."""
@@ -152,12 +156,12 @@ def _has_content(event: bytes) -> bool:
         fields = orjson.loads(_data(event))
     except orjson.JSONDecodeError:
         return False
+    if not isinstance(fields, dict):
+        return False
     if isinstance(fields.get("type"), str):
         return str(fields["type"]).endswith(".delta")
     choices = fields.get("choices")
-    if not choices:
-        return False
-    return any(_choice_has_content(choice) for choice in choices)
+    return isinstance(choices, list) and any(_choice_has_content(c) for c in choices if isinstance(c, dict))
 
 
 def _choice_has_content(choice: dict[str, Any]) -> bool:

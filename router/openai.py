@@ -10,7 +10,8 @@ from router.errors import BadRequest
 MAX_TEXT_CHARS = 4000
 """Longer prompts are cut for the embedding alone: their beginning and end are kept."""
 
-_USAGE_OPTION = b'"stream_options":{"include_usage":true},'
+TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""Paths whose streams end with a terminator that the router knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,20 @@ def parse(path: str, body: bytes) -> Request:
 
 def _asks_for_usage(fields: dict[str, Any]) -> bool:
     options = fields.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
+    return isinstance(options, dict) and str(options.get("include_usage", "")).lower() in ("true", "1", "yes", "on")
 
 
 def _ask_for_usage(fields: dict[str, Any], body: bytes) -> bytes:
-    """Body with `stream_options.include_usage`; spliced in where possible, so that all else stays byte for byte."""
+    """Body with `stream_options.include_usage`, spliced in at its end: of two equal keys the last counts.
+
+    All else stays byte for byte. `continuous_usage_stats` would put usage into chunks of a client that did not ask.
+    """
     options = fields.get("stream_options")
-    if options is None and "stream_options" not in fields:
-        start = body.index(b"{") + 1
-        return body[:start] + _USAGE_OPTION + body[start:]
-    if options is None or isinstance(options, dict):
-        return orjson.dumps({**fields, "stream_options": {**(options or {}), "include_usage": True}})
-    return body
+    if options is not None and not isinstance(options, dict):
+        return body
+    kept = {k: v for k, v in (options or {}).items() if k != "continuous_usage_stats"}
+    end = body.rindex(b"}")
+    return body[:end] + b',"stream_options":' + orjson.dumps({**kept, "include_usage": True}) + body[end:]
 
 
 def _sampling(fields: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ Schema 1 is a public interface: one object a line, the vector as base64 of littl
 
 import base64
 import os
+import platform
 import threading
 import time
 from collections import deque
@@ -23,7 +24,7 @@ _FLUSH_S = 0.5
 
 
 class RecordWriter:
-    """Appends records to segments `records-<time>-<pid>-<n>.jsonl`; drops and counts what it cannot keep."""
+    """Appends records to segments `records-<time>-<host>-<pid>-<n>.jsonl`; drops and counts what it cannot keep."""
 
     def __init__(self, config: RecordsConfig) -> None:
         if config.dir is None:
@@ -31,7 +32,7 @@ class RecordWriter:
         self._config, self._dir = config, config.dir
         self._dir.mkdir(parents=True, exist_ok=True)
         self._queue: deque[Record] = deque()
-        self._prefix = f"records-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
+        self._prefix = f"records-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}"
         self._number = 0
         self._segment: BinaryIO | None = None
         self._opened = 0.0

@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]
         raise PolicyRefused(f"{path / ARRAYS} is not the file that the manifest describes (its sha256 differs)")
     try:
         return manifest, load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:
         raise PolicyRefused(f"{path / ARRAYS} is damaged: {error}") from error
 
 
@@ -64,3 +64,8 @@ def _check_manifest(path: Path, manifest: Any) -> None:
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
             raise PolicyRefused(f"{path / MANIFEST}: field {name!r} is missing or not a {kind.__name__}")
+    arms, options = manifest["arms"], manifest.get("options", {})
+    if not arms or not all(isinstance(arm, str) for arm in arms) or len(set(arms)) != len(arms):
+        raise PolicyRefused(f"{path / MANIFEST}: arms must be names, each once")
+    if not isinstance(options, dict):
+        raise PolicyRefused(f"{path / MANIFEST}: options must be an object")

@@ -27,6 +27,8 @@ class Policy(ABC):
         """Sample an arm among `eligible` (names, at least one)."""
         mask = np.fromiter((arm in eligible for arm in self.arms), bool, len(self.arms))
         probabilities = self.probabilities(context, mask)
+        if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and probabilities[mask].sum() > 0):
+            raise ValueError(f"policy {self.id} gave no distribution: {probabilities}")
         chosen = int(np.searchsorted(np.cumsum(probabilities), rng.random() * probabilities.sum(), side="right"))
         chosen = min(chosen, int(np.flatnonzero(probabilities)[-1]))
         return Decision(
@@ -39,5 +41,5 @@ class Policy(ABC):
 
 def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Probabilities:
     """Softmax over the eligible arms, exact 0 elsewhere. Shape `[arms]`."""
-    weights = np.where(eligible, np.exp(logits - logits[eligible].max()), 0.0)
+    weights = np.exp(np.where(eligible, logits - logits[eligible].max(), -np.inf))
     return np.asarray(weights / weights.sum())

@@ -38,8 +38,11 @@ class MLPPolicy(Policy):
         cls, id: str, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]
     ) -> "MLPPolicy":
         """The policy of an artefact (see `router.policies.artifact`)."""
-        options = {k: manifest["options"][k] for k in ("greedy", "floor") if k in manifest.get("options", {})}
-        return cls(id, tuple(manifest["arms"]), manifest["featurizer"], arrays, **options)
+        arms, options = tuple(manifest["arms"]), manifest.get("options", {})
+        greedy, floor = options.get("greedy", True), options.get("floor", 0.0)
+        if not isinstance(greedy, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1 / len(arms):
+            raise PolicyRefused(f"options {options} are wrong: greedy is true or false, floor from 0 to 1/{len(arms)}")
+        return cls(id, arms, manifest["featurizer"], arrays, greedy=greedy, floor=floor)
 
     @property
     def dimension(self) -> int:
@@ -57,7 +60,10 @@ class MLPPolicy(Policy):
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         if context is None:
             raise ValueError(f"policy {self.id} needs a context")
-        soft = masked_softmax(self.logits(context), eligible)
+        logits = self.logits(context)
+        if not np.isfinite(logits).all():
+            raise ValueError(f"policy {self.id} gave scores that are not finite")
+        soft = masked_softmax(logits, eligible)
         if not self._greedy:
             return soft
         result = np.where(eligible, self._floor, 0.0)
@@ -72,12 +78,16 @@ def _checked(arrays: dict[str, npt.NDArray[np.float32]], num_arms: int) -> dict[
     if missing:
         raise PolicyRefused(f"arrays are missing: {', '.join(missing)}")
     width = arrays["mean"].shape
+    if len(width) != 1 or any(arrays[f"b{i}"].ndim != 1 for i in range(1, LAYERS + 1)):
+        raise PolicyRefused("mean and b1 to b3 must have one dimension")
     sizes = [*width, *(arrays[f"b{i}"].shape[0] for i in range(1, LAYERS + 1))]
-    expected = {"mean": width, "scale": width, f"b{LAYERS}": (num_arms,)}
+    expected: dict[str, tuple[int, ...]] = {"mean": width, "scale": width, f"b{LAYERS}": (num_arms,)}
     expected |= {f"w{i + 1}": (sizes[i], sizes[i + 1]) for i in range(LAYERS)}
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             raise PolicyRefused(f"array {name} has shape {arrays[name].shape}, expected {shape}")
     if not all(np.isfinite(arrays[name]).all() for name in names):
         raise PolicyRefused("arrays hold values that are not finite")
+    if not (arrays["scale"] > 0).all():
+        raise PolicyRefused("scale holds values that are not positive")
     return {name: np.asarray(arrays[name], np.float32) for name in names}

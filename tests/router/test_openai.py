@@ -13,7 +13,7 @@ from tests.fleet import CHAT, COMPLETIONS, RESPONSES
 
 TEXT_PART = {"type": "text", "text": "seen"}
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-SPLICED = b'"stream_options":{"include_usage":true},'
+SPLICED = b',"stream_options":{"include_usage":true}'
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
