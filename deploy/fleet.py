@@ -1,5 +1,6 @@
 """Starts and stops the application on Ray, and tells how far it has come."""
 
+import contextlib
 import logging
 import os
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import ray
 from ray import serve
 
@@ -41,8 +43,10 @@ def running(
         serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
         target = serve.RunTarget(build(config.model_dump(mode="json")), name=APP_NAME, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
+        url = f"http://{host}:{port}"
         _wait(timeout_s, progress or (lambda states: None))
-        yield f"http://{host}:{port}"
+        _wait_for_router(url)
+        yield url
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -74,6 +78,18 @@ def _wait(timeout_s: float, progress: Progress) -> None:
                 raise StartFailed("; ".join(reasons) or app.message or "the application failed to start")
         time.sleep(0.5)
     raise StartFailed(f"the application was not ready after {timeout_s:g} s")
+
+
+def _wait_for_router(url: str, timeout_s: float = 60.0) -> None:
+    """Serve says that the replicas run; return when the router has found them all."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{url}/ready", timeout=5)
+            if answer.status_code == 200 and all(answer.json()["engines"].values()):
+                return
+        time.sleep(0.2)
+    raise StartFailed(f"the router at {url} did not find all engines within {timeout_s:g} s")
 
 
 def _state(replicas: dict[Any, int], status: str) -> str:

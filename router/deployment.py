@@ -30,6 +30,7 @@ from router.records import RecordWriter
 log = logging.getLogger("ray.serve")
 
 _REFRESH_S = 1.0
+_ADDRESSES_S = 5.0
 _CHAT = "/v1/chat/completions"
 
 
@@ -64,9 +65,7 @@ class Router:
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""
-        for arm in self._sources:
-            await self._refresh(arm)
-            self._tasks.add(asyncio.create_task(self._follow(arm)))
+        self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
 
     async def stop(self) -> None:
         """Close connections and write what is queued."""
@@ -102,12 +101,12 @@ class Router:
 
     async def _follow(self, arm: str) -> None:
         while True:
-            await asyncio.sleep(_REFRESH_S)
             await self._refresh(arm)
+            await asyncio.sleep(_REFRESH_S)
 
     async def _refresh(self, arm: str) -> None:
         try:
-            urls = await asyncio.wait_for(self._sources[arm](), timeout=10)
+            urls = await asyncio.wait_for(self._sources[arm](), timeout=_ADDRESSES_S)
         except Exception as error:  # Serve raises many kinds while replicas come and go; the next second asks again
             log.debug("no addresses of %s: %s", arm, error)
             urls = []
