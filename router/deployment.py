@@ -65,6 +65,7 @@ class Router:
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""
+        await asyncio.gather(*(self._refresh(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
 
     async def stop(self) -> None:
@@ -101,8 +102,8 @@ class Router:
 
     async def _follow(self, arm: str) -> None:
         while True:
-            await self._refresh(arm)
             await asyncio.sleep(_REFRESH_S)
+            await self._refresh(arm)
 
     async def _refresh(self, arm: str) -> None:
         try:
