@@ -108,9 +108,10 @@ class Router:
     async def _refresh(self, arm: str) -> None:
         try:
             urls = await asyncio.wait_for(self._sources[arm](), timeout=_ADDRESSES_S)
-        except Exception as error:  # Serve raises many kinds while replicas come and go; the next second asks again
+        except Exception as error:  # Serve raises many kinds while replicas come and go
+            # What is known stays: a slow answer is no death, and a dead replica refuses its next connection.
             log.debug("no addresses of %s: %s", arm, error)
-            urls = []
+            return
         self._replicas.update(arm, urls)
 
 

@@ -5,6 +5,7 @@ share of prompts whose tokens are identical to the plain engine's.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -61,10 +62,10 @@ def jobs(config: str, dtype: str, n: int, max_tokens: int) -> list[dict[str, Any
 
 def answers(job: dict[str, Any]) -> list[list[int]]:
     """Token ids of the greedy answers of one engine."""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, EngineArgs, SamplingParams
 
-    kwargs = dict(job["config"]["engine_kwargs"])
-    kwargs.pop("enable_per_request_metrics")
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    kwargs = {k: v for k, v in job["config"]["engine_kwargs"].items() if k in known}
     llm = LLM(model=job["config"]["model_loading_config"]["model_source"], **{**kwargs, "dtype": job["dtype"]})
     params = SamplingParams(temperature=0.0, max_tokens=job["max_tokens"])
     chats: Any = [[{"role": "user", "content": p.text}] for p in generate(job["n"], seed=7, sampled_share=0.0)]
