@@ -313,7 +313,7 @@ def evaluate(
 @app.command()
 def demo(
     config: Config = "embedded",
-    minutes: Annotated[float, typer.Option(help="Time for collecting and comparing prompts.")] = 10.5,
+    minutes: Annotated[float, typer.Option(help="Time for collecting and comparing prompts.")] = 9.0,
     output: Annotated[Path, typer.Option("--out", help="Folder of what the demo writes.")] = Path("runs/demo"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
     port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,

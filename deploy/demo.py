@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from policy_training.dataset import Matrix, Measurement, matrix, save
 from policy_training.evaluate import Evaluation, Interval, evaluate
 from policy_training.learners import TrainOptions
 from policy_training.train import dataset, train_policy
-from policy_training.workloads import Prompt, generate
+from policy_training.workloads import KINDS, Prompt, generate
 from router.config import DraftpickConfig
 from router.features import Featurizer
 
@@ -145,8 +146,10 @@ class _Story:
         return asyncio.run(measure(self.url, model, tasks, progress=told, budget_s=budget_s))
 
     def _prompts(self, n: int, offset: int) -> list[Prompt]:
-        seed = 100 * self.seed + offset
-        return generate(n, seed=seed, sampled_share=_SAMPLED_SHARE, max_tokens=_MAX_TOKENS)
+        """Prompts in rounds of all kinds, so that any beginning of the list is balanced."""
+        prompts = generate(n, seed=100 * self.seed + offset, sampled_share=_SAMPLED_SHARE, max_tokens=_MAX_TOKENS)
+        by_kind = [[p for p in prompts if p.kind == kind] for kind in KINDS]
+        return [p for round_ in zip_longest(*by_kind) for p in round_ if p is not None]
 
     def write(self, result: Evaluation, json_file: Path | None) -> None:
         """`summary.json` and `plot.png`, and the figures once more where `--json` says."""

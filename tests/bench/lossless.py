@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--config", default="embedded")
     parser.add_argument("-n", type=int, default=102)
     parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--max-num-seqs", type=int, help="requests in a batch; the engine's own limit by default")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
@@ -34,7 +35,7 @@ def main() -> None:
     figures: dict[str, Interval] = {}
     differing: dict[str, list[int]] = {}
     for dtype in args.dtypes:
-        plain, *others = (_in_process(job) for job in jobs(args.config, dtype, args.n, args.max_tokens))
+        plain, *others = (_in_process(job) for job in jobs(args, dtype))
         label = {"float32": "float32", "bfloat16": "bf16"}[dtype]
         shares = []
         for name, tokens in others:
@@ -49,12 +50,19 @@ def main() -> None:
         write(args.json, args.n, figures, command=command, differing_prompts=differing)
 
 
-def jobs(config: str, dtype: str, n: int, max_tokens: int) -> list[dict[str, Any]]:
+def jobs(args: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
     """What each engine's process does; the plain engine first."""
-    fleet = resolve(config)
+    fleet = resolve(args.config)
+    batch = {"max_num_seqs": args.max_num_seqs} if args.max_num_seqs else {}
     engines = sorted(fleet.engines, key=lambda e: e.drafter is not None)
     return [
-        {"name": e.name, "dtype": dtype, "n": n, "max_tokens": max_tokens, "config": llm_config(fleet, e)}
+        {
+            "name": e.name,
+            "n": args.n,
+            "max_tokens": args.max_tokens,
+            "source": (config := llm_config(fleet, e))["model_loading_config"]["model_source"],
+            "engine_kwargs": {**config["engine_kwargs"], **batch, "dtype": dtype},
+        }
         for e in engines
         if e.kind == "vllm"
     ]
@@ -65,8 +73,8 @@ def answers(job: dict[str, Any]) -> list[list[int]]:
     from vllm import LLM, EngineArgs, SamplingParams
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
-    kwargs = {k: v for k, v in job["config"]["engine_kwargs"].items() if k in known}
-    llm = LLM(model=job["config"]["model_loading_config"]["model_source"], **{**kwargs, "dtype": job["dtype"]})
+    kwargs = {k: v for k, v in job["engine_kwargs"].items() if k in known}
+    llm = LLM(model=job["source"], **kwargs)
     params = SamplingParams(temperature=0.0, max_tokens=job["max_tokens"])
     chats: Any = [[{"role": "user", "content": p.text}] for p in generate(job["n"], seed=7, sampled_share=0.0)]
     return [list(answer.outputs[0].token_ids) for answer in llm.chat(chats, params, use_tqdm=False)]
