@@ -247,7 +247,7 @@ def train(
     n: Annotated[int, typer.Option("-n", help="Number of prompts, as collected.")] = 60,
     sampled_share: Annotated[float, typer.Option(help="As collected.")] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="As collected.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
