@@ -1,6 +1,7 @@
 """Real Ray Serve, mock engines, real HTTP, the `openai` client."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -31,8 +32,9 @@ def body(text: str = "hello", **more: object) -> dict[str, object]:
 
 
 @pytest.fixture
-def client(mock_url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{mock_url}/v1", api_key="none", max_retries=0)
+def client(mock_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{mock_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_ready_names_every_engine(mock_url: str) -> None:

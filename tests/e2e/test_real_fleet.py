@@ -35,8 +35,9 @@ def real_url(records_dir: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(real_url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{real_url}/v1", api_key="none", max_retries=0, timeout=120)
+def client(real_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{real_url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
 
 
 def ask(text: str, **more: object) -> dict[str, object]:
