@@ -102,7 +102,7 @@ class Deployment(Model):
     autoscaling: Autoscaling | None = Field(None, description="replaces `num_replicas`")
     accelerator: Literal["cpu", "gpu"] = Field("cpu", description="what the engine's workers run on")
     accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as H100")
-    num_cpus: float = Field(0.5, ge=0, description="CPUs that Ray reserves for one replica")
+    num_cpus: float = Field(0.5, ge=0, description="CPUs of one worker; on CPUs also its number of threads")
     drain_timeout_s: float = Field(300.0, gt=0, description="longest wait for running streams when a replica stops")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replica")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of a Serve deployment")

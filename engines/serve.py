@@ -114,14 +114,16 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
 def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """Options of the Serve deployment of one engine; the user's own `options` win."""
     deployment = engine.deployment
-    offline = {"HF_HUB_OFFLINE": "1"} if config.target.source == EMBEDDED else {}
+    env = {"HF_HUB_OFFLINE": "1"} if config.target.source == EMBEDDED else {}
+    if engine.kind == "vllm" and deployment.accelerator == "cpu":
+        env |= _cpu_threads(deployment.num_cpus)
     options: dict[str, Any] = {
         "name": f"engine-{engine.name}",
         "max_ongoing_requests": 1000,
         "graceful_shutdown_timeout_s": deployment.drain_timeout_s + 10,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
-        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": {**offline, **deployment.env}}},
+        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": {**env, **deployment.env}}},
     }
     if deployment.autoscaling is None:
         options["num_replicas"] = deployment.num_replicas
@@ -134,6 +136,11 @@ def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         options["placement_group_bundles"] = [{**first, "CPU": first.get("CPU", 0) + 0.1}, *rest]
         options["placement_group_strategy"] = "PACK"
     return {**options, **deployment.options}
+
+
+def _cpu_threads(num_cpus: float) -> dict[str, str]:
+    """Threads of an engine's worker. Left alone, vLLM binds the workers of all engines of a node to the same cores."""
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, round(num_cpus)))}
 
 
 def _engine_kwargs(config: FleetConfig, engine: Engine) -> dict[str, Any]:

@@ -145,13 +145,23 @@ def test_the_users_own_options_win() -> None:
     assert options(deployment={"options": {"max_ongoing_requests": 5}})["max_ongoing_requests"] == 5
 
 
-def test_the_embedded_target_is_served_offline_unless_the_environment_says_otherwise() -> None:
-    def environment(**engine: Any) -> dict[str, str]:
-        return dict(options(**engine)["ray_actor_options"]["runtime_env"]["env_vars"])
+def environment(**engine: Any) -> dict[str, str]:
+    return dict(options(**engine)["ray_actor_options"]["runtime_env"]["env_vars"])
 
-    assert environment() == {}
-    assert environment(target="embedded", deployment={"env": {"A": "1"}}) == {"HF_HUB_OFFLINE": "1", "A": "1"}
-    assert environment(target="embedded", deployment={"env": {"HF_HUB_OFFLINE": "0"}}) == {"HF_HUB_OFFLINE": "0"}
+
+def test_the_embedded_target_is_served_offline_unless_the_environment_says_otherwise() -> None:
+    assert "HF_HUB_OFFLINE" not in environment()
+    given = environment(target="embedded", deployment={"env": {"A": "1"}})
+    assert (given["HF_HUB_OFFLINE"], given["A"]) == ("1", "1")
+    assert environment(target="embedded", deployment={"env": {"HF_HUB_OFFLINE": "0"}})["HF_HUB_OFFLINE"] == "0"
+
+
+@pytest.mark.parametrize(("num_cpus", "threads"), [(0.5, "1"), (4, "4")])
+def test_an_engine_on_cpus_computes_with_its_own_cpus(num_cpus: float, threads: str) -> None:
+    given = environment(deployment={"num_cpus": num_cpus})
+    assert (given["OMP_NUM_THREADS"], given["VLLM_CPU_OMP_THREADS_BIND"]) == (threads, "nobind")
+    assert environment(deployment={"num_cpus": 4, "env": {"OMP_NUM_THREADS": "2"}})["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in environment(deployment={"accelerator": "gpu"})
 
 
 def context(metrics: dict[str, dict[str, float]] | None, target: float = 2.0) -> SimpleNamespace:
