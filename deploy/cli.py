@@ -8,19 +8,32 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from deploy.cli_drafters import drafters_app
+from deploy.console import (
+    Config,
+    Json,
+    Prompts,
+    Seed,
+    Url,
+    err,
+    fail,
+    out,
+    prepare_models,
+    progress_bar,
+    say,
+    some_prompts,
+)
 from engines.errors import ConfigError, DraftpickError
 
 app = typer.Typer(
@@ -30,19 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
 )
-drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target.")
 app.add_typer(drafters_app, name="drafters")
-
-out = Console()
-err = Console(stderr=True)
-
-Config = Annotated[str, typer.Option("--config", "-c", help="A fleet that ships (embedded, mock), or a YAML file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
-Url = Annotated[str, typer.Option("--url", help="Base URL of a running router.")]
-Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="JSONL with `prompt` in each line; else generated ones.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of prompts, order and training.")]
 
 
 def main() -> None:
@@ -51,42 +52,13 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except DraftpickError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except httpx.HTTPError as error:
-        _fail(f"{error.request.url}: {error} (is the router running at the --url?)", 1)
+        fail(f"{error.request.url}: {error} (is the router running at the --url?)", 1)
     except (ValueError, OSError) as error:
-        _fail(str(error), 1)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
-    sys.exit(code)
-
-
-def _bar() -> Progress:
-    """A progress bar on stderr, silent where stderr is no terminal."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=err, disable=not err.is_terminal)
-
-
-def _prepare(config: Any) -> None:
-    """Prepare the embedded target, with a bar, when the fleet uses it."""
-    from engines.config import EMBEDDED
-    from engines.embedded import prepare_target
-
-    if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
-        return
-    with _bar() as bar:
-        task = bar.add_task("target", total=100)
-        prepare_target(lambda what, share: bar.update(task, description=what, completed=100 * share))
+        fail(str(error), 1)
 
 
 def _show_start(bar: Progress) -> Callable[[dict[str, str]], None]:
@@ -124,11 +96,11 @@ def serve(
         err.print(
             f"[yellow]warning:[/yellow] {warning}; engine {fleet.router.default_engine!r} serves", highlight=False
         )
-    _prepare(fleet)
+    prepare_models(fleet)
     from deploy.fleet import running
 
     stop = threading.Event()
-    with _bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
+    with progress_bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
         bar.stop()
         # Only now: Ray puts its own handlers in place when it starts, and those end the process without a drain.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -185,7 +157,7 @@ def models(
     from engines.embedded import ENCODER_NAME, TARGET_NAME, cache_dir, encoder_path, shipped_drafters
 
     if prepare:
-        _prepare(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))
+        prepare_models(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))
     target = cache_dir() / TARGET_NAME
     rows = [
         {"role": "target", "name": TARGET_NAME, "path": str(target), "ready": (target / "config.json").is_file()},
@@ -219,10 +191,10 @@ def collect(
     from policy_training.collect import arms_of, measure, model_of, pinned_tasks
     from policy_training.dataset import writer
 
-    chosen = _prompts(prompts, n, seed, sampled_share, max_tokens)
+    chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
     arms = asyncio.run(arms_of(url))
     tasks = pinned_tasks(chosen, arms, seed)
-    with _bar() as bar, writer(output) as write:
+    with progress_bar() as bar, writer(output) as write:
         row = bar.add_task("collecting", total=len(tasks))
 
         def keep(done: int, total: int, measurement: Any) -> None:
@@ -232,7 +204,7 @@ def collect(
         done = asyncio.run(measure(url, model_of(url), tasks, progress=keep))
     failed = sum(m.outcome.status != "ok" for m in done)
     result = {"measurements": len(done), "failed": failed, "arms": arms, "out": str(output)}
-    _say(as_json, result, f"{len(done)} measurements ({failed} failed) in {output}")
+    say(as_json, result, f"{len(done)} measurements ({failed} failed) in {output}")
     if failed == len(done):
         raise typer.Exit(1)
 
@@ -260,18 +232,18 @@ def train(
     from policy_training.train import dataset, train_policy
 
     if learner not in ("exact", "reinforce"):
-        _fail(f"--learner: unknown learner {learner!r} (exact or reinforce)", 2)
-    chosen = {p.id: p for p in _prompts(prompts, n, seed, sampled_share, max_tokens)}
+        fail(f"--learner: unknown learner {learner!r} (exact or reinforce)", 2)
+    chosen = {p.id: p for p in some_prompts(prompts, n, seed, sampled_share, max_tokens)}
     measured = load(data)
     featurizer = _featurizer()
     matrix = dataset(measured, chosen, _arms(measured), featurizer)
     options = TrainOptions(learner="exact" if learner == "exact" else "reinforce", epochs=epochs, seed=seed)
     provenance = {"data": data.name, "prompt_seed": seed}
-    with _bar() as bar:
+    with progress_bar() as bar:
         row = bar.add_task("training", total=epochs)
         train_policy(matrix, featurizer.id, default, output, options, provenance, lambda *_: bar.advance(row))
     result = {"policy": str(output), "prompts": len(matrix), "arms": list(matrix.arms), "dropped": matrix.dropped}
-    _say(
+    say(
         as_json,
         result,
         f"policy {output}: {len(matrix)} prompts, arms {', '.join(matrix.arms)}, dropped {matrix.dropped}",
@@ -296,7 +268,7 @@ def evaluate(
     from policy_training.train import choices, dataset
     from router.policies import read
 
-    chosen = {p.id: p for p in _prompts(prompts, n, seed, sampled_share, max_tokens)}
+    chosen = {p.id: p for p in some_prompts(prompts, n, seed, sampled_share, max_tokens)}
     measured = load(data)
     featurizer = _featurizer()
     matrix = dataset(measured, chosen, _arms(measured), featurizer)
@@ -325,54 +297,10 @@ def demo(
     fleet = resolve(config)
     from deploy.demo import run_demo
 
-    _prepare(fleet)
-    run_demo(fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=_bar)
-
-
-@drafters_app.command()
-def distill(
-    prompts: Annotated[Path, typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line.")],
-    output: Annotated[Path, typer.Option("--out", help="Folder of the drafter.")],
-    target: Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")] = "embedded",
-    kind: Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 2600,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 224,
-    minutes: Annotated[float, typer.Option(help="Longest training.")] = 14.0,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Distil an independent small drafter from the target's own answers.
-
-    Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter
-    """
-    from deploy.distill import run_distill
-
-    with _bar() as bar:
-        row = bar.add_task("answers, then training", total=100)
-        result = run_distill(
-            prompts, output, target=target, kind=kind, n=n, max_tokens=max_tokens, minutes=minutes, seed=seed,
-            progress=lambda share, loss, agreement: bar.update(
-                row, completed=100 * share, description=f"loss {loss:.2f}, agreement {agreement:.2f}"
-            ),
-        )  # fmt: skip
-    _say(
-        as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, agreement {result['agreement']:.3f}"
+    prepare_models(fleet)
+    run_demo(
+        fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=progress_bar
     )
-
-
-def _say(as_json: bool, result: dict[str, Any], text: str) -> None:
-    if as_json:
-        print(json.dumps(result))
-    else:
-        out.print(text, highlight=False)
-
-
-def _prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
-    from policy_training.workloads import generate, read_jsonl
-
-    if path is not None:
-        return read_jsonl(path)[:n]
-    return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)
 
 
 def _arms(measured: list[Any]) -> list[str]:

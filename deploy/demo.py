@@ -196,11 +196,11 @@ def verdict(result: Evaluation) -> str:
 
 def show(result: Evaluation, console: Console) -> None:
     """Print times and shares as two tables."""
-    times = Table("engine", "seconds", "against plain", title=f"{result.n} held-out prompts")
+    times = Table("engine", "seconds", "tokens/s", "against plain", title=f"{result.n} held-out prompts")
     rows = {**result.time_s, "policy": result.policy_time_s, "oracle": result.oracle_time_s}
     plain = result.policy_vs_plain.value * result.policy_time_s
     for name, seconds in rows.items():
-        times.add_row(name, f"{seconds:.1f}", f"{plain / seconds:.2f}x")
+        times.add_row(name, f"{seconds:.1f}", f"{result.output_tokens / seconds:.1f}", f"{plain / seconds:.2f}x")
     console.print(times)
     arms = list(result.time_s)
     shares = Table("kind of prompt", *arms, title="share of traffic that the policy gave each engine")

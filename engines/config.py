@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
+from engines.drafters.options import OWN_DRAFTERS
 from engines.mock import MockSpec
 
 DRAFTER_METHODS = (
@@ -20,8 +21,9 @@ DRAFTER_METHODS = (
     "mtp",
     "dflash",
     "ngram_gpu",
+    *OWN_DRAFTERS,
 )
-"""The values of vLLM's `speculative_config.method` that an engine may name."""
+"""Methods that an engine may name: the values of vLLM's `speculative_config.method`, and our own."""
 
 EMBEDDED = "embedded"
 """The source of a model that comes with the project."""
@@ -70,9 +72,22 @@ class Drafter(BaseModel):
 
     @model_validator(mode="after")
     def _model_where_needed(self) -> Self:
-        without = {"ngram", "ngram_gpu", "suffix", "mtp"}
+        without = {"ngram", "ngram_gpu", "suffix", "mtp", *OWN_DRAFTERS}
         if self.model is None and self.method not in without:
             raise ValueError(f"method {self.method!r} needs a `model` (a path, a Hugging Face id, or embedded:<name>)")
+        return self
+
+    @model_validator(mode="after")
+    def _own_options(self) -> Self:
+        if self.method in OWN_DRAFTERS:
+            options, _ = OWN_DRAFTERS[self.method]
+            try:
+                options.model_validate(self.model_extra or {})
+            except ValidationError as error:
+                first = error.errors()[0]
+                field = ".".join(str(part) for part in first["loc"])
+                known = f"; fields: {', '.join(options.model_fields)}" if first["type"] == "extra_forbidden" else ""
+                raise ValueError(f"{field}: {first['msg']}{known}") from error
         return self
 
 

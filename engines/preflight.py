@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
+from engines.drafters.options import OWN_DRAFTERS
+from engines.drafters.table_file import table_vocab_size
 from engines.embedded import TARGET_NAME, cache_dir, drafter_path, package_folder, prepare_target
 from engines.errors import ConfigError
 
@@ -26,6 +28,21 @@ def drafter_model(drafter: Drafter) -> str | None:
     return str(drafter_path(drafter.model.removeprefix(EMBEDDED + ":")))
 
 
+def own_options(drafter: Drafter) -> dict[str, Any]:
+    """Options of one of our own drafters as its class takes them: `embedded:<name>` has become a path."""
+    options: dict[str, Any] = dict(drafter.model_extra or {})
+    if "trigram" in options:
+        options["trigram"] = _with_table_path(options["trigram"])
+    return _with_table_path(options)
+
+
+def _with_table_path(options: dict[str, Any]) -> dict[str, Any]:
+    table = options.get("table")
+    if not isinstance(table, str) or not table.startswith(EMBEDDED + ":"):
+        return options
+    return {**options, "table": str(drafter_path(table.removeprefix(EMBEDDED + ":")) / "table.safetensors")}
+
+
 def check_models(config: FleetConfig) -> None:
     """Raise `ConfigError` for a model that is missing or does not fit. Reads local files only, loads no weights."""
     if not any(engine.kind == "vllm" for engine in config.engines):
@@ -34,6 +51,8 @@ def check_models(config: FleetConfig) -> None:
     for i, engine in enumerate(config.engines):
         if engine.kind == "vllm" and engine.drafter is not None:
             _check_drafter(f"engines.{i}.drafter.model", engine, engine.drafter, target)
+            if engine.drafter.method in OWN_DRAFTERS:
+                _check_table(f"engines.{i}.drafter", engine.drafter, target)
 
 
 def _target_shape(target: Target) -> dict[str, Any]:
@@ -60,6 +79,21 @@ def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[st
                 f"drafter of engine {engine.name!r} has {key} {ours}, the target has {theirs}",
                 f"method {drafter.method} needs a drafter with the target's {key}",
             )
+
+
+def _check_table(field: str, drafter: Drafter, target: dict[str, Any]) -> None:
+    options = own_options(drafter)
+    table = options.get("table") or options.get("trigram", {}).get("table")
+    if table is None:
+        return
+    field += ".table" if "table" in options else ".trigram.table"
+    cure = "make one for this target with `draftpick drafters corpus`"
+    try:
+        vocab_size = table_vocab_size(Path(table))
+    except ValueError as error:
+        raise ConfigError(field, str(error), cure) from error
+    if target.get("vocab_size") and vocab_size != target["vocab_size"]:
+        raise ConfigError(field, f"table of vocab_size {vocab_size}, the target has {target['vocab_size']}", cure)
 
 
 def _model_config(field: str, source: str) -> dict[str, Any]:

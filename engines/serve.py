@@ -11,10 +11,11 @@ from typing import Any
 import ray
 from ray import serve
 
-from engines.config import EMBEDDED, Engine, FleetConfig
+from engines.config import EMBEDDED, Drafter, Engine, FleetConfig
+from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
-from engines.preflight import drafter_model, target_path
+from engines.preflight import drafter_model, own_options, target_path
 
 # A seeded request with a split prefill kills vLLM's CPU worker (0.29: "CPU Generator does not use offset").
 _CPU_ENGINE_KWARGS = {"enable_chunked_prefill": False}
@@ -92,9 +93,9 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """The arguments of Ray Serve LLM's `LLMConfig` for one engine."""
     kwargs = _engine_kwargs(config, engine)
     if engine.drafter is not None:
-        kwargs["speculative_config"] = {**engine.drafter.model_dump(exclude_none=True)}
-        if model := drafter_model(engine.drafter):
-            kwargs["speculative_config"]["model"] = model
+        kwargs["speculative_config"], options = speculation(engine.drafter)
+        if options:
+            kwargs["additional_config"] = {**kwargs.get("additional_config", {}), "drafter": options}
         # vLLM refuses this flag at start on an engine without a drafter.
         kwargs.setdefault("per_request_spec_decode_metrics", "summary")
     result: dict[str, Any] = {
@@ -109,6 +110,18 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     if engine.deployment.accelerator_type:
         result["accelerator_type"] = engine.deployment.accelerator_type
     return result
+
+
+def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(vLLM's `speculative_config`, options of a drafter of our own, which go into `additional_config`)."""
+    if drafter.method in OWN_DRAFTERS:
+        k = drafter.num_speculative_tokens
+        class_path = OWN_DRAFTERS[drafter.method][1]
+        return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, own_options(drafter)
+    config = drafter.model_dump(exclude_none=True)
+    if model := drafter_model(drafter):
+        config["model"] = model
+    return config, {}
 
 
 def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import orjson
 
 from policy_training.dataset import Measurement
 from policy_training.workloads import Prompt
@@ -83,7 +84,7 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str)
     meter = Meter(time.perf_counter())
     meter.dispatched()
     headers = {PIN_HEADER: task.arm} if task.arm else {}
-    arm, outcome = task.arm or "", Outcome("engine_error")
+    arm, outcome, received = task.arm or "", Outcome("engine_error"), bytearray()
     try:
         body = _body(model, task, salt)
         async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
@@ -92,12 +93,28 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str)
             outcome = Outcome("broken", answer.status_code)
             async for chunk in answer.aiter_bytes():
                 events.feed(chunk)
+                received += chunk
         outcome = meter.outcome(_status(answer.status_code, meter), answer.status_code)
     except httpx.TimeoutException:
         outcome = Outcome("timeout")
     except httpx.HTTPError:
         pass  # refused: engine_error; cut after its first byte: broken
-    return Measurement.of(task.prompt, task.label, arm, outcome)
+    loops = repeats_itself(answer_text(received)) if outcome.status == "ok" else None
+    return Measurement.of(task.prompt, task.label, arm, outcome, loops)
+
+
+def answer_text(stream: bytes | bytearray) -> str:
+    """The text of a chat answer that came as server-sent events."""
+    events = (orjson.loads(line[6:]) for line in bytes(stream).splitlines() if line.startswith(b"data: {"))
+    choices = (choice for event in events for choice in event.get("choices", ()))
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def repeats_itself(text: str, words: int = 8) -> bool:
+    """Whether some `words` words in a row come twice."""
+    said = text.split()
+    runs = [tuple(said[i : i + words]) for i in range(len(said) - words + 1)]
+    return len(set(runs)) < len(runs)
 
 
 def _status(http_status: int, meter: Meter) -> Status:

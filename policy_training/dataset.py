@@ -22,7 +22,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One prompt under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`."""
+    """One prompt under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`.
+
+    `loops`: whether the answer says some eight words twice, which flatters drafters that copy; None: not looked at.
+    """
 
     prompt_id: str
     kind: str
@@ -32,11 +35,13 @@ class Measurement:
     max_tokens: int
     outcome: Outcome
     schema: int = SCHEMA
+    loops: bool | None = None
 
     @classmethod
-    def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome) -> "Measurement":
+    def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, loops: bool | None = None) -> "Measurement":
         """The measurement of a prompt."""
-        return cls(prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens, outcome)
+        shared = (prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens)
+        return cls(*shared, outcome, loops=loops)
 
 
 class DatasetError(ValueError):

@@ -22,9 +22,13 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Times in seconds over all prompts; speed-ups as ratios of total time (above 1: policy or oracle is faster)."""
+    """Times in seconds over all prompts; speed-ups as ratios of total time (above 1: policy or oracle is faster).
+
+    `output_tokens`: what all of them wrote in that time.
+    """
 
     n: int
+    output_tokens: float
     time_s: dict[str, float]
     policy_time_s: float
     oracle_time_s: float
@@ -59,6 +63,7 @@ def evaluate(
     least = float(data.time_s.min(1).sum())
     return Evaluation(
         n=len(data),
+        output_tokens=float(np.median(data.output_tokens, axis=1).sum()),
         time_s=dict(zip(data.arms, totals.tolist(), strict=True)),
         policy_time_s=total,
         oracle_time_s=least,

@@ -116,12 +116,22 @@ class EventStream:
 
 
 def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
-    """(acceptance length, acceptance rate) from vLLM's experimental per-request metrics; None where they are absent."""
+    """(acceptance length, acceptance rate) from vLLM's experimental per-request metrics; None where they are absent.
+
+    vLLM's `mean_acceptance_length` leaves out the steps for which nothing was drafted; they take a step's time, so they
+    count here: the length is tokens per decoding step.
+    """
     speculation = _metrics(answer).get("speculative_decoding")
     if not isinstance(speculation, dict):
         return None, None
     values = (speculation.get("mean_acceptance_length"), speculation.get("draft_acceptance_rate"))
     length, rate = (float(v) if isinstance(v, int | float) else None for v in values)
+    steps, accepted = speculation.get("num_spec_steps"), speculation.get("num_accepted_draft_tokens")
+    _, output = _tokens(answer.get("usage"))
+    if length is not None and output is not None and isinstance(steps, int) and isinstance(accepted, int):
+        # The first token comes from the prefill, and the last step may have accepted more than was sent.
+        steps += max(0, output - 1 - steps - accepted)
+        length = max(1.0, (output - 1) / max(1, steps))
     return length, rate
 
 

@@ -25,6 +25,13 @@ class Answers:
     def __len__(self) -> int:
         return len(self.answer_at)
 
+    def answers(self) -> list[npt.NDArray[np.int32]]:
+        """Token ids of the answers alone."""
+        return [
+            self.tokens[start + at : end]
+            for start, at, end in zip(self.starts[:-1], self.answer_at, self.starts[1:], strict=True)
+        ]
+
     def save(self, path: Path) -> None:
         """Write all arrays to one `.npz`."""
         path.parent.mkdir(parents=True, exist_ok=True)

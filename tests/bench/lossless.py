@@ -47,6 +47,7 @@ def main() -> None:
         figures[f"{label}_identical_share"] = Interval(min(shares), min(shares), max(shares))
     if args.json:
         command = f"python -m tests.bench.lossless -n {args.n} --max-tokens {args.max_tokens}"
+        command += f" --max-num-seqs {args.max_num_seqs}" if args.max_num_seqs else ""
         write(args.json, args.n, figures, command=command, differing_prompts=differing)
 
 

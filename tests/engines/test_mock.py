@@ -363,7 +363,7 @@ async def test_metrics_without_a_drafter_tell_the_times() -> None:
     assert metrics["time_to_first_token_ms"] >= 50
     assert metrics["generation_time_ms"] >= 0.9 * 20 * 4
     assert metrics["mean_itl_ms"] == pytest.approx(metrics["generation_time_ms"] / 20)
-    assert metrics["queue_time_ms"] < 50
+    assert metrics["queue_time_ms"] < metrics["time_to_first_token_ms"]
 
 
 def test_step_duration_grows_with_the_batch() -> None:
@@ -382,7 +382,9 @@ async def test_further_requests_wait_in_a_queue() -> None:
         asked = [asyncio.create_task(client.post(CHAT, json=body(text=str(i)))) for i in range(3)]
         await until(client, running=1, waiting=2, started=3)
         waits = sorted(one.json()["metrics"]["queue_time_ms"] for one in await asyncio.gather(*asked))
-        assert waits[0] < 40 < waits[1] < waits[2]
+        # Each waits for the answers before it: 20 tokens of 5 ms.
+        assert waits[1] - waits[0] > 50
+        assert waits[2] - waits[1] > 50
         assert await counts(client) == {"started": 3, "finished": 3}
 
 

@@ -178,6 +178,21 @@ def test_acceptance_of_an_answer(answer: dict[str, Any], expected: tuple[float |
     assert acceptance(answer) == expected
 
 
+@pytest.mark.parametrize(
+    ("output", "steps", "accepted", "length"),
+    [
+        (10, 3, 6, 3.0),  # every step drafted: 1 + 3 + 6 tokens
+        (10, 2, 4, 1 + 4 / 5),  # three steps without a draft
+        (9, 3, 6, 8 / 3),  # the last step's tokens were cut off
+        (1, 0, 0, 1.0),
+    ],
+)
+def test_acceptance_length_counts_all_steps(output: int, steps: int, accepted: int, length: float) -> None:
+    speculation = {"mean_acceptance_length": 9, "num_spec_steps": steps, "num_accepted_draft_tokens": accepted}
+    answer = {"usage": {"completion_tokens": output}, "metrics": {"speculative_decoding": speculation}}
+    assert acceptance(answer)[0] == pytest.approx(length)
+
+
 # --- whole answers ---
 
 

@@ -1,0 +1,163 @@
+"""`draftpick drafters ...`: make drafters for a target, and measure what they are worth."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deploy.console import Config, Json, Prompts, Seed, Url, out, prepare_models, progress_bar, say, some_prompts
+
+drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
+
+Target = Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+
+@drafters_app.command()
+def table(
+    config: Config = "embedded",
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts, of all kinds in turn.")] = 36,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that everything is measured; shows the spread.")] = 3,
+    sampled_share: Annotated[float, typer.Option(help="Share of prompts sent at temperature 0.7.")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    output: Annotated[Path, typer.Option("--out", help="Folder of measurements, figures and heat maps.")] = Path(
+        "runs/drafters"
+    ),
+    json_file: JsonFile = None,
+    again: Annotated[bool, typer.Option("--again", help="Only report once more what lies in --out.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
+    seed: Seed = 1,
+) -> None:
+    """Every engine on every kind of prompt, one request at a time, in random order: tokens/s against plain, and tau.
+
+    Starts the fleet, and says what routing could win: the oracles against the best fixed engine, where each oracle
+    chooses by the other repeats.
+
+    Example: draftpick drafters table --config embedded -n 36 --repeats 3
+    """
+    from deploy.config import resolve
+    from deploy.drafter_table import interleaved, read_table, report, run_table
+
+    fleet = resolve(config)
+    if again:
+        report(read_table(output), fleet.engines, fleet.router.default_engine, output, json_file, out)
+        return
+    prepare_models(fleet)
+    chosen = interleaved(some_prompts(prompts, n, seed, sampled_share, max_tokens))
+    run_table(
+        fleet, chosen, repeats=repeats, folder=output, json_file=json_file, port=port, seed=seed, console=out,
+        bars=progress_bar,
+    )  # fmt: skip
+    out.print(f"{output}/summary.json, {output}/all.png", highlight=False)
+
+
+@drafters_app.command()
+def replay(
+    config: Config = "embedded",
+    url: Url = "http://127.0.0.1:8000",
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 24,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 96,
+    json_file: JsonFile = None,
+    seed: Seed = 2,
+) -> None:
+    """Replay drafters on the answers of a running fleet: tau for every draft length, beside what the engines accepted.
+
+    One answer of the target tells what any drafter that sees tokens alone would have accepted.
+
+    Example: draftpick drafters replay --url http://127.0.0.1:8000
+    """
+    from deploy.config import resolve
+    from deploy.replay import LENGTHS, ask, can_replay, compare
+    from deploy.results import write
+    from policy_training.collect import model_of
+
+    engines = [engine for engine in resolve(config).engines if can_replay(engine)]
+    chosen = some_prompts(prompts, n, seed, 0.0, max_tokens)
+    model, results = model_of(url), {}
+    with progress_bar() as bar:
+        row = bar.add_task("", total=2 * len(engines) * len(chosen))
+        for engine in engines:
+            bar.update(row, description=engine.name)
+            results[engine.name] = compare(
+                engine, ask(url, model, engine.name, chosen, lambda: bar.advance(row)), lambda: bar.advance(row)
+            )
+    shown = Table("engine", "live tau", "replayed", "mean error", *(f"k={k}" for k in LENGTHS))
+    for name, result in results.items():
+        lengths = [f"{result['by_length'][k]:.2f}" for k in LENGTHS]
+        shown.add_row(
+            name, f"{result['live']:.3f}", f"{result['replayed']:.3f}", f"{result['mean_error'].value:.1%}", *lengths
+        )
+    out.print(shown)
+    if json_file:
+        details: dict[str, Any] = {
+            name: {key: value for key, value in result.items() if key != "mean_error"}
+            for name, result in results.items()
+        }
+        write(json_file, n, {f"mean_error/{name}": r["mean_error"] for name, r in results.items()}, engines=details)
+
+
+@drafters_app.command()
+def corpus(
+    output: Annotated[Path, typer.Option("--out", help="The table, a .safetensors file.")],
+    texts: Annotated[
+        list[Path] | None, typer.Option("--text", help="A text file; may be given more than once.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="JSONL of prompts: the target's own answers are taken in.")
+    ] = None,
+    target: Target = "embedded",
+    kind: Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 1000,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 192,
+    num_bigrams: Annotated[int, typer.Option(help="Most bigrams to keep; about 75 bytes each.")] = 65_536,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Count the tri-grams of texts or of the target's answers: the starting table of a tri-gram drafter.
+
+    Example: draftpick drafters corpus --prompts prompts.jsonl --out table.safetensors
+    """
+    from deploy import answers
+
+    if not texts and prompts is None:
+        raise typer.BadParameter("give --text or --prompts")
+    sequences = []
+    if prompts is not None:
+        asked = answers.some_prompts(prompts, kind, n, seed)
+        sequences = answers.answers_of(target, asked, max_tokens=max_tokens, seed=seed).answers()
+    result = answers.make_corpus(texts or [], sequences, answers.target_folder(target), output, num_bigrams)
+    say(as_json, result, f"{output}: {result['bigrams']} bigrams of {result['tokens']} tokens")
+
+
+@drafters_app.command()
+def distill(
+    prompts: Annotated[Path, typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line.")],
+    output: Annotated[Path, typer.Option("--out", help="Folder of the drafter.")],
+    target: Target = "embedded",
+    kind: Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 2600,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 224,
+    minutes: Annotated[float, typer.Option(help="Longest training.")] = 14.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Distil an independent small drafter from the target's own answers.
+
+    Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter
+    """
+    from deploy.distill import run_distill
+
+    with progress_bar() as bar:
+        row = bar.add_task("answers, then training", total=100)
+        result = run_distill(
+            prompts, output, target=target, kind=kind, n=n, max_tokens=max_tokens, minutes=minutes, seed=seed,
+            progress=lambda share, loss, agreement: bar.update(
+                row, completed=100 * share, description=f"loss {loss:.2f}, agreement {agreement:.2f}"
+            ),
+        )  # fmt: skip
+    say(
+        as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, agreement {result['agreement']:.3f}"
+    )

@@ -1,0 +1,68 @@
+"""What all commands share: where they print, their progress bar, and their common options."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+out = Console()
+err = Console(stderr=True)
+
+Config = Annotated[str, typer.Option("--config", "-c", help="A fleet that ships (embedded, mock), or a YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
+Url = Annotated[str, typer.Option("--url", help="Base URL of a running router.")]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="JSONL with `prompt` in each line; else generated ones.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of prompts, order and training.")]
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, and an exit code."""
+    err.print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr, silent where stderr is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=err, disable=not err.is_terminal)
+
+
+def prepare_models(config: Any) -> None:
+    """Prepare the embedded target, with a bar, when the fleet uses it."""
+    from engines.config import EMBEDDED
+    from engines.embedded import prepare_target
+
+    if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
+        return
+    with progress_bar() as shown:
+        task = shown.add_task("target", total=100)
+        prepare_target(lambda what, share: shown.update(task, description=what, completed=100 * share))
+
+
+def say(as_json: bool, result: dict[str, Any], text: str) -> None:
+    """The result for a program, or the text for a person."""
+    if as_json:
+        print(json.dumps(result))
+    else:
+        out.print(text, highlight=False)
+
+
+def some_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
+    """The first `n` prompts of a file, or generated ones."""
+    from policy_training.workloads import generate, read_jsonl
+
+    if path is not None:
+        return read_jsonl(path)[:n]
+    return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)

@@ -1,0 +1,89 @@
+"""`draftpick drafters replay`: replays a running fleet's own answers and compares with what its engines accepted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from engines.config import Engine
+from engines.drafters.replay import Replay, replayer
+from engines.drafters.rows import Tokens
+from policy_training.collect import PIN_HEADER
+from policy_training.evaluate import Interval
+from policy_training.workloads import Prompt
+from router.measure import acceptance
+
+LENGTHS = (1, 2, 3, 4, 6, 8)
+"""Draft lengths that one answer is replayed with, beside the engine's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One answer of a running engine: token ids, and tokens per decoding step as the engine counted them."""
+
+    kind: str
+    prompt: Tokens
+    answer: Tokens
+    acceptance_length: float
+
+
+def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[Live]:
+    """Greedy answers of one engine, one after another. Raises ValueError for an engine that tells no acceptance."""
+    answers = []
+    with httpx.Client(base_url=url, timeout=600, headers={PIN_HEADER: engine}) as client:
+        for prompt in prompts:
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": prompt.text}],
+                "temperature": 0,
+                "max_tokens": prompt.max_tokens,
+                "return_token_ids": True,
+            }
+            reply = client.post("/v1/chat/completions", json=body)
+            reply.raise_for_status()
+            fields = reply.json()
+            length, _ = acceptance(fields)
+            if length is None:
+                raise ValueError(
+                    f"engine {engine!r} tells no acceptance length (is `per_request_spec_decode_metrics` on?)"
+                )
+            ids = [np.asarray(i, np.int32) for i in (fields["prompt_token_ids"], fields["choices"][0]["token_ids"])]
+            answers.append(Live(prompt.kind, ids[0], ids[1], length))
+            told()
+    return answers
+
+
+def compare(engine: Engine, answers: Sequence[Live], told: Callable[[], None]) -> dict[str, Any]:
+    """Replayed against live acceptance length of one engine, and the replayed length for every draft length."""
+    assert engine.drafter is not None
+    k = engine.drafter.num_speculative_tokens
+    run = replayer(engine.drafter, sorted({k, *LENGTHS}))
+    replays: dict[int, list[Replay]] = {}
+    for live in answers:
+        for length, replay in run(live.prompt, live.answer).items():
+            replays.setdefault(length, []).append(replay)
+        told()
+    ours = np.asarray([r.acceptance_length for r in replays[k]])
+    measured = np.asarray([a.acceptance_length for a in answers])
+    kinds = np.asarray([a.kind for a in answers])
+    errors = np.abs(ours / measured - 1)
+    return {
+        "mean_error": Interval(float(errors.mean()), *(float(q) for q in np.quantile(errors, [0.05, 0.95]))),
+        "live": float(measured.mean()),
+        "replayed": float(ours.mean()),
+        "by_length": {n: float(np.mean([r.acceptance_length for r in rs])) for n, rs in replays.items()},
+        "by_kind": {kind: float(ours[kinds == kind].mean()) for kind in sorted(set(kinds))},
+    }
+
+
+def can_replay(engine: Engine) -> bool:
+    """Whether what this engine accepts follows from token ids alone."""
+    return engine.drafter is not None and engine.drafter.method in (
+        "ngram",
+        "suffix",
+        "trigram",
+        "hybrid",
+        "draft_model",
+    )

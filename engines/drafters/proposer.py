@@ -1,0 +1,65 @@
+"""vLLM's `custom_class` interface, once for all our drafters; options lie in `additional_config["drafter"]`."""
+
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from engines.drafters.rows import Rows, Tokens
+
+Draft = tuple[npt.NDArray[np.int32], float]
+"""(tokens, confidence: higher is surer, comparable within one drafter)."""
+
+
+class Drafter(Protocol):
+    """Proposes tokens for requests whose states it makes. `tokens` is all text of a request so far, the prompt too."""
+
+    def start(self, tokens: Tokens) -> Any:
+        """State of a request that begins with `tokens`."""
+
+    def learn(self, state: Any, tokens: Tokens, new: int) -> None:
+        """Take in the last `new` tokens, which one decoding step brought."""
+
+    def draft(self, state: Any, tokens: Tokens, limit: int) -> Draft:
+        """At most `limit` tokens that may come next."""
+
+    def end(self, state: Any) -> None:
+        """Forget a request."""
+
+
+class Proposer:
+    """Base of the classes that `speculative_config.model` names: each says its options and makes a drafter."""
+
+    options: ClassVar[type[BaseModel]]
+
+    def __init__(self, vllm_config: Any) -> None:
+        options = self.options.model_validate((vllm_config.additional_config or {}).get("drafter", {}))
+        self._max_tokens: int = vllm_config.model_config.max_model_len
+        self._drafter = self.make(options, vllm_config.speculative_config.num_speculative_tokens)
+        self._rows = Rows(self._max_tokens, self._drafter.start, self._drafter.end)
+
+    @staticmethod
+    def make(options: Any, num_speculative_tokens: int) -> Drafter:
+        """The drafter, for drafts of at most `num_speculative_tokens`."""
+        raise NotImplementedError
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to load; what is compiled is compiled here, before the first request."""
+        tokens = np.arange(8, dtype=np.int32)
+        state = self._drafter.start(tokens)
+        self._drafter.draft(state, tokens, 1)
+        self._drafter.learn(state, tokens, 1)
+        self._drafter.end(state)
+
+    def propose(
+        self, sampled_token_ids: list[list[int]], num_tokens_no_spec: Any, token_ids_cpu: Any, slot_mappings: Any = None
+    ) -> list[list[int]]:
+        """A draft for each row of the batch; an empty one for rows that are still being prefilled."""
+        drafts: list[list[int]] = [[] for _ in sampled_token_ids]
+        for row, state, tokens, new in self._rows.follow(sampled_token_ids, num_tokens_no_spec, token_ids_cpu):
+            if new:
+                self._drafter.learn(state, tokens, new)
+            room = max(0, self._max_tokens - len(tokens) - 1)
+            drafts[row] = self._drafter.draft(state, tokens, room)[0].tolist()
+        return drafts

@@ -1,0 +1,155 @@
+"""Counterfactual replay: what a drafter would have accepted on an answer of the target that is already known.
+
+Decoding greedily, the answer is the same whichever drafter runs, so one answer labels every drafter and every draft
+length without traffic. Exact for drafters that see tokens only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.config import Drafter as Configured
+from engines.drafters.hybrid import HybridProposer
+from engines.drafters.lookup import SuffixDrafter
+from engines.drafters.options import HybridOptions, TrigramOptions
+from engines.drafters.proposer import Draft, Drafter
+from engines.drafters.rows import Tokens
+from engines.drafters.trigram import TrigramProposer
+from engines.preflight import drafter_model, own_options
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Decoding steps of one answer: tokens drafted and tokens accepted in each, the first token (prefill) left out."""
+
+    drafted: npt.NDArray[np.int64]
+    accepted: npt.NDArray[np.int64]
+
+    @property
+    def acceptance_length(self) -> float:
+        """tau: tokens per decoding step, 1 for an answer without a decoding step."""
+        return 1.0 + float(self.accepted.mean()) if len(self.accepted) else 1.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / drafted tokens, 0 when nothing was drafted."""
+        return float(self.accepted.sum() / max(self.drafted.sum(), 1))
+
+
+def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> Replay:
+    """Run a drafter as the engine would, on the token ids `prompt` [p] and `answer` [n] that the engine saw."""
+    tokens = np.concatenate([prompt, answer]).astype(np.int32)
+    done, drafted, accepted = len(prompt) + 1, [], []
+    state = drafter.start(tokens[:done])
+    while done < len(tokens):
+        draft, _ = drafter.draft(state, tokens[:done], len(tokens) - done)
+        right = _agreed(draft, tokens[done:])
+        drafted.append(len(draft))
+        accepted.append(min(right, len(tokens) - done - 1))
+        new = accepted[-1] + 1
+        done += new
+        drafter.learn(state, tokens[:done], new)
+    drafter.end(state)
+    return Replay(np.asarray(drafted, np.int64), np.asarray(accepted, np.int64))
+
+
+def replay_matches(matches: npt.NDArray[np.bool_], k: int) -> Replay:
+    """Of a model drafter, from `matches` [n]: is its greedy token at this place of the answer the target's?
+
+    A run of r matches, at most k, gives r + 1 tokens a step. One prefill of the drafter labels every k.
+    """
+    done, accepted = 1, []
+    while done < len(matches):
+        run = matches[done : done + k]
+        right = int(run.argmin()) if not run.all() else len(run)
+        accepted.append(min(right, len(matches) - done - 1))
+        done += accepted[-1] + 1
+    return Replay(np.full(len(accepted), k, np.int64), np.asarray(accepted, np.int64))
+
+
+def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.bool_]:
+    """Where a causal language model's greedy next token is the answer's [n]; one forward pass."""
+    import torch
+
+    ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
+    with torch.inference_mode():
+        predicted = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].argmax(-1)
+    return np.asarray((predicted == ids[0, len(prompt) :]).numpy(), np.bool_)
+
+
+def replayer(drafter: Configured, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+    """A function from (prompt, answer) to the replays of a configured drafter, one for each draft length.
+
+    Raises ValueError for a method that looks at more than tokens (EAGLE reads the target's hidden states).
+    """
+    if drafter.method == "draft_model":
+        return _model_replayer(drafter_model(drafter) or "", lengths)
+    makers = {"ngram": _ngram, "suffix": _suffix, "trigram": _trigram, "hybrid": _hybrid}
+    if drafter.method not in makers:
+        raise ValueError(f"method {drafter.method!r} cannot be replayed from tokens")
+    own = {k: makers[drafter.method](drafter, k) for k in lengths}
+    return lambda prompt, answer: {k: replay_drafter(one, prompt, answer) for k, one in own.items()}
+
+
+def _ngram(drafter: Configured, k: int) -> Drafter:
+    options = drafter.model_extra or {}
+    longest = options.get("prompt_lookup_max") or options.get("prompt_lookup_min") or 5
+    return VLLMNgram(k, options.get("prompt_lookup_min") or longest, longest)
+
+
+def _suffix(drafter: Configured, k: int) -> Drafter:
+    options = drafter.model_extra or {}
+    depth = options.get("suffix_decoding_max_tree_depth", 24)
+    return SuffixDrafter(k, depth, options.get("suffix_decoding_min_token_prob", 0.1))
+
+
+def _trigram(drafter: Configured, k: int) -> Drafter:
+    return TrigramProposer.make(TrigramOptions.model_validate(own_options(drafter)), k)
+
+
+def _hybrid(drafter: Configured, k: int) -> Drafter:
+    return HybridProposer.make(HybridOptions.model_validate(own_options(drafter)), k)
+
+
+def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+
+    def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
+        matches = model_matches(model, prompt, answer)
+        return {k: replay_matches(matches, k) for k in lengths}
+
+    return replay
+
+
+class VLLMNgram:
+    """vLLM's own n-gram proposer as a `Drafter`, for replay."""
+
+    def __init__(self, num_speculative_tokens: int, shortest: int, longest: int) -> None:
+        self._k, self._shortest, self._longest = num_speculative_tokens, shortest, longest
+
+    def start(self, tokens: Tokens) -> None:
+        """Stateless."""
+
+    def learn(self, state: None, tokens: Tokens, new: int) -> None:
+        """Stateless."""
+
+    def end(self, state: None) -> None:
+        """Stateless."""
+
+    def draft(self, state: None, tokens: Tokens, limit: int) -> Draft:
+        """What vLLM would propose."""
+        from vllm.v1.spec_decode.ngram_proposer import _find_longest_matched_ngram_and_propose_tokens as propose
+
+        return propose(tokens, self._shortest, self._longest, 2**30, min(self._k, limit)), 0.0
+
+
+def _agreed(draft: Sequence[int] | Tokens, came: Tokens) -> int:
+    seen = min(len(draft), len(came))
+    differ = np.flatnonzero(np.asarray(draft[:seen]) != came[:seen])
+    return int(differ[0]) if len(differ) else seen

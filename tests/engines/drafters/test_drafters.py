@@ -1,0 +1,161 @@
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, make_parts
+from engines.drafters.lookup import NgramDrafter, SuffixDrafter, longest_match
+from engines.drafters.options import HybridOptions, TrigramOptions
+from engines.drafters.proposer import Drafter
+from engines.drafters.replay import Replay, VLLMNgram, replay_drafter, replay_matches
+from engines.drafters.trigram import CAP, RATE, TrigramDrafter, TrigramProposer
+from engines.drafters.trigram_table import find
+
+pytest.importorskip("arctic_inference")
+
+
+def ids(*tokens: int) -> Any:
+    return np.asarray(tokens, np.int32)
+
+
+PHRASE = [11, 12, 13, 14, 15, 16, 17, 18]
+K = 4
+
+
+def drafters() -> dict[str, Drafter]:
+    return {
+        "ngram": NgramDrafter(K),
+        "suffix": SuffixDrafter(K),
+        "trigram": TrigramDrafter(TrigramOptions(), K),
+        "hybrid": HybridDrafter(make_parts(HybridOptions(), K), K, 0.03),
+    }
+
+
+@pytest.mark.parametrize("name", drafters())
+def test_text_that_repeats_itself_is_copied(name: str) -> None:
+    answer = ids(*(PHRASE * 6))
+    assert replay_drafter(drafters()[name], ids(1, 2, 3), answer).acceptance_length > 2
+
+
+@pytest.mark.parametrize("name", drafters())
+def test_text_without_repeats_gets_one_token_a_step(name: str) -> None:
+    replayed = replay_drafter(drafters()[name], ids(1, 2, 3), ids(*range(100, 150)))
+    assert replayed.acceptance_length == 1.0
+    assert len(replayed.accepted) == 49
+
+
+@pytest.mark.parametrize("name", drafters())
+def test_drafts_keep_to_the_limit(name: str) -> None:
+    drafter, tokens = drafters()[name], ids(*(PHRASE * 4))
+    state = drafter.start(tokens)
+    for limit in (0, 1, 3, 100):
+        assert len(drafter.draft(state, tokens, limit)[0]) <= min(limit, K)
+    drafter.end(state)
+
+
+def test_the_longest_and_latest_match_wins() -> None:
+    assert longest_match(ids(1, 2, 3, 9, 2, 3, 7, 2, 3), 8) == (6, 2)
+    assert longest_match(ids(1, 2, 3, 7, 2, 3, 8, 1, 2, 3), 8) == (3, 3)
+    assert longest_match(ids(1, 2, 3), 8) == (3, 0)
+
+
+def test_weights_follow_the_paper_s_rule() -> None:
+    drafter = TrigramDrafter(TrigramOptions(learn_prompt=False), K)
+    own = drafter.start(ids(1, 2))
+    tokens = ids(1, 2, 3)
+    drafter.learn(own, tokens, 1)
+    slot = find(own, 1, 2)
+    assert own.weights[slot, 0] == pytest.approx(RATE)
+    for _ in range(200):
+        drafter.learn(own, tokens, 1)
+    assert own.weights[slot].max() == pytest.approx(CAP)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_request_s_text_reaches_another_only_where_it_is_shared(shared: bool) -> None:
+    drafter = TrigramDrafter(TrigramOptions(shared=shared), K)
+    replay_drafter(drafter, ids(1, 2), ids(*(PHRASE * 3)))
+    other = drafter.start(ids(5, 11, 12))
+    assert bool(len(drafter.draft(other, ids(5, 11, 12), K)[0])) is shared
+
+
+def test_survival_counts_what_is_known_only() -> None:
+    counts = Survival(1, 4, prior=0.0)
+    counts.score(0, (ids(1, 2, 3, 4), 0.0), ids(1, 2))
+    assert counts.trials[0, 0].tolist() == [1, 1, 0, 0]
+    counts = Survival(1, 4, prior=0.0)
+    counts.score(0, (ids(1, 2, 3, 4), 0.0), ids(1, 9))
+    assert counts.trials[0, 0].tolist() == [1, 1, 1, 1]
+    assert counts.hits[0, 0].tolist() == [1, 0, 0, 0]
+
+
+class Scripted:
+    """Drafts the answer that it was given, right or wrong."""
+
+    def __init__(self, answer: Any, right: bool) -> None:
+        self.answer, self.right = answer, right
+
+    def start(self, tokens: Any) -> None: ...
+    def learn(self, state: None, tokens: Any, new: int) -> None: ...
+    def end(self, state: None) -> None: ...
+
+    def draft(self, state: None, tokens: Any, limit: int) -> tuple[Any, float]:
+        draft = self.answer[len(tokens) - 1 : len(tokens) - 1 + min(limit, K)]
+        return (draft if self.right else draft + 1), 3.0
+
+
+def test_the_hybrid_learns_within_an_answer_which_part_is_right() -> None:
+    answer = ids(*range(100, 200))
+    hybrid = HybridDrafter([Scripted(answer, False), Scripted(answer, True)], K, 0.03)
+    replayed = replay_drafter(hybrid, ids(1), answer)
+    assert replayed.accepted[-10:].tolist()[:9] == [K] * 9
+    assert replayed.acceptance_length > 4
+
+
+def test_the_hybrid_stops_drafting_when_no_part_earns_its_cost() -> None:
+    answer = ids(*range(100, 200))
+    hybrid = HybridDrafter([Scripted(answer, False)], K, 0.1)
+    assert replay_drafter(hybrid, ids(1), answer).drafted[-20:].sum() == 0
+
+
+def vllm_config(k: int, **options: Any) -> Any:
+    return SimpleNamespace(
+        additional_config={"drafter": options},
+        speculative_config=SimpleNamespace(num_speculative_tokens=k),
+        model_config=SimpleNamespace(max_model_len=64),
+    )
+
+
+@pytest.mark.parametrize("proposer_class", [TrigramProposer, HybridProposer])
+def test_a_batch_is_proposed_row_by_row(proposer_class: Any) -> None:
+    proposer = proposer_class(vllm_config(K))
+    proposer.load_model()
+    rows = np.zeros((4, 64), np.int32)
+    rows[0, :24] = PHRASE * 3
+    rows[1, :3] = [1, 2, 3]
+    drafts = proposer.propose([[18], [3], []], np.asarray([24, 3, 9, 0]), rows, slot_mappings=None)
+    assert drafts == [[11, 12, 13, 14], [], []]
+    rows[0, 24:26] = [11, 12]
+    drafts = proposer.propose([[11, 12], []], np.asarray([26, 3, 0, 0]), rows)
+    assert drafts == [[13, 14, 15, 16], []]
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="no_such"):
+        TrigramProposer(vllm_config(K, no_such=1))
+
+
+def test_replay_of_matches_is_the_block_simulation() -> None:
+    matches = np.asarray([1, 1, 1, 0, 1, 1, 1, 1, 1, 0], np.bool_)
+    replayed = replay_matches(matches, 3)
+    # From place 1: two right, then the target's own; from 4: three right and one more; from 8: one right, and the last.
+    assert replayed.accepted.tolist() == [2, 3, 1]
+    assert replay_matches(np.zeros(5, np.bool_), 3).acceptance_length == 1.0
+    assert Replay(ids(), ids()).acceptance_length == 1.0
+
+
+def test_replayed_ngram_is_vllm_s() -> None:
+    pytest.importorskip("vllm")
+    replayed = replay_drafter(VLLMNgram(6, 2, 4), ids(*PHRASE), ids(*PHRASE))
+    assert replayed.accepted.tolist() == [0, 5]
