@@ -24,7 +24,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "name": "router",
         "num_replicas": router.num_replicas,
         "max_ongoing_requests": 10_000,
-        "graceful_shutdown_timeout_s": 60,
+        "graceful_shutdown_timeout_s": config.drain_timeout_s,
         "ray_actor_options": {"num_cpus": 0.1},
     }
     deployment = serve.deployment(RouterDeployment, **{**options, **router.deployment_options})

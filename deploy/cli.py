@@ -107,7 +107,9 @@ def serve(
             signal.signal(number, lambda *_: stop.set())
         _announce(url, fleet.target.name, list(fleet.arms))
         stop.wait()
-        err.print("draining and stopping ...")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
+        err.print("draining and stopping ... (once more: stop at once)")
 
 
 def _announce(url: str, model: str, arms: list[str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
 from deploy.console import Config, Json, Prompts, Seed, Url, out, prepare_models, progress_bar, say, some_prompts
@@ -11,6 +12,11 @@ from deploy.console import Config, Json, Prompts, Seed, Url, out, prepare_models
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
 
 Target = Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")]
+PromptFile = Annotated[Path, typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line.")]
+Kind = Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")]
+Hidden = Annotated[int, typer.Option(help="Hidden size of the drafter.")]
+Layers = Annotated[int, typer.Option(help="Layers of the drafter.")]
+Minutes = Annotated[float, typer.Option(help="Longest training.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
 
@@ -109,7 +115,7 @@ def corpus(
         Path | None, typer.Option("--prompts", help="JSONL of prompts: the target's own answers are taken in.")
     ] = None,
     target: Target = "embedded",
-    kind: Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")] = None,
+    kind: Kind = None,
     n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 1000,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 192,
     num_bigrams: Annotated[int, typer.Option(help="Most bigrams to keep; about 75 bytes each.")] = 65_536,
@@ -134,30 +140,98 @@ def corpus(
 
 @drafters_app.command()
 def distill(
-    prompts: Annotated[Path, typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line.")],
+    prompts: PromptFile,
     output: Annotated[Path, typer.Option("--out", help="Folder of the drafter.")],
     target: Target = "embedded",
-    kind: Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")] = None,
+    kind: Kind = None,
     n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 2600,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 224,
-    minutes: Annotated[float, typer.Option(help="Longest training.")] = 14.0,
+    loss: Annotated[str, typer.Option(help="ce, kl, tvd, or tvd++.")] = "ce",
+    start: Annotated[Path | None, typer.Option(help="Drafter to go on from, instead of a fresh one.")] = None,
+    hidden: Hidden = 168,
+    layers: Layers = 2,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    epochs: Annotated[int, typer.Option(help="Passes over the answers.")] = 6,
+    minutes: Minutes = 14.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Distil an independent small drafter from the target's own answers.
+    """Distil an independent small drafter from the target's own answers. An interrupted run goes on where it was.
 
-    Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter
+    Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter --loss kl
     """
-    from deploy.distill import run_distill
+    from deploy.distill import Corpus, run_distill
+    from engines.drafters.distill import DistillOptions
+    from engines.drafters.losses import LOSSES
+    from engines.drafters.small_llama import Size
 
-    with progress_bar() as bar:
-        row = bar.add_task("answers, then training", total=100)
-        result = run_distill(
-            prompts, output, target=target, kind=kind, n=n, max_tokens=max_tokens, minutes=minutes, seed=seed,
-            progress=lambda share, loss, agreement: bar.update(
-                row, completed=100 * share, description=f"loss {loss:.2f}, agreement {agreement:.2f}"
-            ),
-        )  # fmt: skip
-    say(
-        as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, agreement {result['agreement']:.3f}"
+    if loss not in LOSSES:
+        raise typer.BadParameter(f"unknown loss {loss!r} ({', '.join(LOSSES)})", param_hint="--loss")
+    size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
+    options = DistillOptions(
+        size=size, loss=loss, start=start, epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed
     )
+    corpus = Corpus(prompts, target, kind, n, max_tokens, seed)
+    with progress_bar() as bar:
+        result = run_distill(corpus, options, output, _Steps(bar))
+    say(as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, {_metrics(result)}")
+
+
+@drafters_app.command()
+def losses(
+    prompts: PromptFile,
+    output: Annotated[Path, typer.Option("--out", help="Folder of the drafters.")],
+    target: Target = "embedded",
+    kind: Kind = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 1000,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 160,
+    hidden: Hidden = 168,
+    layers: Layers = 2,
+    minutes: Minutes = 5.0,
+    json_file: JsonFile = None,
+    seed: Seed = 0,
+) -> None:
+    """One drafter trained with cross-entropy, then fine-tuned with each loss for as long again, in one table.
+
+    Example: draftpick drafters losses --prompts gsm8k.jsonl --out runs/losses
+    """
+    from deploy.distill import Corpus, compare_losses
+    from deploy.results import write
+    from engines.drafters.distill import DistillOptions
+    from engines.drafters.losses import LOSSES
+    from engines.drafters.small_llama import Size
+    from policy_training.evaluate import Interval
+
+    size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
+    options = DistillOptions(size=size, epochs=1000, minutes=minutes, seed=seed)
+    with progress_bar() as bar:
+        results = compare_losses(
+            Corpus(prompts, target, kind, n, max_tokens, seed), options, output, list(LOSSES), _Steps(bar)
+        )
+    shown = Table("loss", "agreement", "block efficiency (k 3)", "MBSU")
+    for name, r in results.items():
+        shown.add_row(name, *(f"{r[key]:.3f}" for key in ("agreement", "block_efficiency", "mbsu")))
+    out.print(shown)
+    if json_file:
+        figures = {f"{key}/{name}": Interval(r[key], r[key], r[key]) for name, r in results.items() for key in r}
+        write(json_file, n, figures)
+
+
+class _Steps:
+    """A line of the progress bar for each thing that is done."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._rows: dict[str, Any] = {}
+
+    def __call__(self, what: str, share: float, how: str) -> None:
+        if what not in self._rows:
+            self._rows[what] = self._bar.add_task(what, total=100)
+        self._bar.update(self._rows[what], completed=100 * share, description=f"{what}: {how}" if how else what)
+
+
+def _metrics(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {result[key]:.3f}" for name, key in _SHOWN.items())
+
+
+_SHOWN = {"agreement": "agreement", "tau at k 3": "block_efficiency", "MBSU": "mbsu"}

@@ -47,6 +47,7 @@ def running(
         _wait(timeout_s, progress or (lambda states: None))
         _wait_for_router(url)
         yield url
+        _drain(config.drain_timeout_s)
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -62,6 +63,14 @@ def _start_ray(config: DraftpickConfig, address: str | None) -> None:
     # Serve's own actors and the router take little; the engines' shares may exceed a small machine's cores.
     wanted = 4 + sum(e.deployment.num_cpus * e.deployment.num_replicas + 0.1 for e in config.engines)
     ray.init(num_cpus=max(os.cpu_count() or 1, round(wanted)), include_dashboard=False, **quiet)
+
+
+def _drain(timeout_s: float) -> None:
+    """Delete the application, which lets its replicas finish their streams: `serve.shutdown` alone would cut them."""
+    serve.delete(APP_NAME, _blocking=False)
+    deadline = time.monotonic() + timeout_s
+    while APP_NAME in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _wait(timeout_s: float, progress: Progress) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from engines.drafters.options import OWN_DRAFTERS
+from engines.drafters.options import OWN_DRAFTERS, TrigramOptions
 from engines.mock import MockSpec
 
 DRAFTER_METHODS = (
@@ -85,9 +85,13 @@ class Drafter(BaseModel):
                 options.model_validate(self.model_extra or {})
             except ValidationError as error:
                 first = error.errors()[0]
-                field = ".".join(str(part) for part in first["loc"])
-                known = f"; fields: {', '.join(options.model_fields)}" if first["type"] == "extra_forbidden" else ""
-                raise ValueError(f"{field}: {first['msg']}{known}") from error
+                *_, name = path = [str(part) for part in first["loc"]]
+                problem = first["msg"]
+                if first["type"] == "extra_forbidden":
+                    known = options if len(path) == 1 else TrigramOptions
+                    fields = sorted(known.model_fields)
+                    problem = f"unknown field ({nearest(name, fields)}allowed: {', '.join(fields)})"
+                raise ValueError(f"{'.'.join(path)}: {problem}") from error
         return self
 
 
@@ -172,6 +176,11 @@ class FleetConfig(Model):
         if twice:
             raise ValueError(f"engine names must be unique, found twice: {', '.join(twice)} (rename one of them)")
         return engines
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """Longest wait for running streams when everything stops."""
+        return max(engine.deployment.drain_timeout_s for engine in self.engines)
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -1,0 +1,39 @@
+"""What stops finishes its streams first: through Serve's proxy, the router and the engine."""
+
+import threading
+
+import httpx
+import pytest
+
+from deploy.config import resolve
+from deploy.fleet import running
+from tests.e2e.conftest import free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+
+def test_a_stream_that_runs_when_everything_stops_comes_to_its_end() -> None:
+    slow = {"name": "plain", "kind": "mock", "mock": {"step_s": 0.02, "output_tokens": 300}}
+    router = {"policy": "fixed", "default_engine": "plain", "featurizer": "none"}
+    config = resolve({"target": {"name": "mock-model"}, "engines": [slow], "router": router})
+    body = {
+        "model": "mock-model",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 300,
+        "stream": True,
+    }
+    begun, received = threading.Event(), bytearray()
+
+    def read(url: str) -> None:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
+            for chunk in answer.iter_bytes():
+                received.extend(chunk)
+                begun.set()
+
+    with running(config, port=free_port()) as url:
+        reader = threading.Thread(target=read, args=(url,))
+        reader.start()
+        assert begun.wait(30)
+    reader.join(60)
+    assert received.count(b"data: ") > 250
+    assert received.endswith(b"data: [DONE]\n\n")

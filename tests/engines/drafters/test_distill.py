@@ -1,0 +1,119 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from engines.drafters import distill as distillation
+from engines.drafters.answers import Answers
+from engines.drafters.distill import DistillOptions, distill
+from engines.drafters.small_llama import Size
+from engines.drafters.teacher import Teacher, teach
+
+OPTIONS = DistillOptions(size=Size(hidden=16, layers=1, intermediate=32), epochs=3, batch_tokens=256)
+VOCABULARY = 64
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, eos_token_id=None,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("target")
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def answers(target: Path) -> Answers:
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
+    prompts = torch.randint(0, VOCABULARY, (60, 6), generator=torch.Generator().manual_seed(1))
+    rows = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=12, do_sample=False)
+    flat = rows.numpy().astype(np.int32).reshape(-1)
+    return Answers(flat, np.arange(61) * 18, np.full(60, 6, np.int32))
+
+
+@pytest.fixture(scope="module")
+def teacher(target: Path, answers: Answers) -> Teacher:
+    return teach(target, answers, lambda done, total: None)
+
+
+def quiet(done: float, loss: float, tau: float) -> None: ...
+
+
+def test_the_teacher_s_first_token_is_the_answer(answers: Answers, teacher: Teacher) -> None:
+    said = np.concatenate(answers.answers())
+    assert len(teacher.tokens) == len(said)
+    assert (teacher.tokens[:, 0] == said).mean() > 0.95
+    assert (teacher.probabilities.astype(np.float32).sum(1) < 1.01).all()
+
+
+def test_a_teacher_survives_its_file(tmp_path: Path, teacher: Teacher) -> None:
+    teacher.save(tmp_path / "t.npz")
+    assert (Teacher.load(tmp_path / "t.npz").tokens == teacher.tokens).all()
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl", "tvd", "tvd++"])
+def test_every_loss_makes_a_drafter(
+    tmp_path: Path, target: Path, answers: Answers, teacher: Teacher, loss: str
+) -> None:
+    seen: list[float] = []
+    options = replace(OPTIONS, loss=loss, epochs=6)
+    result = distill(target, answers, teacher, tmp_path, options, lambda done, loss, tau: seen.append(loss))
+    assert np.mean(seen[-5:]) < np.mean(seen[:5])
+    assert result["block_efficiency"] >= 1
+    assert 0 < result["mbsu"] < result["block_efficiency"]
+    drafter = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert drafter.config.vocab_size == VOCABULARY
+    assert not (tmp_path / "resume").exists()
+
+
+def test_other_losses_need_the_teacher(tmp_path: Path, target: Path, answers: Answers) -> None:
+    with pytest.raises(ValueError, match="teacher"):
+        distill(target, answers, None, tmp_path, replace(OPTIONS, loss="kl"), quiet)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    tmp_path: Path, target: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "_SAVE_EVERY_S", 0.0)
+    distill(target, answers, None, tmp_path / "whole", OPTIONS, quiet)
+    steps = 0
+
+    def stop(done: float, loss: float, tau: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(target, answers, None, tmp_path / "cut", OPTIONS, stop)
+    before = steps
+    distill(target, answers, None, tmp_path / "cut", OPTIONS, stop)
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert steps > before
+    # The learning rate follows the clock a little, so the runs agree closely, not to the bit.
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], atol=0.02, rtol=0.05)
+
+
+def test_another_run_s_place_is_not_taken_over(
+    tmp_path: Path, target: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "_SAVE_EVERY_S", 0.0)
+    done: list[float] = []
+
+    def stop(share: float, loss: float, tau: float) -> None:
+        done.append(share)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(target, answers, None, tmp_path, OPTIONS, stop)
+    distill(target, answers, None, tmp_path, replace(OPTIONS, seed=1), stop)
+    assert done[4] < 0.02
