@@ -162,15 +162,15 @@ def distill(
     """
     from deploy.distill import Corpus, run_distill
     from engines.drafters.distill import DistillOptions
+    from engines.drafters.fit import FitOptions
     from engines.drafters.losses import LOSSES
     from engines.drafters.small_llama import Size
 
     if loss not in LOSSES:
         raise typer.BadParameter(f"unknown loss {loss!r} ({', '.join(LOSSES)})", param_hint="--loss")
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
-    options = DistillOptions(
-        size=size, loss=loss, start=start, epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed
-    )
+    fit = FitOptions(epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed)
+    options = DistillOptions(size=size, loss=loss, start=start, fit=fit)
     corpus = Corpus(prompts, target, kind, n, max_tokens, seed)
     with progress_bar() as bar:
         result = run_distill(corpus, options, output, _Steps(bar))
@@ -198,12 +198,13 @@ def losses(
     from deploy.distill import Corpus, compare_losses
     from deploy.results import write
     from engines.drafters.distill import DistillOptions
+    from engines.drafters.fit import FitOptions
     from engines.drafters.losses import LOSSES
     from engines.drafters.small_llama import Size
     from policy_training.evaluate import Interval
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
-    options = DistillOptions(size=size, epochs=1000, minutes=minutes, seed=seed)
+    options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))
     with progress_bar() as bar:
         results = compare_losses(
             Corpus(prompts, target, kind, n, max_tokens, seed), options, output, list(LOSSES), _Steps(bar)
@@ -215,6 +216,39 @@ def losses(
     if json_file:
         figures = {f"{key}/{name}": Interval(r[key], r[key], r[key]) for name, r in results.items() for key in r}
         write(json_file, n, figures)
+
+
+@drafters_app.command("layer-skip")
+def layer_skip(
+    prompts: PromptFile,
+    output: Annotated[Path, typer.Option("--out", help="Folder of checkpoint, plot and search.json.")],
+    target: Target = "embedded",
+    kind: Kind = None,
+    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 200,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    trials: Annotated[int, typer.Option(help="Choices of sub-layers to try.")] = 60,
+    heal_minutes: Annotated[float, typer.Option(help="Distil the cut for so long; 0: leave it as it is.")] = 0.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a drafter out of the target itself: search which attention and MLP sub-layers to leave out.
+
+    Works for any Llama-family target. A small target needs healing: without it a cut of one accepts next to nothing.
+
+    Example: draftpick drafters layer-skip --prompts prompts.jsonl --out runs/self --heal-minutes 20
+    """
+    from deploy.distill import Corpus
+    from deploy.layer_skip import run_layer_skip
+
+    corpus = Corpus(prompts, target, kind, n, max_tokens, seed)
+    with progress_bar() as bar:
+        result = run_layer_skip(corpus, output, trials=trials, heal_minutes=heal_minutes, progress=_Steps(bar))
+    best = result["best"]
+    k = best["num_speculative_tokens"]
+    text = f"{result['drafter']}: {best['layers']} layers, {best['speedup']:.2f}x expected with k={k}"
+    if "healed" in result:
+        text += f"; healed: {_metrics(result['healed'])}"
+    say(as_json, result, f"{text}\n{output}/search.png")
 
 
 class _Steps:

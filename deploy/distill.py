@@ -31,7 +31,7 @@ def run_distill(corpus: Corpus, options: Any, out: Path, progress: Progress) -> 
     """Distil a drafter and write it to `out`, with `training.json` beside the weights; returns what that says."""
     from engines.drafters.distill import distill
 
-    texts, answers = _answers(corpus, progress)
+    texts, answers = answers_for(corpus, progress)
     teacher = None if options.loss == "ce" else _teacher(corpus, texts, answers, progress)
     result: dict[str, Any] = distill(
         target_folder(corpus.target), answers, teacher, out, options,
@@ -50,7 +50,8 @@ def compare_losses(
     start = out / "start"
     results = {"start": run_distill(corpus, replace(options, loss="ce"), start, progress)}
     for loss in losses:
-        tuned = replace(options, loss=loss, start=start, learning_rate=options.learning_rate / 4)
+        slower = replace(options.fit, learning_rate=options.fit.learning_rate / 4)
+        tuned = replace(options, loss=loss, start=start, fit=slower)
         results[loss] = run_distill(corpus, tuned, out / loss, progress)
     return {
         name: {key: r[key] for key in ("agreement", "block_efficiency", "mbsu", "parameters")}
@@ -58,7 +59,8 @@ def compare_losses(
     }
 
 
-def _answers(corpus: Corpus, progress: Progress) -> tuple[list[str], Answers]:
+def answers_for(corpus: Corpus, progress: Progress) -> tuple[list[str], Answers]:
+    """(prompts, the target's answers to them)."""
     texts = some_prompts(corpus.prompts, corpus.kind, corpus.n, corpus.seed)
     progress("the target's answers", 0.0, f"{len(texts)} prompts")
     return texts, answers_of(corpus.target, texts, max_tokens=corpus.max_tokens, seed=corpus.seed)

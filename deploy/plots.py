@@ -52,3 +52,22 @@ def heat_map(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plot_search(speedups: Sequence[float], attention: Sequence[bool], mlp: Sequence[bool], path: Path) -> None:
+    """The search trial by trial with the best so far, and which sub-layers the best choice keeps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2), layout="constrained")
+    best = [max(speedups[: i + 1]) for i in range(len(speedups))]
+    left.plot(speedups, "o", markersize=3, color="#7a8ca3", label="trial")
+    left.plot(best, color="#d9622b", label="best so far")
+    left.axhline(1.0, color="black", linewidth=0.8)
+    left.set_xlabel("trial")
+    left.set_ylabel("speed-up over plain")
+    left.legend(frameon=False)
+    left.spines[["top", "right"]].set_visible(False)
+    right.imshow([attention, mlp], cmap="Greys", aspect="auto", vmin=0, vmax=1)
+    right.set_yticks([0, 1], ["attention", "MLP"])
+    right.set_xlabel("layer")
+    right.set_title("kept (black) and left out")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
