@@ -12,8 +12,18 @@ from deploy.console import Config, Json, Prompts, Seed, Url, out, prepare_models
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
 
 Target = Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")]
-PromptFile = Annotated[Path, typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line.")]
-Kind = Annotated[str | None, typer.Option(help="Take prompts of this kind alone.")]
+Sources = Annotated[
+    list[str],
+    typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line, or `generated`; may be repeated."),
+]
+Kinds = Annotated[list[str], typer.Option("--kind", help="Prompts of this kind alone; may be repeated.")]
+Temperatures = Annotated[
+    list[float], typer.Option("--temperature", help="Of the answers; where repeated, taken in turn.")
+]
+N = Annotated[int, typer.Option("-n", help="Most prompts of each kind of each source.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer.")]
+LearningRate = Annotated[float, typer.Option(help="Highest learning rate.")]
+Epochs = Annotated[int, typer.Option(help="Most passes over the answers.")]
 Hidden = Annotated[int, typer.Option(help="Hidden size of the drafter.")]
 Layers = Annotated[int, typer.Option(help="Layers of the drafter.")]
 Minutes = Annotated[float, typer.Option(help="Longest training.")]
@@ -108,15 +118,11 @@ def replay(
 @drafters_app.command()
 def corpus(
     output: Annotated[Path, typer.Option("--out", help="The table, a .safetensors file.")],
-    texts: Annotated[
-        list[Path] | None, typer.Option("--text", help="A text file; may be given more than once.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="JSONL of prompts: the target's own answers are taken in.")
-    ] = None,
+    texts: Annotated[list[Path], typer.Option("--text", help="A text file; may be repeated.")] = [],
+    prompts: Sources = [],
+    kinds: Kinds = [],
     target: Target = "embedded",
-    kind: Kind = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 1000,
+    n: N = 1000,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 192,
     num_bigrams: Annotated[int, typer.Option(help="Most bigrams to keep; about 75 bytes each.")] = 65_536,
     seed: Seed = 0,
@@ -124,34 +130,35 @@ def corpus(
 ) -> None:
     """Count the tri-grams of texts or of the target's answers: the starting table of a tri-gram drafter.
 
-    Example: draftpick drafters corpus --prompts prompts.jsonl --out table.safetensors
+    Example: draftpick drafters corpus --prompts generated --out table.safetensors
     """
-    from deploy import answers
+    from deploy.corpus import Corpus, answers_of, make_table, target_folder
 
-    if not texts and prompts is None:
+    if not texts and not prompts:
         raise typer.BadParameter("give --text or --prompts")
     sequences = []
-    if prompts is not None:
-        asked = answers.some_prompts(prompts, kind, n, seed)
-        sequences = answers.answers_of(target, asked, max_tokens=max_tokens, seed=seed).answers()
-    result = answers.make_corpus(texts or [], sequences, answers.target_folder(target), output, num_bigrams)
+    if prompts:
+        asked = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
+        sequences = answers_of(asked).answers()
+    result = make_table(texts, sequences, target_folder(target), output, num_bigrams)
     say(as_json, result, f"{output}: {result['bigrams']} bigrams of {result['tokens']} tokens")
 
 
 @drafters_app.command()
 def distill(
-    prompts: PromptFile,
+    prompts: Sources,
     output: Annotated[Path, typer.Option("--out", help="Folder of the drafter.")],
+    kinds: Kinds = [],
     target: Target = "embedded",
-    kind: Kind = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 2600,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 224,
+    n: N = 2600,
+    max_tokens: MaxTokens = 224,
+    temperatures: Temperatures = [0.0],
     loss: Annotated[str, typer.Option(help="ce, kl, tvd, or tvd++.")] = "ce",
     start: Annotated[Path | None, typer.Option(help="Drafter to go on from, instead of a fresh one.")] = None,
     hidden: Hidden = 168,
     layers: Layers = 2,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
-    epochs: Annotated[int, typer.Option(help="Passes over the answers.")] = 6,
+    learning_rate: LearningRate = 2e-3,
+    epochs: Epochs = 6,
     minutes: Minutes = 14.0,
     seed: Seed = 0,
     as_json: Json = False,
@@ -160,7 +167,8 @@ def distill(
 
     Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter --loss kl
     """
-    from deploy.distill import Corpus, run_distill
+    from deploy.corpus import Corpus
+    from deploy.distill import run_distill
     from engines.drafters.distill import DistillOptions
     from engines.drafters.fit import FitOptions
     from engines.drafters.losses import LOSSES
@@ -171,20 +179,55 @@ def distill(
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     fit = FitOptions(epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed)
     options = DistillOptions(size=size, loss=loss, start=start, fit=fit)
-    corpus = Corpus(prompts, target, kind, n, max_tokens, seed)
+    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
     with progress_bar() as bar:
         result = run_distill(corpus, options, output, _Steps(bar))
     say(as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, {_metrics(result)}")
 
 
 @drafters_app.command()
-def losses(
-    prompts: PromptFile,
-    output: Annotated[Path, typer.Option("--out", help="Folder of the drafters.")],
+def eagle(
+    prompts: Sources,
+    output: Annotated[Path, typer.Option("--out", help="Folder of the head.")],
+    kinds: Kinds = [],
     target: Target = "embedded",
-    kind: Kind = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 1000,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 160,
+    n: N = 3000,
+    max_tokens: MaxTokens = 192,
+    temperatures: Temperatures = [0.0, 0.7],
+    draft_vocab_size: Annotated[int, typer.Option(help="Tokens that the head can draft: the commonest.")] = 4096,
+    steps: Annotated[int, typer.Option(help="Draft tokens that training unrolls.")] = 3,
+    learning_rate: LearningRate = 6e-4,
+    epochs: Epochs = 6,
+    minutes: Minutes = 20.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train an EAGLE-3 head: one layer on the target's hidden states. An interrupted run goes on where it was.
+
+    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated --kind math --out heads/math
+    """
+    from deploy.corpus import Corpus
+    from deploy.distill import run_eagle
+    from engines.drafters.eagle import EagleOptions
+    from engines.drafters.fit import FitOptions
+
+    fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
+    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
+    with progress_bar() as bar:
+        result = run_eagle(corpus, EagleOptions(draft_vocab_size, steps, fit), output, _Steps(bar))
+    survival = ", ".join(f"{result[f'survival/{i}']:.2f}" for i in range(1, steps + 1))
+    text = f"{output}: {result['parameters'] / 1e6:.1f} M parameters, survival {survival}"
+    say(as_json, result, f"{text}, tau at k {steps} {result['block_efficiency']:.3f}")
+
+
+@drafters_app.command()
+def losses(
+    prompts: Sources,
+    output: Annotated[Path, typer.Option("--out", help="Folder of the drafters.")],
+    kinds: Kinds = [],
+    target: Target = "embedded",
+    n: N = 1000,
+    max_tokens: MaxTokens = 160,
     hidden: Hidden = 168,
     layers: Layers = 2,
     minutes: Minutes = 5.0,
@@ -195,7 +238,8 @@ def losses(
 
     Example: draftpick drafters losses --prompts gsm8k.jsonl --out runs/losses
     """
-    from deploy.distill import Corpus, compare_losses
+    from deploy.corpus import Corpus
+    from deploy.distill import compare_losses
     from deploy.results import write
     from engines.drafters.distill import DistillOptions
     from engines.drafters.fit import FitOptions
@@ -205,10 +249,9 @@ def losses(
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))
+    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
     with progress_bar() as bar:
-        results = compare_losses(
-            Corpus(prompts, target, kind, n, max_tokens, seed), options, output, list(LOSSES), _Steps(bar)
-        )
+        results = compare_losses(corpus, options, output, list(LOSSES), _Steps(bar))
     shown = Table("loss", "agreement", "block efficiency (k 3)", "MBSU")
     for name, r in results.items():
         shown.add_row(name, *(f"{r[key]:.3f}" for key in ("agreement", "block_efficiency", "mbsu")))
@@ -220,12 +263,12 @@ def losses(
 
 @drafters_app.command("layer-skip")
 def layer_skip(
-    prompts: PromptFile,
+    prompts: Sources,
     output: Annotated[Path, typer.Option("--out", help="Folder of checkpoint, plot and search.json.")],
+    kinds: Kinds = [],
     target: Target = "embedded",
-    kind: Kind = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 200,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    n: N = 200,
+    max_tokens: MaxTokens = 128,
     trials: Annotated[int, typer.Option(help="Choices of sub-layers to try.")] = 60,
     heal_minutes: Annotated[float, typer.Option(help="Distil the cut for so long; 0: leave it as it is.")] = 0.0,
     seed: Seed = 0,
@@ -237,10 +280,10 @@ def layer_skip(
 
     Example: draftpick drafters layer-skip --prompts prompts.jsonl --out runs/self --heal-minutes 20
     """
-    from deploy.distill import Corpus
+    from deploy.corpus import Corpus
     from deploy.layer_skip import run_layer_skip
 
-    corpus = Corpus(prompts, target, kind, n, max_tokens, seed)
+    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
     with progress_bar() as bar:
         result = run_layer_skip(corpus, output, trials=trials, heal_minutes=heal_minutes, progress=_Steps(bar))
     best = result["best"]

@@ -1,46 +1,35 @@
-"""`draftpick drafters distill` and `losses`: prompts, the target's answers and probabilities (cached), training."""
+"""`draftpick drafters distill`, `losses`, `eagle`: a corpus, training, and what came of it beside the weights."""
 
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.answers import answers_of, some_prompts, target_folder
-from engines.drafters.answers import Answers, cache_key
-from engines.embedded import cache_dir
-
-Progress = Callable[[str, float, str], None]
-"""Called with (what is being done, share done, how it goes)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """What a drafter is trained on: which prompts, how long the target's answers."""
-
-    prompts: Path
-    target: str
-    kind: str | None
-    n: int
-    max_tokens: int
-    seed: int
+from deploy.corpus import Corpus, Progress, answers_of, target_folder, teacher_of
 
 
 def run_distill(corpus: Corpus, options: Any, out: Path, progress: Progress) -> dict[str, Any]:
     """Distil a drafter and write it to `out`, with `training.json` beside the weights; returns what that says."""
     from engines.drafters.distill import distill
 
-    texts, answers = answers_for(corpus, progress)
-    teacher = None if options.loss == "ce" else _teacher(corpus, texts, answers, progress)
-    result: dict[str, Any] = distill(
-        target_folder(corpus.target), answers, teacher, out, options,
-        lambda done, loss, tau: progress(f"training with {options.loss}", done, f"loss {loss:.3f}, tau {tau:.2f}"),
-    )  # fmt: skip
-    told = {**asdict(corpus), "prompts": corpus.prompts.name, "n": len(texts), "python": platform.python_version()}
-    result |= {"corpus": told, "options": json.loads(json.dumps(asdict(options), default=lambda path: path.name))}
-    (out / "training.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    answers = _answers(corpus, progress)
+    teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
+    told = _told(f"training with {options.loss}", progress)
+    return _write(corpus, options, distill(target_folder(corpus.target), answers, teacher, out, options, told), out)
+
+
+def run_eagle(corpus: Corpus, options: Any, out: Path, progress: Progress) -> dict[str, Any]:
+    """The same for an EAGLE-3 head."""
+    from transformers import AutoConfig
+
+    from engines.drafters.eagle import feature_layers, train
+
+    target, answers = target_folder(corpus.target), _answers(corpus, progress)
+    layers = feature_layers(AutoConfig.from_pretrained(target).num_hidden_layers)
+    teacher = teacher_of(corpus, progress, layers)
+    return _write(corpus, options, train(target, answers, teacher, out, options, _told("training", progress)), out)
 
 
 def compare_losses(
@@ -59,24 +48,17 @@ def compare_losses(
     }
 
 
-def answers_for(corpus: Corpus, progress: Progress) -> tuple[list[str], Answers]:
-    """(prompts, the target's answers to them)."""
-    texts = some_prompts(corpus.prompts, corpus.kind, corpus.n, corpus.seed)
-    progress("the target's answers", 0.0, f"{len(texts)} prompts")
-    return texts, answers_of(corpus.target, texts, max_tokens=corpus.max_tokens, seed=corpus.seed)
+def _answers(corpus: Corpus, progress: Progress) -> Any:
+    progress("the target's answers", 0.0, f"{sum(map(len, corpus.parts()))} prompts")
+    return answers_of(corpus)
 
 
-def _teacher(corpus: Corpus, texts: Sequence[str], answers: Answers, progress: Progress) -> Any:
-    import torch
+def _told(what: str, progress: Progress) -> Callable[[float, float, float], None]:
+    return lambda done, loss, tau: progress(what, done, f"loss {loss:.3f}, tau {tau:.2f}")
 
-    from engines.drafters.teacher import Teacher, teach
 
-    path = target_folder(corpus.target)
-    key = cache_key(path, texts, [0.0], corpus.max_tokens, corpus.seed)
-    cached = cache_dir() / "teachers" / f"{key}.npz"
-    if not cached.is_file():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        teach(path, answers, lambda done, total: progress("the target's probabilities", done / total, ""), device).save(
-            cached
-        )
-    return Teacher.load(cached)
+def _write(corpus: Corpus, options: Any, result: dict[str, Any], out: Path) -> dict[str, Any]:
+    told = {"corpus": corpus.as_json(), "options": json.loads(json.dumps(asdict(options), default=lambda p: p.name))}
+    result |= {**told, "python": platform.python_version()}
+    (out / "training.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result

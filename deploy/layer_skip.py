@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.answers import target_folder
-from deploy.distill import Corpus, Progress, answers_for, run_distill
+from deploy.corpus import Corpus, Progress, answers_of, target_folder
+from deploy.distill import run_distill
 from deploy.plots import plot_search
 
 
@@ -18,8 +18,7 @@ def run_layer_skip(
     from engines.drafters.fit import FitOptions
     from engines.drafters.layer_skip import SearchOptions, export, search
 
-    _, answers = answers_for(corpus, progress)
-    target = target_folder(corpus.target)
+    answers, target = answers_of(corpus), target_folder(corpus.target)
 
     def told(number: int, trial: Any, best: Any) -> None:
         progress("search", number / trials, f"best {best.speedup:.2f}x with {best.layers} layers")

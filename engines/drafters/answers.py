@@ -32,6 +32,16 @@ class Answers:
             for start, at, end in zip(self.starts[:-1], self.answer_at, self.starts[1:], strict=True)
         ]
 
+    @classmethod
+    def join(cls, parts: "Sequence[Answers]") -> "Answers":
+        """All of them, in order."""
+        lengths = np.concatenate([np.diff(part.starts) for part in parts])
+        return cls(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            np.concatenate([part.answer_at for part in parts]),
+        )
+
     def save(self, path: Path) -> None:
         """Write all arrays to one `.npz`."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,18 +61,30 @@ def cache_key(target: Path, prompts: Sequence[str], temperatures: Sequence[float
 
 
 def generate(
-    target: Path, prompts: Sequence[str], temperatures: Sequence[float], *, max_tokens: int, seed: int, **engine: Any
-) -> Answers:
-    """Answer each prompt once as a single-turn chat; prompt i is sampled at `temperatures[i % len(temperatures)]`."""
+    target: Path,
+    parts: Sequence[Sequence[str]],
+    temperatures: Sequence[float],
+    *,
+    max_tokens: int,
+    seed: int,
+    **engine: Any,
+) -> list[Answers]:
+    """Answer each prompt once as a single-turn chat; prompt i of a part at `temperatures[i % len(temperatures)]`."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(model=str(target), seed=seed, **{"max_model_len": 2048, "max_num_seqs": 128, **engine})
+    chats: Any = [[{"role": "user", "content": prompt}] for part in parts for prompt in part]
     params = [
         SamplingParams(temperature=temperatures[i % len(temperatures)], max_tokens=max_tokens)
-        for i in range(len(prompts))
+        for part in parts
+        for i in range(len(part))
     ]
-    chats: Any = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    outputs = llm.chat(chats, params, use_tqdm=True)
+    outputs = iter(llm.chat(chats, params, use_tqdm=True))
+    return [_answers([next(outputs) for _ in part]) for part in parts]
+
+
+def _answers(outputs: Sequence[Any]) -> Answers:
+    """Of vLLM's outputs."""
     sequences = [(list(o.prompt_token_ids or ()), list(o.outputs[0].token_ids)) for o in outputs]
     flat = np.asarray([t for prompt, answer in sequences for t in prompt + answer], np.int32)
     lengths = [len(prompt) + len(answer) for prompt, answer in sequences]

@@ -62,16 +62,24 @@ class EagleHead(nn.Module):
         self.register_buffer("to_draft", to_draft, persistent=False)
 
     def forward(self, embeddings: torch.Tensor, features: torch.Tensor, steps: int) -> list[torch.Tensor]:
-        """Draft logits [b, t - 1, d] of each step, from all tokens' embeddings [b, t, h] and features [b, t, 3 h]."""
+        """Hidden states [b, t - 1, h] of each step, from all tokens' embeddings [b, t, h] and features [b, t, 3 h].
+
+        `logits` makes drafts of them.
+        """
         places = embeddings.shape[1] - 1
         hidden, memory = self.fc(features[:, :places]), _Memory()
-        logits = []
+        states = []
         for step in range(steps):
             # Beyond the end there is no token; what is drafted there is never looked at.
             tokens = functional.pad(embeddings[:, 1 + step :], (0, 0, 0, step))
             hidden = self.midlayer(tokens, hidden, step, memory)
-            logits.append(self.lm_head(self.norm(hidden)))
-        return logits
+            states.append(hidden)
+        return states
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Draft logits [..., d] of hidden states [..., h]."""
+        out: torch.Tensor = self.lm_head(self.norm(states))
+        return out
 
 
 class _Memory:
@@ -187,10 +195,10 @@ def make_head(target: Any, vocabulary: torch.Tensor) -> EagleHead:
 
 
 @torch.no_grad()
-def target_features(target: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(embeddings [b, t, h], the inputs of these layers side by side [b, t, 3 h]) of the target, in float32."""
+def target_features(target: Any, ids: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+    """The inputs of these layers of the target side by side, [b, t, 3 h]."""
     states = target.model(input_ids=ids, output_hidden_states=True).hidden_states
-    return states[0].float(), torch.cat([states[i] for i in layers], dim=-1).float()
+    return torch.cat([states[i] for i in layers], dim=-1)
 
 
 def train(
@@ -198,69 +206,71 @@ def train(
 ) -> dict[str, float]:
     """Train a head on the target's answers and write it in vLLM's format; an interrupted run goes on where it was.
 
-    Returns on held-out answers `survival/i`, the share of drafts whose first i tokens are right, and
-    `block_efficiency`.
+    The teacher must hold the target's `feature_layers`. Returns on held-out answers `survival/i`, the share of drafts
+    whose first i tokens are right, and `block_efficiency`.
     """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(options.fit.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    target = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch.bfloat16).to(device).eval()
+    target = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch.bfloat16)
+    if teacher.width != len(feature_layers(target.config.num_hidden_layers)) * target.config.hidden_size:
+        raise ValueError("the teacher holds no hidden states of the layers that a head reads")
     head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size)).to(device)
+    embed = target.get_input_embeddings().to(device).requires_grad_(False)
     held_out, fitted = split(len(answers), options.fit.seed)
     batches = Batches(answers, teacher, options.fit.batch_tokens, device)
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        return _loss(head, batch, _drafts(head, target, batch.ids, options.steps))
+        with torch.autocast(device, torch.bfloat16):
+            return _loss(head, batch, head(embed(batch.ids), batch.features, options.steps))
 
     def check() -> float:
-        return evaluate(head, target, batches, held_out, options.steps)["block_efficiency"]
+        return evaluate(head, embed, batches, held_out, options.steps)["block_efficiency"]
 
     fit(head, batches, fitted, loss_of, check, options.fit, out / "resume", asdict(options), progress)
-    result = evaluate(head, target, batches, held_out, options.steps)
+    result = evaluate(head, embed, batches, held_out, options.steps)
     export(head, out)
     return {**result, "parameters": float(sum(p.numel() for p in head.parameters()))}
 
 
-def _drafts(head: EagleHead, target: Any, ids: torch.Tensor, steps: int) -> list[torch.Tensor]:
-    embeddings, features = target_features(target, ids, head.features)
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        logits: list[torch.Tensor] = head(embeddings, features, steps)
-    return logits
-
-
-def _loss(head: EagleHead, batch: Batch, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+def _loss(head: EagleHead, batch: Batch, states: Sequence[torch.Tensor]) -> torch.Tensor:
     """Cross-entropy to the teacher's probabilities, as far as the draft vocabulary holds its tokens."""
     rows = torch.full(batch.before.shape, -1, device=batch.ids.device)
     rows[batch.before] = torch.arange(len(batch.p), device=batch.ids.device)
     draft = head.to_draft[batch.top]
-    known = (draft >= 0) & (batch.p > 0)
+    p = torch.where(draft >= 0, batch.p, 0)
+    share = p.sum(1)
     total, weights = batch.p.new_zeros(()), 0.0
-    for step, one in enumerate(logits):
+    for step, one in enumerate(states):
         # Step s at place t drafts the token after place t + 1 + s.
         row = rows[:, 1 + step :]
         scored = row >= 0
         row = row[scored]
-        log_q = one[:, : scored.shape[1]][scored].float().log_softmax(-1)
-        p = torch.where(known[row], batch.p[row], 0)
+        known = share[row] > 0.01
+        row = row[known]
+        log_q = head.logits(one[:, : scored.shape[1]][scored][known]).float().log_softmax(-1)
         log_p = log_q.gather(1, draft[row].clamp_min(0))
-        share = p.sum(1).clamp_min(1e-6)
-        total = total - STEP_WEIGHT**step * ((p * log_p).sum(1) / share)[p.sum(1) > 0.01].mean()
+        total = total - STEP_WEIGHT**step * ((p[row] * log_p).sum(1) / share[row]).mean()
         weights += STEP_WEIGHT**step
     return total / weights
 
 
 @torch.no_grad()
-def chain_matches(head: EagleHead, target: Any, ids: torch.Tensor, answer_at: int, steps: int) -> Indices:
-    """Whether step s from place t drafts the token that came [n - 1, steps], t from the last prompt token on."""
-    logits = _drafts(head, target, ids[None], steps)
+def chain_matches(
+    head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Tensor, answer_at: int, steps: int
+) -> Indices:
+    """Whether step s from place t drafts the token that came [n - 1, steps], t from the last prompt token on.
+
+    Of one sequence of token ids [t] and the target's features [t, 3 h].
+    """
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        states = head(embed(ids[None]), features[None], steps)
+        drafts = [head.logits(one[0, answer_at - 1 :]).argmax(-1) for one in states]
     matches = torch.zeros(len(ids) - answer_at - 1, steps, dtype=torch.bool)
-    for step, one in enumerate(logits):
-        drafted = one[0].argmax(-1)
-        drafted = drafted + head.d2t[drafted]
+    for step, drafted in enumerate(drafts):
         came = ids[answer_at + 1 + step :]
-        first = answer_at - 1
-        matches[: len(came), step] = (drafted[first : first + len(came)] == came).cpu()
+        matches[: len(came), step] = ((drafted + head.d2t[drafted])[: len(came)] == came).cpu()
     return matches.numpy()
 
 
@@ -275,15 +285,15 @@ def replay_chains(matches: Indices) -> Replay:
     return Replay(np.full(len(accepted), k, np.int64), np.asarray(accepted, np.int64))
 
 
-def evaluate(head: EagleHead, target: Any, batches: Batches, chosen: Indices, steps: int) -> dict[str, float]:
+def evaluate(head: EagleHead, embed: Any, batches: Batches, chosen: Indices, steps: int) -> dict[str, float]:
     """Survival by draft length and block efficiency on the chosen answers."""
-    answers, device = batches.answers, next(head.parameters()).device
     every, taus = [], []
-    for i in chosen:
-        ids = torch.from_numpy(answers.tokens[answers.starts[i] : answers.starts[i + 1]].astype(np.int64)).to(device)
-        if len(ids) - answers.answer_at[i] < 2:
+    for i in chosen.tolist():
+        batch = batches.batch([i])
+        if batch.before.sum() < 2:
             continue
-        matches = chain_matches(head, target, ids, int(answers.answer_at[i]), steps)
+        answer_at = int(batches.answers.answer_at[i])
+        matches = chain_matches(head, embed, batch.ids[0], batch.features[0], answer_at, steps)
         every.append(matches[: len(matches) - steps + 1])
         taus.append(replay_chains(matches).acceptance_length)
     survival = np.logical_and.accumulate(np.concatenate(every), axis=1).mean(0)

@@ -39,13 +39,15 @@ class FitOptions:
 class Batch:
     """Sequences padded at their ends: token ids [b, t]; `before` [b, t - 1] is True before an answer's token.
 
-    `top` and `p` [m, 32] are the teacher's tokens and probabilities at these m places; empty without a teacher.
+    `top` and `p` [m, 32] are the teacher's tokens and probabilities at these m places, `features` [b, t, f] its hidden
+    states; each is empty where there is none.
     """
 
     ids: torch.Tensor
     before: torch.Tensor
     top: torch.Tensor
     p: torch.Tensor
+    features: torch.Tensor
 
     @property
     def wanted(self) -> torch.Tensor:
@@ -81,17 +83,22 @@ class Batches:
         rows = [answers.tokens[answers.starts[i] : answers.starts[i + 1]] for i in group]
         ids = np.zeros((len(rows), max(len(row) for row in rows)), np.int64)
         before = np.zeros((len(rows), ids.shape[1] - 1), bool)
+        width = 0 if self.teacher is None else self.teacher.width
+        features = np.zeros((*ids.shape, width), np.uint16)
         for r, (i, row) in enumerate(zip(group, rows, strict=True)):
             ids[r, : len(row)] = row
             before[r, answers.answer_at[i] - 1 : len(row) - 1] = True
-        return Batch(*(torch.from_numpy(a).to(self._device) for a in (ids, before, *self._taught(group))))
+            if self.teacher is not None:
+                features[r, : len(row)] = self.teacher.features(i)
+        states = torch.from_numpy(features).view(torch.bfloat16)
+        arrays = (torch.from_numpy(a) for a in (ids, before, *self._likeliest(group)))
+        return Batch(*(tensor.to(self._device) for tensor in (*arrays, states)))
 
-    def _taught(self, group: list[int]) -> tuple[Indices, Indices]:
+    def _likeliest(self, group: list[int]) -> tuple[Indices, Indices]:
         if self.teacher is None:
             return np.zeros((0, TOP), np.int64), np.zeros((0, TOP), np.float32)
-        at = [slice(self.teacher.starts[i], self.teacher.starts[i + 1]) for i in group]
-        top = np.concatenate([self.teacher.tokens[s] for s in at]).astype(np.int64)
-        return top, np.concatenate([self.teacher.probabilities[s] for s in at]).astype(np.float32)
+        tokens, probabilities = zip(*(self.teacher.likeliest(i) for i in group), strict=True)
+        return np.concatenate(tokens).astype(np.int64), np.concatenate(probabilities).astype(np.float32)
 
 
 def split(n: int, seed: int) -> tuple[Indices, Indices]:

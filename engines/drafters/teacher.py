@@ -1,8 +1,10 @@
-"""The target's own distribution over its answers: computed once, kept as its likeliest tokens at each place."""
+"""What the target itself says along its answers, computed once: its likeliest tokens, and hidden states for heads."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,44 +16,102 @@ TOP = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Teacher:
-    """For every answer token, in order: `tokens` [n, t] and `probabilities` [n, t], likeliest first.
-
-    Answer i takes the rows `starts[i]:starts[i + 1]`.
-    """
+class _Arrays:
+    """`tokens` and `probabilities` [answer tokens, t], `features` [all tokens, f]; where answers begin in each."""
 
     tokens: npt.NDArray[np.int32]
     probabilities: npt.NDArray[np.float16]
+    features: npt.NDArray[np.uint16]
     starts: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
 
-    def save(self, path: Path) -> None:
-        """Write all arrays to one `.npz`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, tokens=self.tokens, probabilities=self.probabilities, starts=self.starts)
+
+class Teacher:
+    """Of each answer: the likeliest tokens before every token of it, and hidden states all along."""
+
+    def __init__(self, arrays: Sequence[_Arrays]) -> None:
+        self._arrays = list(arrays)
+        self._firsts = np.cumsum([0, *(len(a.starts) - 1 for a in arrays)])
+        self.width = self._arrays[0].features.shape[1]
+        """Columns of the features: layers asked for x hidden size."""
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def likeliest(self, i: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
+        """(tokens, their probabilities), each [tokens of answer i, t], likeliest first."""
+        arrays, i = self._of(i)
+        rows = slice(arrays.starts[i], arrays.starts[i + 1])
+        return arrays.tokens[rows], arrays.probabilities[rows]
+
+    def features(self, i: int) -> npt.NDArray[np.uint16]:
+        """Inputs of the asked layers side by side [tokens of prompt and answer i, width], bfloat16 as its bits."""
+        arrays, i = self._of(i)
+        return arrays.features[arrays.places[i] : arrays.places[i + 1]]
+
+    def _of(self, i: int) -> tuple[_Arrays, int]:
+        part = int(np.searchsorted(self._firsts, i, side="right")) - 1
+        return self._arrays[part], i - int(self._firsts[part])
 
     @classmethod
-    def load(cls, path: Path) -> "Teacher":
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as data:
-            return cls(data["tokens"], data["probabilities"], data["starts"])
+    def load(cls, folder: Path) -> "Teacher":
+        """Map what `teach` wrote into memory."""
+        names = ("tokens", "probabilities", "features", "starts", "places")
+        return cls([_Arrays(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names))])
+
+    @classmethod
+    def join(cls, teachers: "Sequence[Teacher]") -> "Teacher":
+        """Of the joined answers."""
+        return cls([arrays for teacher in teachers for arrays in teacher._arrays])
 
 
-def teach(target: Path, answers: Answers, told: Callable[[int, int], None], device: str = "cpu") -> Teacher:
-    """Run the target over its answers, one at a time; `told(done, total)` after each."""
+def teach(
+    target: Path,
+    answers: Answers,
+    folder: Path,
+    told: Callable[[int, int], None],
+    layers: Sequence[int] = (),
+    device: str = "cpu",
+) -> Teacher:
+    """Run the target over its answers, one at a time, into a folder; `told(done, total)` after each."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).to(device).eval()
-    tokens, probabilities = [], []
-    for i, (start, end, at) in enumerate(
-        zip(answers.starts[:-1], answers.starts[1:], answers.answer_at, strict=True), start=1
-    ):
-        ids = torch.from_numpy(answers.tokens[start:end].astype(np.int64))[None].to(device)
+    scratch = folder.with_name(folder.name + ".new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    lengths = np.diff(answers.starts) - answers.answer_at
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(scratch / "starts.npy", starts)
+    np.save(scratch / "places.npy", answers.starts)
+    width = len(layers) * model.config.hidden_size
+    tokens = _new(scratch / "tokens.npy", np.int32, int(starts[-1]), TOP)
+    probabilities = _new(scratch / "probabilities.npy", np.float16, int(starts[-1]), TOP)
+    features = _new(scratch / "features.npy", np.uint16, len(answers.tokens), width)
+    for i in range(len(answers)):
+        place = slice(answers.starts[i], answers.starts[i + 1])
+        ids = torch.from_numpy(answers.tokens[place].astype(np.int64))[None].to(device)
         with torch.inference_mode():
-            hidden = model.model(input_ids=ids).last_hidden_state[0, at - 1 : -1]
-            top = model.lm_head(hidden).float().softmax(-1).topk(TOP)
-        tokens.append(top.indices.cpu().numpy().astype(np.int32))
-        probabilities.append(top.values.cpu().numpy().astype(np.float16))
-        told(i, len(answers))
-    lengths = [len(rows) for rows in tokens]
-    return Teacher(np.concatenate(tokens), np.concatenate(probabilities), np.concatenate([[0], np.cumsum(lengths)]))
+            out = model.model(input_ids=ids, output_hidden_states=bool(layers))
+            top = model.lm_head(out.last_hidden_state[0, answers.answer_at[i] - 1 : -1]).float().softmax(-1).topk(TOP)
+            if layers:
+                states = torch.cat([out.hidden_states[layer][0] for layer in layers], dim=-1)
+                features[place] = states.view(torch.uint16).cpu().numpy()
+        tokens[starts[i] : starts[i + 1]] = top.indices.cpu().numpy()
+        probabilities[starts[i] : starts[i + 1]] = top.values.cpu().numpy()
+        told(i + 1, len(answers))
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    return Teacher.load(folder)
+
+
+def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:
+    """An array in a new file; one of no elements is written at once, since nothing can be mapped."""
+    if rows * columns == 0:
+        np.save(path, np.zeros((rows, columns), dtype))
+        return np.zeros((rows, columns), dtype)
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        path, mode="w+", dtype=dtype, shape=(rows, columns)
+    )
+    return array

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.answers import answers_of, target_folder
+from deploy.corpus import GENERATED, Corpus, answers_of, target_folder
 from deploy.results import write
 from engines.drafters.answers import Answers
 from engines.drafters.hybrid import HybridProposer
@@ -21,27 +21,26 @@ from engines.drafters.rows import Rows
 from engines.drafters.trigram import TrigramProposer
 from engines.drafters.trigram_table import save_table, table_of
 from policy_training.evaluate import Interval
-from policy_training.workloads import generate
+from policy_training.workloads import KINDS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=240, help="prompts; half of their answers make the starting table")
+    parser.add_argument("-n", type=int, default=40, help="prompts a kind; half of the answers make the starting table")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    prompts = generate(args.n, seed=11)
-    answers = answers_of("embedded", [p.text for p in prompts], max_tokens=args.max_tokens, seed=0)
-    kinds = np.asarray([p.kind for p in prompts])
-    half = args.n // 2
+    answers = answers_of(Corpus((GENERATED,), n=args.n, max_tokens=args.max_tokens))
+    kinds = np.repeat(KINDS, args.n)
+    judged = np.arange(1, len(answers), 2)
     table = Path("runs/model-free/table.safetensors")
-    save_table(table_of(answers.answers()[:half], 65_536), table, 49_152)
+    save_table(table_of(answers.answers()[::2], 65_536), table, 49_152)
     figures: dict[str, Interval] = {}
     for name, drafter in variants(str(table)).items():
-        taus = np.asarray([tau(drafter, answers, i) for i in range(half, args.n)])
+        taus = np.asarray([tau(drafter, answers, i) for i in judged])
         figures[f"acceptance_length/{name}"] = spread(taus)
-        by_kind = {kind: float(taus[kinds[half:] == kind].mean()) for kind in sorted(set(kinds))}
+        by_kind = {kind: float(taus[kinds[judged] == kind].mean()) for kind in KINDS}
         print(f"{name:24} tau {taus.mean():.3f}  " + "  ".join(f"{k} {v:.2f}" for k, v in by_kind.items()), flush=True)
     steps = {batch: step_s(batch) for batch in (1, 32)}
     for name, drafter in variants(str(table)).items():
@@ -52,7 +51,7 @@ def main() -> None:
             )
             print(f"{name:24} batch {batch:2}: proposing takes {np.mean(costs):.2%} of a step", flush=True)
     if args.json:
-        write(args.json, args.n - half, figures, step_ms={str(b): round(1000 * s, 2) for b, s in steps.items()})
+        write(args.json, len(judged), figures, step_ms={str(b): round(1000 * s, 2) for b, s in steps.items()})
 
 
 def variants(table: str) -> dict[str, Drafter]:

@@ -30,23 +30,29 @@ def answers(target: Path) -> Answers:
 
 
 @pytest.fixture(scope="module")
-def teacher(target: Path, answers: Answers) -> Teacher:
-    return teach(target, answers, lambda done, total: None)
+def teacher(target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return teach(target, answers, tmp_path_factory.mktemp("teacher") / "t", lambda done, total: None)
 
 
 def quiet(done: float, loss: float, tau: float) -> None: ...
 
 
 def test_the_teacher_s_first_token_is_the_answer(answers: Answers, teacher: Teacher) -> None:
-    said = np.concatenate(answers.answers())
-    assert len(teacher.tokens) == len(said)
-    assert (teacher.tokens[:, 0] == said).mean() > 0.95
-    assert (teacher.probabilities.astype(np.float32).sum(1) < 1.01).all()
+    assert len(teacher) == len(answers)
+    first = np.concatenate([teacher.likeliest(i)[0][:, 0] for i in range(len(teacher))])
+    assert (first == np.concatenate(answers.answers())).mean() > 0.95
+    assert all((teacher.likeliest(i)[1].astype(np.float32).sum(1) < 1.01).all() for i in range(len(teacher)))
 
 
-def test_a_teacher_survives_its_file(tmp_path: Path, teacher: Teacher) -> None:
-    teacher.save(tmp_path / "t.npz")
-    assert (Teacher.load(tmp_path / "t.npz").tokens == teacher.tokens).all()
+def test_joined_teachers_teach_joined_answers(tmp_path: Path, target: Path, answers: Answers) -> None:
+    layered = teach(target, answers, tmp_path / "t", lambda done, total: None, layers=(0, 1))
+    assert layered.width == 64
+    both, twice = Teacher.join([layered, layered]), Answers.join([answers, answers])
+    last = len(answers) - 1
+    assert len(both) == len(twice) == 2 * len(answers)
+    assert (both.likeliest(2 * last + 1)[0] == layered.likeliest(last)[0]).all()
+    assert (both.features(last + 1) == layered.features(0)).all()
+    assert (twice.answers()[last + 1] == answers.answers()[0]).all()
 
 
 @pytest.mark.parametrize("loss", ["ce", "kl", "tvd", "tvd++"])

@@ -11,6 +11,7 @@ from engines.drafters.eagle import (
     EagleOptions,
     chain_matches,
     draft_vocabulary,
+    feature_layers,
     load_head,
     make_head,
     replay_chains,
@@ -37,7 +38,7 @@ def answers(target: Path) -> Answers:
 @pytest.fixture(scope="module")
 def trained(target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     out = tmp_path_factory.mktemp("head")
-    teacher = teach(target, answers, lambda done, total: None)
+    teacher = teach(target, answers, out / "teacher", lambda done, total: None, feature_layers(6))
     return out, train(target, answers, teacher, out, OPTIONS, lambda done, loss, tau: None)
 
 
@@ -73,7 +74,8 @@ def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
     head = load_head(trained[0], model)
     ids = torch.from_numpy(answers.tokens[: answers.starts[1]].astype(np.int64))
-    matches = chain_matches(head, model, ids, int(answers.answer_at[0]), 3)
+    features = target_features(model, ids[None], head.features)[0]
+    matches = chain_matches(head, model.get_input_embeddings(), ids, features, int(answers.answer_at[0]), 3)
     assert matches.shape == (len(answers.answers()[0]) - 1, 3)
     assert replay_chains(matches).acceptance_length >= 1
 
@@ -85,9 +87,10 @@ def test_a_later_step_sees_no_later_token(target: Path, answers: Answers) -> Non
     ids = torch.from_numpy(answers.tokens[: answers.starts[1]].astype(np.int64))[None]
     changed = ids.clone()
     changed[0, 9:] = (changed[0, 9:] + 1) % VOCABULARY
+    embed = model.get_input_embeddings()
     with torch.no_grad():
-        before = head(*target_features(model, ids, head.features), 3)
-        after = head(*target_features(model, changed, head.features), 3)
+        before = head(embed(ids), target_features(model, ids, head.features), 3)
+        after = head(embed(changed), target_features(model, changed, head.features), 3)
     for step in range(3):
         same = 9 - 1 - step  # places t with t + 1 + step < 9
         torch.testing.assert_close(before[step][0, :same], after[step][0, :same])

@@ -1,0 +1,133 @@
+"""What drafters are made from: prompts, the target's own answers to them and what it thought; made once, kept."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.config import EMBEDDED
+from engines.drafters.answers import Answers, cache_key, generate
+from engines.drafters.rows import Tokens
+from engines.embedded import cache_dir, prepare_target
+
+Progress = Callable[[str, float, str], None]
+"""Called with (what is being done, share done, how it goes)."""
+
+GENERATED = "generated"
+"""Stands for the project's own workload generator where a file of prompts is asked for."""
+
+_ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
+_GENERATED_SEED = 10_000
+"""Seeds of training prompts begin here; tests and tables draw theirs from below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Prompts, of JSONL files or generated ones: at most `n` of each kind of each source; no kinds: all of them.
+
+    Answer i of each such part is decoded at `temperatures[i % len(temperatures)]`.
+    """
+
+    prompts: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+    n: int = 1000
+    max_tokens: int = 192
+    temperatures: tuple[float, ...] = (0.0,)
+    target: str = EMBEDDED
+    seed: int = 0
+
+    def parts(self) -> list[list[str]]:
+        """Texts of each kind of each source, in an order of the seed's. Raises ValueError if there are none."""
+        parts = [part for source in self.prompts for part in self._of(source)]
+        if not parts:
+            raise ValueError(f"no prompts of kind {', '.join(self.kinds) or 'any'} in {', '.join(self.prompts)}")
+        return parts
+
+    def _of(self, source: str) -> list[list[str]]:
+        from policy_training.workloads import KINDS, read_jsonl
+        from policy_training.workloads import generate as prompts_of
+
+        wanted = [kind for kind in KINDS if kind in self.kinds or not self.kinds]
+        if source != GENERATED:
+            prompts = read_jsonl(Path(source))
+            wanted = sorted({p.kind for p in prompts if p.kind in self.kinds or not self.kinds})
+        elif wanted:
+            prompts = prompts_of(self.n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
+        parts = []
+        for kind in wanted:
+            texts = [p.text for p in prompts if p.kind == kind]
+            random.Random(self.seed).shuffle(texts)
+            parts.append(texts[: self.n])
+        return parts
+
+    def as_json(self) -> dict[str, Any]:
+        """What a model card should say of it; files by name alone."""
+        return {**asdict(self), "prompts": [Path(source).name for source in self.prompts]}
+
+
+def target_folder(target: str) -> Path:
+    """Where the target's checkpoint lies; prepares the embedded one."""
+    return prepare_target() if target == EMBEDDED else Path(target)
+
+
+def answers_of(corpus: Corpus) -> Answers:
+    """The target's answers, in the order of the parts; each part is answered once."""
+    target, parts = target_folder(corpus.target), corpus.parts()
+    files = [cache_dir() / "answers" / f"{key}.npz" for key in _keys(corpus, target, parts)]
+    missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
+    if missing:
+        found = generate(
+            target, list(missing.values()), corpus.temperatures, max_tokens=corpus.max_tokens, seed=corpus.seed,
+            **_ENGINE,
+        )  # fmt: skip
+        for file, answers in zip(missing, found, strict=True):
+            answers.save(file)
+    return Answers.join([Answers.load(file) for file in files])
+
+
+def teacher_of(corpus: Corpus, progress: Progress, layers: Sequence[int] = ()) -> Any:
+    """The `Teacher` of the corpus's answers, which must be there; with hidden states of these layers of the target."""
+    import torch
+
+    from engines.drafters.teacher import Teacher, teach
+
+    target, parts = target_folder(corpus.target), corpus.parts()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teachers = []
+    for number, key in enumerate(_keys(corpus, target, parts), start=1):
+        folder = cache_dir() / "teachers" / "-".join([key, *map(str, layers)])
+        if not folder.is_dir():
+            answers = Answers.load(cache_dir() / "answers" / f"{key}.npz")
+            told = partial(_tell, progress, f"the target's states, {number} of {len(parts)}")
+            teach(target, answers, folder, told, layers, device)
+        teachers.append(Teacher.load(folder))
+    return Teacher.join(teachers)
+
+
+def _tell(progress: Progress, what: str, done: int, total: int) -> None:
+    progress(what, done / total, "")
+
+
+def make_table(
+    texts: Sequence[Path], sequences: Sequence[Tokens], target: Path, out: Path, num_bigrams: int
+) -> dict[str, int]:
+    """Write a tri-gram drafter's starting table of text files and token sequences; returns its size."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from engines.drafters.trigram_table import save_table, table_of
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenized = [
+        np.asarray(tokenizer(path.read_text(), add_special_tokens=False).input_ids, np.int32) for path in texts
+    ]
+    table = table_of([*tokenized, *sequences], num_bigrams)
+    save_table(table, out, AutoConfig.from_pretrained(target).vocab_size)
+    return {"tokens": sum(len(s) for s in (*tokenized, *sequences)), "bigrams": int((table.keys >= 0).sum())}
+
+
+def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[str]]) -> list[str]:
+    return [cache_key(target, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in parts]
