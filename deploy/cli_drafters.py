@@ -196,6 +196,7 @@ def eagle(
     temperatures: Temperatures = [0.0, 0.7],
     draft_vocab_size: Annotated[int, typer.Option(help="Tokens that the head can draft: the commonest.")] = 4096,
     steps: Annotated[int, typer.Option(help="Draft tokens that training unrolls.")] = 3,
+    parallel: Annotated[bool, typer.Option(help="Draft all tokens in one pass (`parallel_drafting: true`).")] = False,
     learning_rate: LearningRate = 6e-4,
     epochs: Epochs = 6,
     minutes: Minutes = 20.0,
@@ -214,7 +215,7 @@ def eagle(
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
     corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
     with progress_bar() as bar:
-        result = run_eagle(corpus, EagleOptions(draft_vocab_size, steps, fit), output, _Steps(bar))
+        result = run_eagle(corpus, EagleOptions(draft_vocab_size, steps, parallel, fit), output, _Steps(bar))
     survival = ", ".join(f"{result[f'survival/{i}']:.2f}" for i in range(1, steps + 1))
     text = f"{output}: {result['parameters'] / 1e6:.1f} M parameters, survival {survival}"
     say(as_json, result, f"{text}, tau at k {steps} {result['block_efficiency']:.3f}")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import ray
 from ray import serve
 
 from deploy.app import APP_NAME, build
-from engines.errors import DraftpickError
+from engines.errors import ConfigError, DraftpickError
 from router.config import DraftpickConfig
 
 Progress = Callable[[dict[str, str]], None]
@@ -38,6 +39,8 @@ def running(
 
     Starts Ray on this machine, or joins the cluster at `address` (`auto`: the one that runs here).
     """
+    if address is None:
+        _check_port(host, port)
     _start_ray(config, address)
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
@@ -51,6 +54,18 @@ def running(
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise ConfigError where something listens already; Ray Serve's own error is a dead actor."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                "port", f"cannot listen on {host}:{port}: {error.strerror}", "stop what listens there, or give --port"
+            ) from error
 
 
 def _start_ray(config: DraftpickConfig, address: str | None) -> None:

@@ -3,7 +3,22 @@
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig, LLMServer
+
+
+class CompactEngine(VLLMEngine):
+    """`VLLMEngine` whose one CPU worker runs inside vLLM's engine process.
+
+    vLLM gives a worker on CPUs a process of its own for the sake of its thread binding, which we leave out; the engine
+    process would then spin on a core while the worker computes, and take 0.5 GB.
+    """
+
+    def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
+        parallel = vllm_engine_config.parallel_config
+        if parallel.distributed_executor_backend == "mp" and parallel.world_size == 1:
+            parallel.distributed_executor_backend = "uni"
+        return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
 
 
 class EngineServer(LLMServer):
@@ -23,6 +38,6 @@ class LocalModel(CallbackBase):
 
 async def start(config: dict[str, Any]) -> EngineServer:
     """A started server for the arguments of `LLMConfig`."""
-    server: EngineServer = EngineServer.sync_init(LLMConfig(**config))
+    server: EngineServer = EngineServer.sync_init(LLMConfig(**config), engine_cls=CompactEngine)
     await server.start()
     return server

@@ -10,7 +10,7 @@ from engines.drafters.table_file import table_vocab_size
 from engines.embedded import TARGET_NAME, cache_dir, drafter_path, package_folder, prepare_target
 from engines.errors import ConfigError
 
-_SAME_VOCABULARY = {"draft_model"}
+_SAME_VOCABULARY = {"draft_model", "eagle3"}
 _SAME_HIDDEN_SIZE = {"eagle", "eagle3", "medusa", "mlp_speculator"}
 # The embedded target is converted on first use; its shape is known before that.
 _EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
@@ -79,6 +79,45 @@ def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[st
                 f"drafter of engine {engine.name!r} has {key} {ours}, the target has {theirs}",
                 f"method {drafter.method} needs a drafter with the target's {key}",
             )
+    _check_format(field, drafter, shape, target)
+
+
+def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: dict[str, Any]) -> None:
+    """A head is no draft model and the other way round; a head's weights must be what its method and target need."""
+    architecture = next(iter(shape.get("architectures") or ()), None)
+    if architecture is None:
+        return
+    is_head = "eagle3" in architecture.lower()
+    if is_head != (drafter.method == "eagle3") and drafter.method in ("eagle3", "draft_model"):
+        needed = "an EAGLE-3 head" if drafter.method == "eagle3" else "a causal language model"
+        raise ConfigError(
+            field, f"{architecture} is not what method {drafter.method} runs", f"name {needed}, or another method"
+        )
+    weights = Path(drafter_model(drafter) or "") / "model.safetensors"
+    if not is_head or not weights.is_file():
+        return
+    tensors = _tensor_shapes(field, weights)
+    if (drafter.model_extra or {}).get("parallel_drafting") and "mask_hidden" not in tensors:
+        raise ConfigError(
+            field, "the head holds no `mask_hidden`, which `parallel_drafting` needs", "train it with --parallel"
+        )
+    fc, hidden = tensors.get("fc.weight"), target.get("hidden_size")
+    if fc is not None and hidden and fc[1] % hidden:
+        raise ConfigError(
+            field, f"the head reads {fc[1]} features, no multiple of the target's hidden size {hidden}",
+            "train a head for this target with `draftpick drafters eagle`",
+        )  # fmt: skip
+
+
+def _tensor_shapes(field: str, path: Path) -> dict[str, list[int]]:
+    """Shapes of a safetensors file, of its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(field, f"{path} is no safetensors file", "write it again") from error
 
 
 def _check_table(field: str, drafter: Drafter, target: dict[str, Any]) -> None:

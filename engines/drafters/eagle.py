@@ -2,7 +2,8 @@
 
 At place t a head reads the target's features of token t and the embedding of token t + 1, and drafts token t + 2.
 Further steps read the head's own hidden state in place of the features; training runs those steps too (training-time
-test), so that acceptance does not fall after the first token.
+test), so that acceptance does not fall after the first token. A parallel head (P-EAGLE) reads a learned mask there and
+one token for all that is not known: it drafts all tokens in one pass.
 """
 
 import json
@@ -21,16 +22,19 @@ from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, 
 from engines.drafters.replay import Replay
 from engines.drafters.teacher import Teacher
 
+MASK_TOKEN = 0
+"""Stands for a token that is not known yet."""
 STEP_WEIGHT = 0.8
 """Each further step counts that much less: it is reached only if the steps before were right."""
 
 
 @dataclass(frozen=True, slots=True)
 class EagleOptions:
-    """Size of the draft vocabulary, steps that training unrolls, and how it is trained."""
+    """Size of the draft vocabulary, steps that training unrolls, whether they run in one pass, how it is trained."""
 
     draft_vocab_size: int = 4096
     steps: int = 3
+    parallel: bool = False
     fit: FitOptions = field(default_factory=lambda: FitOptions(learning_rate=6e-4, batch_tokens=4096))
 
 
@@ -44,9 +48,10 @@ class EagleHead(nn.Module):
     d2t: torch.Tensor
     to_draft: torch.Tensor
 
-    def __init__(self, config: Any, vocabulary: torch.Tensor) -> None:
+    def __init__(self, config: Any, vocabulary: torch.Tensor, parallel: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.parallel = parallel
         hidden, size = config.hidden_size, len(vocabulary)
         self.features = feature_layers(config.num_hidden_layers)
         self.fc = nn.Linear(len(self.features) * hidden, hidden, bias=False)
@@ -60,19 +65,24 @@ class EagleHead(nn.Module):
         to_draft = torch.full((config.vocab_size,), -1)
         to_draft[vocabulary] = torch.arange(size)
         self.register_buffer("to_draft", to_draft, persistent=False)
+        if parallel:
+            self.mask_hidden = nn.Parameter(torch.zeros(self.fc.in_features))
 
-    def forward(self, embeddings: torch.Tensor, features: torch.Tensor, steps: int) -> list[torch.Tensor]:
-        """Hidden states [b, t - 1, h] of each step, from all tokens' embeddings [b, t, h] and features [b, t, 3 h].
+    def forward(self, embed: nn.Module, ids: torch.Tensor, features: torch.Tensor, steps: int) -> list[torch.Tensor]:
+        """Hidden states [b, t - 1, h] of each step, from the target's embedding, token ids [b, t], features [b, t, 3 h].
 
         `logits` makes drafts of them.
         """
-        places = embeddings.shape[1] - 1
+        places = ids.shape[1] - 1
         hidden, memory = self.fc(features[:, :places]), _Memory()
         states = []
         for step in range(steps):
             # Beyond the end there is no token; what is drafted there is never looked at.
-            tokens = functional.pad(embeddings[:, 1 + step :], (0, 0, 0, step))
-            hidden = self.midlayer(tokens, hidden, step, memory)
+            known = functional.pad(ids[:, 1 + step :], (0, step), value=MASK_TOKEN)
+            if self.parallel and step > 0:
+                known = torch.full_like(known, MASK_TOKEN)
+                hidden = self.fc(self.mask_hidden).expand_as(hidden)
+            hidden = self.midlayer(embed(known), hidden, step, memory)
             states.append(hidden)
         return states
 
@@ -173,9 +183,9 @@ def draft_vocabulary(answers: Answers, size: int) -> torch.Tensor:
     return torch.from_numpy(np.sort(tokens[np.argsort(-counts, kind="stable")][:size]).astype(np.int64))
 
 
-def make_head(target: Any, vocabulary: torch.Tensor) -> EagleHead:
+def make_head(target: Any, vocabulary: torch.Tensor, parallel: bool = False) -> EagleHead:
     """An untrained head that begins as the target's last layer on its highest features."""
-    head = EagleHead(target.config, vocabulary)
+    head = EagleHead(target.config, vocabulary, parallel)
     last, hidden = target.model.layers[-1], target.config.hidden_size
     with torch.no_grad():
         head.fc.weight.mul_(0.1)
@@ -216,14 +226,14 @@ def train(
     target = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch.bfloat16)
     if teacher.width != len(feature_layers(target.config.num_hidden_layers)) * target.config.hidden_size:
         raise ValueError("the teacher holds no hidden states of the layers that a head reads")
-    head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size)).to(device)
+    head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size), options.parallel).to(device)
     embed = target.get_input_embeddings().to(device).requires_grad_(False)
     held_out, fitted = split(len(answers), options.fit.seed)
     batches = Batches(answers, teacher, options.fit.batch_tokens, device)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16):
-            return _loss(head, batch, head(embed(batch.ids), batch.features, options.steps))
+            return _loss(head, batch, head(embed, batch.ids, batch.features, options.steps))
 
     def check() -> float:
         return evaluate(head, embed, batches, held_out, options.steps)["block_efficiency"]
@@ -265,7 +275,7 @@ def chain_matches(
     Of one sequence of token ids [t] and the target's features [t, 3 h].
     """
     with torch.autocast(ids.device.type, torch.bfloat16):
-        states = head(embed(ids[None]), features[None], steps)
+        states = head(embed, ids[None], features[None], steps)
         drafts = [head.logits(one[0, answer_at - 1 :]).argmax(-1) for one in states]
     matches = torch.zeros(len(ids) - answer_at - 1, steps, dtype=torch.bool)
     for step, drafted in enumerate(drafts):
@@ -320,7 +330,7 @@ def export(head: EagleHead, out: Path) -> None:
         "draft_vocab_size": len(head.d2t),
         "tie_word_embeddings": False,
         "eagle_config": {"eagle_aux_hidden_state_layer_ids": list(head.features)},
-        "target_num_hidden_layers": head.config.num_hidden_layers,
+        "ptd_token_id": MASK_TOKEN,
         "dtype": "bfloat16",
     }
     for key in ("layer_types", "_name_or_path", "transformers_version"):
@@ -333,6 +343,7 @@ def load_head(folder: Path, target: Any) -> EagleHead:
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "model.safetensors")
-    head = EagleHead(target.config, tensors["d2t"] + torch.arange(len(tensors["d2t"])))
+    vocabulary = tensors["d2t"] + torch.arange(len(tensors["d2t"]))
+    head = EagleHead(target.config, vocabulary, parallel="mask_hidden" in tensors)
     head.load_state_dict(tensors)
     return head.eval()

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from engines.config import FleetConfig
 from engines.embedded import shipped_drafters
@@ -57,9 +59,46 @@ def test_a_head_of_another_hidden_size_is_refused(tmp_path: Path, target: str, m
     assert "hidden_size 32, the target has 64" in error.problem
 
 
-def test_a_head_of_the_same_hidden_size_fits_with_a_vocabulary_of_its_own(tmp_path: Path, target: str) -> None:
-    drafter = model_folder(tmp_path / "drafter", vocab_size=10)
+def test_a_head_of_the_same_hidden_size_fits_with_a_draft_vocabulary_of_its_own(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", draft_vocab_size=10)
     check_models(fleet(target, method="eagle3", model=drafter))
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture"), [("eagle3", "LlamaForCausalLM"), ("draft_model", "LlamaForCausalLMEagle3")]
+)
+def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path, target: str, method: str, architecture: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", architectures=[architecture])
+    error = refusal(fleet(target, method=method, model=drafter))
+    assert error.field == "engines.1.drafter.model"
+    assert f"{architecture} is not what method {method} runs" in error.problem
+
+
+def head_folder(path: Path, **shapes: tuple[int, ...]) -> str:
+    folder = model_folder(path, architectures=["LlamaForCausalLMEagle3"])
+    tensors = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    save_file(tensors, path / "model.safetensors")
+    return folder
+
+
+def test_a_head_of_other_features_is_refused(tmp_path: Path, target: str) -> None:
+    drafter = head_folder(tmp_path / "head", **{"fc.weight": (64, 3 * 48)})
+    error = refusal(fleet(target, method="eagle3", model=drafter))
+    assert "reads 144 features, no multiple of the target's hidden size 64" in error.problem
+
+
+def test_parallel_drafting_needs_a_head_with_a_mask(tmp_path: Path, target: str) -> None:
+    drafter = head_folder(tmp_path / "head", **{"fc.weight": (64, 192)})
+    error = refusal(fleet(target, method="eagle3", model=drafter, parallel_drafting=True))
+    assert "`mask_hidden`" in error.problem
+    masked = head_folder(tmp_path / "masked", **{"fc.weight": (64, 192)}, mask_hidden=(192,))
+    check_models(fleet(target, method="eagle3", model=masked, parallel_drafting=True))
+
+
+def test_weights_that_are_none_are_refused(tmp_path: Path, target: str) -> None:
+    drafter = head_folder(tmp_path / "head")
+    (tmp_path / "head" / "model.safetensors").write_bytes(b"no weights")
+    assert "is no safetensors file" in refusal(fleet(target, method="eagle3", model=drafter)).problem
 
 
 def test_a_size_that_is_not_told_is_not_compared(tmp_path: Path, target: str) -> None:

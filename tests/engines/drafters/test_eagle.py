@@ -22,7 +22,7 @@ from engines.drafters.fit import FitOptions
 from engines.drafters.teacher import teach
 from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
 
-OPTIONS = EagleOptions(draft_vocab_size=48, steps=3, fit=FitOptions(epochs=25, batch_tokens=512, learning_rate=3e-3))
+FIT = FitOptions(epochs=25, batch_tokens=512, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,14 @@ def answers(target: Path) -> Answers:
     return greedy_answers(target)
 
 
-@pytest.fixture(scope="module")
-def trained(target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+@pytest.fixture(scope="module", params=[False, True], ids=["chained", "parallel"])
+def trained(
+    target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, dict[str, float]]:
     out = tmp_path_factory.mktemp("head")
     teacher = teach(target, answers, out / "teacher", lambda done, total: None, feature_layers(6))
-    return out, train(target, answers, teacher, out, OPTIONS, lambda done, loss, tau: None)
+    options = EagleOptions(draft_vocab_size=48, steps=3, parallel=request.param, fit=FIT)
+    return out, train(target, answers, teacher, out, options, lambda done, loss, tau: None)
 
 
 def test_the_vocabulary_is_the_commonest_tokens(answers: Answers) -> None:
@@ -80,19 +83,20 @@ def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target
     assert replay_chains(matches).acceptance_length >= 1
 
 
-def test_a_later_step_sees_no_later_token(target: Path, answers: Answers) -> None:
-    """Step s from place t may know the tokens up to t + 1 + s, and no other start's drafts."""
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_later_step_sees_no_later_token(target: Path, answers: Answers, parallel: bool) -> None:
+    """Step s from place t may know the tokens up to t + 1 + s, a parallel one up to t + 1, and no other's drafts."""
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    head = make_head(model, torch.arange(VOCABULARY))
+    head = make_head(model, torch.arange(VOCABULARY), parallel)
     ids = torch.from_numpy(answers.tokens[: answers.starts[1]].astype(np.int64))[None]
     changed = ids.clone()
     changed[0, 9:] = (changed[0, 9:] + 1) % VOCABULARY
     embed = model.get_input_embeddings()
     with torch.no_grad():
-        before = head(embed(ids), target_features(model, ids, head.features), 3)
-        after = head(embed(changed), target_features(model, changed, head.features), 3)
+        before = head(embed, ids, target_features(model, ids, head.features), 3)
+        after = head(embed, changed, target_features(model, changed, head.features), 3)
     for step in range(3):
-        same = 9 - 1 - step  # places t with t + 1 + step < 9
+        same = 9 - 1 - (0 if parallel else step)  # places t whose last known token is before place 9
         torch.testing.assert_close(before[step][0, :same], after[step][0, :same])
         assert not torch.allclose(before[step][0, same], after[step][0, same])
 
