@@ -81,25 +81,26 @@ def replay(
 ) -> None:
     """Replay drafters on the answers of a running fleet: tau for every draft length, beside what the engines accepted.
 
-    One answer of the target tells what any drafter that sees tokens alone would have accepted.
+    One answer of the target tells what any drafter would have accepted of it.
 
     Example: draftpick drafters replay --url http://127.0.0.1:8000
     """
     from deploy.config import resolve
     from deploy.replay import LENGTHS, ask, can_replay, compare
     from deploy.results import write
+    from engines.preflight import target_path
     from policy_training.collect import model_of
 
-    engines = [engine for engine in resolve(config).engines if can_replay(engine)]
+    fleet = resolve(config)
+    engines, target = [engine for engine in fleet.engines if can_replay(engine)], target_path(fleet.target)
     chosen = some_prompts(prompts, n, seed, 0.0, max_tokens)
     model, results = model_of(url), {}
     with progress_bar() as bar:
         row = bar.add_task("", total=2 * len(engines) * len(chosen))
         for engine in engines:
             bar.update(row, description=engine.name)
-            results[engine.name] = compare(
-                engine, ask(url, model, engine.name, chosen, lambda: bar.advance(row)), lambda: bar.advance(row)
-            )
+            answers = ask(url, model, engine.name, chosen, lambda: bar.advance(row))
+            results[engine.name] = compare(engine, target, answers, lambda: bar.advance(row))
     shown = Table("engine", "live tau", "replayed", "mean error", *(f"k={k}" for k in LENGTHS))
     for name, result in results.items():
         lengths = [f"{result['by_length'][k]:.2f}" for k in LENGTHS]

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from engines.config import Engine
-from engines.drafters.replay import Replay, replayer
+from engines.drafters.replay import REPLAYED, Replay, replayer
 from engines.drafters.rows import Tokens
 from policy_training.collect import PIN_HEADER
 from policy_training.evaluate import Interval
@@ -55,11 +55,11 @@ def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Call
     return answers
 
 
-def compare(engine: Engine, answers: Sequence[Live], told: Callable[[], None]) -> dict[str, Any]:
+def compare(engine: Engine, target: str, answers: Sequence[Live], told: Callable[[], None]) -> dict[str, Any]:
     """Replayed against live acceptance length of one engine, and the replayed length for every draft length."""
     assert engine.drafter is not None
     k = engine.drafter.num_speculative_tokens
-    run = replayer(engine.drafter, sorted({k, *LENGTHS}))
+    run = replayer(engine.drafter, sorted({k, *LENGTHS}), target)
     replays: dict[int, list[Replay]] = {}
     for live in answers:
         for length, replay in run(live.prompt, live.answer).items():
@@ -79,11 +79,5 @@ def compare(engine: Engine, answers: Sequence[Live], told: Callable[[], None]) -
 
 
 def can_replay(engine: Engine) -> bool:
-    """Whether what this engine accepts follows from token ids alone."""
-    return engine.drafter is not None and engine.drafter.method in (
-        "ngram",
-        "suffix",
-        "trigram",
-        "hybrid",
-        "draft_model",
-    )
+    """Whether what this engine accepts follows from the target's answers."""
+    return engine.drafter is not None and engine.drafter.method in REPLAYED

@@ -69,9 +69,9 @@ class EagleHead(nn.Module):
             self.mask_hidden = nn.Parameter(torch.zeros(self.fc.in_features))
 
     def forward(self, embed: nn.Module, ids: torch.Tensor, features: torch.Tensor, steps: int) -> list[torch.Tensor]:
-        """Hidden states [b, t - 1, h] of each step, from the target's embedding, token ids [b, t], features [b, t, 3 h].
+        """Hidden states [b, t - 1, h] of each step, of which `logits` makes drafts.
 
-        `logits` makes drafts of them.
+        From the target's embedding, token ids [b, t] and features [b, t, 3 h].
         """
         places = ids.shape[1] - 1
         hidden, memory = self.fc(features[:, :places]), _Memory()
@@ -173,7 +173,9 @@ class _MLP(nn.Module):
 
 
 def feature_layers(num_layers: int) -> tuple[int, int, int]:
-    """The target's layers whose inputs vLLM hands to a head: low, middle, high."""
+    """The target's layers whose inputs a head reads: low, middle, high. Raises ValueError where these fall together."""
+    if num_layers < 7:
+        raise ValueError(f"a target of {num_layers} layers is too shallow for an EAGLE-3 head: 7 are needed")
     return 2, num_layers // 2, num_layers - 3
 
 

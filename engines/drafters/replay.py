@@ -1,11 +1,12 @@
 """Counterfactual replay: what a drafter would have accepted on an answer of the target that is already known.
 
 Decoding greedily, the answer is the same whichever drafter runs, so one answer labels every drafter and every draft
-length without traffic. Exact for drafters that see tokens only.
+length without traffic. A drafter that sees tokens alone is replayed as it is; a head needs a prefill of the target.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,22 @@ def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.
     return np.asarray((predicted == ids[0, len(prompt) :]).numpy(), np.bool_)
 
 
-def replayer(drafter: Configured, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
-    """A function from (prompt, answer) to the replays of a configured drafter, one for each draft length.
+REPLAYED = ("ngram", "suffix", "trigram", "hybrid", "draft_model", "eagle3")
+"""Methods whose drafters can be replayed."""
 
-    Raises ValueError for a method that looks at more than tokens (EAGLE reads the target's hidden states).
+
+def replayer(drafter: Configured, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+    """A function from (prompt, answer) to the replays of a configured drafter of `target`, one for each draft length.
+
+    Raises ValueError for a method that is not in `REPLAYED`.
     """
     if drafter.method == "draft_model":
         return _model_replayer(drafter_model(drafter) or "", lengths)
+    if drafter.method == "eagle3":
+        return _head_replayer(drafter_model(drafter) or "", lengths, target)
     makers = {"ngram": _ngram, "suffix": _suffix, "trigram": _trigram, "hybrid": _hybrid}
     if drafter.method not in makers:
-        raise ValueError(f"method {drafter.method!r} cannot be replayed from tokens")
+        raise ValueError(f"method {drafter.method!r} cannot be replayed")
     own = {k: makers[drafter.method](drafter, k) for k in lengths}
     return lambda prompt, answer: {k: replay_drafter(one, prompt, answer) for k, one in own.items()}
 
@@ -123,6 +130,24 @@ def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, To
     def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
         matches = model_matches(model, prompt, answer)
         return {k: replay_matches(matches, k) for k in lengths}
+
+    return replay
+
+
+def _head_replayer(source: str, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from engines.drafters.eagle import chain_matches, load_head, replay_chains, target_features
+
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+    head, embed = load_head(Path(source), model), model.get_input_embeddings()
+
+    def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
+        ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
+        features = target_features(model, ids[None], head.features)[0]
+        matches = chain_matches(head, embed, ids, features, len(prompt), max(lengths))
+        return {k: replay_chains(matches[:, :k]) for k in lengths}
 
     return replay
 

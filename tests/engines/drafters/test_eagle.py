@@ -27,7 +27,7 @@ FIT = FitOptions(epochs=25, batch_tokens=512, learning_rate=3e-3)
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_target(tmp_path_factory.mktemp("target"), layers=6)
+    return write_target(tmp_path_factory.mktemp("target"), layers=7)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def trained(
     target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, dict[str, float]]:
     out = tmp_path_factory.mktemp("head")
-    teacher = teach(target, answers, out / "teacher", lambda done, total: None, feature_layers(6))
+    teacher = teach(target, answers, out / "teacher", lambda done, total: None, feature_layers(7))
     options = EagleOptions(draft_vocab_size=48, steps=3, parallel=request.param, fit=FIT)
     return out, train(target, answers, teacher, out, options, lambda done, loss, tau: None)
 

@@ -7,19 +7,38 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from engines.drafters.answers import Answers
+from engines.drafters.eagle import export, make_head
 
 VOCABULARY = 64
 
 
-def write_target(path: Path, layers: int = 1) -> Path:
-    """A checkpoint of random weights."""
+def write_target(path: Path, layers: int = 1, head_dim: int = 16, spread: float = 1) -> Path:
+    """A checkpoint of random weights. The larger `spread`, the further its probabilities are from even."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, eos_token_id=None,
+        vocab_size=VOCABULARY, hidden_size=2 * head_dim, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=head_dim, tie_word_embeddings=True, eos_token_id=None,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    model = LlamaForCausalLM(config)
+    model.get_input_embeddings().weight.data.mul_(spread)
+    model.to(torch.bfloat16).save_pretrained(path)
     return path
+
+
+def write_noisy_copy(target: Path, path: Path, noise: float = 0.3) -> None:
+    """A draft model: the target with noise on its embedding."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    rows = model.get_input_embeddings().weight.data
+    rows.add_(noise * rows.std() * torch.randn_like(rows))
+    model.save_pretrained(path)
+
+
+def write_head(target: Path, path: Path, parallel: bool) -> None:
+    """An untrained EAGLE-3 head that can draft every second token."""
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    export(make_head(model, torch.arange(0, VOCABULARY, 2), parallel), path)
 
 
 def greedy_answers(target: Path, n: int = 60, prompt_tokens: int = 6, new_tokens: int = 12) -> Answers:

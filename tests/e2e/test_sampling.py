@@ -1,0 +1,23 @@
+"""A drafter must leave the distribution of sampled answers alone; `tests/bench/sampling.py` judges all of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.sampling import judge, make_models
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder)
+    return folder
+
+
+@pytest.mark.parametrize("drafter", ["hybrid", "draft_model, sampled drafts", "eagle3, parallel, sampled drafts"])
+def test_sampled_answers_are_distributed_as_the_target_s(models: Path, drafter: str) -> None:
+    p, accepted = judge(models, drafter, 3000)
+    assert accepted > 0.02
+    assert p > 0.001
