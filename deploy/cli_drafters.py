@@ -14,7 +14,10 @@ drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a targe
 Target = Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")]
 Sources = Annotated[
     list[str],
-    typer.Option("--prompts", help="JSONL with `prompt` (and `kind`) in each line, or `generated`; may be repeated."),
+    typer.Option(
+        "--prompts",
+        help="JSONL with `prompt` (and `kind`) in each line, or `generated`; SOURCE@500: at most 500 of each kind.",
+    ),
 ]
 Kinds = Annotated[list[str], typer.Option("--kind", help="Prompts of this kind alone; may be repeated.")]
 Temperatures = Annotated[
@@ -206,7 +209,7 @@ def eagle(
 ) -> None:
     """Train an EAGLE-3 head: one layer on the target's hidden states. An interrupted run goes on where it was.
 
-    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated --kind math --out heads/math
+    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated@500 --kind math --out heads/math
     """
     from deploy.corpus import Corpus
     from deploy.distill import run_eagle

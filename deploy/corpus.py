@@ -29,6 +29,7 @@ _GENERATED_SEED = 10_000
 class Corpus:
     """Prompts, of JSONL files or generated ones: at most `n` of each kind of each source; no kinds: all of them.
 
+    A source may say its own number: `prompts.jsonl@500`.
     Answer i of each such part is decoded at `temperatures[i % len(temperatures)]`.
     """
 
@@ -51,17 +52,20 @@ class Corpus:
         from policy_training.workloads import KINDS, read_jsonl
         from policy_training.workloads import generate as prompts_of
 
+        n, (name, _, own) = self.n, source.rpartition("@")
+        if own.isdigit():
+            source, n = name, int(own)
         wanted = [kind for kind in KINDS if kind in self.kinds or not self.kinds]
         if source != GENERATED:
             prompts = read_jsonl(Path(source))
             wanted = sorted({p.kind for p in prompts if p.kind in self.kinds or not self.kinds})
         elif wanted:
-            prompts = prompts_of(self.n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
+            prompts = prompts_of(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
         parts = []
         for kind in wanted:
             texts = [p.text for p in prompts if p.kind == kind]
             random.Random(self.seed).shuffle(texts)
-            parts.append(texts[: self.n])
+            parts.append(texts[:n])
         return parts
 
     def as_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def register() -> None:
 
 
 def expand(
-    output: Any, values: Any, cu_num_tokens: Any, replace_from: float, replace_to: float, MAX_NUM_TOKENS: int = 0
+    output: Any, values: Any, cu_num_tokens: Any, replace_from: float, replace_to: float, **_limits: int
 ) -> None:
     """Write `values[i]` to the rows of request i, which end at `cu_num_tokens[i]`; replaced where it is to be."""
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
