@@ -45,10 +45,11 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## Measure footprint and losslessness again (40 minutes)
+bench: $(READY)  ## Measure footprint and losslessness again (45 minutes)
 	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json
 	$(BIN)/python -m tests.bench.lossless --json tests/bench/results/lossless.json
 	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json tests/bench/results/lossless-alone.json
+	$(BIN)/python -m tests.bench.sampling --json tests/bench/results/sampling.json
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock

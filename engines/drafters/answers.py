@@ -74,6 +74,8 @@ def generate(
     # In this process: an engine process of its own would spin on one core while the worker computes on the others.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    # vLLM logs to stdout, which is the caller's.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
     from vllm import LLM, SamplingParams
 
