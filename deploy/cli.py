@@ -85,13 +85,11 @@ def serve(
 
     Example: draftpick serve --config embedded --port 8000
     """
-    from deploy.config import policy_warning, resolve
+    from deploy.config import policy_warning, resolve, with_router
 
     fleet = resolve(config)
     if policy is not None:
-        fleet = resolve(
-            {**fleet.model_dump(mode="json"), "router": {**fleet.router.model_dump(mode="json"), "policy": policy}}
-        )
+        fleet = with_router(fleet, policy=policy)
     if warning := policy_warning(fleet):
         err.print(
             f"[yellow]warning:[/yellow] {warning}; engine {fleet.router.default_engine!r} serves", highlight=False

@@ -30,6 +30,12 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
     return config
 
 
+def with_router(config: DraftpickConfig, **changes: Any) -> DraftpickConfig:
+    """The same configuration with other settings of the router, checked."""
+    fields = config.model_dump(mode="json")
+    return resolve({**fields, "router": {**fields["router"], **changes}})
+
+
 def _check_policy(config: DraftpickConfig) -> None:
     """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
     name = config.router.policy

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.app import APP_NAME
-from deploy.config import resolve
+from deploy.config import with_router
 from deploy.fleet import running
 from deploy.plots import plot_demo
 from deploy.results import write
@@ -47,8 +47,7 @@ def run_demo(
     bars: Callable[[], Any],
 ) -> Evaluation:
     """Run the story and write `summary.json`, `plot.png`, the measurements and the policy below `folder`."""
-    router = {**config.router.model_dump(mode="json"), "policy": "uniform", "featurizer": "auto"}
-    config = resolve({**config.model_dump(mode="json"), "router": router})
+    config = with_router(config, policy="uniform", featurizer="auto")
     featurizer = _featurizer(config)
     started = time.monotonic()
     with bars() as bar:

@@ -1,7 +1,6 @@
 """`draftpick drafters table`: every engine on every domain, live, with spread, and the headroom that routing has."""
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from deploy.config import resolve
+from deploy.config import with_router
 from deploy.fleet import running
 from deploy.plots import heat_map
 from deploy.results import write
@@ -51,8 +50,7 @@ def run_table(
     bars: Callable[[], Any],
 ) -> dict[str, Interval]:
     """Measure all prompts under all engines `repeats` times; print and write what comes out."""
-    router = {**config.router.model_dump(mode="json"), "policy": "uniform", "featurizer": "none"}
-    fleet = resolve({**config.model_dump(mode="json"), "router": router})
+    fleet = with_router(config, policy="uniform", featurizer="none")
     arms = list(fleet.arms)
     measured: list[list[Measurement]] = []
     with bars() as bar:
@@ -210,8 +208,3 @@ def _cell(figures: dict[str, Interval], half: str, name: str) -> str:
         return ""
     tau = figures[f"{half}acceptance_length/{name}"].value
     return f"{speed.value:.2f} ±{(speed.high - speed.low) / 2:.2f}\n{tau:.2f}"
-
-
-def to_json(figures: dict[str, Interval]) -> str:
-    """The figures as one JSON object."""
-    return json.dumps({name: figure.value for name, figure in figures.items()})

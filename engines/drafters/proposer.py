@@ -1,5 +1,6 @@
 """vLLM's `custom_class` interface, once for all our drafters; options lie in `additional_config["drafter"]`."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ class Drafter(Protocol):
         """Forget a request."""
 
 
-class Proposer:
+class Proposer(ABC):
     """Base of the classes that `speculative_config.model` names: each says its options and makes a drafter."""
 
     options: ClassVar[type[BaseModel]]
@@ -40,9 +41,9 @@ class Proposer:
         self._rows = Rows(self._max_tokens, self._drafter.start, self._drafter.end)
 
     @staticmethod
+    @abstractmethod
     def make(options: Any, num_speculative_tokens: int) -> Drafter:
         """The drafter, for drafts of at most `num_speculative_tokens`."""
-        raise NotImplementedError
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to load; what is compiled is compiled here, before the first request."""

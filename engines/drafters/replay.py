@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engines.config import Drafter as Configured
 from engines.drafters.hybrid import HybridProposer
-from engines.drafters.lookup import SuffixDrafter
+from engines.drafters.lookup import NgramDrafter, SuffixDrafter
 from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Draft, Drafter
 from engines.drafters.rows import Tokens
@@ -152,20 +152,12 @@ def _head_replayer(source: str, lengths: Sequence[int], target: str) -> Callable
     return replay
 
 
-class VLLMNgram:
-    """vLLM's own n-gram proposer as a `Drafter`, for replay."""
+class VLLMNgram(NgramDrafter):
+    """vLLM's own n-gram proposer, for replay."""
 
     def __init__(self, num_speculative_tokens: int, shortest: int, longest: int) -> None:
-        self._k, self._shortest, self._longest = num_speculative_tokens, shortest, longest
-
-    def start(self, tokens: Tokens) -> None:
-        """Stateless."""
-
-    def learn(self, state: None, tokens: Tokens, new: int) -> None:
-        """Stateless."""
-
-    def end(self, state: None) -> None:
-        """Stateless."""
+        super().__init__(num_speculative_tokens, longest)
+        self._shortest = shortest
 
     def draft(self, state: None, tokens: Tokens, limit: int) -> Draft:
         """What vLLM would propose."""

@@ -103,7 +103,7 @@ def table_of(sequences: Iterable[npt.NDArray[np.int32]], num_bigrams: int) -> Ta
     if not parts:
         return table
     trigrams, counts = np.unique(np.concatenate(parts), axis=0, return_counts=True)
-    _, bigram, totals = np.unique(trigrams[:, :2], axis=0, return_inverse=True, return_counts=True)
+    _, bigram = np.unique(trigrams[:, :2], axis=0, return_inverse=True)
     totals = np.bincount(bigram, weights=counts)
     # The rarest bigrams and successors first, so that the commonest are those that stay.
     for i in np.lexsort((counts, totals[bigram])):
