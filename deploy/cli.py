@@ -78,6 +78,7 @@ def serve(
     config: Config = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    engines: Annotated[str, typer.Option(help="These engines of the fleet alone, by name: plain,suffix")] = "",
     policy: Annotated[str | None, typer.Option(help="Replaces router.policy of the configuration.")] = None,
     address: Annotated[str | None, typer.Option(help="Join this Ray cluster (`auto`: the one here).")] = None,
 ) -> None:
@@ -85,9 +86,11 @@ def serve(
 
     Example: draftpick serve --config embedded --port 8000
     """
-    from deploy.config import policy_warning, resolve, with_router
+    from deploy.config import policy_warning, resolve, with_engines, with_router
 
     fleet = resolve(config)
+    if engines:
+        fleet = with_engines(fleet, [name.strip() for name in engines.split(",")])
     if policy is not None:
         fleet = with_router(fleet, policy=policy)
     if warning := policy_warning(fleet):

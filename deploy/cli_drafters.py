@@ -16,10 +16,11 @@ Sources = Annotated[
     list[str],
     typer.Option(
         "--prompts",
-        help="JSONL with `prompt` (and `kind`) in each line, or `generated`; SOURCE@500: at most 500 of each kind.",
+        help="JSONL with `prompt` (and `kind`) in each line, or `generated`; SOURCE:math@500: 500 of this kind.",
     ),
 ]
 Kinds = Annotated[list[str], typer.Option("--kind", help="Prompts of this kind alone; may be repeated.")]
+Start = Annotated[Path | None, typer.Option(help="Drafter to go on from, instead of a fresh one.")]
 Temperatures = Annotated[
     list[float], typer.Option("--temperature", help="Of the answers; where repeated, taken in turn.")
 ]
@@ -158,7 +159,7 @@ def distill(
     max_tokens: MaxTokens = 224,
     temperatures: Temperatures = [0.0],
     loss: Annotated[str, typer.Option(help="ce, kl, tvd, or tvd++.")] = "ce",
-    start: Annotated[Path | None, typer.Option(help="Drafter to go on from, instead of a fresh one.")] = None,
+    start: Start = None,
     hidden: Hidden = 168,
     layers: Layers = 2,
     learning_rate: LearningRate = 2e-3,
@@ -201,6 +202,7 @@ def eagle(
     draft_vocab_size: Annotated[int, typer.Option(help="Tokens that the head can draft: the commonest.")] = 4096,
     steps: Annotated[int, typer.Option(help="Draft tokens that training unrolls.")] = 3,
     parallel: Annotated[bool, typer.Option(help="Draft all tokens in one pass (`parallel_drafting: true`).")] = False,
+    start: Start = None,
     learning_rate: LearningRate = 6e-4,
     epochs: Epochs = 6,
     minutes: Minutes = 20.0,
@@ -209,7 +211,7 @@ def eagle(
 ) -> None:
     """Train an EAGLE-3 head: one layer on the target's hidden states. An interrupted run goes on where it was.
 
-    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated@500 --kind math --out heads/math
+    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated:math@500 --out heads/math
     """
     from deploy.corpus import Corpus
     from deploy.distill import run_eagle
@@ -219,7 +221,7 @@ def eagle(
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
     corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
     with progress_bar() as bar:
-        result = run_eagle(corpus, EagleOptions(draft_vocab_size, steps, parallel, fit), output, _Steps(bar))
+        result = run_eagle(corpus, EagleOptions(draft_vocab_size, steps, parallel, start, fit), output, _Steps(bar))
     survival = ", ".join(f"{result[f'survival/{i}']:.2f}" for i in range(1, steps + 1))
     text = f"{output}: {result['parameters'] / 1e6:.1f} M parameters, survival {survival}"
     say(as_json, result, f"{text}, tau at k {steps} {result['block_efficiency']:.3f}")

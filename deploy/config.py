@@ -1,5 +1,6 @@
 """Which configuration a user means, and all that can be wrong with it before anything starts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
     check_models(config)
     _check_policy(config)
     return config
+
+
+def with_engines(config: DraftpickConfig, names: Sequence[str]) -> DraftpickConfig:
+    """The same fleet with these of its engines alone. A trained policy that knows them still serves."""
+    for name in names:
+        if name not in config.arms:
+            cure = f"{nearest(name, config.arms)}engines: {', '.join(config.arms)}"
+            raise ConfigError("engines", f"no engine is called {name!r}", cure)
+    fields = config.model_dump(mode="json")
+    return resolve({**fields, "engines": [engine for engine in fields["engines"] if engine["name"] in names]})
 
 
 def with_router(config: DraftpickConfig, **changes: Any) -> DraftpickConfig:

@@ -1,6 +1,7 @@
 """What drafters are made from: prompts, the target's own answers to them and what it thought; made once, kept."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +21,7 @@ Progress = Callable[[str, float, str], None]
 GENERATED = "generated"
 """Stands for the project's own workload generator where a file of prompts is asked for."""
 
+_SOURCE = re.compile(r"(.+?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
 _GENERATED_SEED = 10_000
 """Seeds of training prompts begin here; tests and tables draw theirs from below."""
@@ -29,7 +31,7 @@ _GENERATED_SEED = 10_000
 class Corpus:
     """Prompts, of JSONL files or generated ones: at most `n` of each kind of each source; no kinds: all of them.
 
-    A source may say its own number: `prompts.jsonl@500`.
+    A source may say its own kind and number: `prompts.jsonl:math@500`.
     Answer i of each such part is decoded at `temperatures[i % len(temperatures)]`.
     """
 
@@ -52,13 +54,14 @@ class Corpus:
         from policy_training.workloads import KINDS, read_jsonl
         from policy_training.workloads import generate as prompts_of
 
-        n, (name, _, own) = self.n, source.rpartition("@")
-        if own.isdigit():
-            source, n = name, int(own)
-        wanted = [kind for kind in KINDS if kind in self.kinds or not self.kinds]
-        if source != GENERATED:
-            prompts = read_jsonl(Path(source))
-            wanted = sorted({p.kind for p in prompts if p.kind in self.kinds or not self.kinds})
+        parsed = _SOURCE.fullmatch(source)
+        assert parsed is not None
+        name, kind, own = parsed.groups()
+        n, kinds = int(own or self.n), (kind,) if kind else self.kinds
+        wanted = [kind for kind in KINDS if kind in kinds or not kinds]
+        if name != GENERATED:
+            prompts = read_jsonl(Path(name))
+            wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
         elif wanted:
             prompts = prompts_of(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
         parts = []

@@ -7,17 +7,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from deploy.card import model_card
 from deploy.corpus import Corpus, Progress, answers_of, target_folder, teacher_of
 
 
 def run_distill(corpus: Corpus, options: Any, out: Path, progress: Progress) -> dict[str, Any]:
-    """Distil a drafter and write it to `out`, with `training.json` beside the weights; returns what that says."""
+    """Distil a drafter and write it to `out`, `training.json` and a model card beside it; returns the former."""
     from engines.drafters.distill import distill
 
     answers = _answers(corpus, progress)
     teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
     told = _told(f"training with {options.loss}", progress)
-    return _write(corpus, options, distill(target_folder(corpus.target), answers, teacher, out, options, told), out)
+    result = distill(target_folder(corpus.target), answers, teacher, out, options, told)
+    return _write("An independent draft model", corpus, options, result, out)
 
 
 def run_eagle(corpus: Corpus, options: Any, out: Path, progress: Progress) -> dict[str, Any]:
@@ -29,7 +31,8 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: Progress) -> di
     target, answers = target_folder(corpus.target), _answers(corpus, progress)
     layers = feature_layers(AutoConfig.from_pretrained(target).num_hidden_layers)
     teacher = teacher_of(corpus, progress, layers)
-    return _write(corpus, options, train(target, answers, teacher, out, options, _told("training", progress)), out)
+    result = train(target, answers, teacher, out, options, _told("training", progress))
+    return _write("An EAGLE-3 head", corpus, options, result, out)
 
 
 def compare_losses(
@@ -57,8 +60,9 @@ def _told(what: str, progress: Progress) -> Callable[[float, float, float], None
     return lambda done, loss, tau: progress(what, done, f"loss {loss:.3f}, tau {tau:.2f}")
 
 
-def _write(corpus: Corpus, options: Any, result: dict[str, Any], out: Path) -> dict[str, Any]:
+def _write(what: str, corpus: Corpus, options: Any, result: dict[str, Any], out: Path) -> dict[str, Any]:
     told = {"corpus": corpus.as_json(), "options": json.loads(json.dumps(asdict(options), default=lambda p: p.name))}
     result |= {**told, "python": platform.python_version()}
     (out / "training.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "README.md").write_text(model_card(out.name, what, result))
     return result

@@ -20,6 +20,7 @@ class ReplicaTable:
 
     def __init__(self, arms: Iterable[str]) -> None:
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self.arms = tuple(self._replicas)
 
     def update(self, arm: str, urls: Iterable[str]) -> None:
         """Make `urls` the replicas of an arm; those that stay keep their counts."""

@@ -17,9 +17,14 @@ from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
 from engines.preflight import drafter_model, own_options, target_path
+from engines.vllm_plugin import KERNELS
 
-# A seeded request with a split prefill kills vLLM's CPU worker (0.29: "CPU Generator does not use offset").
-_CPU_ENGINE_KWARGS = {"enable_chunked_prefill": False}
+_NORMS = [KERNELS, "native"]
+_CPU_ENGINE_KWARGS = {
+    # A seeded request with a split prefill kills vLLM's CPU worker (0.29: "CPU Generator does not use offset").
+    "enable_chunked_prefill": False,
+    "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
+}
 _METRICS_KWARGS = {"enable_per_request_metrics": True}
 
 

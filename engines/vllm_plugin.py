@@ -2,24 +2,75 @@
 
 from typing import Any
 
+KERNELS = "draftpick"
+"""Our name of the kernels below in vLLM's `ir_op_priority`."""
+
 
 def register() -> None:
-    """Replace `expand_kernel` of vLLM's CPU backend, which is broken in 0.29 (vllm-project/vllm#42638).
-
-    It spreads each request's temperature, top_k and top_p over the rows of its drafted tokens, and writes them into a
-    copy that is thrown away: sampled requests were verified against logits divided by whatever the memory held.
-    """
+    """Mend and speed up what vLLM 0.29 leaves broken or slow on CPUs; give EAGLE-3 heads a cheaper argmax."""
+    from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
     from vllm.platforms import current_platform
 
+    Eagle3LlamaForCausalLM.get_top_tokens = top_tokens
     if current_platform.is_cpu():
         import vllm.utils.cpu_triton_utils as kernels
 
         kernels.expand_kernel.func = expand
+        current_platform.import_kernels()
+        register_norms()
 
 
 def expand(
     output: Any, values: Any, cu_num_tokens: Any, replace_from: float, replace_to: float, **_limits: int
 ) -> None:
-    """Write `values[i]` to the rows of request i, which end at `cu_num_tokens[i]`; replaced where it is to be."""
+    """Write `values[i]` to the rows of request i, which end at `cu_num_tokens[i]`; replaced where it is to be.
+
+    vLLM's own writes into a copy that is thrown away (vllm-project/vllm#42638): a request's temperature, top_k and
+    top_p never reached the rows of its drafted tokens, which were verified against whatever the memory held.
+    """
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     output.copy_(values.masked_fill(values == replace_from, replace_to).repeat_interleave(counts))
+
+
+def top_tokens(head: Any, hidden_states: Any) -> Any:
+    """The likeliest draft token of each row, as the target's token: what `use_local_argmax_reduction` asks of a model.
+
+    Without it a head's few thousand logits are spread over the target's whole vocabulary before the argmax.
+    """
+    drafted = head.logits_processor.get_top_tokens(head.lm_head, hidden_states)
+    return drafted + head.draft_id_to_target_id[drafted]
+
+
+def register_norms() -> None:
+    """Offer vLLM's C++ kernels of RMSNorm on CPUs too, where it would compose the norm of eight operations."""
+    import torch
+    from vllm import ir
+
+    def fits(x: Any, weight: Any, variance_size: Any) -> bool:
+        return variance_size is None and weight is not None and weight.dtype == x.dtype and x.is_contiguous()
+
+    def fits_norm(x: Any, weight: Any, epsilon: float, variance_size: Any = None) -> bool:
+        return fits(x, weight, variance_size)
+
+    def fits_fused(x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: Any = None) -> bool:
+        return fits(x, weight, variance_size) and x_residual.is_contiguous()
+
+    # vLLM reads the types of the arguments.
+    @ir.ops.rms_norm.register_impl(KERNELS, supports_args=fits_norm)  # type: ignore[untyped-decorator]
+    def rms_norm(
+        x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
+    ) -> torch.Tensor:
+        out = torch.empty_like(x)
+        torch.ops._C.rms_norm(out, x, weight, epsilon)
+        return out
+
+    @ir.ops.fused_add_rms_norm.register_impl(KERNELS, supports_args=fits_fused, inplace=True)  # type: ignore[untyped-decorator]
+    def fused_add_rms_norm(
+        x: torch.Tensor,
+        x_residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        epsilon: float,
+        variance_size: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
+        return x, x_residual

@@ -84,7 +84,7 @@ class Dispatcher:
     ) -> None:
         self._config, self.policy, self.featurizer = config, policy, featurizer
         self._replicas, self._client, self._records = replicas, client, records
-        self._default = FixedPolicy(policy.arms, config.default_engine)
+        self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._rng = np.random.default_rng(config.seed)
         self.counts: Counter[str] = Counter()
 
@@ -139,8 +139,8 @@ class Dispatcher:
     def _pinned(self, pin: str, eligible: list[str]) -> Decision:
         if not self._config.allow_pin:
             raise BadRequest("pinning is switched off", param="x-draftpick-arm", code="pin_not_allowed")
-        if pin not in self.policy.arms:
-            known = ", ".join(self.policy.arms)
+        if pin not in self._replicas.arms:
+            known = ", ".join(self._replicas.arms)
             raise BadRequest(f"no engine {pin!r} (engines: {known})", param="x-draftpick-arm", code="unknown_engine")
         if pin not in eligible:
             raise NoEngine(f"engine {pin!r} is not ready", code="no_engine")

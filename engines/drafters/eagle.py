@@ -30,11 +30,15 @@ STEP_WEIGHT = 0.8
 
 @dataclass(frozen=True, slots=True)
 class EagleOptions:
-    """Size of the draft vocabulary, steps that training unrolls, whether they run in one pass, how it is trained."""
+    """Size of the draft vocabulary, steps that training unrolls, whether they run in one pass, how it is trained.
+
+    `start`: a head to go on from (its draft vocabulary may be another).
+    """
 
     draft_vocab_size: int = 4096
     steps: int = 3
     parallel: bool = False
+    start: Path | None = None
     fit: FitOptions = field(default_factory=lambda: FitOptions(learning_rate=6e-4, batch_tokens=4096))
 
 
@@ -207,6 +211,15 @@ def make_head(target: Any, vocabulary: torch.Tensor, parallel: bool = False) -> 
 
 
 @torch.no_grad()
+def copy_weights(start: EagleHead, head: EagleHead) -> None:
+    """Begin where another head of the same target ended; draft tokens that it does not know keep their rows."""
+    own = ("lm_head.weight", "d2t", "t2d")
+    head.load_state_dict({name: t for name, t in start.state_dict().items() if name not in own}, strict=False)
+    rows = start.to_draft[head.d2t + torch.arange(len(head.d2t))]
+    head.lm_head.weight[rows >= 0] = start.lm_head.weight[rows[rows >= 0]]
+
+
+@torch.no_grad()
 def target_features(target: Any, ids: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
     """The inputs of these layers of the target side by side, [b, t, 3 h]."""
     states = target.model(input_ids=ids, output_hidden_states=True).hidden_states
@@ -228,7 +241,10 @@ def train(
     target = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch.bfloat16)
     if teacher.width != len(feature_layers(target.config.num_hidden_layers)) * target.config.hidden_size:
         raise ValueError("the teacher holds no hidden states of the layers that a head reads")
-    head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size), options.parallel).to(device)
+    head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size), options.parallel)
+    if options.start is not None:
+        copy_weights(load_head(options.start, target), head)
+    head = head.to(device)
     embed = target.get_input_embeddings().to(device).requires_grad_(False)
     held_out, fitted = split(len(answers), options.fit.seed)
     batches = Batches(answers, teacher, options.fit.batch_tokens, device)

@@ -20,7 +20,7 @@ _KINDS = {"mlp": "router.policies.mlp:MLPPolicy"}
 def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
     """The policy called `name`: `fixed`, `uniform`, `embedded`, or the folder of an artefact.
 
-    Raises `PolicyRefused` when it cannot be read or was made for other arms.
+    Raises `PolicyRefused` when it cannot be read or does not know an arm.
     """
     if name == "fixed":
         return FixedPolicy(arms, default_arm)
@@ -42,8 +42,11 @@ def read(path: Path) -> Policy:
 
 
 def check_arms(policy: Policy, arms: tuple[str, ...]) -> Policy:
-    """`policy`, or `PolicyRefused` when its arms are not the fleet's."""
-    if set(policy.arms) != set(arms):
+    """`policy`, or `PolicyRefused` when the fleet has arms that it does not know.
+
+    One that knows more serves: an arm without a replica is never eligible.
+    """
+    if not set(policy.arms) >= set(arms):
         raise PolicyRefused(
             f"policy {policy.id} was made for the engines {list(policy.arms)}, this fleet has {list(arms)}"
         )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config import FLEETS, policy_warning, resolve
+from deploy.config import FLEETS, policy_warning, resolve, with_engines, with_router
 from engines.errors import ConfigError
 from router.config import ConfigProblems, DraftpickConfig
 from tests.deploy.artefact import write_policy
@@ -173,6 +173,26 @@ def test_models_that_are_missing(tmp_path: Path) -> None:
     assert refusal(speculative("draft_model", none, target)).field == "engines.1.drafter.model"
     assert refusal(speculative("draft_model", target, none)).field == "target.source"
     assert refusal(speculative("draft_model", "embedded:none", target)).field == "engines.1.drafter.model"
+
+
+# --- fewer engines ---
+
+
+def test_a_smaller_fleet_keeps_order_and_router(tmp_path: Path) -> None:
+    policy = str(write_policy(tmp_path / "policy", ["plain", "ngram", "suffix", "math"]))
+    smaller = with_engines(with_router(resolve("mock"), policy=policy), ["math", "plain"])
+    assert smaller.arms == ("plain", "math")
+    assert (smaller.router.policy, policy_warning(smaller)) == (policy, None)
+
+
+def test_a_smaller_fleet_of_an_unknown_engine() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'suffix'"):
+        with_engines(resolve("mock"), ["plain", "sufix"])
+
+
+def test_a_smaller_fleet_without_the_default_engine() -> None:
+    with pytest.raises(ConfigProblems, match="default_engine"):
+        with_engines(resolve("mock"), ["math"])
 
 
 # --- policies ---

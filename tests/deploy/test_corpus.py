@@ -19,13 +19,9 @@ def test_each_kind_of_each_source_is_a_part(file: str) -> None:
     assert all(text.startswith("math") for text in parts[0])
 
 
-def test_a_source_may_say_its_own_number(file: str) -> None:
-    assert [len(part) for part in Corpus((f"{file}@2", f"{GENERATED}@3"), ("math", "chat"), n=5).parts()] == [
-        2,
-        2,
-        3,
-        3,
-    ]
+def test_a_source_may_say_its_own_kind_and_number(file: str) -> None:
+    sources = (f"{file}@2", f"{GENERATED}:math@3", f"{file}:chat")
+    assert [len(part) for part in Corpus(sources, ("math", "chat"), n=5).parts()] == [2, 2, 3, 5]
 
 
 def test_the_same_seed_gives_the_same_parts_and_another_one_others() -> None:

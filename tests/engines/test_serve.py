@@ -73,7 +73,7 @@ def test_a_draft_model_keeps_its_name() -> None:
 
 def test_an_engines_arguments_win_over_the_fleets_and_both_over_ours() -> None:
     shared = {"dtype": "float32", "max_model_len": 1, "enable_per_request_metrics": False}
-    own = {"max_model_len": 2, "enable_chunked_prefill": True}
+    own = {"max_model_len": 2, "enable_chunked_prefill": True, "ir_op_priority": {}}
     assert llm()["engine_kwargs"]["enable_chunked_prefill"] is False
     assert llm(shared=shared, engine_kwargs=own)["engine_kwargs"] == shared | own
 

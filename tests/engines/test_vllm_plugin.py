@@ -1,9 +1,10 @@
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engines.vllm_plugin import expand
+from engines.vllm_plugin import KERNELS, expand, register, top_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
@@ -11,6 +12,32 @@ def test_values_are_spread_over_their_rows(dtype: torch.dtype) -> None:
     output = torch.full((5,), 9, dtype=dtype)
     expand(output, torch.tensor([0, 3, 2], dtype=dtype), torch.tensor([2, 2, 5], dtype=torch.int32), 0, 1)
     assert output.tolist() == [1, 1, 2, 2, 2]
+
+
+def test_the_likeliest_draft_token_in_the_target_s_words() -> None:
+    class Processor:
+        def get_top_tokens(self, lm_head: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+            return (hidden_states @ lm_head.T).argmax(-1)
+
+    head = SimpleNamespace(
+        logits_processor=Processor(), lm_head=torch.eye(3), draft_id_to_target_id=torch.tensor([5, 6, 7])
+    )
+    assert top_tokens(head, torch.tensor([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0]])).tolist() == [1 + 6, 0 + 5]
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that vLLM imports
+def test_the_kernels_of_rms_norm_agree_with_vllm_s_own() -> None:
+    from vllm import ir
+
+    if KERNELS not in ir.ops.rms_norm.impls:
+        register()
+    generator = torch.Generator().manual_seed(0)
+    x, residual, weight = (torch.randn(shape, generator=generator) for shape in ((4, 64), (4, 64), (64,)))
+    norm, fused = ir.ops.rms_norm.impls, ir.ops.fused_add_rms_norm.impls
+    torch.testing.assert_close(norm[KERNELS].impl_fn(x, weight, 1e-5), norm["native"].impl_fn(x, weight, 1e-5))
+    wanted = fused["native"].impl_fn(x.clone(), residual.clone(), weight, 1e-5)
+    torch.testing.assert_close(fused[KERNELS].impl_fn(x.clone(), residual.clone(), weight, 1e-5), wanted)
 
 
 def test_vllm_finds_the_plugin() -> None:

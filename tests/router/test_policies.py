@@ -192,7 +192,13 @@ def test_the_order_of_the_fleet_does_not_matter(folder: Path) -> None:
     assert load(str(folder), ("d", "c", "b", "a"), "a").arms == ARMS
 
 
-@pytest.mark.parametrize("arms", [("a", "b", "c"), ("a", "b", "c", "d", "e"), ("a", "b", "c", "x")])
+def test_a_policy_that_knows_more_engines_serves(folder: Path) -> None:
+    decision = load(str(folder), ("a", "c"), "a").decide(context(0), ["a", "c"], np.random.default_rng(0))
+    assert decision.arm in {"a", "c"}
+    assert decision.probabilities["b"] == decision.probabilities["d"] == 0
+
+
+@pytest.mark.parametrize("arms", [("a", "b", "c", "d", "e"), ("a", "b", "c", "x")])
 def test_a_policy_for_other_engines_is_refused(folder: Path, arms: tuple[str, ...]) -> None:
     with pytest.raises(PolicyRefused, match="was made for the engines"):
         load(str(folder), arms, "a")

@@ -10,6 +10,7 @@ from engines.drafters.answers import Answers
 from engines.drafters.eagle import (
     EagleOptions,
     chain_matches,
+    copy_weights,
     draft_vocabulary,
     feature_layers,
     load_head,
@@ -71,6 +72,20 @@ def test_the_checkpoint_is_in_vllm_s_form(trained: tuple[Path, dict[str, float]]
     assert tensors["midlayer.self_attn.q_proj.weight"].shape == (32, 64)
     assert tensors["t2d"].sum() == len(tensors["d2t"])
     assert "embed_tokens.weight" not in tensors
+
+
+def test_a_head_goes_on_from_another_one_of_another_vocabulary(
+    trained: tuple[Path, dict[str, float]], target: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+    start = load_head(trained[0], model)
+    head = make_head(model, torch.arange(0, VOCABULARY, 2), parallel=start.parallel)
+    fresh = head.lm_head.weight.clone()
+    copy_weights(start, head)
+    assert torch.equal(head.fc.weight, start.fc.weight)
+    for row, token in enumerate(range(0, VOCABULARY, 2)):
+        known = int(start.to_draft[token])
+        assert torch.equal(head.lm_head.weight[row], start.lm_head.weight[known] if known >= 0 else fresh[row])
 
 
 def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target: Path, answers: Answers) -> None:

@@ -1,0 +1,45 @@
+"""The model card that lies beside trained weights: what they are, of what they were made, how they did."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.config import EMBEDDED
+from engines.embedded import TARGET_NAME
+
+_OF_TRAINING = ("corpus", "options", "parameters", "python")
+
+
+def model_card(name: str, what: str, result: dict[str, Any], command: str = "") -> str:
+    """Markdown of what `training.json` holds."""
+    corpus, options = result["corpus"], result["options"]
+    temperatures = " and ".join(f"{t:g}" for t in corpus["temperatures"])
+    prompts = ", ".join(f"`{source}`" for source in corpus["prompts"])
+    kinds = f" of kind {', '.join(corpus['kinds'])}" if corpus["kinds"] else ""
+    held_out = {key: value for key, value in result.items() if key not in _OF_TRAINING}
+    rows = {
+        "parameters": f"{result['parameters'] / 1e6:.2f} M, bfloat16",
+        "trained on": f"the target's own answers (at most {corpus['max_tokens']} tokens, temperature {temperatures}) "
+        f"to prompts of {prompts}{kinds}; no source gave more than {corpus['n']} of a kind",
+        "training": ", ".join(f"{key} {value}" for key, value in _flat(options)),
+        "on held-out answers": ", ".join(f"{key} {value:.3f}" for key, value in held_out.items()),
+        "command": f"`{command or command_line(sys.argv)}`",
+    }
+    target = TARGET_NAME if corpus["target"] == EMBEDDED else Path(corpus["target"]).name
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"# Drafter `{name}`\n\n{what} for {target}.\n\n| | |\n|---|---|\n{table}\n"
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """A command as somebody else would type it: paths by their last part alone."""
+    return shlex.join(Path(a).name if "/" in a else a for a in arguments)
+
+
+def _flat(options: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Nested options in one row; those that are not set left out."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in options.items():
+        rows += _flat(value) if isinstance(value, dict) else [] if value in (None, False) else [(key, value)]
+    return [(key.replace("_", " "), value) for key, value in rows]
