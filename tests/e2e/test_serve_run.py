@@ -24,6 +24,8 @@ DEFAULT_PORT = 8000
 @contextmanager
 def serve_run(*args: str) -> Iterator[None]:
     """Ray Serve's own command line, ended as Ctrl-C ends it."""
+    # A test run in the background of a shell ignores this signal, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [str(Path(sys.executable).with_name("serve")), "run", *args]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
