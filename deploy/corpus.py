@@ -21,7 +21,7 @@ Progress = Callable[[str, float, str], None]
 GENERATED = "generated"
 """Stands for the project's own workload generator where a file of prompts is asked for."""
 
-_SOURCE = re.compile(r"(.+?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
+_SOURCE = re.compile(r"(.*?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
 _GENERATED_SEED = 10_000
 """Seeds of training prompts begin here; tests and tables draw theirs from below."""
@@ -64,6 +64,8 @@ class Corpus:
             wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
         elif wanted:
             prompts = prompts_of(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
+        if kind and not wanted:
+            raise ValueError(f"no prompts of kind {kind} in {name}")
         parts = []
         for kind in wanted:
             texts = [p.text for p in prompts if p.kind == kind]

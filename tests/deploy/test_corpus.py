@@ -24,6 +24,12 @@ def test_a_source_may_say_its_own_kind_and_number(file: str) -> None:
     assert [len(part) for part in Corpus(sources, ("math", "chat"), n=5).parts()] == [2, 2, 3, 5]
 
 
+def test_a_source_without_the_kind_that_it_names_is_an_error(file: str) -> None:
+    for source in (f"{file}:poetry", f"{GENERATED}:poetry"):
+        with pytest.raises(ValueError, match="no prompts of kind poetry"):
+            Corpus((file, source)).parts()
+
+
 def test_the_same_seed_gives_the_same_parts_and_another_one_others() -> None:
     once, again, other = (Corpus((GENERATED,), ("math",), n=5, seed=seed).parts() for seed in (1, 1, 2))
     assert once == again != other
