@@ -45,7 +45,7 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## Measure footprint and losslessness again (45 minutes)
+bench: $(READY)  ## Measure footprint, losslessness and sampling again (50 minutes)
 	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json
 	$(BIN)/python -m tests.bench.lossless --json tests/bench/results/lossless.json
 	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json tests/bench/results/lossless-alone.json

@@ -33,13 +33,16 @@ def model_card(name: str, what: str, result: dict[str, Any], command: str = "") 
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A command as somebody else would type it: paths by their last part alone."""
-    return shlex.join(Path(a).name if "/" in a else a for a in arguments)
+    """A command as somebody else would type it: absolute paths by their last part alone."""
+    return shlex.join(Path(a).name if Path(a).is_absolute() else a for a in arguments)
 
 
 def _flat(options: dict[str, Any]) -> list[tuple[str, Any]]:
     """Nested options in one row; those that are not set left out."""
     rows: list[tuple[str, Any]] = []
     for key, value in options.items():
-        rows += _flat(value) if isinstance(value, dict) else [] if value in (None, False) else [(key, value)]
+        if isinstance(value, dict):
+            rows += _flat(value)
+        elif value is not None and value is not False:
+            rows.append((key, value))
     return [(key.replace("_", " "), value) for key, value in rows]

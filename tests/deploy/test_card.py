@@ -6,7 +6,7 @@ RESULT = {
         "prompts": ["gsm8k.jsonl:math"], "kinds": [], "n": 10, "max_tokens": 64, "temperatures": [0.0, 0.7],
         "target": "/models/big", "seed": 3,
     },
-    "options": {"steps": 3, "parallel": False, "start": None, "fit": {"learning_rate": 6e-4, "seed": 3}},
+    "options": {"steps": 3, "parallel": False, "start": None, "fit": {"learning_rate": 6e-4, "seed": 0}},
 }  # fmt: skip
 
 
@@ -15,10 +15,11 @@ def test_a_card_says_of_what_the_drafter_was_made_and_how_it_did() -> None:
     assert card.startswith("# Drafter `math`\n\nAn EAGLE-3 head for big.\n")
     assert "| parameters | 7.45 M, bfloat16 |" in card
     assert "temperature 0 and 0.7) to prompts of `gsm8k.jsonl:math`" in card
-    assert "| training | steps 3, learning rate 0.0006, seed 3 |" in card
+    assert "| training | steps 3, learning rate 0.0006, seed 0 |" in card
     assert "| on held-out answers | survival/1 0.500, block_efficiency 1.800 |" in card
     assert "| command | `draftpick drafters eagle` |" in card
 
 
 def test_a_command_names_no_path_of_this_machine() -> None:
-    assert command_line(["/a/b/draftpick", "--prompts", "/c/d.jsonl:math@5"]) == "draftpick --prompts d.jsonl:math@5"
+    told = command_line(["/a/draftpick", "--prompts", "/c/d.jsonl:math@5", "--target", "org/model"])
+    assert told == "draftpick --prompts d.jsonl:math@5 --target org/model"
