@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format bench lock clean
+.PHONY: help venv serve demo test test-fast check format bench bench-drafters lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,11 +45,19 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## Measure footprint, losslessness and sampling again (50 minutes)
-	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json
+bench: $(READY)  ## Measure footprint, losslessness and sampling again (80 minutes)
+	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json tests/bench/results/fleet.json
 	$(BIN)/python -m tests.bench.lossless --json tests/bench/results/lossless.json
 	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json tests/bench/results/lossless-alone.json
 	$(BIN)/python -m tests.bench.sampling --json tests/bench/results/sampling.json
+
+bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, losses, replay (3 hours)
+	$(BIN)/draftpick drafters table --out $(RUNS)/drafters --json tests/bench/results/drafters.json
+	cp $(RUNS)/drafters/all.png tests/bench/results/drafters.png
+	$(BIN)/python -m tests.bench.hybrid --json tests/bench/results/hybrid.json
+	$(BIN)/python -m tests.bench.model_free --json tests/bench/results/model-free.json
+	$(BIN)/draftpick drafters losses --prompts generated:math@1000 --out runs/losses --json tests/bench/results/losses.json
+	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --json tests/bench/results/replay.json
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock

@@ -1,11 +1,9 @@
 """The model card that lies beside trained weights: what they are, of what they were made, how they did."""
 
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.results import command_line
 from engines.config import EMBEDDED
 from engines.embedded import TARGET_NAME
 
@@ -25,16 +23,11 @@ def model_card(name: str, what: str, result: dict[str, Any], command: str = "") 
         f"to prompts of {prompts}{kinds}; no source gave more than {corpus['n']} of a kind",
         "training": ", ".join(f"{key} {value}" for key, value in _flat(options)),
         "on held-out answers": ", ".join(f"{key} {value:.3f}" for key, value in held_out.items()),
-        "command": f"`{command or command_line(sys.argv)}`",
+        "command": f"`{command or command_line()}`",
     }
     target = TARGET_NAME if corpus["target"] == EMBEDDED else Path(corpus["target"]).name
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return f"# Drafter `{name}`\n\n{what} for {target}.\n\n| | |\n|---|---|\n{table}\n"
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """A command as somebody else would type it: absolute paths by their last part alone."""
-    return shlex.join(Path(a).name if Path(a).is_absolute() else a for a in arguments)
 
 
 def _flat(options: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """`draftpick drafters ...`: make drafters for a target, and measure what they are worth."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deploy.console import Config, Json, Prompts, Seed, Url, out, prepare_models, progress_bar, say, some_prompts
+from deploy.console import Config, Json, Prompts, Seed, out, prepare_models, progress_bar, say, some_prompts
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
 
@@ -20,17 +21,19 @@ Sources = Annotated[
     ),
 ]
 Kinds = Annotated[list[str], typer.Option("--kind", help="Prompts of this kind alone; may be repeated.")]
-Start = Annotated[Path | None, typer.Option(help="Drafter to go on from, instead of a fresh one.")]
+Start = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, help="Drafter to go on from, instead of a fresh one.")
+]
 Temperatures = Annotated[
     list[float], typer.Option("--temperature", help="Of the answers; where repeated, taken in turn.")
 ]
-N = Annotated[int, typer.Option("-n", help="Most prompts of each kind of each source.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer.")]
-LearningRate = Annotated[float, typer.Option(help="Highest learning rate.")]
-Epochs = Annotated[int, typer.Option(help="Most passes over the answers.")]
-Hidden = Annotated[int, typer.Option(help="Hidden size of the drafter.")]
-Layers = Annotated[int, typer.Option(help="Layers of the drafter.")]
-Minutes = Annotated[float, typer.Option(help="Longest training.")]
+N = Annotated[int, typer.Option("-n", min=1, help="Most prompts of each kind of each source.")]
+MaxTokens = Annotated[int, typer.Option(min=2, help="Longest answer.")]
+LearningRate = Annotated[float, typer.Option(min=1e-8, help="Highest learning rate.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Most passes over the answers.")]
+Hidden = Annotated[int, typer.Option(min=8, help="Hidden size of the drafter, unless --start has one.")]
+Layers = Annotated[int, typer.Option(min=1, help="Layers of the drafter, unless --start has some.")]
+Minutes = Annotated[float, typer.Option(min=0.01, help="Longest training.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
 
@@ -38,10 +41,10 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the fi
 def table(
     config: Config = "embedded",
     prompts: Prompts = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts, of all kinds in turn.")] = 36,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, of all kinds in turn.")] = 36,
     repeats: Annotated[int, typer.Option(min=1, help="Times that everything is measured; shows the spread.")] = 3,
-    sampled_share: Annotated[float, typer.Option(help="Share of prompts sent at temperature 0.7.")] = 0.5,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    sampled_share: Annotated[float, typer.Option(min=0, max=1, help="Share of prompts sent at temperature 0.7.")] = 0.5,
+    max_tokens: MaxTokens = 128,
     output: Annotated[Path, typer.Option("--out", help="Folder of measurements, figures and heat maps.")] = Path(
         "runs/drafters"
     ),
@@ -50,7 +53,8 @@ def table(
     port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
     seed: Seed = 1,
 ) -> None:
-    """Every engine on every kind of prompt, one request at a time, in random order: tokens/s against plain, and tau.
+    """Every engine on every kind of prompt, one request at a time, in random order: tokens/s against plain, tau and
+    acceptance rate. Caches of text over requests are off.
 
     Starts the fleet, and says what routing could win: the oracles against the best fixed engine, where each oracle
     chooses by the other repeats.
@@ -58,7 +62,8 @@ def table(
     Example: draftpick drafters table --config embedded -n 36 --repeats 3
     """
     from deploy.config import resolve
-    from deploy.drafter_table import interleaved, read_table, report, run_table
+    from deploy.drafter_table import read_table, report, run_table
+    from policy_training.workloads import interleaved
 
     fleet = resolve(config)
     if again:
@@ -76,60 +81,58 @@ def table(
 @drafters_app.command()
 def replay(
     config: Config = "embedded",
-    url: Url = "http://127.0.0.1:8000",
+    url: Annotated[
+        str | None, typer.Option(help="Router of this fleet, if it runs already; else it is started.")
+    ] = None,
     prompts: Prompts = None,
-    n: Annotated[int, typer.Option("-n", help="Number of prompts.")] = 24,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 96,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 24,
+    max_tokens: MaxTokens = 96,
     json_file: JsonFile = None,
+    port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
     seed: Seed = 2,
 ) -> None:
-    """Replay drafters on the answers of a running fleet: tau for every draft length, beside what the engines accepted.
+    """Replay drafters on the answers of a fleet: tau for every draft length, beside what the engines accepted.
 
     One answer of the target tells what any drafter would have accepted of it.
 
-    Example: draftpick drafters replay --url http://127.0.0.1:8000
+    Example: draftpick drafters replay --config embedded
     """
-    from deploy.config import resolve
-    from deploy.replay import LENGTHS, ask, can_replay, compare
+    from deploy.config import resolve, with_router
+    from deploy.fleet import running
+    from deploy.replay import LENGTHS, can_replay, replay_fleet
     from deploy.results import write
-    from engines.preflight import target_path
-    from policy_training.collect import model_of
 
     fleet = resolve(config)
-    engines, target = [engine for engine in fleet.engines if can_replay(engine)], target_path(fleet.target)
+    if not any(can_replay(engine) for engine in fleet.engines):
+        raise typer.BadParameter("none of its engines can be replayed", param_hint="--config")
+    prepare_models(fleet)
     chosen = some_prompts(prompts, n, seed, 0.0, max_tokens)
-    model, results = model_of(url), {}
-    with progress_bar() as bar:
-        row = bar.add_task("", total=2 * len(engines) * len(chosen))
-        for engine in engines:
-            bar.update(row, description=engine.name)
-            answers = ask(url, model, engine.name, chosen, lambda: bar.advance(row))
-            results[engine.name] = compare(engine, target, answers, lambda: bar.advance(row))
+    started = running(with_router(fleet, policy="uniform", featurizer="none"), port=port)
+    with nullcontext(url) if url else started as base, progress_bar() as bar:
+        results = replay_fleet(fleet, base, chosen, _Steps(bar))
     shown = Table("engine", "live tau", "replayed", "mean error", *(f"k={k}" for k in LENGTHS))
     for name, result in results.items():
         lengths = [f"{result['by_length'][k]:.2f}" for k in LENGTHS]
-        shown.add_row(
-            name, f"{result['live']:.3f}", f"{result['replayed']:.3f}", f"{result['mean_error'].value:.1%}", *lengths
-        )
+        error = f"{result['mean_error'].value:.1%}"
+        shown.add_row(name, f"{result['live']:.3f}", f"{result['replayed']:.3f}", error, *lengths)
     out.print(shown)
     if json_file:
-        details: dict[str, Any] = {
-            name: {key: value for key, value in result.items() if key != "mean_error"}
-            for name, result in results.items()
-        }
-        write(json_file, n, {f"mean_error/{name}": r["mean_error"] for name, r in results.items()}, engines=details)
+        figures = {f"mean_error/{name}": result.pop("mean_error") for name, result in results.items()}
+        write(json_file, len(chosen), figures, engines=results)
 
 
 @drafters_app.command()
 def corpus(
     output: Annotated[Path, typer.Option("--out", help="The table, a .safetensors file.")],
-    texts: Annotated[list[Path], typer.Option("--text", help="A text file; may be repeated.")] = [],
+    texts: Annotated[
+        list[Path], typer.Option("--text", exists=True, dir_okay=False, help="A text file; may be repeated.")
+    ] = [],
     prompts: Sources = [],
     kinds: Kinds = [],
     target: Target = "embedded",
     n: N = 1000,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 192,
-    num_bigrams: Annotated[int, typer.Option(help="Most bigrams to keep; about 75 bytes each.")] = 65_536,
+    max_tokens: MaxTokens = 192,
+    num_bigrams: Annotated[int, typer.Option(min=8, help="Most bigrams to keep; about 75 bytes each.")] = 65_536,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -199,8 +202,10 @@ def eagle(
     n: N = 3000,
     max_tokens: MaxTokens = 192,
     temperatures: Temperatures = [0.0, 0.7],
-    draft_vocab_size: Annotated[int, typer.Option(help="Tokens that the head can draft: the commonest.")] = 4096,
-    steps: Annotated[int, typer.Option(help="Draft tokens that training unrolls.")] = 3,
+    draft_vocab_size: Annotated[
+        int, typer.Option(min=16, help="Tokens that the head can draft: the commonest.")
+    ] = 4096,
+    steps: Annotated[int, typer.Option(min=1, max=8, help="Draft tokens that training unrolls.")] = 3,
     parallel: Annotated[bool, typer.Option(help="Draft all tokens in one pass (`parallel_drafting: true`).")] = False,
     start: Start = None,
     learning_rate: LearningRate = 6e-4,
@@ -265,7 +270,7 @@ def losses(
     out.print(shown)
     if json_file:
         figures = {f"{key}/{name}": Interval(r[key], r[key], r[key]) for name, r in results.items() for key in r}
-        write(json_file, n, figures)
+        write(json_file, sum(map(len, corpus.parts())), figures)
 
 
 @drafters_app.command("layer-skip")
@@ -276,8 +281,8 @@ def layer_skip(
     target: Target = "embedded",
     n: N = 200,
     max_tokens: MaxTokens = 128,
-    trials: Annotated[int, typer.Option(help="Choices of sub-layers to try.")] = 60,
-    heal_minutes: Annotated[float, typer.Option(help="Distil the cut for so long; 0: leave it as it is.")] = 0.0,
+    trials: Annotated[int, typer.Option(min=1, help="Choices of sub-layers to try.")] = 60,
+    heal_minutes: Annotated[float, typer.Option(min=0, help="Distil the cut for so long; 0: leave it as it is.")] = 0.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -315,7 +320,7 @@ class _Steps:
 
 
 def _metrics(result: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {result[key]:.3f}" for name, key in _SHOWN.items())
-
-
-_SHOWN = {"agreement": "agreement", "tau at k 3": "block_efficiency", "MBSU": "mbsu"}
+    k = result["options"]["num_speculative_tokens"]
+    return (
+        f"agreement {result['agreement']:.3f}, tau at k {k} {result['block_efficiency']:.3f}, MBSU {result['mbsu']:.3f}"
+    )

@@ -47,6 +47,18 @@ def with_router(config: DraftpickConfig, **changes: Any) -> DraftpickConfig:
     return resolve({**fields, "router": {**fields["router"], **changes}})
 
 
+def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
+    """The same fleet, none of whose drafters keeps text of one request for the next."""
+    fields = config.model_dump(mode="json")
+    for drafter in filter(None, (engine.get("drafter") for engine in fields["engines"])):
+        if drafter["method"] == "suffix":
+            drafter["suffix_decoding_max_cached_requests"] = 0
+        for options in (drafter, drafter.get("trigram", {})):
+            if options is not drafter or drafter["method"] == "trigram":
+                options["shared"] = False
+    return resolve(fields)
+
+
 def _check_policy(config: DraftpickConfig) -> None:
     """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
     name = config.router.policy

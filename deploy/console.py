@@ -1,6 +1,7 @@
 """What all commands share: where they print, their progress bar, and their common options."""
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -60,9 +61,17 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
 
 
 def some_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
-    """The first `n` prompts of a file, or generated ones."""
-    from policy_training.workloads import generate, read_jsonl
+    """`n` prompts of a file, of all its kinds in turn, or generated ones.
 
-    if path is not None:
-        return read_jsonl(path)[:n]
-    return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)
+    Lines of a file that say their own temperature and max_tokens keep them.
+    """
+    from policy_training.workloads import SAMPLED_TEMPERATURE, generate, interleaved, read_jsonl
+
+    if path is None:
+        return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)
+    greedy = read_jsonl(path, max_tokens=max_tokens)
+    sampled = read_jsonl(path, max_tokens=max_tokens, temperature=SAMPLED_TEMPERATURE)
+    rng = random.Random(seed)
+    prompts = [pair[rng.random() < sampled_share] for pair in zip(greedy, sampled, strict=True)]
+    rng.shuffle(prompts)
+    return interleaved(prompts)[:n]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from engines.config import EMBEDDED
-from engines.drafters.answers import Answers, cache_key, generate
+from engines.drafters.answers import Answers, cache_key, generate, weight_files
 from engines.drafters.rows import Tokens
-from engines.embedded import cache_dir, prepare_target
+from engines.embedded import TARGET_NAME, cache_dir, prepare_target
 
 Progress = Callable[[str, float, str], None]
 """Called with (what is being done, share done, how it goes)."""
@@ -45,7 +45,13 @@ class Corpus:
 
     def parts(self) -> list[list[str]]:
         """Texts of each kind of each source, in an order of the seed's. Raises ValueError if there are none."""
-        parts = [part for source in self.prompts for part in self._of(source)]
+        parts: list[list[str]] = []
+        seen: set[str] = set()
+        for part in (part for source in self.prompts for part in self._of(source)):
+            # A prompt that comes twice could be trained on and held out.
+            parts.append([text for text in dict.fromkeys(part) if text not in seen])
+            seen.update(part)
+        parts = [part for part in parts if part]
         if not parts:
             raise ValueError(f"no prompts of kind {', '.join(self.kinds) or 'any'} in {', '.join(self.prompts)}")
         return parts
@@ -94,7 +100,7 @@ def answers_of(corpus: Corpus) -> Answers:
             **_ENGINE,
         )  # fmt: skip
         for file, answers in zip(missing, found, strict=True):
-            answers.save(file)
+            answers.save(file)  # each as it comes: an interrupt loses one part
     return Answers.join([Answers.load(file) for file in files])
 
 
@@ -139,4 +145,5 @@ def make_table(
 
 
 def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[str]]) -> list[str]:
-    return [cache_key(target, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in parts]
+    asked: Any = TARGET_NAME if corpus.target == EMBEDDED else [corpus.target, weight_files(target)]
+    return [cache_key(asked, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in parts]

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from policy_training.dataset import Matrix, Measurement, matrix, save
 from policy_training.evaluate import Evaluation, Interval, evaluate
 from policy_training.learners import TrainOptions
 from policy_training.train import dataset, train_policy
-from policy_training.workloads import KINDS, Prompt, generate
+from policy_training.workloads import Prompt, generate, interleaved
 from router.config import DraftpickConfig
 from router.features import Featurizer
 
@@ -129,6 +128,7 @@ class _Story:
             arms=tuple(self.arms),
             time_s=every.time_s[:, :-1],
             acceptance_length=every.acceptance_length[:, :-1],
+            acceptance_rate=every.acceptance_rate[:, :-1],
             output_tokens=every.output_tokens[:, :-1],
         )
         return evaluate(self.held_out, routed, chosen, self.config.router.default_engine, seed=self.seed)
@@ -146,9 +146,8 @@ class _Story:
 
     def _prompts(self, n: int, offset: int) -> list[Prompt]:
         """Prompts in rounds of all kinds, so that any beginning of the list is balanced."""
-        prompts = generate(n, seed=100 * self.seed + offset, sampled_share=_SAMPLED_SHARE, max_tokens=_MAX_TOKENS)
-        by_kind = [[p for p in prompts if p.kind == kind] for kind in KINDS]
-        return [p for round_ in zip_longest(*by_kind) for p in round_ if p is not None]
+        seed = 100 * self.seed + offset
+        return interleaved(generate(n, seed=seed, sampled_share=_SAMPLED_SHARE, max_tokens=_MAX_TOKENS))
 
     def write(self, result: Evaluation, json_file: Path | None) -> None:
         """`summary.json` and `plot.png`, and the figures once more where `--json` says."""

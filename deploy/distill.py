@@ -17,7 +17,7 @@ def run_distill(corpus: Corpus, options: Any, out: Path, progress: Progress) -> 
 
     answers = _answers(corpus, progress)
     teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
-    told = _told(f"training with {options.loss}", progress)
+    told = _told(f"training {out.name} with {options.loss}", progress)
     result = distill(target_folder(corpus.target), answers, teacher, out, options, told)
     return _write("An independent draft model", corpus, options, result, out)
 
@@ -38,13 +38,17 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: Progress) -> di
 def compare_losses(
     corpus: Corpus, options: Any, out: Path, losses: Sequence[str], progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """One drafter trained with `ce`, then fine-tuned with each loss for as long again; metrics by loss."""
+    """One drafter trained with `ce`, then fine-tuned with each loss for as long again; metrics by loss.
+
+    Drafters of an interrupted comparison that are there already are taken as they are.
+    """
     start = out / "start"
-    results = {"start": run_distill(corpus, replace(options, loss="ce"), start, progress)}
-    for loss in losses:
-        slower = replace(options.fit, learning_rate=options.fit.learning_rate / 4)
-        tuned = replace(options, loss=loss, start=start, fit=slower)
-        results[loss] = run_distill(corpus, tuned, out / loss, progress)
+    slower = replace(options.fit, learning_rate=options.fit.learning_rate / 4)
+    runs = {loss: replace(options, loss=loss, start=start, fit=slower) for loss in losses}
+    results = {}
+    for name, tuned in {"start": replace(options, loss="ce"), **runs}.items():
+        done = _done(corpus, tuned, out / name)
+        results[name] = done or run_distill(corpus, tuned, out / name, progress)
     return {
         name: {key: r[key] for key in ("agreement", "block_efficiency", "mbsu", "parameters")}
         for name, r in results.items()
@@ -52,17 +56,31 @@ def compare_losses(
 
 
 def _answers(corpus: Corpus, progress: Progress) -> Any:
-    progress("the target's answers", 0.0, f"{sum(map(len, corpus.parts()))} prompts")
-    return answers_of(corpus)
+    what, prompts = "the target's answers", f"{sum(map(len, corpus.parts()))} prompts"
+    progress(what, 0.0, prompts)
+    answers = answers_of(corpus)
+    progress(what, 1.0, prompts)
+    return answers
 
 
 def _told(what: str, progress: Progress) -> Callable[[float, float, float], None]:
     return lambda done, loss, tau: progress(what, done, f"loss {loss:.3f}, tau {tau:.2f}")
 
 
+def _asked(corpus: Corpus, options: Any) -> dict[str, Any]:
+    told = {"corpus": corpus.as_json(), "options": asdict(options)}
+    return dict(json.loads(json.dumps(told, default=lambda path: path.name)))
+
+
+def _done(corpus: Corpus, options: Any, out: Path) -> dict[str, Any] | None:
+    """What an earlier run of the same question wrote to `out`."""
+    told = out / "training.json"
+    result = json.loads(told.read_text()) if told.is_file() else {}
+    return result if _asked(corpus, options).items() <= result.items() else None
+
+
 def _write(what: str, corpus: Corpus, options: Any, result: dict[str, Any], out: Path) -> dict[str, Any]:
-    told = {"corpus": corpus.as_json(), "options": json.loads(json.dumps(asdict(options), default=lambda p: p.name))}
-    result |= {**told, "python": platform.python_version()}
+    result |= {**_asked(corpus, options), "python": platform.python_version()}
     (out / "training.json").write_text(json.dumps(result, indent=2) + "\n")
     (out / "README.md").write_text(model_card(out.name, what, result))
     return result

@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from deploy.config import with_router
+from deploy.config import with_router, without_shared_text
 from deploy.fleet import running
 from deploy.plots import heat_map
 from deploy.results import write
@@ -49,9 +48,15 @@ def run_table(
     console: Console,
     bars: Callable[[], Any],
 ) -> dict[str, Interval]:
-    """Measure all prompts under all engines `repeats` times; print and write what comes out."""
-    fleet = with_router(config, policy="uniform", featurizer="none")
+    """Measure all prompts under all engines `repeats` times; print and write what comes out.
+
+    No drafter keeps text from one request for the next, whatever the configuration says, or the second repeat would
+    measure how well it knows the first.
+    """
+    fleet = without_shared_text(with_router(config, policy="uniform", featurizer="none"))
     arms = list(fleet.arms)
+    for old in folder.glob("table-*.jsonl"):
+        old.unlink()
     measured: list[list[Measurement]] = []
     with bars() as bar:
         row = bar.add_task("starting engines", total=len(arms) + 1)
@@ -74,15 +79,11 @@ def run_table(
 
 
 def read_table(folder: Path) -> list[list[Measurement]]:
-    """The repeats that `run_table` wrote."""
-    return [load(path) for path in sorted(folder.glob("table-*.jsonl"))]
-
-
-def interleaved(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts in rounds of all kinds."""
-    kinds = sorted({p.kind for p in prompts})
-    rounds = zip_longest(*([p for p in prompts if p.kind == kind] for kind in kinds))
-    return [p for one in rounds for p in one if p is not None]
+    """The repeats that `run_table` wrote. Raises ValueError if there are none."""
+    found = [load(path) for path in sorted(folder.glob("table-*.jsonl"))]
+    if not found:
+        raise ValueError(f"{folder} holds no table-*.jsonl: measure without --again first")
+    return found
 
 
 def report(
@@ -95,7 +96,10 @@ def report(
 ) -> dict[str, Interval]:
     """Figures of the repeats: printed, drawn, and written."""
     arms = [engine.name for engine in engines]
-    runs = _common([matrix(repeat, arms) for repeat in measured])
+    runs = _common(measured, arms)
+    left_out = len({m.prompt_id for repeat in measured for m in repeat}) - len(runs[0])
+    if left_out:
+        console.print(f"{left_out} prompts left out: no repeat may miss an answer of an engine", highlight=False)
     trained = {e.name for e in engines if e.drafter is not None and e.drafter.method not in _MODEL_FREE}
     looping = _loops(measured, runs[0].prompt_ids)
     greedy = runs[0].temperatures == 0
@@ -113,15 +117,14 @@ def report(
             values = [[_value(figures, f"{half}speedup/{arm}/{kind}") for kind in kinds] for arm in arms]
             heat_map(values, arms, kinds, folder / f"{half.rstrip('/') or ALL}.png", f"tokens/s against {default}")
     for path in filter(None, (folder / "summary.json", json_file)):
-        write(path, len(runs[0]), figures, repeats=len(runs))
+        write(path, len(runs[0]), figures, repeats=len(runs), left_out=left_out)
     return figures
 
 
-def _common(runs: list[Matrix]) -> list[Matrix]:
-    """Repeats must hold the same prompts, in the same order, to be compared."""
-    if any(run.prompt_ids != runs[0].prompt_ids for run in runs):
-        raise ValueError(f"the repeats measured different prompts (dropped: {[run.dropped for run in runs]})")
-    return runs
+def _common(measured: Sequence[Sequence[Measurement]], arms: list[str]) -> list[Matrix]:
+    """The repeats as matrices of the prompts that every one of them measured in full."""
+    shared = set.intersection(*(set(matrix(repeat, arms).prompt_ids) for repeat in measured))
+    return [matrix([m for m in repeat if m.prompt_id in shared], arms) for repeat in measured]
 
 
 def _figures(
@@ -139,10 +142,14 @@ def _figures(
     for a, arm in enumerate(arms):
         for kind, mask in masks.items():
             figures[f"acceptance_length/{arm}/{kind}"] = _over([run.acceptance_length[mask, a].mean() for run in runs])
+            rates = [rate for run in runs if (rate := _mean(run.acceptance_rate[mask, a])) is not None]
+            if rates:
+                figures[f"acceptance_rate/{arm}/{kind}"] = _over(rates)
     best = {kind: max(arms, key=lambda arm: speedup[arm, kind].value) for kind in masks if kind != ALL}
     homes = [speedup[arm, kind].value for kind, arm in best.items() if arm in trained]
     figures["trained_fastest_arms"] = _exact(float(len({arm for arm in best.values() if arm in trained})))
-    figures["best_home_speedup"] = _exact(max(homes, default=math.nan))
+    if homes:
+        figures["best_home_speedup"] = _exact(max(homes))
     figures["oracle_domain_vs_best_fixed"] = _over([_domain_oracle(runs, i, masks) for i in range(len(runs))])
     figures["oracle_request_vs_best_fixed"] = _over([_request_oracle(runs, i, half.mask) for i in range(len(runs))])
     return {half.name + name: value for name, value in figures.items()}
@@ -174,6 +181,12 @@ def _loops(measured: Sequence[Sequence[Measurement]], prompt_ids: Sequence[str])
     return np.asarray([i in looping for i in prompt_ids], bool)
 
 
+def _mean(values: Floats) -> float | None:
+    """Of those that are numbers; None if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
 def _over(values: Sequence[float]) -> Interval:
     """Mean and range of the repeats."""
     return Interval(float(np.mean(values)), float(min(values)), float(max(values)))
@@ -192,7 +205,11 @@ def _show(figures: dict[str, Interval], run: Matrix, arms: list[str], console: C
     for half in ("greedy/", "sampled/", ""):
         if f"{half}speedup/{arms[0]}/{ALL}" not in figures:
             continue
-        table = Table("engine", *kinds, title=f"{half.rstrip('/') or 'all'}: tokens/s against plain, tau below")
+        table = Table(
+            "engine",
+            *kinds,
+            title=f"{half.rstrip('/') or 'all'}: tokens/s against plain; tau and acceptance rate below",
+        )
         for arm in arms:
             table.add_row(arm, *(_cell(figures, half, f"{arm}/{kind}") for kind in kinds))
         console.print(table)
@@ -207,4 +224,6 @@ def _cell(figures: dict[str, Interval], half: str, name: str) -> str:
     if speed is None:
         return ""
     tau = figures[f"{half}acceptance_length/{name}"].value
-    return f"{speed.value:.2f} ±{(speed.high - speed.low) / 2:.2f}\n{tau:.2f}"
+    rate = figures.get(f"{half}acceptance_rate/{name}")
+    accepted = f" {rate.value:.0%}" if rate else ""
+    return f"{speed.value:.2f} ±{(speed.high - speed.low) / 2:.2f}\n{tau:.2f}{accepted}"

@@ -13,25 +13,40 @@ from deploy.plots import plot_search
 def run_layer_skip(
     corpus: Corpus, out: Path, *, trials: int, heal_minutes: float, progress: Progress
 ) -> dict[str, Any]:
-    """Search, export and heal; returns the best choice, and the drafter's metrics after healing where it was healed."""
+    """Search, export and heal; returns the best choice, and the drafter's metrics after healing where it was healed.
+
+    A search whose healing was interrupted is not made again.
+    """
     from engines.drafters.distill import DistillOptions
     from engines.drafters.fit import FitOptions
+
+    told, cut = out / "search.json", out / "cut"
+    asked = {"corpus": json.loads(json.dumps(corpus.as_json())), "trials": trials}
+    found = json.loads(told.read_text()) if told.is_file() else {}
+    if found.get("asked") != asked:
+        found = {"asked": asked, **_search(corpus, trials, out, cut, progress)}
+        out.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(found, indent=1) + "\n")
+    best = found["best"]
+    result: dict[str, Any] = {"best": best, "drafter": str(cut)}
+    if heal_minutes > 0:
+        k = best["num_speculative_tokens"]
+        fit = FitOptions(learning_rate=3e-4, epochs=100, minutes=heal_minutes, seed=corpus.seed)
+        options = DistillOptions(loss="kl", start=cut, num_speculative_tokens=k, fit=fit)
+        result |= {"healed": run_distill(corpus, options, out / "healed", progress), "drafter": str(out / "healed")}
+    return result
+
+
+def _search(corpus: Corpus, trials: int, out: Path, cut: Path, progress: Progress) -> dict[str, Any]:
+    """Search, write the best cut and the plot; returns the best choice and all that were tried."""
     from engines.drafters.layer_skip import SearchOptions, export, search
 
-    answers, target = answers_of(corpus), target_folder(corpus.target)
-
-    def told(number: int, trial: Any, best: Any) -> None:
+    def tell(number: int, trial: Any, best: Any) -> None:
         progress("search", number / trials, f"best {best.speedup:.2f}x with {best.layers} layers")
 
-    best, tried = search(target, answers, SearchOptions(trials=trials, seed=corpus.seed), told)
-    out.mkdir(parents=True, exist_ok=True)
-    cut = out / "cut"
+    answers, target = answers_of(corpus), target_folder(corpus.target)
+    best, tried = search(target, answers, SearchOptions(trials=trials, seed=corpus.seed), tell)
+    cut.mkdir(parents=True, exist_ok=True)
     export(target, best, cut)
     plot_search([trial.speedup for trial in tried], best.attention, best.mlp, out / "search.png")
-    result: dict[str, Any] = {"best": {**asdict(best), "layers": best.layers}, "drafter": str(cut)}
-    if heal_minutes > 0:
-        fit = FitOptions(learning_rate=3e-4, epochs=100, minutes=heal_minutes, seed=corpus.seed)
-        options = DistillOptions(loss="kl", start=cut, num_speculative_tokens=best.num_speculative_tokens, fit=fit)
-        result |= {"healed": run_distill(corpus, options, out / "healed", progress), "drafter": str(out / "healed")}
-    (out / "search.json").write_text(json.dumps({**result, "trials": [asdict(t) for t in tried]}, indent=1) + "\n")
-    return result
+    return {"best": {**asdict(best), "layers": best.layers}, "trials": [asdict(trial) for trial in tried]}

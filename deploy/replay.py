@@ -1,5 +1,6 @@
-"""`draftpick drafters replay`: replays a running fleet's own answers and compares with what its engines accepted."""
+"""`draftpick drafters replay`: replays a fleet's own answers and compares with what its engines accepted."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 from engines.config import Engine
 from engines.drafters.replay import REPLAYED, Replay, replayer
 from engines.drafters.rows import Tokens
-from policy_training.collect import PIN_HEADER
+from engines.preflight import target_path
+from policy_training.collect import PIN_HEADER, arms_of, model_of
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt
+from router.config import DraftpickConfig
 from router.measure import acceptance
 
 LENGTHS = (1, 2, 3, 4, 6, 8)
@@ -27,6 +30,27 @@ class Live:
     prompt: Tokens
     answer: Tokens
     acceptance_length: float
+
+
+def replay_fleet(
+    fleet: DraftpickConfig, url: str, prompts: Sequence[Prompt], progress: Callable[[str, float, str], None]
+) -> dict[str, dict[str, Any]]:
+    """Results of `compare` by engine, of those engines of the running fleet that can be replayed."""
+    there, model = asyncio.run(arms_of(url)), model_of(url)
+    results = {}
+    for engine in fleet.engines:
+        if engine.name not in there or not can_replay(engine):
+            continue
+        done = 0
+
+        def told(name: str = engine.name) -> None:
+            nonlocal done
+            done += 1
+            progress(name, done / (2 * len(prompts)), "")
+
+        answers = ask(url, model, engine.name, prompts, told)
+        results[engine.name] = compare(engine, target_path(fleet.target), answers, told)
+    return results
 
 
 def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[Live]:

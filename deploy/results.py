@@ -4,8 +4,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(path: Path, n: int, figures: Mapping[str, Interval], command: str = "", **more: Any) -> None:
+def command_line(arguments: Sequence[str] = ()) -> str:
+    """A command, by default the one that runs, as somebody else would type it: absolute paths by their last part."""
+    if not arguments:
+        module = getattr(sys.modules["__main__"], "__spec__", None)
+        arguments = [
+            *(["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]),
+            *sys.argv[1:],
+        ]
+    return shlex.join(Path(a).name if Path(a).is_absolute() else a for a in arguments)
+
+
+def write(path: Path, n: int, figures: Mapping[str, Interval], **more: Any) -> None:
     """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and what `more` adds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = {
         k: {"value": round(f.value, 4), "low": round(f.low, 4), "high": round(f.high, 4)} for k, f in figures.items()
     }
     result = {
-        "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "machine": machine(),
         "versions": versions(),
         "n": n,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from engines.drafters.options import OWN_DRAFTERS, TrigramOptions
+from engines.drafters.options import FULL_DEPTH, OWN_DRAFTERS, TrigramOptions
 from engines.mock import MockSpec
 
 DRAFTER_METHODS = (
@@ -82,7 +82,7 @@ class Drafter(BaseModel):
         if self.method in OWN_DRAFTERS:
             options, _ = OWN_DRAFTERS[self.method]
             try:
-                options.model_validate(self.model_extra or {})
+                checked = options.model_validate(self.model_extra or {}).model_dump()
             except ValidationError as error:
                 first = error.errors()[0]
                 *_, name = path = [str(part) for part in first["loc"]]
@@ -92,6 +92,11 @@ class Drafter(BaseModel):
                     fields = sorted(known.model_fields)
                     problem = f"unknown field ({nearest(name, fields)}allowed: {', '.join(fields)})"
                 raise ValueError(f"{'.'.join(path)}: {problem}") from error
+            searches = [one.get("search") for one in (checked, checked.get("trigram", {}))]
+            if "full" in searches and self.num_speculative_tokens > FULL_DEPTH:
+                raise ValueError(
+                    f"search: `full` visits every chain; num_speculative_tokens may be {FULL_DEPTH} at most"
+                )
         return self
 
 

@@ -28,21 +28,6 @@ def drafter_model(drafter: Drafter) -> str | None:
     return str(drafter_path(drafter.model.removeprefix(EMBEDDED + ":")))
 
 
-def own_options(drafter: Drafter) -> dict[str, Any]:
-    """Options of one of our own drafters as its class takes them: `embedded:<name>` has become a path."""
-    options: dict[str, Any] = dict(drafter.model_extra or {})
-    if "trigram" in options:
-        options["trigram"] = _with_table_path(options["trigram"])
-    return _with_table_path(options)
-
-
-def _with_table_path(options: dict[str, Any]) -> dict[str, Any]:
-    table = options.get("table")
-    if not isinstance(table, str) or not table.startswith(EMBEDDED + ":"):
-        return options
-    return {**options, "table": str(drafter_path(table.removeprefix(EMBEDDED + ":")) / "table.safetensors")}
-
-
 def check_models(config: FleetConfig) -> None:
     """Raise `ConfigError` for a model that is missing or does not fit. Reads local files only, loads no weights."""
     if not any(engine.kind == "vllm" for engine in config.engines):
@@ -94,7 +79,11 @@ def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: d
             field, f"{architecture} is not what method {drafter.method} runs", f"name {needed}, or another method"
         )
     weights = Path(drafter_model(drafter) or "") / "model.safetensors"
-    if not is_head or not weights.is_file():
+    if not is_head or not weights.parent.is_dir():
+        return
+    if not weights.is_file():
+        if not any(any(weights.parent.glob(f"*{ending}")) for ending in (".safetensors", ".bin", ".pt")):
+            raise ConfigError(field, f"{weights.parent} holds no weights", "copy the whole folder")
         return
     tensors = _tensor_shapes(field, weights)
     if (drafter.model_extra or {}).get("parallel_drafting") and "mask_hidden" not in tensors:
@@ -121,7 +110,7 @@ def _tensor_shapes(field: str, path: Path) -> dict[str, list[int]]:
 
 
 def _check_table(field: str, drafter: Drafter, target: dict[str, Any]) -> None:
-    options = own_options(drafter)
+    options = drafter.model_extra or {}
     table = options.get("table") or options.get("trigram", {}).get("table")
     if table is None:
         return

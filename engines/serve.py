@@ -16,7 +16,7 @@ from engines.config import EMBEDDED, Drafter, Engine, FleetConfig
 from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
-from engines.preflight import drafter_model, own_options, target_path
+from engines.preflight import drafter_model, target_path
 from engines.vllm_plugin import KERNELS
 
 _NORMS = [KERNELS, "native"]
@@ -130,7 +130,7 @@ def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
     if drafter.method in OWN_DRAFTERS:
         k = drafter.num_speculative_tokens
         class_path = OWN_DRAFTERS[drafter.method][1]
-        return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, own_options(drafter)
+        return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
     config = drafter.model_dump(exclude_none=True)
     if model := drafter_model(drafter):
         config["model"] = model

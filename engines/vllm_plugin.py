@@ -7,11 +7,16 @@ KERNELS = "draftpick"
 
 
 def register() -> None:
-    """Mend and speed up what vLLM 0.29 leaves broken or slow on CPUs; give EAGLE-3 heads a cheaper argmax."""
+    """Mend and speed up what vLLM 0.29 leaves broken or slow on CPUs; give EAGLE-3 heads a cheaper argmax.
+
+    The latter is what `use_local_argmax_reduction` asks of a model; other models of vLLM have it. Without it a head's
+    few thousand logits are spread over the target's whole vocabulary before the argmax.
+    """
+    from vllm.model_executor.models.interfaces import LocalArgmaxMixin
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
     from vllm.platforms import current_platform
 
-    Eagle3LlamaForCausalLM.get_top_tokens = top_tokens
+    Eagle3LlamaForCausalLM.get_top_tokens = LocalArgmaxMixin.get_top_tokens
     if current_platform.is_cpu():
         import vllm.utils.cpu_triton_utils as kernels
 
@@ -30,15 +35,6 @@ def expand(
     """
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     output.copy_(values.masked_fill(values == replace_from, replace_to).repeat_interleave(counts))
-
-
-def top_tokens(head: Any, hidden_states: Any) -> Any:
-    """The likeliest draft token of each row, as the target's token: what `use_local_argmax_reduction` asks of a model.
-
-    Without it a head's few thousand logits are spread over the target's whole vocabulary before the argmax.
-    """
-    drafted = head.logits_processor.get_top_tokens(head.lm_head, hidden_states)
-    return drafted + head.draft_id_to_target_id[drafted]
 
 
 def register_norms() -> None:

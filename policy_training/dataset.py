@@ -53,7 +53,8 @@ class Matrix:
     """Times of all arms on the same prompts.
 
     `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or
-    None; `acceptance_length` [n, arms], 1 where none is reported. `dropped`: prompts left out, counted by reason.
+    None; `acceptance_length` [n, arms], 1 where none is reported; `acceptance_rate` [n, arms], NaN where nothing was
+    drafted. `dropped`: prompts left out, counted by reason.
     """
 
     prompt_ids: tuple[str, ...]
@@ -61,6 +62,7 @@ class Matrix:
     arms: tuple[str, ...]
     time_s: Floats
     acceptance_length: Floats
+    acceptance_rate: Floats
     output_tokens: Floats
     temperatures: Floats
     dropped: dict[str, int]
@@ -132,6 +134,7 @@ def matrix(measurements: Sequence[Measurement], labels: Sequence[str]) -> Matrix
         arms=tuple(labels),
         time_s=_times(outcomes, np.median(tokens, axis=1)),
         acceptance_length=np.asarray([[o.acceptance_length or 1.0 for o in row] for row in outcomes], np.float64),
+        acceptance_rate=np.asarray([[o.acceptance_rate for o in row] for row in outcomes], np.float64),
         output_tokens=tokens,
         temperatures=np.asarray([m.temperature for m in first]),
         dropped=dict(dropped),

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,14 @@ class Answers:
         )
 
     def save(self, path: Path) -> None:
-        """Write all arrays to one `.npz`."""
+        """Write all arrays to one `.npz`, which is there whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
+        with NamedTemporaryFile(dir=path.parent, suffix=".new", delete=False) as scratch:
+            try:
+                np.savez_compressed(scratch, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
+                Path(scratch.name).replace(path)
+            finally:
+                Path(scratch.name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "Answers":
@@ -55,9 +62,15 @@ class Answers:
             return cls(data["tokens"], data["starts"], data["answer_at"])
 
 
-def cache_key(target: Path, prompts: Sequence[str], temperatures: Sequence[float], max_tokens: int, seed: int) -> str:
-    """A name for one generation: the same question gives the same name."""
-    text = json.dumps([target.name, list(prompts), list(temperatures), max_tokens, seed])
+def weight_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of a checkpoint's weights: other weights at the same place are another model."""
+    states = ((path.name, path.stat()) for path in sorted(folder.glob("*.safetensors")))
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def cache_key(target: Any, prompts: Sequence[str], temperatures: Sequence[float], max_tokens: int, seed: int) -> str:
+    """A name for one generation: the same question gives the same name. `target` is anything that says which model."""
+    text = json.dumps([target, list(prompts), list(temperatures), max_tokens, seed])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -69,8 +82,11 @@ def generate(
     max_tokens: int,
     seed: int,
     **engine: Any,
-) -> list[Answers]:
-    """Answer each prompt once as a single-turn chat; prompt i of a part at `temperatures[i % len(temperatures)]`."""
+) -> Iterator[Answers]:
+    """Answer each prompt once as a single-turn chat; prompt i of a part at `temperatures[i % len(temperatures)]`.
+
+    Yields the answers of each part as they are there. Prompts too long for the engine are left out, with a warning.
+    """
     # In this process: an engine process of its own would spin on one core while the worker computes on the others.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -80,23 +96,22 @@ def generate(
     from vllm import LLM, SamplingParams
 
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    llm = LLM(model=str(target), seed=seed, **{"max_model_len": 2048, "max_num_seqs": 128, **engine})
+    engine = {"max_model_len": 2048, "max_num_seqs": 128, **engine}
+    llm = LLM(model=str(target), seed=seed, **engine)
     # vLLM leaves one thread, and puts a function that does nothing in this one's place.
     torch.set_num_threads = set_num_threads
     torch.set_num_threads(threads)
     template = llm.get_tokenizer().apply_chat_template
-    prompts: Any = [
-        {"prompt_token_ids": template([{"role": "user", "content": prompt}], add_generation_prompt=True).input_ids}
-        for part in parts
-        for prompt in part
-    ]
-    params = [
-        SamplingParams(temperature=temperatures[i % len(temperatures)], max_tokens=max_tokens)
-        for part in parts
-        for i in range(len(part))
-    ]
-    outputs = iter(llm.generate(prompts, params, use_tqdm=True))
-    return [_answers([next(outputs) for _ in part]) for part in parts]
+    for part in parts:
+        prompts = [template([{"role": "user", "content": p}], add_generation_prompt=True).input_ids for p in part]
+        fitting = [i for i, ids in enumerate(prompts) if len(ids) + max_tokens <= engine["max_model_len"]]
+        if len(fitting) < len(prompts):
+            warnings.warn(f"{len(prompts) - len(fitting)} prompts are too long and left out", stacklevel=2)
+        asked: Any = [{"prompt_token_ids": prompts[i]} for i in fitting]
+        params = [
+            SamplingParams(temperature=temperatures[i % len(temperatures)], max_tokens=max_tokens) for i in fitting
+        ]
+        yield _answers(llm.generate(asked, params, use_tqdm=True))
 
 
 def _answers(outputs: Sequence[Any]) -> Answers:

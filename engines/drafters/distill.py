@@ -1,6 +1,7 @@
 """Trains an independent small drafter on the target's own answers (direct alignment, arXiv 2403.00858)."""
 
-from dataclasses import asdict, dataclass, field
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from engines.drafters.answers import Answers
-from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, split
+from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, identity_of, split
 from engines.drafters.losses import LOSSES
 from engines.drafters.replay import replay_matches
 from engines.drafters.small_llama import Size, make_drafter
@@ -50,11 +51,13 @@ def distill(
     def check() -> float:
         return evaluate(model, batches, held_out, k)["block_efficiency"]
 
-    fit(model, batches, fitted, loss_of, check, options.fit, out / "resume", asdict(options), progress)
+    resume = out / "resume"
+    fit(model, batches, fitted, loss_of, check, options.fit, resume, identity_of(options, answers), progress)
     result = evaluate(model, batches, held_out, k)
     parameters = sum(p.numel() for p in model.parameters())
     ratio = parameters / _parameters(target)
     model.to(torch.bfloat16).save_pretrained(out)
+    shutil.rmtree(resume)
     return {**result, "mbsu": result["block_efficiency"] / (ratio * k + 1), "parameters": float(parameters)}
 
 

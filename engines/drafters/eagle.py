@@ -7,8 +7,9 @@ one token for all that is not known: it drafts all tokens in one pass.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from engines.drafters.answers import Answers
-from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, split
+from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, identity_of, split
 from engines.drafters.replay import Replay
 from engines.drafters.teacher import Teacher
 
@@ -256,9 +257,11 @@ def train(
     def check() -> float:
         return evaluate(head, embed, batches, held_out, options.steps)["block_efficiency"]
 
-    fit(head, batches, fitted, loss_of, check, options.fit, out / "resume", asdict(options), progress)
+    resume = out / "resume"
+    fit(head, batches, fitted, loss_of, check, options.fit, resume, identity_of(options, answers), progress)
     result = evaluate(head, embed, batches, held_out, options.steps)
     export(head, out)
+    shutil.rmtree(resume)
     return {**result, "parameters": float(sum(p.numel() for p in head.parameters()))}
 
 
@@ -322,8 +325,10 @@ def evaluate(head: EagleHead, embed: Any, batches: Batches, chosen: Indices, ste
             continue
         answer_at = int(batches.answers.answer_at[i])
         matches = chain_matches(head, embed, batch.ids[0], batch.features[0], answer_at, steps)
-        every.append(matches[: len(matches) - steps + 1])
+        every.append(matches[: max(0, len(matches) - steps + 1)])
         taus.append(replay_chains(matches).acceptance_length)
+    if not sum(map(len, every)):
+        raise ValueError(f"the held-out answers are too short to judge drafts of {steps} tokens")
     survival = np.logical_and.accumulate(np.concatenate(every), axis=1).mean(0)
     named = {f"survival/{i}": float(share) for i, share in enumerate(survival, start=1)}
     return {**named, "block_efficiency": float(np.mean(taus))}

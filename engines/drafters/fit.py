@@ -2,17 +2,17 @@
 
 import json
 import math
-import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Answers, weight_files
 from engines.drafters.teacher import TOP, Teacher
 
 Progress = Callable[[float, float, float], None]
@@ -102,9 +102,11 @@ class Batches:
 
 
 def split(n: int, seed: int) -> tuple[Indices, Indices]:
-    """(held-out answers, answers to train on): one in forty, at least eight."""
+    """(held-out answers, answers to train on): one in forty, at least eight. Raises ValueError if none is left."""
     order = np.random.default_rng(seed).permutation(n)
     few = max(8, n // 40)
+    if n <= few:
+        raise ValueError(f"{n} answers are too few to train on: {few} are held out")
     return order[:few], order[few:]
 
 
@@ -121,13 +123,14 @@ def fit(
 ) -> None:
     """Lower `loss_of` over the chosen answers. `check()` is called now and then and shown.
 
-    The state is kept in the folder `place` while the run lasts; a run of the same `identity` goes on from there.
+    The state is kept in the folder `place`, which the caller removes when it has written what came of it; a run of the
+    same `identity` (of `identity_of`) goes on from there.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.95))
-    resume = _Resume(place, trained, optimizer, json.loads(json.dumps(identity, default=str)))
+    resume = _Resume(place, trained, optimizer, identity)
     first_epoch, first_batch, elapsed_s = resume.load()
-    began, saved, checked = time.monotonic() - elapsed_s, time.monotonic(), 1.0
+    began, saved, checked, steps, told = time.monotonic() - elapsed_s, time.monotonic(), 1.0, 0, 0.0
     for epoch in range(first_epoch, options.epochs):
         groups = batches.groups(chosen, options.seed + epoch)
         for i in range(first_batch if epoch == first_epoch else 0, len(groups)):
@@ -143,13 +146,23 @@ def fit(
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            if i % _CHECK_EVERY == _CHECK_EVERY - 1:
+            steps += 1
+            if steps % _CHECK_EVERY == 0:
                 checked = check()
             if time.monotonic() - saved > SAVE_EVERY_S:
                 resume.save(epoch, i + 1, time.monotonic() - began)
                 saved = time.monotonic()
-            progress(done, loss.item(), checked)
-    resume.remove()
+            told = loss.item()
+            progress(done, told, checked)
+    progress(1.0, told, checked)
+    resume.save(options.epochs, 0, time.monotonic() - began)
+
+
+def identity_of(options: Any, answers: Answers) -> dict[str, Any]:
+    """What makes two runs the same: options, a dataclass with `start`, the weights to start from, and the answers."""
+    start = [] if options.start is None else weight_files(options.start)
+    told = {**asdict(options), "start_weights": start, "answers": zlib.crc32(answers.tokens.tobytes())}
+    return dict(json.loads(json.dumps(told, default=str)))
 
 
 def _cosine(done: float) -> float:
@@ -204,7 +217,3 @@ class _Resume:
         for old in self._folder.glob("*.safetensors"):
             if old.name != name:
                 old.unlink()
-
-    def remove(self) -> None:
-        """The run is done."""
-        shutil.rmtree(self._folder, ignore_errors=True)

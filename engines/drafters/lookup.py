@@ -52,12 +52,18 @@ def longest_match(tokens: npt.NDArray[np.int32], longest: int) -> tuple[int, int
 class SuffixDrafter:
     """Suffix decoding (arXiv 2411.04975) over one request's text; a state is a name in the library's cache."""
 
-    def __init__(self, num_speculative_tokens: int, max_tree_depth: int = 24, min_token_prob: float = 0.1) -> None:
+    def __init__(
+        self,
+        num_speculative_tokens: int,
+        max_tree_depth: int = 24,
+        min_token_prob: float = 0.1,
+        max_spec_factor: float = 1.0,
+    ) -> None:
         from arctic_inference.suffix_decoding import SuffixDecodingCache
 
         self._k = num_speculative_tokens
         self._depth = max_tree_depth
-        self._min_token_prob = min_token_prob
+        self._options = {"min_token_prob": min_token_prob, "max_spec_factor": max_spec_factor}
         self._names = count()
         self._cache: Any = SuffixDecodingCache(max_tree_depth=max_tree_depth, max_cached_requests=0)
 
@@ -77,7 +83,6 @@ class SuffixDrafter:
 
     def draft(self, state: int, tokens: Tokens, limit: int) -> Draft:
         """(at most `limit` tokens, how many of them the tree expects to be accepted)."""
-        found = self._cache.speculate(
-            state, tokens[-self._depth :], max_spec_tokens=min(limit, self._k), min_token_prob=self._min_token_prob
-        )
+        context = tokens[-self._depth :]
+        found = self._cache.speculate(state, context, max_spec_tokens=min(limit, self._k), **self._options)
         return np.asarray(found.token_ids, np.int32), float(found.score)

@@ -32,6 +32,9 @@ class HybridOptions(_Options):
     trigram: TrigramOptions = Field(default_factory=TrigramOptions, description="options of the tri-gram part")
 
 
+FULL_DEPTH = 4
+"""Longest drafts of the full search, which may visit 24 successors at each token."""
+
 OWN_DRAFTERS: dict[str, tuple[type[TrigramOptions | HybridOptions], str]] = {
     "trigram": (TrigramOptions, "engines.drafters.trigram.TrigramProposer"),
     "hybrid": (HybridOptions, "engines.drafters.hybrid.HybridProposer"),

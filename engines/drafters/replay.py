@@ -19,7 +19,7 @@ from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Draft, Drafter
 from engines.drafters.rows import Tokens
 from engines.drafters.trigram import TrigramProposer
-from engines.preflight import drafter_model, own_options
+from engines.preflight import drafter_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +109,19 @@ def _ngram(drafter: Configured, k: int) -> Drafter:
 
 def _suffix(drafter: Configured, k: int) -> Drafter:
     options = drafter.model_extra or {}
+    if options.get("suffix_decoding_max_cached_requests") != 0:
+        raise ValueError("suffix decoding that remembers requests cannot be replayed: max_cached_requests must be 0")
     depth = options.get("suffix_decoding_max_tree_depth", 24)
-    return SuffixDrafter(k, depth, options.get("suffix_decoding_min_token_prob", 0.1))
+    probability = options.get("suffix_decoding_min_token_prob", 0.1)
+    return SuffixDrafter(k, depth, probability, options.get("suffix_decoding_max_spec_factor", 1.0))
 
 
 def _trigram(drafter: Configured, k: int) -> Drafter:
-    return TrigramProposer.make(TrigramOptions.model_validate(own_options(drafter)), k)
+    return TrigramProposer.make(TrigramOptions.model_validate(drafter.model_extra or {}), k)
 
 
 def _hybrid(drafter: Configured, k: int) -> Drafter:
-    return HybridProposer.make(HybridOptions.model_validate(own_options(drafter)), k)
+    return HybridProposer.make(HybridOptions.model_validate(drafter.model_extra or {}), k)
 
 
 def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:

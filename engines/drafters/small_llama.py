@@ -17,10 +17,15 @@ class Size:
 
 
 def make_drafter(target: Path, size: Size) -> Any:
-    """A Llama of that size; its tied embedding is the target's on its leading principal directions."""
+    """A Llama of that size; its tied embedding is the target's on its leading principal directions.
+
+    Raises ValueError for one wider than the target.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     base = AutoConfig.from_pretrained(target)
+    if size.hidden > base.hidden_size:
+        raise ValueError(f"hidden size {size.hidden}: the target itself has {base.hidden_size}")
     config = LlamaConfig(
         vocab_size=base.vocab_size,
         hidden_size=size.hidden,

@@ -1,9 +1,11 @@
 """What the target itself says along its answers, computed once: its likeliest tokens, and hidden states for heads."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -78,20 +80,30 @@ def teach(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).to(device).eval()
-    scratch = folder.with_name(folder.name + ".new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as place:
+        scratch = Path(place) / folder.name
+        scratch.mkdir()
+        _fill(scratch, model, answers, told, layers)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    return Teacher.load(folder)
+
+
+def _fill(folder: Path, model: Any, answers: Answers, told: Callable[[int, int], None], layers: Sequence[int]) -> None:
+    import torch
+
     lengths = np.diff(answers.starts) - answers.answer_at
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    np.save(scratch / "starts.npy", starts)
-    np.save(scratch / "places.npy", answers.starts)
+    np.save(folder / "starts.npy", starts)
+    np.save(folder / "places.npy", answers.starts)
     width = len(layers) * model.config.hidden_size
-    tokens = _new(scratch / "tokens.npy", np.int32, int(starts[-1]), TOP)
-    probabilities = _new(scratch / "probabilities.npy", np.float16, int(starts[-1]), TOP)
-    features = _new(scratch / "features.npy", np.uint16, len(answers.tokens), width)
+    tokens = _new(folder / "tokens.npy", np.int32, int(starts[-1]), TOP)
+    probabilities = _new(folder / "probabilities.npy", np.float16, int(starts[-1]), TOP)
+    features = _new(folder / "features.npy", np.uint16, len(answers.tokens), width)
     for i in range(len(answers)):
         place = slice(answers.starts[i], answers.starts[i + 1])
-        ids = torch.from_numpy(answers.tokens[place].astype(np.int64))[None].to(device)
+        ids = torch.from_numpy(answers.tokens[place].astype(np.int64))[None].to(model.device)
         with torch.inference_mode():
             out = model.model(input_ids=ids, output_hidden_states=bool(layers))
             top = model.lm_head(out.last_hidden_state[0, answers.answer_at[i] - 1 : -1]).float().softmax(-1).topk(TOP)
@@ -101,9 +113,6 @@ def teach(
         tokens[starts[i] : starts[i + 1]] = top.indices.cpu().numpy()
         probabilities[starts[i] : starts[i + 1]] = top.values.cpu().numpy()
         told(i + 1, len(answers))
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    return Teacher.load(folder)
 
 
 def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:
@@ -114,4 +123,8 @@ def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         path, mode="w+", dtype=dtype, shape=(rows, columns)
     )
+    with path.open("r+b") as file:
+        os.posix_fallocate(
+            file.fileno(), 0, path.stat().st_size
+        )  # a full disk is an error now, not a dead process later
     return array

@@ -13,13 +13,15 @@ from policy_training.workloads.prompts import Prompt
 UNLABELLED = "other"
 
 
-def read_jsonl(path: Path) -> list[Prompt]:
+def read_jsonl(path: Path, *, temperature: float = 0.0, max_tokens: int = 128) -> list[Prompt]:
     """Read `prompt` (or `text`) and optional `id`, `kind` (or `domain`), `temperature`, `max_tokens` of every line.
 
-    Blank lines are skipped, other fields ignored, null is as good as absent. Without a kind it is "other", without
-    an id "<kind>-<line number>". Raises ValueError with file, line and what is wrong; OSError if it cannot be opened.
+    Blank lines are skipped, other fields ignored, null is as good as absent. Without a kind it is "other", without an
+    id "<kind>-<line number>", without a temperature or a number of tokens what the arguments say. Raises ValueError
+    with file, line and what is wrong; OSError if it cannot be opened.
     """
-    return [_prompt(path, number, line) for number, line in _lines(path) if line.strip()]
+    absent = {"temperature": temperature, "max_tokens": max_tokens}
+    return [_prompt(path, number, line, absent) for number, line in _lines(path) if line.strip()]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -33,7 +35,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raise ValueError(f"{path}:{number + 1}: damaged gzip file: {error}") from error
 
 
-def _prompt(path: Path, number: int, line: bytes) -> Prompt:
+def _prompt(path: Path, number: int, line: bytes, absent: dict[str, Any]) -> Prompt:
     """Parse one line; say where it stands if it is wrong."""
     try:
         fields = _fields(line)
@@ -42,8 +44,8 @@ def _prompt(path: Path, number: int, line: bytes) -> Prompt:
             id=_id(fields) or f"{kind}-{number}",
             kind=kind,
             text=_required(fields),
-            temperature=_temperature(fields.get("temperature", 0.0)),
-            max_tokens=_max_tokens(fields.get("max_tokens", 128)),
+            temperature=_temperature(fields.get("temperature", absent["temperature"])),
+            max_tokens=_max_tokens(fields.get("max_tokens", absent["max_tokens"])),
         )
     except ValueError as error:
         raise ValueError(f"{path}:{number}: {error}") from error

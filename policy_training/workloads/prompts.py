@@ -7,6 +7,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from random import Random
 
 _MODULES = {
@@ -63,6 +64,14 @@ def generate(
     for i in rng.sample(range(n), round(n * sampled_share)):
         prompts[i] = replace(prompts[i], temperature=SAMPLED_TEMPERATURE)
     return prompts
+
+
+def interleaved(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts in rounds of all kinds, so that any beginning of the list is balanced."""
+    by_kind: dict[str, list[Prompt]] = {kind: [] for kind in sorted({p.kind for p in prompts})}
+    for prompt in prompts:
+        by_kind[prompt.kind].append(prompt)
+    return [p for one in zip_longest(*by_kind.values()) for p in one if p is not None]
 
 
 def _check(n: int, kinds: tuple[str, ...], sampled_share: float, max_tokens: int) -> None:

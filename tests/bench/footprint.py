@@ -21,14 +21,14 @@ def main() -> None:
     parser.add_argument("--config", default="embedded")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=8077)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, nargs="+", default=[])
     args = parser.parse_args()
     runs = [measure(args.config, args.port) for _ in range(args.repeats)]
     figures = {name: _spread([run[name] for run in runs]) for name in runs[0]}
     for name, figure in figures.items():
         print(f"{name:16} {figure.value:8.2f}  [{figure.low:.2f}, {figure.high:.2f}]")
-    if args.json:
-        write(args.json, args.repeats, figures, command=f"python -m tests.bench.footprint --repeats {args.repeats}")
+    for path in args.json:
+        write(path, args.repeats, figures)
 
 
 def measure(config: str, port: int) -> dict[str, float]:

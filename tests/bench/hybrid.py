@@ -9,10 +9,10 @@ from typing import Any
 
 from deploy.config import resolve
 from deploy.console import out, progress_bar
-from deploy.drafter_table import interleaved, run_table
+from deploy.drafter_table import run_table
 from deploy.results import write
 from policy_training.evaluate import Interval
-from policy_training.workloads import KINDS, generate
+from policy_training.workloads import KINDS, generate, interleaved
 
 PARTS: list[dict[str, Any]] = [
     {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4, "prompt_lookup_min": 2},

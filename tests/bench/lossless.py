@@ -46,9 +46,7 @@ def main() -> None:
             print(f"{dtype:9} {name:8} identical to plain: {shares[-1]:.3f}", flush=True)
         figures[f"{label}_identical_share"] = Interval(min(shares), min(shares), max(shares))
     if args.json:
-        command = f"python -m tests.bench.lossless -n {args.n} --max-tokens {args.max_tokens}"
-        command += f" --max-num-seqs {args.max_num_seqs}" if args.max_num_seqs else ""
-        write(args.json, args.n, figures, command=command, differing_prompts=differing)
+        write(args.json, args.n, figures, differing_prompts=differing)
 
 
 def jobs(args: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:

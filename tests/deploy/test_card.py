@@ -1,4 +1,4 @@
-from deploy.card import command_line, model_card
+from deploy.card import model_card
 
 RESULT = {
     "survival/1": 0.5, "block_efficiency": 1.8, "parameters": 7.45e6, "python": "3.11.7",
@@ -18,8 +18,3 @@ def test_a_card_says_of_what_the_drafter_was_made_and_how_it_did() -> None:
     assert "| training | steps 3, learning rate 0.0006, seed 0 |" in card
     assert "| on held-out answers | survival/1 0.500, block_efficiency 1.800 |" in card
     assert "| command | `draftpick drafters eagle` |" in card
-
-
-def test_a_command_names_no_path_of_this_machine() -> None:
-    told = command_line(["/a/draftpick", "--prompts", "/c/d.jsonl:math@5", "--target", "org/model"])
-    assert told == "draftpick --prompts d.jsonl:math@5 --target org/model"

@@ -15,6 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from deploy import cli
+from deploy.console import some_prompts
 from engines.errors import ConfigError
 from policy_training.dataset import DatasetError, Measurement, save
 from policy_training.workloads import Prompt, read_jsonl
@@ -268,3 +269,37 @@ def test_collecting_without_a_router_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "http://127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- prompts ---
+
+
+def test_prompts_of_a_file_come_of_all_kinds_in_turn(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{kind} {i}", "kind": kind} for kind in ("math", "chat", "code") for i in range(20)]
+    lines.append({"prompt": "own", "kind": "own", "temperature": 0.3, "max_tokens": 5})
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    chosen = some_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32)
+    assert sorted(p.kind for p in chosen) == ["chat"] * 4 + ["code"] * 4 + ["math"] * 4 + ["own"]
+    assert {p.temperature for p in chosen if p.kind != "own"} == {0.0, 0.7}
+    assert {p.max_tokens for p in chosen if p.kind != "own"} == {32}
+    assert [(p.temperature, p.max_tokens) for p in chosen if p.kind == "own"] == [(0.3, 5)]
+    assert some_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32) == chosen
+    assert all(p.temperature == 0 for p in some_prompts(tmp_path / "p.jsonl", 9, 0, 0.0, 32) if p.kind != "own")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["eagle", "--minutes", "0"],
+        ["eagle", "--steps", "0"],
+        ["eagle", "--start", "nowhere"],
+        ["distill", "--epochs", "0"],
+        ["distill", "--hidden", "-1"],
+        ["layer-skip", "--trials", "0"],
+    ],
+)
+def test_options_out_of_range_are_wrong_usage_before_any_work(tmp_path: Path, wrong: list[str]) -> None:
+    command, option, value = wrong
+    result = invoke("drafters", command, "--prompts", "generated", "--out", str(tmp_path / "o"), option, value)
+    assert result.exit_code == 2
+    assert option in words(result.output)

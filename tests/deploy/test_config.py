@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config import FLEETS, policy_warning, resolve, with_engines, with_router
+from deploy.config import FLEETS, policy_warning, resolve, with_engines, with_router, without_shared_text
 from engines.errors import ConfigError
 from router.config import ConfigProblems, DraftpickConfig
 from tests.deploy.artefact import write_policy
@@ -193,6 +193,29 @@ def test_a_smaller_fleet_of_an_unknown_engine() -> None:
 def test_a_smaller_fleet_without_the_default_engine() -> None:
     with pytest.raises(ConfigProblems, match="default_engine"):
         with_engines(resolve("mock"), ["math"])
+
+
+# --- no text kept over requests ---
+
+
+def test_drafters_keep_no_text_of_one_request_for_the_next() -> None:
+    drafters: list[dict[str, Any]] = [
+        {"method": "suffix", "suffix_decoding_max_tree_depth": 8},
+        {"method": "trigram", "shared": True},
+        {"method": "hybrid", "trigram": {"shared": True, "iterations": 9}},
+        {"method": "hybrid"},
+        {"method": "ngram", "prompt_lookup_max": 4},
+    ]
+    engines = [{"name": f"e{i}", "drafter": drafter} for i, drafter in enumerate(drafters)]
+    config = resolve({**BASE, "target": {"name": "m", "source": "a/b"}, "engines": [{"name": "plain"}, *engines]})
+    told = [e.drafter.model_extra for e in without_shared_text(config).engines if e.drafter]
+    assert told == [
+        {"suffix_decoding_max_tree_depth": 8, "suffix_decoding_max_cached_requests": 0},
+        {"shared": False},
+        {"trigram": {"shared": False, "iterations": 9}},
+        {},
+        {"prompt_lookup_max": 4},
+    ]
 
 
 # --- policies ---

@@ -3,13 +3,14 @@
 import json
 import platform
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deploy.results import machine, versions, write
+from deploy.results import command_line, machine, versions, write
 from policy_training.evaluate import Interval
 
 FIGURES = {"policy_vs_plain": Interval(1.234567, 1.1, 1.39999), "speedup/ngram": Interval(0.5, 0.5, 0.5)}
@@ -47,10 +48,16 @@ def test_details_stand_beside_the_figures(tmp_path: Path) -> None:
     assert result["by_kind"] == {"edit": {"plain": 1.0}}
 
 
-def test_the_command_is_that_of_this_process_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/some/where/draftpick", "demo", "--minutes", "9"])
-    assert written(tmp_path / "a.json")["command"] == "draftpick demo --minutes 9"
-    assert written(tmp_path / "b.json", command="make bench")["command"] == "make bench"
+def test_the_command_is_that_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/some/where/draftpick", "demo", "--out", "/some/where/else"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert written(tmp_path / "a.json")["command"] == "draftpick demo --out else"
+
+
+def test_the_command_of_a_module_is_one_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/some/where/tests/bench/lossless.py", "-n", "24"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("tests.bench.lossless", None))
+    assert command_line() == "python -m tests.bench.lossless -n 24"
 
 
 def test_missing_folders_are_made_and_an_old_result_is_replaced(tmp_path: Path) -> None:
@@ -70,3 +77,8 @@ def test_versions_are_those_of_the_packages_that_are_installed() -> None:
 def test_machine_in_words() -> None:
     assert " cores, " in machine()
     assert machine().endswith(f" GiB, {platform.system()}")
+
+
+def test_a_command_names_no_path_of_this_machine() -> None:
+    told = command_line(["/a/draftpick", "--prompts", "/c/d.jsonl:math@5", "--target", "org/model"])
+    assert told == "draftpick --prompts d.jsonl:math@5 --target org/model"

@@ -147,6 +147,7 @@ def _train_always(arm: str, arms: tuple[str, ...], out: Path) -> None:
         arms=arms,
         time_s=times,
         acceptance_length=np.ones_like(times),
+        acceptance_rate=np.full_like(times, np.nan),
         output_tokens=np.full_like(times, 10),
         temperatures=np.zeros(30),
         dropped={},

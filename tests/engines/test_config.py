@@ -84,6 +84,16 @@ def test_a_draft_length_outside_the_range_is_refused(num: int) -> None:
     assert loc == ("engines", 0, "drafter", "num_speculative_tokens")
 
 
+@pytest.mark.parametrize(
+    "options", [{"method": "trigram", "search": "full"}, {"method": "hybrid", "trigram": {"search": "full"}}]
+)
+def test_a_full_search_that_would_not_end_is_refused(options: dict[str, Any]) -> None:
+    assert fleet({"name": "a", "drafter": {**options, "num_speculative_tokens": 4}})
+    loc, message = refusal({"name": "a", "drafter": {**options, "num_speculative_tokens": 5}})
+    assert loc == ("engines", 0, "drafter")
+    assert "num_speculative_tokens may be 4 at most" in message
+
+
 def test_an_unknown_field_is_refused_at_its_path() -> None:
     loc, message = refusal({"name": "a", "deployment": {"num_replica": 2}})
     assert loc == ("engines", 0, "deployment", "num_replica")

@@ -95,6 +95,13 @@ def test_parallel_drafting_needs_a_head_with_a_mask(tmp_path: Path, target: str)
     check_models(fleet(target, method="eagle3", model=masked, parallel_drafting=True))
 
 
+def test_a_head_without_weights_is_refused(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "head", architectures=["LlamaForCausalLMEagle3"])
+    assert "holds no weights" in refusal(fleet(target, method="eagle3", model=drafter)).problem
+    (tmp_path / "head" / "pytorch_model.bin").write_bytes(b"not looked into")
+    check_models(fleet(target, method="eagle3", model=drafter))
+
+
 def test_weights_that_are_none_are_refused(tmp_path: Path, target: str) -> None:
     drafter = head_folder(tmp_path / "head")
     (tmp_path / "head" / "model.safetensors").write_bytes(b"no weights")
@@ -147,7 +154,7 @@ def test_an_embedded_drafter_cannot_name_a_folder_outside(target: str) -> None:
 
 @pytest.mark.parametrize("drafter", shipped_drafters(), ids=lambda path: path.name)
 def test_every_shipped_drafter_fits_the_embedded_target(drafter: Path) -> None:
-    check_models(fleet("embedded", method="draft_model", model=f"embedded:{drafter.name}"))
+    check_models(fleet("embedded", method="eagle3", model=f"embedded:{drafter.name}"))
 
 
 def test_a_drafter_class_is_left_to_vllm(target: str) -> None:

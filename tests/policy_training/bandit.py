@@ -52,6 +52,7 @@ class Bandit:
             arms=ARMS,
             time_s=self.time_s,
             acceptance_length=np.ones_like(self.time_s),
+            acceptance_rate=np.full_like(self.time_s, np.nan),
             output_tokens=np.full_like(self.time_s, 32),
             temperatures=np.zeros(len(self)),
             dropped={},

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from policy_training.workloads import KINDS, Prompt, generate, read_jsonl
+from policy_training.workloads import KINDS, Prompt, generate, interleaved, read_jsonl
 from policy_training.workloads.library import functions, passage
 
 MAX_WORDS = 350
@@ -145,6 +145,19 @@ def test_read_jsonl_other_names_and_defaults(tmp_path: Path) -> None:
         Prompt("talk-1", "talk", "Hi"),
         Prompt("7", "other", "Ho"),
     ]
+
+
+def test_read_jsonl_lines_that_say_nothing_get_what_is_asked_for(tmp_path: Path) -> None:
+    lines = ['{"prompt": "a"}', '{"prompt": "b", "temperature": 0, "max_tokens": 7}']
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(lines))
+    prompts = read_jsonl(path, temperature=0.7, max_tokens=32)
+    assert [(p.temperature, p.max_tokens) for p in prompts] == [(0.7, 32), (0.0, 7)]
+
+
+def test_interleaved_prompts_come_in_rounds_of_all_kinds() -> None:
+    prompts = [Prompt(f"{kind}-{i}", kind, "text") for kind, n in (("b", 3), ("a", 1), ("c", 2)) for i in range(n)]
+    assert [p.id for p in interleaved(prompts)] == ["a-0", "b-0", "c-0", "b-1", "c-1", "b-2"]
 
 
 def test_read_jsonl_keeps_unicode_line_separators_inside_a_text(tmp_path: Path) -> None:

@@ -99,8 +99,9 @@ def test_an_interrupted_run_goes_on_where_it_was(
         torch.testing.assert_close(whole[name], cut[name], atol=0.02, rtol=0.05)
 
 
+@pytest.mark.parametrize("other", ["options", "answers"])
 def test_another_run_s_place_is_not_taken_over(
-    tmp_path: Path, target: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, target: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     monkeypatch.setattr(fitting, "SAVE_EVERY_S", 0.0)
     done: list[float] = []
@@ -112,5 +113,8 @@ def test_another_run_s_place_is_not_taken_over(
 
     with pytest.raises(KeyboardInterrupt):
         distill(target, answers, None, tmp_path, OPTIONS, stop)
-    distill(target, answers, None, tmp_path, replace(OPTIONS, fit=replace(FIT, seed=1)), stop)
+    if other == "options":
+        distill(target, answers, None, tmp_path, replace(OPTIONS, fit=replace(FIT, seed=1)), stop)
+    else:
+        distill(target, Answers.join([answers, answers]), None, tmp_path, OPTIONS, stop)
     assert done[4] < 0.02
