@@ -4,19 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.colors import TwoSlopeNorm
 
 from policy_training.evaluate import Evaluation
 
 
 def plot_demo(result: Evaluation, default: str, path: Path) -> None:
     """Speed-up of engines, policy and oracle over the default engine; the policy's shares by kind of prompt."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     plain = result.time_s[default]
     bars = {**result.time_s, "policy": result.policy_time_s, "oracle": result.oracle_time_s}
     colours = ["#7a8ca3"] * len(result.time_s) + ["#d9622b", "#b9c4cf"]
+    left.tick_params(axis="x", labelrotation=30)
     drawn = left.bar(list(bars), [plain / seconds for seconds in bars.values()], color=colours)
     left.bar_label(drawn, fmt="%.2fx", padding=2)
     left.axhline(1.0, color="black", linewidth=0.8)
@@ -30,7 +33,7 @@ def plot_demo(result: Evaluation, default: str, path: Path) -> None:
         start = [a + b for a, b in zip(start, share, strict=True)]
     right.set_xlabel("share of traffic")
     right.set_title("where the policy sent each kind")
-    right.legend(ncols=len(result.time_s), loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+    right.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -40,14 +43,16 @@ def plot_demo(result: Evaluation, default: str, path: Path) -> None:
 def heat_map(
     values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], path: Path, what: str
 ) -> None:
-    """Speed-ups [rows, columns] as colours around 1, each with its figure."""
+    """Speed-ups [rows, columns] as colours around 1, each with its figure, the best of a column in bold."""
     figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(columns), 1.2 + 0.45 * len(rows)), layout="constrained")
-    axes.imshow(values, cmap="RdYlGn", vmin=0.4, vmax=1.6, aspect="auto")
+    table = np.asarray(values)
+    axes.imshow(table, cmap="RdYlGn", norm=TwoSlopeNorm(1, 0.4, max(2.0, float(np.nanmax(table)))), aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     for i, row in enumerate(values):
         for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center")
+            weight = "bold" if value == np.nanmax(table[:, j]) else "normal"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", weight=weight)
     axes.set_title(what)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

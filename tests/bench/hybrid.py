@@ -1,5 +1,6 @@
 """The hybrid beside its parts, each in an engine of its own: `python -m tests.bench.hybrid --json FILE`.
 
+Greedy requests alone: sampled ones get another text of every engine, and texts differ by more than what is sought here.
 `worst_vs_best_part`: over the kinds of prompts, the least tokens/s of the hybrid against the best part of that kind.
 """
 
@@ -32,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     drafters = [*PARTS, {"method": HYBRID, "num_speculative_tokens": 8}]
     engines = [{"name": "plain"}, *({"name": d["method"], "drafter": d} for d in drafters)]
-    prompts = interleaved(generate(args.n, seed=1, sampled_share=0.5, max_tokens=args.max_tokens))
+    prompts = interleaved(generate(args.n, seed=1, sampled_share=0.0, max_tokens=args.max_tokens))
     figures = run_table(
         resolve({**resolve("embedded").model_dump(mode="json"), "engines": engines}), prompts, repeats=args.repeats,
         folder=args.out, json_file=None, port=8000, seed=1, console=out, bars=progress_bar,
