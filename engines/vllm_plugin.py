@@ -38,9 +38,15 @@ def expand(
 
 
 def register_norms() -> None:
-    """Offer vLLM's C++ kernels of RMSNorm on CPUs too, where it would compose the norm of eight operations."""
+    """Offer vLLM's C++ kernels of RMSNorm on CPUs too, where it would compose the norm of eight operations.
+
+    A second call changes nothing.
+    """
     import torch
     from vllm import ir
+
+    if KERNELS in ir.ops.rms_norm.impls:
+        return
 
     def fits(x: Any, weight: Any, variance_size: Any) -> bool:
         return variance_size is None and weight is not None and weight.dtype == x.dtype and x.is_contiguous()
