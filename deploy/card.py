@@ -20,7 +20,7 @@ def model_card(name: str, what: str, result: dict[str, Any], command: str = "") 
     rows = {
         "parameters": f"{result['parameters'] / 1e6:.2f} M, bfloat16",
         "trained on": f"the target's own answers (at most {corpus['max_tokens']} tokens, temperature {temperatures}) "
-        f"to prompts of {prompts}{kinds}; no source gave more than {corpus['n']} of a kind",
+        f"to prompts of {prompts}{kinds}; of a source without a number at most {corpus['n']} of a kind",
         "training": ", ".join(f"{key} {value}" for key, value in _flat(options)),
         "on held-out answers": ", ".join(f"{key} {value:.3f}" for key, value in held_out.items()),
         "command": f"`{command or command_line()}`",

@@ -53,9 +53,10 @@ def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
     for drafter in filter(None, (engine.get("drafter") for engine in fields["engines"])):
         if drafter["method"] == "suffix":
             drafter["suffix_decoding_max_cached_requests"] = 0
-        for options in (drafter, drafter.get("trigram", {})):
-            if options is not drafter or drafter["method"] == "trigram":
-                options["shared"] = False
+        elif drafter["method"] == "trigram":
+            drafter["shared"] = False
+        elif "trigram" in drafter:
+            drafter["trigram"]["shared"] = False
     return resolve(fields)
 
 

@@ -30,7 +30,7 @@ ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
 
 @pytest.fixture(scope="module")
 def real_url(records_dir: Path) -> Iterator[str]:
-    with running(fleet("embedded", records_dir), port=free_port(), timeout_s=580) as url:
+    with running(fleet("embedded", records_dir), port=free_port(), timeout_s=800) as url:
         yield url
 
 
