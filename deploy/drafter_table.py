@@ -110,6 +110,7 @@ def report(
         if one.mask.any():
             figures |= _figures(runs, one, arms, default, trained)
     figures["looping_share"] = _exact(float(looping.mean()))
+    figures |= {f"step_cost/{arm}": cost for arm, cost in _step_costs(measured, arms, default).items()}
     _show(figures, runs[0], arms, console)
     kinds = [*sorted(set(runs[0].kinds)), ALL]
     for half in ("", "greedy/", "sampled/"):
@@ -119,6 +120,17 @@ def report(
     for path in filter(None, (folder / "summary.json", json_file)):
         write(path, len(runs[0]), figures, repeats=len(runs), left_out=left_out)
     return figures
+
+
+def _step_costs(measured: Sequence[Sequence[Measurement]], arms: list[str], default: str) -> dict[str, Interval]:
+    """What a decoding step takes, drafting and verifying, over one without a drafter: TPOT times tau, medians."""
+
+    def step_s(repeat: Sequence[Measurement], arm: str) -> float:
+        timed = [m.outcome for m in repeat if m.arm == arm and m.outcome.tpot_s is not None]
+        return float(np.median([(o.tpot_s or 0.0) * (o.acceptance_length or 1.0) for o in timed]))
+
+    plain = [step_s(repeat, default) for repeat in measured]
+    return {arm: _over([step_s(r, arm) / p for r, p in zip(measured, plain, strict=True)]) for arm in arms}
 
 
 def _common(measured: Sequence[Sequence[Measurement]], arms: list[str]) -> list[Matrix]:
@@ -213,6 +225,8 @@ def _show(figures: dict[str, Interval], run: Matrix, arms: list[str], console: C
         for arm in arms:
             table.add_row(arm, *(_cell(figures, half, f"{arm}/{kind}") for kind in kinds))
         console.print(table)
+    costs = ", ".join(f"{arm} {figures[f'step_cost/{arm}'].value:.2f}" for arm in arms)
+    console.print(f"a decoding step over one without a drafter: {costs}", highlight=False)
     for name in ("oracle_domain_vs_best_fixed", "oracle_request_vs_best_fixed"):
         halves = [half for half in ("", "greedy/", "sampled/", "without_loops/") if half + name in figures]
         shown = [f"{half.rstrip('/') or ALL} {figures[half + name].value:.3f}" for half in halves]

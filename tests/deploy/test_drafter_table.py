@@ -50,6 +50,13 @@ def figures(repeats: list[list[Measurement]], folder: Path, console: Console) ->
     return report(repeats, ENGINES, "plain", folder, None, console)
 
 
+def test_what_a_step_costs_beside_one_without_a_drafter(tmp_path: Path, console: Console) -> None:
+    found = figures([repeat(), repeat()], tmp_path, console)
+    assert found["step_cost/plain"].value == 1
+    assert found["step_cost/head"].value == pytest.approx((0.015 + 0.03) * 2 / 2 / 0.03)
+    assert found["step_cost/suffix"].value == pytest.approx((0.03 + 0.01) * 2 / 2 / 0.03)
+
+
 def test_speed_ups_and_acceptance_by_engine_and_kind(tmp_path: Path, console: Console) -> None:
     found = figures([repeat(), repeat()], tmp_path, console)
     assert found["speedup/head/math"].value == pytest.approx(2)
