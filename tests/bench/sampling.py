@@ -31,7 +31,8 @@ LENGTH = 8
 _HEAD = {"method": "eagle3", "num_speculative_tokens": 3}
 _MODEL = {"method": "draft_model", "num_speculative_tokens": 3}
 _SAMPLED = {"draft_sample_method": "probabilistic"}
-DRAFTERS: dict[str, dict[str, Any]] = {
+DRAFTERS: dict[str, dict[str, Any] | None] = {
+    "none": None,
     "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
     "suffix": {"method": "suffix", "num_speculative_tokens": 4, "suffix_decoding_max_cached_requests": 0},
     "trigram": {"method": "trigram", "num_speculative_tokens": 4},
@@ -48,6 +49,8 @@ DRAFTERS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=8000, help="answers of each drafter")
+    parser.add_argument("--drafters", nargs="+", choices=DRAFTERS, default=list(DRAFTERS), help="these alone")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -57,8 +60,8 @@ def main() -> None:
     figures: dict[str, Interval] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder))
-        for name in DRAFTERS:
-            p, accepted = judge(Path(folder), name, args.n)
+        for name in args.drafters:
+            p, accepted = judge(Path(folder), name, args.n, args.seed)
             figures[f"p_value/{name}"] = Interval(p, p, p)
             figures[f"accepted_share/{name}"] = Interval(accepted, accepted, accepted)
             print(f"{name:34} p {p:.3f}   accepted {accepted:.2f} of its drafted tokens", flush=True)
@@ -76,11 +79,11 @@ def make_models(folder: Path) -> None:
     write_head(folder / "target", folder / "parallel", parallel=True)
 
 
-def judge(folder: Path, name: str, n: int) -> tuple[float, float]:
+def judge(folder: Path, name: str, n: int, seed: int = 0) -> tuple[float, float]:
     """(p-value of the worst place, share of the drafted tokens that were accepted) of one drafter."""
     from scipy.stats import chisquare
 
-    job = {"folder": str(folder), "drafter": DRAFTERS[name], "n": n}
+    job = {"folder": str(folder), "drafter": DRAFTERS[name], "n": n, "seed": seed}
     command = [sys.executable, "-m", "tests.bench.sampling", "--answer", json.dumps(job)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answers, drafted, accepted = json.loads(ran.stdout.strip().splitlines()[-1])
@@ -116,22 +119,23 @@ def _pooled(seen: Any, expected: Any) -> tuple[Any, Any]:
     return pool(seen), pool(expected) * (seen.sum() / expected.sum())
 
 
-def _answers(folder: str, drafter: dict[str, Any], n: int) -> tuple[list[list[int]], int, int]:
+def _answers(folder: str, drafter: dict[str, Any] | None, n: int, seed: int) -> tuple[list[list[int]], int, int]:
     """(answers, tokens drafted, tokens accepted) of one engine."""
     from vllm import LLM, EngineArgs, SamplingParams
 
-    models = {"model": str(Path(folder) / drafter["model"])} if "model" in drafter else {}
+    if drafter is not None and "model" in drafter:
+        drafter = {**drafter, "model": str(Path(folder) / drafter["model"])}
     fleet = FleetConfig.model_validate(
         {
             "target": {"source": str(Path(folder) / "target")},
             "engine_kwargs": {"enforce_eager": True, "max_model_len": 64, "kv_cache_memory_bytes": 2**26},
-            "engines": [{"name": "plain"}, {"name": "drafted", "drafter": {**drafter, **models}}],
+            "engines": [{"name": "plain"}, {"name": "drafted", "drafter": drafter}],
         }
     )
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     kwargs = {k: v for k, v in llm_config(fleet, fleet.engines[1])["engine_kwargs"].items() if k in known}
     kwargs |= {"dtype": "float32", "skip_tokenizer_init": True, "enable_prefix_caching": False, "max_num_seqs": 256}
-    llm = LLM(model=fleet.target.source, seed=0, **kwargs, disable_log_stats=False)
+    llm = LLM(model=fleet.target.source, seed=seed, **kwargs, disable_log_stats=False)
     params = SamplingParams(temperature=1.0, max_tokens=LENGTH, ignore_eos=True, detokenize=False)
     done = llm.generate([{"prompt_token_ids": PROMPT}] * n, params, use_tqdm=False)
     counters = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
