@@ -110,7 +110,9 @@ def report(
         if one.mask.any():
             figures |= _figures(runs, one, arms, default, trained)
     figures["looping_share"] = _exact(float(looping.mean()))
-    figures |= {f"step_cost/{arm}": cost for arm, cost in _step_costs(measured, arms, default).items()}
+    figures |= {
+        f"step_cost/{arm}": cost for arm, cost in _step_costs(measured, runs[0].prompt_ids, arms, default).items()
+    }
     _show(figures, runs[0], arms, console)
     kinds = [*sorted(set(runs[0].kinds)), ALL]
     for half in ("", "greedy/", "sampled/"):
@@ -122,11 +124,14 @@ def report(
     return figures
 
 
-def _step_costs(measured: Sequence[Sequence[Measurement]], arms: list[str], default: str) -> dict[str, Interval]:
+def _step_costs(
+    measured: Sequence[Sequence[Measurement]], prompt_ids: Sequence[str], arms: list[str], default: str
+) -> dict[str, Interval]:
     """What a decoding step takes, drafting and verifying, over one without a drafter: TPOT times tau, medians."""
+    shared = set(prompt_ids)
 
     def step_s(repeat: Sequence[Measurement], arm: str) -> float:
-        timed = [m.outcome for m in repeat if m.arm == arm and m.outcome.tpot_s is not None]
+        timed = [m.outcome for m in repeat if m.arm == arm and m.prompt_id in shared]
         return float(np.median([(o.tpot_s or 0.0) * (o.acceptance_length or 1.0) for o in timed]))
 
     plain = [step_s(repeat, default) for repeat in measured]

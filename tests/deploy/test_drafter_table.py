@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_what_a_step_costs_beside_one_without_a_drafter(tmp_path: Path, console:
     assert found["step_cost/plain"].value == 1
     assert found["step_cost/head"].value == pytest.approx((0.015 + 0.03) * 2 / 2 / 0.03)
     assert found["step_cost/suffix"].value == pytest.approx((0.03 + 0.01) * 2 / 2 / 0.03)
+
+
+def test_a_step_costs_what_the_prompts_say_that_every_engine_answered(tmp_path: Path, console: Console) -> None:
+    broken = [
+        replace(m, outcome=replace(m.outcome, status="broken", tpot_s=9.0))
+        if m.arm == "head" and not m.prompt_id.endswith("-0")
+        else m
+        for m in repeat()
+    ]
+    found, whole = (figures([one], tmp_path, console)["step_cost/head"] for one in (broken, repeat()))
+    assert found == whole
 
 
 def test_speed_ups_and_acceptance_by_engine_and_kind(tmp_path: Path, console: Console) -> None:
