@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format bench bench-drafters lock clean
+.PHONY: help venv serve demo test test-fast check format bench bench-drafters policy bench-policy lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,8 +59,25 @@ bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, loss
 	$(BIN)/draftpick drafters losses --prompts generated:math@1000 --out runs/losses --json tests/bench/results/losses.json
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --json tests/bench/results/replay.json
 
+policy: $(READY)  ## Make the policy that ships from nothing, and its report: measure, label, train, judge (2 hours)
+	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/live -n 36
+	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
+	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048
+	$(BIN)/draftpick label --out $(RUNS)/policy/reworded -n 512 --reworded
+	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --out router/policies/shipped
+	$(BIN)/draftpick collect --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-live -n 24 --seed 3
+	$(BIN)/draftpick label --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-replayed -n 384 --seed 4 --alone 32
+	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --reworded $(RUNS)/policy/reworded \
+	  --loaded $(RUNS)/policy/loaded --paper $(RUNS)/policy/paper-live --paper $(RUNS)/policy/paper-replayed \
+	  --self-drafting self --out $(RUNS)/policy/report.html --results tests/bench/results
+
+bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, its training (40 minutes)
+	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json tests/bench/results/live.json
+	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --json tests/bench/results/featurizer.json
+	$(BIN)/python -m tests.bench.training --json tests/bench/results/training.json
+
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
+	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) $(RUNS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

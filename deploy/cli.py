@@ -1,16 +1,13 @@
-"""The command line: `draftpick serve | demo | collect | train | evaluate | models | check-config | drafters`.
+"""The command line: `draftpick serve | demo | models | check-config`, policies and drafters.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
 
-import asyncio
 import json
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,19 +17,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from deploy.cli_drafters import drafters_app
+from deploy.cli_policy import policy_app
 from deploy.console import (
     Config,
     Json,
-    Prompts,
+    Port,
     Seed,
-    Url,
     err,
     fail,
     out,
     prepare_models,
     progress_bar,
-    say,
-    some_prompts,
 )
 from engines.errors import ConfigError, DraftpickError
 
@@ -43,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
 )
+app.add_typer(policy_app)
 app.add_typer(drafters_app, name="drafters")
 
 
@@ -177,121 +173,12 @@ def models(
 
 
 @app.command()
-def collect(
-    output: Annotated[Path, typer.Option("--out", help="JSON Lines file of measurements.")],
-    url: Url = "http://127.0.0.1:8000",
-    prompts: Prompts = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 60,
-    sampled_share: Annotated[float, typer.Option(min=0, max=1, help="Share of prompts sent at temperature 0.7.")] = 0.5,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Send prompts to every engine in randomised order and measure acceptance, TTFT and TPOT.
-
-    Example: draftpick collect --out runs/train.jsonl -n 60
-    """
-    from policy_training.collect import arms_of, measure, model_of, pinned_tasks
-    from policy_training.dataset import writer
-
-    chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
-    arms = asyncio.run(arms_of(url))
-    tasks = pinned_tasks(chosen, arms, seed)
-    with progress_bar() as bar, writer(output) as write:
-        row = bar.add_task("collecting", total=len(tasks))
-
-        def keep(done: int, total: int, measurement: Any) -> None:
-            write(measurement)
-            bar.update(row, completed=done)
-
-        done = asyncio.run(measure(url, model_of(url), tasks, progress=keep))
-    failed = sum(m.outcome.status != "ok" for m in done)
-    result = {"measurements": len(done), "failed": failed, "arms": arms, "out": str(output)}
-    say(as_json, result, f"{len(done)} measurements ({failed} failed) in {output}")
-    if failed == len(done):
-        raise typer.Exit(1)
-
-
-@app.command()
-def train(
-    data: Annotated[Path, typer.Option("--data", help="Measurements of `draftpick collect`.")],
-    output: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
-    learner: Annotated[str, typer.Option(help="exact (full gradient) or reinforce (the paper's).")] = "exact",
-    default: Annotated[str, typer.Option(help="The default engine.")] = "plain",
-    prompts: Prompts = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, as collected.")] = 60,
-    sampled_share: Annotated[float, typer.Option(min=0, max=1, help="As collected.")] = 0.5,
-    max_tokens: Annotated[int, typer.Option(min=1, help="As collected.")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 100,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Train the seed paper's policy on collected measurements.
-
-    Example: draftpick train --data runs/train.jsonl --out runs/policy
-    """
-    from policy_training.dataset import load
-    from policy_training.learners import TrainOptions
-    from policy_training.train import dataset, train_policy
-
-    if learner not in ("exact", "reinforce"):
-        fail(f"--learner: unknown learner {learner!r} (exact or reinforce)", 2)
-    chosen = {p.id: p for p in some_prompts(prompts, n, seed, sampled_share, max_tokens)}
-    measured = load(data)
-    featurizer = _featurizer()
-    matrix = dataset(measured, chosen, _arms(measured), featurizer)
-    options = TrainOptions(learner="exact" if learner == "exact" else "reinforce", epochs=epochs, seed=seed)
-    provenance = {"data": data.name, "prompt_seed": seed}
-    with progress_bar() as bar:
-        row = bar.add_task("training", total=epochs)
-        train_policy(matrix, featurizer.id, default, output, options, provenance, lambda *_: bar.advance(row))
-    result = {"policy": str(output), "prompts": len(matrix), "arms": list(matrix.arms), "dropped": matrix.dropped}
-    say(
-        as_json,
-        result,
-        f"policy {output}: {len(matrix)} prompts, arms {', '.join(matrix.arms)}, dropped {matrix.dropped}",
-    )
-
-
-@app.command()
-def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="Held-out measurements of `draftpick collect`.")],
-    policy: Annotated[Path, typer.Option("--policy", help="Folder of a policy.")],
-    default: Annotated[str, typer.Option(help="The default engine.")] = "plain",
-    prompts: Prompts = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, as collected.")] = 60,
-    sampled_share: Annotated[float, typer.Option(min=0, max=1, help="As collected.")] = 0.5,
-    max_tokens: Annotated[int, typer.Option(min=1, help="As collected.")] = 64,
-    seed: Seed = 1,
-    as_json: Json = False,
-) -> None:
-    """Total time of a policy on held-out measurements, beside every fixed engine and the oracle."""
-    from policy_training.dataset import load
-    from policy_training.evaluate import evaluate as judge
-    from policy_training.train import choices, dataset
-    from router.policies import read
-
-    chosen = {p.id: p for p in some_prompts(prompts, n, seed, sampled_share, max_tokens)}
-    measured = load(data)
-    featurizer = _featurizer()
-    matrix = dataset(measured, chosen, _arms(measured), featurizer)
-    shares = choices(read(policy), matrix, featurizer.id)
-    result = judge(matrix, (shares * matrix.time_s).sum(1), shares, default)
-    if as_json:
-        print(json.dumps(asdict(result)))
-        return
-    from deploy.demo import show
-
-    show(result, out)
-
-
-@app.command()
 def demo(
     config: Config = "embedded",
     minutes: Annotated[float, typer.Option(min=0.1, help="Time for collecting and comparing prompts.")] = 9.0,
     output: Annotated[Path, typer.Option("--out", help="Folder of what the demo writes.")] = Path("runs/demo"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-    port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
+    port: Port = 8000,
     seed: Seed = 0,
 ) -> None:
     """The whole story: collect on the live fleet, train, serve the new policy, compare it on held-out prompts."""
@@ -304,18 +191,6 @@ def demo(
     run_demo(
         fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=progress_bar
     )
-
-
-def _arms(measured: list[Any]) -> list[str]:
-    """The engines among the labels: `policy` is none."""
-    return sorted({m.label for m in measured if m.label == m.arm})
-
-
-def _featurizer() -> Any:
-    from router.deployment import sentence_featurizer
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return sentence_featurizer()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deploy.console import Config, Json, Prompts, Seed, out, prepare_models, progress_bar, say, some_prompts
+from deploy.console import Config, Json, Port, Prompts, Seed, out, prepare_models, progress_bar, say, some_prompts
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
 
@@ -50,7 +50,7 @@ def table(
     ),
     json_file: JsonFile = None,
     again: Annotated[bool, typer.Option("--again", help="Only report once more what lies in --out.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
+    port: Port = 8000,
     seed: Seed = 1,
 ) -> None:
     """Every engine on every kind of prompt, one request at a time, in random order: tokens/s against plain, tau and
@@ -88,7 +88,7 @@ def replay(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 24,
     max_tokens: MaxTokens = 96,
     json_file: JsonFile = None,
-    port: Annotated[int, typer.Option(help="Port of the fleet.")] = 8000,
+    port: Port = 8000,
     seed: Seed = 2,
 ) -> None:
     """Replay drafters on the answers of a fleet: tau for every draft length, beside what the engines accepted.
@@ -99,8 +99,9 @@ def replay(
     """
     from deploy.config import resolve, with_router
     from deploy.fleet import running
-    from deploy.replay import LENGTHS, can_replay, replay_fleet
+    from deploy.replay import can_replay, replay_fleet
     from deploy.results import write
+    from engines.drafters.replay import LENGTHS
 
     fleet = resolve(config)
     if not any(can_replay(engine) for engine in fleet.engines):

@@ -19,6 +19,7 @@ Url = Annotated[str, typer.Option("--url", help="Base URL of a running router.")
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="JSONL with `prompt` in each line; else generated ones.")
 ]
+Port = Annotated[int, typer.Option(help="Port of the fleet.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts, order and training.")]
 
 

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engines.config import EMBEDDED
-from engines.drafters.answers import Answers, cache_key, generate, weight_files
+from engines.drafters.answers import Answerer, Answers, Ask, cache_key, weight_files
 from engines.drafters.rows import Tokens
 from engines.embedded import TARGET_NAME, cache_dir, prepare_target
 
@@ -95,12 +96,13 @@ def answers_of(corpus: Corpus) -> Answers:
     files = [cache_dir() / "answers" / f"{key}.npz" for key in _keys(corpus, target, parts)]
     missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
     if missing:
-        found = generate(
-            target, list(missing.values()), corpus.temperatures, max_tokens=corpus.max_tokens, seed=corpus.seed,
-            **_ENGINE,
-        )  # fmt: skip
-        for file, answers in zip(missing, found, strict=True):
-            answers.save(file)  # each as it comes: an interrupt loses one part
+        asks = [
+            [Ask(p, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures), strict=False)]
+            for part in missing.values()
+        ]
+        answer = Answerer(target, seed=corpus.seed, **_ENGINE)
+        for file, part in zip(missing, asks, strict=True):
+            answer(part)[1].save(file)  # each as it comes: an interrupt loses one part
     return Answers.join([Answers.load(file) for file in files])
 
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from deploy.fleet import running
 from deploy.plots import plot_demo
 from deploy.results import write
 from policy_training.collect import Task, measure, pinned_tasks
-from policy_training.dataset import Matrix, Measurement, matrix, save
+from policy_training.contexts import contexts
+from policy_training.costs import Costs
+from policy_training.dataset import Dataset, Measurement, save
 from policy_training.evaluate import Evaluation, Interval, evaluate
-from policy_training.learners import TrainOptions
-from policy_training.train import dataset, train_policy
+from policy_training.learners import DEFAULT, learner
+from policy_training.learners.base import Setting
+from policy_training.matrix import Matrix, matrix
+from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate, interleaved
 from router.config import DraftpickConfig
 from router.features import Featurizer
@@ -68,11 +72,11 @@ def run_demo(
 
 
 def _featurizer(config: DraftpickConfig) -> Featurizer:
-    """Mock fleets do without torch; real ones embed."""
-    from router.deployment import sentence_featurizer
+    """Mock fleets do with words alone; real ones embed."""
+    from router.deployment import static_featurizer
     from router.features import LexicalFeaturizer
 
-    return LexicalFeaturizer() if all(e.kind == "mock" for e in config.engines) else sentence_featurizer()
+    return LexicalFeaturizer() if all(e.kind == "mock" for e in config.engines) else static_featurizer()
 
 
 class _Story:
@@ -92,15 +96,19 @@ class _Story:
         prompts = self._prompts(_MOST_PROMPTS, 0)
         tasks = pinned_tasks(prompts, self.arms, self.seed)
         measured = self._measure("collecting", tasks, _TRAIN_SHARE * budget_s)
-        save(self.folder / "train.jsonl", measured)
-        data = dataset(measured, {p.id: p for p in prompts}, self.arms, self.featurizer)
-        provenance = {"source": "draftpick demo", "seed": self.seed, "requests": len(measured)}
-        default, options = self.config.router.default_engine, TrainOptions(seed=self.seed)
-        row = self.bar.add_task("training", total=options.epochs)
-        train_policy(
-            data, self.featurizer.id, default, self.folder / "policy", options, provenance,
-            lambda *_: self.bar.advance(row),
-        )  # fmt: skip
+        seen = {m.prompt_id for m in measured}
+        made = contexts([self.featurizer], [p for p in prompts if p.id in seen])
+        save(self.folder / "train.parquet", measured, made)
+        data = Dataset(tuple(measured), made)
+        row = self.bar.add_task("training", total=1.0)
+
+        def told(done: int, total: int) -> None:
+            self.bar.update(row, completed=done / total)
+
+        setting = Setting(self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, told)
+        provenance = {"source": "draftpick demo", "requests_sent": len(measured)}
+        every = matrix(data, self.arms, featurizer=self.featurizer.id)
+        train_policy(every, learner(DEFAULT), setting, self.folder / "policy", provenance)
 
     def serve_new_policy(self) -> None:
         """Take the new policy into service on every router replica, without a restart."""
@@ -109,29 +117,11 @@ class _Story:
 
     def compare(self, budget_s: float) -> Evaluation:
         """Held-out prompts, each under every arm and under the policy in random order."""
-        rng = np.random.default_rng(self.seed)
-        tasks: list[Task] = []
-        for prompt in self._prompts(_MOST_PROMPTS, 1):
-            conditions = [*(Task(prompt, arm, arm) for arm in self.arms), Task(prompt, None, POLICY)]
-            tasks += [conditions[i] for i in rng.permutation(len(conditions))]
+        tasks = routed_tasks(self._prompts(_MOST_PROMPTS, 1), self.arms, self.seed)
         measured = self._measure("comparing", tasks, (1 - _TRAIN_SHARE) * budget_s)
-        save(self.folder / "held-out.jsonl", measured)
-        return self._judge(measured)
-
-    def _judge(self, measured: Sequence[Measurement]) -> Evaluation:
-        every = matrix(measured, [*self.arms, POLICY])
-        routed = every.time_s[:, -1]
-        taken = {m.prompt_id: m.arm for m in measured if m.label == POLICY}
-        chosen = np.asarray([[float(taken[i] == arm) for arm in self.arms] for i in every.prompt_ids])
-        self.held_out = replace(
-            every,
-            arms=tuple(self.arms),
-            time_s=every.time_s[:, :-1],
-            acceptance_length=every.acceptance_length[:, :-1],
-            acceptance_rate=every.acceptance_rate[:, :-1],
-            output_tokens=every.output_tokens[:, :-1],
-        )
-        return evaluate(self.held_out, routed, chosen, self.config.router.default_engine, seed=self.seed)
+        save(self.folder / "held-out.parquet", measured)
+        result, self.held_out = judge_routed(measured, self.arms, self.config.router.default_engine, self.seed)
+        return result
 
     def _measure(self, what: str, tasks: Sequence[Task], budget_s: float = math.inf) -> list[Measurement]:
         """Measurements of as many tasks as the budget allows; the bar shows seconds where there is a budget."""
@@ -166,6 +156,27 @@ class _Story:
         for path in filter(None, (self.folder / "summary.json", json_file)):
             write(path, result.n, figures, **details)
         plot_demo(result, self.config.router.default_engine, self.folder / "plot.png")
+
+
+def routed_tasks(prompts: Sequence[Prompt], arms: Sequence[str], seed: int) -> list[Task]:
+    """Every prompt under every arm and under the policy, these in random order."""
+    rng = np.random.default_rng(seed)
+    tasks: list[Task] = []
+    for prompt in prompts:
+        conditions = [*(Task(prompt, arm, arm) for arm in arms), Task(prompt, None, POLICY)]
+        tasks += [conditions[i] for i in rng.permutation(len(conditions))]
+    return tasks
+
+
+def judge_routed(
+    measured: Sequence[Measurement], arms: Sequence[str], default: str, seed: int
+) -> tuple[Evaluation, Matrix]:
+    """What the policy did beside every arm, of measured `routed_tasks`; and the matrix of the arms."""
+    every = matrix(Dataset(tuple(measured)), [*arms, POLICY])
+    taken = {m.prompt_id: m.arm for m in measured if m.label == POLICY}
+    chosen = np.asarray([[float(taken[i] == arm) for arm in arms] for i in every.prompt_ids])
+    held_out = every.only(arms)
+    return evaluate(held_out, every.time_s[:, -1], chosen, default, seed=seed), held_out
 
 
 def _speedups(result: Evaluation, default: str) -> dict[str, Interval]:

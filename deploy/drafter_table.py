@@ -18,8 +18,9 @@ from deploy.plots import heat_map
 from deploy.results import write
 from engines.config import Engine
 from policy_training.collect import measure, pinned_tasks
-from policy_training.dataset import Matrix, Measurement, load, matrix, save
+from policy_training.dataset import Dataset, Measurement, load, save
 from policy_training.evaluate import Interval
+from policy_training.matrix import Matrix, matrix
 from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
 
@@ -55,7 +56,7 @@ def run_table(
     """
     fleet = without_shared_text(with_router(config, policy="uniform", featurizer="none"))
     arms = list(fleet.arms)
-    for old in folder.glob("table-*.jsonl"):
+    for old in folder.glob("table-*.parquet"):
         old.unlink()
     measured: list[list[Measurement]] = []
     with bars() as bar:
@@ -74,15 +75,15 @@ def run_table(
             send(prompts[:2], seed)
             for repeat in range(repeats):
                 measured.append(send(prompts, seed + repeat))
-                save(folder / f"table-{repeat}.jsonl", measured[-1])
+                save(folder / f"table-{repeat}.parquet", measured[-1])
     return report(measured, fleet.engines, fleet.router.default_engine, folder, json_file, console)
 
 
 def read_table(folder: Path) -> list[list[Measurement]]:
     """The repeats that `run_table` wrote. Raises ValueError if there are none."""
-    found = [load(path) for path in sorted(folder.glob("table-*.jsonl"))]
+    found = [list(load(path).measurements) for path in sorted(folder.glob("table-*.parquet"))]
     if not found:
-        raise ValueError(f"{folder} holds no table-*.jsonl: measure without --again first")
+        raise ValueError(f"{folder} holds no table-*.parquet: measure without --again first")
     return found
 
 
@@ -140,8 +141,9 @@ def _step_costs(
 
 def _common(measured: Sequence[Sequence[Measurement]], arms: list[str]) -> list[Matrix]:
     """The repeats as matrices of the prompts that every one of them measured in full."""
-    shared = set.intersection(*(set(matrix(repeat, arms).prompt_ids) for repeat in measured))
-    return [matrix([m for m in repeat if m.prompt_id in shared], arms) for repeat in measured]
+    every = [matrix(Dataset(tuple(repeat)), arms) for repeat in measured]
+    shared = set.intersection(*(set(one.prompt_ids) for one in every))
+    return [one.take(np.asarray([i in shared for i in one.prompt_ids])) for one in every]
 
 
 def _figures(

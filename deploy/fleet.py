@@ -56,6 +56,16 @@ def running(
         ray.shutdown()
 
 
+def use_policy(name: str, address: str) -> list[str]:
+    """Take a policy into service on every replica of the router that runs on this cluster; their ids."""
+    ray.init(address=address, log_to_driver=False, logging_level="error")
+    try:
+        handle = serve.get_deployment_handle("router", APP_NAME)
+        return [str(found) for found in handle.broadcast("use_policy", name).results(timeout_s=120)]
+    finally:
+        ray.shutdown()
+
+
 def _check_port(host: str, port: int) -> None:
     """Raise ConfigError where something listens already; Ray Serve's own error is a dead actor."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

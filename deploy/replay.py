@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 
 from engines.config import Engine
-from engines.drafters.replay import REPLAYED, Replay, replayer
+from engines.drafters.replay import LENGTHS, REPLAYED, Replay, replayer
 from engines.drafters.rows import Tokens
 from engines.preflight import target_path
 from policy_training.collect import PIN_HEADER, arms_of, model_of
@@ -17,9 +17,6 @@ from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
 from router.measure import acceptance
-
-LENGTHS = (1, 2, 3, 4, 6, 8)
-"""Draft lengths that one answer is replayed with, beside the engine's own."""
 
 
 @dataclass(frozen=True, slots=True)

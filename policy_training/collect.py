@@ -60,7 +60,7 @@ async def measure(
             async with limit:
                 if time.monotonic() > deadline:
                     return
-                result = await _send(client, model, task, salt=f"{time.time_ns()}-{number}")
+                result = await _send(client, model, task, salt=f"{time.time_ns()}-{number}", in_flight=concurrency)
             done[number] = result
             if progress is not None:
                 progress(len(done), len(tasks), result)
@@ -80,7 +80,7 @@ def model_of(url: str) -> str:
     return str(httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]["id"])
 
 
-async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str) -> Measurement:
+async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str, in_flight: int) -> Measurement:
     meter = Meter(time.perf_counter())
     meter.dispatched()
     headers = {PIN_HEADER: task.arm} if task.arm else {}
@@ -100,7 +100,7 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str)
     except httpx.HTTPError:
         pass  # refused: engine_error; cut after its first byte: broken
     loops = repeats_itself(answer_text(received)) if outcome.status == "ok" else None
-    return Measurement.of(task.prompt, task.label, arm, outcome, loops)
+    return Measurement.of(task.prompt, task.label, arm, outcome, loops=loops, in_flight=in_flight)
 
 
 def answer_text(stream: bytes | bytearray) -> str:

@@ -1,30 +1,40 @@
-"""Measurements of arms on prompts, and the matrix that learners read. Prompt text is not among them.
+"""What arms did with requests: typed, versioned, in Parquet. Prompt text is not in it.
 
-On disk: JSON Lines, schema 1, one measurement a line.
+A dataset is a Parquet file or a folder of them, schema 2. A row is a request: what it is, its contexts (one a
+featurizer), and what was measured of it, one entry a condition. Rows come from `collect`, from counterfactual replay
+(`label`), and from the router's records.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from policy_training.workloads import Prompt
-from router.types import Outcome
+from router.types import Outcome, Vector
 
-SCHEMA = 1
-Floats = npt.NDArray[np.float64]
+SCHEMA = 2
+Source = Literal["live", "replay", "record"]
+"""Measured on an engine, replayed from the target's answer, or logged by the router."""
+
+
+class DatasetError(ValueError):
+    """Data that cannot be learned from: what is wrong, and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One prompt under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`.
+    """One request under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`.
 
-    `loops`: whether the answer says some eight words twice, which flatters drafters that copy; None: not looked at.
+    `in_flight`: requests on the engines at the time, this one among them. `loops`: whether the answer says some eight
+    words twice, which flatters drafters that copy; None: not looked at. `propensity`: the probability that the arm was
+    chosen with, of records. `tau_by_length`: acceptance length for every draft length that was replayed. `alignment`:
+    how like the target's answer the drafter's own is, by statistic, in [0, 1].
     """
 
     prompt_id: str
@@ -34,128 +44,154 @@ class Measurement:
     temperature: float
     max_tokens: int
     outcome: Outcome
-    schema: int = SCHEMA
     loops: bool | None = None
+    source: Source = "live"
+    in_flight: int = 1
+    propensity: float | None = None
+    tau_by_length: Mapping[int, float] = field(default_factory=dict)
+    alignment: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, loops: bool | None = None) -> "Measurement":
+    def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
         """The measurement of a prompt."""
-        shared = (prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens)
-        return cls(*shared, outcome, loops=loops)
+        return cls(prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens, outcome, **more)
 
 
-class DatasetError(ValueError):
-    """Data that cannot be learned from: what is wrong, and where."""
+Contexts = Mapping[str, Mapping[str, Vector]]
+"""Feature vectors by prompt id and by featurizer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
-    """Times of all arms on the same prompts.
+class Dataset:
+    """Measurements, the contexts of their requests, and the rows that were left out, counted by reason."""
 
-    `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or
-    None; `acceptance_length` [n, arms], 1 where none is reported; `acceptance_rate` [n, arms], NaN where nothing was
-    drafted. `dropped`: prompts left out, counted by reason.
+    measurements: tuple[Measurement, ...]
+    contexts: Contexts = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> list[str]:
+        """Conditions in which the arm was given, sorted: `policy` is none."""
+        return sorted({m.label for m in self.measurements if m.label == m.arm})
+
+    @property
+    def featurizers(self) -> list[str]:
+        """Featurizers that requests have contexts of, sorted."""
+        return sorted({name for m in self.measurements for name in self.contexts.get(m.prompt_id, ())})
+
+    def __add__(self, other: "Dataset") -> "Dataset":
+        dropped = {k: self.dropped.get(k, 0) + other.dropped.get(k, 0) for k in {*self.dropped, *other.dropped}}
+        return Dataset(self.measurements + other.measurements, {**self.contexts, **other.contexts}, dropped)
+
+
+_OUTCOME = {
+    "status": pa.string(),
+    "http_status": pa.int32(),
+    "prompt_tokens": pa.int32(),
+    "output_tokens": pa.int32(),
+}
+_MEASURED = pa.struct(
+    [
+        ("label", pa.string()),
+        ("arm", pa.string()),
+        ("outcome", pa.struct([(f.name, _OUTCOME.get(f.name, pa.float64())) for f in fields(Outcome)])),
+        ("loops", pa.bool_()),
+        ("source", pa.string()),
+        ("in_flight", pa.int32()),
+        ("propensity", pa.float64()),
+        ("tau_by_length", pa.map_(pa.int32(), pa.float32())),
+        ("alignment", pa.map_(pa.string(), pa.float32())),
+    ]
+)
+_ROW = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("kind", pa.string()),
+        ("temperature", pa.float64()),
+        ("max_tokens", pa.int32()),
+        ("contexts", pa.map_(pa.string(), pa.list_(pa.float32()))),
+        ("measured", pa.list_(_MEASURED)),
+    ],
+    metadata={"draftpick_schema": str(SCHEMA)},
+)
+_MAPS = ("tau_by_length", "alignment")
+_PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
+
+
+def save(path: Path, measurements: Iterable[Measurement], contexts: Contexts | None = None) -> None:
+    """Write one Parquet file, which is there whole or not at all. Rows keep the order in which prompts come."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.new")
+    table = pa.Table.from_pylist(_rows(measurements, contexts or {}), schema=_ROW)
+    pq.write_table(table, scratch, compression="zstd")
+    scratch.replace(path)
+
+
+def _rows(measurements: Iterable[Measurement], contexts: Contexts) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for m in measurements:
+        vectors = [(name, vector) for name, vector in contexts.get(m.prompt_id, {}).items()]
+        shared = {name: getattr(m, name) for name in _PROMPT_FIELDS}
+        row = rows.setdefault(m.prompt_id, {**shared, "contexts": vectors, "measured": []})
+        fields_of = {f: getattr(m, f) for f in ("label", "arm", "loops", "source", "in_flight", "propensity")}
+        maps = {f: sorted(getattr(m, f).items()) for f in _MAPS}
+        row["measured"].append({**fields_of, **maps, "outcome": asdict(m.outcome)})
+    return list(rows.values())
+
+
+def load(*paths: Path) -> Dataset:
+    """Read what `save` wrote: files, and folders of them. Raises `DatasetError` with the file and what is wrong."""
+    files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
+    if not files:
+        raise DatasetError(f"{', '.join(map(str, paths))} holds no Parquet file")
+    measurements: list[Measurement] = []
+    contexts: dict[str, dict[str, Vector]] = {}
+    for file in files:
+        for row in _read(file).to_pylist():
+            vectors = {name: np.asarray(vector, np.float32) for name, vector in row["contexts"] or ()}
+            contexts.setdefault(row["prompt_id"], {}).update(vectors)
+            measurements += [_measurement(row, cell) for cell in row["measured"]]
+    return Dataset(tuple(measurements), contexts)
+
+
+def _measurement(row: dict[str, Any], cell: dict[str, Any]) -> Measurement:
+    shared = {name: row[name] for name in _PROMPT_FIELDS}
+    maps = {name: dict(cell[name] or ()) for name in _MAPS}
+    return Measurement(**{**shared, **cell, **maps, "outcome": Outcome(**cell["outcome"])})
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        table = pq.read_table(file)
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror or error}") from error
+    except pa.ArrowException as error:
+        raise DatasetError(f"{file} is no Parquet file: {error}") from error
+    found = (table.schema.metadata or {}).get(b"draftpick_schema", b"none").decode()
+    if found != str(SCHEMA):
+        raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}")
+    if missing := [name for name in _ROW.names if name not in table.schema.names]:
+        raise DatasetError(f"{file}: columns are missing: {', '.join(missing)}")
+    return table
+
+
+class Parts:
+    """A folder of Parquet parts that grows as measurements come: an interrupted run loses the open part alone.
+
+    `done`: ids of the prompts that the folder held before.
     """
 
-    prompt_ids: tuple[str, ...]
-    kinds: tuple[str, ...]
-    arms: tuple[str, ...]
-    time_s: Floats
-    acceptance_length: Floats
-    acceptance_rate: Floats
-    output_tokens: Floats
-    temperatures: Floats
-    dropped: dict[str, int]
-    contexts: npt.NDArray[np.float32] | None = None
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        there = any(folder.glob("*.parquet"))
+        self.done = {m.prompt_id for m in load(folder).measurements} if there else set()
 
-    def __len__(self) -> int:
-        return len(self.prompt_ids)
+    def add(self, measurements: Sequence[Measurement], contexts: Contexts) -> None:
+        """Write one part, whose name comes from its first prompt: several processes may write into one folder."""
+        name = sha256(measurements[0].prompt_id.encode()).hexdigest()[:12]
+        save(self._folder / f"part-{name}.parquet", measurements, contexts)
 
-
-@contextmanager
-def writer(path: Path) -> Iterator[Callable[[Measurement], None]]:
-    """Writes each measurement as it comes, so that an interrupted run keeps what it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as out:
-
-        def write(measurement: Measurement) -> None:
-            out.write(orjson.dumps(measurement, option=orjson.OPT_APPEND_NEWLINE))
-            out.flush()
-
-        yield write
-
-
-def save(path: Path, measurements: Iterable[Measurement]) -> None:
-    """Write measurements as JSON Lines."""
-    with writer(path) as write:
-        for measurement in measurements:
-            write(measurement)
-
-
-def load(path: Path) -> list[Measurement]:
-    """Read what `save` wrote. Raises `DatasetError` with file and line."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    return [_decode(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _decode(path: Path, number: int, line: bytes) -> Measurement:
-    try:
-        fields = orjson.loads(line)
-        if fields["schema"] != SCHEMA:
-            raise DatasetError(f"{path}:{number}: schema {fields['schema']!r}, this version reads {SCHEMA}")
-        return Measurement(**{**fields, "outcome": Outcome(**fields["outcome"])})
-    except (KeyError, TypeError, orjson.JSONDecodeError) as error:
-        raise DatasetError(f"{path}:{number}: no measurement: {error}") from error
-
-
-def matrix(measurements: Sequence[Measurement], labels: Sequence[str]) -> Matrix:
-    """The prompts that were measured under all `labels`. Raises `DatasetError` when none was."""
-    by_prompt: dict[str, dict[str, Measurement]] = {}
-    for m in measurements:
-        by_prompt.setdefault(m.prompt_id, {})[m.label] = m
-    dropped: Counter[str] = Counter()
-    rows = []
-    for cells in by_prompt.values():
-        if reason := _unusable(cells, labels):
-            dropped[reason] += 1
-        else:
-            rows.append([cells[label] for label in labels])
-    if not rows:
-        raise DatasetError(f"no prompt was measured under all of {list(labels)} (dropped: {dict(dropped)})")
-    outcomes = [[m.outcome for m in row] for row in rows]
-    tokens = np.asarray([[o.output_tokens or 0 for o in row] for row in outcomes], np.float64)
-    first = [row[0] for row in rows]
-    return Matrix(
-        prompt_ids=tuple(m.prompt_id for m in first),
-        kinds=tuple(m.kind for m in first),
-        arms=tuple(labels),
-        time_s=_times(outcomes, np.median(tokens, axis=1)),
-        acceptance_length=np.asarray([[o.acceptance_length or 1.0 for o in row] for row in outcomes], np.float64),
-        acceptance_rate=np.asarray([[o.acceptance_rate for o in row] for row in outcomes], np.float64),
-        output_tokens=tokens,
-        temperatures=np.asarray([m.temperature for m in first]),
-        dropped=dict(dropped),
-    )
-
-
-def _unusable(cells: dict[str, Measurement], labels: Sequence[str]) -> str | None:
-    """Why a prompt is left out; None when every label has a usable measurement."""
-    for label in labels:
-        if label not in cells:
-            return f"missing:{label}"
-        outcome = cells[label].outcome
-        if outcome.status != "ok":
-            return f"{outcome.status}:{label}"
-        if outcome.tpot_s is None or outcome.ttft_s is None:
-            return f"too_short:{label}"
-    return None
-
-
-def _times(outcomes: list[list[Outcome]], tokens: Floats) -> Floats:
-    """Seconds for `tokens[i]` output tokens of prompt i under every arm, since lengths may differ by arm."""
-    ttft = np.asarray([[o.ttft_s for o in row] for row in outcomes], np.float64)
-    tpot = np.asarray([[o.tpot_s for o in row] for row in outcomes], np.float64)
-    return np.asarray(ttft + tpot * (tokens[:, None] - 1))
+    def todo(self, prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+        """The prompts that the folder does not hold, in parts of at most `size`."""
+        left = [prompt for prompt in prompts if prompt.id not in self.done]
+        return [left[i : i + size] for i in range(0, len(left), size)]

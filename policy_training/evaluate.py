@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.dataset import DatasetError, Matrix
+from policy_training.dataset import DatasetError
+from policy_training.matrix import Matrix
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,7 +64,7 @@ def evaluate(
     least = float(data.time_s.min(1).sum())
     return Evaluation(
         n=len(data),
-        output_tokens=float(np.median(data.output_tokens, axis=1).sum()),
+        output_tokens=float(data.output_tokens.sum()),
         time_s=dict(zip(data.arms, totals.tolist(), strict=True)),
         policy_time_s=total,
         oracle_time_s=least,

@@ -26,6 +26,7 @@ from router.policies import check_features, load
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
+from router.static_encoder import StaticFeaturizer
 
 log = logging.getLogger("ray.serve")
 
@@ -127,13 +128,14 @@ def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:
     """The featurizer that the configuration names; `auto`: the one that the policy needs."""
     name = config.featurizer
     if name == "auto":
-        name = (
-            "none" if policy.featurizer is None else "lexical" if policy.featurizer.startswith("lexical") else EMBEDDED
-        )
+        wanted = policy.featurizer or "none"
+        name = next((known for known in ("none", "lexical", "static") if wanted.startswith(known)), EMBEDDED)
     if name == "none":
         return None
     if name == "lexical":
         return LexicalFeaturizer()
+    if name == "static":
+        return static_featurizer()
     return sentence_featurizer(None if name == EMBEDDED else Path(name))
 
 
@@ -141,6 +143,11 @@ def sentence_featurizer(path: Path | None = None) -> SentenceFeaturizer:
     """The featurizer over the encoder at `path`, or over the embedded one."""
     encode, dimension = load_sentence_encoder(path or encoder_path())
     return SentenceFeaturizer(encode, dimension, path.name if path else ENCODER_NAME)
+
+
+def static_featurizer() -> StaticFeaturizer:
+    """The featurizer over the word vectors that ship: no model runs."""
+    return StaticFeaturizer()
 
 
 @serve.ingress()

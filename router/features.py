@@ -1,7 +1,6 @@
 """Turns a request into the `Context` of its decision, without blocking the event loop."""
 
 import asyncio
-import math
 import re
 import zlib
 from abc import ABC, abstractmethod
@@ -11,24 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from router.lexical import FEATURES, lexical_features
 from router.openai import Request
 from router.types import Context, Vector
 
-SAMPLING_FEATURES = ("temperature", "log_max_tokens", "log_chars")
-_DEFAULT_MAX_TOKENS = 256.0
-
-
-def sampling_features(request: Request) -> Vector:
-    """The features of `SAMPLING_FEATURES`, each roughly in [0, 2]; shape [3]."""
-    sampling = request.sampling or {}
-    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-    limit = next((sampling[name] for name in names if name in sampling), _DEFAULT_MAX_TOKENS)
-    temperature = min(max(sampling.get("temperature", 1.0), 0.0), 2.0)
-    return np.asarray([temperature, math.log1p(max(limit, 0.0)) / 10, math.log1p(len(request.text)) / 10], np.float32)
-
 
 class Featurizer(ABC):
-    """Makes contexts. `id` changes whenever the meaning of a vector changes; `dimension` is its length."""
+    """Makes contexts: what it makes of the text, and behind it the features of `router.lexical`.
+
+    `id` changes whenever the meaning of a vector changes; `dimension` is its length.
+    """
 
     id: str
     dimension: int
@@ -39,15 +30,15 @@ class Featurizer(ABC):
 
 
 class LexicalFeaturizer(Featurizer):
-    """Hashed bag of words and the sampling features: microseconds, no model."""
+    """Hashed bag of words: microseconds, no model."""
 
     def __init__(self, buckets: int = 64) -> None:
         self._buckets = buckets
-        self.id = f"lexical-{buckets}-v1"
-        self.dimension = buckets + len(SAMPLING_FEATURES)
+        self.id = f"lexical-{buckets}-v2"
+        self.dimension = buckets + len(FEATURES)
 
     async def __call__(self, request: Request) -> Context:
-        return Context(np.concatenate([self._bag(request.text), sampling_features(request)]), self.id)
+        return Context(np.concatenate([self._bag(request.text), lexical_features(request)]), self.id)
 
     def _bag(self, text: str) -> Vector:
         bag = np.zeros(self._buckets, np.float32)
@@ -58,7 +49,7 @@ class LexicalFeaturizer(Featurizer):
 
 
 class SentenceFeaturizer(Featurizer):
-    """Sentence embedding and the sampling features.
+    """Sentence embedding.
 
     The encoder has one thread of its own and takes all waiting texts in one batch; repeated texts come from a cache.
     """
@@ -67,8 +58,8 @@ class SentenceFeaturizer(Featurizer):
         self, encode: Callable[[Sequence[str]], Vector], dimension: int, name: str, *, cached: int = 4096
     ) -> None:
         """`encode` maps texts to vectors of shape `[len(texts), dimension]`."""
-        self.id = f"{name}+sampling-v1"
-        self.dimension = dimension + len(SAMPLING_FEATURES)
+        self.id = f"{name}+lexical-v2"
+        self.dimension = dimension + len(FEATURES)
         self._encode = encode
         self._cache: OrderedDict[str, Vector] = OrderedDict()
         self._cached = cached
@@ -82,7 +73,7 @@ class SentenceFeaturizer(Featurizer):
             vector = await self._embed(request.text)
         else:
             self._cache.move_to_end(request.text)
-        return Context(np.concatenate([vector, sampling_features(request)]), self.id)
+        return Context(np.concatenate([vector, lexical_features(request)]), self.id)
 
     def _embed(self, text: str) -> asyncio.Future[Vector]:
         future: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()

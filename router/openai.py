@@ -16,7 +16,10 @@ TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/re
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the router knows of a request. `body` is what goes to the engine."""
+    """What the router knows of a request. `body` is what goes to the engine.
+
+    `turns`: messages of the conversation so far. `structured`: it asks for an answer in a given format.
+    """
 
     path: str
     body: bytes
@@ -24,6 +27,8 @@ class Request:
     stream: bool = False
     hide_usage: bool = False
     sampling: dict[str, float] | None = None
+    turns: int = 1
+    structured: bool = False
 
 
 def parse(path: str, body: bytes) -> Request:
@@ -41,7 +46,8 @@ def parse(path: str, body: bytes) -> Request:
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body)
-    return Request(path, body, cut(reader(fields)), stream, hide_usage, _sampling(fields))
+    text, turns = cut(reader(fields)), _turns(fields)
+    return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields))
 
 
 def _asks_for_usage(fields: dict[str, Any]) -> bool:
@@ -70,11 +76,23 @@ def _sampling(fields: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def cut(text: str) -> str:
-    """The text that the encoder sees of a long prompt."""
-    if len(text) <= MAX_TEXT_CHARS:
+def _turns(fields: dict[str, Any]) -> int:
+    messages = fields.get("messages") or fields.get("input")
+    return len(messages) if isinstance(messages, list) else 1
+
+
+def _structured(fields: dict[str, Any]) -> bool:
+    """Whether the answer's format is prescribed, in the words of OpenAI or of vLLM."""
+    wanted = fields.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    return kind not in (None, "text") or bool(fields.get("structured_outputs") or fields.get("tools"))
+
+
+def cut(text: str, most: int = MAX_TEXT_CHARS) -> str:
+    """What an encoder sees of a long prompt: its beginning and its end, where people say what they want."""
+    if len(text) <= most:
         return text
-    half = MAX_TEXT_CHARS // 2
+    half = most // 2
     return text[:half] + "\n" + text[-half:]
 
 

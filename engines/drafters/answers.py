@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -34,6 +35,10 @@ class Answers:
             self.tokens[start + at : end]
             for start, at, end in zip(self.starts[:-1], self.answer_at, self.starts[1:], strict=True)
         ]
+
+    def prompts(self) -> list[npt.NDArray[np.int32]]:
+        """Token ids of the prompts alone."""
+        return [self.tokens[start : start + at] for start, at in zip(self.starts[:-1], self.answer_at, strict=True)]
 
     @classmethod
     def join(cls, parts: "Sequence[Answers]") -> "Answers":
@@ -74,44 +79,49 @@ def cache_key(target: Any, prompts: Sequence[str], temperatures: Sequence[float]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def generate(
-    target: Path,
-    parts: Sequence[Sequence[str]],
-    temperatures: Sequence[float],
-    *,
-    max_tokens: int,
-    seed: int,
-    **engine: Any,
-) -> Iterator[Answers]:
-    """Answer each prompt once as a single-turn chat; prompt i of a part at `temperatures[i % len(temperatures)]`.
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One single-turn chat to answer."""
 
-    Yields the answers of each part as they are there. Prompts too long for the engine are left out, with a warning.
-    """
-    # In this process: an engine process of its own would spin on one core while the worker computes on the others.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    # vLLM logs to stdout, which is the caller's.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    import torch
-    from vllm import LLM, SamplingParams
+    text: str
+    temperature: float
+    max_tokens: int
 
-    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    engine = {"max_model_len": 2048, "max_num_seqs": 128, **engine}
-    llm = LLM(model=str(target), seed=seed, **engine)
-    # vLLM leaves one thread, and puts a function that does nothing in this one's place.
-    torch.set_num_threads = set_num_threads
-    torch.set_num_threads(threads)
-    template = llm.get_tokenizer().apply_chat_template
-    for part in parts:
-        prompts = [template([{"role": "user", "content": p}], add_generation_prompt=True).input_ids for p in part]
-        fitting = [i for i, ids in enumerate(prompts) if len(ids) + max_tokens <= engine["max_model_len"]]
+
+class Answerer:
+    """The target in vLLM, in this process, ready to answer in batches."""
+
+    def __init__(self, target: Path, *, seed: int, **engine: Any) -> None:
+        # In this process: an engine process of its own would spin on one core while the worker computes on the others.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # vLLM logs to stdout, which is the caller's.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        import torch
+        from vllm import LLM
+
+        set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+        engine = {"max_model_len": 2048, "max_num_seqs": 128, **engine}
+        self._longest: int = engine["max_model_len"]
+        self._llm = LLM(model=str(target), seed=seed, **engine)
+        # vLLM leaves one thread, and puts a function that does nothing in this one's place.
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+
+    def __call__(self, asks: Sequence[Ask]) -> tuple[list[int], Answers]:
+        """Places of the prompts that were answered, and the answers; the others are too long, which a warning says."""
+        from vllm import SamplingParams
+
+        template = self._llm.get_tokenizer().apply_chat_template
+        prompts = [
+            template([{"role": "user", "content": ask.text}], add_generation_prompt=True).input_ids for ask in asks
+        ]
+        fitting = [i for i, p in enumerate(prompts) if len(p) + asks[i].max_tokens <= self._longest]
         if len(fitting) < len(prompts):
             warnings.warn(f"{len(prompts) - len(fitting)} prompts are too long and left out", stacklevel=2)
         asked: Any = [{"prompt_token_ids": prompts[i]} for i in fitting]
-        params = [
-            SamplingParams(temperature=temperatures[i % len(temperatures)], max_tokens=max_tokens) for i in fitting
-        ]
-        yield _answers(llm.generate(asked, params, use_tqdm=True))
+        params = [SamplingParams(temperature=asks[i].temperature, max_tokens=asks[i].max_tokens) for i in fitting]
+        return fitting, _answers(self._llm.generate(asked, params, use_tqdm=sys.stderr.isatty()))
 
 
 def _answers(outputs: Sequence[Any]) -> Answers:

@@ -73,10 +73,13 @@ class EagleHead(nn.Module):
         if parallel:
             self.mask_hidden = nn.Parameter(torch.zeros(self.fc.in_features))
 
-    def forward(self, embed: nn.Module, ids: torch.Tensor, features: torch.Tensor, steps: int) -> list[torch.Tensor]:
-        """Hidden states [b, t - 1, h] of each step, of which `logits` makes drafts.
+    def forward(
+        self, embed: nn.Module, ids: torch.Tensor, features: torch.Tensor, steps: int, since: int = 0
+    ) -> list[torch.Tensor]:
+        """Hidden states [b, t - 1 - since, h] of each step, of which `logits` makes drafts.
 
-        From the target's embedding, token ids [b, t] and features [b, t, 3 h].
+        From the target's embedding, token ids [b, t] and features [b, t, 3 h]; drafts from places before `since` are
+        not made.
         """
         places = ids.shape[1] - 1
         hidden, memory = self.fc(features[:, :places]), _Memory()
@@ -87,7 +90,7 @@ class EagleHead(nn.Module):
             if self.parallel and step > 0:
                 known = torch.full_like(known, MASK_TOKEN)
                 hidden = self.fc(self.mask_hidden).expand_as(hidden)
-            hidden = self.midlayer(embed(known), hidden, step, memory)
+            hidden = self.midlayer(embed(known[:, -hidden.shape[1] :]), hidden, step, memory)[:, 0 if step else since :]
             states.append(hidden)
         return states
 
@@ -142,18 +145,20 @@ class _Attention(nn.Module):
         q, k, v = (
             project(x).view(b, t, -1, self.size).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        positions = torch.arange(step, step + t, device=x.device)[None]
+        # Steps after the first may leave out places at the beginning.
+        earlier = memory.keys[0].shape[2] - t if step else 0
+        positions = torch.arange(earlier + step, earlier + step + t, device=x.device)[None]
         q, k = apply_rotary_pos_emb(q, k, *self.rotary(x, positions))
         memory.keys.append(k.repeat_interleave(self.heads // self.groups, 1))
         memory.values.append(v.repeat_interleave(self.heads // self.groups, 1))
         scores = q @ memory.keys[0].transpose(2, 3) * self.size**-0.5
-        later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
+        later = torch.ones(t, earlier + t, dtype=torch.bool, device=x.device).triu(1 + earlier)
         scores = scores.masked_fill(later, float("-inf"))
         own = [(q * key).sum(-1, keepdim=True) * self.size**-0.5 for key in memory.keys[1:]]
         weights = torch.cat([scores, *own], dim=-1).softmax(-1)
-        mixed = weights[..., :t] @ memory.values[0]
+        mixed = weights[..., : earlier + t] @ memory.values[0]
         for i, value in enumerate(memory.values[1:]):
-            mixed = mixed + weights[..., t + i : t + i + 1] * value
+            mixed = mixed + weights[..., earlier + t + i : earlier + t + i + 1] * value
         out: torch.Tensor = self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1))
         return out
 
@@ -296,13 +301,27 @@ def chain_matches(
     Of one sequence of token ids [t] and the target's features [t, 3 h].
     """
     with torch.autocast(ids.device.type, torch.bfloat16):
-        states = head(embed, ids[None], features[None], steps)
-        drafts = [head.logits(one[0, answer_at - 1 :]).argmax(-1) for one in states]
+        states = head(embed, ids[None], features[None], steps, since=answer_at - 1)
+        drafts = [head.logits(one[0]).argmax(-1) for one in states]
     matches = torch.zeros(len(ids) - answer_at - 1, steps, dtype=torch.bool)
     for step, drafted in enumerate(drafts):
         came = ids[answer_at + 1 + step :]
         matches[: len(came), step] = ((drafted + head.d2t[drafted])[: len(came)] == came).cpu()
     return matches.numpy()
+
+
+@torch.no_grad()
+def say_alone(head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Tensor, steps: int) -> list[int]:
+    """What a chained head drafts behind a prompt if nobody corrects it; token ids [t] and features [t, 3 h] of it."""
+    hidden, known, memory = head.fc(features[None, :-1].float()), ids[None, 1:].clone(), _Memory()
+    said = []
+    for step in range(steps):
+        # All places but the last are of use in the first step alone: later ones look back at nothing else.
+        hidden = head.midlayer(embed(known).float(), hidden, step, memory)
+        drafted = head.logits(hidden[0, -1]).argmax()
+        known[0, -1] = drafted + head.d2t[drafted]
+        said.append(int(known[0, -1]))
+    return said
 
 
 def replay_chains(matches: Indices) -> Replay:

@@ -6,6 +6,7 @@ length without traffic. A drafter that sees tokens alone is replayed as it is; a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.
 
 REPLAYED = ("ngram", "suffix", "trigram", "hybrid", "draft_model", "eagle3")
 """Methods whose drafters can be replayed."""
+LENGTHS = (1, 2, 3, 4, 6, 8)
+"""Draft lengths that an answer is replayed with, beside the engine's own."""
 
 
 def replayer(drafter: Configured, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
@@ -94,11 +97,16 @@ def replayer(drafter: Configured, lengths: Sequence[int], target: str) -> Callab
         return _model_replayer(drafter_model(drafter) or "", lengths)
     if drafter.method == "eagle3":
         return _head_replayer(drafter_model(drafter) or "", lengths, target)
+    own = {k: model_free_drafter(drafter, k) for k in lengths}
+    return lambda prompt, answer: {k: replay_drafter(one, prompt, answer) for k, one in own.items()}
+
+
+def model_free_drafter(drafter: Configured, k: int) -> Drafter:
+    """The drafter that an engine with this configuration runs, at draft length k. Raises ValueError for others."""
     makers = {"ngram": _ngram, "suffix": _suffix, "trigram": _trigram, "hybrid": _hybrid}
     if drafter.method not in makers:
         raise ValueError(f"method {drafter.method!r} cannot be replayed")
-    own = {k: makers[drafter.method](drafter, k) for k in lengths}
-    return lambda prompt, answer: {k: replay_drafter(one, prompt, answer) for k, one in own.items()}
+    return makers[drafter.method](drafter, k)
 
 
 def _ngram(drafter: Configured, k: int) -> Drafter:
@@ -137,18 +145,44 @@ def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, To
     return replay
 
 
+class TargetStates:
+    """The target, and what its layers said of the sequence that was asked for last: heads of one fleet share it."""
+
+    def __init__(self, target: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+        self._last: tuple[bytes, tuple[int, ...]] | None = None
+        self._features: Any = None
+
+    def features(self, ids: Any, layers: Sequence[int]) -> Any:
+        """Inputs of these layers side by side [t, 3 h], of token ids [t]."""
+        from engines.drafters.eagle import target_features
+
+        asked = (ids.numpy().tobytes(), tuple(layers))
+        if asked != self._last:
+            self._features, self._last = target_features(self.model, ids[None], layers)[0], asked
+        return self._features
+
+
+@lru_cache(maxsize=1)
+def target_states(target: str) -> TargetStates:
+    """The states of the target at this path, loaded once."""
+    return TargetStates(target)
+
+
 def _head_replayer(source: str, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from engines.drafters.eagle import chain_matches, load_head, replay_chains, target_features
+    from engines.drafters.eagle import chain_matches, load_head, replay_chains
 
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
-    head, embed = load_head(Path(source), model), model.get_input_embeddings()
+    states = target_states(target)
+    head, embed = load_head(Path(source), states.model), states.model.get_input_embeddings()
 
     def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
         ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
-        features = target_features(model, ids[None], head.features)[0]
+        features = states.features(ids, head.features)
         matches = chain_matches(head, embed, ids, features, len(prompt), max(lengths))
         return {k: replay_chains(matches[:, :k]) for k in lengths}
 

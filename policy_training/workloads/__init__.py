@@ -2,5 +2,6 @@
 
 from policy_training.workloads.jsonl import read_jsonl
 from policy_training.workloads.prompts import KINDS, SAMPLED_TEMPERATURE, Prompt, generate, interleaved
+from policy_training.workloads.rewording import reword
 
-__all__ = ["KINDS", "SAMPLED_TEMPERATURE", "Prompt", "generate", "interleaved", "read_jsonl"]
+__all__ = ["KINDS", "SAMPLED_TEMPERATURE", "Prompt", "generate", "interleaved", "read_jsonl", "reword"]

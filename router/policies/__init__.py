@@ -8,13 +8,18 @@ from engines.config import EMBEDDED, nearest
 from router.errors import PolicyRefused
 from router.policies import artifact
 from router.policies.base import Policy
+from router.policies.shapes import Arrays
 from router.policies.simple import FixedPolicy, UniformPolicy
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The policy that `embedded` names: trained on measurements of the embedded fleet."""
 
 # kind of an artefact -> where its class is; a new kind is one file and one line
-_KINDS = {"mlp": "router.policies.mlp:MLPPolicy"}
+_KINDS = {
+    "fixed": "router.policies.simple:FixedPolicy",
+    "mlp": "router.policies.mlp:MLPPolicy",
+    "tau_cost": "router.policies.tau_cost:TauCostPolicy",
+}
 
 
 def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
@@ -31,7 +36,11 @@ def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
 
 def read(path: Path) -> Policy:
     """The policy of an artefact's folder. Raises `PolicyRefused`."""
-    manifest, arrays = artifact.read(path)
+    return make(*artifact.read(path))
+
+
+def make(manifest: dict[str, Any], arrays: Arrays) -> Policy:
+    """The policy of a manifest and its arrays, as `read` gives it of a folder. Raises `PolicyRefused`."""
     kind = manifest["kind"]
     if kind not in _KINDS:
         raise PolicyRefused(f"unknown kind of policy {kind!r} ({nearest(kind, _KINDS)}known: {', '.join(_KINDS)})")

@@ -26,7 +26,8 @@ _FIELDS = {"kind": str, "arms": list, "featurizer": str, "arrays_sha256": str}
 def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]) -> None:
     """Write an artefact; the folder appears whole or not at all. An existing artefact at `path` is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = save(dict(sorted(arrays.items())))
+    # safetensors writes memory as it lies, whatever the order of its axes.
+    data = save({name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())})
     full = {"schema": SCHEMA, **manifest, "arrays_sha256": hashlib.sha256(data).hexdigest()}
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     scratch.chmod(0o755)

@@ -43,3 +43,10 @@ def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Pr
     """Softmax over the eligible arms, exact 0 elsewhere. Shape `[arms]`."""
     weights = np.exp(np.where(eligible, logits - logits[eligible].max(), -np.inf))
     return np.asarray(weights / weights.sum())
+
+
+def onto(arm: int, eligible: npt.NDArray[np.bool_], floor: float) -> Probabilities:
+    """All probability to one arm (an index), but `floor` to each other eligible one. Shape `[arms]`."""
+    result = np.where(eligible, floor, 0.0)
+    result[arm] += 1.0 - result.sum()
+    return result

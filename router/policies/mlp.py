@@ -6,10 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from router.errors import PolicyRefused
-from router.policies.base import Policy, Probabilities, masked_softmax
+from router.policies.base import Policy, Probabilities, masked_softmax, onto
+from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context
 
 LAYERS = 3
+_SHAPES: Shapes = {
+    **{"mean": ("d",), "scale": ("d",)},
+    **{"w1": ("d", "h1"), "b1": ("h1",), "w2": ("h1", "h2"), "b2": ("h2",), "w3": ("h2", "arms"), "b3": ("arms",)},
+}
 
 
 class MLPPolicy(Policy):
@@ -24,19 +29,20 @@ class MLPPolicy(Policy):
         id: str,
         arms: tuple[str, ...],
         featurizer: str,
-        arrays: dict[str, npt.NDArray[np.float32]],
+        arrays: Arrays,
         *,
         greedy: bool = True,
         floor: float = 0.0,
     ) -> None:
         self.id, self.arms, self.featurizer = id, arms, featurizer
         self._greedy, self._floor = greedy, floor
-        self._weights = _checked(arrays, len(arms))
+        check_shapes(arrays, _SHAPES, arms=len(arms))
+        if not (arrays["scale"] > 0).all():
+            raise PolicyRefused("array scale holds values that are not positive")
+        self._weights = arrays
 
     @classmethod
-    def from_artifact(
-        cls, id: str, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]
-    ) -> "MLPPolicy":
+    def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "MLPPolicy":
         """The policy of an artefact (see `router.policies.artifact`)."""
         arms, options = tuple(manifest["arms"]), manifest.get("options", {})
         greedy, floor = options.get("greedy", True), options.get("floor", 0.0)
@@ -66,28 +72,4 @@ class MLPPolicy(Policy):
         soft = masked_softmax(logits, eligible)
         if not self._greedy:
             return soft
-        result = np.where(eligible, self._floor, 0.0)
-        result[int(soft.argmax())] += 1.0 - result.sum()
-        return result
-
-
-def _checked(arrays: dict[str, npt.NDArray[np.float32]], num_arms: int) -> dict[str, npt.NDArray[np.float32]]:
-    """`arrays` as they came, or `PolicyRefused` with the first shape that is wrong."""
-    names = ["mean", "scale", *(f"{k}{i}" for i in range(1, LAYERS + 1) for k in "wb")]
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise PolicyRefused(f"arrays are missing: {', '.join(missing)}")
-    width = arrays["mean"].shape
-    if len(width) != 1 or any(arrays[f"b{i}"].ndim != 1 for i in range(1, LAYERS + 1)):
-        raise PolicyRefused("mean and b1 to b3 must have one dimension")
-    sizes = [*width, *(arrays[f"b{i}"].shape[0] for i in range(1, LAYERS + 1))]
-    expected: dict[str, tuple[int, ...]] = {"mean": width, "scale": width, f"b{LAYERS}": (num_arms,)}
-    expected |= {f"w{i + 1}": (sizes[i], sizes[i + 1]) for i in range(LAYERS)}
-    for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise PolicyRefused(f"array {name} has shape {arrays[name].shape}, expected {shape}")
-    if not all(np.isfinite(arrays[name]).all() for name in names):
-        raise PolicyRefused("arrays hold values that are not finite")
-    if not (arrays["scale"] > 0).all():
-        raise PolicyRefused("scale holds values that are not positive")
-    return {name: np.asarray(arrays[name], np.float32) for name in names}
+        return onto(int(soft.argmax()), eligible, self._floor)

@@ -1,9 +1,13 @@
 """Policies that look at nothing: one fixed arm, and every arm alike."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from router.errors import PolicyRefused
 from router.policies.base import Policy, Probabilities
+from router.policies.shapes import Arrays
 from router.types import Context
 
 
@@ -13,6 +17,14 @@ class FixedPolicy(Policy):
     def __init__(self, arms: tuple[str, ...], arm: str) -> None:
         self.id, self.arms = f"fixed:{arm}", arms
         self._index = arms.index(arm)
+
+    @classmethod
+    def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "FixedPolicy":
+        """The arm that the option `arm` names. Raises `PolicyRefused`."""
+        arm = manifest.get("options", {}).get("arm")
+        if arm not in manifest["arms"]:
+            raise PolicyRefused(f"option arm names {arm!r}, which is no arm of {manifest['arms']}")
+        return cls(tuple(manifest["arms"]), arm)
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         if eligible[self._index]:

@@ -1,6 +1,7 @@
 """The command line: help for every command, what is printed, and exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -17,8 +19,10 @@ from typer.testing import CliRunner
 from deploy import cli
 from deploy.console import some_prompts
 from engines.errors import ConfigError
+from policy_training.alignment import STATISTICS
+from policy_training.contexts import contexts
 from policy_training.dataset import DatasetError, Measurement, save
-from policy_training.workloads import Prompt, read_jsonl
+from policy_training.workloads import Prompt, generate
 from router.features import LexicalFeaturizer
 from router.types import Outcome
 from tests.deploy.artefact import write_policy
@@ -175,33 +179,32 @@ def test_models_tells_that_the_target_is_ready(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with prompts and measurements of them, and features that need no encoder."""
-    monkeypatch.setattr(cli, "_featurizer", LexicalFeaturizer)
+def collected(tmp_path: Path) -> Path:
+    """A folder with a dataset of features that need no encoder."""
     texts = {"edit": "Rewrite paragraph", "chat": "Tell me a story about city"}
-    lines = [{"prompt": f"{text} {i}", "kind": kind} for i in range(10) for kind, text in texts.items()]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    tpot_s = {"edit": {"plain": 0.1, "ngram": 0.05}, "chat": {"plain": 0.1, "ngram": 0.2}}
+    prompts = [Prompt(f"{kind}-{i}", kind, f"{text} {i}") for i in range(10) for kind, text in texts.items()]
+    taus = {"edit": {"plain": 1.0, "ngram": 2.0}, "chat": {"plain": 1.0, "ngram": 0.5}}
 
     def measured(prompt: Prompt, arm: str) -> Measurement:
-        outcome = Outcome("ok", 200, 0.1, tpot_s[prompt.kind][arm], output_tokens=11)
+        tau = taus[prompt.kind][arm]
+        outcome = Outcome("ok", 200, 0.1, 0.1 / tau, output_tokens=11, acceptance_length=tau)
         return Measurement.of(prompt, arm, arm, outcome)
 
-    prompts = read_jsonl(tmp_path / "prompts.jsonl")
-    save(tmp_path / "data.jsonl", [measured(p, arm) for p in prompts for arm in ("plain", "ngram")])
+    made = contexts([LexicalFeaturizer()], prompts)
+    save(tmp_path / "data.parquet", [measured(p, arm) for p in prompts for arm in ("plain", "ngram")], made)
     return tmp_path
 
 
 def on(collected: Path, command: str, *more: str) -> list[str]:
-    data = ["--data", str(collected / "data.jsonl"), "--prompts", str(collected / "prompts.jsonl")]
-    return [command, *data, *more]
+    return [command, "--data", str(collected / "data.parquet"), *more]
 
 
 def test_a_policy_is_trained_and_judged(collected: Path) -> None:
     policy = str(collected / "policy")
-    trained = invoke(*on(collected, "train", "--out", policy, "--epochs", "30", "--json"))
+    trained = invoke(*on(collected, "train", "--out", policy, "--learner", "exact", "--json"))
     assert trained.exit_code == 0
-    assert json.loads(trained.stdout) == {"policy": policy, "prompts": 20, "arms": ["ngram", "plain"], "dropped": {}}
+    expected = {"policy": policy, "requests": 20, "arms": ["ngram", "plain"], "dropped": {}}
+    assert json.loads(trained.stdout) == {**expected, "featurizer": LexicalFeaturizer().id}
     judged = invoke(*on(collected, "evaluate", "--policy", policy, "--json"))
     assert judged.exit_code == 0
     found = json.loads(judged.stdout)
@@ -213,34 +216,104 @@ def test_a_policy_is_trained_and_judged(collected: Path) -> None:
 
 
 def test_train_tells_what_it_did(collected: Path) -> None:
-    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--epochs", "2"))
-    assert "20 prompts, arms ngram, plain, dropped {}" in words(result.stdout)
+    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--learner", "ridge"))
+    assert "requests 20; arms ['ngram', 'plain']" in words(result.stdout)
 
 
-def test_an_unknown_learner_is_wrong_usage(collected: Path) -> None:
+def test_an_unknown_learner_is_named(collected: Path) -> None:
     result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--learner", "exakt"))
+    assert isinstance(result.exception, DatasetError)
+    assert "unknown learner 'exakt' (did you mean 'exact'?" in str(result.exception)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_train_needs_one_kind_of_data(collected: Path, both: bool) -> None:
+    given = ["--data", str(collected), "--from-records", str(collected)] if both else []
+    result = invoke("train", "--out", str(collected / "policy"), *given)
     assert result.exit_code == 2
-    assert "--learner: unknown learner 'exakt' (exact or reinforce)" in words(result.stderr)
+    assert "give either --data or --from-records" in words(result.output)
 
 
-def test_other_prompts_than_those_that_were_measured_are_refused(collected: Path) -> None:
-    (collected / "prompts.jsonl").write_text('{"prompt": "Hi"}')
-    result = invoke(*on(collected, "train", "--out", str(collected / "policy")))
+def test_a_featurizer_without_contexts_is_named(collected: Path) -> None:
+    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--featurizer", "other"))
     assert isinstance(result.exception, DatasetError)
-    assert "is not among the prompts (same seed and file?)" in str(result.exception)
+    assert "no contexts of 'other' (there are: lexical-64-v2)" in str(result.exception)
 
 
-def test_measurements_that_are_missing_are_named(collected: Path) -> None:
-    (collected / "data.jsonl").unlink()
-    result = invoke(*on(collected, "evaluate", "--policy", str(collected / "policy")))
+def test_a_dataset_that_is_missing_is_named(collected: Path) -> None:
+    policy = write_policy(collected / "policy", ["plain", "ngram"], dimension=LexicalFeaturizer().dimension)
+    result = invoke("evaluate", "--policy", str(policy), "--data", str(collected / "none.parquet"))
     assert isinstance(result.exception, DatasetError)
-    assert f"{collected / 'data.jsonl'} cannot be read" in str(result.exception)
+    assert f"{collected / 'none.parquet'} cannot be read" in str(result.exception)
 
 
 def test_a_policy_for_other_arms_is_not_judged(collected: Path) -> None:
     policy = write_policy(collected / "policy", ["plain", "math"], dimension=LexicalFeaturizer().dimension)
     result = invoke(*on(collected, "evaluate", "--policy", str(policy)))
     assert isinstance(result.exception, DatasetError)
+
+
+def test_the_data_card_is_printed(collected: Path) -> None:
+    shown = invoke("dataset", str(collected / "data.parquet"))
+    assert "20 requests, featurizers lexical-64-v2" in words(shown.stdout)
+    found = json.loads(invoke("dataset", str(collected / "data.parquet"), "--json").stdout)
+    assert found["arms"]["ngram"]["live"] == 20
+
+
+# --- report, collect and label ---
+
+
+@pytest.fixture
+def measured_often(tmp_path: Path) -> Path:
+    """A folder with a dataset of some kinds of prompts whose best arms differ, greedy and sampled, with alignments."""
+    prompts = generate(120, seed=1, sampled_share=0.5, max_tokens=32)
+    arms = ("plain", "ngram", "math")
+    best = {"edit": "ngram", "summary": "ngram", "math": "math"}
+    rng = np.random.default_rng(0)
+
+    def measured(prompt: Prompt, arm: str) -> Measurement:
+        tau = 1.0 if arm == "plain" else float(rng.uniform(1.9, 2.1) if best.get(prompt.kind) == arm else 1.05)
+        outcome = Outcome("ok", 200, 0.1, 0.012 / tau, prompt_tokens=40, output_tokens=32, acceptance_length=tau)
+        alike = dict.fromkeys(STATISTICS, tau / 3) if arm != "plain" and prompt.temperature == 0 else {}
+        return Measurement.of(prompt, arm, arm, outcome, alignment=alike)
+
+    made = contexts([LexicalFeaturizer()], prompts)
+    save(tmp_path / "data.parquet", [measured(p, arm) for p in prompts for arm in arms], made)
+    return tmp_path
+
+
+def test_the_report_is_one_page_and_its_figures_are_json(measured_often: Path) -> None:
+    page, data = measured_often / "report.html", str(measured_often / "data.parquet")
+    options = ["--learners", "best_fixed,ridge", "--seeds", "2", "--results", str(measured_often)]
+    given = ["--reworded", data, "--loaded", data, "--paper", data, "--self-drafting", "math"]
+    result = invoke("report", "--data", data, "--out", str(page), *options, *given)
+    assert result.exit_code == 0
+    assert "ridge" in words(result.stdout)
+    html = page.read_text()
+    assert html.count("<svg") == 7
+    assert not re.search(r"<script|<link|src=|url\(", html.replace("url(#", ""))  # nothing is fetched
+    ladder = json.loads((measured_often / "ladder.json").read_text())["figures"]
+    for name in ("iid_share_of_oracle", "lodo_share_of_oracle", "worst_domain_vs_plain", "rewording_share_of_own_gain"):
+        assert {"value", "low", "high"} == set(ladder[name])
+    assert ladder["best_fixed/iid/share_of_oracle"]["value"] == 0
+    assert ladder["ridge/iid/share_of_oracle"]["value"] > 0.8
+    paper = json.loads((measured_often / "paper.json").read_text())
+    verdicts = {name: paper["figures"][f"{name}/holds"]["value"] for name in paper["claims"]}
+    assert len(verdicts) == 8
+    assert set(verdicts.values()) <= {0, 1}
+
+
+def test_the_report_refuses_an_unknown_learner_before_it_works(measured_often: Path) -> None:
+    result = invoke("report", "--data", str(measured_often / "data.parquet"), "--learners", "rigde")
+    assert isinstance(result.exception, DatasetError)
+    assert "did you mean 'ridge'" in str(result.exception)
+    assert not (measured_often / "report.html").exists()
+
+
+def test_label_needs_engines_that_can_be_replayed(tmp_path: Path) -> None:
+    result = invoke("label", "--config", "mock", "--out", str(tmp_path / "labels"))
+    assert result.exit_code == 2
+    assert "fewer than two engines can be replayed" in words(result.output)
 
 
 # --- errors and exit codes of the program ---
@@ -256,7 +329,7 @@ def test_a_wrong_configuration_is_exit_code_2_and_no_traceback() -> None:
 
 def test_a_failure_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"question": "Hi"}')
-    done = draftpick("collect", "--out", str(tmp_path / "data.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl"))
+    done = draftpick("collect", "--out", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl"))
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'prompts.jsonl'}:1: ")
     assert len(done.stderr.splitlines()) == 1
@@ -264,7 +337,7 @@ def test_a_failure_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
 
 def test_collecting_without_a_router_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}')
-    files = ["--out", str(tmp_path / "data.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    files = ["--out", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl")]
     done = draftpick("collect", *files, "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert "http://127.0.0.1:9" in done.stderr

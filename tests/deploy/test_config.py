@@ -256,7 +256,7 @@ def test_a_policy_that_is_missing(tmp_path: Path) -> None:
         ({"schema": 2}, "has schema 2, this version reads 1"),
         ({"arms": None}, "field 'arms' is missing or not a list"),
         ({"kind": "mpl"}, "unknown kind of policy 'mpl' (did you mean 'mlp'? "),
-        ({"arms": ["plain"]}, "array b3 has shape (2,), expected (1,)"),
+        ({"arms": ["plain"]}, "array w3 has shape (4, 2), expected (4, 1)"),
         ({"arrays_sha256": "0"}, "its sha256 differs"),
     ],
 )

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 
 from deploy import corpus as corpora
 from deploy.corpus import GENERATED, Corpus, answers_of
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Answers, Ask
 
 
 @pytest.fixture
@@ -59,20 +59,20 @@ class Target:
         self.asked: list[int] = []
         self.patience = 100
 
-    def generate(self, target: Path, parts: Sequence[Sequence[str]], *_: Any, **__: Any) -> Iterator[Answers]:
-        for part in parts:
-            if self.patience == 0:
-                raise KeyboardInterrupt
-            self.patience -= 1
-            self.asked.append(len(part))
-            tokens = np.asarray([[1, len(text)] for text in part], np.int32).reshape(-1)
-            yield Answers(tokens, 2 * np.arange(len(part) + 1), np.ones(len(part), np.int32))
+    def __call__(self, asks: Sequence[Ask]) -> tuple[list[int], Answers]:
+        if self.patience == 0:
+            raise KeyboardInterrupt
+        self.patience -= 1
+        self.asked.append(len(asks))
+        tokens = np.asarray([[1, len(ask.text)] for ask in asks], np.int32).reshape(-1)
+        places = list(range(len(asks)))
+        return places, Answers(tokens, 2 * np.arange(len(asks) + 1), np.ones(len(asks), np.int32))
 
 
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     target = Target()
-    monkeypatch.setattr(corpora, "generate", target.generate)
+    monkeypatch.setattr(corpora, "Answerer", lambda *_, **__: target)
     monkeypatch.setattr(corpora, "cache_dir", lambda: tmp_path / "cache")
     return target
 

@@ -123,8 +123,8 @@ def test_without_a_trained_engine_no_home_is_told(tmp_path: Path, console: Conso
 
 
 def test_what_was_measured_is_read_again(tmp_path: Path) -> None:
-    save(tmp_path / "table-0.jsonl", repeat())
-    save(tmp_path / "table-1.jsonl", repeat())
+    save(tmp_path / "table-0.parquet", repeat())
+    save(tmp_path / "table-1.parquet", repeat())
     assert read_table(tmp_path) == [repeat(), repeat()]
 
 

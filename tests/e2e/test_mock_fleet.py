@@ -1,22 +1,32 @@
 """Real Ray Serve, mock engines, real HTTP, the `openai` client."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import psutil
 import pytest
+import ray
 from ray import serve
 
 from deploy.app import APP_NAME
-from policy_training.learners import TrainOptions
-from policy_training.train import as_request, train_policy
+from policy_training.contexts import contexts
+from policy_training.costs import Costs
+from policy_training.dataset import Dataset, Measurement
+from policy_training.learners import learner
+from policy_training.learners.base import Setting
+from policy_training.matrix import matrix
+from policy_training.train import train_policy
 from policy_training.workloads import generate
 from router import records
 from router.features import LexicalFeaturizer
+from router.types import Outcome
 from tests.e2e.conftest import fleet
 
 pytestmark = [
@@ -117,6 +127,24 @@ def test_a_killed_replica_is_replaced_and_no_request_fails(mock_url: str) -> Non
     assert answer.status_code == 200
 
 
+def test_the_router_learns_from_its_own_records_without_a_restart(
+    mock_url: str, records_dir: Path, tmp_path: Path
+) -> None:
+    """What a user does: `draftpick train --from-records`, then `draftpick use`."""
+    with httpx.Client(base_url=mock_url) as client:
+        assert all(client.post(CHAT, json=body(f"tell me of {i}")).status_code == 200 for i in range(160))
+    time.sleep(1.5)
+    policy, before = tmp_path / "policy", httpx.get(f"{mock_url}/ready").json()["policy"]
+    trained = _draftpick("train", "--from-records", str(records_dir), "--out", str(policy), "--learner", "ridge")
+    assert trained["records"] >= 160
+    assert trained["arms"] == ["math", "ngram", "plain", "suffix"]
+    assert set(trained["estimated_tpot_ms"]) >= {"ips", "snips", "dm", "dr"}
+    used = _draftpick("use", str(policy), "--address", ray.get_runtime_context().gcs_address)
+    assert len(used["policies"]) == 1
+    answer = httpx.post(mock_url + CHAT, json=body())
+    assert answer.headers["x-draftpick-policy"] == used["policies"][0] != before
+
+
 def test_a_new_policy_serves_without_restart_and_a_bad_one_is_refused(mock_url: str, tmp_path: Path) -> None:
     arms = fleet("mock", tmp_path).arms
     policy = tmp_path / "policy"
@@ -132,26 +160,24 @@ def test_a_new_policy_serves_without_restart_and_a_bad_one_is_refused(mock_url: 
     assert httpx.post(mock_url + CHAT, json=body()).headers["x-draftpick-policy"] == taken
 
 
+def _draftpick(*arguments: str) -> dict[str, Any]:
+    """What a command says with `--json`, run as a program of its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments, "--json"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
 def _train_always(arm: str, arms: tuple[str, ...], out: Path) -> None:
     """A policy trained on measurements in which one arm is always the fastest."""
-    from policy_training.dataset import Matrix
-
-    featurizer = LexicalFeaturizer()
-    prompts = generate(30, seed=3)
-    contexts = np.stack([np.concatenate([featurizer._bag(p.text), np.zeros(3)]) for p in prompts]).astype(np.float32)
-    times = np.full((30, len(arms)), 2.0)
-    times[:, arms.index(arm)] = 1.0
-    data = Matrix(
-        prompt_ids=tuple(p.id for p in prompts),
-        kinds=tuple(p.kind for p in prompts),
-        arms=arms,
-        time_s=times,
-        acceptance_length=np.ones_like(times),
-        acceptance_rate=np.full_like(times, np.nan),
-        output_tokens=np.full_like(times, 10),
-        temperatures=np.zeros(30),
-        dropped={},
-        contexts=contexts,
+    prompts, featurizer = generate(30, seed=3), LexicalFeaturizer()
+    taus = {name: 3.0 if name == arm else 1.0 for name in arms}
+    measured = tuple(
+        Measurement.of(p, name, name, Outcome("ok", 200, 0.1, 0.03 / tau, output_tokens=10, acceptance_length=tau))
+        for p in prompts
+        for name, tau in taus.items()
     )
-    assert as_request(prompts[0]).text
-    train_policy(data, featurizer.id, "plain", out, TrainOptions(epochs=40), {})
+    data = Dataset(measured, contexts([featurizer], prompts))
+    made = matrix(data, arms, featurizer=featurizer.id)
+    train_policy(made, learner("tau_cost"), Setting("plain", Costs.fit(data, arms)), out, {})

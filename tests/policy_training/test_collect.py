@@ -9,7 +9,8 @@ import pytest
 
 from engines.mock import MockSpec
 from policy_training.collect import PIN_HEADER, Task, measure, model_of, pinned_tasks
-from policy_training.dataset import DatasetError, Measurement, load, matrix, save
+from policy_training.dataset import Dataset, DatasetError, Measurement, load, save
+from policy_training.matrix import matrix
 from policy_training.workloads import Prompt
 from tests.fleet import BREAKS, FAILS, FAST, MODEL, REFUSING_URL, Mock, StartMock
 
@@ -108,8 +109,8 @@ async def test_no_more_requests_run_at_once_than_allowed(mock_engine: StartMock,
 
 async def test_collected_measurements_become_a_dataset(mock_engine: StartMock, tmp_path: Path) -> None:
     mock = await mock_engine(DRAFTS.model_copy(update={"step_s": 0.0, "prefill_s": 0.0}))
-    save(tmp_path / "train.jsonl", await measure(mock.url, MODEL, pinned_tasks(PROMPTS, ARMS, 0), concurrency=4))
-    data = matrix(load(tmp_path / "train.jsonl"), ARMS)
+    save(tmp_path / "train.parquet", await measure(mock.url, MODEL, pinned_tasks(PROMPTS, ARMS, 0), concurrency=4))
+    data = matrix(load(tmp_path / "train.parquet"), ARMS)
     assert data.prompt_ids == tuple(p.id for p in PROMPTS)
     assert data.dropped == {}
     assert (data.output_tokens == 20).all()
@@ -131,7 +132,7 @@ async def test_an_engine_that_fails_leaves_a_measurement(mock_engine: StartMock,
     assert {(m.outcome.status, m.outcome.http_status) for m in found} == {("engine_error", http_status)}
     assert {m.arm for m in found} == set(ARMS)
     with pytest.raises(DatasetError, match="'engine_error:plain': 2"):
-        matrix(found, ARMS)
+        matrix(Dataset(tuple(found)), ARMS)
 
 
 async def test_where_nobody_listens() -> None:

@@ -1,16 +1,18 @@
-"""Measurements: nothing is lost on disk, what is left out is counted, times compare the same number of tokens."""
+"""Datasets: nothing is lost on disk, no text is kept, what cannot be read is named, interrupted runs go on."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_training.dataset import SCHEMA, DatasetError, Measurement, load, matrix, save
+from policy_training.card import card
+from policy_training.dataset import Dataset, DatasetError, Measurement, Parts, Source, load, save
 from policy_training.workloads import Prompt
 from router.types import Outcome, Status
 
@@ -18,13 +20,16 @@ PROMPT = Prompt("edit-1", "edit", "Rewrite this secret.", 0.7, 64)
 OK = Outcome("ok", 200, ttft_s=0.5, tpot_s=0.1, e2e_s=1.4, prompt_tokens=5, output_tokens=10, acceptance_length=2.0)
 
 seconds = st.none() | st.floats(0, 1e6)
-counts = st.none() | st.integers(0, 2**31)
+counts = st.none() | st.integers(0, 2**31 - 1)
 outcomes = st.builds(
     Outcome, st.sampled_from(get_args(Status)), counts, seconds, seconds, seconds, counts, counts, seconds, seconds
 )
 measurements = st.builds(
-    Measurement, st.text(), st.text(), st.text(), st.text(), st.floats(0, 2), st.integers(1, 2**31), outcomes
-)
+    Measurement, st.just("p"), st.just("k"), st.text(), st.text(), st.just(0.5), st.just(7), outcomes,
+    st.none() | st.booleans(), st.sampled_from(get_args(Source)), st.integers(1, 99), seconds,
+    st.dictionaries(st.integers(1, 9), st.floats(1, 9, width=32)),
+    st.dictionaries(st.text(), st.floats(0, 1, width=32)),
+)  # fmt: skip
 
 
 def measured(prompt_id: str, label: str, outcome: Outcome = OK, **changes: Any) -> Measurement:
@@ -34,112 +39,100 @@ def measured(prompt_id: str, label: str, outcome: Outcome = OK, **changes: Any) 
 
 @given(st.lists(measurements, max_size=4))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, written: list[Measurement]) -> None:
-    path = tmp_path_factory.getbasetemp() / "runs" / "train.jsonl"
-    save(path, written)
-    assert load(path) == written
+    path = tmp_path_factory.getbasetemp() / "runs" / "train.parquet"
+    vector = np.asarray([0.5, -1.0], np.float32)
+    save(path, written, {"p": {"features": vector}})
+    found = load(path)
+    assert list(found.measurements) == written
+    assert not written or found.contexts["p"]["features"].tolist() == [0.5, -1.0]
 
 
-def test_one_line_a_measurement_with_its_schema_and_without_the_text(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    save(path, [measured("a", "plain"), measured("a", "ngram")])
-    lines = path.read_bytes().splitlines()
-    assert [orjson.loads(line)["schema"] for line in lines] == [SCHEMA, SCHEMA]
+def test_one_row_a_request_with_a_schema_and_without_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    save(path, [measured("a", "plain"), measured("b", "plain"), measured("a", "ngram")])
+    table = pq.read_table(path)
+    assert table["prompt_id"].to_pylist() == ["a", "b"]
+    assert table.schema.metadata == {b"draftpick_schema": b"2"}
     assert b"secret" not in path.read_bytes()
 
 
-def test_empty_lines_are_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    save(path, [measured("a", "plain")])
-    path.write_bytes(b"\n" + path.read_bytes() + b"  \n")
-    assert load(path) == [measured("a", "plain")]
+def test_several_datasets_are_read_as_one(tmp_path: Path) -> None:
+    save(tmp_path / "one" / "part-0.parquet", [measured("a", "plain")], {"a": {"x": np.zeros(2)}})
+    save(tmp_path / "two.parquet", [measured("a", "ngram")], {"a": {"y": np.ones(1)}})
+    found = load(tmp_path / "one", tmp_path / "two.parquet")
+    assert [m.label for m in found.measurements] == ["plain", "ngram"]
+    assert found.featurizers == ["x", "y"]
+    assert found.arms == ["ngram", "plain"]
+
+
+def other_schema(path: Path) -> None:
+    pq.write_table(pa.table({"prompt_id": ["a"]}), path)
+
+
+def no_columns(path: Path) -> None:
+    pq.write_table(pa.table({"prompt_id": ["a"]}).replace_schema_metadata({"draftpick_schema": "2"}), path)
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    ("damage", "problem"),
     [
-        (b"{", "no measurement"),
-        (b"\xff", "no measurement"),
-        (b"[1]", "no measurement"),
-        (b'"text"', "no measurement"),
-        (b"{}", "no measurement: 'schema'"),
-        (b'{"schema": 1}', "no measurement: 'outcome'"),
-        (b'{"schema": 1, "outcome": {"status": "ok"}}', "missing .* 'prompt_id'"),
-        (b'{"schema": 1, "outcome": {"status": "ok", "unknown": 1}}', "unexpected .* 'unknown'"),
-        (b'{"schema": 1, "outcome": "ok"}', "no measurement"),
-        (b'{"schema": 2}', "schema 2, this version reads 1"),
+        (lambda path: None, "cannot be read"),
+        (lambda path: path.write_bytes(b"no parquet"), "is no Parquet file"),
+        (lambda path: path.write_bytes(b""), "is no Parquet file"),
+        (other_schema, "schema none, this version reads 2"),
+        (no_columns, "columns are missing: kind, temperature"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
-    path = tmp_path / "train.jsonl"
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: Any, problem: str) -> None:
+    damage(tmp_path / "d.parquet")
+    with pytest.raises(DatasetError, match=problem) as caught:
+        load(tmp_path / "d.parquet")
+    assert str(tmp_path / "d.parquet") in str(caught.value)
+
+
+def test_an_empty_folder_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="holds no Parquet file"):
+        load(tmp_path)
+
+
+def test_parts_grow_and_know_what_they_hold(tmp_path: Path) -> None:
+    first = Parts(tmp_path)
+    assert first.done == set()
+    first.add([measured("a", "plain")], {})
+    first.add([measured("b", "plain")], {})
+    again = Parts(tmp_path)
+    assert again.done == {"a", "b"}
+    again.add([measured("c", "plain")], {})
+    assert sorted(m.prompt_id for m in load(tmp_path).measurements) == ["a", "b", "c"]
+    prompts = [replace(PROMPT, id=i) for i in "abcdef"]
+    assert [[p.id for p in part] for part in again.todo(prompts, 2)] == [["c", "d"], ["e", "f"]]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
     save(path, [measured("a", "plain")])
-    path.write_bytes(path.read_bytes() + b"\n" + line + b"\n")
-    with pytest.raises(DatasetError, match=rf"train\.jsonl:3: .*{problem}"):
-        load(path)
+    with pytest.raises(pa.ArrowException):
+        save(path, [measured("b", "plain", output_tokens="many")])
+    assert [m.prompt_id for m in load(path).measurements] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", ""])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match=r"cannot be read: (No such file|Is a directory)") as caught:
-        load(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value)
+def test_featurizers_are_those_that_contexts_are_of() -> None:
+    some = (measured("a", "x"), measured("b", "x"))
+    assert Dataset(some, {"a": {"f": np.zeros(1), "g": np.zeros(1)}, "b": {"f": np.zeros(1)}}).featurizers == ["f", "g"]
+    assert Dataset(some).featurizers == []
 
 
-def test_matrix_holds_prompts_in_order_of_appearance_and_arms_in_order_of_the_labels() -> None:
-    data = matrix([measured(i, arm) for i, arm in [("b", "x"), ("a", "y"), ("a", "x"), ("b", "y")]], ["y", "x"])
-    assert len(data) == 2
-    assert data.prompt_ids == ("b", "a")
-    assert data.arms == ("y", "x")
-    assert data.kinds == ("edit", "edit")
-    assert data.temperatures.tolist() == [0.7, 0.7]
-    assert data.output_tokens.tolist() == [[10, 10], [10, 10]]
-    assert data.dropped == {}
-    assert data.contexts is None
-
-
-def test_drops_are_counted_by_reason_and_arm() -> None:
-    data = matrix(
-        [
-            *(measured("whole", arm) for arm in ("x", "y")),
-            *(measured(i, "x") for i in ("missing-1", "missing-2")),
-            *(measured("unknown", arm) for arm in ("x", "z")),
-            *(measured("failed", arm, status=status) for arm, status in [("x", "engine_error"), ("y", "ok")]),
-            *(measured("cut", arm, status=status) for arm, status in [("x", "ok"), ("y", "broken")]),
-            *(measured("short", arm, tpot_s=tpot_s) for arm, tpot_s in [("x", 0.1), ("y", None)]),
-            *(measured("empty", arm, ttft_s=None) for arm in ("x", "y")),
-        ],
-        ["x", "y"],
+def test_the_card_counts_by_arm_and_kind() -> None:
+    some = (
+        measured("a", "x"),
+        measured("a", "y", status="timeout"),
+        replace(measured("b", "x", acceptance_length=4.0), source="replay", temperature=0.0),
     )
-    assert data.prompt_ids == ("whole",)
-    assert data.dropped == {"missing:y": 3, "engine_error:x": 1, "broken:y": 1, "too_short:y": 1, "too_short:x": 1}
-
-
-def test_a_label_that_nobody_asked_for_drops_nothing() -> None:
-    data = matrix([measured("a", arm) for arm in ("x", "y", "policy")], ["x", "y"])
-    assert data.arms == ("x", "y")
-    assert data.dropped == {}
-
-
-def test_no_usable_prompt_says_why() -> None:
-    measurements = [measured("a", "x"), measured("b", "x"), measured("b", "y", status="timeout")]
-    with pytest.raises(DatasetError, match=r"under all of \['x', 'y'\] .*'missing:y': 1.*'timeout:y': 1"):
-        matrix(measurements, ["x", "y"])
-    with pytest.raises(DatasetError, match="no prompt was measured"):
-        matrix([], [])
-
-
-def test_times_of_equal_lengths_are_the_measured_ones() -> None:
-    data = matrix([measured("a", "x"), measured("a", "y", ttft_s=0.3, tpot_s=0.2)], ["x", "y"])
-    np.testing.assert_allclose(data.time_s, [[0.5 + 0.1 * 9, 0.3 + 0.2 * 9]])
-
-
-def test_times_are_those_of_the_median_length() -> None:
-    lengths = {"x": 5, "y": 11, "z": 40}
-    same = [measured("a", arm, output_tokens=n, e2e_s=0.5 + 0.1 * (n - 1)) for arm, n in lengths.items()]
-    data = matrix(same, list(lengths))
-    assert data.output_tokens.tolist() == [[5, 11, 40]]
-    np.testing.assert_allclose(data.time_s, [[0.5 + 0.1 * 10] * 3])
-
-
-def test_an_engine_that_reports_no_acceptance_has_length_one() -> None:
-    data = matrix([measured("a", "x"), measured("a", "y", acceptance_length=None)], ["x", "y"])
-    assert data.acceptance_length.tolist() == [[2.0, 1.0]]
+    found = card(Dataset(some, dropped={"broken:x": 2}))
+    assert (found["requests"], found["dropped"]) == (2, {"broken:x": 2})
+    assert found["arms"]["x"] == {
+        **{"live": 1, "replay": 1, "record": 0, "failed": 0, "greedy": 1, "sampled": 1},
+        **{"mean_tau": 3.0, "mean_tokens": 10.0},
+    }
+    assert found["arms"]["y"]["failed"] == 1
+    assert set(found["kinds"]) == {"edit"}

@@ -1,121 +1,159 @@
 """Learners on a bandit whose best arms are known: what they reach, that they repeat, that serving computes the same."""
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import linear
 
-from policy_training.learners import Arrays, TrainOptions, train
-from router.features import SAMPLING_FEATURES
+from policy_training.dataset import DatasetError
+from policy_training.learners import LEARNERS, learner
+from policy_training.learners.base import Scaling
+from policy_training.learners.networks import SoftmaxOptions
+from policy_training.learners.policy_gradient import ExactGradient
+from policy_training.learners.tau_cost import TauCost
+from policy_training.matrix import Matrix
+from policy_training.train import choices, fit, fitted
+from router.lexical import FEATURES
 from router.policies.mlp import MLPPolicy
+from router.policies.tau_cost import TauCostPolicy
 from router.types import Context
-from tests.policy_training.bandit import ARMS, BEST, Bandit
+from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, TAU, Bandit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHORT = TrainOptions(epochs=20)
-FIT, FRESH = Bandit.draw(200, seed=0), Bandit.draw(400, seed=1)
+FIT, FRESH = Bandit.draw(300, seed=0), Bandit.draw(400, seed=1)
+REGRESSIONS = ("domain_lookup", "knn", "ridge", "boosting", "mlp_regression", "tau_cost")
 
 
-def fitted(options: TrainOptions = SHORT, bandit: Bandit = FIT) -> Arrays:
-    return train(bandit.contexts, bandit.time_s, 0, options)
+def chosen(name: str, data: Matrix, test: Bandit = FRESH, seed: int = 0) -> np.ndarray:
+    return choices(fitted(data, learner(name), replace(SETTING, seed=seed)), test.matrix()).argmax(1)
 
 
-def policy(arrays: Arrays) -> MLPPolicy:
-    return MLPPolicy("mlp:test", ARMS, "features", arrays)
+@pytest.mark.parametrize("name", [name for name in LEARNERS if name != "best_fixed"])
+def test_fresh_requests_get_most_of_what_is_possible(name: str) -> None:
+    share = 0.75 if name == "reinforce" else 0.95
+    found = chosen(name, FIT.matrix())
+    assert FRESH.share_of_possible(found) >= share
+    assert (found == BEST[FRESH.clusters]).mean() >= share
 
 
-def logits(arrays: Arrays, bandit: Bandit) -> np.ndarray:
-    made = policy(arrays)
-    return np.stack([made.logits(Context(vector, "features")) for vector in bandit.contexts])
+def test_best_fixed_is_one_arm() -> None:
+    found = chosen("best_fixed", FIT.matrix())
+    assert set(found) == {FIT.time_s.sum(0).argmin()}
 
 
-@pytest.mark.parametrize(("learner", "share"), [("exact", 0.95), ("reinforce", 0.8)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_fresh_prompts_get_most_of_what_is_possible(
-    learner: Literal["exact", "reinforce"], share: float, seed: int
-) -> None:
-    chosen = logits(fitted(TrainOptions(learner=learner, epochs=250, seed=seed)), FRESH).argmax(1)
-    assert FRESH.share_of_possible(chosen) >= share
-    assert (chosen == BEST[FRESH.clusters]).mean() >= share
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_seed_repeats_bit_for_bit(name: str) -> None:
+    data = Bandit.draw(80, seed=3).matrix()
+    (one, arrays), (same, again) = (fit(data, learner(name), replace(SETTING, seed=3)) for _ in range(2))
+    assert one == same
+    assert arrays.keys() == again.keys()
+    assert all(arrays[name].tobytes() == again[name].tobytes() for name in arrays)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_default_that_is_always_fastest_gets_all_requests(name: str) -> None:
+    data = FIT.matrix()
+    slow = replace(data, acceptance_length=np.ones_like(data.time_s), time_s=np.tile([0.5, 1.0, 1.0, 1.0], (300, 1)))
+    assert (chosen(name, slow) == 0).mean() > 0.95
+
+
+def test_an_unknown_learner_is_named_with_those_there_are() -> None:
+    with pytest.raises(DatasetError, match=r"unknown learner 'rigde' \(did you mean 'ridge'\?.*known: best_fixed"):
+        learner("rigde")
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_predicted_tau_is_near_the_truth(name: str) -> None:
+    policy = fitted(FIT.matrix(), learner(name), SETTING)
+    assert isinstance(policy, TauCostPolicy)
+    tau = np.stack([policy.tau(Context(v, "features")) for v in FRESH.contexts])
+    error = np.abs(tau / TAU[FRESH.clusters] - 1).mean()
+    assert error < 0.1
+
+
+def test_another_load_needs_other_costs_and_no_training() -> None:
+    """Where drafting costs twice as much, the same regression sends most requests elsewhere, and rightly."""
+    dear = replace(COSTS, step_s=COSTS.step_s * np.asarray([1.0, 3.0, 3.0, 3.0])[:, None])
+    policy = fitted(FIT.matrix(), learner("ridge"), replace(SETTING, costs=dear))
+    found = choices(policy, FRESH.matrix()).argmax(1)
+    assert (found == (dear.step_s[:, 0] / TAU).argmin(1)[FRESH.clusters]).mean() > 0.9
+
+
+def test_a_policy_that_is_not_sure_keeps_the_usual_arm() -> None:
+    rng = np.random.default_rng(0)
+    data = FIT.matrix()
+    noise = np.exp(rng.normal(0, 0.5, data.time_s.shape))
+    lost = replace(data, acceptance_length=noise + 1, contexts=rng.normal(size=data.contexts.shape).astype(np.float32))  # type: ignore[union-attr]
+    sure, unsure = (
+        choices(fitted(lost, TauCost(z=z), SETTING), replace(lost, prompt_ids=lost.prompt_ids)) for z in (0.0, 3.0)
+    )
+    usual = ARMS.index(ARMS[int(data.time_s.sum(0).argmin())])
+    assert (unsure.argmax(1) == usual).mean() > (sure.argmax(1) == usual).mean()
+    assert (unsure.argmax(1) == usual).mean() > 0.9
 
 
 def test_time_counts_and_not_how_often_an_arm_wins() -> None:
+    data = FIT.matrix().take(np.arange(100))
     often_a_little_faster = np.where(np.arange(100) % 5, 0.9, 3.0)
-    times = np.stack([np.ones(100), often_a_little_faster], axis=1)
-    arrays = train(np.zeros((100, 3), np.float32), times, 0, TrainOptions(epochs=100))
-    scores = MLPPolicy("mlp:test", ("plain", "often"), "features", arrays).logits(Context(np.zeros(3), "features"))
-    assert scores.argmax() == 0
-
-
-def test_a_default_that_is_always_fastest_gets_all_prompts() -> None:
-    times = np.tile([0.5, 1.0, 1.0, 1.0], (60, 1))
-    arrays = train(FIT.contexts[:60], times, 0, TrainOptions(epochs=250, seed=1))
-    assert (logits(arrays, FRESH).argmax(1) == 0).mean() > 0.95
-
-
-def test_few_prompts_are_enough() -> None:
-    chosen = logits(fitted(TrainOptions(seed=1), Bandit.draw(60, seed=1)), FRESH).argmax(1)
-    assert FRESH.share_of_possible(chosen) >= 0.95
-
-
-@pytest.mark.parametrize("learner", ["exact", "reinforce"])
-def test_a_seed_repeats_bit_for_bit(learner: Literal["exact", "reinforce"]) -> None:
-    one, same, other = (fitted(TrainOptions(learner=learner, epochs=20, seed=seed)) for seed in (3, 3, 4))
-    assert one.keys() == same.keys()
-    assert all(one[name].tobytes() == same[name].tobytes() for name in one)
-    assert (one["w1"] != other["w1"]).any()
-
-
-def test_arrays_are_those_of_an_mlp_policy() -> None:
-    arrays = fitted(TrainOptions(epochs=2, hidden=5))
-    shapes = {name: array.shape for name, array in arrays.items()}
-    weights = {"w1": (8, 5), "b1": (5,), "w2": (5, 5), "b2": (5,), "w3": (5, 4), "b3": (4,)}
-    assert shapes == {"mean": (8,), "scale": (8,), **weights}
-    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
-    assert policy(arrays).dimension == 8
+    times = np.stack([np.ones(100), often_a_little_faster, np.full(100, 4.0), np.full(100, 4.0)], axis=1)
+    alike = replace(data, time_s=times, contexts=np.zeros_like(data.contexts))
+    for name in ("exact", "best_fixed"):
+        assert choices(fitted(alike, learner(name), SETTING), alike).argmax(1)[0] == 0
 
 
 def test_numpy_scores_as_torch_does() -> None:
-    arrays = fitted()
+    _, arrays = fit(FIT.matrix(), ExactGradient(options=SoftmaxOptions(epochs=5)), SETTING)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     x = (torch.from_numpy(FRESH.contexts) - tensors["mean"]) / tensors["scale"]
     for layer in "12":
         x = linear(x, tensors[f"w{layer}"].T, tensors[f"b{layer}"]).relu()
     expected = linear(x, tensors["w3"].T, tensors["b3"]).numpy()
-    np.testing.assert_allclose(logits(arrays, FRESH), expected, rtol=1e-4, atol=1e-5)
+    served = MLPPolicy("mlp:test", ARMS, "features", arrays)
+    scores = np.stack([served.logits(Context(vector, "features")) for vector in FRESH.contexts])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_embedding_varies_in_all_as_much_as_one_sampling_feature() -> None:
-    arrays = fitted()
-    np.testing.assert_allclose(arrays["mean"], FIT.contexts.mean(0), rtol=1e-6)
-    variances = (FIT.contexts / arrays["scale"]).var(0)
-    embedding = variances[: -len(SAMPLING_FEATURES)]
-    np.testing.assert_allclose([embedding.sum(), *variances[len(embedding) :]], 1, rtol=1e-3)
+def test_trees_in_numpy_predict_as_scikit_learn_does() -> None:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    data = FIT.matrix()
+    scaling = Scaling.of(FIT.contexts)
+    x = np.concatenate([scaling(FIT.contexts), (data.temperatures > 0)[:, None]], axis=1).astype(np.float64)
+    options = {"max_iter": 150, "max_leaf_nodes": 8, "min_samples_leaf": 15, "l2_regularization": 1.0}
+    model = HistGradientBoostingRegressor(
+        **options, max_features=0.3, learning_rate=0.1, early_stopping=True, random_state=0
+    ).fit(x, np.log(FIT.tau[:, 1]))
+    policy = fitted(data, learner("boosting"), SETTING)
+    assert isinstance(policy, TauCostPolicy)
+    served = np.stack([policy.tau(Context(v, "features"))[1] for v in FIT.contexts])
+    np.testing.assert_allclose(served, np.exp(np.maximum(model.predict(x), 0)), rtol=1e-5)
 
 
-def test_a_feature_that_never_varies_does_no_harm() -> None:
-    contexts = np.concatenate([FIT.contexts, np.full((len(FIT), 1), 7, np.float32)], axis=1)
-    arrays = train(contexts, FIT.time_s, 0, SHORT)
-    assert all(np.isfinite(array).all() for array in arrays.values())
+def test_the_embedding_varies_in_all_as_much_as_lexical_features_may() -> None:
+    scaling = Scaling.of(FIT.contexts)
+    variances = scaling(FIT.contexts).var(0)
+    embedding, lexical = variances[: -len(FEATURES)], variances[-len(FEATURES) :]
+    np.testing.assert_allclose(embedding.sum(), 1, rtol=1e-3)
+    np.testing.assert_allclose(lexical[lexical > 1e-6], 1 / len(FEATURES), rtol=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.55, 0.69])
-def test_a_feature_that_never_varied_does_not_decide_alone(value: float) -> None:
+@pytest.mark.parametrize("name", ["exact", "ridge", "tau_cost", "boosting"])
+def test_a_feature_that_never_varied_does_not_decide_alone(name: str, value: float) -> None:
     def widened(bandit: Bandit, value: float) -> Bandit:
-        column = np.full((len(bandit), 1), value, np.float32)
-        return replace(bandit, contexts=np.concatenate([bandit.contexts, column], axis=1))
+        contexts = bandit.contexts.copy()
+        contexts[:, -1] = value
+        return replace(bandit, contexts=contexts)
 
-    arrays = fitted(TrainOptions(epochs=250), widened(FIT, 0.42))
-    chosen = logits(arrays, widened(FRESH, value)).argmax(1)
-    assert FRESH.share_of_possible(chosen) >= 0.95
+    found = chosen(name, widened(FIT, 0.42).matrix(), widened(FRESH, value))
+    assert FRESH.share_of_possible(found) >= 0.9
 
 
-def test_progress_tells_each_epoch_and_a_falling_loss() -> None:
-    seen: list[tuple[int, int, float]] = []
-    train(FIT.contexts, FIT.time_s, 0, SHORT, lambda *told: seen.append(told))
-    assert [told[:2] for told in seen] == [(epoch, 20) for epoch in range(1, 21)]
-    assert seen[-1][2] < seen[0][2]
+@pytest.mark.parametrize("name", ["exact", "mlp_regression", "boosting"])
+def test_progress_is_told_to_its_end(name: str) -> None:
+    seen: list[tuple[int, int]] = []
+    fitted(FIT.matrix(), learner(name), replace(SETTING, progress=lambda *told: seen.append(told)))
+    assert seen[-1][0] == seen[-1][1] == len(seen)

@@ -122,7 +122,7 @@ def test_a_missing_or_wrong_field_is_refused(folder: Path, field: str, value: An
 
 def test_an_unknown_kind_is_refused_with_the_nearest(folder: Path) -> None:
     change_manifest(folder, kind="mpl")
-    assert "unknown kind of policy 'mpl' (did you mean 'mlp'? known: mlp" in refusal(folder)
+    assert "unknown kind of policy 'mpl' (did you mean 'mlp'? known: fixed, mlp" in refusal(folder)
 
 
 def test_arrays_that_the_manifest_does_not_describe_are_refused(folder: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_wrong_shape_is_refused(tmp_path: Path, name: str, shape: tuple[int, .
 
 def test_other_numbers_of_arms_in_manifest_and_arrays_are_refused(tmp_path: Path) -> None:
     artifact.write(tmp_path / "p", {**MANIFEST, "arms": ["a", "b"]}, weights())
-    assert "array b3 has shape (4,), expected (2,)" in refusal(tmp_path / "p")
+    assert "array w3 has shape (5, 4), expected (5, 2) (h2, arms)" in refusal(tmp_path / "p")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

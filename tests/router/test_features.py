@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.features import SAMPLING_FEATURES, LexicalFeaturizer, SentenceFeaturizer, sampling_features
+from router.features import LexicalFeaturizer, SentenceFeaturizer
+from router.lexical import FEATURES
 from router.openai import Request
 from router.types import Vector
 from tests.fleet import CHAT, until
@@ -40,27 +41,6 @@ def sentence(encoder: Encoder, cached: int = 4096) -> SentenceFeaturizer:
     return SentenceFeaturizer(encoder, 2, "lengths", cached=cached)
 
 
-# --- sampling ---
-
-
-def test_sampling_features_have_defaults() -> None:
-    assert sampling_features(request("")) == pytest.approx([1.0, np.log1p(256) / 10, 0.0])
-    assert sampling_features(Request(CHAT, b"", "")) == pytest.approx([1.0, np.log1p(256) / 10, 0.0])
-
-
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_every_spelling_of_the_limit_counts(name: str) -> None:
-    assert sampling_features(Request(CHAT, b"", "", sampling={name: 10}))[1] == pytest.approx(np.log1p(10) / 10)
-
-
-@given(st.floats(-1e300, 1e300), st.floats(-1e300, 1e300), st.text(max_size=50))
-def test_sampling_features_are_finite_whatever_is_asked(temperature: float, limit: float, text: str) -> None:
-    made = sampling_features(request(text, temperature=temperature, max_tokens=limit))
-    assert made.shape == (len(SAMPLING_FEATURES),)
-    assert np.isfinite(made).all()
-    assert 0 <= made[0] <= 2
-
-
 # --- lexical ---
 
 
@@ -68,9 +48,9 @@ def test_sampling_features_are_finite_whatever_is_asked(temperature: float, limi
 async def test_a_lexical_context_has_the_promised_dimension_and_id(buckets: int) -> None:
     featurizer = LexicalFeaturizer(buckets)
     context = await featurizer(request("def f(x): return x"))
-    assert context.vector.shape == (featurizer.dimension,) == (buckets + 3,)
+    assert context.vector.shape == (featurizer.dimension,) == (buckets + len(FEATURES),)
     assert context.vector.dtype == np.float32
-    assert context.featurizer == featurizer.id == f"lexical-{buckets}-v1"
+    assert context.featurizer == featurizer.id == f"lexical-{buckets}-v2"
 
 
 async def test_a_lexical_context_follows_from_the_request_alone() -> None:
@@ -95,13 +75,13 @@ def test_a_bag_of_words_has_length_one_or_is_empty(text: str) -> None:
 # --- sentence ---
 
 
-async def test_a_sentence_context_is_the_embedding_and_the_sampling_features() -> None:
+async def test_a_sentence_context_is_the_embedding_and_the_lexical_features() -> None:
     featurizer = sentence(Encoder())
     context = await featurizer(request("hello", temperature=0.5))
-    assert context.vector.shape == (featurizer.dimension,) == (5,)
+    assert context.vector.shape == (featurizer.dimension,) == (2 + len(FEATURES),)
     assert context.vector.dtype == np.float32
     assert context.vector[:3] == pytest.approx([5.0, 1.0, 0.5])
-    assert context.featurizer == featurizer.id == "lengths+sampling-v1"
+    assert context.featurizer == featurizer.id == "lengths+lexical-v2"
 
 
 async def test_texts_that_wait_are_encoded_together() -> None:

@@ -1,0 +1,331 @@
+"""The command line of policies: `draftpick collect | label | dataset | train | evaluate | use`."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deploy.console import (
+    Config,
+    Json,
+    Port,
+    Prompts,
+    Seed,
+    Url,
+    fail,
+    out,
+    prepare_models,
+    progress_bar,
+    say,
+    some_prompts,
+)
+
+policy_app = typer.Typer()
+
+Data = Annotated[list[Path], typer.Option("--data", help="Dataset of `collect` or `label`; may be repeated.")]
+SampledShare = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts at temperature 0.7.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Default = Annotated[str, typer.Option(help="The default engine.")]
+_PART = 8  # prompts measured before they are written
+_ENCODER_SEED = 20_000  # its texts are nobody else's
+
+
+@policy_app.command()
+def collect(
+    output: Annotated[Path, typer.Option("--out", help="Folder of the dataset; what it holds is not measured again.")],
+    url: Url = "http://127.0.0.1:8000",
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Start this fleet for the measurement; else use --url.")
+    ] = None,
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 60,
+    sampled_share: SampledShare = 0.5,
+    max_tokens: MaxTokens = 64,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, all on one engine at a time.")] = 1,
+    port: Port = 8000,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Send prompts to every engine in randomised order and measure acceptance, TTFT and TPOT.
+
+    Example: draftpick collect --config embedded --out runs/live -n 60
+    """
+    from deploy.collecting import fleet_at, measure_parts
+    from policy_training.dataset import Parts
+
+    chosen, parts = some_prompts(prompts, n, seed, sampled_share, max_tokens), Parts(output)
+    todo = parts.todo(chosen, max(_PART, 3 * concurrency))
+    with progress_bar() as bar, fleet_at(config, url, port, bar) as base:
+        arms, sent, failed = measure_parts(base, todo, parts, featurizers(), concurrency, seed, bar)
+    kept = len(chosen) - sum(map(len, todo))
+    result = {"measurements": sent, "failed": failed, "kept": kept, "arms": arms, "out": str(output)}
+    say(as_json, result, f"{sent} measurements ({failed} failed) in {output}; {kept} prompts were there already")
+    if sent and failed == sent:
+        raise typer.Exit(1)
+
+
+@policy_app.command()
+def label(
+    output: Annotated[Path, typer.Option("--out", help="Folder of the dataset; what it holds is not labelled again.")],
+    config: Config = "embedded",
+    prompts: Prompts = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 2000,
+    sampled_share: SampledShare = 0.5,
+    max_tokens: MaxTokens = 64,
+    reworded: Annotated[bool, typer.Option(help="Ask for the same tasks in other words.")] = False,
+    alone: Annotated[int, typer.Option(min=0, help="Liken so many tokens that each drafter says alone.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Data workers of a cluster; 0: in this process.")] = 0,
+    seed: Seed = 1,
+    as_json: Json = False,
+) -> None:
+    """Label prompts by replay: one answer of the target tells what every engine would have accepted of it.
+
+    No engine of the fleet has to run, and an interrupted run goes on where it was. Times come from live measurements:
+    give both to `train`.
+
+    Example: draftpick label --out runs/replayed -n 2000
+    """
+    from deploy.config import resolve
+    from engines.preflight import target_path
+    from policy_training.dataset import Parts
+    from policy_training.label import PART, Labeller, can_replay, on_ray
+    from policy_training.workloads import reword
+
+    fleet = resolve(config)
+    prepare_models(fleet)
+    engines = tuple(engine for engine in fleet.engines if can_replay(engine))
+    if len(engines) < 2:
+        fail(f"{config}: fewer than two engines can be replayed (methods of others are not known to us)", 2)
+    chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
+    if reworded:
+        chosen = [reword(prompt, seed) for prompt in chosen]
+    parts = Parts(output)
+    todo = parts.todo(chosen, PART)
+    done = sum(map(len, todo))
+    target, options = target_path(fleet.target), {"seed": seed, "alone_tokens": alone}
+    if workers:
+        on_ray(target, engines, todo, output, workers, **options)
+    elif todo:
+        with progress_bar() as bar:
+            row = bar.add_task("labelling", total=done)
+            labeller = Labeller(target, engines, featurizers(), **options)
+            for part in todo:
+                parts.add(*labeller.label(part, lambda count: bar.advance(row, count)))
+    left_out = [engine.name for engine in fleet.engines if engine not in engines]
+    result = {"prompts": done, "engines": [e.name for e in engines], "left_out": left_out, "out": str(output)}
+    note = f"; left out: {', '.join(left_out)}" if left_out else ""
+    say(as_json, result, f"{done} prompts labelled under {len(engines)} engines in {output}{note}")
+
+
+@policy_app.command("dataset")
+def show_dataset(
+    paths: Annotated[list[Path], typer.Argument(help="Datasets, or folders of records with --records.")],
+    records: Annotated[bool, typer.Option(help="The folders hold the router's records.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the data card: what a dataset covers, by arm and by kind of prompt, and what was left out.
+
+    Example: draftpick dataset runs/live runs/replayed
+    """
+    from policy_training.card import card
+    from policy_training.dataset import Dataset, load
+    from policy_training.from_records import from_records
+
+    data = sum(map(from_records, paths), Dataset(())) if records else load(*paths)
+    found = card(data)
+    if as_json:
+        print(json.dumps(found))
+        return
+    out.print(f"{found['requests']} requests, featurizers {', '.join(found['featurizers']) or 'none'}", highlight=False)
+    for title, rows in (("arm", found["arms"]), ("kind", found["kinds"])):
+        table = Table(title, *next(iter(rows.values())))
+        for name, row in rows.items():
+            table.add_row(name, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+        out.print(table)
+    if found["dropped"]:
+        out.print(f"left out: {found['dropped']}", highlight=False)
+
+
+@policy_app.command()
+def train(
+    output: Annotated[Path, typer.Option("--out", help="Folder of the policy.")],
+    data: Data = [],
+    from_records: Annotated[Path | None, typer.Option(help="Learn from the router's records in this folder.")] = None,
+    learner: Annotated[str, typer.Option(help="Name of the learner; a wrong one lists them.")] = "tau_cost",
+    default: Default = "plain",
+    featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the lightest in the data.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a policy on measurements, on replayed labels with live measurements, or on the router's own records.
+
+    Example: draftpick train --data runs/live --data runs/replayed --out runs/policy
+    """
+    from deploy.training import train_on_data, train_on_records
+    from policy_training.learners import learner as learner_of
+
+    if bool(data) == (from_records is not None):
+        fail("give either --data or --from-records", 2)
+    chosen = learner_of(learner)
+    with progress_bar() as bar:
+        row = bar.add_task("training", total=1.0)
+
+        def told(done: int, total: int) -> None:
+            bar.update(row, completed=done / total)
+
+        if from_records is not None:
+            result = train_on_records(from_records, chosen, default, featurizer, output, seed, told)
+        else:
+            result = train_on_data(data, chosen, default, featurizer, output, seed, told)
+    lines = "; ".join(f"{name} {value}" for name, value in result.items())
+    say(as_json, result, lines)
+
+
+@policy_app.command()
+def evaluate(
+    policy: Annotated[Path, typer.Option("--policy", help="Folder of a policy.")],
+    data: Data,
+    default: Default = "plain",
+    as_json: Json = False,
+) -> None:
+    """Total time of a policy on held-out measurements, beside every fixed engine and the oracle.
+
+    Example: draftpick evaluate --policy runs/policy --data runs/held-out
+    """
+    from deploy.demo import show
+    from deploy.training import matrix_of
+    from policy_training.dataset import load
+    from policy_training.evaluate import evaluate as judge
+    from policy_training.train import choices
+    from router.policies import read
+
+    judged = read(policy)
+    matrix = matrix_of(load(*data), judged.featurizer, list(judged.arms))[0]
+    shares = choices(judged, matrix)
+    result = judge(matrix, (shares * matrix.time_s).sum(1), shares, default)
+    if as_json:
+        print(json.dumps(asdict(result)))
+    else:
+        show(result, out)
+
+
+@policy_app.command()
+def use(
+    policy: Annotated[str, typer.Argument(help="Folder of a policy, or `embedded`, `fixed`, `uniform`.")],
+    address: Annotated[str, typer.Option(help="The Ray cluster of the fleet; `auto`: the one here.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Take another policy into service on every replica of a running router, without a restart.
+
+    Example: draftpick use runs/policy
+    """
+    from deploy.fleet import use_policy
+
+    name = str(Path(policy).resolve()) if Path(policy).exists() else policy
+    ids = use_policy(name, address)
+    say(as_json, {"policies": ids}, f"serving {', '.join(sorted(set(ids)))} on {len(ids)} router replica(s)")
+
+
+def featurizers() -> list[Any]:
+    """Those whose contexts datasets keep: the sentence encoder's and the static one's."""
+    from router.deployment import sentence_featurizer, static_featurizer
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return [sentence_featurizer(), static_featurizer()]
+
+
+@policy_app.command()
+def encoder(
+    output: Annotated[Path, typer.Option("--out", help="Folder of the vectors.")],
+    n: Annotated[int, typer.Option("-n", min=100, help="Generated texts to fit and to judge by.")] = 4000,
+    dimension: Annotated[int, typer.Option(min=8, help="Length of a vector.")] = 128,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Distil the sentence encoder into a vector per token: contexts in a fraction of a millisecond, without torch.
+
+    Example: draftpick encoder --out runs/static
+    """
+    from engines.embedded import encoder_path
+    from policy_training.static_encoder import distil
+    from policy_training.workloads import generate
+
+    texts = [prompt.text for prompt in generate(n, seed=_ENCODER_SEED + seed)]
+    with progress_bar() as bar:
+        row = bar.add_task("distilling", total=1.0)
+        found = distil(encoder_path(), texts, dimension, output, seed=seed, told=lambda x: bar.update(row, completed=x))
+    say(as_json, {"out": str(output), **found}, f"{output}: cosine {found['cosine_held_out']:.3f} on held-out texts")
+
+
+@policy_app.command()
+def report(
+    data: Data,
+    output: Annotated[Path, typer.Option("--out", help="The HTML page.")] = Path("runs/report.html"),
+    reworded: Annotated[list[Path], typer.Option(help="Dataset of the same prompts, `label --reworded`.")] = [],
+    loaded: Annotated[list[Path], typer.Option(help="Live dataset under load, `collect --concurrency`.")] = [],
+    paper: Annotated[list[Path], typer.Option(help="Datasets of the seed paper's fleet, `label --alone`.")] = [],
+    self_drafting: Annotated[str, typer.Option(help="Comma list: its engines that draft with the target.")] = "",
+    results: Annotated[Path | None, typer.Option(help="Also write figures as JSON into this folder.")] = None,
+    learners: Annotated[str, typer.Option(help="Comma list; default: all. Most pictures are of the default one.")] = "",
+    default: Default = "plain",
+    featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the lightest in the data.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Random splits.")] = 5,
+) -> None:
+    """Judge every learner on a dataset, as one HTML page with plots: ladder, learning curve, choices, calibration.
+
+    Example: draftpick report --data runs/live --data runs/replayed --out runs/report.html
+    """
+    from deploy.report import Paper, as_rows, fits, run_report
+    from deploy.training import lightest, matrix_of
+    from policy_training.costs import Costs
+    from policy_training.dataset import load
+    from policy_training.experiments import Question
+    from policy_training.learners import DEFAULT, LEARNERS, learner
+
+    wanted = _listed(learners) or list(LEARNERS)
+    for name in wanted:
+        learner(name)
+    chosen = DEFAULT if DEFAULT in wanted else wanted[-1]
+    found = load(*data)
+    name = lightest(found, featurizer)
+    matrix, costs = matrix_of(found, name, found.arms)
+    other = matrix_from(reworded, name, matrix.arms, costs)
+    under_load = Costs.fit(load(*loaded), matrix.arms) if loaded else None
+    with progress_bar() as bar:
+
+        def told() -> None:
+            bar.advance(row)
+
+        question = Question(matrix, costs, default, range(seeds), other, under_load, told)
+        judged = None
+        if paper:
+            said = load(*paper)
+            judged = Paper(
+                Question(*matrix_of(said, lightest(said, featurizer), said.arms), default, range(seeds), told=told),
+                said,
+                _listed(self_drafting),
+            )
+        row = bar.add_task("judging", total=fits(question, wanted, judged))
+        climb = run_report(question, wanted, chosen, output, results, judged)
+    rows = as_rows(climb)
+    table = Table(*rows[0], title="share of the oracle's gain over the best fixed engine")
+    for one in rows:
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in one.values()))
+    out.print(table)
+    out.print(str(output), highlight=False)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def matrix_from(paths: list[Path], featurizer: str, arms: Any, costs: Any) -> Any:
+    """The matrix of replayed datasets under costs that are known; None where there are none."""
+    from policy_training.dataset import load
+    from policy_training.matrix import matrix
+
+    return matrix(load(*paths), arms, featurizer=featurizer, costs=costs) if paths else None

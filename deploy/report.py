@@ -1,0 +1,161 @@
+"""`draftpick report`: what the data says of every learner, as one HTML page that needs no network, and as figures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from deploy import report_plots as plots
+from deploy.results import command_line, machine, versions, write
+from policy_training import experiments
+from policy_training.claims import Findings, check, steps
+from policy_training.dataset import Dataset
+from policy_training.evaluate import Interval
+from policy_training.experiments import Question
+
+_SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 10_000)
+_SPLITS = {
+    "iid": "requests like those of training",
+    "domain": "a kind of prompt that training never saw",
+    "rewording": "the same tasks in other words",
+    "load": "costs of a step under load",
+}
+Climb = dict[str, dict[str, dict[str, Interval]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One picture with what it shows."""
+
+    title: str
+    text: str
+    picture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """The fleet that the seed paper's claims are judged on: its requests, its dataset, its self-drafting arms."""
+
+    question: Question
+    data: Dataset
+    self_drafting: Sequence[str]
+
+
+def run_report(
+    question: Question,
+    learners: Sequence[str],
+    name: str,
+    out: Path,
+    results: Path | None,
+    paper: Paper | None = None,
+) -> Climb:
+    """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
+
+    `name`: the learner that all but the ladder is about.
+    """
+    climb = experiments.climb(question, learners)
+    curve = experiments.learning_curve(question, name, _SIZES)
+    shares = experiments.choice_map(question, name)
+    important = experiments.importance(question, name)
+    tau = experiments.calibration(question, name)
+    regret = experiments.regret(question, name)
+    sections = [
+        Section(
+            "The ladder",
+            "Share of the gain over the best fixed engine that an oracle of each request would have; mean and range "
+            f"over {len(question.seeds)} seeds.",
+            plots.ladder({learner: climb[learner] for learner in climb}, [s for s in _SPLITS if s in climb[name]]),
+        ),
+        Section(
+            "Learning curve", f"The same share of {name}, by number of requests to learn from.", plots.curve(curve)
+        ),
+        Section(
+            "Where requests go", f"Shares that {name} gives the engines, on held-out requests.", plots.shares(shares)
+        ),
+        Section(
+            "Regret", "Seconds lost to the oracle, request after request, by engine and policy.", plots.regret(regret)
+        ),
+        Section(
+            "What it looks at",
+            "Share of the gain that is lost when a feature is shuffled.",
+            plots.importance(important),
+        ),
+    ]
+    if tau is not None:
+        text = "Predicted and measured acceptance length of held-out requests."
+        sections.append(Section("Calibration", text, plots.calibration(*tau)))
+    findings = None
+    if paper is not None:
+        findings = check(paper.question, paper.data, name, curve, paper.self_drafting)
+        sections.append(
+            Section(
+                "Alpha",
+                "The seed paper's policy, whose reward is alpha * alignment + (1 - alpha) * cost: what it chooses, and "
+                "what that comes to in time.",
+                plots.alphas(findings.alphas),
+            )
+        )
+    page = Environment(loader=PackageLoader("deploy"), autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        page.render(
+            name=name, sections=sections, splits={k: v for k, v in _SPLITS.items() if k in climb[name]}, climb=climb,
+            requests=len(question.data), kinds=sorted(set(question.data.kinds)), arms=question.data.arms,
+            claims=findings.claims if findings else [], paper_arms=paper.question.data.arms if paper else [],
+            dropped=question.data.dropped, command=command_line(), machine=machine(), versions=versions(),
+        )
+    )  # fmt: skip
+    if results is not None:
+        figures = ladder_figures(climb, name) | {f"learning_curve/{n}": share for n, share in curve.items()}
+        write(results / "ladder.json", len(question.data), figures, seeds=list(question.seeds), learner=name)
+        if paper is not None and findings is not None:
+            words = {claim.name: {"said": claim.said, "found": claim.found} for claim in findings.claims}
+            write(results / "paper.json", len(paper.question.data), paper_figures(findings), claims=words)
+    return climb
+
+
+def paper_figures(findings: Findings) -> dict[str, Interval]:
+    """Of every claim whether it holds, 0 or 1, and its figures; and the sweep over alpha."""
+    figures = {f"{claim.name}/holds": float(claim.holds) for claim in findings.claims}
+    figures |= {f"{claim.name}/{k}": v for claim in findings.claims for k, v in claim.figures.items()}
+    for one in findings.alphas:
+        figures |= {f"alpha/{one.alpha:g}/{k}": v for k, v in asdict(one).items() if k != "alpha"}
+    return {name: Interval(value, value, value) for name, value in figures.items()}
+
+
+def ladder_figures(climb: Climb, name: str) -> dict[str, Interval]:
+    """Figures by name: of every learner and split, and once more those of the default learner that aims are about."""
+    figures = {
+        f"{learner}/{split}/{figure}": value
+        for learner, splits in climb.items()
+        for split, scores in splits.items()
+        for figure, value in scores.items()
+    }
+    own = climb[name]
+    figures["iid_share_of_oracle"] = own["iid"]["share_of_oracle"]
+    figures["lodo_share_of_oracle"] = own["domain"]["share_of_oracle"]
+    figures["worst_domain_vs_plain"] = own["iid"]["worst_domain_vs_plain"]
+    if "rewording" in own:
+        gain, reworded = own["iid"]["vs_best_fixed"].value - 1, own["rewording"]["vs_best_fixed"].value - 1
+        share = reworded / gain if gain > 0 else 0.0
+        figures["rewording_share_of_own_gain"] = Interval(share, share, share)
+    return figures
+
+
+def fits(question: Question, learners: Sequence[str], paper: Paper | None = None) -> int:
+    """How many times `run_report` tells of progress, for a bar."""
+    seeds = len(question.seeds)
+    sizes = sum(size <= len(question.data) // 2 for size in _SIZES)
+    return seeds * (len(learners) + sizes) + 4 + (steps(paper.question, paper.self_drafting) if paper else 0)
+
+
+def as_rows(climb: Climb) -> list[dict[str, Any]]:
+    """The ladder for a table: one row a learner, shares of the oracle's gain by split."""
+    return [
+        {"learner": learner, **{s: v["share_of_oracle"].value for s, v in splits.items()}}
+        for learner, splits in climb.items()
+    ]

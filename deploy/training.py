@@ -1,0 +1,84 @@
+"""What `draftpick train` and its like do with datasets: which times count, whose contexts, and what is said of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_training.costs import Costs
+from policy_training.dataset import Dataset, DatasetError, load
+from policy_training.from_records import by_time, contexts_of, from_records, imputed, logged
+from policy_training.learners.base import Learner, Progress, Setting
+from policy_training.matrix import Matrix, matrix
+from policy_training.ope import estimate_all, reward_model
+from policy_training.train import train_policy
+from router.policies import read
+from router.types import Context
+
+_EARLIER = 0.75
+
+
+def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tuple[Matrix, Costs]:
+    """The matrix of a dataset and the costs of its live measurements.
+
+    Replayed requests get their times from the costs; where all were measured, the measured times count.
+    """
+    costs = Costs.fit(data, arms)
+    replayed = any(m.source == "replay" for m in data.measurements)
+    return matrix(data, arms, featurizer=featurizer, costs=costs if replayed else None), costs
+
+
+def lightest(data: Dataset, featurizer: str | None) -> str:
+    """The featurizer that was asked for, or the one of the shortest vectors. Raises `DatasetError`."""
+    if featurizer is not None and featurizer not in data.featurizers:
+        raise DatasetError(f"no contexts of {featurizer!r} (there are: {', '.join(data.featurizers) or 'none'})")
+    if not data.featurizers:
+        raise DatasetError("the requests have no contexts: give data of `collect`, `label` or records")
+    lengths = {name: len(vector) for of_request in data.contexts.values() for name, vector in of_request.items()}
+    return featurizer or min(data.featurizers, key=lambda name: lengths[name])
+
+
+def train_on_data(
+    paths: Sequence[Path], learner: Learner, default: str, featurizer: str | None, out: Path, seed: int, told: Progress
+) -> dict[str, Any]:
+    """Train on datasets and write the artefact; returns what a user wants to know of it."""
+    data = load(*paths)
+    made, costs = matrix_of(data, lightest(data, featurizer), data.arms)
+    provenance = {"data": [path.name for path in paths]}
+    train_policy(made, learner, Setting(default, costs, seed, told), out, provenance)
+    shown = {"policy": str(out), "requests": len(made), "arms": list(made.arms), "featurizer": made.featurizer}
+    return {**shown, "dropped": made.dropped}
+
+
+def train_on_records(
+    folder: Path, learner: Learner, default: str, featurizer: str | None, out: Path, seed: int, told: Progress
+) -> dict[str, Any]:
+    """Train on the earlier records, write the artefact, estimate by the later ones what it would have earned."""
+    data = from_records(folder)
+    earlier, later = by_time(data, _EARLIER)
+    name = lightest(data, featurizer)
+    costs = Costs.fit(earlier, data.arms)
+    made = imputed(earlier, data.arms, name, costs)
+    train_policy(made, learner, Setting(default, costs, seed, told), out, {"records": len(data.measurements)})
+    seen = logged(later, data.arms)
+    contexts = contexts_of(later, name)
+    policy, everywhere = read(out), np.ones(len(data.arms), bool)
+    order = [policy.arms.index(arm) for arm in data.arms]
+    pi = np.stack([policy.probabilities(Context(v, name), everywhere)[order] for v in contexts])
+    estimates = estimate_all(seen, pi, reward_model(contexts, seen, len(data.arms)), seed=seed)
+    logging_tpot = -float(seen.reward.mean())
+    figures = {
+        k: [round(-1000 * v, 3) for v in (e.value.value, e.value.high, e.value.low)] for k, e in estimates.items()
+    }
+    effective = estimates["dr"].effective
+    return {
+        "policy": str(out),
+        "records": len(data.measurements),
+        "arms": data.arms,
+        "dropped": dict(data.dropped),
+        "logged_tpot_ms": round(1000 * logging_tpot, 3),
+        "estimated_tpot_ms": figures,
+        "effective_records": round(effective, 1),
+        "verdict": "estimated" if estimates["dr"].reliable else "too few records for a verdict",
+    }

@@ -1,0 +1,182 @@
+"""What the report is made of: each function is one question to the data, and answers with plain figures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training import ladder
+from policy_training.costs import Costs
+from policy_training.evaluate import Interval, shares_by_kind
+from policy_training.ladder import Score, Split
+from policy_training.learners import LEARNERS, learner
+from policy_training.learners.base import Setting
+from policy_training.matrix import Matrix
+from policy_training.train import choices, fitted
+from router.lexical import FEATURES
+from router.policies.tau_cost import TauCostPolicy
+from router.types import Context
+
+Floats = npt.NDArray[np.float64]
+Told = Callable[[], None]
+"""Called after each fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The data of all experiments: requests, the same requests in other words, and costs of a step under load."""
+
+    data: Matrix
+    costs: Costs
+    default: str
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    reworded: Matrix | None = None
+    loaded: Costs | None = None
+    told: Told = lambda: None
+
+    def setting(self, seed: int) -> Setting:
+        """What a learner is told."""
+        return Setting(self.default, self.costs, seed)
+
+
+def climb(question: Question, learners: Sequence[str] = LEARNERS) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Scores by learner and split; mean over the seeds, with their range."""
+    return {name: _splits(question, name) for name in learners}
+
+
+def _splits(question: Question, name: str) -> dict[str, dict[str, Interval]]:
+    found: dict[str, list[Score]] = {"iid": [], "domain": [], "rewording": [], "reworded_own": [], "load": []}
+    for seed in question.seeds:
+        setting = question.setting(seed)
+        split = ladder.iid(question.data, seed)
+        found["iid"].append(ladder.judge(name, split, setting))
+        found["domain"].append(_over_domains(name, question, seed))
+        if question.reworded is not None:
+            found["rewording"].append(
+                ladder.judge(name, ladder.rewording(question.data, question.reworded, seed), setting)
+            )
+        if question.loaded is not None:
+            found["load"].append(_under_load(name, split, question.loaded, setting))
+        question.told()
+    return {split: _spread(scores) for split, scores in found.items() if scores}
+
+
+def _over_domains(name: str, question: Question, seed: int) -> Score:
+    """All kinds together, each judged by a policy that never saw it, against the arm that was best without it."""
+    every = list(ladder.domains(question.data))
+    routed, fixed, plain, oracle, worst = 0.0, 0.0, 0.0, 0.0, np.inf
+    for split in every:
+        policy = fitted(split.train, learner(name), question.setting(seed))
+        time = (choices(policy, split.test) * split.test.time_s).sum()
+        best = int(split.train.time_s.sum(0).argmin())
+        default = split.test.time_s[:, split.test.arms.index(question.default)].sum()
+        routed, plain = routed + time, plain + default
+        fixed, oracle = fixed + split.test.time_s[:, best].sum(), oracle + split.test.time_s.min(1).sum()
+        worst = min(worst, default / time)
+    return Score(
+        vs_best_fixed=float(fixed / routed),
+        vs_plain=float(plain / routed),
+        share_of_oracle=float((fixed - routed) / (fixed - oracle)),
+        oracle_vs_best_fixed=float(fixed / oracle),
+        worst_domain_vs_plain=float(worst),
+    )
+
+
+def _under_load(name: str, split: Split, loaded: Costs, setting: Setting) -> Score:
+    """Judged by times under load. A policy that has costs is given the new ones; no policy is trained again on text."""
+    test = split.test
+    sampled = test.temperatures > 0
+    seconds = loaded.of(test.arms).time_s(test.acceptance_length, test.prompt_tokens, test.output_tokens, sampled)
+    policy = fitted(split.train, learner(name), replace(setting, costs=loaded))
+    best_fixed = split.train.arms[int(split.train.time_s.sum(0).argmin())]
+    return ladder.score(replace(test, time_s=seconds), choices(policy, test), best_fixed, setting.default)
+
+
+def _spread(scores: Sequence[Score]) -> dict[str, Interval]:
+    rows = [asdict(score) for score in scores]
+    return {name: interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and range."""
+    return Interval(float(np.mean(values)), float(np.min(values)), float(np.max(values)))
+
+
+def learning_curve(question: Question, name: str, sizes: Sequence[int]) -> dict[int, Interval]:
+    """Share of the oracle's gain by number of requests trained on; the other half judges."""
+    curve = {}
+    for size in sizes:
+        shares = []
+        for seed in question.seeds:
+            split = ladder.iid(question.data, seed)
+            if size > len(split.train):
+                continue
+            rows = np.random.default_rng(seed).permutation(len(split.train))[:size]
+            shares.append(
+                ladder.judge(name, replace(split, train=split.train.take(rows)), question.setting(seed)).share_of_oracle
+            )
+            question.told()
+        if shares:
+            curve[size] = interval(shares)
+    return curve
+
+
+def choice_map(question: Question, name: str) -> dict[str, dict[str, float]]:
+    """Share of each arm by kind of prompt, on held-out requests of the first seed."""
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.told()
+    return shares_by_kind(split.test.kinds, split.test.arms, choices(policy, split.test))
+
+
+def calibration(question: Question, name: str) -> tuple[Floats, Floats] | None:
+    """Predicted and measured tau of every arm that drafts, on held-out requests: two arrays [n * arms].
+
+    None for a learner that does not predict tau.
+    """
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.told()
+    if not isinstance(policy, TauCostPolicy):
+        return None
+    assert split.test.contexts is not None
+    predicted = np.stack([policy.tau(Context(v, str(split.test.featurizer))) for v in split.test.contexts])
+    drafts = np.asarray([arm != question.default for arm in split.test.arms])
+    return predicted[:, drafts].ravel(), split.test.acceptance_length[:, drafts].ravel()
+
+
+def importance(question: Question, name: str) -> dict[str, float]:
+    """Share of the policy's gain over the best fixed arm that is lost when a feature is shuffled among requests."""
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.told()
+    test, rng = split.test, np.random.default_rng(question.seeds[0])
+    assert test.contexts is not None
+    embedded = test.contexts.shape[1] - len(FEATURES)
+    columns: dict[str, Any] = {"embedding": slice(0, embedded)} | {f: embedded + i for i, f in enumerate(FEATURES)}
+    fixed = test.time_s[:, int(split.train.time_s.sum(0).argmin())].sum()
+
+    def gain(contexts: npt.NDArray[np.float32]) -> float:
+        return float(fixed - (choices(policy, replace(test, contexts=contexts)) * test.time_s).sum())
+
+    whole = gain(test.contexts)
+    lost = {}
+    for feature, column in columns.items():
+        shuffled = test.contexts.copy()
+        shuffled[:, column] = shuffled[rng.permutation(len(test))][:, column]
+        lost[feature] = (whole - gain(shuffled)) / whole if whole > 0 else 0.0
+    return lost
+
+
+def regret(question: Question, name: str) -> dict[str, Floats]:
+    """Seconds lost to the oracle, summed request after request: of the policy and of every fixed arm."""
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.told()
+    test = split.test
+    order = np.random.default_rng(question.seeds[0]).permutation(len(test))
+    oracle = test.time_s.min(1)
+    times = dict(zip(test.arms, test.time_s.T, strict=True)) | {"policy": (choices(policy, test) * test.time_s).sum(1)}
+    return {arm: np.cumsum((seconds - oracle)[order]) for arm, seconds in times.items()}

@@ -1,0 +1,33 @@
+"""Learners by name: a matrix of times in, the parts of a policy's artefact out. A new one is one file and one line."""
+
+from importlib import import_module
+from typing import Any
+
+from engines.config import nearest
+from policy_training.dataset import DatasetError
+from policy_training.learners.base import Learner
+
+_LEARNERS = {
+    "best_fixed": "best_fixed:BestFixed",
+    "domain_lookup": "domain_lookup:DomainLookup",
+    "knn": "knn:Knn",
+    "kernel": "kernel:KernelRegression",
+    "ridge": "ridge:RidgeRegression",
+    "boosting": "boosting:Boosting",
+    "mlp_regression": "mlp_regression:MLPRegression",
+    "soft_label": "soft_label:SoftLabel",
+    "exact": "policy_gradient:ExactGradient",
+    "reinforce": "policy_gradient:Reinforce",
+    "tau_cost": "tau_cost:TauCost",
+}
+LEARNERS = tuple(_LEARNERS)
+DEFAULT = "tau_cost"
+
+
+def learner(name: str, **options: Any) -> Learner:
+    """The learner called `name`, with its own options. Raises `DatasetError` for one that is not known."""
+    if name not in _LEARNERS:
+        raise DatasetError(f"unknown learner {name!r} ({nearest(name, LEARNERS)}known: {', '.join(LEARNERS)})")
+    module, cls = _LEARNERS[name].split(":")
+    made: Learner = getattr(import_module(f"{__name__}.{module}"), cls)(**options)
+    return made

@@ -1,0 +1,111 @@
+"""What all learners share: their interface, the scaling of contexts, and the labels of a regression on log tau."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training import reward
+from policy_training.costs import Costs
+from policy_training.matrix import Matrix
+from router.lexical import FEATURES
+from router.policies.shapes import Arrays
+
+Floats = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+_CONSTANT = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a learner is told beside the data: the default arm, costs of a step on every arm, a seed."""
+
+    default: str
+    costs: Costs
+    seed: int = 0
+    progress: Progress = lambda done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The parts of an artefact that are the learner's: kind of the policy, its options and arrays."""
+
+    kind: str
+    options: dict[str, Any]
+    arrays: Arrays = field(default_factory=dict)
+
+
+class Learner(ABC):
+    """Fits a policy to times of all arms. The same data and seed give the same arrays bit for bit, on one machine."""
+
+    @abstractmethod
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        """`data` has contexts [n, d] and times [n, arms]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """z = (context - mean) / scale gives the lexical features together variance 1, and the embedding together too.
+
+    The embedding has one unit: its directions say less the less they vary. Each lexical feature has its own; one that
+    is constant in the data keeps that of the context: it must not decide alone when it changes in service.
+    """
+
+    mean: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, contexts: npt.NDArray[np.float32]) -> "Scaling":
+        """Of contexts [n, d]."""
+        deviation = contexts.std(axis=0)
+        scale = np.where(deviation < _CONSTANT, 1.0, deviation)
+        embedded = max(contexts.shape[1] - len(FEATURES), 0)
+        scale[:embedded] = np.sqrt(np.square(deviation[:embedded]).sum()) or 1.0
+        scale[embedded:] *= np.sqrt(len(FEATURES))
+        return cls(contexts.mean(axis=0).astype(np.float32), scale.astype(np.float32))
+
+    def __call__(self, contexts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.asarray((contexts - self.mean) / self.scale, np.float32)
+
+    @property
+    def arrays(self) -> Arrays:
+        """As a policy wants them."""
+        return {"mean": self.mean, "scale": self.scale}
+
+
+def contexts_of(data: Matrix) -> npt.NDArray[np.float32]:
+    """The contexts [n, d], which learners must have."""
+    assert data.contexts is not None, "the data has no contexts"
+    return data.contexts
+
+
+def log_tau(data: Matrix) -> Floats:
+    """The regression's labels [n, arms]; 0 where nothing is drafted."""
+    return reward.log_tau(data.acceptance_length)
+
+
+def sampled(data: Matrix) -> npt.NDArray[np.int64]:
+    """1 for requests that sample, 0 for greedy ones, [n]."""
+    return np.asarray(data.temperatures > 0, np.int64)
+
+
+def deviations(residuals: Floats, halves: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Root mean squares of residuals [n, arms], greedy and sampled [2, arms]; of all where a half is empty."""
+    rows = [residuals[halves == half] if (halves == half).any() else residuals for half in (0, 1)]
+    return np.asarray([np.sqrt(np.square(r).mean(0)) for r in rows], np.float32)
+
+
+def regression(
+    regressor: str, arrays: Arrays, scaling: Scaling, sigma: npt.NDArray[np.float32], data: Matrix, setting: Setting,
+    **options: Any,
+) -> Fit:  # fmt: skip
+    """A policy that takes the arm of the least expected time, by this regressor of log tau and the setting's costs."""
+    costs = setting.costs.of(data.arms)
+    cost_arrays = {name: getattr(costs, name).astype(np.float32) for name in ("step_s", "start_s", "per_token_s")}
+    named = {"regressor": regressor, "default": setting.default, "output_tokens": float(data.output_tokens.mean())}
+    return Fit("tau_cost", {**named, **options}, {**arrays, **scaling.arrays, "sigma": sigma, **cost_arrays})

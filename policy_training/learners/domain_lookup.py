@@ -1,0 +1,43 @@
+"""k-means over contexts, and the mean log tau of each cluster: a table of domains that nobody had to name."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy_training.learners.base import (
+    Fit,
+    Learner,
+    Scaling,
+    Setting,
+    contexts_of,
+    deviations,
+    log_tau,
+    regression,
+    sampled,
+)
+from policy_training.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class DomainLookup(Learner):
+    """`clusters`: at most, and never more than a tenth of the requests. Small clusters lean on the mean of all."""
+
+    clusters: int = 24
+    shrinkage: float = 3.0
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        from sklearn.cluster import KMeans
+
+        scaling = Scaling.of(contexts_of(data))
+        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        clusters = max(1, min(self.clusters, len(data) // 10))
+        found = KMeans(clusters, n_init=4, random_state=setting.seed).fit(z)
+        values = np.empty((2, clusters, len(data.arms)))
+        for h in (0, 1):
+            overall = y[half == h].mean(0) if (half == h).any() else y.mean(0)
+            for c in range(clusters):
+                rows = y[(half == h) & (found.labels_ == c)]
+                values[h, c] = (rows.sum(0) + self.shrinkage * overall) / (len(rows) + self.shrinkage)
+        sigma = deviations(y - values[half, found.labels_], half)
+        arrays = {"centroids": found.cluster_centers_.astype(np.float32), "values": values.astype(np.float32)}
+        return regression("centroids", arrays, scaling, sigma, data, setting)

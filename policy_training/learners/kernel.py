@@ -1,0 +1,65 @@
+"""Kernel ridge regression of steps per token (1 / tau): every request speaks for those near it.
+
+The mean of 1 / tau is what an expected time needs; that of log tau flatters arms whose tau varies much. Far from all
+requests it predicts their mean, so that a policy falls back to the best fixed arm there.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.learners.base import (
+    Fit,
+    Learner,
+    Scaling,
+    Setting,
+    contexts_of,
+    deviations,
+    log_tau,
+    regression,
+    sampled,
+)
+from policy_training.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRegression(Learner):
+    """`exp(-gamma |x - x'|^2)` at no more than `points` requests (Nystroem); the penalty leaves out each in turn.
+
+    `apart`: the distance between a greedy and a sampled request of the same text.
+    """
+
+    points: int = 500
+    gamma: float = 0.25
+    apart: float = 0.5
+    penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        arrays, scaling, sigma = self.regressor(data, setting)
+        return regression("kernel", arrays, scaling, sigma, data, setting)
+
+    def regressor(
+        self, data: Matrix, setting: Setting
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], Scaling, npt.NDArray[np.float32]]:
+        """Arrays of `router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts."""
+        from sklearn.kernel_approximation import Nystroem
+        from sklearn.linear_model import RidgeCV
+
+        scaling = Scaling.of(contexts_of(data))
+        z, y, half = scaling(contexts_of(data)), np.exp(-log_tau(data)), sampled(data)
+        x = np.concatenate([z, self.apart * half[:, None]], axis=1).astype(np.float64)
+        points = min(self.points, len(data))
+        features: Any = Nystroem(gamma=self.gamma, n_components=points, random_state=setting.seed)
+        model = RidgeCV(alphas=self.penalties, store_cv_results=True).fit(features.fit_transform(x), y)
+        squared = model.cv_results_[:, :, self.penalties.index(float(model.alpha_))]
+        arrays = {
+            "points": features.components_,
+            "weights": features.normalization_.T @ model.coef_.T,
+            "base": model.intercept_,
+            "shape": np.asarray([self.gamma, self.apart]),
+        }
+        made = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+        # d log tau = -d steps / steps
+        return made, scaling, deviations(np.sqrt(squared) / y, half)

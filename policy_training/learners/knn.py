@@ -1,0 +1,52 @@
+"""The nearest requests of the same half: the baseline that learned routers often fail to beat."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy_training.learners.base import (
+    Fit,
+    Learner,
+    Scaling,
+    Setting,
+    contexts_of,
+    deviations,
+    log_tau,
+    regression,
+    sampled,
+)
+from policy_training.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Knn(Learner):
+    """`neighbours`: how many answers are averaged; None: the root of the number of requests."""
+
+    neighbours: int | None = None
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        scaling = Scaling.of(contexts_of(data))
+        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        k = self.neighbours or max(3, round(np.sqrt(len(data))))
+        sigma = deviations(y - _without_oneself(z, y, half, k), half)
+        arrays = {
+            "points": z,
+            "values": y.astype(np.float32),
+            "halves": half.astype(np.float32),
+            "neighbours": np.asarray([k], np.float32),
+        }
+        return regression("neighbours", arrays, scaling, sigma, data, setting)
+
+
+def _without_oneself(z: np.ndarray, y: np.ndarray, half: np.ndarray, k: int) -> np.ndarray:
+    """What the other requests predict of each one, [n, arms]."""
+    from sklearn.neighbors import NearestNeighbors
+
+    predicted = np.tile(y.mean(0), (len(y), 1))
+    for h in (0, 1):
+        rows = np.flatnonzero(half == h)
+        if len(rows) > 1:
+            nearest = NearestNeighbors(n_neighbors=min(k + 1, len(rows))).fit(z[rows])
+            others = nearest.kneighbors(z[rows], return_distance=False)[:, 1:]
+            predicted[rows] = y[rows[others]].mean(1)
+    return predicted

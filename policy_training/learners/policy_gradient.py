@@ -1,0 +1,50 @@
+"""The seed paper's learner, and the same without its sampling (arXiv 2408.08470).
+
+`Reinforce` samples one arm an example, as the paper does. `ExactGradient` takes the same gradient in full, which is
+possible since every arm's reward is known: dJ/dlogit_a = pi_a (r_a - sum_b pi_b r_b).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from policy_training.learners.base import Fit, Learner, Setting
+from policy_training.learners.networks import SoftmaxOptions, fit_softmax
+from policy_training.matrix import Matrix
+from policy_training.reward import relative_seconds_saved
+
+
+@dataclass(frozen=True, slots=True)
+class ExactGradient(Learner):
+    """Maximises the expected reward, less an entropy bonus.
+
+    It starts from the arms' mean rewards, so that it leaves the best fixed arm only where the data says so.
+    """
+
+    entropy: float = 0.3
+    options: SoftmaxOptions = field(default_factory=SoftmaxOptions)
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        reward = relative_seconds_saved(data.time_s, data.arms.index(setting.default))
+        # The optimum of the regularised objective for a policy that sees no context.
+        return fit_softmax(data, reward, reward.mean(0) / self.entropy, self.loss, self.options, setting)
+
+    def loss(self, logits: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        log_pi = logits.log_softmax(1)
+        return -(log_pi.exp() * reward).sum(1).mean() - self.entropy * _entropy(log_pi)
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforce(ExactGradient):
+    """The same objective by the gradient of sampled arms, with the batch's mean reward as baseline."""
+
+    def loss(self, logits: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        log_pi = logits.log_softmax(1)
+        arm = torch.multinomial(log_pi.detach().exp(), 1)
+        gained = reward.gather(1, arm).squeeze(1)
+        advantage = gained - gained.mean()
+        return -(advantage * log_pi.gather(1, arm).squeeze(1)).mean() - self.entropy * _entropy(log_pi)
+
+
+def _entropy(log_pi: torch.Tensor) -> torch.Tensor:
+    return -(log_pi.exp() * log_pi).sum(1).mean()

@@ -1,0 +1,42 @@
+"""Linear regression of log tau with a penalty, one model a half that shares what the halves have in common."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy_training.learners.base import (
+    Fit,
+    Learner,
+    Scaling,
+    Setting,
+    contexts_of,
+    deviations,
+    log_tau,
+    regression,
+    sampled,
+)
+from policy_training.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeRegression(Learner):
+    """The penalty is chosen among `penalties` by leaving out each request in turn."""
+
+    penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        from sklearn.linear_model import RidgeCV
+
+        scaling = Scaling.of(contexts_of(data))
+        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        d = z.shape[1]
+        x = np.concatenate([z, half[:, None] * z, half[:, None]], axis=1).astype(np.float64)
+        model = RidgeCV(alphas=self.penalties, store_cv_results=True).fit(x, y)
+        best = self.penalties.index(float(model.alpha_))
+        squared = model.cv_results_[:, :, best]
+        shared, own, shift = model.coef_.T[:d], model.coef_.T[d : 2 * d], model.coef_.T[-1]
+        arrays = {
+            "w": np.stack([shared, shared + own]).astype(np.float32),
+            "b": np.stack([model.intercept_, model.intercept_ + shift]).astype(np.float32),
+        }
+        return regression("linear", arrays, scaling, deviations(np.sqrt(squared), half), data, setting)

@@ -1,0 +1,33 @@
+"""Cross-entropy to softmax(reward / temperature): a classifier that knows how much each arm is worth."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from policy_training.learners.base import Fit, Learner, Setting
+from policy_training.learners.networks import SoftmaxOptions, fit_softmax
+from policy_training.matrix import Matrix
+from policy_training.reward import relative_seconds_saved
+
+
+@dataclass(frozen=True, slots=True)
+class SoftLabel(Learner):
+    """`temperature` in shares of the default's mean time: arms whose rewards differ by less are alike.
+
+    What is often a little faster may win over what is seldom much faster: a classifier's price.
+    """
+
+    temperature: float = 0.05
+    options: SoftmaxOptions = field(default_factory=SoftmaxOptions)
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        reward = relative_seconds_saved(data.time_s, data.arms.index(setting.default))
+        scaled = reward / self.temperature
+        label = np.exp(scaled - scaled.max(1, keepdims=True))
+        label /= label.sum(1, keepdims=True)
+        return fit_softmax(data, label, np.log(label.mean(0) + 1e-6), _cross_entropy, self.options, setting)
+
+
+def _cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    return -(label * logits.log_softmax(1)).sum(1).mean()

@@ -1,0 +1,22 @@
+"""The default: `KernelRegression` that stays with the best fixed arm where it is not sure enough."""
+
+from dataclasses import dataclass, field
+
+from policy_training.learners.base import Fit, Learner, Setting, regression
+from policy_training.learners.kernel import KernelRegression
+from policy_training.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class TauCost(Learner):
+    """`z` and `switch_cost`: another arm must promise so many deviations, and this share of the time, less."""
+
+    z: float = 0.02
+    switch_cost: float = 0.0
+    model: KernelRegression = field(default_factory=KernelRegression)
+
+    def fit(self, data: Matrix, setting: Setting) -> Fit:
+        arrays, scaling, sigma = self.model.regressor(data, setting)
+        usual = data.arms[int(data.time_s.sum(0).argmin())]
+        options = {"default": usual, "z": self.z, "switch_cost": self.switch_cost}
+        return regression("kernel", arrays, scaling, sigma, data, setting, **options)

@@ -1,0 +1,93 @@
+"""What a request says of itself without a model: named features that cost microseconds."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from router.openai import Request, cut
+from router.types import Vector
+
+_DEFAULT_MAX_TOKENS = 256.0
+_INSTRUCTION_CHARS = 400
+"""A request is read at its beginning and its end, where people say what they want."""
+_MOST_WORDS = 400
+
+_CODE_MARKS = "{}()[];=<>_`"
+_EDITS = re.compile(
+    r"\b(change|replace|rename|fix|correct|edit|rewrite|convert|repeat|add|remove|delete|insert|keep|refactor)\b", re.I
+)
+_JSON = re.compile(r"\b(json|schema|ya?ml|csv|xml|key-value|table)\b", re.I)
+_DIGIT = re.compile(r"\d")
+_NON_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+def _temperature(request: Request) -> float:
+    return min(max((request.sampling or {}).get("temperature", 1.0), 0.0), 2.0)
+
+
+def _log_max_tokens(request: Request) -> float:
+    sampling = request.sampling or {}
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    limit = next((sampling[name] for name in names if name in sampling), _DEFAULT_MAX_TOKENS)
+    return math.log1p(max(limit, 0.0)) / 10
+
+
+def _log_chars(request: Request) -> float:
+    return math.log1p(len(request.text)) / 10
+
+
+def _log_turns(request: Request) -> float:
+    return math.log1p(request.turns)
+
+
+def _code_share(request: Request) -> float:
+    return sum(map(request.text.count, _CODE_MARKS)) / max(len(request.text), 1)
+
+
+def _digit_share(request: Request) -> float:
+    return len(_DIGIT.findall(request.text)) / max(len(request.text), 1)
+
+
+def _non_ascii_share(request: Request) -> float:
+    if request.text.isascii():
+        return 0.0
+    return len(_NON_ASCII.findall(request.text)) / len(request.text)
+
+
+def _repetition(request: Request) -> float:
+    """Share of the pairs of words that came before: what copies itself in a prompt is copied in its answer."""
+    words = request.text.split(None, _MOST_WORDS)[:_MOST_WORDS]
+    pairs = len(words) - 1
+    return 1 - len(set(itertools.pairwise(words))) / pairs if pairs > 0 else 0.0
+
+
+def _asks_edit(request: Request) -> float:
+    return float(_EDITS.search(cut(request.text, _INSTRUCTION_CHARS)) is not None)
+
+
+def _asks_json(request: Request) -> float:
+    return float(request.structured or _JSON.search(cut(request.text, _INSTRUCTION_CHARS)) is not None)
+
+
+_FEATURES: dict[str, Callable[[Request], float]] = {
+    "temperature": _temperature,
+    "log_max_tokens": _log_max_tokens,
+    "log_chars": _log_chars,
+    "log_turns": _log_turns,
+    "code_share": _code_share,
+    "digit_share": _digit_share,
+    "non_ascii_share": _non_ascii_share,
+    "repetition": _repetition,
+    "asks_edit": _asks_edit,
+    "asks_json": _asks_json,
+}
+FEATURES = tuple(_FEATURES)
+"""Names of the lexical features, in their order; they are the end of every context."""
+
+
+def lexical_features(request: Request) -> Vector:
+    """The features of `FEATURES`, each roughly in [0, 2]; shape [10], float32."""
+    return np.fromiter((feature(request) for feature in _FEATURES.values()), np.float32, len(_FEATURES))

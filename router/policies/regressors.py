@@ -1,0 +1,199 @@
+"""What a context predicts of every arm, in numpy: mean and deviation of log tau. A new kind is a class and a line.
+
+Each is made of the arrays of an artefact, and checks them (`PolicyRefused`). All read `z = (context - mean) / scale`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.config import nearest
+from router.errors import PolicyRefused
+from router.policies.shapes import Arrays, Shapes, check_shapes
+from router.types import Vector
+
+Floats = npt.NDArray[np.float32]
+
+
+class Regressor(ABC):
+    """Predicts log tau of `arms` arms; `sampled`: whether the request samples, which turns the arms' order round."""
+
+    shapes: ClassVar[Shapes]
+
+    def __init__(self, arrays: Arrays, arms: int) -> None:
+        self._sizes = check_shapes(arrays, {**_SCALING, **self.shapes}, arms=arms)
+        if not (arrays["scale"] > 0).all():
+            raise PolicyRefused("array scale holds values that are not positive")
+        self._arrays = arrays
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors it takes."""
+        return self._sizes["d"]
+
+    def __call__(self, vector: Vector, sampled: bool) -> tuple[Floats, Floats]:
+        """Mean and deviation of log tau, each [arms]."""
+        z = (vector - self._arrays["mean"]) / self._arrays["scale"]
+        return self._predict(z, int(sampled)), self._arrays["sigma"][int(sampled)]
+
+    @abstractmethod
+    def _predict(self, z: Vector, half: int) -> Floats:
+        """Mean of log tau [arms]."""
+
+
+_SCALING: Shapes = {"mean": ("d",), "scale": ("d",), "sigma": (2, "arms")}
+
+
+class Linear(Regressor):
+    """`z w[half] + b[half]`."""
+
+    shapes: ClassVar[Shapes] = {"w": (2, "d", "arms"), "b": (2, "arms")}
+
+    def _predict(self, z: Vector, half: int) -> Floats:
+        return np.asarray(z @ self._arrays["w"][half] + self._arrays["b"][half])
+
+
+class Centroids(Regressor):
+    """The mean of the nearest cluster: `values[half, argmin |z - centroid|]`."""
+
+    shapes: ClassVar[Shapes] = {"centroids": ("clusters", "d"), "values": (2, "clusters", "arms")}
+
+    def _predict(self, z: Vector, half: int) -> Floats:
+        distances = np.square(self._arrays["centroids"] - z).sum(1)
+        return np.asarray(self._arrays["values"][half, distances.argmin()])
+
+
+class Neighbours(Regressor):
+    """The mean of the `neighbours[0]` nearest requests of the same half (all of them, where it has fewer)."""
+
+    shapes: ClassVar[Shapes] = {"points": ("n", "d"), "values": ("n", "arms"), "halves": ("n",), "neighbours": (1,)}
+
+    def __init__(self, arrays: Arrays, arms: int) -> None:
+        super().__init__(arrays, arms)
+        if not arrays["neighbours"][0] >= 1:
+            raise PolicyRefused("array neighbours must hold a number, 1 or more")
+        rows = [arrays["halves"] == half for half in (0, 1)]
+        if not all(mask.any() for mask in rows):
+            rows = [np.ones(len(arrays["halves"]), bool)] * 2
+        self._points = [arrays["points"][mask] for mask in rows]
+        self._values = [arrays["values"][mask] for mask in rows]
+        self._squares = [np.square(points).sum(1) for points in self._points]
+
+    def _predict(self, z: Vector, half: int) -> Floats:
+        distances = self._squares[half] - 2 * (self._points[half] @ z)
+        k = min(int(self._arrays["neighbours"][0]), len(distances))
+        near = np.argpartition(distances, k - 1)[:k]
+        return np.asarray(self._values[half][near].mean(0))
+
+
+_FEWEST_STEPS = 0.02  # a token: no drafter gives fifty tokens a step
+
+
+class Kernel(Regressor):
+    """Steps per token, 1 / tau: `base + exp(-gamma |x - points|^2) weights`.
+
+    x is z and behind it half times `apart`; `shape`: gamma, apart.
+    """
+
+    shapes: ClassVar[Shapes] = {"points": ("n", "inputs"), "weights": ("n", "arms"), "base": ("arms",), "shape": (2,)}
+
+    def __init__(self, arrays: Arrays, arms: int) -> None:
+        super().__init__(arrays, arms)
+        if self._sizes["inputs"] != self.dimension + 1:
+            raise PolicyRefused(f"array points has {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
+        self._gamma, self._apart = (float(value) for value in arrays["shape"])
+        if self._gamma <= 0:
+            raise PolicyRefused("array shape holds a gamma that is not positive")
+        self._squares = np.square(arrays["points"]).sum(1)
+
+    def _predict(self, z: Vector, half: int) -> Floats:
+        x = np.append(z, np.float32(self._apart * half)).astype(np.float32)
+        distances = self._squares - 2 * (self._arrays["points"] @ x) + x @ x
+        steps = self._arrays["base"] + np.exp(-self._gamma * distances) @ self._arrays["weights"]
+        return np.asarray(-np.log(np.clip(steps, _FEWEST_STEPS, 1.0)))
+
+
+class Trees(Regressor):
+    """Sums of regression trees, one ensemble an arm. In node i: `left[i]` if `z[feature[i]] <= threshold[i]`.
+
+    `feature` is -1 at a leaf, which leads to itself; `half` counts as feature number d.
+    """
+
+    shapes: ClassVar[Shapes] = {
+        **dict.fromkeys(("feature", "threshold", "left", "right", "value"), ("arms", "trees", "nodes")),
+        "base": ("arms",),
+        "depth": (1,),
+    }
+
+    def __init__(self, arrays: Arrays, arms: int) -> None:
+        super().__init__(arrays, arms)
+        nodes = self._sizes["nodes"]
+        integers = {name: arrays[name].astype(np.int64) for name in ("feature", "left", "right")}
+        if not all(((integers[name] >= 0) & (integers[name] < nodes)).all() for name in ("left", "right")):
+            raise PolicyRefused("a tree leads to a node that it does not have")
+        if not ((integers["feature"] >= -1) & (integers["feature"] <= self.dimension)).all():
+            raise PolicyRefused("a tree reads a feature that there is not")
+        self._feature, self._left, self._right = (integers[name] for name in ("feature", "left", "right"))
+
+    def _predict(self, z: Vector, half: int) -> Floats:
+        x = np.append(z, half)
+        arm, tree = np.ogrid[: self._feature.shape[0], : self._feature.shape[1]]
+        node = np.zeros(self._feature.shape[:2], np.int64)
+        for _ in range(int(self._arrays["depth"][0])):
+            feature = self._feature[arm, tree, node]
+            goes_left = x[feature] <= self._arrays["threshold"][arm, tree, node]
+            below = np.where(goes_left, self._left[arm, tree, node], self._right[arm, tree, node])
+            node = np.where(feature < 0, node, below)
+        return np.asarray(self._arrays["base"] + self._arrays["value"][arm, tree, node].sum(1))
+
+
+class Perceptrons(Regressor):
+    """The mean of several perceptrons with one hidden layer; half is their last input. Its deviation grows where they
+    disagree."""
+
+    shapes: ClassVar[Shapes] = {
+        "w1": ("members", "inputs", "hidden"),
+        "b1": ("members", "hidden"),
+        "w2": ("members", "hidden", "arms"),
+        "b2": ("members", "arms"),
+    }
+
+    def __init__(self, arrays: Arrays, arms: int) -> None:
+        super().__init__(arrays, arms)
+        if self._sizes["inputs"] != self.dimension + 1:
+            raise PolicyRefused(f"array w1 takes {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
+
+    def __call__(self, vector: Vector, sampled: bool) -> tuple[Floats, Floats]:
+        z = (vector - self._arrays["mean"]) / self._arrays["scale"]
+        each = self._members(z, int(sampled))
+        noise = self._arrays["sigma"][int(sampled)]
+        return each.mean(0), np.sqrt(np.square(noise) + each.var(0))
+
+    def _predict(self, z: Vector, half: int) -> Floats:
+        return np.asarray(self._members(z, half).mean(0))
+
+    def _members(self, z: Vector, half: int) -> Floats:
+        """What each of them predicts, [members, arms]."""
+        w = self._arrays
+        x = np.append(z, np.float32(half)).astype(np.float32)
+        hidden = np.maximum(x @ w["w1"] + w["b1"], 0.0)
+        return np.asarray((hidden[:, None] @ w["w2"])[:, 0] + w["b2"])
+
+
+_KINDS: dict[str, type[Regressor]] = {
+    "linear": Linear,
+    "centroids": Centroids,
+    "neighbours": Neighbours,
+    "kernel": Kernel,
+    "trees": Trees,
+    "perceptrons": Perceptrons,
+}
+
+
+def make(kind: Any, arrays: Arrays, arms: int) -> Regressor:
+    """The regressor of an artefact. Raises `PolicyRefused`."""
+    if kind not in _KINDS:
+        raise PolicyRefused(f"unknown regressor {kind!r} ({nearest(str(kind), _KINDS)}known: {', '.join(_KINDS)})")
+    return _KINDS[kind](arrays, arms)

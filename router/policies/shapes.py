@@ -1,0 +1,33 @@
+"""Checks that the arrays of an artefact fit together before anything computes with them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from router.errors import PolicyRefused
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+Shapes = Mapping[str, tuple[str | int, ...]]
+"""Each array's shape in names and numbers."""
+
+
+def check_shapes(arrays: Arrays, expected: Shapes, **sizes: int) -> dict[str, int]:
+    """Sizes by name, where `expected` spells each array's shape in names and numbers: `{"w": ("d", "arms")}`.
+
+    Raises `PolicyRefused` with the first array that is missing, of another shape, or not finite.
+    """
+    if missing := [name for name in expected if name not in arrays]:
+        raise PolicyRefused(f"arrays are missing: {', '.join(missing)}")
+    for name, spelled in expected.items():
+        found = arrays[name].shape
+        if len(found) == len(spelled):
+            for size, length in zip(spelled, found, strict=True):
+                if isinstance(size, str):
+                    sizes.setdefault(size, length)
+        wanted = tuple(sizes.get(size, 0) if isinstance(size, str) else size for size in spelled)
+        if found != wanted:
+            raise PolicyRefused(f"array {name} has shape {found}, expected {wanted} ({', '.join(map(str, spelled))})")
+        if not np.isfinite(arrays[name]).all():
+            raise PolicyRefused(f"array {name} holds values that are not finite")
+    return sizes

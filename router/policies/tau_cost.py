@@ -1,0 +1,101 @@
+"""The default policy: tau is learned from the request, the cost of a step is profiled, and the least time wins.
+
+seconds_a = start_a + prompt tokens * per_token_a + (output tokens - 1) * step_a / tau_a(x)
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from router.errors import PolicyRefused
+from router.lexical import FEATURES
+from router.policies import regressors
+from router.policies.base import Policy, Probabilities, onto
+from router.policies.regressors import Regressor
+from router.policies.shapes import Arrays, Shapes, check_shapes
+from router.types import Context
+
+_CHARS_PER_TOKEN = 4.0
+_TEMPERATURE, _MAX_TOKENS, _CHARS = (
+    FEATURES.index(name) - len(FEATURES) for name in ("temperature", "log_max_tokens", "log_chars")
+)
+_COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
+
+
+class TauCostPolicy(Policy):
+    """Gives the request to the arm of the least expected time, and keeps it at `default` in doubt.
+
+    Arrays: those of its regressor (log tau), and the costs: `step_s` [arms, 2] seconds of a decoding step, greedy and
+    sampled, `start_s` and `per_token_s` [arms] of the time to the first token. Options: `regressor`; `default`, an
+    arm; `z` and `switch_cost`: another arm must promise more seconds less than the default than `z` deviations of its
+    own time and this share of the default's; `output_tokens`: of a usual answer, where `max_tokens` allows more;
+    `floor`: probability of every arm.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        arms: tuple[str, ...],
+        featurizer: str,
+        regressor: Regressor,
+        arrays: Arrays,
+        options: dict[str, Any],
+    ) -> None:
+        check_shapes(arrays, _COSTS, arms=len(arms))
+        self.id, self.arms, self.featurizer = id, arms, featurizer
+        self._regressor = regressor
+        self._step_s, self._start_s, self._per_token_s = (arrays[name].astype(np.float64) for name in _COSTS)
+        self._default = arms.index(options["default"])
+        self._z, self._switch_cost = float(options["z"]), float(options["switch_cost"])
+        self._output_tokens, self._floor = float(options["output_tokens"]), float(options["floor"])
+
+    @classmethod
+    def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "TauCostPolicy":
+        """The policy of an artefact (see `router.policies.artifact`). Raises `PolicyRefused`."""
+        arms = tuple(manifest["arms"])
+        options = {"z": 0.0, "switch_cost": 0.0, "floor": 0.0, **manifest.get("options", {})}
+        if options.get("default") not in arms:
+            raise PolicyRefused(f"option default names {options.get('default')!r}, which is no arm of {list(arms)}")
+        limits = {"z": 100.0, "switch_cost": 1.0, "floor": 1 / len(arms), "output_tokens": 1e6}
+        for name, most in limits.items():
+            value = options.get(name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
+                raise PolicyRefused(f"option {name} is {value!r}; it must be a number from 0 to {most:g}")
+        regressor = regressors.make(options.get("regressor"), arrays, len(arms))
+        return cls(id, arms, manifest["featurizer"], regressor, arrays, options)
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors it takes."""
+        return self._regressor.dimension
+
+    def tau(self, context: Context) -> Probabilities:
+        """Expected acceptance lengths [arms], 1 or more."""
+        return np.asarray(np.exp(np.maximum(self._log_tau(context)[0], 0.0)), np.float64)
+
+    def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
+        """Expected seconds of the request under every arm and their deviations, each [arms]."""
+        mean, deviation = self._log_tau(context)
+        vector = context.vector
+        tokens = min(self._output_tokens, np.expm1(10.0 * vector[_MAX_TOKENS]))
+        steps_s = max(tokens - 1.0, 0.0) * self._step_s[:, int(vector[_TEMPERATURE] > 0)]
+        decode_s = steps_s / np.exp(np.maximum(mean, 0.0))
+        prompt_tokens = np.expm1(10.0 * vector[_CHARS]) / _CHARS_PER_TOKEN
+        return self._start_s + prompt_tokens * self._per_token_s + decode_s, decode_s * deviation
+
+    def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
+        if context is None:
+            raise ValueError(f"policy {self.id} needs a context")
+        seconds, deviation = self.seconds(context)
+        if not np.isfinite(seconds).all():
+            raise ValueError(f"policy {self.id} gave times that are not finite")
+        best = int(np.where(eligible, seconds, np.inf).argmin())
+        if eligible[self._default]:
+            saved = seconds[self._default] - seconds[best]
+            if saved <= self._z * deviation[best] + self._switch_cost * seconds[self._default]:
+                best = self._default
+        return onto(best, eligible, self._floor)
+
+    def _log_tau(self, context: Context) -> tuple[Any, Any]:
+        return self._regressor(context.vector, bool(context.vector[_TEMPERATURE] > 0))

@@ -1,0 +1,85 @@
+"""The shipped policy over HTTP, beside every fixed engine, and beside what was predicted of it.
+
+`python -m tests.bench.live --costs DATASET --json FILE` starts the embedded fleet, sends held-out prompts under every
+engine and under the policy in random order, and then predicts the same from replayed answers and the costs of a live
+dataset: the gain over the best fixed engine should agree within 5 points.
+"""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from deploy.config import resolve, with_router
+from deploy.console import out, prepare_models, progress_bar
+from deploy.demo import POLICY, judge_routed, routed_tasks, show
+from deploy.fleet import running
+from deploy.results import write
+from engines.preflight import target_path
+from policy_training.collect import measure, pinned_tasks
+from policy_training.costs import Costs
+from policy_training.dataset import Dataset, load, save
+from policy_training.evaluate import Interval, evaluate
+from policy_training.label import Labeller
+from policy_training.matrix import matrix
+from policy_training.train import choices
+from policy_training.workloads import generate, interleaved
+from router.policies import SHIPPED, read
+
+SEED = 900
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--costs", type=Path, required=True, help="live dataset whose costs predict")
+    parser.add_argument("-n", type=int, default=60, help="prompts")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/live.parquet"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    fleet = with_router(resolve("embedded"), policy="embedded")
+    prepare_models(fleet)
+    arms = list(fleet.arms)
+    prompts = interleaved(generate(args.n, seed=SEED, sampled_share=0.5, max_tokens=args.max_tokens))
+    with progress_bar() as bar:
+        row = bar.add_task("measuring", total=len(prompts) * (len(arms) + 1))
+        with running(fleet) as url:
+            asyncio.run(measure(url, fleet.target.name, pinned_tasks(prompts[:2], arms, 0)))
+            tasks = routed_tasks(prompts, arms, SEED)
+            measured = asyncio.run(measure(url, fleet.target.name, tasks, progress=lambda *_: bar.advance(row)))
+        save(args.out, measured)
+        result, held_out = judge_routed(measured, arms, fleet.router.default_engine, SEED)
+        row = bar.add_task("predicting", total=len(prompts))
+        policy = read(SHIPPED)
+        featurizers = [f for f in _featurizers() if f.id == policy.featurizer]
+        labeller = Labeller(target_path(fleet.target), fleet.engines, featurizers, seed=SEED, alone_tokens=0)
+        labels, contexts = labeller.label(prompts, lambda n: bar.advance(row, n))
+    expected = matrix(
+        Dataset(tuple(labels), contexts), arms, featurizer=policy.featurizer, costs=Costs.fit(load(args.costs), arms)
+    )
+    shares = choices(policy, expected)
+    predicted = evaluate(expected, (shares * expected.time_s).sum(1), shares, fleet.router.default_engine, seed=SEED)
+    show(result, out)
+    ours, theirs = result.policy_vs_best_fixed, predicted.policy_vs_best_fixed
+    out.print(
+        f"against the best fixed engine: predicted {theirs.value:.3f}, measured {ours.value:.3f}", highlight=False
+    )
+    figures = {
+        "predicted_vs_best_fixed": theirs,
+        "measured_vs_best_fixed": ours,
+        "measured_vs_plain": result.policy_vs_plain,
+        "difference_in_points": Interval(*(100 * float(np.abs(ours.value - theirs.value)),) * 3),
+    }
+    if args.json:
+        write(args.json, len(held_out), figures, by_arm=result.time_s, policy_s=result.policy_time_s, condition=POLICY)
+
+
+def _featurizers() -> list[object]:
+    from deploy.cli_policy import featurizers
+
+    return featurizers()
+
+
+if __name__ == "__main__":
+    main()

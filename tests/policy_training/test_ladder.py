@@ -1,0 +1,142 @@
+"""The ladder and the experiments on a bandit whose best arms are known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policy_training import experiments, ladder, paper
+from policy_training.dataset import Dataset, DatasetError
+from policy_training.experiments import Question
+from policy_training.ladder import Score
+from router.lexical import FEATURES
+from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
+from tests.policy_training.test_dataset import measured
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BANDIT = Bandit.draw(400, seed=0)
+DATA = BANDIT.matrix()
+QUESTION = Question(DATA, COSTS, "plain", seeds=(0, 1))
+
+
+def test_a_score_of_known_times() -> None:
+    test = replace(DATA.take(np.arange(4)), kinds=("a", "a", "b", "b"), time_s=np.asarray([[4.0, 2, 8, 9]] * 4))
+    chosen = np.eye(4)[[1, 1, 0, 0]]
+    found = ladder.score(test, chosen, "plain", "plain")
+    assert found == Score(16 / 12, 16 / 12, 0.5, 2.0, 1.0)
+    assert ladder.score(test, np.eye(4)[[1] * 4], "ngram", "plain").share_of_oracle == 1.0
+
+
+def test_halves_hold_every_kind_alike_and_everything_once() -> None:
+    train, test = ladder.halves(DATA, 3, 0.5)
+    assert sorted([*train, *test]) == list(range(400))
+    kinds = np.asarray(DATA.kinds)
+    for kind in set(DATA.kinds):
+        assert abs((kinds[train] == kind).sum() - (kinds[test] == kind).sum()) <= 1
+    again, _ = ladder.halves(DATA, 3, 0.5)
+    assert (train == again).all()
+
+
+def test_a_domain_that_is_judged_was_not_seen() -> None:
+    for split in ladder.domains(DATA):
+        assert set(split.test.kinds) == {split.name.removeprefix("domain:")}
+        assert not set(split.test.kinds) & set(split.train.kinds)
+
+
+def test_rewording_judges_the_held_out_tasks_alone() -> None:
+    split = ladder.rewording(DATA, DATA, seed=1)
+    assert not set(split.train.prompt_ids) & set(split.test.prompt_ids)
+    assert len(split.train) + len(split.test) == 400
+
+
+def test_the_ladder_knows_a_good_learner() -> None:
+    dear = replace(COSTS, step_s=COSTS.step_s * np.asarray([1.0, 3.0, 3.0, 3.0])[:, None])
+    question = replace(QUESTION, reworded=DATA, loaded=dear)
+    climb = experiments.climb(question, ["best_fixed", "ridge", "exact"])
+    assert climb["best_fixed"]["iid"]["share_of_oracle"].value == pytest.approx(0)
+    assert climb["ridge"]["iid"]["share_of_oracle"].value > 0.85
+    assert climb["ridge"]["rewording"]["share_of_oracle"].value > 0.85
+    # Costs carry over to another load, rewards do not.
+    assert climb["ridge"]["load"]["vs_best_fixed"].value > climb["exact"]["load"]["vs_best_fixed"].value
+    assert set(climb["ridge"]) == {"iid", "domain", "rewording", "load"}
+
+
+def test_more_requests_teach_more_and_sizes_that_are_not_there_are_left_out() -> None:
+    curve = experiments.learning_curve(QUESTION, "ridge", (20, 150, 5000))
+    assert list(curve) == [20, 150]
+    assert curve[150].value > curve[20].value
+
+
+def test_the_embedding_matters_where_it_decides() -> None:
+    lost = experiments.importance(QUESTION, "ridge")
+    assert set(lost) == {"embedding", *FEATURES}
+    assert lost["embedding"] > 0.5
+    assert abs(lost["log_turns"]) < 0.05
+
+
+def test_choices_calibration_and_regret() -> None:
+    shares = experiments.choice_map(QUESTION, "ridge")
+    assert shares["cluster-0"]["ngram"] > 0.9
+    assert experiments.calibration(QUESTION, "exact") is None
+    predicted, seen = experiments.calibration(QUESTION, "ridge") or ()
+    assert predicted.shape == seen.shape
+    assert len(seen) == 3 * len(ladder.iid(DATA, 0).test)
+    assert abs(np.log(predicted / seen)).mean() < 0.2
+    lost = experiments.regret(QUESTION, "ridge")
+    assert set(lost) == {*ARMS, "policy"}
+    assert lost["policy"][-1] < min(lost[arm][-1] for arm in ARMS)
+    assert (np.diff(lost["plain"]) >= 0).all()
+
+
+# --- the paper's claims ---
+
+
+def alike() -> np.ndarray:
+    """Drafters are aligned with the target where they are fast; the default is the target itself."""
+    likeness = np.clip(np.log(BANDIT.tau) / 1.5, 0, 1)
+    likeness[:, 0] = 1.0
+    return likeness
+
+
+def test_alpha_trades_alignment_for_cost() -> None:
+    found = paper.sweep(QUESTION, alike())
+    assert [one.alpha for one in found] == list(paper.ALPHAS)
+    assert found[-1].alignment > found[0].alignment
+    assert found[-1].vs_best_fixed > found[0].vs_best_fixed
+
+
+def test_subsets_of_drafters() -> None:
+    found = paper.subsets(QUESTION, "ridge", ARMS[1:])
+    assert list(found) == [2, 3]
+    assert all(one.value > 1 for one in found.values())
+
+
+def test_slow_drafters_are_refused_and_none_is_taken_where_it_is_fastest() -> None:
+    share, slower = paper.refused(QUESTION, "ridge")
+    assert share < 0.08
+    assert slower > 1
+    right, wrong = paper.none_where_it_helps(QUESTION, "ridge")
+    assert right > 0.8 > 0.2 > wrong
+
+
+def test_a_statistic_that_ranks_arms_is_found() -> None:
+    noise = np.random.default_rng(0).random(BANDIT.tau.shape)
+    found = paper.proxies(DATA, DATA, {"rouge_l": alike(), "bleu": noise, "overlap": noise}, "plain")
+    assert found["replayed_tau"] > 0.5
+    assert found["rouge_l"] > found["bleu"]
+    assert np.isnan(found["live_acceptance_rate"])
+
+
+def test_alignments_come_from_greedy_requests_and_their_lack_is_an_error() -> None:
+    some = [replace(measured("p0", arm), alignment={"rouge_l": 0.5, "bleu": 0.1, "overlap": 0.4}) for arm in ARMS[1:]]
+    found = paper.alignments(Dataset(tuple(some)), DATA, "plain")
+    assert found["rouge_l"][0].tolist() == [1.0, 0.5, 0.5, 0.5]
+    assert np.isnan(found["bleu"][1:]).all()
+    with pytest.raises(DatasetError, match="label with --alone"):
+        paper.alignments(Dataset(()), DATA, "plain")
+
+
+def test_the_setting_is_the_questions() -> None:
+    assert QUESTION.setting(3) == replace(SETTING, seed=3)
+    assert (BEST == [1, 2, 3, 0]).all()

@@ -1,0 +1,127 @@
+"""Estimators against the truth of a synthetic bandit, against each other, and against Vowpal Wabbit."""
+
+import numpy as np
+import pytest
+
+from policy_training.dataset import DatasetError
+from policy_training.ope import (
+    ESTIMATORS,
+    Logged,
+    confidence_sequence,
+    effective_size,
+    estimate_all,
+    reward_model,
+    weights,
+)
+from tests.policy_training.bandit import ARMS, BEST, Bandit
+
+BANDIT = Bandit.draw(4000, seed=5)
+TRUTH = BANDIT.reward()
+GOOD = np.full((len(BANDIT), len(ARMS)), 0.1)
+GOOD[np.arange(len(BANDIT)), BEST[BANDIT.clusters]] = 0.7
+"""A policy that takes the best arm seven times in ten."""
+VALUE = float((GOOD * TRUTH).sum(1).mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_estimates_cover_the_truth(seed: int) -> None:
+    logged = BANDIT.logged(seed)
+    q = reward_model(BANDIT.contexts, logged, len(ARMS))
+    for name, found in estimate_all(logged, GOOD, q, seed=seed).items():
+        slack = 0.02 if name == "dm" else 0.005  # a model of rewards has a bias that no interval knows
+        assert found.value.low - slack <= VALUE <= found.value.high + slack, name
+        assert found.reliable
+
+
+def test_nine_in_ten_intervals_or_more_hold_the_truth() -> None:
+    held = dict.fromkeys(ESTIMATORS, 0)
+    for seed in range(40):
+        rows = np.random.default_rng(seed).permutation(len(BANDIT))[:800]
+        logged = BANDIT.logged(seed)
+        part = Logged(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
+        q = reward_model(BANDIT.contexts[rows], part, len(ARMS))
+        for name, found in estimate_all(part, GOOD[rows], q, resamples=200, seed=seed).items():
+            held[name] += found.value.low <= VALUE <= found.value.high
+    assert all(held[name] >= 34 for name in ("ips", "snips", "dr", "switch", "dros")), held
+
+
+def test_dr_is_nearer_than_ips() -> None:
+    errors = {"ips": [], "dr": []}  # type: dict[str, list[float]]
+    for seed in range(20):
+        logged = BANDIT.logged(seed)
+        found = estimate_all(logged, GOOD, reward_model(BANDIT.contexts, logged, len(ARMS)), resamples=10)
+        for name in errors:
+            errors[name].append((found[name].value.value - VALUE) ** 2)
+    assert np.mean(errors["dr"]) < np.mean(errors["ips"])
+
+
+def test_all_agree_where_the_policy_is_the_logging_policy() -> None:
+    logged = BANDIT.logged(0)
+    pi = np.zeros_like(GOOD)
+    pi[np.arange(len(BANDIT)), logged.arm] = logged.propensity
+    q = np.zeros_like(pi)
+    found = estimate_all(logged, pi, q, resamples=10)
+    assert effective_size(weights(logged, pi)) == pytest.approx(len(BANDIT))
+    for name in ("ips", "snips", "dr", "switch"):
+        assert found[name].value.value == pytest.approx(logged.reward.mean()), name
+
+
+def test_few_effective_decisions_are_no_verdict() -> None:
+    logged = BANDIT.logged(0)
+    rows = np.arange(100)
+    part = Logged(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
+    assert not estimate_all(part, GOOD[rows], np.zeros_like(GOOD[rows]), resamples=10)["dr"].reliable
+    assert effective_size(np.zeros(5)) == 0
+
+
+def test_confidence_sequences_hold_at_every_moment() -> None:
+    left = 0
+    for seed in range(40):
+        rows = np.random.default_rng(seed).permutation(len(BANDIT))[:600]
+        logged = BANDIT.logged(seed)
+        w = weights(logged, GOOD)[rows]
+        low, high = confidence_sequence(w, logged.reward[rows], alpha=0.1)
+        assert (np.diff(low) >= 0).all()
+        left += bool(((low > VALUE) | (high < VALUE)).any())
+    assert left <= 8  # 4 are expected at most; 8 or fewer come 98 times in 100
+
+
+def test_confidence_sequences_become_narrow() -> None:
+    logged = BANDIT.logged(1)
+    low, high = confidence_sequence(weights(logged, GOOD), logged.reward)
+    assert 0 < low[-1] < VALUE < high[-1] < 1
+    assert high[-1] - low[-1] < 0.25
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        confidence_sequence(np.ones(2), np.asarray([0.5, 1.5]))
+
+
+@pytest.mark.parametrize(
+    ("arm", "reward", "propensity", "problem"),
+    [
+        ([], [], [], "one length"),
+        ([0, 1], [1.0], [0.5, 0.5], "one length"),
+        ([0], [np.nan], [0.5], "not finite"),
+        ([0], [1.0], [0.0], "propensity"),
+        ([0], [1.0], [1.5], "propensity"),
+    ],
+)
+def test_logs_that_cannot_be_weighed_are_refused(
+    arm: list[int], reward: list[float], propensity: list[float], problem: str
+) -> None:
+    with pytest.raises(DatasetError, match=problem):
+        Logged(np.asarray(arm, np.int64), np.asarray(reward), np.asarray(propensity))
+
+
+def test_vowpal_wabbit_estimates_the_same() -> None:
+    """IPS of a deterministic policy: VW's own average reward over the same logs."""
+    vw = pytest.importorskip("vowpalwabbit")
+    logged = BANDIT.logged(2)
+    wanted = BEST[BANDIT.clusters]
+    learner = vw.Workspace(f"--cb {len(ARMS)} --cb_type ips --eval --quiet")
+    for taken, arm, reward, p in zip(wanted, logged.arm, logged.reward, logged.propensity, strict=True):
+        learner.learn(f"{taken + 1} {arm + 1}:{-reward}:{p} | x")
+    theirs = -learner.get_sum_loss() / len(BANDIT)
+    learner.finish()
+    pi = np.eye(len(ARMS))[wanted]
+    ours = estimate_all(logged, pi, np.zeros_like(pi), resamples=10)["ips"].value.value
+    assert ours == pytest.approx(theirs, rel=1e-4)
