@@ -57,10 +57,11 @@ bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, loss
 	$(BIN)/python -m tests.bench.hybrid --json tests/bench/results/hybrid.json
 	$(BIN)/python -m tests.bench.model_free --json tests/bench/results/model-free.json
 	$(BIN)/draftpick drafters losses --prompts generated:math@1000 --out runs/losses --json tests/bench/results/losses.json
+	$(BIN)/draftpick drafters layer-skip --prompts generated:math@200 --trials 40 --heal-minutes 3 --out runs/self
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --json tests/bench/results/replay.json
 
 policy: $(READY)  ## Make the policy that ships from nothing, and its report: measure, label, train, judge (2 hours)
-	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/live -n 36
+	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/live -n 84
 	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
 	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048
 	$(BIN)/draftpick label --out $(RUNS)/policy/reworded -n 512 --reworded

@@ -77,6 +77,7 @@ def label(
     sampled_share: SampledShare = 0.5,
     max_tokens: MaxTokens = 64,
     reworded: Annotated[bool, typer.Option(help="Ask for the same tasks in other words.")] = False,
+    answers: Annotated[int, typer.Option(min=1, help="Answers to each sampled prompt, whose mean counts.")] = 1,
     alone: Annotated[int, typer.Option(min=0, help="Liken so many tokens that each drafter says alone.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Ray Data workers of a cluster; 0: in this process.")] = 0,
     seed: Seed = 1,
@@ -106,7 +107,7 @@ def label(
     parts = Parts(output)
     todo = parts.todo(chosen, PART)
     done = sum(map(len, todo))
-    target, options = target_path(fleet.target), {"seed": seed, "alone_tokens": alone}
+    target, options = target_path(fleet.target), {"seed": seed, "answers": answers, "alone_tokens": alone}
     if workers:
         on_ray(target, engines, todo, output, workers, **options)
     elif todo:

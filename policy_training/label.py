@@ -40,22 +40,30 @@ def can_replay(engine: Engine) -> bool:
 class Labeller:
     """Labels prompts of the target at a path under engines that can be replayed.
 
+    `answers`: to each sampled prompt; another sample is accepted otherwise, and only the mean of them can be foreseen.
     `alone_tokens`: how much each drafter says on its own, to be likened to the target's greedy answer; 0: nothing.
     """
 
     def __init__(
-        self, target: str, engines: Sequence[Engine], featurizers: Sequence[Featurizer], *, seed: int, alone_tokens: int
+        self,
+        target: str,
+        engines: Sequence[Engine],
+        featurizers: Sequence[Featurizer],
+        *,
+        seed: int,
+        answers: int = 1,
+        alone_tokens: int = 0,
     ) -> None:
         self._answer = Answerer(Path(target), seed=seed, **_ENGINE)
         self._decode = _decoder(target)
-        self._featurizers, self._alone_tokens = featurizers, alone_tokens
+        self._featurizers, self._answers, self._alone_tokens = featurizers, answers, alone_tokens
         self._engines = [(engine, _Replayed(engine, target)) for engine in engines]
 
     def label(self, prompts: Sequence[Prompt], told: Told = lambda n: None) -> tuple[list[Measurement], Contexts]:
         """Measurements and contexts of a part. Prompts too long for the target are left out."""
-        asked = [Ask(p.text, p.temperature, p.max_tokens) for p in prompts]
-        places, answers = self._answer(asked)
-        kept = [prompts[place] for place in places]
+        each = [prompt for prompt in prompts for _ in range(self._answers if prompt.temperature > 0 else 1)]
+        places, answers = self._answer([Ask(p.text, p.temperature, p.max_tokens) for p in each])
+        kept = [each[place] for place in places]
         measurements = []
         for prompt, tokens, answer in zip(kept, answers.prompts(), answers.answers(), strict=True):
             loops = repeats_itself(self._decode(answer))
@@ -65,8 +73,8 @@ class Labeller:
                 if self._alone_tokens and prompt.temperature == 0 and engine.drafter is not None:
                     more["alignment"] = self._alignment(replayed.speak(tokens, self._alone_tokens), answer)
                 measurements.append(Measurement.of(prompt, engine.name, engine.name, outcome, **more))
-            told(1)
-        return measurements, contexts(self._featurizers, kept)
+        told(len(prompts))
+        return measurements, contexts(self._featurizers, list(dict.fromkeys(kept)))
 
     def _alignment(self, own: Tokens, answer: Tokens) -> dict[str, float]:
         beginning = answer[: self._alone_tokens]

@@ -64,11 +64,13 @@ def matrix(
 ) -> Matrix:
     """The requests that were measured under all `labels`; with contexts of `featurizer`, if one is given.
 
-    Replayed measurements have no times: `costs` tells what theirs would be. Raises `DatasetError` when none is left.
+    Of several measurements of a request under one label the means count. Replayed measurements have no times: `costs`
+    tells what theirs would be. Raises `DatasetError` when none is left.
     """
-    by_prompt: dict[str, dict[str, Measurement]] = {}
+    measured: dict[str, dict[str, list[Measurement]]] = {}
     for m in data.measurements:
-        by_prompt.setdefault(m.prompt_id, {})[m.label] = m
+        measured.setdefault(m.prompt_id, {}).setdefault(m.label, []).append(m)
+    by_prompt = {i: {label: _mean(several) for label, several in cells.items()} for i, cells in measured.items()}
     dropped: Counter[str] = Counter(data.dropped)
     rows, contexts = [], []
     for prompt_id, cells in by_prompt.items():
@@ -121,6 +123,32 @@ def _matrix(
         featurizer=featurizer,
         contexts=contexts,
     )
+
+
+def _mean(several: Sequence[Measurement]) -> Measurement:
+    """One measurement for several of a request under one arm; those that failed count if there is no other."""
+    usable = [m for m in several if m.outcome.status == "ok"] or several
+    if len(usable) == 1:
+        return usable[0]
+    outcomes = [m.outcome for m in usable]
+
+    # Times follow steps per token, 1 / tau.
+    steps = [1 / (o.acceptance_length or 1.0) for o in outcomes]
+    tokens = _mean_of([o.output_tokens for o in outcomes])
+    outcome = replace(
+        outcomes[0],
+        ttft_s=_mean_of([o.ttft_s for o in outcomes]),
+        tpot_s=_mean_of([o.tpot_s for o in outcomes]),
+        acceptance_rate=_mean_of([o.acceptance_rate for o in outcomes]),
+        acceptance_length=1 / float(np.mean(steps)),
+        output_tokens=None if tokens is None else round(tokens),
+    )
+    return replace(usable[0], outcome=outcome)
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _unusable(cells: dict[str, Measurement], labels: Sequence[str], *, timed: bool) -> str | None:

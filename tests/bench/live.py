@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.cli_policy import featurizers
 from deploy.config import resolve, with_router
 from deploy.console import out, prepare_models, progress_bar
 from deploy.demo import POLICY, judge_routed, routed_tasks, show
@@ -52,8 +53,8 @@ def main() -> None:
         result, held_out = judge_routed(measured, arms, fleet.router.default_engine, SEED)
         row = bar.add_task("predicting", total=len(prompts))
         policy = read(SHIPPED)
-        featurizers = [f for f in _featurizers() if f.id == policy.featurizer]
-        labeller = Labeller(target_path(fleet.target), fleet.engines, featurizers, seed=SEED, alone_tokens=0)
+        made = [f for f in featurizers() if f.id == policy.featurizer]
+        labeller = Labeller(target_path(fleet.target), fleet.engines, made, seed=SEED)
         labels, contexts = labeller.label(prompts, lambda n: bar.advance(row, n))
     expected = matrix(
         Dataset(tuple(labels), contexts), arms, featurizer=policy.featurizer, costs=Costs.fit(load(args.costs), arms)
@@ -73,12 +74,6 @@ def main() -> None:
     }
     if args.json:
         write(args.json, len(held_out), figures, by_arm=result.time_s, policy_s=result.policy_time_s, condition=POLICY)
-
-
-def _featurizers() -> list[object]:
-    from deploy.cli_policy import featurizers
-
-    return featurizers()
 
 
 if __name__ == "__main__":

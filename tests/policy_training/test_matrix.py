@@ -101,6 +101,17 @@ def test_part_of_a_matrix_keeps_its_columns() -> None:
     assert data.take(np.asarray([True, False, False, True])).prompt_ids == ("a", "d")
 
 
+def test_of_several_measurements_the_means_count() -> None:
+    taus, times = (1.0, 3.0), (0.03, 0.01)
+    several = [measured("p", "x", acceptance_length=tau, tpot_s=t) for tau, t in zip(taus, times, strict=True)]
+    failed = measured("p", "x", status="timeout")
+    data = of([*several, failed, measured("p", "y")], ["x", "y"])
+    assert len(data) == 1
+    assert data.acceptance_length[0, 0] == pytest.approx(1.5)  # two tokens in 1 + 1/3 steps
+    alone = of([measured("p", "x", tpot_s=0.02), measured("p", "y")], ["x", "y"])
+    assert data.time_s[0, 0] == pytest.approx(alone.time_s[0, 0])
+
+
 # --- costs ---
 
 
