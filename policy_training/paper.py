@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from policy_training import ladder
 from policy_training.alignment import STATISTICS
@@ -91,7 +92,8 @@ def _one_alpha(
     reward[:, none] = _reward_of_none(reward[train], data.time_s[train], none)
     setting, exact = question.setting(seed), ExactGradient(entropy=_ENTROPY)
     bias = reward[train].mean(0) / _ENTROPY
-    made = fit_softmax(data.take(train), reward[train], bias, exact.loss, exact.options, setting)
+    with threadpool_limits(1):
+        made = fit_softmax(data.take(train), reward[train], bias, exact.loss, exact.options, setting)
     manifest = {"kind": made.kind, "arms": list(data.arms), "featurizer": data.featurizer, "options": made.options}
     policy = policies.make({**manifest, "arrays_sha256": "0" * 64}, made.arrays)
     held = data.take(test)

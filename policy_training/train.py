@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from policy_training.dataset import DatasetError
 from policy_training.learners.base import Learner, Setting
@@ -22,9 +23,14 @@ FEWEST_REQUESTS = 16
 
 
 def fit(data: Matrix, learner: Learner, setting: Setting) -> tuple[dict[str, Any], Arrays]:
-    """Manifest and arrays of a policy that is fitted to `data`. Raises `DatasetError` for data that cannot make one."""
+    """Manifest and arrays of a policy that is fitted to `data`. Raises `DatasetError` for data that cannot make one.
+
+    On one thread: on matrices this small, threads wait for each other longer than they compute, and sums must not
+    depend on their number.
+    """
     _check(data, setting.default)
-    made = learner.fit(data, setting)
+    with threadpool_limits(1):
+        made = learner.fit(data, setting)
     manifest = {
         "kind": made.kind,
         "arms": list(data.arms),

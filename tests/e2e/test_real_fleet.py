@@ -53,7 +53,7 @@ def metric(url: str, arm: str, name: str) -> float:
 def test_the_shipped_policy_serves(real_url: str) -> None:
     state = httpx.get(f"{real_url}/ready").json()
     assert state["engines"] == dict.fromkeys(ARMS, 1)
-    assert state["policy"].startswith("mlp:")
+    assert state["policy"].startswith("tau_cost:")
     assert state["policy_refused"] is None
 
 

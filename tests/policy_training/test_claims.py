@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from policy_training import claims
 from policy_training.dataset import Dataset, Measurement
@@ -11,8 +10,6 @@ from policy_training.evaluate import Interval
 from policy_training.experiments import Question
 from tests.policy_training.bandit import ARMS, COSTS, Bandit
 from tests.policy_training.test_dataset import measured
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 BANDIT = Bandit.draw(240, seed=0)
 CURVE = {50: Interval(0.5, 0.4, 0.6), 200: Interval(0.79, 0.7, 0.9), 400: Interval(0.8, 0.7, 0.9)}

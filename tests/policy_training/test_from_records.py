@@ -16,8 +16,6 @@ from router.records import encode
 from router.types import Context, Decision, Outcome, Record
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BANDIT = Bandit.draw(600, seed=2)
 LOG = BANDIT.logged(0)
 

@@ -13,8 +13,6 @@ from router.lexical import FEATURES
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 from tests.policy_training.test_dataset import measured
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BANDIT = Bandit.draw(400, seed=0)
 DATA = BANDIT.matrix()
 QUESTION = Question(DATA, COSTS, "plain", seeds=(0, 1))

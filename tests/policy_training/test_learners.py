@@ -21,8 +21,6 @@ from router.policies.tau_cost import TauCostPolicy
 from router.types import Context
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, TAU, Bandit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FIT, FRESH = Bandit.draw(300, seed=0), Bandit.draw(400, seed=1)
 REGRESSIONS = ("domain_lookup", "knn", "ridge", "boosting", "mlp_regression", "tau_cost")
 

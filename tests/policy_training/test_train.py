@@ -19,8 +19,6 @@ from router.openai import parse
 from router.policies import read
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FEATURIZER = LexicalFeaturizer()
 BANDIT = Bandit.draw(60, seed=0)
 
