@@ -63,11 +63,11 @@ bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, loss
 policy: $(READY)  ## Make the policy that ships from nothing, and its report: measure, label, train, judge (2 hours)
 	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/live -n 84
 	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
-	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048
-	$(BIN)/draftpick label --out $(RUNS)/policy/reworded -n 512 --reworded
+	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048 --workers 2
+	$(BIN)/draftpick label --out $(RUNS)/policy/reworded -n 512 --reworded --workers 2
 	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --out router/policies/shipped
 	$(BIN)/draftpick collect --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-live -n 24 --seed 3
-	$(BIN)/draftpick label --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-replayed -n 384 --seed 4 --alone 32
+	$(BIN)/draftpick label --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-replayed -n 384 --seed 4 --alone 32 --workers 2
 	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --reworded $(RUNS)/policy/reworded \
 	  --loaded $(RUNS)/policy/loaded --paper $(RUNS)/policy/paper-live --paper $(RUNS)/policy/paper-replayed \
 	  --self-drafting self --out $(RUNS)/policy/report.html --results tests/bench/results

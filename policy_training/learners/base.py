@@ -84,14 +84,14 @@ def contexts_of(data: Matrix) -> npt.NDArray[np.float32]:
     return data.contexts
 
 
-def log_tau(data: Matrix) -> Floats:
-    """The regression's labels [n, arms]; 0 where nothing is drafted."""
-    return reward.log_tau(data.acceptance_length)
+def prepared(data: Matrix) -> tuple[Scaling, npt.NDArray[np.float32], Floats, npt.NDArray[np.int64]]:
+    """What a regression reads: the scaling, scaled contexts [n, d], log tau [n, arms], and halves [n].
 
-
-def sampled(data: Matrix) -> npt.NDArray[np.int64]:
-    """1 for requests that sample, 0 for greedy ones, [n]."""
-    return np.asarray(data.temperatures > 0, np.int64)
+    Log tau is 0 where nothing is drafted; a half is 1 for requests that sample, 0 for greedy ones.
+    """
+    scaling = Scaling.of(contexts_of(data))
+    halves = np.asarray(data.temperatures > 0, np.int64)
+    return scaling, scaling(contexts_of(data)), reward.log_tau(data.acceptance_length), halves
 
 
 def deviations(residuals: Floats, halves: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

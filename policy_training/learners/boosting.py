@@ -6,17 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.learners.base import (
-    Fit,
-    Learner,
-    Scaling,
-    Setting,
-    contexts_of,
-    deviations,
-    log_tau,
-    regression,
-    sampled,
-)
+from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -31,8 +21,7 @@ class Boosting(Learner):
     def fit(self, data: Matrix, setting: Setting) -> Fit:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        scaling = Scaling.of(contexts_of(data))
-        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        scaling, z, y, half = prepared(data)
         x = np.concatenate([z, half[:, None]], axis=1).astype(np.float64)
         models = []
         for arm in range(len(data.arms)):

@@ -4,17 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.learners.base import (
-    Fit,
-    Learner,
-    Scaling,
-    Setting,
-    contexts_of,
-    deviations,
-    log_tau,
-    regression,
-    sampled,
-)
+from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -28,8 +18,7 @@ class DomainLookup(Learner):
     def fit(self, data: Matrix, setting: Setting) -> Fit:
         from sklearn.cluster import KMeans
 
-        scaling = Scaling.of(contexts_of(data))
-        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        scaling, z, y, half = prepared(data)
         clusters = max(1, min(self.clusters, len(data) // 10))
         found = KMeans(clusters, n_init=4, random_state=setting.seed).fit(z)
         values = np.empty((2, clusters, len(data.arms)))

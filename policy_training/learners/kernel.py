@@ -10,17 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.learners.base import (
-    Fit,
-    Learner,
-    Scaling,
-    Setting,
-    contexts_of,
-    deviations,
-    log_tau,
-    regression,
-    sampled,
-)
+from policy_training.learners.base import Fit, Learner, Scaling, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -47,8 +37,8 @@ class KernelRegression(Learner):
         from sklearn.kernel_approximation import Nystroem
         from sklearn.linear_model import RidgeCV
 
-        scaling = Scaling.of(contexts_of(data))
-        z, y, half = scaling(contexts_of(data)), np.exp(-log_tau(data)), sampled(data)
+        scaling, z, log_tau, half = prepared(data)
+        y = np.exp(-log_tau)
         x = np.concatenate([z, self.apart * half[:, None]], axis=1).astype(np.float64)
         points = min(self.points, len(data))
         features: Any = Nystroem(gamma=self.gamma, n_components=points, random_state=setting.seed)

@@ -4,17 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.learners.base import (
-    Fit,
-    Learner,
-    Scaling,
-    Setting,
-    contexts_of,
-    deviations,
-    log_tau,
-    regression,
-    sampled,
-)
+from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -25,8 +15,7 @@ class Knn(Learner):
     neighbours: int | None = None
 
     def fit(self, data: Matrix, setting: Setting) -> Fit:
-        scaling = Scaling.of(contexts_of(data))
-        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        scaling, z, y, half = prepared(data)
         k = self.neighbours or max(3, round(np.sqrt(len(data))))
         sigma = deviations(y - _without_oneself(z, y, half, k), half)
         arrays = {

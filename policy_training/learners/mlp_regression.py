@@ -7,17 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from policy_training.learners.base import (
-    Fit,
-    Learner,
-    Scaling,
-    Setting,
-    contexts_of,
-    deviations,
-    log_tau,
-    regression,
-    sampled,
-)
+from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -34,15 +24,7 @@ class MLPRegression(Learner):
     dropout: float = 0.2
 
     def fit(self, data: Matrix, setting: Setting) -> Fit:
-        arrays, scaling, sigma = self.regressor(data, setting)
-        return regression("perceptrons", arrays, scaling, sigma, data, setting)
-
-    def regressor(
-        self, data: Matrix, setting: Setting
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], Scaling, npt.NDArray[np.float32]]:
-        """Arrays of `router.policies.regressors.Perceptrons`, its scaling, and the deviations of what it predicts."""
-        scaling = Scaling.of(contexts_of(data))
-        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        scaling, z, y, half = prepared(data)
         x = torch.from_numpy(np.concatenate([z, half[:, None]], axis=1).astype(np.float32))
         centre, spread = y.mean(0), y.std(0) + 1e-6
         target = torch.tensor((y - centre) / spread, dtype=torch.float32)
@@ -65,7 +47,8 @@ class MLPRegression(Learner):
                 parts[name].append(np.array(array, np.float32, order="C"))
         seen = votes > 0
         sigma = deviations(missed[seen] / votes[seen, None], half[seen])
-        return {name: np.stack(arrays) for name, arrays in parts.items()}, scaling, sigma
+        arrays = {name: np.stack(members) for name, members in parts.items()}
+        return regression("perceptrons", arrays, scaling, sigma, data, setting)
 
     def _train(self, x: torch.Tensor, target: torch.Tensor, member: int, setting: Setting) -> nn.Sequential:
         model = nn.Sequential(

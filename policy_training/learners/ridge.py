@@ -4,17 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.learners.base import (
-    Fit,
-    Learner,
-    Scaling,
-    Setting,
-    contexts_of,
-    deviations,
-    log_tau,
-    regression,
-    sampled,
-)
+from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -27,8 +17,7 @@ class RidgeRegression(Learner):
     def fit(self, data: Matrix, setting: Setting) -> Fit:
         from sklearn.linear_model import RidgeCV
 
-        scaling = Scaling.of(contexts_of(data))
-        z, y, half = scaling(contexts_of(data)), log_tau(data), sampled(data)
+        scaling, z, y, half = prepared(data)
         d = z.shape[1]
         x = np.concatenate([z, half[:, None] * z, half[:, None]], axis=1).astype(np.float64)
         model = RidgeCV(alphas=self.penalties, store_cv_results=True).fit(x, y)
