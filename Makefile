@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A folder of its own for test and demo output
 RUNS ?= runs
+# What the embedded heads were trained on: no data of the policy, but known of its drafters
+HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve demo test test-fast check format bench bench-drafters policy bench-policy lock clean
@@ -60,21 +62,23 @@ bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, loss
 	$(BIN)/draftpick drafters layer-skip --prompts generated:math@200 --trials 40 --heal-minutes 3 --out runs/self
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --json tests/bench/results/replay.json
 
-policy: $(READY)  ## Make the policy that ships from nothing, and its report: measure, label, train, judge (2 hours)
+policy: $(READY)  ## Make the policy that ships from nothing, and its report: measure, label, train, judge (3 hours)
 	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/live -n 84
 	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
-	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048 --workers 2
+	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048 --answers 3 --workers 2
 	$(BIN)/draftpick label --out $(RUNS)/policy/reworded -n 512 --reworded --workers 2
-	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --out router/policies/shipped
+	$(BIN)/draftpick label --out $(RUNS)/policy/often -n 64 --seed 6 --sampled-share 1 --answers 12 --workers 2
+	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --out router/policies/shipped
 	$(BIN)/draftpick collect --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-live -n 24 --seed 3
 	$(BIN)/draftpick label --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-replayed -n 384 --seed 4 --alone 32 --workers 2
-	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --reworded $(RUNS)/policy/reworded \
-	  --loaded $(RUNS)/policy/loaded --paper $(RUNS)/policy/paper-live --paper $(RUNS)/policy/paper-replayed \
-	  --self-drafting self --out $(RUNS)/policy/report.html --results tests/bench/results
+	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) \
+	  --reworded $(RUNS)/policy/reworded --loaded $(RUNS)/policy/loaded --often $(RUNS)/policy/often \
+	  --paper $(RUNS)/policy/paper-live --paper $(RUNS)/policy/paper-replayed --self-drafting self \
+	  --out $(RUNS)/policy/report.html --results tests/bench/results
 
 bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, its training (40 minutes)
 	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json tests/bench/results/live.json
-	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed --json tests/bench/results/featurizer.json
+	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --json tests/bench/results/featurizer.json
 	$(BIN)/python -m tests.bench.training --json tests/bench/results/training.json
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)

@@ -1,7 +1,6 @@
 """The command line of policies: `draftpick collect | label | dataset | train | evaluate | use`."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,10 @@ policy_app = typer.Typer()
 Data = Annotated[list[Path], typer.Option("--data", help="Dataset of `collect` or `label`; may be repeated.")]
 SampledShare = Annotated[float, typer.Option(min=0, max=1, help="Share of prompts at temperature 0.7.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Homes = Annotated[
+    list[str],
+    typer.Option("--home", help="ARM=PROMPTS its drafter was made for, e.g. code=generated:code; may be repeated."),
+]
 Default = Annotated[str, typer.Option(help="The default engine.")]
 _PART = 8  # prompts measured before they are written
 _ENCODER_SEED = 20_000  # its texts are nobody else's
@@ -52,18 +55,27 @@ def collect(
 ) -> None:
     """Send prompts to every engine in randomised order and measure acceptance, TTFT and TPOT.
 
+    What was measured before stays; where the router's features have changed since, its requests get the new ones.
+
     Example: draftpick collect --config embedded --out runs/live -n 60
     """
     from deploy.collecting import fleet_at, measure_parts
-    from policy_training.dataset import Parts
+    from deploy.features import featurizers
+    from policy_training.contexts import renew
+    from policy_training.dataset import Parts, load
 
-    chosen, parts = some_prompts(prompts, n, seed, sampled_share, max_tokens), Parts(output)
+    chosen, parts, made = some_prompts(prompts, n, seed, sampled_share, max_tokens), Parts(output), featurizers()
+    renewed = renew(output, chosen, made)
     todo = parts.todo(chosen, max(_PART, 3 * concurrency))
-    with progress_bar() as bar, fleet_at(config, url, port, bar) as base:
-        arms, sent, failed = measure_parts(base, todo, parts, featurizers(), concurrency, seed, bar)
+    sent, failed = 0, 0
+    if todo:
+        with progress_bar() as bar, fleet_at(config, url, port, bar) as base:
+            sent, failed = measure_parts(base, todo, parts, made, concurrency, seed, bar)
+    arms = load(output).arms
     kept = len(chosen) - sum(map(len, todo))
-    result = {"measurements": sent, "failed": failed, "kept": kept, "arms": arms, "out": str(output)}
-    say(as_json, result, f"{sent} measurements ({failed} failed) in {output}; {kept} prompts were there already")
+    result = {"measurements": sent, "failed": failed, "kept": kept, "renewed": renewed, "arms": arms}
+    there = f"{kept} prompts were there already{_renewed(renewed)}"
+    say(as_json, {**result, "out": str(output)}, f"{sent} measurements ({failed} failed) in {output}; {there}")
     if sent and failed == sent:
         raise typer.Exit(1)
 
@@ -85,13 +97,16 @@ def label(
 ) -> None:
     """Label prompts by replay: one answer of the target tells what every engine would have accepted of it.
 
-    No engine of the fleet has to run, and an interrupted run goes on where it was. Times come from live measurements:
-    give both to `train`.
+    No engine of the fleet has to run, and an interrupted run goes on where it was. Where the router's features have
+    changed since, requests that are labelled already get the new ones. Times come from live measurements: give both to
+    `train`.
 
     Example: draftpick label --out runs/replayed -n 2000
     """
     from deploy.config import resolve
+    from deploy.features import featurizers
     from engines.preflight import target_path
+    from policy_training.contexts import renew
     from policy_training.dataset import Parts
     from policy_training.label import PART, Labeller, can_replay, on_ray
     from policy_training.workloads import reword
@@ -104,8 +119,9 @@ def label(
     chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
     if reworded:
         chosen = [reword(prompt, seed) for prompt in chosen]
-    parts = Parts(output)
-    todo = parts.todo(chosen, PART)
+    parts, made = Parts(output), featurizers()
+    renewed = renew(output, chosen, made)
+    todo = parts.todo(chosen, max(PART // answers, 1))
     done = sum(map(len, todo))
     target, options = target_path(fleet.target), {"seed": seed, "answers": answers, "alone_tokens": alone}
     if workers:
@@ -113,12 +129,13 @@ def label(
     elif todo:
         with progress_bar() as bar:
             row = bar.add_task("labelling", total=done)
-            labeller = Labeller(target, engines, featurizers(), **options)
+            labeller = Labeller(target, engines, made, **options)
             for part in todo:
                 parts.add(*labeller.label(part, lambda count: bar.advance(row, count)))
     left_out = [engine.name for engine in fleet.engines if engine not in engines]
-    result = {"prompts": done, "engines": [e.name for e in engines], "left_out": left_out, "out": str(output)}
-    note = f"; left out: {', '.join(left_out)}" if left_out else ""
+    names = [engine.name for engine in engines]
+    result = {"prompts": done, "renewed": renewed, "engines": names, "left_out": left_out, "out": str(output)}
+    note = _renewed(renewed) + (f"; left out: {', '.join(left_out)}" if left_out else "")
     say(as_json, result, f"{done} prompts labelled under {len(engines)} engines in {output}{note}")
 
 
@@ -159,14 +176,17 @@ def train(
     learner: Annotated[str, typer.Option(help="Name of the learner; a wrong one lists them.")] = "tau_cost",
     default: Default = "plain",
     featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the lightest in the data.")] = None,
+    homes: Homes = [],
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train a policy on measurements, on replayed labels with live measurements, or on the router's own records.
 
+    With --home the default learner knows what drafters were made for, before anything like it was measured.
+
     Example: draftpick train --data runs/live --data runs/replayed --out runs/policy
     """
-    from deploy.training import train_on_data, train_on_records
+    from deploy.training import Asked, train_on_data, train_on_records
     from policy_training.learners import learner as learner_of
 
     if bool(data) == (from_records is not None):
@@ -178,10 +198,11 @@ def train(
         def told(done: int, total: int) -> None:
             bar.update(row, completed=done / total)
 
+        asked = Asked(chosen, default, featurizer, homes, seed, told)
         if from_records is not None:
-            result = train_on_records(from_records, chosen, default, featurizer, output, seed, told)
+            result = train_on_records(from_records, asked, output)
         else:
-            result = train_on_data(data, chosen, default, featurizer, output, seed, told)
+            result = train_on_data(data, asked, output)
     lines = "; ".join(f"{name} {value}" for name, value in result.items())
     say(as_json, result, lines)
 
@@ -231,12 +252,8 @@ def use(
     say(as_json, {"policies": ids}, f"serving {', '.join(sorted(set(ids)))} on {len(ids)} router replica(s)")
 
 
-def featurizers() -> list[Any]:
-    """Those whose contexts datasets keep: the sentence encoder's and the static one's."""
-    from router.deployment import sentence_featurizer, static_featurizer
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return [sentence_featurizer(), static_featurizer()]
+def _renewed(requests: int) -> str:
+    return f"; {requests} requests have new contexts" if requests else ""
 
 
 @policy_app.command()
@@ -268,6 +285,9 @@ def report(
     output: Annotated[Path, typer.Option("--out", help="The HTML page.")] = Path("runs/report.html"),
     reworded: Annotated[list[Path], typer.Option(help="Dataset of the same prompts, `label --reworded`.")] = [],
     loaded: Annotated[list[Path], typer.Option(help="Live dataset under load, `collect --concurrency`.")] = [],
+    often: Annotated[list[Path], typer.Option(help="Other prompts, answered often: `label --answers 12`.")] = [],
+    more: Annotated[list[Path], typer.Option(help="Other prompts, which the learning curve goes on with.")] = [],
+    homes: Homes = [],
     paper: Annotated[list[Path], typer.Option(help="Datasets of the seed paper's fleet, `label --alone`.")] = [],
     self_drafting: Annotated[str, typer.Option(help="Comma list: its engines that draft with the target.")] = "",
     results: Annotated[Path | None, typer.Option(help="Also write figures as JSON into this folder.")] = None,
@@ -280,7 +300,8 @@ def report(
 
     Example: draftpick report --data runs/live --data runs/replayed --out runs/report.html
     """
-    from deploy.report import Paper, as_rows, fits, run_report
+    from deploy.features import homes_of
+    from deploy.report import Brief, Paper, as_rows, fits, run_report
     from deploy.training import lightest, matrix_of
     from policy_training.costs import Costs
     from policy_training.dataset import load
@@ -294,14 +315,20 @@ def report(
     found = load(*data)
     name = lightest(found, featurizer)
     matrix, costs = matrix_of(found, name, found.arms)
-    other = matrix_from(reworded, name, matrix.arms, costs)
+
+    def replayed(paths: list[Path]) -> Any:
+        return matrix_from(paths, name, matrix.arms, costs)
+
     under_load = Costs.fit(load(*loaded), matrix.arms) if loaded else None
     with progress_bar() as bar:
 
         def told() -> None:
             bar.advance(row)
 
-        question = Question(matrix, costs, default, range(seeds), other, under_load, told)
+        question = Question(
+            matrix, costs, default, range(seeds), replayed(reworded), under_load, replayed(more),
+            homes_of(homes, name), told,
+        )  # fmt: skip
         judged = None
         if paper:
             said = load(*paper)
@@ -310,8 +337,9 @@ def report(
                 said,
                 _listed(self_drafting),
             )
-        row = bar.add_task("judging", total=fits(question, wanted, judged))
-        climb = run_report(question, wanted, chosen, output, results, judged)
+        brief = Brief(question, wanted, chosen, judged, load(*often) if often else None)
+        row = bar.add_task("judging", total=fits(brief))
+        climb = run_report(brief, output, results)
     rows = as_rows(climb)
     table = Table(*rows[0], title="share of the oracle's gain over the best fixed engine")
     for one in rows:

@@ -43,13 +43,13 @@ def measure_parts(
     concurrency: int,
     seed: int,
     bar: Progress,
-) -> tuple[list[str], int, int]:
-    """Measure parts of prompts and write each; returns the engines, and how many requests were sent and failed."""
+) -> tuple[int, int]:
+    """Measure parts of prompts and write each; returns how many requests were sent and how many failed."""
     arms, model = asyncio.run(arms_of(url)), model_of(url)
     row = bar.add_task("collecting", total=sum(map(len, todo)) * len(arms))
     sent, failed = 0, 0
-    if todo:  # an engine's first answer is slow
-        asyncio.run(measure(url, model, pinned_tasks([_WARM_UP], arms, seed)))
+    # An engine's first answer is slow.
+    asyncio.run(measure(url, model, pinned_tasks([_WARM_UP], arms, seed)))
     for prompts in todo:
         tasks = pinned_tasks(prompts, arms, seed)
         # Under load one engine after another: they would slow each other.
@@ -60,4 +60,4 @@ def measure_parts(
             measured += asyncio.run(asked)
         sent, failed = sent + len(measured), failed + sum(m.outcome.status != "ok" for m in measured)
         parts.add(measured, contexts(featurizers, prompts))
-    return arms, sent, failed
+    return sent, failed

@@ -20,6 +20,7 @@ _SPLITS = {
     "iid": "requests like those of training",
     "domain": "a kind of prompt that training never saw",
     "rewording": "the same tasks in other words",
+    "own_words": "the same, chosen for in the first words",
     "load": "costs of a step under load",
 }
 Climb = dict[str, dict[str, dict[str, Interval]]]
@@ -43,20 +44,58 @@ class Paper:
     self_drafting: Sequence[str]
 
 
-def run_report(
-    question: Question,
-    learners: Sequence[str],
-    name: str,
-    out: Path,
-    results: Path | None,
-    paper: Paper | None = None,
-) -> Climb:
-    """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What a report is to judge. `name`: the learner that all but the ladder is about; `often`: see `foresight`."""
 
-    `name`: the learner that all but the ladder is about.
-    """
-    climb = experiments.climb(question, learners)
+    question: Question
+    learners: Sequence[str]
+    name: str
+    paper: Paper | None = None
+    often: Dataset | None = None
+
+
+def run_report(brief: Brief, out: Path, results: Path | None) -> Climb:
+    """Write the page, and `ladder.json` and `paper.json` into the folder `results`."""
+    question, name, paper = brief.question, brief.name, brief.paper
+    climb = experiments.climb(question, brief.learners)
     curve = experiments.learning_curve(question, name, _SIZES)
+    foresight = experiments.foresight(question, brief.often, name) if brief.often else {}
+    sections, findings = _sections(question, name, climb, curve), None
+    if paper is not None:
+        findings = check(paper.question, paper.data, name, curve, paper.self_drafting)
+        sections.append(
+            Section(
+                "Alpha",
+                "The seed paper's policy, whose reward is alpha * alignment + (1 - alpha) * cost: what it chooses, and "
+                "what that comes to in time.",
+                plots.alphas(findings.alphas),
+            )
+        )
+    page = Environment(loader=PackageLoader("deploy"), autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        page.render(
+            name=name, sections=sections, splits={k: v for k, v in _SPLITS.items() if k in climb[name]}, climb=climb,
+            requests=len(question.data), kinds=sorted(set(question.data.kinds)), arms=question.data.arms,
+            claims=findings.claims if findings else [], paper_arms=paper.question.data.arms if paper else [],
+            dropped=question.data.dropped, foresight=foresight, command=command_line(), machine=machine(),
+            versions=versions(),
+        )
+    )  # fmt: skip
+    if results is not None:
+        figures = ladder_figures(climb, name) | {f"learning_curve/{n}": share for n, share in curve.items()} | foresight
+        write(results / "ladder.json", len(question.data), figures, seeds=list(question.seeds), learner=name)
+        if paper is not None and findings is not None:
+            words = {claim.name: {"said": claim.said, "found": claim.found} for claim in findings.claims}
+            write(results / "paper.json", len(paper.question.data), paper_figures(findings), claims=words)
+    return climb
+
+
+def _sections(question: Question, name: str, climb: Climb, curve: dict[int, Interval]) -> list[Section]:
+    """The pictures, from what was found and what the default learner makes of the data."""
     shares = experiments.choice_map(question, name)
     important = experiments.importance(question, name)
     tau = experiments.calibration(question, name)
@@ -86,36 +125,7 @@ def run_report(
     if tau is not None:
         text = "Predicted and measured acceptance length of held-out requests."
         sections.append(Section("Calibration", text, plots.calibration(*tau)))
-    findings = None
-    if paper is not None:
-        findings = check(paper.question, paper.data, name, curve, paper.self_drafting)
-        sections.append(
-            Section(
-                "Alpha",
-                "The seed paper's policy, whose reward is alpha * alignment + (1 - alpha) * cost: what it chooses, and "
-                "what that comes to in time.",
-                plots.alphas(findings.alphas),
-            )
-        )
-    page = Environment(loader=PackageLoader("deploy"), autoescape=True, undefined=StrictUndefined).get_template(
-        "report.html"
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        page.render(
-            name=name, sections=sections, splits={k: v for k, v in _SPLITS.items() if k in climb[name]}, climb=climb,
-            requests=len(question.data), kinds=sorted(set(question.data.kinds)), arms=question.data.arms,
-            claims=findings.claims if findings else [], paper_arms=paper.question.data.arms if paper else [],
-            dropped=question.data.dropped, command=command_line(), machine=machine(), versions=versions(),
-        )
-    )  # fmt: skip
-    if results is not None:
-        figures = ladder_figures(climb, name) | {f"learning_curve/{n}": share for n, share in curve.items()}
-        write(results / "ladder.json", len(question.data), figures, seeds=list(question.seeds), learner=name)
-        if paper is not None and findings is not None:
-            words = {claim.name: {"said": claim.said, "found": claim.found} for claim in findings.claims}
-            write(results / "paper.json", len(paper.question.data), paper_figures(findings), claims=words)
-    return climb
+    return sections
 
 
 def paper_figures(findings: Findings) -> dict[str, Interval]:
@@ -140,17 +150,25 @@ def ladder_figures(climb: Climb, name: str) -> dict[str, Interval]:
     figures["lodo_share_of_oracle"] = own["domain"]["share_of_oracle"]
     figures["worst_domain_vs_plain"] = own["iid"]["worst_domain_vs_plain"]
     if "rewording" in own:
-        gain, reworded = own["iid"]["vs_best_fixed"].value - 1, own["rewording"]["vs_best_fixed"].value - 1
-        share = reworded / gain if gain > 0 else 0.0
-        figures["rewording_share_of_own_gain"] = Interval(share, share, share)
+        # Of the same requests and answers; other words change the answers too, and with them what there is to gain.
+        figures["rewording_share_of_own_gain"] = _share(own["rewording"], own["own_words"])
+        figures["rewording_share_of_iid_gain"] = _share(own["rewording"], own["iid"])
     return figures
 
 
-def fits(question: Question, learners: Sequence[str], paper: Paper | None = None) -> int:
+def _share(scores: dict[str, Interval], of: dict[str, Interval]) -> Interval:
+    """What two gains over the best fixed engine come to, each the mean over the seeds."""
+    gain, other = scores["vs_best_fixed"].value - 1, of["vs_best_fixed"].value - 1
+    return Interval(*(3 * (gain / other if other > 0 else 0.0,)))
+
+
+def fits(brief: Brief) -> int:
     """How many times `run_report` tells of progress, for a bar."""
-    seeds = len(question.seeds)
-    sizes = sum(size <= len(question.data) // 2 for size in _SIZES)
-    return seeds * (len(learners) + sizes) + 4 + (steps(paper.question, paper.self_drafting) if paper else 0)
+    question, paper = brief.question, brief.paper
+    seeds, more = len(question.seeds), 0 if question.more is None else len(question.more)
+    sizes = sum(size <= len(question.data) // 2 + more for size in _SIZES)
+    fitted = seeds * (len(brief.learners) + sizes + (brief.often is not None)) + 4
+    return fitted + (steps(paper.question, paper.self_drafting) if paper else 0)
 
 
 def as_rows(climb: Climb) -> list[dict[str, Any]]:

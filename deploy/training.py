@@ -1,11 +1,13 @@
 """What `draftpick train` and its like do with datasets: which times count, whose contexts, and what is said of it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deploy.features import homes_of
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, load
 from policy_training.from_records import by_time, contexts_of, from_records, imputed, logged
@@ -39,34 +41,53 @@ def lightest(data: Dataset, featurizer: str | None) -> str:
     return featurizer or min(data.featurizers, key=lambda name: lengths[name])
 
 
-def train_on_data(
-    paths: Sequence[Path], learner: Learner, default: str, featurizer: str | None, out: Path, seed: int, told: Progress
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a policy is to be trained with: a featurizer (None: the lightest in the data) and what drafters are for."""
+
+    learner: Learner
+    default: str
+    featurizer: str | None
+    homes: Sequence[str]
+    seed: int
+    told: Progress
+
+    def setting(self, costs: Costs, featurizer: str) -> Setting:
+        """As a learner wants it. Raises ValueError for a home that cannot be read."""
+        return Setting(self.default, costs, self.seed, self.told, homes_of(self.homes, featurizer))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest should say of it."""
+        return {"homes": [Path(source).name for source in self.homes]}
+
+
+def train_on_data(paths: Sequence[Path], asked: Asked, out: Path) -> dict[str, Any]:
     """Train on datasets and write the artefact; returns what a user wants to know of it."""
     data = load(*paths)
-    made, costs = matrix_of(data, lightest(data, featurizer), data.arms)
-    provenance = {"data": [path.name for path in paths]}
-    train_policy(made, learner, Setting(default, costs, seed, told), out, provenance)
+    name = lightest(data, asked.featurizer)
+    made, costs = matrix_of(data, name, data.arms)
+    provenance = {"data": [path.name for path in paths], **asked.provenance}
+    train_policy(made, asked.learner, asked.setting(costs, name), out, provenance)
     shown = {"policy": str(out), "requests": len(made), "arms": list(made.arms), "featurizer": made.featurizer}
     return {**shown, "dropped": made.dropped}
 
 
-def train_on_records(
-    folder: Path, learner: Learner, default: str, featurizer: str | None, out: Path, seed: int, told: Progress
-) -> dict[str, Any]:
+def train_on_records(folder: Path, asked: Asked, out: Path) -> dict[str, Any]:
     """Train on the earlier records, write the artefact, estimate by the later ones what it would have earned."""
     data = from_records(folder)
     earlier, later = by_time(data, _EARLIER)
-    name = lightest(data, featurizer)
+    name = lightest(data, asked.featurizer)
     costs = Costs.fit(earlier, data.arms)
     made = imputed(earlier, data.arms, name, costs)
-    train_policy(made, learner, Setting(default, costs, seed, told), out, {"records": len(data.measurements)})
+    provenance = {"records": len(data.measurements), **asked.provenance}
+    train_policy(made, asked.learner, asked.setting(costs, name), out, provenance)
     seen = logged(later, data.arms)
     contexts = contexts_of(later, name)
     policy, everywhere = read(out), np.ones(len(data.arms), bool)
     order = [policy.arms.index(arm) for arm in data.arms]
     pi = np.stack([policy.probabilities(Context(v, name), everywhere)[order] for v in contexts])
-    estimates = estimate_all(seen, pi, reward_model(contexts, seen, len(data.arms)), seed=seed)
+    estimates = estimate_all(seen, pi, reward_model(contexts, seen, len(data.arms)), seed=asked.seed)
     logging_tpot = -float(seen.reward.mean())
     figures = {
         k: [round(-1000 * v, 3) for v in (e.value.value, e.value.high, e.value.low)] for k, e in estimates.items()

@@ -1,7 +1,7 @@
 """What the report is made of: each function is one question to the data, and answers with plain figures."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from policy_training import ladder
 from policy_training.costs import Costs
+from policy_training.dataset import Dataset, DatasetError
 from policy_training.evaluate import Interval, shares_by_kind
 from policy_training.ladder import Score, Split
 from policy_training.learners import LEARNERS, learner
 from policy_training.learners.base import Setting
-from policy_training.matrix import Matrix
+from policy_training.matrix import Matrix, each_answer, matrix
 from policy_training.train import choices, fitted
 from router.lexical import FEATURES
 from router.policies.tau_cost import TauCostPolicy
@@ -22,11 +23,15 @@ from router.types import Context
 Floats = npt.NDArray[np.float64]
 Told = Callable[[], None]
 """Called after each fit."""
+_FEWEST_ANSWERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The data of all experiments: requests, the same requests in other words, and costs of a step under load."""
+    """The data of all experiments: requests, the same requests in other words, and costs of a step under load.
+
+    `more`: requests that only the learning curve trains on; `homes`: see `Setting`.
+    """
 
     data: Matrix
     costs: Costs
@@ -34,11 +39,13 @@ class Question:
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     reworded: Matrix | None = None
     loaded: Costs | None = None
+    more: Matrix | None = None
+    homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     told: Told = lambda: None
 
     def setting(self, seed: int) -> Setting:
         """What a learner is told."""
-        return Setting(self.default, self.costs, seed)
+        return Setting(self.default, self.costs, seed, homes=self.homes)
 
 
 def climb(question: Question, learners: Sequence[str] = LEARNERS) -> dict[str, dict[str, dict[str, Interval]]]:
@@ -47,16 +54,15 @@ def climb(question: Question, learners: Sequence[str] = LEARNERS) -> dict[str, d
 
 
 def _splits(question: Question, name: str) -> dict[str, dict[str, Interval]]:
-    found: dict[str, list[Score]] = {"iid": [], "domain": [], "rewording": [], "reworded_own": [], "load": []}
+    found: dict[str, list[Score]] = {"iid": [], "domain": [], "rewording": [], "own_words": [], "load": []}
     for seed in question.seeds:
         setting = question.setting(seed)
         split = ladder.iid(question.data, seed)
         found["iid"].append(ladder.judge(name, split, setting))
         found["domain"].append(_over_domains(name, question, seed))
         if question.reworded is not None:
-            found["rewording"].append(
-                ladder.judge(name, ladder.rewording(question.data, question.reworded, seed), setting)
-            )
+            for one in ladder.rewording(question.data, question.reworded, seed):
+                found[one.name].append(ladder.judge(name, one, setting))
         if question.loaded is not None:
             found["load"].append(_under_load(name, split, question.loaded, setting))
         question.told()
@@ -111,16 +117,43 @@ def learning_curve(question: Question, name: str, sizes: Sequence[int]) -> dict[
         shares = []
         for seed in question.seeds:
             split = ladder.iid(question.data, seed)
-            if size > len(split.train):
+            train = split.train if question.more is None else split.train + question.more
+            if size > len(train):
                 continue
-            rows = np.random.default_rng(seed).permutation(len(split.train))[:size]
-            shares.append(
-                ladder.judge(name, replace(split, train=split.train.take(rows)), question.setting(seed)).share_of_oracle
-            )
+            rows = np.random.default_rng(seed).permutation(len(train))[:size]
+            fewer = replace(split, train=train.take(rows))
+            shares.append(ladder.judge(name, fewer, question.setting(seed)).share_of_oracle)
             question.told()
         if shares:
             curve[size] = interval(shares)
     return curve
+
+
+def foresight(question: Question, data: Dataset, name: str) -> dict[str, Interval]:
+    """What can be known before a sampled answer, of requests that were answered several times.
+
+    Shares of the gain of the oracle that knows the answer: of an oracle that knows all other answers to the same
+    request in its place, and of the policy. Trained on the question's data, which must not hold these requests.
+    """
+    judged = question.data
+    answers = [
+        matrix(one, judged.arms, featurizer=judged.featurizer, costs=question.costs) for one in each_answer(data)
+    ]
+    if len(answers) < _FEWEST_ANSWERS:
+        raise DatasetError(f"{len(answers)} answers to a request tell little: {_FEWEST_ANSWERS} or more are needed")
+    times = np.stack([one.time_s for one in answers])
+    best_fixed = int(judged.time_s.sum(0).argmin())
+    room = times[:, :, best_fixed].sum() - times.min(2).sum()
+    others = ((times.sum(0) - times) / (len(times) - 1)).argmin(2)
+    informed = np.take_along_axis(times, others[:, :, None], 2).sum()
+    shares = []
+    for seed in question.seeds:
+        policy = fitted(judged, learner(name), question.setting(seed))
+        routed = (choices(policy, answers[0]) * times).sum()
+        shares.append(float((times[:, :, best_fixed].sum() - routed) / room))
+        question.told()
+    other = float((times[:, :, best_fixed].sum() - informed) / room)
+    return {"foresight/other_answers": interval([other]), "foresight/policy": interval(shares)}
 
 
 def choice_map(question: Question, name: str) -> dict[str, dict[str, float]]:

@@ -25,7 +25,7 @@ from router.features import Featurizer
 from router.types import Outcome
 
 PART = 128
-"""Prompts that are answered in one batch and written as one part: what an interrupted run loses."""
+"""Answers that are given in one batch and written as one part: what an interrupted run loses."""
 
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": PART}
 Told = Callable[[int], None]

@@ -5,7 +5,7 @@ tasks asked in other words. load: the costs of a step under load, with text as b
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -84,11 +84,18 @@ def domains(data: Matrix) -> Iterator[Split]:
         yield Split(f"domain:{kind}", data.take(kinds != kind), data.take(kinds == kind))
 
 
-def rewording(data: Matrix, reworded: Matrix, seed: int) -> Split:
-    """Train on half of the requests, judge by the other half in other words; `reworded` names them by the same ids."""
+def rewording(data: Matrix, reworded: Matrix, seed: int) -> tuple[Split, Split]:
+    """Train on half of the requests, judge by the other half in other words; `reworded` names them by the same ids.
+
+    The second split judges by the same answers, but the policy reads each request in its first words: what it would
+    have chosen without the change.
+    """
     train, test = halves(data, seed, 0.5)
-    ids = {data.prompt_ids[i] for i in test}
-    return Split("rewording", data.take(train), reworded.take(np.asarray([i in ids for i in reworded.prompt_ids])))
+    ids = {data.prompt_ids[i]: i for i in test}
+    other = reworded.take(np.asarray([i in ids for i in reworded.prompt_ids]))
+    assert data.contexts is not None
+    first = replace(other, contexts=data.contexts[[ids[i] for i in other.prompt_ids]])
+    return Split("rewording", data.take(train), other), Split("own_words", data.take(train), first)
 
 
 def halves(data: Matrix, seed: int, share: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

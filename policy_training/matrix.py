@@ -11,6 +11,8 @@ from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
 
 Floats = npt.NDArray[np.float64]
+_CELLS = ("time_s", "acceptance_length", "acceptance_rate")
+_ROWS = (*_CELLS, "prompt_tokens", "output_tokens", "temperatures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +40,27 @@ class Matrix:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
+    def __add__(self, other: "Matrix") -> "Matrix":
+        """The requests of both, which have the same arms and featurizer."""
+        assert (self.arms, self.featurizer) == (other.arms, other.featurizer)
+        assert self.contexts is not None
+        assert other.contexts is not None
+        arrays = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in (*_ROWS, "contexts")}
+        return replace(
+            self, prompt_ids=self.prompt_ids + other.prompt_ids, kinds=self.kinds + other.kinds,
+            dropped=dict(Counter(self.dropped) + Counter(other.dropped)), **arrays,
+        )  # fmt: skip
+
     def only(self, arms: Sequence[str]) -> "Matrix":
         """The same requests under these arms alone."""
         columns = [self.arms.index(arm) for arm in arms]
-        cells = {n: getattr(self, n)[:, columns] for n in ("time_s", "acceptance_length", "acceptance_rate")}
+        cells = {name: getattr(self, name)[:, columns] for name in _CELLS}
         return replace(self, arms=tuple(arms), **cells)
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "Matrix":
         """These requests alone, by index or by mask."""
         chosen = np.arange(len(self))[rows]
-        arrays = {
-            name: getattr(self, name)[chosen]
-            for name in (
-                *("time_s", "acceptance_length", "acceptance_rate"),
-                *("prompt_tokens", "output_tokens", "temperatures"),
-            )
-        }
+        arrays = {name: getattr(self, name)[chosen] for name in _ROWS}
         ids, kinds = (tuple(values[i] for i in chosen) for values in (self.prompt_ids, self.kinds))
         contexts = None if self.contexts is None else self.contexts[chosen]
         return replace(self, prompt_ids=ids, kinds=kinds, contexts=contexts, **arrays)
@@ -86,6 +93,16 @@ def matrix(
     if not rows:
         raise DatasetError(f"no request was measured under all of {list(labels)} (dropped: {dict(dropped)})")
     return _matrix(rows, labels, dict(dropped), featurizer, np.stack(contexts) if featurizer else None, costs)
+
+
+def each_answer(data: Dataset) -> list[Dataset]:
+    """The first answers to all requests, the second ones, and so on, as far as every request was answered."""
+    seen: Counter[tuple[str, str]] = Counter()
+    rounds: dict[int, list[Measurement]] = {}
+    for m in data.measurements:
+        rounds.setdefault(seen[m.prompt_id, m.label], []).append(m)
+        seen[m.prompt_id, m.label] += 1
+    return [replace(data, measurements=tuple(rounds[i])) for i in range(min(seen.values()))]
 
 
 def _matrix(

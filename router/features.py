@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from router.lexical import FEATURES, lexical_features
+from router.lexical import FEATURES, VERSION, lexical_features
 from router.openai import Request
 from router.types import Context, Vector
 
@@ -34,7 +34,7 @@ class LexicalFeaturizer(Featurizer):
 
     def __init__(self, buckets: int = 64) -> None:
         self._buckets = buckets
-        self.id = f"lexical-{buckets}-v2"
+        self.id = f"words-{buckets}+{VERSION}"
         self.dimension = buckets + len(FEATURES)
 
     async def __call__(self, request: Request) -> Context:
@@ -58,7 +58,7 @@ class SentenceFeaturizer(Featurizer):
         self, encode: Callable[[Sequence[str]], Vector], dimension: int, name: str, *, cached: int = 4096
     ) -> None:
         """`encode` maps texts to vectors of shape `[len(texts), dimension]`."""
-        self.id = f"{name}+lexical-v2"
+        self.id = f"{name}+{VERSION}"
         self.dimension = dimension + len(FEATURES)
         self._encode = encode
         self._cache: OrderedDict[str, Vector] = OrderedDict()

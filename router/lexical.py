@@ -16,10 +16,21 @@ _INSTRUCTION_CHARS = 400
 _MOST_WORDS = 400
 
 _CODE_MARKS = "{}()[];=<>_`"
-_EDITS = re.compile(
-    r"\b(change|replace|rename|fix|correct|edit|rewrite|convert|repeat|add|remove|delete|insert|keep|refactor)\b", re.I
-)
-_JSON = re.compile(r"\b(json|schema|ya?ml|csv|xml|key-value|table)\b", re.I)
+
+_ASKS = {
+    "asks_edit": (
+        *("change", "replace", "rename", "fix", "correct", "edit", "rewrite", "convert", "repeat", "add", "remove"),
+        *("delete", "insert", "keep", "refactor", "modify", "substitute", "reproduce", "update", "turn"),
+    ),
+    "asks_whole": ("full", "whole", "entire", "complete", "everything else", "nothing else", "unchanged"),
+    "asks_new": (
+        *("write", "implement", "create", "compose", "finish", "fill in", "explain", "summarise", "summarize"),
+        "describe",
+    ),
+    "asks_json": ("json", "schema", "yaml", "yml", "csv", "xml", "key-value", "table"),
+}
+"""What the instruction says: an edit, all of a text again, a new text, a form to fill. Words, or two in a row."""
+_WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 _DIGIT = re.compile(r"\d")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -64,14 +75,6 @@ def _repetition(request: Request) -> float:
     return 1 - len(set(itertools.pairwise(words))) / pairs if pairs > 0 else 0.0
 
 
-def _asks_edit(request: Request) -> float:
-    return float(_EDITS.search(cut(request.text, _INSTRUCTION_CHARS)) is not None)
-
-
-def _asks_json(request: Request) -> float:
-    return float(request.structured or _JSON.search(cut(request.text, _INSTRUCTION_CHARS)) is not None)
-
-
 _FEATURES: dict[str, Callable[[Request], float]] = {
     "temperature": _temperature,
     "log_max_tokens": _log_max_tokens,
@@ -81,13 +84,17 @@ _FEATURES: dict[str, Callable[[Request], float]] = {
     "digit_share": _digit_share,
     "non_ascii_share": _non_ascii_share,
     "repetition": _repetition,
-    "asks_edit": _asks_edit,
-    "asks_json": _asks_json,
 }
-FEATURES = tuple(_FEATURES)
+FEATURES = (*_FEATURES, *_ASKS)
 """Names of the lexical features, in their order; they are the end of every context."""
+VERSION = "lexical-v3"
+"""Part of every featurizer's id: another when a feature changes its meaning."""
 
 
 def lexical_features(request: Request) -> Vector:
-    """The features of `FEATURES`, each roughly in [0, 2]; shape [10], float32."""
-    return np.fromiter((feature(request) for feature in _FEATURES.values()), np.float32, len(_FEATURES))
+    """The features of `FEATURES`, each roughly in [0, 2]; shape [12], float32."""
+    words = _WORD.findall(cut(request.text, _INSTRUCTION_CHARS).lower())
+    said = {*words, *map(" ".join, itertools.pairwise(words))}
+    asks = {name: not said.isdisjoint(wanted) for name, wanted in _ASKS.items()}
+    asks["asks_json"] |= request.structured
+    return np.asarray([*(feature(request) for feature in _FEATURES.values()), *asks.values()], np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from router.features import Featurizer
-from router.lexical import FEATURES, lexical_features
+from router.lexical import FEATURES, VERSION, lexical_features
 from router.openai import Request, cut
 from router.types import Context, Vector
 
@@ -34,7 +34,7 @@ class StaticFeaturizer(Featurizer):
         stored = load_file(folder / VECTORS)["vectors"]
         self._vectors: Vector = stored.astype(np.float32)
         self.dimension = stored.shape[1] + len(FEATURES)
-        self.id = f"static-{stored.shape[1]}-{sha256(stored.tobytes()).hexdigest()[:8]}+lexical-v2"
+        self.id = f"static-{stored.shape[1]}-{sha256(stored.tobytes()).hexdigest()[:8]}+{VERSION}"
 
     async def __call__(self, request: Request) -> Context:
         return Context(np.concatenate([self.embed(request.text), lexical_features(request)]), self.id)

@@ -1,7 +1,7 @@
 """What all learners share: their interface, the scaling of contexts, and the labels of a regression on log tau."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +19,22 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _CONSTANT = 1e-3
+_WEIGHTS = {"asks_": 2.0, "_share": 0.5}
+"""Of lexical features by a part of their name: what is asked tells more of a request than how its text looks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a learner is told beside the data: the default arm, costs of a step on every arm, a seed."""
+    """What a learner is told beside the data: the default arm, costs of a step on every arm, a seed.
+
+    `homes`: contexts [n, d] of requests like those that an arm's drafter was made for, by arm.
+    """
 
     default: str
     costs: Costs
     seed: int = 0
     progress: Progress = lambda done, total: None
+    homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +58,9 @@ class Learner(ABC):
 class Scaling:
     """z = (context - mean) / scale gives the lexical features together variance 1, and the embedding together too.
 
-    The embedding has one unit: its directions say less the less they vary. Each lexical feature has its own; one that
-    is constant in the data keeps that of the context: it must not decide alone when it changes in service.
+    The embedding has one unit: its directions say less the less they vary. Each lexical feature has its own, and a
+    weight; one that is constant in the data keeps that of the context: it must not decide alone when it changes in
+    service.
     """
 
     mean: npt.NDArray[np.float32]
@@ -66,7 +73,8 @@ class Scaling:
         scale = np.where(deviation < _CONSTANT, 1.0, deviation)
         embedded = max(contexts.shape[1] - len(FEATURES), 0)
         scale[:embedded] = np.sqrt(np.square(deviation[:embedded]).sum()) or 1.0
-        scale[embedded:] *= np.sqrt(len(FEATURES))
+        weights = [next((w for part, w in _WEIGHTS.items() if part in name), 1.0) for name in FEATURES]
+        scale[embedded:] *= np.sqrt(len(FEATURES)) / np.asarray(weights)[-(contexts.shape[1] - embedded) :]
         return cls(contexts.mean(axis=0).astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, contexts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

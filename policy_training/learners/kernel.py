@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.learners.base import Fit, Learner, Scaling, Setting, deviations, prepared, regression
+from policy_training.learners.base import Fit, Floats, Learner, Scaling, Setting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -22,7 +22,7 @@ class KernelRegression(Learner):
     """
 
     points: int = 500
-    gamma: float = 0.25
+    gamma: float = 0.2
     apart: float = 0.5
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
 
@@ -31,14 +31,18 @@ class KernelRegression(Learner):
         return regression("kernel", arrays, scaling, sigma, data, setting)
 
     def regressor(
-        self, data: Matrix, setting: Setting
+        self, data: Matrix, setting: Setting, known: Floats | float = 0.0
     ) -> tuple[dict[str, npt.NDArray[np.float32]], Scaling, npt.NDArray[np.float32]]:
-        """Arrays of `router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts."""
+        """Arrays of `router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts.
+
+        `known`: the part of the steps per token [n, arms] that something else tells; it is not learned.
+        """
         from sklearn.kernel_approximation import Nystroem
         from sklearn.linear_model import RidgeCV
 
         scaling, z, log_tau, half = prepared(data)
-        y = np.exp(-log_tau)
+        steps = np.exp(-log_tau)
+        y = steps - known
         x = np.concatenate([z, self.apart * half[:, None]], axis=1).astype(np.float64)
         points = min(self.points, len(data))
         features: Any = Nystroem(gamma=self.gamma, n_components=points, random_state=setting.seed)
@@ -52,4 +56,4 @@ class KernelRegression(Learner):
         }
         made = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
         # d log tau = -d steps / steps
-        return made, scaling, deviations(np.sqrt(squared) / y, half)
+        return made, scaling, deviations(np.sqrt(squared) / steps, half)

@@ -1,8 +1,13 @@
-"""The default: `KernelRegression` that stays with the best fixed arm where it is not sure enough."""
+"""The default: `KernelRegression` that stays with the best fixed arm where it is not sure enough.
+
+Where it is told what drafters were made for, it begins from that.
+"""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from policy_training.learners.base import Fit, Learner, Setting, regression
+from policy_training.learners.homes import Homes
 from policy_training.learners.kernel import KernelRegression
 from policy_training.matrix import Matrix
 
@@ -16,7 +21,10 @@ class TauCost(Learner):
     model: KernelRegression = field(default_factory=KernelRegression)
 
     def fit(self, data: Matrix, setting: Setting) -> Fit:
-        arrays, scaling, sigma = self.model.regressor(data, setting)
         usual = data.arms[int(data.time_s.sum(0).argmin())]
-        options = {"default": usual, "z": self.z, "switch_cost": self.switch_cost}
-        return regression("kernel", arrays, scaling, sigma, data, setting, **options)
+        options: dict[str, Any] = {"default": usual, "z": self.z, "switch_cost": self.switch_cost}
+        if not setting.homes:
+            return regression("kernel", *self.model.regressor(data, setting), data, setting, **options)
+        homes = Homes.fit(data, setting)
+        arrays, scaling, sigma = self.model.regressor(data, setting, homes.steps)
+        return regression("home_kernel", {**arrays, **homes.arrays}, scaling, sigma, data, setting, **options)

@@ -109,10 +109,49 @@ class Kernel(Regressor):
         self._squares = np.square(arrays["points"]).sum(1)
 
     def _predict(self, z: Vector, half: int) -> Floats:
+        return np.asarray(-np.log(np.clip(self._steps(z, half), _FEWEST_STEPS, 1.0)))
+
+    def _steps(self, z: Vector, half: int) -> Floats:
         x = np.append(z, np.float32(self._apart * half)).astype(np.float32)
         distances = self._squares - 2 * (self._arrays["points"] @ x) + x @ x
-        steps = self._arrays["base"] + np.exp(-self._gamma * distances) @ self._arrays["weights"]
-        return np.asarray(-np.log(np.clip(steps, _FEWEST_STEPS, 1.0)))
+        return np.asarray(self._arrays["base"] + np.exp(-self._gamma * distances) @ self._arrays["weights"])
+
+
+def pull_features(z: Vector, homes: Floats, half: int) -> Floats:
+    """By how much a request is nearer to each home than to the others', [homed, 3], from `homes` [homed, centres, e].
+
+    The margin, its positive part, and the margin again where the request samples.
+    """
+    near = -0.5 * np.square(homes - z[: homes.shape[2]]).sum(2).min(1)
+    two = np.partition(near, -2)[-2:]
+    margin = near - np.where(near == two[1], two[0], two[1])
+    return np.stack([margin, np.maximum(margin, 0.0), half * margin], axis=1)
+
+
+class HomeKernel(Kernel):
+    """`Kernel`, and for the arms `homed` beside it what the nearness of their homes says: `pull_features` times
+    `pull`."""
+
+    shapes: ClassVar[Shapes] = {
+        **Kernel.shapes,
+        "homes": ("homed", "centres", "embedded"),
+        "homed": ("homed",),
+        "pull": (3,),
+    }
+
+    def __init__(self, arrays: Arrays, arms: int) -> None:
+        super().__init__(arrays, arms)
+        at = arrays["homed"].astype(np.int64)
+        if len(at) < 2 or not ((at >= 0) & (at < arms)).all():
+            raise PolicyRefused("array homed must name two arms or more, by their number")
+        if self._sizes["embedded"] > self.dimension:
+            raise PolicyRefused(f"array homes is of {self._sizes['embedded']} directions, contexts have less")
+        self._at = at
+
+    def _steps(self, z: Vector, half: int) -> Floats:
+        steps = super()._steps(z, half)
+        steps[self._at] += pull_features(z, self._arrays["homes"], half) @ self._arrays["pull"]
+        return steps
 
 
 class Trees(Regressor):
@@ -187,6 +226,7 @@ _KINDS: dict[str, type[Regressor]] = {
     "centroids": Centroids,
     "neighbours": Neighbours,
     "kernel": Kernel,
+    "home_kernel": HomeKernel,
     "trees": Trees,
     "perceptrons": Perceptrons,
 }

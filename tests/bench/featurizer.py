@@ -7,11 +7,13 @@ the default learner with the contexts of each, on the same splits of a dataset t
 import argparse
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from deploy.features import homes_of
 from deploy.results import write
 from deploy.training import matrix_of
 from policy_training import ladder
@@ -31,6 +33,7 @@ WORDS = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, action="append", required=True, help="dataset; may be repeated")
+    parser.add_argument("--home", action="append", default=[], help="ARM=PROMPTS, as for `draftpick train`")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -45,7 +48,8 @@ def main() -> None:
     gains: dict[str, list[float]] = {}
     for name, featurizer in (("static", static), ("sentence", sentence)):
         matrix, costs = matrix_of(data, featurizer.id, data.arms)
-        scores = [ladder.judge(DEFAULT, ladder.iid(matrix, s), Setting("plain", costs, s)) for s in range(args.seeds)]
+        setting = Setting("plain", costs, homes=homes_of(args.home, featurizer.id))
+        scores = [ladder.judge(DEFAULT, ladder.iid(matrix, s), replace(setting, seed=s)) for s in range(args.seeds)]
         gains[name] = [score.vs_best_fixed - 1 for score in scores]
         figures[f"{name}_vs_best_fixed"] = interval([1 + gain for gain in gains[name]])
         print(f"{name}: {1 + np.mean(gains[name]):.4f} against the best fixed engine", flush=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.cli_policy import featurizers
 from deploy.config import resolve, with_router
 from deploy.console import out, prepare_models, progress_bar
 from deploy.demo import POLICY, judge_routed, routed_tasks, show
+from deploy.features import featurizers
 from deploy.fleet import running
 from deploy.results import write
 from engines.preflight import target_path
@@ -29,12 +29,14 @@ from policy_training.workloads import generate, interleaved
 from router.policies import SHIPPED, read
 
 SEED = 900
+ANSWERS = 4
+"""Of the prediction, to a sampled prompt: the measured answers are others, so that only their mean can agree."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--costs", type=Path, required=True, help="live dataset whose costs predict")
-    parser.add_argument("-n", type=int, default=60, help="prompts")
+    parser.add_argument("-n", type=int, default=96, help="prompts, 17 seconds each")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/live.parquet"))
     parser.add_argument("--json", type=Path)
@@ -54,7 +56,7 @@ def main() -> None:
         row = bar.add_task("predicting", total=len(prompts))
         policy = read(SHIPPED)
         made = [f for f in featurizers() if f.id == policy.featurizer]
-        labeller = Labeller(target_path(fleet.target), fleet.engines, made, seed=SEED)
+        labeller = Labeller(target_path(fleet.target), fleet.engines, made, seed=SEED, answers=ANSWERS)
         labels, contexts = labeller.label(prompts, lambda n: bar.advance(row, n))
     expected = matrix(
         Dataset(tuple(labels), contexts), arms, featurizer=policy.featurizer, costs=Costs.fit(load(args.costs), arms)

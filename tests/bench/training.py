@@ -30,10 +30,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data, costs = requests(args.n)
+    assert data.contexts is not None
+    fastest = data.time_s.argmin(1)
+    homes = {arm: data.contexts[fastest == i][:300] for i, arm in enumerate(ARMS) if arm in ("math", "code", "chat")}
     seconds, arrays = [], []
     for _ in range(args.repeats):
         began = time.perf_counter()
-        arrays.append(fit(data, learner(DEFAULT), Setting("plain", costs))[1])
+        arrays.append(fit(data, learner(DEFAULT), Setting("plain", costs, homes=homes))[1])
         seconds.append(time.perf_counter() - began)
         print(f"{args.n} requests, {len(ARMS)} arms: {seconds[-1]:.1f} s", flush=True)
     same = all(one[name].tobytes() == arrays[0][name].tobytes() for one in arrays for name in arrays[0])

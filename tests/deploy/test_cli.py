@@ -16,12 +16,12 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from deploy import cli
+from deploy import cli, features
 from deploy.console import some_prompts
 from engines.errors import ConfigError
 from policy_training.alignment import STATISTICS
 from policy_training.contexts import contexts
-from policy_training.dataset import DatasetError, Measurement, save
+from policy_training.dataset import DatasetError, Measurement, load, save
 from policy_training.workloads import Prompt, generate
 from router.features import LexicalFeaturizer
 from router.types import Outcome
@@ -234,10 +234,46 @@ def test_train_needs_one_kind_of_data(collected: Path, both: bool) -> None:
     assert "give either --data or --from-records" in words(result.output)
 
 
+@pytest.mark.parametrize(
+    ("home", "problem"),
+    [
+        ("math", "give ARM=PROMPTS, as in code=generated:code@300"),
+        ("math=generated:maths", "no prompts of kind maths in generated"),
+    ],
+)
+def test_a_home_that_cannot_be_read_is_named(home: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "featurizers", lambda: [LexicalFeaturizer()])
+    with pytest.raises(ValueError, match=problem):
+        features.homes_of([home], LexicalFeaturizer().id)
+
+
+def test_homes_are_contexts_of_what_drafters_were_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "featurizers", lambda: [LexicalFeaturizer()])
+    found = features.homes_of(["one=generated:math@20", "two=generated:chat"], LexicalFeaturizer().id)
+    assert {arm: home.shape for arm, home in found.items()} == {
+        "one": (20, LexicalFeaturizer().dimension),
+        "two": (300, LexicalFeaturizer().dimension),
+    }
+    assert features.homes_of([], "whatever") == {}
+    with pytest.raises(ValueError, match="the featurizer 'other' is not at hand"):
+        features.homes_of(["one=generated:math"], "other")
+
+
+def test_what_was_collected_before_needs_no_fleet(measured_often: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = LexicalFeaturizer(32)
+    monkeypatch.setattr(features, "featurizers", lambda: [new])
+    files = ["--out", str(measured_often), "--seed", "1", "-n", "120", "--url", "http://127.0.0.1:9"]
+    result = invoke("collect", *files, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["measurements"], found["kept"], found["renewed"]) == (0, 120, 120)
+    assert load(measured_often).featurizers == [new.id]
+
+
 def test_a_featurizer_without_contexts_is_named(collected: Path) -> None:
     result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--featurizer", "other"))
     assert isinstance(result.exception, DatasetError)
-    assert "no contexts of 'other' (there are: lexical-64-v2)" in str(result.exception)
+    assert "no contexts of 'other' (there are: words-64+lexical-v3)" in str(result.exception)
 
 
 def test_a_dataset_that_is_missing_is_named(collected: Path) -> None:
@@ -255,7 +291,7 @@ def test_a_policy_for_other_arms_is_not_judged(collected: Path) -> None:
 
 def test_the_data_card_is_printed(collected: Path) -> None:
     shown = invoke("dataset", str(collected / "data.parquet"))
-    assert "20 requests, featurizers lexical-64-v2" in words(shown.stdout)
+    assert "20 requests, featurizers words-64+lexical-v3" in words(shown.stdout)
     found = json.loads(invoke("dataset", str(collected / "data.parquet"), "--json").stdout)
     assert found["arms"]["ngram"]["live"] == 20
 
@@ -285,7 +321,7 @@ def measured_often(tmp_path: Path) -> Path:
 def test_the_report_is_one_page_and_its_figures_are_json(measured_often: Path) -> None:
     page, data = measured_often / "report.html", str(measured_often / "data.parquet")
     options = ["--learners", "best_fixed,ridge", "--seeds", "2", "--results", str(measured_often)]
-    given = ["--reworded", data, "--loaded", data, "--paper", data, "--self-drafting", "math"]
+    given = ["--reworded", data, "--loaded", data, "--more", data, "--paper", data, "--self-drafting", "math"]
     result = invoke("report", "--data", data, "--out", str(page), *options, *given)
     assert result.exit_code == 0
     assert "ridge" in words(result.stdout)

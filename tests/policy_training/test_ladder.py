@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from policy_training import experiments, ladder, paper
-from policy_training.dataset import Dataset, DatasetError
+from policy_training.dataset import Dataset, DatasetError, Measurement
 from policy_training.experiments import Question
 from policy_training.ladder import Score
 from router.lexical import FEATURES
+from router.types import Outcome
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 from tests.policy_training.test_dataset import measured
 
@@ -43,9 +44,13 @@ def test_a_domain_that_is_judged_was_not_seen() -> None:
 
 
 def test_rewording_judges_the_held_out_tasks_alone() -> None:
-    split = ladder.rewording(DATA, DATA, seed=1)
+    other = replace(DATA, contexts=BANDIT.contexts + 1, time_s=2 * DATA.time_s)
+    split, own = ladder.rewording(DATA, other, seed=1)
     assert not set(split.train.prompt_ids) & set(split.test.prompt_ids)
     assert len(split.train) + len(split.test) == 400
+    assert own.test.prompt_ids == split.test.prompt_ids
+    assert (own.test.time_s == split.test.time_s).all()
+    assert split.test.contexts == pytest.approx(1 + np.asarray(own.test.contexts))
 
 
 def test_the_ladder_knows_a_good_learner() -> None:
@@ -57,13 +62,41 @@ def test_the_ladder_knows_a_good_learner() -> None:
     assert climb["ridge"]["rewording"]["share_of_oracle"].value > 0.85
     # Costs carry over to another load, rewards do not.
     assert climb["ridge"]["load"]["vs_best_fixed"].value > climb["exact"]["load"]["vs_best_fixed"].value
-    assert set(climb["ridge"]) == {"iid", "domain", "rewording", "load"}
+    assert climb["ridge"]["rewording"] == climb["ridge"]["own_words"]  # no word was changed
+    assert set(climb["ridge"]) == {"iid", "domain", "rewording", "own_words", "load"}
 
 
 def test_more_requests_teach_more_and_sizes_that_are_not_there_are_left_out() -> None:
     curve = experiments.learning_curve(QUESTION, "ridge", (20, 150, 5000))
     assert list(curve) == [20, 150]
     assert curve[150].value > curve[20].value
+
+
+def test_the_curve_goes_on_with_requests_that_nobody_is_judged_by() -> None:
+    question = replace(QUESTION, more=Bandit.draw(300, seed=9).matrix())
+    curve = experiments.learning_curve(question, "ridge", (150, 400, 600))
+    assert list(curve) == [150, 400]
+    assert curve[400].value > 0.9
+
+
+def test_what_several_answers_tell() -> None:
+    """Half of each answer's time is luck, which no other answer tells of."""
+    rng, prompts = np.random.default_rng(0), [f"q{i}" for i in range(40)]
+    kinds = rng.integers(0, 2, 40)
+
+    def answer(i: int, arm: str) -> Measurement:
+        tau = 1.0 if arm == "plain" else 1.6 + 0.4 * (ARMS.index(arm) % 2 == kinds[i]) + rng.uniform(-0.4, 0.4)
+        outcome = Outcome("ok", prompt_tokens=30, output_tokens=40, acceptance_length=tau)
+        return Measurement(prompts[i], "chat", arm, arm, 0.7, 64, outcome, source="replay")
+
+    contexts = {p: {"features": BANDIT.contexts[i]} for i, p in enumerate(prompts)}
+    often = Dataset(tuple(answer(i, arm) for _ in range(6) for i in range(40) for arm in ARMS), contexts)
+    found = experiments.foresight(QUESTION, often, "ridge")
+    assert 0.3 < found["foresight/other_answers"].value < 0.9
+    assert found["foresight/policy"].value < found["foresight/other_answers"].value
+    few = replace(often, measurements=often.measurements[: 3 * 40 * len(ARMS)])
+    with pytest.raises(DatasetError, match="3 answers to a request tell little"):
+        experiments.foresight(QUESTION, few, "ridge")
 
 
 def test_the_embedding_matters_where_it_decides() -> None:

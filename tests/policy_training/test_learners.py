@@ -1,6 +1,7 @@
 """Learners on a bandit whose best arms are known: what they reach, that they repeat, that serving computes the same."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from policy_training.learners.policy_gradient import ExactGradient
 from policy_training.learners.tau_cost import TauCost
 from policy_training.matrix import Matrix
 from policy_training.train import choices, fit, fitted
+from router import policies
+from router.errors import PolicyRefused
 from router.lexical import FEATURES
 from router.policies.mlp import MLPPolicy
 from router.policies.tau_cost import TauCostPolicy
@@ -70,6 +73,48 @@ def test_predicted_tau_is_near_the_truth(name: str) -> None:
     tau = np.stack([policy.tau(Context(v, "features")) for v in FRESH.contexts])
     error = np.abs(tau / TAU[FRESH.clusters] - 1).mean()
     assert error < 0.1
+
+
+def homes(*arms: str) -> dict[str, np.ndarray]:
+    """Requests like those of the clusters that the arms are best in."""
+    draw = Bandit.draw(300, seed=5)
+    return {arm: draw.contexts[draw.clusters == BEST.tolist().index(ARMS.index(arm))] for arm in arms}
+
+
+def test_a_home_tells_of_requests_that_were_never_seen() -> None:
+    """The third cluster is unknown; that `math` was made for it is not."""
+    seen = FIT.matrix().take(FIT.clusters != 2)
+    unseen = FRESH.matrix().take(FRESH.clusters == 2)
+    setting = replace(SETTING, homes=homes("ngram", "suffix", "math"))
+    blind, told = (choices(fitted(seen, TauCost(), s), unseen).argmax(1) for s in (SETTING, setting))
+    assert (blind == 3).mean() < 0.1
+    assert (told == 3).mean() > 0.9
+    everywhere = choices(fitted(FIT.matrix(), TauCost(), setting), FRESH.matrix()).argmax(1)
+    assert FRESH.share_of_possible(everywhere) > 0.95
+
+
+def test_homes_that_tell_nothing_are_refused() -> None:
+    with pytest.raises(DatasetError, match="a home of one arm alone"):
+        fit(FIT.matrix(), TauCost(), replace(SETTING, homes=homes("math")))
+    with pytest.raises(DatasetError, match="a home of eagle, which was not measured"):
+        fit(FIT.matrix(), TauCost(), replace(SETTING, homes=homes("math") | {"eagle": FIT.contexts}))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"homed": [3, 4]}, "homed must name two arms or more"),
+        ({"homed": [1], "homes": 1}, "homed must name two arms or more"),
+        ({"homes": 30}, "homes is of 30 directions"),
+    ],
+)
+def test_homes_that_do_not_fit_are_refused(change: dict[str, Any], problem: str) -> None:
+    manifest, arrays = fit(FIT.matrix(), TauCost(), replace(SETTING, homes=homes("ngram", "math")))
+    homed = np.asarray(change.get("homed", [1, 3]), np.int32)
+    directions = change["homes"] if change.get("homes", 1) != 1 else arrays["homes"].shape[2]
+    damaged = {**arrays, "homed": homed, "homes": np.zeros((len(homed), 16, directions), np.float32)}
+    with pytest.raises(PolicyRefused, match=problem):
+        policies.make({**manifest, "arrays_sha256": "0" * 64}, damaged)
 
 
 def test_another_load_needs_other_costs_and_no_training() -> None:

@@ -50,7 +50,7 @@ async def test_a_lexical_context_has_the_promised_dimension_and_id(buckets: int)
     context = await featurizer(request("def f(x): return x"))
     assert context.vector.shape == (featurizer.dimension,) == (buckets + len(FEATURES),)
     assert context.vector.dtype == np.float32
-    assert context.featurizer == featurizer.id == f"lexical-{buckets}-v2"
+    assert context.featurizer == featurizer.id == f"words-{buckets}+lexical-v3"
 
 
 async def test_a_lexical_context_follows_from_the_request_alone() -> None:
@@ -81,7 +81,7 @@ async def test_a_sentence_context_is_the_embedding_and_the_lexical_features() ->
     assert context.vector.shape == (featurizer.dimension,) == (2 + len(FEATURES),)
     assert context.vector.dtype == np.float32
     assert context.vector[:3] == pytest.approx([5.0, 1.0, 0.5])
-    assert context.featurizer == featurizer.id == "lengths+lexical-v2"
+    assert context.featurizer == featurizer.id == "lengths+lexical-v3"
 
 
 async def test_texts_that_wait_are_encoded_together() -> None:

@@ -58,6 +58,21 @@ def test_what_is_asked_is_read_at_the_ends(text: str, edit: float, json: float) 
     assert (found["asks_edit"], found["asks_json"]) == (edit, json)
 
 
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("Repeat this, change nothing else.", {"asks_edit", "asks_whole"}),
+        ("Change it. Nothing is missing, else all is lost.", {"asks_edit"}),
+        ("Please SUMMARISE the whole story.", {"asks_new", "asks_whole"}),
+        ("Fill in the table.", {"asks_new", "asks_json"}),
+        ("The changed rewritten completion.", set()),
+    ],
+)
+def test_what_is_asked_is_whole_words_and_pairs_of_words(text: str, asked: set[str]) -> None:
+    found = features(text)
+    assert {name for name in FEATURES if name.startswith("asks_") and found[name]} == asked
+
+
 def test_a_prescribed_format_and_the_turns_count() -> None:
     found = features(structured=True, turns=5)
     assert found["asks_json"] == 1
