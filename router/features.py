@@ -34,7 +34,7 @@ class LexicalFeaturizer(Featurizer):
 
     def __init__(self, buckets: int = 64) -> None:
         self._buckets = buckets
-        self.id = f"words-{buckets}+{VERSION}"
+        self.id = f"lexical-{buckets}+{VERSION}"
         self.dimension = buckets + len(FEATURES)
 
     async def __call__(self, request: Request) -> Context:

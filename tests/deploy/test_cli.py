@@ -273,7 +273,7 @@ def test_what_was_collected_before_needs_no_fleet(measured_often: Path, monkeypa
 def test_a_featurizer_without_contexts_is_named(collected: Path) -> None:
     result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--featurizer", "other"))
     assert isinstance(result.exception, DatasetError)
-    assert "no contexts of 'other' (there are: words-64+lexical-v3)" in str(result.exception)
+    assert "no contexts of 'other' (there are: lexical-64+lexical-v3)" in str(result.exception)
 
 
 def test_a_dataset_that_is_missing_is_named(collected: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_policy_for_other_arms_is_not_judged(collected: Path) -> None:
 
 def test_the_data_card_is_printed(collected: Path) -> None:
     shown = invoke("dataset", str(collected / "data.parquet"))
-    assert "20 requests, featurizers words-64+lexical-v3" in words(shown.stdout)
+    assert "20 requests, featurizers lexical-64+lexical-v3" in words(shown.stdout)
     found = json.loads(invoke("dataset", str(collected / "data.parquet"), "--json").stdout)
     assert found["arms"]["ngram"]["live"] == 20
 

@@ -115,7 +115,7 @@ async def test_a_policy_without_its_features_is_refused_and_the_default_engine_s
 ) -> None:
     router = await start(policy=str(folder), featurizer="none")
     assert router.dispatcher.policy.id == "fixed:a"
-    assert "needs the features 'words-64+lexical-v3'" in str(router.state()["policy_refused"])
+    assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_refused"])
 
 
 async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_serves(

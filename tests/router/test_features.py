@@ -50,7 +50,7 @@ async def test_a_lexical_context_has_the_promised_dimension_and_id(buckets: int)
     context = await featurizer(request("def f(x): return x"))
     assert context.vector.shape == (featurizer.dimension,) == (buckets + len(FEATURES),)
     assert context.vector.dtype == np.float32
-    assert context.featurizer == featurizer.id == f"words-{buckets}+lexical-v3"
+    assert context.featurizer == featurizer.id == f"lexical-{buckets}+lexical-v3"
 
 
 async def test_a_lexical_context_follows_from_the_request_alone() -> None:
