@@ -106,8 +106,9 @@ def _spread(scores: Sequence[Score]) -> dict[str, Interval]:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean and range."""
-    return Interval(float(np.mean(values)), float(np.min(values)), float(np.max(values)))
+    """Mean and range, which holds the mean of equal values however it is rounded."""
+    mean = float(np.mean(values))
+    return Interval(mean, min(mean, *values), max(mean, *values))
 
 
 def learning_curve(question: Question, name: str, sizes: Sequence[int]) -> dict[int, Interval]:
@@ -141,6 +142,9 @@ def foresight(question: Question, data: Dataset, name: str) -> dict[str, Interva
     ]
     if len(answers) < _FEWEST_ANSWERS:
         raise DatasetError(f"{len(answers)} answers to a request tell little: {_FEWEST_ANSWERS} or more are needed")
+    # An answer of one token has no time; its request is left out.
+    usable = set.intersection(*(set(one.prompt_ids) for one in answers))
+    answers = [one.take(np.asarray([i in usable for i in one.prompt_ids])) for one in answers]
     times = np.stack([one.time_s for one in answers])
     best_fixed = int(judged.time_s.sum(0).argmin())
     room = times[:, :, best_fixed].sum() - times.min(2).sum()

@@ -36,7 +36,7 @@ ANSWERS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--costs", type=Path, required=True, help="live dataset whose costs predict")
-    parser.add_argument("-n", type=int, default=96, help="prompts, 17 seconds each")
+    parser.add_argument("-n", type=int, default=84, help="prompts, 17 seconds each")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/live.parquet"))
     parser.add_argument("--json", type=Path)

@@ -7,6 +7,7 @@ import pytest
 
 from policy_training import experiments, ladder, paper
 from policy_training.dataset import Dataset, DatasetError, Measurement
+from policy_training.evaluate import Interval
 from policy_training.experiments import Question
 from policy_training.ladder import Score
 from router.lexical import FEATURES
@@ -77,6 +78,12 @@ def test_the_curve_goes_on_with_requests_that_nobody_is_judged_by() -> None:
     curve = experiments.learning_curve(question, "ridge", (150, 400, 600))
     assert list(curve) == [150, 400]
     assert curve[400].value > 0.9
+
+
+def test_an_interval_holds_its_value() -> None:
+    found = experiments.interval([0.1] * 3)  # whose mean is 0.10000000000000002
+    assert found.low <= found.value <= found.high
+    assert experiments.interval([2.0]) == Interval(2.0, 2.0, 2.0)
 
 
 def test_what_several_answers_tell() -> None:
