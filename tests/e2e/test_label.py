@@ -47,7 +47,7 @@ def test_labels_of_every_engine_that_can_be_replayed(tmp_path: Path) -> None:
     config, folder = tmp_path / "fleet.yaml", tmp_path / "labels"
     config.write_text(yaml.safe_dump(FLEET))
     assert label(folder, config, 4) == {
-        "prompts": 4, "engines": ["plain", "suffix", "math"], "left_out": ["remote"], "out": str(folder),
+        "prompts": 4, "renewed": 0, "engines": ["plain", "suffix", "math"], "left_out": ["remote"], "out": str(folder),
     }  # fmt: skip
     assert label(folder, config, 6)["prompts"] == 2
     data = load(folder)
