@@ -38,3 +38,8 @@ def test_every_claim_has_a_verdict_and_figures() -> None:
     assert few.figures == {"enough": 200, "of": 400, "share_of_oracle": 0.8}
     assert all(claim.found and claim.said and claim.figures for claim in found.claims)
     assert found.alphas[-1].alignment > found.alphas[0].alignment
+
+
+def test_a_curve_that_still_rises_does_not_say_how_many_suffice() -> None:
+    curve = {size: Interval(share, share, share) for size, share in ((100, 0.5), (200, 0.7))}
+    assert not claims._few_examples(curve).holds
