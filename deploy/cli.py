@@ -1,4 +1,4 @@
-"""The command line: `draftpick serve | demo | models | check-config`, policies and drafters.
+"""The command line: `draftpick serve | demo | models | check-config`, policies, drafters and keys.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from deploy.cli_drafters import drafters_app
+from deploy.cli_keys import keys_app
 from deploy.cli_policy import policy_app
 from deploy.console import (
     Config,
@@ -40,6 +41,10 @@ app = typer.Typer(
 )
 app.add_typer(policy_app)
 app.add_typer(drafters_app, name="drafters")
+app.add_typer(keys_app, name="keys")
+
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def main() -> None:
@@ -83,6 +88,7 @@ def serve(
     Example: draftpick serve --config embedded --port 8000
     """
     from deploy.config import policy_warning, resolve, with_engines, with_router
+    from router.keys import Keyring
 
     fleet = resolve(config)
     if engines:
@@ -92,6 +98,12 @@ def serve(
     if warning := policy_warning(fleet):
         err.print(
             f"[yellow]warning:[/yellow] {warning}; engine {fleet.router.default_engine!r} serves", highlight=False
+        )
+    if host not in _LOOPBACK and not Keyring(fleet.router.keys):
+        err.print(
+            f"[yellow]warning:[/yellow] {host} is open to the network, and no keys are asked for "
+            "(draftpick keys new NAME, then router.keys.file)",
+            highlight=False,
         )
     prepare_models(fleet)
     from deploy.fleet import running
@@ -125,7 +137,7 @@ def check_config(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a fleet.")], as_json: Json = False
 ) -> None:
     """Check a configuration without starting anything; says the field and the cure for each error."""
-    from deploy.config import policy_warning, resolve
+    from deploy.config import policy_warning, redacted, resolve
     from router.config import ConfigProblems
 
     try:
@@ -138,7 +150,7 @@ def check_config(
         raise
     warning = policy_warning(fleet)
     if as_json:
-        found = {"valid": True, "warnings": [warning] if warning else [], "config": fleet.model_dump(mode="json")}
+        found = {"valid": True, "warnings": [warning] if warning else [], "config": redacted(fleet)}
         print(json.dumps(found))
         return
     if warning:

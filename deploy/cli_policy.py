@@ -90,6 +90,7 @@ def label(
     max_tokens: MaxTokens = 64,
     reworded: Annotated[bool, typer.Option(help="Ask for the same tasks in other words.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Answers to each sampled prompt, whose mean counts.")] = 1,
+    lengths: Annotated[bool, typer.Option(help="Replay other draft lengths, too; without, in half the time.")] = True,
     alone: Annotated[int, typer.Option(min=0, help="Liken so many tokens that each drafter says alone.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Ray Data workers of a cluster; 0: in this process.")] = 0,
     seed: Seed = 1,
@@ -123,7 +124,8 @@ def label(
     renewed = renew(output, chosen, made)
     todo = parts.todo(chosen, max(PART // answers, 1))
     done = sum(map(len, todo))
-    target, options = target_path(fleet.target), {"seed": seed, "answers": answers, "alone_tokens": alone}
+    target = target_path(fleet.target)
+    options: dict[str, Any] = {"seed": seed, "answers": answers, "alone_tokens": alone, "lengths": lengths}
     if workers:
         on_ray(target, engines, todo, output, workers, **options)
     elif todo:
@@ -239,15 +241,26 @@ def evaluate(
 def use(
     policy: Annotated[str, typer.Argument(help="Folder of a policy, or `embedded`, `fixed`, `uniform`.")],
     address: Annotated[str, typer.Option(help="The Ray cluster of the fleet; `auto`: the one here.")] = "auto",
+    pointer: Annotated[
+        Path | None, typer.Option(help="Write it into this file instead, which routers follow (`router.policy`).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take another policy into service on every replica of a running router, without a restart.
 
-    Example: draftpick use runs/policy
+    Examples: draftpick use runs/policy; draftpick use runs/policy --pointer /shared/active
     """
     from deploy.fleet import use_policy
+    from router.pointer import point
+    from router.policies import NAMES, read
 
     name = str(Path(policy).resolve()) if Path(policy).exists() else policy
+    if pointer is not None:
+        if policy not in NAMES:
+            read(Path(name))
+        point(pointer, name)
+        say(as_json, {"pointer": str(pointer), "policy": policy}, f"{pointer} names {policy}")
+        return
     ids = use_policy(name, address)
     say(as_json, {"policies": ids}, f"serving {', '.join(sorted(set(ids)))} on {len(ids)} router replica(s)")
 

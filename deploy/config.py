@@ -1,5 +1,6 @@
 """Which configuration a user means, and all that can be wrong with it before anything starts."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ from engines.errors import ConfigError
 from engines.preflight import check_models
 from router.config import EMBEDDED, DraftpickConfig, load_config
 from router.errors import PolicyRefused
+from router.keys import Keyring
+from router.pointer import follow
 from router.policies import SHIPPED, check_arms, read
+
+HIDDEN = "***"
+_ENVIRONMENTS = frozenset({"env", "env_vars"})
+_SECRET = re.compile(r"(api_?key|token$|secret|passw|credential|authorization)", re.IGNORECASE)
+_USER_INFO = re.compile(r"(\w+://)[^/@\s]+@")
 
 FLEETS = Path(__file__).parent / "fleets"
 
@@ -28,6 +36,7 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
     config = load_config(source)
     check_models(config)
     _check_policy(config)
+    _check_keys(config)
     return config
 
 
@@ -60,24 +69,47 @@ def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
     return resolve(fields)
 
 
+def redacted(config: DraftpickConfig) -> dict[str, Any]:
+    """The configuration as it may be shown: without environments, passwords in addresses, and secrets by name."""
+    return {name: _redact(name, value) for name, value in config.model_dump(mode="json").items()}
+
+
+def _redact(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: HIDDEN if name in _ENVIRONMENTS else _redact(k, v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_redact(name, item) for item in value]
+    if isinstance(value, str) and value:
+        return HIDDEN if _SECRET.search(name) else _USER_INFO.sub(rf"\1{HIDDEN}@", value)
+    return value
+
+
 def _check_policy(config: DraftpickConfig) -> None:
     """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
-    name = config.router.policy
-    if name in ("fixed", "uniform"):
-        return
     try:
+        name = follow(config.router.policy)
+        if name in ("fixed", "uniform"):
+            return
         read(SHIPPED if name == EMBEDDED else Path(name))
     except PolicyRefused as error:
         cure = "use `fixed`, `uniform`, `embedded`, or the folder of a trained policy"
         raise ConfigError("router.policy", str(error), cure) from error
 
 
+def _check_keys(config: DraftpickConfig) -> None:
+    """Refuse a file of keys that cannot be read."""
+    try:
+        Keyring(config.router.keys)
+    except ConfigError as error:
+        raise ConfigError(f"router.keys.file: {error.field}", error.problem, error.cure) from error
+
+
 def policy_warning(config: DraftpickConfig) -> str | None:
     """Why the router will refuse the configured policy, if it will."""
-    name = config.router.policy
-    if name in ("fixed", "uniform"):
-        return None
     try:
+        name = follow(config.router.policy)
+        if name in ("fixed", "uniform"):
+            return None
         check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), config.arms)
     except PolicyRefused as error:
         return str(error)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from deploy.app import APP_NAME, build
 from engines.errors import ConfigError, DraftpickError
@@ -115,12 +116,13 @@ def _wait(timeout_s: float, progress: Progress) -> None:
 
 
 def _wait_for_router(url: str, timeout_s: float = 60.0) -> None:
-    """Serve says that the replicas run; return when the router has found them all."""
+    """Serve says that the replicas run; return when the router answers and has found them all."""
     deadline = time.monotonic() + timeout_s
+    router = serve.get_deployment_handle("router", APP_NAME)
     while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
+        with contextlib.suppress(httpx.TransportError, RayError):
             answer = httpx.get(f"{url}/ready", timeout=5)
-            if answer.status_code == 200 and all(answer.json()["engines"].values()):
+            if answer.status_code == 200 and all(router.state.remote().result(timeout_s=5)["engines"].values()):
                 return
         time.sleep(0.2)
     raise StartFailed(f"the router at {url} did not find all engines within {timeout_s:g} s")

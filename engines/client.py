@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from engines.errors import EngineBroken, EngineTimeout, EngineUnavailable
+from engines.errors import EngineBroken, EngineGone, EngineTimeout, EngineUnavailable
 
 Headers = list[tuple[str, str]]
 
@@ -26,15 +26,20 @@ class Answer:
 
 
 class EngineClient:
-    """A pool of connections to engines. `first_byte_timeout_s` bounds streams, `timeout_s` whole answers."""
+    """A pool of connections to engines.
 
-    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float) -> None:
+    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stall_timeout_s` the wait for each further one,
+    `timeout_s` an answer as a whole.
+    """
+
+    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stall_timeout_s: float = 120.0) -> None:
         self._first_byte_timeout_s, self._timeout_s = first_byte_timeout_s, timeout_s
+        self._whole = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5)
+        self._streaming = aiohttp.ClientTimeout(total=timeout_s, sock_connect=5, sock_read=stall_timeout_s)
         # The engines keep idle connections longer than this pool does, so that none closes under a request.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=5),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**17,
@@ -43,30 +48,42 @@ class EngineClient:
 
     @asynccontextmanager
     async def send(
-        self, url: str, method: str, headers: Headers, body: bytes, *, stream: bool
+        self, url: str, method: str, headers: Headers, body: bytes, *, stream: bool, within_s: float | None = None
     ) -> AsyncIterator[Answer]:
         """One request. Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `EngineBroken` after it.
 
-        Leaving the block before the last chunk closes the connection, at which the engine stops its work.
+        `within_s`: the first byte has to come sooner than the timeouts say. Leaving the block before the last chunk
+        closes the connection, at which the engine stops its work.
         """
-        wait_s = self._first_byte_timeout_s if stream else self._timeout_s
-        response = await self._head(url, method, headers, body, wait_s)
+        wait_s = self.patience_s(stream) if within_s is None else min(self.patience_s(stream), within_s)
+        response = await self._head(url, method, headers, body, wait_s, stream)
         try:
             yield Answer(response.status, list(response.headers.items()), _chunks(response, wait_s))
         finally:
             response.close()
 
+    def patience_s(self, stream: bool) -> float:
+        """Longest wait for the first byte of an answer."""
+        return self._first_byte_timeout_s if stream else self._timeout_s
+
     async def _head(
-        self, url: str, method: str, headers: Headers, body: bytes, wait_s: float
+        self, url: str, method: str, headers: Headers, body: bytes, wait_s: float, stream: bool
     ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(wait_s):
                 # The target goes on as the client wrote it: `encoded` keeps yarl from rewriting it.
                 return await self._session.request(
-                    method, URL(url, encoded=True), headers=headers, data=body or None, allow_redirects=False
+                    method,
+                    URL(url, encoded=True),
+                    headers=headers,
+                    data=body or None,
+                    allow_redirects=False,
+                    timeout=self._streaming if stream else self._whole,
                 )
         except TimeoutError as error:
             raise EngineTimeout(f"no first byte within {wait_s:g} s") from error
+        except aiohttp.ClientConnectorError as error:
+            raise EngineGone("nobody listens there") from error
         except (aiohttp.ClientError, OSError) as error:
             raise EngineUnavailable(f"{type(error).__name__} before the first byte") from error
 

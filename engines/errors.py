@@ -3,7 +3,8 @@
 DraftpickError
 ├── ConfigError        wrong configuration: field path, what is wrong, the cure
 └── EngineError        an engine did not answer as asked
-    ├── EngineUnavailable   no replica, refused connection, before the first byte
+    ├── EngineUnavailable   no replica, or a connection that failed before the first byte
+    │   └── EngineGone      nobody listens at its address
     ├── EngineTimeout       no first byte in time
     └── EngineBroken        the answer stopped after its first byte
 """
@@ -30,6 +31,10 @@ class EngineError(DraftpickError):
 
 class EngineUnavailable(EngineError):
     """No replica could be reached; nothing of the answer has been seen."""
+
+
+class EngineGone(EngineUnavailable):
+    """Nobody listens at the engine's address."""
 
 
 class EngineTimeout(EngineError):

@@ -1,39 +1,84 @@
-"""Which addresses serve each arm, and how many requests the router holds on each."""
+"""Which addresses serve each arm, how many requests the router holds on each, and which of them are well."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 
+from engines.breaker import Breaker, BreakerConfig, State
 from engines.errors import EngineUnavailable
 
+_FEWEST_TIMES, _FEWEST_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 
-@dataclass(slots=True, eq=False)
+
 class Replica:
-    """One address of an arm. `in_flight` counts this router's own requests."""
+    """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean."""
 
-    url: str
-    in_flight: int = 0
+    __slots__ = ("breaker", "in_flight", "num_times", "tpot_s", "url")
+
+    def __init__(self, url: str, breaker: Breaker) -> None:
+        self.url, self.breaker = url, breaker
+        self.in_flight, self.num_times, self.tpot_s = 0, 0, 0.0
+
+    def took(self, tpot_s: float) -> None:
+        """Take a time per output token into the moving mean."""
+        self.num_times += 1
+        self.tpot_s += max(_TIME_WEIGHT, 1 / self.num_times) * (tpot_s - self.tpot_s)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A place on a replica. The holder says how it went: `ok`, or None where that says nothing of the replica."""
+
+    replica: Replica
+    probe: bool
+    ok: bool | None = None
+    gone: bool = False
+    tpot_s: float | None = None
 
 
 class ReplicaTable:
     """Replicas by arm. Read on every request, changed when the fleet changes; one event loop, so no lock."""
 
-    def __init__(self, arms: Iterable[str]) -> None:
+    def __init__(
+        self,
+        arms: Iterable[str],
+        breaker: BreakerConfig | None = None,
+        max_in_flight: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`max_in_flight`: requests that one replica holds at most."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self._breaker, self._clock = breaker or BreakerConfig(), clock
+        self.max_in_flight = max_in_flight
         self.arms = tuple(self._replicas)
 
     def update(self, arm: str, urls: Iterable[str]) -> None:
-        """Make `urls` the replicas of an arm; those that stay keep their counts."""
+        """Make `urls` the replicas of an arm; those that stay keep their counts and their health."""
         known = {replica.url: replica for replica in self._replicas[arm]}
-        self._replicas[arm] = [known.get(url) or Replica(url) for url in dict.fromkeys(urls)]
+        self._replicas[arm] = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
 
-    def discard(self, arm: str, replica: Replica) -> None:
-        """Forget a replica that refused a connection, until the next update names it again."""
-        self._replicas[arm] = [r for r in self._replicas[arm] if r is not replica]
+    def _new(self, url: str) -> Replica:
+        return Replica(url, Breaker(self._breaker, self._clock))
 
-    def eligible(self) -> list[str]:
-        """Arms with at least one replica, in configuration order."""
+    def eligible(self, tried: Collection[Replica] = ()) -> list[str]:
+        """Arms with a replica that may take a request and is not among `tried`, in configuration order.
+
+        When the breakers leave none at all, every replica with room counts: a try costs less than a refusal.
+        """
+        well = [arm for arm in self.arms if any(self._admits(r) for r in self._replicas[arm] if r not in tried)]
+        return well or [arm for arm in self.arms if any(self._room(r) for r in self._replicas[arm] if r not in tried)]
+
+    def present(self) -> list[str]:
+        """Arms with at least one replica, whatever its state."""
         return [arm for arm, replicas in self._replicas.items() if replicas]
+
+    def _admits(self, replica: Replica) -> bool:
+        return self._room(replica) and replica.breaker.admits(replica.in_flight)
+
+    def _room(self, replica: Replica) -> bool:
+        return replica.in_flight < self.max_in_flight
 
     def load(self) -> dict[str, int]:
         """This router's requests in flight by arm."""
@@ -43,15 +88,42 @@ class ReplicaTable:
         """Addresses by arm."""
         return {arm: [r.url for r in replicas] for arm, replicas in self._replicas.items()}
 
+    def health(self) -> dict[str, dict[str, State]]:
+        """State of each replica's breaker, by arm and address."""
+        return {arm: {r.url: r.breaker.state for r in replicas} for arm, replicas in self._replicas.items()}
+
     @contextmanager
-    def lease(self, arm: str) -> Iterator[Replica]:
-        """The least loaded replica of an arm, counted for as long as the block runs."""
-        replicas = self._replicas[arm]
-        if not replicas:
+    def lease(self, arm: str, tried: Collection[Replica] = ()) -> Iterator[Lease]:
+        """The least loaded replica of an arm that may take a request, counted for as long as the block runs."""
+        there = [r for r in self._replicas[arm] if r not in tried]
+        well = [r for r in there if self._admits(r)] or [r for r in there if self._room(r)]
+        if not well:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
-        replica = min(replicas, key=lambda r: r.in_flight)
+        replica = min(well, key=lambda r: r.in_flight)
         replica.in_flight += 1
+        lease = Lease(replica, replica.breaker.begin())
         try:
-            yield replica
+            yield lease
         finally:
             replica.in_flight -= 1
+            self._end(arm, lease)
+
+    def _end(self, arm: str, lease: Lease) -> None:
+        replica = lease.replica
+        if lease.gone:
+            replica.breaker.trip()
+            return
+        replica.breaker.end(ok=lease.ok, probe=lease.probe)
+        if lease.tpot_s is not None:
+            replica.took(lease.tpot_s)
+            self._eject_outlier(replica, self._replicas[arm])
+
+    def _eject_outlier(self, replica: Replica, arm: list[Replica]) -> None:
+        """Leave a replica alone that is far slower than its siblings, unless half of them are left alone already."""
+        siblings = [r.tpot_s for r in arm if r is not replica and r.num_times >= _FEWEST_TIMES]
+        if replica.num_times < _FEWEST_TIMES or len(siblings) < _FEWEST_SIBLINGS:
+            return
+        well = sum(r.breaker.state == "closed" for r in arm)
+        if replica.tpot_s > self._breaker.outlier_factor * median(siblings) and 2 * (well - 1) >= len(arm):
+            replica.breaker.trip()
+            replica.num_times = 0

@@ -1,6 +1,7 @@
 """Sends prompts to every engine of a running fleet, in randomised order, and measures each answer."""
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +11,10 @@ from typing import Any
 import httpx
 import orjson
 
+from engines.errors import DraftpickError
 from policy_training.dataset import Measurement
 from policy_training.workloads import Prompt
+from router.keys import ADMIN_KEY_VARIABLE
 from router.measure import EventStream, Meter
 from router.types import Outcome, Status
 
@@ -43,7 +46,6 @@ async def measure(
     *,
     concurrency: int = 1,
     progress: Progress | None = None,
-    api_key: str | None = None,
     budget_s: float = float("inf"),
 ) -> list[Measurement]:
     """Measure tasks in order, `concurrency` at a time. Failed requests are measurements too, with their status.
@@ -53,8 +55,8 @@ async def measure(
     deadline = time.monotonic() + budget_s
     limit = asyncio.Semaphore(concurrency)
     done: dict[int, Measurement] = {}
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(600, connect=10), headers=headers) as client:
+    timeout = httpx.Timeout(600, connect=10)
+    async with httpx.AsyncClient(base_url=url, timeout=timeout, headers=authorization()) as client:
 
         async def one(number: int, task: Task) -> None:
             async with limit:
@@ -69,15 +71,25 @@ async def measure(
     return [done[number] for number in sorted(done)]
 
 
+def authorization() -> dict[str, str]:
+    """The header of the first admin key in the environment, if there is one."""
+    key = os.environ.get(ADMIN_KEY_VARIABLE, "").split(",")[0].strip()
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 async def arms_of(url: str) -> list[str]:
     """Names of the engines behind a router."""
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
-        return list((await client.get("/ready")).json()["engines"])
+    async with httpx.AsyncClient(base_url=url, timeout=10, headers=authorization()) as client:
+        state = (await client.get("/ready")).json()
+    if "engines" not in state:
+        raise DraftpickError(f"{url} asks for a key with the scope `admin`: put one into {ADMIN_KEY_VARIABLE}")
+    return list(state["engines"])
 
 
 def model_of(url: str) -> str:
     """Name of the target behind a router."""
-    return str(httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]["id"])
+    answer = httpx.get(f"{url}/v1/models", timeout=10, headers=authorization())
+    return str(answer.raise_for_status().json()["data"][0]["id"])
 
 
 async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str, in_flight: int) -> Measurement:

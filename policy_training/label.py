@@ -14,7 +14,7 @@ import orjson
 from engines.config import Engine
 from engines.drafters.alone import Speaker, speaker
 from engines.drafters.answers import Answerer, Ask
-from engines.drafters.replay import LENGTHS, REPLAYED, replayer
+from engines.drafters.replay import LENGTHS, REPLAYED, compute_dtype, replayer
 from engines.drafters.rows import Tokens
 from policy_training.alignment import alignment
 from policy_training.collect import repeats_itself
@@ -42,6 +42,7 @@ class Labeller:
 
     `answers`: to each sampled prompt; another sample is accepted otherwise, and only the mean of them can be foreseen.
     `alone_tokens`: how much each drafter says on its own, to be likened to the target's greedy answer; 0: nothing.
+    `lengths`: replay other draft lengths than the engines' own, too.
     """
 
     def __init__(
@@ -53,11 +54,14 @@ class Labeller:
         seed: int,
         answers: int = 1,
         alone_tokens: int = 0,
+        lengths: bool = True,
     ) -> None:
-        self._answer = Answerer(Path(target), seed=seed, **_ENGINE)
+        dtype = str(compute_dtype()).removeprefix("torch.")
+        self._answer = Answerer(Path(target), seed=seed, dtype=dtype, **_ENGINE)
         self._decode = _decoder(target)
         self._featurizers, self._answers, self._alone_tokens = featurizers, answers, alone_tokens
-        self._engines = [(engine, _Replayed(engine, target)) for engine in engines]
+        more = LENGTHS if lengths else ()
+        self._engines = [(engine, _Replayed(engine, target, more)) for engine in engines]
 
     def label(self, prompts: Sequence[Prompt], told: Told = lambda n: None) -> tuple[list[Measurement], Contexts]:
         """Measurements and contexts of a part. Prompts too long for the target are left out."""
@@ -84,12 +88,12 @@ class Labeller:
 class _Replayed:
     """One engine, replayed: from (prompt, answer) to the outcome and the acceptance length of every draft length."""
 
-    def __init__(self, engine: Engine, target: str) -> None:
+    def __init__(self, engine: Engine, target: str, lengths: Sequence[int]) -> None:
         self._drafter = engine.drafter
         self._target = target
         if engine.drafter is not None:
             self._own = engine.drafter.num_speculative_tokens
-            self._replay = replayer(engine.drafter, sorted({self._own, *LENGTHS}), target)
+            self._replay = replayer(engine.drafter, sorted({self._own, *lengths}), target)
 
     def __call__(self, tokens: Tokens, answer: Tokens) -> tuple[Outcome, dict[int, float]]:
         sizes = {"prompt_tokens": len(tokens), "output_tokens": len(answer)}

@@ -7,8 +7,25 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from engines.breaker import BreakerConfig
 from engines.config import EMBEDDED, FleetConfig, Model, nearest
 from engines.errors import ConfigError
+from router.acceptance import QuarantineConfig
+from router.admission import LimitsConfig
+from router.keys import KeysConfig
+
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+    "/version",
+)
+"""What any key may ask of an engine; all else of an engine needs the scope `admin`."""
 
 
 class RecordsConfig(Model):
@@ -26,7 +43,12 @@ class RecordsConfig(Model):
 class RouterConfig(Model):
     """How requests are routed."""
 
-    policy: str = Field("fixed", min_length=1, description="`embedded`, `fixed`, `uniform`, or the folder of a policy")
+    policy: str = Field(
+        "fixed",
+        min_length=1,
+        description="`embedded`, `fixed`, `uniform`, the folder of a policy, or a file that holds one of these",
+    )
+    explore: float = Field(0.0, ge=0, le=1, description="share of requests whose engine is drawn from all alike")
     default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
     featurizer: str = Field(
         "auto", description="`auto`, `none`, `lexical`, `embedded`, or the path of a sentence encoder"
@@ -34,8 +56,18 @@ class RouterConfig(Model):
     featurize_timeout_s: float = Field(2.0, gt=0, description="a decision waits no longer for its features")
     max_attempts: int = Field(3, ge=1, le=10, description="engines tried before the first byte")
     first_byte_timeout_s: float = Field(120.0, gt=0, description="longest wait for the first byte of a stream")
+    stall_timeout_s: float = Field(120.0, gt=0, description="longest wait for each further byte of a stream")
     timeout_s: float = Field(1800.0, gt=0, description="longest duration of one answer")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies are refused")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="requests with more headers are refused")
+    max_json_depth: int = Field(128, ge=8, description="request bodies that are nested deeper are refused")
+    paths: tuple[str, ...] = Field(PATHS, description="what any key may ask of an engine; `*` stands for anything")
+    keys: KeysConfig = Field(default_factory=KeysConfig, description="who may ask")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="how many at once")
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="when a failing replica is left alone")
+    quarantine: QuarantineConfig = Field(
+        default_factory=QuarantineConfig, description="when an arm whose drafts are lost is left alone"
+    )
     allow_pin: bool = Field(True, description="whether the header x-draftpick-arm may choose the engine")
     num_replicas: int = Field(1, ge=1, description="replicas of the router")
     seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the system")
@@ -43,6 +75,14 @@ class RouterConfig(Model):
     deployment_options: dict[str, Any] = Field(
         default_factory=dict, description="further options of Serve's deployment"
     )
+
+
+class LiveConfig(Model):
+    """What a running router takes without a restart, as Serve's `user_config`; what is absent stays as it is."""
+
+    policy: str | None = Field(None, min_length=1)
+    explore: float | None = Field(None, ge=0, le=1)
+    limits: LimitsConfig | None = None
 
 
 class DraftpickConfig(FleetConfig):
@@ -81,11 +121,20 @@ def load_config(source: str | Path | dict[str, Any]) -> DraftpickConfig:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name a YAML file that exists") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), "is not valid YAML: it is no UTF-8") from error
+    except yaml.YAMLError as error:
+        # The lines around the fault may hold a secret: only its place and kind are shown.
+        raise ConfigError(str(path), f"is not valid YAML{_place(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), "holds no mapping", "write `target`, `engines` and `router`")
     return _validate(str(path), data)
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{where}: {problem}" if problem else where
 
 
 def _validate(source: str, data: dict[str, Any]) -> DraftpickConfig:
@@ -126,4 +175,12 @@ def _inner_model(annotation: Any) -> type[Model] | None:
     return None
 
 
-__all__ = ["EMBEDDED", "ConfigProblems", "DraftpickConfig", "RecordsConfig", "RouterConfig", "load_config"]
+__all__ = [
+    "EMBEDDED",
+    "ConfigProblems",
+    "DraftpickConfig",
+    "LiveConfig",
+    "RecordsConfig",
+    "RouterConfig",
+    "load_config",
+]

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from engines.client import EngineClient, Headers
 from engines.embedded import ENCODER_NAME, encoder_path
+from engines.errors import ConfigError
 from engines.replicas import ReplicaTable
-from router.config import EMBEDDED, DraftpickConfig, RouterConfig, load_config
+from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig, load_config
 from router.dispatch import Dispatcher, Incoming
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
-from router.ingress import RouterApp
+from router.ingress import Hooks, RouterApp
+from router.keys import Keyring
 from router.openai import parse
+from router.pointer import Watched
 from router.policies import check_features, load
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
@@ -32,18 +37,32 @@ log = logging.getLogger("ray.serve")
 
 _REFRESH_S = 1.0
 _ADDRESSES_S = 5.0
+_WATCH_S = 0.25
 _CHAT = "/v1/chat/completions"
 
 
 class Router:
     """Owns one dispatcher with its replica table, client and records; keeps the table fresh."""
 
-    def __init__(self, config: DraftpickConfig, sources: dict[str, Callable[[], Awaitable[list[str]]]]) -> None:
-        """`sources` give the addresses of each arm's replicas, asked once a second."""
+    def __init__(
+        self,
+        config: DraftpickConfig,
+        sources: dict[str, Callable[[], Awaitable[list[str]]]],
+        broadcast_policy: Callable[[str], Awaitable[list[str]]] | None = None,
+    ) -> None:
+        """`sources` give the addresses of each arm's replicas, asked once a second.
+
+        `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
+        """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
-        self._replicas = ReplicaTable(config.arms)
-        self._client = EngineClient(first_byte_timeout_s=router.first_byte_timeout_s, timeout_s=router.timeout_s)
+        self._replicas = ReplicaTable(config.arms, router.breaker, router.limits.max_in_flight_per_replica)
+        self._client = EngineClient(
+            first_byte_timeout_s=router.first_byte_timeout_s,
+            timeout_s=router.timeout_s,
+            stall_timeout_s=router.stall_timeout_s,
+        )
+        self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
         policy, self.refused = choose_policy(router, config.arms)
         featurizer = make_featurizer(router, policy)
@@ -54,20 +73,20 @@ class Router:
         if self.refused:
             log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
         self.dispatcher = Dispatcher(router, policy, featurizer, self._replicas, self._client, self._records)
-        self.app = RouterApp(
-            self.dispatcher,
-            model=config.target.name,
-            max_body_bytes=router.max_body_bytes,
-            ready=self.state,
-            start=self.start,
-            stop=self.stop,
-        )
+        hooks = Hooks(self.state, self.start, self.stop, broadcast_policy or self._use_policy_here)
+        self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
+        self._watched = [
+            (Watched(path), taken)
+            for path, taken in ((Path(router.policy), self._follow_pointer), (router.keys.file, self._reload_keys))
+            if path is not None and path.is_file()
+        ]
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""
         await asyncio.gather(*(self._refresh(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
+        self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
 
     async def stop(self) -> None:
         """Close connections and write what is queued."""
@@ -88,15 +107,53 @@ class Router:
         log.info("policy %s serves", policy.id)
         return policy.id
 
+    async def configure(self, live: LiveConfig) -> None:
+        """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
+        if live.limits is not None:
+            self.dispatcher.admission.configure(live.limits)
+            self._replicas.max_in_flight = live.limits.max_in_flight_per_replica
+        if live.explore is not None:
+            self.dispatcher.explore = live.explore
+        if live.policy is not None:
+            await self._try_policy(live.policy)
+
+    async def _use_policy_here(self, name: str) -> list[str]:
+        return [await self.use_policy(name)]
+
+    async def _try_policy(self, name: str) -> None:
+        try:
+            await self.use_policy(name)
+        except PolicyRefused as error:
+            self.refused = str(error)
+            log.error("policy refused, %s goes on: %s", self.dispatcher.policy.id, error)
+
+    async def _follow_pointer(self) -> None:
+        await self._try_policy(self._config.policy)
+
+    async def _reload_keys(self) -> None:
+        try:
+            await asyncio.to_thread(self._keys.reload)
+        except ConfigError as error:
+            log.error("keys refused, the old ones go on: %s", error)
+
+    async def _watch(self, watched: Watched, taken: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if await asyncio.to_thread(watched.changed):
+                await taken()
+
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
         records = self._records
         return {
-            "ready": bool(self._replicas.eligible()),
+            "ready": bool(self._replicas.present()),
             "policy": self.dispatcher.policy.id,
             "policy_refused": self.refused,
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.load(),
+            "breakers": self._replicas.health(),
+            "drafts": self.dispatcher.watch.state(),
+            "admission": self.dispatcher.admission.state(),
             "counts": dict(self.dispatcher.counts),
             "records": {"written": records.written, "dropped": records.dropped} if records else None,
         }
@@ -163,24 +220,34 @@ class RouterDeployment:
         sources = {e.name: _static(str(e.url).rstrip("/")) for e in self._config.engines if e.url is not None}
         sources |= {arm: _addresses(handle) for arm, handle in handles.items()}
         self._sources = sources
+        self._live = LiveConfig()
         self._router: Router | None = None
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
-        self._router = Router(self._config, self._sources)
+        self._router = Router(self._config, self._sources, _broadcast_policy)
+        await self._router.configure(self._live)
         return self._router.app
 
-    async def choose(self, body: dict[str, Any], path: str = _CHAT) -> dict[str, Any]:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's `user_config` (fields of `LiveConfig`), at the start and whenever it changes."""
+        try:
+            self._live = LiveConfig.model_validate(user_config or {})
+        except ValidationError as error:
+            # Raising would cost the replica: what it does now goes on.
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            log.error("user_config refused, the old one goes on: %s", wrong)
+            return
+        if self._router is not None:
+            await self._router.configure(self._live)
+
+    async def state(self) -> dict[str, object]:
+        """What `/ready` shows to an admin."""
+        assert self._router is not None, "Serve builds the application before it sends requests"
+        return self._router.state()
+
+    async def choose(self, body: dict[str, Any], path: str = _CHAT) -> dict[str, object]:
         """Which engine a request would go to: arm, propensity, probabilities of all arms, policy. Nothing is sent."""
-        dispatcher = self._dispatcher
-        context = await dispatcher.featurize(parse(path, orjson.dumps(body)))
-        decision = dispatcher.decide(context)
-        return {
-            "arm": decision.arm,
-            "propensity": decision.propensity,
-            "probabilities": decision.probabilities,
-            "policy": decision.policy,
-            "reason": decision.reason,
-        }
+        return await self._dispatcher.explain(parse(path, orjson.dumps(body)))
 
     async def send(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> dict[str, Any]:
         """Route a request and answer it whole: `status`, `headers`, `body` (decoded JSON). `arm` pins the engine."""
@@ -252,6 +319,16 @@ def _incoming(body: dict[str, Any], path: str, arm: str | None) -> Incoming:
     request = parse(path, orjson.dumps(body))
     headers = [("content-type", "application/json")]
     return Incoming(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
+
+
+async def _broadcast_policy(name: str) -> list[str]:
+    """Take a policy into service on every replica of this deployment. Raises `PolicyRefused`."""
+    context = serve.get_replica_context()
+    handle = serve.get_deployment_handle(context.deployment, context.app_name)
+    try:
+        return [str(found) for found in await handle.broadcast("use_policy", name).results_async()]
+    except RayTaskError as error:
+        raise PolicyRefused(str(error.cause)) from error
 
 
 def _static(url: str) -> Callable[[], Awaitable[list[str]]]:

@@ -1,21 +1,23 @@
-"""One request's way through the router: featurize, decide, send, measure, record."""
+"""One request's way through the router: admit, featurize, decide, send, measure, record."""
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import orjson
 
 from engines.client import Answer, EngineClient, Headers
-from engines.errors import EngineBroken, EngineTimeout, EngineUnavailable
-from engines.replicas import ReplicaTable
+from engines.errors import EngineBroken, EngineGone, EngineTimeout, EngineUnavailable
+from engines.replicas import Lease, Replica, ReplicaTable
+from router.acceptance import AcceptanceWatch
+from router.admission import Admission
 from router.config import RouterConfig
-from router.errors import BadRequest, EngineFailed, NoEngine
+from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded, TimedOut
 from router.features import Featurizer
 from router.measure import EventStream, Meter
 from router.openai import TERMINATED_PATHS, Request
@@ -42,14 +44,21 @@ _HOP_BY_HOP = frozenset(
         "accept-encoding",
     }
 )
+_NOT_SENT = _HOP_BY_HOP | {"origin"}
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
+_CORS = "access-control-"
+_HELD_BYTES = 2**16
 _REFUSALS = frozenset({429})
 _RETRIED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A request as the ingress took it. `accepted` is `time.perf_counter()` at its first byte."""
+    """A request as the ingress took it. Times are of `time.perf_counter()`.
+
+    `accepted`: its first byte; `deadline`: the client waits no longer for the first byte of the answer. `key`: who
+    asks; `charge` is told of the tokens of its answers.
+    """
 
     request: Request
     method: str
@@ -58,6 +67,19 @@ class Incoming:
     request_id: str
     accepted: float
     pin: str | None = None
+    key: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    charge: Callable[[int], None] | None = None
+
+    def left_s(self) -> float | None:
+        """Seconds to the deadline, if there is one. Raises `TimedOut` when it has passed."""
+        if self.deadline is None:
+            return None
+        left_s = self.deadline - time.perf_counter()
+        if left_s <= 0:
+            raise TimedOut("the deadline passed before an engine answered")
+        return left_s
 
 
 class Reply(Protocol):
@@ -86,28 +108,43 @@ class Dispatcher:
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._rng = np.random.default_rng(config.seed)
+        self.admission = Admission(config.limits)
+        self.watch = AcceptanceWatch(replicas.arms, config.quarantine)
+        self.explore = config.explore
         self.counts: Counter[str] = Counter()
+
+    async def explain(self, request: Request) -> dict[str, object]:
+        """Which engine a request would go to, and with which probability every engine. Nothing is sent."""
+        decision = self.decide(await self.featurize(request))
+        return {
+            "arm": decision.arm,
+            "propensity": decision.propensity,
+            "probabilities": decision.probabilities,
+            "policy": decision.policy,
+            "reason": decision.reason,
+        }
 
     async def run(self, incoming: Incoming, reply: Reply) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
-        context = await self.featurize(incoming.request)
-        failed: set[str] = set()
-        status: Status = "engine_error"
-        for number in range(1, self._config.max_attempts + 1):
-            decision = self.decide(context, incoming.pin, exclude=failed)
-            attempt = _Attempt(incoming, context, decision, number, last=self._is_last(number, decision, failed))
+        async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
+            context = await self.featurize(incoming.request)
+            attempt = _Attempt(incoming, context, self.decide(context, incoming.pin))
             status = await self._try(attempt, reply)
-            if attempt.started or status not in _RETRIED:
-                return
-            failed.add(decision.arm)
-            if attempt.last:
-                break
-        raise EngineFailed(f"no engine answered ({', '.join(sorted(failed))} tried)", timed_out=status == "timeout")
+            while not attempt.started and status in _RETRIED:
+                if not self._may_retry(attempt):
+                    tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
+                    raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
+                attempt.failed.add(attempt.decision.arm)
+                attempt.decision = self.decide(context, incoming.pin, failed=attempt.failed, tried=attempt.tried)
+                attempt.number += 1
+                status = await self._try(attempt, reply)
 
-    def _is_last(self, number: int, decision: Decision, failed: set[str]) -> bool:
-        """Whether no other engine can be tried after this one."""
-        others = set(self._replicas.eligible()) - failed - {decision.arm}
-        return number == self._config.max_attempts or decision.reason == "pinned" or not others
+    def _may_retry(self, attempt: "_Attempt") -> bool:
+        """Whether a further attempt is allowed, and somebody is there for it."""
+        if attempt.number >= self._config.max_attempts:
+            return False
+        arms = self._replicas.eligible(attempt.tried)
+        return attempt.decision.arm in arms if attempt.decision.reason == "pinned" else bool(arms)
 
     async def featurize(self, request: Request) -> Context | None:
         """The context that the policy needs; None when it needs none, or when it could not be made in time."""
@@ -120,18 +157,33 @@ class Dispatcher:
             self.counts[f"featurizer_{type(error).__name__}"] += 1
             return None
 
-    def decide(self, context: Context | None, pin: str | None = None, *, exclude: Iterable[str] = ()) -> Decision:
-        """Choose an arm that has a replica and is not excluded. Raises `NoEngine`, `BadRequest` for an unknown pin."""
-        excluded = set(exclude)
-        eligible = [arm for arm in self._replicas.eligible() if arm not in excluded]
+    def decide(
+        self,
+        context: Context | None,
+        pin: str | None = None,
+        *,
+        failed: Collection[str] = (),
+        tried: Collection[Replica] = (),
+    ) -> Decision:
+        """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
+
+        Raises `NoEngine`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
+        """
+        arms = self._replicas.eligible(tried)
         if pin is not None:
-            return self._pinned(pin, eligible)
-        if not eligible:
+            return self._pinned(pin, arms)
+        if not arms:
+            if self._replicas.present():
+                raise Overloaded("every engine is full", retry_after_s=self.admission.limits.retry_after_s)
             raise NoEngine("no engine is ready", code="no_engine")
+        eligible = [arm for arm in arms if arm not in failed] or arms
+        if self.watch.quarantined:
+            load = self._replicas.load()
+            eligible = [arm for arm in eligible if self.watch.admits(arm, load[arm])] or eligible
         if context is None and self.policy.featurizer is not None:
             return self._fall_back("no_context", eligible)
         try:
-            return self.policy.decide(context, eligible, self._rng)
+            return self.policy.decide(context, eligible, self._rng, self.explore)
         except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
             log.exception("policy %s failed", self.policy.id)
             return self._fall_back("policy_error", eligible)
@@ -152,50 +204,76 @@ class Dispatcher:
         return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")
 
     async def _try(self, attempt: "_Attempt", reply: Reply) -> Status:
-        """One attempt on one engine; leaves exactly one record, however it ends."""
-        incoming, arm = attempt.incoming, attempt.decision.arm
+        """One attempt on one engine; leaves exactly one record, however it ends. Raises `TimedOut` before it."""
+        within_s = attempt.incoming.left_s()
         load = self._replicas.load()
-        meter = Meter(incoming.accepted)
+        meter = Meter(attempt.incoming.accepted)
         status: Status = "cancelled"
+        attempt.http_status = None
         try:
-            with self._replicas.lease(arm) as replica:
-                meter.dispatched()
-                url = replica.url + incoming.target
-                headers = [(k, v) for k, v in incoming.headers if k.lower() not in _HOP_BY_HOP]
-                request = incoming.request
-                try:
-                    async with self._client.send(
-                        url, incoming.method, headers, request.body, stream=request.stream
-                    ) as answer:
-                        attempt.http_status = answer.status
-                        status = await self._relay(attempt, answer, reply, meter)
-                except EngineUnavailable:
-                    self._replicas.discard(arm, replica)
-                    raise
-        except EngineTimeout:
-            status = "timeout"
-        except EngineBroken:
-            status = "broken"
+            with self._replicas.lease(attempt.decision.arm, attempt.tried) as lease:
+                attempt.tried.add(lease.replica)
+                status = await self._ask(attempt, lease, reply, meter, within_s)
+                self._judge(attempt, lease, meter, status)
         except EngineUnavailable:
             status = "engine_error"
         finally:
             self._record(attempt, load, meter, status)
-        if status == "broken" and attempt.started:
+        if status == "broken" and attempt.started and not meter.failed:
             await reply.write(_BROKEN_EVENT)
         return status
 
-    async def _relay(self, attempt: "_Attempt", answer: Answer, reply: Reply, meter: Meter) -> Status:
-        refused = answer.status >= 500 or answer.status in _REFUSALS
-        if refused and not attempt.last:
+    async def _ask(
+        self, attempt: "_Attempt", lease: Lease, reply: Reply, meter: Meter, within_s: float | None
+    ) -> Status:
+        """Send the request to the leased replica and its answer to the client."""
+        incoming, request = attempt.incoming, attempt.incoming.request
+        headers = [(k, v) for k, v in incoming.headers if k.lower() not in _NOT_SENT]
+        url = lease.replica.url + incoming.target
+        meter.dispatched()
+        try:
+            async with self._client.send(
+                url, incoming.method, headers, request.body, stream=request.stream, within_s=within_s
+            ) as answer:
+                attempt.http_status = answer.status
+                return await self._relay(attempt, answer, reply, meter)
+        except EngineTimeout:
+            return "timeout"
+        except EngineBroken:
+            return "broken"
+        except EngineUnavailable as error:
+            lease.gone = isinstance(error, EngineGone)
             return "engine_error"
-        headers = [(k, v) for k, v in answer.headers if k.lower() not in _NOT_RETURNED]
+
+    def _judge(self, attempt: "_Attempt", lease: Lease, meter: Meter, status: Status) -> None:
+        """Tell the breaker and the watch how it went."""
+        outcome = meter.outcome(status)
+        patience_s = self._client.patience_s(attempt.incoming.request.stream)
+        hasty = attempt.incoming.deadline is not None and meter.waited_s() < patience_s
+        # That a hurried client went away says nothing of the engine.
+        lease.ok = None if status == "timeout" and hasty else status in ("ok", "client_error")
+        if status == "ok":
+            lease.tpot_s = outcome.tpot_s
+            self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens)
+
+    async def _relay(self, attempt: "_Attempt", answer: Answer, reply: Reply, meter: Meter) -> Status:
+        """Send an answer to the client. Raises `EngineBroken` for one that is none."""
+        refused = answer.status >= 500 or answer.status in _REFUSALS
+        if refused and self._may_retry(attempt):
+            return "engine_error"
+        headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
         headers += attempt.own_headers()
         kind = next((v for k, v in headers if k.lower() == "content-type"), "")
+        generated = answer.status < 400 and attempt.incoming.request.path in TERMINATED_PATHS
         if kind.startswith("text/event-stream"):
             await self._relay_events(attempt, answer, reply, meter, headers)
+            if meter.failed:
+                return "broken"
         else:
             body = b"".join([chunk async for chunk in answer.chunks])
-            meter.whole(body)
+            is_json = meter.whole(body)
+            if generated and (not is_json or attempt.incoming.request.stream):
+                raise EngineBroken("the answer is not what was asked for")
             attempt.started = True
             await reply.start(answer.status, [*headers, ("content-length", str(len(body)))])
             await reply.write(body)
@@ -207,24 +285,39 @@ class Dispatcher:
         self, attempt: "_Attempt", answer: Answer, reply: Reply, meter: Meter, headers: Headers
     ) -> None:
         stream = EventStream(meter, hide_usage=attempt.incoming.request.hide_usage)
+        generated = attempt.incoming.request.path in TERMINATED_PATHS
+        held = b""
         async for chunk in answer.chunks:
             data = stream.feed(chunk)
             if not data:
                 continue
             if not attempt.started:
+                # Until content comes, another engine can still answer: what comes before it waits.
+                held, data = b"", held + data
+                if generated and not meter.has_content and len(data) < _HELD_BYTES:
+                    if meter.failed:
+                        raise EngineBroken("the stream began with an error")
+                    if not meter.terminated:
+                        held = data
+                        continue
                 attempt.started = True
                 await reply.start(answer.status, headers)
             await reply.write(data)
-        if attempt.started and (rest := stream.end()):
-            await reply.write(rest)
-        if not meter.terminated and attempt.incoming.request.path in TERMINATED_PATHS:
+        if not meter.terminated and generated:
             raise EngineBroken("the stream ended without its terminator")
+        if rest := held + stream.end():
+            if not attempt.started:
+                attempt.started = True
+                await reply.start(answer.status, headers)
+            await reply.write(rest)
 
     def _record(self, attempt: "_Attempt", load: dict[str, int], meter: Meter, status: Status) -> None:
         self.counts[f"attempts_{status}"] += 1
+        incoming, outcome = attempt.incoming, meter.outcome(status, attempt.http_status)
+        if incoming.charge is not None:
+            incoming.charge((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
         if self._records is None:
             return
-        incoming = attempt.incoming
         self._records.write(
             Record(
                 request_id=incoming.request_id,
@@ -236,29 +329,36 @@ class Dispatcher:
                 load=load,
                 context=attempt.context,
                 decision=attempt.decision,
-                outcome=meter.outcome(status, attempt.http_status),
+                outcome=outcome,
             )
         )
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """An attempt under way. `started`: bytes have gone to the client; `last`: no other engine would be tried."""
+    """An attempt under way, and what failed before it. `started`: bytes have gone to the client."""
 
     incoming: Incoming
     context: Context | None
     decision: Decision
-    number: int
-    last: bool
+    number: int = 1
     started: bool = False
     http_status: int | None = None
+    failed: set[str] = field(default_factory=set)
+    tried: set[Replica] = field(default_factory=set)
 
     def own_headers(self) -> Headers:
         return [
             ("x-draftpick-arm", self.decision.arm),
             ("x-draftpick-policy", self.decision.policy),
             ("x-draftpick-request-id", self.incoming.request_id),
+            ("x-draftpick-attempts", str(self.number)),
         ]
+
+
+def _is_dropped(name: str) -> bool:
+    """Headers of an engine's answer that stay here: of its connection, and what it would allow other origins."""
+    return name in _NOT_RETURNED or name.startswith(_CORS)
 
 
 _BROKEN_EVENT = b"data: %s\n\n" % orjson.dumps(

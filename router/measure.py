@@ -12,6 +12,7 @@ import orjson
 from router.types import Outcome, Status
 
 _USAGE = b'"usage":'
+_ERROR = (b'data: {"error":', b"event: error")
 _DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
 
 
@@ -25,38 +26,48 @@ class Meter:
         self._last: float | None = None
         self._fields: dict[str, Any] = {}
         self.terminated = False
+        self.failed = False
 
     def dispatched(self) -> None:
         """The request leaves for the engine now."""
         self._sent = time.perf_counter()
 
-    def whole(self, body: bytes) -> None:
-        """Read a whole JSON answer."""
+    def waited_s(self) -> float:
+        """Seconds since the request left for the engine."""
+        return 0.0 if self._sent is None else time.perf_counter() - self._sent
+
+    @property
+    def has_content(self) -> bool:
+        """Whether a stream has shown the first of its content."""
+        return self._ttft_s is not None
+
+    def whole(self, body: bytes) -> bool:
+        """Read a whole JSON answer; whether it is one."""
         self._last = time.perf_counter()
         self.terminated = True
-        self._read(body)
+        fields = _object(body)
+        self._read(fields)
         ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
         if isinstance(ttft_ms, int | float) and self._sent is not None:
             self._ttft_s = self._sent - self._accepted + ttft_ms / 1000
+        return fields is not None
 
     def event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line). True: it is a usage chunk and holds nothing else."""
         now = self._last = time.perf_counter()
         if event.startswith(_DONE):
             self.terminated = True
-        if _USAGE in event and self._read(_data(event)) and self._fields.get("choices") == []:
+        elif event.startswith(_ERROR):
+            self.failed = True
+        if _USAGE in event and self._read(_object(_data(event))) and self._fields.get("choices") == []:
             return True
         if self._ttft_s is None and _has_content(event):
             self._ttft_s = now - self._accepted
         return False
 
-    def _read(self, data: bytes) -> bool:
+    def _read(self, fields: dict[str, Any] | None) -> bool:
         """Keep the fields of an answer or a chunk that carries usage; whether it does."""
-        try:
-            fields = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            return False
-        if not isinstance(fields, dict):
+        if fields is None:
             return False
         response = fields.get("response")
         fields = response if isinstance(response, dict) else fields
@@ -158,15 +169,18 @@ def _data(event: bytes) -> bytes:
     return event[event.find(b"data: ") + 6 :]
 
 
+def _object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`, if there is one."""
+    try:
+        fields = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
 def _has_content(event: bytes) -> bool:
     """Whether an event carries the first of the content: text, a tool call, reasoning, or a delta of a response."""
-    if b"data: {" not in event:
-        return False
-    try:
-        fields = orjson.loads(_data(event))
-    except orjson.JSONDecodeError:
-        return False
-    if not isinstance(fields, dict):
+    if b"data: {" not in event or (fields := _object(_data(event))) is None:
         return False
     if isinstance(fields.get("type"), str):
         return str(fields["type"]).endswith(".delta")

@@ -31,8 +31,11 @@ class Request:
     structured: bool = False
 
 
-def parse(path: str, body: bytes) -> Request:
-    """Parse once. Raises `BadRequest` for a body that is no JSON object; other faults are left to the engine."""
+def parse(path: str, body: bytes, max_depth: int = 128) -> Request:
+    """Parse once. Raises `BadRequest` for a body that is no JSON object, or is nested deeper than `max_depth`.
+
+    Other faults are left to the engine.
+    """
     reader = _TEXT_READERS.get(path)
     if reader is None:
         return Request(path, body, text="")
@@ -42,12 +45,25 @@ def parse(path: str, body: bytes) -> Request:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
+    # Few bodies have as many brackets as they may have levels; of those that do, most have them in their text.
+    if body.count(b"{") + body.count(b"[") > max_depth and _depth(fields) > max_depth:
+        raise BadRequest(f"the body is nested deeper than {max_depth} levels", code="nested_too_deeply")
     stream = fields.get("stream") is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body)
     text, turns = cut(reader(fields)), _turns(fields)
     return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields))
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = [i for v in level for i in (v.values() if isinstance(v, dict) else v)]
+        level = [i for i in inner if isinstance(i, dict | list)]
+    return depth
 
 
 def _asks_for_usage(fields: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ Schema 1 is a public interface: one object a line, the vector as base64 of littl
 """
 
 import base64
+import contextlib
 import os
 import platform
 import threading
@@ -11,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import orjson
@@ -34,7 +35,8 @@ class RecordWriter:
         self._queue: deque[Record] = deque()
         self._prefix = f"records-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}"
         self._number = 0
-        self._segment: BinaryIO | None = None
+        self._segment: int | None = None
+        self._size = 0
         self._opened = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
@@ -65,9 +67,7 @@ class RecordWriter:
         if not batch:
             return
         try:
-            segment = self._current_segment()
-            segment.write(b"".join(encode(record) for record in batch))
-            segment.flush()
+            self._append(b"".join(encode(record) for record in batch))
         except OSError:
             # A full or failing disk costs records, never requests; a new segment is tried next time.
             self.dropped += len(batch)
@@ -75,17 +75,39 @@ class RecordWriter:
         else:
             self.written += len(batch)
 
-    def _current_segment(self) -> BinaryIO:
+    def _append(self, data: bytes) -> None:
+        """Write `data` whole, or nothing of it: what a full disk took of it is cut off again."""
+        segment = self._current_segment()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(segment, rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(segment, self._size)
+            raise
+        self._size += len(data)
+
+    def _current_segment(self) -> int:
         if self._segment is not None:
             too_old = time.monotonic() - self._opened > self._config.segment_age_s
-            if not too_old and self._segment.tell() < self._config.segment_bytes:
+            if not too_old and self._size < self._config.segment_bytes:
                 return self._segment
             self._close_segment()
-        self._segment = (self._dir / f"{self._prefix}-{self._number:06d}.jsonl").open("ab")
-        self._number += 1
-        self._opened = time.monotonic()
+        self._dir.mkdir(parents=True, exist_ok=True)
+        path = self._next_path()
+        self._segment = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        self._size, self._opened = 0, time.monotonic()
         self._remove_old()
         return self._segment
+
+    def _next_path(self) -> Path:
+        """A name that is free: another writer of this process may have begun in the same second."""
+        while True:
+            path = self._dir / f"{self._prefix}-{self._number:06d}.jsonl"
+            self._number += 1
+            if not path.exists():
+                return path
 
     def _remove_old(self) -> None:
         mine = sorted(self._dir.glob(f"{self._prefix}-*.jsonl"))
@@ -95,10 +117,8 @@ class RecordWriter:
     def _close_segment(self) -> None:
         segment, self._segment = self._segment, None
         if segment is not None:
-            try:
-                segment.close()
-            except OSError:
-                return
+            with contextlib.suppress(OSError):
+                os.close(segment)
 
 
 def encode(record: Record) -> bytes:

@@ -18,7 +18,9 @@ from engines.replicas import ReplicaTable
 from router.config import RecordsConfig, RouterConfig
 from router.dispatch import Dispatcher
 from router.features import Featurizer
-from router.ingress import RouterApp
+from router.ingress import Hooks, RouterApp
+from router.keys import Keyring
+from router.policies import load
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter, read
@@ -140,6 +142,7 @@ async def routed(
     policy: Policy | None = None,
     featurizer: Featurizer | None = None,
     model: str = MODEL,
+    environment: dict[str, str] | None = None,
     **router: Any,
 ) -> AsyncIterator[Routed]:
     """A router over an engine for each of `specs` (a url instead of a specification: that address), the first by
@@ -148,23 +151,30 @@ async def routed(
     engines = {arm: await servers.mock(spec, arm) for arm, spec in specs.items() if isinstance(spec, MockSpec)}
     default = next(iter(specs))
     config = RouterConfig(**{"default_engine": default, "seed": 0, "records": RecordsConfig(dir=folder), **router})
-    replicas = ReplicaTable(specs)
+    replicas = ReplicaTable(specs, config.breaker, config.limits.max_in_flight_per_replica)
     for arm, spec in specs.items():
         replicas.update(arm, [spec if isinstance(spec, str) else engines[arm].url])
     writer = RecordWriter(config.records)
-    engine_client = EngineClient(first_byte_timeout_s=config.first_byte_timeout_s, timeout_s=config.timeout_s)
+    engine_client = EngineClient(
+        first_byte_timeout_s=config.first_byte_timeout_s,
+        timeout_s=config.timeout_s,
+        stall_timeout_s=config.stall_timeout_s,
+    )
     chosen = policy or FixedPolicy(tuple(specs), default)
     dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer)
 
     def ready() -> dict[str, object]:
-        return {"ready": bool(replicas.eligible()), "policy": dispatcher.policy.id}
+        return {"ready": bool(replicas.present()), "policy": dispatcher.policy.id}
 
     async def nothing() -> None:
         return
 
-    app = RouterApp(
-        dispatcher, model=model, max_body_bytes=config.max_body_bytes, ready=ready, start=nothing, stop=nothing
-    )
+    async def use_policy(name: str) -> list[str]:
+        dispatcher.policy = load(name, tuple(specs), default)
+        return [dispatcher.policy.id]
+
+    hooks = Hooks(ready, nothing, nothing, use_policy)
+    app = RouterApp(dispatcher, model=model, config=config, hooks=hooks, keys=Keyring(config.keys, environment or {}))
     server = await servers.serve(app)
     try:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:

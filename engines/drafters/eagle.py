@@ -300,7 +300,7 @@ def chain_matches(
 
     Of one sequence of token ids [t] and the target's features [t, 3 h].
     """
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=features.dtype == torch.bfloat16):
         states = head(embed, ids[None], features[None], steps, since=answer_at - 1)
         drafts = [head.logits(one[0]).argmax(-1) for one in states]
     matches = torch.zeros(len(ids) - answer_at - 1, steps, dtype=torch.bool)

@@ -145,14 +145,21 @@ def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, To
     return replay
 
 
+def compute_dtype() -> Any:
+    """bfloat16 where this CPU computes in it, else float32: emulated, bfloat16 takes four times as long."""
+    import torch
+
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+
+
 class TargetStates:
     """The target, and what its layers said of the sequence that was asked for last: heads of one fleet share it."""
 
     def __init__(self, target: str) -> None:
-        import torch
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(target, dtype=compute_dtype()).eval()
         self._last: tuple[bytes, tuple[int, ...]] | None = None
         self._features: Any = None
 

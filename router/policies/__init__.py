@@ -6,6 +6,7 @@ from typing import Any
 
 from engines.config import EMBEDDED, nearest
 from router.errors import PolicyRefused
+from router.pointer import NAMES, follow
 from router.policies import artifact
 from router.policies.base import Policy
 from router.policies.shapes import Arrays
@@ -23,10 +24,11 @@ _KINDS = {
 
 
 def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
-    """The policy called `name`: `fixed`, `uniform`, `embedded`, or the folder of an artefact.
+    """The policy called `name`: `fixed`, `uniform`, `embedded`, the folder of an artefact, or a pointer to one.
 
     Raises `PolicyRefused` when it cannot be read or does not know an arm.
     """
+    name = follow(name)
     if name == "fixed":
         return FixedPolicy(arms, default_arm)
     if name == "uniform":
@@ -69,3 +71,6 @@ def check_features(policy: Policy, featurizer: str | None) -> Policy:
             f"policy {policy.id} needs the features {policy.featurizer!r}, the router makes {featurizer!r}"
         )
     return policy
+
+
+__all__ = ["NAMES", "SHIPPED", "check_arms", "check_features", "load", "make", "read"]

@@ -23,12 +23,16 @@ class Policy(ABC):
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         """Distribution over `arms`, shape `[len(arms)]`: 0 where not eligible, sum 1. At least one arm is eligible."""
 
-    def decide(self, context: Context | None, eligible: Sequence[str], rng: np.random.Generator) -> Decision:
-        """Sample an arm among `eligible` (names, at least one)."""
+    def decide(
+        self, context: Context | None, eligible: Sequence[str], rng: np.random.Generator, explore: float = 0.0
+    ) -> Decision:
+        """Sample an arm among `eligible` (names, at least one); with probability `explore` from all of them alike."""
         mask = np.fromiter((arm in eligible for arm in self.arms), bool, len(self.arms))
         probabilities = self.probabilities(context, mask)
         if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and probabilities[mask].sum() > 0):
             raise ValueError(f"policy {self.id} gave no distribution: {probabilities}")
+        if explore:
+            probabilities = (1 - explore) * probabilities + explore * mask / mask.sum()
         chosen = int(np.searchsorted(np.cumsum(probabilities), rng.random() * probabilities.sum(), side="right"))
         chosen = min(chosen, int(np.flatnonzero(probabilities)[-1]))
         return Decision(

@@ -56,9 +56,12 @@ async def test_an_engine_without_a_drafter_reports_no_acceptance(mock_engine: St
     assert outcome.acceptance_length is None
 
 
-async def test_the_request_is_the_prompt_pinned_to_its_arm(mock_engine: StartMock) -> None:
+async def test_the_request_is_the_prompt_pinned_to_its_arm(
+    mock_engine: StartMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mock = await mock_engine()
-    await one(mock.url, Task(PROMPTS[1], "math", "math"), api_key="secret")
+    monkeypatch.setenv("DRAFTPICK_ADMIN_KEYS", "secret")
+    await one(mock.url, Task(PROMPTS[1], "math", "math"))
     body, headers = last(mock)
     assert body["model"] == MODEL
     assert body["messages"] == [{"role": "user", "content": PROMPTS[1].text}]

@@ -1,17 +1,22 @@
 """The router's composition: policy and features by configuration, replicas that are followed, policies that change."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 
-from router.config import load_config
+from router.admission import LimitsConfig
+from router.config import LiveConfig, load_config
 from router.deployment import Router, choose_policy, make_featurizer
 from router.errors import PolicyRefused
 from router.features import LexicalFeaturizer
+from router.keys import digest
+from router.pointer import follow, point
 from router.policies import artifact
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.records import read
@@ -171,3 +176,82 @@ async def test_features_by_name(name: str, policy: Any, expected: type | None) -
     config = load_config({"engines": engines, "router": {"default_engine": "a", "featurizer": name}})
     made = make_featurizer(config.router, policy)
     assert made is None if expected is None else isinstance(made, expected)
+
+
+# --- what changes while it runs ---
+
+
+async def test_a_pointer_is_followed_within_a_second(start: StartedRouter, folder: Path, tmp_path: Path) -> None:
+    pointer = tmp_path / "active"
+    point(pointer, "uniform")
+    router = await start(policy=str(pointer))
+    assert router.state()["policy"] == "uniform"
+    point(pointer, str(folder))
+    await until(lambda: str(router.state()["policy"]).startswith("mlp:"), timeout_s=1)
+
+
+async def test_a_pointer_to_a_broken_policy_leaves_the_one_that_serves(
+    start: StartedRouter, folder: Path, tmp_path: Path
+) -> None:
+    pointer = tmp_path / "active"
+    point(pointer, str(folder))
+    router = await start(policy=str(pointer))
+    (tmp_path / "broken").mkdir()
+    point(pointer, str(tmp_path / "broken"))
+    await until(lambda: router.refused is not None, timeout_s=1)
+    assert str(router.state()["policy"]).startswith("mlp:")
+    point(pointer, "uniform")
+    await until(lambda: router.refused is None, timeout_s=1)
+
+
+@pytest.mark.parametrize("text", ["", "a\nb\n", "\xff"])
+async def test_a_pointer_that_is_none_is_refused(start: StartedRouter, tmp_path: Path, text: str) -> None:
+    (tmp_path / "active").write_bytes(text.encode("latin-1"))
+    router = await start(policy=str(tmp_path / "active"))
+    assert router.state()["policy"] == "fixed:a"
+    assert "pointer" in str(router.refused)
+
+
+async def test_a_pointer_names_a_folder_beside_it_wherever_both_are_moved(folder: Path, tmp_path: Path) -> None:
+    point(tmp_path / "active", str(folder))
+    assert (tmp_path / "active").read_text() == "policy\n"
+    assert follow(str(tmp_path / "active")) == str(folder)
+
+
+async def test_policy_exploration_and_limits_change_while_it_runs(start: StartedRouter, mock_engine: StartMock) -> None:
+    router = await start({"a": Addresses((await mock_engine()).url)})
+    await router.configure(LiveConfig(policy="uniform", explore=0.5, limits=LimitsConfig(max_in_flight=7)))
+    assert router.state()["policy"] == "uniform"
+    assert router.dispatcher.explore == 0.5
+    assert router.dispatcher.admission.limits.max_in_flight == 7
+    await router.configure(LiveConfig(policy="/nowhere"))
+    assert router.state()["policy"] == "uniform"
+    assert "/nowhere" in str(router.refused)
+    await router.configure(LiveConfig(explore=0.0))
+    assert router.dispatcher.admission.limits.max_in_flight == 7
+
+
+async def test_keys_that_change_are_taken(start: StartedRouter, servers: Servers, tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"- {{name: one, sha256: {digest('one')}}}")
+    router = await start(keys={"file": str(path)})
+
+    async with httpx.AsyncClient(base_url=(await servers.serve(router.app)).url) as client:
+
+        async def status(key: str) -> int:
+            return (await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code
+
+        assert (await status("one"), await status("two")) == (200, 401)
+        path.write_text("- {name: broken}")
+        await asyncio.sleep(0.6)
+        assert await status("one") == 200
+        path.write_text(f"- {{name: two, sha256: {digest('two')}}}")
+        await asyncio.sleep(0.6)
+        assert (await status("one"), await status("two")) == (401, 200)
+
+
+async def test_exploration_keeps_propensities_exact() -> None:
+    policy, rng = FixedPolicy(ARMS, "a"), np.random.default_rng(0)
+    decisions = [policy.decide(None, ["a", "b"], rng, explore=0.2) for _ in range(4000)]
+    assert decisions[0].probabilities == pytest.approx({"a": 0.9, "b": 0.1, "c": 0.0, "d": 0.0})
+    assert sum(1 / d.propensity for d in decisions) / len(decisions) == pytest.approx(2.0, rel=0.1)

@@ -81,6 +81,92 @@ async def test_another_engine_answers_when_a_whole_answer_breaks(router_app: Sta
     assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_another_engine_answers_when_one_answers_garbage(router_app: StartRouter, stream: bool) -> None:
+    app = await router_app({"a": FAST.model_copy(update={"garbage_share": 1.0}), "b": FAST})
+    answer = await app.post(stream=stream)
+    assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "b")
+    assert answer.headers["x-draftpick-attempts"] == "2"
+    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+
+
+async def test_when_all_answer_garbage_the_client_gets_an_openai_error(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST.model_copy(update={"garbage_share": 1.0})})
+    answer = await app.post()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_unavailable")
+
+
+@pytest.mark.parametrize("ending", [b"", b'data: {"error": {"message": "lost", "code": 500}}\n\ndata: [DONE]\n\n'])
+async def test_another_engine_answers_when_a_stream_ends_before_its_content(
+    router_app: StartRouter, servers: Servers, ending: bytes
+) -> None:
+    async def begins(scope: Scope, receive: Receive, send: Send) -> None:
+        role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+        await Response(role + ending, media_type="text/event-stream")(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(begins)).url, "b": FAST})
+    answer = await app.post(stream=True)
+    assert answer.headers["x-draftpick-arm"] == "b"
+    assert answer.content.count(b'"role"') == 1
+    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+
+
+async def test_an_error_in_a_stream_is_no_good_answer(router_app: StartRouter, servers: Servers) -> None:
+    async def fails_late(scope: Scope, receive: Receive, send: Send) -> None:
+        data = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'
+        await Response(data, media_type="text/event-stream")(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(fails_late)).url, "b": FAST})
+    answer = await app.post(stream=True)
+    assert answer.content.endswith(b'data: {"error": {"code": 500}}\n\ndata: [DONE]\n\n')
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
+async def test_a_stream_that_stalls_ends_with_an_error_event(router_app: StartRouter) -> None:
+    stalls = FAST.model_copy(update={"step_s": 30, "prefill_s": 0})
+    app = await router_app({"a": stalls, "b": FAST}, stall_timeout_s=0.3)
+    answer = await app.post(stream=True)
+    assert answer.content.endswith(b"}}\n\n")
+    assert b"engine_broken" in answer.content
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
+async def test_another_replica_of_the_same_engine_answers_when_there_is_no_other_engine(
+    router_app: StartRouter, servers: Servers
+) -> None:
+    app = await router_app({"a": FAILS})
+    good = await servers.mock(FAST, "a")
+    app.replicas.update("a", [app.engines["a"].url, good.url])
+    answers = [await app.post() for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    pinned = [await app.post(headers={"x-draftpick-arm": "a"}) for _ in range(4)]
+    assert [answer.status_code for answer in pinned] == [200] * 4
+
+
+async def test_a_failing_engine_is_left_alone_and_probed_back(router_app: StartRouter) -> None:
+    breaker = {"failures": 2, "open_s": 2, "slow_start_s": 0}
+    app = await router_app({"a": FAILS, "b": FAST}, breaker=breaker)
+    for _ in range(6):
+        await app.post()
+    assert app.engines["a"].engine.ended["failed"] == 2
+    app.engines["a"].engine.reconfigure({"fail_share": 0.0})
+    await until(lambda: "half_open" in app.replicas.health()["a"].values())
+    assert (await app.post()).headers["x-draftpick-arm"] == "a"
+    assert app.replicas.health()["a"] == {app.engines["a"].url: "closed"}
+
+
+async def test_an_engine_whose_drafts_are_lost_is_left_alone(router_app: StartRouter) -> None:
+    drafts = FAST.model_copy(update={"num_speculative_tokens": 4, "acceptance_length": 3.0, "output_tokens": 24})
+    app = await router_app({"a": drafts, "b": FAST})
+    for _ in range(60):
+        await app.post()
+    app.engines["a"].engine.reconfigure({"acceptance_length": 1.0})
+    arms = [(await app.post()).headers["x-draftpick-arm"] for _ in range(60)]
+    assert arms.index("b") < 50
+    assert arms[-1] == "b"
+    assert app.dispatcher.watch.state()["a"] == "quarantined"
+
+
 async def test_another_engine_answers_when_one_has_too_many_requests(router_app: StartRouter, servers: Servers) -> None:
     async def busy(scope: Scope, receive: Receive, send: Send) -> None:
         await Response(b"{}", 429)(scope, receive, send)
@@ -101,7 +187,7 @@ async def test_a_replica_that_refuses_connections_is_not_asked_again(router_app:
     for _ in range(3):
         assert (await app.post()).status_code == 200
     assert story(await app.records(4)) == [(1, "a", "engine_error"), *[(n, "b", "ok") for n in (2, 1, 1)]]
-    assert app.replicas.urls()["a"] == []
+    assert app.replicas.health()["a"] == {REFUSING_URL: "open"}
 
 
 async def test_attempts_are_bounded(router_app: StartRouter) -> None:

@@ -1,7 +1,13 @@
 """Records on disk: what goes in comes out, segments turn over, and what cannot be kept is counted."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +55,14 @@ def record(request_id: str = "r") -> Record:
     decision = Decision("a", 1.0, {"a": 1.0}, "fixed:a")
     context = Context(np.array([0.5, -1.0], np.float32), "lexical")
     return Record(request_id, 1, 0.0, "/v1/completions", False, {}, {"a": 0}, context, decision, Outcome("ok"))
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    """Until `condition` holds, for 5 s at most."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def plain(value: Record) -> tuple[Any, ...]:
@@ -199,13 +213,75 @@ async def test_a_folder_that_cannot_be_written_drops_and_counts_until_it_can(tmp
     folder = tmp_path / "records"
     opened = writer(folder)
     folder.rmdir()
+    folder.touch()
     opened.write(record("lost"))
     await until(lambda: opened.dropped == 1)
-    folder.mkdir()
+    folder.unlink()
     opened.write(record("kept"))
     opened.close()
     assert ids(folder) == ["kept"]
     assert (opened.written, opened.dropped) == (1, 1)
+
+
+def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes half of what is written and then no more, as a full one does."""
+    full = threading.Event()
+    really = os.write
+
+    def write(file: int, data: memoryview) -> int:
+        if not full.is_set():
+            return really(file, data)
+        if len(data) < 200:
+            raise OSError(errno.ENOSPC, "no space left")
+        return really(file, data[: len(data) // 2])
+
+    monkeypatch.setattr("router.records._FLUSH_S", 0.01)
+    monkeypatch.setattr("router.records.os.write", write)
+    opened = writer(tmp_path)
+    opened.write(record("before"))
+    wait(lambda: opened.written == 1)
+    full.set()
+    for i in range(3):
+        opened.write(record(f"lost-{i}"))
+    wait(lambda: opened.dropped == 3)
+    full.clear()
+    opened.write(record("after"))
+    opened.close()
+    assert ids(tmp_path) == ["before", "after"]
+    assert (opened.written, opened.dropped) == (2, 3)
+
+
+def test_a_writer_that_is_killed_loses_its_last_moment_alone(tmp_path: Path) -> None:
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from tests.router.test_records import record, writer
+        opened = writer(Path(sys.argv[1]), segment_bytes=4096)
+        for i in range(100_000):
+            opened.write(record(f"r{i}"))
+            print(i, flush=True)
+            time.sleep(0.001)
+    """
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 1500:
+            pass
+        process.kill()
+        written = 1500 + len(process.stdout.readlines())
+    found = ids(tmp_path)
+    assert found == [f"r{i}" for i in range(len(found))]
+    assert 0 < len(found) <= written + 2
+    assert written - len(found) < 1500
+
+
+def test_a_clock_that_steps_back_neither_hides_nor_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments, really = iter([2_000_000_000, 2_000_000_000, 1_000_000_000]), time.gmtime
+    monkeypatch.setattr("router.records.time.gmtime", lambda: really(next(moments)))
+    for name in ("first", "second", "third"):
+        opened = writer(tmp_path)
+        opened.write(record(name))
+        opened.close()
+    assert sorted(ids(tmp_path)) == ["first", "second", "third"]
 
 
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:

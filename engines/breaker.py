@@ -1,0 +1,97 @@
+"""A circuit breaker: an engine's replica that keeps failing is left alone for a while, then tried with one request."""
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from engines.config import Model
+
+State = Literal["closed", "open", "half_open"]
+_SHARE_WEIGHT = 0.05
+_CLOSE_SHARE = 0.25
+
+
+class BreakerConfig(Model):
+    """When a replica is left alone, and how it comes back."""
+
+    failures: int = Field(3, ge=1, description="failures in a row that open a replica's breaker")
+    failure_share: float = Field(0.5, gt=0, le=1, description="share of failures, lately, that opens it as well")
+    open_s: float = Field(1.0, gt=0, description="first time without requests; doubles with each probe that fails")
+    max_open_s: float = Field(30.0, gt=0, description="longest time without requests")
+    slow_start_s: float = Field(
+        6.0, ge=0, description="after recovery: one request at once, twice as many each second, for this long"
+    )
+    outlier_factor: float = Field(
+        4.0, gt=1, description="a replica that takes so many times its siblings' median time per token is left alone"
+    )
+
+
+class Breaker:
+    """Health of one replica. `clock` is monotonic, in seconds.
+
+    closed: requests pass. open: none pass. half_open: one passes, and its end decides.
+    """
+
+    __slots__ = ("_clock", "_config", "_in_a_row", "_open_s", "_probing", "_recovered", "_share", "_until", "opened")
+
+    def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._clock = config, clock
+        self._in_a_row, self._share = 0, 0.0
+        self._open_s = config.open_s
+        self._until: float | None = None
+        self._probing = False
+        self._recovered: float | None = None
+        self.opened = 0
+
+    @property
+    def state(self) -> State:
+        """What passes now."""
+        if self._until is None:
+            return "closed"
+        return "half_open" if self._clock() >= self._until else "open"
+
+    def admits(self, in_flight: int) -> bool:
+        """Whether one more request may pass beside `in_flight` others."""
+        if self._until is not None:
+            return not self._probing and self._clock() >= self._until
+        if self._recovered is None:
+            return True
+        elapsed_s = self._clock() - self._recovered
+        if elapsed_s >= self._config.slow_start_s:
+            self._recovered = None
+            return True
+        return bool(in_flight < 2.0**elapsed_s)
+
+    def begin(self) -> bool:
+        """A request passes; whether it is the probe of a half-open breaker."""
+        if self._until is None or self._probing:
+            return False
+        self._probing = True
+        return True
+
+    def end(self, *, ok: bool | None, probe: bool) -> None:
+        """A request ended well, badly, or (None) in a way that says nothing of the engine."""
+        if probe:
+            self._probing = False
+        if ok is None or (self._until is not None and not probe):
+            return  # those that began before it opened decide nothing
+        self._share += _SHARE_WEIGHT * ((not ok) - self._share)
+        self._in_a_row = 0 if ok else self._in_a_row + 1
+        if not ok and (probe or self._in_a_row >= self._config.failures or self._share > self._config.failure_share):
+            self.trip()
+        elif ok and self._until is not None:
+            self._close()
+
+    def trip(self) -> None:
+        """Open, for twice as long as the last time unless a request ended well in between."""
+        self._until = self._clock() + self._open_s
+        self._open_s = min(2 * self._open_s, self._config.max_open_s)
+        self._probing = False
+        self.opened += 1
+
+    def _close(self) -> None:
+        self._until, self._recovered = None, self._clock()
+        self._in_a_row, self._share = 0, min(self._share, _CLOSE_SHARE)
+        self._open_s = self._config.open_s

@@ -1,0 +1,116 @@
+"""Watches what each arm's drafts are worth: an arm whose drafter is silently lost is taken out, and probed back."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from engines.config import Model
+
+log = logging.getLogger("ray.serve")
+
+_FEWEST_TOKENS = 8
+_HISTORY_WEIGHT = 0.01
+_FEWEST_SEEN = 40
+_LEAST_USUAL, _MOST_USUAL = 0.3, 0.98
+_LEAST_GAIN = 0.05
+
+
+class QuarantineConfig(Model):
+    """When an arm whose acceptance collapses is left alone."""
+
+    enabled: bool = Field(True, description="whether arms are quarantined at all")
+    collapse: float = Field(
+        0.2, gt=0, lt=1, description="an answer counts as collapsed below this share of the arm's usual gain, tau - 1"
+    )
+    chance: float = Field(
+        1e-6, gt=0, lt=0.1, description="a run of collapsed answers this unlikely, by the arm's own history, is a loss"
+    )
+    quarantine_s: float = Field(60.0, gt=0, description="first time without requests; doubles with each failed probe")
+    max_quarantine_s: float = Field(900.0, gt=0, description="longest time without requests")
+    probes: int = Field(4, ge=1, description="collapsed answers in a row that send a probed arm back")
+
+
+@dataclass(slots=True)
+class _Arm:
+    """History of one arm: its usual gain, and how usual a collapsed answer is."""
+
+    quarantine_s: float
+    seen: int = 0
+    gain: float = 0.0
+    usual: float = 0.5
+    doubt: float = 0.0
+    run: int = 0
+    until: float | None = None
+
+
+class AcceptanceWatch:
+    """Sequential test by arm. `doubt` sums log(1 / share of collapsed answers in the past) over a run of them."""
+
+    def __init__(
+        self, arms: Sequence[str], config: QuarantineConfig | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._config, self._clock = config or QuarantineConfig(), clock
+        self._arms = {arm: _Arm(self._config.quarantine_s) for arm in arms}
+        self.quarantined = 0
+
+    def admits(self, arm: str, in_flight: int) -> bool:
+        """Whether an arm may take one more request: none in quarantine, two at once while it is probed."""
+        watched = self._arms[arm]
+        return watched.until is None or (self._clock() >= watched.until and in_flight < 2)
+
+    def state(self) -> dict[str, Literal["ok", "quarantined", "probed"]]:
+        """State by arm."""
+        return {arm: self._state(watched) for arm, watched in self._arms.items()}
+
+    def _state(self, watched: _Arm) -> Literal["ok", "quarantined", "probed"]:
+        if watched.until is None:
+            return "ok"
+        return "probed" if self._clock() >= watched.until else "quarantined"
+
+    def saw(self, arm: str, acceptance_length: float | None, output_tokens: int | None) -> None:
+        """Take one finished answer into account. Those too short to tell, or without a figure, are passed over."""
+        if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _FEWEST_TOKENS:
+            return
+        watched, gain = self._arms[arm], acceptance_length - 1.0
+        collapsed = gain < self._config.collapse * watched.gain
+        if watched.until is not None:
+            self._probed(arm, watched, collapsed)
+            return
+        if watched.seen >= _FEWEST_SEEN and watched.gain >= _LEAST_GAIN:
+            usual = min(max(watched.usual, _LEAST_USUAL), _MOST_USUAL)
+            watched.doubt = watched.doubt - math.log(usual) if collapsed else 0.0
+            if watched.doubt > -math.log(self._config.chance):
+                self._quarantine(arm, watched)
+                return
+        if collapsed and watched.doubt > 2.0:
+            return  # a long run is no part of the history that it is judged by
+        watched.seen += 1
+        weight = max(_HISTORY_WEIGHT, 1 / watched.seen)
+        watched.gain += weight * (gain - watched.gain)
+        watched.usual += weight * (collapsed - watched.usual)
+
+    def _probed(self, arm: str, watched: _Arm, collapsed: bool) -> None:
+        if self._clock() < (watched.until or 0.0):
+            return  # it began before the quarantine
+        watched.run = watched.run + 1 if collapsed else 0
+        if not collapsed:
+            watched.until, watched.doubt, watched.quarantine_s = None, 0.0, self._config.quarantine_s
+            log.warning("engine %s: its drafts are accepted again, it takes requests", arm)
+        elif watched.run >= self._config.probes:
+            self._quarantine(arm, watched)
+
+    def _quarantine(self, arm: str, watched: _Arm) -> None:
+        watched.until, watched.run = self._clock() + watched.quarantine_s, 0
+        log.error(
+            "engine %s: its drafts are hardly accepted any more (usual gain %.2f); no requests for %g s",
+            arm,
+            watched.gain,
+            watched.quarantine_s,
+        )
+        watched.quarantine_s = min(2 * watched.quarantine_s, self._config.max_quarantine_s)
+        self.quarantined += 1

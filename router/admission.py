@@ -1,0 +1,141 @@
+"""How many requests the router holds at once, who waits, in which order, and who is sent away first."""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+from pydantic import Field
+
+from engines.config import Model
+from router.errors import Overloaded, TimedOut
+
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+
+
+class LimitsConfig(Model):
+    """Bounds of one replica of the router."""
+
+    max_in_flight: int = Field(2048, ge=1, description="requests that are answered at once")
+    max_in_flight_per_replica: int = Field(1024, ge=1, description="requests at once on one replica of an engine")
+    max_queued: int = Field(1024, ge=0, description="requests that may wait; beyond, the cheapest to lose is refused")
+    queue_timeout_s: float = Field(30.0, gt=0, description="longest wait in the queue")
+    retry_after_s: float = Field(1.0, gt=0, description="what refused clients are told to wait")
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    key: str
+    priority: int
+    number: int
+    turn: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Admission:
+    """Bounded places, and a bounded queue before them: by priority, and among equals fair to the keys.
+
+    A freed place goes to the highest priority, there to the key that holds the fewest places. When the queue is full,
+    the lowest priority loses its newest request, there the key that has most waiting.
+    """
+
+    def __init__(self, limits: LimitsConfig | None = None) -> None:
+        self.limits = limits or LimitsConfig()
+        self.held: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self._total, self._queued = 0, 0
+        self._numbers = count()
+        self._queue: dict[int, dict[str, deque[_Waiting]]] = {}
+
+    def state(self) -> dict[str, object]:
+        """In flight, waiting, and how many were refused or shed."""
+        return {"in_flight": self._total, "queued": self._queued, **self.counts}
+
+    @asynccontextmanager
+    async def place(self, key: str = "", priority: int = 0, deadline: float | None = None) -> AsyncIterator[None]:
+        """A place for as long as the block runs. Raises `Overloaded`, or `TimedOut` at `deadline` (perf_counter)."""
+        if self._total < self.limits.max_in_flight and not self._queued:
+            self._total += 1
+        else:
+            await self._wait(key, priority, deadline)
+        self.held[key] += 1
+        try:
+            yield
+        finally:
+            self.held[key] -= 1
+            if not self.held[key]:
+                del self.held[key]
+            self._pass_on()
+
+    def configure(self, limits: LimitsConfig) -> None:
+        """Take other limits; those who wait get the places that become free by it."""
+        self.limits = limits
+        while self._queued and self._total < limits.max_in_flight:
+            self._total += 1
+            self._pass_on()
+
+    async def _wait(self, key: str, priority: int, deadline: float | None) -> None:
+        waiting = _Waiting(key, priority, next(self._numbers))
+        if self._queued >= self.limits.max_queued:
+            self._shed(waiting)
+        self._queue.setdefault(priority, {}).setdefault(key, deque()).append(waiting)
+        self._queued += 1
+        left_s = float("inf") if deadline is None else deadline - time.perf_counter()
+        try:
+            async with asyncio.timeout(min(self.limits.queue_timeout_s, left_s)):
+                await waiting.turn
+        except BaseException as error:
+            if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
+                self._pass_on()  # its turn came while it was leaving
+            else:
+                self._remove(waiting)
+            if not isinstance(error, TimeoutError):
+                raise
+            self.counts["waited_too_long"] += 1
+            if left_s < self.limits.queue_timeout_s:
+                raise TimedOut("the deadline passed while the request waited for its turn") from error
+            raise self._overloaded() from error
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded("too many requests", retry_after_s=self.limits.retry_after_s)
+
+    def _shed(self, newcomer: _Waiting) -> None:
+        """Make room in a full queue. Raises `Overloaded` when the newcomer is the cheapest to lose."""
+        self.counts["refused"] += 1
+        lowest = min(self._queue, default=newcomer.priority)
+        keys = self._queue.get(lowest, {})
+        loser = max(keys, key=lambda k: len(keys[k]), default=None)
+        own = len(keys.get(newcomer.key, ())) + 1
+        if loser is None or lowest > newcomer.priority or (lowest == newcomer.priority and len(keys[loser]) <= own):
+            raise self._overloaded()
+        victim = keys[loser][-1]
+        self._remove(victim)
+        if not victim.turn.done():
+            victim.turn.set_exception(self._overloaded())
+
+    def _remove(self, waiting: _Waiting) -> None:
+        """Take a request out of the queue, if it is there."""
+        keys = self._queue.get(waiting.priority, {})
+        line = keys.get(waiting.key)
+        if line is None or waiting not in line:
+            return
+        line.remove(waiting)
+        self._queued -= 1
+        if not line:
+            del keys[waiting.key]
+        if not keys:
+            del self._queue[waiting.priority]
+
+    def _pass_on(self) -> None:
+        """A place is free: whose turn it is takes it."""
+        while self._queued and self._total <= self.limits.max_in_flight:
+            keys = self._queue[max(self._queue)]
+            next_key = min(keys, key=lambda k: (self.held[k], keys[k][0].number))
+            waiting = keys[next_key][0]
+            self._remove(waiting)
+            if not waiting.turn.done():  # it is done when its client has just left
+                waiting.turn.set_result(None)
+                return
+        self._total -= 1

@@ -1,0 +1,61 @@
+"""A pointer: a small file that names the policy that serves. It is replaced whole: a reader sees the old or the new."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from router.errors import PolicyRefused
+
+NAMES = frozenset({"fixed", "uniform", "embedded"})
+"""Policies that are no folder."""
+_MOST_BYTES = 4096
+
+
+def point(pointer: Path, policy: str) -> None:
+    """Let `pointer` name `policy`: a name, or a folder, which is relative to the pointer where it lies beside it."""
+    if policy not in NAMES:
+        folder = Path(policy).resolve()
+        home = pointer.resolve().parent
+        policy = str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
+    handle, scratch = tempfile.mkstemp(prefix=f".{pointer.name}-", dir=pointer.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(policy + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    Path(scratch).chmod(0o644)
+    os.replace(scratch, pointer)
+
+
+def follow(name: str) -> str:
+    """What `name` names: itself, or, when it is a file, the policy in it. Raises `PolicyRefused`."""
+    path = Path(name)
+    if name in NAMES or not path.is_file():
+        return name
+    try:
+        with path.open() as file:
+            inner = file.read(_MOST_BYTES).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyRefused(f"pointer {path} cannot be read: {error}") from error
+    if not inner or "\n" in inner:
+        raise PolicyRefused(f"pointer {path} must hold one line: the name or the folder of a policy")
+    return inner if inner in NAMES else str(path.resolve().parent / inner)
+
+
+class Watched:
+    """Tells when a file has been replaced or written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen = self._signature()
+
+    def changed(self) -> bool:
+        """Whether it differs from what it was at the last call."""
+        before, self._seen = self._seen, self._signature()
+        return self._seen is not None and self._seen != before
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
