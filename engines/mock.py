@@ -6,6 +6,7 @@ last request; `POST /mock/state` replaces fields of the `MockSpec` of a running 
 
 import random
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -30,6 +31,7 @@ __all__ = ["MockEngine", "MockSpec", "mock_app"]
 Outcome = Literal["finished", "aborted", "failed"]
 _MAX_MODEL_LEN = 32_768
 _STEPS_BEFORE_BREAK = 2
+_ABORTS_KEPT = 20_000
 
 
 def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
@@ -45,6 +47,7 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/version", mock.version),
             Route("/tokenize", mock.tokenize, methods=["POST"]),
             Route("/mock/state", mock.show_state),
+            Route("/mock/aborts", mock.show_aborts),
             Route("/mock/state", mock.change_state, methods=["POST"]),
         ]
     )
@@ -65,6 +68,7 @@ class MockEngine:
         self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
         self._faults = random.Random(f"{spec.seed}|{name}")
+        self.aborts: deque[tuple[str, float]] = deque(maxlen=_ABORTS_KEPT)
         self._last_body = ""
         self._last_headers: dict[str, str] = {}
 
@@ -147,6 +151,10 @@ class MockEngine:
         """GET /mock/state."""
         return _json(self.state())
 
+    async def show_aborts(self, http: Request) -> Response:
+        """GET /mock/aborts: id and time (seconds since the epoch) of the requests whose clients left."""
+        return _json({"aborts": list(self.aborts)})
+
     async def change_state(self, http: Request) -> Response:
         """POST /mock/state: fields of `MockSpec` that replace the present ones."""
         try:
@@ -180,6 +188,8 @@ class _Generation:
         if not self._counted:
             self._counted = True
             self.engine.ended[outcome] += 1
+            if outcome == "aborted":
+                self.engine.aborts.append((self.wire.request_id, time.time()))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.fault in _REFUSALS:

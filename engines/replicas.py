@@ -15,11 +15,12 @@ _FEWEST_TIMES, _FEWEST_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean."""
 
-    __slots__ = ("breaker", "in_flight", "num_times", "tpot_s", "url")
+    __slots__ = ("breaker", "gone", "in_flight", "num_times", "tpot_s", "url")
 
     def __init__(self, url: str, breaker: Breaker) -> None:
         self.url, self.breaker = url, breaker
         self.in_flight, self.num_times, self.tpot_s = 0, 0, 0.0
+        self.gone = False
 
     def took(self, tpot_s: float) -> None:
         """Take a time per output token into the moving mean."""
@@ -65,17 +66,23 @@ class ReplicaTable:
     def eligible(self, tried: Collection[Replica] = ()) -> list[str]:
         """Arms with a replica that may take a request and is not among `tried`, in configuration order.
 
-        When the breakers leave none at all, every replica with room counts: a try costs less than a refusal.
+        When the breakers leave none at all, every replica with room counts where somebody listened at the last try: a
+        try costs less than a refusal.
         """
         well = [arm for arm in self.arms if any(self._admits(r) for r in self._replicas[arm] if r not in tried)]
-        return well or [arm for arm in self.arms if any(self._room(r) for r in self._replicas[arm] if r not in tried)]
+        return well or [
+            arm for arm in self.arms if any(self._last_resort(r) for r in self._replicas[arm] if r not in tried)
+        ]
 
     def present(self) -> list[str]:
-        """Arms with at least one replica, whatever its state."""
-        return [arm for arm, replicas in self._replicas.items() if replicas]
+        """Arms with a replica where somebody listened at the last try, whatever its state."""
+        return [arm for arm, replicas in self._replicas.items() if any(not r.gone for r in replicas)]
 
     def _admits(self, replica: Replica) -> bool:
         return self._room(replica) and replica.breaker.admits(replica.in_flight)
+
+    def _last_resort(self, replica: Replica) -> bool:
+        return self._room(replica) and not replica.gone
 
     def _room(self, replica: Replica) -> bool:
         return replica.in_flight < self.max_in_flight
@@ -96,7 +103,7 @@ class ReplicaTable:
     def lease(self, arm: str, tried: Collection[Replica] = ()) -> Iterator[Lease]:
         """The least loaded replica of an arm that may take a request, counted for as long as the block runs."""
         there = [r for r in self._replicas[arm] if r not in tried]
-        well = [r for r in there if self._admits(r)] or [r for r in there if self._room(r)]
+        well = [r for r in there if self._admits(r)] or [r for r in there if self._last_resort(r)]
         if not well:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
         replica = min(well, key=lambda r: r.in_flight)
@@ -110,6 +117,7 @@ class ReplicaTable:
 
     def _end(self, arm: str, lease: Lease) -> None:
         replica = lease.replica
+        replica.gone = lease.gone
         if lease.gone:
             replica.breaker.trip()
             return

@@ -3,8 +3,9 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -14,7 +15,10 @@ from engines.config import Model
 log = logging.getLogger("ray.serve")
 
 _FEWEST_TOKENS = 8
-_HISTORY_WEIGHT = 0.01
+_HISTORY_WEIGHT = 0.005
+_FRESH = 50
+_MARGIN = 0.05
+"""How far the share of collapsed answers may be above its estimate."""
 _FEWEST_SEEN = 40
 _LEAST_USUAL, _MOST_USUAL = 0.3, 0.98
 _LEAST_GAIN = 0.05
@@ -37,9 +41,13 @@ class QuarantineConfig(Model):
 
 @dataclass(slots=True)
 class _Arm:
-    """History of one arm: its usual gain, and how usual a collapsed answer is."""
+    """History of one arm: its usual gain, and how usual a collapsed answer is.
+
+    `fresh`: the last answers, which are no part yet of the history that they are judged by.
+    """
 
     quarantine_s: float
+    fresh: deque[tuple[float, bool]] = field(default_factory=deque)
     seen: int = 0
     gain: float = 0.0
     usual: float = 0.5
@@ -82,13 +90,15 @@ class AcceptanceWatch:
             self._probed(arm, watched, collapsed)
             return
         if watched.seen >= _FEWEST_SEEN and watched.gain >= _LEAST_GAIN:
-            usual = min(max(watched.usual, _LEAST_USUAL), _MOST_USUAL)
+            usual = min(max(watched.usual + _MARGIN, _LEAST_USUAL), _MOST_USUAL)
             watched.doubt = watched.doubt - math.log(usual) if collapsed else 0.0
             if watched.doubt > -math.log(self._config.chance):
                 self._quarantine(arm, watched)
                 return
-        if collapsed and watched.doubt > 2.0:
-            return  # a long run is no part of the history that it is judged by
+        watched.fresh.append((gain, collapsed))
+        if len(watched.fresh) <= _FRESH and watched.seen >= _FEWEST_SEEN:
+            return
+        gain, collapsed = watched.fresh.popleft()
         watched.seen += 1
         weight = max(_HISTORY_WEIGHT, 1 / watched.seen)
         watched.gain += weight * (gain - watched.gain)
@@ -106,6 +116,7 @@ class AcceptanceWatch:
 
     def _quarantine(self, arm: str, watched: _Arm) -> None:
         watched.until, watched.run = self._clock() + watched.quarantine_s, 0
+        watched.fresh.clear()
         log.error(
             "engine %s: its drafts are hardly accepted any more (usual gain %.2f); no requests for %g s",
             arm,

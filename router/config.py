@@ -55,6 +55,9 @@ class RouterConfig(Model):
     )
     featurize_timeout_s: float = Field(2.0, gt=0, description="a decision waits no longer for its features")
     max_attempts: int = Field(3, ge=1, le=10, description="engines tried before the first byte")
+    wait_for_engine_s: float = Field(
+        10.0, ge=0, description="how long a request waits when no engine listens, as while all are being replaced"
+    )
     first_byte_timeout_s: float = Field(120.0, gt=0, description="longest wait for the first byte of a stream")
     stall_timeout_s: float = Field(120.0, gt=0, description="longest wait for each further byte of a stream")
     timeout_s: float = Field(1800.0, gt=0, description="longest duration of one answer")

@@ -154,6 +154,7 @@ class Router:
             "breakers": self._replicas.health(),
             "drafts": self.dispatcher.watch.state(),
             "admission": self.dispatcher.admission.state(),
+            "tasks": len(asyncio.all_tasks()),
             "counts": dict(self.dispatcher.counts),
             "records": {"written": records.written, "dropped": records.dropped} if records else None,
         }

@@ -48,6 +48,7 @@ _NOT_SENT = _HOP_BY_HOP | {"origin"}
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
 _CORS = "access-control-"
 _HELD_BYTES = 2**16
+_POLL_S = 0.05
 _REFUSALS = frozenset({429})
 _RETRIED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
@@ -128,16 +129,32 @@ class Dispatcher:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
         async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
             context = await self.featurize(incoming.request)
+            await self._engine_comes(incoming)
             attempt = _Attempt(incoming, context, self.decide(context, incoming.pin))
             status = await self._try(attempt, reply)
             while not attempt.started and status in _RETRIED:
-                if not self._may_retry(attempt):
+                if not self._may_retry(attempt) and not (attempt.gone and await self._engine_comes(incoming, attempt)):
                     tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
                     raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
                 attempt.failed.add(attempt.decision.arm)
                 attempt.decision = self.decide(context, incoming.pin, failed=attempt.failed, tried=attempt.tried)
                 attempt.number += 1
                 status = await self._try(attempt, reply)
+
+    async def _engine_comes(self, incoming: Incoming, attempt: "_Attempt | None" = None) -> bool:
+        """Wait while nobody listens at any engine, for a bounded time; whether one may be asked now."""
+        until = incoming.accepted + self._config.wait_for_engine_s
+        while not self._replicas.eligible():
+            if self._replicas.present() or time.perf_counter() >= until:
+                return False
+            incoming.left_s()
+            await asyncio.sleep(_POLL_S)
+        if attempt is not None:
+            if time.perf_counter() >= until:
+                return False
+            attempt.tried.clear()
+            attempt.failed.clear()
+        return True
 
     def _may_retry(self, attempt: "_Attempt") -> bool:
         """Whether a further attempt is allowed, and somebody is there for it."""
@@ -209,11 +226,12 @@ class Dispatcher:
         load = self._replicas.load()
         meter = Meter(attempt.incoming.accepted)
         status: Status = "cancelled"
-        attempt.http_status = None
+        attempt.http_status, attempt.gone = None, False
         try:
             with self._replicas.lease(attempt.decision.arm, attempt.tried) as lease:
                 attempt.tried.add(lease.replica)
                 status = await self._ask(attempt, lease, reply, meter, within_s)
+                attempt.gone = lease.gone
                 self._judge(attempt, lease, meter, status)
         except EngineUnavailable:
             status = "engine_error"
@@ -336,13 +354,17 @@ class Dispatcher:
 
 @dataclass(slots=True)
 class _Attempt:
-    """An attempt under way, and what failed before it. `started`: bytes have gone to the client."""
+    """An attempt under way, and what failed before it.
+
+    `started`: bytes have gone to the client. `gone`: nobody listened at the engine.
+    """
 
     incoming: Incoming
     context: Context | None
     decision: Decision
     number: int = 1
     started: bool = False
+    gone: bool = False
     http_status: int | None = None
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)

@@ -1,7 +1,6 @@
 """Mock engines, and a router over them, on loopback and inside the test's own loop."""
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,12 +72,9 @@ class Mock:
 
 
 async def serve(app: ASGIApp) -> LocalServer:
-    """Serve `app`, and leave the handlers of signals as they were."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Serve `app`."""
     server = LocalServer(app)
     await server.start()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     return server
 
 

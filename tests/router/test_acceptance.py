@@ -40,7 +40,7 @@ def copier(rng: random.Random) -> float:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_lost_drafter_is_out_within_fifty_requests(clock: Clock, usual: object, seed: int) -> None:
     rng, watched = random.Random(seed), watch(clock)
-    for _ in range(200):
+    for _ in range(400):
         watched.saw("a", usual(rng), 64)  # type: ignore[operator]
     assert watched.state()["a"] == "ok"
     for _ in range(50):

@@ -219,7 +219,7 @@ async def test_a_pinned_request_is_tried_once(router_app: StartRouter) -> None:
 async def test_when_no_engine_answers_the_client_gets_an_openai_error(
     router_app: StartRouter, fault: MockSpec | str, status: int, code: str, stream: bool
 ) -> None:
-    app = await router_app({"a": fault, "b": fault}, **timeouts(fault, 0.1))
+    app = await router_app({"a": fault, "b": fault}, wait_for_engine_s=0, **timeouts(fault, 0.1))
     answer = await app.post(stream=stream)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
@@ -232,8 +232,20 @@ async def test_when_no_engine_answers_the_client_gets_an_openai_error(
     assert [one.attempt for one in await app.records(2)] == [1, 2]
 
 
-async def test_when_no_engine_is_there_the_client_gets_an_openai_error(router_app: StartRouter) -> None:
+@pytest.mark.parametrize("url", [[], [REFUSING_URL]], ids=["none", "gone"])
+async def test_a_request_waits_while_all_engines_are_being_replaced(router_app: StartRouter, url: list[str]) -> None:
     app = await router_app({"a": FAST})
+    there = app.replicas.urls()["a"]
+    app.replicas.update("a", url)
+    asked = asyncio.create_task(app.post())
+    await asyncio.sleep(0.2)
+    app.replicas.update("a", there)
+    answer = await asked
+    assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "a")
+
+
+async def test_when_no_engine_is_there_the_client_gets_an_openai_error(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST}, wait_for_engine_s=0.1)
     app.replicas.update("a", [])
     answer = await app.post()
     assert answer.status_code == 503

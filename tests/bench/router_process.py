@@ -1,0 +1,47 @@
+"""A router, or a mock engine, as a process without Ray, for benchmarks: prints its address, serves until it is ended.
+
+`python router_process.py engine NAME` or `... router URL [KEY=VALUE ...]`; it runs with the packages
+of whatever source tree PYTHONPATH names, so that two versions can be measured in one run.
+"""
+
+import asyncio
+import sys
+from typing import Any
+
+
+async def engine(name: str) -> None:
+    """A mock engine that takes no time."""
+    from engines.mock import MockSpec, mock_app
+
+    await _serve(mock_app(MockSpec(step_s=0, prefill_s=0, output_tokens=16), model="mock-model", engine=name))
+
+
+async def router(url: str, *options: str) -> None:
+    """A router over the engine at `url` with the shipped static features and records off."""
+    from router.config import load_config
+    from router.deployment import Router
+
+    settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
+    settings = {"default_engine": "plain", "policy": "uniform", "featurizer": "static", **settings}
+    engines = [{"name": name, "url": url} for name in ("plain", "other")]
+    config = load_config({"target": {"name": "mock-model"}, "engines": engines, "router": settings})
+
+    async def address() -> list[str]:
+        return [url]
+
+    made = Router(config, {"plain": address, "other": address})
+    await made.start()
+    await _serve(made.app)
+
+
+async def _serve(app: Any) -> None:
+    from engines.http import LocalServer
+
+    server = LocalServer(app)
+    await server.start()
+    print(server.url, flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run({"engine": engine, "router": router}[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,206 @@
+"""Faults under load: `python -m tests.load.chaos` (mock engines, 5 minutes), `--real` (vLLM, shorter).
+
+Real Ray Serve, two replicas of the router, clients that never pause, one fault after another. Counted by the clients
+themselves and by the records: what was sent, answered, failed, broken, answered twice, or left without a record.
+"""
+
+import argparse
+import asyncio
+import shutil
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.config import FLEETS, resolve, with_engines
+from deploy.console import out, prepare_models, progress_bar
+from deploy.fleet import running
+from deploy.results import write
+from policy_training.evaluate import Interval
+from router.config import DraftpickConfig
+from router.pointer import point
+from router.policies import artifact
+from router.records import read
+from tests.load.clients import Clients, Told
+from tests.load.faults import Chaos, Fault, State, small_disk
+
+_TAIL_S = 1.0
+"""What a killed router had not written yet: its flush interval, and a second flush that was under way."""
+_RECOVERS_S = 60.0
+_ROUTER_DOWN_S = 3.0
+_ROUTERS = 2
+_COUNTED = (
+    "requests",
+    "answered",
+    "retried",
+    "failed_before_first_byte",
+    "broken_after_first_byte",
+    "cut_by_killed_router",
+    "duplicates",
+    "unrecorded_attempts",
+    "dropped_while_disk_was_full",
+    "lost_tail_of_killed_router",
+)
+
+
+@dataclass
+class Story:
+    """When each fault was done, undone and over."""
+
+    done: dict[str, float] = field(default_factory=dict)
+    recovery_s: dict[str, float] = field(default_factory=dict)
+    over: dict[str, float] = field(default_factory=dict)
+
+
+def fleet(folder: Path, pointer: Path, real: bool) -> DraftpickConfig:
+    """The fleet that suffers: impatient, so that a hanging engine is noticed soon."""
+    fields: dict[str, Any] = yaml.safe_load((FLEETS / ("embedded.yaml" if real else "mock.yaml")).read_text())
+    patience = 60 if real else 2
+    fields["router"] |= {
+        "policy": str(pointer),
+        "num_replicas": _ROUTERS,
+        "records": {"dir": str(folder)},
+        "first_byte_timeout_s": patience,
+        "stall_timeout_s": patience,
+        "timeout_s": 5 * patience if real else 3,
+        "max_attempts": 4,
+        "breaker": {"open_s": 0.5, "max_open_s": 2, "slow_start_s": 3},
+    }
+    if real:
+        return with_engines(resolve(fields), ["plain", "suffix"])
+    fields["engines"][0]["deployment"] = {"num_replicas": 2}
+    return resolve(fields)
+
+
+async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, seconds: float, bar: Any) -> Story:
+    """Do the faults one after another, spread over `seconds`, while the clients ask."""
+    story, began = Story(), time.monotonic()
+    asking, watching = asyncio.create_task(clients.run()), asyncio.create_task(chaos.watch_memory())
+    row = bar.add_task("faults", total=len(faults))
+    await asyncio.sleep(4)
+    for number, fault in enumerate(faults):
+        bar.update(row, description=fault.name)
+        story.done[fault.name] = time.monotonic()
+        await fault.do()
+        undone = time.monotonic()
+        if fault.undo is not None:
+            await asyncio.sleep(fault.lasts_s)
+            undone = time.monotonic()
+            await fault.undo()
+        else:
+            await asyncio.sleep(1.0)
+        story.recovery_s[fault.name] = await _recovery_s(chaos, fault, undone)
+        story.over[fault.name] = time.monotonic()
+        bar.advance(row)
+        await asyncio.sleep(max(2.0, began + (number + 1) / len(faults) * (seconds - 8) - time.monotonic()))
+    clients.stop()
+    await asyncio.wait_for(asking, 90)
+    watching.cancel()
+    return story
+
+
+async def _recovery_s(chaos: Chaos, fault: Fault, since: float) -> float:
+    """Seconds until every replica of the router finds all well, `_RECOVERS_S` at most."""
+    while time.monotonic() - since < _RECOVERS_S:
+        states = await chaos.states()
+        if len(states) == _ROUTERS and all(fault.over(state) for state in states):
+            break
+        await asyncio.sleep(0.1)
+    return time.monotonic() - since
+
+
+def judge(
+    told: Sequence[Told], folder: Path, story: Story, states: Sequence[State]
+) -> tuple[dict[str, float], Counter[str]]:
+    """(figures, errors by code)."""
+    records = defaultdict(list)
+    for record in read(folder):
+        records[record.request_id].append(record)
+    killed = story.done.get("kill_router", float("inf"))
+    disk = (story.done.get("disk_full", float("inf")), story.over.get("disk_full", float("-inf")))
+    figures: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0), requests=len(told))
+    errors: Counter[str] = Counter()
+    for one in told:
+        cut_by_router = one.sent < killed + _ROUTER_DOWN_S and one.ended > killed and not one.error.startswith("engine")
+        figures["answered"] += one.done
+        if not one.done:
+            where = "broken_after_first_byte" if one.began else "failed_before_first_byte"
+            figures["cut_by_killed_router" if cut_by_router else where] += 1
+            during = max(
+                (name for name, at in story.done.items() if at <= one.ended), key=story.done.__getitem__, default=""
+            )
+            errors[f"{'broken' if one.began else 'failed'}: {one.error or one.status}, {during}"] += 1
+        mine = records.get(one.request_id, [])
+        good = sum(record.outcome.status == "ok" for record in mine)
+        late = any(r.outcome.ttft_s is not None and r.attempt < len(mine) and one.stream for r in mine)
+        figures["duplicates"] += good > 1 or late
+        missing = max(0, one.attempts - len(mine))
+        if disk[0] <= one.ended and one.sent <= disk[1]:
+            figures["dropped_while_disk_was_full"] += missing
+        elif killed - _TAIL_S <= one.ended <= killed + _TAIL_S:
+            figures["lost_tail_of_killed_router"] += missing
+        else:
+            figures["unrecorded_attempts"] += missing
+        figures["retried"] += one.attempts > 1
+    figures["records_dropped_and_counted"] = sum(s["records"]["dropped"] for s in states)
+    return dict(figures), errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--only", default="", help="these faults alone, by name, with commas")
+    parser.add_argument("--real", action="store_true", help="real vLLM engines (plain and suffix)")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="draftpick-chaos-"))
+    try:
+        with small_disk(scratch / "disk") as disk:
+            _run(args, scratch, disk)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
+    folder, pointer, policies = scratch / "disk" / "records", scratch / "active", scratch / "policies"
+    point(pointer, "uniform")
+    config = fleet(folder, pointer, args.real)
+    manifest = {"kind": "fixed", "arms": list(config.arms), "featurizer": "none", "options": {"arm": config.arms[1]}}
+    artifact.write(policies / "good", manifest, {})
+    (policies / "broken").mkdir()
+    prepare_models(config)
+    with progress_bar() as bar, running(config, port=args.port) as url:
+        chaos = Chaos(config, pointer, policies, disk)
+        clients = Clients(url, config.target.name, 2 if args.real else args.clients)
+        real = [chaos.killed("suffix"), chaos.reloaded(), chaos.broken_policy(), chaos.router_killed()]
+        faults = real if args.real else chaos.mock_faults()
+        if args.only:
+            faults = [fault for fault in faults if fault.name in args.only.split(",")]
+
+        async def run() -> tuple[Story, list[State]]:
+            story = await suffer(chaos, faults, clients, args.seconds, bar)
+            await asyncio.sleep(1.5)  # the records' last flush
+            return story, await chaos.states()
+
+        story, states = asyncio.run(run())
+        figures, errors = judge(clients.told, folder, story, states)
+    figures["peak_rss_mb"] = chaos.peak_rss_mb
+    figures |= {f"recovery_s/{name}": seconds for name, seconds in story.recovery_s.items()}
+    for name, value in figures.items():
+        out.print(f"{name:<40} {value:>10.2f}".replace(".00", ""), highlight=False)
+    out.print(f"what failed or broke: {dict(errors) or 'nothing'}", highlight=False)
+    if args.json:
+        shown = {name: Interval(*(3 * (float(value),))) for name, value in figures.items()}
+        more = {"clients": clients.num_clients, "small_disk": disk is not None, "errors": dict(errors)}
+        write(args.json, len(clients.told), shown, **more)
+
+
+if __name__ == "__main__":
+    main()
