@@ -9,7 +9,7 @@ RUNS ?= runs
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format bench bench-drafters policy bench-policy lock clean
+.PHONY: help venv serve demo test test-fast check format chaos fuzz bench bench-drafters policy bench-policy bench-load lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,12 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+chaos: $(READY)  ## Kill, hang, slow, cut and refill everything under load, with mock engines (6 minutes)
+	$(BIN)/python -m tests.load.chaos --json tests/bench/results/chaos.json
+
+fuzz: $(READY)  ## Ask and configure 20,000 things that nobody meant (5 minutes)
+	$(BIN)/python -m tests.load.fuzz --json tests/bench/results/fuzz.json
+
 bench: $(READY)  ## Measure footprint, losslessness and sampling again (80 minutes)
 	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json tests/bench/results/fleet.json
 	$(BIN)/python -m tests.bench.lossless --json tests/bench/results/lossless.json
@@ -80,6 +86,11 @@ bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, it
 	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json tests/bench/results/live.json
 	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --json tests/bench/results/featurizer.json
 	$(BIN)/python -m tests.bench.training --json tests/bench/results/training.json
+
+bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
+	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json
+	$(BIN)/python -m tests.load.disconnects --json tests/bench/results/disconnects.json
+	$(BIN)/python -m tests.load.chaos --real --seconds 120 --json tests/bench/results/chaos-real.json
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock

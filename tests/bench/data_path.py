@@ -1,8 +1,8 @@
 """What the data path's guards cost: `python -m tests.bench.data_path --before TREE`.
 
-One mock engine; requests straight to it, through the router of another tree (a checkout from before it),
-through this one, and through this one with keys and limits, in turn, one at a time. Compared by means and medians within
-one run; no Ray, so that the router alone is seen.
+One mock engine; requests straight to it, through the router of another source tree (an earlier checkout), through this
+one, and through this one with keys and limits, in turn, one at a time. Compared by means and medians within one run; no
+Ray, so that the router alone is seen.
 """
 
 import argparse

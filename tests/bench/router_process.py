@@ -5,8 +5,11 @@ of whatever source tree PYTHONPATH names, so that two versions can be measured i
 """
 
 import asyncio
+import socket
 import sys
 from typing import Any
+
+import uvicorn
 
 
 async def engine(name: str) -> None:
@@ -35,12 +38,12 @@ async def router(url: str, *options: str) -> None:
 
 
 async def _serve(app: Any) -> None:
-    from engines.http import LocalServer
-
-    server = LocalServer(app)
-    await server.start()
-    print(server.url, flush=True)
-    await asyncio.Event().wait()
+    """Serve in the same way whichever tree `app` is from: what is compared is the application."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(app, interface="asgi3", log_config=None, access_log=False, lifespan="off")
+    await uvicorn.Server(config).serve(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 def test_a_stream_that_runs_when_everything_stops_comes_to_its_end() -> None:
     slow = {"name": "plain", "kind": "mock", "mock": {"step_s": 0.02, "output_tokens": 300}}
-    router = {"policy": "fixed", "default_engine": "plain", "featurizer": "none"}
+    live = {"user_config": {"policy": "uniform", "explore": 0.25, "limits": {"max_in_flight": 7}}}
+    router = {"policy": "fixed", "default_engine": "plain", "featurizer": "none", "deployment_options": live}
     config = resolve({"target": {"name": "mock-model"}, "engines": [slow], "router": router})
     body = {
         "model": "mock-model",
@@ -34,6 +35,8 @@ def test_a_stream_that_runs_when_everything_stops_comes_to_its_end() -> None:
         reader = threading.Thread(target=read, args=(url,))
         reader.start()
         assert begun.wait(30)
+        # Serve's user_config is taken, over the configuration that the replica began with.
+        assert httpx.get(f"{url}/ready").json()["policy"] == "uniform"
     reader.join(60)
     assert received.count(b"data: ") > 250
     assert received.endswith(b"data: [DONE]\n\n")

@@ -1,6 +1,7 @@
 """The server inside a running loop: its address, its load, its drain."""
 
 import asyncio
+import socket
 
 import httpx
 import pytest
@@ -81,3 +82,12 @@ async def test_an_idle_server_drains_at_once_and_only_once() -> None:
     async with asyncio.timeout(20):
         await server.drain(30)
         await server.drain(30)
+
+
+async def test_small_chunks_do_not_wait_for_each_other(mock_engine: StartMock) -> None:
+    """Nagle's algorithm is off: with it, the second of two small chunks would wait for the first one's receipt."""
+    mock = await mock_engine()
+    async with httpx.AsyncClient(base_url=mock.url) as client:
+        await client.get("/health")
+        sockets = [c.transport.get_extra_info("socket") for c in mock.server._server.server_state.connections]
+        assert [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets] == [1]

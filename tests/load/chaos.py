@@ -140,7 +140,7 @@ def judge(
         late = any(r.outcome.ttft_s is not None and r.attempt < len(mine) and one.stream for r in mine)
         figures["duplicates"] += good > 1 or late
         missing = max(0, one.attempts - len(mine))
-        if disk[0] <= one.ended and one.sent <= disk[1]:
+        if disk[0] - _TAIL_S <= one.ended and one.sent <= disk[1]:
             figures["dropped_while_disk_was_full"] += missing
         elif killed - _TAIL_S <= one.ended <= killed + _TAIL_S:
             figures["lost_tail_of_killed_router"] += missing

@@ -75,7 +75,7 @@ def remains(before: dict[str, Any], engines: list[str]) -> dict[str, int]:
         "places": now["admission"]["in_flight"],
         "engine_slots": sum(s["running"] + s["waiting"] for s in slots),
         "tasks": max(0, now["tasks"] - before["tasks"]),
-        "sockets": max(0, _sockets() - before["sockets"]),
+        "sockets": _sockets(engines),
     }
 
 
@@ -83,12 +83,11 @@ def _router() -> dict[str, Any]:
     return dict(serve.get_deployment_handle("router", APP_NAME).state.remote().result())
 
 
-def _sockets() -> int:
-    return sum(
-        c.status == "ESTABLISHED" and c.laddr.ip == "127.0.0.1"
-        for p in processes("draftpick:router")
-        for c in p.net_connections("tcp")
-    )
+def _sockets(engines: list[str]) -> int:
+    """Connections of the router to engines; those that wait for the next request are closed after two minutes."""
+    ports = {int(url.rsplit(":", 1)[1]) for url in engines}
+    found = (c for p in processes("draftpick:router") for c in p.net_connections("tcp"))
+    return sum(c.status == "ESTABLISHED" and bool(c.raddr) and c.raddr.port in ports for c in found)
 
 
 def main() -> None:
@@ -103,10 +102,10 @@ def main() -> None:
     router = {"policy": "uniform", "default_engine": "plain", "featurizer": "lexical"}
     config = resolve({"target": {"name": "mock-model"}, "engines": engines, "router": router})
     with progress_bar() as bar, running(config, port=args.port) as url:
-        before: dict[str, Any] = {"sockets": _sockets(), **_router()}
+        before = _router()
         addresses = [address for replicas in before["breakers"].values() for address in replicas]
         ends, left, ended = asyncio.run(run(url, args.n, args.concurrency, bar))
-        while any(left_behind := remains(before, addresses).values()) and time.monotonic() - ended < 75:
+        while any(left_behind := remains(before, addresses).values()) and time.monotonic() - ended < 140:
             time.sleep(1)
         left_behind = remains(before, addresses)
         aborted = {id: at for url in addresses for id, at in httpx.get(f"{url}/mock/aborts").json()["aborts"]}

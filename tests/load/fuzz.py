@@ -21,6 +21,7 @@ import orjson
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 from schemathesis import GenerationMode
 
@@ -80,7 +81,7 @@ class Fuzz:
                 try:
                     strategy = operation.as_strategy(generation_mode=mode)
                     self.run(operation.label, share / len(operations) / 2, strategy, self._call)
-                except schemathesis.errors.SchemathesisError:
+                except (schemathesis.errors.SchemathesisError, Unsatisfiable):
                     continue  # an operation without parameters cannot be asked wrongly
 
     def _call(self, case: Any) -> str | None:

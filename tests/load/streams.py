@@ -61,7 +61,7 @@ async def one(session: aiohttp.ClientSession, counts: Counts, tokens: int, reads
 async def hold(url: str, n: int, seconds: float, bar: Any) -> tuple[Counts, int, list[float]]:
     """(counts, fewest streams open during the hold, resident MB of the router every second of it)."""
     counts, rss, fewest = Counts(), list[float](), n
-    tokens = int((seconds + 30) / _STEP_S)
+    tokens = int((seconds + 0.06 * n) / _STEP_S)
     row = bar.add_task("streams open", total=n)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    mock = {"step_s": _STEP_S, "prefill_s": 0.05, "max_running": 2 * args.n}
+    mock = {"step_s": _STEP_S, "prefill_s": 0.05, "max_running": 2 * args.n, "output_tokens": 10_000}
     engines = [{"name": name, "kind": "mock", "mock": mock} for name in ("plain", "other")]
     config = resolve(
         {

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import orjson
 import pytest
 
 from engines.mock import MockSpec
-from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, SLOW, Routed, StartRouter, asked
+from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, SLOW, Routed, StartRouter, asked, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -90,6 +91,32 @@ async def test_tokens_go_on_while_the_engine_works(router_app: StartRouter) -> N
         for _ in range(3):
             assert await anext(chunks)
             assert app.engines["a"].engine.state()["running"] == 1
+
+
+async def test_a_slow_reader_slows_the_engine_and_fills_no_memory(router_app: StartRouter) -> None:
+    app = await router_app({"a": MockSpec(step_s=0, prefill_s=0, output_tokens=60_000)})
+    host, port = app.server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=4096)
+    body = orjson.dumps(asked(stream=True))
+    writer.write(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (CHAT.encode(), len(body), body))
+    await reader.readexactly(100)
+    before = tracemalloc_kb(start=True)
+    await asyncio.sleep(1.5)
+    state = app.engines["a"].engine.state()
+    assert (state["running"], state["finished"]) == (1, 0)
+    assert tracemalloc_kb() - before < 4096
+    writer.close()
+    await until(lambda: app.engines["a"].aborted == 1)
+
+
+def tracemalloc_kb(*, start: bool = False) -> float:
+    """KB of Python memory that were taken since the start."""
+    if start:
+        tracemalloc.start()
+        return tracemalloc.get_traced_memory()[0] / 1024
+    taken = tracemalloc.get_traced_memory()[0] / 1024
+    tracemalloc.stop()
+    return taken
 
 
 async def test_streams_at_the_same_time_do_not_mix(router_app: StartRouter) -> None:
