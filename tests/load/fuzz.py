@@ -247,7 +247,7 @@ def run_fuzz(cases: int, seed: int, told: Told = lambda: None) -> Fuzz:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=21_000)
+    parser.add_argument("--cases", type=int, default=25_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
