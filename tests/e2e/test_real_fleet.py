@@ -112,7 +112,7 @@ def test_a_named_tool_is_called(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "What is the weather in Rome?"}],
-        max_tokens=40,
+        max_tokens=160,
         temperature=0,
         tools=[{"type": "function", "function": {"name": "weather", "parameters": parameters}}],
         tool_choice={"type": "function", "function": {"name": "weather"}},
