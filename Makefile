@@ -90,7 +90,7 @@ bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, it
 bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
 	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json
 	$(BIN)/python -m tests.load.disconnects --json tests/bench/results/disconnects.json
-	$(BIN)/python -m tests.load.chaos --real --seconds 120 --json tests/bench/results/chaos-real.json
+	$(BIN)/python -m tests.load.chaos --real --seconds 90 --json tests/bench/results/chaos-real.json
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock

@@ -133,7 +133,7 @@ class Dispatcher:
             attempt = _Attempt(incoming, context, self.decide(context, incoming.pin))
             status = await self._try(attempt, reply)
             while not attempt.started and status in _RETRIED:
-                if not self._may_retry(attempt) and not (attempt.gone and await self._engine_comes(incoming, attempt)):
+                if not self._may_retry(attempt) and not await self._comes_back(attempt, status):
                     tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
                     raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
                 attempt.failed.add(attempt.decision.arm)
@@ -141,19 +141,28 @@ class Dispatcher:
                 attempt.number += 1
                 status = await self._try(attempt, reply)
 
-    async def _engine_comes(self, incoming: Incoming, attempt: "_Attempt | None" = None) -> bool:
-        """Wait while nobody listens at any engine, for a bounded time; whether one may be asked now."""
+    async def _engine_comes(self, incoming: Incoming) -> None:
+        """Wait while nobody listens at any engine, for a bounded time."""
         until = incoming.accepted + self._config.wait_for_engine_s
-        while not self._replicas.eligible():
-            if self._replicas.present() or time.perf_counter() >= until:
-                return False
+        while not self._replicas.eligible() and not self._replicas.present() and time.perf_counter() < until:
             incoming.left_s()
             await asyncio.sleep(_POLL_S)
-        if attempt is not None:
-            if time.perf_counter() >= until:
-                return False
-            attempt.tried.clear()
-            attempt.failed.clear()
+
+    async def _comes_back(self, attempt: "_Attempt", status: Status) -> bool:
+        """After all were tried: wait, twice as long each time, if the last one could not even be reached.
+
+        So it is while all engines are being replaced. Whether to begin anew.
+        """
+        incoming = attempt.incoming
+        wait_s = _POLL_S * 2**attempt.rounds
+        out_of_time = time.perf_counter() + wait_s > incoming.accepted + self._config.wait_for_engine_s
+        if status != "engine_error" or attempt.http_status is not None or out_of_time:
+            return False
+        await asyncio.sleep(wait_s)
+        await self._engine_comes(incoming)
+        attempt.rounds += 1
+        attempt.tried.clear()
+        attempt.failed.clear()
         return True
 
     def _may_retry(self, attempt: "_Attempt") -> bool:
@@ -226,12 +235,11 @@ class Dispatcher:
         load = self._replicas.load()
         meter = Meter(attempt.incoming.accepted)
         status: Status = "cancelled"
-        attempt.http_status, attempt.gone = None, False
+        attempt.http_status = None
         try:
             with self._replicas.lease(attempt.decision.arm, attempt.tried) as lease:
                 attempt.tried.add(lease.replica)
                 status = await self._ask(attempt, lease, reply, meter, within_s)
-                attempt.gone = lease.gone
                 self._judge(attempt, lease, meter, status)
         except EngineUnavailable:
             status = "engine_error"
@@ -356,7 +364,7 @@ class Dispatcher:
 class _Attempt:
     """An attempt under way, and what failed before it.
 
-    `started`: bytes have gone to the client. `gone`: nobody listened at the engine.
+    `started`: bytes have gone to the client. `rounds`: how often all engines were tried in vain.
     """
 
     incoming: Incoming
@@ -364,7 +372,7 @@ class _Attempt:
     decision: Decision
     number: int = 1
     started: bool = False
-    gone: bool = False
+    rounds: int = 0
     http_status: int | None = None
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
