@@ -273,12 +273,12 @@ class Dispatcher:
 
     def _judge(self, attempt: "_Attempt", lease: Lease, meter: Meter, status: Status) -> None:
         """Tell the breaker and the watch how it went."""
-        outcome = meter.outcome(status)
         patience_s = self._client.patience_s(attempt.incoming.request.stream)
         hasty = attempt.incoming.deadline is not None and meter.waited_s() < patience_s
         # That a hurried client went away says nothing of the engine.
         lease.ok = None if status == "timeout" and hasty else status in ("ok", "client_error")
         if status == "ok":
+            outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
             self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens)
 

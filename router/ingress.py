@@ -95,7 +95,7 @@ class RouterApp:
 
     async def _forward(self, asked: "_Asked", reply: "_AsgiReply") -> None:
         """Send a request to an engine, and its answer back."""
-        key = self._keys.authenticate(asked.named.get("authorization"))
+        key = self._key(asked)
         if asked.scope["method"] not in _METHODS:
             raise NotAllowed(f"{asked.scope['method']} is not answered here", code="method_not_allowed")
         if not self._is_open(asked.path):
@@ -109,6 +109,10 @@ class RouterApp:
 
     async def _run(self, asked: "_Asked", key: Key, body: bytes, reply: "_AsgiReply") -> None:
         await self._dispatcher.run(self._incoming(asked, key, body), reply)
+
+    def _key(self, asked: "_Asked") -> Key:
+        """Whose request it is. Raises `Unauthorized`."""
+        return self._keys.authenticate(asked.named.get("authorization"))
 
     def _is_open(self, path: str) -> bool:
         """Whether any key may ask for a path."""
@@ -142,13 +146,13 @@ class RouterApp:
         state = self._hooks.ready()
         if self._keys:  # probes of an orchestrator carry no key; details are for admins
             try:
-                need(self._keys.authenticate(asked.named.get("authorization")), "admin", "the state")
+                need(self._key(asked), "admin", "the state")
             except RequestError:
                 state = {"ready": state["ready"]}
         await reply.json(200 if state["ready"] else 503, state)
 
     async def _models(self, asked: "_Asked", reply: "_AsgiReply") -> None:
-        self._keys.authenticate(asked.named.get("authorization"))
+        self._key(asked)
         model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
         await reply.json(200, {"object": "list", "data": [model]})
 
@@ -156,12 +160,12 @@ class RouterApp:
         await reply.json(200, description(self._model))
 
     async def _explain(self, asked: "_Asked", reply: "_AsgiReply") -> None:
-        need(self._keys.authenticate(asked.named.get("authorization")), "admin", "to explain")
+        need(self._key(asked), "admin", "to explain")
         if (body := await asked.body()) is not None:
             await reply.json(200, await self._dispatcher.explain(parse(_CHAT, body, self._config.max_json_depth)))
 
     async def _use_policy(self, asked: "_Asked", reply: "_AsgiReply") -> None:
-        need(self._keys.authenticate(asked.named.get("authorization")), "admin", "to change the policy")
+        need(self._key(asked), "admin", "to change the policy")
         if not self._keys:
             raise NotAllowed("this needs keys: without them anybody could do it", code="keys_needed")
         if (body := await asked.body()) is None:

@@ -54,7 +54,7 @@ class Chaos:
         closed = all(s == "closed" for replicas in state["breakers"].values() for s in replicas.values())
         return closed and state["engines"] == self._replicas and set(state["drafts"].values()) == {"ok"}
 
-    def mock_faults(self, stop_mid_way: Callable[[], None] = lambda: None) -> list[Fault]:
+    def mock_faults(self) -> list[Fault]:
         """All that mock engines can suffer."""
         spec = {e.name: e.mock for e in self._config.engines if e.mock is not None}
         step_s = spec["suffix"].step_s
