@@ -19,6 +19,7 @@ from rich.table import Table
 from deploy.cli_drafters import drafters_app
 from deploy.cli_keys import keys_app
 from deploy.cli_policy import policy_app
+from deploy.cli_report import report_app
 from deploy.console import (
     Config,
     Json,
@@ -40,6 +41,7 @@ app = typer.Typer(
     help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
 )
 app.add_typer(policy_app)
+app.add_typer(report_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
 

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deploy import report_plots as plots
+from deploy.curve import known_curve
 from deploy.results import command_line, machine, versions, write
 from policy_training import experiments
 from policy_training.claims import Findings, check, steps
@@ -15,7 +16,6 @@ from policy_training.dataset import Dataset
 from policy_training.evaluate import Interval
 from policy_training.experiments import Question
 
-_SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 10_000)
 _SPLITS = {
     "iid": "requests like those of training",
     "domain": "a kind of prompt that training never saw",
@@ -56,14 +56,17 @@ class Brief:
 
 
 def run_report(brief: Brief, out: Path, results: Path | None) -> Climb:
-    """Write the page, and `ladder.json` and `paper.json` into the folder `results`."""
+    """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
+
+    Where `draftpick curve` wrote there, its longer curve is what the claim on few examples is judged by.
+    """
     question, name, paper = brief.question, brief.name, brief.paper
     climb = experiments.climb(question, brief.learners)
-    curve = experiments.learning_curve(question, name, _SIZES)
+    curve = experiments.learning_curve(question, name, experiments.SIZES)
     foresight = experiments.foresight(question, brief.often, name) if brief.often else {}
     sections, findings = _sections(question, name, climb, curve), None
     if paper is not None:
-        findings = check(paper.question, paper.data, name, curve, paper.self_drafting)
+        findings = check(paper.question, paper.data, name, known_curve(results) or curve, paper.self_drafting)
         sections.append(
             Section(
                 "Alpha",
@@ -130,8 +133,7 @@ def _sections(question: Question, name: str, climb: Climb, curve: dict[int, Inte
 
 def paper_figures(findings: Findings) -> dict[str, Interval]:
     """Of every claim whether it holds, 0 or 1, and its figures; and the sweep over alpha."""
-    figures = {f"{claim.name}/holds": float(claim.holds) for claim in findings.claims}
-    figures |= {f"{claim.name}/{k}": v for claim in findings.claims for k, v in claim.figures.items()}
+    figures = {k: v for claim in findings.claims for k, v in claim.as_figures().items()}
     for one in findings.alphas:
         figures |= {f"alpha/{one.alpha:g}/{k}": v for k, v in asdict(one).items() if k != "alpha"}
     return {name: Interval(value, value, value) for name, value in figures.items()}
@@ -165,8 +167,7 @@ def _share(scores: dict[str, Interval], of: dict[str, Interval]) -> Interval:
 def fits(brief: Brief) -> int:
     """How many times `run_report` tells of progress, for a bar."""
     question, paper = brief.question, brief.paper
-    seeds, more = len(question.seeds), 0 if question.more is None else len(question.more)
-    sizes = sum(size <= len(question.data) // 2 + more for size in _SIZES)
+    seeds, sizes = len(question.seeds), sum(size <= len(question.data) // 2 for size in experiments.SIZES)
     fitted = seeds * (len(brief.learners) + sizes + (brief.often is not None)) + 4
     return fitted + (steps(paper.question, paper.self_drafting) if paper else 0)
 

@@ -51,15 +51,29 @@ def command_line(arguments: Sequence[str] = ()) -> str:
 def write(path: Path, n: int, figures: Mapping[str, Interval], **more: Any) -> None:
     """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and what `more` adds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = {
+    _save(path, {**_origin(), "n": n, "figures": _rounded(figures), **more})
+
+
+def amend(path: Path, figures: Mapping[str, Interval], **more: dict[str, Any]) -> None:
+    """Replace these figures of a result, and entries of what else it holds; `amended` says where they come from."""
+    result = json.loads(path.read_text())
+    result["figures"] |= _rounded(figures)
+    for name, entries in more.items():
+        result[name] = result.get(name, {}) | entries
+    told = {"figures": list(figures), **_origin()}
+    kept = [one for one in result.get("amended", ()) if one["figures"] != told["figures"]]
+    _save(path, {**result, "amended": [*kept, told]})
+
+
+def _origin() -> dict[str, Any]:
+    return {"command": command_line(), "machine": machine(), "versions": versions()}
+
+
+def _rounded(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {
         k: {"value": round(f.value, 4), "low": round(f.low, 4), "high": round(f.high, 4)} for k, f in figures.items()
     }
-    result = {
-        "command": command_line(),
-        "machine": machine(),
-        "versions": versions(),
-        "n": n,
-        "figures": shown,
-        **more,
-    }
+
+
+def _save(path: Path, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n")

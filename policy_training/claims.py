@@ -28,6 +28,10 @@ class Claim:
     found: str
     figures: Mapping[str, float]
 
+    def as_figures(self) -> dict[str, float]:
+        """Whether it holds, 0 or 1, and its figures, under names that begin with the claim's."""
+        return {f"{self.name}/holds": float(self.holds)} | {f"{self.name}/{k}": v for k, v in self.figures.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -52,7 +56,7 @@ def check(
         _beats_every_drafter(question, learner),
         _alpha_trades(alphas),
         _none_where_drafters_do_not_help(question, learner),
-        _few_examples(curve),
+        few_examples(curve),
         _refused(question, learner),
         _two_to_six(question, learner),
         *([_self_drafting(question, learner, self_drafting)] if self_drafting else []),
@@ -114,7 +118,8 @@ def _none_where_drafters_do_not_help(question: Question, learner: str) -> Claim:
     )
 
 
-def _few_examples(curve: Mapping[int, Interval]) -> Claim:
+def few_examples(curve: Mapping[int, Interval]) -> Claim:
+    """By a learning curve: share of the oracle's gain by number of examples, of any fleet."""
     sizes, last = sorted(curve), curve[max(curve)].value
     enough = next(size for size in sizes if curve[size].value >= ENOUGH * last)
     return Claim(

@@ -23,6 +23,8 @@ from router.types import Context
 Floats = npt.NDArray[np.float64]
 Told = Callable[[], None]
 """Called after each fit."""
+SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 10_000)
+"""Numbers of examples of a learning curve; those that the data has not are left out."""
 _FEWEST_ANSWERS = 4
 
 

@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 from deploy import cli, features
 from deploy.console import some_prompts
+from deploy.results import write
 from engines.errors import ConfigError
 from policy_training.alignment import STATISTICS
 from policy_training.contexts import contexts
 from policy_training.dataset import DatasetError, Measurement, load, save
+from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt, generate
 from router.features import LexicalFeaturizer
 from router.types import Outcome
@@ -321,7 +323,7 @@ def measured_often(tmp_path: Path) -> Path:
 def test_the_report_is_one_page_and_its_figures_are_json(measured_often: Path) -> None:
     page, data = measured_often / "report.html", str(measured_often / "data.parquet")
     options = ["--learners", "best_fixed,ridge", "--seeds", "2", "--results", str(measured_often)]
-    given = ["--reworded", data, "--loaded", data, "--more", data, "--paper", data, "--self-drafting", "math"]
+    given = ["--reworded", data, "--loaded", data, "--paper", data, "--self-drafting", "math"]
     result = invoke("report", "--data", data, "--out", str(page), *options, *given)
     assert result.exit_code == 0
     assert "ridge" in words(result.stdout)
@@ -337,6 +339,32 @@ def test_the_report_is_one_page_and_its_figures_are_json(measured_often: Path) -
     verdicts = {name: paper["figures"][f"{name}/holds"]["value"] for name in paper["claims"]}
     assert len(verdicts) == 8
     assert set(verdicts.values()) <= {0, 1}
+
+
+def test_the_curve_judges_few_examples_in_the_papers_results_too(measured_often: Path, tmp_path: Path) -> None:
+    data = str(measured_often / "data.parquet")
+    results, policy = tmp_path / "results", tmp_path / "policy"
+    assert invoke("train", "--data", data, "--out", str(policy)).exit_code == 0
+    paper = results / "paper.json"
+    write(paper, 3, {"few_examples_suffice/enough": Interval(800, 800, 800)}, claims={"alike": {"said": "so"}})
+    options = ["--costs", str(policy), "--learner", "ridge", "--seeds", "2", "--results", str(results)]
+    result = invoke("curve", "--data", data, "--more", data, *options)
+    assert result.exit_code == 0
+    assert "fewer than 10,000 examples suffice" in words(result.stdout)
+    found = json.loads((results / "learning-curve.json").read_text())["figures"]
+    assert found["learning_curve/100"]["value"] > 0.8
+    assert "<svg" in (results / "learning-curve.svg").read_text()
+    amended = json.loads(paper.read_text())
+    assert amended["figures"]["few_examples_suffice/enough"] == found["few_examples_suffice/enough"]
+    assert set(amended["claims"]) == {"alike", "few_examples_suffice"}
+    assert "few_examples_suffice/enough" in amended["amended"][0]["figures"]
+
+
+def test_the_curve_needs_a_policy_that_knows_costs(measured_often: Path, tmp_path: Path) -> None:
+    data = str(measured_often / "data.parquet")
+    result = invoke("curve", "--data", data, "--more", data, "--costs", str(tmp_path))
+    assert isinstance(result.exception, DatasetError)
+    assert "tells no costs of a step" in str(result.exception)
 
 
 def test_the_report_refuses_an_unknown_learner_before_it_works(measured_often: Path) -> None:

@@ -42,4 +42,4 @@ def test_every_claim_has_a_verdict_and_figures() -> None:
 
 def test_a_curve_that_still_rises_does_not_say_how_many_suffice() -> None:
     curve = {size: Interval(share, share, share) for size, share in ((100, 0.5), (200, 0.7))}
-    assert not claims._few_examples(curve).holds
+    assert not claims.few_examples(curve).holds
