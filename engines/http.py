@@ -35,6 +35,7 @@ class LocalServer:
             log_config=None,
             access_log=False,
             lifespan="off",
+            proxy_headers=False,
             timeout_keep_alive=120,
             backlog=2048,
         )

@@ -301,6 +301,9 @@ class _Collected:
     async def write(self, data: bytes) -> None:
         self.parts.append(data)
 
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status, self.headers, self.parts = status, headers, [body]
+
 
 class _Queued:
     """A reply that goes to a bounded queue, so that a slow reader slows the engine's stream."""
@@ -313,6 +316,9 @@ class _Queued:
 
     async def write(self, data: bytes) -> None:
         await self._queue.put(data)
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        await self._queue.put(body)
 
 
 def _incoming(body: dict[str, Any], path: str, arm: str | None) -> Incoming:

@@ -92,6 +92,9 @@ class Reply(Protocol):
     async def write(self, data: bytes) -> None:
         """Send a part of the body."""
 
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send all of an answer, with its content-length."""
+
 
 class Dispatcher:
     """Routes requests. Everything that it works with is passed in."""
@@ -301,8 +304,7 @@ class Dispatcher:
             if generated and (not is_json or attempt.incoming.request.stream):
                 raise EngineBroken("the answer is not what was asked for")
             attempt.started = True
-            await reply.start(answer.status, [*headers, ("content-length", str(len(body)))])
-            await reply.write(body)
+            await reply.whole(answer.status, headers, body)
         if refused:
             return "engine_error"
         return "ok" if answer.status < 400 else "client_error"

@@ -103,12 +103,10 @@ class RouterApp:
         if PIN_HEADER in asked.named:
             need(key, "admin", f"the header {PIN_HEADER}")
         self._keys.take(key)
-        body = await asked.body()
-        if body is not None and await _unless_gone(asked.receive, self._run(asked, key, body, reply)):
-            await reply.finish()
-
-    async def _run(self, asked: "_Asked", key: Key, body: bytes, reply: "_AsgiReply") -> None:
-        await self._dispatcher.run(self._incoming(asked, key, body), reply)
+        if (body := await asked.body()) is not None:
+            incoming = self._incoming(asked, key, body)
+            if await _unless_gone(asked.receive, self._dispatcher.run(incoming, reply)):
+                await reply.finish()
 
     def _key(self, asked: "_Asked") -> Key:
         """Whose request it is. Raises `Unauthorized`."""
@@ -237,6 +235,7 @@ class _AsgiReply:
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self._finished = False
 
     async def start(self, status: int, headers: Headers) -> None:
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers]
@@ -245,14 +244,21 @@ class _AsgiReply:
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.start(status, [*headers, ("content-length", str(len(body)))])
+        await self._last(body)
+
     async def finish(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        """End an answer that was written in parts."""
+        if not self._finished:
+            await self._last(b"")
+
+    async def _last(self, body: bytes) -> None:
+        self._finished = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:
-        body = orjson.dumps(content)
-        own = [("content-type", "application/json"), ("content-length", str(len(body)))]
-        await self.start(status, own + (headers or []))
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.whole(status, [("content-type", "application/json"), *(headers or [])], orjson.dumps(content))
 
 
 def _priority(named: dict[str, str], key: Key) -> int:
@@ -285,19 +291,24 @@ def _seconds(text: str) -> float | None:
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
     """Run `work` to its end (True), or cancel it when the client goes away (False)."""
-    task = asyncio.create_task(work)
+    own = asyncio.current_task()
+    assert own is not None
     watch = asyncio.create_task(_disconnect(receive))
+
+    def gone(_: asyncio.Task[None]) -> None:
+        own.cancel()
+
+    watch.add_done_callback(gone)
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            await task
-            return True
-        return False
+        await work
+        return True
+    except asyncio.CancelledError:
+        if watch.done() and own.uncancel() == 0:
+            return False
+        raise
     finally:
+        watch.remove_done_callback(gone)
         watch.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import string
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +31,7 @@ _ASKS = {
     "asks_json": ("json", "schema", "yaml", "yml", "csv", "xml", "key-value", "table"),
 }
 """What the instruction says: an edit, all of a text again, a new text, a form to fill. Words, or two in a row."""
+_PHRASES = tuple((name, f" {one} ") for name, wanted in _ASKS.items() for one in wanted if " " in one)
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 _DIGIT = re.compile(r"\d")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -59,7 +61,9 @@ def _code_share(request: Request) -> float:
 
 
 def _digit_share(request: Request) -> float:
-    return len(_DIGIT.findall(request.text)) / max(len(request.text), 1)
+    text = request.text
+    digits = sum(map(text.count, string.digits)) if text.isascii() else len(_DIGIT.findall(text))
+    return digits / max(len(text), 1)
 
 
 def _non_ascii_share(request: Request) -> float:
@@ -94,7 +98,9 @@ VERSION = "lexical-v3"
 def lexical_features(request: Request) -> Vector:
     """The features of `FEATURES`, each roughly in [0, 2]; shape [12], float32."""
     words = _WORD.findall(cut(request.text, _INSTRUCTION_CHARS).lower())
-    said = {*words, *map(" ".join, itertools.pairwise(words))}
+    said, text = set(words), f" {' '.join(words)} "
     asks = {name: not said.isdisjoint(wanted) for name, wanted in _ASKS.items()}
+    for name, phrase in _PHRASES:
+        asks[name] |= phrase in text
     asks["asks_json"] |= request.structured
     return np.asarray([*(feature(request) for feature in _FEATURES.values()), *asks.values()], np.float32)

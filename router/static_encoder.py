@@ -1,5 +1,6 @@
 """Word vectors distilled from the sentence encoder: a context in a fraction of a millisecond, without torch."""
 
+import math
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from router.features import Featurizer
 from router.lexical import FEATURES, VERSION, lexical_features
 from router.openai import Request, cut
 from router.types import Context, Vector
+from router.word_tokens import WordTokens
 
 SHIPPED = Path(__file__).parent / "static"
 """Vectors of all-MiniLM-L6-v2's own vocabulary, made by `draftpick encoder`."""
@@ -28,9 +30,10 @@ class StaticFeaturizer(Featurizer):
     def __init__(self, folder: Path = SHIPPED) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokens = WordTokens(tokenizer)
         stored = load_file(folder / VECTORS)["vectors"]
         self._vectors: Vector = stored.astype(np.float32)
         self.dimension = stored.shape[1] + len(FEATURES)
@@ -41,8 +44,8 @@ class StaticFeaturizer(Featurizer):
 
     def embed(self, text: str) -> Vector:
         """The embedding of a text [d]; zeros for one without a known token."""
-        ids = self._tokenizer.encode(cut(text, MOST_CHARS), add_special_tokens=False).ids
+        ids = self._tokens(cut(text, MOST_CHARS))
         if not ids:
             return np.zeros(self._vectors.shape[1], np.float32)
-        mean = self._vectors[ids].mean(0)
-        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-9), np.float32)
+        mean = self._vectors.take(ids, 0).mean(0)
+        return np.asarray(mean / max(math.sqrt(mean @ mean), 1e-9), np.float32)

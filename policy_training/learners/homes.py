@@ -13,7 +13,7 @@ from policy_training.dataset import DatasetError
 from policy_training.learners.base import Floats, Setting, prepared
 from policy_training.matrix import Matrix
 from router.lexical import FEATURES
-from router.policies.regressors import pull_features
+from router.policies.regressors import Nearness
 
 CENTRES = 16
 _PENALTY = 1.0
@@ -47,7 +47,8 @@ class Homes:
         )
         homes = np.stack([found.cluster_centers_ for found in clusters]).astype(np.float32)
         at = np.asarray([data.arms.index(arm) for arm in setting.homes])
-        features = np.stack([pull_features(one, homes, h) for one, h in zip(z, half.tolist(), strict=True)])
+        nearness = Nearness(homes)
+        features = np.stack([nearness.features(one, h) for one, h in zip(z, half.tolist(), strict=True)])
         homed = np.exp(-log_tau)[:, at]
         against = homed - homed.mean(1, keepdims=True)
         pull = Ridge(_PENALTY, fit_intercept=False).fit(features.reshape(-1, 3), against.ravel()).coef_

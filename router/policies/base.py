@@ -1,7 +1,10 @@
 """The one interface of all policies: a context and the eligible arms give a distribution over these arms."""
 
+import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -28,19 +31,23 @@ class Policy(ABC):
     ) -> Decision:
         """Sample an arm among `eligible` (names, at least one); with probability `explore` from all of them alike."""
         mask = np.fromiter((arm in eligible for arm in self.arms), bool, len(self.arms))
-        probabilities = self.probabilities(context, mask)
-        if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and probabilities[mask].sum() > 0):
-            raise ValueError(f"policy {self.id} gave no distribution: {probabilities}")
+        shares: list[float] = self.probabilities(context, mask).tolist()
+        total = math.fsum(share for share, may in zip(shares, mask, strict=True) if may)
+        if not (total > 0 and all(0 <= share < math.inf for share in shares)):
+            raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         if explore:
-            probabilities = (1 - explore) * probabilities + explore * mask / mask.sum()
-        chosen = int(np.searchsorted(np.cumsum(probabilities), rng.random() * probabilities.sum(), side="right"))
-        chosen = min(chosen, int(np.flatnonzero(probabilities)[-1]))
-        return Decision(
-            self.arms[chosen],
-            float(probabilities[chosen]),
-            dict(zip(self.arms, probabilities.tolist(), strict=True)),
-            self.id,
-        )
+            alike = explore / int(mask.sum())
+            shares = [(1 - explore) * share + alike * bool(may) for share, may in zip(shares, mask, strict=True)]
+        chosen = _drawn(shares, rng.random())
+        return Decision(self.arms[chosen], shares[chosen], dict(zip(self.arms, shares, strict=True)), self.id)
+
+
+def _drawn(shares: Sequence[float], at: float) -> int:
+    """The index into which `at` in [0, 1) falls, by these shares; never one of share 0."""
+    sums = list(accumulate(shares))
+    chosen = bisect_right(sums, at * sums[-1])
+    # Rounding may lead past the end.
+    return chosen if chosen < len(shares) else max(i for i, share in enumerate(shares) if share)
 
 
 def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Probabilities:

@@ -106,30 +106,43 @@ class Kernel(Regressor):
         self._gamma, self._apart = (float(value) for value in arrays["shape"])
         if self._gamma <= 0:
             raise PolicyRefused("array shape holds a gamma that is not positive")
-        self._squares = np.square(arrays["points"]).sum(1)
+        # -gamma |x - p|^2 = 2 gamma p x - gamma p p - gamma x x: the first two are made ready here.
+        self._scaled = 2 * self._gamma * arrays["points"]
+        self._squares = self._gamma * np.square(arrays["points"]).sum(1)
 
     def _predict(self, z: Vector, half: int) -> Floats:
-        return np.asarray(-np.log(np.clip(self._steps(z, half), _FEWEST_STEPS, 1.0)))
+        return np.asarray(-np.log(self._steps(z, half).clip(_FEWEST_STEPS, 1.0)))
 
     def _steps(self, z: Vector, half: int) -> Floats:
-        x = np.append(z, np.float32(self._apart * half)).astype(np.float32)
-        distances = self._squares - 2 * (self._arrays["points"] @ x) + x @ x
-        return np.asarray(self._arrays["base"] + np.exp(-self._gamma * distances) @ self._arrays["weights"])
+        x = np.empty(len(z) + 1, np.float32)
+        x[:-1], x[-1] = z, self._apart * half
+        near = self._scaled @ x
+        near -= self._squares
+        near -= self._gamma * (x @ x)
+        return np.asarray(np.exp(near, out=near) @ self._arrays["weights"] + self._arrays["base"])
 
 
-def pull_features(z: Vector, homes: Floats, half: int) -> Floats:
-    """By how much a request is nearer to each home than to the others', [homed, 3], from `homes` [homed, centres, e].
+class Nearness:
+    """How much nearer a request is to each home than to the others', from their centres [homed, centres, e]."""
 
-    The margin, its positive part, and the margin again where the request samples.
-    """
-    near = -0.5 * np.square(homes - z[: homes.shape[2]]).sum(2).min(1)
-    two = np.partition(near, -2)[-2:]
-    margin = near - np.where(near == two[1], two[0], two[1])
-    return np.stack([margin, np.maximum(margin, 0.0), half * margin], axis=1)
+    def __init__(self, homes: Floats) -> None:
+        self._shape, self._embedded = homes.shape[:2], homes.shape[2]
+        self._centres = homes.reshape(-1, self._embedded)
+        self._squares = 0.5 * np.square(self._centres).sum(1)
+
+    def margins(self, z: Vector) -> list[float]:
+        """Of each home [homed]: half the squared distance to the nearest other home, less that to itself."""
+        near = (self._centres @ z[: self._embedded] - self._squares).reshape(self._shape).max(1).tolist()
+        second, first = sorted(near)[-2:]
+        return [one - (second if one == first else first) for one in near]
+
+    def features(self, z: Vector, half: int) -> Floats:
+        """[homed, 3]: the margin, its positive part, and the margin again where the request samples."""
+        return np.asarray([[one, max(one, 0.0), half * one] for one in self.margins(z)], np.float32)
 
 
 class HomeKernel(Kernel):
-    """`Kernel`, and for the arms `homed` beside it what the nearness of their homes says: `pull_features` times
+    """`Kernel`, and for the arms `homed` beside it what the nearness of their homes says: `Nearness.features` times
     `pull`."""
 
     shapes: ClassVar[Shapes] = {
@@ -146,11 +159,15 @@ class HomeKernel(Kernel):
             raise PolicyRefused("array homed must name two arms or more, by their number")
         if self._sizes["embedded"] > self.dimension:
             raise PolicyRefused(f"array homes is of {self._sizes['embedded']} directions, contexts have less")
-        self._at = at
+        self._at = at.tolist()
+        self._nearness = Nearness(arrays["homes"])
+        self._pull: list[float] = arrays["pull"].tolist()
 
     def _steps(self, z: Vector, half: int) -> Floats:
         steps = super()._steps(z, half)
-        steps[self._at] += pull_features(z, self._arrays["homes"], half) @ self._arrays["pull"]
+        margin, positive, sampled = self._pull
+        for arm, one in zip(self._at, self._nearness.margins(z), strict=True):
+            steps[arm] += (margin + half * sampled) * one + positive * max(one, 0.0)
         return steps
 
 

@@ -174,3 +174,120 @@ async def test_redirects_and_compressed_bodies_pass_as_they_are(client: EngineCl
         assert answer.status == 307
         assert b"".join([chunk async for chunk in answer.chunks]) == b"packed"
     assert headers.items() <= lower(answer.headers).items()
+
+
+async def test_credentials_of_an_address_go_with_requests_that_bring_none(
+    client: EngineClient, servers: Servers
+) -> None:
+    seen: list[str | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(Request(scope).headers.get("authorization"))
+        await Response()(scope, receive, send)
+
+    url = (await servers.serve(app)).url.replace("http://", "http://me:a%40b@")
+    for headers in ([], [("Authorization", "Bearer x")]):
+        async with client.send(url, "GET", headers, b"", stream=False):
+            pass
+    assert seen == ["Basic bWU6YUBi", "Bearer x"]
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        ("/x HTTP/1.1\r\nx: y\r\n\r\nGET /y", []),
+        ("/a b", []),
+        ("/x", [("x", "1\r\ny: 2")]),
+        ("/x", [("x", "1\n")]),
+        ("/x", [("x\r\n", "1")]),
+    ],
+)
+async def test_nothing_can_be_smuggled_into_a_request(client: EngineClient, target: str, headers: Headers) -> None:
+    with pytest.raises(EngineUnavailable, match="cannot be written"):
+        async with client.send(REFUSING_URL + target, "GET", headers, b"", stream=False):
+            pass
+
+
+async def raw(*answers: bytes) -> tuple[asyncio.Server, str]:
+    """A server whose connections answer each request with the next of `answers`, and close after the last."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_body_without_a_length_ends_with_the_connection(client: EngineClient) -> None:
+    server, url = await raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nx: y\r\n\r\nall of it")
+    async with server, client.send(url, "GET", [], b"", stream=False) as answer:
+        assert (answer.status, answer.headers) == (200, [("x", "y")])
+        assert b"".join([chunk async for chunk in answer.chunks]) == b"all of it"
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b""])
+async def test_what_is_no_http_is_unavailable(client: EngineClient, answer: bytes) -> None:
+    server, url = await raw(answer)
+    async with server:
+        with pytest.raises(EngineUnavailable):
+            async with client.send(url, "GET", [], b"", stream=False):
+                pass
+
+
+async def test_a_connection_that_says_more_than_was_asked_is_not_used_again(client: EngineClient) -> None:
+    server, url = await raw(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n", b"never")
+    async with server:
+        async with client.send(url, "GET", [], b"", stream=False) as answer:
+            assert [chunk async for chunk in answer.chunks] == [b"ok"]
+        async with client.send(url, "GET", [], b"", stream=False) as answer:
+            assert [chunk async for chunk in answer.chunks] == [b"ok"]
+
+
+async def test_a_reader_that_does_not_read_stops_the_engine_and_not_the_clock(servers: Servers) -> None:
+    sent = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(400):
+            await send({"type": "http.response.body", "body": b"x" * 2**16, "more_body": True})
+            sent += 1
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    url = (await servers.serve(app)).url
+    hurried = EngineClient(first_byte_timeout_s=0.3, timeout_s=30, stall_timeout_s=0.3)
+    async with hurried.send(url, "GET", [], b"", stream=True) as answer:
+        await asyncio.sleep(1)
+        assert sent < 300
+        assert sum([len(chunk) async for chunk in answer.chunks]) == 400 * 2**16
+    await hurried.close()
+
+
+async def test_a_stream_that_stalls_is_broken(servers: Servers) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await asyncio.sleep(30)
+
+    url = (await servers.serve(app)).url
+    hurried = EngineClient(first_byte_timeout_s=20, timeout_s=30, stall_timeout_s=0.2)
+    with pytest.raises(EngineBroken, match="too late"):
+        async with hurried.send(url, "GET", [], b"", stream=True) as answer:
+            assert [chunk async for chunk in answer.chunks]
+    await hurried.close()
+
+
+async def test_idle_connections_are_closed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.client._SWEEP_S", 0.05)
+    monkeypatch.setattr("engines.client._IDLE_S", 0.1)
+    url = (await servers.mock()).url
+    own = EngineClient(first_byte_timeout_s=30, timeout_s=60)
+    await read(own, url, stream=False)
+    (origin,) = own._origins.values()
+    connection = origin.idle[0]
+    await until(lambda: not origin.idle and connection.closed)
+    assert own._sweeper is None
+    await own.close()

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from router.lexical import FEATURES
 from router.openai import Request
 from router.static_encoder import SHIPPED, TOKENIZER, VECTORS, StaticFeaturizer
+from router.word_tokens import WordTokens
 from tests.fleet import CHAT
 
 
@@ -58,3 +61,19 @@ def test_a_long_text_costs_little() -> None:
     for _ in range(20):
         made.embed(text)
     assert (time.perf_counter() - began) / 20 < 0.01  # a machine under load: the benchmark measures
+
+
+SHIPPED_TOKENIZER = Tokenizer.from_file(str(SHIPPED / TOKENIZER))
+SHIPPED_TOKENIZER.no_padding()
+SHIPPED_TOKENIZER.no_truncation()
+BY_WORDS = WordTokens(SHIPPED_TOKENIZER)
+WORDS = "Hello don't snake_case x=1; 3.14 [CLS] [MASK] ##ing naïve 日本語 e\u0301 UPPER $#@! '' \" \ufffd \x7f \u200b \x00".split(
+    " "
+)
+PIECES = st.sampled_from([*WORDS, "\x0b", "\u00a0", "\r\n", "\t", "  ", "a" * 150])
+
+
+@given(st.lists(st.one_of(PIECES, st.text(max_size=12), st.from_regex(r"[ -~]{0,12}", fullmatch=True)), max_size=12))
+def test_tokens_by_words_are_the_tokenizers_own(pieces: list[str]) -> None:
+    for text in ("".join(pieces), " ".join(pieces)):
+        assert BY_WORDS(text) == SHIPPED_TOKENIZER.encode(text, add_special_tokens=False).ids

@@ -1,0 +1,193 @@
+"""One connection to an engine, and one exchange on it: a request that is sent, an answer whose parts are waited for.
+
+Nothing but parser callbacks and one future stands between the socket and who reads, since this runs for every chunk.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httptools
+
+from engines.errors import EngineBroken, EngineError, EngineTimeout, EngineUnavailable
+
+Headers = list[tuple[str, str]]
+_MOST_UNREAD = 2**18
+"""Bytes after which reading pauses until they are taken: a slow reader slows the engine, and no memory grows."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection that carries one exchange at a time. `idle_since`: of the loop's clock."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.exchange: Exchange | None = None
+        self.idle_since = 0.0
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is None:
+            self.transport.abort()  # nobody asked
+        else:
+            self.exchange.feed(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self.exchange is not None:
+            self.exchange.lost(error)
+
+
+class Exchange(AsyncIterator[bytes]):
+    """One request and its answer; iterating gives the parts of its body as they come.
+
+    `first_s`: longest wait for the first byte of the body; `stall_s`: for each further one; `total_s`: for all of it;
+    all count from `began` (the loop's clock) or from the last byte.
+    """
+
+    def __init__(
+        self, connection: Connection, began: float, first_s: float, stall_s: float | None, total_s: float
+    ) -> None:
+        self.connection, self._loop = connection, asyncio.get_running_loop()
+        self._first_s, self._stall_s, self._total_s = first_s, stall_s, total_s
+        self._began, self._last = began, 0.0
+        self._parser = httptools.HttpResponseParser(self)
+        self._head: asyncio.Future[None] = self._loop.create_future()
+        self._waiter: asyncio.Future[None] | None = None
+        self._parts: list[bytes] = []
+        self._unread = 0
+        self._paused = False
+        self._to_the_end = False
+        self._error: EngineError | None = None
+        self.status = 0
+        self.headers: Headers = []
+        self.complete = False
+        self.keep_alive = False
+        connection.exchange = self
+        self._timer = self._loop.call_at(self._due(), self._tick)
+
+    async def head(self) -> None:
+        """Wait for status and headers. Raises `EngineUnavailable` or `EngineTimeout`."""
+        await self._head
+
+    async def __anext__(self) -> bytes:
+        """The next bytes. Raises `EngineTimeout` before the first byte, `EngineBroken` after it."""
+        while not self._parts:
+            if self._error is not None:
+                raise self._error
+            if self.complete:
+                raise StopAsyncIteration
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts, self._unread = [], 0
+        if self._paused:
+            self._paused = False
+            self.connection.transport.resume_reading()
+        return data
+
+    def end(self) -> bool:
+        """Leave the connection; whether it can carry another exchange."""
+        self._timer.cancel()
+        self.connection.exchange = None
+        return self.complete and self.keep_alive and not self.connection.closed and not self._paused
+
+    # --- what the connection says ---
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the socket."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"no HTTP: {error}")
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection is closed."""
+        if self._to_the_end and error is None:
+            self.on_message_complete()
+        elif not self.complete:
+            self._fail(type(error).__name__ if error else "closed")
+
+    # --- what the parser says ---
+
+    def on_message_begin(self) -> None:
+        if self.complete:  # more than was asked for
+            self.keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head.done():
+            self.headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self.complete:
+            return
+        if status < 200:  # "continue" and the like: the answer comes after it
+            self.headers.clear()
+            return
+        self.status, self.keep_alive = status, self._parser.should_keep_alive()
+        names = {name.lower() for name, _ in self.headers}
+        self._to_the_end = status not in (204, 304) and names.isdisjoint(("content-length", "transfer-encoding"))
+        if not self._head.done():
+            self._head.set_result(None)
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            return
+        first = self._last == 0.0
+        self._last = self._loop.time()
+        if first and self._due() < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._tick)
+        self._parts.append(body)
+        self._unread += len(body)
+        if self._unread > _MOST_UNREAD and not self._paused:
+            self._paused = True
+            self.connection.transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self.complete = True
+            self._wake()
+
+    # --- time ---
+
+    def _due(self) -> float:
+        """When whoever waits now has waited too long."""
+        if self._last == 0.0:
+            return self._began + self._first_s
+        end = self._began + self._total_s
+        return end if self._stall_s is None else min(end, self._last + self._stall_s)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        if self._parts and self._last:  # it is the reader who is slow
+            self._last = now
+        if now < self._due():
+            self._timer = self._loop.call_at(self._due(), self._tick)
+        elif not self.complete:
+            self._fail("too late", timed_out=True)
+
+    def _fail(self, what: str, timed_out: bool = False) -> None:
+        """The answer ends here: whoever waits for it is told, after what has come of it."""
+        if self._last:
+            self._error = EngineBroken(f"{what} after the first byte")
+        elif timed_out:
+            self._error = EngineTimeout(f"no first byte within {self._first_s:g} s")
+        elif self._head.done():
+            self._error = EngineBroken(f"{what} after the headers")
+        else:
+            self._error = EngineUnavailable(f"{what} before the first byte")
+        if not self._head.done():
+            self._head.set_exception(self._error)
+            self._head.exception()  # read here, in case nobody waits any more
+        self._wake()
+        self.connection.transport.abort()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

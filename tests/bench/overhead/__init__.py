@@ -1,0 +1,1 @@
+"""What a router adds to a request, ours and its peers', before mock engines: `python -m tests.bench.overhead`."""
