@@ -1,25 +1,22 @@
-"""The command line: `draftpick serve | demo | models | check-config`, policies, drafters and keys.
+"""The command line: `draftpick demo | models | check-config`, and the parts in the other `cli_*.py`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from deploy.cli_drafters import drafters_app
 from deploy.cli_keys import keys_app
 from deploy.cli_policy import policy_app
 from deploy.cli_report import report_app
+from deploy.cli_serve import serve_app
 from deploy.console import (
     Config,
     Json,
@@ -40,13 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
 )
+app.add_typer(serve_app)
 app.add_typer(policy_app)
 app.add_typer(report_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
-
-
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def main() -> None:
@@ -62,76 +57,6 @@ def main() -> None:
         fail(f"{error.request.url}: {error} (is the router running at the --url?)", 1)
     except (ValueError, OSError) as error:
         fail(str(error), 1)
-
-
-def _show_start(bar: Progress) -> Callable[[dict[str, str]], None]:
-    tasks: dict[str, Any] = {}
-
-    def show(states: dict[str, str]) -> None:
-        for name, state in states.items():
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=1)
-            bar.update(tasks[name], description=f"{name}: {state}", completed=1 if state == "ready" else 0)
-
-    return show
-
-
-@app.command()
-def serve(
-    config: Config = "embedded",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    engines: Annotated[str, typer.Option(help="These engines of the fleet alone, by name: plain,suffix")] = "",
-    policy: Annotated[str | None, typer.Option(help="Replaces router.policy of the configuration.")] = None,
-    address: Annotated[str | None, typer.Option(help="Join this Ray cluster (`auto`: the one here).")] = None,
-) -> None:
-    """Start engines and router, and serve until Ctrl-C.
-
-    Example: draftpick serve --config embedded --port 8000
-    """
-    from deploy.config import policy_warning, resolve, with_engines, with_router
-    from router.keys import Keyring
-
-    fleet = resolve(config)
-    if engines:
-        fleet = with_engines(fleet, [name.strip() for name in engines.split(",")])
-    if policy is not None:
-        fleet = with_router(fleet, policy=policy)
-    if warning := policy_warning(fleet):
-        err.print(
-            f"[yellow]warning:[/yellow] {warning}; engine {fleet.router.default_engine!r} serves", highlight=False
-        )
-    if host not in _LOOPBACK and not Keyring(fleet.router.keys):
-        err.print(
-            f"[yellow]warning:[/yellow] {host} is open to the network, and no keys are asked for "
-            "(draftpick keys new NAME, then router.keys.file)",
-            highlight=False,
-        )
-    prepare_models(fleet)
-    from deploy.fleet import running
-
-    stop = threading.Event()
-    with progress_bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
-        bar.stop()
-        # Only now: Ray puts its own handlers in place when it starts, and those end the process without a drain.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        _announce(url, fleet.target.name, list(fleet.arms))
-        stop.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler)
-        err.print("draining and stopping ... (once more: stop at once)")
-
-
-def _announce(url: str, model: str, arms: list[str]) -> None:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is 12 * 7?"}], "max_tokens": 64})
-    out.print(
-        f"\n[bold green]ready[/bold green] {url}/v1   model {model}   engines {', '.join(arms)}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    out.print("\nTry:\n", highlight=False)
-    print(f"  curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n", flush=True)
 
 
 @app.command("check-config")

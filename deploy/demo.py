@@ -73,8 +73,8 @@ def run_demo(
 
 def _featurizer(config: DraftpickConfig) -> Featurizer:
     """Mock fleets do with words alone; real ones embed."""
-    from router.deployment import static_featurizer
     from router.features import LexicalFeaturizer
+    from router.router import static_featurizer
 
     return LexicalFeaturizer() if all(e.kind == "mock" for e in config.engines) else static_featurizer()
 

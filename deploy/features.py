@@ -8,8 +8,8 @@ import numpy as np
 from deploy.corpus import Corpus
 from policy_training.contexts import contexts
 from policy_training.workloads import Prompt
-from router.deployment import sentence_featurizer, static_featurizer
 from router.features import Featurizer
+from router.router import sentence_featurizer, static_featurizer
 from router.types import Vector
 
 _HOME = 300  # texts that tell what a drafter is for

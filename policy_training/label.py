@@ -134,7 +134,7 @@ class _Worker:
     """One process of `on_ray`; it loads the models once."""
 
     def __init__(self, target: str, engines: list[dict[str, Any]], folder: Path, options: dict[str, Any]) -> None:
-        from router.deployment import sentence_featurizer, static_featurizer
+        from router.router import sentence_featurizer, static_featurizer
 
         made = [Engine.model_validate(engine) for engine in engines]
         self._labeller = Labeller(target, made, (sentence_featurizer(), static_featurizer()), **options)

@@ -23,9 +23,9 @@ from policy_training.experiments import interval
 from policy_training.learners import DEFAULT
 from policy_training.learners.base import Setting
 from policy_training.workloads import generate
-from router.deployment import sentence_featurizer, static_featurizer
 from router.features import Featurizer
 from router.openai import Request
+from router.router import sentence_featurizer, static_featurizer
 
 WORDS = 200
 

@@ -17,7 +17,7 @@ from policy_training.learners import DEFAULT, learner
 from policy_training.learners.base import Setting
 from policy_training.matrix import Matrix
 from policy_training.train import fit
-from router.deployment import static_featurizer
+from router.router import static_featurizer
 
 ARMS = ("plain", "suffix", "hybrid", "math", "code", "chat")
 

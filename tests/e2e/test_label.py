@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from policy_training.dataset import load
-from router.deployment import static_featurizer
+from router.router import static_featurizer
 
 pytestmark = pytest.mark.vllm
 

@@ -67,9 +67,27 @@ SHIPPED_TOKENIZER = Tokenizer.from_file(str(SHIPPED / TOKENIZER))
 SHIPPED_TOKENIZER.no_padding()
 SHIPPED_TOKENIZER.no_truncation()
 BY_WORDS = WordTokens(SHIPPED_TOKENIZER)
-WORDS = "Hello don't snake_case x=1; 3.14 [CLS] [MASK] ##ing naïve 日本語 e\u0301 UPPER $#@! '' \" \ufffd \x7f \u200b \x00".split(
-    " "
-)
+WORDS = [
+    "Hello",
+    "don't",
+    "snake_case",
+    "x=1;",
+    "3.14",
+    "[CLS]",
+    "[MASK]",
+    "##ing",
+    "naïve",
+    "日本語",
+    "é",
+    "UPPER",
+    "$#@!",
+    "''",
+    '"',
+    "�",
+    "\x7f",
+    "\u200b",
+    "\x00",
+]
 PIECES = st.sampled_from([*WORDS, "\x0b", "\u00a0", "\r\n", "\t", "  ", "a" * 150])
 
 

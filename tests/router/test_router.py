@@ -12,7 +12,6 @@ import pytest_asyncio
 
 from router.admission import LimitsConfig
 from router.config import LiveConfig, load_config
-from router.deployment import Router, choose_policy, make_featurizer
 from router.errors import PolicyRefused
 from router.features import LexicalFeaturizer
 from router.keys import digest
@@ -20,6 +19,7 @@ from router.pointer import follow, point
 from router.policies import artifact
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.records import read
+from router.router import Router, choose_policy, make_featurizer
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 from tests.router.test_policies import mlp, weights
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest_asyncio.fixture(loop_scope="module")
 async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartedRouter]:
     """Starts routers that look for replicas fifty times a second."""
-    monkeypatch.setattr("router.deployment._REFRESH_S", 0.02)
+    monkeypatch.setattr("router.router._REFRESH_S", 0.02)
     routers: list[Router] = []
 
     async def start(sources: dict[str, Addresses] | None = None, **router: Any) -> Router:

@@ -1,0 +1,150 @@
+"""The router alone, without Ray, in front of engines that run already: one process or several on one port."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import httpx
+
+from engines.errors import ConfigError, DraftpickError
+from router.config import DraftpickConfig, load_config
+
+_BACKLOG = 4096
+_LEAST_LIFE_S = 5.0
+"""A process that ends sooner than this is started anew only after as long."""
+
+
+class RouteFailed(DraftpickError):
+    """The routers did not come up."""
+
+
+class Routers:
+    """`processes` routers that share one listening socket; one that dies is replaced. Raises `ConfigError`.
+
+    Each counts for itself: places, limits a minute, breakers and quarantine.
+    """
+
+    def __init__(self, config: DraftpickConfig, host: str, port: int, processes: int) -> None:
+        if started := [engine.name for engine in config.engines if engine.kind != "url"]:
+            raise ConfigError(
+                "engines",
+                f"{', '.join(started)} would have to be started",
+                "give each a `url`, or use `draftpick serve`",
+            )
+        self._config, self._drain_s = config.model_dump(mode="json"), config.drain_timeout_s
+        self._socket = _listening(host, port)
+        self._context = multiprocessing.get_context("spawn")
+        self._stopping = False
+        self._processes = [self._start() for _ in range(processes)]
+        self._started = [time.monotonic()] * processes
+
+    @property
+    def url(self) -> str:
+        """Where they listen."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """The processes that run now."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Return when they answer. Raises `RouteFailed`."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until and not self._stopping:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{self.url}/health", timeout=5).raise_for_status()
+                return
+            if not any(process.is_alive() for process in self._processes):
+                raise RouteFailed("the routers ended at once: see what they wrote above")
+            time.sleep(0.05)
+
+    def ask_to_stop(self) -> None:
+        """Make `watch` return; safe in a signal handler."""
+        self._stopping = True
+
+    def watch(self, poll_s: float = 0.2) -> None:
+        """Replace processes that die, until `ask_to_stop`."""
+        while not self._stopping:
+            for i, process in enumerate(self._processes):
+                if not process.is_alive() and time.monotonic() - self._started[i] > _LEAST_LIFE_S:
+                    self._processes[i], self._started[i] = self._start(), time.monotonic()
+            time.sleep(poll_s)
+
+    def stop(self) -> None:
+        """Let all of them finish what they answer, for at most `drain_timeout_s`."""
+        self._stopping = True
+        for process in self._processes:
+            process.terminate()
+        until = time.monotonic() + self._drain_s + 5
+        for process in self._processes:
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+        self._socket.close()
+
+    def _start(self) -> BaseProcess:
+        process = self._context.Process(
+            target=serve_one, args=(self._config, self._socket, self._drain_s), name="draftpick-router", daemon=True
+        )
+        process.start()
+        return process
+
+
+def serve_one(config: dict[str, Any], listening: socket.socket, drain_s: float) -> None:
+    """One router in this process, until SIGTERM."""
+    import uvicorn
+    import uvloop
+
+    from router.router import Router, fixed
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    made = load_config(config)
+
+    async def serve() -> None:
+        router = Router(made, {engine.name: fixed(str(engine.url)) for engine in made.engines})
+        settings = uvicorn.Config(
+            router.app,
+            interface="asgi3",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=120,
+            timeout_graceful_shutdown=max(1, int(drain_s)),
+        )
+        await uvicorn.Server(settings).serve(sockets=[listening])
+
+    uvloop.run(serve())
+
+
+def _end_with_parent() -> None:
+    """When the process that started this one is killed, nobody else would end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio switches Nagle's algorithm off only where the protocol is named.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        problem = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise ConfigError("port", problem, "stop what listens there, or give --port") from error
+    made.listen(_BACKLOG)
+    return made

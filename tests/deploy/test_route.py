@@ -1,0 +1,81 @@
+"""The router alone, in processes of its own, in front of engines that run already."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from deploy.route import Routers
+from engines.errors import ConfigError
+from router.config import load_config
+from tests.fleet import CHAT, FAST, SLOW, Servers, asked, until
+
+
+def config(url: str, **router: Any) -> Any:
+    engines = [{"name": name, "url": url} for name in ("plain", "other")]
+    settings = {"policy": "uniform", "default_engine": "plain", **router}
+    return load_config({"target": {"name": "mock-model"}, "engines": engines, "router": settings})
+
+
+@contextmanager
+def routers(url: str, processes: int = 2) -> Iterator[Routers]:
+    made = Routers(config(url), "127.0.0.1", 0, processes)
+    watching = threading.Thread(target=made.watch, args=(0.05,))
+    try:
+        made.wait()
+        watching.start()
+        yield made
+    finally:
+        made.ask_to_stop()
+        watching.join()
+        made.stop()
+
+
+async def test_several_processes_answer_on_one_port_and_finish_what_they_began() -> None:
+    servers = Servers()
+    slow = (await servers.mock(SLOW.model_copy(update={"output_tokens": 60}))).url
+    with routers(slow) as made:
+        assert len(set(made.pids)) == 2
+        async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
+            answer = await client.post(CHAT, json=asked(max_tokens=2))
+            assert answer.status_code == 200
+            assert answer.headers["x-draftpick-arm"] in ("plain", "other")
+            async with client.stream("POST", CHAT, json=asked(stream=True)) as stream:
+                lines = stream.aiter_lines()
+                await anext(lines)
+                threading.Thread(target=made.stop).start()
+                assert [line async for line in lines if line][-1] == "data: [DONE]"
+    await servers.drain()
+
+
+async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.route._LEAST_LIFE_S", 0.1)
+    servers = Servers()
+    engine = (await servers.mock(FAST)).url
+    with routers(engine, 1) as made:
+        (first,) = made.pids
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: list(made.pids) != [first], timeout_s=30)
+        made.wait()
+        async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
+            assert (await client.post(CHAT, json=asked())).status_code == 200
+    await servers.drain()
+
+
+def test_engines_that_would_have_to_be_started_are_refused() -> None:
+    fleet = {"target": {"name": "m"}, "engines": [{"name": "plain", "kind": "mock"}]}
+    with pytest.raises(ConfigError, match="plain would have to be started"):
+        Routers(load_config({**fleet, "router": {"default_engine": "plain"}}), "127.0.0.1", 0, 1)
+
+
+async def test_a_port_that_is_taken_is_told_at_once() -> None:
+    servers = Servers()
+    url = (await servers.mock(FAST)).url
+    with pytest.raises(ConfigError, match="port: cannot listen on"):
+        Routers(config(url), "127.0.0.1", int(url.rsplit(":", 1)[1]), 1)
+    await servers.drain()
