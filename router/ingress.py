@@ -18,6 +18,7 @@ from router.admission import PRIORITIES
 from router.config import RouterConfig
 from router.dispatch import Dispatcher, Incoming
 from router.errors import BadRequest, NotAllowed, PolicyRefused, RequestError, TooLarge
+from router.fleet_metrics import CONTENT_TYPE
 from router.keys import Key, Keyring, need
 from router.openai import parse
 from router.openapi import description
@@ -42,6 +43,7 @@ class Hooks:
     start: Callable[[], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
     use_policy: Callable[[str], Awaitable[list[str]]]
+    metrics: Callable[[], Awaitable[str]]
 
 
 class RouterApp:
@@ -58,6 +60,7 @@ class RouterApp:
         self._own: dict[tuple[str, str], Callable[[_Asked, _AsgiReply], Awaitable[None]]] = {
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
+            ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
             ("GET", "/openapi.json"): self._openapi,
             ("POST", "/v1/route/explain"): self._explain,
@@ -148,6 +151,11 @@ class RouterApp:
             except RequestError:
                 state = {"ready": state["ready"]}
         await reply.json(200 if state["ready"] else 503, state)
+
+    async def _metrics(self, asked: "_Asked", reply: "_AsgiReply") -> None:
+        need(self._key(asked), "admin", "the metrics")
+        page = (await self._hooks.metrics()).encode()
+        await reply.whole(200, [("content-type", CONTENT_TYPE)], page)
 
     async def _models(self, asked: "_Asked", reply: "_AsgiReply") -> None:
         self._key(asked)

@@ -71,6 +71,7 @@ def description(model: str) -> dict[str, object]:
         "paths": {
             "/health": {"get": _get("The process lives.")},
             "/ready": {"get": _get("Whether an engine can take requests, and the router's state.", "503")},
+            "/metrics": {"get": _text("What the engines say of themselves, for Prometheus.")},
             "/v1/models": {"get": _get("The target.")},
             "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
@@ -101,6 +102,11 @@ def _errors(*codes: str) -> dict[str, Any]:
 def _get(summary: str, *more: str) -> dict[str, Any]:
     ok = {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}
     return {"summary": summary, "responses": {"200": ok, **dict.fromkeys(more, ok), **_errors("401", "431")}}
+
+
+def _text(summary: str) -> dict[str, Any]:
+    ok = {"description": summary, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {"summary": summary, "responses": {"200": ok, **_errors("401", "403", "431")}}
 
 
 def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:

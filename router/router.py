@@ -14,6 +14,7 @@ from router.dispatch import Dispatcher
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
+from router.fleet_metrics import fleet_metrics
 from router.ingress import Hooks, RouterApp
 from router.keys import Keyring
 from router.pointer import Watched
@@ -64,7 +65,7 @@ class Router:
         if self.refused:
             log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
         self.dispatcher = Dispatcher(router, policy, featurizer, self._replicas, self._client, self._records)
-        hooks = Hooks(self.state, self.start, self.stop, broadcast_policy or self._use_policy_here)
+        hooks = Hooks(self.state, self.start, self.stop, broadcast_policy or self._use_policy_here, self.metrics)
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
         self._watched = [
             (Watched(path), taken)
@@ -149,6 +150,10 @@ class Router:
             "counts": dict(self.dispatcher.counts),
             "records": {"written": records.written, "dropped": records.dropped} if records else None,
         }
+
+    async def metrics(self) -> str:
+        """What the engines say of themselves, as a Prometheus page."""
+        return await fleet_metrics(self._client, self._replicas.urls())
 
     async def _follow(self, arm: str) -> None:
         while True:

@@ -17,6 +17,7 @@ from engines.replicas import ReplicaTable
 from router.config import RecordsConfig, RouterConfig
 from router.dispatch import Dispatcher
 from router.features import Featurizer
+from router.fleet_metrics import fleet_metrics
 from router.ingress import Hooks, RouterApp
 from router.keys import Keyring
 from router.policies import load
@@ -169,7 +170,10 @@ async def routed(
         dispatcher.policy = load(name, tuple(specs), default)
         return [dispatcher.policy.id]
 
-    hooks = Hooks(ready, nothing, nothing, use_policy)
+    async def metrics() -> str:
+        return await fleet_metrics(engine_client, replicas.urls())
+
+    hooks = Hooks(ready, nothing, nothing, use_policy, metrics)
     app = RouterApp(dispatcher, model=model, config=config, hooks=hooks, keys=Keyring(config.keys, environment or {}))
     server = await servers.serve(app)
     try:

@@ -71,6 +71,9 @@ async def test_lifespan_starts_and_stops_the_router(router_app: StartRouter) -> 
     async def use_policy(name: str) -> list[str]:
         return [name]
 
+    async def metrics() -> str:
+        return ""
+
     async def receive() -> Message:
         return {"type": "lifespan.startup" if not steps else "lifespan.shutdown"}
 
@@ -78,7 +81,7 @@ async def test_lifespan_starts_and_stops_the_router(router_app: StartRouter) -> 
         steps.append(message["type"])
 
     dispatcher = (await router_app({"a": REFUSING_URL})).dispatcher
-    hooks = Hooks(dict, start, stop, use_policy)
+    hooks = Hooks(dict, start, stop, use_policy, metrics)
     config = RouterConfig(default_engine="a")
     app = RouterApp(dispatcher, model=MODEL, config=config, hooks=hooks, keys=Keyring(KeysConfig(), {}))
     await app({"type": "lifespan"}, receive, send)

@@ -93,8 +93,9 @@ class Connection(asyncio.Protocol):
 
 def as_bytes(url: str, body: dict[str, Any]) -> bytes:
     """A chat request for the server at `url`."""
-    data = orjson.dumps(body)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\ncontent-type: application/json\r\n"
+    data, parts = orjson.dumps(body), urlsplit(url)
+    path = f"{parts.path.rstrip('/')}/v1/chat/completions"
+    head = f"POST {path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
     return f"{head}authorization: Bearer none\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
 
 
