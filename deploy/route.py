@@ -1,6 +1,6 @@
 """The router alone, without Ray, in front of engines that run already: one process or several on one port."""
 
-import contextlib
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Semaphore
 from typing import Any
-
-import httpx
 
 from engines.errors import ConfigError, DraftpickError
 from router.config import DraftpickConfig, load_config
 
 _BACKLOG = 4096
+_POLL_S = 0.1
 _LEAST_LIFE_S = 5.0
 """A process that ends sooner than this is started anew only after as long."""
 
@@ -42,6 +42,7 @@ class Routers:
         self._socket = _listening(host, port)
         self._context = multiprocessing.get_context("spawn")
         self._stopping = False
+        self._ready = self._context.Semaphore(0)
         self._processes = [self._start() for _ in range(processes)]
         self._started = [time.monotonic()] * processes
 
@@ -57,27 +58,27 @@ class Routers:
         return [process.pid for process in self._processes if process.pid is not None]
 
     def wait(self, timeout_s: float = 60.0) -> None:
-        """Return when they answer. Raises `RouteFailed`."""
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until and not self._stopping:
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"{self.url}/health", timeout=5).raise_for_status()
-                return
-            if not any(process.is_alive() for process in self._processes):
-                raise RouteFailed("the routers ended at once: see what they wrote above")
-            time.sleep(0.05)
+        """Return when all of them answer. Raises `RouteFailed`."""
+        until, waiting = time.monotonic() + timeout_s, len(self._processes)
+        while waiting and not self._stopping:
+            if self._ready.acquire(timeout=_POLL_S):
+                waiting -= 1
+            elif not all(process.is_alive() for process in self._processes):
+                raise RouteFailed("a router ended at once: see what it wrote above")
+            elif time.monotonic() > until:
+                raise RouteFailed(f"the routers did not answer within {timeout_s:g} s")
 
     def ask_to_stop(self) -> None:
         """Make `watch` return; safe in a signal handler."""
         self._stopping = True
 
-    def watch(self, poll_s: float = 0.2) -> None:
+    def watch(self) -> None:
         """Replace processes that die, until `ask_to_stop`."""
         while not self._stopping:
             for i, process in enumerate(self._processes):
                 if not process.is_alive() and time.monotonic() - self._started[i] > _LEAST_LIFE_S:
                     self._processes[i], self._started[i] = self._start(), time.monotonic()
-            time.sleep(poll_s)
+            time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Let all of them finish what they answer, for at most `drain_timeout_s`."""
@@ -93,14 +94,14 @@ class Routers:
 
     def _start(self) -> BaseProcess:
         process = self._context.Process(
-            target=serve_one, args=(self._config, self._socket, self._drain_s), name="draftpick-router", daemon=True
+            target=serve_one, args=(self._config, self._socket, self._drain_s, self._ready), daemon=True
         )
         process.start()
         return process
 
 
-def serve_one(config: dict[str, Any], listening: socket.socket, drain_s: float) -> None:
-    """One router in this process, until SIGTERM."""
+def serve_one(config: dict[str, Any], listening: socket.socket, drain_s: float, ready: Semaphore) -> None:
+    """One router in this process, until SIGTERM; `ready` is released when it answers."""
     import uvicorn
     import uvloop
 
@@ -122,7 +123,12 @@ def serve_one(config: dict[str, Any], listening: socket.socket, drain_s: float) 
             timeout_keep_alive=120,
             timeout_graceful_shutdown=max(1, int(drain_s)),
         )
-        await uvicorn.Server(settings).serve(sockets=[listening])
+        server = uvicorn.Server(settings)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        ready.release()
+        await serving
 
     uvloop.run(serve())
 

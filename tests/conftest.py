@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
 from engines.mock import MockSpec
+from tests import fleet
 from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
+from tests.leaks import Trace, found
 
 settings.register_profile(
     "steady",
@@ -20,6 +23,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
+    """After the last test: no prompt and no key in any log, record, page of state or metrics, or error of the run."""
+    trace = Trace(tmp_path_factory.getbasetemp() / "trace.txt")
+    logging.getLogger().addHandler(trace)
+    fleet.HOOKS["response"].append(trace.answered)
+    yield trace
+    fleet.HOOKS["response"].remove(trace.answered)
+    logging.getLogger().removeHandler(trace)
+    trace.end()
+    assert not (leaks := found(trace.path, tmp_path_factory.getbasetemp())), "\n".join(leaks[:20])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

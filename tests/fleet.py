@@ -25,6 +25,7 @@ from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter, read
 from router.types import Record
+from tests.leaks import PROMPT
 
 MODEL = "mock-model"
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -37,7 +38,11 @@ REFUSING_URL = "http://127.0.0.1:9"
 """Where nobody listens: the port of `discard`."""
 
 
-def asked(api: str = CHAT, text: str = "hello there", **fields: Any) -> dict[str, Any]:
+HOOKS: dict[str, list[Any]] = {"response": []}
+"""What the clients of all routers below call with each answer."""
+
+
+def asked(api: str = CHAT, text: str = f"hello {PROMPT}", **fields: Any) -> dict[str, Any]:
     """The body of a request to one of the three generating APIs."""
     prompts: dict[str, dict[str, Any]] = {
         CHAT: {"messages": [{"role": "user", "content": text}]},
@@ -177,7 +182,7 @@ async def routed(
     app = RouterApp(dispatcher, model=model, config=config, hooks=hooks, keys=Keyring(config.keys, environment or {}))
     server = await servers.serve(app)
     try:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, event_hooks=HOOKS) as client:
             yield Routed(client, server, dispatcher, replicas, engines, writer, folder)
     finally:
         await engine_client.close()

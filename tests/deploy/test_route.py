@@ -25,7 +25,7 @@ def config(url: str, **router: Any) -> Any:
 @contextmanager
 def routers(url: str, processes: int = 2) -> Iterator[Routers]:
     made = Routers(config(url), "127.0.0.1", 0, processes)
-    watching = threading.Thread(target=made.watch, args=(0.05,))
+    watching = threading.Thread(target=made.watch)
     try:
         made.wait()
         watching.start()
@@ -61,7 +61,6 @@ async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPa
         (first,) = made.pids
         os.kill(first, signal.SIGKILL)
         await until(lambda: list(made.pids) != [first], timeout_s=30)
-        made.wait()
         async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
             assert (await client.post(CHAT, json=asked())).status_code == 200
     await servers.drain()

@@ -14,7 +14,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from router.keys import digest
+from router.policies.simple import FixedPolicy
 from tests.fleet import CHAT, FAILS, FAST, Routed, Servers, StartRouter, asked
+from tests.leaks import PROMPT as CANARY
+from tests.leaks import Trace, found
 from tests.router.test_ingress import echo
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -278,6 +281,34 @@ async def test_no_secret_and_no_prompt_in_logs_records_state_or_errors(
     for where in (caplog.text, records, state, errors):
         for hidden in (SECRET, ADMIN, "dp-guessed-secret", digest(SECRET), PROMPT):
             assert hidden not in where
+
+
+async def test_what_must_be_hidden_would_be_found(
+    router_app: StartRouter, nothing_leaks: Trace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The search after the whole suite sees logs, answers and records."""
+    app = await router_app(ONE, policy=Broken())
+    before = dict(nothing_leaks.seen)
+    assert (await app.post()).status_code == 200
+    assert (await app.post(headers={"x-draftpick-arm": "none"})).status_code == 400
+    await app.records(1)
+    assert nothing_leaks.seen["logged"] > before["logged"]  # that the policy failed
+    assert nothing_leaks.seen["answers"] == before["answers"] + 1
+    bad = tmp_path / "bad" / "records-1.jsonl"
+    bad.parent.mkdir()
+    bad.write_text(f'{{"text": "{CANARY}"}}\n')
+    assert found(bad, bad.parent)[0].startswith("records-1.jsonl: ")
+    bad.unlink()
+
+
+class Broken(FixedPolicy):
+    """A policy that fails."""
+
+    def __init__(self) -> None:
+        super().__init__(("a",), "a")
+
+    def probabilities(self, context: Any, eligible: Any) -> Any:
+        raise RuntimeError("broken")
 
 
 async def _ask(app: Routed, secret: str) -> httpx.Response:

@@ -52,9 +52,8 @@ def main() -> None:
     with progress_bar() as bar:
         row = bar.add_task("measuring", total=2 + args.repeats * (7 + 5 * (1 + len(names) + 2 * (not args.no_ray))))
         runs, versions = measured(args, names, lambda: bar.advance(row))
-    figures = {
-        name: interval([run[name] for run in runs if name in run]) for name in dict.fromkeys(sum(map(list, runs), []))
-    }
+    order = dict.fromkeys(name for run in runs for name in run)
+    figures = {name: interval([run[name] for run in runs if name in run]) for name in order}
     show(figures)
     if args.results:
         save(args.results, args.n * args.repeats, figures, versions, busy)
