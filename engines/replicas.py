@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import median
 
 from engines.breaker import Breaker, BreakerConfig, State
@@ -51,6 +52,7 @@ class ReplicaTable:
     ) -> None:
         """`max_in_flight`: requests that one replica holds at most."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self._load = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight = max_in_flight
         self.arms = tuple(self._replicas)
@@ -69,27 +71,30 @@ class ReplicaTable:
         When the breakers leave none at all, every replica with room counts where somebody listened at the last try: a
         try costs less than a refusal.
         """
-        well = [arm for arm in self.arms if any(self._admits(r) for r in self._replicas[arm] if r not in tried)]
-        return well or [
-            arm for arm in self.arms if any(self._last_resort(r) for r in self._replicas[arm] if r not in tried)
+        arms = [arm for arm, replicas in self._replicas.items() if self._one_admits(replicas, tried)]
+        return arms or [
+            arm for arm, replicas in self._replicas.items() if any(map(self._last_resort, _but(replicas, tried)))
         ]
 
-    def present(self) -> list[str]:
-        """Arms with a replica where somebody listened at the last try, whatever its state."""
-        return [arm for arm, replicas in self._replicas.items() if any(not r.gone for r in replicas)]
+    def listening(self) -> bool:
+        """Whether somebody listened at any replica at the last try, whatever its state."""
+        return any(not replica.gone for replicas in self._replicas.values() for replica in replicas)
+
+    def _one_admits(self, replicas: list[Replica], tried: Collection[Replica]) -> bool:
+        for replica in replicas:  # in a loop of its own, since every request asks this of every arm
+            if replica.in_flight < self.max_in_flight and replica not in tried and self._admits(replica):
+                return True
+        return False
 
     def _admits(self, replica: Replica) -> bool:
-        return self._room(replica) and replica.breaker.admits(replica.in_flight)
+        return replica.in_flight < self.max_in_flight and replica.breaker.admits(replica.in_flight)
 
     def _last_resort(self, replica: Replica) -> bool:
-        return self._room(replica) and not replica.gone
-
-    def _room(self, replica: Replica) -> bool:
-        return replica.in_flight < self.max_in_flight
+        return replica.in_flight < self.max_in_flight and not replica.gone
 
     def load(self) -> dict[str, int]:
-        """This router's requests in flight by arm."""
-        return {arm: sum(r.in_flight for r in replicas) for arm, replicas in self._replicas.items()}
+        """This router's requests in flight by arm, those on replicas that are leaving among them."""
+        return self._load.copy()
 
     def urls(self) -> dict[str, list[str]]:
         """Addresses by arm."""
@@ -102,17 +107,19 @@ class ReplicaTable:
     @contextmanager
     def lease(self, arm: str, tried: Collection[Replica] = ()) -> Iterator[Lease]:
         """The least loaded replica of an arm that may take a request, counted for as long as the block runs."""
-        there = [r for r in self._replicas[arm] if r not in tried]
-        well = [r for r in there if self._admits(r)] or [r for r in there if self._last_resort(r)]
+        there = _but(self._replicas[arm], tried)
+        well = list(filter(self._admits, there)) or list(filter(self._last_resort, there))
         if not well:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
-        replica = min(well, key=lambda r: r.in_flight)
+        replica = min(well, key=_IN_FLIGHT)
         replica.in_flight += 1
+        self._load[arm] += 1
         lease = Lease(replica, replica.breaker.begin())
         try:
             yield lease
         finally:
             replica.in_flight -= 1
+            self._load[arm] -= 1
             self._end(arm, lease)
 
     def _end(self, arm: str, lease: Lease) -> None:
@@ -135,3 +142,10 @@ class ReplicaTable:
         if replica.tpot_s > self._breaker.outlier_factor * median(siblings) and 2 * (well - 1) >= len(arm):
             replica.breaker.trip()
             replica.num_times = 0
+
+
+_IN_FLIGHT = attrgetter("in_flight")
+
+
+def _but(replicas: list[Replica], tried: Collection[Replica]) -> list[Replica]:
+    return [replica for replica in replicas if replica not in tried] if tried else replicas

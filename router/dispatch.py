@@ -147,7 +147,7 @@ class Dispatcher:
     async def _engine_comes(self, incoming: Incoming) -> None:
         """Wait while nobody listens at any engine, for a bounded time."""
         until = incoming.accepted + self._config.wait_for_engine_s
-        while not self._replicas.eligible() and not self._replicas.present() and time.perf_counter() < until:
+        while not self._replicas.listening() and not self._replicas.eligible() and time.perf_counter() < until:
             incoming.left_s()
             await asyncio.sleep(_POLL_S)
 
@@ -202,7 +202,7 @@ class Dispatcher:
         if pin is not None:
             return self._pinned(pin, arms)
         if not arms:
-            if self._replicas.present():
+            if self._replicas.listening():
                 raise Overloaded("every engine is full", retry_after_s=self.admission.limits.retry_after_s)
             raise NoEngine("no engine is ready", code="no_engine")
         eligible = [arm for arm in arms if arm not in failed] or arms

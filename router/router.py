@@ -138,7 +138,7 @@ class Router:
         """What `/ready` shows."""
         records = self._records
         return {
-            "ready": bool(self._replicas.present()),
+            "ready": self._replicas.listening(),
             "policy": self.dispatcher.policy.id,
             "policy_refused": self.refused,
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},

@@ -166,7 +166,7 @@ async def routed(
     dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer)
 
     def ready() -> dict[str, object]:
-        return {"ready": bool(replicas.present()), "policy": dispatcher.policy.id}
+        return {"ready": replicas.listening(), "policy": dispatcher.policy.id}
 
     async def nothing() -> None:
         return

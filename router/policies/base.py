@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,14 @@ class Policy(ABC):
         self, context: Context | None, eligible: Sequence[str], rng: np.random.Generator, explore: float = 0.0
     ) -> Decision:
         """Sample an arm among `eligible` (names, at least one); with probability `explore` from all of them alike."""
-        mask = np.fromiter((arm in eligible for arm in self.arms), bool, len(self.arms))
+        may = [arm in eligible for arm in self.arms]
+        mask = np.asarray(may)
         shares: list[float] = self.probabilities(context, mask).tolist()
-        total = math.fsum(share for share, may in zip(shares, mask, strict=True) if may)
-        if not (total > 0 and all(0 <= share < math.inf for share in shares)):
+        if not (sum(compress(shares, may)) > 0 and min(shares) >= 0 and math.isfinite(sum(shares))):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         if explore:
-            alike = explore / int(mask.sum())
-            shares = [(1 - explore) * share + alike * bool(may) for share, may in zip(shares, mask, strict=True)]
+            alike = explore / sum(may)
+            shares = [(1 - explore) * share + alike * one for share, one in zip(shares, may, strict=True)]
         chosen = _drawn(shares, rng.random())
         return Decision(self.arms[chosen], shares[chosen], dict(zip(self.arms, shares, strict=True)), self.id)
 

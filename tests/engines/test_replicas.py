@@ -129,7 +129,7 @@ def test_a_full_replica_takes_no_more() -> None:
     made.update("a", ["u1"])
     with made.lease("a"):
         assert made.eligible() == []
-        assert made.present() == ["a"]
+        assert made.listening()
     assert made.eligible() == ["a"]
 
 

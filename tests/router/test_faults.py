@@ -363,7 +363,7 @@ async def test_every_attempt_leaves_exactly_one_record_whatever_happens(router_a
         if not leaves:
             body["max_tokens"] = 20
         async with app.client.stream("POST", CHAT, json=body, headers=headers) as answer:
-            async for _ in answer.aiter_raw():
+            async for _ in answer.aiter_bytes():
                 if leaves:
                     return
 
