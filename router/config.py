@@ -61,6 +61,9 @@ class RouterConfig(Model):
     first_byte_timeout_s: float = Field(120.0, gt=0, description="longest wait for the first byte of a stream")
     stall_timeout_s: float = Field(120.0, gt=0, description="longest wait for each further byte of a stream")
     timeout_s: float = Field(1800.0, gt=0, description="longest duration of one answer")
+    continue_streams: bool = Field(
+        False, description="whether another engine goes on with a greedy stream that broke, from the text so far"
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies are refused")
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="requests with more headers are refused")
     max_json_depth: int = Field(128, ge=8, description="request bodies that are nested deeper are refused")

@@ -14,8 +14,9 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from engines.client import Headers
+from router.attempt import Incoming
 from router.config import LiveConfig, load_config
-from router.dispatch import Dispatcher, Incoming
+from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
 from router.ingress import RouterApp
 from router.openai import parse

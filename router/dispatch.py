@@ -4,96 +4,33 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
-import orjson
 
-from engines.client import Answer, EngineClient, Headers
+from engines.client import EngineClient
 from engines.errors import EngineBroken, EngineGone, EngineTimeout, EngineUnavailable
 from engines.replicas import Lease, Replica, ReplicaTable
 from router.acceptance import AcceptanceWatch
 from router.admission import Admission
+from router.attempt import Attempt, Incoming, Reply
 from router.config import RouterConfig
-from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded, TimedOut
+from router.continuation import Continuation
+from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded
 from router.features import Featurizer
-from router.measure import EventStream, Meter
-from router.openai import TERMINATED_PATHS, Request
+from router.measure import Meter
+from router.openai import Request
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
+from router.relay import BROKEN_EVENT, NOT_SENT, relay
 from router.types import Context, Decision, Record, Status
 
 log = logging.getLogger("draftpick.router")
 
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "host",
-        "content-length",
-        "expect",
-        "accept-encoding",
-    }
-)
-_NOT_SENT = _HOP_BY_HOP | {"origin"}
-_NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
-_CORS = "access-control-"
-_HELD_BYTES = 2**16
 _POLL_S = 0.05
-_REFUSALS = frozenset({429})
 _RETRIED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A request as the ingress took it. Times are of `time.perf_counter()`.
-
-    `accepted`: its first byte; `deadline`: the client waits no longer for the first byte of the answer. `key`: who
-    asks; `charge` is told of the tokens of its answers.
-    """
-
-    request: Request
-    method: str
-    target: str
-    headers: Headers
-    request_id: str
-    accepted: float
-    pin: str | None = None
-    key: str = ""
-    priority: int = 0
-    deadline: float | None = None
-    charge: Callable[[int], None] | None = None
-
-    def left_s(self) -> float | None:
-        """Seconds to the deadline, if there is one. Raises `TimedOut` when it has passed."""
-        if self.deadline is None:
-            return None
-        left_s = self.deadline - time.perf_counter()
-        if left_s <= 0:
-            raise TimedOut("the deadline passed before an engine answered")
-        return left_s
-
-
-class Reply(Protocol):
-    """Where an answer goes."""
-
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send status and headers, once."""
-
-    async def write(self, data: bytes) -> None:
-        """Send a part of the body."""
-
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send all of an answer, with its content-length."""
 
 
 class Dispatcher:
@@ -133,7 +70,7 @@ class Dispatcher:
         async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
             context = await self.featurize(incoming.request)
             await self._engine_comes(incoming)
-            attempt = _Attempt(incoming, context, self.decide(context, incoming.pin))
+            attempt = Attempt(incoming, context, self.decide(context, incoming.pin))
             status = await self._try(attempt, reply)
             while not attempt.started and status in _RETRIED:
                 if not self._may_retry(attempt) and not await self._comes_back(attempt, status):
@@ -143,6 +80,26 @@ class Dispatcher:
                 attempt.decision = self.decide(context, incoming.pin, failed=attempt.failed, tried=attempt.tried)
                 attempt.number += 1
                 status = await self._try(attempt, reply)
+            if attempt.started and status == "broken":
+                await self._mend(attempt, reply)
+
+    async def _mend(self, attempt: Attempt, reply: Reply) -> None:
+        """Let another engine go on with a stream that broke, if it can be; else say that it broke."""
+        status: Status = "broken"
+        while status in _RETRIED and self._may_continue(attempt):
+            attempt.failed.add(attempt.decision.arm)
+            chosen = self.decide(attempt.context, failed=attempt.failed, tried=attempt.tried)
+            attempt.decision = replace(chosen, reason="continued")
+            attempt.number += 1
+            self.counts["continued"] += 1
+            status = await self._try(attempt, reply)
+        if status in _RETRIED and not attempt.told:
+            await reply.write(BROKEN_EVENT)
+
+    def _may_continue(self, attempt: Attempt) -> bool:
+        going_on = attempt.continuation
+        wanted = going_on is not None and going_on.possible and attempt.incoming.pin is None
+        return wanted and not attempt.told and self._may_retry(attempt)
 
     async def _engine_comes(self, incoming: Incoming) -> None:
         """Wait while nobody listens at any engine, for a bounded time."""
@@ -151,7 +108,7 @@ class Dispatcher:
             incoming.left_s()
             await asyncio.sleep(_POLL_S)
 
-    async def _comes_back(self, attempt: "_Attempt", status: Status) -> bool:
+    async def _comes_back(self, attempt: Attempt, status: Status) -> bool:
         """After all were tried: wait, twice as long each time, if the last one could not even be reached.
 
         So it is while all engines are being replaced. Whether to begin anew.
@@ -168,7 +125,7 @@ class Dispatcher:
         attempt.failed.clear()
         return True
 
-    def _may_retry(self, attempt: "_Attempt") -> bool:
+    def _may_retry(self, attempt: Attempt) -> bool:
         """Whether a further attempt is allowed, and somebody is there for it."""
         if attempt.number >= self._config.max_attempts:
             return False
@@ -232,9 +189,11 @@ class Dispatcher:
         made = self._default.decide(None, eligible, self._rng)
         return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")
 
-    async def _try(self, attempt: "_Attempt", reply: Reply) -> Status:
+    async def _try(self, attempt: Attempt, reply: Reply) -> Status:
         """One attempt on one engine; leaves exactly one record, however it ends. Raises `TimedOut` before it."""
-        within_s = attempt.incoming.left_s()
+        within_s = None if attempt.started else attempt.incoming.left_s()
+        if self._config.continue_streams and not attempt.started:
+            attempt.continuation = Continuation.of(attempt.incoming.request)
         load = self._replicas.load()
         meter = Meter(attempt.incoming.accepted)
         status: Status = "cancelled"
@@ -248,24 +207,24 @@ class Dispatcher:
             status = "engine_error"
         finally:
             self._record(attempt, load, meter, status)
-        if status == "broken" and attempt.started and not meter.failed:
-            await reply.write(_BROKEN_EVENT)
+        attempt.told = meter.failed
         return status
 
-    async def _ask(
-        self, attempt: "_Attempt", lease: Lease, reply: Reply, meter: Meter, within_s: float | None
-    ) -> Status:
+    async def _ask(self, attempt: Attempt, lease: Lease, reply: Reply, meter: Meter, within_s: float | None) -> Status:
         """Send the request to the leased replica and its answer to the client."""
         incoming, request = attempt.incoming, attempt.incoming.request
-        headers = [(k, v) for k, v in incoming.headers if k.lower() not in _NOT_SENT]
+        headers = [(k, v) for k, v in incoming.headers if k.lower() not in NOT_SENT]
         url = lease.replica.url + incoming.target
         meter.dispatched()
         try:
+            body = request.body
+            if attempt.started and attempt.continuation is not None:
+                body = await attempt.continuation.resume(self._client, lease.replica.url)
             async with self._client.send(
-                url, incoming.method, headers, request.body, stream=request.stream, within_s=within_s
+                url, incoming.method, headers, body, stream=request.stream, within_s=within_s
             ) as answer:
                 attempt.http_status = answer.status
-                return await self._relay(attempt, answer, reply, meter)
+                return await relay(attempt, answer, reply, meter, lambda: self._may_retry(attempt))
         except EngineTimeout:
             return "timeout"
         except EngineBroken:
@@ -274,7 +233,7 @@ class Dispatcher:
             lease.gone = isinstance(error, EngineGone)
             return "engine_error"
 
-    def _judge(self, attempt: "_Attempt", lease: Lease, meter: Meter, status: Status) -> None:
+    def _judge(self, attempt: Attempt, lease: Lease, meter: Meter, status: Status) -> None:
         """Tell the breaker and the watch how it went."""
         patience_s = self._client.patience_s(attempt.incoming.request.stream)
         hasty = attempt.incoming.deadline is not None and meter.waited_s() < patience_s
@@ -285,61 +244,7 @@ class Dispatcher:
             lease.tpot_s = outcome.tpot_s
             self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens)
 
-    async def _relay(self, attempt: "_Attempt", answer: Answer, reply: Reply, meter: Meter) -> Status:
-        """Send an answer to the client. Raises `EngineBroken` for one that is none."""
-        refused = answer.status >= 500 or answer.status in _REFUSALS
-        if refused and self._may_retry(attempt):
-            return "engine_error"
-        headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
-        headers += attempt.own_headers()
-        kind = next((v for k, v in headers if k.lower() == "content-type"), "")
-        generated = answer.status < 400 and attempt.incoming.request.path in TERMINATED_PATHS
-        if kind.startswith("text/event-stream"):
-            await self._relay_events(attempt, answer, reply, meter, headers)
-            if meter.failed:
-                return "broken"
-        else:
-            body = b"".join([chunk async for chunk in answer.chunks])
-            is_json = meter.whole(body)
-            if generated and (not is_json or attempt.incoming.request.stream):
-                raise EngineBroken("the answer is not what was asked for")
-            attempt.started = True
-            await reply.whole(answer.status, headers, body)
-        if refused:
-            return "engine_error"
-        return "ok" if answer.status < 400 else "client_error"
-
-    async def _relay_events(
-        self, attempt: "_Attempt", answer: Answer, reply: Reply, meter: Meter, headers: Headers
-    ) -> None:
-        stream = EventStream(meter, hide_usage=attempt.incoming.request.hide_usage)
-        generated = attempt.incoming.request.path in TERMINATED_PATHS
-        held = b""
-        async for chunk in answer.chunks:
-            data = stream.feed(chunk)
-            if not data:
-                continue
-            if not attempt.started:
-                # Until content comes, another engine can still answer: what comes before it waits.
-                held, data = b"", held + data
-                if generated and not meter.has_content and len(data) < _HELD_BYTES:
-                    if meter.failed:
-                        raise EngineBroken("the stream began with an error")
-                    if not meter.terminated:
-                        held = data
-                        continue
-                attempt.started = True
-                await reply.start(answer.status, headers)
-            await reply.write(data)
-        if not meter.terminated and generated:
-            raise EngineBroken("the stream ended without its terminator")
-        if rest := held + stream.end():
-            if not attempt.started:
-                attempt.started = True
-                await reply.start(answer.status, headers)
-            await reply.write(rest)
-
-    def _record(self, attempt: "_Attempt", load: dict[str, int], meter: Meter, status: Status) -> None:
+    def _record(self, attempt: Attempt, load: dict[str, int], meter: Meter, status: Status) -> None:
         self.counts[f"attempts_{status}"] += 1
         incoming, outcome = attempt.incoming, meter.outcome(status, attempt.http_status)
         if incoming.charge is not None:
@@ -360,46 +265,3 @@ class Dispatcher:
                 outcome=outcome,
             )
         )
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """An attempt under way, and what failed before it.
-
-    `started`: bytes have gone to the client. `rounds`: how often all engines were tried in vain.
-    """
-
-    incoming: Incoming
-    context: Context | None
-    decision: Decision
-    number: int = 1
-    started: bool = False
-    rounds: int = 0
-    http_status: int | None = None
-    failed: set[str] = field(default_factory=set)
-    tried: set[Replica] = field(default_factory=set)
-
-    def own_headers(self) -> Headers:
-        return [
-            ("x-draftpick-arm", self.decision.arm),
-            ("x-draftpick-policy", self.decision.policy),
-            ("x-draftpick-request-id", self.incoming.request_id),
-            ("x-draftpick-attempts", str(self.number)),
-        ]
-
-
-def _is_dropped(name: str) -> bool:
-    """Headers of an engine's answer that stay here: of its connection, and what it would allow other origins."""
-    return name in _NOT_RETURNED or name.startswith(_CORS)
-
-
-_BROKEN_EVENT = b"data: %s\n\n" % orjson.dumps(
-    {
-        "error": {
-            "message": "the engine stopped in the middle of its answer",
-            "type": "api_connection_error",
-            "param": None,
-            "code": "engine_broken",
-        }
-    }
-)

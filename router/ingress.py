@@ -15,8 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engines.client import Headers
 from router.admission import PRIORITIES
+from router.attempt import Incoming
 from router.config import RouterConfig
-from router.dispatch import Dispatcher, Incoming
+from router.dispatch import Dispatcher
 from router.errors import BadRequest, NotAllowed, PolicyRefused, RequestError, TooLarge
 from router.fleet_metrics import CONTENT_TYPE
 from router.keys import Key, Keyring, need

@@ -5,11 +5,14 @@ events that may hold the first content or the usage are parsed; all others are s
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from router.types import Outcome, Status
+
+if TYPE_CHECKING:
+    from router.continuation import Continuation
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")
@@ -98,8 +101,9 @@ class Meter:
 class EventStream:
     """Cuts a byte stream into server-sent events and drops the usage chunk that the router alone asked for."""
 
-    def __init__(self, meter: Meter, *, hide_usage: bool) -> None:
-        self._meter, self._hide_usage = meter, hide_usage
+    def __init__(self, meter: Meter, *, hide_usage: bool, continuation: "Continuation | None" = None) -> None:
+        """`continuation` is told of each event, and may change or drop it."""
+        self._meter, self._hide_usage, self._continuation = meter, hide_usage, continuation
         self._rest = b""
         self._blank = b"\n\n"
 
@@ -116,9 +120,12 @@ class EventStream:
         self._rest, data = data[end:], data[:end]
         events = data[: -len(self._blank)].split(self._blank)
         hidden = [self._meter.event(event) for event in events]
-        if not (self._hide_usage and any(hidden)):
+        if self._continuation is not None:
+            events = list(map(self._continuation.passes, events))
+        elif not (self._hide_usage and any(hidden)):
             return data
-        return b"".join(event + self._blank for event, hide in zip(events, hidden, strict=True) if not hide)
+        kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
+        return b"".join([event + self._blank for event in kept])
 
     def end(self) -> bytes:
         """What is left when the stream ends without a blank line."""

@@ -25,13 +25,17 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The arm that was chosen, and with which probability every arm could have been."""
+    """The arm that was chosen, and with which probability every arm could have been.
+
+    `reason`: `continued` is a choice for the rest of a stream that broke on another arm; like the last two, it is no
+    draw of the policy for a whole request.
+    """
 
     arm: str
     propensity: float
     probabilities: dict[str, float]
     policy: str
-    reason: Literal["policy", "pinned", "fallback"] = "policy"
+    reason: Literal["policy", "continued", "pinned", "fallback"] = "policy"
 
 
 @dataclass(frozen=True, slots=True)

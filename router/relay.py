@@ -1,0 +1,111 @@
+"""Carries an engine's answer to the client: whole once it is there, a stream as it comes, from its first content on."""
+
+from collections.abc import Callable
+
+import orjson
+
+from engines.client import Answer, Headers
+from engines.errors import EngineBroken
+from router.attempt import Attempt, Reply
+from router.measure import EventStream, Meter
+from router.openai import TERMINATED_PATHS
+from router.types import Status
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "host",
+        "content-length",
+        "expect",
+        "accept-encoding",
+    }
+)
+NOT_SENT = _HOP_BY_HOP | {"origin"}
+"""Request headers that stay here."""
+_NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
+_CORS = "access-control-"
+_HELD_BYTES = 2**16
+_REFUSALS = frozenset({429})
+
+
+async def relay(attempt: Attempt, answer: Answer, reply: Reply, meter: Meter, may_retry: Callable[[], bool]) -> Status:
+    """Send an answer to the client, or nothing of a refusal after which another engine may be tried.
+
+    Raises `EngineBroken` for an answer that is none or stops, `EngineTimeout` for one that does not begin.
+    """
+    refused = answer.status >= 500 or answer.status in _REFUSALS
+    if (refused and may_retry()) or (attempt.started and answer.status >= 400):
+        return "engine_error"
+    headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
+    headers += attempt.own_headers()
+    kind = next((v for k, v in headers if k.lower() == "content-type"), "")
+    generated = answer.status < 400 and attempt.incoming.request.path in TERMINATED_PATHS
+    if kind.startswith("text/event-stream"):
+        await _relay_events(attempt, answer, reply, meter, headers)
+        if meter.failed:
+            return "broken"
+    else:
+        body = b"".join([chunk async for chunk in answer.chunks])
+        is_json = meter.whole(body)
+        if attempt.started:
+            raise EngineBroken("the rest of a stream is no stream")
+        if generated and (not is_json or attempt.incoming.request.stream):
+            raise EngineBroken("the answer is not what was asked for")
+        attempt.started = True
+        await reply.whole(answer.status, headers, body)
+    if refused:
+        return "engine_error"
+    return "ok" if answer.status < 400 else "client_error"
+
+
+async def _relay_events(attempt: Attempt, answer: Answer, reply: Reply, meter: Meter, headers: Headers) -> None:
+    stream = EventStream(meter, hide_usage=attempt.incoming.request.hide_usage, continuation=attempt.continuation)
+    generated = attempt.incoming.request.path in TERMINATED_PATHS
+    held = b""
+    async for chunk in answer.chunks:
+        data = stream.feed(chunk)
+        if not data:
+            continue
+        if not attempt.started:
+            # Until content comes, another engine can still answer: what comes before it waits.
+            held, data = b"", held + data
+            if generated and not meter.has_content and len(data) < _HELD_BYTES:
+                if meter.failed:
+                    raise EngineBroken("the stream began with an error")
+                if not meter.terminated:
+                    held = data
+                    continue
+            attempt.started = True
+            await reply.start(answer.status, headers)
+        await reply.write(data)
+    if not meter.terminated and generated:
+        raise EngineBroken("the stream ended without its terminator")
+    if rest := held + stream.end():
+        if not attempt.started:
+            attempt.started = True
+            await reply.start(answer.status, headers)
+        await reply.write(rest)
+
+
+def _is_dropped(name: str) -> bool:
+    """Headers of an engine's answer that stay here: of its connection, and what it would allow other origins."""
+    return name in _NOT_RETURNED or name.startswith(_CORS)
+
+
+BROKEN_EVENT = b"data: %s\n\n" % orjson.dumps(
+    {
+        "error": {
+            "message": "the engine stopped in the middle of its answer",
+            "type": "api_connection_error",
+            "param": None,
+            "code": "engine_broken",
+        }
+    }
+)
