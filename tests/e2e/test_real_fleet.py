@@ -13,8 +13,10 @@ import psutil
 import pytest
 
 from deploy.fleet import running
+from engines.embedded import TARGET_NAME, cache_dir
 from router import records
 from tests.e2e.conftest import fleet, free_port
+from tests.e2e.official_client import bench_serve
 
 pytestmark = [
     pytest.mark.vllm,
@@ -46,8 +48,19 @@ def ask(text: str, **more: object) -> dict[str, object]:
 
 
 def metric(url: str, arm: str, name: str) -> float:
-    text = httpx.get(f"{url}/metrics", headers={"x-draftpick-arm": arm}, timeout=30).text
-    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name + "{"))
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    own = [line for line in lines if line.startswith(f'{name}{{arm="{arm}",')]
+    assert own, f"no {name} of {arm}"
+    return sum(float(line.rsplit(" ", 1)[1]) for line in own)
+
+
+def test_the_official_client_benchmark_runs_through_the_router(real_url: str, tmp_path: Path) -> None:
+    tokenizer = str(cache_dir() / TARGET_NAME)
+    found = bench_serve(real_url, MODEL, tokenizer, tmp_path, prompts=6, tokens=16)
+    assert (found["completed"], found["total_output_tokens"]) == (6, 6 * 16)
+    assert found["mean_ttft_ms"] > 0
+    assert found["spec_decode_num_drafts"] > 0  # of the whole fleet, from the router's own /metrics
+    assert found["spec_decode_acceptance_length"] >= 1
 
 
 def test_the_shipped_policy_serves(real_url: str) -> None:

@@ -70,7 +70,7 @@ def config(urls: Sequence[str], folder: Path) -> dict[str, Any]:
 @contextmanager
 def draftpick(urls: Sequence[str], folder: Path, processes: int = 1) -> Iterator[Contestant]:
     """`draftpick route`."""
-    file, port = folder / "route.yaml", _free_port()
+    file, port = folder / "route.yaml", free_port()
     file.write_text(yaml.safe_dump(config(urls, folder)))
     command = ["-m", "deploy.cli", "route", "-c", str(file), "--port", str(port), "--processes", str(processes)]
     with _process([sys.executable, *command]) as process:
@@ -82,7 +82,7 @@ def draftpick(urls: Sequence[str], folder: Path, processes: int = 1) -> Iterator
 @contextmanager
 def on_serve(urls: Sequence[str], folder: Path) -> Iterator[list[Contestant]]:
     """Draftpick through Ray Serve's proxy, and beside it Ray Serve LLM's own application, on one Ray."""
-    file, port = folder / "serve.json", _free_port()
+    file, port = folder / "serve.json", free_port()
     file.write_text(json.dumps(config(urls, folder)))
     command = [sys.executable, "-m", "tests.bench.overhead.on_serve", str(file), str(port)]
     with _process(command, stdout=subprocess.PIPE) as process:
@@ -114,12 +114,12 @@ class Peer:
 
 
 def _vllm_router(bin_: Path, urls: Sequence[str], port: int, folder: Path) -> list[str]:
-    listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port())]
+    listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
     return [str(bin_ / "vllm-router"), "--worker-urls", *urls, "--policy", "round_robin", *listen]
 
 
 def _smg(bin_: Path, urls: Sequence[str], port: int, folder: Path) -> list[str]:
-    listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(_free_port())]
+    listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
     return [str(bin_ / "smg"), "launch", "--worker-urls", *urls, "--policy", "round_robin", *listen]
 
 
@@ -157,7 +157,7 @@ def install(name: str, folder: Path) -> Path:
 @contextmanager
 def peer(name: str, urls: Sequence[str], folder: Path, environments: Path) -> Iterator[Contestant]:
     """A peer over the engines."""
-    bin_, port = install(name, environments), _free_port()
+    bin_, port = install(name, environments), free_port()
     with _process(PEERS[name].command(bin_, urls, port, folder), env=_PEER_ENV) as process:
         url = f"http://127.0.0.1:{port}"
         _wait(url + PEERS[name].health, process)
@@ -198,7 +198,8 @@ def _wait(url: str, process: subprocess.Popen[str]) -> None:
     raise NotStarted(f"{url} did not answer within {_READY_S:g} s")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the kernel's choice."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

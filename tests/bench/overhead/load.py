@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httptools
 import orjson
 
-_CLOCK = b'"content":"'
+_CONTENT = b'"content":"'
 _DONE = b"[DONE]"
 
 
@@ -74,11 +74,12 @@ class Connection(asyncio.Protocol):
         now = time.monotonic_ns()
         *events, self._body = self._body.split(b"\n\n")
         for event in events:
-            at = event.find(_CLOCK)
-            if at >= 0 and (sent := event[at + len(_CLOCK) : event.find(b'"', at + len(_CLOCK))].strip()).isdigit():
-                self._seen.chunks_s.append((now - int(sent)) * 1e-9)
+            at = event.find(_CONTENT)
+            if at >= 0 and (said := event[at + len(_CONTENT) : event.find(b'"', at + len(_CONTENT))]):
                 if not self._seen.ttft_s:
                     self._seen.ttft_s = time.perf_counter() - self._began
+                if (sent := said.strip()).isdigit():
+                    self._seen.chunks_s.append((now - int(sent)) * 1e-9)
             elif _DONE in event:
                 self._seen.ok = True
 
