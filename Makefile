@@ -9,7 +9,7 @@ RUNS ?= runs
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format chaos fuzz bench bench-drafters policy bench-policy bench-load lock clean
+.PHONY: help venv serve demo test test-fast check format chaos fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,15 @@ bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, it
 	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json tests/bench/results/live.json
 	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --json tests/bench/results/featurizer.json
 	$(BIN)/python -m tests.bench.training --json tests/bench/results/training.json
+
+curve: $(READY)  ## How many examples suffice: label 10,700 prompts, train on 50 to 10,000 of them (2 hours)
+	$(BIN)/draftpick label --out $(RUNS)/curve/more -n 9300 --seed 2 --no-lengths --workers 2
+	$(BIN)/draftpick label --out $(RUNS)/curve/judged -n 1400 --seed 3 --no-lengths --workers 2
+	$(BIN)/draftpick curve --data $(RUNS)/curve/judged --more $(RUNS)/curve/more $(HOMES) --results tests/bench/results
+
+bench-overhead: $(READY)  ## What the router adds, beside its peers, which are installed under runs/peers (15 minutes)
+	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --results tests/bench/results
+	$(BIN)/python -m tests.bench.overhead.real_engine --json tests/bench/results/real_engine.json
 
 bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
 	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json

@@ -80,7 +80,7 @@ def route(
 ) -> None:
     """Route to engines that run already, any `vllm serve`: the router alone, without Ray.
 
-    Example: draftpick route --config deploy/fleets/my-engines.yaml --port 8000
+    Example: draftpick route --config engines.yaml --port 8000 --processes 2
     """
     from deploy.config import policy_warning, resolve, with_router
     from deploy.route import Routers

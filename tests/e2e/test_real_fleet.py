@@ -1,22 +1,27 @@
 """The embedded fleet: real vLLM engines behind the real router, through real HTTP and the `openai` client."""
 
+import asyncio
 import importlib.util
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
+from starlette.requests import Request as HttpRequest
+from starlette.types import Receive, Scope, Send
 
 from deploy.fleet import running
 from engines.embedded import TARGET_NAME, cache_dir
 from router import records
 from tests.e2e.conftest import fleet, free_port
 from tests.e2e.official_client import bench_serve
+from tests.fleet import Servers, routed
 
 pytestmark = [
     pytest.mark.vllm,
@@ -83,6 +88,45 @@ def test_every_engine_gives_the_target_s_answer_with_its_own_acceptance(real_url
     for arm in ARMS[1:]:
         assert bodies[arm]["metrics"]["speculative_decoding"]["mean_acceptance_length"] >= 1
         assert bodies[arm]["model"] == MODEL
+
+
+def test_a_greedy_stream_that_breaks_goes_on_at_another_engine(real_url: str, tmp_path: Path) -> None:
+    (engine,) = httpx.get(f"{real_url}/ready").json()["breakers"]["plain"]
+    text, last = asyncio.run(_broken_after(6, engine, tmp_path))
+    whole = httpx.post(engine + CHAT, json=ask("List the numbers 1 to 20.", max_tokens=24), timeout=60).json()
+    assert text[:12] == whole["choices"][0]["message"]["content"][:12]
+    assert len(text) > 30
+    assert last["usage"]["completion_tokens"] == 24
+    assert last["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+
+
+async def _broken_after(chunks: int, engine: str, folder: Path) -> tuple[str, Any]:
+    """(text, last chunk) of a stream whose first engine is cut after some chunks."""
+
+    async def cut(scope: Scope, receive: Receive, send: Send) -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            body = await HttpRequest(scope, receive).body()
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+            )
+            async with client.stream("POST", engine + CHAT, content=body) as answer:
+                left = chunks
+                async for line in answer.aiter_lines():
+                    if line and left:
+                        left -= 1
+                        part = {"type": "http.response.body", "body": f"{line}\n\n".encode(), "more_body": True}
+                        await send(part)
+
+    servers = Servers()
+    urls = {"cut": (await servers.serve(cut)).url, "plain": engine}
+    asked = ask("List the numbers 1 to 20.", max_tokens=24, stream=True, stream_options={"include_usage": True})
+    async with routed(servers, folder, urls, model=MODEL, continue_streams=True) as app:
+        answer = await app.client.post(CHAT, json=asked)
+        assert [one.decision.arm for one in await app.records(2)] == ["cut", "plain"]
+    await servers.drain()
+    found = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    text = "".join(choice["delta"].get("content") or "" for chunk in found for choice in chunk["choices"])
+    return text, found[-1]
 
 
 def test_chat_with_n_stop_and_logprobs(client: openai.OpenAI) -> None:
