@@ -117,6 +117,8 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         "accelerator_config": {"kind": engine.deployment.accelerator},
         "placement_group_config": {"bundles": _bundles(engine, kwargs)},
         "experimental_configs": {"stream_batching_interval_ms": 0},
+        # Otherwise vLLM's figures go to Ray's agent alone, and the engine's own /metrics has none of them.
+        "log_engine_metrics": False,
     }
     if Path(result["model_loading_config"]["model_source"]).is_dir():
         result["callback_config"] = {"callback_class": "engines.llm_server.LocalModel"}

