@@ -137,6 +137,8 @@ class Dispatcher:
         if self.featurizer is None or not request.text:
             return None
         try:
+            if not self.featurizer.waits:
+                return await self.featurizer(request)
             async with asyncio.timeout(self._config.featurize_timeout_s):
                 return await self.featurizer(request)
         except Exception as error:  # an encoder may be anybody's code: whatever it raises, the request is served

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Featurizer(ABC):
 
     id: str
     dimension: int
+    waits: ClassVar[bool] = True
+    """Whether it lets others run while it makes a context; if not, there is no wait to be bounded."""
 
     @abstractmethod
     async def __call__(self, request: Request) -> Context:
@@ -31,6 +34,8 @@ class Featurizer(ABC):
 
 class LexicalFeaturizer(Featurizer):
     """Hashed bag of words: microseconds, no model."""
+
+    waits = False
 
     def __init__(self, buckets: int = 64) -> None:
         self._buckets = buckets

@@ -16,7 +16,7 @@ _INSTRUCTION_CHARS = 400
 """A request is read at its beginning and its end, where people say what they want."""
 _MOST_WORDS = 400
 
-_CODE_MARKS = "{}()[];=<>_`"
+_CODE_MARKS, _DIGITS = b"{}()[];=<>_`", string.digits.encode()
 
 _ASKS = {
     "asks_edit": (
@@ -35,6 +35,12 @@ _PHRASES = tuple((name, f" {one} ") for name, wanted in _ASKS.items() for one in
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 _DIGIT = re.compile(r"\d")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+def _count(text: str, characters: bytes) -> int:
+    """How many of these ASCII characters a text has; no byte of another character in UTF-8 is one of them."""
+    data = text.encode(errors="replace")
+    return len(data) - len(data.translate(None, characters))
 
 
 def _temperature(request: Request) -> float:
@@ -57,12 +63,12 @@ def _log_turns(request: Request) -> float:
 
 
 def _code_share(request: Request) -> float:
-    return sum(map(request.text.count, _CODE_MARKS)) / max(len(request.text), 1)
+    return _count(request.text, _CODE_MARKS) / max(len(request.text), 1)
 
 
 def _digit_share(request: Request) -> float:
     text = request.text
-    digits = sum(map(text.count, string.digits)) if text.isascii() else len(_DIGIT.findall(text))
+    digits = _count(text, _DIGITS) if text.isascii() else len(_DIGIT.findall(text))
     return digits / max(len(text), 1)
 
 

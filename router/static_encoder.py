@@ -27,6 +27,8 @@ class StaticFeaturizer(Featurizer):
     float16. Their hash stands in the id: other vectors make other contexts.
     """
 
+    waits = False
+
     def __init__(self, folder: Path = SHIPPED) -> None:
         from tokenizers import Tokenizer
 
@@ -47,5 +49,5 @@ class StaticFeaturizer(Featurizer):
         ids = self._tokens(cut(text, MOST_CHARS))
         if not ids:
             return np.zeros(self._vectors.shape[1], np.float32)
-        mean = self._vectors.take(ids, 0).mean(0)
+        mean = np.add.reduce(self._vectors.take(ids, 0), 0) / len(ids)
         return np.asarray(mean / max(math.sqrt(mean @ mean), 1e-9), np.float32)

@@ -6,10 +6,11 @@ tokens of a text are those of its words. Texts with anything else than plain ASC
 
 import json
 import re
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 _MOST_WORDS = 200_000  # in the table; beyond, further words are asked for each time
+_LEARNED_AT_ONCE = 24
 _PLAIN = re.compile(r"[\t\n\r\x20-\x7e]*")
 _WORD = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 
@@ -28,21 +29,26 @@ class WordTokens:
 
     def __call__(self, text: str) -> list[int]:
         """The ids of a text, without special tokens around it."""
-        if not self._by_words or _PLAIN.fullmatch(text) is None or any(token in text for token in self._special):
+        if not self._by_words or _PLAIN.fullmatch(text) is None or any(map(text.__contains__, self._special)):
             return self._encode(text)
         words, known = _WORD.findall(text.lower()), self._known
         try:
             return list(chain.from_iterable([known[word] for word in words]))
         except KeyError:
-            self._learn({word for word in words if word not in known})
+            return self._learning(text, words)
+
+    def _learning(self, text: str, words: list[str]) -> list[int]:
+        """The same for a text with unknown words, of which some are learned."""
+        fresh = dict.fromkeys(word for word in words if word not in self._known)
+        learned = {word: tuple(self._encode(word)) for word in islice(fresh, _LEARNED_AT_ONCE)}
+        if len(self._known) < _MOST_WORDS:
+            self._known |= learned
+        if len(fresh) > len(learned):
             return self._encode(text)
+        return list(chain.from_iterable([self._known.get(word) or learned[word] for word in words]))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def _learn(self, words: set[str]) -> None:
-        if len(self._known) + len(words) <= _MOST_WORDS:
-            self._known |= {word: tuple(self._encode(word)) for word in words}
 
 
 def _is_bert(made: dict[str, Any]) -> bool:

@@ -58,6 +58,6 @@ def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Pr
 
 def onto(arm: int, eligible: npt.NDArray[np.bool_], floor: float) -> Probabilities:
     """All probability to one arm (an index), but `floor` to each other eligible one. Shape `[arms]`."""
-    result = np.where(eligible, floor, 0.0)
-    result[arm] += 1.0 - result.sum()
+    result = np.multiply(eligible, floor, dtype=np.float64)
+    result[arm] += 1.0 - result.sum() if floor else 1.0
     return result

@@ -3,6 +3,8 @@
 seconds_a = start_a + prompt tokens * per_token_a + (output tokens - 1) * step_a / tau_a(x)
 """
 
+import math
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -77,25 +79,26 @@ class TauCostPolicy(Policy):
     def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
         """Expected seconds of the request under every arm and their deviations, each [arms]."""
         mean, deviation = self._log_tau(context)
-        vector = context.vector
-        tokens = min(self._output_tokens, np.expm1(10.0 * vector[_MAX_TOKENS]))
-        steps_s = max(tokens - 1.0, 0.0) * self._step_s[:, int(vector[_TEMPERATURE] > 0)]
-        decode_s = steps_s / np.exp(np.maximum(mean, 0.0))
-        prompt_tokens = np.expm1(10.0 * vector[_CHARS]) / _CHARS_PER_TOKEN
+        temperature, most, chars = (context.vector.item(at) for at in (_TEMPERATURE, _MAX_TOKENS, _CHARS))
+        tokens = min(self._output_tokens, math.expm1(10.0 * most))
+        steps_s = max(tokens - 1.0, 0.0) * self._step_s[:, int(temperature > 0)]
+        decode_s = steps_s * np.exp(np.minimum(-mean, 0.0))
+        prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
         return self._start_s + prompt_tokens * self._per_token_s + decode_s, decode_s * deviation
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         if context is None:
             raise ValueError(f"policy {self.id} needs a context")
-        seconds, deviation = self.seconds(context)
-        if not np.isfinite(seconds).all():
+        means, deviation = self.seconds(context)
+        seconds: list[float] = means.tolist()
+        if not all(map(math.isfinite, seconds)):
             raise ValueError(f"policy {self.id} gave times that are not finite")
-        best = int(np.where(eligible, seconds, np.inf).argmin())
+        best = min(compress(range(len(seconds)), eligible.tolist()), key=seconds.__getitem__)
         if eligible[self._default]:
             saved = seconds[self._default] - seconds[best]
-            if saved <= self._z * deviation[best] + self._switch_cost * seconds[self._default]:
+            if saved <= self._z * deviation.item(best) + self._switch_cost * seconds[self._default]:
                 best = self._default
         return onto(best, eligible, self._floor)
 
     def _log_tau(self, context: Context) -> tuple[Any, Any]:
-        return self._regressor(context.vector, bool(context.vector[_TEMPERATURE] > 0))
+        return self._regressor(context.vector, context.vector.item(_TEMPERATURE) > 0)
