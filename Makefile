@@ -87,10 +87,11 @@ bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, it
 	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --json tests/bench/results/featurizer.json
 	$(BIN)/python -m tests.bench.training --json tests/bench/results/training.json
 
-curve: $(READY)  ## How many examples suffice: label 10,700 prompts, train on 50 to 10,000 of them (2 hours)
+curve: $(READY)  ## How many examples suffice: label 10,828 prompts, train on 50 to 10,000 of them (2 hours)
 	$(BIN)/draftpick label --out $(RUNS)/curve/more -n 9300 --seed 2 --no-lengths --workers 2
+	$(BIN)/draftpick label --out $(RUNS)/curve/rest -n 128 --seed 4 --no-lengths --workers 2
 	$(BIN)/draftpick label --out $(RUNS)/curve/judged -n 1400 --seed 3 --no-lengths --workers 2
-	$(BIN)/draftpick curve --data $(RUNS)/curve/judged --more $(RUNS)/curve/more $(HOMES) --results tests/bench/results
+	$(BIN)/draftpick curve --data $(RUNS)/curve/judged --more $(RUNS)/curve/more --more $(RUNS)/curve/rest $(HOMES) --results tests/bench/results
 
 bench-overhead: $(READY)  ## What the router adds, beside its peers, which are installed under runs/peers (15 minutes)
 	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --results tests/bench/results
