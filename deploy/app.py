@@ -13,6 +13,8 @@ from engines.serve import build_engine
 from router.deployment import RouterDeployment
 
 APP_NAME = "draftpick"
+_IN_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""Nothing in the router blocks, so that it needs no thread apart from Serve's own, which costs two hops a request."""
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -25,7 +27,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "num_replicas": router.num_replicas,
         "max_ongoing_requests": 10_000,
         "graceful_shutdown_timeout_s": config.drain_timeout_s,
-        "ray_actor_options": {"num_cpus": 0.1},
+        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": _IN_ONE_LOOP}},
     }
     deployment = serve.deployment(RouterDeployment, **{**options, **router.deployment_options})
     return deployment.bind(config.model_dump(mode="json"), handles)

@@ -18,6 +18,14 @@ from deploy.app import APP_NAME, build
 from engines.errors import ConfigError, DraftpickError
 from router.config import DraftpickConfig
 
+_PROXY = {
+    # HAProxy, which Ray brings along, sends requests straight to the router's replicas. Serve's own proxy, in Python,
+    # would send each through Ray's object store.
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+_PROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+
 Progress = Callable[[dict[str, str]], None]
 """Called with the state of each deployment: `waiting`, `starting`, or `ready`."""
 
@@ -67,6 +75,13 @@ def use_policy(name: str, address: str) -> list[str]:
         ray.shutdown()
 
 
+def free_port() -> int:
+    """A port of the kernel's choice on the loopback address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _check_port(host: str, port: int) -> None:
     """Raise ConfigError where something listens already; Ray Serve's own error is a dead actor."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -86,6 +101,8 @@ def _start_ray(config: DraftpickConfig, address: str | None) -> None:
     if address:
         ray.init(address=address, **quiet)
         return
+    for name, value in [*_PROXY.items(), *((name, str(free_port())) for name in _PROXY_PORTS)]:
+        os.environ.setdefault(name, value)
     # Serve's own actors and the router take little; the engines' shares may exceed a small machine's cores.
     wanted = 4 + sum(e.deployment.num_cpus * e.deployment.num_replicas + 0.1 for e in config.engines)
     ray.init(num_cpus=max(os.cpu_count() or 1, round(wanted)), include_dashboard=False, **quiet)

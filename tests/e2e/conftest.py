@@ -1,6 +1,5 @@
 """One running application for each ring: mock engines, or real vLLM."""
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,8 @@ import pytest
 import yaml
 
 from deploy.config import FLEETS, resolve
-from deploy.fleet import running
+from deploy.fleet import free_port, running
 from router.config import DraftpickConfig
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fleet(name: str, records: Path, **router: Any) -> DraftpickConfig:

@@ -6,8 +6,7 @@ import httpx
 import pytest
 
 from deploy.config import resolve
-from deploy.fleet import running
-from tests.e2e.conftest import free_port
+from deploy.fleet import free_port, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 

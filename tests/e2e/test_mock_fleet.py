@@ -120,10 +120,10 @@ def test_a_killed_replica_is_replaced_and_no_request_fails(mock_url: str) -> Non
     (replica,) = [p for p in psutil.Process().children(recursive=True) if "engine-ngram" in " ".join(p.cmdline())]
     replica.kill()
     assert all(httpx.post(mock_url + CHAT, json=body()).status_code == 200 for _ in range(20))
-    deadline = time.monotonic() + 90
-    while httpx.get(f"{mock_url}/ready").json()["engines"]["ngram"] < 1 and time.monotonic() < deadline:
+    deadline, pinned = time.monotonic() + 90, {"x-draftpick-arm": "ngram"}
+    while (answer := httpx.post(mock_url + CHAT, json=body(), headers=pinned)).status_code == 503:
+        assert time.monotonic() < deadline, answer.text
         time.sleep(0.5)
-    answer = httpx.post(mock_url + CHAT, json=body(), headers={"x-draftpick-arm": "ngram"})
     assert answer.status_code == 200
 
 

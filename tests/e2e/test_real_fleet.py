@@ -16,10 +16,10 @@ import pytest
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
-from deploy.fleet import running
+from deploy.fleet import free_port, running
 from engines.embedded import TARGET_NAME, cache_dir
 from router import records
-from tests.e2e.conftest import fleet, free_port
+from tests.e2e.conftest import fleet
 from tests.e2e.official_client import bench_serve
 from tests.fleet import Servers, routed
 

@@ -6,7 +6,6 @@ A peer is installed into an environment of its own, `runs/peers/<name>`, the fir
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import httpx
 import psutil
 import yaml
 
+from deploy.fleet import free_port
 from engines.errors import DraftpickError
 from tests.bench.overhead.engine import MODEL
 
@@ -90,13 +90,14 @@ def on_serve(urls: Sequence[str], folder: Path) -> Iterator[list[Contestant]]:
         if not any(line.strip() == "ready" for line in process.stdout):
             raise NotStarted("Ray Serve's applications did not come up")
         url = f"http://127.0.0.1:{port}"
-        children = psutil.Process(process.pid).children(recursive=True)
 
         def named(*parts: str) -> list[psutil.Process]:
-            return [p for p in children if p.is_running() and any(part in " ".join(p.cmdline()) for part in parts)]
+            children = psutil.Process(process.pid).children(recursive=True)
+            return [p for p in children if any(part in " ".join(p.cmdline()) for part in parts)]
 
-        routers, proxy = named("ServeReplica:draftpick:router"), named("ProxyActor")
-        ingresses = named("ServeReplica:llm:OpenAiIngress")
+        # HAProxy, its manager, and the proxy in Python that stands in where there is no replica
+        proxy = named("haproxy", "HAProxyManager", "ProxyActor")
+        routers, ingresses = named("ServeReplica:draftpick:router"), named("ServeReplica:llm:OpenAiIngress")
         version = f"ray {_own_version('ray')}"
         yield [
             Contestant("draftpick-serve", url, version, lambda: [*routers, *proxy]),
@@ -196,13 +197,6 @@ def _wait(url: str, process: subprocess.Popen[str]) -> None:
             raise NotStarted(f"{' '.join(map(str, process.args))[:200]} ended with {process.returncode}")  # type: ignore[arg-type]
         time.sleep(0.2)
     raise NotStarted(f"{url} did not answer within {_READY_S:g} s")
-
-
-def free_port() -> int:
-    """A port of the kernel's choice."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _own_version(name: str) -> str:

@@ -17,12 +17,11 @@ from rich.table import Table
 
 from deploy.config import resolve, with_engines, with_router
 from deploy.console import out, prepare_models, progress_bar
-from deploy.fleet import running
+from deploy.fleet import free_port, running
 from deploy.results import write
 from deploy.route import Routers
 from policy_training.workloads import generate
 from tests.bench.overhead.__main__ import interval
-from tests.bench.overhead.contestants import free_port
 from tests.bench.overhead.load import Connection, Seen, as_bytes
 
 _TOKENS = 64
