@@ -22,6 +22,8 @@ _PROXY = {
     # HAProxy, which Ray brings along, sends requests straight to the router's replicas. Serve's own proxy, in Python,
     # would send each through Ray's object store.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # A router that ends before it answered at all: another one is asked. To generate anew changes nothing for a client.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 _PROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")

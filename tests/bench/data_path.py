@@ -18,11 +18,11 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
-from rich.table import Table
 
-from deploy.console import out, progress_bar
+from deploy.console import progress_bar
 from deploy.results import write
 from policy_training.evaluate import Interval
+from tests.bench.figures import show
 from tests.load.clients import CHAT
 
 ROOT = Path(__file__).parents[2]
@@ -106,10 +106,7 @@ def main() -> None:
     figures = {k: Interval(float(np.mean(v)), min(v), max(v)) for k in runs[0] if (v := [run[k] for run in runs])}
     ratios = [run["after/added_mean_ms"] / run["before/added_mean_ms"] for run in runs]
     figures["after_over_before"] = Interval(float(np.mean(ratios)), min(ratios), max(ratios))
-    table = Table("figure", "mean", "least", "most")
-    for name, figure in figures.items():
-        table.add_row(name, f"{figure.value:.3f}", f"{figure.low:.3f}", f"{figure.high:.3f}")
-    out.print(table)
+    show(figures)
     if args.json:
         write(args.json, args.n * args.repeats, figures)
 

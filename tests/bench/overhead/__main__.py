@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import psutil
-from rich.table import Table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deploy.console import out, progress_bar
+from deploy.console import progress_bar
 from deploy.results import write
 from policy_training.evaluate import Interval
+from tests.bench.figures import show, spread
 from tests.bench.overhead.contestants import PEERS, Contestant, draftpick, engines, on_serve, peer
 from tests.bench.overhead.decision import decisions
 from tests.bench.overhead.measures import LONG, SHORT, Figures, many_at_once, many_streams, one_at_a_time
@@ -36,7 +35,7 @@ _HELD = 2000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=400, help="requests of a repeat, of each kind, on each path")
+    parser.add_argument("-n", type=int, default=250, help="requests of a repeat, of each kind, on each path")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS), help="comma list; the first run installs them")
     parser.add_argument("--no-ray", action="store_true", help="leave out what runs on Ray Serve")
@@ -53,8 +52,8 @@ def main() -> None:
         row = bar.add_task("measuring", total=2 + args.repeats * (7 + 5 * (1 + len(names) + 2 * (not args.no_ray))))
         runs, versions = measured(args, names, lambda: bar.advance(row))
     order = dict.fromkeys(name for run in runs for name in run)
-    figures = {name: interval([run[name] for run in runs if name in run]) for name in order}
-    show(figures)
+    figures = {name: spread([run[name] for run in runs if name in run]) for name in order}
+    show({**headline(figures), **figures})
     if args.results:
         save(args.results, args.n * args.repeats, figures, versions, busy)
 
@@ -128,11 +127,6 @@ def contestants(args: Any, names: list[str]) -> Iterator[tuple[list[str], list[C
         yield urls, found
 
 
-def interval(values: list[float]) -> Interval:
-    """Median of the repeats, with their range."""
-    return Interval(float(np.median(values)), min(values), max(values))
-
-
 def headline(figures: dict[str, Interval]) -> dict[str, Interval]:
     """The figures that aims are about, under their short names."""
     wanted = {
@@ -179,14 +173,6 @@ def save(folder: Path, n: int, figures: dict[str, Interval], versions: dict[str,
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "overhead.png", dpi=130)
-
-
-def show(figures: dict[str, Interval]) -> None:
-    """All figures as a table."""
-    table = Table("figure", "median", "least", "most")
-    for name, figure in {**headline(figures), **figures}.items():
-        table.add_row(name, f"{figure.value:.3f}", f"{figure.low:.3f}", f"{figure.high:.3f}")
-    out.print(table)
 
 
 if __name__ == "__main__":

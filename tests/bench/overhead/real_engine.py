@@ -13,15 +13,14 @@ import httpx
 import numpy as np
 import uvloop
 import yaml
-from rich.table import Table
 
 from deploy.config import resolve, with_engines, with_router
-from deploy.console import out, prepare_models, progress_bar
+from deploy.console import prepare_models, progress_bar
 from deploy.fleet import free_port, running
 from deploy.results import write
 from deploy.route import Routers
 from policy_training.workloads import generate
-from tests.bench.overhead.__main__ import interval
+from tests.bench.figures import show, spread
 from tests.bench.overhead.load import Connection, Seen, as_bytes
 
 _TOKENS = 64
@@ -59,7 +58,7 @@ def figures(seen: dict[str, list[Seen]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=12, help="prompts of a repeat")
+    parser.add_argument("-n", type=int, default=8, help="prompts of a repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -84,12 +83,9 @@ def main() -> None:
             uvloop.run(in_turn(urls, fleet.target.name, prompts[:2]))
             runs.append(figures(uvloop.run(in_turn(urls, fleet.target.name, prompts))))
             bar.advance(row)
-    found = {name: interval([run[name] for run in runs]) for name in runs[0]}
+    found = {name: spread([run[name] for run in runs]) for name in runs[0]}
     found |= {name: found[f"serve/{name}"] for name in ("ttft_overhead_ms", "throughput_share")}
-    table = Table("figure", "median", "least", "most")
-    for name, one in found.items():
-        table.add_row(name, f"{one.value:.3f}", f"{one.low:.3f}", f"{one.high:.3f}")
-    out.print(table)
+    show(found)
     if args.json:
         write(args.json, args.n * args.repeats, found)
 
