@@ -45,19 +45,19 @@ class Admission:
         self.limits = limits or LimitsConfig()
         self.held: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
-        self._total, self._queued = 0, 0
+        self.in_flight, self._queued = 0, 0
         self._numbers = count()
         self._queue: dict[int, dict[str, deque[_Waiting]]] = {}
 
     def state(self) -> dict[str, object]:
         """In flight, waiting, and how many were refused or shed."""
-        return {"in_flight": self._total, "queued": self._queued, **self.counts}
+        return {"in_flight": self.in_flight, "queued": self._queued, **self.counts}
 
     @asynccontextmanager
     async def place(self, key: str = "", priority: int = 0, deadline: float | None = None) -> AsyncIterator[None]:
         """A place for as long as the block runs. Raises `Overloaded`, or `TimedOut` at `deadline` (perf_counter)."""
-        if self._total < self.limits.max_in_flight and not self._queued:
-            self._total += 1
+        if self.in_flight < self.limits.max_in_flight and not self._queued:
+            self.in_flight += 1
         else:
             await self._wait(key, priority, deadline)
         self.held[key] += 1
@@ -72,8 +72,8 @@ class Admission:
     def configure(self, limits: LimitsConfig) -> None:
         """Take other limits; those who wait get the places that become free by it."""
         self.limits = limits
-        while self._queued and self._total < limits.max_in_flight:
-            self._total += 1
+        while self._queued and self.in_flight < limits.max_in_flight:
+            self.in_flight += 1
             self._pass_on()
 
     async def _wait(self, key: str, priority: int, deadline: float | None) -> None:
@@ -130,7 +130,7 @@ class Admission:
 
     def _pass_on(self) -> None:
         """A place is free: whose turn it is takes it."""
-        while self._queued and self._total <= self.limits.max_in_flight:
+        while self._queued and self.in_flight <= self.limits.max_in_flight:
             keys = self._queue[max(self._queue)]
             next_key = min(keys, key=lambda k: (self.held[k], keys[k][0].number))
             waiting = keys[next_key][0]
@@ -138,4 +138,4 @@ class Admission:
             if not waiting.turn.done():  # it is done when its client has just left
                 waiting.turn.set_result(None)
                 return
-        self._total -= 1
+        self.in_flight -= 1

@@ -18,7 +18,7 @@ class Incoming:
     """A request as the ingress took it. Times are of `time.perf_counter()`.
 
     `accepted`: its first byte; `deadline`: the client waits no longer for the first byte of the answer. `key`: who
-    asks; `charge` is told of the tokens of its answers.
+    asks; `explore`: whether its engine may be one that is tried out; `charge` is told of the tokens of its answers.
     """
 
     request: Request
@@ -31,6 +31,7 @@ class Incoming:
     key: str = ""
     priority: int = 0
     deadline: float | None = None
+    explore: bool = True
     charge: Callable[[int], None] | None = None
 
     def left_s(self) -> float | None:

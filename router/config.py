@@ -12,7 +12,9 @@ from engines.config import EMBEDDED, FleetConfig, Model, nearest
 from engines.errors import ConfigError
 from router.acceptance import QuarantineConfig
 from router.admission import LimitsConfig
+from router.exploration import ExplorationConfig
 from router.keys import KeysConfig
+from router.online import OnlineConfig
 
 PATHS = (
     "/v1/chat/completions",
@@ -46,9 +48,18 @@ class RouterConfig(Model):
     policy: str = Field(
         "fixed",
         min_length=1,
-        description="`embedded`, `fixed`, `uniform`, the folder of a policy, or a file that holds one of these",
+        description="`embedded`, `fixed`, `uniform`, the folder of a policy or of a registry of them, or a file that "
+        "holds one of these",
     )
-    explore: float = Field(0.0, ge=0, le=1, description="share of requests whose engine is drawn from all alike")
+    explore: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of requests that may go to another engine than the policy's: among near-ties, where it "
+        "predicts times, else among all alike",
+    )
+    exploration: ExplorationConfig = Field(default_factory=ExplorationConfig, description="how that share is spent")
+    online: OnlineConfig = Field(default_factory=OnlineConfig, description="what a running router learns by itself")
     default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
     featurizer: str = Field(
         "auto", description="`auto`, `none`, `lexical`, `embedded`, or the path of a sentence encoder"

@@ -25,6 +25,7 @@ from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
+from router.serving import Serving
 from router.types import Context, Decision, Record, Status
 
 log = logging.getLogger("draftpick.router")
@@ -45,13 +46,13 @@ class Dispatcher:
         client: EngineClient,
         records: RecordWriter | None = None,
     ) -> None:
-        self._config, self.policy, self.featurizer = config, policy, featurizer
+        self._config, self.featurizer = config, featurizer
+        self.serving = Serving(config, policy)
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._rng = np.random.default_rng(config.seed)
         self.admission = Admission(config.limits)
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine)
-        self.explore = config.explore
         self.counts: Counter[str] = Counter()
 
     async def explain(self, request: Request) -> dict[str, object]:
@@ -70,14 +71,16 @@ class Dispatcher:
         async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
             context = await self.featurize(incoming.request)
             await self._engine_comes(incoming)
-            attempt = Attempt(incoming, context, self.decide(context, incoming.pin))
+            attempt = Attempt(incoming, context, self.decide(context, incoming.pin, explore=incoming.explore))
             status = await self._try(attempt, reply)
             while not attempt.started and status in _RETRIED:
                 if not self._may_retry(attempt) and not await self._comes_back(attempt, status):
                     tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
                     raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
                 attempt.failed.add(attempt.decision.arm)
-                attempt.decision = self.decide(context, incoming.pin, failed=attempt.failed, tried=attempt.tried)
+                attempt.decision = self.decide(
+                    context, incoming.pin, failed=attempt.failed, tried=attempt.tried, explore=incoming.explore
+                )
                 attempt.number += 1
                 status = await self._try(attempt, reply)
             if attempt.started and status == "broken":
@@ -152,8 +155,11 @@ class Dispatcher:
         *,
         failed: Collection[str] = (),
         tried: Collection[Replica] = (),
+        explore: bool = True,
     ) -> Decision:
         """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
+
+        `explore`: whether it may be one that is tried out.
 
         Raises `NoEngine`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
         """
@@ -168,13 +174,18 @@ class Dispatcher:
         if self.watch.quarantined:
             load = self._replicas.load()
             eligible = [arm for arm in eligible if self.watch.admits(arm, load[arm])] or eligible
-        if context is None and self.policy.featurizer is not None:
+        if context is None and self.serving.policy.featurizer is not None:
             return self._fall_back("no_context", eligible)
         try:
-            return self.policy.decide(context, eligible, self._rng, self.explore)
+            return self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0)
         except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
-            log.exception("policy %s failed", self.policy.id)
+            log.exception("policy %s failed", self.serving.policy.id)
             return self._fall_back("policy_error", eligible)
+
+    def _explored(self) -> float:
+        """The share that may go to engines that are tried out, now."""
+        most = self._config.exploration.max_in_flight
+        return 0.0 if most is not None and self.admission.in_flight >= most else self.serving.explore
 
     def _pinned(self, pin: str, eligible: list[str]) -> Decision:
         if not self._config.allow_pin:
@@ -184,7 +195,7 @@ class Dispatcher:
             raise BadRequest(f"no engine {pin!r} (engines: {known})", param="x-draftpick-arm", code="unknown_engine")
         if pin not in eligible:
             raise NoEngine(f"engine {pin!r} is not ready", code="no_engine")
-        return Decision(pin, 1.0, {pin: 1.0}, self.policy.id, "pinned")
+        return Decision(pin, 1.0, {pin: 1.0}, self.serving.policy.id, "pinned")
 
     def _fall_back(self, reason: str, eligible: list[str]) -> Decision:
         self.counts[f"fallback_{reason}"] += 1
@@ -204,7 +215,7 @@ class Dispatcher:
             with self._replicas.lease(attempt.decision.arm, attempt.tried) as lease:
                 attempt.tried.add(lease.replica)
                 status = await self._ask(attempt, lease, reply, meter, within_s)
-                self._judge(attempt, lease, meter, status)
+                self._judge(attempt, lease, meter, status, load)
         except EngineUnavailable:
             status = "engine_error"
         finally:
@@ -235,8 +246,8 @@ class Dispatcher:
             lease.gone = isinstance(error, EngineGone)
             return "engine_error"
 
-    def _judge(self, attempt: Attempt, lease: Lease, meter: Meter, status: Status) -> None:
-        """Tell the breaker and the watch how it went."""
+    def _judge(self, attempt: Attempt, lease: Lease, meter: Meter, status: Status, load: dict[str, int]) -> None:
+        """Tell the breaker, the watch and the policy's own learning how it went."""
         patience_s = self._client.patience_s(attempt.incoming.request.stream)
         hasty = attempt.incoming.deadline is not None and meter.waited_s() < patience_s
         # That a hurried client went away says nothing of the engine.
@@ -245,6 +256,8 @@ class Dispatcher:
             outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
             self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens)
+            if attempt.decision.reason == "policy":
+                self.serving.saw(attempt.context, attempt.decision, outcome, load[attempt.decision.arm] + 1)
 
     def _record(self, attempt: Attempt, load: dict[str, int], meter: Meter, status: Status) -> None:
         self.counts[f"attempts_{status}"] += 1

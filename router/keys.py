@@ -46,6 +46,7 @@ class Key(Model):
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1, description="tokens of prompts and answers")
     priority: Literal["low", "normal", "high"] = Field("normal", description="the highest that it may ask for")
+    explore: bool = Field(True, description="whether its requests may go to engines that are tried out")
     expires: datetime | None = Field(None, description="from then on it is refused; with a time zone")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -9,19 +10,24 @@ from engines.client import EngineClient
 from engines.embedded import ENCODER_NAME, encoder_path
 from engines.errors import ConfigError
 from engines.replicas import ReplicaTable
+from router.admin import Hooks
+from router.chosen import Chosen, choose, choose_policy, may_be_registry
 from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
 from router.dispatch import Dispatcher
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
+from router.exchange import Exchange
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
 from router.fleet_metrics import fleet_metrics
-from router.ingress import Hooks, RouterApp
+from router.ingress import RouterApp
 from router.keys import Keyring
+from router.online import Event
 from router.pointer import Watched
-from router.policies import check_features, load
+from router.policies import check_features
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
+from router.registry import STATE, Registry
 from router.static_encoder import StaticFeaturizer
 
 log = logging.getLogger("ray.serve")
@@ -56,22 +62,37 @@ class Router:
         )
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
-        policy, self.refused = choose_policy(router, config.arms)
-        featurizer = make_featurizer(router, policy)
+        chosen, self.refused = choose_policy(router, config.arms)
+        featurizer = make_featurizer(router, chosen.policy)
         try:
-            check_features(policy, featurizer.id if featurizer else None)
+            check_features(chosen.policy, featurizer.id if featurizer else None)
         except PolicyRefused as error:
-            policy, self.refused = FixedPolicy(config.arms, router.default_engine), str(error)
+            chosen, self.refused = Chosen(FixedPolicy(config.arms, router.default_engine)), str(error)
         if self.refused:
             log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
-        self.dispatcher = Dispatcher(router, policy, featurizer, self._replicas, self._client, self._records)
-        hooks = Hooks(self.state, self.start, self.stop, broadcast_policy or self._use_policy_here, self.metrics)
+        self.dispatcher = Dispatcher(router, chosen.policy, featurizer, self._replicas, self._client, self._records)
+        self._serve(chosen)
+        beside = router.records.dir / "online" if router.records.dir else None
+        folder = router.online.dir or beside
+        self._exchange = Exchange(folder) if folder else None
+        self.registry = Registry(Path(router.policy)) if may_be_registry(router.policy) else None
+        hooks = Hooks(
+            self.state,
+            self.start,
+            self.stop,
+            broadcast_policy or self._use_policy_here,
+            self.metrics,
+            self.events,
+            self.registry,
+        )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
         self._watched = [
             (Watched(path), taken)
             for path, taken in ((Path(router.policy), self._follow_pointer), (router.keys.file, self._reload_keys))
             if path is not None and path.is_file()
         ]
+        if self.registry is not None:
+            self._watched.append((Watched(self.registry.path / STATE), self._follow_pointer))
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -79,25 +100,79 @@ class Router:
         await asyncio.gather(*(self._refresh(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
+        if self._exchange is not None:
+            self._tasks.add(asyncio.create_task(self._exchange_news(self._exchange)))
 
     async def stop(self) -> None:
         """Close connections and write what is queued."""
         for task in self._tasks:
             task.cancel()
         await self._client.close()
+        if self._exchange is not None:
+            await asyncio.to_thread(self._write_news, self._exchange)
+            await asyncio.to_thread(self._exchange.leave)
         if self._records is not None:
             await asyncio.to_thread(self._records.close)
 
     async def use_policy(self, name: str) -> str:
         """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
-        policy = load(name, self._arms, self._config.default_engine)
-        featurizer = self.dispatcher.featurizer
+        chosen = choose(name, self._arms, self._config.default_engine)
+        policy, featurizer = chosen.policy, self.dispatcher.featurizer
         if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
             featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)
         check_features(policy, featurizer.id if featurizer else None)
-        self.dispatcher.policy, self.dispatcher.featurizer, self.refused = policy, featurizer, None
-        log.info("policy %s serves", policy.id)
+        self.dispatcher.featurizer, self.refused = featurizer, None
+        self._serve(chosen)
         return policy.id
+
+    def _serve(self, chosen: Chosen) -> None:
+        """Take policies into service; a candidate that needs other features stays out, and is told of."""
+        serving, featurizer = self.dispatcher.serving, self.dispatcher.featurizer
+        before, candidate = serving.policy.id, chosen.candidate
+        self.candidate_refused = chosen.candidate_refused
+        if candidate is not None:
+            try:
+                check_features(candidate, featurizer.id if featurizer else None)
+            except PolicyRefused as error:
+                candidate, self.candidate_refused = None, str(error)
+        if self.candidate_refused:
+            log.error("candidate refused: %s", self.candidate_refused)
+        serving.use(chosen.policy, candidate, chosen.share)
+        if chosen.policy.id != before:
+            log.info("policy %s serves", chosen.policy.id)
+            text = f"{chosen.policy.id} serves after {before}"
+            serving.tell(Event(time.time(), "policy_taken", text, policy=chosen.policy.id))
+
+    async def _exchange_news(self, exchange: Exchange) -> None:
+        """Write events, and swap corrections with the other replicas, once a second."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            try:
+                await asyncio.to_thread(self._write_news, exchange)
+                if self._config.online.correction.enabled:
+                    await self._swap_corrections(exchange)
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("no news for the other routers: %s", error)
+
+    def _write_news(self, exchange: Exchange) -> None:
+        unwritten = self.dispatcher.serving.unwritten
+        if events := [unwritten.popleft() for _ in range(len(unwritten))]:
+            try:
+                exchange.write_events(events)
+            except OSError:
+                self.dispatcher.counts["events_dropped"] += len(events)
+                raise
+
+    async def _swap_corrections(self, exchange: Exchange) -> None:
+        online = self.dispatcher.serving.online()
+        others = await asyncio.to_thread(exchange.swap, {policy: one.correction.own() for policy, one in online})
+        for policy, one in online:
+            one.correction.take(others.get(policy, []))
+            one.renew()
+
+    def events(self) -> list[Event]:
+        """The last that happened, the newest first."""
+        return list(self.dispatcher.serving.events)[::-1]
 
     async def configure(self, live: LiveConfig) -> None:
         """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
@@ -105,7 +180,7 @@ class Router:
             self.dispatcher.admission.configure(live.limits)
             self._replicas.max_in_flight = live.limits.max_in_flight_per_replica
         if live.explore is not None:
-            self.dispatcher.explore = live.explore
+            self.dispatcher.serving.explore = live.explore
         if live.policy is not None:
             await self._try_policy(live.policy)
 
@@ -117,7 +192,10 @@ class Router:
             await self.use_policy(name)
         except PolicyRefused as error:
             self.refused = str(error)
-            log.error("policy refused, %s goes on: %s", self.dispatcher.policy.id, error)
+            going_on = self.dispatcher.serving.policy.id
+            log.error("policy refused, %s goes on: %s", going_on, error)
+            text = f"a policy is refused, {going_on} goes on: {error}"
+            self.dispatcher.serving.tell(Event(time.time(), "policy_refused", text, policy=going_on))
 
     async def _follow_pointer(self) -> None:
         await self._try_policy(self._config.policy)
@@ -136,11 +214,14 @@ class Router:
 
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
-        records = self._records
+        records, serving = self._records, self.dispatcher.serving
         return {
             "ready": self._replicas.listening(),
-            "policy": self.dispatcher.policy.id,
+            "policy": serving.policy.id,
             "policy_refused": self.refused,
+            "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
+            "candidate_refused": self.candidate_refused,
+            "put_aside": [policy for policy, online in serving.online() if online.put_aside],
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.load(),
             "breakers": self._replicas.health(),
@@ -168,14 +249,6 @@ class Router:
             log.debug("no addresses of %s: %s", arm, error)
             return
         self._replicas.update(arm, urls)
-
-
-def choose_policy(config: RouterConfig, arms: tuple[str, ...]) -> tuple[Policy, str | None]:
-    """(policy, None), or (the default engine, why the configured policy was refused)."""
-    try:
-        return load(config.policy, arms, config.default_engine), None
-    except PolicyRefused as error:
-        return FixedPolicy(arms, config.default_engine), str(error)
 
 
 def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:

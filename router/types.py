@@ -1,5 +1,6 @@
 """What the router passes from step to step: context, decision, outcome, record. All are frozen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,15 +28,20 @@ class Context:
 class Decision:
     """The arm that was chosen, and with which probability every arm could have been.
 
-    `reason`: `continued` is a choice for the rest of a stream that broke on another arm; like the last two, it is no
-    draw of the policy for a whole request.
+    `reason`: `continued` is a choice for the rest of a stream that broke on another arm; `shadow`, one that no client
+    waited for; like the last two, they are no draw of the policy for a whole request. `explore` and `shift` are what
+    it was made with: the share that might go to other arms, and the corrections of log TPOT by arm. `predicted_tpot_s`:
+    what the policy expects of every arm, before any correction. Both lists are in the order of `probabilities`.
     """
 
     arm: str
     propensity: float
     probabilities: dict[str, float]
     policy: str
-    reason: Literal["policy", "continued", "pinned", "fallback"] = "policy"
+    reason: Literal["policy", "continued", "shadow", "pinned", "fallback"] = "policy"
+    explore: float = 0.0
+    predicted_tpot_s: Sequence[float] | None = None
+    shift: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from engines.client import EngineClient
 from engines.http import LocalServer
 from engines.mock import MockEngine, MockSpec, mock_app
 from engines.replicas import ReplicaTable
+from router.admin import Hooks
 from router.config import RecordsConfig, RouterConfig
 from router.dispatch import Dispatcher
 from router.features import Featurizer
 from router.fleet_metrics import fleet_metrics
-from router.ingress import Hooks, RouterApp
+from router.ingress import RouterApp
 from router.keys import Keyring
 from router.policies import load
 from router.policies.base import Policy
@@ -166,14 +167,14 @@ async def routed(
     dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer)
 
     def ready() -> dict[str, object]:
-        return {"ready": replicas.listening(), "policy": dispatcher.policy.id}
+        return {"ready": replicas.listening(), "policy": dispatcher.serving.policy.id}
 
     async def nothing() -> None:
         return
 
     async def use_policy(name: str) -> list[str]:
-        dispatcher.policy = load(name, tuple(specs), default)
-        return [dispatcher.policy.id]
+        dispatcher.serving.use(load(name, tuple(specs), default))
+        return [dispatcher.serving.policy.id]
 
     async def metrics() -> str:
         return await fleet_metrics(engine_client, replicas.urls())

@@ -4,14 +4,32 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, compress
 
 import numpy as np
 import numpy.typing as npt
 
+from router.clusters import Clusters
+from router.exploration import ExplorationConfig, spread
 from router.types import Context, Decision
 
 Probabilities = npt.NDArray[np.float64]
+_EXPLORATION = ExplorationConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a policy expects of every arm: `seconds` of a whole answer, corrected by `shift`, and `tpot_s` of each token
+    after the first, before it."""
+
+    seconds: Sequence[float]
+    tpot_s: Sequence[float]
+    shift: Sequence[float] | None = None
+
+
+Shifts = Sequence[Sequence[float]]
+"""Corrections of log TPOT, learned online: [clusters, arms]."""
 
 
 class Policy(ABC):
@@ -26,20 +44,58 @@ class Policy(ABC):
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         """Distribution over `arms`, shape `[len(arms)]`: 0 where not eligible, sum 1. At least one arm is eligible."""
 
+    default_arm: int | None = None
+    """The arm that is the best over all, by its number, where the policy knows one."""
+    clusters: Clusters | None = None
+    """Kinds of requests that it tells apart; None: it tells none apart."""
+
+    def bin(self, context: Context | None) -> int:
+        """The kind of request that a context is of (`router.clusters.Clusters.bin`); 0 where none are told apart."""
+        return 0
+
+    def weigh(
+        self,
+        context: Context | None,
+        eligible: npt.NDArray[np.bool_],
+        shifts: Shifts | None = None,
+    ) -> tuple[Probabilities, Forecast | None]:
+        """`probabilities`, and what they come from where the policy predicts times; `shifts` correct these."""
+        return self.probabilities(context, eligible), None
+
     def decide(
-        self, context: Context | None, eligible: Sequence[str], rng: np.random.Generator, explore: float = 0.0
+        self,
+        context: Context | None,
+        eligible: Sequence[str],
+        rng: np.random.Generator,
+        explore: float = 0.0,
+        shifts: Shifts | None = None,
+        exploration: ExplorationConfig = _EXPLORATION,
     ) -> Decision:
-        """Sample an arm among `eligible` (names, at least one); with probability `explore` from all of them alike."""
+        """Sample an arm among `eligible` (names, at least one); at most `explore` of it goes to arms that are tried."""
         may = [arm in eligible for arm in self.arms]
-        mask = np.asarray(may)
-        shares: list[float] = self.probabilities(context, mask).tolist()
+        shares, forecast = self.shares(context, may, explore, shifts, exploration)
+        chosen = _drawn(shares, rng.random())
+        made = self.arms[chosen], shares[chosen], dict(zip(self.arms, shares, strict=True)), self.id
+        if forecast is None:
+            return Decision(*made, explore=explore)
+        return Decision(*made, explore=explore, predicted_tpot_s=forecast.tpot_s, shift=forecast.shift)
+
+    def shares(
+        self,
+        context: Context | None,
+        may: Sequence[bool],
+        explore: float = 0.0,
+        shifts: Shifts | None = None,
+        exploration: ExplorationConfig = _EXPLORATION,
+    ) -> tuple[list[float], Forecast | None]:
+        """The probabilities [arms] that a decision is drawn from, and what the policy expects. Raises ValueError."""
+        weighed, forecast = self.weigh(context, np.asarray(may), shifts)
+        shares: list[float] = weighed.tolist()
         if not (sum(compress(shares, may)) > 0 and min(shares) >= 0 and math.isfinite(sum(shares))):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         if explore:
-            alike = explore / sum(may)
-            shares = [(1 - explore) * share + alike * one for share, one in zip(shares, may, strict=True)]
-        chosen = _drawn(shares, rng.random())
-        return Decision(self.arms[chosen], shares[chosen], dict(zip(self.arms, shares, strict=True)), self.id)
+            shares = spread(shares, may, forecast.seconds if forecast else None, explore, exploration)
+        return shares, forecast
 
 
 def _drawn(shares: Sequence[float], at: float) -> int:

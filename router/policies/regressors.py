@@ -33,10 +33,18 @@ class Regressor(ABC):
         """Length of the vectors it takes."""
         return self._sizes["d"]
 
-    def __call__(self, vector: Vector, sampled: bool) -> tuple[Floats, Floats]:
-        """Mean and deviation of log tau, each [arms]."""
-        z = (vector - self._arrays["mean"]) / self._arrays["scale"]
+    def __call__(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
+        """Mean and deviation of log tau, each [arms], of a scaled context."""
         return self._predict(z, int(sampled)), self._arrays["sigma"][int(sampled)]
+
+    def scaled(self, vector: Vector) -> Floats:
+        """A context as all of them read it, [d]."""
+        return np.asarray((vector - self._arrays["mean"]) / self._arrays["scale"])
+
+    @property
+    def requests(self) -> Floats | None:
+        """Scaled contexts [n, d] of requests that it was made of; None: it keeps none."""
+        return None
 
     @abstractmethod
     def _predict(self, z: Vector, half: int) -> Floats:
@@ -81,6 +89,10 @@ class Neighbours(Regressor):
         self._values = [arrays["values"][mask] for mask in rows]
         self._squares = [np.square(points).sum(1) for points in self._points]
 
+    @property
+    def requests(self) -> Floats | None:
+        return self._arrays["points"]
+
     def _predict(self, z: Vector, half: int) -> Floats:
         distances = self._squares[half] - 2 * (self._points[half] @ z)
         k = min(int(self._arrays["neighbours"][0]), len(distances))
@@ -109,6 +121,10 @@ class Kernel(Regressor):
         # -gamma |x - p|^2 = 2 gamma p x - gamma p p - gamma x x: the first two are made ready here.
         self._scaled = 2 * self._gamma * arrays["points"]
         self._squares = self._gamma * np.square(arrays["points"]).sum(1)
+
+    @property
+    def requests(self) -> Floats | None:
+        return self._arrays["points"][:, :-1]
 
     def _predict(self, z: Vector, half: int) -> Floats:
         return np.asarray(-np.log(self._steps(z, half).clip(_FEWEST_STEPS, 1.0)))
@@ -221,8 +237,7 @@ class Perceptrons(Regressor):
         if self._sizes["inputs"] != self.dimension + 1:
             raise PolicyRefused(f"array w1 takes {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
 
-    def __call__(self, vector: Vector, sampled: bool) -> tuple[Floats, Floats]:
-        z = (vector - self._arrays["mean"]) / self._arrays["scale"]
+    def __call__(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
         each = self._members(z, int(sampled))
         noise = self._arrays["sigma"][int(sampled)]
         return each.mean(0), np.sqrt(np.square(noise) + each.var(0))

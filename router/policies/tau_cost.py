@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from router.clusters import Clusters
 from router.errors import PolicyRefused
 from router.lexical import FEATURES
 from router.policies import regressors
-from router.policies.base import Policy, Probabilities, onto
+from router.policies.base import Forecast, Policy, Probabilities, Shifts, onto
 from router.policies.regressors import Regressor
 from router.policies.shapes import Arrays, Shapes, check_shapes
-from router.types import Context
+from router.types import Context, Vector
 
 _CHARS_PER_TOKEN = 4.0
 _TEMPERATURE, _MAX_TOKENS, _CHARS = (
@@ -47,8 +48,10 @@ class TauCostPolicy(Policy):
         check_shapes(arrays, _COSTS, arms=len(arms))
         self.id, self.arms, self.featurizer = id, arms, featurizer
         self._regressor = regressor
+        if (points := regressor.requests) is not None:
+            self.clusters = Clusters.of(points)
         self._step_s, self._start_s, self._per_token_s = (arrays[name].astype(np.float64) for name in _COSTS)
-        self._default = arms.index(options["default"])
+        self.default_arm = self._default = arms.index(options["default"])
         self._z, self._switch_cost = float(options["z"]), float(options["switch_cost"])
         self._output_tokens, self._floor = float(options["output_tokens"]), float(options["floor"])
 
@@ -74,23 +77,25 @@ class TauCostPolicy(Policy):
 
     def tau(self, context: Context) -> Probabilities:
         """Expected acceptance lengths [arms], 1 or more."""
-        return np.asarray(np.exp(np.maximum(self._log_tau(context)[0], 0.0)), np.float64)
+        z = self._regressor.scaled(context.vector)
+        mean = self._regressor(z, context.vector.item(_TEMPERATURE) > 0)[0]
+        return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)
 
     def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
         """Expected seconds of the request under every arm and their deviations, each [arms]."""
-        mean, deviation = self._log_tau(context)
-        temperature, most, chars = (context.vector.item(at) for at in (_TEMPERATURE, _MAX_TOKENS, _CHARS))
-        tokens = min(self._output_tokens, math.expm1(10.0 * most))
-        steps_s = max(tokens - 1.0, 0.0) * self._step_s[:, int(temperature > 0)]
-        decode_s = steps_s * np.exp(np.minimum(-mean, 0.0))
-        prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
-        return self._start_s + prompt_tokens * self._per_token_s + decode_s, decode_s * deviation
+        forecast, deviation = self._forecast(context, None)
+        return np.asarray(forecast.seconds), deviation
 
-    def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
+    def weigh(
+        self,
+        context: Context | None,
+        eligible: npt.NDArray[np.bool_],
+        shifts: Shifts | None = None,
+    ) -> tuple[Probabilities, Forecast | None]:
         if context is None:
             raise ValueError(f"policy {self.id} needs a context")
-        means, deviation = self.seconds(context)
-        seconds: list[float] = means.tolist()
+        forecast, deviation = self._forecast(context, shifts)
+        seconds = forecast.seconds
         if not all(map(math.isfinite, seconds)):
             raise ValueError(f"policy {self.id} gave times that are not finite")
         best = min(compress(range(len(seconds)), eligible.tolist()), key=seconds.__getitem__)
@@ -98,7 +103,28 @@ class TauCostPolicy(Policy):
             saved = seconds[self._default] - seconds[best]
             if saved <= self._z * deviation.item(best) + self._switch_cost * seconds[self._default]:
                 best = self._default
-        return onto(best, eligible, self._floor)
+        return onto(best, eligible, self._floor), forecast
 
-    def _log_tau(self, context: Context) -> tuple[Any, Any]:
-        return self._regressor(context.vector, context.vector.item(_TEMPERATURE) > 0)
+    def bin(self, context: Context | None) -> int:
+        return 0 if context is None else self._bin(self._regressor.scaled(context.vector))
+
+    def _bin(self, z: Vector) -> int:
+        return self.clusters.bin(z) if self.clusters is not None else 0
+
+    def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
+        return self.weigh(context, eligible)[0]
+
+    def _forecast(self, context: Context, shifts: Shifts | None) -> tuple[Forecast, Probabilities]:
+        """What it expects, its times corrected by `shifts`, and the deviations of these [arms]."""
+        z = self._regressor.scaled(context.vector)
+        mean, deviation = self._regressor(z, context.vector.item(_TEMPERATURE) > 0)
+        temperature, most, chars = (context.vector.item(at) for at in (_TEMPERATURE, _MAX_TOKENS, _CHARS))
+        tokens = max(min(self._output_tokens, math.expm1(10.0 * most)) - 1.0, 0.0)
+        tpot_s = self._step_s[:, int(temperature > 0)] * np.exp(np.minimum(-mean, 0.0))
+        decode_s, shift = tokens * tpot_s, None
+        if shifts is not None:
+            shift = shifts[self._bin(z) % len(shifts)]
+            decode_s = decode_s * np.exp(shift)
+        prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
+        seconds = self._start_s + prompt_tokens * self._per_token_s + decode_s
+        return Forecast(seconds.tolist(), tpot_s.tolist(), shift), decode_s * deviation

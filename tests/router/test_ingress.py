@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from router.admin import Hooks
 from router.config import RouterConfig
-from router.ingress import Hooks, RouterApp
+from router.ingress import RouterApp
 from router.keys import Keyring, KeysConfig
 from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Servers, StartRouter, asked
 

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from router.admission import LimitsConfig
+from router.chosen import choose_policy
 from router.config import LiveConfig, load_config
 from router.errors import PolicyRefused
 from router.features import LexicalFeaturizer
@@ -19,7 +20,7 @@ from router.pointer import follow, point
 from router.policies import artifact
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.records import read
-from router.router import Router, choose_policy, make_featurizer
+from router.router import Router, make_featurizer
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 from tests.router.test_policies import mlp, weights
 
@@ -112,14 +113,14 @@ async def test_a_policy_brings_its_features(start: StartedRouter, folder: Path) 
     router = await start(policy=str(folder))
     assert router.refused is None
     assert isinstance(router.dispatcher.featurizer, LexicalFeaturizer)
-    assert router.dispatcher.policy.id.startswith("mlp:")
+    assert router.dispatcher.serving.policy.id.startswith("mlp:")
 
 
 async def test_a_policy_without_its_features_is_refused_and_the_default_engine_serves(
     start: StartedRouter, folder: Path
 ) -> None:
     router = await start(policy=str(folder), featurizer="none")
-    assert router.dispatcher.policy.id == "fixed:a"
+    assert router.dispatcher.serving.policy.id == "fixed:a"
     assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_refused"])
 
 
@@ -127,7 +128,7 @@ async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_se
     start: StartedRouter, tmp_path: Path
 ) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
-    assert router.dispatcher.policy.id == "fixed:a"
+    assert router.dispatcher.serving.policy.id == "fixed:a"
     assert "is no readable policy" in str(router.state()["policy_refused"])
 
 
@@ -156,8 +157,8 @@ async def test_choosing_a_policy_never_fails(folder: Path) -> None:
     config = load_config(
         {"engines": [{"name": "a"}, {"name": "x"}], "router": {"default_engine": "x", "policy": str(folder)}}
     )
-    policy, refused = choose_policy(config.router, config.arms)
-    assert policy.id == "fixed:x"
+    chosen, refused = choose_policy(config.router, config.arms)
+    assert chosen.policy.id == "fixed:x"
     assert refused is not None
     assert "was made for the engines" in refused
 
@@ -222,7 +223,7 @@ async def test_policy_exploration_and_limits_change_while_it_runs(start: Started
     router = await start({"a": Addresses((await mock_engine()).url)})
     await router.configure(LiveConfig(policy="uniform", explore=0.5, limits=LimitsConfig(max_in_flight=7)))
     assert router.state()["policy"] == "uniform"
-    assert router.dispatcher.explore == 0.5
+    assert router.dispatcher.serving.explore == 0.5
     assert router.dispatcher.admission.limits.max_in_flight == 7
     await router.configure(LiveConfig(policy="/nowhere"))
     assert router.state()["policy"] == "uniform"

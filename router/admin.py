@@ -1,0 +1,132 @@
+"""The pages of those who run a router: which engine a request would go to, policies, events."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import orjson
+from pydantic import Field, ValidationError
+
+from engines.config import Model
+from router.asgi import AsgiReply, Asked
+from router.dispatch import Dispatcher
+from router.errors import BadRequest, NotAllowed, PolicyRefused
+from router.keys import Key, Keyring, need
+from router.online import Event
+from router.openai import parse
+from router.registry import Registry
+
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the application asks of its owner."""
+
+    ready: Callable[[], dict[str, object]]
+    start: Callable[[], Awaitable[None]]
+    stop: Callable[[], Awaitable[None]]
+    use_policy: Callable[[str], Awaitable[list[str]]]
+    metrics: Callable[[], Awaitable[str]]
+    events: Callable[[], list[Event]] = list
+    registry: Registry | None = None
+
+
+class PolicyChange(Model):
+    """What `POST /v1/route/policies` may ask for."""
+
+    action: Literal["canary", "promote", "pin", "unpin", "rollback"]
+    id: str = Field("", description="of a policy in the registry; not for `unpin` and `rollback`")
+    share: float = Field(0.01, gt=0, le=1, description="of the requests, for `canary`")
+    reason: str = Field("", max_length=500)
+
+    def make(self, registry: Registry, by: str) -> None:
+        """Change the registry. Raises `PolicyRefused`."""
+        if self.action == "canary":
+            registry.advance(self.id, self.share, by, self.reason, begin=True)
+        elif self.action in ("promote", "pin"):
+            getattr(registry, self.action)(self.id, by, self.reason)
+        else:
+            getattr(registry, self.action)(by, self.reason)
+
+
+class AdminPages:
+    """Answers to keys of the scope `admin`. Changes need keys at all: without them anybody could make them."""
+
+    def __init__(self, dispatcher: Dispatcher, hooks: Hooks, keys: Keyring, max_json_depth: int) -> None:
+        self._dispatcher, self._hooks, self._keys = dispatcher, hooks, keys
+        self._max_json_depth = max_json_depth
+
+    @property
+    def pages(self) -> dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]]:
+        """By method and path."""
+        return {
+            ("POST", "/v1/route/explain"): self._explain,
+            ("POST", "/v1/route/policy"): self._use_policy,
+            ("GET", "/v1/route/events"): self._events,
+            ("GET", "/v1/route/policies"): self._policies,
+            ("POST", "/v1/route/policies"): self._change_policies,
+        }
+
+    def _admin(self, asked: Asked, what: str) -> Key:
+        key = self._keys.authenticate(asked.named.get("authorization"))
+        need(key, "admin", what)
+        return key
+
+    def _changer(self, asked: Asked, what: str) -> Key:
+        key = self._admin(asked, what)
+        if not self._keys:
+            raise NotAllowed("this needs keys: without them anybody could do it", code="keys_needed")
+        return key
+
+    async def _explain(self, asked: Asked, reply: AsgiReply) -> None:
+        self._admin(asked, "to explain")
+        if (body := await asked.body()) is not None:
+            await reply.json(200, await self._dispatcher.explain(parse(CHAT, body, self._max_json_depth)))
+
+    async def _events(self, asked: Asked, reply: AsgiReply) -> None:
+        self._admin(asked, "the events")
+        await reply.json(200, {"object": "list", "data": [asdict(event) for event in self._hooks.events()]})
+
+    async def _policies(self, asked: Asked, reply: AsgiReply) -> None:
+        self._admin(asked, "the policies")
+        await self._show_policies(reply)
+
+    async def _show_policies(self, reply: AsgiReply) -> None:
+        state = await asyncio.to_thread(self._registry().state)
+        await reply.json(200, state.model_dump(mode="json", by_alias=True))
+
+    async def _change_policies(self, asked: Asked, reply: AsgiReply) -> None:
+        key = self._changer(asked, "to change the policies")
+        if (body := await asked.body()) is None:
+            return
+        try:
+            change = PolicyChange.model_validate_json(body)
+            await asyncio.to_thread(change.make, self._registry(), f"key {key.name}")
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            raise BadRequest(first["msg"], param=".".join(map(str, first["loc"])) or None) from None
+        except PolicyRefused as error:
+            raise BadRequest(str(error), param="id", code="policy_refused") from error
+        await self._show_policies(reply)
+
+    def _registry(self) -> Registry:
+        if self._hooks.registry is None:
+            raise BadRequest("router.policy names no registry (draftpick policies add FOLDER)", code="no_registry")
+        return self._hooks.registry
+
+    async def _use_policy(self, asked: Asked, reply: AsgiReply) -> None:
+        self._changer(asked, "to change the policy")
+        if (body := await asked.body()) is None:
+            return
+        try:
+            name = orjson.loads(body)["policy"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise BadRequest('the body must be {"policy": <name or folder>}', param="policy") from error
+        if not isinstance(name, str) or not name:
+            raise BadRequest("policy must be a name or a folder", param="policy")
+        try:
+            await reply.json(200, {"policies": await self._hooks.use_policy(name)})
+        except PolicyRefused as error:
+            raise BadRequest(str(error), param="policy", code="policy_refused") from error

@@ -1,0 +1,57 @@
+"""Which kind of request a context is: the nearest of a few centres, and whether it is nearer than usual."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+_FAR = 0.95
+_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Centres [k, d] of requests that a policy was made of, scaled as it scales contexts.
+
+    `squares` [k]: of their lengths. `far` [k]: the squared distance to its centre that 95 % of them stay within.
+    `usual`: the shares [2 k] of them by centre, first those within it.
+    """
+
+    centres: Floats
+    squares: Floats
+    far: list[float]
+    usual: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, points: Floats, k: int = 8) -> "Clusters":
+        """K-means, begun far apart (Gonzalez 1985): the same points give the same clusters."""
+        centres = points[[0]]
+        for _ in range(min(k, len(points)) - 1):
+            centres = np.concatenate([centres, points[[_distances(points, centres).min(1).argmax()]]])
+        for _ in range(_ROUNDS):
+            nearest = _distances(points, centres).argmin(1)
+            centres = np.stack(
+                [points[nearest == i].mean(0) if (nearest == i).any() else c for i, c in enumerate(centres)]
+            )
+        distances = _distances(points, centres)
+        nearest, least = distances.argmin(1), distances.min(1)
+        most = np.quantile(least, _FAR)
+        own = [least[nearest == i] for i in range(len(centres))]
+        far = np.asarray([np.quantile(one, _FAR) if len(one) else most for one in own])
+        bins = np.bincount(nearest + len(centres) * (least > far[nearest]), minlength=2 * len(centres))
+        return cls(centres, np.square(centres).sum(1), far.tolist(), bins / len(points))
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def bin(self, z: Floats) -> int:
+        """The number of the nearest centre, and as many more as there are centres when it is unusually far."""
+        distances = (self.squares - 2.0 * (self.centres @ z)).tolist()
+        nearest = min(range(len(distances)), key=distances.__getitem__)
+        return nearest + len(self.centres) * int(distances[nearest] + float(z @ z) > self.far[nearest])
+
+
+def _distances(points: Floats, centres: Floats) -> Floats:
+    """Squared distances [n, k]."""
+    return np.asarray(np.square(points[:, None] - centres).sum(2))

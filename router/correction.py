@@ -1,0 +1,76 @@
+"""What answers say of a policy's times, at once: a factor for every arm in every cluster of requests.
+
+Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
+exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and cluster. A cell of few
+answers leans on its arm, an arm on all answers. One answer moves a mean by no more than `most_step / memory` or so.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from engines.config import Model
+
+Floats = npt.NDArray[np.float64]
+_PRIOR = 4.0
+"""Answers that a cell's arm, or an arm's mean over all, counts as."""
+
+
+class CorrectionConfig(Model):
+    """How quickly a running router follows what it measures."""
+
+    enabled: bool = Field(False, description="whether measured times correct those that the policy predicts")
+    memory: float = Field(40.0, ge=2, description="answers of one engine on one kind of request that count")
+    most_step: float = Field(
+        0.7, gt=0, description="farthest that one answer counts from the mean so far, as a logarithm"
+    )
+
+
+class Correction:
+    """Sums of residuals by cluster and arm; `shifts` is made anew with every answer, and read without a lock.
+
+    Several routers add up: each tells its own sums (`own`) and takes those of the others (`take`).
+    """
+
+    def __init__(self, config: CorrectionConfig, clusters: int, arms: int) -> None:
+        self._config = config
+        self._weights, self._sums = np.zeros((clusters, arms)), np.zeros((clusters, arms))
+        self._others = np.zeros((2, clusters, arms))
+        self.shifts: list[list[float]] = [[0.0] * arms for _ in range(clusters)]
+
+    def saw(self, cluster: int, arm: int, residual: float) -> None:
+        """Take log(TPOT observed / predicted) of one answer into account."""
+        so_far, step = self.shifts[cluster][arm], self._config.most_step
+        kept = 1.0 - 1.0 / self._config.memory
+        self._weights[cluster, arm] = kept * self._weights[cluster, arm] + 1.0
+        bounded = so_far + min(max(residual - so_far, -step), step)
+        self._sums[cluster, arm] = kept * self._sums[cluster, arm] + bounded
+        self._renew()
+
+    def forget(self, arm: int) -> None:
+        """What was seen of an arm holds no more: its drafter, its build or its machine is another one."""
+        self._weights[:, arm] = self._sums[:, arm] = self._others[:, :, arm] = 0.0
+        self._renew()
+
+    def own(self) -> dict[str, Any]:
+        """What other routers may want to know, for JSON."""
+        return {"weights": self._weights.tolist(), "sums": self._sums.tolist()}
+
+    def take(self, others: Iterable[dict[str, Any]]) -> None:
+        """Count what other routers have seen, instead of what was taken before. Those of another shape are left out."""
+        total = np.zeros_like(self._others)
+        for other in others:
+            found = np.asarray([other["weights"], other["sums"]], np.float64)
+            if found.shape == total.shape and np.isfinite(found).all():
+                total += found
+        self._others = total
+        self._renew()
+
+    def _renew(self) -> None:
+        weights, sums = self._weights + self._others[0], self._sums + self._others[1]
+        overall = sums.sum() / (weights.sum() + _PRIOR)
+        arms = (sums.sum(0) + _PRIOR * overall) / (weights.sum(0) + _PRIOR)
+        self.shifts = ((sums + _PRIOR * arms) / (weights + _PRIOR)).tolist()

@@ -1,0 +1,150 @@
+"""Notices that the world is no longer the one that a policy was made for.
+
+By arm: two-sided Page-Hinkley tests (Page 1954) of what a decoding step takes, which hardware and load decide, and of
+how much more is accepted than predicted, which the drafter decides. Of inputs: the population stability index of the
+kinds of requests. Of the policy: whether it still saves time against its own default engine.
+"""
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from engines.config import Model
+
+_LEAST_SIGMA = 0.05
+
+
+class DriftConfig(Model):
+    """When a change is taken for real."""
+
+    enabled: bool = Field(True, description="whether drift is watched at all")
+    reference: int = Field(30, ge=10, description="answers of an engine that tell what is usual for it")
+    allowance: float = Field(0.5, gt=0, description="deviations that the mean may wander unnoticed")
+    threshold: float = Field(12.0, gt=0, description="summed deviations beyond that which are a change")
+    window: int = Field(120, ge=50, description="requests whose kinds are compared with the usual ones")
+    stability: float = Field(0.8, gt=0, description="population stability index above which the kinds have changed")
+
+
+@dataclass(slots=True)
+class PageHinkley:
+    """Sums of what exceeds the allowance, upwards and downwards, of values standardised by the first `reference`.
+
+    A sum above the threshold is a change; with allowance 0.5 and threshold 12 a false one comes about once in 10^5
+    normal values.
+    """
+
+    config: DriftConfig
+    seen: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    up: float = 0.0
+    down: float = 0.0
+
+    def saw(self, value: float) -> float | None:
+        """How far the values have moved, in their own unit, when they have."""
+        self.seen += 1
+        if self.seen <= self.config.reference:
+            step = value - self.mean
+            self.mean += step / self.seen
+            self.squares += step * (value - self.mean)
+            return None
+        sigma = max(math.sqrt(self.squares / (self.config.reference - 1)), _LEAST_SIGMA)
+        # One answer counts four deviations at most: an outlier is no change.
+        z = min(max((value - self.mean) / sigma, -4.0), 4.0)
+        self.up = max(0.0, self.up + z - self.config.allowance)
+        self.down = max(0.0, self.down - z - self.config.allowance)
+        if max(self.up, self.down) <= self.config.threshold:
+            return None
+        return value - self.mean
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Whether the kinds of requests (bins) are those that were usual: the first `window` after the policy's start,
+    where `usual` [bins] is not given."""
+
+    config: DriftConfig
+    bins: int
+    usual: npt.NDArray[np.float64] | None = None
+    recent: deque[int] = field(default_factory=deque)
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def saw(self, bin: int) -> float | None:
+        """The population stability index, when it is above its limit."""
+        self.recent.append(bin)
+        self.counts[bin] += 1
+        if len(self.recent) < self.config.window:
+            return None
+        if len(self.recent) > self.config.window:
+            self.counts[self.recent.popleft()] -= 1
+        now = self._shares()
+        if self.usual is None:
+            self.usual = now
+            self.recent.clear()
+            self.counts.clear()
+            return None
+        index = stability_index(self.usual, now)
+        return index if index > self.config.stability else None
+
+    def _shares(self) -> npt.NDArray[np.float64]:
+        return np.asarray([self.counts[i] for i in range(self.bins)], np.float64) / len(self.recent)
+
+
+def stability_index(usual: npt.NDArray[np.float64], now: npt.NDArray[np.float64], smoothing: float = 0.01) -> float:
+    """Population stability index of two distributions, `sum (q - p) ln(q / p)`, each smoothed towards the uniform."""
+    p, q = ((1 - smoothing) * x + smoothing / len(x) for x in (usual, now))
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+class Savings:
+    """Whether the policy still saves time against its own default: a confidence bound on the mean of what it saved.
+
+    Of answers that another arm gave: log(TPOT expected of the default, as that was last seen / TPOT observed).
+    """
+
+    def __init__(self, fewest: int = 60) -> None:
+        self._recent: deque[float] = deque(maxlen=2 * fewest)
+        self._fewest = fewest
+
+    def saw(self, saved: float) -> float | None:
+        """The mean of what was lost, when the policy has surely lost."""
+        self._recent.append(saved)
+        if len(self._recent) < self._fewest:
+            return None
+        values = np.asarray(self._recent)
+        upper = values.mean() + 4.0 * values.std(ddof=1) / math.sqrt(len(values))
+        return float(-values.mean()) if upper < 0 else None
+
+
+@dataclass(slots=True)
+class ArmWatch:
+    """The tests of one arm: one of acceptance, one of a step's time for each load (1, 2 to 3, 4 to 7, ... in flight).
+
+    A change begins all of them anew.
+    """
+
+    config: DriftConfig
+    drafts: PageHinkley = field(init=False)
+    steps: dict[int, PageHinkley] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.drafts = PageHinkley(self.config)
+
+    def saw(
+        self, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
+    ) -> tuple[str, float] | None:
+        """(`costs` or `drafts`, how far, as a logarithm) when either has changed."""
+        load = in_flight.bit_length()
+        moved = self.steps.setdefault(load, PageHinkley(self.config)).saw(math.log(tpot_s * (tau or 1.0)))
+        found = ("costs", moved) if moved is not None else None
+        if tau is not None:
+            # tau / predicted tau, but for a constant of the arm.
+            moved = self.drafts.saw(math.log(tau * predicted_tpot_s))
+            found = found or (("drafts", moved) if moved is not None else None)
+        if found:
+            self.drafts, self.steps = PageHinkley(self.config), {}
+        return found

@@ -1,0 +1,63 @@
+"""What router replicas leave on a shared disk, without a lock: events for people, corrections for each other."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from router.online import Event
+
+EVENTS = "events.jsonl"
+_FRESH_S = 60.0
+
+
+class Exchange:
+    """A folder that all replicas of a router see. All of it may fail with OSError, and nothing is lost but news."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._own = folder / f"corrections-{platform.node()}-{os.getpid()}-{id(self):x}.json"
+
+    def write_events(self, events: Sequence[Event]) -> None:
+        """Append events to `events.jsonl`, one object a line; one write, so that lines of replicas do not mix."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data = b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
+        handle = os.open(self._folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+
+    def swap(self, own: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Leave one's own corrections by policy id; return those that others left within the last minute."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        scratch = self._own.with_suffix(".new")
+        scratch.write_text(json.dumps(own))
+        os.replace(scratch, self._own)
+        found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in own}
+        for path in self._folder.glob("corrections-*.json"):
+            if path == self._own:
+                continue
+            if time.time() - path.stat().st_mtime > _FRESH_S:
+                path.unlink(missing_ok=True)
+                continue
+            for policy, sums in json.loads(path.read_text()).items():
+                if policy in found:
+                    found[policy].append(sums)
+        return found
+
+    def leave(self) -> None:
+        """Take one's own corrections away."""
+        self._own.unlink(missing_ok=True)
+
+
+def read_events(path: Path, since: float = 0.0) -> list[Event]:
+    """Events of a file that are later than `since`; a torn last line is passed over."""
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [event for event in (Event(**json.loads(line)) for line in lines) if event.time > since]

@@ -1,0 +1,46 @@
+"""Structured exploration: some requests go to engines that are nearly as fast as the best, and it is known how likely.
+
+SquareCB (Foster, Rakhlin 2020, arXiv 2002.04926): `p_a = 1 / (arms + gamma * r_a)`, where r_a is the share of the
+best arm's time that arm a would take longer; the rest stays with the policy's own choice. What it costs a request is
+at most arms / gamma of its time, whatever is true.
+"""
+
+from collections.abc import Sequence
+from itertools import compress
+
+from pydantic import Field
+
+from engines.config import Model
+
+
+class ExplorationConfig(Model):
+    """How the share `router.explore` is spent where the policy predicts times."""
+
+    gamma: float = Field(100.0, gt=0, description="the greater, the less an engine is tried that seems slower")
+    near: float = Field(0.3, ge=0, description="engines that seem slower by more than this share get the floor alone")
+    floor: float = Field(0.005, ge=0, le=0.1, description="probability that every engine keeps, so that all are seen")
+    max_in_flight: int | None = Field(
+        None, ge=1, description="with as many requests in flight at one router nothing is explored; absent: always"
+    )
+
+
+def spread(
+    shares: Sequence[float], may: Sequence[bool], seconds: Sequence[float] | None, budget: float, of: ExplorationConfig
+) -> list[float]:
+    """`shares` [arms] with at most `budget` of them moved to other arms that `may` be chosen.
+
+    `seconds` [arms]: what the policy predicts; None: `budget` is drawn from all alike.
+    """
+    if seconds is None:
+        alike = budget / sum(may)
+        return [(1 - budget) * share + alike * one for share, one in zip(shares, may, strict=True)]
+    best = max(range(len(shares)), key=shares.__getitem__)
+    least, arms = min(compress(seconds, may)), sum(may)
+    wanted = [0.0] * len(shares)
+    for arm, one in enumerate(may):
+        if one and arm != best:
+            slower = seconds[arm] / least - 1.0
+            wanted[arm] = max(of.floor, 1.0 / (arms + of.gamma * slower) if slower <= of.near else 0.0)
+    total = sum(wanted)
+    scale = min(1.0, budget / total) if total else 0.0
+    return [(1.0 - scale * total) * share + scale * one for share, one in zip(shares, wanted, strict=True)]

@@ -1,0 +1,156 @@
+"""What a running router learns of one policy from its own answers, and what it does about a world that has changed.
+
+The ladder: an arm that changed loses its history and must promise more for a while; a policy that loses time against
+its own default engine is put aside for that engine; an arm whose drafts collapse is quarantined (`router.acceptance`);
+and every finding is an event, which a retraining job reads.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from engines.config import Model
+from router.correction import Correction, CorrectionConfig
+from router.drift import ArmWatch, DriftConfig, Inputs, Savings
+from router.policies.base import Policy, Shifts
+from router.types import Context, Decision, Outcome
+
+_FEWEST_TOKENS = 4
+_CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
+_PUT_ASIDE = 500
+_TOLD_AGAIN = 200
+
+
+class OnlineConfig(Model):
+    """What a running router learns by itself."""
+
+    dir: Path | None = Field(
+        None, description="folder of events.jsonl, and of what routers tell each other; absent: beside the records"
+    )
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="of the times that it predicts")
+    drift: DriftConfig = Field(default_factory=DriftConfig, description="when engines or requests have changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a router, for a person to read. `time`: seconds since the epoch.
+
+    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, how far, as a logarithm), `inputs_changed`,
+    `policy_loses`, `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
+    """
+
+    time: float
+    kind: str
+    text: str
+    arm: str | None = None
+    policy: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+Tell = Callable[[Event], None]
+
+
+class Online:
+    """Follows one policy. `shifts`: corrections of log TPOT [clusters, arms], None while there are none.
+
+    `put_aside`: the policy loses against its own default engine, which shall serve instead.
+    """
+
+    def __init__(self, config: OnlineConfig, policy: Policy, tell: Tell = lambda event: None) -> None:
+        self._config, self._policy, self._tell = config, policy, tell
+        self._clusters = len(policy.clusters) if policy.clusters is not None else 1
+        self.correction = Correction(config.correction, self._clusters, len(policy.arms))
+        self._watches = [ArmWatch(config.drift) for _ in policy.arms]
+        self._inputs = Inputs(config.drift, 2 * self._clusters) if self._clusters > 1 else None
+        self._savings, self._default = Savings(), policy.default_arm
+        self._residual = [0.0] * len(policy.arms)
+        self._cautious = [0] * len(policy.arms)
+        self._seen, self._told_at, self._aside_at = 0, -_TOLD_AGAIN, 0
+        self.put_aside = False
+        self.shifts: Shifts | None = None
+
+    def waited(self) -> None:
+        """Count an answer of the engine that serves while the policy is put aside; try the policy again in time."""
+        self._seen += 1
+        if self.put_aside and self._seen - self._aside_at >= _PUT_ASIDE:
+            self.put_aside, self._savings = False, Savings()
+            self._say("policy_tried_again", f"{self._policy.id} serves again, to see whether it saves time now")
+
+    def saw(self, context: Context | None, decision: Decision, outcome: Outcome, in_flight: int) -> None:
+        """Take one answer into account. `in_flight`: requests on its arm while it was made, itself among them."""
+        self._seen += 1
+        bin = self._policy.bin(context)
+        if self._config.drift.enabled and self._inputs is not None:
+            self._watch_inputs(bin)
+        expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
+        if expected is None or not tpot_s or (outcome.output_tokens or 0) < _FEWEST_TOKENS:
+            return
+        arm = self._policy.arms.index(decision.arm)
+        residual = math.log(tpot_s / expected[arm])
+        if self._config.drift.enabled:
+            self._watch_arm(arm, outcome, expected[arm], in_flight)
+            self._watch_savings(arm, tpot_s, expected)
+        self._residual[arm] += 0.05 * (residual - self._residual[arm])
+        if self._config.correction.enabled:
+            self.correction.saw(bin % self._clusters, arm, residual)
+        if self._config.correction.enabled or self._cautious[arm]:
+            self._cautious[arm] = max(self._cautious[arm] - 1, 0)
+            self.renew()
+
+    def renew(self) -> None:
+        """Make `shifts` anew, after what was seen here or by other routers."""
+        caution = [_CAUTION if left else 0.0 for left in self._cautious]
+        if self._config.correction.enabled:
+            self.shifts = [[a + b for a, b in zip(row, caution, strict=True)] for row in self.correction.shifts]
+        else:
+            self.shifts = [caution] * self._clusters if any(caution) else None
+
+    def _watch_arm(self, arm: int, outcome: Outcome, predicted: float, in_flight: int) -> None:
+        assert outcome.tpot_s is not None
+        found = self._watches[arm].saw(in_flight, outcome.tpot_s, outcome.acceptance_length, predicted)
+        if found is None:
+            return
+        what, moved = found
+        self.correction.forget(arm)
+        self._cautious[arm] = _CAUTIOUS_ANSWERS
+        name, times = self._policy.arms[arm], math.exp(moved)
+        said = (
+            f"a step takes {times:.2f} times as long" if what == "costs" else f"{times:.2f} times as much is accepted"
+        )
+        self._say("arm_changed", f"engine {name}: {said} as before; its history is forgotten", name, {what: moved})
+
+    def _watch_inputs(self, bin: int) -> None:
+        assert self._inputs is not None
+        index = self._inputs.saw(bin)
+        if index is None:
+            return
+        self._inputs = Inputs(self._config.drift, 2 * self._clusters)
+        self._say(
+            "inputs_changed",
+            f"other kinds of requests come than before (stability index {index:.2f})",
+            None,
+            {"stability_index": index},
+        )
+
+    def _watch_savings(self, arm: int, tpot_s: float, expected: Sequence[float]) -> None:
+        """Compare with what the default engine would have taken, as it was last seen."""
+        if self._default is None or arm == self._default or self.put_aside:
+            return
+        of_default = math.log(expected[self._default]) + self._residual[self._default]
+        lost = self._savings.saw(of_default - math.log(tpot_s))
+        if lost is not None:
+            self.put_aside, self._aside_at = True, self._seen
+            name = self._policy.arms[self._default]
+            self._say(
+                "policy_loses",
+                f"{self._policy.id} loses {lost:.0%} against {name} alone, which serves for now",
+                name,
+                {"lost": lost},
+            )
+
+    def _say(self, kind: str, text: str, arm: str | None = None, figures: Mapping[str, float] | None = None) -> None:
+        self._tell(Event(time.time(), kind, text, arm, self._policy.id, figures or {}))

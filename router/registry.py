@@ -1,0 +1,420 @@
+"""The registry: all policies that there are, which one serves, and which one is on its way. A folder:
+
+    state.json        what holds now, and the last changes; replaced whole, by one writer at a time (`.lock`)
+    policies/p0001/   an artefact that nobody changes any more, with `report.json`: why it was made
+
+A policy is added (`shadow`), becomes the candidate (`shadow`, then `canary`) and then `active`, until it is `retired`
+or `refused`. Readers need no lock. The file system must have `flock` (local ones and NFSv4 do).
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
+
+from engines.config import Model, nearest
+from router.errors import PolicyRefused
+from router.policies import artifact, read
+
+STATE, LOCK, POLICIES, REPORT = "state.json", ".lock", "policies", "report.json"
+HISTORY = 200
+"""Changes that are remembered."""
+_ID = re.compile(r"p[0-9]{4,}")
+_ADDING = ".add-"
+_LEFT_OVER_S = 3600.0  # no copy takes so long: whoever made it is gone
+_CHANGING = ("active", "previous", "pinned", "candidate", "policies")
+
+Stage = Literal["shadow", "canary", "active", "retired", "refused"]
+PolicyId = Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
+
+
+class Candidate(Model):
+    """The policy on its way: asked beside the active one (`shadow`), or given a share of the requests (`canary`)."""
+
+    id: PolicyId
+    stage: Literal["shadow", "canary"]
+    share: float = Field(ge=0, le=1, description="of the requests that it decides")
+    since: float = Field(allow_inf_nan=False, description="unix time of this stage and share, in seconds")
+
+
+def _id_of(candidate: Candidate | None) -> str | None:
+    return None if candidate is None else candidate.id
+
+
+class Registered(Model):
+    """One policy of the registry."""
+
+    stage: Stage
+    policy: str = Field(description="the id that decisions and records show")
+    created: AwareDatetime
+
+
+class Change(Model):
+    """One line of the history."""
+
+    time: AwareDatetime
+    action: str
+    policy: PolicyId | None
+    by: str
+    reason: str
+
+
+class RegistryState(Model):
+    """What `state.json` holds, schema 1. Every field is needed, and what it names is there."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    revision: int = Field(ge=0, description="number of changes so far")
+    active: PolicyId | None = Field(description="the policy that serves")
+    previous: PolicyId | None = Field(description="the one that `rollback` goes back to")
+    pinned: bool = Field(description="the active one stays until it is unpinned")
+    candidate: Candidate | None
+    policies: dict[PolicyId, Registered]
+    history: tuple[Change, ...]
+
+    def entry(self, id: str) -> Registered:
+        """The policy `id`. Raises `PolicyRefused` when there is none."""
+        return _entry(self.policies, id)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        candidate, serving = self.candidate, [id for id, one in self.policies.items() if one.stage == "active"]
+        named = {"active": self.active, "previous": self.previous, "candidate": _id_of(candidate)}
+        for field, id in named.items():
+            if id is not None and id not in self.policies:
+                raise ValueError(f"field {field!r} names {id}, which is not among the policies")
+        if serving != ([] if self.active is None else [self.active]):
+            raise ValueError(f"field 'active' is {self.active}, but the stage of {serving} is active")
+        if candidate is not None and self.policies[candidate.id].stage != candidate.stage:
+            raise ValueError(f"field 'candidate.stage' differs from 'policies.{candidate.id}.stage'")
+        if self.pinned and self.active is None:
+            raise ValueError("field 'pinned' is true, but no policy is active")
+        return self
+
+
+_EMPTY = RegistryState(
+    schema=1, revision=0, active=None, previous=None, pinned=False, candidate=None, policies={}, history=()
+)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A state while it changes, and what the history will say of the change."""
+
+    active: str | None
+    previous: str | None
+    pinned: bool
+    candidate: Candidate | None
+    policies: dict[str, Registered]
+    subject: str | None
+    reason: str
+
+    def move(self, id: str, stage: Stage) -> None:
+        self.policies[id] = self.policies[id].model_copy(update={"stage": stage})
+
+    def begin(self, id: str) -> None:
+        self.need_may_rise(id)
+        if self.candidate is not None and self.candidate.id != id:
+            self.drop_candidate("retired")
+        self.try_out(id, "shadow", 0.0)
+
+    def try_out(self, id: str, stage: Literal["shadow", "canary"], share: float) -> None:
+        self.candidate = Candidate(id=id, stage=stage, share=share, since=time.time())
+        self.move(id, stage)
+
+    def drop_candidate(self, stage: Stage) -> None:
+        if self.candidate is not None:
+            self.move(self.candidate.id, stage)
+            self.candidate = None
+
+    def activate(self, id: str) -> None:
+        if _id_of(self.candidate) == id:
+            self.candidate = None
+        if self.active is not None:
+            self.move(self.active, "retired")
+        self.active, self.previous = id, self.active
+        self.move(id, "active")
+
+    def need_unpinned(self) -> None:
+        if self.pinned:
+            raise PolicyRefused(f"{self.active} is pinned (draftpick policies unpin)")
+
+    def need_may_rise(self, id: str) -> None:
+        stage = _entry(self.policies, id).stage
+        if stage == "active":
+            raise PolicyRefused(f"{id} is active already")
+        if stage == "refused":
+            raise PolicyRefused(f"{id} was refused (to use it all the same: draftpick policies pin {id})")
+
+
+class Registry:
+    """The registry in the folder `path`, which the first `add` makes.
+
+    Every change is one revision: all of it is on the disk, or none. `by` and `reason` go into the history. A change
+    raises `PolicyRefused` when it is not allowed, when the state cannot be read, or when the artefact of a policy that
+    would become candidate or active is damaged; OSError when the disk fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._policies = path / POLICIES
+
+    def state(self) -> RegistryState:
+        """What holds now; empty where there is no registry. Raises `PolicyRefused` with the field that is wrong."""
+        path = self.path / STATE
+        try:
+            return RegistryState.model_validate_json(path.read_bytes(), strict=True)
+        except FileNotFoundError:
+            return _EMPTY
+        except OSError as error:
+            raise PolicyRefused(f"{path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            raise PolicyRefused(f"{path}: {_first(error)} (mend it, or put back a copy of the file)") from None
+
+    def folder(self, id: str) -> Path:
+        """Where the artefact of `id` lies. Raises `PolicyRefused` for what is no id."""
+        if not _ID.fullmatch(id):
+            raise PolicyRefused(f"{id!r} is no id of a policy (ids are like p0001; see: draftpick policies list)")
+        return self._policies / id
+
+    def active_folder(self) -> Path:
+        """The artefact that serves. Raises `PolicyRefused` when there is none."""
+        if (active := self.state().active) is None:
+            raise PolicyRefused(f"registry {self.path} has no active policy (draftpick policies promote ID)")
+        return self.folder(active)
+
+    def report(self, id: str) -> dict[str, Any]:
+        """Why `id` was made, as it was given to `add`. Raises `PolicyRefused`."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder(id) / REPORT).read_bytes())
+        except (OSError, ValueError) as error:
+            raise PolicyRefused(f"the report of {id} cannot be read: {error}") from error
+        return found
+
+    def add(self, artefact: Path, report: Mapping[str, Any], by: str) -> str:
+        """Copy an artefact into the registry; returns its id. `report` is JSON; its `reason` goes into the history."""
+        read(artefact)
+        self._policies.mkdir(parents=True, exist_ok=True)
+        self._clear_left_over()
+        scratch = Path(tempfile.mkdtemp(prefix=_ADDING, dir=self._policies))
+        try:
+            policy = _copy(artefact, report, scratch)
+            with self._change("add", by, reason=str(report.get("reason", ""))) as draft:
+                id = draft.subject = self._free_id(draft)
+                # A crash from here on leaves a folder that no state names: its number is passed over.
+                os.rename(scratch, self.folder(id))
+                _sync(self._policies)
+                draft.policies[id] = Registered(stage="shadow", policy=policy, created=_now())
+        finally:
+            _remove(scratch)
+        return id
+
+    def begin(self, id: str, by: str, reason: str = "") -> None:
+        """Make `id` the candidate, in shadow; an earlier candidate is retired."""
+        with self._change("begin", by, id, reason) as draft:
+            draft.begin(id)
+
+    def advance(self, id: str, share: float, by: str, reason: str = "", *, begin: bool = False) -> None:
+        """Let the candidate `id` decide a share of the requests, above 0 and up to 1.
+
+        With `begin`, a policy that is not the candidate becomes it in the same change.
+        """
+        if not 0 < share <= 1:
+            raise PolicyRefused(f"the share of a canary must be above 0 and at most 1, not {share}")
+        with self._change("advance", by, id, f"share {share:g}" + (f": {reason}" if reason else "")) as draft:
+            draft.need_unpinned()
+            _entry(draft.policies, id)
+            if begin and _id_of(draft.candidate) != id:
+                draft.begin(id)
+            if (current := _id_of(draft.candidate)) != id:
+                raise PolicyRefused(f"{id} is not the candidate, which is {current} (begin with it first)")
+            draft.try_out(id, "canary", share)
+
+    def promote(self, id: str, by: str, reason: str = "") -> None:
+        """Make `id` active; the one that was becomes `previous`. Not one that was refused: that takes `pin`."""
+        with self._change("promote", by, id, reason) as draft:
+            draft.need_unpinned()
+            draft.need_may_rise(id)
+            draft.activate(id)
+
+    def refuse(self, id: str, by: str, reason: str = "") -> None:
+        """Give up the candidate, or a policy that was added."""
+        with self._change("refuse", by, id, reason) as draft:
+            stage = _entry(draft.policies, id).stage
+            if stage not in ("shadow", "canary"):
+                cure = "draftpick policies rollback" if stage == "active" else "it serves no request"
+                raise PolicyRefused(f"{id} is {stage}, only what is on its way can be refused ({cure})")
+            if _id_of(draft.candidate) == id:
+                draft.candidate = None
+            draft.move(id, "refused")
+            draft.previous = None if draft.previous == id else draft.previous
+
+    def rollback(self, by: str, reason: str = "") -> None:
+        """Go back to the previous policy; the active one and a candidate are refused. Once: then there is none."""
+        with self._change("rollback", by, reason=reason) as draft:
+            draft.need_unpinned()
+            failed, draft.subject = draft.active, draft.previous
+            if failed is None or draft.previous is None:
+                raise PolicyRefused("there is no previous policy to go back to (draftpick policies promote ID)")
+            draft.drop_candidate("refused")
+            draft.activate(draft.previous)
+            draft.move(failed, "refused")
+            draft.previous = None
+
+    def pin(self, id: str, by: str, reason: str = "") -> None:
+        """Make `id` active, whatever its stage, and let nothing but `pin` and `unpin` change that."""
+        with self._change("pin", by, id, reason) as draft:
+            _entry(draft.policies, id)
+            if draft.active != id:
+                draft.activate(id)
+            draft.pinned = True
+
+    def unpin(self, by: str, reason: str = "") -> None:
+        """Let the active policy be replaced again."""
+        with self._change("unpin", by, reason=reason) as draft:
+            if not draft.pinned:
+                raise PolicyRefused("no policy is pinned (draftpick policies pin ID)")
+            draft.subject, draft.pinned = draft.active, False
+
+    def prune(self, keep: int, by: str = "prune") -> list[str]:
+        """Remove all retired and refused policies but the newest `keep` (at least 1), and folders of no policy.
+
+        Returns their ids. Never the active, the previous one or the candidate. Raises ValueError.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}: an id must not be given twice")
+        with self._change("prune", by) as draft:
+            spared = {draft.active, draft.previous, _id_of(draft.candidate)}
+            ended = [id for id, one in draft.policies.items() if one.stage in ("retired", "refused")]
+            gone = sorted({*ended} - spared, key=_number)[:-keep]
+            for id in gone:
+                del draft.policies[id]
+            draft.reason = ", ".join(gone)
+        with self._locked():
+            named = self.state().policies
+            for folder in self._folders():
+                if folder.name not in named:
+                    _remove(folder)
+        return gone
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._policies.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _change(self, action: str, by: str, subject: str | None = None, reason: str = "") -> Iterator[_Draft]:
+        """One change: what the caller does to the draft becomes the next state, unless it raises or does nothing."""
+        with self._locked():
+            old = self.state()
+            draft = _Draft(old.active, old.previous, old.pinned, old.candidate, {**old.policies}, subject, reason)
+            yield draft
+            new = {name: getattr(draft, name) for name in _CHANGING}
+            if new == {name: getattr(old, name) for name in _CHANGING}:
+                return
+            if draft.active is not None and draft.active != old.active:
+                self._check_artefact(draft.active, draft.policies[draft.active])
+            if draft.candidate is not None and draft.candidate != old.candidate:
+                self._check_artefact(draft.candidate.id, draft.policies[draft.candidate.id])
+            change = Change(time=_now(), action=action, policy=draft.subject, by=by, reason=draft.reason)
+            history = (*old.history, change)[-HISTORY:]
+            self._write(RegistryState(schema=1, revision=old.revision + 1, history=history, **new))
+
+    def _write(self, state: RegistryState) -> None:
+        scratch = self.path / f".{STATE}.new"  # one name suffices, under the lock
+        scratch.write_text(state.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        scratch.chmod(0o644)
+        _sync(scratch)
+        os.replace(scratch, self.path / STATE)
+        _sync(self.path)
+
+    def _check_artefact(self, id: str, entry: Registered) -> None:
+        try:
+            found = read(self.folder(id)).id
+        except PolicyRefused as error:
+            raise PolicyRefused(f"{id} is damaged: {error} (add it anew)") from error
+        if found != entry.policy:
+            raise PolicyRefused(f"{id} is damaged: its folder holds {found}, not {entry.policy} (add it anew)")
+
+    def _folders(self) -> list[Path]:
+        return [folder for folder in self._policies.iterdir() if _ID.fullmatch(folder.name)]
+
+    def _free_id(self, draft: _Draft) -> str:
+        taken = [_number(id) for id in (*draft.policies, *(folder.name for folder in self._folders()))]
+        return f"p{max(taken, default=0) + 1:04}"
+
+    def _clear_left_over(self) -> None:
+        for scratch in self._policies.glob(f"{_ADDING}*"):
+            with suppress(FileNotFoundError):  # another writer may clear it, too
+                if time.time() - scratch.stat().st_mtime > _LEFT_OVER_S:
+                    _remove(scratch)
+
+
+def is_registry(path: Path) -> bool:
+    """Whether a registry lies in `path`."""
+    return (path / STATE).is_file()
+
+
+def _entry(policies: Mapping[str, Registered], id: str) -> Registered:
+    if id not in policies:
+        raise PolicyRefused(f"there is no policy {id!r} ({nearest(id, policies)}see: draftpick policies list)")
+    return policies[id]
+
+
+def _number(id: str) -> int:
+    return int(id[1:])
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"field {where!r}: {problem}" if where else problem
+
+
+def _copy(artefact: Path, report: Mapping[str, Any], to: Path) -> str:
+    """Copy an artefact and its report to the folder `to`, for good; returns the policy's id."""
+    try:
+        text = json.dumps(report, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise PolicyRefused(f"the report on {artefact} is no JSON: {error}") from error
+    (to / REPORT).write_text(text + "\n")
+    for name in (artifact.MANIFEST, artifact.ARRAYS):
+        shutil.copyfile(artefact / name, to / name)
+    policy = read(to).id
+    for path in to.iterdir():
+        path.chmod(0o444)
+        _sync(path)
+    to.chmod(0o555)
+    _sync(to)
+    return policy
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        folder.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,99 @@
+"""The policies in service: the active one, and a candidate that decides a share of the requests while it is judged."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from router.config import RouterConfig
+from router.exploration import ExplorationConfig
+from router.online import Event, Online
+from router.policies.base import Policy
+from router.policies.simple import FixedPolicy
+from router.types import Context, Decision, Outcome
+
+_KEPT_EVENTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A policy, what is learned of it online, and the engine that serves while it is put aside."""
+
+    policy: Policy
+    online: Online
+    stand_in: FixedPolicy | None
+
+    def decide(
+        self,
+        context: Context | None,
+        eligible: Sequence[str],
+        rng: np.random.Generator,
+        explore: float,
+        exploration: ExplorationConfig,
+    ) -> Decision:
+        """Draw an arm. Raises what the policy raises."""
+        if self.stand_in is not None and self.online.put_aside:
+            return self.stand_in.decide(context, eligible, rng, explore)
+        return self.policy.decide(context, eligible, rng, explore, self.online.shifts, exploration)
+
+
+class Serving:
+    """Decides. `explore`: the share of `RouterConfig.explore`, which may change; `events`: the last that happened."""
+
+    def __init__(self, config: RouterConfig, policy: Policy) -> None:
+        self._config = config
+        self.explore = config.explore
+        self.events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self.unwritten: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._active = self._serve(policy)
+        self._candidate: Served | None = None
+        self.share = 0.0
+
+    @property
+    def policy(self) -> Policy:
+        """The active one."""
+        return self._active.policy
+
+    @property
+    def candidate(self) -> Policy | None:
+        """The one that is judged, which decides the share `share` of the requests."""
+        return self._candidate.policy if self._candidate is not None else None
+
+    def use(self, policy: Policy, candidate: Policy | None = None, share: float = 0.0) -> None:
+        """Take these into service; one that serves already keeps what was learned of it."""
+        known = {served.policy.id: served for served in (self._active, self._candidate) if served is not None}
+        self._active = known.get(policy.id) or self._serve(policy)
+        self._candidate = None if candidate is None else known.get(candidate.id) or self._serve(candidate)
+        self.share = share if candidate is not None else 0.0
+
+    def decide(
+        self, context: Context | None, eligible: Sequence[str], rng: np.random.Generator, explore: float
+    ) -> Decision:
+        """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn."""
+        served = self._active
+        if self._candidate is not None and self.share and rng.random() < self.share:
+            served = self._candidate
+        return served.decide(context, eligible, rng, explore, self._config.exploration)
+
+    def saw(self, context: Context | None, decision: Decision, outcome: Outcome, in_flight: int) -> None:
+        """Let the policy that decided learn from a finished answer. `in_flight`: on its arm, itself among them."""
+        for served in (self._active, self._candidate):
+            if served is not None and served.policy.id == decision.policy:
+                served.online.saw(context, decision, outcome, in_flight)
+            elif served is not None and served.stand_in is not None and served.stand_in.id == decision.policy:
+                served.online.waited()
+
+    def online(self) -> list[tuple[str, Online]]:
+        """What is learned of each policy in service, by its id."""
+        return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
+
+    def tell(self, event: Event) -> None:
+        """Keep an event for `/v1/route/events`, and for the file of events."""
+        self.events.append(event)
+        self.unwritten.append(event)
+
+    def _serve(self, policy: Policy) -> Served:
+        best = policy.default_arm
+        stand_in = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
+        return Served(policy, Online(self._config.online, policy, self.tell), stand_in)
