@@ -15,6 +15,7 @@ from rich.table import Table
 from deploy.cli_drafters import drafters_app
 from deploy.cli_keys import keys_app
 from deploy.cli_policy import policy_app
+from deploy.cli_registry import registry_app
 from deploy.cli_report import report_app
 from deploy.cli_serve import serve_app
 from deploy.console import (
@@ -42,6 +43,7 @@ app.add_typer(policy_app)
 app.add_typer(report_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
+app.add_typer(registry_app, name="policies")
 
 
 def main() -> None:

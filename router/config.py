@@ -15,6 +15,7 @@ from router.admission import LimitsConfig
 from router.exploration import ExplorationConfig
 from router.keys import KeysConfig
 from router.online import OnlineConfig
+from router.shadow import ShadowConfig
 
 PATHS = (
     "/v1/chat/completions",
@@ -59,6 +60,9 @@ class RouterConfig(Model):
         "predicts times, else among all alike",
     )
     exploration: ExplorationConfig = Field(default_factory=ExplorationConfig, description="how that share is spent")
+    shadow: ShadowConfig = Field(
+        default_factory=ShadowConfig, description="finished requests that all other engines answer, too"
+    )
     online: OnlineConfig = Field(default_factory=OnlineConfig, description="what a running router learns by itself")
     default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
     featurizer: str = Field(

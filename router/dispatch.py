@@ -26,6 +26,7 @@ from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
 from router.serving import Serving
+from router.shadow import Discarded, Shadow
 from router.types import Context, Decision, Record, Status
 
 log = logging.getLogger("draftpick.router")
@@ -54,6 +55,9 @@ class Dispatcher:
         self.admission = Admission(config.limits)
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine)
         self.counts: Counter[str] = Counter()
+        self.shadow = Shadow(
+            config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng
+        )
 
     async def explain(self, request: Request) -> dict[str, object]:
         """Which engine a request would go to, and with which probability every engine. Nothing is sent."""
@@ -85,6 +89,13 @@ class Dispatcher:
                 status = await self._try(attempt, reply)
             if attempt.started and status == "broken":
                 await self._mend(attempt, reply)
+            elif status == "ok" and self._config.shadow.share:
+                self.shadow.offer(attempt)
+
+    async def again(self, attempt: Attempt) -> None:
+        """Make an attempt that no client waits for; leaves a record."""
+        attempt.incoming = replace(attempt.incoming, accepted=time.perf_counter())
+        await self._try(attempt, Discarded())
 
     async def _mend(self, attempt: Attempt, reply: Reply) -> None:
         """Let another engine go on with a stream that broke, if it can be; else say that it broke."""
@@ -256,7 +267,7 @@ class Dispatcher:
             outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
             self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens)
-            if attempt.decision.reason == "policy":
+            if attempt.decision.reason in ("policy", "shadow"):
                 self.serving.saw(attempt.context, attempt.decision, outcome, load[attempt.decision.arm] + 1)
 
     def _record(self, attempt: Attempt, load: dict[str, int], meter: Meter, status: Status) -> None:

@@ -84,7 +84,7 @@ class Online:
         """Take one answer into account. `in_flight`: requests on its arm while it was made, itself among them."""
         self._seen += 1
         bin = self._policy.bin(context)
-        if self._config.drift.enabled and self._inputs is not None:
+        if self._config.drift.enabled and self._inputs is not None and decision.reason == "policy":
             self._watch_inputs(bin)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
         if expected is None or not tpot_s or (outcome.output_tokens or 0) < _FEWEST_TOKENS:

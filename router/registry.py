@@ -10,151 +10,27 @@ or `refused`. Readers need no lock. The file system must have `flock` (local one
 import fcntl
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from engines.config import Model, nearest
 from router.errors import PolicyRefused
 from router.policies import artifact, read
+from router.registry_state import EMPTY, ID, Candidate, Change, Draft, Registered, RegistryState, entry_of, id_of
 
 STATE, LOCK, POLICIES, REPORT = "state.json", ".lock", "policies", "report.json"
 HISTORY = 200
 """Changes that are remembered."""
-_ID = re.compile(r"p[0-9]{4,}")
 _ADDING = ".add-"
 _LEFT_OVER_S = 3600.0  # no copy takes so long: whoever made it is gone
 _CHANGING = ("active", "previous", "pinned", "candidate", "policies")
-
-Stage = Literal["shadow", "canary", "active", "retired", "refused"]
-PolicyId = Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
-
-
-class Candidate(Model):
-    """The policy on its way: asked beside the active one (`shadow`), or given a share of the requests (`canary`)."""
-
-    id: PolicyId
-    stage: Literal["shadow", "canary"]
-    share: float = Field(ge=0, le=1, description="of the requests that it decides")
-    since: float = Field(allow_inf_nan=False, description="unix time of this stage and share, in seconds")
-
-
-def _id_of(candidate: Candidate | None) -> str | None:
-    return None if candidate is None else candidate.id
-
-
-class Registered(Model):
-    """One policy of the registry."""
-
-    stage: Stage
-    policy: str = Field(description="the id that decisions and records show")
-    created: AwareDatetime
-
-
-class Change(Model):
-    """One line of the history."""
-
-    time: AwareDatetime
-    action: str
-    policy: PolicyId | None
-    by: str
-    reason: str
-
-
-class RegistryState(Model):
-    """What `state.json` holds, schema 1. Every field is needed, and what it names is there."""
-
-    schema_version: Literal[1] = Field(alias="schema")
-    revision: int = Field(ge=0, description="number of changes so far")
-    active: PolicyId | None = Field(description="the policy that serves")
-    previous: PolicyId | None = Field(description="the one that `rollback` goes back to")
-    pinned: bool = Field(description="the active one stays until it is unpinned")
-    candidate: Candidate | None
-    policies: dict[PolicyId, Registered]
-    history: tuple[Change, ...]
-
-    def entry(self, id: str) -> Registered:
-        """The policy `id`. Raises `PolicyRefused` when there is none."""
-        return _entry(self.policies, id)
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        candidate, serving = self.candidate, [id for id, one in self.policies.items() if one.stage == "active"]
-        named = {"active": self.active, "previous": self.previous, "candidate": _id_of(candidate)}
-        for field, id in named.items():
-            if id is not None and id not in self.policies:
-                raise ValueError(f"field {field!r} names {id}, which is not among the policies")
-        if serving != ([] if self.active is None else [self.active]):
-            raise ValueError(f"field 'active' is {self.active}, but the stage of {serving} is active")
-        if candidate is not None and self.policies[candidate.id].stage != candidate.stage:
-            raise ValueError(f"field 'candidate.stage' differs from 'policies.{candidate.id}.stage'")
-        if self.pinned and self.active is None:
-            raise ValueError("field 'pinned' is true, but no policy is active")
-        return self
-
-
-_EMPTY = RegistryState(
-    schema=1, revision=0, active=None, previous=None, pinned=False, candidate=None, policies={}, history=()
-)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A state while it changes, and what the history will say of the change."""
-
-    active: str | None
-    previous: str | None
-    pinned: bool
-    candidate: Candidate | None
-    policies: dict[str, Registered]
-    subject: str | None
-    reason: str
-
-    def move(self, id: str, stage: Stage) -> None:
-        self.policies[id] = self.policies[id].model_copy(update={"stage": stage})
-
-    def begin(self, id: str) -> None:
-        self.need_may_rise(id)
-        if self.candidate is not None and self.candidate.id != id:
-            self.drop_candidate("retired")
-        self.try_out(id, "shadow", 0.0)
-
-    def try_out(self, id: str, stage: Literal["shadow", "canary"], share: float) -> None:
-        self.candidate = Candidate(id=id, stage=stage, share=share, since=time.time())
-        self.move(id, stage)
-
-    def drop_candidate(self, stage: Stage) -> None:
-        if self.candidate is not None:
-            self.move(self.candidate.id, stage)
-            self.candidate = None
-
-    def activate(self, id: str) -> None:
-        if _id_of(self.candidate) == id:
-            self.candidate = None
-        if self.active is not None:
-            self.move(self.active, "retired")
-        self.active, self.previous = id, self.active
-        self.move(id, "active")
-
-    def need_unpinned(self) -> None:
-        if self.pinned:
-            raise PolicyRefused(f"{self.active} is pinned (draftpick policies unpin)")
-
-    def need_may_rise(self, id: str) -> None:
-        stage = _entry(self.policies, id).stage
-        if stage == "active":
-            raise PolicyRefused(f"{id} is active already")
-        if stage == "refused":
-            raise PolicyRefused(f"{id} was refused (to use it all the same: draftpick policies pin {id})")
 
 
 class Registry:
@@ -175,7 +51,7 @@ class Registry:
         try:
             return RegistryState.model_validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
-            return _EMPTY
+            return EMPTY
         except OSError as error:
             raise PolicyRefused(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
@@ -183,7 +59,7 @@ class Registry:
 
     def folder(self, id: str) -> Path:
         """Where the artefact of `id` lies. Raises `PolicyRefused` for what is no id."""
-        if not _ID.fullmatch(id):
+        if not ID.fullmatch(id):
             raise PolicyRefused(f"{id!r} is no id of a policy (ids are like p0001; see: draftpick policies list)")
         return self._policies / id
 
@@ -233,10 +109,10 @@ class Registry:
             raise PolicyRefused(f"the share of a canary must be above 0 and at most 1, not {share}")
         with self._change("advance", by, id, f"share {share:g}" + (f": {reason}" if reason else "")) as draft:
             draft.need_unpinned()
-            _entry(draft.policies, id)
-            if begin and _id_of(draft.candidate) != id:
+            entry_of(draft.policies, id)
+            if begin and id_of(draft.candidate) != id:
                 draft.begin(id)
-            if (current := _id_of(draft.candidate)) != id:
+            if (current := id_of(draft.candidate)) != id:
                 raise PolicyRefused(f"{id} is not the candidate, which is {current} (begin with it first)")
             draft.try_out(id, "canary", share)
 
@@ -250,11 +126,11 @@ class Registry:
     def refuse(self, id: str, by: str, reason: str = "") -> None:
         """Give up the candidate, or a policy that was added."""
         with self._change("refuse", by, id, reason) as draft:
-            stage = _entry(draft.policies, id).stage
+            stage = entry_of(draft.policies, id).stage
             if stage not in ("shadow", "canary"):
                 cure = "draftpick policies rollback" if stage == "active" else "it serves no request"
                 raise PolicyRefused(f"{id} is {stage}, only what is on its way can be refused ({cure})")
-            if _id_of(draft.candidate) == id:
+            if id_of(draft.candidate) == id:
                 draft.candidate = None
             draft.move(id, "refused")
             draft.previous = None if draft.previous == id else draft.previous
@@ -274,7 +150,7 @@ class Registry:
     def pin(self, id: str, by: str, reason: str = "") -> None:
         """Make `id` active, whatever its stage, and let nothing but `pin` and `unpin` change that."""
         with self._change("pin", by, id, reason) as draft:
-            _entry(draft.policies, id)
+            entry_of(draft.policies, id)
             if draft.active != id:
                 draft.activate(id)
             draft.pinned = True
@@ -294,7 +170,7 @@ class Registry:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}: an id must not be given twice")
         with self._change("prune", by) as draft:
-            spared = {draft.active, draft.previous, _id_of(draft.candidate)}
+            spared = {draft.active, draft.previous, id_of(draft.candidate)}
             ended = [id for id, one in draft.policies.items() if one.stage in ("retired", "refused")]
             gone = sorted({*ended} - spared, key=_number)[:-keep]
             for id in gone:
@@ -315,11 +191,11 @@ class Registry:
             yield
 
     @contextmanager
-    def _change(self, action: str, by: str, subject: str | None = None, reason: str = "") -> Iterator[_Draft]:
+    def _change(self, action: str, by: str, subject: str | None = None, reason: str = "") -> Iterator[Draft]:
         """One change: what the caller does to the draft becomes the next state, unless it raises or does nothing."""
         with self._locked():
             old = self.state()
-            draft = _Draft(old.active, old.previous, old.pinned, old.candidate, {**old.policies}, subject, reason)
+            draft = Draft(old.active, old.previous, old.pinned, old.candidate, {**old.policies}, subject, reason)
             yield draft
             new = {name: getattr(draft, name) for name in _CHANGING}
             if new == {name: getattr(old, name) for name in _CHANGING}:
@@ -349,9 +225,9 @@ class Registry:
             raise PolicyRefused(f"{id} is damaged: its folder holds {found}, not {entry.policy} (add it anew)")
 
     def _folders(self) -> list[Path]:
-        return [folder for folder in self._policies.iterdir() if _ID.fullmatch(folder.name)]
+        return [folder for folder in self._policies.iterdir() if ID.fullmatch(folder.name)]
 
-    def _free_id(self, draft: _Draft) -> str:
+    def _free_id(self, draft: Draft) -> str:
         taken = [_number(id) for id in (*draft.policies, *(folder.name for folder in self._folders()))]
         return f"p{max(taken, default=0) + 1:04}"
 
@@ -365,12 +241,6 @@ class Registry:
 def is_registry(path: Path) -> bool:
     """Whether a registry lies in `path`."""
     return (path / STATE).is_file()
-
-
-def _entry(policies: Mapping[str, Registered], id: str) -> Registered:
-    if id not in policies:
-        raise PolicyRefused(f"there is no policy {id!r} ({nearest(id, policies)}see: draftpick policies list)")
-    return policies[id]
 
 
 def _number(id: str) -> int:
@@ -418,3 +288,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+__all__ = ["Candidate", "Change", "Registered", "Registry", "RegistryState", "is_registry"]

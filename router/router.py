@@ -100,6 +100,8 @@ class Router:
         await asyncio.gather(*(self._refresh(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
+        if self._config.shadow.share:
+            self._tasks.add(asyncio.create_task(self.dispatcher.shadow.run()))
         if self._exchange is not None:
             self._tasks.add(asyncio.create_task(self._exchange_news(self._exchange)))
 

@@ -1,0 +1,144 @@
+"""What the registry of policies knows: the form of its `state.json`, and what may follow what."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from engines.config import Model, nearest
+from router.errors import PolicyRefused
+
+ID = re.compile(r"p[0-9]{4,}")
+"""Ids of policies."""
+
+Stage = Literal["shadow", "canary", "active", "retired", "refused"]
+PolicyId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
+
+
+class Candidate(Model):
+    """The policy on its way: asked beside the active one (`shadow`), or given a share of the requests (`canary`)."""
+
+    id: PolicyId
+    stage: Literal["shadow", "canary"]
+    share: float = Field(ge=0, le=1, description="of the requests that it decides")
+    since: float = Field(allow_inf_nan=False, description="unix time of this stage and share, in seconds")
+
+
+def id_of(candidate: Candidate | None) -> str | None:
+    """The candidate's id, if there is one."""
+    return None if candidate is None else candidate.id
+
+
+class Registered(Model):
+    """One policy of the registry."""
+
+    stage: Stage
+    policy: str = Field(description="the id that decisions and records show")
+    created: AwareDatetime
+
+
+class Change(Model):
+    """One line of the history."""
+
+    time: AwareDatetime
+    action: str
+    policy: PolicyId | None
+    by: str
+    reason: str
+
+
+class RegistryState(Model):
+    """What `state.json` holds, schema 1. Every field is needed, and what it names is there."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    revision: int = Field(ge=0, description="number of changes so far")
+    active: PolicyId | None = Field(description="the policy that serves")
+    previous: PolicyId | None = Field(description="the one that `rollback` goes back to")
+    pinned: bool = Field(description="the active one stays until it is unpinned")
+    candidate: Candidate | None
+    policies: dict[PolicyId, Registered]
+    history: tuple[Change, ...]
+
+    def entry(self, id: str) -> Registered:
+        """The policy `id`. Raises `PolicyRefused` when there is none."""
+        return entry_of(self.policies, id)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        candidate, serving = self.candidate, [id for id, one in self.policies.items() if one.stage == "active"]
+        named = {"active": self.active, "previous": self.previous, "candidate": id_of(candidate)}
+        for field, id in named.items():
+            if id is not None and id not in self.policies:
+                raise ValueError(f"field {field!r} names {id}, which is not among the policies")
+        if serving != ([] if self.active is None else [self.active]):
+            raise ValueError(f"field 'active' is {self.active}, but the stage of {serving} is active")
+        if candidate is not None and self.policies[candidate.id].stage != candidate.stage:
+            raise ValueError(f"field 'candidate.stage' differs from 'policies.{candidate.id}.stage'")
+        if self.pinned and self.active is None:
+            raise ValueError("field 'pinned' is true, but no policy is active")
+        return self
+
+
+def entry_of(policies: Mapping[str, Registered], id: str) -> Registered:
+    """The policy `id`. Raises `PolicyRefused` when there is none."""
+    if id not in policies:
+        raise PolicyRefused(f"there is no policy {id!r} ({nearest(id, policies)}see: draftpick policies list)")
+    return policies[id]
+
+
+EMPTY = RegistryState(
+    schema=1, revision=0, active=None, previous=None, pinned=False, candidate=None, policies={}, history=()
+)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A state while it changes, and what the history will say of the change."""
+
+    active: str | None
+    previous: str | None
+    pinned: bool
+    candidate: Candidate | None
+    policies: dict[str, Registered]
+    subject: str | None
+    reason: str
+
+    def move(self, id: str, stage: Stage) -> None:
+        self.policies[id] = self.policies[id].model_copy(update={"stage": stage})
+
+    def begin(self, id: str) -> None:
+        self.need_may_rise(id)
+        if self.candidate is not None and self.candidate.id != id:
+            self.drop_candidate("retired")
+        self.try_out(id, "shadow", 0.0)
+
+    def try_out(self, id: str, stage: Literal["shadow", "canary"], share: float) -> None:
+        self.candidate = Candidate(id=id, stage=stage, share=share, since=time.time())
+        self.move(id, stage)
+
+    def drop_candidate(self, stage: Stage) -> None:
+        if self.candidate is not None:
+            self.move(self.candidate.id, stage)
+            self.candidate = None
+
+    def activate(self, id: str) -> None:
+        if id_of(self.candidate) == id:
+            self.candidate = None
+        if self.active is not None:
+            self.move(self.active, "retired")
+        self.active, self.previous = id, self.active
+        self.move(id, "active")
+
+    def need_unpinned(self) -> None:
+        if self.pinned:
+            raise PolicyRefused(f"{self.active} is pinned (draftpick policies unpin)")
+
+    def need_may_rise(self, id: str) -> None:
+        stage = entry_of(self.policies, id).stage
+        if stage == "active":
+            raise PolicyRefused(f"{id} is active already")
+        if stage == "refused":
+            raise PolicyRefused(f"{id} was refused (to use it all the same: draftpick policies pin {id})")

@@ -1,0 +1,79 @@
+"""Shadow replay: some finished requests are asked again of all other engines, when there is room, and nobody waits.
+
+So it is known of them what every engine would have taken: labels for retraining, and news of engines that get little
+traffic. What was asked is kept in memory until then, and nowhere else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from engines.client import Headers
+from engines.config import Model
+from router.attempt import Attempt
+
+_WAITING = 16
+
+
+class ShadowConfig(Model):
+    """How many finished requests are asked again. Each costs every other engine one request."""
+
+    share: float = Field(0.0, ge=0, le=1, description="share of the finished requests")
+    max_in_flight: int = Field(4, ge=1, description="none while the router holds as many requests of clients")
+
+
+class Discarded:
+    """A reply that goes nowhere."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        return
+
+    async def write(self, data: bytes) -> None:
+        return
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        return
+
+
+class Shadow:
+    """Takes finished attempts (`offer`), and repeats a share of them with `again`, one at a time (`run`)."""
+
+    def __init__(
+        self,
+        config: ShadowConfig,
+        in_flight: Callable[[], int],
+        eligible: Callable[[], list[str]],
+        again: Callable[[Attempt], Awaitable[object]],
+        rng: np.random.Generator,
+    ) -> None:
+        self._config, self._in_flight, self._eligible, self._again, self._rng = config, in_flight, eligible, again, rng
+        self._waiting: asyncio.Queue[Attempt] = asyncio.Queue(_WAITING)
+        self.asked = 0
+
+    def offer(self, attempt: Attempt) -> None:
+        """Take a finished request, perhaps; never waits."""
+        if attempt.decision.reason != "policy" or self._rng.random() >= self._config.share or self._waiting.full():
+            return
+        self._waiting.put_nowait(attempt)
+
+    async def run(self) -> None:
+        """Ask what was taken of every other engine that is eligible, for ever."""
+        while True:
+            done = await self._waiting.get()
+            for arm in self._eligible():
+                if arm != done.decision.arm and arm in done.decision.probabilities:
+                    while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # it may fill again
+                        await asyncio.sleep(0.05)
+                    self.asked += 1
+                    await self._again(shadow_of(done, arm))
+
+
+def shadow_of(done: Attempt, arm: str) -> Attempt:
+    """The same request as an attempt on another arm."""
+    probabilities = {name: float(name == arm) for name in done.decision.probabilities}
+    decision = replace(done.decision, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
+    incoming = replace(done.incoming, deadline=None, charge=None)
+    return Attempt(incoming, done.context, decision)
