@@ -17,6 +17,7 @@ from deploy.cli_keys import keys_app
 from deploy.cli_policy import policy_app
 from deploy.cli_registry import registry_app
 from deploy.cli_report import report_app
+from deploy.cli_retrain import retrain_app
 from deploy.cli_serve import serve_app
 from deploy.console import (
     Config,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.add_typer(serve_app)
 app.add_typer(policy_app)
 app.add_typer(report_app)
+app.add_typer(retrain_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="policies")

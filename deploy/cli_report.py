@@ -35,9 +35,9 @@ def report(
     """
     from deploy.features import homes_of
     from deploy.report import Brief, Paper, as_rows, fits, run_report
-    from deploy.training import lightest, matrix_of
+    from deploy.training import matrix_of
     from policy_training.costs import Costs
-    from policy_training.dataset import load
+    from policy_training.dataset import lightest, load
     from policy_training.experiments import Question
     from policy_training.learners import DEFAULT, LEARNERS, learner
 
@@ -101,8 +101,7 @@ def curve(
     """
     from deploy.curve import costs_of, run_curve
     from deploy.features import homes_of
-    from deploy.training import lightest
-    from policy_training.dataset import load
+    from policy_training.dataset import lightest, load
     from policy_training.experiments import Question
     from policy_training.learners import learner
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from deploy.features import homes_of
 from policy_training.costs import Costs
-from policy_training.dataset import Dataset, DatasetError, load
-from policy_training.from_records import by_time, contexts_of, from_records, imputed, logged
+from policy_training.dataset import Dataset, lightest, load
+from policy_training.from_records import by_time, contexts_of, drawn, from_records, imputed, logged
 from policy_training.learners.base import Learner, Progress, Setting
 from policy_training.matrix import Matrix, matrix
 from policy_training.ope import estimate_all, reward_model
@@ -29,16 +29,6 @@ def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tup
     costs = Costs.fit(data, arms)
     replayed = any(m.source == "replay" for m in data.measurements)
     return matrix(data, arms, featurizer=featurizer, costs=costs if replayed else None), costs
-
-
-def lightest(data: Dataset, featurizer: str | None) -> str:
-    """The featurizer that was asked for, or the one of the shortest vectors. Raises `DatasetError`."""
-    if featurizer is not None and featurizer not in data.featurizers:
-        raise DatasetError(f"no contexts of {featurizer!r} (there are: {', '.join(data.featurizers) or 'none'})")
-    if not data.featurizers:
-        raise DatasetError("the requests have no contexts: give data of `collect`, `label` or records")
-    lengths = {name: len(vector) for of_request in data.contexts.values() for name, vector in of_request.items()}
-    return featurizer or min(data.featurizers, key=lambda name: lengths[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +72,8 @@ def train_on_records(folder: Path, asked: Asked, out: Path) -> dict[str, Any]:
     made = imputed(earlier, data.arms, name, costs)
     provenance = {"records": len(data.measurements), **asked.provenance}
     train_policy(made, asked.learner, asked.setting(costs, name), out, provenance)
-    seen = logged(later, data.arms)
-    contexts = contexts_of(later, name)
+    later = drawn(later)
+    seen, contexts = logged(later, data.arms), contexts_of(later, name)
     policy, everywhere = read(out), np.ones(len(data.arms), bool)
     order = [policy.arms.index(arm) for arm in data.arms]
     pi = np.stack([policy.probabilities(Context(v, name), everywhere)[order] for v in contexts])

@@ -73,7 +73,7 @@ class Decoding:
         return cls(
             answers=[answer(request, prompt, i, spec) for prompt in prompts for i in range(request.num_samples)],
             prompt_tokens=sum(max(1, len(split(prompt))) for prompt in prompts),
-            acceptance_rate=acceptance_rate(spec.tau(text), num_drafted),
+            acceptance_rate=acceptance_rate(spec.tau(text, request.mock_class), num_drafted),
             rng=random.Random(f"{spec.seed}|{engine}|{text}"),
             histogram=[0] * (num_drafted + 1),
             queued_s=time.monotonic(),

@@ -61,9 +61,10 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         mean_s = self.step_s + self.step_s_per_request * (running - 1)
         return max(0.0, mean_s * rng.gauss(1.0, self.jitter))
 
-    def tau(self, text: str) -> float:
-        """Mean tokens per step, bonus token included, for a prompt; its class is its first marker `[class:NAME]`."""
-        return self.acceptance_by_class.get(prompt_class(text), self.acceptance_length)
+    def tau(self, text: str, named: str | None = None) -> float:
+        """Mean tokens per step, bonus token included, for a prompt of the class `named`, else of its first marker
+        `[class:NAME]`."""
+        return self.acceptance_by_class.get(named or prompt_class(text), self.acceptance_length)
 
 
 class StreamOptions(pydantic.BaseModel, frozen=True):
@@ -92,6 +93,7 @@ class MockRequest(pydantic.BaseModel, frozen=True):
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
+    mock_class: str | None = Field(None, description="the prompt's class, which then stands nowhere in its text")
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -51,6 +51,10 @@ class Costs:
         rows = [self.arms.index(arm) for arm in arms]
         return Costs(tuple(arms), self.step_s[rows], self.start_s[rows], self.per_token_s[rows])
 
+    def slower(self, times: float) -> "Costs":
+        """Of a machine that takes so many times as long."""
+        return Costs(self.arms, *(times * getattr(self, name) for name in ARRAYS))
+
     def time_s(self, tau: Floats, prompt_tokens: Floats, tokens: Floats, sampled: npt.NDArray[np.bool_]) -> Floats:
         """Seconds [n, arms] of requests with acceptance lengths `tau` [n, arms] and these numbers of tokens [n]."""
         ttft = self.start_s + prompt_tokens[:, None] * self.per_token_s
@@ -58,13 +62,13 @@ class Costs:
 
     def as_json(self) -> dict[str, Any]:
         """For a manifest or a file; `from_json` reads it."""
-        return {"arms": list(self.arms), **{k: getattr(self, k).tolist() for k in _ARRAYS}}
+        return {"arms": list(self.arms), **{k: getattr(self, k).tolist() for k in ARRAYS}}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Costs":
         """What `as_json` wrote. Raises `DatasetError`."""
         try:
-            arms, arrays = tuple(fields["arms"]), [np.asarray(fields[name], np.float64) for name in _ARRAYS]
+            arms, arrays = tuple(fields["arms"]), [np.asarray(fields[name], np.float64) for name in ARRAYS]
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"no costs: {error}") from error
         shapes = [(len(arms), 2), (len(arms),), (len(arms),)]
@@ -73,7 +77,7 @@ class Costs:
         return cls(arms, *arrays)
 
 
-_ARRAYS = ("step_s", "start_s", "per_token_s")
+ARRAYS = ("step_s", "start_s", "per_token_s")
 
 
 class _Timed(NamedTuple):

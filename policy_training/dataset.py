@@ -175,6 +175,16 @@ def _read(file: Path) -> pa.Table:
     return table
 
 
+def lightest(data: Dataset, featurizer: str | None = None) -> str:
+    """The featurizer that was asked for, or the one of the shortest vectors. Raises `DatasetError`."""
+    if featurizer is not None and featurizer not in data.featurizers:
+        raise DatasetError(f"no contexts of {featurizer!r} (there are: {', '.join(data.featurizers) or 'none'})")
+    if not data.featurizers:
+        raise DatasetError("the requests have no contexts: give data of `collect`, `label` or records")
+    lengths = {name: len(vector) for of_request in data.contexts.values() for name, vector in of_request.items()}
+    return featurizer or min(data.featurizers, key=lambda name: lengths[name])
+
+
 class Parts:
     """A folder of Parquet parts that grows as measurements come: an interrupted run loses the open part alone.
 

@@ -1,7 +1,7 @@
-"""The router's records as a dataset, and the matrix that they are too thin for: each request was seen under one arm."""
+"""The router's records as a dataset, and the matrix that they are too thin for: most were seen under one arm alone."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +11,46 @@ from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
 from policy_training.matrix import Matrix
 from policy_training.ope import Logged
+from router.policies.base import Policy
+from router.policies.tau_cost import TauCostPolicy
 from router.records import read
 from router.types import Context, Record, Vector
 
 KIND = "traffic"
 _FEWEST = 20
-"""Requests that an arm must have been seen with before anything is said of it."""
+"""Requests that an arm must have been seen with before anything is said of it, where no earlier policy says it."""
+_MOST_WEIGHT = 10.0
+_PRIOR = 10.0
 
 
 def from_records(folder: Path) -> Dataset:
-    """Finished answers with a context and a propensity, in order of time; what is left out is counted.
-
-    Raises `DatasetError` when the folder has no records, or a damaged one.
-    """
+    """Finished answers of a folder's records. Raises `DatasetError` when it has none, or a damaged one."""
     if not any(folder.glob("records-*.jsonl")):
         raise DatasetError(f"{folder} holds no records-*.jsonl (is `router.records.dir` set?)")
-    dropped: Counter[str] = Counter()
-    kept: list[tuple[float, Measurement, Context]] = []
     try:
-        for record in read(folder):
-            if (reason := _unusable(record)) or record.context is None:
-                dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
-            else:
-                kept.append((record.time, _measurement(record), record.context))
+        return dataset_of(read(folder))
     except ValueError as error:
         raise DatasetError(f"{folder}: {error}") from error
+
+
+def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = None) -> Dataset:
+    """Finished answers with a context and a propensity, in order of time; what is left out is counted.
+
+    `since`: records of an arm before this time (seconds since the epoch) tell nothing of it any more. Shadows, which
+    nobody drew, have no propensity. Raises `DatasetError` when nothing is left.
+    """
+    dropped: Counter[str] = Counter()
+    kept: list[tuple[float, Measurement, Context]] = []
+    for record in records:
+        reason = _unusable(record)
+        if reason is None and since and record.time < since.get(record.decision.arm, 0.0):
+            reason = "before_change"
+        if reason or record.context is None:
+            dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
+        else:
+            kept.append((record.time, _measurement(record), record.context))
     if not kept:
-        raise DatasetError(f"{folder} holds no record to learn from (dropped: {dict(dropped)})")
+        raise DatasetError(f"there is no record to learn from (dropped: {dict(dropped)})")
     kept.sort(key=lambda row: row[0])
     contexts: dict[str, dict[str, Vector]] = {m.prompt_id: {c.featurizer: c.vector} for _, m, c in kept}
     return Dataset(tuple(m for _, m, _ in kept), contexts, dict(dropped))
@@ -45,7 +58,7 @@ def from_records(folder: Path) -> Dataset:
 
 def _unusable(record: Record) -> str | None:
     outcome, decision = record.outcome, record.decision
-    if decision.reason != "policy":
+    if decision.reason not in ("policy", "shadow"):
         return decision.reason
     if outcome.status != "ok":
         return outcome.status
@@ -70,40 +83,41 @@ def _measurement(record: Record) -> Measurement:
         outcome=record.outcome,
         source="record",
         in_flight=sum(record.load.values()) + 1,
-        propensity=record.decision.propensity,
+        propensity=record.decision.propensity if record.decision.reason == "policy" else None,
     )
 
 
-def imputed(data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs) -> Matrix:
+def imputed(data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, prior: Policy | None = None) -> Matrix:
     """A full matrix of records: tau as it was seen where it was, and elsewhere as a ridge regression of it expects.
 
-    Arms may be unseen for most requests and never for all: raises `DatasetError` for one that was hardly taken.
+    With `prior`, a policy that predicts tau, the regression is of what that missed, and an arm may be unseen; without
+    one, an arm that was hardly taken raises `DatasetError`.
     """
-    from sklearn.linear_model import Ridge
-
-    rows = [m for m in data.measurements if featurizer in data.contexts.get(m.prompt_id, {})]
-    if not rows:
+    requests = _by_request(data, featurizer)
+    if not requests:
         raise DatasetError(f"no record has a context of {featurizer!r}")
-    x = np.stack([data.contexts[m.prompt_id][featurizer] for m in rows]).astype(np.float64)
+    x = np.stack([data.contexts[i][featurizer] for i in requests]).astype(np.float64)
     z = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    taken = np.asarray([arms.index(m.arm) if m.arm in arms else -1 for m in rows])
-    weight = np.asarray([1.0 / (m.propensity or 1.0) for m in rows])
-    seen = np.asarray([np.log(max(m.outcome.acceptance_length or 1.0, 1.0)) for m in rows])
-    log_tau = np.zeros((len(rows), len(arms)))
+    before = _log_tau_of(prior, arms, x, featurizer)
+    log_tau = before.copy()
     for arm, name in enumerate(arms):
-        mine = taken == arm
-        if mine.sum() < _FEWEST:
-            raise DatasetError(f"arm {name!r} has {mine.sum()} records: at least {_FEWEST} are needed (explore more)")
-        model = Ridge(alpha=z.shape[1]).fit(z[mine], seen[mine], sample_weight=weight[mine] / weight[mine].mean())
-        log_tau[:, arm] = np.where(mine, seen, np.maximum(model.predict(z), 0.0))
-    tau = np.exp(log_tau)
-    outcomes = [m.outcome for m in rows]
-    prompt_tokens = np.asarray([o.prompt_tokens or 0 for o in outcomes], np.float64)
-    tokens = np.asarray([o.output_tokens or 0 for o in outcomes], np.float64)
-    temperatures = np.asarray([m.temperature for m in rows])
+        seen = [(i, m) for i, cells in enumerate(requests.values()) for m in cells if m.arm == name]
+        if len(seen) < _FEWEST and prior is None:
+            raise DatasetError(f"arm {name!r} has {len(seen)} records: at least {_FEWEST} are needed (explore more)")
+        if seen:
+            rows = np.asarray([i for i, _ in seen])
+            values = np.asarray([np.log(max(m.outcome.acceptance_length or 1.0, 1.0)) for _, m in seen])
+            weight = np.asarray([min(1.0 / (m.propensity or 1e-9), _MOST_WEIGHT) for _, m in seen])
+            log_tau[:, arm] += _missed(z, rows, values - before[rows, arm], weight)
+            log_tau[rows, arm] = values
+    tau = np.exp(np.maximum(log_tau, 0.0))
+    first = [cells[0] for cells in requests.values()]
+    prompt_tokens = np.asarray([m.outcome.prompt_tokens or 0 for m in first], np.float64)
+    tokens = np.asarray([m.outcome.output_tokens or 0 for m in first], np.float64)
+    temperatures = np.asarray([m.temperature for m in first])
     return Matrix(
-        prompt_ids=tuple(m.prompt_id for m in rows),
-        kinds=tuple(m.kind for m in rows),
+        prompt_ids=tuple(requests),
+        kinds=tuple(m.kind for m in first),
         arms=tuple(arms),
         time_s=costs.of(arms).time_s(tau, prompt_tokens, tokens, temperatures > 0),
         acceptance_length=tau,
@@ -117,12 +131,67 @@ def imputed(data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs) -
     )
 
 
+def _by_request(data: Dataset, featurizer: str) -> dict[str, list[Measurement]]:
+    """Measurements by request, of those with a context: the client's own, and those of its shadows."""
+    found: dict[str, list[Measurement]] = {}
+    for m in data.measurements:
+        if featurizer in data.contexts.get(m.prompt_id, {}):
+            found.setdefault(m.prompt_id, []).append(m)
+    return found
+
+
+def _log_tau_of(
+    prior: Policy | None, arms: Sequence[str], x: npt.NDArray[np.float64], featurizer: str
+) -> npt.NDArray[np.float64]:
+    """Log tau [n, arms] as a policy predicts it; 0 for what it does not know, and without one."""
+    found = np.zeros((len(x), len(arms)))
+    if isinstance(prior, TauCostPolicy) and prior.featurizer == featurizer:
+        predicted = np.stack([np.log(prior.tau(Context(v.astype(np.float32), featurizer))) for v in x])
+        for column, arm in enumerate(arms):
+            if arm in prior.arms:
+                found[:, column] = predicted[:, prior.arms.index(arm)]
+    return found
+
+
+def _missed(
+    z: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+    residual: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """What is to be added everywhere [n]: of few answers their mean, drawn to 0; of more, a ridge regression."""
+    if len(rows) < _FEWEST:
+        return np.full(len(z), float(residual.sum() / (len(rows) + _PRIOR)))
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=z.shape[1]).fit(z[rows], residual, sample_weight=weight / weight.mean())
+    return np.asarray(model.predict(z), np.float64)
+
+
+def drawn(data: Dataset) -> Dataset:
+    """The records that a policy drew, without shadows."""
+    return Dataset(tuple(m for m in data.measurements if m.propensity is not None), data.contexts, data.dropped)
+
+
+def paired(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Seconds per token [n, arms] of the requests of `rows`; NaN in all of a row unless `data` has every arm of it."""
+    cells: dict[str, dict[str, float]] = {}
+    for m in data.measurements:
+        cells.setdefault(m.prompt_id, {})[m.arm] = m.outcome.tpot_s or np.nan
+    found = np.full((len(rows.measurements), len(arms)), np.nan)
+    for i, m in enumerate(rows.measurements):
+        if all(arm in cells[m.prompt_id] for arm in arms):
+            found[i] = [cells[m.prompt_id][arm] for arm in arms]
+    return found
+
+
 def logged(data: Dataset, arms: Sequence[str]) -> Logged:
     """Decisions with the reward -TPOT in seconds, which compares answers of any length: higher is better."""
+    rows = drawn(data).measurements
     return Logged(
-        np.asarray([arms.index(m.arm) for m in data.measurements], np.int64),
-        np.asarray([-(m.outcome.tpot_s or 0.0) for m in data.measurements], np.float64),
-        np.asarray([m.propensity or 0.0 for m in data.measurements], np.float64),
+        np.asarray([arms.index(m.arm) for m in rows], np.int64),
+        np.asarray([-(m.outcome.tpot_s or 0.0) for m in rows], np.float64),
+        np.asarray([m.propensity or 0.0 for m in rows], np.float64),
     )
 
 

@@ -1,0 +1,174 @@
+"""The command line of the loop: `draftpick retrain | events`."""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deploy.cli_policy import Default, Homes
+from deploy.console import Json, Seed, err, fail, out, progress_bar
+
+retrain_app = typer.Typer()
+
+REFUSED = 3
+Records = Annotated[
+    str, typer.Option("--records", help="Folder of the router's records, or a URL of any fsspec store.")
+]
+RegistryDir = Annotated[Path, typer.Option("--registry", envvar="DRAFTPICK_REGISTRY", help="Folder of the registry.")]
+
+
+@retrain_app.command()
+def retrain(
+    records: Records,
+    registry: RegistryDir,
+    data: Annotated[list[Path], typer.Option("--data", help="Datasets to learn from, too; may be repeated.")] = [],
+    learner: Annotated[str, typer.Option(help="Name of the learner; a wrong one lists them.")] = "tau_cost",
+    default: Default = "plain",
+    featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the active policy's.")] = None,
+    homes: Homes = [],
+    watch: Annotated[bool, typer.Option(help="Go on: retrain after drift, take candidates to all requests.")] = False,
+    every: Annotated[float | None, typer.Option(min=1, help="With --watch: train so often, in seconds.")] = None,
+    poll: Annotated[float, typer.Option(min=0.1, help="With --watch: look so often, in seconds.")] = 5.0,
+    stages: Annotated[
+        str, typer.Option(help="Shares of the requests that a candidate decides, in turn.")
+    ] = "0.01,0.1,0.5",
+    min_requests: Annotated[int, typer.Option(min=1, help="Requests of a candidate's own in each stage.")] = 200,
+    most_requests: Annotated[int, typer.Option(min=1, help="Undecided after so many: refused.")] = 4000,
+    fewest_new: Annotated[int, typer.Option(min=1, help="New records before another training.")] = 500,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Data tasks that read segments; 0: in this process.")] = 0,
+    submit: Annotated[str | None, typer.Option(help="Run it as a Ray Job there: http://HEAD:8265.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a candidate of the router's records, gate it, and put it into the registry.
+
+    Exit codes, for a scheduler: 0 a candidate is on its way or a policy serves, 1 failed, 2 wrong usage, 3 refused by
+    its gate. May be killed at any time: the registry always holds one whole policy.
+
+    Examples: draftpick retrain --records records --registry registry; the same with --watch --every 3600
+    """
+    if submit is not None:
+        sys.exit(_submitted(submit))
+    from policy_training.gates import STAGES, Limits
+    from policy_training.keeper import Keeper, Rules
+    from policy_training.learners import learner as learner_of
+    from policy_training.record_store import RecordStore
+    from policy_training.retrain import Plan
+    from router.registry import Registry
+
+    shares = tuple(_share(share) for share in stages.split(","))
+    if unknown := set(shares) - set(STAGES[:-1]):
+        fail(f"--stages: {', '.join(map(str, sorted(unknown)))} is none of {', '.join(map(str, STAGES[:-1]))}", 2)
+    plan = Plan(learner_of(learner), default, featurizer, _base(data, featurizer), _homes(homes, featurizer), seed)
+    limits = Limits(min_requests=min_requests, most_requests=most_requests)
+    store, rules = RecordStore(records, workers), Rules(shares, limits, fewest_new, every)
+    keeper = Keeper(store, Registry(registry), plan, rules, lambda text: _tell(text, as_json))
+    if watch:
+        _keep(keeper, poll)
+        return
+    with progress_bar() as bar:
+        bar.add_task("retraining", total=None)
+        result = keeper.train()
+    if as_json:
+        print(json.dumps({"action": result.action, "id": result.id, **result.report}))
+    if result.action == "refused":
+        raise typer.Exit(REFUSED)
+
+
+def _keep(keeper: Any, poll_s: float) -> None:
+    """Step for ever; what fails is told of and tried again."""
+    from policy_training.dataset import DatasetError
+    from router.errors import PolicyRefused
+
+    said = ""
+    while True:
+        try:
+            keeper.step()
+        except (DatasetError, PolicyRefused, OSError) as error:
+            if str(error) != said:
+                err.print(f"[yellow]warning:[/yellow] {error}", highlight=False, soft_wrap=True)
+            said = str(error)
+        time.sleep(poll_s)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        fail(f"--stages: {text!r} is no number", 2)
+
+
+def _base(data: list[Path], featurizer: str | None) -> Any:
+    from deploy.training import matrix_of
+    from policy_training.dataset import lightest, load
+
+    if not data:
+        return None
+    loaded = load(*data)
+    return matrix_of(loaded, lightest(loaded, featurizer), loaded.arms)[0]
+
+
+def _homes(homes: list[str], featurizer: str | None) -> Any:
+    from deploy.features import homes_of
+
+    if homes and featurizer is None:
+        fail("--home needs --featurizer: whose contexts of these texts", 2)
+    return homes_of(homes, featurizer or "")
+
+
+def _tell(text: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"time": time.time(), "text": text}), file=sys.stderr, flush=True)
+    else:
+        out.print(text, highlight=False, soft_wrap=True)
+
+
+def _submitted(address: str) -> int:
+    """Run this very command as a Ray Job, without --submit; its output here, its exit code back."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    arguments = list(sys.argv[1:])
+    at = next(i for i, one in enumerate(arguments) if one.split("=")[0] == "--submit")
+    del arguments[at : at + (1 if "=" in arguments[at] else 2)]
+    client = JobSubmissionClient(address)
+    job = client.submit_job(entrypoint=shlex.join([sys.executable, "-m", "deploy.cli", *arguments]))
+    err.print(f"job {job} on {address}", highlight=False)
+    shown = 0
+    while True:
+        status, log = client.get_job_status(job), client.get_job_logs(job)
+        print(log[shown:], end="", flush=True)
+        shown = len(log)
+        if status.is_terminal():
+            break
+        time.sleep(1.0)
+    code = client.get_job_info(job).driver_exit_code
+    return int(code) if code is not None else int(status != JobStatus.SUCCEEDED)
+
+
+@retrain_app.command()
+def events(
+    records: Records,
+    since: Annotated[float, typer.Option(min=0, help="Only those of the last so many hours; 0: all.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """What routers noticed and did: engines and requests that changed, policies taken, refused and put aside.
+
+    Example: draftpick events --records records --since 24
+    """
+    from policy_training.record_store import RecordStore
+
+    found = RecordStore(records).events(time.time() - 3600 * since if since else 0.0)
+    for event in found:
+        if as_json:
+            print(json.dumps(asdict(event)))
+        else:
+            at = datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+            out.print(f"{at}  {event.kind:18} {event.text}", highlight=False, soft_wrap=True)
+    if not found and not as_json:
+        out.print("nothing happened", highlight=False)

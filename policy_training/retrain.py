@@ -1,0 +1,151 @@
+"""One retraining: records of the router become a candidate, which goes into the registry and, past its gate, on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.costs import ARRAYS, Costs
+from policy_training.dataset import Dataset, DatasetError, lightest
+from policy_training.from_records import by_time, contexts_of, dataset_of, drawn, imputed, logged, paired
+from policy_training.gates import Verdict, offline
+from policy_training.learners.base import Learner, Setting
+from policy_training.matrix import Matrix
+from policy_training.ope import reward_model
+from policy_training.train import train_policy
+from router.online import Event
+from router.policies import artifact, read
+from router.policies.base import Policy
+from router.registry import Registry
+from router.types import Context, Record
+
+_EARLIER = 0.75
+_MOST_RECORDS = 20_000
+BY = "retraining"
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How candidates are made. `featurizer`: None: the active policy's, or else the lightest in the records.
+
+    `base`: measured or replayed requests that are learned from beside the records. What a step costs on arms of which
+    the records say too little is taken from the active policy.
+    """
+
+    learner: Learner
+    default: str
+    featurizer: str | None = None
+    base: Matrix | None = None
+    homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    seed: int = 0
+    most_records: int = _MOST_RECORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`candidate` goes to live traffic, `promoted` is the first of its registry, `refused` failed its gate."""
+
+    action: Literal["candidate", "promoted", "refused"]
+    id: str | None
+    report: dict[str, Any]
+
+
+def changed_since(events: Sequence[Event]) -> dict[str, float]:
+    """When each arm last changed, by what routers told of."""
+    return {event.arm: event.time for event in events if event.kind == "arm_changed" and event.arm is not None}
+
+
+def retrain(records: Sequence[Record], events: Sequence[Event], registry: Registry, plan: Plan) -> Result:
+    """Train on the earlier records, judge by the later ones. Raises `DatasetError`, `PolicyRefused`.
+
+    What an arm did before it changed is left out, but what the active policy knows of it is not.
+    """
+    state = registry.state()
+    active = read(registry.active_folder()) if state.active else None
+    data = dataset_of(records[-plan.most_records :], changed_since(events))
+    arms = list(active.arms) if active else data.arms
+    earlier, later = by_time(data, _EARLIER)
+    featurizer = plan.featurizer or (active.featurizer if active else None) or lightest(data)
+    costs = _costs(earlier, arms, _costs_of(registry.active_folder()) if active else None)
+    made = imputed(earlier, arms, featurizer, costs, active)
+    if plan.base is not None:
+        made = made + plan.base.only(arms)
+    setting = Setting(plan.default, costs, plan.seed, homes=plan.homes)
+    with TemporaryDirectory() as folder:
+        artefact = Path(folder) / "policy"
+        span = {"from": records[0].time, "to": records[-1].time, "after": state.active}
+        train_policy(made, plan.learner, setting, artefact, {"records": len(data.measurements), **span})
+        verdict = _judge(read(artefact), active, later, featurizer, plan)
+        reason, counted = _reason(verdict), {"records": len(data.measurements), "dropped": dict(data.dropped)}
+        report = {"reason": reason, "gate": verdict.as_json(), **counted}
+        id = registry.add(artefact, report, BY)
+    if not verdict.passed:
+        registry.refuse(id, BY, reason)
+        return Result("refused", id, report)
+    if state.active is None:
+        registry.promote(id, BY, reason)
+        return Result("promoted", id, report)
+    registry.begin(id, BY, reason)
+    return Result("candidate", id, report)
+
+
+def _reason(verdict: Verdict) -> str:
+    failed = [f"{check.name}: {check.why}" for check in verdict.checks if not check.passed]
+    return "; ".join(failed) if failed and not verdict.passed else "the gate is passed"
+
+
+def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: Plan) -> Verdict:
+    rows = drawn(later)
+    if not rows.measurements:
+        raise DatasetError("no later record was drawn by a policy: nothing judges the candidate")
+    arms = list(candidate.arms)
+    seen, contexts = logged(rows, arms), contexts_of(rows, featurizer)
+    own = _probabilities(candidate, contexts, featurizer)
+    before = _probabilities(active, contexts, featurizer) if active else np.eye(len(arms))[seen.arm]
+    times = paired(later, rows, arms)
+    slices = [str(active.bin(Context(v, featurizer)) if active else 0) for v in contexts]
+    return offline(
+        seen,
+        own,
+        before,
+        reward_model(contexts, seen, len(arms)),
+        default=arms.index(plan.default),
+        slices=slices,
+        paired=times if np.isfinite(times).all(1).any() else None,
+        seed=plan.seed,
+    )
+
+
+def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer: str) -> Floats:
+    everywhere = np.ones(len(policy.arms), bool)
+    return np.stack([policy.probabilities(Context(v, featurizer), everywhere) for v in contexts])
+
+
+def _costs_of(folder: Path) -> Costs | None:
+    """The costs that a policy was trained with, where its manifest tells them."""
+    known = artifact.read(folder)[0].get("provenance", {}).get("costs")
+    return Costs.from_json(known) if known else None
+
+
+def _costs(data: Dataset, arms: Sequence[str], known: Costs | None) -> Costs:
+    """Costs of the records; of an arm that they say too little of, the known ones, at the speed of this machine."""
+    seen, own = [], []
+    for arm in arms:
+        try:
+            own.append(Costs.fit(data, [arm]))
+            seen.append(arm)
+        except DatasetError:
+            if known is None or arm not in known.arms:
+                raise
+    if known is None:
+        return Costs.fit(data, arms)
+    measured = dict(zip(seen, own, strict=True))
+    ratios = [measured[arm].step_s[0, 0] / known.of([arm]).step_s[0, 0] for arm in seen if arm in known.arms]
+    speed = float(np.median(ratios)) if ratios else 1.0
+    rows = [measured.get(arm) or known.of([arm]).slower(speed) for arm in arms]
+    return Costs(tuple(arms), *(np.concatenate([getattr(row, name) for row in rows]) for name in ARRAYS))
