@@ -8,11 +8,12 @@ from typing import Any
 from engines.config import nearest
 from engines.errors import ConfigError
 from engines.preflight import check_models
+from router.chosen import may_be_registry, named
 from router.config import EMBEDDED, DraftpickConfig, load_config
 from router.errors import PolicyRefused
 from router.keys import Keyring
-from router.pointer import follow
 from router.policies import SHIPPED, check_arms, read
+from router.registry import Registry
 
 HIDDEN = "***"
 _ENVIRONMENTS = frozenset({"env", "env_vars"})
@@ -87,7 +88,9 @@ def _redact(name: str, value: Any) -> Any:
 def _check_policy(config: DraftpickConfig) -> None:
     """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
     try:
-        name = follow(config.router.policy)
+        if may_be_registry(config.router.policy) and Registry(Path(config.router.policy)).state().active is None:
+            return  # the default engine serves until it has one
+        name = named(config.router.policy)
         if name in ("fixed", "uniform"):
             return
         read(SHIPPED if name == EMBEDDED else Path(name))
@@ -107,7 +110,7 @@ def _check_keys(config: DraftpickConfig) -> None:
 def policy_warning(config: DraftpickConfig) -> str | None:
     """Why the router will refuse the configured policy, if it will."""
     try:
-        name = follow(config.router.policy)
+        name = named(config.router.policy)
         if name in ("fixed", "uniform"):
             return None
         check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), config.arms)

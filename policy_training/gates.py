@@ -19,6 +19,8 @@ STAGES = (0.01, 0.1, 0.5, 1.0)
 """Shares of requests that a candidate decides, one stage after the other; at the last one it is the active policy."""
 
 MARGIN, KEPT_GAIN = 0.02, 0.95
+FEWEST_PAIRED = 20
+"""Requests with the times of all arms that are better evidence than any number of weighted records."""
 FEWEST_IN_SLICE = 25.0  # effective records of the candidate and of the default arm, for anything to be said of it
 FEWEST_IN_TAIL = 200  # times of each policy
 
@@ -129,7 +131,9 @@ def offline(
 
     Probabilities (without exploration, to judge the policy itself), the model of rewards `q` and `paired` (replayed
     seconds, NaN where none) are [n, arms]; `reworded`: the candidate's probabilities for the same tasks in other words,
-    judged by `paired`. The bootstrap draws `blocks` of records near in time, as these are alike. Raises ValueError.
+    judged by `paired`. Where at least `FEWEST_PAIRED` requests have the times of all arms, these decide of the gain, and
+    not the weighted records. The bootstrap draws `blocks` of records near in time, as these are alike. Raises
+    ValueError.
     """
     if reworded is not None and paired is None:
         raise ValueError("rewording is judged by replayed times: give `paired` with `reworded`")
@@ -137,13 +141,15 @@ def offline(
     draw = partial(_resampled, blocks=blocks, seed=seed)
     size = effective_size(weights(logged, pi_candidate))
     worth = f"{len(logged)} records are worth {size:.0f} of its own (more with more exploration, or in more time)"
-    checks = [
-        Check("effective_records", size >= FEWEST_EFFECTIVE, size, FEWEST_EFFECTIVE, worth),
-        _gain("dr_gain", candidate, _tpot_terms(logged, pi_active, q), draw),
-        _worst_slice(logged, pi_candidate, q, default, slices, draw),
-    ]
+    checks = [_worst_slice(logged, pi_candidate, q, default, slices, draw)]
+    rows = np.isfinite(paired).all(1) if paired is not None else np.zeros(len(logged), bool)
+    if paired is None or rows.sum() < FEWEST_PAIRED:
+        checks += [
+            Check("effective_records", size >= FEWEST_EFFECTIVE, size, FEWEST_EFFECTIVE, worth),
+            _gain("dr_gain", candidate, _tpot_terms(logged, pi_active, q), draw),
+        ]
     if paired is not None:
-        if not (rows := np.isfinite(paired).all(1)).any():
+        if not rows.any():
             raise ValueError("`paired` has no row with the times of all arms: leave it out, or replay some requests")
         ours, theirs = ((pi * paired)[rows].sum(1) for pi in (pi_candidate, pi_active))
         checks.append(_gain("replay_gain", ours, theirs, draw))

@@ -23,7 +23,7 @@ from router.policies.base import Policy
 from router.registry import Registry
 from router.types import Context, Record
 
-_EARLIER = 0.75
+_EARLIER = 0.6
 _MOST_RECORDS = 20_000
 BY = "retraining"
 Floats = npt.NDArray[np.float64]

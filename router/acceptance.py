@@ -40,17 +40,39 @@ class QuarantineConfig(Model):
 
 
 @dataclass(slots=True)
-class _Arm:
-    """History of one arm: its usual gain, and how usual a collapsed answer is.
+class _History:
+    """Of one arm on one kind of requests: its usual gain, and how usual a collapsed answer is.
 
     `fresh`: the last answers, which are no part yet of the history that they are judged by.
     """
 
-    quarantine_s: float
     fresh: deque[tuple[float, bool]] = field(default_factory=deque)
     seen: int = 0
     gain: float = 0.0
     usual: float = 0.5
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is enough of it to judge by."""
+        return self.seen >= _FEWEST_SEEN and self.gain >= _LEAST_GAIN
+
+    def saw(self, gain: float, collapsed: bool) -> None:
+        self.fresh.append((gain, collapsed))
+        if len(self.fresh) <= _FRESH and self.seen >= _FEWEST_SEEN:
+            return
+        gain, collapsed = self.fresh.popleft()
+        self.seen += 1
+        weight = max(_HISTORY_WEIGHT, 1 / self.seen)
+        self.gain += weight * (gain - self.gain)
+        self.usual += weight * (collapsed - self.usual)
+
+
+@dataclass(slots=True)
+class _Arm:
+    """One arm: its histories by kind of requests, since an arm may be good at some and bad at others."""
+
+    quarantine_s: float
+    histories: dict[int, _History] = field(default_factory=dict)
     doubt: float = 0.0
     run: int = 0
     until: float | None = None
@@ -60,9 +82,14 @@ class AcceptanceWatch:
     """Sequential test by arm. `doubt` sums log(1 / share of collapsed answers in the past) over a run of them."""
 
     def __init__(
-        self, arms: Sequence[str], config: QuarantineConfig | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        arms: Sequence[str],
+        config: QuarantineConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str, str, str], None] = lambda kind, text, arm: None,
     ) -> None:
-        self._config, self._clock = config or QuarantineConfig(), clock
+        """`tell`: called with the kind of an event, what happened, and the arm."""
+        self._config, self._clock, self._tell = config or QuarantineConfig(), clock, tell
         self._arms = {arm: _Arm(self._config.quarantine_s) for arm in arms}
         self.quarantined = 0
 
@@ -80,48 +107,48 @@ class AcceptanceWatch:
             return "ok"
         return "probed" if self._clock() >= watched.until else "quarantined"
 
-    def saw(self, arm: str, acceptance_length: float | None, output_tokens: int | None) -> None:
-        """Take one finished answer into account. Those too short to tell, or without a figure, are passed over."""
+    def saw(self, arm: str, acceptance_length: float | None, output_tokens: int | None, kind: int = 0) -> None:
+        """Take one finished answer into account. Those too short to tell, or without a figure, are passed over.
+
+        `kind`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm.
+        """
         if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _FEWEST_TOKENS:
             return
         watched, gain = self._arms[arm], acceptance_length - 1.0
-        collapsed = gain < self._config.collapse * watched.gain
+        history = watched.histories.setdefault(kind, _History())
+        collapsed = gain < self._config.collapse * history.gain
         if watched.until is not None:
-            self._probed(arm, watched, collapsed)
+            known = history if history.tells else max(watched.histories.values(), key=lambda h: h.gain)
+            if history.tells or gain >= self._config.collapse * known.gain:
+                self._probed(arm, watched, known, collapsed and history.tells)
             return
-        if watched.seen >= _FEWEST_SEEN and watched.gain >= _LEAST_GAIN:
-            usual = min(max(watched.usual + _MARGIN, _LEAST_USUAL), _MOST_USUAL)
+        if history.tells:
+            usual = min(max(history.usual + _MARGIN, _LEAST_USUAL), _MOST_USUAL)
             watched.doubt = watched.doubt - math.log(usual) if collapsed else 0.0
             if watched.doubt > -math.log(self._config.chance):
-                self._quarantine(arm, watched)
+                self._quarantine(arm, watched, history)
                 return
-        watched.fresh.append((gain, collapsed))
-        if len(watched.fresh) <= _FRESH and watched.seen >= _FEWEST_SEEN:
-            return
-        gain, collapsed = watched.fresh.popleft()
-        watched.seen += 1
-        weight = max(_HISTORY_WEIGHT, 1 / watched.seen)
-        watched.gain += weight * (gain - watched.gain)
-        watched.usual += weight * (collapsed - watched.usual)
+        history.saw(gain, collapsed)
 
-    def _probed(self, arm: str, watched: _Arm, collapsed: bool) -> None:
+    def _probed(self, arm: str, watched: _Arm, history: _History, collapsed: bool) -> None:
         if self._clock() < (watched.until or 0.0):
             return  # it began before the quarantine
         watched.run = watched.run + 1 if collapsed else 0
         if not collapsed:
             watched.until, watched.doubt, watched.quarantine_s = None, 0.0, self._config.quarantine_s
-            log.warning("engine %s: its drafts are accepted again, it takes requests", arm)
+            text = f"engine {arm}: its drafts are accepted again, it takes requests"
+            log.warning(text)
+            self._tell("arm_readmitted", text, arm)
         elif watched.run >= self._config.probes:
-            self._quarantine(arm, watched)
+            self._quarantine(arm, watched, history)
 
-    def _quarantine(self, arm: str, watched: _Arm) -> None:
+    def _quarantine(self, arm: str, watched: _Arm, history: _History) -> None:
         watched.until, watched.run = self._clock() + watched.quarantine_s, 0
-        watched.fresh.clear()
-        log.error(
-            "engine %s: its drafts are hardly accepted any more (usual gain %.2f); no requests for %g s",
-            arm,
-            watched.gain,
-            watched.quarantine_s,
-        )
+        for known in watched.histories.values():
+            known.fresh.clear()
+        lost = f"its drafts are hardly accepted any more (usual gain {history.gain:.2f})"
+        text = f"engine {arm}: {lost}; no requests for {watched.quarantine_s:g} s"
+        log.error(text)
+        self._tell("arm_quarantined", text, arm)
         watched.quarantine_s = min(2 * watched.quarantine_s, self._config.max_quarantine_s)
         self.quarantined += 1

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from router.config import RouterConfig
 from router.errors import PolicyRefused
+from router.pointer import follow
 from router.policies import load
 from router.policies.artifact import MANIFEST
 from router.policies.base import Policy
@@ -22,12 +23,19 @@ class Chosen:
     candidate_refused: str | None = None
 
 
+def named(name: str) -> str:
+    """What a pointer or a registry names: a policy's name or folder. Raises `PolicyRefused`."""
+    name = follow(name)
+    return str(Registry(Path(name)).active_folder()) if may_be_registry(name) else name
+
+
 def choose(name: str, arms: tuple[str, ...], default: str) -> Chosen:
     """What a name, a folder, a pointer or a registry names. Raises `PolicyRefused`."""
-    if not is_registry(Path(name)):
-        return Chosen(load(name, arms, default))
+    policy = load(named(name), arms, default)
+    if not may_be_registry(name):
+        return Chosen(policy)
     registry = Registry(Path(name))
-    policy, candidate = load(str(registry.active_folder()), arms, default), registry.state().candidate
+    candidate = registry.state().candidate
     if candidate is None:
         return Chosen(policy)
     try:

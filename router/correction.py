@@ -1,7 +1,7 @@
-"""What answers say of a policy's times, at once: a factor for every arm in every cluster of requests.
+"""What answers say of a policy's times, at once: a factor for every arm and kind of requests.
 
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
-exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and cluster. A cell of few
+exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, `router.clusters`). A cell of few
 answers leans on its arm, an arm on all answers. One answer moves a mean by no more than `most_step / memory` or so.
 """
 
@@ -30,25 +30,29 @@ class CorrectionConfig(Model):
 
 
 class Correction:
-    """Sums of residuals by cluster and arm; `shifts` is made anew with every answer, and read without a lock.
+    """Sums of residuals by bin and arm; `shifts` is made anew with every answer, and read without a lock.
 
     Several routers add up: each tells its own sums (`own`) and takes those of the others (`take`).
     """
 
-    def __init__(self, config: CorrectionConfig, clusters: int, arms: int) -> None:
+    def __init__(self, config: CorrectionConfig, bins: int, arms: int) -> None:
         self._config = config
-        self._weights, self._sums = np.zeros((clusters, arms)), np.zeros((clusters, arms))
-        self._others = np.zeros((2, clusters, arms))
-        self.shifts: list[list[float]] = [[0.0] * arms for _ in range(clusters)]
+        self._weights, self._sums = np.zeros((bins, arms)), np.zeros((bins, arms))
+        self._others = np.zeros((2, bins, arms))
+        self.shifts: list[list[float]] = [[0.0] * arms for _ in range(bins)]
 
-    def saw(self, cluster: int, arm: int, residual: float) -> None:
+    def saw(self, bin: int, arm: int, residual: float) -> None:
         """Take log(TPOT observed / predicted) of one answer into account."""
-        so_far, step = self.shifts[cluster][arm], self._config.most_step
+        so_far, step = self.shifts[bin][arm], self._config.most_step
         kept = 1.0 - 1.0 / self._config.memory
-        self._weights[cluster, arm] = kept * self._weights[cluster, arm] + 1.0
+        self._weights[bin, arm] = kept * self._weights[bin, arm] + 1.0
         bounded = so_far + min(max(residual - so_far, -step), step)
-        self._sums[cluster, arm] = kept * self._sums[cluster, arm] + bounded
+        self._sums[bin, arm] = kept * self._sums[bin, arm] + bounded
         self._renew()
+
+    def weight(self, bin: int, arm: int) -> float:
+        """How many answers count of an arm on a kind of requests."""
+        return float(self._weights[bin, arm] + self._others[0, bin, arm])
 
     def forget(self, arm: int) -> None:
         """What was seen of an arm holds no more: its drafter, its build or its machine is another one."""

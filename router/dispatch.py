@@ -48,16 +48,14 @@ class Dispatcher:
         records: RecordWriter | None = None,
     ) -> None:
         self._config, self.featurizer = config, featurizer
-        self.serving = Serving(config, policy)
+        self.serving = Serving(config, policy, lambda: self.shadow.hurry())
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._rng = np.random.default_rng(config.seed)
         self.admission = Admission(config.limits)
-        self.watch = AcceptanceWatch(replicas.arms, config.quarantine)
+        self.watch = AcceptanceWatch(replicas.arms, config.quarantine, tell=self.serving.tell_of_arm)
         self.counts: Counter[str] = Counter()
-        self.shadow = Shadow(
-            config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng
-        )
+        self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng)
 
     async def explain(self, request: Request) -> dict[str, object]:
         """Which engine a request would go to, and with which probability every engine. Nothing is sent."""
@@ -266,7 +264,8 @@ class Dispatcher:
         if status == "ok":
             outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
-            self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens)
+            kind = self.serving.policy.bin(attempt.context)
+            self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens, kind)
             if attempt.decision.reason in ("policy", "shadow"):
                 self.serving.saw(attempt.context, attempt.decision, outcome, load[attempt.decision.arm] + 1)
 

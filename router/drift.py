@@ -15,7 +15,8 @@ from pydantic import Field
 
 from engines.config import Model
 
-_LEAST_SIGMA = 0.05
+_LEAST_SIGMA = 0.15
+"""As a logarithm: changes of a few percent are nobody's concern, however sure they are."""
 
 
 class DriftConfig(Model):
@@ -122,20 +123,16 @@ class Savings:
 
 @dataclass(slots=True)
 class ArmWatch:
-    """The tests of one arm: one of acceptance, one of a step's time for each load (1, 2 to 3, 4 to 7, ... in flight).
-
-    A change begins all of them anew.
+    """The tests of one arm: of acceptance, one for each kind of requests (a bin), since other kinds are no change of
+    the arm; of a step's time, one for each load (1, 2 to 3, 4 to 7, ... in flight). A change begins all anew.
     """
 
     config: DriftConfig
-    drafts: PageHinkley = field(init=False)
+    drafts: dict[int, PageHinkley] = field(default_factory=dict)
     steps: dict[int, PageHinkley] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.drafts = PageHinkley(self.config)
-
     def saw(
-        self, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
+        self, bin: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
     ) -> tuple[str, float] | None:
         """(`costs` or `drafts`, how far, as a logarithm) when either has changed."""
         load = in_flight.bit_length()
@@ -143,8 +140,8 @@ class ArmWatch:
         found = ("costs", moved) if moved is not None else None
         if tau is not None:
             # tau / predicted tau, but for a constant of the arm.
-            moved = self.drafts.saw(math.log(tau * predicted_tpot_s))
+            moved = self.drafts.setdefault(bin, PageHinkley(self.config)).saw(math.log(tau * predicted_tpot_s))
             found = found or (("drafts", moved) if moved is not None else None)
         if found:
-            self.drafts, self.steps = PageHinkley(self.config), {}
+            self.drafts, self.steps = {}, {}
         return found

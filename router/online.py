@@ -22,6 +22,7 @@ from router.types import Context, Decision, Outcome
 _FEWEST_TOKENS = 4
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
 _PUT_ASIDE = 500
+_FEWEST_SEEN = 5.0
 _TOLD_AGAIN = 200
 
 
@@ -55,19 +56,18 @@ Tell = Callable[[Event], None]
 
 
 class Online:
-    """Follows one policy. `shifts`: corrections of log TPOT [clusters, arms], None while there are none.
+    """Follows one policy. `shifts`: corrections of log TPOT [bins, arms], None while there are none.
 
     `put_aside`: the policy loses against its own default engine, which shall serve instead.
     """
 
     def __init__(self, config: OnlineConfig, policy: Policy, tell: Tell = lambda event: None) -> None:
         self._config, self._policy, self._tell = config, policy, tell
-        self._clusters = len(policy.clusters) if policy.clusters is not None else 1
-        self.correction = Correction(config.correction, self._clusters, len(policy.arms))
+        self._bins = 2 * len(policy.clusters) if policy.clusters is not None else 1
+        self.correction = Correction(config.correction, self._bins, len(policy.arms))
         self._watches = [ArmWatch(config.drift) for _ in policy.arms]
-        self._inputs = Inputs(config.drift, 2 * self._clusters) if self._clusters > 1 else None
+        self._inputs = Inputs(config.drift, self._bins) if self._bins > 1 else None
         self._savings, self._default = Savings(), policy.default_arm
-        self._residual = [0.0] * len(policy.arms)
         self._cautious = [0] * len(policy.arms)
         self._seen, self._told_at, self._aside_at = 0, -_TOLD_AGAIN, 0
         self.put_aside = False
@@ -92,11 +92,9 @@ class Online:
         arm = self._policy.arms.index(decision.arm)
         residual = math.log(tpot_s / expected[arm])
         if self._config.drift.enabled:
-            self._watch_arm(arm, outcome, expected[arm], in_flight)
-            self._watch_savings(arm, tpot_s, expected)
-        self._residual[arm] += 0.05 * (residual - self._residual[arm])
-        if self._config.correction.enabled:
-            self.correction.saw(bin % self._clusters, arm, residual)
+            self._watch_arm(arm, bin, outcome, expected[arm], in_flight)
+            self._watch_savings(arm, bin, tpot_s, expected)
+        self.correction.saw(bin, arm, residual)
         if self._config.correction.enabled or self._cautious[arm]:
             self._cautious[arm] = max(self._cautious[arm] - 1, 0)
             self.renew()
@@ -107,11 +105,11 @@ class Online:
         if self._config.correction.enabled:
             self.shifts = [[a + b for a, b in zip(row, caution, strict=True)] for row in self.correction.shifts]
         else:
-            self.shifts = [caution] * self._clusters if any(caution) else None
+            self.shifts = [caution] * self._bins if any(caution) else None
 
-    def _watch_arm(self, arm: int, outcome: Outcome, predicted: float, in_flight: int) -> None:
+    def _watch_arm(self, arm: int, bin: int, outcome: Outcome, predicted: float, in_flight: int) -> None:
         assert outcome.tpot_s is not None
-        found = self._watches[arm].saw(in_flight, outcome.tpot_s, outcome.acceptance_length, predicted)
+        found = self._watches[arm].saw(bin, in_flight, outcome.tpot_s, outcome.acceptance_length, predicted)
         if found is None:
             return
         what, moved = found
@@ -128,7 +126,7 @@ class Online:
         index = self._inputs.saw(bin)
         if index is None:
             return
-        self._inputs = Inputs(self._config.drift, 2 * self._clusters)
+        self._inputs = Inputs(self._config.drift, self._bins)
         self._say(
             "inputs_changed",
             f"other kinds of requests come than before (stability index {index:.2f})",
@@ -136,11 +134,13 @@ class Online:
             {"stability_index": index},
         )
 
-    def _watch_savings(self, arm: int, tpot_s: float, expected: Sequence[float]) -> None:
-        """Compare with what the default engine would have taken, as it was last seen."""
+    def _watch_savings(self, arm: int, bin: int, tpot_s: float, expected: Sequence[float]) -> None:
+        """Compare with what the default engine would have taken, where it was seen on such requests of late."""
         if self._default is None or arm == self._default or self.put_aside:
             return
-        of_default = math.log(expected[self._default]) + self._residual[self._default]
+        if self.correction.weight(bin, self._default) < _FEWEST_SEEN:
+            return
+        of_default = math.log(expected[self._default]) + self.correction.shifts[bin][self._default]
         lost = self._savings.saw(of_default - math.log(tpot_s))
         if lost is not None:
             self.put_aside, self._aside_at = True, self._seen

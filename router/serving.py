@@ -1,7 +1,8 @@
 """The policies in service: the active one, and a candidate that decides a share of the requests while it is judged."""
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from router.policies.simple import FixedPolicy
 from router.types import Context, Decision, Outcome
 
 _KEPT_EVENTS = 200
+CHANGES = frozenset({"arm_changed", "inputs_changed", "arm_quarantined"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class Served:
 class Serving:
     """Decides. `explore`: the share of `RouterConfig.explore`, which may change; `events`: the last that happened."""
 
-    def __init__(self, config: RouterConfig, policy: Policy) -> None:
-        self._config = config
+    def __init__(self, config: RouterConfig, policy: Policy, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called when engines or requests have changed."""
+        self._config, self._changed = config, changed
         self.explore = config.explore
         self.events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self.unwritten: deque[Event] = deque(maxlen=_KEPT_EVENTS)
@@ -90,8 +93,14 @@ class Serving:
 
     def tell(self, event: Event) -> None:
         """Keep an event for `/v1/route/events`, and for the file of events."""
+        if event.kind in CHANGES:
+            self._changed()
         self.events.append(event)
         self.unwritten.append(event)
+
+    def tell_of_arm(self, kind: str, text: str, arm: str) -> None:
+        """Keep an event of an arm."""
+        self.tell(Event(time.time(), kind, text, arm, self.policy.id))
 
     def _serve(self, policy: Policy) -> Served:
         best = policy.default_arm

@@ -16,6 +16,7 @@ from engines.config import Model
 from router.attempt import Attempt
 
 _WAITING = 16
+_EAGER_SHARE, _EAGER_REQUESTS = 0.25, 60
 
 
 class ShadowConfig(Model):
@@ -39,7 +40,7 @@ class Discarded:
 
 
 class Shadow:
-    """Takes finished attempts (`offer`), and repeats a share of them with `again`, one at a time (`run`)."""
+    """Takes finished attempts (`offer`), and repeats a share of them with `again`, one after the other (`run`)."""
 
     def __init__(
         self,
@@ -51,24 +52,29 @@ class Shadow:
     ) -> None:
         self._config, self._in_flight, self._eligible, self._again, self._rng = config, in_flight, eligible, again, rng
         self._waiting: asyncio.Queue[Attempt] = asyncio.Queue(_WAITING)
-        self.asked = 0
+        self.asked = self.eager = 0
 
     def offer(self, attempt: Attempt) -> None:
         """Take a finished request, perhaps; never waits."""
-        if attempt.decision.reason != "policy" or self._rng.random() >= self._config.share or self._waiting.full():
+        share = max(self._config.share, _EAGER_SHARE if self.eager else 0.0)
+        self.eager = max(self.eager - 1, 0)
+        if attempt.decision.reason != "policy" or self._rng.random() >= share or self._waiting.full():
             return
         self._waiting.put_nowait(attempt)
+
+    def hurry(self) -> None:
+        """Ask more of the next requests again: something has changed, and news is worth most then."""
+        self.eager = _EAGER_REQUESTS
 
     async def run(self) -> None:
         """Ask what was taken of every other engine that is eligible, for ever."""
         while True:
             done = await self._waiting.get()
-            for arm in self._eligible():
-                if arm != done.decision.arm and arm in done.decision.probabilities:
-                    while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # it may fill again
-                        await asyncio.sleep(0.05)
-                    self.asked += 1
-                    await self._again(shadow_of(done, arm))
+            while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.05)
+            others = [a for a in self._eligible() if a != done.decision.arm and a in done.decision.probabilities]
+            self.asked += len(others)
+            await asyncio.gather(*(self._again(shadow_of(done, arm)) for arm in others))
 
 
 def shadow_of(done: Attempt, arm: str) -> Attempt:

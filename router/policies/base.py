@@ -29,7 +29,7 @@ class Forecast:
 
 
 Shifts = Sequence[Sequence[float]]
-"""Corrections of log TPOT, learned online: [clusters, arms]."""
+"""Corrections of log TPOT, learned online: [bins, arms]."""
 
 
 class Policy(ABC):

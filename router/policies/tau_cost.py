@@ -123,7 +123,7 @@ class TauCostPolicy(Policy):
         tpot_s = self._step_s[:, int(temperature > 0)] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift = tokens * tpot_s, None
         if shifts is not None:
-            shift = shifts[self._bin(z) % len(shifts)]
+            shift = shifts[self._bin(z)]
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
         seconds = self._start_s + prompt_tokens * self._per_token_s + decode_s
