@@ -40,6 +40,7 @@ def retrain(
     ] = "0.01,0.1,0.5",
     min_requests: Annotated[int, typer.Option(min=1, help="Requests of a candidate's own in each stage.")] = 200,
     most_requests: Annotated[int, typer.Option(min=1, help="Undecided after so many: refused.")] = 4000,
+    prove: Annotated[bool, typer.Option(help="Ask for a proven gain by records, before any live traffic.")] = True,
     fewest_new: Annotated[int, typer.Option(min=1, help="New records before another training.")] = 500,
     workers: Annotated[int, typer.Option(min=0, help="Ray Data tasks that read segments; 0: in this process.")] = 0,
     submit: Annotated[str | None, typer.Option(help="Run it as a Ray Job there: http://HEAD:8265.")] = None,
@@ -65,7 +66,9 @@ def retrain(
     shares = tuple(_share(share) for share in stages.split(","))
     if unknown := set(shares) - set(STAGES[:-1]):
         fail(f"--stages: {', '.join(map(str, sorted(unknown)))} is none of {', '.join(map(str, STAGES[:-1]))}", 2)
-    plan = Plan(learner_of(learner), default, featurizer, _base(data, featurizer), _homes(homes, featurizer), seed)
+    plan = Plan(
+        learner_of(learner), default, featurizer, _base(data, featurizer), _homes(homes, featurizer), seed, prove
+    )
     limits = Limits(min_requests=min_requests, most_requests=most_requests)
     store, rules = RecordStore(records, workers), Rules(shares, limits, fewest_new, every)
     keeper = Keeper(store, Registry(registry), plan, rules, lambda text: _tell(text, as_json))

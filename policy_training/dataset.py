@@ -33,8 +33,9 @@ class Measurement:
 
     `in_flight`: requests on the engines at the time, this one among them. `loops`: whether the answer says some eight
     words twice, which flatters drafters that copy; None: not looked at. `propensity`: the probability that the arm was
-    chosen with, of records. `tau_by_length`: acceptance length for every draft length that was replayed. `alignment`:
-    how like the target's answer the drafter's own is, by statistic, in [0, 1].
+    chosen with, of records; `time`: of records, in seconds since the epoch, which is not kept on disk. `tau_by_length`:
+    acceptance length for every draft length that was replayed. `alignment`: how like the target's answer the drafter's
+    own is, by statistic, in [0, 1].
     """
 
     prompt_id: str
@@ -48,6 +49,7 @@ class Measurement:
     source: Source = "live"
     in_flight: int = 1
     propensity: float | None = None
+    time: float = 0.0
     tau_by_length: Mapping[int, float] = field(default_factory=dict)
     alignment: Mapping[str, float] = field(default_factory=dict)
 

@@ -84,6 +84,7 @@ def _measurement(record: Record) -> Measurement:
         source="record",
         in_flight=sum(record.load.values()) + 1,
         propensity=record.decision.propensity if record.decision.reason == "policy" else None,
+        time=record.time,
     )
 
 
@@ -195,12 +196,15 @@ def logged(data: Dataset, arms: Sequence[str]) -> Logged:
     )
 
 
-def by_time(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
-    """The earlier share of the records, and the later rest: traffic changes, and a policy serves the future."""
-    at = round(share * len(data.measurements))
-    return tuple(
-        Dataset(part, data.contexts, data.dropped) for part in (data.measurements[:at], data.measurements[at:])
-    )  # type: ignore[return-value]
+def by_time(data: Dataset, share: float, since: float = 0.0) -> tuple[Dataset, Dataset]:
+    """The earlier records, and the later rest: traffic changes, and a policy serves the future.
+
+    The rest begins after `share` of the records that are later than `since` (seconds since the epoch).
+    """
+    before = sum(m.time <= since for m in data.measurements)
+    at = before + round(share * (len(data.measurements) - before))
+    earlier, later = data.measurements[:at], data.measurements[at:]
+    return Dataset(earlier, data.contexts, data.dropped), Dataset(later, data.contexts, data.dropped)
 
 
 def contexts_of(data: Dataset, featurizer: str) -> npt.NDArray[np.float32]:

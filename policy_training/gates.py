@@ -124,6 +124,7 @@ def offline(
     slices: Sequence[str],
     paired: Floats | None = None,
     reworded: Floats | None = None,
+    prove: bool = True,
     blocks: int = 100,
     seed: int = 0,
 ) -> Verdict:
@@ -131,9 +132,9 @@ def offline(
 
     Probabilities (without exploration, to judge the policy itself), the model of rewards `q` and `paired` (replayed
     seconds, NaN where none) are [n, arms]; `reworded`: the candidate's probabilities for the same tasks in other words,
-    judged by `paired`. Where at least `FEWEST_PAIRED` requests have the times of all arms, these decide of the gain, and
-    not the weighted records. The bootstrap draws `blocks` of records near in time, as these are alike. Raises
-    ValueError.
+    judged by `paired`. Where at least `FEWEST_PAIRED` requests have the times of all arms, these decide of the gain,
+    and not the weighted records. Without `prove` a gain need not be proven, for that is left to live traffic, but no
+    loss may be. The bootstrap draws `blocks` of records near in time, as these are alike. Raises ValueError.
     """
     if reworded is not None and paired is None:
         raise ValueError("rewording is judged by replayed times: give `paired` with `reworded`")
@@ -141,18 +142,19 @@ def offline(
     draw = partial(_resampled, blocks=blocks, seed=seed)
     size = effective_size(weights(logged, pi_candidate))
     worth = f"{len(logged)} records are worth {size:.0f} of its own (more with more exploration, or in more time)"
+    judge = partial(_gain, draw=draw, prove=prove)
     checks = [_worst_slice(logged, pi_candidate, q, default, slices, draw)]
     rows = np.isfinite(paired).all(1) if paired is not None else np.zeros(len(logged), bool)
     if paired is None or rows.sum() < FEWEST_PAIRED:
         checks += [
-            Check("effective_records", size >= FEWEST_EFFECTIVE, size, FEWEST_EFFECTIVE, worth),
-            _gain("dr_gain", candidate, _tpot_terms(logged, pi_active, q), draw),
+            Check("effective_records", size >= FEWEST_EFFECTIVE or not prove, size, FEWEST_EFFECTIVE, worth),
+            judge("dr_gain", candidate, _tpot_terms(logged, pi_active, q)),
         ]
     if paired is not None:
         if not rows.any():
             raise ValueError("`paired` has no row with the times of all arms: leave it out, or replay some requests")
         ours, theirs = ((pi * paired)[rows].sum(1) for pi in (pi_candidate, pi_active))
-        checks.append(_gain("replay_gain", ours, theirs, draw))
+        checks.append(judge("replay_gain", ours, theirs))
         if reworded is not None:
             checks.append(_rewording(paired[rows], pi_candidate[rows], reworded[rows], default))
     return Verdict(all(check.passed for check in checks), tuple(checks))
@@ -172,11 +174,12 @@ def _resampled(a: Floats, b: Floats, blocks: int, seed: int, resamples: int = 20
     return np.asarray(np.where(under > 0.0, 1.0 - over / np.where(under > 0.0, under, 1.0), -np.inf))
 
 
-def _gain(name: str, candidate: Floats, active: Floats, draw: _Drawn) -> Check:
-    """The lower end of the 95 % interval of the gain must be above 0."""
+def _gain(name: str, candidate: Floats, active: Floats, draw: _Drawn, prove: bool) -> Check:
+    """The lower end of the 95 % interval of the gain must be above 0; without `prove`, the upper one not below."""
     gain = 1.0 - candidate.sum() / active.sum()
     low, high = map(float, np.quantile(draw(candidate, active), [0.025, 0.975], method="lower"))
-    return Check(name, low > 0.0, low, 0.0, f"gains {gain:.1%} of the time ({low:.1%} to {high:.1%})")
+    passed = low > 0.0 if prove else high >= 0.0
+    return Check(name, passed, low if prove else high, 0.0, f"gains {gain:.1%} of the time ({low:.1%} to {high:.1%})")
 
 
 def _worst_slice(logged: Logged, pi: Floats, q: Floats, default: int, slices: Sequence[str], draw: _Drawn) -> Check:

@@ -12,14 +12,12 @@ import numpy.typing as npt
 
 from policy_training.gates import STAGES, Limits, Stream, online, scale_of
 from policy_training.record_store import RecordStore
-from policy_training.retrain import Plan, Result, retrain
+from policy_training.retrain import CALLS_FOR, Plan, Result, retrain
 from router.online import Event
 from router.registry import Candidate, Registry, RegistryState
 from router.types import Record
 
 BY = "keeper"
-_CALLS_FOR = ("arm_changed", "inputs_changed", "policy_loses")
-"""Events after which a policy is trained anew."""
 _FAILED = ("engine_error", "timeout", "broken")
 _FEWEST_TIMES = 20
 
@@ -71,7 +69,7 @@ class Keeper:
         if self.rules.every_s is not None and time.time() - trained >= self.rules.every_s:
             return True
         settled = max((c.time.timestamp() for c in state.history if c.action == "promote"), default=0.0)
-        calls = [e for e in self.store.events(settled) if e.kind in _CALLS_FOR]
+        calls = [e for e in self.store.events(settled) if e.kind in CALLS_FOR]
         first = not state.active
         if not calls and not first:
             return False

@@ -23,6 +23,8 @@ from router.policies.base import Policy
 from router.registry import Registry
 from router.types import Context, Record
 
+CALLS_FOR = ("arm_changed", "inputs_changed", "policy_loses")
+"""Events after which a policy is trained anew, and judged by what came after them."""
 _EARLIER = 0.6
 _MOST_RECORDS = 20_000
 BY = "retraining"
@@ -33,8 +35,9 @@ Floats = npt.NDArray[np.float64]
 class Plan:
     """How candidates are made. `featurizer`: None: the active policy's, or else the lightest in the records.
 
-    `base`: measured or replayed requests that are learned from beside the records. What a step costs on arms of which
-    the records say too little is taken from the active policy.
+    `base`: measured or replayed requests that are learned from beside the records. `prove`: whether records must prove
+    a gain before live traffic does. What a step costs on arms of which the records say too little is taken from the
+    active policy.
     """
 
     learner: Learner
@@ -43,6 +46,7 @@ class Plan:
     base: Matrix | None = None
     homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     seed: int = 0
+    prove: bool = True
     most_records: int = _MOST_RECORDS
 
 
@@ -69,7 +73,7 @@ def retrain(records: Sequence[Record], events: Sequence[Event], registry: Regist
     active = read(registry.active_folder()) if state.active else None
     data = dataset_of(records[-plan.most_records :], changed_since(events))
     arms = list(active.arms) if active else data.arms
-    earlier, later = by_time(data, _EARLIER)
+    earlier, later = by_time(data, _EARLIER, since=max((e.time for e in events if e.kind in CALLS_FOR), default=0.0))
     featurizer = plan.featurizer or (active.featurizer if active else None) or lightest(data)
     costs = _costs(earlier, arms, _costs_of(registry.active_folder()) if active else None)
     made = imputed(earlier, arms, featurizer, costs, active)
@@ -116,6 +120,7 @@ def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer:
         reward_model(contexts, seen, len(arms)),
         default=arms.index(plan.default),
         slices=slices,
+        prove=plan.prove,
         paired=times if np.isfinite(times).all(1).any() else None,
         seed=plan.seed,
     )

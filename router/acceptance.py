@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +23,7 @@ _MARGIN = 0.05
 _FEWEST_SEEN = 40
 _LEAST_USUAL, _MOST_USUAL = 0.3, 0.98
 _LEAST_GAIN = 0.05
+_WELL = 2
 
 
 class QuarantineConfig(Model):
@@ -75,7 +77,11 @@ class _Arm:
     histories: dict[int, _History] = field(default_factory=dict)
     doubt: float = 0.0
     run: int = 0
+    well: int = 0
     until: float | None = None
+
+
+_gain = attrgetter("gain")
 
 
 class AcceptanceWatch:
@@ -107,10 +113,25 @@ class AcceptanceWatch:
             return "ok"
         return "probed" if self._clock() >= watched.until else "quarantined"
 
-    def saw(self, arm: str, acceptance_length: float | None, output_tokens: int | None, kind: int = 0) -> None:
+    def forget(self) -> None:
+        """Other kinds of requests come than before: what is usual is learned anew. Quarantines stay."""
+        for watched in self._arms.values():
+            watched.histories.clear()
+            watched.doubt = 0.0
+
+    def saw(
+        self,
+        arm: str,
+        acceptance_length: float | None,
+        output_tokens: int | None,
+        kind: int = 0,
+        *,
+        shadow: bool = False,
+    ) -> None:
         """Take one finished answer into account. Those too short to tell, or without a figure, are passed over.
 
-        `kind`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm.
+        `kind`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm. `shadow`:
+        no client waited for it, so that it may probe an arm in quarantine at any time.
         """
         if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _FEWEST_TOKENS:
             return
@@ -118,9 +139,9 @@ class AcceptanceWatch:
         history = watched.histories.setdefault(kind, _History())
         collapsed = gain < self._config.collapse * history.gain
         if watched.until is not None:
-            known = history if history.tells else max(watched.histories.values(), key=lambda h: h.gain)
+            known = history if history.tells else max(watched.histories.values(), key=_gain)
             if history.tells or gain >= self._config.collapse * known.gain:
-                self._probed(arm, watched, known, collapsed and history.tells)
+                self._probed(arm, watched, known, collapsed and history.tells, shadow)
             return
         if history.tells:
             usual = min(max(history.usual + _MARGIN, _LEAST_USUAL), _MOST_USUAL)
@@ -130,12 +151,16 @@ class AcceptanceWatch:
                 return
         history.saw(gain, collapsed)
 
-    def _probed(self, arm: str, watched: _Arm, history: _History, collapsed: bool) -> None:
+    def _probed(self, arm: str, watched: _Arm, history: _History, collapsed: bool, shadow: bool) -> None:
         if self._clock() < (watched.until or 0.0):
-            return  # it began before the quarantine
+            # A request of a client began before the quarantine; shadows go on, and two good ones in a row end it.
+            watched.well = watched.well + 1 if shadow and not collapsed else 0
+            if watched.well < _WELL:
+                return
         watched.run = watched.run + 1 if collapsed else 0
         if not collapsed:
             watched.until, watched.doubt, watched.quarantine_s = None, 0.0, self._config.quarantine_s
+            watched.well = 0
             text = f"engine {arm}: its drafts are accepted again, it takes requests"
             log.warning(text)
             self._tell("arm_readmitted", text, arm)

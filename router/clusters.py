@@ -24,7 +24,7 @@ class Clusters:
     usual: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, points: Floats, k: int = 8) -> "Clusters":
+    def of(cls, points: Floats, k: int = 24) -> "Clusters":
         """K-means, begun far apart (Gonzalez 1985): the same points give the same clusters."""
         centres = points[[0]]
         for _ in range(min(k, len(points)) - 1):

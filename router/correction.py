@@ -1,8 +1,9 @@
 """What answers say of a policy's times, at once: a factor for every arm and kind of requests.
 
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
-exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, `router.clusters`). A cell of few
-answers leans on its arm, an arm on all answers. One answer moves a mean by no more than `most_step / memory` or so.
+exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, as
+`router.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers. One answer moves a
+mean by no more than about `most_step / memory`.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from pydantic import Field
 from engines.config import Model
 
 Floats = npt.NDArray[np.float64]
-_PRIOR = 4.0
+_PRIOR = 1.5
 """Answers that a cell's arm, or an arm's mean over all, counts as."""
 
 
@@ -57,6 +58,12 @@ class Correction:
     def forget(self, arm: int) -> None:
         """What was seen of an arm holds no more: its drafter, its build or its machine is another one."""
         self._weights[:, arm] = self._sums[:, arm] = self._others[:, :, arm] = 0.0
+        self._renew()
+
+    def doubt(self, kept: float) -> None:
+        """Let what was seen count less, `kept` of it: other requests come, even where they fall into the same bins."""
+        self._weights *= kept
+        self._sums *= kept
         self._renew()
 
     def own(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from router.continuation import Continuation
 from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded
 from router.features import Featurizer
 from router.measure import Meter
+from router.online import Event
 from router.openai import Request
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
@@ -48,7 +49,7 @@ class Dispatcher:
         records: RecordWriter | None = None,
     ) -> None:
         self._config, self.featurizer = config, featurizer
-        self.serving = Serving(config, policy, lambda: self.shadow.hurry())
+        self.serving = Serving(config, policy, self._heard)
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._rng = np.random.default_rng(config.seed)
@@ -89,6 +90,13 @@ class Dispatcher:
                 await self._mend(attempt, reply)
             elif status == "ok" and self._config.shadow.share:
                 self.shadow.offer(attempt)
+
+    def _heard(self, event: Event) -> None:
+        """What an event means for the rest: news is worth most after a change, and what was usual is so no more."""
+        if event.kind in ("arm_changed", "inputs_changed"):
+            self.shadow.hurry()
+        if event.kind == "inputs_changed":
+            self.watch.forget()
 
     async def again(self, attempt: Attempt) -> None:
         """Make an attempt that no client waits for; leaves a record."""
@@ -265,8 +273,9 @@ class Dispatcher:
             outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
             kind = self.serving.policy.bin(attempt.context)
-            self.watch.saw(attempt.decision.arm, outcome.acceptance_length, outcome.output_tokens, kind)
-            if attempt.decision.reason in ("policy", "shadow"):
+            arm, reason = attempt.decision.arm, attempt.decision.reason
+            self.watch.saw(arm, outcome.acceptance_length, outcome.output_tokens, kind, shadow=reason == "shadow")
+            if reason in ("policy", "shadow"):
                 self.serving.saw(attempt.context, attempt.decision, outcome, load[attempt.decision.arm] + 1)
 
     def _record(self, attempt: Attempt, load: dict[str, int], meter: Meter, status: Status) -> None:

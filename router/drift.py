@@ -27,7 +27,7 @@ class DriftConfig(Model):
     allowance: float = Field(0.5, gt=0, description="deviations that the mean may wander unnoticed")
     threshold: float = Field(12.0, gt=0, description="summed deviations beyond that which are a change")
     window: int = Field(120, ge=50, description="requests whose kinds are compared with the usual ones")
-    stability: float = Field(0.8, gt=0, description="population stability index above which the kinds have changed")
+    stability: float = Field(1.0, gt=0, description="population stability index above which the kinds have changed")
 
 
 @dataclass(slots=True)
@@ -88,7 +88,9 @@ class Inputs:
             self.recent.clear()
             self.counts.clear()
             return None
-        index = stability_index(self.usual, now)
+        # Two samples of one distribution differ, too: by about so much.
+        chance = 2.0 * (np.count_nonzero(self.usual + now) - 1) / self.config.window
+        index = stability_index(self.usual, now) - chance
         return index if index > self.config.stability else None
 
     def _shares(self) -> npt.NDArray[np.float64]:

@@ -1,8 +1,8 @@
 """What a running router learns of one policy from its own answers, and what it does about a world that has changed.
 
-The ladder: an arm that changed loses its history and must promise more for a while; a policy that loses time against
-its own default engine is put aside for that engine; an arm whose drafts collapse is quarantined (`router.acceptance`);
-and every finding is an event, which a retraining job reads.
+The ladder: an arm that changed loses its history and must promise more for a while; a policy whose times are not
+corrected, and which loses against its own default engine, is put aside for that engine; an arm whose drafts collapse
+is quarantined (`router.acceptance`); and every finding is an event, which a retraining job reads.
 """
 
 import math
@@ -23,6 +23,7 @@ _FEWEST_TOKENS = 4
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
 _PUT_ASIDE = 500
 _FEWEST_SEEN = 5.0
+_KEPT = 0.2
 _TOLD_AGAIN = 200
 
 
@@ -127,6 +128,9 @@ class Online:
         if index is None:
             return
         self._inputs = Inputs(self._config.drift, self._bins)
+        self.correction.doubt(_KEPT)
+        for watch in self._watches:
+            watch.drafts.clear()  # an arm may do worse on other requests, and be well
         self._say(
             "inputs_changed",
             f"other kinds of requests come than before (stability index {index:.2f})",
@@ -136,7 +140,7 @@ class Online:
 
     def _watch_savings(self, arm: int, bin: int, tpot_s: float, expected: Sequence[float]) -> None:
         """Compare with what the default engine would have taken, where it was seen on such requests of late."""
-        if self._default is None or arm == self._default or self.put_aside:
+        if self._default is None or arm == self._default or self.put_aside or self._config.correction.enabled:
             return
         if self.correction.weight(bin, self._default) < _FEWEST_SEEN:
             return

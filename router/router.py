@@ -28,6 +28,7 @@ from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
 from router.registry import STATE, Registry
+from router.shadow import WORKERS
 from router.static_encoder import StaticFeaturizer
 
 log = logging.getLogger("ray.serve")
@@ -101,7 +102,7 @@ class Router:
         self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
         if self._config.shadow.share:
-            self._tasks.add(asyncio.create_task(self.dispatcher.shadow.run()))
+            self._tasks |= {asyncio.create_task(self.dispatcher.shadow.run()) for _ in range(WORKERS)}
         if self._exchange is not None:
             self._tasks.add(asyncio.create_task(self._exchange_news(self._exchange)))
 

@@ -15,7 +15,6 @@ from router.policies.simple import FixedPolicy
 from router.types import Context, Decision, Outcome
 
 _KEPT_EVENTS = 200
-CHANGES = frozenset({"arm_changed", "inputs_changed", "arm_quarantined"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +42,11 @@ class Served:
 class Serving:
     """Decides. `explore`: the share of `RouterConfig.explore`, which may change; `events`: the last that happened."""
 
-    def __init__(self, config: RouterConfig, policy: Policy, changed: Callable[[], None] = lambda: None) -> None:
-        """`changed` is called when engines or requests have changed."""
-        self._config, self._changed = config, changed
+    def __init__(
+        self, config: RouterConfig, policy: Policy, heard: Callable[[Event], None] = lambda event: None
+    ) -> None:
+        """`heard` is called with every event."""
+        self._config, self._heard = config, heard
         self.explore = config.explore
         self.events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self.unwritten: deque[Event] = deque(maxlen=_KEPT_EVENTS)
@@ -93,8 +94,7 @@ class Serving:
 
     def tell(self, event: Event) -> None:
         """Keep an event for `/v1/route/events`, and for the file of events."""
-        if event.kind in CHANGES:
-            self._changed()
+        self._heard(event)
         self.events.append(event)
         self.unwritten.append(event)
 

@@ -16,7 +16,9 @@ from engines.config import Model
 from router.attempt import Attempt
 
 _WAITING = 16
-_EAGER_SHARE, _EAGER_REQUESTS = 0.25, 60
+WORKERS = 4
+"""How many run at once."""
+_EAGER_SHARE, _EAGER_REQUESTS = 0.3, 200
 
 
 class ShadowConfig(Model):
@@ -40,7 +42,7 @@ class Discarded:
 
 
 class Shadow:
-    """Takes finished attempts (`offer`), and repeats a share of them with `again`, one after the other (`run`)."""
+    """Takes finished attempts (`offer`), and repeats a share of them with `again` (`run`)."""
 
     def __init__(
         self,
