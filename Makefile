@@ -9,7 +9,7 @@ RUNS ?= runs
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format chaos fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead lock clean
+.PHONY: help venv serve demo test test-fast check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ format: $(READY)  ## Format the code
 
 chaos: $(READY)  ## Kill, hang, slow, cut and refill everything under load, with mock engines (6 minutes)
 	$(BIN)/python -m tests.load.chaos --json tests/bench/results/chaos.json
+
+loop: $(READY)  ## The loop that keeps getting better: kinds, engines and words change, with mock engines (6 minutes)
+	$(BIN)/python -m tests.bench.loop --json tests/bench/results/loop.json
 
 fuzz: $(READY)  ## Ask and configure 20,000 things that nobody meant (5 minutes)
 	$(BIN)/python -m tests.load.fuzz --json tests/bench/results/fuzz.json
@@ -96,6 +99,10 @@ curve: $(READY)  ## How many examples suffice: label 10,828 prompts, train on 50
 bench-overhead: $(READY)  ## What the router adds, beside its peers, which are installed under runs/peers (15 minutes)
 	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --results tests/bench/results
 	$(BIN)/python -m tests.bench.overhead.real_engine --json tests/bench/results/real_engine.json
+
+bench-loop: $(READY)  ## Promotion gates over 200 trials, and the loop on real engines (30 minutes)
+	$(BIN)/python -m tests.bench.gates --json tests/bench/results/gates.json
+	$(BIN)/python -m tests.bench.loop.real --json tests/bench/results/loop_real.json
 
 bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
 	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from router.admin import PolicyChange
+
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -85,6 +87,13 @@ def description(model: str) -> dict[str, object]:
                     {"type": "object", "required": ["policy"], "properties": {"policy": {"type": "string"}}},
                 )
             },
+            "/v1/route/events": {"get": _get("What the router noticed and did, the newest first.", errors=("403",))},
+            "/v1/route/policies": {
+                "get": _get("The registry of policies.", errors=("400", "403")),
+                "post": _post(
+                    "Try, promote, pin or roll back a policy of the registry.", PolicyChange.model_json_schema()
+                ),
+            },
         },
     }
 
@@ -99,9 +108,9 @@ def _errors(*codes: str) -> dict[str, Any]:
     return {code: {"description": "OpenAI's error object.", "content": content} for code in codes}
 
 
-def _get(summary: str, *more: str) -> dict[str, Any]:
+def _get(summary: str, *more: str, errors: tuple[str, ...] = ()) -> dict[str, Any]:
     ok = {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}
-    return {"summary": summary, "responses": {"200": ok, **dict.fromkeys(more, ok), **_errors("401", "431")}}
+    return {"summary": summary, "responses": {"200": ok, **dict.fromkeys(more, ok), **_errors("401", "431", *errors)}}
 
 
 def _text(summary: str) -> dict[str, Any]:

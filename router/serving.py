@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,15 @@ class Served:
         if self.stand_in is not None and self.online.put_aside:
             return self.stand_in.decide(context, eligible, rng, explore)
         return self.policy.decide(context, eligible, rng, explore, self.online.shifts, exploration)
+
+    def own(self, context: Context | None, decision: Decision) -> Decision | None:
+        """A decision with what this policy expects; None where it expects nothing. Raises what the policy raises."""
+        if decision.policy == self.policy.id:
+            return decision
+        if context is None or decision.arm not in self.policy.arms:
+            return None
+        forecast = self.policy.weigh(context, np.ones(len(self.policy.arms), bool))[1]
+        return None if forecast is None else replace(decision, predicted_tpot_s=forecast.tpot_s)
 
 
 class Serving:
@@ -81,12 +90,17 @@ class Serving:
         return served.decide(context, eligible, rng, explore, self._config.exploration)
 
     def saw(self, context: Context | None, decision: Decision, outcome: Outcome, in_flight: int) -> None:
-        """Let the policy that decided learn from a finished answer. `in_flight`: on its arm, itself among them."""
+        """Let both policies learn from a finished answer, whichever decided; its client has it already.
+
+        `in_flight`: requests on its arm, itself among them.
+        """
         for served in (self._active, self._candidate):
-            if served is not None and served.policy.id == decision.policy:
-                served.online.saw(context, decision, outcome, in_flight)
-            elif served is not None and served.stand_in is not None and served.stand_in.id == decision.policy:
+            if served is None:
+                continue
+            if served.stand_in is not None and served.stand_in.id == decision.policy:
                 served.online.waited()
+            elif (own := served.own(context, decision)) is not None:
+                served.online.saw(context, own, outcome, in_flight)
 
     def online(self) -> list[tuple[str, Online]]:
         """What is learned of each policy in service, by its id."""
