@@ -1,0 +1,50 @@
+"""`draftpick retrain` as a Ray Job on a running cluster, and Ray Data that reads segments for it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from policy_training.record_store import RecordStore
+from router.registry import Registry
+from tests.policy_training.test_retrain import log, put
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    context = ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="error")
+    yield f"http://{context.dashboard_url}"
+    ray.shutdown()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> str:
+    put(tmp_path / "records", log(range(1200)))
+    return put(tmp_path / "records", log(range(1200, 2400)), "records-2.jsonl")
+
+
+def retrain(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy.cli", "retrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_it_runs_as_a_job_and_its_exit_code_comes_back(dashboard: str, records: str, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    arguments = ["--records", records, "--registry", str(registry), "--submit", dashboard]
+    first = retrain(*arguments)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert Registry(registry).state().active == "p0001"
+    assert retrain(*arguments).returncode == 3  # no better than the first: refused
+    assert Registry(registry).state().policies["p0002"].stage == "refused"
+    assert retrain("--records", str(tmp_path / "nothing"), *arguments[2:]).returncode == 1
+
+
+def test_ray_data_reads_the_same_records(dashboard: str, records: str) -> None:
+    ids = [[r.request_id for r in RecordStore(records, workers).records()] for workers in (0, 2)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 2400
