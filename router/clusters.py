@@ -54,4 +54,5 @@ class Clusters:
 
 def _distances(points: Floats, centres: Floats) -> Floats:
     """Squared distances [n, k]."""
-    return np.asarray(np.square(points[:, None] - centres).sum(2))
+    squares = np.square(points).sum(1)[:, None] + np.square(centres).sum(1)
+    return np.asarray(np.maximum(squares - 2.0 * points @ centres.T, 0.0))

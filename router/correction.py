@@ -31,44 +31,56 @@ class CorrectionConfig(Model):
 
 
 class Correction:
-    """Sums of residuals by bin and arm; `shifts` is made anew with every answer, and read without a lock.
+    """Sums of residuals by bin and arm.
 
     Several routers add up: each tells its own sums (`own`) and takes those of the others (`take`).
     """
 
     def __init__(self, config: CorrectionConfig, bins: int, arms: int) -> None:
         self._config = config
-        self._weights, self._sums = np.zeros((bins, arms)), np.zeros((bins, arms))
-        self._others = np.zeros((2, bins, arms))
-        self.shifts: list[list[float]] = [[0.0] * arms for _ in range(bins)]
+        self._own, self._others = np.zeros((2, bins, arms)), np.zeros((2, bins, arms))
+        self._all = np.zeros((2, bins, arms))
 
     def saw(self, bin: int, arm: int, residual: float) -> None:
         """Take log(TPOT observed / predicted) of one answer into account."""
-        so_far, step = self.shifts[bin][arm], self._config.most_step
-        kept = 1.0 - 1.0 / self._config.memory
-        self._weights[bin, arm] = kept * self._weights[bin, arm] + 1.0
+        so_far, step = self.shift(bin, arm), self._config.most_step
         bounded = so_far + min(max(residual - so_far, -step), step)
-        self._sums[bin, arm] = kept * self._sums[bin, arm] + bounded
-        self._renew()
+        cell = self._own[:, bin, arm]
+        cell *= 1.0 - 1.0 / self._config.memory
+        cell += (1.0, bounded)
+        self._all[:, bin, arm] = cell + self._others[:, bin, arm]
 
     def weight(self, bin: int, arm: int) -> float:
         """How many answers count of an arm on a kind of requests."""
-        return float(self._weights[bin, arm] + self._others[0, bin, arm])
+        return float(self._all[0, bin, arm])
+
+    def shift(self, bin: int, arm: int) -> float:
+        """The correction of one cell."""
+        weights, sums = self._all
+        overall = sums.sum() / (weights.sum() + _PRIOR)
+        of_arm = (sums[:, arm].sum() + _PRIOR * overall) / (weights[:, arm].sum() + _PRIOR)
+        return float((sums[bin, arm] + _PRIOR * of_arm) / (weights[bin, arm] + _PRIOR))
+
+    def shifts(self) -> Floats:
+        """The corrections of log TPOT of all cells, [bins, arms]."""
+        weights, sums = self._all
+        overall = sums.sum() / (weights.sum() + _PRIOR)
+        arms = (sums.sum(0) + _PRIOR * overall) / (weights.sum(0) + _PRIOR)
+        return np.asarray((sums + _PRIOR * arms) / (weights + _PRIOR))
 
     def forget(self, arm: int) -> None:
         """What was seen of an arm holds no more: its drafter, its build or its machine is another one."""
-        self._weights[:, arm] = self._sums[:, arm] = self._others[:, :, arm] = 0.0
-        self._renew()
+        for sums in (self._own, self._others, self._all):
+            sums[:, :, arm] = 0.0
 
     def doubt(self, kept: float) -> None:
         """Let what was seen count less, `kept` of it: other requests come, even where they fall into the same bins."""
-        self._weights *= kept
-        self._sums *= kept
-        self._renew()
+        self._own *= kept
+        self._all = self._own + self._others
 
     def own(self) -> dict[str, Any]:
         """What other routers may want to know, for JSON."""
-        return {"weights": self._weights.tolist(), "sums": self._sums.tolist()}
+        return {"weights": self._own[0].tolist(), "sums": self._own[1].tolist()}
 
     def take(self, others: Iterable[dict[str, Any]]) -> None:
         """Count what other routers have seen, instead of what was taken before. Those of another shape are left out."""
@@ -78,10 +90,4 @@ class Correction:
             if found.shape == total.shape and np.isfinite(found).all():
                 total += found
         self._others = total
-        self._renew()
-
-    def _renew(self) -> None:
-        weights, sums = self._weights + self._others[0], self._sums + self._others[1]
-        overall = sums.sum() / (weights.sum() + _PRIOR)
-        arms = (sums.sum(0) + _PRIOR * overall) / (weights.sum(0) + _PRIOR)
-        self.shifts = ((sums + _PRIOR * arms) / (weights + _PRIOR)).tolist()
+        self._all = self._own + total

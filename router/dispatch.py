@@ -28,7 +28,7 @@ from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
 from router.serving import Serving
 from router.shadow import Discarded, Shadow
-from router.types import Context, Decision, Record, Status
+from router.types import Context, Decision, Outcome, Record, Status
 
 log = logging.getLogger("draftpick.router")
 
@@ -95,7 +95,7 @@ class Dispatcher:
         """What an event means for the rest: news is worth most after a change, and what was usual is so no more."""
         if event.kind in ("arm_changed", "inputs_changed"):
             self.shadow.hurry()
-        if event.kind == "inputs_changed":
+        if event.kind in ("inputs_changed", "policy_taken"):  # which tells other kinds apart
             self.watch.forget()
 
     async def again(self, attempt: Attempt) -> None:
@@ -108,7 +108,7 @@ class Dispatcher:
         status: Status = "broken"
         while status in _RETRIED and self._may_continue(attempt):
             attempt.failed.add(attempt.decision.arm)
-            chosen = self.decide(attempt.context, failed=attempt.failed, tried=attempt.tried)
+            chosen = self.decide(attempt.context, failed=attempt.failed, tried=attempt.tried, explore=False)
             attempt.decision = replace(chosen, reason="continued")
             attempt.number += 1
             self.counts["continued"] += 1
@@ -272,11 +272,20 @@ class Dispatcher:
         if status == "ok":
             outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
-            kind = self.serving.policy.bin(attempt.context)
-            arm, reason = attempt.decision.arm, attempt.decision.reason
-            self.watch.saw(arm, outcome.acceptance_length, outcome.output_tokens, kind, shadow=reason == "shadow")
-            if reason in ("policy", "shadow"):
-                self.serving.saw(attempt.context, attempt.decision, outcome, load[attempt.decision.arm] + 1)
+            self._learn(attempt, outcome, load[attempt.decision.arm] + 1)
+
+    def _learn(self, attempt: Attempt, outcome: Outcome, in_flight: int) -> None:
+        """Let the watch and the policies learn from a finished answer. Its client has it already."""
+        context, decision = attempt.context, attempt.decision
+        shadow = decision.reason == "shadow"
+        try:
+            kind = self.serving.kind(context)
+            self.watch.saw(decision.arm, outcome.acceptance_length, outcome.output_tokens, kind, shadow=shadow)
+            if shadow or decision.reason == "policy":
+                self.serving.saw(context, decision, outcome, in_flight)
+        except Exception:  # a policy may be anybody's code: whatever it raises, the answer stands
+            log.exception("policy %s cannot learn", self.serving.policy.id)
+            self.counts["learning_failed"] += 1
 
     def _record(self, attempt: Attempt, load: dict[str, int], meter: Meter, status: Status) -> None:
         self.counts[f"attempts_{status}"] += 1

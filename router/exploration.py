@@ -1,8 +1,8 @@
 """Structured exploration: some requests go to engines that are nearly as fast as the best, and it is known how likely.
 
 SquareCB (Foster, Rakhlin 2020, arXiv 2002.04926): `p_a = 1 / (arms + gamma * r_a)`, where r_a is the share of the
-best arm's time that arm a would take longer; the rest stays with the policy's own choice. What it costs a request is
-at most arms / gamma of its time, whatever is true.
+best arm's time that arm a would take longer; the rest stays with the policy's own choice. By what the policy predicts
+it costs a request at most arms / gamma of its time, and beside that the floor of the arms that seem far slower.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,9 @@ from itertools import compress
 from pydantic import Field
 
 from engines.config import Model
+
+_LEAST_S = 1e-9
+"""A time of 0 is possible: of a single token, where nothing is known of the time to the first one."""
 
 
 class ExplorationConfig(Model):
@@ -36,11 +39,17 @@ def spread(
         return [(1 - budget) * share + alike * one for share, one in zip(shares, may, strict=True)]
     best = max(range(len(shares)), key=shares.__getitem__)
     least, arms = min(compress(seconds, may)), sum(may)
-    wanted = [0.0] * len(shares)
+    unit = max(least, _LEAST_S)
+    floor = min(of.floor, budget / max(arms - 1, 1))
+    more = [0.0] * len(shares)
     for arm, one in enumerate(may):
-        if one and arm != best:
-            slower = seconds[arm] / least - 1.0
-            wanted[arm] = max(of.floor, 1.0 / (arms + of.gamma * slower) if slower <= of.near else 0.0)
-    total = sum(wanted)
-    scale = min(1.0, budget / total) if total else 0.0
-    return [(1.0 - scale * total) * share + scale * one for share, one in zip(shares, wanted, strict=True)]
+        slower = (seconds[arm] - least) / unit
+        if one and arm != best and slower <= of.near:
+            more[arm] = max(1.0 / (arms + of.gamma * slower) - floor, 0.0)
+    left, total = budget - floor * (arms - 1), sum(more)
+    scale = min(1.0, left / total) if total else 0.0
+    moved = [
+        (floor + scale * x) if one and arm != best else 0.0 for arm, (one, x) in enumerate(zip(may, more, strict=True))
+    ]
+    kept = 1.0 - sum(moved)
+    return [kept * share + x for share, x in zip(shares, moved, strict=True)]

@@ -104,7 +104,7 @@ class Online:
         """Make `shifts` anew, after what was seen here or by other routers."""
         caution = [_CAUTION if left else 0.0 for left in self._cautious]
         if self._config.correction.enabled:
-            self.shifts = [[a + b for a, b in zip(row, caution, strict=True)] for row in self.correction.shifts]
+            self.shifts = (self.correction.shifts() + caution).tolist()
         else:
             self.shifts = [caution] * self._bins if any(caution) else None
 
@@ -144,7 +144,7 @@ class Online:
             return
         if self.correction.weight(bin, self._default) < _FEWEST_SEEN:
             return
-        of_default = math.log(expected[self._default]) + self.correction.shifts[bin][self._default]
+        of_default = math.log(expected[self._default]) + self.correction.shift(bin, self._default)
         lost = self._savings.saw(of_default - math.log(tpot_s))
         if lost is not None:
             self.put_aside, self._aside_at = True, self._seen

@@ -1,6 +1,7 @@
 """One router: a dispatcher over a fleet, with its replica table, its client and its records. It knows no Ray."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -112,14 +113,15 @@ class Router:
             task.cancel()
         await self._client.close()
         if self._exchange is not None:
-            await asyncio.to_thread(self._write_news, self._exchange)
-            await asyncio.to_thread(self._exchange.leave)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._write_news, self._exchange)
+                await asyncio.to_thread(self._exchange.leave)
         if self._records is not None:
             await asyncio.to_thread(self._records.close)
 
     async def use_policy(self, name: str) -> str:
         """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
-        chosen = choose(name, self._arms, self._config.default_engine)
+        chosen = await asyncio.to_thread(choose, name, self._arms, self._config.default_engine)
         policy, featurizer = chosen.policy, self.dispatcher.featurizer
         if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
             featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)

@@ -38,12 +38,16 @@ class Served:
             return self.stand_in.decide(context, eligible, rng, explore)
         return self.policy.decide(context, eligible, rng, explore, self.online.shifts, exploration)
 
+    def understands(self, context: Context | None) -> bool:
+        """Whether a context is of the features that it was made for: another policy may have served meanwhile."""
+        return context is not None and context.featurizer == self.policy.featurizer
+
     def own(self, context: Context | None, decision: Decision) -> Decision | None:
         """A decision with what this policy expects; None where it expects nothing. Raises what the policy raises."""
+        if not self.understands(context) or decision.arm not in self.policy.arms:
+            return None
         if decision.policy == self.policy.id:
             return decision
-        if context is None or decision.arm not in self.policy.arms:
-            return None
         forecast = self.policy.weigh(context, np.ones(len(self.policy.arms), bool))[1]
         return None if forecast is None else replace(decision, predicted_tpot_s=forecast.tpot_s)
 
@@ -88,6 +92,10 @@ class Serving:
         if self._candidate is not None and self.share and rng.random() < self.share:
             served = self._candidate
         return served.decide(context, eligible, rng, explore, self._config.exploration)
+
+    def kind(self, context: Context | None) -> int:
+        """The kind of a request, as the active policy tells kinds apart."""
+        return self.policy.bin(context) if self._active.understands(context) else 0
 
     def saw(self, context: Context | None, decision: Decision, outcome: Outcome, in_flight: int) -> None:
         """Let both policies learn from a finished answer, whichever decided; its client has it already.

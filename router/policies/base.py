@@ -91,7 +91,9 @@ class Policy(ABC):
         """The probabilities [arms] that a decision is drawn from, and what the policy expects. Raises ValueError."""
         weighed, forecast = self.weigh(context, np.asarray(may), shifts)
         shares: list[float] = weighed.tolist()
-        if not (sum(compress(shares, may)) > 0 and min(shares) >= 0 and math.isfinite(sum(shares))):
+        whole = sum(shares)
+        # What is not eligible has exactly 0, which changes no sum.
+        if not (0 < whole == sum(compress(shares, may)) and min(shares) >= 0 and math.isfinite(whole)):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         if explore:
             shares = spread(shares, may, forecast.seconds if forecast else None, explore, exploration)

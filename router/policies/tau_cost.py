@@ -48,7 +48,7 @@ class TauCostPolicy(Policy):
         check_shapes(arrays, _COSTS, arms=len(arms))
         self.id, self.arms, self.featurizer = id, arms, featurizer
         self._regressor = regressor
-        if (points := regressor.requests) is not None:
+        if (points := regressor.requests) is not None and len(points):
             self.clusters = Clusters.of(points)
         self._step_s, self._start_s, self._per_token_s = (arrays[name].astype(np.float64) for name in _COSTS)
         self.default_arm = self._default = arms.index(options["default"])
@@ -123,7 +123,7 @@ class TauCostPolicy(Policy):
         tpot_s = self._step_s[:, int(temperature > 0)] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift = tokens * tpot_s, None
         if shifts is not None:
-            shift = shifts[self._bin(z)]
+            shift = shifts[self._bin(z) % len(shifts)]  # one row, as a record holds it, is for all bins
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
         seconds = self._start_s + prompt_tokens * self._per_token_s + decode_s
