@@ -282,7 +282,7 @@ class Dispatcher:
             kind = self.serving.kind(context)
             self.watch.saw(decision.arm, outcome.acceptance_length, outcome.output_tokens, kind, shadow=shadow)
             if shadow or decision.reason == "policy":
-                self.serving.saw(context, decision, outcome, in_flight)
+                self.serving.saw(context, kind, decision, outcome, in_flight)
         except Exception:  # a policy may be anybody's code: whatever it raises, the answer stands
             log.exception("policy %s cannot learn", self.serving.policy.id)
             self.counts["learning_failed"] += 1

@@ -15,6 +15,8 @@ from pydantic import Field
 
 from engines.config import Model
 
+_LOOKS = 8
+"""Requests between two looks at their kinds."""
 _LEAST_SIGMA = 0.15
 """As a logarithm: changes of a few percent are nobody's concern, however sure they are."""
 
@@ -32,10 +34,9 @@ class DriftConfig(Model):
 
 @dataclass(slots=True)
 class PageHinkley:
-    """Sums of what exceeds the allowance, upwards and downwards, of values standardised by the first `reference`.
+    """Sums of what exceeds the allowance, upwards and downwards, of values standardised by all before them.
 
-    A sum above the threshold is a change; with allowance 0.5 and threshold 12 a false one comes about once in 10^5
-    normal values.
+    The first `reference` values are only learned from. A sum above the threshold is a change.
     """
 
     config: DriftConfig
@@ -48,19 +49,18 @@ class PageHinkley:
     def saw(self, value: float) -> float | None:
         """How far the values have moved, in their own unit, when they have."""
         self.seen += 1
-        if self.seen <= self.config.reference:
-            step = value - self.mean
-            self.mean += step / self.seen
-            self.squares += step * (value - self.mean)
+        before, usual = self.mean, self.seen > self.config.reference
+        sigma = max(math.sqrt(self.squares / (self.seen - 2)), _LEAST_SIGMA) if usual else _LEAST_SIGMA
+        if usual:  # an outlier is no change: one answer counts four deviations at most
+            value = min(max(value, before - 4.0 * sigma), before + 4.0 * sigma)
+        self.mean += (value - before) / self.seen
+        self.squares += (value - before) * (value - self.mean)
+        if not usual:
             return None
-        sigma = max(math.sqrt(self.squares / (self.config.reference - 1)), _LEAST_SIGMA)
-        # One answer counts four deviations at most: an outlier is no change.
-        z = min(max((value - self.mean) / sigma, -4.0), 4.0)
+        z = (value - before) / sigma
         self.up = max(0.0, self.up + z - self.config.allowance)
         self.down = max(0.0, self.down - z - self.config.allowance)
-        if max(self.up, self.down) <= self.config.threshold:
-            return None
-        return value - self.mean
+        return value - before if max(self.up, self.down) > self.config.threshold else None
 
 
 @dataclass(slots=True)
@@ -73,6 +73,7 @@ class Inputs:
     usual: npt.NDArray[np.float64] | None = None
     recent: deque[int] = field(default_factory=deque)
     counts: Counter[int] = field(default_factory=Counter)
+    turn: int = 0
 
     def saw(self, bin: int) -> float | None:
         """The population stability index, when it is above its limit."""
@@ -82,6 +83,9 @@ class Inputs:
             return None
         if len(self.recent) > self.config.window:
             self.counts[self.recent.popleft()] -= 1
+        self.turn = (self.turn + 1) % _LOOKS
+        if self.turn and self.usual is not None:
+            return None
         now = self._shares()
         if self.usual is None:
             self.usual = now

@@ -7,6 +7,7 @@ is quarantined (`router.acceptance`); and every finding is an event, which a ret
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,13 @@ from engines.config import Model
 from router.correction import Correction, CorrectionConfig
 from router.drift import ArmWatch, DriftConfig, Inputs, Savings
 from router.policies.base import Policy, Shifts
-from router.types import Context, Decision, Outcome
+from router.types import Decision, Outcome
 
 _FEWEST_TOKENS = 4
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
 _PUT_ASIDE = 500
-_FEWEST_SEEN = 5.0
+_FEWEST_SEEN, _MOST_SEEN = 5, 30
 _KEPT = 0.2
-_TOLD_AGAIN = 200
 
 
 class OnlineConfig(Model):
@@ -70,7 +70,8 @@ class Online:
         self._inputs = Inputs(config.drift, self._bins) if self._bins > 1 else None
         self._savings, self._default = Savings(), policy.default_arm
         self._cautious = [0] * len(policy.arms)
-        self._seen, self._told_at, self._aside_at = 0, -_TOLD_AGAIN, 0
+        self._of_default: deque[float] = deque(maxlen=_MOST_SEEN)
+        self._seen, self._aside_at = 0, 0
         self.put_aside = False
         self.shifts: Shifts | None = None
 
@@ -81,10 +82,9 @@ class Online:
             self.put_aside, self._savings = False, Savings()
             self._say("policy_tried_again", f"{self._policy.id} serves again, to see whether it saves time now")
 
-    def saw(self, context: Context | None, decision: Decision, outcome: Outcome, in_flight: int) -> None:
-        """Take one answer into account. `in_flight`: requests on its arm while it was made, itself among them."""
+    def saw(self, bin: int, decision: Decision, outcome: Outcome, in_flight: int) -> None:
+        """Take one answer into account. `bin`: the kind of its request; `in_flight`: on its arm, itself among them."""
         self._seen += 1
-        bin = self._policy.bin(context)
         if self._config.drift.enabled and self._inputs is not None and decision.reason == "policy":
             self._watch_inputs(bin)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
@@ -94,8 +94,9 @@ class Online:
         residual = math.log(tpot_s / expected[arm])
         if self._config.drift.enabled:
             self._watch_arm(arm, bin, outcome, expected[arm], in_flight)
-            self._watch_savings(arm, bin, tpot_s, expected)
-        self.correction.saw(bin, arm, residual)
+            self._watch_savings(arm, residual, expected)
+        if self._config.correction.enabled:
+            self.correction.saw(bin, arm, residual)
         if self._config.correction.enabled or self._cautious[arm]:
             self._cautious[arm] = max(self._cautious[arm] - 1, 0)
             self.renew()
@@ -129,6 +130,7 @@ class Online:
             return
         self._inputs = Inputs(self._config.drift, self._bins)
         self.correction.doubt(_KEPT)
+        self._of_default.clear()
         for watch in self._watches:
             watch.drafts.clear()  # an arm may do worse on other requests, and be well
         self._say(
@@ -138,14 +140,16 @@ class Online:
             {"stability_index": index},
         )
 
-    def _watch_savings(self, arm: int, bin: int, tpot_s: float, expected: Sequence[float]) -> None:
-        """Compare with what the default engine would have taken, where it was seen on such requests of late."""
-        if self._default is None or arm == self._default or self.put_aside or self._config.correction.enabled:
+    def _watch_savings(self, arm: int, residual: float, expected: Sequence[float]) -> None:
+        """Compare with what the default engine would have taken, as it was seen of late."""
+        if self._default is None or self.put_aside or self._config.correction.enabled:
             return
-        if self.correction.weight(bin, self._default) < _FEWEST_SEEN:
+        if arm == self._default:
+            self._of_default.append(residual)
+        if arm == self._default or len(self._of_default) < _FEWEST_SEEN:
             return
-        of_default = math.log(expected[self._default]) + self.correction.shift(bin, self._default)
-        lost = self._savings.saw(of_default - math.log(tpot_s))
+        of_default = math.log(expected[self._default]) + sum(self._of_default) / len(self._of_default)
+        lost = self._savings.saw(of_default - math.log(expected[arm]) - residual)
         if lost is not None:
             self.put_aside, self._aside_at = True, self._seen
             name = self._policy.arms[self._default]

@@ -97,10 +97,10 @@ class Serving:
         """The kind of a request, as the active policy tells kinds apart."""
         return self.policy.bin(context) if self._active.understands(context) else 0
 
-    def saw(self, context: Context | None, decision: Decision, outcome: Outcome, in_flight: int) -> None:
+    def saw(self, context: Context | None, kind: int, decision: Decision, outcome: Outcome, in_flight: int) -> None:
         """Let both policies learn from a finished answer, whichever decided; its client has it already.
 
-        `in_flight`: requests on its arm, itself among them.
+        `kind`: of `kind`; `in_flight`: requests on its arm, itself among them.
         """
         for served in (self._active, self._candidate):
             if served is None:
@@ -108,7 +108,8 @@ class Serving:
             if served.stand_in is not None and served.stand_in.id == decision.policy:
                 served.online.waited()
             elif (own := served.own(context, decision)) is not None:
-                served.online.saw(context, own, outcome, in_flight)
+                bin = kind if served is self._active else served.policy.bin(context)
+                served.online.saw(bin, own, outcome, in_flight)
 
     def online(self) -> list[tuple[str, Online]]:
         """What is learned of each policy in service, by its id."""

@@ -1,0 +1,206 @@
+"""What a running router learns: corrections that converge, changes that are noticed, and no change where is none."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policy_training.learners import learner
+from policy_training.train import fitted
+from router.correction import Correction, CorrectionConfig
+from router.drift import DriftConfig, Inputs, PageHinkley, Savings, stability_index
+from router.online import Event, Online, OnlineConfig
+from router.policies.base import Policy
+from router.types import Context, Outcome
+from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
+
+CONFIG = DriftConfig()
+
+
+# --- corrections ---
+
+
+def test_a_correction_comes_to_the_true_residual_in_bounded_steps() -> None:
+    made, rng = Correction(CorrectionConfig(enabled=True), 4, 3), np.random.default_rng(0)
+    made.saw(0, 0, 50.0)
+    assert made.shift(0, 0) < 0.71
+    for _ in range(300):
+        made.saw(0, 0, float(rng.normal(-0.5, 0.2)))
+    assert made.shift(0, 0) == pytest.approx(-0.5, abs=0.1)
+    assert made.shifts()[0, 0] == pytest.approx(made.shift(0, 0))
+
+
+def test_a_cell_without_answers_leans_on_its_arm_and_an_arm_on_all() -> None:
+    made = Correction(CorrectionConfig(), 4, 3)
+    for _ in range(50):
+        made.saw(0, 0, 0.6)
+    assert made.shift(0, 0) > made.shift(1, 0) > made.shift(1, 1) > 0
+    assert made.weight(1, 0) == 0
+
+
+def test_what_is_forgotten_or_doubted_counts_no_more_or_less() -> None:
+    made = Correction(CorrectionConfig(), 2, 2)
+    for _ in range(50):
+        made.saw(0, 0, 0.6)
+        made.saw(0, 1, -0.6)
+    before = made.weight(0, 1)
+    made.doubt(0.2)
+    assert made.weight(0, 1) == pytest.approx(0.2 * before)
+    made.forget(0)
+    assert made.weight(0, 0) == 0
+    assert made.shift(0, 1) < -0.3
+
+
+def test_routers_add_up_and_what_is_of_another_shape_is_left_out() -> None:
+    one, other, both = (Correction(CorrectionConfig(), 2, 2) for _ in range(3))
+    for _ in range(20):
+        one.saw(0, 0, 0.4)
+        other.saw(1, 1, -0.4)
+        both.saw(0, 0, 0.4)
+        both.saw(1, 1, -0.4)
+    one.take([other.own(), {"weights": [[1.0]], "sums": [[1.0]]}])
+    assert one.shifts() == pytest.approx(both.shifts(), abs=0.02)
+
+
+# --- tests of change ---
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_values_that_do_not_move_raise_no_alarm(heavy: bool) -> None:
+    rng, alarms = np.random.default_rng(3), 0
+    for _ in range(20):
+        watch = PageHinkley(CONFIG)
+        values = rng.standard_t(4, 1000) * 0.2 if heavy else rng.normal(0, 0.3, 1000)
+        alarms += any(watch.saw(float(value)) is not None for value in values)
+    assert alarms <= 2
+
+
+def test_a_step_that_takes_twice_as_long_is_noticed_within_twelve_answers() -> None:
+    rng, delays = np.random.default_rng(4), []
+    for _ in range(50):
+        watch = PageHinkley(CONFIG)
+        for _ in range(200):
+            watch.saw(float(rng.normal(0, 0.3)))
+        moved = [watch.saw(float(rng.normal(math.log(2), 0.3))) for _ in range(40)]
+        delays.append(next(i for i, one in enumerate(moved, 1) if one is not None))
+    assert np.quantile(delays, 0.9) <= 14
+    assert np.median(delays) <= 12
+
+
+def test_other_kinds_of_requests_are_noticed_and_the_usual_ones_are_not() -> None:
+    rng = np.random.default_rng(5)
+    usual, other = rng.dirichlet(np.full(16, 0.5)), rng.dirichlet(np.full(16, 0.5))
+    inputs = Inputs(CONFIG, 16)
+    assert all(inputs.saw(int(rng.choice(16, p=usual))) is None for _ in range(5000))
+    found = [inputs.saw(int(rng.choice(16, p=other))) for _ in range(2 * CONFIG.window)]
+    assert any(index is not None for index in found)
+    assert stability_index(usual, usual) == 0
+
+
+def test_a_policy_that_loses_is_told_from_one_that_saves() -> None:
+    rng = np.random.default_rng(6)
+    saves, loses = Savings(), Savings()
+    assert all(saves.saw(float(x)) is None for x in rng.normal(0.1, 0.3, 500))
+    assert any(loses.saw(float(x)) is not None for x in rng.normal(-0.2, 0.3, 500))
+
+
+# --- all together ---
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return fitted(Bandit.draw(600, seed=7).matrix(), learner("tau_cost"), SETTING)
+
+
+class World:
+    """Engines of the bandit's truth, and a policy that decides and learns."""
+
+    def __init__(self, policy: Policy, **online: object) -> None:
+        self.policy, self.events, self.rng = policy, list[Event](), np.random.default_rng(0)
+        self.online = Online(OnlineConfig.model_validate(online), policy, self.events.append)
+        self.tau, self.times = TAU.copy(), np.ones(len(ARMS))
+
+    def go(self, n: int, clusters: Sequence[int] = range(len(TAU)), seed: int = 1) -> list[str]:
+        """Route n requests of these clusters; the arms that were taken."""
+        drawn = Bandit.draw(4 * n, seed=seed)
+        rows = [i for i in range(len(drawn)) if drawn.clusters[i] in clusters and not drawn.sampled[i]][:n]
+        taken = []
+        for i in rows:
+            context = Context(drawn.contexts[i], "features")
+            made = self.policy.decide(context, ARMS, self.rng, 0.1, self.online.shifts)
+            arm = ARMS.index(made.arm)
+            tau = max(float(self.tau[drawn.clusters[i], arm] * self.rng.lognormal(0, 0.1)), 1.0)
+            tpot_s = float(COSTS.step_s[arm, 0]) * float(self.times[arm]) / tau
+            outcome = Outcome("ok", 200, tpot_s=tpot_s, output_tokens=32, acceptance_length=tau if arm else None)
+            self.online.saw(self.policy.bin(context), made, outcome, 1)
+            taken.append(made.arm)
+        return taken
+
+
+def test_nothing_is_told_of_a_world_that_stays_as_it_is(policy: Policy) -> None:
+    world = World(policy, correction={"enabled": True})
+    world.go(1500)
+    assert world.events == []
+
+
+def test_a_drafter_that_dies_is_told_of_and_loses_its_requests(policy: Policy) -> None:
+    world = World(policy, correction={"enabled": True})
+    world.go(600)
+    world.tau[:, ARMS.index("math")] = 1.0
+    taken = world.go(300, seed=2)
+    assert [e.arm for e in world.events if e.kind == "arm_changed"][:1] == ["math"]
+    assert "drafts" in world.events[0].figures
+    assert taken[150:].count("math") < 10
+
+
+def test_a_dearer_step_is_told_of_as_a_cost(policy: Policy) -> None:
+    world = World(policy, correction={"enabled": True})
+    world.go(600)
+    world.times[ARMS.index("ngram")] = 1.6
+    world.go(200, seed=2)
+    (event, *_) = [e for e in world.events if e.kind == "arm_changed"]
+    assert event.arm == "ngram"
+    assert event.figures["costs"] == pytest.approx(math.log(1.6), abs=0.15)
+
+
+def test_other_kinds_are_no_change_of_an_arm(policy: Policy) -> None:
+    world = World(policy, correction={"enabled": True})
+    world.go(500, [0, 1])
+    world.go(300, [2, 3], seed=2)
+    assert {e.kind for e in world.events} == {"inputs_changed"}
+
+
+def test_a_policy_that_loses_is_put_aside_and_tried_again(policy: Policy) -> None:
+    assert policy.default_arm is not None
+    world = World(policy)
+    world.go(300)
+    for arm in range(len(ARMS)):
+        world.times[arm] = 1.0 if arm == policy.default_arm else 3.0
+    world.go(1200, seed=2)
+    assert "policy_loses" in {e.kind for e in world.events}
+    assert world.online.put_aside
+    for _ in range(500):
+        world.online.waited()
+    assert not world.online.put_aside
+    assert world.events[-1].kind == "policy_tried_again"
+
+
+def test_what_is_switched_off_learns_nothing(policy: Policy) -> None:
+    world = World(policy, drift={"enabled": False})
+    world.go(300)
+    world.times[:] = 5.0
+    world.go(300, seed=2)
+    assert world.events == []
+    assert world.online.shifts is None
+
+
+def test_answers_too_short_or_without_a_time_are_passed_over(policy: Policy) -> None:
+    world = World(policy, correction={"enabled": True})
+    made = policy.decide(Context(Bandit.draw(1, seed=3).contexts[0], "features"), ARMS, world.rng)
+    ok = Outcome("ok", 200, tpot_s=0.01, output_tokens=32)
+    for outcome in (replace(ok, tpot_s=None), replace(ok, output_tokens=1)):
+        world.online.saw(0, made, outcome, 1)
+    world.online.saw(0, replace(made, predicted_tpot_s=None), ok, 1)
+    assert world.online.shifts is None
