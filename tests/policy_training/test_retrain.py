@@ -132,18 +132,24 @@ def test_too_few_records_are_said_so(tmp_path: Path) -> None:
         trained(tmp_path, log(range(12)))
 
 
-def test_records_are_read_from_any_store_and_a_segment_that_did_not_grow_not_again() -> None:
-    fs = fsspec.filesystem("memory")
-    first, second = (b"".join(map(encode, log(part))) for part in (range(5), range(5, 9)))
-    fs.pipe({"/logs/records-1.jsonl": first, "/logs/records-2.jsonl": second + b'{"torn'})
+def test_records_are_read_from_any_store_and_of_a_segment_only_what_was_added() -> None:
+    fs, lines = fsspec.filesystem("memory"), [encode(r) for r in log(range(12))]
+    fs.pipe({"/logs/records-1.jsonl": b"".join(lines[:5]), "/logs/records-2.jsonl": b"".join(lines[5:9]) + b'{"torn'})
     store = RecordStore("memory://logs")
     assert len(store.records()) == 9
     assert [r.request_id for r in store.records(since=NOW + 0.065)] == ["r7", "r8"]
-    fs.pipe("/logs/records-1.jsonl", b"x" * len(first))
-    assert len(store.records()) == 9
-    fs.pipe("/logs/records-2.jsonl", first)
-    assert len(store.records()) == 10
+    read = sum(map(len, lines[:5]))
+    fs.pipe("/logs/records-1.jsonl", b"x" * read + lines[9])  # what was read is not read again
+    fs.pipe("/logs/records-2.jsonl", b"".join(lines[5:11]))
+    assert [r.request_id for r in store.records()] == [f"r{i}" for i in range(11)]
     assert store.events() == []
+
+
+def test_of_older_segments_nothing_is_read_once_there_are_enough_records() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({f"/many/records-{i:02}.jsonl": b"".join(map(encode, log(range(10 * i, 10 * i + 10)))) for i in range(40)})
+    found = RecordStore("memory://many", most=100).records()
+    assert (len(found), found[-1].request_id) == (160, "r399")
 
 
 @pytest.mark.parametrize("url", ["memory://nothing", "nosuch://x"])
