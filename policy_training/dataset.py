@@ -33,9 +33,9 @@ class Measurement:
 
     `in_flight`: requests on the engines at the time, this one among them. `loops`: whether the answer says some eight
     words twice, which flatters drafters that copy; None: not looked at. `propensity`: the probability that the arm was
-    chosen with, of records; `time`: of records, in seconds since the epoch, which is not kept on disk. `tau_by_length`:
-    acceptance length for every draft length that was replayed. `alignment`: how like the target's answer the drafter's
-    own is, by statistic, in [0, 1].
+    chosen with, and `time`: when, in seconds since the epoch, of records. `tau_by_length`: acceptance length for every
+    draft length that was replayed. `alignment`: how like the target's answer the drafter's own is, by statistic, in
+    [0, 1].
     """
 
     prompt_id: str
@@ -49,9 +49,9 @@ class Measurement:
     source: Source = "live"
     in_flight: int = 1
     propensity: float | None = None
-    time: float = 0.0
     tau_by_length: Mapping[int, float] = field(default_factory=dict)
     alignment: Mapping[str, float] = field(default_factory=dict)
+    time: float = 0.0
 
     @classmethod
     def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
@@ -101,6 +101,7 @@ _MEASURED = pa.struct(
         ("source", pa.string()),
         ("in_flight", pa.int32()),
         ("propensity", pa.float64()),
+        ("time", pa.float64()),
         ("tau_by_length", pa.map_(pa.int32(), pa.float32())),
         ("alignment", pa.map_(pa.string(), pa.float32())),
     ]
@@ -135,7 +136,7 @@ def _rows(measurements: Iterable[Measurement], contexts: Contexts) -> list[dict[
         vectors = [(name, vector) for name, vector in contexts.get(m.prompt_id, {}).items()]
         shared = {name: getattr(m, name) for name in _PROMPT_FIELDS}
         row = rows.setdefault(m.prompt_id, {**shared, "contexts": vectors, "measured": []})
-        fields_of = {f: getattr(m, f) for f in ("label", "arm", "loops", "source", "in_flight", "propensity")}
+        fields_of = {f: getattr(m, f) for f in ("label", "arm", "loops", "source", "in_flight", "propensity", "time")}
         maps = {f: sorted(getattr(m, f).items()) for f in _MAPS}
         row["measured"].append({**fields_of, **maps, "outcome": asdict(m.outcome)})
     return list(rows.values())

@@ -169,9 +169,12 @@ def _missed(
     return np.asarray(model.predict(z), np.float64)
 
 
-def drawn(data: Dataset) -> Dataset:
-    """The records that a policy drew, without shadows."""
-    return Dataset(tuple(m for m in data.measurements if m.propensity is not None), data.contexts, data.dropped)
+def drawn(data: Dataset, featurizer: str | None = None) -> Dataset:
+    """The records that a policy drew, without shadows; with a featurizer: those that have such a context."""
+    rows = [m for m in data.measurements if m.propensity is not None]
+    if featurizer is not None:
+        rows = [m for m in rows if featurizer in data.contexts.get(m.prompt_id, {})]
+    return Dataset(tuple(rows), data.contexts, data.dropped)
 
 
 def paired(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.float64]:

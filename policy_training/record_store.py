@@ -1,6 +1,5 @@
 """Where records lie: a folder, or any store that fsspec knows (`s3://bucket/records`, `gs://`, `memory://`, ...)."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import fsspec
 
 from policy_training.dataset import DatasetError
-from router.exchange import EVENTS
+from router.exchange import EVENTS, decode_events
 from router.online import Event
 from router.records import decode
 from router.types import Record
@@ -60,8 +59,7 @@ class RecordStore:
         path = f"{self._root}/online/{EVENTS}"
         if not self._fs.exists(path):
             return []
-        lines = self._fs.cat_file(path).splitlines(keepends=True)
-        return [e for e in (Event(**json.loads(line)) for line in lines if line.endswith(b"\n")) if e.time > since]
+        return decode_events(self._fs.cat_file(path), since)
 
     def _sizes(self) -> dict[str, int]:
         self._fs.invalidate_cache()

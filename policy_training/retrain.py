@@ -72,7 +72,8 @@ def retrain(records: Sequence[Record], events: Sequence[Event], registry: Regist
     state = registry.state()
     active = read(registry.active_folder()) if state.active else None
     data = dataset_of(records[-plan.most_records :], changed_since(events))
-    arms = list(active.arms) if active else data.arms
+    known = list(active.arms) if active else []
+    arms = known + [arm for arm in data.arms if arm not in known]
     earlier, later = by_time(data, _EARLIER, since=max((e.time for e in events if e.kind in CALLS_FOR), default=0.0))
     featurizer = plan.featurizer or (active.featurizer if active else None) or lightest(data)
     costs = _costs(earlier, arms, _costs_of(registry.active_folder()) if active else None)
@@ -104,13 +105,13 @@ def _reason(verdict: Verdict) -> str:
 
 
 def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: Plan) -> Verdict:
-    rows = drawn(later)
+    rows = drawn(later, featurizer)
     if not rows.measurements:
         raise DatasetError("no later record was drawn by a policy: nothing judges the candidate")
     arms = list(candidate.arms)
     seen, contexts = logged(rows, arms), contexts_of(rows, featurizer)
-    own = _probabilities(candidate, contexts, featurizer)
-    before = _probabilities(active, contexts, featurizer) if active else np.eye(len(arms))[seen.arm]
+    own = _probabilities(candidate, contexts, featurizer, arms)
+    before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[seen.arm]
     times = paired(later, rows, arms)
     slices = [str(active.bin(Context(v, featurizer)) if active else 0) for v in contexts]
     return offline(
@@ -126,9 +127,12 @@ def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer:
     )
 
 
-def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer: str) -> Floats:
-    everywhere = np.ones(len(policy.arms), bool)
-    return np.stack([policy.probabilities(Context(v, featurizer), everywhere) for v in contexts])
+def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer: str, arms: Sequence[str]) -> Floats:
+    """What a policy would choose, [n, arms]; 0 for an arm that it does not know."""
+    everywhere, found = np.ones(len(policy.arms), bool), np.zeros((len(contexts), len(arms)))
+    rows = [policy.probabilities(Context(v, featurizer), everywhere) for v in contexts]
+    found[:, [arms.index(arm) for arm in policy.arms]] = np.stack(rows)
+    return found
 
 
 def _costs_of(folder: Path) -> Costs | None:

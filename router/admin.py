@@ -11,13 +11,14 @@ from pydantic import Field, ValidationError
 from engines.config import Model
 from router.asgi import AsgiReply, Asked
 from router.dispatch import Dispatcher
-from router.errors import BadRequest, NotAllowed, PolicyRefused
+from router.errors import BadRequest, NotAllowed, PolicyRefused, RegistryFailed
 from router.keys import Key, Keyring, need
 from router.online import Event
 from router.openai import parse
-from router.registry import Registry
+from router.registry import Registry, RegistryState
 
 CHAT = "/v1/chat/completions"
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,25 @@ class PolicyChange(Model):
     """What `POST /v1/route/policies` may ask for."""
 
     action: Literal["canary", "promote", "pin", "unpin", "rollback"]
-    id: str = Field("", description="of a policy in the registry; not for `unpin` and `rollback`")
+    id: str = Field(
+        "",
+        max_length=20,
+        pattern=r"^(p[0-9]{4,})?$",
+        description="of a policy in the registry; not for `unpin` and `rollback`",
+    )
     share: float = Field(0.01, gt=0, le=1, description="of the requests, for `canary`")
     reason: str = Field("", max_length=500)
 
+    @property
+    def names_one(self) -> bool:
+        """Whether `id` says which policy is meant."""
+        return self.action not in ("unpin", "rollback")
+
     def make(self, registry: Registry, by: str) -> None:
-        """Change the registry. Raises `PolicyRefused`."""
+        """Change the registry. Raises `PolicyRefused`, and OSError when the disk fails."""
         if self.action == "canary":
             registry.advance(self.id, self.share, by, self.reason, begin=True)
-        elif self.action in ("promote", "pin"):
+        elif self.names_one:
             getattr(registry, self.action)(self.id, by, self.reason)
         else:
             getattr(registry, self.action)(by, self.reason)
@@ -94,8 +105,13 @@ class AdminPages:
         await self._show_policies(reply)
 
     async def _show_policies(self, reply: AsgiReply) -> None:
-        state = await asyncio.to_thread(self._registry().state)
-        await reply.json(200, state.model_dump(mode="json", by_alias=True))
+        await reply.json(200, (await self._state()).model_dump(mode="json", by_alias=True))
+
+    async def _state(self) -> RegistryState:
+        try:
+            return await asyncio.to_thread(self._registry().state)
+        except PolicyRefused as error:
+            raise RegistryFailed(str(error), code="registry_damaged") from error
 
     async def _change_policies(self, asked: Asked, reply: AsgiReply) -> None:
         key = self._changer(asked, "to change the policies")
@@ -103,12 +119,17 @@ class AdminPages:
             return
         try:
             change = PolicyChange.model_validate_json(body)
-            await asyncio.to_thread(change.make, self._registry(), f"key {key.name}")
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            raise BadRequest(first["msg"], param=".".join(map(str, first["loc"])) or None) from None
+            raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))[:_LONGEST_NAME] or None) from None
+        await self._state()  # where it is damaged, no change is at fault
+        try:
+            await asyncio.to_thread(change.make, self._registry(), f"key {key.name}")
         except PolicyRefused as error:
-            raise BadRequest(str(error), param="id", code="policy_refused") from error
+            param = "id" if change.names_one else None
+            raise BadRequest(str(error), param=param, code="policy_refused") from error
+        except OSError as error:
+            raise RegistryFailed(f"the registry cannot be changed: {error.strerror}", code="registry_failed") from error
         await self._show_policies(reply)
 
     def _registry(self) -> Registry:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from router.config import RouterConfig
 from router.errors import PolicyRefused
-from router.pointer import follow
+from router.pointer import NAMES, follow
 from router.policies import load
 from router.policies.artifact import MANIFEST
 from router.policies.base import Policy
@@ -48,7 +48,7 @@ def choose(name: str, arms: tuple[str, ...], default: str) -> Chosen:
 def may_be_registry(name: str) -> bool:
     """Whether a registry lies in this folder, or may once lie there."""
     path = Path(name)
-    return is_registry(path) or (path.is_dir() and not (path / MANIFEST).is_file())
+    return name not in NAMES and (is_registry(path) or (path.is_dir() and not (path / MANIFEST).is_file()))
 
 
 def choose_policy(config: RouterConfig, arms: tuple[str, ...]) -> tuple[Chosen, str | None]:

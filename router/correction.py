@@ -6,7 +6,7 @@ exp(shift), where shift is the discounted mean of log(TPOT observed / predicted)
 mean by no more than about `most_step / memory`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,21 @@ class Correction:
         return {"weights": self._own[0].tolist(), "sums": self._own[1].tolist()}
 
     def take(self, others: Iterable[dict[str, Any]]) -> None:
-        """Count what other routers have seen, instead of what was taken before. Those of another shape are left out."""
+        """Count what other routers have seen, instead of what was taken before. What is no news is left out."""
         total = np.zeros_like(self._others)
         for other in others:
-            found = np.asarray([other["weights"], other["sums"]], np.float64)
-            if found.shape == total.shape and np.isfinite(found).all():
+            if (found := _news(other)) is not None and found.shape == total.shape:
                 total += found
         self._others = total
         self._all = self._own + total
+
+
+def _news(found: Any) -> Floats | None:
+    """Weights and sums, as `Correction.own` gives them; None for anything else: other versions write there, too."""
+    if not isinstance(found, Mapping):
+        return None
+    try:
+        made = np.asarray([found["weights"], found["sums"]], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return made if np.isfinite(made).all() and (made[0] >= 0).all() else None

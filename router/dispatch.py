@@ -88,7 +88,7 @@ class Dispatcher:
                 status = await self._try(attempt, reply)
             if attempt.started and status == "broken":
                 await self._mend(attempt, reply)
-            elif status == "ok" and self._config.shadow.share:
+            elif status == "ok" and self._config.shadow.share and incoming.explore:
                 self.shadow.offer(attempt)
 
     def _heard(self, event: Event) -> None:
@@ -191,7 +191,8 @@ class Dispatcher:
         if self.watch.quarantined:
             load = self._replicas.load()
             eligible = [arm for arm in eligible if self.watch.admits(arm, load[arm])] or eligible
-        if context is None and self.serving.policy.featurizer is not None:
+        needs = self.serving.policy.featurizer
+        if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
             return self._fall_back("no_context", eligible)
         try:
             return self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0)

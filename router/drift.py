@@ -33,6 +33,23 @@ class DriftConfig(Model):
 
 
 @dataclass(slots=True)
+class _Sum:
+    """One of the two sums, and by how much the `count` values since it was last 0 deviated in all."""
+
+    sum: float = 0.0
+    deviations: float = 0.0
+    count: int = 0
+
+    def add(self, exceeding: float, deviation: float) -> float:
+        """The sum with one value more."""
+        self.sum += exceeding
+        self.deviations, self.count = self.deviations + deviation, self.count + 1
+        if self.sum <= 0.0:
+            self.sum, self.deviations, self.count = 0.0, 0.0, 0
+        return self.sum
+
+
+@dataclass(slots=True)
 class PageHinkley:
     """Sums of what exceeds the allowance, upwards and downwards, of values standardised by all before them.
 
@@ -43,12 +60,13 @@ class PageHinkley:
     seen: int = 0
     mean: float = 0.0
     squares: float = 0.0
-    up: float = 0.0
-    down: float = 0.0
+    up: _Sum = field(default_factory=_Sum)
+    down: _Sum = field(default_factory=_Sum)
 
     def saw(self, value: float) -> float | None:
-        """How far the values have moved, in their own unit, when they have."""
+        """How far the values have moved, in their own unit, when they have: the mean since they began to."""
         self.seen += 1
+        deviation = value - self.mean
         before, usual = self.mean, self.seen > self.config.reference
         sigma = max(math.sqrt(self.squares / (self.seen - 2)), _LEAST_SIGMA) if usual else _LEAST_SIGMA
         if usual:  # an outlier is no change: one answer counts four deviations at most
@@ -58,9 +76,9 @@ class PageHinkley:
         if not usual:
             return None
         z = (value - before) / sigma
-        self.up = max(0.0, self.up + z - self.config.allowance)
-        self.down = max(0.0, self.down - z - self.config.allowance)
-        return value - before if max(self.up, self.down) > self.config.threshold else None
+        sums = ((self.up, z), (self.down, -z))
+        over = [one for one, way in sums if one.add(way - self.config.allowance, deviation) > self.config.threshold]
+        return over[0].deviations / over[0].count if over else None
 
 
 @dataclass(slots=True)
@@ -141,7 +159,7 @@ class ArmWatch:
         self, bin: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
     ) -> tuple[str, float] | None:
         """(`costs` or `drafts`, how far, as a logarithm) when either has changed."""
-        load = in_flight.bit_length()
+        load, tau = in_flight.bit_length(), tau if tau and tau > 0 else None
         moved = self.steps.setdefault(load, PageHinkley(self.config)).saw(math.log(tpot_s * (tau or 1.0)))
         found = ("costs", moved) if moved is not None else None
         if tau is not None:

@@ -9,6 +9,7 @@ RequestError           carries an HTTP status and an OpenAI error type
 ├── RateLimited        429, the key has used up its minute
 ├── NoEngine           503, no engine can take the request
 ├── Overloaded         503, too many requests wait already
+├── RegistryFailed     503, the registry of policies is damaged, or its disk fails
 ├── TimedOut           504, the client's own deadline has passed
 └── EngineFailed       502 or 504, all attempts failed before the first byte
 PolicyRefused          an artefact that this fleet cannot use
@@ -104,6 +105,12 @@ class Overloaded(RequestError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message, code="overloaded")
         self.retry_after_s = retry_after_s
+
+
+class RegistryFailed(RequestError):
+    """The registry of policies cannot be read or changed."""
+
+    status, type = 503, "service_unavailable_error"
 
 
 class TimedOut(RequestError):

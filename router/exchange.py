@@ -1,6 +1,7 @@
 """What router replicas leave on a shared disk, without a lock: events for people, corrections for each other."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -28,7 +29,8 @@ class Exchange:
         data = b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
         handle = os.open(self._folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            os.write(handle, data)
+            if os.write(handle, data) < len(data):
+                raise OSError(f"the disk of {self._folder} did not take all events")
         finally:
             os.close(handle)
 
@@ -40,14 +42,10 @@ class Exchange:
         os.replace(scratch, self._own)
         found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in own}
         for path in self._folder.glob("corrections-*.json"):
-            if path == self._own:
-                continue
-            if time.time() - path.stat().st_mtime > _FRESH_S:
-                path.unlink(missing_ok=True)
-                continue
-            for policy, sums in json.loads(path.read_text()).items():
-                if policy in found:
-                    found[policy].append(sums)
+            if path != self._own:
+                for policy, sums in _left(path).items():
+                    if policy in found:
+                        found[policy].append(sums)
         return found
 
     def leave(self) -> None:
@@ -56,8 +54,32 @@ class Exchange:
 
 
 def read_events(path: Path, since: float = 0.0) -> list[Event]:
-    """Events of a file that are later than `since`; a torn last line is passed over."""
-    if not path.is_file():
-        return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [event for event in (Event(**json.loads(line)) for line in lines) if event.time > since]
+    """Events of a file that are later than `since`."""
+    return decode_events(path.read_bytes(), since) if path.is_file() else []
+
+
+def decode_events(data: bytes, since: float = 0.0) -> list[Event]:
+    """Events in the lines of `events.jsonl` that are later than `since`; damaged and torn lines are passed over."""
+    found = (_event(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n"))
+    return [event for event in found if event is not None and event.time > since]
+
+
+def _event(line: bytes) -> Event | None:
+    """The event in a line; None where a replica ended in the middle of it, or one of another version wrote it."""
+    try:
+        event = Event(**json.loads(line))
+        return event if math.isfinite(event.time) else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _left(path: Path) -> dict[str, Any]:
+    """What another router left, by policy id; nothing where it is stale, which ends it, gone meanwhile, or damaged."""
+    try:
+        if time.time() - path.stat().st_mtime > _FRESH_S:
+            path.unlink(missing_ok=True)
+            return {}
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

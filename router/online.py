@@ -88,13 +88,14 @@ class Online:
         if self._config.drift.enabled and self._inputs is not None and decision.reason == "policy":
             self._watch_inputs(bin)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
-        if expected is None or not tpot_s or (outcome.output_tokens or 0) < _FEWEST_TOKENS:
-            return
+        if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _FEWEST_TOKENS:
+            return  # by an engine's own clock, the first token of a whole answer may come after its last
         arm = self._policy.arms.index(decision.arm)
         residual = math.log(tpot_s / expected[arm])
         if self._config.drift.enabled:
             self._watch_arm(arm, bin, outcome, expected[arm], in_flight)
-            self._watch_savings(arm, residual, expected)
+            own = decision.reason == "policy" and decision.policy == self._policy.id
+            self._watch_savings(arm, residual, expected, own)
         if self._config.correction.enabled:
             self.correction.saw(bin, arm, residual)
         if self._config.correction.enabled or self._cautious[arm]:
@@ -140,13 +141,16 @@ class Online:
             {"stability_index": index},
         )
 
-    def _watch_savings(self, arm: int, residual: float, expected: Sequence[float]) -> None:
-        """Compare with what the default engine would have taken, as it was seen of late."""
+    def _watch_savings(self, arm: int, residual: float, expected: Sequence[float], own: bool) -> None:
+        """Compare with what the default engine would have taken, as it was seen of late.
+
+        `own`: the policy chose the arm itself. Others, and shadows, tell of the default engine alone.
+        """
         if self._default is None or self.put_aside or self._config.correction.enabled:
             return
         if arm == self._default:
             self._of_default.append(residual)
-        if arm == self._default or len(self._of_default) < _FEWEST_SEEN:
+        if not own or arm == self._default or len(self._of_default) < _FEWEST_SEEN:
             return
         of_default = math.log(expected[self._default]) + sum(self._of_default) / len(self._of_default)
         lost = self._savings.saw(of_default - math.log(expected[arm]) - residual)

@@ -89,7 +89,7 @@ def description(model: str) -> dict[str, object]:
             },
             "/v1/route/events": {"get": _get("What the router noticed and did, the newest first.", errors=("403",))},
             "/v1/route/policies": {
-                "get": _get("The registry of policies.", errors=("400", "403")),
+                "get": _get("The registry of policies.", errors=("400", "403", "503")),
                 "post": _post(
                     "Try, promote, pin or roll back a policy of the registry.", PolicyChange.model_json_schema()
                 ),

@@ -62,8 +62,18 @@ class Router:
             timeout_s=router.timeout_s,
             stall_timeout_s=router.stall_timeout_s,
         )
+        # Before they are read: what changes meanwhile is seen then.
+        self.registry = Registry(Path(router.policy)) if may_be_registry(router.policy) else None
+        self._watched = [
+            (Watched(path), taken)
+            for path, taken in ((Path(router.policy), self._follow_pointer), (router.keys.file, self._reload_keys))
+            if path is not None and path.is_file()
+        ]
+        if self.registry is not None:
+            self._watched.append((Watched(self.registry.path / STATE), self._follow_pointer))
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
+        self._changing = asyncio.Lock()
         chosen, self.refused = choose_policy(router, config.arms)
         featurizer = make_featurizer(router, chosen.policy)
         try:
@@ -77,7 +87,6 @@ class Router:
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
         self._exchange = Exchange(folder) if folder else None
-        self.registry = Registry(Path(router.policy)) if may_be_registry(router.policy) else None
         hooks = Hooks(
             self.state,
             self.start,
@@ -88,13 +97,6 @@ class Router:
             self.registry,
         )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
-        self._watched = [
-            (Watched(path), taken)
-            for path, taken in ((Path(router.policy), self._follow_pointer), (router.keys.file, self._reload_keys))
-            if path is not None and path.is_file()
-        ]
-        if self.registry is not None:
-            self._watched.append((Watched(self.registry.path / STATE), self._follow_pointer))
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -121,14 +123,15 @@ class Router:
 
     async def use_policy(self, name: str) -> str:
         """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
-        chosen = await asyncio.to_thread(choose, name, self._arms, self._config.default_engine)
-        policy, featurizer = chosen.policy, self.dispatcher.featurizer
-        if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
-            featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)
-        check_features(policy, featurizer.id if featurizer else None)
-        self.dispatcher.featurizer, self.refused = featurizer, None
-        self._serve(chosen)
-        return policy.id
+        async with self._changing:  # changes come one after the other: the last one stays
+            chosen = await asyncio.to_thread(choose, name, self._arms, self._config.default_engine)
+            policy, featurizer = chosen.policy, self.dispatcher.featurizer
+            if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
+                featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)
+            check_features(policy, featurizer.id if featurizer else None)
+            self.dispatcher.featurizer, self.refused = featurizer, None
+            self._serve(chosen)
+            return policy.id
 
     def _serve(self, chosen: Chosen) -> None:
         """Take policies into service; a candidate that needs other features stays out, and is told of."""
@@ -160,8 +163,11 @@ class Router:
                 log.warning("no news for the other routers: %s", error)
 
     def _write_news(self, exchange: Exchange) -> None:
-        unwritten = self.dispatcher.serving.unwritten
-        if events := [unwritten.popleft() for _ in range(len(unwritten))]:
+        unwritten, events = self.dispatcher.serving.unwritten, list[Event]()
+        with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
+            while unwritten:
+                events.append(unwritten.popleft())
+        if events:
             try:
                 exchange.write_events(events)
             except OSError:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,7 +63,7 @@ class Serving:
         self.explore = config.explore
         self.events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self.unwritten: deque[Event] = deque(maxlen=_KEPT_EVENTS)
-        self._active = self._serve(policy)
+        self._active = self._serve(policy, {})
         self._candidate: Served | None = None
         self.share = 0.0
 
@@ -78,10 +78,10 @@ class Serving:
         return self._candidate.policy if self._candidate is not None else None
 
     def use(self, policy: Policy, candidate: Policy | None = None, share: float = 0.0) -> None:
-        """Take these into service; one that serves already keeps what was learned of it."""
-        known = {served.policy.id: served for served in (self._active, self._candidate) if served is not None}
-        self._active = known.get(policy.id) or self._serve(policy)
-        self._candidate = None if candidate is None else known.get(candidate.id) or self._serve(candidate)
+        """Take these into service; what was learned of one that serves already is kept, by its id."""
+        learned = dict(self.online())
+        self._active = self._serve(policy, learned)
+        self._candidate = None if candidate is None else self._serve(candidate, learned)
         self.share = share if candidate is not None else 0.0
 
     def decide(
@@ -125,7 +125,8 @@ class Serving:
         """Keep an event of an arm."""
         self.tell(Event(time.time(), kind, text, arm, self.policy.id))
 
-    def _serve(self, policy: Policy) -> Served:
+    def _serve(self, policy: Policy, learned: Mapping[str, Online]) -> Served:
         best = policy.default_arm
         stand_in = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
-        return Served(policy, Online(self._config.online, policy, self.tell), stand_in)
+        # An id says what a policy has learned, not its options: the new one decides.
+        return Served(policy, learned.get(policy.id) or Online(self._config.online, policy, self.tell), stand_in)

@@ -28,7 +28,7 @@ measurements = st.builds(
     Measurement, st.just("p"), st.just("k"), st.text(), st.text(), st.just(0.5), st.just(7), outcomes,
     st.none() | st.booleans(), st.sampled_from(get_args(Source)), st.integers(1, 99), seconds,
     st.dictionaries(st.integers(1, 9), st.floats(1, 9, width=32)),
-    st.dictionaries(st.text(), st.floats(0, 1, width=32)),
+    st.dictionaries(st.text(), st.floats(0, 1, width=32)), st.floats(0, 1e10),
 )  # fmt: skip
 
 

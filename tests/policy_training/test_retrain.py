@@ -127,6 +127,17 @@ def test_an_arm_without_records_keeps_what_the_active_policy_knows_of_it(tmp_pat
     assert good_share(registry, str(result.id)) > 0.85
 
 
+def test_an_arm_that_is_new_and_records_of_other_features_are_no_hindrance(tmp_path: Path) -> None:
+    old = [r for r in log(range(2400)) if r.decision.arm != "math"]
+    retrain(old, (), Registry(tmp_path / "registry"), replace(PLAN, prove=False))
+    other = [replace(r, context=Context(r.context.vector[:5], "others")) for r in log(range(50)) if r.context]
+    result = trained(tmp_path, [*other, *log(range(2400), seed=4, shadows=6)], plan=replace(PLAN, prove=False))
+    policy = read(Registry(tmp_path / "registry").folder(str(result.id)))
+    assert set(policy.arms) == set(ARMS)
+    assert policy.featurizer == "features"
+    assert result.action == "candidate", result.report["reason"]
+
+
 def test_too_few_records_are_said_so(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="at least"):
         trained(tmp_path, log(range(12)))

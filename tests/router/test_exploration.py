@@ -1,5 +1,6 @@
 """Structured exploration: what it may move, to whom, what it costs, and when it is off."""
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from router.exploration import ExplorationConfig, spread
 from router.keys import digest
 from router.policies.base import Forecast, Policy, Probabilities, Shifts
 from router.types import Context
-from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter
+from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter, until
 from tests.router.test_continuation import ask, engine
 
 CONFIG = ExplorationConfig()
@@ -231,3 +232,18 @@ class TestServed:
             await ask(router, CHAT)
         decisions = [record.decision for record in await router.records(6)]
         assert [(d.reason, d.explore) for d in decisions] == [("policy", 0.25), ("continued", 0.0)] * 3
+
+    @pytest.mark.parametrize(("explore", "asked_again"), [(False, 0), (True, 4)])
+    async def test_a_key_that_keeps_out_of_it_is_not_asked_again_of_others_either(
+        self, router_app: StartRouter, tmp_path: Path, explore: bool, asked_again: int
+    ) -> None:
+        key = {"name": "team", "sha256": digest("dp-team"), "explore": explore}
+        (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
+        keys = {"file": str(tmp_path / "keys.yaml")}
+        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), shadow={"share": 1.0}, keys=keys)
+        shadows = asyncio.create_task(router.dispatcher.shadow.run())
+        for _ in range(4):
+            assert (await router.post(headers={"authorization": "Bearer dp-team"})).status_code == 200
+        await until(lambda: router.num_attempts == 4 + asked_again)
+        assert router.dispatcher.shadow.asked == asked_again
+        shadows.cancel()

@@ -204,3 +204,31 @@ def test_answers_too_short_or_without_a_time_are_passed_over(policy: Policy) -> 
         world.online.saw(0, made, outcome, 1)
     world.online.saw(0, replace(made, predicted_tpot_s=None), ok, 1)
     assert world.online.shifts is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_drafter_that_dies_is_told_of_within_twenty_of_its_answers(policy: Policy, seed: int) -> None:
+    world = World(policy, correction={"enabled": True})
+    world.go(600, seed=seed)
+    world.tau[:, ARMS.index("math")] = 1.0
+    answers = 0
+    while not world.events and answers <= 20:
+        answers += world.go(10, seed=100 + answers + 1000 * seed).count("math")
+    assert [(event.kind, event.arm) for event in world.events[:1]] == [("arm_changed", "math")]
+    assert answers <= 20
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_requests_that_change_again_and_again_never_blame_an_arm(policy: Policy, seed: int) -> None:
+    world = World(policy, correction={"enabled": True})
+    for part, clusters in enumerate([[0, 1], [2, 3], [0, 3], [1]]):
+        world.go(350, clusters, seed=10 * seed + part)
+    assert {event.kind for event in world.events} == {"inputs_changed"}
+    assert 3 <= len(world.events) <= 4
+
+
+def test_of_3000_answers_of_a_world_that_stays_as_it_is_nothing_is_told(policy: Policy) -> None:
+    for options in ({}, {"correction": {"enabled": True}}):
+        world = World(policy, **options)
+        world.go(3000, seed=11)
+        assert world.events == []

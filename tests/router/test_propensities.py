@@ -1,14 +1,19 @@
 """Logged propensities are right: decisions can be replayed from their records, and importance weights have mean 1."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from policy_training.learners import learner
 from policy_training.train import fitted
 from router.exploration import ExplorationConfig
+from router.features import Featurizer
+from router.openai import Request
 from router.policies.base import Policy
 from router.records import decode, encode
 from router.types import Context, Decision, Outcome, Record
+from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
 DRAWS = 100_000
@@ -64,3 +69,57 @@ def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
 
 def logged(context: Context, decision: Decision) -> Record:
     return Record("r", 1, 0.0, "/v1/chat/completions", True, {}, {}, context, decision, Outcome("ok"))
+
+
+def test_a_decision_without_exploration_or_corrections_is_reproduced_too(policy: Policy) -> None:
+    rng = np.random.default_rng(2)
+    for vector in FRESH.contexts:
+        decision = policy.decide(Context(vector, "features"), some_of(rng), rng)
+        found = decode(encode(logged(Context(vector, "features"), decision)))
+        assert found.decision.shift is None
+        assert replayed(policy, found, EXPLORATION) == list(found.decision.probabilities.values())
+
+
+class Drawn(Featurizer):
+    """Gives the contexts of `FRESH` one after the other, whatever is asked."""
+
+    id, dimension, waits = "features", FRESH.contexts.shape[1], False
+
+    def __init__(self) -> None:
+        self._rows = itertools.cycle(FRESH.contexts)
+
+    async def __call__(self, request: Request) -> Context:
+        return Context(next(self._rows), self.id)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_a_router_records_can_be_replayed_while_it_learns_and_engines_come_and_go(
+    router_app: StartRouter, policy: Policy
+) -> None:
+    engines = {arm: FAST.model_copy(update={"step_s": 2e-4}) for arm in ARMS}
+    online = {"correction": {"enabled": True}, "drift": {"enabled": False}}
+    router = await router_app(
+        engines, policy=policy, featurizer=Drawn(), explore=0.3, exploration=EXPLORATION, online=online
+    )
+    urls, rng = router.replicas.urls(), np.random.default_rng(0)
+    for _ in range(60):
+        there = some_of(rng)
+        for arm in ARMS:
+            router.replicas.update(arm, urls[arm] if arm in there else [])
+        assert (await router.post(stream=True)).status_code == 200
+    found = [record for record in await router.records(60) if record.decision.reason == "policy"]
+    assert len(found) == 60
+    assert sum(record.decision.shift is not None for record in found) > 50
+    assert len({arm for record in found for arm, p in record.decision.probabilities.items() if p == 0}) == len(ARMS)
+    for record in found:
+        again = replayed(policy, record, EXPLORATION)
+        assert again == pytest.approx(list(record.decision.probabilities.values()), abs=1e-9)
+        assert record.decision.propensity == record.decision.probabilities[record.decision.arm]
+
+
+def replayed(policy: Policy, record: Record, exploration: ExplorationConfig) -> list[float]:
+    """The shares of a decision, from its record alone."""
+    made = record.decision
+    may = [probability > 0 for probability in made.probabilities.values()]
+    shifts = None if made.shift is None else [made.shift]
+    return policy.shares(record.context, may, made.explore, shifts, exploration)[0]
