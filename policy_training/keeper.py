@@ -44,8 +44,6 @@ class Keeper:
     plan: Plan
     rules: Rules = field(default_factory=Rules)
     tell: Callable[[str], None] = lambda text: None
-    last: Result | None = None
-    """What the last training came to."""
     _trained_at: float | None = None
 
     def step(self) -> None:
@@ -60,9 +58,9 @@ class Keeper:
         """Train a candidate now, and gate it."""
         records = self.store.records()
         self._trained_at = records[-1].time if records else time.time()
-        self.last = retrain(records, self.store.events(), self.registry, self.plan)
-        self.tell(f"{self.last.id}: {self.last.action} ({self.last.report['reason']})")
-        return self.last
+        made = retrain(records, self.store.events(), self.registry, self.plan)
+        self.tell(f"{made.id}: {made.action} ({made.report['reason']})")
+        return made
 
     def _is_due(self, state: RegistryState) -> bool:
         trained = self._trained_at or max((c.time.timestamp() for c in state.history if c.action == "add"), default=0.0)

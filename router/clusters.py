@@ -15,13 +15,11 @@ class Clusters:
     """Centres [k, d] of requests that a policy was made of, scaled as it scales contexts.
 
     `squares` [k]: of their lengths. `far` [k]: the squared distance to its centre that 95 % of them stay within.
-    `usual`: the shares [2 k] of them by centre, first those within it.
     """
 
     centres: Floats
     squares: Floats
     far: list[float]
-    usual: npt.NDArray[np.float64]
 
     @classmethod
     def of(cls, points: Floats, k: int = 24) -> "Clusters":
@@ -39,8 +37,7 @@ class Clusters:
         most = np.quantile(least, _FAR)
         own = [least[nearest == i] for i in range(len(centres))]
         far = np.asarray([np.quantile(one, _FAR) if len(one) else most for one in own])
-        bins = np.bincount(nearest + len(centres) * (least > far[nearest]), minlength=2 * len(centres))
-        return cls(centres, np.square(centres).sum(1), far.tolist(), bins / len(points))
+        return cls(centres, np.square(centres).sum(1), far.tolist())
 
     def __len__(self) -> int:
         return len(self.centres)
