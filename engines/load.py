@@ -1,0 +1,40 @@
+"""What an engine says of its own load, for the routers that send to it. It shows it at `GET /draftpick/load`."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PATH = "/draftpick/load"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Requests that are running and waiting, whoever sent them, and what the engine did of late.
+
+    `kv_cache_usage`: share of the cache's blocks; `tokens_per_s`, `acceptance_length` (None: it drafts nothing, or did
+    nothing) and `step_s` (None: no steps): means of the last seconds.
+    """
+
+    running: int
+    waiting: int
+    kv_cache_usage: float = 0.0
+    tokens_per_s: float = 0.0
+    acceptance_length: float | None = None
+    step_s: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the page; `from_json` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "LoadReport | None":
+        """What a page shows; None where that is no report: other things may listen at an engine's address."""
+        try:
+            fields = json.loads(data)
+            made = cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
+            numbers = [v for v in asdict(made).values() if v is not None]
+            fine = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in numbers)
+        except (ValueError, TypeError, KeyError):
+            return None
+        return made if fine else None
