@@ -1,7 +1,8 @@
 """A mock engine: an OpenAI-compatible HTTP server with vLLM's wire form, for scale and fault tests without a model.
 
 `mock_app` makes the ASGI app; `MockEngine` holds its state and behaviour. `GET /mock/state` shows the counters and the
-last request; `POST /mock/state` replaces fields of the `MockSpec` of a running engine.
+last request; `POST /mock/state` replaces fields of the `MockSpec` of a running engine. Load and profile are shown as
+those of any engine (`engines/pages.py`).
 """
 
 import random
@@ -17,14 +18,17 @@ import anyio
 import orjson
 import pydantic
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from engines.load import LoadReport
 from engines.mock_model import Decoding, Piece, split
 from engines.mock_spec import MockRequest, MockSpec
 from engines.mock_wire import ChatWire, CompletionWire, Json, ResponsesWire, Wire
+from engines.pages import Pages
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 
@@ -49,7 +53,8 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/mock/state", mock.show_state),
             Route("/mock/aborts", mock.show_aborts),
             Route("/mock/state", mock.change_state, methods=["POST"]),
-        ]
+        ],
+        middleware=[Middleware(Pages, load_of=mock.load, profile_of=lambda: mock.spec.profile())],
     )
     app.state.engine = mock
     return app
@@ -72,11 +77,32 @@ class MockEngine:
         self._last_body = ""
         self._last_headers: dict[str, str] = {}
 
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return self.slots.borrowed_tokens
+
+    @property
+    def waiting(self) -> int:
+        """Requests without one."""
+        return self.started - sum(self.ended.values()) - self.running
+
+    def load(self) -> LoadReport:
+        """What runs and waits now, and the speed that the specification gives it; it has no cache that could fill."""
+        if not self.running:
+            return LoadReport(0, self.waiting)
+        tau, step_s = self.spec.acceptance_length, self.spec.mean_step_s(self.running)
+        return LoadReport(
+            running=self.running,
+            waiting=self.waiting,
+            tokens_per_s=self.running * tau / step_s if step_s else 0.0,
+            acceptance_length=tau if self.spec.num_speculative_tokens else None,
+            step_s=step_s,
+        )
+
     def state(self) -> Json:
         """The counters, the specification and the last request as it came in."""
-        running = self.slots.borrowed_tokens
-        waiting = self.started - sum(self.ended.values()) - running
-        counters: Json = {"running": running, "waiting": waiting, "started": self.started, **self.ended}
+        counters: Json = {"running": self.running, "waiting": self.waiting, "started": self.started, **self.ended}
         last = {"last_body": self._last_body, "last_headers": self._last_headers}
         return {"engine": self.name, "model": self.model, **counters, **last, "spec": self.spec.model_dump()}
 
@@ -101,7 +127,7 @@ class MockEngine:
     async def advance(self, decoding: Decoding) -> list[Piece]:
         """Waits as long as the next step takes, then returns what it adds."""
         if decoding.ends:
-            duration_s = self.spec.step_duration_s(self.slots.borrowed_tokens, decoding.rng)
+            duration_s = self.spec.step_duration_s(self.running, decoding.rng)
         else:
             duration_s = self.spec.prefill_duration_s(decoding.prompt_tokens)
         return await decoding.step(duration_s)

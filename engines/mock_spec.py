@@ -2,12 +2,16 @@
 
 import random
 import re
+from hashlib import sha256
 from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic import Field
 
+from engines.profile import Profile
+
 DEFAULT_CLASS = "default"
+_SHORTEST_STEP_S = 1e-6
 _CLASS = re.compile(r"\[class:([\w-]+)\]")
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -19,6 +23,9 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
 
     step_s: float = Field(0.002, ge=0, description="seconds of one decoding step at batch 1")
     step_s_per_request: float = Field(0.0, ge=0, description="more seconds per step for each further running request")
+    free_requests: int = Field(
+        0, ge=0, description="further requests that run along at no cost, as while a step is bound by memory"
+    )
     prefill_s: float = Field(0.001, ge=0, description="seconds from a request's slot to its first token")
     prefill_s_per_token: float = Field(0.0, ge=0, description="more seconds of prefill per prompt token")
     acceptance_length: AcceptanceLength = Field(
@@ -58,8 +65,23 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
 
     def step_duration_s(self, running: int, rng: random.Random) -> float:
         """Seconds of one decoding step while `running` requests share the batch."""
-        mean_s = self.step_s + self.step_s_per_request * (running - 1)
-        return max(0.0, mean_s * rng.gauss(1.0, self.jitter))
+        return max(0.0, self.mean_step_s(running) * rng.gauss(1.0, self.jitter))
+
+    def mean_step_s(self, running: int) -> float:
+        """The same without jitter: flat for as long as further requests are free, a line from there on."""
+        return self.step_s + self.step_s_per_request * max(0, running - 1 - self.free_requests)
+
+    def profile(self) -> Profile:
+        """What measuring an engine of this kind would find, with no noise."""
+        bend = min(1 + self.free_requests, self.max_running)
+        batches = sorted({1, bend, self.max_running})
+        # A profile knows no steps that take no time.
+        steps = tuple((max(self.mean_step_s(running), _SHORTEST_STEP_S),) for running in batches)
+        build = sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        return Profile(
+            build=build, machine="mock", batches=tuple(batches), contexts=(0,), step_s=(steps, steps),
+            prefill_s=self.prefill_s, prefill_s_per_token=self.prefill_s_per_token, max_running=self.max_running,
+        )  # fmt: skip
 
     def tau(self, text: str, named: str | None = None) -> float:
         """Mean tokens per step, bonus token included, for a prompt of the class `named`, else of its first marker

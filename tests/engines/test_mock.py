@@ -12,9 +12,14 @@ import orjson
 import pydantic
 import pytest
 import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
 
+from engines import load, profile
+from engines.load import LoadReport
 from engines.mock import MockSpec, mock_app
 from engines.mock_model import acceptance_rate, split
+from engines.profile import Profile
 
 MODEL = "target"
 FAST = MockSpec(step_s=0.0, prefill_s=0.0)
@@ -375,6 +380,45 @@ def test_step_duration_grows_with_the_batch() -> None:
     draws = [noisy.step_duration_s(1, rng) for _ in range(2000)]
     assert sum(draws) / 2000 == pytest.approx(0.01, rel=0.03)
     assert max(draws) > 0.013
+
+
+def test_a_step_is_flat_until_further_requests_cost() -> None:
+    spec = MockSpec(step_s=0.01, step_s_per_request=0.001, free_requests=4)
+    assert [spec.mean_step_s(running) for running in (1, 5)] == [0.01, 0.01]
+    assert spec.mean_step_s(6) == pytest.approx(0.011)
+    assert spec.mean_step_s(15) == pytest.approx(0.020)
+
+
+@given(st.floats(0, 0.1), st.floats(0, 0.01), st.integers(0, 40), st.integers(1, 60), st.integers(0, 5))
+def test_the_profile_is_what_a_step_takes(
+    step_s: float, per_request_s: float, free: int, most: int, tokens: int
+) -> None:
+    spec = MockSpec(step_s=step_s, step_s_per_request=per_request_s, free_requests=free, max_running=most)
+    shown = Profile.from_json(orjson.dumps(spec.profile().as_json()))
+    for running in range(1, most + 1):
+        expected = max(spec.mean_step_s(running), 1e-6)
+        assert shown.step(running, tokens) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert shown.max_running == most
+
+
+async def test_the_pages_of_load_and_profile() -> None:
+    spec = MockSpec(
+        step_s=0.01, step_s_per_request=0.001, prefill_s=0, output_tokens=1000, num_speculative_tokens=3,
+        acceptance_length=2.0, max_running=2,
+    )  # fmt: skip
+    async with served(spec) as client:
+        assert LoadReport.from_json((await client.get(load.PATH)).content) == LoadReport(running=0, waiting=0)
+        asked = [asyncio.create_task(client.post(CHAT, json=body(text=str(i)))) for i in range(3)]
+        await until(client, running=2, waiting=1, started=3)
+        shown = LoadReport.from_json((await client.get(load.PATH)).content)
+        assert shown is not None
+        assert (shown.running, shown.waiting, shown.acceptance_length) == (2, 1, 2.0)
+        assert (shown.tokens_per_s, shown.step_s) == pytest.approx((2 * 2.0 / 0.011, 0.011))
+        assert Profile.from_json((await client.get(profile.PATH)).content) == spec.profile()
+        for task in asked:
+            task.cancel()
+        await until(client, started=3, aborted=3)
+        assert LoadReport.from_json((await client.get(load.PATH)).content) == LoadReport(running=0, waiting=0)
 
 
 async def test_further_requests_wait_in_a_queue() -> None:
