@@ -24,11 +24,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from engines import load, profile
 from engines.load import LoadReport
 from engines.mock_model import Decoding, Piece, split
 from engines.mock_spec import MockRequest, MockSpec
 from engines.mock_wire import ChatWire, CompletionWire, Json, ResponsesWire, Wire
-from engines.pages import Pages
+from engines.pages import Page, Pages
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 
@@ -54,7 +55,7 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/mock/aborts", mock.show_aborts),
             Route("/mock/state", mock.change_state, methods=["POST"]),
         ],
-        middleware=[Middleware(Pages, load_of=mock.load, profile_of=lambda: mock.spec.profile())],
+        middleware=[Middleware(Pages, pages=_PAGES)],
     )
     app.state.engine = mock
     return app
@@ -281,6 +282,12 @@ _REFUSALS = {
     "garbage": Response(b"\x00\xff<garbage>\n", media_type="application/json"),
 }
 """Answers of the faults that end a request at once."""
+
+
+_PAGES: dict[str, Page] = {
+    load.PATH: lambda state: state.engine.load(),
+    profile.PATH: lambda state: state.engine.spec.profile(),
+}
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -3,13 +3,14 @@
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from engines import load, profile
 from engines.load import LoadReport
-from engines.pages import Pages
+from engines.pages import Page, Pages
 from engines.profile import Profile
 
 REPORT = LoadReport(running=3, waiting=1, kv_cache_usage=0.25, tokens_per_s=90.0, acceptance_length=2.5, step_s=0.03)
@@ -21,8 +22,11 @@ async def echo(request: Request) -> Response:
 
 
 def client(shown: LoadReport | None = REPORT, known: Profile | None = PROFILE) -> httpx.AsyncClient:
-    app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])])
-    transport = httpx.ASGITransport(Pages(app, lambda: shown, lambda: known))
+    pages: dict[str, Page] = {load.PATH: lambda state: state.load, profile.PATH: lambda state: state.profile}
+    routes = [Route("/{path:path}", echo, methods=["GET", "POST"])]
+    app = Starlette(routes=routes, middleware=[Middleware(Pages, pages=pages)])
+    app.state.load, app.state.profile = shown, known
+    transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://engine")
 
 

@@ -1,0 +1,68 @@
+"""What an engine did in its last seconds: sums that a decoding step adds to in a microsecond, and their means."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_BUCKET_S = 1.0
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Sums of one second that begins at `began_s`. `tokens`: all; of them `decoded` came of `turns`, one of which is
+    one request in one step; `steps` took `step_s` together."""
+
+    began_s: float
+    tokens: int = 0
+    decoded: int = 0
+    turns: int = 0
+    steps: int = 0
+    step_s: float = 0.0
+
+
+class Recent:
+    """Means of the last `window_s` seconds, whose beginning is known to a second."""
+
+    def __init__(self, window_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window_s, self._clock = window_s, clock
+        self._buckets: deque[_Bucket] = deque()
+
+    def add(self, tokens: int, decoded: int, turns: int, step_s: float | None) -> None:
+        """One step gave so many tokens; `step_s`: what it took, None where that says nothing."""
+        now = self._clock()
+        if not self._buckets or now - self._buckets[-1].began_s >= _BUCKET_S:
+            self._forget(now)
+            self._buckets.append(_Bucket(now))
+        bucket = self._buckets[-1]
+        bucket.tokens += tokens
+        bucket.decoded += decoded
+        bucket.turns += turns
+        if step_s is not None:
+            bucket.steps += 1
+            bucket.step_s += step_s
+
+    def tokens_per_s(self) -> float:
+        """Tokens of all requests; since the first of them where that is less than the window ago."""
+        now = self._clock()
+        self._forget(now)
+        if not self._buckets:
+            return 0.0
+        return sum(bucket.tokens for bucket in self._buckets) / max(_BUCKET_S, now - self._buckets[0].began_s)
+
+    def tokens_per_turn(self) -> float | None:
+        """Tokens of a request in a decoding step, on the mean: the acceptance length."""
+        return self._mean("decoded", "turns")
+
+    def step_s(self) -> float | None:
+        """Seconds of a decoding step, on the mean."""
+        return self._mean("step_s", "steps")
+
+    def _mean(self, sums: str, counts: str) -> float | None:
+        self._forget(self._clock())
+        number = sum(getattr(bucket, counts) for bucket in self._buckets)
+        return sum(getattr(bucket, sums) for bucket in self._buckets) / number if number else None
+
+    def _forget(self, now: float) -> None:
+        while self._buckets and self._buckets[0].began_s <= now - self._window_s:
+            self._buckets.popleft()
