@@ -14,6 +14,7 @@ from rich.table import Table
 
 from deploy.cli_drafters import drafters_app
 from deploy.cli_keys import keys_app
+from deploy.cli_plan import plan_app
 from deploy.cli_policy import policy_app
 from deploy.cli_registry import registry_app
 from deploy.cli_report import report_app
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(serve_app)
 app.add_typer(policy_app)
+app.add_typer(plan_app)
 app.add_typer(report_app)
 app.add_typer(retrain_app)
 app.add_typer(drafters_app, name="drafters")

@@ -1,0 +1,110 @@
+"""Engines as the simulator sees them: seconds of their steps by load, and whose acceptance lengths they have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.profile import GREEDY, SAMPLED, Profile
+
+Floats = npt.NDArray[np.float64]
+PREFILL_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One draft length of an engine: `profile` with it, and `column`, the acceptance lengths with it.
+
+    `tau_ratio`: its mean tau over that of the engine's first mode, which is what policies predict.
+    """
+
+    profile: Profile
+    column: str
+    tau_ratio: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An engine, of which a fleet may run many replicas.
+
+    `schedule`: the number of the mode at 1, 2, ... running requests, the last one for all above (vLLM's
+    `num_speculative_tokens_per_batch_size`). `accelerators` and `price` (per second) are of one replica.
+    `prefill_tokens`: of prompts that one step takes at most (vLLM's `max_num_batched_tokens`). `lock_step`: whether
+    its requests share their steps and prefills, as in vLLM; those of a mock engine do not.
+    """
+
+    name: str
+    modes: tuple[Mode, ...]
+    schedule: tuple[int, ...] = (0,)
+    accelerators: int = 1
+    price: float = 1.0
+    prefill_tokens: int = PREFILL_TOKENS
+    lock_step: bool = True
+
+    @classmethod
+    def of(cls, name: str, profile: Profile, column: str | None = None, **more: float) -> "Arm":
+        """An engine of one draft length, whose acceptance lengths have its name."""
+        return cls(name, (Mode(profile, column or name),), **more)  # type: ignore[arg-type]
+
+    @property
+    def max_running(self) -> int:
+        """Requests that run at once on a replica."""
+        return self.modes[0].profile.max_running
+
+    def mode_at(self, running: int) -> int:
+        """The number of the mode with so many requests running."""
+        return self.schedule[min(max(running, 1), len(self.schedule)) - 1]
+
+    def prefill_s(self, prompt_tokens: float) -> float:
+        """Seconds of a prefill alone on a replica."""
+        profile = self.modes[0].profile
+        return profile.prefill_s + profile.prefill_s_per_token * prompt_tokens
+
+    def step_s(self, running: int, context: float = 0.0, half: int = GREEDY) -> float:
+        """Seconds of a step, in steps of the first mode: those of another mode count by the tokens they bring."""
+        mode = self.modes[self.mode_at(running)]
+        return mode.profile.step(running, context, half) / mode.tau_ratio
+
+
+def scheduled(name: str, profiles: Mapping[str, Profile], tau: Mapping[str, Floats], **more: float) -> Arm:
+    """One engine that takes at each batch size the draft length with the least time for a token.
+
+    `profiles` by column, the longest draft length first; `tau` [n] by column: of the traffic that the schedule is made
+    for.
+    """
+    per_token = {column: float(np.mean(1 / tau[column])) for column in profiles}
+    first = next(iter(profiles))
+    modes = tuple(Mode(p, column, per_token[first] / per_token[column]) for column, p in profiles.items())
+    sizes = range(1, modes[0].profile.max_running + 1)
+    chosen = [min(range(len(modes)), key=lambda m: modes[m].profile.step(n) / modes[m].tau_ratio) for n in sizes]
+    return Arm(name, modes, tuple(chosen), **more)  # type: ignore[arg-type]
+
+
+class Steps:
+    """Seconds of a step by (running, mean context, share of sampled requests), from a table of all batch sizes."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._contexts = profile.contexts
+        sizes = range(profile.max_running + 1)
+        self._halves = [
+            [[profile.step(n, context, half) for context in self._contexts] for n in sizes]
+            for half in (GREEDY, SAMPLED)
+        ]
+        self._one = len(self._contexts) == 1
+
+    def __call__(self, running: int, context: float, sampled: float) -> float:
+        greedy, other = self._halves[GREEDY][running], self._halves[SAMPLED][running]
+        if self._one:
+            return greedy[0] + sampled * (other[0] - greedy[0])
+        at, share = _between(self._contexts, context)
+        first = greedy[at] + share * (greedy[at + 1] - greedy[at])
+        return first + sampled * (other[at] + share * (other[at + 1] - other[at]) - first)
+
+
+def _between(grid: Sequence[int], value: float) -> tuple[int, float]:
+    """(index of the point below, share of the way to the next), the last line going on beyond the last point."""
+    at = 0
+    while at < len(grid) - 2 and value > grid[at + 1]:
+        at += 1
+    return at, max(value - grid[at], 0.0) / (grid[at + 1] - grid[at])

@@ -1,0 +1,90 @@
+"""Requests to simulate: rows of what requests are, and when they come."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.dataset import DatasetError
+from policy_training.matrix import Matrix
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What requests are, one row each; in order of arrival, once they have one.
+
+    `kind` [n]: numbers into `kinds`. `tau` [n, columns]: acceptance lengths of every drafter (and draft length) of
+    `columns`; nobody but the engines knows them. `arrival_s` [n]: seconds from the beginning.
+    """
+
+    kinds: tuple[str, ...]
+    columns: tuple[str, ...]
+    kind: npt.NDArray[np.intp]
+    prompt_tokens: Floats
+    output_tokens: Floats
+    sampled: npt.NDArray[np.bool_]
+    tau: Floats
+    arrival_s: Floats
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def __post_init__(self) -> None:
+        if self.tau.shape != (len(self), len(self.columns)) or not (self.tau >= 1).all():
+            raise DatasetError("acceptance lengths must be 1 or more, one for each request and column")
+        if not ((self.output_tokens >= 1).all() and (self.prompt_tokens >= 0).all()):
+            raise DatasetError("requests must have at least one output token, and no fewer than 0 of a prompt")
+        if (np.diff(self.arrival_s) < 0).any():
+            raise DatasetError("requests must be in order of arrival")
+
+    @classmethod
+    def of_matrix(cls, data: Matrix) -> "Requests":
+        """The requests of a matrix, all at once."""
+        kinds = tuple(sorted(set(data.kinds)))
+        return cls(
+            kinds=kinds,
+            columns=data.arms,
+            kind=np.asarray([kinds.index(kind) for kind in data.kinds]),
+            prompt_tokens=data.prompt_tokens,
+            output_tokens=np.maximum(data.output_tokens, 1.0),
+            sampled=data.temperatures > 0,
+            tau=np.maximum(data.acceptance_length, 1.0),
+            arrival_s=np.zeros(len(data)),
+        )
+
+    def take(self, rows: Rows) -> "Requests":
+        """These rows, in this order, with no arrivals yet."""
+        arrays = {name: getattr(self, name)[rows] for name in ("kind", "prompt_tokens", "output_tokens", "sampled")}
+        return replace(self, tau=self.tau[rows], arrival_s=np.zeros(len(rows)), **arrays)
+
+    def draw(self, n: int, rng: np.random.Generator, mix: Mapping[str, float] | None = None) -> "Requests":
+        """`n` requests like these, with repetition; `mix`: shares of kinds instead of their own.
+
+        Raises `DatasetError` for a kind that none has.
+        """
+        if mix is None:
+            return self.take(rng.integers(0, len(self), n))
+        if unknown := [kind for kind in mix if kind not in self.kinds]:
+            raise DatasetError(f"no request of kind {', '.join(unknown)} (there are: {', '.join(self.kinds)})")
+        shares = np.asarray([mix.get(kind, 0.0) for kind in self.kinds])
+        weights = (shares / np.maximum(np.bincount(self.kind, minlength=len(self.kinds)), 1))[self.kind]
+        return self.take(rng.choice(len(self), n, p=weights / weights.sum()))
+
+    def arriving(self, at_s: Floats) -> "Requests":
+        """The same requests at these times, which rise."""
+        return replace(self, arrival_s=at_s)
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """What a router may expect of an answer before it has read the request."""
+        return float(self.output_tokens.mean())
+
+    def column(self, name: str) -> int:
+        """The column of a drafter's acceptance lengths. Raises `DatasetError`."""
+        if name not in self.columns:
+            raise DatasetError(f"no acceptance lengths of {name!r} (known: {', '.join(self.columns)})")
+        return self.columns.index(name)

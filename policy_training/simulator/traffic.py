@@ -1,0 +1,185 @@
+"""Traffic to simulate: a specification, a dataset or the router's records, from which every seed draws requests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import yaml
+from pydantic import Field
+
+from engines.profile import GREEDY, SAMPLED, Profile
+from policy_training.costs import Costs
+from policy_training.dataset import Dataset, DatasetError, lightest
+from policy_training.from_records import imputed
+from policy_training.matrix import matrix
+from policy_training.simulator.arrivals import Crowds, poisson, rotated
+from policy_training.simulator.requests import Requests
+from router.policies.base import Policy
+
+Floats = npt.NDArray[np.float64]
+_ROWS = 20_000
+_FOLDER = Path(__file__).parent
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Traffic(Protocol):
+    """Makes the requests of a seed: the same ones for the same seed, whatever fleet they are for."""
+
+    def __call__(self, seed: int) -> Requests: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """`n` requests like those of `rows`, `rate` a second."""
+
+    rows: Requests
+    n: int
+    rate: float
+    crowds: Crowds | None = None
+    mix: Mapping[str, float] | None = None
+
+    def __call__(self, seed: int) -> Requests:
+        rng = np.random.default_rng(seed)
+        return self.rows.draw(self.n, rng, self.mix).arriving(poisson(self.n, self.rate, rng, self.crowds))
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Requests as they came, begun at another one for each seed; `rate`: a second, instead of theirs; at most `n`."""
+
+    rows: Requests
+    rate: float | None = None
+    n: int | None = None
+
+    def __call__(self, seed: int) -> Requests:
+        made = rotated(self.rows, int(np.random.default_rng(seed).integers(len(self.rows))))
+        at_s, lasted = made.arrival_s, float(made.arrival_s[-1])
+        if self.rate is not None and lasted:
+            at_s = at_s * (len(made) - 1) / (lasted * self.rate)
+        kept = np.arange(min(self.n or len(made), len(made)))
+        return made.take(kept).arriving(at_s[kept])
+
+
+class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """One kind of requests."""
+
+    share: Positive = Field(1.0, description="of the traffic, against the shares of other kinds")
+    prompt_tokens: Positive = 200.0
+    output_tokens: Annotated[float, Field(ge=1)] = 200.0
+    sampled: Share = Field(0.5, description="share of its requests with a temperature above 0")
+    tau: dict[str, Annotated[float, Field(ge=1)]] = Field({}, description="mean acceptance length by engine; else 1")
+
+
+class CrowdSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Flash crowds."""
+
+    every_s: Positive
+    lasts_s: Positive
+    times: Positive = 3.0
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        self.crowds()
+        return self
+
+    def crowds(self) -> Crowds:
+        """The same, for arrivals."""
+        return Crowds(self.every_s, self.lasts_s, self.times)
+
+
+class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A file that says what requests come: kinds, their lengths, and what every engine accepts of them."""
+
+    kinds: dict[str, KindSpec] = Field(min_length=1)
+    rate: Positive = Field(1.0, description="requests a second")
+    spread: Annotated[float, Field(ge=0, le=2)] = Field(
+        0.3, description="deviation of the logarithm of accepted tokens a step, from request to request of a kind"
+    )
+    length_spread: Annotated[float, Field(ge=0, le=2)] = Field(0.6, description="the same of lengths")
+    crowds: CrowdSpec | None = None
+
+    def rows(self, columns: Sequence[str], seed: int = 0) -> Requests:
+        """Requests as this file says, in the shares of their kinds, with acceptance lengths of `columns`."""
+        rng, kinds = np.random.default_rng(seed), tuple(self.kinds)
+        shares = np.asarray([one.share for one in self.kinds.values()])
+        kind = rng.choice(len(kinds), _ROWS, p=shares / shares.sum())
+        tau = np.asarray([[one.tau.get(column, 1.0) for column in columns] for one in self.kinds.values()])
+        prompt, output, sampled = (
+            np.asarray([getattr(one, name) for one in self.kinds.values()])[kind]
+            for name in ("prompt_tokens", "output_tokens", "sampled")
+        )
+        return Requests(
+            kinds=kinds,
+            columns=tuple(columns),
+            kind=kind,
+            prompt_tokens=np.round(prompt * _around_1(rng, self.length_spread, (_ROWS,))),
+            output_tokens=np.maximum(np.round(output * _around_1(rng, self.length_spread, (_ROWS,))), 1.0),
+            sampled=rng.random(_ROWS) < sampled,
+            tau=1.0 + (tau[kind] - 1.0) * _around_1(rng, self.spread, (_ROWS, len(columns))),
+            arrival_s=np.zeros(_ROWS),
+        )
+
+
+def _around_1(rng: np.random.Generator, spread: float, shape: tuple[int, ...]) -> Floats:
+    """Log-normal factors of mean 1."""
+    return rng.lognormal(-(spread**2) / 2, spread, shape)
+
+
+def read_spec(name: str) -> TrafficSpec:
+    """The specification in a YAML file, or the one that ships under a name. Raises `DatasetError`."""
+    file = _FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        file = Path(name)
+    if not file.is_file():
+        shipped = ", ".join(sorted(one.stem for one in _FOLDER.glob("*.yaml")))
+        raise DatasetError(f"{name} is no file, and none that ships ({shipped})")
+    try:
+        return TrafficSpec.model_validate(yaml.safe_load(file.read_text()))
+    except (pydantic.ValidationError, yaml.YAMLError) as error:
+        raise DatasetError(f"{file}: {error}") from error
+
+
+def of_dataset(data: Dataset, profiles: Mapping[str, Profile]) -> Requests:
+    """Requests that were measured, or replayed, under all of these engines. Raises `DatasetError`."""
+    return Requests.of_matrix(matrix(data, list(profiles), costs=_costs(profiles)))
+
+
+def of_records(data: Dataset, profiles: Mapping[str, Profile], prior: Policy | None = None) -> Requests:
+    """The router's requests as they came; what an engine would have accepted that had none of them is imputed.
+
+    With `prior`, a policy that predicts it, an engine may be unseen. Raises `DatasetError`.
+    """
+    featurizer = prior.featurizer if prior is not None and prior.featurizer else lightest(data)
+    made = imputed(data, list(profiles), featurizer, _costs(profiles), prior)
+    began = {m.prompt_id: m.time - (m.outcome.e2e_s or 0.0) for m in data.measurements if m.propensity is not None}
+    kept = [i for i, prompt_id in enumerate(made.prompt_ids) if prompt_id in began]
+    if not kept:
+        raise DatasetError("there is no record of a request that a policy sent")
+    at_s = np.asarray([began[made.prompt_ids[i]] for i in kept])
+    order = np.argsort(at_s)
+    rows = Requests.of_matrix(made).take(np.asarray(kept)[order])
+    return rows.arriving(at_s[order] - at_s.min())
+
+
+def _costs(profiles: Mapping[str, Profile]) -> Costs:
+    """Of one request alone, as other parts of this package want them."""
+    step_s = np.asarray([[p.step(1, 0.0, half) for half in (GREEDY, SAMPLED)] for p in profiles.values()])
+    start_s = np.asarray([p.prefill_s for p in profiles.values()])
+    return Costs(tuple(profiles), step_s, start_s, np.asarray([p.prefill_s_per_token for p in profiles.values()]))
+
+
+def foreseen(tau: Floats, skill: float, seed: int) -> Floats:
+    """What a policy of that skill foresees of acceptance lengths `tau` [n, columns].
+
+    `skill`: the share of the variance of log tau that it explains: at 0 it knows every drafter's mean alone, at 1 all.
+    As of a good regression, what it foresees is the mean of what comes.
+    """
+    log, rng = np.log(tau), np.random.default_rng(seed)
+    middle, deviation = log.mean(0), log.std(0)
+    missed = np.sqrt(skill * (1 - skill)) * deviation * rng.standard_normal(log.shape)
+    return np.asarray(np.exp(np.maximum(middle + skill * (log - middle) + missed, 0.0)))
