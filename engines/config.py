@@ -1,6 +1,7 @@
 """The fleet as a user writes it: one target, a list of engines, each with one drafter spelled as vLLM spells it."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
@@ -128,6 +129,11 @@ class Deployment(Model):
     accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as H100")
     num_cpus: float = Field(0.5, ge=0, description="CPUs of one worker; on CPUs also its number of threads")
     drain_timeout_s: float = Field(300.0, gt=0, description="longest wait for running streams when a replica stops")
+    profile: Literal["auto", "off"] = Field(
+        "off",
+        description="auto: measure what a step takes at the first start on a machine, one engine of a node at a time; "
+        "off: leave that to `draftpick profile`",
+    )
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replica")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of a Serve deployment")
 
@@ -160,6 +166,13 @@ class Engine(Model):
             raise ValueError("`mock` goes with `kind: mock`")
         return self
 
+    @property
+    def drafts(self) -> bool | None:
+        """Whether it has a drafter; None: nobody says, of an engine that somebody else runs."""
+        if self.mock is not None:
+            return self.mock.num_speculative_tokens > 0
+        return True if self.drafter is not None else None if self.kind == "url" else False
+
 
 class FleetConfig(Model):
     """One target and the engines that serve it."""
@@ -186,6 +199,13 @@ class FleetConfig(Model):
     def drain_timeout_s(self) -> float:
         """Longest wait for running streams when everything stops."""
         return max(engine.deployment.drain_timeout_s for engine in self.engines)
+
+    @property
+    def accelerators(self) -> dict[str, int]:
+        """Accelerators, or workers on CPUs, of one replica of each engine."""
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+        merged = {engine.name: {**self.engine_kwargs, **engine.engine_kwargs} for engine in self.engines}
+        return {name: math.prod(int(kwargs.get(size, 1)) for size in sizes) for name, kwargs in merged.items()}
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -1,27 +1,45 @@
 """Which addresses serve each arm, how many requests the router holds on each, and which of them are well."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from statistics import median
 
 from engines.breaker import Breaker, BreakerConfig, State
 from engines.errors import EngineUnavailable
+from engines.load import LoadReport
 
 _FEWEST_TIMES, _FEWEST_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
+_NEAR = 2
+"""Requests that a replica may have more than the least loaded one, and still be preferred."""
+_NOTHING: Mapping[str, int] = {}
 
 
 class Replica:
-    """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean."""
+    """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
-    __slots__ = ("breaker", "gone", "in_flight", "num_times", "tpot_s", "url")
+    `others`: requests that others had there when it last reported; `report`: what it said then, at `reported_at`.
+    """
+
+    __slots__ = ("breaker", "gone", "in_flight", "num_times", "others", "report", "reported_at", "tpot_s", "url")
 
     def __init__(self, url: str, breaker: Breaker) -> None:
         self.url, self.breaker = url, breaker
         self.in_flight, self.num_times, self.tpot_s = 0, 0, 0.0
         self.gone = False
+        self.others, self.reported_at = 0, 0.0
+        self.report: LoadReport | None = None
+
+    @property
+    def load(self) -> int:
+        """Requests there, whoever sent them."""
+        return self.in_flight + self.others
+
+    def reports(self, report: LoadReport, at: float) -> None:
+        """Take a report of the engine into account. `at`: of the table's clock."""
+        self.report, self.reported_at = report, at
+        self.others = max(report.running + report.waiting - self.in_flight, 0)
 
     def took(self, tpot_s: float) -> None:
         """Take a time per output token into the moving mean."""
@@ -31,10 +49,14 @@ class Replica:
 
 @dataclass(slots=True)
 class Lease:
-    """A place on a replica. The holder says how it went: `ok`, or None where that says nothing of the replica."""
+    """A place on a replica. The holder says how it went: `ok`, or None where that says nothing of the replica.
+
+    `load`: requests there when it was taken, itself among them.
+    """
 
     replica: Replica
     probe: bool
+    load: int = 1
     ok: bool | None = None
     gone: bool = False
     tpot_s: float | None = None
@@ -104,17 +126,37 @@ class ReplicaTable:
         """State of each replica's breaker, by arm and address."""
         return {arm: {r.url: r.breaker.state for r in replicas} for arm, replicas in self._replicas.items()}
 
-    @contextmanager
-    def lease(self, arm: str, tried: Collection[Replica] = ()) -> Iterator[Lease]:
-        """The least loaded replica of an arm that may take a request, counted for as long as the block runs."""
+    def pick(self, arm: str, tried: Collection[Replica] = (), read: Mapping[str, int] = _NOTHING) -> Replica | None:
+        """The least loaded replica of an arm that may take a request, if there is one.
+
+        `read`: how much of the request each replica, by its address, has read before. Of those that have hardly more
+        to do than the least loaded one, the one that has read most is taken.
+        """
         there = _but(self._replicas[arm], tried)
-        well = list(filter(self._admits, there)) or list(filter(self._last_resort, there))
-        if not well:
+        well = [r for r in there if self._admits(r)] or [r for r in there if self._last_resort(r)]
+        if len(well) < 2:
+            return well[0] if well else None
+        least = min(r.in_flight + r.others for r in well)
+        if not read:
+            return next(r for r in well if r.in_flight + r.others == least)
+        most = least + max(_NEAR, least // 4)
+        near = [r for r in well if r.in_flight + r.others <= most]
+        return max(near, key=lambda r: (read.get(r.url, 0), -r.in_flight - r.others))
+
+    @property
+    def by_arm(self) -> Mapping[str, Sequence[Replica]]:
+        """The replicas of every arm."""
+        return self._replicas
+
+    @contextmanager
+    def lease(self, arm: str, tried: Collection[Replica] = (), read: Mapping[str, int] = _NOTHING) -> Iterator[Lease]:
+        """The replica that `pick` gives, counted for as long as the block runs. Raises `EngineUnavailable`."""
+        replica = self.pick(arm, tried, read)
+        if replica is None:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
-        replica = min(well, key=_IN_FLIGHT)
         replica.in_flight += 1
         self._load[arm] += 1
-        lease = Lease(replica, replica.breaker.begin())
+        lease = Lease(replica, replica.breaker.begin(), replica.load)
         try:
             yield lease
         finally:
@@ -142,9 +184,6 @@ class ReplicaTable:
         if replica.tpot_s > self._breaker.outlier_factor * median(siblings) and 2 * (well - 1) >= len(arm):
             replica.breaker.trip()
             replica.num_times = 0
-
-
-_IN_FLIGHT = attrgetter("in_flight")
 
 
 def _but(replicas: list[Replica], tried: Collection[Replica]) -> list[Replica]:

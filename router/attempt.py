@@ -1,7 +1,7 @@
 """A request on its way: as the ingress took it, where its answer goes, and the attempt that is under way."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,6 +9,7 @@ from engines.client import Headers
 from engines.replicas import Replica
 from router.continuation import Continuation
 from router.errors import TimedOut
+from router.load import Objective
 from router.openai import Request
 from router.types import Context, Decision
 
@@ -18,7 +19,8 @@ class Incoming:
     """A request as the ingress took it. Times are of `time.perf_counter()`.
 
     `accepted`: its first byte; `deadline`: the client waits no longer for the first byte of the answer. `key`: who
-    asks; `explore`: whether its engine may be one that is tried out; `charge` is told of the tokens of its answers.
+    asks; `explore`: whether its engine may be one that is tried out; `objective`: what its engine is chosen by, unless
+    as configured; `charge` is told of the tokens of its answers.
     """
 
     request: Request
@@ -32,6 +34,7 @@ class Incoming:
     priority: int = 0
     deadline: float | None = None
     explore: bool = True
+    objective: Objective | None = None
     charge: Callable[[int], None] | None = None
 
     def left_s(self) -> float | None:
@@ -63,6 +66,7 @@ class Attempt:
 
     `started`: bytes have gone to the client. `rounds`: how often all engines were tried in vain. `continuation`: of a
     stream that another engine could go on with, what the client has. `told`: the engine itself sent an error event.
+    `read`: bytes of the request that each replica, by its address, has read before.
     """
 
     incoming: Incoming
@@ -74,6 +78,7 @@ class Attempt:
     told: bool = False
     rounds: int = 0
     http_status: int | None = None
+    read: Mapping[str, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
 

@@ -12,9 +12,12 @@ from engines.config import EMBEDDED, FleetConfig, Model, nearest
 from engines.errors import ConfigError
 from router.acceptance import QuarantineConfig
 from router.admission import LimitsConfig
+from router.demand import ScalingConfig
 from router.exploration import ExplorationConfig
 from router.keys import KeysConfig
+from router.load import LoadConfig
 from router.online import OnlineConfig
+from router.prefixes import PrefixConfig
 from router.shadow import ShadowConfig
 
 PATHS = (
@@ -64,6 +67,13 @@ class RouterConfig(Model):
         default_factory=ShadowConfig, description="finished requests that all other engines answer, too"
     )
     online: OnlineConfig = Field(default_factory=OnlineConfig, description="what a running router learns by itself")
+    load: LoadConfig = Field(default_factory=LoadConfig, description="how the load of engines counts")
+    prefixes: PrefixConfig = Field(
+        default_factory=PrefixConfig, description="whether a conversation prefers the replica that has read it"
+    )
+    scaling: ScalingConfig = Field(
+        default_factory=ScalingConfig, description="how engines with `autoscaling` are scaled together"
+    )
     default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
     featurizer: str = Field(
         "auto", description="`auto`, `none`, `lexical`, `embedded`, or the path of a sentence encoder"
@@ -113,13 +123,20 @@ class DraftpickConfig(FleetConfig):
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:
-        default = self.router.default_engine
-        if default not in self.arms:
-            raise ValueError(
-                f"router.default_engine names {default!r}, which is no engine "
-                f"({nearest(default, self.arms)}engines: {', '.join(self.arms)})"
-            )
+        named = {"router.default_engine": self.router.default_engine, "router.load.plain": self.router.load.plain}
+        for field, engine in named.items():
+            if engine is not None and engine not in self.arms:
+                raise ValueError(
+                    f"{field} names {engine!r}, which is no engine "
+                    f"({nearest(engine, self.arms)}engines: {', '.join(self.arms)})"
+                )
         return self
+
+    @property
+    def plain(self) -> str:
+        """The engine that is the least risk under a load that nobody knows: one without a drafter."""
+        plain = (e.name for e in self.engines if e.drafts is False)
+        return self.router.load.plain or next(plain, self.router.default_engine)
 
 
 class ConfigProblems(ConfigError):

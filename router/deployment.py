@@ -20,7 +20,7 @@ from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
 from router.ingress import RouterApp
 from router.openai import parse
-from router.router import Addresses, Router, fixed
+from router.router import Addresses, Router, Tell, fixed
 
 log = logging.getLogger("ray.serve")
 
@@ -39,11 +39,13 @@ class RouterDeployment:
         self._config = load_config(config)
         self._sources = {e.name: fixed(str(e.url)) for e in self._config.engines if e.url is not None}
         self._sources |= {arm: _addresses(handle) for arm, handle in handles.items()}
+        scaled = {e.name for e in self._config.engines if e.deployment.autoscaling is not None}
+        self._tell_wanted = {arm: _teller(handle) for arm, handle in handles.items() if arm in scaled}
         self._live = LiveConfig()
         self._router: Router | None = None
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
-        self._router = Router(self._config, self._sources, _broadcast_policy)
+        self._router = Router(self._config, self._sources, _broadcast_policy, self._tell_wanted)
         await self._router.configure(self._live)
         return self._router.app
 
@@ -154,6 +156,13 @@ async def _broadcast_policy(name: str) -> list[str]:
         return [str(found) for found in await handle.broadcast("use_policy", name).results_async()]
     except RayTaskError as error:
         raise PolicyRefused(str(error.cause)) from error
+
+
+def _teller(handle: DeploymentHandle) -> Tell:
+    async def tell(wanted: int) -> object:
+        return await handle.broadcast("want", wanted).results_async(return_exceptions=True)
+
+    return tell
 
 
 def _addresses(handle: DeploymentHandle) -> Addresses:

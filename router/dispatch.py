@@ -4,8 +4,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -17,13 +18,16 @@ from router.admission import Admission
 from router.attempt import Attempt, Incoming, Reply
 from router.config import RouterConfig
 from router.continuation import Continuation
+from router.demand import Demand
 from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded
 from router.features import Featurizer
+from router.load import LoadModel, Objective
 from router.measure import Meter
 from router.online import Event
 from router.openai import Request
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
+from router.prefixes import PrefixIndex
 from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
 from router.serving import Serving
@@ -33,6 +37,7 @@ from router.types import Context, Decision, Outcome, Record, Status
 log = logging.getLogger("draftpick.router")
 
 _POLL_S = 0.05
+_NOTHING: Mapping[str, int] = {}
 _RETRIED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
 
@@ -47,11 +52,19 @@ class Dispatcher:
         replicas: ReplicaTable,
         client: EngineClient,
         records: RecordWriter | None = None,
+        *,
+        plain: str | None = None,
+        accelerators: Mapping[str, int] | None = None,
     ) -> None:
+        """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica."""
         self._config, self.featurizer = config, featurizer
         self.serving = Serving(config, policy, self._heard)
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(replicas.arms, config.default_engine)
+        self._plain = FixedPolicy(replicas.arms, plain or config.default_engine)
+        self.load = LoadModel(config.load, replicas, accelerators)
+        self.demand = Demand(replicas.arms)
+        self._prefixes = PrefixIndex(config.prefixes)
         self._rng = np.random.default_rng(config.seed)
         self.admission = Admission(config.limits)
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine, tell=self.serving.tell_of_arm)
@@ -60,7 +73,8 @@ class Dispatcher:
 
     async def explain(self, request: Request) -> dict[str, object]:
         """Which engine a request would go to, and with which probability every engine. Nothing is sent."""
-        decision = self.decide(await self.featurize(request))
+        read = self._prefixes.seen(request.body)
+        decision = self.decide(await self.featurize(request), read=read)
         return {
             "arm": decision.arm,
             "propensity": decision.propensity,
@@ -74,16 +88,15 @@ class Dispatcher:
         async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
             context = await self.featurize(incoming.request)
             await self._engine_comes(incoming)
-            attempt = Attempt(incoming, context, self.decide(context, incoming.pin, explore=incoming.explore))
+            read = self._prefixes.seen(incoming.request.body)
+            attempt = Attempt(incoming, context, self._choose(incoming, context, read), read=read)
             status = await self._try(attempt, reply)
             while not attempt.started and status in _RETRIED:
                 if not self._may_retry(attempt) and not await self._comes_back(attempt, status):
                     tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
                     raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
                 attempt.failed.add(attempt.decision.arm)
-                attempt.decision = self.decide(
-                    context, incoming.pin, failed=attempt.failed, tried=attempt.tried, explore=incoming.explore
-                )
+                attempt.decision = self._choose(incoming, context, read, attempt.failed, attempt.tried)
                 attempt.number += 1
                 status = await self._try(attempt, reply)
             if attempt.started and status == "broken":
@@ -165,6 +178,25 @@ class Dispatcher:
             self.counts[f"featurizer_{type(error).__name__}"] += 1
             return None
 
+    def _choose(
+        self,
+        incoming: Incoming,
+        context: Context | None,
+        read: Mapping[str, int],
+        failed: Collection[str] = (),
+        tried: Collection[Replica] = (),
+    ) -> Decision:
+        """The decision for a request as it came in."""
+        return self.decide(
+            context,
+            incoming.pin,
+            failed=failed,
+            tried=tried,
+            explore=incoming.explore,
+            read=read,
+            objective=incoming.objective,
+        )
+
     def decide(
         self,
         context: Context | None,
@@ -173,10 +205,12 @@ class Dispatcher:
         failed: Collection[str] = (),
         tried: Collection[Replica] = (),
         explore: bool = True,
+        read: Mapping[str, int] = _NOTHING,
+        objective: Objective | None = None,
     ) -> Decision:
         """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
 
-        `explore`: whether it may be one that is tried out.
+        `explore`: whether it may be one that is tried out; `read`: see `ReplicaTable.pick`.
 
         Raises `NoEngine`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
         """
@@ -191,14 +225,24 @@ class Dispatcher:
         if self.watch.quarantined:
             load = self._replicas.load()
             eligible = [arm for arm in eligible if self.watch.admits(arm, load[arm])] or eligible
+        if self.load.stale:
+            known = [arm for arm in eligible if arm not in self.load.stale]
+            if not known:
+                return self._fall_back("stale_load", eligible, self._plain)
+            eligible = known
         needs = self.serving.policy.featurizer
         if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
             return self._fall_back("no_context", eligible)
+        loads = None
+        if context is not None and self._config.load.enabled:
+            loads = partial(self.load.now, context=context, read=read, objective=objective)
         try:
-            return self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0)
+            made = self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0, loads)
         except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
             log.exception("policy %s failed", self.serving.policy.id)
             return self._fall_back("policy_error", eligible)
+        self.demand.saw(made.alone or made.arm, made.arm)
+        return made
 
     def _explored(self) -> float:
         """The share that may go to engines that are tried out, now."""
@@ -215,9 +259,9 @@ class Dispatcher:
             raise NoEngine(f"engine {pin!r} is not ready", code="no_engine")
         return Decision(pin, 1.0, {pin: 1.0}, self.serving.policy.id, "pinned")
 
-    def _fall_back(self, reason: str, eligible: list[str]) -> Decision:
+    def _fall_back(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
         self.counts[f"fallback_{reason}"] += 1
-        made = self._default.decide(None, eligible, self._rng)
+        made = (policy or self._default).decide(None, eligible, self._rng)
         return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")
 
     async def _try(self, attempt: Attempt, reply: Reply) -> Status:
@@ -230,8 +274,9 @@ class Dispatcher:
         status: Status = "cancelled"
         attempt.http_status = None
         try:
-            with self._replicas.lease(attempt.decision.arm, attempt.tried) as lease:
+            with self._replicas.lease(attempt.decision.arm, attempt.tried, attempt.read) as lease:
                 attempt.tried.add(lease.replica)
+                self._prefixes.sent(attempt.incoming.request.body, lease.replica.url)
                 status = await self._ask(attempt, lease, reply, meter, within_s)
                 self._judge(attempt, lease, meter, status, load)
         except EngineUnavailable:
@@ -273,6 +318,8 @@ class Dispatcher:
         if status == "ok":
             outcome = meter.outcome(status)
             lease.tpot_s = outcome.tpot_s
+            running = (lease.load + lease.replica.load) / 2
+            self.load.saw(attempt.decision.arm, attempt.context, outcome, running)
             self._learn(attempt, outcome, load[attempt.decision.arm] + 1)
 
     def _learn(self, attempt: Attempt, outcome: Outcome, in_flight: int) -> None:

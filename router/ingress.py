@@ -124,6 +124,7 @@ class RouterApp:
             priority=_priority(named, key),
             deadline=_deadline(named, asked.accepted),
             explore=key.explore,
+            objective=key.objective,
             charge=(lambda tokens: self._keys.charge(key, tokens)) if key.tokens_per_minute else None,
         )
 

@@ -23,6 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from engines.config import Model, Name
 from engines.errors import ConfigError
 from router.errors import Forbidden, RateLimited, Unauthorized
+from router.load import Objective
 
 Scope = Literal["chat", "admin"]
 PREFIX = "dp-"
@@ -47,6 +48,7 @@ class Key(Model):
     tokens_per_minute: int | None = Field(None, ge=1, description="tokens of prompts and answers")
     priority: Literal["low", "normal", "high"] = Field("normal", description="the highest that it may ask for")
     explore: bool = Field(True, description="whether its requests may go to engines that are tried out")
+    objective: Objective | None = Field(None, description="what its engines are chosen by, unless as configured")
     expires: datetime | None = Field(None, description="from then on it is refused; with a time zone")
 
 

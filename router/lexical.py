@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from router.openai import Request, cut
-from router.types import Vector
+from router.types import Context, Vector
 
 _DEFAULT_MAX_TOKENS = 256.0
 _INSTRUCTION_CHARS = 400
@@ -97,8 +97,17 @@ _FEATURES: dict[str, Callable[[Request], float]] = {
 }
 FEATURES = (*_FEATURES, *_ASKS)
 """Names of the lexical features, in their order; they are the end of every context."""
+TEMPERATURE, LOG_MAX_TOKENS, LOG_CHARS = (
+    FEATURES.index(name) - len(FEATURES) for name in ("temperature", "log_max_tokens", "log_chars")
+)
+"""Where these stand in every context, from its end."""
 VERSION = "lexical-v3"
 """Part of every featurizer's id: another when a feature changes its meaning."""
+
+
+def half_of(context: Context) -> int:
+    """1 for a request that samples, 0 for a greedy one: a step of theirs differs."""
+    return int(context.vector.item(TEMPERATURE) > 0)
 
 
 def lexical_features(request: Request) -> Vector:

@@ -95,6 +95,7 @@ class Meter:
             acceptance_length=length,
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
+            queue_s=_queue_s(self._fields),
         )
 
 
@@ -156,6 +157,11 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
 def _metrics(answer: dict[str, Any]) -> dict[str, Any]:
     metrics = answer.get("metrics")
     return metrics if isinstance(metrics, dict) else {}
+
+
+def _queue_s(answer: dict[str, Any]) -> float | None:
+    queue_ms = _metrics(answer).get("queue_time_ms")
+    return queue_ms / 1000 if isinstance(queue_ms, int | float) else None
 
 
 def _tokens(usage: Any) -> tuple[int | None, int | None]:

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from router.config import RecordsConfig
-from router.types import Context, Decision, Outcome, Record
+from router.types import Context, Decision, LoadTerms, Outcome, Record
 
 SCHEMA = 1
 _FLUSH_S = 0.5
@@ -142,13 +142,16 @@ def decode(line: bytes) -> Record:
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
             context = Context(vector, context["featurizer"])
+        decision = fields.pop("decision")
+        if (load := decision.get("load")) is not None:
+            decision["load"] = LoadTerms(**load)
         return Record(
             context=context,
-            decision=Decision(**fields.pop("decision")),
+            decision=Decision(**decision),
             outcome=Outcome(**fields.pop("outcome")),
             **fields,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from error
 
 

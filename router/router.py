@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from engines.client import EngineClient
@@ -14,6 +14,7 @@ from engines.replicas import ReplicaTable
 from router.admin import Hooks
 from router.chosen import Chosen, choose, choose_policy, may_be_registry
 from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
+from router.demand import Scalable, replicas
 from router.dispatch import Dispatcher
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
@@ -29,6 +30,7 @@ from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
 from router.registry import STATE, Registry
+from router.reports import Reports
 from router.shadow import WORKERS
 from router.static_encoder import StaticFeaturizer
 
@@ -39,6 +41,7 @@ _ADDRESSES_S = 5.0
 _WATCH_S = 0.25
 Addresses = Callable[[], Awaitable[list[str]]]
 """Asks for the addresses of an arm's replicas."""
+Tell = Callable[[int], Awaitable[object]]
 
 
 class Router:
@@ -49,10 +52,12 @@ class Router:
         config: DraftpickConfig,
         sources: dict[str, Addresses],
         broadcast_policy: Callable[[str], Awaitable[list[str]]] | None = None,
+        tell_wanted: Mapping[str, Tell] | None = None,
     ) -> None:
         """`sources` give the addresses of each arm's replicas, asked once a second.
 
         `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
+        `tell_wanted` tells the replicas of an arm how many of them are wanted.
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
@@ -62,6 +67,7 @@ class Router:
             timeout_s=router.timeout_s,
             stall_timeout_s=router.stall_timeout_s,
         )
+        self._tell_wanted, self._fleet = tell_wanted or {}, scalable(config)
         # Before they are read: what changes meanwhile is seen then.
         self.registry = Registry(Path(router.policy)) if may_be_registry(router.policy) else None
         self._watched = [
@@ -82,7 +88,17 @@ class Router:
             chosen, self.refused = Chosen(FixedPolicy(config.arms, router.default_engine)), str(error)
         if self.refused:
             log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
-        self.dispatcher = Dispatcher(router, chosen.policy, featurizer, self._replicas, self._client, self._records)
+        self.dispatcher = Dispatcher(
+            router,
+            chosen.policy,
+            featurizer,
+            self._replicas,
+            self._client,
+            self._records,
+            plain=config.plain,
+            accelerators=config.accelerators,
+        )
+        self._reports = Reports(self._client, self._replicas, self.dispatcher.load, router.load.report_every_s)
         self._serve(chosen)
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
@@ -97,6 +113,7 @@ class Router:
             self.registry,
         )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
+        self.wanted: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -106,6 +123,10 @@ class Router:
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
         if self._config.shadow.share:
             self._tasks |= {asyncio.create_task(self.dispatcher.shadow.run()) for _ in range(WORKERS)}
+        if self._tell_wanted:
+            self._tasks.add(asyncio.create_task(self._scale()))
+        if self._config.load.enabled:
+            self._tasks.add(asyncio.create_task(self._reports.run()))
         if self._exchange is not None:
             self._tasks.add(asyncio.create_task(self._exchange_news(self._exchange)))
 
@@ -181,6 +202,21 @@ class Router:
             one.correction.take(others.get(policy, []))
             one.renew()
 
+    async def _scale(self) -> None:
+        """Tell engines how many of their replicas are wanted."""
+        while True:
+            await asyncio.sleep(self._config.scaling.every_s)
+            own = sum(r.in_flight for there in self._replicas.by_arm.values() for r in there)
+            others = sum(r.others for there in self._replicas.by_arm.values() for r in there)
+            # Where others send requests, too, these are taken to wish for the same.
+            scale = 1.0 + others / own if own else 1.0
+            demand = self.dispatcher.demand.in_flight(self.dispatcher.load.service_s)
+            self.wanted = replicas(
+                {arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.scaling.budget
+            )
+            told = [self._tell_wanted[arm](n) for arm, n in self.wanted.items() if arm in self._tell_wanted]
+            await asyncio.gather(*told, return_exceptions=True)
+
     def events(self) -> list[Event]:
         """The last that happened, the newest first."""
         return list(self.dispatcher.serving.events)[::-1]
@@ -235,6 +271,10 @@ class Router:
             "put_aside": [policy for policy, online in serving.online() if online.put_aside],
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.load(),
+            "loads": {arm: [r.load for r in there] for arm, there in self._replicas.by_arm.items()},
+            "stale": sorted(self.dispatcher.load.stale),
+            "wanted": self.wanted,
+            "wished_more": {arm: round(n, 2) for arm, n in self.dispatcher.demand.unmet().items()},
             "breakers": self._replicas.health(),
             "drafts": self.dispatcher.watch.state(),
             "admission": self.dispatcher.admission.state(),
@@ -286,6 +326,18 @@ def sentence_featurizer(path: Path | None = None) -> SentenceFeaturizer:
 def static_featurizer() -> StaticFeaturizer:
     """The featurizer over the word vectors that ship: no model runs."""
     return StaticFeaturizer()
+
+
+def scalable(config: DraftpickConfig) -> dict[str, Scalable]:
+    """The engines that are started here: how few and how many replicas each may have."""
+    found = {}
+    for engine in config.engines:
+        scaling, fixed_number = engine.deployment.autoscaling, engine.deployment.num_replicas
+        least, most = (scaling.min_replicas, scaling.max_replicas) if scaling else (fixed_number, fixed_number)
+        target = scaling.target_ongoing_requests if scaling else 1.0
+        if engine.kind != "url":
+            found[engine.name] = Scalable(config.accelerators[engine.name], least, most, target)
+    return found
 
 
 def fixed(url: str) -> Addresses:

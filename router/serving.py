@@ -12,9 +12,11 @@ from router.exploration import ExplorationConfig
 from router.online import Event, Online
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
-from router.types import Context, Decision, Outcome
+from router.types import Context, Decision, LoadTerms, Outcome
 
 _KEPT_EVENTS = 200
+Loads = Callable[[Sequence[str]], LoadTerms | None]
+"""What load adds now on each of these arms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,13 @@ class Served:
         rng: np.random.Generator,
         explore: float,
         exploration: ExplorationConfig,
+        loads: Loads | None = None,
     ) -> Decision:
         """Draw an arm. Raises what the policy raises."""
         if self.stand_in is not None and self.online.put_aside:
             return self.stand_in.decide(context, eligible, rng, explore)
-        return self.policy.decide(context, eligible, rng, explore, self.online.shifts, exploration)
+        load = loads(self.policy.arms) if loads is not None and self.policy.heeds_load else None
+        return self.policy.decide(context, eligible, rng, explore, self.online.shifts, exploration, load)
 
     def understands(self, context: Context | None) -> bool:
         """Whether a context is of the features that it was made for: another policy may have served meanwhile."""
@@ -48,8 +52,20 @@ class Served:
             return None
         if decision.policy == self.policy.id:
             return decision
-        forecast = self.policy.weigh(context, np.ones(len(self.policy.arms), bool))[1]
+        load = reordered(decision.load, tuple(decision.probabilities), self.policy.arms)
+        forecast = self.policy.weigh(context, np.ones(len(self.policy.arms), bool), load=load)[1]
         return None if forecast is None else replace(decision, predicted_tpot_s=forecast.tpot_s)
+
+
+def reordered(load: LoadTerms | None, arms: Sequence[str], wanted: Sequence[str]) -> LoadTerms | None:
+    """Load by `arms` as load by the arms `wanted`; None where it says nothing of one of these."""
+    if load is None or tuple(arms) == tuple(wanted):
+        return load
+    if not set(arms) >= set(wanted):
+        return None
+    at = [arms.index(arm) for arm in wanted]
+    stretch, price, wait_s = ([values[i] for i in at] for values in (load.stretch, load.price, load.wait_s))
+    return LoadTerms(stretch, price, wait_s, [load.known_tokens[i] for i in at])
 
 
 class Serving:
@@ -85,13 +101,18 @@ class Serving:
         self.share = share if candidate is not None else 0.0
 
     def decide(
-        self, context: Context | None, eligible: Sequence[str], rng: np.random.Generator, explore: float
+        self,
+        context: Context | None,
+        eligible: Sequence[str],
+        rng: np.random.Generator,
+        explore: float,
+        loads: Loads | None = None,
     ) -> Decision:
         """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn."""
         served = self._active
         if self._candidate is not None and self.share and rng.random() < self.share:
             served = self._candidate
-        return served.decide(context, eligible, rng, explore, self._config.exploration)
+        return served.decide(context, eligible, rng, explore, self._config.exploration, loads)
 
     def kind(self, context: Context | None) -> int:
         """The kind of a request, as the active policy tells kinds apart."""

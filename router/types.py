@@ -25,13 +25,29 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadTerms:
+    """What the load of the engines adds, each by arm, in the order of a policy's arms (`router.load`).
+
+    `stretch`: seconds of a step, this request among the others, over those of a request alone. `price`: what a step
+    counts as in the choice, in the same unit. `wait_s`: until it begins to run. `known_tokens`: of its prompt, that
+    the replica has read before.
+    """
+
+    stretch: Sequence[float]
+    price: Sequence[float]
+    wait_s: Sequence[float]
+    known_tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The arm that was chosen, and with which probability every arm could have been.
 
     `reason`: `continued` is a choice for the rest of a stream that broke on another arm; `shadow`, one that no client
     waited for; like the last two, they are no draw of the policy for a whole request. `explore` and `shift` are what
-    it was made with: the share that might go to other arms, and the corrections of log TPOT by arm. `predicted_tpot_s`:
-    what the policy expects of every arm, before any correction. Both lists are in the order of `probabilities`.
+    it was made with: the share that might go to other arms, and the corrections of log TPOT by arm; `load`, too.
+    `predicted_tpot_s`: what the policy expects of every arm under that load, before any correction. All lists are in
+    the order of `probabilities`. `alone`: the arm of the least time if no engine had any load.
     """
 
     arm: str
@@ -42,6 +58,8 @@ class Decision:
     explore: float = 0.0
     predicted_tpot_s: Sequence[float] | None = None
     shift: Sequence[float] | None = None
+    load: LoadTerms | None = None
+    alone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +68,7 @@ class Outcome:
 
     ttft_s: accepted to first content token forwarded (of a whole answer: as the engine reports it).
     tpot_s: (e2e - ttft) / (output tokens - 1). acceptance_length: tokens per step including the bonus token.
+    queue_s: how long it waited at the engine until it ran, as the engine reports it; part of ttft_s.
     """
 
     status: Status
@@ -62,6 +81,7 @@ class Outcome:
     acceptance_length: float | None = None
     acceptance_rate: float | None = None
     overhead_s: float | None = None
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

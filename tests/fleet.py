@@ -146,6 +146,7 @@ async def routed(
     featurizer: Featurizer | None = None,
     model: str = MODEL,
     environment: dict[str, str] | None = None,
+    plain: str | None = None,
     **router: Any,
 ) -> AsyncIterator[Routed]:
     """A router over an engine for each of `specs` (a url instead of a specification: that address), the first by
@@ -164,7 +165,7 @@ async def routed(
         stall_timeout_s=config.stall_timeout_s,
     )
     chosen = policy or FixedPolicy(tuple(specs), default)
-    dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer)
+    dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer, plain=plain)
 
     def ready() -> dict[str, object]:
         return {"ready": replicas.listening(), "policy": dispatcher.serving.policy.id}

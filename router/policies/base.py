@@ -6,13 +6,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, compress
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from router.clusters import Clusters
 from router.exploration import ExplorationConfig, spread
-from router.types import Context, Decision
+from router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
 _EXPLORATION = ExplorationConfig()
@@ -21,11 +22,13 @@ _EXPLORATION = ExplorationConfig()
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a policy expects of every arm: `seconds` of a whole answer, corrected by `shift`, and `tpot_s` of each token
-    after the first, before it."""
+    after the first, before it. Under load, `seconds` are what the objective makes of them. `alone`: the number of the
+    arm of the least time if there were no load."""
 
     seconds: Sequence[float]
     tpot_s: Sequence[float]
     shift: Sequence[float] | None = None
+    alone: int | None = None
 
 
 Shifts = Sequence[Sequence[float]]
@@ -46,6 +49,8 @@ class Policy(ABC):
 
     default_arm: int | None = None
     """The arm that is the best over all, by its number, where the policy knows one."""
+    heeds_load: ClassVar[bool] = False
+    """Whether the load of the engines changes its choice."""
     clusters: Clusters | None = None
     """Kinds of requests that it tells apart; None: it tells none apart."""
 
@@ -58,8 +63,9 @@ class Policy(ABC):
         context: Context | None,
         eligible: npt.NDArray[np.bool_],
         shifts: Shifts | None = None,
+        load: LoadTerms | None = None,
     ) -> tuple[Probabilities, Forecast | None]:
-        """`probabilities`, and what they come from where the policy predicts times; `shifts` correct these."""
+        """`probabilities`, and what they come from where the policy predicts times, as `shifts` and `load` have it."""
         return self.probabilities(context, eligible), None
 
     def decide(
@@ -70,15 +76,19 @@ class Policy(ABC):
         explore: float = 0.0,
         shifts: Shifts | None = None,
         exploration: ExplorationConfig = _EXPLORATION,
+        load: LoadTerms | None = None,
     ) -> Decision:
         """Sample an arm among `eligible` (names, at least one); at most `explore` of it goes to arms that are tried."""
         may = [arm in eligible for arm in self.arms]
-        shares, forecast = self.shares(context, may, explore, shifts, exploration)
+        shares, forecast = self.shares(context, may, explore, shifts, exploration, load)
         chosen = _drawn(shares, rng.random())
         made = self.arms[chosen], shares[chosen], dict(zip(self.arms, shares, strict=True)), self.id
         if forecast is None:
             return Decision(*made, explore=explore)
-        return Decision(*made, explore=explore, predicted_tpot_s=forecast.tpot_s, shift=forecast.shift)
+        alone = None if forecast.alone is None else self.arms[forecast.alone]
+        return Decision(
+            *made, explore=explore, predicted_tpot_s=forecast.tpot_s, shift=forecast.shift, load=load, alone=alone
+        )
 
     def shares(
         self,
@@ -87,9 +97,10 @@ class Policy(ABC):
         explore: float = 0.0,
         shifts: Shifts | None = None,
         exploration: ExplorationConfig = _EXPLORATION,
+        load: LoadTerms | None = None,
     ) -> tuple[list[float], Forecast | None]:
         """The probabilities [arms] that a decision is drawn from, and what the policy expects. Raises ValueError."""
-        weighed, forecast = self.weigh(context, np.asarray(may), shifts)
+        weighed, forecast = self.weigh(context, np.asarray(may), shifts, load)
         shares: list[float] = weighed.tolist()
         whole = sum(shares)
         # What is not eligible has exactly 0, which changes no sum.

@@ -12,17 +12,14 @@ import numpy.typing as npt
 
 from router.clusters import Clusters
 from router.errors import PolicyRefused
-from router.lexical import FEATURES
+from router.lexical import LOG_CHARS, LOG_MAX_TOKENS, half_of
 from router.policies import regressors
 from router.policies.base import Forecast, Policy, Probabilities, Shifts, onto
 from router.policies.regressors import Regressor
 from router.policies.shapes import Arrays, Shapes, check_shapes
-from router.types import Context, Vector
+from router.types import Context, LoadTerms, Vector
 
 _CHARS_PER_TOKEN = 4.0
-_TEMPERATURE, _MAX_TOKENS, _CHARS = (
-    FEATURES.index(name) - len(FEATURES) for name in ("temperature", "log_max_tokens", "log_chars")
-)
 _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
 
 
@@ -35,6 +32,8 @@ class TauCostPolicy(Policy):
     own time and this share of the default's; `output_tokens`: of a usual answer, where `max_tokens` allows more;
     `floor`: probability of every arm.
     """
+
+    heeds_load = True
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class TauCostPolicy(Policy):
     def tau(self, context: Context) -> Probabilities:
         """Expected acceptance lengths [arms], 1 or more."""
         z = self._regressor.scaled(context.vector)
-        mean = self._regressor(z, context.vector.item(_TEMPERATURE) > 0)[0]
+        mean = self._regressor(z, bool(half_of(context)))[0]
         return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)
 
     def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
@@ -91,10 +90,11 @@ class TauCostPolicy(Policy):
         context: Context | None,
         eligible: npt.NDArray[np.bool_],
         shifts: Shifts | None = None,
+        load: LoadTerms | None = None,
     ) -> tuple[Probabilities, Forecast | None]:
         if context is None:
             raise ValueError(f"policy {self.id} needs a context")
-        forecast, deviation = self._forecast(context, shifts)
+        forecast, deviation = self._forecast(context, shifts, load)
         seconds = forecast.seconds
         if not all(map(math.isfinite, seconds)):
             raise ValueError(f"policy {self.id} gave times that are not finite")
@@ -114,17 +114,24 @@ class TauCostPolicy(Policy):
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         return self.weigh(context, eligible)[0]
 
-    def _forecast(self, context: Context, shifts: Shifts | None) -> tuple[Forecast, Probabilities]:
-        """What it expects, its times corrected by `shifts`, and the deviations of these [arms]."""
-        z = self._regressor.scaled(context.vector)
-        mean, deviation = self._regressor(z, context.vector.item(_TEMPERATURE) > 0)
-        temperature, most, chars = (context.vector.item(at) for at in (_TEMPERATURE, _MAX_TOKENS, _CHARS))
+    def _forecast(
+        self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
+    ) -> tuple[Forecast, Probabilities]:
+        """What it expects, its times corrected by `shifts` and `load`, and the deviations of these [arms]."""
+        z, half = self._regressor.scaled(context.vector), half_of(context)
+        mean, deviation = self._regressor(z, bool(half))
+        most, chars = context.vector.item(LOG_MAX_TOKENS), context.vector.item(LOG_CHARS)
         tokens = max(min(self._output_tokens, math.expm1(10.0 * most)) - 1.0, 0.0)
-        tpot_s = self._step_s[:, int(temperature > 0)] * np.exp(np.minimum(-mean, 0.0))
+        tpot_s = self._step_s[:, half] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift = tokens * tpot_s, None
         if shifts is not None:
             shift = shifts[self._bin(z) % len(shifts)]  # one row, as a record holds it, is for all bins
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
-        seconds = self._start_s + prompt_tokens * self._per_token_s + decode_s
-        return Forecast(seconds.tolist(), tpot_s.tolist(), shift), decode_s * deviation
+        start_s = self._start_s + prompt_tokens * self._per_token_s
+        if load is None:
+            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift), decode_s * deviation
+        alone = int((start_s + decode_s).argmin())
+        start_s = start_s + load.wait_s - np.minimum(load.known_tokens, prompt_tokens) * self._per_token_s
+        tpot_s, decode_s = tpot_s * load.stretch, decode_s * load.price
+        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, alone), decode_s * deviation

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from router.exploration import ExplorationConfig, spread
 from router.keys import digest
 from router.policies.base import Forecast, Policy, Probabilities, Shifts
-from router.types import Context
+from router.types import Context, LoadTerms
 from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter, until
 from tests.router.test_continuation import ask, engine
 
@@ -178,7 +178,7 @@ class Foresees(Policy):
         return np.asarray([1.0, 0.0] if eligible[0] else [0.0, 1.0])
 
     def weigh(
-        self, context: Context | None, eligible: Any, shifts: Shifts | None = None
+        self, context: Context | None, eligible: Any, shifts: Shifts | None = None, load: LoadTerms | None = None
     ) -> tuple[Probabilities, Forecast | None]:
         return self.probabilities(context, eligible), Forecast([1.0, 1.0], [0.01, 0.01])
 

@@ -12,7 +12,7 @@ from router.features import Featurizer
 from router.openai import Request
 from router.policies.base import Policy
 from router.records import decode, encode
-from router.types import Context, Decision, Outcome, Record
+from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
@@ -56,12 +56,15 @@ def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
     rng = np.random.default_rng(1)
     for vector in FRESH.contexts:
         shifts, eligible = shifts_of(policy, rng), some_of(rng)
-        decision = policy.decide(Context(vector, "features"), eligible, rng, 0.2, shifts, EXPLORATION)
+        stretch, price, wait_s = rng.uniform(1, 3, (3, len(ARMS))).tolist()
+        load = LoadTerms(stretch, price, wait_s, rng.integers(0, 50, len(ARMS)).tolist())
+        decision = policy.decide(Context(vector, "features"), eligible, rng, 0.2, shifts, EXPLORATION, load)
         found = decode(encode(logged(Context(vector, "features"), decision)))
         assert found.context is not None
         may = [probability > 0 for probability in found.decision.probabilities.values()]
-        assert found.decision.shift is not None
-        again, forecast = policy.shares(found.context, may, found.decision.explore, [found.decision.shift], EXPLORATION)
+        made = found.decision
+        assert made.shift is not None
+        again, forecast = policy.shares(found.context, may, made.explore, [made.shift], EXPLORATION, made.load)
         assert again == pytest.approx(list(found.decision.probabilities.values()), abs=1e-9)
         assert forecast is not None
         assert found.decision.predicted_tpot_s == pytest.approx(forecast.tpot_s)
@@ -122,4 +125,4 @@ def replayed(policy: Policy, record: Record, exploration: ExplorationConfig) -> 
     made = record.decision
     may = [probability > 0 for probability in made.probabilities.values()]
     shifts = None if made.shift is None else [made.shift]
-    return policy.shares(record.context, may, made.explore, shifts, exploration)[0]
+    return policy.shares(record.context, may, made.explore, shifts, exploration, made.load)[0]

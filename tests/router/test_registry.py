@@ -588,7 +588,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_registry(registry: Registr
             assert whole(registry).revision == revisions[-1] + 2
         nursery.communicate()
     assert revisions == sorted(set(revisions))
-    assert revisions[-1] > 100
+    assert revisions[-1] > 2 * 20  # those of the killed writers are among them
     registry.prune(1)
     assert {path.name for path in (registry.path / POLICIES).glob("p*")} == set(stages(registry))
 

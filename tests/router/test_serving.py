@@ -21,7 +21,7 @@ from router.policies.simple import FixedPolicy, UniformPolicy
 from router.registry import Registry
 from router.router import Router
 from router.serving import Serving
-from router.types import Context, Decision, Outcome
+from router.types import Context, Decision, LoadTerms, Outcome
 from tests.fleet import FAST, MODEL, StartRouter, until
 from tests.router.test_registry_service import fixed_policy
 
@@ -43,7 +43,11 @@ class Foresees(Policy):
         return onto(self._arm if eligible[self._arm] else int(np.argmax(eligible)), eligible, 0.0)
 
     def weigh(
-        self, context: Context | None, eligible: npt.NDArray[np.bool_], shifts: Shifts | None = None
+        self,
+        context: Context | None,
+        eligible: npt.NDArray[np.bool_],
+        shifts: Shifts | None = None,
+        load: LoadTerms | None = None,
     ) -> tuple[Probabilities, Forecast | None]:
         return self.probabilities(context, eligible), Forecast([0.3, 0.3], [0.01, 0.01])
 

@@ -1,0 +1,126 @@
+"""What the load of the engines adds to a request's time, and to that of the others there.
+
+With B requests at a replica, and t(n) the seconds of its step with n of them, one more makes its own steps take
+t(B+1), and those of the others longer by t(B+1) - t(B). Objectives weigh these:
+
+    latency       t(B+1)                            the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))        the time of all that are there
+    cost          accelerators t(B+1) / (B+1)       its share of an engine: fills busy engines, frees the others
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from engines.config import Model
+from engines.replicas import Replica, ReplicaTable
+from router.lexical import half_of
+from router.steps import MOST, StepTable
+from router.types import Context, LoadTerms, Outcome
+
+Objective = Literal["latency", "throughput", "cost"]
+OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "cost")
+_OWN_OF_COST = 0.1
+"""Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""
+_BYTES_PER_TOKEN = 4
+_WEIGHT = 0.02
+_NO_LOAD = (1.0, 1.0, 0.0, 0)
+"""Of an arm without a replica."""
+
+
+class LoadConfig(Model):
+    """How the load of engines counts."""
+
+    enabled: bool = Field(True, description="whether decisions take the load of engines into account")
+    objective: Objective = Field("throughput", description="what a request is sent by, unless its key says otherwise")
+    report_every_s: float = Field(0.5, gt=0, description="how often engines are asked what they do")
+    stale_s: float = Field(
+        5.0, gt=0, description="an engine that reported and has not for so long is left alone while others report"
+    )
+    plain: str | None = Field(
+        None, description="who serves while no load is known; absent: the first engine without a drafter"
+    )
+
+
+class LoadModel:
+    """Knows what a step takes on every arm at any load.
+
+    `stale`: arms whose load is not known any more; `service_s`: what a request takes there, without its wait.
+    """
+
+    def __init__(
+        self,
+        config: LoadConfig,
+        replicas: ReplicaTable,
+        accelerators: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`accelerators`: how many each replica of an arm takes (1)."""
+        self._config, self._replicas, self._clock = config, replicas, clock
+        self._accelerators = dict(accelerators or {})
+        self.steps = {arm: StepTable() for arm in replicas.arms}
+        self.service_s = dict.fromkeys(replicas.arms, 0.0)
+        self.stale: frozenset[str] = frozenset()
+
+    def now(
+        self, arms: Sequence[str], context: Context, read: Mapping[str, int], objective: Objective | None = None
+    ) -> LoadTerms | None:
+        """What load adds on each of `arms` at the replica that would be picked; None: no engine has any.
+
+        `read`: see `ReplicaTable.pick`.
+        """
+        half, wanted = half_of(context), objective or self._config.objective
+        by_arm, pick = self._replicas.by_arm, self._replicas.pick
+        rows, idle = [], not read
+        for arm in arms:
+            there = by_arm.get(arm)
+            # One that must not be picked is no eligible arm.
+            replica = (there[0] if len(there) == 1 else pick(arm, (), read)) if there else None
+            if replica is None:
+                rows.append(_NO_LOAD)
+                continue
+            table, before, wait_s = self.steps[arm], replica.in_flight + replica.others, 0.0
+            if before:
+                idle = False
+                if before >= table.max_running or (replica.report is not None and replica.report.waiting):
+                    wait_s = self._wait_s(arm, replica, before)
+                before = min(before, MOST - 1)
+            curve = table.curves[half]
+            stretch = curve[before + 1]
+            if wanted == "cost":
+                price = self._accelerators.get(arm, 1) * stretch / (before + 1) + _OWN_OF_COST * stretch
+            else:
+                price = stretch if wanted == "latency" else stretch + before * (stretch - curve[before])
+            known = read.get(replica.url, 0) // _BYTES_PER_TOKEN if read else 0
+            rows.append((stretch, price, wait_s, known))
+        return None if idle and wanted != "cost" else LoadTerms(*zip(*rows, strict=True))
+
+    def _wait_s(self, arm: str, replica: Replica, there: int) -> float:
+        """Seconds until one more request begins to run."""
+        report = replica.report
+        room = report.running if report is not None and report.waiting else self.steps[arm].max_running
+        return max(there + 1 - room, 0) / max(room, 1) * self.service_s[arm]
+
+    def saw(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
+        """Take a finished answer into account. `running`: requests at its replica meanwhile, itself among them."""
+        if outcome.e2e_s is not None:
+            served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
+            before = self.service_s[arm]
+            self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
+        if outcome.tpot_s is None or context is None:
+            return
+        self.steps[arm].saw(running, half_of(context), outcome.tpot_s * (outcome.acceptance_length or 1.0))
+
+    def renew(self) -> None:
+        """Let what was seen count, and find who has not reported for long."""
+        for table in self.steps.values():
+            table.renew()
+        oldest = self._clock() - self._config.stale_s
+        self.stale = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
+
+
+def _all_stale(replicas: Sequence[Replica], oldest: float) -> bool:
+    """Whether all of an arm's replicas have reported before, and none of late."""
+    return bool(replicas) and all(r.report is not None and r.reported_at < oldest for r in replicas)

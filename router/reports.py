@@ -1,0 +1,91 @@
+"""Asks engines what they do and what their steps take, twice a second; those that show no such page are left alone."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from engines import load, profile
+from engines.client import EngineClient
+from engines.errors import EngineError
+from engines.load import LoadReport
+from engines.profile import Profile, ProfileError
+from engines.replicas import Replica, ReplicaTable
+from router.load import LoadModel
+
+log = logging.getLogger("draftpick.router")
+
+_PATIENCE_S = 2.0
+_ASK_AGAIN_S = 30.0
+_MOST_BYTES = 2**20
+
+
+class Reports:
+    """Follows the pages of all replicas (`run`). An arm's profile is that of its first replica that shows one."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        replicas: ReplicaTable,
+        model: LoadModel,
+        every_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
+        self._silent: dict[str, float] = {}
+        self._asked: set[str] = set()
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        while True:
+            await self.ask()
+            await asyncio.sleep(self._every_s)
+
+    async def ask(self) -> None:
+        """Ask every replica once."""
+        everywhere = [(arm, r) for arm, there in self._replicas.by_arm.items() for r in there]
+        await asyncio.gather(*(self._ask(arm, replica) for arm, replica in everywhere))
+        urls = {replica.url for _, replica in everywhere}
+        self._asked &= urls
+        self._silent = {url: at for url, at in self._silent.items() if url in urls}
+        self._model.renew()
+
+    async def _ask(self, arm: str, replica: Replica) -> None:
+        if self._clock() < self._silent.get(replica.url, 0.0):
+            return
+        page = await self._page(f"{replica.url}{load.PATH}")
+        report = LoadReport.from_json(page) if page is not None else None
+        if report is not None:
+            replica.reports(report, self._clock())
+        elif replica.report is None:
+            self._silent[replica.url] = self._clock() + _ASK_AGAIN_S
+            return
+        if replica.url not in self._asked:
+            await self._ask_for_profile(arm, replica)
+
+    async def _ask_for_profile(self, arm: str, replica: Replica) -> None:
+        page = await self._page(f"{replica.url}{profile.PATH}")
+        if page is None:
+            return
+        self._asked.add(replica.url)
+        try:
+            found = Profile.from_json(page)
+        except ProfileError as error:
+            log.warning("engine %s shows a profile that is none: %s", arm, error)
+            return
+        table = self._model.steps[arm]
+        if table.profile is None or table.profile.build != found.build:
+            table.take(found)
+
+    async def _page(self, url: str) -> bytes | None:
+        """A page's body; None where there is none, or it does not come."""
+        parts: list[bytes] = []
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S), self._client.send(url, "GET", [], b"", stream=False) as answer:
+                async for chunk in answer.chunks:
+                    parts.append(chunk)
+                    if sum(map(len, parts)) > _MOST_BYTES:
+                        return None
+                return b"".join(parts) if answer.status == 200 else None
+        return None
