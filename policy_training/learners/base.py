@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _CONSTANT = 1e-3
+_LENGTH_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 _WEIGHTS = {"asks_": 2.0, "_share": 0.5}
 """Of lexical features by a part of their name: what is asked tells more of a request than how its text looks."""
 
@@ -116,4 +117,18 @@ def regression(
     costs = setting.costs.of(data.arms)
     cost_arrays = {name: getattr(costs, name).astype(np.float32) for name in ("step_s", "start_s", "per_token_s")}
     named = {"regressor": regressor, "default": setting.default, "output_tokens": float(data.output_tokens.mean())}
-    return Fit("tau_cost", {**named, **options}, {**arrays, **scaling.arrays, "sigma": sigma, **cost_arrays})
+    learned = {**arrays, **scaling.arrays, "sigma": sigma, "length": length_weights(data, scaling)}
+    return Fit("tau_cost", {**named, **options}, {**learned, **cost_arrays})
+
+
+def length_weights(data: Matrix, scaling: Scaling) -> npt.NDArray[np.float32]:
+    """What an answer's expected number of tokens is: `exp(z w + b)`; w, and behind it b [d + 1].
+
+    A ridge regression of the logarithm; b holds half its residual variance, so that it is the mean of a log-normal.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    z, y = scaling(contexts_of(data)).astype(np.float64), np.log(np.maximum(data.output_tokens, 1.0))
+    model = RidgeCV(alphas=_LENGTH_PENALTIES, store_cv_results=True).fit(z, y)
+    variance = model.cv_results_[:, _LENGTH_PENALTIES.index(float(model.alpha_))].mean()
+    return np.append(model.coef_, model.intercept_ + variance / 2).astype(np.float32)

@@ -20,6 +20,7 @@ from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context, LoadTerms, Vector
 
 _CHARS_PER_TOKEN = 4.0
+_LONGEST = math.log(1e6)
 _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
 
 
@@ -27,9 +28,10 @@ class TauCostPolicy(Policy):
     """Gives the request to the arm of the least expected time, and keeps it at `default` in doubt.
 
     Arrays: those of its regressor (log tau), and the costs: `step_s` [arms, 2] seconds of a decoding step, greedy and
-    sampled, `start_s` and `per_token_s` [arms] of the time to the first token. Options: `regressor`; `default`, an
+    sampled, `start_s` and `per_token_s` [arms] of the time to the first token; and, where it was learned, `length`
+    [d + 1]: the logarithm of an answer's tokens by z and a constant. Options: `regressor`; `default`, an
     arm; `z` and `switch_cost`: another arm must promise more seconds less than the default than `z` deviations of its
-    own time and this share of the default's; `output_tokens`: of a usual answer, where `max_tokens` allows more;
+    own time and this share of the default's; `output_tokens`: of a usual answer, where `length` is not there;
     `floor`: probability of every arm.
     """
 
@@ -52,6 +54,9 @@ class TauCostPolicy(Policy):
         self._step_s, self._start_s, self._per_token_s = (arrays[name].astype(np.float64) for name in _COSTS)
         self.default_arm = self._default = arms.index(options["default"])
         self._z, self._switch_cost = float(options["z"]), float(options["switch_cost"])
+        self._length = arrays.get("length")
+        if self._length is not None:
+            check_shapes(arrays, {"length": (regressor.dimension + 1,)})
         self._output_tokens, self._floor = float(options["output_tokens"]), float(options["floor"])
 
     @classmethod
@@ -114,14 +119,24 @@ class TauCostPolicy(Policy):
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         return self.weigh(context, eligible)[0]
 
+    def tokens(self, context: Context) -> float:
+        """Expected tokens of the answer, 1 or more, and no more than `max_tokens` allows."""
+        return self._tokens(context, self._regressor.scaled(context.vector))
+
+    def _tokens(self, context: Context, z: Vector) -> float:
+        usual = self._output_tokens
+        if self._length is not None:
+            usual = math.exp(min(float(z @ self._length[:-1]) + self._length.item(-1), _LONGEST))
+        return max(min(usual, math.expm1(10.0 * context.vector.item(LOG_MAX_TOKENS))), 1.0)
+
     def _forecast(
         self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
     ) -> tuple[Forecast, Probabilities]:
         """What it expects, its times corrected by `shifts` and `load`, and the deviations of these [arms]."""
         z, half = self._regressor.scaled(context.vector), half_of(context)
         mean, deviation = self._regressor(z, bool(half))
-        most, chars = context.vector.item(LOG_MAX_TOKENS), context.vector.item(LOG_CHARS)
-        tokens = max(min(self._output_tokens, math.expm1(10.0 * most)) - 1.0, 0.0)
+        chars = context.vector.item(LOG_CHARS)
+        tokens = self._tokens(context, z) - 1.0
         tpot_s = self._step_s[:, half] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift = tokens * tpot_s, None
         if shifts is not None:

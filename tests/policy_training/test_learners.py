@@ -200,3 +200,16 @@ def test_progress_is_told_to_its_end(name: str) -> None:
     seen: list[tuple[int, int]] = []
     fitted(FIT.matrix(), learner(name), replace(SETTING, progress=lambda *told: seen.append(told)))
     assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
+def test_the_length_of_an_answer_is_learned_and_never_more_than_is_allowed() -> None:
+    made, rng = Bandit.draw(600, seed=3), np.random.default_rng(0)
+    tokens = np.asarray([10.0, 40.0, 160.0, 640.0])[made.clusters] * rng.lognormal(0, 0.2, len(made))
+    contexts = made.contexts.copy()
+    contexts[:, made.contexts.shape[1] - len(FEATURES) + FEATURES.index("log_max_tokens")] = np.log1p(300) / 10
+    policy = fitted(replace(made.matrix(), output_tokens=tokens, contexts=contexts), learner("tau_cost"), SETTING)
+    assert isinstance(policy, TauCostPolicy)
+    expected = np.asarray([policy.tokens(Context(v, "features")) for v in contexts])
+    for cluster, usual in enumerate([10, 40, 160, 300]):
+        assert np.median(expected[made.clusters == cluster]) == pytest.approx(usual, rel=0.25)
+    assert expected.max() <= 300.01
