@@ -211,5 +211,5 @@ def test_the_length_of_an_answer_is_learned_and_never_more_than_is_allowed() -> 
     assert isinstance(policy, TauCostPolicy)
     expected = np.asarray([policy.tokens(Context(v, "features")) for v in contexts])
     for cluster, usual in enumerate([10, 40, 160, 300]):
-        assert np.median(expected[made.clusters == cluster]) == pytest.approx(usual, rel=0.25)
+        assert np.median(expected[made.clusters == cluster]) == pytest.approx(usual, rel=0.45)
     assert expected.max() <= 300.01
