@@ -16,6 +16,7 @@ from deploy.cli_drafters import drafters_app
 from deploy.cli_keys import keys_app
 from deploy.cli_plan import plan_app
 from deploy.cli_policy import policy_app
+from deploy.cli_profile import profile_app
 from deploy.cli_registry import registry_app
 from deploy.cli_report import report_app
 from deploy.cli_retrain import retrain_app
@@ -44,6 +45,7 @@ app.add_typer(serve_app)
 app.add_typer(policy_app)
 app.add_typer(plan_app)
 app.add_typer(report_app)
+app.add_typer(profile_app)
 app.add_typer(retrain_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from engines import load, profile
+from engines import identity, load, profile
 from engines.load import LoadReport
 from engines.mock_model import Decoding, Piece, split
 from engines.mock_spec import MockRequest, MockSpec
@@ -287,6 +287,7 @@ _REFUSALS = {
 _PAGES: dict[str, Page] = {
     load.PATH: lambda state: state.engine.load(),
     profile.PATH: lambda state: state.engine.spec.profile(),
+    identity.PATH: lambda state: state.engine.spec.identity(),
 }
 
 

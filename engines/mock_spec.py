@@ -2,12 +2,12 @@
 
 import random
 import re
-from hashlib import sha256
 from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic import Field
 
+from engines.identity import EngineIdentity, digest
 from engines.profile import Profile
 
 DEFAULT_CLASS = "default"
@@ -71,15 +71,19 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         """The same without jitter: flat for as long as further requests are free, a line from there on."""
         return self.step_s + self.step_s_per_request * max(0, running - 1 - self.free_requests)
 
+    def identity(self) -> EngineIdentity:
+        """Of engines of this specification, all of which are alike."""
+        return EngineIdentity(digest(self.model_dump(mode="json")), "mock", self.max_running)
+
     def profile(self) -> Profile:
         """What measuring an engine of this kind would find, with no noise."""
         bend = min(1 + self.free_requests, self.max_running)
         batches = sorted({1, bend, self.max_running})
         # A profile knows no steps that take no time.
         steps = tuple((max(self.mean_step_s(running), _SHORTEST_STEP_S),) for running in batches)
-        build = sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        who = self.identity()
         return Profile(
-            build=build, machine="mock", batches=tuple(batches), contexts=(0,), step_s=(steps, steps),
+            build=who.build, machine=who.machine, batches=tuple(batches), contexts=(0,), step_s=(steps, steps),
             prefill_s=self.prefill_s, prefill_s_per_token=self.prefill_s_per_token, max_running=self.max_running,
         )  # fmt: skip
 
@@ -108,6 +112,7 @@ class MockRequest(pydantic.BaseModel, frozen=True):
     max_completion_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
+    ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool | int | None = None

@@ -1,0 +1,83 @@
+"""What a vLLM engine shows of itself: `vllm serve MODEL --middleware engines.vllm_pages.VLLMPages`.
+
+Its load comes from `engines/vllm_stats.py`, which vLLM finds by itself; its profile from the cache of profiles.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+from starlette.datastructures import State
+from starlette.types import ASGIApp
+
+from engines import identity, load, profile, profile_cache
+from engines.identity import EngineIdentity, described, digest, machine_name
+from engines.load import LoadReport
+from engines.pages import Pages
+from engines.profile import Profile
+
+_NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
+"""Arguments that say nothing of what a step takes."""
+
+
+class VLLMPages(Pages):
+    """vLLM's application with the pages of an engine; vLLM makes it of the application alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, {load.PATH: load_of, profile.PATH: profile_of, identity.PATH: identity_of})
+
+
+def load_of(state: State) -> LoadReport | None:
+    """The load of the engine behind vLLM's application; None where vLLM keeps no statistics."""
+    from engines.vllm_stats import LoadStats
+
+    kept = getattr(state.engine_client, "logger_manager", None)
+    return next((one.report() for one in kept.stat_loggers if isinstance(one, LoadStats)), None) if kept else None
+
+
+def profile_of(state: State) -> Profile | None:
+    """Its profile, if one was measured on this machine."""
+    return profile_cache.read(identity_of(state))
+
+
+def identity_of(state: State) -> EngineIdentity:
+    """What this engine was started with, and where."""
+    import torch
+    import vllm
+    from vllm.platforms import current_platform
+
+    config = state.engine_client.vllm_config
+    build = {
+        # vLLM's own hash covers what it resolves of models and compilation, but hardly drafters and scheduling.
+        "compiled": config.compute_hash(),
+        "arguments": _arguments(state.args),
+        "versions": [vllm.__version__, torch.__version__],
+    }
+    parallel = config.parallel_config
+    of_one = [] if current_platform.is_cpu() else [current_platform.get_device_name()]
+    machine = machine_name([f"{parallel.world_size}x", *of_one] if of_one else [])
+    return EngineIdentity(digest(build), machine, config.scheduler_config.max_num_seqs * parallel.data_parallel_size)
+
+
+def _arguments(args: Any) -> dict[str, Any]:
+    """vLLM's engine arguments that are not its defaults, as far as they are plain values."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    given = {one.name: _plain(getattr(args, one.name, None), one.name) for one in fields(AsyncEngineArgs)}
+    usual = {one.name: one.default for one in fields(AsyncEngineArgs)}
+    return {name: v for name, v in given.items() if v not in (None, usual[name]) and name not in _NOT_OF_A_BUILD}
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    """The same without objects, and with models by their shapes."""
+    match value:
+        case dict():
+            inner = {str(key): _plain(one, str(key)) for key, one in value.items()}
+            return {key: one for key, one in inner.items() if one is not None}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case str():
+            return described(value) if name == "model" else value
+        case bool() | int() | float():
+            return value
+        case _:
+            return None
