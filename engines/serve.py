@@ -17,6 +17,7 @@ from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
 from engines.preflight import drafter_model, target_path
+from engines.self_profile import measure_once, starting
 from engines.vllm_plugin import KERNELS
 
 _NORMS = [KERNELS, "native"]
@@ -26,6 +27,7 @@ _CPU_ENGINE_KWARGS = {
     "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
 }
 _METRICS_KWARGS = {"enable_per_request_metrics": True}
+_PAGES = "engines.vllm_pages.VLLMPages"
 
 
 class EngineReplica:
@@ -65,13 +67,19 @@ class MockReplica(EngineReplica):
 class VLLMReplica(EngineReplica):
     """Ray Serve LLM's `LLMServer` with vLLM's own HTTP application beside it."""
 
-    async def __init__(self, llm_config: dict[str, Any], host: str, drain_timeout_s: float) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self, llm_config: dict[str, Any], host: str, drain_timeout_s: float, profile: str
+    ) -> None:
         from engines.llm_server import start
 
-        self._llm = await start(llm_config)
-        app = await self._llm.engine.build_asgi_app()
-        await self.listen(app, host, drain_timeout_s)
-        await self._warm_up(llm_config["model_loading_config"]["model_id"])
+        model = llm_config["model_loading_config"]["model_id"]
+        async with starting():
+            self._llm = await start(llm_config)
+            app = await self._llm.engine.build_asgi_app()
+            await self.listen(app, host, drain_timeout_s)
+            await self._warm_up(model)
+        if profile == "auto":
+            await measure_once(self._server.url, model)
 
     async def _warm_up(self, model: str) -> None:
         """Answer once before the replica counts as ready: the first answer is seconds slower than the second."""
@@ -99,12 +107,14 @@ def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
         deployment = serve.deployment(MockReplica, **options)
         return deployment.bind(engine.model_dump(mode="json"), config.target.name, config.engine_host)
     deployment = serve.deployment(VLLMReplica, **options)
-    return deployment.bind(llm_config(config, engine), config.engine_host, engine.deployment.drain_timeout_s)
+    asked = engine.deployment
+    return deployment.bind(llm_config(config, engine), config.engine_host, asked.drain_timeout_s, asked.profile)
 
 
 def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """The arguments of Ray Serve LLM's `LLMConfig` for one engine."""
     kwargs = _engine_kwargs(config, engine)
+    kwargs["middleware"] = [*kwargs.get("middleware", []), _PAGES]
     if engine.drafter is not None:
         kwargs["speculative_config"], options = speculation(engine.drafter)
         if options:

@@ -75,7 +75,14 @@ def test_an_engines_arguments_win_over_the_fleets_and_both_over_ours() -> None:
     shared = {"dtype": "float32", "max_model_len": 1, "enable_per_request_metrics": False}
     own = {"max_model_len": 2, "enable_chunked_prefill": True, "ir_op_priority": {}}
     assert llm()["engine_kwargs"]["enable_chunked_prefill"] is False
-    assert llm(shared=shared, engine_kwargs=own)["engine_kwargs"] == shared | own
+    given = llm(shared=shared, engine_kwargs=own)["engine_kwargs"]
+    assert {name: value for name, value in given.items() if name != "middleware"} == shared | own
+
+
+def test_pages_go_after_the_user_s_own_middleware() -> None:
+    pages = "engines.vllm_pages.VLLMPages"
+    assert llm()["engine_kwargs"]["middleware"] == [pages]
+    assert llm(shared={"middleware": ["mine.Own"]})["engine_kwargs"]["middleware"] == ["mine.Own", pages]
 
 
 def test_prefills_are_split_on_gpus() -> None:
