@@ -108,11 +108,22 @@ class Serving:
         explore: float,
         loads: Loads | None = None,
     ) -> Decision:
-        """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn."""
-        served = self._active
-        if self._candidate is not None and self.share and rng.random() < self.share:
-            served = self._candidate
-        return served.decide(context, eligible, rng, explore, self._config.exploration, loads)
+        """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn.
+
+        While two are in service, what the other one would have done is said beside it.
+        """
+        given = context, eligible, rng, explore, self._config.exploration, loads
+        served, other, share = self._active, self._candidate, 1.0 - self.share
+        if other is None or not self.share:
+            return served.decide(*given)
+        if rng.random() < self.share:
+            served, other, share = other, served, self.share
+        made = served.decide(*given)
+        try:
+            would = other.decide(*given)
+        except Exception:  # a policy may be anybody's code: this one is not needed now
+            return replace(made, policy_share=share)
+        return replace(made, policy_share=share, beside={would.policy: would.probabilities})
 
     def kind(self, context: Context | None) -> int:
         """The kind of a request, as the active policy tells kinds apart."""

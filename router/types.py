@@ -47,7 +47,9 @@ class Decision:
     waited for; like the last two, they are no draw of the policy for a whole request. `explore` and `shift` are what
     it was made with: the share that might go to other arms, and the corrections of log TPOT by arm; `load`, too.
     `predicted_tpot_s`: what the policy expects of every arm under that load, before any correction. All lists are in
-    the order of `probabilities`. `alone`: the arm of the least time if no engine had any load.
+    the order of `probabilities`. `alone`: the arm of the least time if no engine had any load. `policy_share`: the
+    probability that the policy was drawn to decide, where two were in service; `beside`: probabilities of all arms
+    under the other one, by its id.
     """
 
     arm: str
@@ -60,6 +62,8 @@ class Decision:
     shift: Sequence[float] | None = None
     load: LoadTerms | None = None
     alone: str | None = None
+    policy_share: float = 1.0
+    beside: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
