@@ -1,7 +1,11 @@
-"""The assets of operation agree with the code and with one another: Serve files, the RayService, the Dockerfiles."""
+"""The assets of operation agree with the code and with one another: Serve files, Dockerfiles, Compose, monitoring."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,14 +17,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from deploy.app import APP_NAME, build
 from deploy.config import FLEETS
-from engines.serve import deployment_options
 from router.config import DraftpickConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "deploy" / "serve"
 CLUSTER = SERVE / "cluster.yaml"
-RAYSERVICE = ROOT / "deploy" / "kubernetes" / "rayservice.yaml"
 DOCKER = ROOT / "deploy" / "docker"
+COMPOSE = ROOT / "deploy" / "compose" / "compose.yaml"
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+GRAFANA = ROOT / "deploy" / "grafana"
 LOCK_INSTALL = "pip install --no-deps -r requirements-cpu.lock"
 
 
@@ -28,17 +33,11 @@ def documents(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
-def rayservice() -> dict[str, Any]:
-    """The specification of the RayService."""
-    (found,) = [d for d in documents(RAYSERVICE) if d["kind"] == "RayService"]
-    spec: dict[str, Any] = found["spec"]
-    return spec
-
-
 def serve_config(path: Path) -> dict[str, Any]:
-    """The Serve configuration in a Serve file or in a RayService."""
-    config: dict[str, Any] = yaml.safe_load(rayservice()["serveConfigV2"] if path == RAYSERVICE else path.read_text())
-    return config
+    """The Serve configuration in a Serve file."""
+    (config,) = documents(path)
+    found: dict[str, Any] = config
+    return found
 
 
 def args(path: Path) -> dict[str, Any]:
@@ -51,13 +50,6 @@ def fleet(path: Path) -> DraftpickConfig:
     """The fleet that a Serve file starts."""
     given = args(path)
     return load_config(FLEETS / f"{given['config']}.yaml" if set(given) == {"config"} else given)
-
-
-def pods() -> dict[str, dict[str, Any]]:
-    """The pod templates of the RayService."""
-    cluster = rayservice()["rayClusterConfig"]
-    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    return {name: group["template"]["spec"] for name, group in {"head": cluster["headGroupSpec"], **groups}.items()}
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
@@ -78,12 +70,30 @@ def pinned(package: str, requirements: list[str]) -> str:
     return version
 
 
+def tool(name: str) -> str:
+    """Path of a command that a development package brings, or that the system has; skips the test without it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if (found := shutil.which(name, path=path)) is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def compose() -> dict[str, Any]:
+    (found,) = documents(COMPOSE)
+    assert isinstance(found, dict)
+    return found
+
+
 DOCKERFILES = ["cpu.Dockerfile", "gpu.Dockerfile"]
-SERVE_FILES = [SERVE / "one-machine.yaml", CLUSTER, RAYSERVICE]
+PINNED = re.compile(r":v?\d+\.\d+\.\d+")
+SERVE_FILES = [SERVE / "one-machine.yaml", CLUSTER]
 by_name = pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy").rglob("*.y*ml")), ids=lambda path: path.stem)
+YAML = [path for path in sorted((ROOT / "deploy").rglob("*.y*ml")) if "templates" not in path.parts]
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.stem)
 def test_yaml_parses(path: Path) -> None:
     assert all(isinstance(document, dict) for document in documents(path))
 
@@ -139,57 +149,6 @@ def test_engines_scale_and_never_to_zero() -> None:
         assert 1 <= AutoscalingConfig(**fields).min_replicas <= AutoscalingConfig(**fields).max_replicas
 
 
-def test_kubernetes_serves_what_the_cluster_file_says() -> None:
-    assert serve_config(RAYSERVICE) == serve_config(CLUSTER)
-
-
-def test_gpu_workers_hold_what_autoscaling_allows() -> None:
-    config = fleet(RAYSERVICE)
-    (group,) = rayservice()["rayClusterConfig"]["workerGroupSpecs"]
-    (container,) = group["template"]["spec"]["containers"]
-    per_pod = int(container["resources"]["limits"]["nvidia.com/gpu"])
-    bundles = {e.name: deployment_options(config, e)["placement_group_bundles"] for e in config.engines}
-    gpus = {name: sum(bundle["GPU"] for bundle in of) for name, of in bundles.items()}
-    scaling = {e.name: e.deployment.autoscaling for e in config.engines}
-    for pods_key, replicas_key in (("minReplicas", "min_replicas"), ("maxReplicas", "max_replicas")):
-        wanted = sum(gpus[name] * getattr(scaling[name], replicas_key) for name in gpus)
-        assert group[pods_key] * per_pod == wanted
-    assert int(group["rayStartParams"]["num-cpus"]) == int(container["resources"]["requests"]["cpu"])
-
-
-def test_pods_run_unprivileged() -> None:
-    uids = {rest.split("--uid ")[1].split()[0] for _, rest in instructions("gpu.Dockerfile") if "--uid " in rest}
-    for name, pod in pods().items():
-        assert pod["securityContext"]["runAsNonRoot"] is True, name
-        assert {str(pod["securityContext"]["runAsUser"])} == uids, name
-        for container in pod["containers"]:
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
-            assert not {"readinessProbe", "livenessProbe"} & set(container), "KubeRay brings its own probes"
-
-
-def test_manifests_name_no_host_path() -> None:
-    for path in sorted((ROOT / "deploy" / "kubernetes").rglob("*.y*ml")):
-        assert "hostPath" not in path.read_text(), path.name
-    for name, pod in pods().items():
-        assert not pod.get("hostNetwork"), name
-
-
-def test_records_lie_on_a_volume() -> None:
-    folder = str(fleet(RAYSERVICE).router.records.dir)
-    for name, pod in pods().items():
-        (container,) = pod["containers"]
-        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        (volume,) = [mounted[path] for path in mounted if folder.startswith(path + "/")]
-        assert volume in {v["name"] for v in pod["volumes"]}, name
-
-
-def test_token_comes_from_a_secret() -> None:
-    for pod in pods().values():
-        for variable in pod["containers"][0].get("env", []):
-            if "TOKEN" in variable["name"]:
-                assert set(variable["valueFrom"]) == {"secretKeyRef"}
-
-
 def test_lock_is_installed_as_make_does() -> None:
     runs = [rest for word, rest in instructions("cpu.Dockerfile") if word == "RUN"]
     assert LOCK_INSTALL in runs
@@ -199,21 +158,25 @@ def test_lock_is_installed_as_make_does() -> None:
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_project_is_installed_without_dependencies(name: str) -> None:
     runs = [rest for word, rest in instructions(name) if word == "RUN"]
-    (install,) = [run for run in runs if run.endswith(" .")]
+    (install,) = [run for run in runs if run.endswith(" /src")]
     _, _, command = install.rpartition("pip ")
     assert shlex.split(command)[:2] == ["install", "--no-deps"]
     made = [line.strip() for line in (ROOT / "Makefile").read_text().splitlines() if line.endswith(" -e .")]
     if name == "cpu.Dockerfile":
-        assert [line.partition("/pip ")[2].replace(" -e .", " .") for line in made] == [command]
+        assert [line.partition("/pip ")[2].replace(" -e .", " /src") for line in made] == [command]
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_image_runs_as_a_user_and_tells_its_health(name: str) -> None:
     found = instructions(name)
-    assert [rest for word, rest in found if word == "USER"] == ["draftpick"]
+    assert [rest for word, rest in found if word == "USER"] == ["10001:10001"]
+    assert any("useradd --create-home --uid 10001" in rest for word, rest in found if word == "RUN")
     assert [rest for word, rest in found if word == "EXPOSE"] == ["8000"]
     (health,) = [rest for word, rest in found if word == "HEALTHCHECK"]
     assert "http://127.0.0.1:8000/health" in health
+    assert "wget" in health
+    # KubeRay's probes call it, too.
+    assert any("apt-get install" in rest and "wget" in rest.split() for word, rest in found if word == "RUN")
     (command,) = [yaml.safe_load(rest) for word, rest in found if word == "CMD"]
     assert command[:2] == ["draftpick", "serve"]
     assert command[-2:] == ["--host", "0.0.0.0"]
@@ -225,15 +188,111 @@ def test_base_images_are_pinned(name: str) -> None:
     named = {stage[2] for stage in stages if len(stage) == 3}
     outside = [stage[0] for stage in stages if stage[0] not in named]
     assert outside
-    assert all(re.search(r":v?\d+\.\d+", image) for image in outside)
+    assert all(PINNED.search(image) for image in outside)
 
 
 def test_versions_agree_with_the_project() -> None:
     ray = pinned("ray", project()["dependencies"])
     vllm = pinned("vllm", project()["optional-dependencies"]["gpu"])
-    assert rayservice()["rayClusterConfig"]["rayVersion"] == ray
+    values = yaml.safe_load((ROOT / "deploy" / "helm" / "draftpick" / "values.yaml").read_text())
+    assert values["ray"]["version"] == ray
+    (chart,) = documents(ROOT / "deploy" / "helm" / "draftpick" / "Chart.yaml")
+    assert chart["appVersion"] == project()["version"]
     assert ("FROM", f"vllm/vllm-openai:v{vllm} AS base") in instructions("gpu.Dockerfile")
     assert f"ray=={ray}" in (ROOT / "requirements-cpu.lock").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_hadolint_finds_nothing(name: str) -> None:
+    ended = subprocess.run([tool("hadolint"), DOCKER / name], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_a_login_shell_finds_ray() -> None:
+    # KubeRay starts Ray in one, and Debian's sets its own PATH.
+    runs = [rest for word, rest in instructions("cpu.Dockerfile") if word == "RUN"]
+    assert any("> /etc/profile.d/draftpick.sh" in run for run in runs)
+
+
+def test_nothing_of_the_image_lies_where_volumes_are_mounted() -> None:
+    (environment,) = [rest for word, rest in instructions("cpu.Dockerfile") if word == "ENV" and "DRAFTPICK" in rest]
+    folder = dict(part.split("=") for part in environment.split())["DRAFTPICK_CACHE"]
+    assert not folder.startswith(("/home", "/tmp", "/var/lib/draftpick"))
+
+
+def test_compose_takes_the_file() -> None:
+    command = [tool("docker-compose"), "--file", str(COMPOSE), "--profile", "*", "config", "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_compose_publishes_router_and_grafana_on_loopback_alone() -> None:
+    services = compose()["services"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {
+        "embedded": ["127.0.0.1:8000:8000"],
+        "mock": ["127.0.0.1:8000:8000"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+    assert compose()["networks"]["inside"]["internal"] is True
+    assert services["prometheus"]["networks"] == ["inside"]
+    assert "network_mode" not in str(services)
+
+
+def test_compose_runs_without_rights_and_by_version() -> None:
+    for name, service in compose()["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["read_only"] is True, name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert "build" in service or PINNED.search(service["image"]), name
+
+
+def test_compose_mounts_what_lies_here() -> None:
+    services = compose()["services"]
+    for name in ("prometheus", "grafana"):
+        for source, target, *mode in (mount.split(":") for mount in services[name]["volumes"]):
+            if source.startswith("."):
+                assert (COMPOSE.parent / source).is_dir(), target
+                assert mode == ["ro"], target
+            else:
+                assert source in compose()["volumes"]
+    build_context = COMPOSE.parent / services["mock"]["build"]["context"]
+    assert (build_context / services["mock"]["build"]["dockerfile"]).is_file()
+    default = compose()["secrets"]["metrics-key"]["file"].removeprefix("${METRICS_KEY_FILE:-").removesuffix("}")
+    assert (COMPOSE.parent / default).read_text() == "none\n", "no key at all"
+
+
+def test_prometheus_takes_its_file(tmp_path: Path) -> None:
+    promtool = tool("promtool")
+    folder = shutil.copytree(PROMETHEUS, tmp_path / "prometheus")
+    config = folder / "prometheus.yml"
+    (tmp_path / "key").write_text("none")
+    config.write_text(config.read_text().replace("/run/secrets/metrics-key", str(tmp_path / "key")))
+    ended = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_prometheus_reads_the_router_of_the_composition() -> None:
+    (config,) = documents(PROMETHEUS / "prometheus.yml")
+    (job,) = config["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["draftpick:8000"]}]
+    services = compose()["services"]
+    assert all(services[name]["networks"]["inside"]["aliases"] == ["draftpick"] for name in ("embedded", "mock"))
+    secret = Path(job["authorization"]["credentials_file"])
+    assert secret.parent == Path("/run/secrets")
+    assert secret.name in services["prometheus"]["secrets"]
+
+
+def test_grafana_finds_prometheus_and_its_dashboards() -> None:
+    service = compose()["services"]["grafana"]
+    (mounted,) = [mount.split(":")[1] for mount in service["volumes"] if mount.startswith("..")]
+    assert service["environment"]["GF_PATHS_PROVISIONING"] == f"{mounted}/provisioning"
+    (sources,) = documents(GRAFANA / "provisioning" / "datasources" / "prometheus.yaml")
+    (source,) = sources["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (dashboards,) = documents(GRAFANA / "provisioning" / "dashboards" / "draftpick.yaml")
+    (provider,) = dashboards["providers"]
+    assert provider["options"]["path"] == f"{mounted}/dashboards"
 
 
 def test_docker_context_holds_what_the_build_needs() -> None:

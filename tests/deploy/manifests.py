@@ -1,0 +1,100 @@
+"""What is generated below `deploy/`: `python -m tests.deploy.manifests` writes it, tests say whether it is up to date.
+
+The chart's schema of a fleet comes from the configuration itself, and the plain manifests of Kubernetes from the chart.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from router.config import DraftpickConfig
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CHART = DEPLOY / "helm" / "draftpick"
+EXAMPLES = DEPLOY / "helm" / "examples"
+SCHEMA = CHART / "values.schema.json"
+PLAIN = DEPLOY / "kubernetes"
+
+_HEADS = {
+    "rayservice.yaml": """\
+# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `python -m tests.deploy.manifests`.
+# KubeRay (operator 1.5 or newer) runs it. Set the image, the storage class and what your GPU nodes need, then:
+#
+#   kubectl create secret generic draftpick --from-file=hf-token=/dev/stdin       # paste, Ctrl-D
+#   kubectl apply -f deploy/kubernetes
+#   kubectl wait rayservice/draftpick --for=condition=Ready --timeout=30m
+#
+# The fleet is that of deploy/serve/cluster.yaml, where each line is explained. A change of serveConfigV2 alone is taken
+# over by the running cluster; any other starts a second one beside it, with as many GPUs, until that serves.
+""",
+    "networkpolicy.yaml": """\
+# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
+""",
+    "retraining.yaml": """\
+# Retrains every hour from the records of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
+""",
+}
+_TEMPLATES = {
+    "rayservice.yaml": ("serviceaccount", "storage", "rayservice", "poddisruptionbudget"),
+    "networkpolicy.yaml": ("networkpolicy",),
+    "retraining.yaml": ("retraining",),
+}
+
+
+def schema(text: str) -> str:
+    """The chart's schema of values, whose part of the fleet is that of the configuration today."""
+    whole, fleet = json.loads(text), DraftpickConfig.model_json_schema()
+    whole["$defs"] = fleet.pop("$defs")
+    whole["properties"]["fleet"] = fleet
+    return json.dumps(whole, indent=2) + "\n"
+
+
+def example(name: str) -> dict[str, Any]:
+    """The values of an example."""
+    values: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    return values
+
+
+def render(values: dict[str, Any], name: str = "draftpick") -> dict[str, str]:
+    """What Helm makes of the chart, by template. Raises where it refuses the values, and where it is not installed."""
+    helm: Any = importlib.import_module("helm_python")
+    with helm.Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        found = chart.render(values, name=name, namespace="llm")
+    return {Path(path).stem: text for path, text in found.items()}
+
+
+def serve_config(ray_service: dict[str, Any]) -> dict[str, Any]:
+    """Serve's configuration in a RayService."""
+    config: dict[str, Any] = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    return config
+
+
+def ray_service_args(ray_service: dict[str, Any]) -> dict[str, Any]:
+    """The fleet in a RayService."""
+    (application,) = serve_config(ray_service)["applications"]
+    found: dict[str, Any] = application["args"]
+    return found
+
+
+def plain() -> dict[str, str]:
+    """The manifests for clusters without Helm, by file."""
+    made = render(example("llama-8b"))
+    return {name: head + "---\n".join(_tidy(made[t]) for t in _TEMPLATES[name]) for name, head in _HEADS.items()}
+
+
+def _tidy(text: str) -> str:
+    return "".join(f"{line}\n" for line in text.splitlines() if line.strip())
+
+
+def main() -> None:
+    SCHEMA.write_text(schema(SCHEMA.read_text()))
+    for name, text in plain().items():
+        (PLAIN / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
