@@ -55,8 +55,8 @@ def simulate(
     needs: Needs = [],
     skill: Skill = 0.6,
     strategies: Annotated[
-        str, typer.Option(help="routed, latency, cost, text, least_loaded, round_robin, oracle.")
-    ] = "routed,text,least_loaded,oracle",
+        str, typer.Option(help="throughput, latency, cost, text, least_loaded, round_robin, oracle.")
+    ] = "throughput,text,least_loaded,oracle",
     seeds: Annotated[int, typer.Option(min=1, help="Repeats with other requests.")] = 3,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the latencies to this file.")] = None,
     seed: Seed = 0,
@@ -66,8 +66,8 @@ def simulate(
 
     What a step takes at which batch size comes from profiles (`draftpick profile`), what is accepted from --traffic,
     --data or --records. Every engine also gets all accelerators of the fleet alone: rows in brackets. Strategies:
-    `routed` weighs tau, load and the slow-down of others; `latency` does not see the latter; `cost` takes the cheapest
-    engine of those nearly as fast; `text` sees no load; `oracle` knows every answer beforehand.
+    `throughput`, `latency` and `cost` are the router's objectives (`router.load.objective`); `text` sees no load;
+    `oracle` knows every answer beforehand.
 
     Example: draftpick simulate --profiles profiles --traffic six_kinds --rate 4 --fleet general=2,suffix=2
     """
@@ -122,7 +122,9 @@ def plan(
         str, typer.Option(help="Seconds to make few: latency_s, tpot_s or ttft_s, /mean, /p95 or /p99.")
     ] = "latency_s/mean",
     limit: Annotated[float | None, typer.Option(help="Say whether the objective stays below so many seconds.")] = None,
-    strategy: Annotated[str, typer.Option(help="How the router chooses; see `draftpick simulate --help`.")] = "routed",
+    strategy: Annotated[
+        str, typer.Option(help="How the router chooses; see `draftpick simulate --help`.")
+    ] = "throughput",
     skill: Skill = 0.6,
     seeds: Annotated[int, typer.Option(min=2, help="Unseen traffics that the plan is judged on.")] = 8,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the plan to this file.")] = None,

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from engines.profile import GREEDY, SAMPLED, Profile
+from policy_training.simulator.requests import Requests
 
-Floats = npt.NDArray[np.float64]
 PREFILL_TOKENS = 8192
 
 
@@ -67,17 +66,23 @@ class Arm:
         return mode.profile.step(running, context, half) / mode.tau_ratio
 
 
-def scheduled(name: str, profiles: Mapping[str, Profile], tau: Mapping[str, Floats], **more: float) -> Arm:
+def scheduled(name: str, profiles: Mapping[str, Profile], made: Requests, **more: float) -> Arm:
     """One engine that takes at each batch size the draft length with the least time for a token.
 
-    `profiles` by column, the longest draft length first; `tau` [n] by column: of the traffic that the schedule is made
-    for.
+    `profiles` by column of acceptance lengths, the longest draft length first; `made`: requests that the schedule is
+    made for.
     """
-    per_token = {column: float(np.mean(1 / tau[column])) for column in profiles}
+    context, sampled = made.mean_context, float(made.sampled.mean())
+    per_token = {column: float(np.mean(1 / made.tau[:, made.column(column)])) for column in profiles}
     first = next(iter(profiles))
     modes = tuple(Mode(p, column, per_token[first] / per_token[column]) for column, p in profiles.items())
+    steps = [Steps(mode.profile) for mode in modes]
+
+    def token_s(mode: int, running: int) -> float:
+        return steps[mode](running, context, sampled) / modes[mode].tau_ratio
+
     sizes = range(1, modes[0].profile.max_running + 1)
-    chosen = [min(range(len(modes)), key=lambda m: modes[m].profile.step(n) / modes[m].tau_ratio) for n in sizes]
+    chosen = [min(range(len(modes)), key=lambda mode: token_s(mode, running)) for running in sizes]
     return Arm(name, modes, tuple(chosen), **more)  # type: ignore[arg-type]
 
 

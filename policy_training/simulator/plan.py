@@ -37,7 +37,7 @@ class Question:
     traffic: Traffic
     accelerators: int
     objective: str = "latency_s/mean"
-    strategy: str = "routed"
+    strategy: str = "throughput"
     skill: float = 0.6
     seeds: int = 2
     judges: int = 8

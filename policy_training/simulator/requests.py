@@ -83,6 +83,11 @@ class Requests:
         """What a router may expect of an answer before it has read the request."""
         return float(self.output_tokens.mean())
 
+    @property
+    def mean_context(self) -> float:
+        """Tokens behind a usual request in the middle of its answer."""
+        return float(self.prompt_tokens.mean() + self.output_tokens.mean() / 2)
+
     def column(self, name: str) -> int:
         """The column of a drafter's acceptance lengths. Raises `DatasetError`."""
         if name not in self.columns:

@@ -1,15 +1,21 @@
 """Who chooses the arm of a request: from what is expected of it, and from the requests in flight on every arm.
 
-    score_a = TTFT_a + steps_a * (t_a(B + 1) + w * B * (t_a(B + 1) - t_a(B)))      steps_a = (E[tokens] - 1) / tau_a(x)
+    score_a = wait_a + prefill_a + steps_a * price_a                   steps_a = (E[tokens] - 1) / tau_a(x)
 
-B: requests in flight on the arm's least loaded replica. With w = 1 the slow-down of those that run already counts like
-the request's own time, with w = 0 it is not seen. Where a request would wait, it runs as the last that has room, later.
+Prices are those of the router's objectives (`router/load.py`). With B requests at the arm's least loaded replica:
+
+    latency       t(B+1)                              the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))          the time of all that are there
+    cost          price t(B+1) / (B+1) + 0.1 t(B+1)   its share of a replica
+
+Where a request would have to wait it runs, later, as the last that has room.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +26,9 @@ from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 
 Floats = npt.NDArray[np.float64]
-STRATEGIES = ("routed", "latency", "cost", "text", "least_loaded", "round_robin", "oracle")
+Objective = Literal["latency", "throughput", "cost"]
+_OWN_OF_COST = 0.1
+STRATEGIES = ("throughput", "latency", "cost", "text", "least_loaded", "round_robin", "oracle")
 
 
 class Strategy(ABC):
@@ -78,30 +86,49 @@ class TextOnly(Strategy):
 class Costs:
     """What a router knows of its arms. `step_s[half][arm][n]`: of a step with n running, up to what runs at once.
 
-    `mean_steps` [arms]: steps of a usual request, by which one that waits foresees when others end.
+    `service_s` [arms]: of a usual request on a full replica, by which one that waits foresees when others end.
     """
 
     step_s: Sequence[Sequence[Sequence[float]]]
     start_s: Sequence[float]
     start_s_per_token: Sequence[float]
     max_running: Sequence[int]
-    mean_steps: Sequence[float]
+    service_s: Sequence[float]
     price: Sequence[float]
 
     @classmethod
     def of(cls, arms: Sequence[Arm], made: Requests, tau: Floats) -> "Costs":
         """Of these arms; `tau` [n, arms]: what is expected of the requests."""
-        context = float(made.prompt_tokens.mean() + made.output_tokens.mean() / 2)
+        curves = [[_curve(arm, made.mean_context, half) for arm in arms] for half in (GREEDY, SAMPLED)]
         steps = max(made.mean_output_tokens - 1, 0.0) * (1 / tau).mean(0)
         profiles = [arm.modes[0].profile for arm in arms]
         return cls(
-            [[_curve(arm, context, half) for arm in arms] for half in (GREEDY, SAMPLED)],
-            [p.prefill_s for p in profiles],
-            [p.prefill_s_per_token for p in profiles],
-            [arm.max_running for arm in arms],
-            steps.tolist(),
-            [arm.price for arm in arms],
+            step_s=curves,
+            start_s=[p.prefill_s for p in profiles],
+            start_s_per_token=[p.prefill_s_per_token for p in profiles],
+            max_running=[arm.max_running for arm in arms],
+            service_s=[count * curve[-1] for count, curve in zip(steps.tolist(), curves[GREEDY], strict=True)],
+            price=[arm.price for arm in arms],
         )
+
+    def prices(self, objective: Objective) -> list[list[list[float]]]:
+        """By half, arm and requests that are there before: what a step counts. Raises KeyError."""
+        price_of = _PRICES[objective]
+        return [
+            [
+                [price_of(curve[n + 1], curve[n], n, price) for n in range(len(curve) - 1)]
+                for curve, price in zip(half, self.price, strict=True)
+            ]
+            for half in self.step_s
+        ]
+
+
+_PRICES: Mapping[Objective, Callable[[float, float, int, float], float]] = {
+    "latency": lambda step_s, before_s, there, price: step_s,
+    "throughput": lambda step_s, before_s, there, price: step_s + there * (step_s - before_s),
+    "cost": lambda step_s, before_s, there, price: price * step_s / (there + 1) + _OWN_OF_COST * step_s,
+}
+"""Of a step's seconds with one more request and without it, the number of those there, and the price of a replica."""
 
 
 def _curve(arm: Arm, context: float, half: int) -> list[float]:
@@ -109,64 +136,43 @@ def _curve(arm: Arm, context: float, half: int) -> list[float]:
 
 
 class Routed(Strategy):
-    """The arm of the least score: `weight` 0 for the least latency, 1 for the most throughput.
+    """The arm of the least score.
 
     `tau` [n, arms]: acceptance lengths as they are foreseen; `tokens`: expected answer lengths, one for all, or [n].
     """
 
-    def __init__(self, costs: Costs, made: Requests, tau: Floats, tokens: Floats | float, weight: float = 1.0) -> None:
-        self._costs, self._tau, self._weight = costs, tau, weight
+    def __init__(
+        self, costs: Costs, made: Requests, tau: Floats, tokens: Floats | float, objective: Objective = "throughput"
+    ) -> None:
+        self._costs, self._tau, self._prices = costs, tau, costs.prices(objective)
         expected = np.broadcast_to(np.asarray(tokens, np.float64), (len(made),))
         self._tokens: list[float] = np.maximum(expected - 1.0, 0.0).tolist()
         self._prompt: list[float] = made.prompt_tokens.tolist()
         self._half: list[int] = made.sampled.astype(int).tolist()
-        self._arms = range(tau.shape[1])
 
     def choose(self, i: int, least: Sequence[int]) -> int:
-        scores = self.scores(i, least, self._weight)
+        scores = self.scores(i, least)
         return scores.index(min(scores))
 
-    def scores(self, i: int, least: Sequence[int], weight: float) -> list[float]:
-        """Seconds by arm, the others' slow-down among them as `weight` says."""
-        costs, curves = self._costs, self._costs.step_s[self._half[i]]
+    def scores(self, i: int, least: Sequence[int]) -> list[float]:
+        """Seconds by arm, as the objective counts them."""
+        costs, prices = self._costs, self._prices[self._half[i]]
         tokens, prompt, scores = self._tokens[i], self._prompt[i], []
         for arm, tau in enumerate(self._tau[i].tolist()):
-            running, curve = least[arm], curves[arm]
-            ttft_s = costs.start_s[arm] + prompt * costs.start_s_per_token[arm]
-            if (ahead := running - costs.max_running[arm] + 1) > 0:
-                ttft_s += ahead * costs.mean_steps[arm] * curve[-1] / costs.max_running[arm]
-                running -= ahead
-            step_s = curve[running + 1]
-            step_s += weight * running * (step_s - curve[running])
-            scores.append(ttft_s + tokens / tau * step_s)
+            there, most = least[arm], costs.max_running[arm]
+            start_s = costs.start_s[arm] + prompt * costs.start_s_per_token[arm]
+            if there >= most:
+                start_s += (there + 1 - most) / most * costs.service_s[arm]
+                there = most - 1
+            scores.append(start_s + tokens / tau * prices[arm][there])
         return scores
-
-
-class Cheapest(Routed):
-    """Of the arms whose latency is at most `slack` above the least, the one whose share of a replica costs least."""
-
-    def __init__(self, costs: Costs, made: Requests, tau: Floats, tokens: Floats | float, slack: float = 0.25) -> None:
-        super().__init__(costs, made, tau, tokens, weight=0.0)
-        self._slack = slack
-
-    def choose(self, i: int, least: Sequence[int]) -> int:
-        scores = self.scores(i, least, 0.0)
-        most, costs, curves = (1 + self._slack) * min(scores), self._costs, self._costs.step_s[self._half[i]]
-        tau = self._tau[i].tolist()
-        prices = [
-            (costs.price[arm] * curves[arm][at] / (tau[arm] * at), arm)
-            for arm, score in enumerate(scores)
-            if score <= most
-            for at in (min(least[arm] + 1, costs.max_running[arm]),)
-        ]
-        return min(prices)[1]
 
 
 def strategy(name: str, fleet: Fleet, made: Requests, tau: Floats) -> Strategy:
     """The strategy of that name; `tau` [n, columns]: what the policy foresees, in the columns of `made`.
 
-    `oracle` knows the acceptance length and the number of tokens of every answer. Raises ValueError for an unknown
-    name.
+    `oracle` is `throughput` that knows the acceptance length and the number of tokens of every answer. Raises
+    ValueError for an unknown name.
     """
     if name not in STRATEGIES:
         raise ValueError(f"no strategy {name!r} (there are: {', '.join(STRATEGIES)})")
@@ -180,6 +186,4 @@ def strategy(name: str, fleet: Fleet, made: Requests, tau: Floats) -> Strategy:
     if name == "text":
         return TextOnly(costs, known, made.sampled)
     tokens = made.output_tokens if name == "oracle" else made.mean_output_tokens
-    if name == "cost":
-        return Cheapest(costs, made, known, tokens)
-    return Routed(costs, made, known, tokens, weight=0.0 if name == "latency" else 1.0)
+    return Routed(costs, made, known, tokens, name if name in _PRICES else "throughput")  # type: ignore[arg-type]

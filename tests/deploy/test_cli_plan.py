@@ -53,7 +53,7 @@ def test_simulate_sets_strategies_beside_single_engines(profiles: str, tmp_path:
     told = json.loads(ran("simulate", *common, "--seeds", "2", "--json", "--plot", str(plot)).stdout)
     assert told["fleet"] == {"suffix": 2, "math": 1}
     assert told["accelerators"] == 3
-    names = ("routed", "text", "least_loaded", "oracle", "[math]", "[plain]", "[suffix]")
+    names = ("throughput", "text", "least_loaded", "oracle", "[math]", "[plain]", "[suffix]")
     assert list(told["runs"]) == list(names)
     assert all(run["latency_s/mean"]["value"] > 0 for run in told["runs"].values())
     assert plot.stat().st_size > 1000
@@ -92,7 +92,7 @@ def test_requests_of_a_dataset_and_of_records(profiles: str, tmp_path: Path) -> 
     save(tmp_path / "data.parquet", cells)
     fleet = ("simulate", "--fleet", "suffix=1,math=1", "-n", "100", "--seeds", "1", "--json")
     data = json.loads(ran(*fleet, "--profiles", profiles, "--data", str(tmp_path / "data.parquet")).stdout)
-    assert data["runs"]["routed"]["share/math"]["value"] > 0.5
+    assert data["runs"]["throughput"]["share/math"]["value"] > 0.5
     records, folder = tmp_path / "records", tmp_path / "four"
     records.mkdir()
     made = [record(n) for n in range(200)]
@@ -104,7 +104,7 @@ def test_requests_of_a_dataset_and_of_records(profiles: str, tmp_path: Path) -> 
         ran("simulate", "--fleet", "suffix=1,math=1", "--seeds", "1", "--json", "--profiles", str(folder),
             "--records", str(records), "--rate", "2").stdout
     )  # fmt: skip
-    assert told["runs"]["routed"]["requests_per_s"]["value"] == pytest.approx(2.0, rel=0.2)
+    assert told["runs"]["throughput"]["requests_per_s"]["value"] == pytest.approx(2.0, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,9 @@ def test_a_step_that_is_flat_makes_a_replica_that_serves_all_at_once() -> None:
 
 def test_a_scheduled_engine_changes_its_draft_length_with_the_batch() -> None:
     long, none = profile(0.02, 0.05, prefill_s=0.0), profile(0.01, 0.0, prefill_s=0.0)
-    tau = {"long": np.asarray([4.0, 4.0]), "none": np.asarray([1.0, 1.0])}
-    one = scheduled("s", {"long": long, "none": none}, tau)
-    assert one.schedule[:3] == (0, 1, 1)
     made = requests([0.0, 1.0], {"long": 4.0, "none": 1.0}, [301.0, 101.0])
+    one = scheduled("s", {"long": long, "none": none}, made)
+    assert one.schedule[:3] == (0, 1, 1)
     run = simulate(Fleet((one,), (1,)), made, Fixed())
     # 50 steps alone bring 200 tokens, and one with the prefill, drafted before, 4. Two run without drafts; the last
     # 4 tokens of the second are one drafted step.
@@ -98,7 +97,10 @@ def test_a_schedule_is_never_slower_than_its_draft_lengths_for_the_traffic_it_is
     profiles = {"k4": profile(0.013, 0.002, most=64), "k0": profile(0.01, 0.0004, most=64)}
     rng = np.random.default_rng(0)
     tau = {"k4": rng.uniform(1.5, 3.5, 3000), "k0": np.ones(3000)}
-    fleets = [scheduled("s", profiles, tau), *(Arm("s", (Mode(p, name),)) for name, p in profiles.items())]
+    fleets = [
+        scheduled("s", profiles, requests(np.zeros(3000), tau)),
+        *(Arm("s", (Mode(p, name),)) for name, p in profiles.items()),
+    ]
     for rate in (1.0, 6.0, 40.0):
         made = requests(poisson(3000, rate, np.random.default_rng(1)), tau)
         ours, *others = [simulate(Fleet((one,), (1,)), made, Fixed()).latency_s.mean() for one in fleets]
@@ -145,7 +147,7 @@ def test_the_same_requests_end_in_the_same_way() -> None:
     at_s = poisson(500, 3.0, np.random.default_rng(7))
     made = requests(at_s, {"a": 2.0, "b": 1.5})
     fleet = Fleet((arm("a", 0.01, 0.01), arm("b")), (2, 1))
-    first, again = (simulate(fleet, made, strategy("routed", fleet, made, made.tau)) for _ in range(2))
+    first, again = (simulate(fleet, made, strategy("throughput", fleet, made, made.tau)) for _ in range(2))
     assert (first.arm == again.arm).all()
     assert (first.finish_s == again.finish_s).all()
 
