@@ -17,7 +17,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
 from deploy.fleet import free_port, running
+from engines import identity, load, profile, profile_cache
 from engines.embedded import TARGET_NAME, cache_dir
+from engines.identity import EngineIdentity
+from engines.load import LoadReport
+from engines.profile import Profile
+from engines.profile_prompts import TEXTS
+from engines.profiling import Plan, measure
 from router import records
 from tests.e2e.conftest import fleet
 from tests.e2e.official_client import bench_serve
@@ -32,6 +38,7 @@ pytestmark = [
 ]
 MODEL = "smollm2-135m-instruct"
 CHAT = "/v1/chat/completions"
+DRAFTED = ("num_spec_steps", "num_accepted_draft_tokens")
 ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
 
 
@@ -240,6 +247,105 @@ def test_records_hold_what_was_measured_and_no_prompt(real_url: str, records_dir
     assert set(record.decision.probabilities) == set(ARMS)
     assert record.context is not None
     assert all("zebra" not in path.read_text() for path in records_dir.glob("*.jsonl"))
+
+
+def engine_of(real_url: str, arm: str) -> str:
+    (engine,) = httpx.get(f"{real_url}/ready").json()["breakers"][arm]
+    return str(engine)
+
+
+def load_of(engine: str) -> LoadReport:
+    told = LoadReport.from_json(httpx.get(engine + load.PATH, timeout=30).content)
+    assert told is not None
+    return told
+
+
+@pytest.mark.parametrize("arm", ["plain", "suffix"])
+def test_an_engine_says_how_much_runs_and_waits_and_then_that_nothing_does(real_url: str, arm: str) -> None:
+    engine = engine_of(real_url, arm)
+
+    def send(i: int) -> int:
+        body = ask(f"Count on from {i}.", max_tokens=40, ignore_eos=True)
+        return httpx.post(engine + CHAT, json=body, timeout=200).status_code
+
+    for requests in (4, 18):  # 16 run at once
+        with ThreadPoolExecutor(requests) as pool:
+            sent = [pool.submit(send, i) for i in range(requests)]
+            seen = []
+            while not all(one.done() for one in sent):
+                seen.append(load_of(engine))
+                time.sleep(0.02)
+        assert max(one.running for one in seen) == min(requests, 16)
+        assert max(one.waiting for one in seen) >= max(0, requests - 16)
+        assert max(one.kv_cache_usage for one in seen) > 0
+        time.sleep(0.3)
+        assert (load_of(engine).running, load_of(engine).waiting) == (0, 0)
+    last = load_of(engine)
+    assert last.step_s is not None
+    assert 0 < last.step_s < 1
+    assert last.tokens_per_s > 0
+    assert (last.acceptance_length is None) == (arm == "plain")
+    assert last.acceptance_length is None or 1 <= last.acceptance_length <= 9
+    time.sleep(5.5)
+    assert load_of(engine) == LoadReport(0, 0)
+
+
+def test_nothing_runs_when_the_only_client_has_left(real_url: str) -> None:
+    engine = engine_of(real_url, "suffix")
+    with httpx.stream("POST", engine + CHAT, json=ask("A long story.", max_tokens=1500, stream=True)) as answer:
+        parts = answer.iter_bytes()
+        next(parts)
+        assert load_of(engine).running == 1
+    time.sleep(1.0)
+    assert load_of(engine).running == 0
+
+
+@pytest.mark.parametrize("arm", ["plain", "suffix"])
+def test_a_profile_agrees_with_what_answers_take(real_url: str, arm: str) -> None:
+    engine = engine_of(real_url, arm)
+    before = seconds_of_a_step(engine)
+    measured = asyncio.run(measure(engine, plan=Plan(batches=(1, 4)))).profile
+    answers = (before + seconds_of_a_step(engine)) / 2
+    # On a quiet machine within a tenth; here other work may slow either.
+    assert measured.step(1) == pytest.approx(answers, rel=0.3)
+    assert measured.step(4) < 3 * measured.step(1)  # four requests share the weights that a step reads
+    assert measured.max_running == 16
+    assert 0 < measured.prefill_s_per_token < 0.02
+
+
+def seconds_of_a_step(engine: str) -> float:
+    """TPOT times tau, over whole answers one by one."""
+    seconds, steps = 0.0, 0
+    for text in TEXTS[:4]:
+        answer = httpx.post(engine + CHAT, json=ask(text, max_tokens=48), timeout=120).json()
+        seconds += answer["metrics"]["generation_time_ms"] / 1000
+        drafted = answer["metrics"].get("speculative_decoding") or {"num_spec_steps": 0, "num_accepted_draft_tokens": 0}
+        # Steps for which nothing was drafted are not among vLLM's.
+        others = answer["usage"]["completion_tokens"] - 1 - sum(map(drafted.get, DRAFTED))
+        steps += drafted["num_spec_steps"] + max(0, others)
+    return seconds / steps
+
+
+def identity_of(engine: str) -> EngineIdentity:
+    told = EngineIdentity.from_json(httpx.get(engine + identity.PATH, timeout=30).content)
+    assert told is not None
+    return told
+
+
+def test_an_engine_finds_and_shows_its_profile(real_url: str) -> None:
+    engine = engine_of(real_url, "suffix")
+    told, other = identity_of(engine), identity_of(engine_of(real_url, "plain"))
+    assert (told.build != other.build, told.machine) == (True, other.machine)
+    if profile_cache.read(told) is not None:
+        pytest.skip("this engine was measured on this machine; its profile stays as it is")
+    assert httpx.get(engine + profile.PATH, timeout=30).status_code == 404
+    steps = (((0.05,),), ((0.06,),))
+    mine = Profile(told.build, told.machine, (1,), (64,), steps, 0.01, 0.001, 16)
+    path = profile_cache.write(mine)
+    try:
+        assert Profile.from_json(httpx.get(engine + profile.PATH, timeout=30).content) == mine
+    finally:
+        path.unlink()
 
 
 def test_a_killed_replica_takes_its_workers_along_and_requests_go_on(real_url: str) -> None:
