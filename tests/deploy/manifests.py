@@ -34,7 +34,7 @@ _HEADS = {
 # Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
 """,
     "retraining.yaml": """\
-# Retrains every hour from the records of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
+# Learns from the records of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
 """,
 }
 _TEMPLATES = {

@@ -175,6 +175,7 @@ def test_pods_have_no_rights(name: str) -> None:
     everywhere = {**pods(found["RayService"]), "test": found["Pod"]["spec"]}
     if "CronJob" in found:
         everywhere["retraining"] = found["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        everywhere["keeper"] = found["Deployment"]["spec"]["template"]["spec"]
     autoscaled = found["RayService"]["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
     for pod_name, pod in everywhere.items():
         security = pod["securityContext"]
@@ -246,20 +247,29 @@ def test_one_worker_may_be_evicted_at_a_time() -> None:
 @needs_helm
 def test_retraining_shares_what_the_routers_write() -> None:
     found = objects(example("llama-70b"))
-    spec = found["CronJob"]["spec"]
-    assert spec["concurrencyPolicy"] == "Forbid"
-    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
-    assert pod["restartPolicy"] == "Never"
-    (container,) = pod["containers"]
-    given = dict(argument.lstrip("-").split("=") for argument in container["args"])
+    job, keeper = found["CronJob"]["spec"], found["Deployment"]["spec"]
+    assert job["concurrencyPolicy"] == "Forbid"
+    assert (keeper["replicas"], keeper["strategy"]) == (1, {"type": "Recreate"})
     router = ray_service_args(found["RayService"])["router"]
-    assert given == {
-        "records": router["records"]["dir"],
-        "registry": router["policy"],
-        "default": router["default_engine"],
-    }
-    claims = {v["name"]: v.get("persistentVolumeClaim") for v in pod["volumes"]}
-    assert claims["data"] == {"claimName": found["PersistentVolumeClaim"]["metadata"]["name"]}
+    shared = [
+        f"--records={router['records']['dir']}",
+        f"--registry={router['policy']}",
+        f"--default={router['default_engine']}",
+    ]
+    templates = [job["jobTemplate"]["spec"]["template"], keeper["template"]]
+    for template, more in zip(templates, ([], ["--watch"]), strict=True):
+        (container,) = template["spec"]["containers"]
+        assert container["args"] == [*shared, *more]
+        claims = {v["name"]: v.get("persistentVolumeClaim") for v in template["spec"]["volumes"]}
+        assert claims["data"] == {"claimName": found["PersistentVolumeClaim"]["metadata"]["name"]}
+    assert templates[0]["spec"]["restartPolicy"] == "Never"
+
+
+@needs_helm
+def test_either_half_of_retraining_may_be_left_out() -> None:
+    assert "Deployment" not in objects(changed("llama-8b", retraining={"keeper": False}))
+    assert "CronJob" not in objects(changed("llama-8b", retraining={"schedule": ""}))
+    assert not {"Deployment", "CronJob"} & set(objects(changed("llama-8b", retraining={"enabled": False})))
 
 
 @needs_helm
@@ -318,6 +328,8 @@ CHOICES: dict[str, list[Any]] = {
     "podDisruptionBudget.enabled": [True, False],
     "ray.haProxy": [True, False],
     "retraining.args": [[], ["--learner=ridge"]],
+    "retraining.keeper": [True, False],
+    "retraining.schedule": ["", "@daily"],
     "service.annotations": [{}, {"team": "search"}],
     "serviceAccount.annotations": [{}, {"role": "records"}],
     "serviceMonitor.enabled": [True, False],
@@ -328,7 +340,7 @@ CHOICES: dict[str, list[Any]] = {
 
 
 @needs_helm
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(chosen=st.fixed_dictionaries({path: st.sampled_from(values) for path, values in CHOICES.items()}))
 def test_every_combination_of_values_is_valid(chosen: dict[str, Any]) -> None:
     values = example("llama-8b")
