@@ -54,10 +54,11 @@ class _Batch:
 
     def enough(self, i: int, at_s: float, chunks: int) -> bool:
         """Request i got chunks; whether it has taken the steps that are wanted beside all others."""
-        first = not self._came[i]
-        self._came[i].append((at_s, chunks))
-        if at_s > self._full_s:
+        came = self._came[i]
+        first = not came
+        if not first and came[-1][0] >= self._full_s:
             self._left[i] -= chunks
+        came.append((at_s, chunks))
         if first:
             self.begun += 1
             if self.begun == len(self._came):
