@@ -66,7 +66,8 @@ class Attempt:
 
     `started`: bytes have gone to the client. `rounds`: how often all engines were tried in vain. `continuation`: of a
     stream that another engine could go on with, what the client has. `told`: the engine itself sent an error event.
-    `read`: bytes of the request that each replica, by its address, has read before.
+    `read`: bytes of the request that each replica, by its address, has read before. `kind`: of the request, behind the
+    id of the policy that tells kinds so apart, once an answer was learned from.
     """
 
     incoming: Incoming
@@ -81,6 +82,7 @@ class Attempt:
     read: Mapping[str, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
+    kind: tuple[str, int] | None = None
 
     def own_headers(self) -> Headers:
         """What the answer says of how it was routed."""

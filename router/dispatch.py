@@ -28,6 +28,7 @@ from router.openai import Request
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.prefixes import PrefixIndex
+from router.recent import Recent
 from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
 from router.serving import Serving
@@ -61,7 +62,6 @@ class Dispatcher:
         self.serving = Serving(config, policy, self._heard)
         self._replicas, self._client, self._records = replicas, client, records
         self._default = FixedPolicy(replicas.arms, config.default_engine)
-        self._plain = FixedPolicy(replicas.arms, plain or config.default_engine)
         self.load = LoadModel(config.load, replicas, accelerators)
         self.demand = Demand(replicas.arms)
         self._prefixes = PrefixIndex(config.prefixes)
@@ -69,6 +69,9 @@ class Dispatcher:
         self.admission = Admission(config.limits)
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine, tell=self.serving.tell_of_arm)
         self.counts: Counter[str] = Counter()
+        self.plain = plain or config.default_engine
+        self.recent = Recent(self.plain)
+        self._plain = FixedPolicy(replicas.arms, self.plain)
         self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng)
 
     async def explain(self, request: Request) -> dict[str, object]:
@@ -328,6 +331,7 @@ class Dispatcher:
         shadow = decision.reason == "shadow"
         try:
             kind = self.serving.kind(context)
+            attempt.kind = self.serving.policy.id, kind
             self.watch.saw(decision.arm, outcome.acceptance_length, outcome.output_tokens, kind, shadow=shadow)
             if shadow or decision.reason == "policy":
                 self.serving.saw(context, kind, decision, outcome, in_flight)
@@ -340,6 +344,7 @@ class Dispatcher:
         incoming, outcome = attempt.incoming, meter.outcome(status, attempt.http_status)
         if incoming.charge is not None:
             incoming.charge((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
+        self.recent.saw(attempt, outcome)
         if self._records is None:
             return
         self._records.write(

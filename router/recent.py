@@ -1,0 +1,176 @@
+"""The last attempts, in memory, and sums over them: what those who run a router look at. No text of a request."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from router.attempt import Attempt
+from router.types import Decision, Outcome
+
+KEPT = 500
+"""Attempts that are remembered."""
+Kind = tuple[str, int] | None
+"""Of a request: its number, behind the id of the policy that tells kinds so apart."""
+
+
+class Sums(NamedTuple):
+    """Over attempts. Times in seconds, those of decoding without the first token.
+
+    `steps`: of answers whose acceptance is known, for `step_tokens`. `predicted_s`: what the policy predicted for
+    answers that took `measured_s`. `saved_s`: what it predicted of plain decoding, less what was measured; of
+    `plain_s`, which it predicted. An answer that the plain engine gave itself saved nothing.
+    """
+
+    attempts: float = 0.0
+    failed: float = 0.0
+    output_tokens: float = 0.0
+    starts: float = 0.0
+    start_s: float = 0.0
+    decode_tokens: float = 0.0
+    decode_s: float = 0.0
+    step_tokens: float = 0.0
+    steps: float = 0.0
+    predicted_s: float = 0.0
+    measured_s: float = 0.0
+    saved_s: float = 0.0
+    plain_s: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        """The means that are shown; None where nothing is known."""
+        return {
+            "attempts": int(self.attempts),
+            "failed": int(self.failed),
+            "output_tokens": int(self.output_tokens),
+            "ttft_s": _ratio(self.start_s, self.starts),
+            "tpot_s": _ratio(self.decode_s, self.decode_tokens),
+            "acceptance_length": _ratio(self.step_tokens, self.steps),
+            "measured_over_predicted": _ratio(self.measured_s, self.predicted_s),
+            "saved_s": self.saved_s if self.plain_s else None,
+            "saved_share": _ratio(self.saved_s, self.plain_s),
+        }
+
+
+class Seen(NamedTuple):
+    """One attempt that has ended, as somebody looks at it: what is shown of it, and what it adds to sums."""
+
+    arm: str
+    kind: Kind
+    row: dict[str, Any]
+    sums: Sums
+
+
+class Recent:
+    """Remembers the last attempts. `plain`: the engine that savings are counted against."""
+
+    def __init__(self, plain: str) -> None:
+        self._plain = plain
+        self._ended: deque[tuple[float, str, int, Kind, Decision, Outcome]] = deque(maxlen=KEPT)
+        self._seen: deque[Seen] = deque(maxlen=KEPT)
+        self._new = 0
+
+    def saw(self, attempt: Attempt, outcome: Outcome) -> None:
+        """An attempt has ended. Every request pays for this; the rest is done when somebody looks."""
+        self._new += 1
+        incoming = attempt.incoming
+        self._ended.append((time.time(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome))
+
+    def seen(self) -> deque[Seen]:
+        """All of them, from the oldest to the newest."""
+        new, self._new = min(self._new, len(self._ended)), 0
+        for ended in islice(self._ended, len(self._ended) - new, None):
+            self._seen.append(_seen(*ended, plain=self._plain))
+        return self._seen
+
+    def last(self, n: int) -> list[dict[str, Any]]:
+        """The last `n` of them as they are shown, the newest first."""
+        return [seen.row for seen in islice(reversed(self.seen()), n)]
+
+    def sums(self, policy: str) -> dict[tuple[str, int | None], Sums]:
+        """By arm and kind of the attempts that clients waited for.
+
+        `policy`: the id of the one that tells kinds apart; a kind is None where another one did, or none.
+        """
+        cells: dict[tuple[str, Kind], int] = {}
+        counted = [seen for seen in self.seen() if seen.row["reason"] != "shadow"]
+        if not counted:
+            return {}
+        at = [cells.setdefault((seen.arm, seen.kind), len(cells)) for seen in counted]
+        sums = np.zeros((len(cells), len(Sums._fields)))
+        np.add.at(sums, at, [seen.sums for seen in counted])
+        found: dict[tuple[str, int | None], Sums] = {}
+        for (arm, kind), row in zip(cells, sums.tolist(), strict=True):
+            known = arm, kind[1] if kind is not None and kind[0] == policy else None
+            found[known] = total([found.get(known, Sums()), Sums._make(row)])
+        return found
+
+
+def total(parts: Iterable[Sums]) -> Sums:
+    """All of these as one."""
+    return Sums._make(map(sum, zip(Sums(), *parts, strict=True)))
+
+
+def _seen(
+    at: float, request_id: str, number: int, kind: Kind, decision: Decision, outcome: Outcome, *, plain: str
+) -> Seen:
+    tokens = 0 if outcome.tpot_s is None else (outcome.output_tokens or 1) - 1
+    predicted = _predicted(decision, tokens) if tokens else None
+    took_s = outcome.tpot_s * tokens if outcome.tpot_s is not None and tokens else None
+    shares = decision.probabilities
+    row = {
+        "time": at,
+        "request_id": request_id,
+        "attempt": number,
+        "arm": decision.arm,
+        "propensity": decision.propensity,
+        "tried_out": decision.reason == "policy" and shares[decision.arm] < max(shares.values()),
+        "policy": decision.policy,
+        "reason": decision.reason,
+        "kind": None if kind is None else kind[1],
+        "status": outcome.status,
+        "output_tokens": outcome.output_tokens,
+        "acceptance_length": outcome.acceptance_length,
+        "ttft_s": outcome.ttft_s,
+        "e2e_s": outcome.e2e_s,
+        "decode_s": took_s,
+        "predicted_decode_s": predicted,
+    }
+    return Seen(decision.arm, kind, row, _sums(decision, outcome, tokens, took_s, predicted, plain))
+
+
+def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:
+    """Seconds by arm for so many tokens after the first, as the policy predicted them with all corrections."""
+    tpot_s, shift = decision.predicted_tpot_s, decision.shift
+    if tpot_s is None:
+        return None
+    factors = [1.0] * len(tpot_s) if shift is None else map(math.exp, shift)
+    return {a: s * f * tokens for a, s, f in zip(decision.probabilities, tpot_s, factors, strict=True)}
+
+
+def _sums(
+    decision: Decision,
+    outcome: Outcome,
+    tokens: int,
+    took_s: float | None,
+    predicted: dict[str, float] | None,
+    plain: str,
+) -> Sums:
+    """What one attempt counts."""
+    failed = outcome.status in ("engine_error", "timeout", "broken")
+    counts = 1, failed, outcome.output_tokens or 0, outcome.ttft_s is not None, outcome.ttft_s or 0.0
+    if outcome.status != "ok" or took_s is None:
+        return Sums(*counts)
+    tau = outcome.acceptance_length
+    decoding = tokens, took_s, *((tokens, tokens / tau) if tau else (0, 0.0))
+    if predicted is None or decision.reason != "policy" or decision.arm not in predicted:
+        return Sums(*counts, *decoding)
+    plain_s = predicted.get(plain, took_s) if decision.arm != plain else took_s
+    return Sums(*counts, *decoding, predicted[decision.arm], took_s, plain_s - took_s, plain_s)
+
+
+def _ratio(over: float, under: float) -> float | None:
+    return over / under if under else None
