@@ -12,13 +12,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import matplotlib
 import numpy as np
 
@@ -31,6 +29,7 @@ from engines.http import LocalServer
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt
 from tests.bench.figures import show, spread
+from tests.bench.load.driver import answered
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, strategies, train
 
 CLIENTS = (1, 4, 16, 32, 64, 128)
@@ -44,23 +43,6 @@ _REFERENCES = ("routed", "oracle")
 def requests(clients: int) -> int:
     """How many are measured with so many clients."""
     return 60 if clients == 1 else min(40 * clients, 600 + 2 * clients)
-
-
-async def answered(url: str, turns: Sequence[str] | None, made: Sequence[Prompt], clients: int) -> float:
-    """Mean seconds of an answer, while so many clients ask one request after the other; beginning and end left out."""
-    took_s, numbers = np.zeros(len(made)), iter(range(len(made)))
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-
-        async def one() -> None:
-            for i in numbers:
-                headers = {"x-draftpick-arm": turns[i % len(turns)]} if turns else {}
-                began = time.perf_counter()
-                (await client.post("/v1/chat/completions", json=body(made[i]), headers=headers)).raise_for_status()
-                took_s[i] = time.perf_counter() - began
-
-        await asyncio.gather(*(one() for _ in range(clients)))
-    return float(took_s[clients : len(made) - clients].mean())
 
 
 def repeat(seed: int, ways: Sequence[Strategy], told: Any) -> dict[str, dict[int, float]]:
@@ -96,7 +78,7 @@ async def _sweep(
                 await server.start()
                 stack.push_async_callback(server.drain, 5.0)
                 turns = ARMS if way.turns else None
-                found[way.name][clients] = await answered(server.url, turns, made, clients)
+                found[way.name][clients] = await answered(server.url, turns, [body(prompt) for prompt in made], clients)
                 told()
 
         order = [ways[i] for i in rng.permutation(len(ways))]
