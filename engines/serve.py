@@ -5,6 +5,7 @@ imported in the replica alone, never by the process that builds the application.
 """
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _CPU_ENGINE_KWARGS = {
     "enable_chunked_prefill": False,
     "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
 }
+_WANTED_S = 15.0
+"""How long what a router wants holds."""
 _METRICS_KWARGS = {"enable_per_request_metrics": True}
 _PAGES = "engines.vllm_pages.VLLMPages"
 
@@ -35,6 +38,7 @@ class EngineReplica:
 
     _server: LocalServer
     _drain_timeout_s: float
+    _wanted: tuple[int, float] = (0, 0.0)
 
     async def listen(self, app: Any, host: str, drain_timeout_s: float) -> None:
         """Serve `app`; `host` may be `node` for the address of this node."""
@@ -47,8 +51,17 @@ class EngineReplica:
         return self._server.url
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Requests in flight: Serve does not see them, since they do not come through its handles."""
-        return {"in_flight": float(self._server.in_flight)}
+        """Requests in flight: Serve does not see them, since they do not come through its handles.
+
+        And how many replicas the routers want, 0 where none has said so of late.
+        """
+        wanted, at = self._wanted
+        fresh = time.monotonic() - at < _WANTED_S
+        return {"in_flight": float(self._server.in_flight), "wanted": float(wanted if fresh else 0)}
+
+    async def want(self, replicas: int) -> None:
+        """Be told by a router how many replicas of this engine there should be."""
+        self._wanted = replicas, time.monotonic()
 
     async def __del__(self) -> None:
         if hasattr(self, "_server"):
@@ -92,9 +105,15 @@ class VLLMReplica(EngineReplica):
         await self._llm.check_health()
 
 
-def scale_on_in_flight(ctx: Any) -> tuple[float, dict[str, Any]]:
-    """Serve autoscaling policy: replicas for `in_flight` requests at `target_ongoing_requests` each."""
-    reported = (ctx.aggregated_metrics or {}).get("in_flight", {})
+def scale_on_demand(ctx: Any) -> tuple[float, dict[str, Any]]:
+    """Serve autoscaling policy: as many replicas as the routers want, who know all engines and the budget.
+
+    Without routers that say so: replicas for `in_flight` requests at `target_ongoing_requests` each.
+    """
+    told = ctx.aggregated_metrics or {}
+    if wanted := max(told.get("wanted", {}).values(), default=0.0):
+        return math.ceil(wanted - 1e-6), {}
+    reported = told.get("in_flight", {})
     if not reported:
         return ctx.target_num_replicas, {}
     return math.ceil(sum(reported.values()) / ctx.config.get_target_ongoing_requests()), {}
@@ -166,7 +185,7 @@ def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     if deployment.autoscaling is None:
         options["num_replicas"] = deployment.num_replicas
     else:
-        policy = {"policy_function": "engines.serve:scale_on_in_flight"}
+        policy = {"policy_function": "engines.serve:scale_on_demand"}
         options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling.model_dump(exclude_none=True)}
     if engine.kind == "vllm":
         first, *rest = _bundles(engine, _engine_kwargs(config, engine))

@@ -9,7 +9,7 @@ import ray
 
 from engines.config import FleetConfig
 from engines.embedded import TARGET_NAME
-from engines.serve import build_engine, deployment_options, llm_config, scale_on_in_flight
+from engines.serve import build_engine, deployment_options, llm_config, scale_on_demand
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}
 
@@ -143,7 +143,7 @@ def test_autoscaling_takes_the_place_of_a_fixed_number_and_looks_at_requests_in_
     asked = options(deployment={"autoscaling": {"max_replicas": 4, "target_ongoing_requests": 5}})
     assert "num_replicas" not in asked
     scaling = asked["autoscaling_config"]
-    assert scaling["policy"] == {"policy_function": "engines.serve:scale_on_in_flight"}
+    assert scaling["policy"] == {"policy_function": "engines.serve:scale_on_demand"}
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (1, 4, 5)
     assert None not in scaling.values()
 
@@ -181,9 +181,14 @@ def context(metrics: dict[str, dict[str, float]] | None, target: float = 2.0) ->
     ("in_flight", "num_replicas"), [({"r1": 0.0}, 0), ({"r1": 1.0}, 1), ({"r1": 3.0, "r2": 2.0}, 3), ({"r1": 4.0}, 2)]
 )
 def test_replicas_follow_the_requests_in_flight(in_flight: dict[str, float], num_replicas: int) -> None:
-    assert scale_on_in_flight(context({"in_flight": in_flight})) == (num_replicas, {})
+    assert scale_on_demand(context({"in_flight": in_flight})) == (num_replicas, {})
 
 
 @pytest.mark.parametrize("metrics", [None, {}, {"other": {"r1": 9.0}}, {"in_flight": {}}])
 def test_without_reports_the_number_stays(metrics: dict[str, dict[str, float]] | None) -> None:
-    assert scale_on_in_flight(context(metrics)) == (7, {})
+    assert scale_on_demand(context(metrics)) == (7, {})
+
+
+def test_what_routers_want_goes_before_what_is_in_flight() -> None:
+    assert scale_on_demand(context({"in_flight": {"r1": 9.0}, "wanted": {"r1": 3.0, "r2": 2.0}})) == (3, {})
+    assert scale_on_demand(context({"in_flight": {"r1": 9.0}, "wanted": {"r1": 0.0}})) == (5, {})
