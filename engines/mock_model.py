@@ -170,7 +170,8 @@ def acceptance_rate(tau: float, num_speculative_tokens: int) -> float:
 def answer(request: MockRequest, prompt: str, sample: int, spec: MockSpec) -> Answer:
     """The target's answer number `sample` to a prompt."""
     rng, schema = random.Random(f"{spec.seed}|{sample}|{prompt}"), request.schema_of_answer
-    count = spec.output_tokens if request.limit is None or not request.ignore_eos else request.limit
+    endless = request.ignore_eos and request.limit is not None
+    count = 1 + (request.limit or 0) if endless else spec.output_tokens
     tokens = _words(rng, count) if schema is None else _json_tokens(schema, rng)
     tokens, stop_reason = _cut(tokens, request.stops)
     if request.limit is not None and request.limit < len(tokens):

@@ -28,6 +28,7 @@ Progress = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""
 _PASSES = 2
 _FEWEST_GAPS, _STALL = 4, 3.0
+_ANSWER_TOKENS = 128
 _PREFILL_TOKENS, _PREFILLS = (16, 128, 512), 3
 _IDLE_WITHIN_S = 10.0
 
@@ -93,6 +94,7 @@ class _Measuring:
 
     async def run(self, texts: Sequence[str]) -> Measurement:
         """All points in two passes, the second backwards, and a line through the times of first tokens."""
+        self._check_room()
         number = max(self._plan.fewest_prompts, *self._batches)
         chosen = list(islice(cycle(texts), number))
         prompts = [await fitted(self._target, chosen, context) for context in self._plan.contexts]
@@ -107,6 +109,14 @@ class _Measuring:
                 steps_s[half, i, j] = await self._point(prompts[j], self._batches[i], half)
         profile = self._profile(passes.mean(0), prompts, start_s, per_token_s)
         return Measurement(profile, float(np.median(np.abs(np.log(passes[0] / passes[1])))))
+
+    def _check_room(self) -> None:
+        most, longest = self._target.max_model_len, max(self._plan.contexts)
+        if most is not None and longest + _ANSWER_TOKENS > most:
+            raise ProfileError(
+                f"contexts: {longest} tokens leave no room for an answer, the engine takes {most} in all: ask for "
+                f"{max(1, most - _ANSWER_TOKENS)} at most"
+            )
 
     def _profile(
         self, steps_s: npt.NDArray[np.float64], prompts: list[list[list[int]]], start_s: float, per_token_s: float
@@ -125,7 +135,7 @@ class _Measuring:
         )
 
     async def _point(self, prompts: Sequence[Sequence[int]], batch: int, half: int) -> float:
-        """Seconds of a step; those that take several times the usual are stalls, and count not."""
+        """Seconds of a step. The mean, since TPOT is one; what takes several times the usual is a stall."""
         plan = self._plan
         gaps: list[float] = []
         for first in range(0, max(plan.fewest_prompts, batch), batch):

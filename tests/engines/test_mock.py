@@ -15,7 +15,8 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines import load, profile
+from engines import identity, load, profile
+from engines.identity import EngineIdentity
 from engines.load import LoadReport
 from engines.mock import MockSpec, mock_app
 from engines.mock_model import acceptance_rate, split
@@ -415,10 +416,19 @@ async def test_the_pages_of_load_and_profile() -> None:
         assert (shown.running, shown.waiting, shown.acceptance_length) == (2, 1, 2.0)
         assert (shown.tokens_per_s, shown.step_s) == pytest.approx((2 * 2.0 / 0.011, 0.011))
         assert Profile.from_json((await client.get(profile.PATH)).content) == spec.profile()
+        assert EngineIdentity.from_json((await client.get(identity.PATH)).content) == spec.identity()
         for task in asked:
             task.cancel()
         await until(client, started=3, aborted=3)
         assert LoadReport.from_json((await client.get(load.PATH)).content) == LoadReport(running=0, waiting=0)
+
+
+async def test_an_answer_that_may_not_end_goes_on_to_its_limit(client: httpx.AsyncClient) -> None:
+    for limit in (5, 500):
+        asked = body(COMPLETIONS, max_tokens=limit, ignore_eos=True)
+        answer = (await client.post(COMPLETIONS, json=asked)).json()
+        assert answer["usage"]["completion_tokens"] == limit
+        assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def test_further_requests_wait_in_a_queue() -> None:

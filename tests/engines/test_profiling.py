@@ -55,19 +55,20 @@ def without(app: ASGIApp, *paths: str, field: str = "") -> ASGIApp:
 
 async def test_a_profile_is_what_the_engine_takes() -> None:
     spec = MockSpec(
-        step_s=0.02, step_s_per_request=0.004, free_requests=1, prefill_s=0.01, prefill_s_per_token=2e-4,
+        step_s=0.012, step_s_per_request=0.004, free_requests=1, prefill_s=0.01, prefill_s_per_token=2e-4,
         num_speculative_tokens=4, acceptance_length=2.5,
     )  # fmt: skip
     shares: list[float] = []
-    found = await measured(spec, Plan(batches=(1, 2, 6), contexts=(40, 200), steps=5), told=shares.append)
+    plan = Plan(batches=(1, 2, 6), contexts=(40, 200), steps=6, fewest_prompts=2)
+    found = await measured(spec, plan, told=shares.append)
     for batch in (1, 2, 4, 6):
         for half in (0, 1):
-            assert found.profile.step(batch, 100, half) == pytest.approx(spec.mean_step_s(batch), rel=0.12)
+            assert found.profile.step(batch, 100, half) == pytest.approx(spec.mean_step_s(batch), rel=0.15)
     assert found.profile.contexts == pytest.approx((40, 200), rel=0.15)
     assert found.profile.prefill_s == pytest.approx(0.01, abs=0.006)
     assert found.profile.prefill_s_per_token == pytest.approx(2e-4, rel=0.15)
     assert (found.profile.build, found.profile.machine) == (spec.identity().build, "mock")
-    assert found.disagreement < 0.1
+    assert found.disagreement < 0.2
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -114,6 +115,8 @@ async def test_errors_name_what_is_wrong() -> None:
         await measured(MockSpec(fail_share=1))
     with pytest.raises(EngineUnavailable):
         await measure("http://127.0.0.1:9", plan=QUICK)
+    with pytest.raises(ProfileError, match="ask for 32640 at most"):
+        await measured(MockSpec(), Plan(contexts=(64, 40_000)))
     for batches, contexts in (((2, 4), (64,)), ((1, 1), (64,)), ((1,), ()), ((1,), (0, 4))):
         with pytest.raises(ProfileError, match="must"):
             Plan(batches=batches, contexts=contexts)
