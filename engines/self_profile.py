@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import IO
@@ -47,7 +48,9 @@ async def measure_once(url: str, model: str) -> None:
 
 
 async def _measure(url: str, model: str) -> None:
+    began = time.monotonic()
     found = await measure(url, model=model)
+    _log.info("profile of %s measured in %.0f s", model, time.monotonic() - began)
     if found.disagreement > MOST_DISAGREEMENT:
         _log.warning(
             "no profile of %s: its two passes differ by %.0f %%, so the machine was busy; run `draftpick profile`",
