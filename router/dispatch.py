@@ -20,6 +20,7 @@ from router.config import RouterConfig
 from router.continuation import Continuation
 from router.demand import Demand
 from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded
+from router.explain import Explained, Standing, standings, terms_of
 from router.features import Featurizer
 from router.load import LoadModel, Objective
 from router.measure import Meter
@@ -74,17 +75,21 @@ class Dispatcher:
         self._plain = FixedPolicy(replicas.arms, self.plain)
         self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng)
 
-    async def explain(self, request: Request) -> dict[str, object]:
-        """Which engine a request would go to, and with which probability every engine. Nothing is sent."""
-        read = self._prefixes.seen(request.body)
-        decision = self.decide(await self.featurize(request), read=read)
-        return {
-            "arm": decision.arm,
-            "propensity": decision.propensity,
-            "probabilities": decision.probabilities,
-            "policy": decision.policy,
-            "reason": decision.reason,
-        }
+    async def explain(
+        self, request: Request, objective: Objective | None = None, explore: bool = True
+    ) -> dict[str, object]:
+        """Which engine a request would go to, with which probability every engine, and why. Nothing is sent."""
+        context, read = await self.featurize(request), self._prefixes.seen(request.body)
+        decision = self.decide(context, explore=explore, read=read, objective=objective)
+        may = self._may_take(self._replicas.eligible())
+        known = [arm for arm in may if arm not in self.load.stale] or may
+        served, wanted = self.serving.named(decision.policy), objective or self._config.load.objective
+        terms = terms_of(decision, served, context)
+        return Explained(decision, served, context, known, self.standings(), wanted, self.plain, terms).as_json()
+
+    def standings(self) -> dict[str, Standing]:
+        """How every engine stands now."""
+        return standings(self._replicas, self.watch, self.load)
 
     async def run(self, incoming: Incoming, reply: Reply) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
@@ -190,7 +195,7 @@ class Dispatcher:
         tried: Collection[Replica] = (),
     ) -> Decision:
         """The decision for a request as it came in."""
-        return self.decide(
+        made = self.decide(
             context,
             incoming.pin,
             failed=failed,
@@ -199,6 +204,9 @@ class Dispatcher:
             read=read,
             objective=incoming.objective,
         )
+        if made.reason == "policy":
+            self.demand.saw(made.alone or made.arm, made.arm)
+        return made
 
     def decide(
         self,
@@ -224,10 +232,7 @@ class Dispatcher:
             if self._replicas.listening():
                 raise Overloaded("every engine is full", retry_after_s=self.admission.limits.retry_after_s)
             raise NoEngine("no engine is ready", code="no_engine")
-        eligible = [arm for arm in arms if arm not in failed] or arms
-        if self.watch.quarantined:
-            load = self._replicas.load()
-            eligible = [arm for arm in eligible if self.watch.admits(arm, load[arm])] or eligible
+        eligible = self._may_take([arm for arm in arms if arm not in failed] or arms)
         if self.load.stale:
             known = [arm for arm in eligible if arm not in self.load.stale]
             if not known:
@@ -240,12 +245,17 @@ class Dispatcher:
         if context is not None and self._config.load.enabled:
             loads = partial(self.load.now, context=context, read=read, objective=objective)
         try:
-            made = self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0, loads)
+            return self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0, loads)
         except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
             log.exception("policy %s failed", self.serving.policy.id)
             return self._fall_back("policy_error", eligible)
-        self.demand.saw(made.alone or made.arm, made.arm)
-        return made
+
+    def _may_take(self, arms: list[str]) -> list[str]:
+        """Of these arms, those that are not in quarantine; all of them, when all are."""
+        if not self.watch.quarantined:
+            return arms
+        load = self._replicas.load()
+        return [arm for arm in arms if self.watch.admits(arm, load[arm])] or arms
 
     def _explored(self) -> float:
         """The share that may go to engines that are tried out, now."""

@@ -125,6 +125,11 @@ class Serving:
             return replace(made, policy_share=share)
         return replace(made, policy_share=share, beside={would.policy: would.probabilities})
 
+    def named(self, id: str) -> Served:
+        """The policy of this id, if it is in service; else the active one."""
+        other = self._candidate
+        return other if other is not None and other.policy.id == id else self._active
+
     def kind(self, context: Context | None) -> int:
         """The kind of a request, as the active policy tells kinds apart."""
         return self.policy.bin(context) if self._active.understands(context) else 0

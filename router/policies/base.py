@@ -31,6 +31,60 @@ class Forecast:
     alone: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the forecast of one arm comes of, for people. Times in seconds.
+
+    A step of a request alone takes `step_s` and yields `tau` tokens; `tokens` come after the first, which comes after
+    `prompt_s`, of which a prefix that was read before saves `known_s`. `stretch`, `price` and `wait_s`: see
+    `LoadTerms`; `shift`: the correction. Another arm than the default one must promise `margin_s` less than that.
+    """
+
+    tau: float
+    step_s: float
+    tokens: float
+    prompt_s: float
+    known_s: float = 0.0
+    wait_s: float = 0.0
+    stretch: float = 1.0
+    price: float = 1.0
+    shift: float = 0.0
+    margin_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """To the first token."""
+        return self.prompt_s - self.known_s + self.wait_s
+
+    @property
+    def alone_s(self) -> float:
+        """All of the answer, if the engine had no load."""
+        return self.prompt_s + self._decoding(1.0)
+
+    @property
+    def decode_s(self) -> float:
+        """All tokens after the first."""
+        return self._decoding(self.stretch)
+
+    @property
+    def seconds(self) -> float:
+        """All of the answer."""
+        return self.ttft_s + self.decode_s
+
+    @property
+    def counted_decode_s(self) -> float:
+        """All tokens after the first, as the objective counts them."""
+        return self._decoding(self.price)
+
+    @property
+    def counted_s(self) -> float:
+        """What decides."""
+        return self.ttft_s + self.counted_decode_s
+
+    def _decoding(self, factor: float) -> float:
+        return self.tokens * self.step_s / self.tau * factor * math.exp(self.shift)
+
+
 Shifts = Sequence[Sequence[float]]
 """Corrections of log TPOT, learned online: [bins, arms]."""
 
@@ -67,6 +121,12 @@ class Policy(ABC):
     ) -> tuple[Probabilities, Forecast | None]:
         """`probabilities`, and what they come from where the policy predicts times, as `shifts` and `load` have it."""
         return self.probabilities(context, eligible), None
+
+    def terms(
+        self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
+    ) -> Sequence[Terms] | None:
+        """What the forecast of every arm comes of; None where no times are predicted."""
+        return None
 
     def decide(
         self,

@@ -4,6 +4,8 @@ seconds_a = start_a + prompt tokens * per_token_a + (output tokens - 1) * step_a
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import compress
 from typing import Any
 
@@ -14,7 +16,7 @@ from router.clusters import Clusters
 from router.errors import PolicyRefused
 from router.lexical import LOG_CHARS, LOG_MAX_TOKENS, half_of
 from router.policies import regressors
-from router.policies.base import Forecast, Policy, Probabilities, Shifts, onto
+from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, onto
 from router.policies.regressors import Regressor
 from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context, LoadTerms, Vector
@@ -115,6 +117,23 @@ class TauCostPolicy(Policy):
 
     def _bin(self, z: Vector) -> int:
         return self.clusters.bin(z) if self.clusters is not None else 0
+
+    def terms(
+        self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
+    ) -> Sequence[Terms] | None:
+        forecast, deviation = self._forecast(context, shifts, load)
+        alone = self._forecast(context, None)[0]
+        default_s, found = forecast.seconds[self._default], []
+        for i, tau in enumerate(self.tau(context).tolist()):
+            tokens, tpot_s = self.tokens(context) - 1.0, alone.tpot_s[i]
+            shift = 0.0 if forecast.shift is None else float(forecast.shift[i])
+            term = Terms(tau, tpot_s * tau, tokens, alone.seconds[i] - tokens * tpot_s, shift=shift)
+            if load is not None:
+                more = replace(term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i])
+                term = replace(more, known_s=max(more.counted_s - forecast.seconds[i], 0.0))
+            margin_s = self._z * deviation.item(i) + self._switch_cost * default_s
+            found.append(replace(term, margin_s=margin_s if i != self._default else 0.0))
+        return found
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         return self.weigh(context, eligible)[0]

@@ -1,0 +1,260 @@
+"""Why a request would go to an engine: what is expected of every engine, and what tipped it, in one sentence."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from engines.replicas import ReplicaTable
+from router.acceptance import AcceptanceWatch
+from router.kinds import kind_names
+from router.load import LoadModel, Objective
+from router.policies.base import Terms
+from router.serving import Served
+from router.types import Context, Decision
+
+_ALIKE = 0.005
+"""Times that differ by less than this share are told as the same."""
+WHY_NOT = {
+    "no_replica": "has no replica",
+    "gone": "cannot be reached",
+    "breaker_open": "keeps failing and is left alone",
+    "full": "is full",
+    "quarantined": "has lost its drafts and is in quarantine",
+    "stale": "has not told its load for long",
+}
+"""Why an engine may not take a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an engine stands now. `load`: requests there, whoever sent them; `why_not`: a key of `WHY_NOT`, or None."""
+
+    replicas: int
+    in_flight: int
+    load: int
+    why_not: str | None
+
+
+def standings(replicas: ReplicaTable, watch: AcceptanceWatch, load: LoadModel) -> dict[str, Standing]:
+    """By arm."""
+    eligible, in_flight, found = set(replicas.eligible()), replicas.load(), {}
+    for arm, there in replicas.by_arm.items():
+        why_not = None
+        if not there:
+            why_not = "no_replica"
+        elif arm not in eligible:
+            full = all(replica.in_flight >= replicas.max_in_flight for replica in there)
+            why_not = "full" if full else "gone" if all(replica.gone for replica in there) else "breaker_open"
+        elif not watch.admits(arm, in_flight[arm]):
+            why_not = "quarantined"
+        elif arm in load.stale:
+            why_not = "stale"
+        found[arm] = Standing(len(there), in_flight[arm], sum(replica.load for replica in there), why_not)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A decision, and all that it came of.
+
+    `served`: the policy that decided, or for which another one stood in. `may`: the arms that it was made among;
+    `plain`: the engine that people know the others by. `terms`: of `terms_of`.
+    """
+
+    decision: Decision
+    served: Served
+    context: Context | None
+    may: Sequence[str]
+    standings: Mapping[str, Standing]
+    objective: Objective
+    plain: str
+    terms: Mapping[str, Terms]
+
+    def as_json(self) -> dict[str, object]:
+        """All of it; what a policy does not predict is null."""
+        decision, known = self.decision, self.served.understands(self.context)
+        bin = self.served.policy.bin(self.context) if known else None
+        kinds = kind_names(self.served.policy.clusters)
+        tokens = next((terms.tokens + 1 for terms in self.terms.values()), None)
+        return {
+            "arm": decision.arm,
+            "propensity": decision.propensity,
+            "probabilities": decision.probabilities,
+            "policy": decision.policy,
+            "reason": decision.reason,
+            "tipped": self.tipped(),
+            "objective": self.objective,
+            "output_tokens": tokens,
+            "kind": None if bin is None else {"kind": bin, "name": kinds[bin]},
+            "arms": [self._row(arm, standing) for arm, standing in self.standings.items()],
+        }
+
+    def _row(self, arm: str, standing: Standing) -> dict[str, object]:
+        row = {
+            "arm": arm,
+            "probability": self.decision.probabilities.get(arm, 0.0),
+            "eligible": arm in self.may,
+            **asdict(standing),
+        }
+        terms = self.terms.get(arm)
+        if terms is None:
+            return {**row, "predicted": None}
+        names = ("seconds", "ttft_s", "decode_s", "counted_s", "alone_s")
+        return {**row, "predicted": {name: getattr(terms, name) for name in names} | asdict(terms)}
+
+    def tipped(self) -> str:
+        """What decided, in one sentence."""
+        decision = self.decision
+        if decision.reason == "fallback":
+            return self._fallback()
+        if decision.policy != self.served.policy.id:
+            lost = f"policy {self.served.policy.id} has lost time against {decision.arm} of late"
+            return f"{lost} and is put aside: {decision.arm} serves"
+        if len(self.may) == 1:
+            return f"{decision.arm} is the only engine that can take a request now"
+        if not self.terms:
+            given = f"gives {decision.arm} {_percent(decision.propensity)} of such requests"
+            return f"policy {decision.policy} predicts no times; it {given}"
+        return self._compared()
+
+    def _fallback(self) -> str:
+        arm = self.decision.arm
+        if all(self.standings[one].why_not == "stale" for one in self.may):
+            return f"no engine has told its load for long: {arm} serves, the least risk under a load that nobody knows"
+        if self.served.policy.featurizer is not None and not self.served.understands(self.context):
+            return f"the features of the request are not there (no text, or not in time): {arm} serves by default"
+        return f"policy {self.served.policy.id} failed on this request (the log says how): {arm} serves by default"
+
+    def _compared(self) -> str:
+        shares, chosen = self.decision.probabilities, self.decision.arm
+        likeliest = max(shares, key=shares.__getitem__)
+        if shares[chosen] < shares[likeliest]:
+            tried = (
+                f"{chosen} is tried out, as {_percent(shares[chosen])} of such requests; else it would be {likeliest}"
+            )
+            return f"{tried}: {self._why(likeliest)}"
+        return self._why(chosen)
+
+    def _why(self, chosen: str) -> str:
+        default = self.served.policy.default_arm
+        usual = None if default is None else self.served.policy.arms[default]
+        others = sorted((arm for arm in self.may if arm != chosen and arm in self.terms), key=self._counted)
+        first = min(others, key=self._counted)
+        if chosen == usual and self._counted(first) < self._counted(chosen):
+            return self._kept(chosen, first)
+        other = usual if usual in others else first
+        return f"{self._lead(chosen, other)}: {self._cause(chosen, other)}{self._but(chosen)}"
+
+    def _kept(self, chosen: str, first: str) -> str:
+        saved_s, terms = self._counted(chosen) - self._counted(first), self.terms[first]
+        promised = f"{first} promises only {_time(saved_s)} less"
+        return f"{chosen} keeps it, the default: {promised}, and it takes {_time(terms.margin_s)} to leave it"
+
+    def _lead(self, chosen: str, other: str) -> str:
+        own = self.terms[chosen].seconds
+        lead = f"{chosen} is expected to take {_time(own)}, {_than(own, self.terms[other].seconds)} {other}"
+        if self.plain in self.may and self.plain in self.terms and self.plain not in (chosen, other):
+            lead += f" and {_than(own, self.terms[self.plain].seconds)} {self.plain}"
+        longer = own > (1.0 + _ALIKE) * self.terms[other].seconds
+        return f"{lead}, but counts less for {self.objective}" if longer else lead
+
+    def _cause(self, chosen: str, other: str) -> str:
+        """What makes most of the difference between two arms."""
+        a, b = self.terms[chosen], self.terms[other]
+        causes = _causes(a, b)
+        there = self.standings[chosen].load, self.standings[other].load
+        told: dict[str, Callable[[], str]] = {
+            "drafts": lambda: (
+                f"its drafts are accepted, {a.tau:.1f} tokens a step on such requests ({other}: {b.tau:.1f})"
+            ),
+            "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
+            "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
+            "measured": lambda: f"answers of late were {_against(a.shift)}, those of {other} {_against(b.shift)}",
+            "wait": lambda: f"a request would wait {_time(b.wait_s)} at {other}",
+            "read": lambda: f"it has read the beginning of this request before, which saves {_time(a.known_s)}",
+            "prompt": lambda: f"it reads the prompt in {_time(a.prompt_s)}, {other} in {_time(b.prompt_s)}",
+        }
+        return told[max(causes, key=causes.__getitem__)]()
+
+    def _but(self, chosen: str) -> str:
+        """Who would be faster, and why it is not taken; empty where nobody would."""
+        own = self.terms[chosen]
+        out = [arm for arm in self.terms if arm not in self.may and self._counted(arm) < own.counted_s]
+        if out:
+            arm = min(out, key=self._counted)
+            why_not = self.standings[arm].why_not if arm in self.standings else None
+            return f"; {arm} would be faster but {WHY_NOT[why_not or 'no_replica']}"
+        rest = [arm for arm in self.may if arm != chosen and arm in self.terms]
+        soon = min(rest, key=lambda arm: self.terms[arm].seconds)
+        if self.terms[soon].seconds < (1.0 - _ALIKE) * own.seconds:
+            return f"; {soon} would be done sooner but would slow the {_requests(self.standings[soon].load)} there"
+        idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
+        if self.terms[idle].alone_s < (1.0 - _ALIKE) * own.alone_s:
+            n = self.standings[idle].load
+            why = f"has {_requests(n)} there" if n else f"counts more for {self.objective}"
+            return f"; {idle} would be faster but {why}"
+        return ""
+
+    def _counted(self, arm: str) -> float:
+        return self.terms[arm].counted_s
+
+
+def terms_of(decision: Decision, served: Served, context: Context | None) -> dict[str, Terms]:
+    """By arm, under the load and the corrections of the decision; empty where nothing is predicted."""
+    if context is None or not served.understands(context):
+        return {}
+    made = decision.policy == served.policy.id
+    shifts = [decision.shift] if made and decision.shift is not None else served.online.shifts
+    try:
+        terms = served.policy.terms(context, shifts, decision.load if made else None)
+    except Exception:  # a policy may be anybody's code: whatever it raises, the rest is told
+        return {}
+    return dict(zip(served.policy.arms, terms or (), strict=False))
+
+
+def _causes(a: Terms, b: Terms) -> dict[str, float]:
+    """Seconds that `a` counts less than `b`, by cause; their sum is all of the difference.
+
+    The logarithms of the factors of decoding share its difference by the logarithmic mean (Ang, Liu 2001).
+    """
+    left, right = a.counted_decode_s, b.counted_decode_s
+    log = math.log(right / left) if left > 0 and right > 0 else 0.0
+    mean = (right - left) / log if abs(log) > 1e-12 else left
+    return {
+        "drafts": mean * math.log(a.tau / b.tau),
+        "step": mean * math.log(b.step_s / a.step_s) if a.step_s > 0 and b.step_s > 0 else 0.0,
+        "load": mean * math.log(b.price / a.price),
+        "measured": mean * (b.shift - a.shift),
+        "wait": b.wait_s - a.wait_s,
+        "read": a.known_s - b.known_s,
+        "prompt": b.prompt_s - a.prompt_s,
+    }
+
+
+def _time(seconds: float) -> str:
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.00995 else f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
+
+
+def _than(seconds: float, other: float) -> str:
+    """A time against another: `22 % less than`."""
+    saved = 1.0 - seconds / other if other else 0.0
+    if abs(saved) < _ALIKE:
+        return "as long as"
+    return f"{_percent(abs(saved))} {'less' if saved > 0 else 'more'} than"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.095 else f"{100 * share:.0f} %"
+
+
+def _requests(n: int) -> str:
+    return f"{n} request{'' if n == 1 else 's'}"
+
+
+def _against(shift: float) -> str:
+    """How measured times were against the predicted ones."""
+    if abs(shift) < _ALIKE:
+        return "as predicted"
+    return f"{_percent(abs(math.expm1(shift)))} {'slower' if shift > 0 else 'faster'} than predicted"
