@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.dataset import Dataset, DatasetError
+from router.types import Outcome
 
 Floats = npt.NDArray[np.float64]
 _FEWEST = 4
@@ -29,7 +30,8 @@ class Costs:
 
     @classmethod
     def fit(cls, data: Dataset, arms: Sequence[str]) -> "Costs":
-        """Of live measurements: medians of TPOT times tau, and a line through the TTFTs.
+        """Of live measurements: medians of TPOT times tau, of a request alone as far as load is known, and a line
+        through the TTFTs.
 
         Requests that were measured under all arms are compared with themselves, so that a machine which is slower at
         one time than at another favours nobody. A half (greedy, sampled) without measurements costs what the other
@@ -93,13 +95,24 @@ class _Timed(NamedTuple):
 def _timed(data: Dataset, arm: str) -> list[_Timed]:
     """The timed measurements of an arm. Raises `DatasetError` for too few."""
     found = [
-        _Timed(m.prompt_id, o.tpot_s * (o.acceptance_length or 1.0), o.ttft_s, o.prompt_tokens or 0, m.temperature > 0)
+        _Timed(
+            m.prompt_id,
+            o.tpot_s * (o.acceptance_length or 1.0) / m.stretch,
+            _served_s(o),
+            o.prompt_tokens or 0,
+            m.temperature > 0,
+        )
         for m in data.measurements
         if m.arm == arm and m.source != "replay" and (o := m.outcome).status == "ok" and o.tpot_s and o.ttft_s
     ]
     if len(found) < _FEWEST:
         raise DatasetError(f"arm {arm!r} has {len(found)} timed measurements: at least {_FEWEST} are needed")
     return found
+
+
+def _served_s(outcome: Outcome) -> float:
+    """Seconds to the first token, without the wait at the engine."""
+    return (outcome.ttft_s or 0.0) - (outcome.queue_s or 0.0)
 
 
 def _levels(values: Sequence[Mapping[str, float]]) -> Floats:

@@ -34,7 +34,8 @@ class Measurement:
     `in_flight`: requests on the engines at the time, this one among them. `loops`: whether the answer says some eight
     words twice, which flatters drafters that copy; None: not looked at. `propensity`: the probability that the arm was
     chosen with, and `time`: when, in seconds since the epoch, of records. `tau_by_length`: acceptance length for every
-    draft length that was replayed. `alignment`: how like the target's answer the drafter's own is, by statistic, in
+    draft length that was replayed. `stretch`: by how much load made its steps longer, as far as the router knew.
+    `alignment`: how like the target's answer the drafter's own is, by statistic, in
     [0, 1].
     """
 
@@ -52,6 +53,7 @@ class Measurement:
     tau_by_length: Mapping[int, float] = field(default_factory=dict)
     alignment: Mapping[str, float] = field(default_factory=dict)
     time: float = 0.0
+    stretch: float = 1.0
 
     @classmethod
     def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
@@ -102,6 +104,7 @@ _MEASURED = pa.struct(
         ("in_flight", pa.int32()),
         ("propensity", pa.float64()),
         ("time", pa.float64()),
+        ("stretch", pa.float64()),
         ("tau_by_length", pa.map_(pa.int32(), pa.float32())),
         ("alignment", pa.map_(pa.string(), pa.float32())),
     ]
@@ -118,6 +121,7 @@ _ROW = pa.schema(
     metadata={"draftpick_schema": str(SCHEMA)},
 )
 _MAPS = ("tau_by_length", "alignment")
+_CELL = ("label", "arm", "loops", "source", "in_flight", "propensity", "time", "stretch")
 _PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
 
 
@@ -136,7 +140,7 @@ def _rows(measurements: Iterable[Measurement], contexts: Contexts) -> list[dict[
         vectors = [(name, vector) for name, vector in contexts.get(m.prompt_id, {}).items()]
         shared = {name: getattr(m, name) for name in _PROMPT_FIELDS}
         row = rows.setdefault(m.prompt_id, {**shared, "contexts": vectors, "measured": []})
-        fields_of = {f: getattr(m, f) for f in ("label", "arm", "loops", "source", "in_flight", "propensity", "time")}
+        fields_of = {f: getattr(m, f) for f in _CELL}
         maps = {f: sorted(getattr(m, f).items()) for f in _MAPS}
         row["measured"].append({**fields_of, **maps, "outcome": asdict(m.outcome)})
     return list(rows.values())

@@ -85,6 +85,7 @@ def _measurement(record: Record) -> Measurement:
         in_flight=sum(record.load.values()) + 1,
         propensity=record.decision.propensity if record.decision.reason == "policy" else None,
         time=record.time,
+        stretch=record.decision.stretch,
     )
 
 

@@ -82,6 +82,10 @@ class Shadow:
 def shadow_of(done: Attempt, arm: str) -> Attempt:
     """The same request as an attempt on another arm."""
     probabilities = {name: float(name == arm) for name in done.decision.probabilities}
-    decision = replace(done.decision, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
+    made = done.decision
+    decision = replace(made, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
+    if made.load is not None and made.predicted_tpot_s is not None:  # shadows are asked when there is none
+        alone = [tpot_s / stretch for tpot_s, stretch in zip(made.predicted_tpot_s, made.load.stretch, strict=True)]
+        decision = replace(decision, predicted_tpot_s=alone, load=None)
     incoming = replace(done.incoming, deadline=None, charge=None)
     return Attempt(incoming, done.context, decision)

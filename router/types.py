@@ -14,6 +14,8 @@ Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "can
 ok: answered below 400. client_error: 4xx, the engine blames the request. engine_error: no answer, or 5xx, before the
 first byte. timeout: no first byte in time. broken: stopped after its first byte. cancelled: the client went away.
 """
+Reason = Literal["policy", "continued", "shadow", "pinned", "fallback"]
+"""Why an arm was taken: see `Decision`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Decision:
     propensity: float
     probabilities: dict[str, float]
     policy: str
-    reason: Literal["policy", "continued", "shadow", "pinned", "fallback"] = "policy"
+    reason: Reason = "policy"
     explore: float = 0.0
     predicted_tpot_s: Sequence[float] | None = None
     shift: Sequence[float] | None = None
@@ -64,6 +66,11 @@ class Decision:
     alone: str | None = None
     policy_share: float = 1.0
     beside: dict[str, dict[str, float]] | None = None
+
+    @property
+    def stretch(self) -> float:
+        """By how much load made a step on the chosen arm longer, as the decision had it."""
+        return 1.0 if self.load is None else self.load.stretch[list(self.probabilities).index(self.arm)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ import pytest
 
 from policy_training.costs import Costs
 from policy_training.dataset import DatasetError
-from policy_training.from_records import by_time, contexts_of, from_records, imputed, logged
+from policy_training.from_records import by_time, contexts_of, dataset_of, from_records, imputed, logged
 from policy_training.learners import learner
 from policy_training.ope import estimate_all, reward_model
 from policy_training.train import choices, fitted
 from router.records import encode
-from router.types import Context, Decision, Outcome, Record
+from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 
 BANDIT = Bandit.draw(600, seed=2)
@@ -100,3 +100,18 @@ def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
         imputed(data, ARMS, "features", COSTS)
     with pytest.raises(DatasetError, match="no record has a context of 'others'"):
         imputed(data, ARMS, "others", COSTS)
+
+
+def test_what_a_step_costs_is_that_of_a_request_alone() -> None:
+    """Records under load have longer steps, which the router knows of, and does not learn as the engine's own."""
+    context = Context(np.zeros(2, np.float32), "f")
+    made = []
+    for i in range(40):
+        stretch = 1.0 + i % 4
+        load = LoadTerms([1.0, stretch], [1.0, stretch], [0.0, 0.0], [0, 0])
+        decision = Decision("math", 1.0, {"plain": 0.0, "math": 1.0}, "p", load=load)
+        outcome = Outcome("ok", 200, 1.5, 0.01 * stretch, 2.0, 10, 20, acceptance_length=2.0, queue_s=1.0)
+        made.append(Record(f"r{i}", 1, float(i), "/", False, {"temperature": 0.0}, {}, context, decision, outcome))
+    costs = Costs.fit(dataset_of(made), ["math"])
+    assert costs.step_s[0, 0] == pytest.approx(0.02)
+    assert costs.start_s[0] == pytest.approx(0.5)
