@@ -133,3 +133,15 @@ class TestDecisions:
         router.dispatcher.load.stale = frozenset({"a"})
         answer = await router.post(headers={"x-draftpick-arm": "a"})
         assert answer.headers["x-draftpick-arm"] == "a"
+
+    async def test_a_conversation_goes_on_where_it_was_read(self, router_app: StartRouter, servers: Servers) -> None:
+        first, second = await servers.mock(), await servers.mock()
+        router = await router_app({"a": first.url})
+        router.replicas.update("a", [first.url, second.url])
+        said = "What was said. " * 200
+        router.replicas.by_arm["a"][0].in_flight += 1
+        await router.post(text=said)
+        router.replicas.by_arm["a"][0].in_flight -= 1
+        await router.post(text=f"{said} And more.")
+        await router.post(text="Something else.")
+        assert (first.engine.started, second.engine.started) == (1, 2)
