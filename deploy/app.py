@@ -29,5 +29,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         "graceful_shutdown_timeout_s": config.drain_timeout_s,
         "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": _IN_ONE_LOOP}},
     }
+    if router.logs.format == "json":
+        options["logging_config"] = {"encoding": "JSON", "enable_access_log": False}
     deployment = serve.deployment(RouterDeployment, **{**options, **router.deployment_options})
     return deployment.bind(config.model_dump(mode="json"), handles)

@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Semaphore
+from pathlib import Path
 from typing import Any
 
 from engines.errors import ConfigError, DraftpickError
@@ -28,7 +30,8 @@ class RouteFailed(DraftpickError):
 class Routers:
     """`processes` routers that share one listening socket; one that dies is replaced. Raises `ConfigError`.
 
-    Each counts for itself: places, limits a minute, breakers and quarantine.
+    Each counts for itself: places, limits a minute, breakers and quarantine. `/metrics` shows all of them, whichever
+    answers.
     """
 
     def __init__(self, config: DraftpickConfig, host: str, port: int, processes: int) -> None:
@@ -43,7 +46,8 @@ class Routers:
         self._context = multiprocessing.get_context("spawn")
         self._stopping = False
         self._ready = self._context.Semaphore(0)
-        self._processes = [self._start() for _ in range(processes)]
+        self._folder = tempfile.TemporaryDirectory(prefix="draftpick-")
+        self._processes = [self._start(i) for i in range(processes)]
         self._started = [time.monotonic()] * processes
 
     @property
@@ -77,7 +81,7 @@ class Routers:
         while not self._stopping:
             for i, process in enumerate(self._processes):
                 if not process.is_alive() and time.monotonic() - self._started[i] > _LEAST_LIFE_S:
-                    self._processes[i], self._started[i] = self._start(), time.monotonic()
+                    self._processes[i], self._started[i] = self._start(i), time.monotonic()
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
@@ -91,27 +95,38 @@ class Routers:
             if process.is_alive():
                 process.kill()
         self._socket.close()
+        self._folder.cleanup()
 
-    def _start(self) -> BaseProcess:
-        process = self._context.Process(
-            target=serve_one, args=(self._config, self._socket, self._drain_s, self._ready), daemon=True
-        )
+    def _start(self, number: int) -> BaseProcess:
+        given = (self._config, self._socket, self._drain_s, self._ready, Path(self._folder.name), str(number))
+        process = self._context.Process(target=serve_one, args=given, daemon=True)
         process.start()
         return process
 
 
-def serve_one(config: dict[str, Any], listening: socket.socket, drain_s: float, ready: Semaphore) -> None:
-    """One router in this process, until SIGTERM; `ready` is released when it answers."""
+def serve_one(
+    config: dict[str, Any], listening: socket.socket, drain_s: float, ready: Semaphore, folder: Path, name: str
+) -> None:
+    """One router in this process, until SIGTERM; `ready` is released when it answers.
+
+    `folder`: where it meets the others; `name`: its own among them.
+    """
     import uvicorn
     import uvloop
 
+    from router import logs
     from router.router import Router, fixed
+    from router.siblings import Siblings
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     made = load_config(config)
+    logs.configure(made.router.logs)
 
     async def serve() -> None:
-        router = Router(made, {engine.name: fixed(str(engine.url)) for engine in made.engines})
+        siblings = Siblings(folder, name)
+        sources = {engine.name: fixed(str(engine.url)) for engine in made.engines}
+        router = Router(made, sources, name=name, others=siblings.pages)
+        await siblings.show(router.own_metrics)
         settings = uvicorn.Config(
             router.app,
             interface="asgi3",
@@ -129,6 +144,7 @@ def serve_one(config: dict[str, Any], listening: socket.socket, drain_s: float, 
             await asyncio.sleep(0.01)
         ready.release()
         await serving
+        siblings.close()
 
     uvloop.run(serve())
 

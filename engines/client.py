@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from engines.connection import Connection, Exchange, Headers
 from engines.errors import EngineGone, EngineTimeout, EngineUnavailable
 
-__all__ = ["Answer", "EngineClient", "Headers"]
+__all__ = ["Answer", "EngineClient", "Headers", "bare"]
 
 _CONNECT_S = 5.0
 _IDLE_S = 60.0
@@ -152,6 +152,12 @@ class EngineClient:
                 origin.idle.popleft().transport.close()
         waiting = any(origin.idle for origin in self._origins.values())
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if waiting else None
+
+
+def bare(url: str) -> str:
+    """An address as it may be shown: without a name and a password in it."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 @dataclass(slots=True)

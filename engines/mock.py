@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from engines import identity, load, profile
 from engines.load import LoadReport
+from engines.mock_metrics import MockMetrics
 from engines.mock_model import Decoding, Piece, split
 from engines.mock_spec import MockRequest, MockSpec
 from engines.mock_wire import ChatWire, CompletionWire, Json, ResponsesWire, Wire
@@ -50,6 +51,7 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/v1/models", mock.models),
             Route("/health", mock.health),
             Route("/version", mock.version),
+            Route("/metrics", mock.show_metrics),
             Route("/tokenize", mock.tokenize, methods=["POST"]),
             Route("/mock/state", mock.show_state),
             Route("/mock/aborts", mock.show_aborts),
@@ -70,6 +72,7 @@ class MockEngine:
 
     def __init__(self, spec: MockSpec, model: str, name: str) -> None:
         self.spec, self.model, self.name = spec, model, name
+        self.metrics = MockMetrics(model)
         self.started = 0
         self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
@@ -165,6 +168,11 @@ class MockEngine:
         """GET /version."""
         return _json({"version": "mock"})
 
+    async def show_metrics(self, http: Request) -> Response:
+        """GET /metrics."""
+        self.metrics.running, self.metrics.waiting = self.running, self.waiting
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+
     async def tokenize(self, http: Request) -> Response:
         """POST /tokenize of a prompt or of messages."""
         try:
@@ -215,6 +223,7 @@ class _Generation:
         if not self._counted:
             self._counted = True
             self.engine.ended[outcome] += 1
+            self.engine.metrics.ended(self.wire.decoding)
             if outcome == "aborted":
                 self.engine.aborts.append((self.wire.request_id, time.time()))
 

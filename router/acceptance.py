@@ -1,6 +1,5 @@
 """Watches what each arm's drafts are worth: an arm whose drafter is silently lost is taken out, and probed back."""
 
-import logging
 import math
 import time
 from collections import deque
@@ -12,8 +11,6 @@ from typing import Literal
 from pydantic import Field
 
 from engines.config import Model
-
-log = logging.getLogger("ray.serve")
 
 _FEWEST_TOKENS = 8
 _HISTORY_WEIGHT = 0.005
@@ -162,7 +159,6 @@ class AcceptanceWatch:
             watched.until, watched.doubt, watched.quarantine_s = None, 0.0, self._config.quarantine_s
             watched.well = 0
             text = f"engine {arm}: its drafts are accepted again, it takes requests"
-            log.warning(text)
             self._tell("arm_readmitted", text, arm)
         elif watched.run >= self._config.probes:
             self._quarantine(arm, watched, history)
@@ -173,7 +169,6 @@ class AcceptanceWatch:
             known.fresh.clear()
         lost = f"its drafts are hardly accepted any more (usual gain {history.gain:.2f})"
         text = f"engine {arm}: {lost}; no requests for {watched.quarantine_s:g} s"
-        log.error(text)
         self._tell("arm_quarantined", text, arm)
         watched.quarantine_s = min(2 * watched.quarantine_s, self._config.max_quarantine_s)
         self.quarantined += 1

@@ -49,6 +49,11 @@ class Admission:
         self._numbers = count()
         self._queue: dict[int, dict[str, deque[_Waiting]]] = {}
 
+    @property
+    def queued(self) -> int:
+        """How many wait."""
+        return self._queued
+
     def state(self) -> dict[str, object]:
         """In flight, waiting, and how many were refused or shed."""
         return {"in_flight": self.in_flight, "queued": self._queued, **self.counts}

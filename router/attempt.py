@@ -11,7 +11,8 @@ from router.continuation import Continuation
 from router.errors import TimedOut
 from router.load import Objective
 from router.openai import Request
-from router.types import Context, Decision
+from router.tracing import Trace
+from router.types import Context, Decision, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Attempt:
     `started`: bytes have gone to the client. `rounds`: how often all engines were tried in vain. `continuation`: of a
     stream that another engine could go on with, what the client has. `told`: the engine itself sent an error event.
     `read`: bytes of the request that each replica, by its address, has read before. `kind`: of the request, behind the
-    id of the policy that tells kinds so apart, once an answer was learned from.
+    id of the policy that tells kinds so apart, once an answer was learned from. `outcome`: of the last attempt that
+    ended; `trace`: of the request, where it has one.
     """
 
     incoming: Incoming
@@ -83,6 +85,8 @@ class Attempt:
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     kind: tuple[str, int] | None = None
+    outcome: Outcome | None = None
+    trace: Trace | None = None
 
     def own_headers(self) -> Headers:
         """What the answer says of how it was routed."""

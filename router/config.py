@@ -16,9 +16,11 @@ from router.demand import ScalingConfig
 from router.exploration import ExplorationConfig
 from router.keys import KeysConfig
 from router.load import LoadConfig
+from router.logs import LogsConfig
 from router.online import OnlineConfig
 from router.prefixes import PrefixConfig
 from router.shadow import ShadowConfig
+from router.tracing import TracingConfig
 
 PATHS = (
     "/v1/chat/completions",
@@ -103,6 +105,8 @@ class RouterConfig(Model):
     num_replicas: int = Field(1, ge=1, description="replicas of the router")
     seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the system")
     records: RecordsConfig = Field(default_factory=RecordsConfig)
+    logs: LogsConfig = Field(default_factory=LogsConfig, description="what is logged")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="which requests leave spans")
     deployment_options: dict[str, Any] = Field(
         default_factory=dict, description="further options of Serve's deployment"
     )

@@ -14,17 +14,20 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from engines.client import Headers
+from router import logs
 from router.attempt import Incoming
 from router.config import LiveConfig, load_config
 from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
 from router.ingress import RouterApp
 from router.openai import parse
+from router.ray_metrics import Mirror
 from router.router import Addresses, Router, Tell, fixed
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger("draftpick.router")
 
 _CHAT = "/v1/chat/completions"
+_PATIENCE_S = 5.0
 
 
 @serve.ingress()
@@ -37,6 +40,7 @@ class RouterDeployment:
 
     def __init__(self, config: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
         self._config = load_config(config)
+        logs.configure_in_serve()
         self._sources = {e.name: fixed(str(e.url)) for e in self._config.engines if e.url is not None}
         self._sources |= {arm: _addresses(handle) for arm, handle in handles.items()}
         scaled = {e.name for e in self._config.engines if e.deployment.autoscaling is not None}
@@ -45,8 +49,12 @@ class RouterDeployment:
         self._router: Router | None = None
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
-        self._router = Router(self._config, self._sources, _broadcast_policy, self._tell_wanted)
+        self._name = str(serve.get_replica_context().replica_id.unique_id)
+        self._router = Router(
+            self._config, self._sources, _broadcast_policy, self._tell_wanted, name=self._name, others=_pages
+        )
         await self._router.configure(self._live)
+        self._mirroring = asyncio.create_task(Mirror(self._router.collectors, self._name).run())
         return self._router.app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -100,6 +108,11 @@ class RouterDeployment:
         """Take another policy into service on this replica; `handle.broadcast("use_policy", name)` does so on all."""
         assert self._router is not None, "Serve builds the application before it sends requests"
         return await self._router.use_policy(name)
+
+    async def own_metrics(self) -> tuple[str, str]:
+        """The name of this replica, and what it counts and holds, as a Prometheus page."""
+        assert self._router is not None, "Serve builds the application before it sends requests"
+        return self._name, await self._router.own_metrics()
 
     @property
     def _dispatcher(self) -> Dispatcher:
@@ -156,6 +169,17 @@ async def _broadcast_policy(name: str) -> list[str]:
         return [str(found) for found in await handle.broadcast("use_policy", name).results_async()]
     except RayTaskError as error:
         raise PolicyRefused(str(error.cause)) from error
+
+
+async def _pages() -> dict[str, str]:
+    """The pages of all replicas of this deployment that answer in time, by name."""
+    context = serve.get_replica_context()
+    asked = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("own_metrics")
+    try:
+        answers = await asyncio.wait_for(asked.results_async(return_exceptions=True), _PATIENCE_S)
+    except TimeoutError:
+        return {}
+    return dict(answer for answer in answers if isinstance(answer, tuple))
 
 
 def _teller(handle: DeploymentHandle) -> Tell:

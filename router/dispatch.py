@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from engines.client import EngineClient
+from engines.client import EngineClient, bare
 from engines.errors import EngineBroken, EngineGone, EngineTimeout, EngineUnavailable
 from engines.replicas import Lease, Replica, ReplicaTable
 from router.acceptance import AcceptanceWatch
@@ -23,7 +24,9 @@ from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded
 from router.explain import Explained, Standing, standings, terms_of
 from router.features import Featurizer
 from router.load import LoadModel, Objective
+from router.logs import REQUEST_ID, request_ended
 from router.measure import Meter
+from router.metrics import Metrics
 from router.online import Event
 from router.openai import Request
 from router.policies.base import Policy
@@ -34,12 +37,22 @@ from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
 from router.serving import Serving
 from router.shadow import Discarded, Shadow
+from router.tracing import Trace, Tracing
 from router.types import Context, Decision, Outcome, Record, Status
 
 log = logging.getLogger("draftpick.router")
+events = logging.getLogger("draftpick.events")
 
 _POLL_S = 0.05
 _NOTHING: Mapping[str, int] = {}
+_LEVELS = {
+    "policy_taken": logging.INFO,
+    "policy_tried_again": logging.INFO,
+    "arm_quarantined": logging.ERROR,
+    "policy_refused": logging.ERROR,
+    "policy_loses": logging.ERROR,
+}
+"""Of events; others are warnings."""
 _RETRIED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
 
@@ -57,6 +70,7 @@ class Dispatcher:
         *,
         plain: str | None = None,
         accelerators: Mapping[str, int] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica."""
         self._config, self.featurizer = config, featurizer
@@ -72,6 +86,8 @@ class Dispatcher:
         self.counts: Counter[str] = Counter()
         self.plain = plain or config.default_engine
         self.recent = Recent(self.plain)
+        self.metrics = Metrics(replicas.arms, self.plain)
+        self._tracing, self._logs = tracing, config.logs.requests
         self._plain = FixedPolicy(replicas.arms, self.plain)
         self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng)
 
@@ -93,27 +109,55 @@ class Dispatcher:
 
     async def run(self, incoming: Incoming, reply: Reply) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
-        async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
-            context = await self.featurize(incoming.request)
-            await self._engine_comes(incoming)
-            read = self._prefixes.seen(incoming.request.body)
-            attempt = Attempt(incoming, context, self._choose(incoming, context, read), read=read)
-            status = await self._try(attempt, reply)
-            while not attempt.started and status in _RETRIED:
-                if not self._may_retry(attempt) and not await self._comes_back(attempt, status):
-                    tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
-                    raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
-                attempt.failed.add(attempt.decision.arm)
-                attempt.decision = self._choose(incoming, context, read, attempt.failed, attempt.tried)
-                attempt.number += 1
+        REQUEST_ID.set(incoming.request_id)
+        trace = self._tracing.begin(incoming, self._shown(incoming)) if self._tracing is not None else None
+        attempt: Attempt | None = None
+        try:
+            async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
+                if trace is not None:
+                    trace.deciding()
+                context = await self.featurize(incoming.request)
+                await self._engine_comes(incoming)
+                read = self._prefixes.seen(incoming.request.body)
+                attempt = Attempt(incoming, context, self._choose(incoming, context, read), read=read, trace=trace)
+                if trace is not None:
+                    trace.decided(attempt.decision)
                 status = await self._try(attempt, reply)
-            if attempt.started and status == "broken":
-                await self._mend(attempt, reply)
-            elif status == "ok" and self._config.shadow.share and incoming.explore:
-                self.shadow.offer(attempt)
+                while not attempt.started and status in _RETRIED:
+                    if not self._may_retry(attempt) and not await self._comes_back(attempt, status):
+                        tried = ", ".join(sorted({*attempt.failed, attempt.decision.arm}))
+                        raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
+                    attempt.failed.add(attempt.decision.arm)
+                    attempt.decision = self._choose(incoming, context, read, attempt.failed, attempt.tried)
+                    attempt.number += 1
+                    status = await self._try(attempt, reply)
+                if attempt.started and status == "broken":
+                    await self._mend(attempt, reply)
+                elif status == "ok" and self._config.shadow.share and incoming.explore:
+                    self.shadow.offer(attempt)
+        finally:
+            self._ended(incoming, attempt, trace)
+
+    def _shown(self, incoming: Incoming) -> str:
+        """The path of a request as others may see it: one that is known here, whose number is bounded."""
+        path = incoming.request.path
+        return path if path in self._config.paths else "other"
+
+    def _ended(self, incoming: Incoming, attempt: Attempt | None, trace: Trace | None) -> None:
+        """Count a request, and tell of it, with its last attempt or with the error that ends it now."""
+        outcome = attempt.outcome if attempt is not None else None
+        if attempt is not None and outcome is not None:
+            self.metrics.request_ended(attempt.decision.arm, outcome.status)
+        if trace is not None:
+            trace.ended(attempt, outcome, sys.exception())
+        if self._logs:
+            request_ended(incoming, attempt, outcome, sys.exception())
 
     def _heard(self, event: Event) -> None:
         """What an event means for the rest: news is worth most after a change, and what was usual is so no more."""
+        self.metrics.events[event.kind] += 1
+        about = {"event": event.kind, "arm": event.arm, "policy": event.policy, "figures": dict(event.figures)}
+        events.log(_LEVELS.get(event.kind, logging.WARNING), event.text, extra=about)
         if event.kind in ("arm_changed", "inputs_changed"):
             self.shadow.hurry()
         if event.kind in ("inputs_changed", "policy_taken"):  # which tells other kinds apart
@@ -302,7 +346,8 @@ class Dispatcher:
     async def _ask(self, attempt: Attempt, lease: Lease, reply: Reply, meter: Meter, within_s: float | None) -> Status:
         """Send the request to the leased replica and its answer to the client."""
         incoming, request = attempt.incoming, attempt.incoming.request
-        headers = [(k, v) for k, v in incoming.headers if k.lower() not in NOT_SENT]
+        sent = incoming.headers if attempt.trace is None else attempt.trace.sends(attempt, bare(lease.replica.url))
+        headers = [(k, v) for k, v in sent if k.lower() not in NOT_SENT]
         url = lease.replica.url + incoming.target
         meter.dispatched()
         try:
@@ -313,6 +358,8 @@ class Dispatcher:
                 url, incoming.method, headers, body, stream=request.stream, within_s=within_s
             ) as answer:
                 attempt.http_status = answer.status
+                if attempt.trace is not None:
+                    attempt.trace.answers(answer.status)
                 return await relay(attempt, answer, reply, meter, lambda: self._may_retry(attempt))
         except EngineTimeout:
             return "timeout"
@@ -355,6 +402,10 @@ class Dispatcher:
         if incoming.charge is not None:
             incoming.charge((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
         self.recent.saw(attempt, outcome)
+        attempt.outcome = outcome
+        self.metrics.attempt_ended(attempt.number, attempt.decision, outcome)
+        if attempt.trace is not None:
+            attempt.trace.attempted(outcome)
         if self._records is None:
             return
         self._records.write(

@@ -1,14 +1,19 @@
-"""What the engines say of themselves, as one Prometheus page: each engine's samples with its arm and replica as labels.
+"""One Prometheus page for a fleet: the routers' own samples, then those of all engines, with arm and replica as labels.
 
 vLLM's names stay (`vllm:spec_decode_num_drafts_total`), so that a client which reads acceptance from an engine's
-`/metrics` (`vllm bench serve`) reads that of the whole fleet here.
+`/metrics` (`vllm bench serve`) reads that of the whole fleet here. What engines say is not summed up: PromQL does that
+(`sum by (arm) (rate(...))`), and a sum over replicas that come and go is no counter.
 """
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engines.client import EngineClient
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from engines.client import EngineClient, bare
 from engines.errors import EngineError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -16,14 +21,40 @@ _PATIENCE_S = 5.0
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})? ([^{}]+)")
 
 
-async def fleet_metrics(client: EngineClient, urls: Mapping[str, Sequence[str]]) -> str:
-    """The page for engines at `urls` by arm. One that does not answer in time, or has no such page, is left out."""
+async def fleet_metrics(
+    client: EngineClient, urls: Mapping[str, Sequence[str]], routers: Mapping[str, str] | None = None
+) -> str:
+    """The page for engines at `urls` by arm, and for the pages of `routers` by their names.
+
+    An engine that does not answer in time, or has no such page, is left out.
+    """
     places = [(arm, url) for arm, found in urls.items() for url in found]
-    pages = await asyncio.gather(*(_page(client, url) for _, url in places))
-    families: dict[str, list[str]] = {}
-    for (arm, url), page in zip(places, pages, strict=True):
-        _merge(families, page, f'arm="{arm}",replica="{url}"')
-    return "".join(f"{line}\n" for lines in families.values() for line in lines)
+    answers = await asyncio.gather(*(_page(client, url) for _, url in places))
+    pages = [(f'router="{name}"', page) for name, page in (routers or {}).items()]
+    pages += [(f'arm="{arm}",replica="{bare(url)}"', p) for (arm, url), p in zip(places, answers, strict=True)]
+    return await asyncio.to_thread(_merged, pages)  # thousands of lines
+
+
+async def page_of(collectors: Iterable[Collector]) -> str:
+    """The page of what is collected now, in this thread; it is written in another."""
+    families = [family for collector in collectors for family in collector.collect()]
+    return await asyncio.to_thread(_written, families)
+
+
+class _Collected(Collector):
+    """What was collected already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def _written(families: Sequence[Metric]) -> str:
+    registry = CollectorRegistry()
+    registry.register(_Collected(families))
+    return generate_latest(registry).decode()
 
 
 async def _page(client: EngineClient, url: str) -> str:
@@ -33,6 +64,13 @@ async def _page(client: EngineClient, url: str) -> str:
             return body.decode(errors="replace") if answer.status == 200 else ""
     except EngineError:
         return ""
+
+
+def _merged(pages: Iterable[tuple[str, str]]) -> str:
+    families: dict[str, list[str]] = {}
+    for labels, page in pages:
+        _merge(families, page, labels)
+    return "".join(f"{line}\n" for lines in families.values() for line in lines)
 
 
 def _merge(families: dict[str, list[str]], page: str, labels: str) -> None:

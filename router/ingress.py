@@ -82,6 +82,7 @@ class RouterApp:
             else:
                 await self._forward(asked, reply)
         except RequestError as error:
+            self._dispatcher.metrics.refused(error)
             await reply.json(error.status, error.body(), error.headers())
 
     async def _forward(self, asked: Asked, reply: AsgiReply) -> None:

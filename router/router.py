@@ -7,6 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from prometheus_client import ProcessCollector
+from prometheus_client.registry import Collector
+
 from engines.client import EngineClient
 from engines.embedded import ENCODER_NAME, encoder_path
 from engines.errors import ConfigError
@@ -20,7 +23,8 @@ from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
 from router.exchange import Exchange
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
-from router.fleet_metrics import fleet_metrics
+from router.fleet_metrics import fleet_metrics, page_of
+from router.gauges import Gauges
 from router.ingress import RouterApp
 from router.keys import Keyring
 from router.online import Event
@@ -33,8 +37,9 @@ from router.registry import STATE, Registry
 from router.reports import Reports
 from router.shadow import WORKERS
 from router.static_encoder import StaticFeaturizer
+from router.tracing import Tracing
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger("draftpick.router")
 
 _REFRESH_S = 1.0
 _ADDRESSES_S = 5.0
@@ -42,6 +47,8 @@ _WATCH_S = 0.25
 Addresses = Callable[[], Awaitable[list[str]]]
 """Asks for the addresses of an arm's replicas."""
 Tell = Callable[[int], Awaitable[object]]
+Pages = Callable[[], Awaitable[Mapping[str, str]]]
+"""Asks the other routers of the fleet for their pages of metrics, by name."""
 
 
 class Router:
@@ -53,11 +60,15 @@ class Router:
         sources: dict[str, Addresses],
         broadcast_policy: Callable[[str], Awaitable[list[str]]] | None = None,
         tell_wanted: Mapping[str, Tell] | None = None,
+        *,
+        name: str = "0",
+        others: Pages | None = None,
     ) -> None:
         """`sources` give the addresses of each arm's replicas, asked once a second.
 
         `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
-        `tell_wanted` tells the replicas of an arm how many of them are wanted.
+        `tell_wanted` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
+        `others`: what a scrape shows beside it.
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
@@ -68,6 +79,8 @@ class Router:
             stall_timeout_s=router.stall_timeout_s,
         )
         self._tell_wanted, self._fleet = tell_wanted or {}, scalable(config)
+        self._name, self._others = name, others
+        self._tracing = Tracing(router.tracing) if router.tracing.share else None
         # Before they are read: what changes meanwhile is seen then.
         self.registry = Registry(Path(router.policy)) if may_be_registry(router.policy) else None
         self._watched = [
@@ -97,6 +110,7 @@ class Router:
             self._records,
             plain=config.plain,
             accelerators=config.accelerators,
+            tracing=self._tracing,
         )
         self._reports = Reports(self._client, self._replicas, self.dispatcher.load, router.load.report_every_s)
         self._serve(chosen)
@@ -114,6 +128,10 @@ class Router:
         )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
         self.wanted: dict[str, int] = {}
+        gauges = Gauges(
+            self.dispatcher, self._replicas, self._records, lambda: self.wanted, lambda: self.refused is not None
+        )
+        self.collectors: tuple[Collector, ...] = (self.dispatcher.metrics, gauges, ProcessCollector(registry=None))
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -141,6 +159,8 @@ class Router:
                 await asyncio.to_thread(self._exchange.leave)
         if self._records is not None:
             await asyncio.to_thread(self._records.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def use_policy(self, name: str) -> str:
         """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
@@ -168,7 +188,6 @@ class Router:
             log.error("candidate refused: %s", self.candidate_refused)
         serving.use(chosen.policy, candidate, chosen.share)
         if chosen.policy.id != before:
-            log.info("policy %s serves", chosen.policy.id)
             text = f"{chosen.policy.id} serves after {before}"
             serving.tell(Event(time.time(), "policy_taken", text, policy=chosen.policy.id))
 
@@ -240,7 +259,6 @@ class Router:
         except PolicyRefused as error:
             self.refused = str(error)
             going_on = self.dispatcher.serving.policy.id
-            log.error("policy refused, %s goes on: %s", going_on, error)
             text = f"a policy is refused, {going_on} goes on: {error}"
             self.dispatcher.serving.tell(Event(time.time(), "policy_refused", text, policy=going_on))
 
@@ -283,9 +301,15 @@ class Router:
             "records": {"written": records.written, "dropped": records.dropped} if records else None,
         }
 
+    async def own_metrics(self) -> str:
+        """What this router counts and holds, as a Prometheus page."""
+        return await page_of(self.collectors)
+
     async def metrics(self) -> str:
-        """What the engines say of themselves, as a Prometheus page."""
-        return await fleet_metrics(self._client, self._replicas.urls())
+        """What all routers say of themselves, and all engines, as one Prometheus page."""
+        others = await self._others() if self._others is not None else {}
+        pages = {**others, self._name: await self.own_metrics()}
+        return await fleet_metrics(self._client, self._replicas.urls(), pages)
 
     async def _follow(self, arm: str) -> None:
         while True:

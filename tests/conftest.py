@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from engines.mock import MockSpec
 from tests import fleet
 from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
-from tests.leaks import Trace, found
+from tests.leaks import Exporter, Trace, found
 
 settings.register_profile(
     "steady",
@@ -27,11 +28,13 @@ settings.load_profile("steady")
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
-    """After the last test: no prompt and no key in any log, record, page of state or metrics, or error of the run."""
+    """After the last test: no prompt and no key in any log, record, page of state or metrics, error or span."""
     trace = Trace(tmp_path_factory.getbasetemp() / "trace.txt")
     logging.getLogger().addHandler(trace)
     fleet.HOOKS["response"].append(trace.answered)
+    fleet.SPANS.append(SimpleSpanProcessor(Exporter(trace)))
     yield trace
+    fleet.SPANS.clear()
     fleet.HOOKS["response"].remove(trace.answered)
     logging.getLogger().removeHandler(trace)
     trace.end()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from opentelemetry.sdk.trace import SpanProcessor
 from starlette.types import ASGIApp
 
 from engines.client import EngineClient
@@ -18,13 +19,15 @@ from router.admin import Hooks
 from router.config import RecordsConfig, RouterConfig
 from router.dispatch import Dispatcher
 from router.features import Featurizer
-from router.fleet_metrics import fleet_metrics
+from router.fleet_metrics import fleet_metrics, page_of
+from router.gauges import Gauges
 from router.ingress import RouterApp
 from router.keys import Keyring
 from router.policies import load
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter, read
+from router.tracing import Tracing
 from router.types import Record
 from tests.leaks import PROMPT
 
@@ -41,6 +44,8 @@ REFUSING_URL = "http://127.0.0.1:9"
 
 HOOKS: dict[str, list[Any]] = {"response": []}
 """What the clients of all routers below call with each answer."""
+SPANS: list[SpanProcessor] = []
+"""What takes the spans of the routers below that trace their requests."""
 
 
 def asked(api: str = CHAT, text: str = f"hello {PROMPT}", **fields: Any) -> dict[str, Any]:
@@ -147,14 +152,16 @@ async def routed(
     model: str = MODEL,
     environment: dict[str, str] | None = None,
     plain: str | None = None,
+    spans: SpanProcessor | None = None,
     **router: Any,
 ) -> AsyncIterator[Routed]:
     """A router over an engine for each of `specs` (a url instead of a specification: that address), the first by
-    default.
+    default. All requests are traced unless `tracing` says otherwise; spans go to `spans`, if given, and to `SPANS`.
     """
     engines = {arm: await servers.mock(spec, arm) for arm, spec in specs.items() if isinstance(spec, MockSpec)}
     default = next(iter(specs))
-    config = RouterConfig(**{"default_engine": default, "seed": 0, "records": RecordsConfig(dir=folder), **router})
+    usual = {"default_engine": default, "seed": 0, "records": RecordsConfig(dir=folder), "tracing": {"share": 1.0}}
+    config = RouterConfig(**{**usual, **router})
     replicas = ReplicaTable(specs, config.breaker, config.limits.max_in_flight_per_replica)
     for arm, spec in specs.items():
         replicas.update(arm, [spec if isinstance(spec, str) else engines[arm].url])
@@ -165,7 +172,8 @@ async def routed(
         stall_timeout_s=config.stall_timeout_s,
     )
     chosen = policy or FixedPolicy(tuple(specs), default)
-    dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer, plain=plain)
+    tracing = Tracing(config.tracing, *filter(None, (spans, *SPANS))) if config.tracing.share else None
+    dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer, plain=plain, tracing=tracing)
 
     def ready() -> dict[str, object]:
         return {"ready": replicas.listening(), "policy": dispatcher.serving.policy.id}
@@ -178,7 +186,8 @@ async def routed(
         return [dispatcher.serving.policy.id]
 
     async def metrics() -> str:
-        return await fleet_metrics(engine_client, replicas.urls())
+        own = await page_of([dispatcher.metrics, Gauges(dispatcher, replicas, writer)])
+        return await fleet_metrics(engine_client, replicas.urls(), {"0": own})
 
     hooks = Hooks(ready, nothing, nothing, use_policy, metrics)
     app = RouterApp(dispatcher, model=model, config=config, hooks=hooks, keys=Keyring(config.keys, environment or {}))

@@ -286,7 +286,7 @@ async def test_no_secret_and_no_prompt_in_logs_records_state_or_errors(
 async def test_what_must_be_hidden_would_be_found(
     router_app: StartRouter, nothing_leaks: Trace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The search after the whole suite sees logs, answers and records."""
+    """The search after the whole suite sees logs, answers, spans and records."""
     app = await router_app(ONE, policy=Broken())
     before = dict(nothing_leaks.seen)
     assert (await app.post()).status_code == 200
@@ -294,6 +294,7 @@ async def test_what_must_be_hidden_would_be_found(
     await app.records(1)
     assert nothing_leaks.seen["logged"] > before["logged"]  # that the policy failed
     assert nothing_leaks.seen["answers"] == before["answers"] + 1
+    assert nothing_leaks.seen["spans"] > before["spans"]
     bad = tmp_path / "bad" / "records-1.jsonl"
     bad.parent.mkdir()
     bad.write_text(f'{{"text": "{CANARY}"}}\n')

@@ -1,0 +1,117 @@
+"""What a router logs, and in which form. Request ids stand beside what is said while a request is worked on.
+
+Everything is said under the logger `draftpick`. On Ray Serve its own handlers write it (its LoggingConfig says how),
+elsewhere the one that `configure` makes: a line of text, or of JSON with the fields of a record's `extra`. No text of a
+request and no key is ever logged.
+"""
+
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+from pydantic import Field
+
+from engines.config import Model
+
+if TYPE_CHECKING:
+    from router.attempt import Attempt, Incoming
+    from router.types import Outcome
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that the present task works on."""
+_STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
+_SERVE = "ray.serve"
+
+requests = logging.getLogger("draftpick.requests")
+
+
+class LogsConfig(Model):
+    """What is logged. On Ray Serve its own LoggingConfig may say more."""
+
+    format: Literal["text", "json"] = Field("text", description="a line of text, or a JSON object on a line")
+    requests: bool = Field(False, description="whether every finished request leaves a line")
+
+
+def configure(config: LogsConfig) -> None:
+    """Write what the router says to stderr, for a process without Ray."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if config.format == "json" else TextLines())
+    _take(handler, "draftpick", _SERVE)
+
+
+def configure_in_serve() -> None:
+    """Let Serve's own handlers write what the router says, for a replica."""
+    _take(_ToServe(), "draftpick")
+
+
+def _take(handler: logging.Handler, *names: str) -> None:
+    handler.addFilter(_with_request)
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
+def _with_request(record: logging.LogRecord) -> bool:
+    """Say which request a record belongs to, where it does not itself."""
+    if (request_id := REQUEST_ID.get()) is not None and not hasattr(record, "draftpick_request_id"):
+        record.draftpick_request_id = request_id
+    return True
+
+
+class _ToServe(logging.Handler):
+    """Hands records to whatever handlers Serve has now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger(_SERVE).handle(record)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, the fields of `extra`, and an error's traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class TextLines(logging.Formatter):
+    """Time, level, logger and message, then the fields of `extra` as `name=value`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # its name in the standard library
+        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in _extra(record).items())])
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record was given beside its message."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+
+
+def request_ended(
+    incoming: "Incoming", attempt: "Attempt | None", outcome: "Outcome | None", error: BaseException | None
+) -> None:
+    """Leave the line of a finished request."""
+    fields: dict[str, Any] = {"path": incoming.request.path, "stream": incoming.request.stream}
+    if attempt is not None and outcome is not None:
+        decision = attempt.decision
+        fields |= {"arm": decision.arm, "reason": decision.reason, "policy": decision.policy}
+        fields |= {"attempts": attempt.number, "status": outcome.status, "http_status": outcome.http_status}
+        fields |= {"overhead_s": outcome.overhead_s, "queue_s": outcome.queue_s, "ttft_s": outcome.ttft_s}
+        fields |= {"tpot_s": outcome.tpot_s, "e2e_s": outcome.e2e_s, "acceptance_length": outcome.acceptance_length}
+        fields |= {"prompt_tokens": outcome.prompt_tokens, "output_tokens": outcome.output_tokens}
+    if error is not None:
+        fields["error_type"] = type(error).__name__
+    requests.info("request ended", extra={"draftpick_request_id": incoming.request_id, **fields})

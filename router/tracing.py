@@ -1,0 +1,180 @@
+"""Spans of some requests for an OpenTelemetry collector: the request, its decision, every attempt, the relay of it.
+
+W3C's `traceparent` is taken from the client and handed on to the engine, whose own spans follow. No text of a request
+and no key is among the attributes. What is not set here, as the headers and certificates of the exporter or the name of
+the service, is read from OpenTelemetry's own variables (`OTEL_*`).
+"""
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from pydantic import Field
+
+from engines.config import Model
+from router.types import Decision, Outcome
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    from engines.client import Headers
+    from router.attempt import Attempt, Incoming
+
+_W3C = TraceContextTextMapPropagator()
+_HEADERS = frozenset(_W3C.fields)
+_TRACES = "/v1/traces"
+Attributes = Mapping[str, str | int | float | bool]
+
+
+class TracingConfig(Model):
+    """Which requests are traced, and where to."""
+
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the requests that are traced where their clients say nothing; 0: none at all",
+    )
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="where a collector takes traces as OTLP over HTTP, `http://collector:4318`; absent: "
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+
+
+class Tracing:
+    """Begins traces, and sends them away in a thread of its own."""
+
+    def __init__(self, config: TracingConfig, *processors: "SpanProcessor") -> None:
+        """`processors` take the spans; without any they go to the collector."""
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+        named = Resource.create({"service.name": "draftpick"}).merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(ParentBased(TraceIdRatioBased(config.share)), named, shutdown_on_exit=False)
+        for processor in processors or (_to_collector(config.endpoint),):
+            self._provider.add_span_processor(processor)
+        self._tracer = self._provider.get_tracer("draftpick")
+
+    def begin(self, incoming: "Incoming", path: str) -> "Trace":
+        """The trace of a request. `path`: as it may be shown."""
+        return Trace(self._tracer, incoming, path)
+
+    def close(self) -> None:
+        """Send what is left; waits for the collector."""
+        self._provider.shutdown()
+
+
+class Trace:
+    """The spans of one request, each ended where what it stands for has ended."""
+
+    __slots__ = ("_attempt", "_context", "_decide", "_relay", "_root", "_tracer")
+
+    def __init__(self, tracer: Tracer, incoming: "Incoming", path: str) -> None:
+        parent = _W3C.extract({name: value for name, value in incoming.headers if name in _HEADERS})
+        began = time.time_ns() - round((time.perf_counter() - incoming.accepted) * 1e9)
+        about: Attributes = {
+            "http.request.method": incoming.method,
+            "url.path": path,
+            "draftpick.request_id": incoming.request_id,
+            "draftpick.stream": incoming.request.stream,
+        }
+        self._tracer = tracer
+        self._root = tracer.start_span(f"{incoming.method} {path}", parent, SpanKind.SERVER, about, start_time=began)
+        self._context = trace.set_span_in_context(self._root, parent)
+        self._decide: Span | None = None
+        self._attempt: Span | None = None
+        self._relay: Span | None = None
+
+    def deciding(self) -> None:
+        """The request has its place: it is read, and an engine chosen."""
+        self._decide = self._tracer.start_span("decide", self._context)
+
+    def decided(self, decision: Decision) -> None:
+        """An engine is chosen."""
+        if self._decide is not None:
+            self._decide.set_attributes(_of_decision(decision))
+            self._decide.end()
+            self._decide = None
+
+    def sends(self, attempt: "Attempt", url: str) -> "Headers":
+        """An attempt begins; the headers of its request, with this trace in the place of the client's."""
+        about = {**_of_decision(attempt.decision), "draftpick.attempt": attempt.number, "draftpick.replica": url}
+        self._attempt = self._tracer.start_span("attempt", self._context, SpanKind.CLIENT, about)
+        carried: dict[str, str] = {}
+        _W3C.inject(carried, trace.set_span_in_context(self._attempt, self._context))
+        kept = [(name, value) for name, value in attempt.incoming.headers if name not in _HEADERS]
+        return [*kept, *carried.items()]
+
+    def answers(self, status: int) -> None:
+        """Status and headers of the engine's answer are there: if it is none of an error, it goes to the client."""
+        if self._attempt is not None and status < 400:
+            inside = trace.set_span_in_context(self._attempt, self._context)
+            self._relay = self._tracer.start_span("relay", inside)
+
+    def attempted(self, outcome: Outcome) -> None:
+        """An attempt has ended."""
+        if self._relay is not None:
+            self._relay.end()
+        if self._attempt is not None:
+            self._attempt.set_attributes(_of_outcome(outcome))
+            _judge(self._attempt, outcome)
+            self._attempt.end()
+        self._relay = self._attempt = None
+
+    def ended(self, attempt: "Attempt | None", outcome: Outcome | None, error: BaseException | None) -> None:
+        """The request has ended: with its last attempt, or by an error before there was one."""
+        if self._decide is not None:
+            self._decide.end()
+        if attempt is not None and outcome is not None:
+            self._root.set_attributes({"draftpick.arm": attempt.decision.arm, "draftpick.attempts": attempt.number})
+            self._root.set_attributes(_of_outcome(outcome))
+            _judge(self._root, outcome)
+        if error is not None:
+            self._root.set_attribute("error.type", type(error).__name__)
+            self._root.set_status(Status(StatusCode.ERROR))
+        self._root.end()
+
+
+def _of_decision(decision: Decision) -> Attributes:
+    return {
+        "draftpick.arm": decision.arm,
+        "draftpick.reason": decision.reason,
+        "draftpick.policy": decision.policy,
+        "draftpick.propensity": decision.propensity,
+    }
+
+
+def _of_outcome(outcome: Outcome) -> Attributes:
+    found = {
+        "draftpick.status": outcome.status,
+        "draftpick.ttft_s": outcome.ttft_s,
+        "draftpick.tpot_s": outcome.tpot_s,
+        "draftpick.queue_s": outcome.queue_s,
+        "draftpick.acceptance_length": outcome.acceptance_length,
+        "http.response.status_code": outcome.http_status,
+        "gen_ai.usage.input_tokens": outcome.prompt_tokens,
+        "gen_ai.usage.output_tokens": outcome.output_tokens,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _judge(span: Span, outcome: Outcome) -> None:
+    """What counts as an error of a span: what the router or an engine is to blame for."""
+    if outcome.status in ("engine_error", "timeout", "broken"):
+        span.set_status(Status(StatusCode.ERROR, outcome.status))
+
+
+def _to_collector(endpoint: str | None) -> "SpanProcessor":
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    if endpoint is None:
+        return BatchSpanProcessor(OTLPSpanExporter())
+    whole = endpoint if endpoint.rstrip("/").endswith(_TRACES) else endpoint.rstrip("/") + _TRACES
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=whole))
