@@ -1,7 +1,8 @@
 """Measures the profile of an engine over HTTP alone; the engine may be anybody's that speaks vLLM's API.
 
 At every batch size as many requests run at once, and the gaps between their chunks are what a step takes. All points
-are measured twice, far from each other in time: where the two disagree, the machine was not quiet.
+are measured twice, far from each other in time, and the shorter step counts: where the two disagree, the machine was
+not quiet.
 """
 
 import asyncio
@@ -98,6 +99,9 @@ class _Measuring:
         number = max(self._plan.fewest_prompts, *self._batches)
         chosen = list(islice(cycle(texts), number))
         prompts = [await fitted(self._target, chosen, context) for context in self._plan.contexts]
+        contexts = tuple(round(float(np.mean([len(one) for one in same]))) for same in prompts)
+        if list(contexts) != sorted(set(contexts)):
+            raise ProfileError(f"contexts: they come out as {contexts} tokens, which do not rise: ask for others")
         shape = (2, len(self._batches), len(prompts))
         points = list(np.ndindex(shape))
         lengths = self._prefill_lengths(prompts)
@@ -107,7 +111,8 @@ class _Measuring:
         for order, steps_s in zip((points, points[::-1]), passes, strict=True):
             for half, i, j in order:
                 steps_s[half, i, j] = await self._point(prompts[j], self._batches[i], half)
-        profile = self._profile(passes.mean(0), prompts, start_s, per_token_s)
+        # What else the machine does makes steps longer, never shorter.
+        profile = self._profile(passes.min(0), contexts, start_s, per_token_s)
         return Measurement(profile, float(np.median(np.abs(np.log(passes[0] / passes[1])))))
 
     def _check_room(self) -> None:
@@ -119,7 +124,7 @@ class _Measuring:
             )
 
     def _profile(
-        self, steps_s: npt.NDArray[np.float64], prompts: list[list[list[int]]], start_s: float, per_token_s: float
+        self, steps_s: npt.NDArray[np.float64], contexts: tuple[int, ...], start_s: float, per_token_s: float
     ) -> Profile:
         # More requests or a longer context make no step shorter: where one seems so, that is noise.
         risen = np.maximum.accumulate(np.maximum.accumulate(steps_s, axis=1), axis=2)
@@ -127,7 +132,7 @@ class _Measuring:
             build=self._who.build,
             machine=self._who.machine,
             batches=tuple(self._batches),
-            contexts=tuple(round(float(np.mean([len(one) for one in same]))) for same in prompts),
+            contexts=contexts,
             step_s=tuple(tuple(tuple(map(float, row)) for row in half) for half in risen),
             prefill_s=start_s,
             prefill_s_per_token=per_token_s,

@@ -4,6 +4,7 @@ Its load comes from `engines/vllm_stats.py`, which vLLM finds by itself; its pro
 """
 
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 from starlette.datastructures import State
@@ -39,6 +40,7 @@ def profile_of(state: State) -> Profile | None:
     return profile_cache.read(identity_of(state))
 
 
+@lru_cache(maxsize=4)
 def identity_of(state: State) -> EngineIdentity:
     """What this engine was started with, and where."""
     import torch

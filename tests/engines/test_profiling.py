@@ -63,12 +63,12 @@ async def test_a_profile_is_what_the_engine_takes() -> None:
     found = await measured(spec, plan, told=shares.append)
     for batch in (1, 2, 4, 6):
         for half in (0, 1):
-            assert found.profile.step(batch, 100, half) == pytest.approx(spec.mean_step_s(batch), rel=0.15)
+            assert found.profile.step(batch, 100, half) == pytest.approx(spec.mean_step_s(batch), rel=0.25)
     assert found.profile.contexts == pytest.approx((40, 200), rel=0.15)
-    assert found.profile.prefill_s == pytest.approx(0.01, abs=0.006)
-    assert found.profile.prefill_s_per_token == pytest.approx(2e-4, rel=0.15)
+    assert found.profile.prefill_s == pytest.approx(0.01, abs=0.01)
+    assert found.profile.prefill_s_per_token == pytest.approx(2e-4, rel=0.3)
     assert (found.profile.build, found.profile.machine) == (spec.identity().build, "mock")
-    assert found.disagreement < 0.2
+    assert 0 <= found.disagreement < 0.5
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -117,6 +117,8 @@ async def test_errors_name_what_is_wrong() -> None:
         await measure("http://127.0.0.1:9", plan=QUICK)
     with pytest.raises(ProfileError, match="ask for 32640 at most"):
         await measured(MockSpec(), Plan(contexts=(64, 40_000)))
+    with pytest.raises(ProfileError, match="do not rise"):
+        await measured(MockSpec(), Plan(contexts=(1, 2)))
     for batches, contexts in (((2, 4), (64,)), ((1, 1), (64,)), ((1,), ()), ((1,), (0, 4))):
         with pytest.raises(ProfileError, match="must"):
             Plan(batches=batches, contexts=contexts)
