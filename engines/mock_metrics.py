@@ -19,7 +19,7 @@ _COUNTERS = {
 
 
 class MockMetrics(Collector):
-    """Counts of one engine. `running` and `waiting` are set before a page is made."""
+    """Counts of one engine, whose cache never fills. `running` and `waiting` are set before a page is made."""
 
     def __init__(self, model: str) -> None:
         self._values = (model, "0")
@@ -54,8 +54,9 @@ class MockMetrics(Collector):
             families.append(CounterMetricFamily(name, "Accepted tokens by position.", labels=(*_LABELS, "position")))
             for position, accepted in sorted(self._accepted.items()):
                 families[-1].add_metric((*self._values, str(position)), accepted)
-        for name, value in (("running", self.running), ("waiting", self.waiting)):
-            families.append(GaugeMetricFamily(f"vllm:num_requests_{name}", "Requests now.", labels=_LABELS))
+        now = {"num_requests_running": self.running, "num_requests_waiting": self.waiting, "kv_cache_usage_perc": 0}
+        for name, value in now.items():
+            families.append(GaugeMetricFamily(f"vllm:{name}", "As it is now.", labels=_LABELS))
             families[-1].add_metric(self._values, value)
         return families
 

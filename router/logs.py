@@ -96,8 +96,9 @@ class TextLines(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    """What a record was given beside its message."""
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+    """What a record was given beside its message; Ray marks its own additions with an underscore."""
+    given = vars(record).items()
+    return {k: v for k, v in given if k not in _STANDARD and not k.startswith("_") and v is not None}
 
 
 def request_ended(

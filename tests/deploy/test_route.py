@@ -1,5 +1,6 @@
 """The router alone, in processes of its own, in front of engines that run already."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.route import Routers
 from engines.errors import ConfigError
@@ -64,6 +66,42 @@ async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPa
         async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
             assert (await client.post(CHAT, json=asked())).status_code == 200
     await servers.drain()
+
+
+async def test_whoever_is_scraped_shows_the_counts_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.route._LEAST_LIFE_S", 0.1)
+    servers = Servers()
+    engine = (await servers.mock(FAST)).url
+    with routers(engine) as made:
+        for _ in range(20):  # each on a connection of its own, which one or the other takes
+            async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
+                assert (await client.post(CHAT, json=asked())).status_code == 200
+        for _ in range(6):
+            answered = await counted(made.url)
+            assert answered.keys() == {"0", "1"}
+            assert sum(answered.values()) == 20
+        os.kill(made.pids[0], signal.SIGKILL)
+        for _ in range(300):
+            if (await counted(made.url)).get("0") == 0:
+                break
+            await asyncio.sleep(0.1)
+        assert await counted(made.url) == {"0": 0, "1": answered["1"]}  # its successor begins anew, under its name
+    await servers.drain()
+
+
+async def counted(url: str) -> dict[str, float]:
+    """Answered requests by router, as a scrape shows them."""
+    found: dict[str, float] = {}
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        try:
+            page = (await client.get("/metrics")).text
+        except httpx.TransportError:  # who took the connection has just been killed
+            return {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == "draftpick_requests_total" and sample.labels["status"] == "ok":
+                found[sample.labels["router"]] = found.get(sample.labels["router"], 0) + sample.value
+    return found
 
 
 def test_engines_that_would_have_to_be_started_are_refused() -> None:

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import queue
 from collections.abc import Iterator
+from logging.handlers import QueueHandler
 from typing import Any
 
 import pytest
@@ -104,12 +106,10 @@ async def test_serve_writes_what_the_router_says(written: io.StringIO) -> None:
     """By whatever handlers Serve has at the time."""
     serve = logging.getLogger("ray.serve")
     logs.configure_in_serve()
-    seen: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = seen.append  # type: ignore[method-assign]
-    serve.handlers = [handler]
+    kept = QueueHandler(queue.SimpleQueue())
+    serve.handlers = [kept]
     logs.REQUEST_ID.set("one")
     logging.getLogger("draftpick.router").error("something is wrong")
     logs.REQUEST_ID.set(None)
-    (record,) = seen
+    record = kept.queue.get()
     assert (record.getMessage(), vars(record)["draftpick_request_id"]) == ("something is wrong", "one")

@@ -1,0 +1,348 @@
+"""Dashboard and alerts: every query asks for what a live router's page has; alerts fire when they should."""
+
+import asyncio
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import promql_parser
+import pytest
+import pytest_asyncio
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.fleet import free_port
+from router.config import load_config
+from router.router import Router, fixed
+from tests.deploy import dashboard
+from tests.deploy.test_assets import PROMETHEUS, tool
+from tests.fleet import CHAT, FAILS, FAST, MODEL, Servers, asked
+from tests.router import metrics_page
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RULES = PROMETHEUS / "rules" / "draftpick.yaml"
+_OF_PROMETHEUS = {"job", "instance"}
+DRAFTS = FAST.model_copy(update={"num_speculative_tokens": 4, "acceptance_length": 2.5})
+
+
+def rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+    ]
+    return found
+
+
+def all_queries() -> dict[str, str]:
+    """Queries of dashboard and rules, with values in the place of the dashboard's variables."""
+    values = {"$__rate_interval": "5s", "$quantile": "0.95", "$arm": ".*", "$job": ".*"}
+    found = {**dashboard.queries(), **{rule["alert"]: rule["expr"] for rule in rules()}}
+    for name, value in values.items():
+        found = {place: query.replace(name, value) for place, query in found.items()}
+    return found
+
+
+def nodes(expression: Any) -> list[Any]:
+    """All parts of an expression, itself first."""
+    found: list[Any] = []
+
+    def keep(node: Any) -> bool:
+        found.append(node)
+        return True
+
+    promql_parser.walk(expression, keep)
+    return found
+
+
+def metrics_in(expression: Any) -> list[str]:
+    """The metrics that an expression selects."""
+    return [str(node.name) for node in nodes(expression) if isinstance(node, promql_parser.VectorSelector)]
+
+
+def asked_for(query: str) -> Iterator[tuple[str, str]]:
+    """(metric, label) for each label that a query names of a metric: in a selection, a grouping or a matching."""
+    for node in nodes(promql_parser.parse(query)):
+        if isinstance(node, promql_parser.VectorSelector):
+            yield str(node.name), "__name__"
+            yield from ((str(node.name), matcher.name) for matcher in node.matchers.matchers)
+        elif isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
+            yield from itertools.product(metrics_in(node), node.modifier.labels)
+        elif isinstance(node, promql_parser.BinaryExpr) and node.modifier is not None and node.modifier.matching:
+            yield from itertools.product(metrics_in(node.lhs), node.modifier.matching.labels)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A router that has answered, refused and failed."""
+    specs = {"plain": FAST, "drafts": DRAFTS, "fails": FAILS}
+    engines = {arm: (await servers.mock(spec, arm)).url for arm, spec in specs.items()}
+    router_config = {"default_engine": "plain", "policy": "uniform", "explore": 0.1}
+    router_config["records"] = {"dir": str(tmp_path_factory.mktemp("records"))}
+    listed = [{"name": arm, "url": engine} for arm, engine in engines.items()]
+    config = load_config({"target": {"name": MODEL}, "engines": listed, "router": router_config})
+    router = Router(config, {arm: fixed(engine) for arm, engine in engines.items()})
+    router.wanted = dict.fromkeys(engines, 1)
+    server = await servers.serve(router.app)
+    await router.start()
+    await ask(server.url, 20)
+    yield server.url
+    await router.stop()
+
+
+async def ask(url: str, n: int) -> None:
+    """Requests of several kinds."""
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        for i in range(n):
+            await client.post(CHAT, json=asked(stream=bool(i % 2), max_tokens=16))
+        await client.post(CHAT, content=b"{")
+
+
+async def labels(url: str) -> dict[str, set[str]]:
+    """The labels of every metric on a router's page, by the names of its samples."""
+    async with httpx.AsyncClient() as client:
+        page = (await client.get(f"{url}/metrics")).text
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels, _OF_PROMETHEUS, {"__name__"})
+    return found
+
+
+# --- the dashboard ---
+
+
+async def test_the_dashboard_and_the_table_of_metrics_are_up_to_date() -> None:
+    assert dashboard.FILE.read_text() == dashboard.text(), "python -m tests.deploy.dashboard"
+    assert metrics_page.FILE.read_text() == metrics_page.text(), "python -m tests.router.metrics_page"
+
+
+async def test_every_panel_says_what_it_shows_and_has_a_place_of_its_own() -> None:
+    panels = dashboard.dashboard()["panels"]
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        if panel["type"] != "row":
+            assert len(panel["description"]) > 10
+            assert panel["targets"]
+        place = panel["gridPos"]
+        cells = set(
+            itertools.product(range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"]))
+        )
+        assert not cells & taken
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+    titles = [panel["title"] for panel in panels]
+    assert len(set(titles)) == len(titles)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+# --- queries ---
+
+
+async def test_every_query_asks_for_what_the_page_has(url: str) -> None:
+    page = await labels(url)
+    unknown = {
+        (place, metric, label)
+        for place, query in all_queries().items()
+        for metric, label in asked_for(query)
+        if label not in page.get(metric, set())
+    }
+    assert not unknown
+
+
+async def test_prometheus_evaluates_every_query(url: str, tmp_path: Path) -> None:
+    port = free_port()
+    config = tmp_path / "prometheus.yml"
+    scrape = {"job_name": "draftpick", "static_configs": [{"targets": [url.removeprefix("http://")]}]}
+    config.write_text(
+        yaml.safe_dump({"global": {"scrape_interval": "1s"}, "rule_files": [str(RULES)], "scrape_configs": [scrape]})
+    )
+    command = [tool("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    process = subprocess.Popen(  # noqa: ASYNC220  # it runs beside the test
+        [*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            await scraped(client, "draftpick_build_info")
+            for _ in range(4):
+                await ask(url, 20)
+                await asyncio.sleep(1)
+            results = {place: await result(client, query) for place, query in all_queries().items()}
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    alerts = {rule["alert"] for rule in rules()}
+    empty = {place for place, found in results.items() if not found} - alerts
+    # What is well leaves no sample there, and no policy of this router predicts times.
+    assert {place.partition(":")[0] for place in empty} <= {
+        "Replicas left alone",
+        "Drafts lost",
+        "Failures that cost no request",
+        "Breakers",
+        "Wished for more often",
+        "Failed attempts",
+        "annotation",
+    }
+    assert "DraftpickAbsent" not in {place for place, found in results.items() if found}
+
+
+async def scraped(client: httpx.AsyncClient, query: str, timeout_s: float = 20.0) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        try:
+            if await result(client, query):
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.1)
+    raise TimeoutError("Prometheus has scraped nothing")
+
+
+async def result(client: httpx.AsyncClient, query: str) -> list[Any]:
+    answer = (await client.get("/api/v1/query", params={"query": query})).json()
+    assert answer["status"] == "success", (query, answer)
+    found: list[Any] = answer["data"]["result"]
+    return found
+
+
+# --- alerts ---
+
+
+async def test_every_alert_says_what_to_do() -> None:
+    for rule in rules():
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["alert"].startswith("Draftpick")
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "runbook"}
+    assert len({rule["alert"] for rule in rules()}) == len(rules())
+
+
+async def test_promtool_takes_the_rules() -> None:
+    found = subprocess.run(  # noqa: ASYNC221  # milliseconds
+        [tool("promtool"), "check", "rules", str(RULES)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+
+
+A = 'job="d",router="0"'
+ARM = f'{A},arm="a"'
+BUCKETS = (("1.5", 0), ("2.0", 60), ("+Inf", 60))
+ILL: dict[str, dict[str, str]] = {
+    "DraftpickAbsent": {"up": "1+0x120"},
+    "DraftpickNoEngine": {f"draftpick_ready{{{A}}}": "0+0x120"},
+    "DraftpickRequestsFail": {
+        f'draftpick_requests_total{{{ARM},status="ok"}}': "0+57x120",
+        f'draftpick_requests_total{{{ARM},status="broken"}}': "0+3x120",
+    },
+    "DraftpickRequestsRefused": {
+        f"draftpick_queue_refused_total{{{A}}}": "0+1x120",
+        f"draftpick_queue_timeouts_total{{{A}}}": "0+0x120",
+    },
+    "DraftpickFirstTokenSlow": {
+        f'draftpick_ttft_seconds_bucket{{{ARM},le="10.2"}}': "0+0x120",
+        f'draftpick_ttft_seconds_bucket{{{ARM},le="20.5"}}': "0+60x120",
+        f'draftpick_ttft_seconds_bucket{{{ARM},le="+Inf"}}': "0+60x120",
+    },
+    "DraftpickEngineFails": {
+        f'draftpick_attempts_total{{{ARM},status="ok"}}': "0+50x120",
+        f'draftpick_attempts_total{{{ARM},status="timeout"}}': "0+10x120",
+    },
+    "DraftpickEngineGone": {f'draftpick_replicas{{{ARM},state="{s}"}}': "0+0x120" for s in ("closed", "open")},
+    "DraftpickBreakerOpen": {
+        f'draftpick_replicas{{{ARM},state="closed"}}': "1+0x120",
+        f'draftpick_replicas{{{ARM},state="open"}}': "1+0x120",
+    },
+    "DraftpickDraftsLost": {f'draftpick_arm_drafts{{{ARM},state="quarantined"}}': "1+0x120"},
+    "DraftpickAcceptanceFell": {
+        f"vllm:spec_decode_num_accepted_tokens_total{{{ARM}}}": "0+60x2820 169200+6x120",
+        f"vllm:spec_decode_num_draft_tokens_total{{{ARM}}}": "0+120x2940",
+    },
+    "DraftpickLoadUnknown": {f"draftpick_arm_stale{{{ARM}}}": "1+0x120"},
+    "DraftpickReplicaMissing": {
+        f"draftpick_arm_unmet_demand_ratio{{{ARM}}}": "0.8+0x120",
+        f"draftpick_requests_in_flight{{{A}}}": "9+0x120",
+    },
+    "DraftpickFallsBack": {
+        f'draftpick_fallbacks_total{{{A},reason="no_context"}}': "0+6x120",
+        f'draftpick_decisions_total{{{ARM},reason="policy"}}': "0+60x120",
+    },
+    "DraftpickPolicyRefused": {f"draftpick_policy_refused{{{A}}}": "1+0x120"},
+    "DraftpickPolicyLoses": {f'draftpick_policy_put_aside{{{A},role="active"}}': "1+0x120"},
+    "DraftpickSavesNothing": {
+        f"draftpick_decoding_plain_seconds_total{{{ARM}}}": "0+50x120",
+        f"draftpick_decoding_seconds_total{{{ARM}}}": "0+60x120",
+    },
+    "DraftpickMispredicts": {
+        f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="{le}"}}': f"0+{n}x120" for le, n in BUCKETS
+    },
+    "DraftpickRoutersDisagree": {
+        f'draftpick_policy_info{{job="d",router="{i}",policy="p{i}",role="active"}}': "1+0x120" for i in (0, 1)
+    },
+    "DraftpickRecordsDropped": {f"draftpick_records_dropped_total{{{A}}}": "0+1x120"},
+    "DraftpickFailsInside": {f'draftpick_internal_failures_total{{{A},part="learning"}}': "0+1x120"},
+}
+"""Series, one value a minute, for two hours or two days, at whose end an alert fires."""
+WELL: dict[str, str] = {
+    f'draftpick_build_info{{{A},version="1"}}': "1+0x120",
+    f"draftpick_ready{{{A}}}": "1+0x120",
+    f'draftpick_requests_total{{{ARM},status="ok"}}': "0+60x120",
+    f'draftpick_requests_total{{{ARM},status="broken"}}': "0+0x120",
+    f'draftpick_attempts_total{{{ARM},status="ok"}}': "0+60x120",
+    f'draftpick_attempts_total{{{ARM},status="timeout"}}': "0+1x120",
+    f"draftpick_queue_refused_total{{{A}}}": "5+0x120",
+    f"draftpick_queue_timeouts_total{{{A}}}": "0+0x120",
+    f'draftpick_ttft_seconds_bucket{{{ARM},le="0.64"}}': "0+60x120",
+    f'draftpick_ttft_seconds_bucket{{{ARM},le="+Inf"}}': "0+60x120",
+    f'draftpick_replicas{{{ARM},state="closed"}}': "1+0x120",
+    f'draftpick_replicas{{{ARM},state="open"}}': "0+0x120",
+    f'draftpick_arm_drafts{{{ARM},state="quarantined"}}': "0+0x120",
+    f"draftpick_arm_stale{{{ARM}}}": "0+0x120",
+    f"draftpick_arm_unmet_demand_ratio{{{ARM}}}": "0.2+0x120",
+    f"draftpick_requests_in_flight{{{A}}}": "9+0x120",
+    f'draftpick_fallbacks_total{{{A},reason="no_context"}}': "3+0x120",
+    f'draftpick_decisions_total{{{ARM},reason="policy"}}': "0+60x120",
+    f"draftpick_policy_refused{{{A}}}": "0+0x120",
+    f'draftpick_policy_put_aside{{{A},role="active"}}': "0+0x120",
+    f"draftpick_decoding_plain_seconds_total{{{ARM}}}": "0+75x120",
+    f"draftpick_decoding_seconds_total{{{ARM}}}": "0+60x120",
+    f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="0.9"}}': "0+20x120",
+    f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="1.11"}}': "0+40x120",
+    f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="+Inf"}}': "0+60x120",
+    f'draftpick_policy_info{{{A},policy="p1",role="active"}}': "1+0x120",
+    f'draftpick_policy_info{{{A},policy="p2",role="candidate"}}': "1+0x120",
+    f"draftpick_records_dropped_total{{{A}}}": "7+0x120",
+    f'draftpick_internal_failures_total{{{A},part="learning"}}': "2+0x120",
+}
+
+
+async def test_each_alert_fires_for_what_is_ill_and_none_for_what_is_well(tmp_path: Path) -> None:
+    assert set(ILL) == {rule["alert"] for rule in rules()}
+    rules_file = shutil.copy(RULES, tmp_path / "rules.yaml")
+    firing = 'count(ALERTS{alertstate="firing"%s})'
+    ill = [_case(series, firing % f',alertname="{alert}"', 1) for alert, series in ILL.items()]
+    cases = {
+        "rule_files": [Path(rules_file).name],
+        "evaluation_interval": "5m",
+        "tests": [*ill, _case(WELL, firing % "", None)],
+    }
+    (tmp_path / "tests.yaml").write_text(json.dumps(cases))
+    found = subprocess.run(  # noqa: ASYNC221  # a second
+        [tool("promtool"), "test", "rules", str(tmp_path / "tests.yaml")], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def _case(series: dict[str, str], query: str, expected: int | None) -> dict[str, Any]:
+    """A test of promtool: whether a query gives `expected` at the end of the series, or nothing."""
+    minutes = 2940 if any("x2" in values for values in series.values()) else 120
+    samples = [] if expected is None else [{"labels": "{}", "value": expected}]
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": query, "eval_time": f"{minutes}m", "exp_samples": samples}],
+    }
