@@ -15,6 +15,7 @@ from router.errors import BadRequest, NotAllowed, PolicyRefused, RegistryFailed
 from router.keys import Key, Keyring, need
 from router.online import Event
 from router.openai import parse
+from router.overview import Overview
 from router.registry import Registry, RegistryState
 
 CHAT = "/v1/chat/completions"
@@ -65,9 +66,10 @@ class PolicyChange(Model):
 class AdminPages:
     """Answers to keys of the scope `admin`. Changes need keys at all: without them anybody could make them."""
 
-    def __init__(self, dispatcher: Dispatcher, hooks: Hooks, keys: Keyring, max_json_depth: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, hooks: Hooks, keys: Keyring, max_json_depth: int, model: str) -> None:
         self._dispatcher, self._hooks, self._keys = dispatcher, hooks, keys
         self._max_json_depth = max_json_depth
+        self._overview = Overview(dispatcher, model, hooks.events, hooks.registry)
 
     @property
     def pages(self) -> dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]]:
@@ -75,6 +77,7 @@ class AdminPages:
         return {
             ("POST", "/v1/route/explain"): self._explain,
             ("POST", "/v1/route/policy"): self._use_policy,
+            ("GET", "/v1/route/state"): self._state,
             ("GET", "/v1/route/events"): self._events,
             ("GET", "/v1/route/policies"): self._policies,
             ("POST", "/v1/route/policies"): self._change_policies,
@@ -92,9 +95,15 @@ class AdminPages:
         return key
 
     async def _explain(self, asked: Asked, reply: AsgiReply) -> None:
-        self._admin(asked, "to explain")
+        key = self._admin(asked, "to explain")
         if (body := await asked.body()) is not None:
-            await reply.json(200, await self._dispatcher.explain(parse(CHAT, body, self._max_json_depth)))
+            request = parse(CHAT, body, self._max_json_depth)
+            await reply.json(200, await self._dispatcher.explain(request, key.objective, key.explore))
+
+    async def _state(self, asked: Asked, reply: AsgiReply) -> None:
+        self._admin(asked, "the state")
+        shown = {"keys": bool(self._keys), "ready": self._hooks.ready()["ready"], **await self._overview.state()}
+        await reply.json(200, shown, [("cache-control", "no-store")])
 
     async def _events(self, asked: Asked, reply: AsgiReply) -> None:
         self._admin(asked, "the events")
@@ -105,9 +114,9 @@ class AdminPages:
         await self._show_policies(reply)
 
     async def _show_policies(self, reply: AsgiReply) -> None:
-        await reply.json(200, (await self._state()).model_dump(mode="json", by_alias=True))
+        await reply.json(200, (await self._read()).model_dump(mode="json", by_alias=True))
 
-    async def _state(self) -> RegistryState:
+    async def _read(self) -> RegistryState:
         try:
             return await asyncio.to_thread(self._registry().state)
         except PolicyRefused as error:
@@ -122,7 +131,7 @@ class AdminPages:
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))[:_LONGEST_NAME] or None) from None
-        await self._state()  # where it is damaged, no change is at fault
+        await self._read()  # where it is damaged, no change is at fault
         try:
             await asyncio.to_thread(change.make, self._registry(), f"key {key.name}")
         except PolicyRefused as error:

@@ -85,7 +85,7 @@ class Dispatcher:
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine, tell=self.serving.tell_of_arm)
         self.counts: Counter[str] = Counter()
         self.plain = plain or config.default_engine
-        self.recent = Recent(self.plain)
+        self.objective, self.recent = config.load.objective, Recent(self.plain)
         self.metrics = Metrics(replicas.arms, self.plain)
         self._tracing, self._logs = tracing, config.logs.requests
         self._plain = FixedPolicy(replicas.arms, self.plain)
@@ -99,7 +99,7 @@ class Dispatcher:
         decision = self.decide(context, explore=explore, read=read, objective=objective)
         may = self._may_take(self._replicas.eligible())
         known = [arm for arm in may if arm not in self.load.stale] or may
-        served, wanted = self.serving.named(decision.policy), objective or self._config.load.objective
+        served, wanted = self.serving.named(decision.policy), objective or self.objective
         terms = terms_of(decision, served, context)
         return Explained(decision, served, context, known, self.standings(), wanted, self.plain, terms).as_json()
 

@@ -1,8 +1,9 @@
 """Why a request would go to an engine: what is expected of every engine, and what tipped it, in one sentence."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from engines.replicas import ReplicaTable
 from router.acceptance import AcceptanceWatch
@@ -27,17 +28,24 @@ WHY_NOT = {
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an engine stands now. `load`: requests there, whoever sent them; `why_not`: a key of `WHY_NOT`, or None."""
+    """How an engine stands now. `load`: requests there, whoever sent them; `why_not`: a key of `WHY_NOT`, or None.
+
+    `breakers`: its replicas by the state of their breaker; `drafts`: `ok`, `quarantined` or `probed`; `stale`: it told
+    its load once, and does not any more.
+    """
 
     replicas: int
     in_flight: int
     load: int
-    why_not: str | None
+    why_not: str | None = None
+    breakers: Mapping[str, int] = field(default_factory=dict)
+    drafts: str = "ok"
+    stale: bool = False
 
 
 def standings(replicas: ReplicaTable, watch: AcceptanceWatch, load: LoadModel) -> dict[str, Standing]:
     """By arm."""
-    eligible, in_flight, found = set(replicas.eligible()), replicas.load(), {}
+    eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.load(), watch.state(), {}
     for arm, there in replicas.by_arm.items():
         why_not = None
         if not there:
@@ -49,7 +57,9 @@ def standings(replicas: ReplicaTable, watch: AcceptanceWatch, load: LoadModel) -
             why_not = "quarantined"
         elif arm in load.stale:
             why_not = "stale"
-        found[arm] = Standing(len(there), in_flight[arm], sum(replica.load for replica in there), why_not)
+        breakers: dict[str, int] = dict(Counter(replica.breaker.state for replica in there))
+        there_now, stale = sum(replica.load for replica in there), arm in load.stale
+        found[arm] = Standing(len(there), in_flight[arm], there_now, why_not, breakers, drafts[arm], stale)
     return found
 
 

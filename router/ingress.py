@@ -22,6 +22,7 @@ from router.fleet_metrics import CONTENT_TYPE
 from router.keys import Key, Keyring, need
 from router.openai import parse
 from router.openapi import description
+from router.ui import ui_pages
 
 PIN_HEADER = "x-draftpick-arm"
 TIMEOUT_HEADER = "x-draftpick-timeout"
@@ -45,9 +46,10 @@ class RouterApp:
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
-        admin = AdminPages(dispatcher, hooks, keys, config.max_json_depth)
+        admin = AdminPages(dispatcher, hooks, keys, config.max_json_depth, model)
         self._own: dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]] = {
             **admin.pages,
+            **ui_pages(),
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
             ("GET", "/metrics"): self._metrics,

@@ -79,8 +79,9 @@ def description(model: str) -> dict[str, object]:
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
             "/v1/responses": {"post": _post("A response.", _body(model, "input", responses))},
             "/v1/route/explain": {
-                "post": _post("Which engine a request would go to; nothing is sent.", _body(model, "messages", chat))
+                "post": _post("Where a request would go, and why; nothing is sent.", _body(model, "messages", chat))
             },
+            "/v1/route/state": {"get": _get("Engines, kinds of requests, last decisions, policies.", errors=("403",))},
             "/v1/route/policy": {
                 "post": _post(
                     "Take another policy into service.",

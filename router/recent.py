@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from router.types import Decision, Outcome
 
 KEPT = 500
 """Attempts that are remembered."""
+_LATELY_S = 60.0
 Kind = tuple[str, int] | None
 """Of a request: its number, behind the id of the policy that tells kinds so apart."""
 
@@ -56,8 +57,10 @@ class Sums(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One attempt that has ended, as somebody looks at it: what is shown of it, and what it adds to sums."""
+    """One attempt that has ended `at` (of `time.perf_counter`), as somebody looks at it: what is shown of it, and what
+    it adds to sums."""
 
+    at: float
     arm: str
     kind: Kind
     row: dict[str, Any]
@@ -65,30 +68,51 @@ class Seen(NamedTuple):
 
 
 class Recent:
-    """Remembers the last attempts. `plain`: the engine that savings are counted against."""
+    """Remembers the last attempts. `ended`: what is kept of each; nobody has looked yet at the last `unseen` ones."""
 
     def __init__(self, plain: str) -> None:
+        """`plain`: the engine that savings are counted against."""
         self._plain = plain
-        self._ended: deque[tuple[float, str, int, Kind, Decision, Outcome]] = deque(maxlen=KEPT)
+        self.ended: deque[tuple[float, str, int, Kind, Decision, Outcome]] = deque(maxlen=KEPT)
         self._seen: deque[Seen] = deque(maxlen=KEPT)
-        self._new = 0
+        self.unseen = 0
 
     def saw(self, attempt: Attempt, outcome: Outcome) -> None:
         """An attempt has ended. Every request pays for this; the rest is done when somebody looks."""
-        self._new += 1
+        self.unseen += 1
         incoming = attempt.incoming
-        self._ended.append((time.time(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome))
+        self.ended.append(
+            (time.perf_counter(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome)
+        )
 
     def seen(self) -> deque[Seen]:
         """All of them, from the oldest to the newest."""
-        new, self._new = min(self._new, len(self._ended)), 0
-        for ended in islice(self._ended, len(self._ended) - new, None):
-            self._seen.append(_seen(*ended, plain=self._plain))
+        new, self.unseen = min(self.unseen, len(self.ended)), 0
+        epoch = time.time() - time.perf_counter()
+        for ended in islice(self.ended, len(self.ended) - new, None):
+            self._seen.append(_seen(*ended, plain=self._plain, epoch=epoch))
         return self._seen
 
     def last(self, n: int) -> list[dict[str, Any]]:
         """The last `n` of them as they are shown, the newest first."""
         return [seen.row for seen in islice(reversed(self.seen()), n)]
+
+    def tokens_per_s(self) -> dict[str, float]:
+        """Tokens of answers that ended within the last minute by arm, shadows among them, for each second of it."""
+        seen, since = self.seen(), time.perf_counter() - _LATELY_S
+        if not seen:
+            return {}
+        # Where more were answered in a minute than are remembered, the time of these counts.
+        span_s = _LATELY_S if len(seen) < KEPT else min(_LATELY_S, time.perf_counter() - seen[0].at)
+        found: dict[str, float] = {}
+        for one in takewhile(lambda one: one.at > since, reversed(seen)):
+            found[one.arm] = found.get(one.arm, 0.0) + one.sums.output_tokens / span_s
+        return found
+
+    def span_s(self) -> float:
+        """Seconds since the oldest of them ended."""
+        seen = self.seen()
+        return time.perf_counter() - seen[0].at if seen else 0.0
 
     def sums(self, policy: str) -> dict[tuple[str, int | None], Sums]:
         """By arm and kind of the attempts that clients waited for.
@@ -115,14 +139,22 @@ def total(parts: Iterable[Sums]) -> Sums:
 
 
 def _seen(
-    at: float, request_id: str, number: int, kind: Kind, decision: Decision, outcome: Outcome, *, plain: str
+    at: float,
+    request_id: str,
+    number: int,
+    kind: Kind,
+    decision: Decision,
+    outcome: Outcome,
+    *,
+    plain: str,
+    epoch: float,
 ) -> Seen:
     tokens = 0 if outcome.tpot_s is None else (outcome.output_tokens or 1) - 1
     predicted = _predicted(decision, tokens) if tokens else None
     took_s = outcome.tpot_s * tokens if outcome.tpot_s is not None and tokens else None
     shares = decision.probabilities
     row = {
-        "time": at,
+        "time": epoch + at,
         "request_id": request_id,
         "attempt": number,
         "arm": decision.arm,
@@ -139,7 +171,7 @@ def _seen(
         "decode_s": took_s,
         "predicted_decode_s": predicted,
     }
-    return Seen(decision.arm, kind, row, _sums(decision, outcome, tokens, took_s, predicted, plain))
+    return Seen(at, decision.arm, kind, row, _sums(decision, outcome, tokens, took_s, predicted, plain))
 
 
 def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:

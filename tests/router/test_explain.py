@@ -256,7 +256,7 @@ async def test_it_tells_all_and_sends_and_counts_nothing(router_app: StartRouter
         "arms",
     }
     row = {"arm": "plain", "probability": 0.5, "eligible": True, "predicted": None}
-    assert told["arms"][0] == {**row, **asdict(Standing(1, 0, 0, None))}
+    assert told["arms"][0] == {**row, **asdict(Standing(1, 0, 0, breakers={"closed": 1}))}
     assert app.engines["plain"].engine.started == app.engines["ngram"].engine.started == 0
     assert app.dispatcher.demand.unmet() == {}
     assert app.dispatcher.recent.last(1) == []

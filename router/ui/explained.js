@@ -1,0 +1,63 @@
+// What every engine would do with a prompt, and what tipped it.
+
+import { h } from "./dom.js";
+import { armName } from "./fleet.js";
+import { NOTHING, WHY_NOT, number, percent, seconds } from "./text.js";
+
+export function explained(told, colour) {
+  return [
+    h("p", { class: "tipped" }, told.tipped[0].toUpperCase() + told.tipped.slice(1), "."),
+    h("p", { class: "hint" }, facts(told).join(" · ")),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What every engine would do" }, table(told, colour)),
+  ];
+}
+
+function facts(told) {
+  return [
+    `policy ${told.policy}`, told.reason === "policy" ? `for ${told.objective}` : told.reason,
+    told.output_tokens == null ? null : `about ${number(told.output_tokens)} tokens expected`,
+    told.kind ? `kind: ${told.kind.name}` : null,
+  ].filter(Boolean);
+}
+
+function table(told, colour) {
+  const rows = [...told.arms].sort((a, b) => b.probability - a.probability || time(a) - time(b));
+  const longest = Math.max(...told.arms.map(time).filter(Number.isFinite), 0);
+  const heads = [["Engine", ""], ["Chance", "right"], ["Expected time", ""], ["Accept.", "right"], ["There", "right"]];
+  return h("table", { class: "explained" },
+    h("thead", {}, h("tr", {}, heads.map(([name, kind]) => h("th", { scope: "col", class: kind }, name)))),
+    h("tbody", {}, rows.map((row) => arm(row, told, longest, colour))));
+}
+
+const time = (row) => row.predicted?.seconds ?? Infinity;
+
+function arm(row, told, longest, colour) {
+  const { predicted } = row;
+  return h("tr", { class: row.arm === told.arm ? "chosen" : row.eligible ? null : "out" },
+    h("th", { scope: "row" }, armName(row.arm, colour)),
+    h("td", { class: "right" }, percent(row.probability)),
+    h("td", { title: predicted ? parts(predicted) : null },
+      predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, WHY_NOT[row.why_not] ?? "not eligible")),
+    h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
+    h("td", { class: "right", title: "requests there now" }, number(row.load)));
+}
+
+function times(predicted, longest, colour) {
+  const width = (s) => ({ width: `${100 * Math.max(s, 0) / longest}%` });
+  return h("span", { class: "share" },
+    h("span", { class: "bar", "aria-hidden": "true" },
+      h("i", { class: `${colour} first`, style: width(predicted.ttft_s) }), h("i", { class: colour, style: width(predicted.decode_s) })),
+    h("span", { class: "figure" }, seconds(predicted.seconds)));
+}
+
+function parts(one) {
+  const more = [
+    `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.counted_s)}`,
+    `step ${seconds(one.step_s)}`, `stretched ${number(one.stretch, 2)} times by load`,
+  ];
+  if (one.wait_s > 0) more.push(`wait ${seconds(one.wait_s)}`);
+  if (one.known_s > 0) more.push(`prompt known, saves ${seconds(one.known_s)}`);
+  if (one.shift) more.push(`corrected by ${percent(Math.expm1(one.shift), true)}`);
+  return more.join(", ");
+}
