@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from deploy.cli_drafters import drafters_app
+from deploy.cli_explain import explain_app
 from deploy.cli_keys import keys_app
 from deploy.cli_plan import plan_app
 from deploy.cli_policy import policy_app
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(serve_app)
 app.add_typer(policy_app)
+app.add_typer(explain_app)
 app.add_typer(plan_app)
 app.add_typer(report_app)
 app.add_typer(profile_app)

@@ -1,0 +1,133 @@
+"""The command line of a decision: `draftpick explain`."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from deploy.console import Json, Url, fail, out
+from engines.errors import DraftpickError
+
+explain_app = typer.Typer()
+
+_PATIENCE_S = 30.0
+_HERE = "-"
+_WORTH_TELLING = 0.005
+
+
+@explain_app.command()
+def explain(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What a user would ask; `-` reads it from standard input.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from this file; a .json: the whole request.")
+    ] = None,
+    url: Url = "http://127.0.0.1:8000",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: greedy.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Say which engine a request would go to, what is expected of every engine, and what tipped it. Nothing is sent.
+
+    A router that asks for keys needs one with the scope `admin`, in the environment variable DRAFTPICK_ADMIN_KEYS.
+
+    Examples: draftpick explain "What is 12 * 7?"; draftpick explain --file prompt.txt --temperature 0.7; draftpick
+    explain --file request.json --json
+    """
+    told = explained(url, _body(prompt, file, max_tokens, temperature))
+    if as_json:
+        print(json.dumps(told))
+        return
+    out.print(escape(f"{told['tipped'][0].upper()}{told['tipped'][1:]}."), highlight=False)
+    out.print(_table(told))
+    out.print(escape(_facts(told)), highlight=False, style="dim")
+
+
+def explained(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the router at `url` tells of a request. Raises `DraftpickError`, and httpx.HTTPError where none answers."""
+    from policy_training.collect import authorization
+    from router.keys import ADMIN_KEY_VARIABLE
+
+    answer = httpx.post(f"{url}/v1/route/explain", json=body, timeout=_PATIENCE_S, headers=authorization())
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if answer.status_code in (401, 403):
+        raise DraftpickError(f"{url} needs a key with the scope `admin`: put one into {ADMIN_KEY_VARIABLE}")
+    if not isinstance(found, dict) or "tipped" not in found:
+        error = found.get("error") if isinstance(found, dict) else None
+        why = error.get("message") if isinstance(error, dict) else f"it answered {answer.status_code}: is it a router?"
+        raise DraftpickError(f"{url}: {why}")
+    return found
+
+
+def _body(prompt: str | None, file: Path | None, max_tokens: int, temperature: float) -> dict[str, Any]:
+    """The request that is meant."""
+    if (prompt is None) == (file is None):
+        fail("give a prompt, or --file", 2)
+    if file is not None and file.suffix == ".json":
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            fail(f"{file} holds no JSON object", 2)
+        return found
+    text = file.read_text() if file is not None else sys.stdin.read() if prompt == _HERE else prompt
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": temperature}
+
+
+def _table(told: dict[str, Any]) -> Table:
+    """A row for each engine, the likeliest first."""
+    columns = ("chance", "expected", "first token", "decoding", "tokens a step", "there", "counts as")
+    table = Table("engine")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in sorted(told["arms"], key=_order):
+        style = "bold" if row["arm"] == told["arm"] else None if row["eligible"] else "dim"
+        table.add_row(row["arm"], *_cells(row), _notes(row), style=style)
+    return table
+
+
+def _order(row: dict[str, Any]) -> tuple[float, float]:
+    predicted = row["predicted"]
+    return -row["probability"], predicted["counted_s"] if predicted else 0.0
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    one, chance = row["predicted"], f"{100 * row['probability']:.3g} %"
+    if one is None:
+        return [chance, "", "", "", "", str(row["load"]), ""]
+    times = [_time(one[name]) for name in ("seconds", "ttft_s", "decode_s")]
+    return [chance, *times, f"{one['tau']:.2f}", str(row["load"]), _time(one["counted_s"])]
+
+
+def _notes(row: dict[str, Any]) -> str:
+    """What else there is to say of an engine: why it may not take the request, and what bends its times."""
+    notes = [] if row["eligible"] else [str(row["why_not"]).replace("_", " ")]
+    if (one := row["predicted"]) is not None:
+        stretch, wait_s, known_s, shift = (one[name] for name in ("stretch", "wait_s", "known_s", "shift"))
+        notes += [f"steps x{stretch:.2f} by load"] * (stretch > _WORTH_TELLING + 1)
+        notes += [f"waits {_time(wait_s)}"] * (wait_s > 0)
+        notes += [f"has read the prompt, saves {_time(known_s)}"] * (known_s > 0)
+        notes += [f"corrected by {100 * math.expm1(shift):+.0f} %"] * (abs(shift) > _WORTH_TELLING)
+    return ", ".join(notes)
+
+
+def _facts(told: dict[str, Any]) -> str:
+    tokens, kind = told["output_tokens"], told["kind"]
+    facts = [f"policy {told['policy']}", f"objective {told['objective']}"]
+    facts += [] if told["reason"] == "policy" else [told["reason"]]
+    facts += [] if tokens is None else [f"about {tokens:.0f} tokens expected"]
+    facts += [] if kind is None else [f"kind: {kind['name']}"]
+    return "; ".join(facts)
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 0.0995 else f"{seconds:.2f} s"
