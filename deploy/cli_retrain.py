@@ -28,6 +28,9 @@ def retrain(
     records: Records,
     registry: RegistryDir,
     data: Annotated[list[Path], typer.Option("--data", help="Datasets to learn from, too; may be repeated.")] = [],
+    reworded: Annotated[
+        list[Path], typer.Option("--reworded", help="Requests of --data in other words, to judge by; may be repeated.")
+    ] = [],
     learner: Annotated[str, typer.Option(help="Name of the learner; a wrong one lists them.")] = "tau_cost",
     default: Default = "plain",
     featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the active policy's.")] = None,
@@ -38,8 +41,12 @@ def retrain(
     stages: Annotated[
         str, typer.Option(help="Shares of the requests that a candidate decides, in turn.")
     ] = "0.01,0.1,0.5",
-    min_requests: Annotated[int, typer.Option(min=1, help="Requests of a candidate's own in each stage.")] = 200,
-    most_requests: Annotated[int, typer.Option(min=1, help="Undecided after so many: refused.")] = 4000,
+    min_requests: Annotated[int, typer.Option(min=1, help="Requests of a candidate's own in each stage.")] = 50,
+    most_requests: Annotated[int, typer.Option(min=1, help="Undecided after so many of its own: refused.")] = 4000,
+    holdout: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share that the policy before keeps after a promotion; 0: none.")
+    ] = 0.1,
+    watched: Annotated[int, typer.Option(min=1, help="Requests that it keeps it for.")] = 4000,
     prove: Annotated[bool, typer.Option(help="Ask for a proven gain by records, before any live traffic.")] = True,
     fewest_new: Annotated[int, typer.Option(min=1, help="New records before another training.")] = 500,
     workers: Annotated[int, typer.Option(min=0, help="Ray Data tasks that read segments; 0: in this process.")] = 0,
@@ -49,6 +56,10 @@ def retrain(
 ) -> None:
     """Make a candidate of the router's records, gate it, and put it into the registry.
 
+    Its gate also asks what the same learner would do with requests that it has not seen: of --data in other words
+    (--reworded, made by `label --reworded`), and each kind of --data in turn, or, without, each kind of record that
+    shadows know the times of. The report says which of these checks were not made, and why.
+
     Exit codes, for a scheduler: 0 a candidate is on its way or a policy serves, 1 failed, 2 wrong usage, 3 refused by
     its gate. May be killed at any time: the registry always holds one whole policy.
 
@@ -56,28 +67,36 @@ def retrain(
     """
     if submit is not None:
         sys.exit(_submitted(submit))
-    from policy_training.gates import STAGES, Limits
+    from policy_training.dataset import load
     from policy_training.keeper import Keeper, Rules
     from policy_training.learners import learner as learner_of
     from policy_training.record_store import RecordStore
     from policy_training.retrain import Plan
+    from policy_training.rollout import Limits
     from router.registry import Registry
 
-    shares = tuple(_share(share) for share in stages.split(","))
-    if unknown := set(shares) - set(STAGES[:-1]):
-        fail(f"--stages: {', '.join(map(str, sorted(unknown)))} is none of {', '.join(map(str, STAGES[:-1]))}", 2)
+    if reworded and not data:
+        fail("--reworded needs --data: the same requests in their own words", 2)
     plan = Plan(
-        learner_of(learner), default, featurizer, _base(data, featurizer), _homes(homes, featurizer), seed, prove
+        learner_of(learner),
+        default,
+        featurizer,
+        base=load(*data) if data else None,
+        reworded=load(*reworded) if reworded else None,
+        homes=_homes(homes, featurizer),
+        seed=seed,
+        prove=prove,
     )
     limits = Limits(min_requests=min_requests, most_requests=most_requests)
-    store, rules = RecordStore(records, workers), Rules(shares, limits, fewest_new, every)
+    rules = Rules(_shares(stages), limits, fewest_new, every, holdout, watched)
+    store = RecordStore(records, workers)
     keeper = Keeper(store, Registry(registry), plan, rules, lambda text: _tell(text, as_json))
     if watch:
         _keep(keeper, poll)
         return
     with progress_bar() as bar:
-        bar.add_task("retraining", total=None)
-        result = keeper.train()
+        row = bar.add_task("retraining", total=None)
+        result = keeper.train(lambda what: bar.update(row, description=what))
     if as_json:
         print(json.dumps({"action": result.action, "id": result.id, **result.report}))
     if result.action == "refused":
@@ -100,21 +119,14 @@ def _keep(keeper: Any, poll_s: float) -> None:
         time.sleep(poll_s)
 
 
-def _share(text: str) -> float:
+def _shares(text: str) -> tuple[float, ...]:
     try:
-        return float(text)
+        shares = tuple(float(share) for share in text.split(","))
     except ValueError:
-        fail(f"--stages: {text!r} is no number", 2)
-
-
-def _base(data: list[Path], featurizer: str | None) -> Any:
-    from deploy.training import matrix_of
-    from policy_training.dataset import lightest, load
-
-    if not data:
-        return None
-    loaded = load(*data)
-    return matrix_of(loaded, lightest(loaded, featurizer), loaded.arms)[0]
+        fail(f"--stages: {text!r} is no list of numbers", 2)
+    if list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
+        fail(f"--stages: {text!r} must rise, from above 0 to below 1", 2)
+    return shares
 
 
 def _homes(homes: list[str], featurizer: str | None) -> Any:

@@ -1,38 +1,38 @@
 """Keeps a registry's policies good: retrains when the world changed, and takes candidates step by step to all requests.
 
-candidate -> shadow -> canary (10, 50 %) -> active            or refused, or rolled back, at any step
+candidate -> shadow -> canary (1, 10, 50 %) -> active -> compared with a holdout of the one before -> alone
+                                                          or refused, or rolled back, at any step
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from policy_training.gates import STAGES, Limits, Stream, online, scale_of
 from policy_training.record_store import RecordStore
 from policy_training.retrain import CALLS_FOR, Plan, Result, retrain
+from policy_training.rollout import STAGES, Limits, after, online
+from policy_training.trial import Trial, Usual, trial_of
 from router.online import Event
 from router.registry import Candidate, Registry, RegistryState
 from router.types import Record
 
 BY = "keeper"
-_FAILED = ("engine_error", "timeout", "broken")
-_FEWEST_TIMES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`stages`: shares of the requests that a candidate decides, one after the other, of `gates.STAGES`.
+    """`stages`: shares of the requests that a candidate decides, one after the other; ascending, above 0 and below 1.
 
+    `holdout`: the share that the policy before keeps after a promotion, 0: none; `watched`: for so many requests.
     `fewest_new`: records after an event, and between two trainings. `every_s`: a training is due without any event.
     """
 
-    stages: Sequence[float] = STAGES[:-1]
+    stages: Sequence[float] = STAGES
     limits: Limits = field(default_factory=Limits)
     fewest_new: int = 500
     every_s: float | None = None
+    holdout: float = 0.1
+    watched: int = 4000
 
 
 @dataclass(slots=True)
@@ -49,16 +49,21 @@ class Keeper:
     def step(self) -> None:
         """Do what is due. Raises `DatasetError`, `PolicyRefused`."""
         state = self.registry.state()
-        if state.candidate is not None:
-            self._judge(state, state.candidate)
-        elif not self._rolled_back(state) and self._is_due(state):
+        candidate = state.candidate
+        if (candidate is None or candidate.stage == "holdout") and self._routers_say_loss(state):
+            return
+        if candidate is not None and self._is_outdated(state, candidate):
+            self._end(candidate, "the world has changed since")
+        elif candidate is not None:
+            self._judge(state, candidate)
+        elif self._is_due(state):
             self.train()
 
-    def train(self) -> Result:
+    def train(self, told: Callable[[str], None] = lambda what: None) -> Result:
         """Train a candidate now, and gate it."""
         records = self.store.records()
         self._trained_at = records[-1].time if records else time.time()
-        made = retrain(records, self.store.events(), self.registry, self.plan)
+        made = retrain(records, self.store.events(), self.registry, self.plan, told)
         self.tell(f"{made.id}: {made.action} ({made.report['reason']})")
         return made
 
@@ -67,44 +72,76 @@ class Keeper:
         if self.rules.every_s is not None and time.time() - trained >= self.rules.every_s:
             return True
         settled = max((c.time.timestamp() for c in state.history if c.action == "promote"), default=0.0)
-        calls = [e for e in self.store.events(settled) if e.kind in CALLS_FOR]
-        first = not state.active
-        if not calls and not first:
+        calls = self._calls(settled)
+        if not calls and state.active is not None:
             return False
-        since = max([trained, *(e.time for e in calls[-1:])])
+        return self._has_new(max([trained, *calls[-1:]]))
+
+    def _is_outdated(self, state: RegistryState, candidate: Candidate) -> bool:
+        """Whether something changed after a candidate was made, or a holdout began, and there is news to learn from."""
+        made = state.entry(candidate.id).created.timestamp()
+        calls = self._calls(candidate.since if candidate.stage == "holdout" else made)
+        return bool(calls) and self._has_new(calls[-1])
+
+    def _calls(self, since: float) -> list[float]:
+        """When routers last told of something that calls for a training."""
+        return [e.time for e in self.store.events(since) if e.kind in CALLS_FOR]
+
+    def _has_new(self, since: float) -> bool:
         return sum(r.decision.reason == "policy" for r in self.store.records(since)) >= self.rules.fewest_new
 
     def _judge(self, state: RegistryState, candidate: Candidate) -> None:
-        """Let the candidate go on, wait, or end."""
+        """Let the candidate go on, wait, or end; or the active policy, by what the one before it still decides."""
         if candidate.stage == "shadow":
             self.registry.advance(candidate.id, self.rules.stages[0], BY)
             self.tell(f"{candidate.id}: decides {self.rules.stages[0]:.0%} of the requests")
             return
         assert state.active is not None, "only an active policy has a candidate beside it"
-        ids = [state.policies[id].policy for id in (candidate.id, state.active)]
-        before, during = _split(self.store.records(), candidate.since)
-        times = _times(before, ids[1])
-        own, active = (_stream(during, id) for id in ids)
-        if len(times) < _FEWEST_TIMES or not own.failed.size or not active.failed.size:
-            return
-        step = online(own, active, share=candidate.share, scale_s=scale_of(times), limits=self.rules.limits)
-        why = "; ".join(check.why for check in step.checks if not check.passed) or step.checks[-2].why
-        if step.action == "roll_back":
-            self.registry.refuse(candidate.id, BY, why)
-            self.tell(f"{candidate.id}: refused at {candidate.share:.0%} ({why})")
-        elif step.action == "advance":
-            self._advance(candidate, why)
+        began, records = candidate.began or candidate.since, self.store.records()
+        watched, decided = candidate.stage == "holdout", _decided(records, began)
+        new, old = (state.active, candidate.id) if watched else (candidate.id, state.active)
+        found = trial_of(records, began, *(state.entry(id).policy for id in (new, old)))
+        if watched:
+            self._watch(state, found, decided)
+        elif found is not None:
+            self._try(candidate, *found)
+        elif decided * candidate.share >= self.rules.limits.most_requests:
+            self._end(candidate, "routers do not use it")
 
-    def _advance(self, candidate: Candidate, why: str) -> None:
+    def _try(self, candidate: Candidate, trial: Trial, usual: Usual) -> None:
         later = [share for share in self.rules.stages if share > candidate.share]
-        if later:
-            self.registry.advance(candidate.id, later[0], BY, why)
-            self.tell(f"{candidate.id}: decides {later[0]:.0%} of the requests ({why})")
-        else:
-            self.registry.promote(candidate.id, BY, why)
-            self.tell(f"{candidate.id}: serves all requests ({why})")
+        next_share = later[0] if later else 1.0
+        step = online(trial, usual, since=candidate.since, next_share=next_share, limits=self.rules.limits)
+        if step.action == "roll_back":
+            self._end(candidate, step.why)
+        elif step.action == "advance" and later:
+            self.registry.advance(candidate.id, next_share, BY, step.why)
+            self.tell(f"{candidate.id}: decides {next_share:.0%} of the requests ({step.why})")
+        elif step.action == "advance":
+            self.registry.promote(candidate.id, BY, step.why, holdout=self.rules.holdout)
+            self._say("policy_promoted", candidate.id, f"serves all requests ({step.why})")
 
-    def _rolled_back(self, state: RegistryState) -> bool:
+    def _watch(self, state: RegistryState, found: tuple[Trial, Usual] | None, decided: int) -> None:
+        """Roll the active policy back when it does worse than the one before; end the holdout in time."""
+        active = state.active
+        if active is None or state.pinned:
+            return
+        if found is not None and (step := after(*found, self.rules.limits)).action == "roll_back":
+            self._roll_back(active, step.why)
+        elif decided >= self.rules.watched:
+            said = f"no harm in {decided} requests"
+            self.registry.end_holdout(BY, said)
+            self.tell(f"{active}: decides alone ({said})")
+
+    def _end(self, candidate: Candidate, why: str) -> None:
+        """Give up a candidate, or a holdout."""
+        if candidate.stage == "holdout":
+            self.registry.end_holdout(BY, why)
+            return
+        self.registry.refuse(candidate.id, BY, why)
+        self._say("candidate_refused", candidate.id, f"refused at {candidate.share:.0%} ({why})")
+
+    def _routers_say_loss(self, state: RegistryState) -> bool:
         """Go back to the policy before, when routers found that the one promoted last loses time."""
         promoted = next((c for c in reversed(state.history) if c.action == "promote"), None)
         if state.previous is None or state.pinned or promoted is None or promoted.policy != state.active:
@@ -112,33 +149,24 @@ class Keeper:
         assert state.active is not None
         name = state.policies[state.active].policy
         loses = [e for e in self.store.events(promoted.time.timestamp()) if _says_loss(e, name)]
-        if not loses:
-            return False
-        self.registry.rollback(BY, loses[0].text)
-        self.tell(f"{state.active}: rolled back ({loses[0].text})")
-        return True
+        if loses:
+            self._roll_back(state.active, loses[0].text)
+        return bool(loses)
+
+    def _roll_back(self, id: str, why: str) -> None:
+        self.registry.rollback(BY, why)
+        self._say("policy_rolled_back", id, f"rolled back ({why})")
+
+    def _say(self, kind: str, id: str, text: str) -> None:
+        """Tell people here, and in the events."""
+        self.tell(f"{id}: {text}")
+        self.store.tell(Event(time.time(), kind, f"{id}: {text}", policy=self.registry.state().entry(id).policy))
 
 
 def _says_loss(event: Event, policy: str) -> bool:
     return event.kind == "policy_loses" and event.policy == policy
 
 
-def _split(records: Sequence[Record], at: float) -> tuple[list[Record], list[Record]]:
-    return [r for r in records if r.time <= at], [r for r in records if r.time > at]
-
-
-def _times(records: Sequence[Record], policy: str) -> npt.NDArray[np.float64]:
-    found = [r.outcome.tpot_s for r in records if r.decision.policy == policy and r.outcome.tpot_s is not None]
-    return np.asarray(found, np.float64)
-
-
-def _stream(records: Sequence[Record], policy: str) -> Stream:
-    """What happened to requests that a policy decided, those of the client's own fault left out."""
-    rows = [
-        r.outcome
-        for r in records
-        if r.decision.policy == policy and r.decision.reason == "policy" and r.attempt == 1
-        and r.outcome.status not in ("client_error", "cancelled")
-    ]  # fmt: skip
-    tpot, ttft = (np.asarray([getattr(o, name) or np.nan for o in rows], np.float64) for name in ("tpot_s", "ttft_s"))
-    return Stream(tpot, ttft, np.asarray([o.status in _FAILED for o in rows], bool))
+def _decided(records: Sequence[Record], since: float) -> int:
+    """Requests that policies decided."""
+    return sum(r.decision.reason == "policy" and r.time > since for r in records)

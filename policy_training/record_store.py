@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from policy_training.dataset import DatasetError
-from router.exchange import EVENTS, decode_events
+from router.exchange import EVENTS, decode_events, encode_events
 from router.online import Event
 from router.records import decode
 from router.types import Record
@@ -60,6 +60,13 @@ class RecordStore:
         if not self._fs.exists(path):
             return []
         return decode_events(self._fs.cat_file(path), since)
+
+    def tell(self, event: Event) -> None:
+        """Add an event to what routers told of. Raises OSError."""
+        folder = f"{self._root}/online"
+        self._fs.makedirs(folder, exist_ok=True)
+        with self._fs.open(f"{folder}/{EVENTS}", "ab") as file:
+            file.write(encode_events([event]))
 
     def _sizes(self) -> dict[str, int]:
         self._fs.invalidate_cache()

@@ -1,6 +1,6 @@
 """One retraining: records of the router become a candidate, which goes into the registry and, past its gate, on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +12,12 @@ import numpy.typing as npt
 from policy_training.costs import ARRAYS, Costs
 from policy_training.dataset import Dataset, DatasetError, lightest
 from policy_training.from_records import by_time, contexts_of, dataset_of, drawn, imputed, logged, paired
-from policy_training.gates import Verdict, offline
+from policy_training.gates import Check, Verdict, offline
 from policy_training.learners.base import Learner, Setting
-from policy_training.matrix import Matrix
+from policy_training.matrix import Matrix, matrix
 from policy_training.ope import reward_model
-from policy_training.train import train_policy
+from policy_training.train import fitted, train_policy
+from policy_training.unseen import domains_of_kinds, domains_of_records, in_other_words, left_out
 from router.online import Event
 from router.policies import artifact, read
 from router.policies.base import Policy
@@ -28,6 +29,7 @@ CALLS_FOR = ("arm_changed", "inputs_changed", "policy_loses")
 _EARLIER = 0.6
 _MOST_RECORDS = 20_000
 BY = "retraining"
+_FAILED_BEFORE = dict.fromkeys(("rewording", "left_out_domain"), "the gate had failed before")
 Floats = npt.NDArray[np.float64]
 
 
@@ -35,15 +37,16 @@ Floats = npt.NDArray[np.float64]
 class Plan:
     """How candidates are made. `featurizer`: None: the active policy's, or else the lightest in the records.
 
-    `base`: measured or replayed requests that are learned from beside the records. `prove`: whether records must prove
-    a gain before live traffic does. What a step costs on arms of which the records say too little is taken from the
-    active policy.
+    `base`: measured or replayed requests that are learned from beside the records; `reworded`: some of them in other
+    words, to judge by. `prove`: whether records must prove a gain before live traffic does. What a step costs on arms
+    of which the records say too little is taken from the active policy.
     """
 
     learner: Learner
     default: str
     featurizer: str | None = None
-    base: Matrix | None = None
+    base: Dataset | None = None
+    reworded: Dataset | None = None
     homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     seed: int = 0
     prove: bool = True
@@ -64,10 +67,17 @@ def changed_since(events: Sequence[Event]) -> dict[str, float]:
     return {event.arm: event.time for event in events if event.kind == "arm_changed" and event.arm is not None}
 
 
-def retrain(records: Sequence[Record], events: Sequence[Event], registry: Registry, plan: Plan) -> Result:
+def retrain(
+    records: Sequence[Record],
+    events: Sequence[Event],
+    registry: Registry,
+    plan: Plan,
+    told: Callable[[str], None] = lambda what: None,
+) -> Result:
     """Train on the earlier records, judge by the later ones. Raises `DatasetError`, `PolicyRefused`.
 
-    What an arm did before it changed is left out, but what the active policy knows of it is not.
+    What an arm did before it changed is left out, but what the active policy knows of it is not. `told`: called with
+    what is being done.
     """
     state = registry.state()
     active = read(registry.active_folder()) if state.active else None
@@ -77,17 +87,21 @@ def retrain(records: Sequence[Record], events: Sequence[Event], registry: Regist
     earlier, later = by_time(data, _EARLIER, since=max((e.time for e in events if e.kind in CALLS_FOR), default=0.0))
     featurizer = plan.featurizer or (active.featurizer if active else None) or lightest(data)
     costs = _costs(earlier, arms, _costs_of(registry.active_folder()) if active else None)
-    made = imputed(earlier, arms, featurizer, costs, active)
-    if plan.base is not None:
-        made = made + plan.base.only(arms)
+    learned = imputed(earlier, arms, featurizer, costs, active)
+    base = None if plan.base is None else matrix(plan.base, arms, featurizer=featurizer, costs=costs)
+    learned = learned if base is None else learned + base
     setting = Setting(plan.default, costs, plan.seed, homes=plan.homes)
     with TemporaryDirectory() as folder:
         artefact = Path(folder) / "policy"
         span = {"from": records[0].time, "to": records[-1].time, "after": state.active}
-        train_policy(made, plan.learner, setting, artefact, {"records": len(data.measurements), **span})
+        told("training")
+        train_policy(learned, plan.learner, setting, artefact, {"records": len(data.measurements), **span})
+        told("judging by later records")
         verdict = _judge(read(artefact), active, later, featurizer, plan)
+        unseen, not_made = _unseen(learned, base, data, setting, plan, told) if verdict.passed else ([], _FAILED_BEFORE)
+        verdict = verdict.also(unseen)
         reason, counted = _reason(verdict), {"records": len(data.measurements), "dropped": dict(data.dropped)}
-        report = {"reason": reason, "gate": verdict.as_json(), **counted}
+        report = {"reason": reason, "gate": verdict.as_json(), "not_made": not_made, **counted}
         id = registry.add(artefact, report, BY)
     if not verdict.passed:
         registry.refuse(id, BY, reason)
@@ -97,6 +111,31 @@ def retrain(records: Sequence[Record], events: Sequence[Event], registry: Regist
         return Result("promoted", id, report)
     registry.begin(id, BY, reason)
     return Result("candidate", id, report)
+
+
+def _unseen(
+    learned: Matrix, base: Matrix | None, data: Dataset, setting: Setting, plan: Plan, told: Callable[[str], None]
+) -> tuple[list[Check], dict[str, str]]:
+    """Checks on requests that training has not seen; and those that were not made, with the reason."""
+
+    def fit(rows: Matrix) -> Policy:
+        return fitted(rows, plan.learner, setting)
+
+    checks, not_made = list[Check](), dict[str, str]()
+    if plan.reworded is None or base is None:
+        not_made["rewording"] = "no data in other words was given, with the same requests in their own (--reworded)"
+    else:
+        told("in other words")
+        other = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)
+        checks.append(in_other_words(learned, base, other, setting.default, fit))
+    try:
+        domains = (
+            domains_of_kinds(learned, base) if base is not None else domains_of_records(learned, data, setting.seed)
+        )
+        checks.append(left_out(learned, domains, fit, lambda name: told(f"without {name}")))
+    except DatasetError as error:
+        not_made["left_out_domain"] = str(error)
+    return checks, not_made
 
 
 def _reason(verdict: Verdict) -> str:

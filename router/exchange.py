@@ -26,7 +26,7 @@ class Exchange:
     def write_events(self, events: Sequence[Event]) -> None:
         """Append events to `events.jsonl`, one object a line; one write, so that lines of replicas do not mix."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        data = b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
+        data = encode_events(events)
         handle = os.open(self._folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             if os.write(handle, data) < len(data):
@@ -51,6 +51,11 @@ class Exchange:
     def leave(self) -> None:
         """Take one's own corrections away."""
         self._own.unlink(missing_ok=True)
+
+
+def encode_events(events: Sequence[Event]) -> bytes:
+    """Events as lines of `events.jsonl`."""
+    return b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
 
 
 def read_events(path: Path, since: float = 0.0) -> list[Event]:

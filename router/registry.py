@@ -3,8 +3,9 @@
     state.json        what holds now, and the last changes; replaced whole, by one writer at a time (`.lock`)
     policies/p0001/   an artefact that nobody changes any more, with `report.json`: why it was made
 
-A policy is added (`shadow`), becomes the candidate (`shadow`, then `canary`) and then `active`, until it is `retired`
-or `refused`. Readers need no lock. The file system must have `flock` (local ones and NFSv4 do).
+A policy is added (`shadow`), becomes the candidate (`shadow`, then `canary`) and then `active`, until it is `retired`,
+perhaps after a `holdout`, or `refused`. Readers need no lock. The file system must have `flock` (local ones and NFSv4
+do).
 """
 
 import fcntl
@@ -116,12 +117,28 @@ class Registry:
                 raise PolicyRefused(f"{id} is not the candidate, which is {current} (begin with it first)")
             draft.try_out(id, "canary", share)
 
-    def promote(self, id: str, by: str, reason: str = "") -> None:
-        """Make `id` active; the one that was becomes `previous`. Not one that was refused: that takes `pin`."""
+    def promote(self, id: str, by: str, reason: str = "", *, holdout: float = 0.0) -> None:
+        """Make `id` active; the one that was becomes `previous`, and goes on with the share `holdout`, below 1.
+
+        Not one that was refused: that takes `pin`.
+        """
+        if not 0 <= holdout < 1:
+            raise PolicyRefused(f"the share of a holdout must be at least 0 and below 1, not {holdout}")
         with self._change("promote", by, id, reason) as draft:
             draft.need_unpinned()
             draft.need_may_rise(id)
             draft.activate(id)
+            if holdout and draft.previous is not None:
+                draft.drop_candidate("retired")
+                draft.try_out(draft.previous, "holdout", holdout)
+
+    def end_holdout(self, by: str, reason: str = "") -> None:
+        """Let the active policy decide all; `previous` stays."""
+        with self._change("end_holdout", by, reason=reason) as draft:
+            if draft.candidate is None or draft.candidate.stage != "holdout":
+                raise PolicyRefused("there is no holdout (draftpick policies list)")
+            draft.subject = draft.candidate.id
+            draft.drop_candidate("retired")
 
     def refuse(self, id: str, by: str, reason: str = "") -> None:
         """Give up the candidate, or a policy that was added."""
@@ -142,7 +159,8 @@ class Registry:
             failed, draft.subject = draft.active, draft.previous
             if failed is None or draft.previous is None:
                 raise PolicyRefused("there is no previous policy to go back to (draftpick policies promote ID)")
-            draft.drop_candidate("refused")
+            if id_of(draft.candidate) != draft.previous:
+                draft.drop_candidate("refused")
             draft.activate(draft.previous)
             draft.move(failed, "refused")
             draft.previous = None

@@ -14,17 +14,20 @@ from router.errors import PolicyRefused
 ID = re.compile(r"p[0-9]{4,}")
 """Ids of policies."""
 
-Stage = Literal["shadow", "canary", "active", "retired", "refused"]
+Stage = Literal["shadow", "canary", "holdout", "active", "retired", "refused"]
 PolicyId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 
 
 class Candidate(Model):
-    """The policy on its way: asked beside the active one (`shadow`), or given a share of the requests (`canary`)."""
+    """The policy on its way: asked beside the active one (`shadow`), or given a share of the requests (`canary`). Or
+    the one that was active before, which keeps a share for a while, to compare with (`holdout`).
+    """
 
     id: PolicyId
-    stage: Literal["shadow", "canary"]
+    stage: Literal["shadow", "canary", "holdout"]
     share: float = Field(ge=0, le=1, description="of the requests that it decides")
     since: float = Field(allow_inf_nan=False, description="unix time of this stage and share, in seconds")
+    began: float | None = Field(None, allow_inf_nan=False, description="unix time of the first share of this stage")
 
 
 def id_of(candidate: Candidate | None) -> str | None:
@@ -115,8 +118,11 @@ class Draft:
             self.drop_candidate("retired")
         self.try_out(id, "shadow", 0.0)
 
-    def try_out(self, id: str, stage: Literal["shadow", "canary"], share: float) -> None:
-        self.candidate = Candidate(id=id, stage=stage, share=share, since=time.time())
+    def try_out(self, id: str, stage: Literal["shadow", "canary", "holdout"], share: float) -> None:
+        before, now = self.candidate, time.time()
+        goes_on = before is not None and (before.id, before.stage) == (id, stage)
+        began = before.began if before is not None and goes_on else now
+        self.candidate = Candidate(id=id, stage=stage, share=share, since=now, began=began)
         self.move(id, stage)
 
     def drop_candidate(self, stage: Stage) -> None:
@@ -127,6 +133,8 @@ class Draft:
     def activate(self, id: str) -> None:
         if id_of(self.candidate) == id:
             self.candidate = None
+        elif self.candidate is not None and self.candidate.stage == "holdout":
+            self.drop_candidate("retired")  # it was compared with the one that was active
         if self.active is not None:
             self.move(self.active, "retired")
         self.active, self.previous = id, self.active

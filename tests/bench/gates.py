@@ -1,13 +1,15 @@
 """Whether the gates promote what is better and nothing else: `python -m tests.bench.gates --trials 200 --json FILE`.
 
 Each trial is a world whose values are known, and a candidate that is truly worse than the active policy (by 1 to 10 %)
-or better (by 5 to 10 %). It goes the whole way: offline gate on logged decisions, then stage by stage with a look every
-50 requests, until it is promoted, refused, or out of records.
+or better (by 5 to 10 %). It goes the whole way: offline gate on logged decisions, then stage by stage, until it is
+promoted, refused, or out of records. Then a policy that was promoted is watched, with a holdout of the one before: in
+a world that stays as it was, and in worlds where it becomes slower, fails, or stalls.
 """
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +19,41 @@ from scipy.stats import beta
 
 from deploy.console import progress_bar
 from deploy.results import write
+from policy_training.bets import mean_bounds
 from policy_training.evaluate import Interval
-from policy_training.gates import STAGES, Limits, Stream, gain_bounds, offline, online, scale_of
+from policy_training.gates import offline
+from policy_training.keeper import Rules
 from policy_training.ope import Floats, Logged, reward_model
+from policy_training.rollout import STAGES, Limits, after, online
+from policy_training.trial import Expected, Trial, Usual
 from tests.bench.figures import show
 
 Ints = npt.NDArray[np.int64]
 ARMS, CLUSTERS, POOL = 4, 6, 4000
 EXPLORE, SIGMA, FAILED = 0.05, 0.25, 0.002
 """Share of requests whose arm is drawn from all alike; noise of log TPOT; share of requests that fail under any arm."""
-LOGGED, LOOK_EVERY, RECORDS = 20_000, 50, 100_000
-"""Records of the offline gate; requests between two looks; records that a candidate may take, with the logged ones."""
+LOGGED, RECORDS = 12_000, 20_000
+"""Records of the offline gate; records that a candidate may take, with the logged ones."""
+OWN_BETWEEN_LOOKS = 10
+BAD = {"slower": 0.12, "failing": 0.04, "stalling": 0.05}
+"""What becomes of a promoted policy, over all its requests: time lost; share that fails; share that takes long."""
+_STALLED = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Contexts [POOL, d] that requests come from, mean TPOT in seconds [POOL, ARMS], arms of both policies [POOL]."""
+    """Contexts [POOL, d] that requests come from, mean TPOT in seconds [POOL, ARMS], arms of both policies [POOL].
+
+    `fails`, `stalls`: shares of requests, [POOL, ARMS] or of all alike.
+    """
 
     contexts: npt.NDArray[np.float32]
     mean_s: Floats
     clusters: Ints
     active: Ints
     candidate: Ints
+    fails: Floats | float = FAILED
+    stalls: Floats | float = 0.0
 
     @classmethod
     def draw(cls, gain: float, rng: np.random.Generator) -> "World":
@@ -67,9 +82,25 @@ class World:
         """Probabilities [POOL, ARMS] of a policy."""
         return (1 - explore) * np.eye(ARMS)[arms] + explore / ARMS
 
-    def gain(self, scale_s: float) -> float:
-        """Share of the time that the candidate truly saves, of times clipped as the gate clips them."""
-        return _saved(_clipped_mean(self.mean_s, scale_s), self.candidate, self.active)
+    def gain(self, usual: Usual) -> float:
+        """What the candidate truly saves, of what was usual, of times clipped as the gate clips them."""
+        means, rows = _clipped_mean(self.mean_s, usual.scale_s), np.arange(POOL)
+        ours, theirs = (means[rows, arms].mean() for arms in (self.candidate, self.active))
+        return float((1 - EXPLORE) * (theirs - ours) / usual.mean)
+
+    def gone_bad(self, how: str) -> "World":
+        """The same, but where the candidate differs from the active policy, its arm does badly."""
+        differs = self.candidate != self.active
+        cells, extent = np.zeros((POOL, ARMS)), BAD[how] / differs.mean()
+        cells[differs, self.candidate[differs]] = 1.0
+        if how == "failing":
+            return replace(self, fails=FAILED + extent * cells)
+        if how == "stalling":
+            return replace(self, stalls=extent * cells)
+        slower = self.mean_s * (1 + cells)
+        lost = -_saved(slower, self.candidate, self.active) - -_saved(self.mean_s, self.candidate, self.active)
+        saved = _saved(self.mean_s, self.candidate, self.active)
+        return replace(self, mean_s=self.mean_s * (1 + cells * (saved + BAD[how]) / lost))
 
     def serve(self, arms: Ints, n: int, rng: np.random.Generator) -> tuple[Ints, Ints, Floats]:
         """Rows of the pool, arms and TPOT in seconds of n requests that a policy decides with exploration."""
@@ -77,10 +108,25 @@ class World:
         arm = np.where(rng.random(n) < EXPLORE, rng.integers(0, ARMS, n), arms[rows])
         return rows, arm, self.mean_s[rows, arm] * rng.lognormal(-(SIGMA**2) / 2, SIGMA, n)
 
-    def stream(self, arms: Ints, n: int, rng: np.random.Generator) -> Stream:
-        """What the gate sees of n requests."""
-        tpot_s, failed = self.serve(arms, n, rng)[2], rng.random(n) < FAILED
-        return Stream(np.where(failed, np.nan, tpot_s), rng.lognormal(-1.6, 0.4, n), failed)
+    def trial(self, n: int, share: float, expected_s: Floats, rng: np.random.Generator, since: float = 0.0) -> Trial:
+        """n requests of which the candidate decides a share; `expected_s` [POOL, ARMS]."""
+        rows, own = rng.integers(0, POOL, n), rng.random(n) < share
+        chosen = np.where(own, self.candidate[rows], self.active[rows])
+        arm = np.where(rng.random(n) < EXPLORE, rng.integers(0, ARMS, n), chosen)
+        tpot_s = self.mean_s[rows, arm] * rng.lognormal(-(SIGMA**2) / 2, SIGMA, n)
+        fails, stalls = (np.broadcast_to(x, (POOL, ARMS))[rows, arm] for x in (self.fails, self.stalls))
+        tpot_s = np.where(rng.random(n) < stalls, _STALLED, 1.0) * tpot_s
+        failed = rng.random(n) < fails
+        ours, theirs = (self.pi(arms, EXPLORE)[rows] for arms in (self.candidate, self.active))
+        return Trial(
+            since + 1.0 + np.arange(n, dtype=np.float64), np.full(n, share), own, ours, theirs, arm, expected_s[rows],
+            np.where(failed, np.nan, tpot_s), rng.lognormal(-1.6, 0.4, n), failed,
+        )  # fmt: skip
+
+
+def joined(trials: list[Trial]) -> Trial:
+    """One after the other."""
+    return Trial(*(np.concatenate([getattr(one, name) for one in trials]) for name in Trial.__dataclass_fields__))
 
 
 def _seen(clusters: Ints, pace: Floats, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -97,87 +143,95 @@ def _saved(means: Floats, candidate: Ints, active: Ints) -> float:
 
 
 def _clipped_mean(mean_s: Floats, scale_s: float) -> Floats:
-    """Mean of min(t / (2 scale), 1) for log-normal t of these means, where a failed request counts 1."""
-    x = mean_s / (2 * scale_s)
+    """Mean of min(t / scale, 1) for log-normal t of these means, where a failed request counts 1."""
+    x = mean_s / scale_s
     m = np.log(x) - SIGMA**2 / 2
     clipped = x * ndtr(-(m + SIGMA**2) / SIGMA) + ndtr(m / SIGMA)
     return np.asarray((1 - FAILED) * clipped + FAILED)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """How it ended (promoted, offline, a stage's share, out of records), with how many records.
+class Ended:
+    """How a candidate ended (promoted, offline, a stage's share, out of records), with how many records.
 
-    covered: the true gain was inside the bounds of every stage at all sample sizes. proven: the last stage alone, with
-    all requests it may take, would have promoted it.
+    `alone`: how it ended on live traffic, had it been let through to it. covered: the true gain was inside the bounds
+    at all sample sizes. `watched`: by what became of it after its promotion, the requests until it was rolled back;
+    None: it was not.
     """
 
     better: bool
     end: str
     records: int
+    alone: str
     covered: bool
-    proven: bool
+    watched: dict[str, int | None]
 
 
-def trial(seed: int, records: int) -> Trial:
+def ended(seed: int, records: int) -> Ended:
     """One candidate, on its whole way; every other one is better."""
     rng, better = np.random.default_rng([7, seed]), seed % 2 == 1
     world = World.draw(float(rng.uniform(0.05, 0.10) if better else -rng.uniform(0.01, 0.10)), rng)
-    passed, scale_s = judged_offline(world, rng)
-    end, used = judged_online(world, scale_s, records, rng) if passed else ("offline", LOGGED)
-    return Trial(better, end, used, *bounded(world, scale_s, rng))
+    passed, usual, expected_s = judged_offline(world, rng)
+    alone, used = judged_online(world, usual, expected_s, records, rng)
+    end, used = (alone, used) if passed else ("offline", LOGGED)
+    watching = {"unchanged": world, **{how: world.gone_bad(how) for how in BAD}} if better else {}
+    watched = {how: rolled_back(one, usual, expected_s, rng) for how, one in watching.items()}
+    return Ended(better, end, used, alone, bounded(world, usual, expected_s, rng), watched)
 
 
-def judged_offline(world: World, rng: np.random.Generator) -> tuple[bool, float]:
-    """The offline gate's verdict on logged decisions, and the scale of their times."""
+def judged_offline(world: World, rng: np.random.Generator) -> tuple[bool, Usual, Floats]:
+    """The offline gate's verdict on logged decisions, what was usual in them, and what is to be expected."""
     rows, arm, tpot_s = world.serve(world.active, LOGGED, rng)
     logged = Logged(arm, -tpot_s, world.pi(world.active, EXPLORE)[rows, arm])
     q = reward_model(world.contexts[rows], logged, ARMS)
     pi_candidate, pi_active = (world.pi(arms)[rows] for arms in (world.candidate, world.active))
     slices = world.clusters[rows].astype(str).tolist()
-    return offline(logged, pi_candidate, pi_active, q, default=0, slices=slices).passed, scale_of(tpot_s)
+    passed = offline(logged, pi_candidate, pi_active, q, default=0, slices=slices).passed
+    return passed, *before(world, rows, arm, tpot_s, rng)
 
 
-def judged_online(world: World, scale_s: float, records: int, rng: np.random.Generator) -> tuple[str, int]:
+def before(world: World, rows: Ints, arm: Ints, tpot_s: Floats, rng: np.random.Generator) -> tuple[Usual, Floats]:
+    """What a trial is told of earlier requests: what was usual, and what is to be expected [POOL, ARMS]."""
+    expected_s = Expected.fit(world.contexts[rows], arm, tpot_s, ARMS)(world.contexts)
+    return Usual.of(tpot_s, rng.lognormal(-1.6, 0.4, len(rows)), expected_s[rows, arm]), expected_s
+
+
+def judged_online(
+    world: World, usual: Usual, expected_s: Floats, records: int, rng: np.random.Generator
+) -> tuple[str, int]:
     """Where the candidate ended, and how many records it took by then."""
-    used = LOGGED
-    for share in STAGES[:-1]:
-        n = min(records - used, round(1.2 * Limits().most_requests / share))
-        mine = np.cumsum(rng.random(n) < share)
-        candidate = world.stream(world.candidate, int(mine[-1]) if n else 0, rng)
-        active = world.stream(world.active, n - len(candidate.failed), rng)
-        for seen in range(LOOK_EVERY, n + 1, LOOK_EVERY):
-            of_candidate = int(mine[seen - 1])
-            streams = first(candidate, of_candidate), first(active, seen - of_candidate)
-            action = online(*streams, share=share, scale_s=scale_s).action
-            if action != "hold":
-                break
-        else:
-            return "out of records", used + n
-        used += seen
+    seen, used = list[Trial](), LOGGED
+    for share, next_share in pairwise((*STAGES, 1.0)):
+        step, action, since = round(OWN_BETWEEN_LOOKS / share), "hold", float(used)
+        while action == "hold":
+            if used + step > records:
+                return "out of records", used
+            seen.append(world.trial(step, share, expected_s, rng, used))
+            used += step
+            action = online(joined(seen), usual, since=since, next_share=next_share).action
         if action == "roll_back":
             return f"{share:.0%}", used
     return "promoted", used
 
 
-def first(stream: Stream, n: int) -> Stream:
-    """Its first n requests."""
-    return Stream(stream.tpot_s[:n], stream.ttft_s[:n], stream.failed[:n])
+def rolled_back(world: World, usual: Usual, expected_s: Floats, rng: np.random.Generator) -> int | None:
+    """After how many requests a promoted policy was rolled back, with a look every 100; None: not at all."""
+    rules = Rules()
+    trial = world.trial(rules.watched, 1.0 - rules.holdout, expected_s, rng)
+    for n in range(100, rules.watched + 1, 100):
+        if after(trial.first(n), usual).action == "roll_back":
+            return n
+    return None
 
 
-def bounded(world: World, scale_s: float, rng: np.random.Generator) -> tuple[bool, bool]:
-    """Whether the bounds ever miss the true gain in a stage of full length, and whether the last one proves a gain.
+def bounded(world: World, usual: Usual, expected_s: Floats, rng: np.random.Generator) -> bool:
+    """Whether the bounds of the gain ever miss the truth, over all stages.
 
     Bounds only ever shrink, so those of the full length tell of all looks before.
     """
-    limits, truth, held, low = Limits(), world.gain(scale_s), True, 0.0
-    for share in STAGES[:-1]:
-        n, others = limits.most_requests, round((1 - share) / share)
-        sizes = ((world.candidate, n), (world.active, n * others))
-        times = [1.0 - world.stream(arms, size, rng).rewards(scale_s) for arms, size in sizes]
-        low, high = gain_bounds(times[0], times[1], others, limits.alpha / (len(STAGES) - 1))
-        held &= low <= truth <= high
-    return held, low > 0.0
+    trial = joined([world.trial(2000, share, expected_s, rng) for share in STAGES])
+    low, high = mean_bounds(*usual.saved(trial), Limits().alpha)
+    return low <= world.gain(usual) * usual.mean <= high
 
 
 def share_of(hits: int, n: int) -> Interval:
@@ -187,20 +241,31 @@ def share_of(hits: int, n: int) -> Interval:
     return Interval(hits / n, float(low), float(high))
 
 
-def figures_of(trials: list[Trial], records: int) -> dict[str, Interval]:
+def figures_of(trials: list[Ended], records: int) -> dict[str, Interval]:
     """The shares, and the records that the promoted took: median, and where 95 % of them lie."""
     better, worse = ([t for t in trials if t.better is kind] for kind in (True, False))
     promoted = [t for t in better if t.end == "promoted"]
-    middle, low, high = np.quantile([float(t.records) for t in promoted] or [np.nan], [0.5, 0.025, 0.975])
-    return {
+    found = {
         "unsafe_promotion_share": share_of(sum(t.end == "promoted" for t in worse), len(worse)),
         "good_promotion_share": share_of(len(promoted), len(better)),
         "records_to_promote": Interval(records, records, records),
-        "records_taken": Interval(float(middle), float(low), float(high)),
-        "unsafe_promotion_share_of_last_stage_alone": share_of(sum(t.proven for t in worse), len(worse)),
+        "records_taken": _spread([float(t.records) for t in promoted]),
+        "live_requests_taken": _spread([float(t.records - LOGGED) for t in promoted]),
+        "unsafe_promotion_share_of_live_traffic_alone": share_of(sum(t.alone == "promoted" for t in worse), len(worse)),
         "worse_refused_offline_share": share_of(sum(t.end == "offline" for t in worse), len(worse)),
         "coverage": share_of(sum(t.covered for t in trials), len(trials)),
     }
+    for how in ("unchanged", *BAD):
+        after_s = [t.watched[how] for t in better]
+        found[f"rolled_back_share/{how}"] = share_of(sum(n is not None for n in after_s), len(better))
+        if how in BAD:
+            found[f"requests_to_roll_back/{how}"] = _spread([float(n) for n in after_s if n is not None])
+    return found
+
+
+def _spread(values: list[float]) -> Interval:
+    middle, low, high = np.quantile(values or [np.nan], [0.5, 0.025, 0.975])
+    return Interval(float(middle), float(low), float(high))
 
 
 def main() -> None:
@@ -210,9 +275,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
     with progress_bar() as shown:
-        trials = [trial(seed, args.records) for seed in shown.track(range(args.trials), description="candidates")]
+        trials = [ended(seed, args.records) for seed in shown.track(range(args.trials), description="candidates")]
     ends = {
-        kind: dict(Counter(t.end for t in trials if t.better is (kind == "better"))) for kind in ("better", "worse")
+        f"{kind}{what}": dict(Counter(getattr(t, name) for t in trials if t.better is (kind == "better")))
+        for kind in ("better", "worse")
+        for what, name in (("", "end"), (" on live traffic alone", "alone"))
     }
     figures = figures_of(trials, args.records)
     show(figures)

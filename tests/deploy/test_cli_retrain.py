@@ -40,7 +40,7 @@ def test_a_candidate_is_made_and_one_that_is_no_better_is_refused_with_its_own_e
     assert Registry(tmp_path / "registry").state().active == "p0001"
 
 
-@pytest.mark.parametrize("stages", ["0.1,x", "0.3"])
+@pytest.mark.parametrize("stages", ["0.1,x", "0.3,0.1", "0.1,1", "0"])
 def test_stages_that_there_are_not_are_wrong_usage(records: str, tmp_path: Path, stages: str) -> None:
     assert run("retrain", "--records", records, "--registry", str(tmp_path), "--stages", stages)[0] == 2
 

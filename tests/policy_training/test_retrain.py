@@ -10,13 +10,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from policy_training.dataset import DatasetError
-from policy_training.gates import Limits
+from policy_training.dataset import Dataset, DatasetError, Measurement
 from policy_training.keeper import Keeper, Rules
 from policy_training.learners import learner
 from policy_training.record_store import RecordStore
 from policy_training.retrain import Plan, Result, retrain
-from router.exchange import Exchange
+from policy_training.rollout import Limits
 from router.online import Event
 from router.policies import read
 from router.records import encode
@@ -101,6 +100,48 @@ def test_what_is_no_better_than_the_active_policy_is_refused_with_a_report(tmp_p
     assert state.entry(str(result.id)).stage == "refused"
 
 
+def replayed(n: int, moved: float = 0.0) -> Dataset:
+    """Fresh requests of the bandit, replayed under all arms; their embedding lies so far from where it was."""
+    fresh = Bandit.draw(n, seed=31)
+    contexts = fresh.contexts.copy()
+    contexts[:, :4] += moved * np.roll(np.eye(4), 1, axis=0)[fresh.clusters]
+    rows = [
+        Measurement(
+            f"p{i}", f"cluster-{fresh.clusters[i]}", arm, arm, 0.7 * float(fresh.sampled[i]), 64, source="replay",
+            outcome=Outcome(
+                "ok", prompt_tokens=30, output_tokens=int(fresh.tokens[i]), acceptance_length=float(fresh.tau[i, a])
+            ),
+        )
+        for i in range(n) for a, arm in enumerate(ARMS)
+    ]  # fmt: skip
+    return Dataset(tuple(rows), {f"p{i}": {"features": contexts[i]} for i in range(n)})
+
+
+@pytest.mark.parametrize(("moved", "fails"), [(0.2, []), (6.0, ["rewording"])])
+def test_data_in_other_words_and_domains_left_out_are_part_of_the_gate(
+    tmp_path: Path, moved: float, fails: list[str]
+) -> None:
+    plan, done = replace(PLAN, base=replayed(240), reworded=replayed(240, moved)), list[str]()
+    result = retrain(log(range(2400)), (), Registry(tmp_path / "registry"), plan, done.append)
+    checks = {check["name"]: check["passed"] for check in result.report["gate"]["checks"]}
+    assert {"rewording", "left_out_domain"} <= set(checks)
+    assert [name for name, passed in checks.items() if not passed] == fails
+    assert result.action == ("refused" if fails else "promoted")
+    assert result.report["not_made"] == {}
+    assert "without cluster-3" in done
+
+
+def test_checks_that_were_not_made_are_named_with_the_reason(tmp_path: Path) -> None:
+    bare, shadowed = (
+        retrain(log(range(2400), shadows), (), Registry(tmp_path / str(shadows)), PLAN).report for shadows in (0, 8)
+    )
+    assert "--reworded" in bare["not_made"]["rewording"]
+    assert "no request was measured under all" in bare["not_made"]["left_out_domain"]
+    assert list(shadowed["not_made"]) == ["rewording"]
+    again = trained(tmp_path, log(range(2400)), plan=replace(PLAN, base=replayed(20))).report
+    assert "two must" in again["not_made"]["left_out_domain"]
+
+
 def test_an_arm_that_changed_is_learned_anew_and_the_candidate_goes_on_its_way(tmp_path: Path) -> None:
     """After the event the arm `math` takes four times as long: the old policy still trusts it, shadows show it."""
     trained(tmp_path, log(range(2400)))
@@ -154,6 +195,10 @@ def test_records_are_read_from_any_store_and_of_a_segment_only_what_was_added() 
     fs.pipe("/logs/records-2.jsonl", b"".join(lines[5:11]))
     assert [r.request_id for r in store.records()] == [f"r{i}" for i in range(12)]
     assert store.events() == []
+    told = Event(NOW, "policy_rolled_back", "p0002: rolled back", policy="p")
+    for _ in range(2):
+        store.tell(told)
+    assert store.events() == [told, told]
 
 
 def test_of_older_segments_nothing_is_read_once_there_are_enough_records() -> None:
@@ -169,36 +214,58 @@ def test_a_store_that_cannot_be_read_is_an_error_that_names_it(url: str) -> None
         RecordStore(url).records()
 
 
+OLD, NEW = 1, 2
+"""The arms that the active policy and the candidate of `canary` give every request."""
+
+
+def tried(
+    names: Sequence[str], n: int, share: float, at: float, slower: float = 1.0, failing: float = 0.0, seed: int = 0
+) -> list[Record]:
+    """n requests, of which the second policy decides a share: on its arm they take `slower` times as long."""
+    rng, made = np.random.default_rng(seed), []
+    sure = [{name: float(arm == place) for place, name in enumerate(ARMS)} for arm in (OLD, NEW)]
+    for i in range(n):
+        new = int(rng.random() < share)
+        one = record(i % 900, (OLD, NEW)[new], names[new], at=at + i / 1e6)
+        decision = replace(
+            one.decision, propensity=1.0, probabilities=sure[new], beside={names[1 - new]: sure[1 - new]},
+            policy_share=share if new else 1.0 - share,
+        )  # fmt: skip
+        outcome = replace(one.outcome, tpot_s=0.01 * float(rng.lognormal(0, 0.1)) * (slower if new else 1.0))
+        failed = new and rng.random() < failing
+        made.append(replace(one, decision=decision, outcome=Outcome("engine_error") if failed else outcome))
+    return made
+
+
 def canary(tmp_path: Path, slower: float, failing: float = 0.0) -> tuple[Keeper, Registry, list[str]]:
     """A registry with a candidate at 50 % that takes `slower` times the active policy's time, and their records."""
-    registry, said = Registry(tmp_path / "registry"), []
+    registry, said = Registry(tmp_path / "registry"), list[str]()
     retrain(log(range(2400)), (), registry, PLAN)
     retrain(log(range(2400), seed=2), (), registry, replace(PLAN, seed=7))
-    registry.unpin("test") if registry.state().pinned else None
     id = registry.add(registry.folder("p0002"), {"reason": "test"}, "test")
     registry.advance(id, 0.5, "test", begin=True)
     names = [registry.state().policies[one].policy for one in ("p0001", id)]
-    rng, began = np.random.default_rng(0), time.time() + 1
-    records = [record(i, 1, names[0], at=NOW - 100 + i / 10) for i in range(100)]
-    for n in range(1600):
-        arm = int(rng.integers(2))
-        made = record(n % 900, 1, names[arm], at=began + n / 1000)
-        times = float(rng.lognormal(0, 0.1)) * (slower if arm else 1.0)
-        outcome = replace(made.outcome, tpot_s=0.01 * times)
-        if arm and rng.random() < failing:
-            outcome = Outcome("engine_error")
-        records.append(replace(made, outcome=outcome))
+    earlier = [record(i, OLD, names[0], at=NOW - 200 + i / 10) for i in range(200)]
+    records = [*earlier, *tried(names, 1600, 0.5, time.time(), slower, failing)]
     store = RecordStore(put(tmp_path / "records", records))
     limits = Limits(min_requests=100, most_requests=10_000)
     return Keeper(store, registry, PLAN, Rules((0.5,), limits, 10_000), said.append), registry, said
 
 
+def told(keeper: Keeper) -> list[str]:
+    """Kinds of events."""
+    return [event.kind for event in keeper.store.events()]
+
+
 def test_a_candidate_that_is_faster_serves_all_requests_in_the_end(tmp_path: Path) -> None:
     keeper, registry, said = canary(tmp_path, slower=0.8)
     keeper.step()
-    assert registry.state().active == "p0003"
-    assert registry.state().previous == "p0001"
+    state = registry.state()
+    assert (state.active, state.previous) == ("p0003", "p0001")
     assert "serves all" in said[-1]
+    assert told(keeper) == ["policy_promoted"]
+    assert state.candidate is not None
+    assert (state.candidate.id, state.candidate.stage, state.candidate.share) == ("p0001", "holdout", 0.1)
 
 
 @pytest.mark.parametrize(("slower", "failing"), [(1.3, 0.0), (1.0, 0.2)])
@@ -209,6 +276,7 @@ def test_a_candidate_that_is_slower_or_fails_is_refused(tmp_path: Path, slower: 
     assert (state.active, state.candidate) == ("p0001", None)
     assert state.entry("p0003").stage == "refused"
     assert "refused at 50%" in said[-1]
+    assert told(keeper) == ["candidate_refused"]
 
 
 def test_a_candidate_of_which_nothing_is_sure_waits(tmp_path: Path) -> None:
@@ -218,19 +286,78 @@ def test_a_candidate_of_which_nothing_is_sure_waits(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(tmp_path: Path) -> None:
+    keeper, registry, _ = canary(tmp_path, slower=0.8)
+    alone = [replace(r, decision=replace(r.decision, beside=None)) for r in keeper.store.records()]
+    put(tmp_path / "alone", alone)
+    rules = replace(keeper.rules, limits=Limits(most_requests=900))
+    keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), rules=rules)
+    keeper.step()
+    assert registry.state().candidate is not None
+    replace(keeper, rules=replace(rules, limits=Limits(most_requests=800))).step()
+    assert registry.state().entry("p0003").stage == "refused"
+
+
+def test_a_candidate_of_a_world_that_is_no_more_makes_room_for_the_next(tmp_path: Path) -> None:
+    keeper, registry, said = canary(tmp_path, slower=1.0)
+    keeper = replace(keeper, rules=replace(keeper.rules, fewest_new=700))
+    keeper.store.tell(Event(keeper.store.records()[-800].time, "inputs_changed", "other requests"))
+    keeper.step()
+    assert registry.state().entry("p0003").stage == "refused"
+    assert "the world has changed since" in said[-1]
+
+
+def promoted(tmp_path: Path, n: int, **after: float) -> tuple[Keeper, Registry, list[str]]:
+    """A policy that was promoted, and n requests since, of which the one before decides a tenth."""
+    keeper, registry, said = canary(tmp_path, slower=0.8)
+    keeper.step()
+    state = registry.state()
+    names = [state.policies[one].policy for one in ("p0001", "p0003")]
+    # Of requests that take what they took before the promotion, on either arm.
+    records = tried(names, n, 0.9, time.time(), **{"slower": 0.8, **after})  # type: ignore[arg-type]
+    put(tmp_path / "records", records, "records-2.jsonl")
+    return keeper, registry, said
+
+
+@pytest.mark.parametrize(
+    ("after", "why"), [({"slower": 1.3}, "saves -"), ({"failing": 0.1}, "fails in"), ({}, "")], ids=str
+)
+def test_a_promoted_policy_that_goes_bad_is_rolled_back(tmp_path: Path, after: dict[str, float], why: str) -> None:
+    keeper, registry, said = promoted(tmp_path, 3000, **after)
+    keeper.step()
+    state = registry.state()
+    if not after:
+        assert state.active == "p0003"
+        assert state.candidate is not None
+        return
+    assert (state.active, state.candidate, state.entry("p0003").stage) == ("p0001", None, "refused")
+    assert f"rolled back ({why}" in said[-1]
+    assert state.history[-1].reason.startswith(why)
+    assert told(keeper) == ["policy_promoted", "policy_rolled_back"]
+
+
+def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(tmp_path: Path) -> None:
+    keeper, registry, said = promoted(tmp_path, 3000)
+    keeper = replace(keeper, rules=replace(keeper.rules, watched=3000))
+    keeper.step()
+    state = registry.state()
+    assert (state.active, state.previous, state.candidate) == ("p0003", "p0001", None)
+    assert said[-1] == "p0003: decides alone (no harm in 3000 requests)"
+
+
 def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(tmp_path: Path) -> None:
     keeper, registry, said = canary(tmp_path, slower=0.8)
     keeper.step()
-    lost = Event(time.time() + 5, "policy_loses", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
-    folder = tmp_path / "records" / "online"
-    Exchange(folder).write_events([lost])
+    keeper.store.tell(
+        Event(time.time() + 5, "policy_loses", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
+    )
     keeper.step()
     assert registry.state().active == "p0001"
     assert "rolled back" in said[-1]
 
 
 def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(tmp_path: Path) -> None:
-    registry, said = Registry(tmp_path / "registry"), []
+    registry, said = Registry(tmp_path / "registry"), list[str]()
     records = log(range(400), shadows=4)
     store = RecordStore(put(tmp_path / "records", records))
     keeper = Keeper(store, registry, PLAN, Rules(fewest_new=500), said.append)

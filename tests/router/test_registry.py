@@ -118,6 +118,42 @@ def test_from_shadow_to_active(three: Registry) -> None:
     assert three.active_folder() == three.folder("p0003")
 
 
+def test_the_policy_before_keeps_a_share_for_a_while(three: Registry) -> None:
+    three.advance("p0003", 0.5, "guard", begin=True)
+    revision = three.state().revision
+    three.promote("p0003", "guard", "proven", holdout=0.1)
+    state, held = three.state(), candidate_of(three)
+    assert (state.active, state.previous, state.revision) == ("p0003", "p0002", revision + 1)
+    assert (held.id, held.stage, held.share) == ("p0002", "holdout", 0.1)
+    assert stages(three) == {"p0001": "retired", "p0002": "holdout", "p0003": "active"}
+    three.end_holdout("guard", "no harm")
+    assert (three.state().previous, three.state().candidate, stages(three)["p0002"]) == ("p0002", None, "retired")
+    with unchanged(three):
+        assert refusal(three.end_holdout, "guard") == "there is no holdout (draftpick policies list)"
+        assert "below 1, not 1" in refusal(three.promote, "p0002", "guard", holdout=1.0)
+
+
+def test_a_holdout_ends_when_its_policy_serves_again_or_another_does(three: Registry) -> None:
+    three.promote("p0003", "guard", holdout=0.1)
+    three.rollback("guard", "errors")
+    assert stages(three) == {"p0001": "retired", "p0002": "active", "p0003": "refused"}
+    assert three.state().candidate is None
+    three.promote("p0001", "guard", holdout=0.1)
+    assert candidate_of(three).id == "p0002"
+    three.pin("p0003", "person")
+    assert (three.state().candidate, stages(three)["p0002"]) == (None, "retired")
+
+
+def test_a_candidate_keeps_when_it_began_through_its_stages(three: Registry) -> None:
+    three.advance("p0003", 0.1, "guard", begin=True)
+    first = candidate_of(three)
+    three.advance("p0003", 0.5, "guard")
+    assert candidate_of(three).began == first.began == first.since < candidate_of(three).since
+    three.begin("p0003", "job")
+    three.advance("p0003", 0.1, "guard")
+    assert candidate_of(three).began == candidate_of(three).since
+
+
 def test_another_candidate_retires_the_first(three: Registry, artefact: Path) -> None:
     three.begin("p0003", "job")
     other = three.add(artefact, {}, "job")

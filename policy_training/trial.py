@@ -1,0 +1,218 @@
+"""Two policies in service at once, as records tell of it: the candidate, drawn with a known share, and the active one.
+
+Whatever the other policy would have done with a request is on record (`Decision.beside`), so every request tells of
+both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time that was to be expected, known before:
+
+    value of a policy on a request = sum_a pi_a h_a + pi_taken / p_taken * (t - h_taken)
+
+is unbiased (doubly robust, with the propensities of both together). Where both give the same, their values are equal
+to the last digit: only what they disagree on is noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.bets import Floats
+from router.types import Record
+
+FEWEST_EARLIER = 100
+"""Earlier requests of the active policy, for a trial to be compared with what was usual."""
+
+_FAILED = ("engine_error", "timeout", "broken")
+_NOT_THEIRS = ("client_error", "cancelled")
+_CLIPPED, _RANGE = 0.99, (0.05, 0.95)
+_FEWEST_OF_ARM, _MOST_EARLIER = 10, 4000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Requests in order of `time` [n], in seconds since the epoch. Durations in seconds, NaN where undefined.
+
+    `share` [n]: the probability that the candidate was drawn, `own` [n]: whether it was. `candidate`, `active`
+    [n, arms]: what either gives the arms; `arm` [n]: which was taken. `expected_s` [n, arms]: TPOT that was to be
+    expected, by what was known before. `failed` [n]: by the engine's fault. Raises ValueError.
+    """
+
+    time: Floats
+    share: Floats
+    own: npt.NDArray[np.bool_]
+    candidate: Floats
+    active: Floats
+    arm: npt.NDArray[np.int64]
+    expected_s: Floats
+    tpot_s: Floats
+    ttft_s: Floats
+    failed: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if not ((self.share > 0) & (self.share < 1)).all():
+            raise ValueError("a request of a trial has a share of 0 or 1: one policy alone decided it")
+        if len({len(x) for x in vars(self).values()}) != 1:
+            raise ValueError("the arrays of a trial must be of one length")
+
+    def __len__(self) -> int:
+        return len(self.arm)
+
+    def first(self, n: int) -> "Trial":
+        """Its first n requests."""
+        return Trial(**{name: x[:n] for name, x in vars(self).items() if name in self.__dataclass_fields__})
+
+    @cached_property
+    def weights(self) -> tuple[Floats, Floats]:
+        """pi_taken / p_taken [n] of the candidate and of the active policy; at most 1 / share and 1 / (1 - share)."""
+        rows = np.arange(len(self))
+        ours, theirs = (pi[rows, self.arm] for pi in (self.candidate, self.active))
+        p = self.share * ours + (1.0 - self.share) * theirs
+        return ours / p, theirs / p
+
+    def more(self, happened: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """(x, least) [n]: how much more often it happens to the candidate's requests, and -x at most."""
+        ours, theirs = self.weights
+        return (ours - theirs) * happened, 1.0 / (1.0 - self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What was usual before a trial, under the active policy. Being known before, it favours nobody.
+
+    `scale_s`: P99 of TPOT; times beyond count alike, since the tail is looked at apart. `mean`: of TPOT in this unit.
+    `low`, `high`: what may be expected of a request, in this unit. `ttft_p99_s`.
+    """
+
+    scale_s: float
+    mean: float
+    low: float
+    high: float
+    ttft_p99_s: float
+
+    @classmethod
+    def of(cls, tpot_s: Floats, ttft_s: Floats, expected_s: Floats) -> "Usual":
+        """Of earlier requests [n]. Raises ValueError where no TPOT or no TTFT is known."""
+        if not (np.isfinite(tpot_s).any() and np.isfinite(ttft_s).any()):
+            raise ValueError("no time is known: give earlier finished requests of the active policy")
+        scale_s = float(np.nanquantile(tpot_s, _CLIPPED))
+        low, high = np.quantile(np.clip(expected_s / scale_s, 0.0, 1.0), _RANGE)
+        mean = float(np.nanmean(np.minimum(tpot_s / scale_s, 1.0)))
+        return cls(scale_s, mean, float(low), float(high), float(np.nanquantile(ttft_s, _CLIPPED)))
+
+    def saved(self, trial: Trial) -> tuple[Floats, Floats, Floats]:
+        """(x, least, most) [n]: time that the candidate saves on each request, in the unit of `scale_s`.
+
+        x is unbiased and lies between -least and most. A failed request takes 1: failing is no way to be fast.
+        Requests without a TPOT are left out.
+        """
+        known = trial.failed | np.isfinite(trial.tpot_s)
+        t = np.where(trial.failed, 1.0, np.minimum(trial.tpot_s / self.scale_s, 1.0))[known]
+        h = np.clip(trial.expected_s[known] / self.scale_s, self.low, self.high)
+        taken = h[np.arange(len(h)), trial.arm[known]]
+        ours, theirs = (w[known] for w in trial.weights)
+        share, width = trial.share[known], self.high - self.low
+        x = ((trial.active - trial.candidate)[known] * h).sum(1) + (theirs - ours) * (t - taken)
+        # share * ours + (1 - share) * theirs = 1, so x is a line in one of them, and its ends are these.
+        longest, shortest = 1.0 - self.low, self.high
+        least = width + np.maximum(longest / share, shortest / (1.0 - share))
+        return x, least, width + np.maximum(shortest / share, longest / (1.0 - share))
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """TPOT by context and arm, as earlier requests had it: ridge regression. `weights` [d + 1, arms]."""
+
+    centre: Floats
+    scale: Floats
+    weights: Floats
+
+    @classmethod
+    def fit(
+        cls, contexts: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], tpot_s: Floats, arms: int
+    ) -> "Expected":
+        """Of requests [n]; an arm that was hardly seen is expected to take what all take in the mean."""
+        from sklearn.linear_model import Ridge
+
+        centre, scale = contexts.mean(0).astype(np.float64), contexts.std(0) + 1e-6
+        z, weights = (contexts - centre) / scale, np.zeros((contexts.shape[1] + 1, arms))
+        weights[-1] = tpot_s.mean()
+        for one in range(arms):
+            seen = arm == one
+            if seen.sum() >= _FEWEST_OF_ARM:
+                model = Ridge(alpha=contexts.shape[1]).fit(z[seen], tpot_s[seen])
+                weights[:, one] = [*model.coef_, model.intercept_]
+        return cls(centre, scale, weights)
+
+    def __call__(self, contexts: npt.NDArray[np.float32]) -> Floats:
+        """Seconds [n, arms]; not below 0."""
+        z = (contexts - self.centre) / self.scale
+        return np.asarray(np.maximum(z @ self.weights[:-1] + self.weights[-1], 0.0))
+
+
+def trial_of(records: Sequence[Record], began: float, candidate: str, active: str) -> tuple[Trial, Usual] | None:
+    """The trial of a candidate that began at a time; both are ids of policies, `records` in order of time.
+
+    None while it has no request, or too few earlier ones of the active policy are there.
+    """
+    rows = [r for r in records if r.time > began and _is_of(r, candidate, active)]
+    if not rows or rows[0].context is None:
+        return None
+    featurizer = rows[0].context.featurizer
+    rows, seen = (
+        [r for r in some if r.context is not None and r.context.featurizer == featurizer]
+        for some in (rows, [r for r in records if r.time <= began and _tells(r)][-_MOST_EARLIER:])
+    )
+    usual = [i for i, r in enumerate(seen) if r.decision.policy == active and r.decision.reason == "policy"]
+    if len(usual) < FEWEST_EARLIER:
+        return None
+    arms = sorted({arm for r in (*rows, *seen) for arm in r.decision.probabilities})
+    taken, contexts = np.asarray([arms.index(r.decision.arm) for r in seen]), _contexts(seen)
+    tpot_s, ttft_s = _times(seen)
+    model = Expected.fit(contexts, taken, tpot_s, len(arms))
+    expected_s = model(contexts)[np.arange(len(seen)), taken]
+    return _trial(rows, candidate, active, arms, model), Usual.of(tpot_s[usual], ttft_s[usual], expected_s[usual])
+
+
+def _is_of(record: Record, candidate: str, active: str) -> bool:
+    """Whether one of the two decided a request, and the other said what it would have done; not a client's fault."""
+    made = record.decision
+    return (
+        made.beside is not None
+        and {made.policy, *made.beside} == {candidate, active}
+        and 0.0 < made.policy_share < 1.0
+        and made.reason == "policy"
+        and record.attempt == 1
+        and record.outcome.status not in _NOT_THEIRS
+    )
+
+
+def _tells(record: Record) -> bool:
+    """Whether it says how long an arm took."""
+    known = record.outcome.status == "ok" and record.outcome.tpot_s is not None and record.context is not None
+    return known and record.decision.reason in ("policy", "shadow")
+
+
+def _trial(rows: Sequence[Record], candidate: str, active: str, arms: Sequence[str], model: Expected) -> Trial:
+    made = [r.decision for r in rows]
+    own = np.asarray([one.policy == candidate for one in made])
+    drawn = np.asarray([one.policy_share for one in made])
+    by_policy = [{one.policy: one.probabilities, **(one.beside or {})} for one in made]
+    ours, theirs = (
+        np.asarray([[of[id].get(arm, 0.0) for arm in arms] for of in by_policy]) for id in (candidate, active)
+    )
+    return Trial(
+        np.asarray([r.time for r in rows]), np.where(own, drawn, 1.0 - drawn), own, ours, theirs,
+        np.asarray([arms.index(one.arm) for one in made]), model(_contexts(rows)), *_times(rows),
+        np.asarray([r.outcome.status in _FAILED for r in rows]),
+    )  # fmt: skip
+
+
+def _contexts(rows: Sequence[Record]) -> npt.NDArray[np.float32]:
+    return np.stack([r.context.vector for r in rows if r.context is not None])
+
+
+def _times(rows: Sequence[Record]) -> tuple[Floats, Floats]:
+    """TPOT and TTFT [n]; NaN where undefined."""
+    known = [(r.outcome.tpot_s, r.outcome.ttft_s) for r in rows]
+    tpot_s, ttft_s = (np.asarray([np.nan if x is None else x for x in column]) for column in zip(*known, strict=True))
+    return tpot_s, ttft_s

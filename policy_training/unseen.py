@@ -1,0 +1,127 @@
+"""Gates on requests that training has not seen: the same tasks in other words, and domains left out in turn.
+
+Both train the same learner anew without the requests that they judge, and ask what that policy would have chosen.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.dataset import Dataset, DatasetError
+from policy_training.gates import FEWEST_PAIRED, MARGIN, Check
+from policy_training.learners.base import Scaling, contexts_of
+from policy_training.matrix import Floats, Matrix, matrix
+from policy_training.train import choices
+from router.policies.base import Policy
+
+KEPT_GAIN = 0.95
+"""Of what is saved against the default arm, other words for the same tasks must leave so much."""
+DOMAINS = 5
+"""How many kinds of requests are told apart in records, which do not say theirs."""
+_RESAMPLES, _SURE = 2000, 0.05
+Fit = Callable[[Matrix], Policy]
+Labels = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """Requests with the times of all arms, and the domain of each [n]; `trained`: of those that are learned from."""
+
+    judged: Matrix
+    labels: Labels
+    trained: Labels
+
+    def __iter__(self) -> Iterator[tuple[str, Matrix, npt.NDArray[np.bool_]]]:
+        """Each domain of enough requests: its name, its requests, and what is learned from when it is left out."""
+        for name in np.unique(self.labels).tolist():
+            mine = self.labels == name
+            if mine.sum() >= FEWEST_PAIRED:
+                yield name, self.judged.take(mine), self.trained != name
+
+
+def domains_of_kinds(learned: Matrix, judged: Matrix) -> Domains:
+    """The kinds of measured or replayed requests; one of `learned` that is none of them is of the kind it is nearest.
+
+    Nearest by the means of kinds, in scaled contexts.
+    """
+    scaling, labels = Scaling.of(contexts_of(learned)), np.asarray(judged.kinds)
+    of_judged, names = scaling(contexts_of(judged)), np.unique(labels)
+    centres = np.stack([of_judged[labels == name].mean(0) for name in names])
+    near = names[_nearest(scaling(contexts_of(learned)), centres)]
+    known = dict(zip(judged.prompt_ids, judged.kinds, strict=True))
+    trained = [known.get(id, str(one)) for id, one in zip(learned.prompt_ids, near, strict=True)]
+    return Domains(judged, labels, np.asarray(trained))
+
+
+def domains_of_records(learned: Matrix, data: Dataset, seed: int) -> Domains:
+    """Clusters of the contexts that are learned from; judged are the records that shadows gave the times of all arms.
+
+    Raises `DatasetError` where there are none.
+    """
+    from sklearn.cluster import KMeans
+
+    judged = matrix(data, learned.arms, featurizer=learned.featurizer)
+    scaling = Scaling.of(contexts_of(learned))
+    z = scaling(contexts_of(learned))
+    found = KMeans(min(DOMAINS, len(z)), n_init=1, random_state=seed).fit(z)
+    names = np.asarray([f"cluster-{i}" for i in range(found.n_clusters)])
+    near = _nearest(scaling(contexts_of(judged)), found.cluster_centers_)
+    return Domains(judged, names[near], names[found.labels_])
+
+
+def _nearest(z: npt.NDArray[np.float32], centres: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    return np.asarray(np.square(z[:, None, :] - centres).sum(2).argmin(1))
+
+
+def in_other_words(learned: Matrix, own: Matrix, reworded: Matrix, default: str, fit: Fit) -> Check:
+    """Does the gain survive other words? `own` holds the same requests, by their ids, in their first words.
+
+    It does not when less than 95 % of it is left, and the loss is shown (95 %). Raises `DatasetError` when the two have
+    no request in common.
+    """
+    ids = {id: i for i, id in enumerate(own.prompt_ids)}
+    other = reworded.take(np.asarray([id in ids for id in reworded.prompt_ids]))
+    if len(other) < FEWEST_PAIRED:
+        raise DatasetError(f"{len(other)} reworded requests are in the other data, too: {FEWEST_PAIRED} are needed")
+    first = replace(other, contexts=contexts_of(own)[[ids[id] for id in other.prompt_ids]])
+    judged = set(other.prompt_ids)
+    policy = fit(learned.take(np.asarray([id not in judged for id in learned.prompt_ids])))
+    before, after = ((choices(policy, data) * other.time_s).sum(1) for data in (first, other))
+    base = other.time_s[:, other.arms.index(default)]
+    saved, left = (float(1.0 - times.sum() / base.sum()) for times in (before, after))
+    low, high = _interval((after - before), base, _SURE)
+    why = f"saves {left:.1%} against {default} in other words, {saved:.1%} in its own: {low:.1%} to {high:.1%} less"
+    kept = left / saved if saved > 0.0 else float("nan")
+    return Check("rewording", not (left < KEPT_GAIN * saved and low > 0.0), kept, KEPT_GAIN, why)
+
+
+def left_out(learned: Matrix, domains: Domains, fit: Fit, told: Callable[[str], None] = lambda name: None) -> Check:
+    """Is a domain that training never saw served no slower than by the best engine for all that it did see?
+
+    It is when it takes over 2 % longer, and that it takes longer is shown (95 % for all domains at once). Raises
+    `DatasetError` where not two domains have enough requests.
+    """
+    parts = list(domains)
+    if len(parts) < 2:
+        raise DatasetError(f"{len(parts)} domains have {FEWEST_PAIRED} requests with the times of all arms: two must")
+    worst, why = 0.0, "no domain is slower than with the best engine of the others"
+    for name, requests, rest in parts:
+        seen = learned.take(rest)
+        policy, fixed = fit(seen), int(seen.time_s.sum(0).argmin())
+        ours, theirs = (choices(policy, requests) * requests.time_s).sum(1), requests.time_s[:, fixed]
+        excess = float(ours.sum() / theirs.sum() - 1.0)
+        least, most = _interval(ours - theirs, theirs, _SURE / len(parts))
+        if least > 0.0 and excess > worst:
+            worst = excess
+            why = f"{name}: {excess:.1%} slower than {seen.arms[fixed]} alone ({least:.1%} to {most:.1%})"
+        told(name)
+    return Check("left_out_domain", worst <= MARGIN, worst, MARGIN, f"{why}; {len(parts)} domains left out in turn")
+
+
+def _interval(a: Floats, b: Floats, alpha: float) -> tuple[float, float]:
+    """Bounds of sum(a) / sum(b), each with probability 1 - alpha: a bootstrap over requests."""
+    rows = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
+    low, high = np.quantile(a[rows].sum(1) / b[rows].sum(1), [alpha, 1.0 - alpha])
+    return float(low), float(high)

@@ -1,0 +1,105 @@
+"""Gates on what training has not seen: words that change nothing pass, words that mislead do not; nor do domains."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policy_training.dataset import DatasetError
+from policy_training.from_records import dataset_of
+from policy_training.learners import learner
+from policy_training.matrix import Matrix
+from policy_training.train import fitted
+from policy_training.unseen import domains_of_kinds, domains_of_records, in_other_words, left_out
+from router.policies.base import Policy
+from tests.policy_training.bandit import SETTING, Bandit
+from tests.policy_training.test_retrain import log
+
+MATRIX = Bandit.draw(600, seed=3).matrix()
+TRAINED: list[Sequence[str]] = []
+
+
+def fit(rows: Matrix) -> Policy:
+    TRAINED.append(rows.prompt_ids)
+    return fitted(rows, learner("tau_cost"), SETTING)
+
+
+def reworded(moved: float, n: int = 200) -> Matrix:
+    """The first n requests, whose embedding moved so far from where it was."""
+    assert MATRIX.contexts is not None
+    contexts = MATRIX.contexts.copy()
+    contexts[:, :4] += moved * np.roll(np.eye(4), 1, axis=0)[contexts[:, :4].argmax(1)]
+    return replace(MATRIX, contexts=contexts).take(np.arange(n))
+
+
+def test_other_words_that_say_the_same_keep_the_gain() -> None:
+    check = in_other_words(MATRIX, MATRIX, reworded(0.2), "plain", fit)
+    assert check.passed, check
+    assert check.value > 0.95
+    assert not set(TRAINED[-1]) & set(MATRIX.prompt_ids[:200])  # what judges was not learned from
+
+
+def test_other_words_that_mislead_are_shown_to() -> None:
+    check = in_other_words(MATRIX, MATRIX, reworded(6.0), "plain", fit)
+    assert not check.passed
+    assert check.value < 0.95
+    assert "saves" in check.why
+
+
+def test_other_words_need_the_same_requests_in_their_own() -> None:
+    others = replace(reworded(0.2), prompt_ids=tuple(f"other{i}" for i in range(200)))
+    with pytest.raises(DatasetError, match="0 reworded requests are in the other data"):
+        in_other_words(MATRIX, MATRIX, others, "plain", fit)
+
+
+def test_a_domain_that_training_never_saw_is_served_by_the_best_of_the_others() -> None:
+    named = list[str]()
+    check = left_out(MATRIX, domains_of_kinds(MATRIX, MATRIX), fit, named.append)
+    assert check.passed, check
+    assert named == [f"cluster-{i}" for i in range(4)]
+    kinds = dict(zip(MATRIX.prompt_ids, MATRIX.kinds, strict=True))
+    assert {len({kinds[id] for id in ids}) for ids in TRAINED[-4:]} == {3}
+
+
+def test_a_domain_that_looks_like_another_and_is_not_is_found() -> None:
+    """Of two that look alike, one is maths that the head flies through, and in the other it accepts nothing."""
+    two = MATRIX.only(("plain", "math"))
+    assert two.contexts is not None
+    kinds = np.asarray(two.kinds)
+    two = two.take((kinds != "cluster-2") | (np.arange(600) % 5 == 0))
+    assert two.contexts is not None
+    contexts = two.contexts.copy()
+    trap = np.asarray(two.kinds) == "cluster-3"
+    contexts[trap, 2], contexts[trap, 3] = contexts[trap, 3], 0.6
+    alike = replace(two, contexts=contexts)
+    check = left_out(alike, domains_of_kinds(alike, alike), fit)
+    assert not check.passed
+    assert check.why.startswith("cluster-3:")
+    assert check.value > 0.15
+
+
+def test_requests_that_do_not_say_their_kind_are_of_the_nearest() -> None:
+    records, base = MATRIX.take(np.arange(300)), MATRIX.take(np.arange(300, 600))
+    anonymous = replace(records, kinds=("traffic",) * 300, prompt_ids=tuple(f"r{i}/1" for i in range(300)))
+    domains = domains_of_kinds(anonymous + base, base)
+    assert (domains.labels == np.asarray(base.kinds)).all()
+    assert (domains.trained == np.asarray([*records.kinds, *base.kinds])).mean() > 0.98
+
+
+def test_records_whose_shadows_tell_of_all_arms_are_judged_by_cluster() -> None:
+    data = dataset_of(log(range(600), shadows=2))
+    learned = replace(MATRIX, prompt_ids=tuple(f"r{i}/1" for i in range(600)))
+    domains = domains_of_records(learned, data, 0)
+    assert len(domains.judged) == 300
+    assert len(domains.trained) == 600
+    assert 2 <= len(list(domains)) <= 5
+    assert left_out(learned, domains, fit).passed
+    with pytest.raises(DatasetError, match="no request was measured under all"):
+        domains_of_records(learned, dataset_of(log(range(100))), 0)
+
+
+def test_one_domain_alone_cannot_be_left_out() -> None:
+    one = replace(MATRIX, kinds=("math",) * 600)
+    with pytest.raises(DatasetError, match="1 domains have 20 requests"):
+        left_out(one, domains_of_kinds(one, one), fit)
