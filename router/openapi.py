@@ -73,7 +73,7 @@ def description(model: str) -> dict[str, object]:
         "paths": {
             "/health": {"get": _get("The process lives.")},
             "/ready": {"get": _get("Whether an engine can take requests, and the router's state.", "503")},
-            "/metrics": {"get": _text("What the engines say of themselves, for Prometheus.")},
+            "/metrics": {"get": _text("What routers and engines say of themselves, for Prometheus.")},
             "/v1/models": {"get": _get("The target.")},
             "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},

@@ -1,6 +1,7 @@
 """Dashboard and alerts: every query asks for what a live router's page has; alerts fire when they should."""
 
 import asyncio
+import importlib.util
 import itertools
 import json
 import shutil
@@ -153,6 +154,18 @@ async def test_every_query_asks_for_what_the_page_has(url: str) -> None:
         if label not in page.get(metric, set())
     }
     assert not unknown
+
+
+async def test_engines_are_asked_for_what_vllm_counts() -> None:
+    """By the names in its source, which is not loaded; mock engines show the same."""
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        pytest.skip("vLLM is not installed")
+    source = "".join(path.read_text() for path in Path(vllm.origin).parent.glob("v1/**/metrics*/**/*.py"))
+    source += (Path(vllm.origin).parent / "v1" / "spec_decode" / "metrics.py").read_text()
+    asked = {metric for query in all_queries().values() for metric, _ in asked_for(query) if metric.startswith("vllm:")}
+    assert len(asked) > 4
+    assert {name for name in asked if f'"{name.removesuffix("_total")}"' not in source} == set()
 
 
 async def test_prometheus_evaluates_every_query(url: str, tmp_path: Path) -> None:
