@@ -79,7 +79,7 @@ def scheduled(name: str, profiles: Mapping[str, Profile], made: Requests, **more
     steps = [Steps(mode.profile) for mode in modes]
 
     def token_s(mode: int, running: int) -> float:
-        return steps[mode](running, context, sampled) / modes[mode].tau_ratio
+        return steps[mode].expected(running, context, sampled) / modes[mode].tau_ratio
 
     sizes = range(1, modes[0].profile.max_running + 1)
     chosen = [min(range(len(modes)), key=lambda mode: token_s(mode, running)) for running in sizes]
@@ -87,7 +87,11 @@ def scheduled(name: str, profiles: Mapping[str, Profile], made: Requests, **more
 
 
 class Steps:
-    """Seconds of a step by (running, mean context, share of sampled requests), from a table of all batch sizes."""
+    """Seconds of a step by (running, mean context, whether any is sampled), from a table of all batch sizes.
+
+    One sampled request sends the logits of all through the sampler: vLLM's masks of top-p and top-k are of whole
+    batches (`apply_top_k_top_p`).
+    """
 
     def __init__(self, profile: Profile) -> None:
         self._contexts = profile.contexts
@@ -98,13 +102,17 @@ class Steps:
         ]
         self._one = len(self._contexts) == 1
 
-    def __call__(self, running: int, context: float, sampled: float) -> float:
-        greedy, other = self._halves[GREEDY][running], self._halves[SAMPLED][running]
+    def __call__(self, running: int, context: float, sampled: bool) -> float:
+        row = self._halves[SAMPLED if sampled else GREEDY][running]
         if self._one:
-            return greedy[0] + sampled * (other[0] - greedy[0])
+            return row[0]
         at, share = _between(self._contexts, context)
-        first = greedy[at] + share * (greedy[at + 1] - greedy[at])
-        return first + sampled * (other[at] + share * (other[at + 1] - other[at]) - first)
+        return row[at] + share * (row[at + 1] - row[at])
+
+    def expected(self, running: int, context: float, share: float) -> float:
+        """Where each of those that run is sampled with this probability."""
+        none = (1 - share) ** running
+        return none * self(running, context, False) + (1 - none) * self(running, context, True)
 
 
 def _between(grid: Sequence[int], value: float) -> tuple[int, float]:

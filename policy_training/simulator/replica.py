@@ -57,7 +57,7 @@ class Replica(ABC):
         self._running: list[tuple[float, int]] = []
         self._done, self._ahead = 0.0, 0.0
         self._since, self._step_s, self._mode = 0.0, 1.0, kind.arm.mode_at(1)
-        self._context = self._sampled = 0.0
+        self._context, self._sampled = 0.0, 0
 
     @abstractmethod
     def arrive(self, now: float, i: int) -> None:
@@ -90,8 +90,8 @@ class Replica(ABC):
 
     def _step(self, running: int) -> float:
         """Seconds of a step of requests such as those that are running."""
-        one = 1 / max(len(self._running), 1)
-        return self._kind.steps[self._mode](running, self._context * one, self._sampled * one)
+        context = self._context / max(len(self._running), 1)
+        return self._kind.steps[self._mode](running, context, self._sampled > 0)
 
     def _switch(self, running: int) -> None:
         """Take the draft length for so many requests; what is left of each counts in its new steps."""
@@ -160,7 +160,7 @@ class LockStep(Replica):
     def _plan(self) -> None:
         running = len(self._running)
         if not running:
-            self.next_s, self._context, self._sampled = math.inf, 0.0, 0.0
+            self.next_s, self._context = math.inf, 0.0  # no sum of roundings
             return
         self._switch(running)
         self._step_s = self._step(running)

@@ -197,6 +197,14 @@ def test_the_cost_of_context_and_of_sampling_counts() -> None:
     assert sampled.latency_s == pytest.approx([100 * 0.045])
 
 
+def test_one_sampled_request_sends_all_of_its_batch_through_the_sampler() -> None:
+    base = profile(prefill_s=0.0)
+    one = Arm.of("a", replace(base, step_s=(((0.01,),) * 2, ((0.03,),) * 2)))
+    made = replace(requests([0.0, 0.0], {"a": 1.0}, [11.0, 101.0]), sampled=np.asarray([True, False]))
+    run = simulate(Fleet((one,), (1,)), made, Fixed())
+    assert run.finish_s == pytest.approx([10 * 0.03, 10 * 0.03 + 91 * 0.01])  # the second came a step later
+
+
 def test_an_interval_over_seeds() -> None:
     found = interval([1.0, 2.0, 3.0])
     assert (found.value, found.low, found.high) == pytest.approx(

@@ -6,6 +6,7 @@ told it: what is judged is who runs, who waits, and what a step takes meanwhile.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.progress import Progress
 from deploy.config import resolve
 from deploy.console import prepare_models
 from deploy.profiling import measured, save, subjects
+from engines.held import SAMPLING
 from engines.profile import GREEDY, Profile
 from engines.profiling import Plan
 from policy_training.simulator.arm import Arm
@@ -30,7 +32,7 @@ from tests.bench.simulator.__main__ import compared
 from tests.bench.simulator.live import Live, send
 
 _PLAN = Plan(batches=(1, 2, 4, 8, 16), contexts=(128,), steps=12, longest_s=2.0)
-_N, _USUAL_TOKENS, _USUAL_TAU = 60, 48, 1.8
+_N, _USUAL_TOKENS, _USUAL_TAU = 48, 48, 1.8
 LOADS: Mapping[str, float] = {"low": 0.3, "high": 0.8}
 """Shares of the requests a second that the engine could serve with eight at once."""
 
@@ -61,12 +63,12 @@ def _most(profile: Profile, tau: float) -> float:
 
 
 def _one(profile: Profile, name: str, model: str, url: str, rate: float, told: Callable[[], None]) -> dict[str, float]:
-    rng = np.random.default_rng(0)
+    rng, salt = np.random.default_rng(0), str(time.time_ns())  # no cache knows these prompts
     prompts = generate(_N, seed=900, sampled_share=0.5)
     tokens, at_s = rng.integers(16, 96, _N), poisson(_N, rate, rng)
 
     def body(i: int) -> dict[str, Any]:
-        return _body(model, prompts[i], int(tokens[i]))
+        return _body(model, prompts[i], int(tokens[i]), salt)
 
     planned = _requests(name, prompts, at_s, tokens.astype(float), np.ones(_N), np.ones(_N))
     fleet = Fleet((Arm.of(name, profile, prefill_tokens=2048),), (1,))
@@ -75,10 +77,10 @@ def _one(profile: Profile, name: str, model: str, url: str, rate: float, told: C
     return compared(simulate(fleet, made, Fixed()).latency_s, live.latency_s)
 
 
-def _body(model: str, prompt: Prompt, tokens: int) -> dict[str, Any]:
+def _body(model: str, prompt: Prompt, tokens: int, salt: str) -> dict[str, Any]:
     return {
-        "model": model, "messages": [{"role": "user", "content": prompt.text}], "temperature": prompt.temperature,
-        "max_tokens": tokens, "ignore_eos": True, "cache_salt": prompt.id,
+        "model": model, "messages": [{"role": "user", "content": prompt.text}], "max_tokens": tokens,
+        "ignore_eos": True, "cache_salt": f"{prompt.id} {salt}", **SAMPLING[prompt.temperature > 0],
     }  # fmt: skip
 
 
