@@ -22,7 +22,8 @@ from router.errors import PolicyRefused
 from router.ingress import RouterApp
 from router.openai import parse
 from router.ray_metrics import Mirror
-from router.router import Addresses, Router, Tell, fixed
+from router.router import Addresses, Router, fixed
+from router.scaling import Tell
 
 log = logging.getLogger("draftpick.router")
 

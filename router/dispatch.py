@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -19,8 +18,9 @@ from router.admission import Admission
 from router.attempt import Attempt, Incoming, Reply
 from router.config import RouterConfig
 from router.continuation import Continuation
+from router.decider import Decider
 from router.demand import Demand
-from router.errors import BadRequest, EngineFailed, NoEngine, Overloaded
+from router.errors import EngineFailed
 from router.explain import Explained, Standing, standings, terms_of
 from router.features import Featurizer
 from router.load import LoadModel, Objective
@@ -30,7 +30,6 @@ from router.metrics import Metrics
 from router.online import Event
 from router.openai import Request
 from router.policies.base import Policy
-from router.policies.simple import FixedPolicy
 from router.prefixes import PrefixIndex
 from router.recent import Recent
 from router.records import RecordWriter
@@ -76,20 +75,21 @@ class Dispatcher:
         self._config, self.featurizer = config, featurizer
         self.serving = Serving(config, policy, self._heard)
         self._replicas, self._client, self._records = replicas, client, records
-        self._default = FixedPolicy(replicas.arms, config.default_engine)
         self.load = LoadModel(config.load, replicas, accelerators)
         self.demand = Demand(replicas.arms)
         self._prefixes = PrefixIndex(config.prefixes)
-        self._rng = np.random.default_rng(config.seed)
         self.admission = Admission(config.limits)
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine, tell=self.serving.tell_of_arm)
         self.counts: Counter[str] = Counter()
         self.plain = plain or config.default_engine
+        rng = np.random.default_rng(config.seed)
+        self.decide = Decider(
+            config, self.serving, replicas, self.load, self.watch, self.admission, self.counts, self.plain, rng
+        )
         self.objective, self.recent = config.load.objective, Recent(self.plain)
         self.metrics = Metrics(replicas.arms, self.plain)
         self._tracing, self._logs = tracing, config.logs.requests
-        self._plain = FixedPolicy(replicas.arms, self.plain)
-        self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, self._rng)
+        self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, rng)
 
     async def explain(
         self, request: Request, objective: Objective | None = None, explore: bool = True
@@ -97,7 +97,7 @@ class Dispatcher:
         """Which engine a request would go to, with which probability every engine, and why. Nothing is sent."""
         context, read = await self.featurize(request), self._prefixes.seen(request.body)
         decision = self.decide(context, explore=explore, read=read, objective=objective)
-        may = self._may_take(self._replicas.eligible())
+        may = self.decide.may_take(self._replicas.eligible())
         known = [arm for arm in may if arm not in self.load.stale] or may
         served, wanted = self.serving.named(decision.policy), objective or self.objective
         terms = terms_of(decision, served, context)
@@ -251,75 +251,6 @@ class Dispatcher:
         if made.reason == "policy":
             self.demand.saw(made.alone or made.arm, made.arm)
         return made
-
-    def decide(
-        self,
-        context: Context | None,
-        pin: str | None = None,
-        *,
-        failed: Collection[str] = (),
-        tried: Collection[Replica] = (),
-        explore: bool = True,
-        read: Mapping[str, int] = _NOTHING,
-        objective: Objective | None = None,
-    ) -> Decision:
-        """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
-
-        `explore`: whether it may be one that is tried out; `read`: see `ReplicaTable.pick`.
-
-        Raises `NoEngine`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
-        """
-        arms = self._replicas.eligible(tried)
-        if pin is not None:
-            return self._pinned(pin, arms)
-        if not arms:
-            if self._replicas.listening():
-                raise Overloaded("every engine is full", retry_after_s=self.admission.limits.retry_after_s)
-            raise NoEngine("no engine is ready", code="no_engine")
-        eligible = self._may_take([arm for arm in arms if arm not in failed] or arms)
-        if self.load.stale:
-            known = [arm for arm in eligible if arm not in self.load.stale]
-            if not known:
-                return self._fall_back("stale_load", eligible, self._plain)
-            eligible = known
-        needs = self.serving.policy.featurizer
-        if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
-            return self._fall_back("no_context", eligible)
-        loads = None
-        if context is not None and self._config.load.enabled:
-            loads = partial(self.load.now, context=context, read=read, objective=objective)
-        try:
-            return self.serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0, loads)
-        except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
-            log.exception("policy %s failed", self.serving.policy.id)
-            return self._fall_back("policy_error", eligible)
-
-    def _may_take(self, arms: list[str]) -> list[str]:
-        """Of these arms, those that are not in quarantine; all of them, when all are."""
-        if not self.watch.quarantined:
-            return arms
-        load = self._replicas.load()
-        return [arm for arm in arms if self.watch.admits(arm, load[arm])] or arms
-
-    def _explored(self) -> float:
-        """The share that may go to engines that are tried out, now."""
-        most = self._config.exploration.max_in_flight
-        return 0.0 if most is not None and self.admission.in_flight >= most else self.serving.explore
-
-    def _pinned(self, pin: str, eligible: list[str]) -> Decision:
-        if not self._config.allow_pin:
-            raise BadRequest("pinning is switched off", param="x-draftpick-arm", code="pin_not_allowed")
-        if pin not in self._replicas.arms:
-            known = ", ".join(self._replicas.arms)
-            raise BadRequest(f"no engine {pin!r} (engines: {known})", param="x-draftpick-arm", code="unknown_engine")
-        if pin not in eligible:
-            raise NoEngine(f"engine {pin!r} is not ready", code="no_engine")
-        return Decision(pin, 1.0, {pin: 1.0}, self.serving.policy.id, "pinned")
-
-    def _fall_back(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
-        self.counts[f"fallback_{reason}"] += 1
-        made = (policy or self._default).decide(None, eligible, self._rng)
-        return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")
 
     async def _try(self, attempt: Attempt, reply: Reply) -> Status:
         """One attempt on one engine; leaves exactly one record, however it ends. Raises `TimedOut` before it."""

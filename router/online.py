@@ -75,6 +75,11 @@ class Online:
         self.put_aside = False
         self.shifts: Shifts | None = None
 
+    @property
+    def corrects(self) -> bool:
+        """Whether measured times correct those that the policy predicts."""
+        return self._config.correction.enabled
+
     def waited(self) -> None:
         """Count an answer of the engine that serves while the policy is put aside; try the policy again in time."""
         self._seen += 1

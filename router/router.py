@@ -17,7 +17,6 @@ from engines.replicas import ReplicaTable
 from router.admin import Hooks
 from router.chosen import Chosen, choose, choose_policy, may_be_registry
 from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
-from router.demand import Scalable, replicas
 from router.dispatch import Dispatcher
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
@@ -27,6 +26,7 @@ from router.fleet_metrics import fleet_metrics, page_of
 from router.gauges import Gauges
 from router.ingress import RouterApp
 from router.keys import Keyring
+from router.news import News
 from router.online import Event
 from router.pointer import Watched
 from router.policies import check_features
@@ -35,6 +35,7 @@ from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
 from router.registry import STATE, Registry
 from router.reports import Reports
+from router.scaling import Scaling, Tell
 from router.shadow import WORKERS
 from router.static_encoder import StaticFeaturizer
 from router.tracing import Tracing
@@ -46,7 +47,6 @@ _ADDRESSES_S = 5.0
 _WATCH_S = 0.25
 Addresses = Callable[[], Awaitable[list[str]]]
 """Asks for the addresses of an arm's replicas."""
-Tell = Callable[[int], Awaitable[object]]
 Pages = Callable[[], Awaitable[Mapping[str, str]]]
 """Asks the other routers of the fleet for their pages of metrics, by name."""
 
@@ -78,7 +78,6 @@ class Router:
             timeout_s=router.timeout_s,
             stall_timeout_s=router.stall_timeout_s,
         )
-        self._tell_wanted, self._fleet = tell_wanted or {}, scalable(config)
         self._name, self._others = name, others
         self._tracing = Tracing(router.tracing) if router.tracing.share else None
         # Before they are read: what changes meanwhile is seen then.
@@ -116,7 +115,7 @@ class Router:
         self._serve(chosen)
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
-        self._exchange = Exchange(folder) if folder else None
+        self._news = News(Exchange(folder), self.dispatcher) if folder else None
         hooks = Hooks(
             self.state,
             self.start,
@@ -127,9 +126,13 @@ class Router:
             self.registry,
         )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
-        self.wanted: dict[str, int] = {}
+        self._scaling = Scaling(config, self._replicas, self.dispatcher, tell_wanted or {})
         gauges = Gauges(
-            self.dispatcher, self._replicas, self._records, lambda: self.wanted, lambda: self.refused is not None
+            self.dispatcher,
+            self._replicas,
+            self._records,
+            lambda: self._scaling.wanted,
+            lambda: self.refused is not None,
         )
         self.collectors: tuple[Collector, ...] = (self.dispatcher.metrics, gauges, ProcessCollector(registry=None))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,22 +144,21 @@ class Router:
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
         if self._config.shadow.share:
             self._tasks |= {asyncio.create_task(self.dispatcher.shadow.run()) for _ in range(WORKERS)}
-        if self._tell_wanted:
-            self._tasks.add(asyncio.create_task(self._scale()))
+        if self._scaling.tells:
+            self._tasks.add(asyncio.create_task(self._scaling.run()))
         if self._config.load.enabled:
             self._tasks.add(asyncio.create_task(self._reports.run()))
-        if self._exchange is not None:
-            self._tasks.add(asyncio.create_task(self._exchange_news(self._exchange)))
+        if self._news is not None:
+            self._tasks.add(asyncio.create_task(self._news.run()))
 
     async def stop(self) -> None:
         """Close connections and write what is queued."""
         for task in self._tasks:
             task.cancel()
         await self._client.close()
-        if self._exchange is not None:
+        if self._news is not None:
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._write_news, self._exchange)
-                await asyncio.to_thread(self._exchange.leave)
+                await asyncio.to_thread(self._news.end)
         if self._records is not None:
             await asyncio.to_thread(self._records.close)
         if self._tracing is not None:
@@ -190,51 +192,6 @@ class Router:
         if chosen.policy.id != before:
             text = f"{chosen.policy.id} serves after {before}"
             serving.tell(Event(time.time(), "policy_taken", text, policy=chosen.policy.id))
-
-    async def _exchange_news(self, exchange: Exchange) -> None:
-        """Write events, and swap corrections with the other replicas, once a second."""
-        while True:
-            await asyncio.sleep(_REFRESH_S)
-            try:
-                await asyncio.to_thread(self._write_news, exchange)
-                if self._config.online.correction.enabled:
-                    await self._swap_corrections(exchange)
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("no news for the other routers: %s", error)
-
-    def _write_news(self, exchange: Exchange) -> None:
-        unwritten, events = self.dispatcher.serving.unwritten, list[Event]()
-        with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
-            while unwritten:
-                events.append(unwritten.popleft())
-        if events:
-            try:
-                exchange.write_events(events)
-            except OSError:
-                self.dispatcher.counts["events_dropped"] += len(events)
-                raise
-
-    async def _swap_corrections(self, exchange: Exchange) -> None:
-        online = self.dispatcher.serving.online()
-        others = await asyncio.to_thread(exchange.swap, {policy: one.correction.own() for policy, one in online})
-        for policy, one in online:
-            one.correction.take(others.get(policy, []))
-            one.renew()
-
-    async def _scale(self) -> None:
-        """Tell engines how many of their replicas are wanted."""
-        while True:
-            await asyncio.sleep(self._config.scaling.every_s)
-            own = sum(r.in_flight for there in self._replicas.by_arm.values() for r in there)
-            others = sum(r.others for there in self._replicas.by_arm.values() for r in there)
-            # Where others send requests, too, these are taken to wish for the same.
-            scale = 1.0 + others / own if own else 1.0
-            demand = self.dispatcher.demand.in_flight(self.dispatcher.load.service_s)
-            self.wanted = replicas(
-                {arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.scaling.budget
-            )
-            told = [self._tell_wanted[arm](n) for arm, n in self.wanted.items() if arm in self._tell_wanted]
-            await asyncio.gather(*told, return_exceptions=True)
 
     def events(self) -> list[Event]:
         """The last that happened, the newest first."""
@@ -291,7 +248,7 @@ class Router:
             "in_flight": self._replicas.load(),
             "loads": {arm: [r.load for r in there] for arm, there in self._replicas.by_arm.items()},
             "stale": sorted(self.dispatcher.load.stale),
-            "wanted": self.wanted,
+            "wanted": self._scaling.wanted,
             "wished_more": {arm: round(n, 2) for arm, n in self.dispatcher.demand.unmet().items()},
             "breakers": self._replicas.health(),
             "drafts": self.dispatcher.watch.state(),
@@ -350,18 +307,6 @@ def sentence_featurizer(path: Path | None = None) -> SentenceFeaturizer:
 def static_featurizer() -> StaticFeaturizer:
     """The featurizer over the word vectors that ship: no model runs."""
     return StaticFeaturizer()
-
-
-def scalable(config: DraftpickConfig) -> dict[str, Scalable]:
-    """The engines that are started here: how few and how many replicas each may have."""
-    found = {}
-    for engine in config.engines:
-        scaling, fixed_number = engine.deployment.autoscaling, engine.deployment.num_replicas
-        least, most = (scaling.min_replicas, scaling.max_replicas) if scaling else (fixed_number, fixed_number)
-        target = scaling.target_ongoing_requests if scaling else 1.0
-        if engine.kind != "url":
-            found[engine.name] = Scalable(config.accelerators[engine.name], least, most, target)
-    return found
 
 
 def fixed(url: str) -> Addresses:

@@ -1,0 +1,114 @@
+"""Which engine a request goes to: of those that may take it, the one that the policy draws, or a fallback."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping
+from functools import partial
+
+import numpy as np
+
+from engines.replicas import Replica, ReplicaTable
+from router.acceptance import AcceptanceWatch
+from router.admission import Admission
+from router.config import RouterConfig
+from router.errors import BadRequest, NoEngine, Overloaded
+from router.load import LoadModel, Objective
+from router.policies.simple import FixedPolicy
+from router.serving import Serving
+from router.types import Context, Decision
+
+log = logging.getLogger("draftpick.router")
+
+_NOTHING: Mapping[str, int] = {}
+
+
+class Decider:
+    """Makes decisions. Everything that it works with is passed in; `counts` counts its fallbacks by reason."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        serving: Serving,
+        replicas: ReplicaTable,
+        load: LoadModel,
+        watch: AcceptanceWatch,
+        admission: Admission,
+        counts: Counter[str],
+        plain: str,
+        rng: np.random.Generator,
+    ) -> None:
+        """`plain`: the engine that serves while no load is known."""
+        self._config, self._serving, self._replicas = config, serving, replicas
+        self._load, self._watch, self._admission = load, watch, admission
+        self._counts, self._rng = counts, rng
+        self._default = FixedPolicy(replicas.arms, config.default_engine)
+        self._plain = FixedPolicy(replicas.arms, plain)
+
+    def __call__(
+        self,
+        context: Context | None,
+        pin: str | None = None,
+        *,
+        failed: Collection[str] = (),
+        tried: Collection[Replica] = (),
+        explore: bool = True,
+        read: Mapping[str, int] = _NOTHING,
+        objective: Objective | None = None,
+    ) -> Decision:
+        """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
+
+        `explore`: whether it may be one that is tried out; `read`: see `ReplicaTable.pick`.
+
+        Raises `NoEngine`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
+        """
+        arms = self._replicas.eligible(tried)
+        if pin is not None:
+            return self._pinned(pin, arms)
+        if not arms:
+            if self._replicas.listening():
+                raise Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
+            raise NoEngine("no engine is ready", code="no_engine")
+        eligible = self.may_take([arm for arm in arms if arm not in failed] or arms)
+        if self._load.stale:
+            known = [arm for arm in eligible if arm not in self._load.stale]
+            if not known:
+                return self._fall_back("stale_load", eligible, self._plain)
+            eligible = known
+        needs = self._serving.policy.featurizer
+        if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
+            return self._fall_back("no_context", eligible)
+        loads = None
+        if context is not None and self._config.load.enabled:
+            loads = partial(self._load.now, context=context, read=read, objective=objective)
+        try:
+            return self._serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0, loads)
+        except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
+            log.exception("policy %s failed", self._serving.policy.id)
+            return self._fall_back("policy_error", eligible)
+
+    def may_take(self, arms: list[str]) -> list[str]:
+        """Of these arms, those that are not in quarantine; all of them, when all are."""
+        if not self._watch.quarantined:
+            return arms
+        load = self._replicas.load()
+        return [arm for arm in arms if self._watch.admits(arm, load[arm])] or arms
+
+    def _explored(self) -> float:
+        """The share that may go to engines that are tried out, now."""
+        most = self._config.exploration.max_in_flight
+        return 0.0 if most is not None and self._admission.in_flight >= most else self._serving.explore
+
+    def _pinned(self, pin: str, eligible: list[str]) -> Decision:
+        if not self._config.allow_pin:
+            raise BadRequest("pinning is switched off", param="x-draftpick-arm", code="pin_not_allowed")
+        if pin not in self._replicas.arms:
+            known = ", ".join(self._replicas.arms)
+            raise BadRequest(f"no engine {pin!r} (engines: {known})", param="x-draftpick-arm", code="unknown_engine")
+        if pin not in eligible:
+            raise NoEngine(f"engine {pin!r} is not ready", code="no_engine")
+        return Decision(pin, 1.0, {pin: 1.0}, self._serving.policy.id, "pinned")
+
+    def _fall_back(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
+        self._counts[f"fallback_{reason}"] += 1
+        made = (policy or self._default).decide(None, eligible, self._rng)
+        return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")

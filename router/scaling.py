@@ -1,0 +1,48 @@
+"""Tells engines how many of their replicas are wanted, as demand and the budget have it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from engines.replicas import ReplicaTable
+from router.config import DraftpickConfig
+from router.demand import Scalable, replicas
+from router.dispatch import Dispatcher
+
+Tell = Callable[[int], Awaitable[object]]
+
+
+class Scaling:
+    """Of all engines that are started here. `wanted`: replicas of each; `tells`: whether anybody is told."""
+
+    def __init__(
+        self, config: DraftpickConfig, table: ReplicaTable, dispatcher: Dispatcher, tell: Mapping[str, Tell]
+    ) -> None:
+        """`tell` tells the replicas of an arm how many of them are wanted."""
+        self._config, self._table, self._dispatcher, self._tell = config.router.scaling, table, dispatcher, tell
+        self._fleet = scalable(config)
+        self.tells, self.wanted = bool(tell), dict[str, int]()
+
+    async def run(self) -> None:
+        """Tell them, for ever."""
+        while True:
+            await asyncio.sleep(self._config.every_s)
+            everywhere = [replica for there in self._table.by_arm.values() for replica in there]
+            own, others = sum(r.in_flight for r in everywhere), sum(r.others for r in everywhere)
+            # Where others send requests, too, these are taken to wish for the same.
+            scale = 1.0 + others / own if own else 1.0
+            demand = self._dispatcher.demand.in_flight(self._dispatcher.load.service_s)
+            self.wanted = replicas({arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.budget)
+            told = [self._tell[arm](n) for arm, n in self.wanted.items() if arm in self._tell]
+            await asyncio.gather(*told, return_exceptions=True)
+
+
+def scalable(config: DraftpickConfig) -> dict[str, Scalable]:
+    """The engines that are started here: how few and how many replicas each may have."""
+    found = {}
+    for engine in config.engines:
+        scaling, fixed_number = engine.deployment.autoscaling, engine.deployment.num_replicas
+        least, most = (scaling.min_replicas, scaling.max_replicas) if scaling else (fixed_number, fixed_number)
+        target = scaling.target_ongoing_requests if scaling else 1.0
+        if engine.kind != "url":
+            found[engine.name] = Scalable(config.accelerators[engine.name], least, most, target)
+    return found
