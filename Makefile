@@ -9,18 +9,18 @@ RUNS ?= runs
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop lock clean
+.PHONY: help venv serve demo test test-fast check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover manifests lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(READY)  ## Install everything into .venv
 
-$(READY): requirements-cpu.lock pyproject.toml
+$(READY): requirements-cpu.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11)' 2>/dev/null \
 	  || { echo "error: Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --no-deps -r requirements-cpu.lock \
+	$(BIN)/pip install --no-deps -r requirements-cpu.lock -r requirements-dev.lock \
 	  || { echo 'hint: CPU builds of torch are in an index of their own: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS)'; exit 1; }
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $(READY)
@@ -108,6 +108,16 @@ bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things
 	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json
 	$(BIN)/python -m tests.load.disconnects --json tests/bench/results/disconnects.json
 	$(BIN)/python -m tests.load.chaos --real --seconds 90 --json tests/bench/results/chaos-real.json
+
+bench-crossover: $(READY)  ## Routed against every other way to use as many engines, by load; simulated fleets (80 minutes)
+	$(BIN)/python -m tests.bench.load --json tests/bench/results/load.json
+	$(BIN)/python -m tests.bench.load.events --json tests/bench/results/load_events.json
+	$(BIN)/python -m tests.bench.load.real --json tests/bench/results/load_real.json
+	$(BIN)/python -m tests.bench.simulator --json tests/bench/results/simulator.json
+	$(BIN)/python -m tests.bench.equal_resources --json tests/bench/results/equal_resources.json
+
+manifests: $(READY)  ## Make the chart's schema and deploy/kubernetes anew, after a change of the configuration
+	$(BIN)/python -m tests.deploy.manifests
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
