@@ -126,14 +126,12 @@ class _Measuring:
     def _profile(
         self, steps_s: npt.NDArray[np.float64], contexts: tuple[int, ...], start_s: float, per_token_s: float
     ) -> Profile:
-        # More requests or a longer context make no step shorter: where one seems so, that is noise.
-        risen = np.maximum.accumulate(np.maximum.accumulate(steps_s, axis=1), axis=2)
         return Profile(
             build=self._who.build,
             machine=self._who.machine,
             batches=tuple(self._batches),
             contexts=contexts,
-            step_s=tuple(tuple(tuple(map(float, row)) for row in half) for half in risen),
+            step_s=tuple(tuple(tuple(map(float, row)) for row in half) for half in rising(steps_s)),
             prefill_s=start_s,
             prefill_s_per_token=per_token_s,
             max_running=self._who.max_running or max(self._batches),
@@ -166,18 +164,29 @@ class _Measuring:
         known = [token for same in prompts for prompt in same for token in prompt]
         rng = random.SystemRandom()
         await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the first of all is slow
-        medians: list[float] = []
+        shortest: list[float] = []
         for length in lengths:
             await _idle(self._target)
             times = [await first_token_s(self._target, rng.choices(known, k=length)) for _ in range(_PREFILLS)]
-            medians.append(float(np.median(times)))
+            shortest.append(min(times))
             self._tell()
-        slope, start = np.polyfit(lengths, medians, 1) if len(lengths) > 1 else (0.0, medians[0])
+        slope, start = np.polyfit(lengths, shortest, 1) if len(lengths) > 1 else (0.0, shortest[0])
         return max(0.0, float(start)), max(0.0, float(slope))
 
     def _tell(self) -> None:
         self._done += 1
         self._told(self._done / self._all)
+
+
+def rising(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Steps [half, batch, context] that fall along neither batch nor context; where they seem to, that is noise.
+
+    The nearest ones that rise along batches, and of these along contexts, which leaves the former as it is.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    along_batches = np.apply_along_axis(isotonic_regression, 1, steps_s)
+    return np.asarray(np.apply_along_axis(isotonic_regression, 2, along_batches))
 
 
 async def _target(client: EngineClient, url: str, model: str | None) -> Target:

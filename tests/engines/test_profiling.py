@@ -5,8 +5,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engines import identity, load, profile
@@ -15,7 +20,7 @@ from engines.http import LocalServer
 from engines.identity import EngineIdentity
 from engines.mock import MockSpec, mock_app
 from engines.profile import ProfileError
-from engines.profiling import Measurement, Plan, measure
+from engines.profiling import Measurement, Plan, measure, rising
 
 QUICK = Plan(batches=(1, 3), contexts=(40,), steps=5, fewest_prompts=2)
 
@@ -65,12 +70,21 @@ async def test_a_profile_is_what_the_engine_takes() -> None:
         for half in (0, 1):
             assert found.profile.step(batch, 100, half) == pytest.approx(spec.mean_step_s(batch), rel=0.25)
     assert found.profile.contexts == pytest.approx((40, 200), rel=0.15)
-    assert found.profile.prefill_s == pytest.approx(0.01, abs=0.01)
-    assert found.profile.prefill_s_per_token == pytest.approx(2e-4, rel=0.3)
+    first_s = found.profile.prefill_s + 400 * found.profile.prefill_s_per_token
+    assert first_s == pytest.approx(spec.prefill_duration_s(400), rel=0.3)
     assert (found.profile.build, found.profile.machine) == (spec.identity().build, "mock")
     assert 0 <= found.disagreement < 0.5
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+@given(arrays(np.float64, (2, 4, 3), elements=st.floats(0.001, 1.0)))
+def test_steps_fall_along_neither_batch_nor_context(steps_s: npt.NDArray[np.float64]) -> None:
+    found = rising(steps_s)
+    assert (np.diff(found, axis=1) >= -1e-12).all()
+    assert (np.diff(found, axis=2) >= -1e-12).all()
+    assert found.mean((1, 2)) == pytest.approx(steps_s.mean((1, 2)))
+    assert rising(found) == pytest.approx(found)
 
 
 async def test_batches_that_cannot_run_at_once_are_left_out() -> None:
