@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that the present task works on."""
 _STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
-_SERVE = "ray.serve"
+_OURS, _SERVE = "draftpick", "ray.serve"
 
 requests = logging.getLogger("draftpick.requests")
 
@@ -36,23 +36,20 @@ class LogsConfig(Model):
 
 
 def configure(config: LogsConfig) -> None:
-    """Write what the router says to stderr, for a process without Ray."""
+    """Write what the router says to stderr, and warnings of whoever else is in its process, which is without Ray."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if config.format == "json" else TextLines())
-    _take(handler, "draftpick", _SERVE)
+    handler.addFilter(_with_request)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger(_OURS).setLevel(logging.INFO)
 
 
 def configure_in_serve() -> None:
     """Let Serve's own handlers write what the router says, for a replica."""
-    _take(_ToServe(), "draftpick")
-
-
-def _take(handler: logging.Handler, *names: str) -> None:
+    handler, ours = _ToServe(), logging.getLogger(_OURS)
     handler.addFilter(_with_request)
-    for name in names:
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
 
 
 def _with_request(record: logging.LogRecord) -> bool:
@@ -63,10 +60,12 @@ def _with_request(record: logging.LogRecord) -> bool:
 
 
 class _ToServe(logging.Handler):
-    """Hands records to whatever handlers Serve has now."""
+    """Hands records to whatever handlers Serve has now, from the level on that it has now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger(_SERVE).handle(record)
+        serve = logging.getLogger(_SERVE)
+        if serve.isEnabledFor(record.levelno):
+            serve.handle(record)
 
 
 class JsonLines(logging.Formatter):

@@ -15,6 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from pydantic import Field
 
 from engines.config import Model
+from router.errors import RequestError
 from router.types import Decision, Outcome
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = frozenset(_W3C.fields)
 _TRACES = "/v1/traces"
+_SERVER_ERROR = 500
 Attributes = Mapping[str, str | int | float | bool]
 
 
@@ -137,7 +139,10 @@ class Trace:
             _judge(self._root, outcome)
         if error is not None:
             self._root.set_attribute("error.type", type(error).__name__)
-            self._root.set_status(Status(StatusCode.ERROR))
+        if isinstance(error, RequestError):
+            self._root.set_attribute("http.response.status_code", error.status)
+            if error.status >= _SERVER_ERROR:
+                self._root.set_status(Status(StatusCode.ERROR, error.code))
         self._root.end()
 
 

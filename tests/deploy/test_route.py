@@ -1,6 +1,7 @@
 """The router alone, in processes of its own, in front of engines that run already."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -25,8 +26,8 @@ def config(url: str, **router: Any) -> Any:
 
 
 @contextmanager
-def routers(url: str, processes: int = 2) -> Iterator[Routers]:
-    made = Routers(config(url), "127.0.0.1", 0, processes)
+def routers(url: str, processes: int = 2, **router: Any) -> Iterator[Routers]:
+    made = Routers(config(url, **router), "127.0.0.1", 0, processes)
     watching = threading.Thread(target=made.watch)
     try:
         made.wait()
@@ -87,6 +88,17 @@ async def test_whoever_is_scraped_shows_the_counts_of_all(monkeypatch: pytest.Mo
             await asyncio.sleep(0.1)
         assert await counted(made.url) == {"0": 0, "1": answered["1"]}  # its successor begins anew, under its name
     await servers.drain()
+
+
+async def test_lines_of_json_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    servers = Servers()
+    engine = (await servers.mock(FAST)).url
+    with routers(engine, 1, logs={"format": "json", "requests": True}) as made:
+        async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
+            assert (await client.post(CHAT, json=asked(), headers={"x-request-id": "one"})).status_code == 200
+    await servers.drain()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(line["draftpick_request_id"], line["status"]) for line in lines] == [("one", "ok")]
 
 
 async def counted(url: str) -> dict[str, float]:

@@ -127,6 +127,8 @@ async def test_every_request_leaves_one_span_however_it_ends(router_app: StartRo
     await app.post(headers={"x-draftpick-arm": "nobody"})
     await until(lambda: len(kept.spans(f"POST {CHAT}")) == 4)
     found = [(about(s).get("draftpick.status"), about(s).get("error.type")) for s in kept.spans(f"POST {CHAT}")]
+    errors = [not span.status.is_ok for span in kept.spans(f"POST {CHAT}")]
+    assert errors == [True, True, False, False]  # a client that leaves, or asks wrongly, is no fault of the router
     assert found == [
         ("broken", None),
         ("engine_error", "EngineFailed"),
