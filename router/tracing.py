@@ -73,9 +73,12 @@ class Tracing:
 
 
 class Trace:
-    """The spans of one request, each ended where what it stands for has ended."""
+    """The spans of one request, each ended where what it stands for has ended.
 
-    __slots__ = ("_attempt", "_context", "_decide", "_relay", "_root", "_tracer")
+    Of a request that is not sampled there are none; its engine is told so.
+    """
+
+    __slots__ = ("_attempt", "_context", "_decide", "_relay", "_root", "_sampled", "_tracer")
 
     def __init__(self, tracer: Tracer, incoming: "Incoming", path: str) -> None:
         parent = _W3C.extract({name: value for name, value in incoming.headers if name in _HEADERS})
@@ -88,14 +91,15 @@ class Trace:
         }
         self._tracer = tracer
         self._root = tracer.start_span(f"{incoming.method} {path}", parent, SpanKind.SERVER, about, start_time=began)
-        self._context = trace.set_span_in_context(self._root, parent)
+        self._context, self._sampled = trace.set_span_in_context(self._root, parent), self._root.is_recording()
         self._decide: Span | None = None
         self._attempt: Span | None = None
         self._relay: Span | None = None
 
     def deciding(self) -> None:
         """The request has its place: it is read, and an engine chosen."""
-        self._decide = self._tracer.start_span("decide", self._context)
+        if self._sampled:
+            self._decide = self._tracer.start_span("decide", self._context)
 
     def decided(self, decision: Decision) -> None:
         """An engine is chosen."""
@@ -106,10 +110,13 @@ class Trace:
 
     def sends(self, attempt: "Attempt", url: str) -> "Headers":
         """An attempt begins; the headers of its request, with this trace in the place of the client's."""
-        about = {**_of_decision(attempt.decision), "draftpick.attempt": attempt.number, "draftpick.replica": url}
-        self._attempt = self._tracer.start_span("attempt", self._context, SpanKind.CLIENT, about)
+        context = self._context
+        if self._sampled:
+            about = {**_of_decision(attempt.decision), "draftpick.attempt": attempt.number, "draftpick.replica": url}
+            self._attempt = self._tracer.start_span("attempt", context, SpanKind.CLIENT, about)
+            context = trace.set_span_in_context(self._attempt, context)
         carried: dict[str, str] = {}
-        _W3C.inject(carried, trace.set_span_in_context(self._attempt, self._context))
+        _W3C.inject(carried, context)
         kept = [(name, value) for name, value in attempt.incoming.headers if name not in _HEADERS]
         return [*kept, *carried.items()]
 
@@ -131,6 +138,8 @@ class Trace:
 
     def ended(self, attempt: "Attempt | None", outcome: Outcome | None, error: BaseException | None) -> None:
         """The request has ended: with its last attempt, or by an error before there was one."""
+        if not self._sampled:
+            return
         if self._decide is not None:
             self._decide.end()
         if attempt is not None and outcome is not None:
