@@ -45,7 +45,7 @@ def explain(
     if as_json:
         print(json.dumps(told))
         return
-    out.print(escape(f"{told['tipped'][0].upper()}{told['tipped'][1:]}."), highlight=False)
+    out.print(escape(f"{told['tipped']}."), highlight=False)
     out.print(_table(told))
     out.print(escape(_facts(told)), highlight=False, style="dim")
 

@@ -123,5 +123,6 @@ def _announce(url: str, model: str, arms: list[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    out.print(f"[bold]page[/bold]  {url}/ui/", highlight=False, soft_wrap=True)
     out.print("\nTry:\n", highlight=False)
     print(f"  curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n", flush=True)

@@ -153,7 +153,10 @@ class Explained:
         if chosen == usual and self._counted(first) < self._counted(chosen):
             return self._kept(chosen, first)
         other = usual if usual in others else first
-        return f"{self._lead(chosen, other)}: {self._cause(chosen, other)}{self._but(chosen)}"
+        lead = self._lead(chosen, other)
+        if self.terms[chosen].seconds > (1.0 + _ALIKE) * self.terms[other].seconds:
+            return f"{lead}, but {other} {self._dear(other)}{self._but(chosen, other)}"
+        return f"{lead}: {self._cause(chosen, other)}{self._but(chosen, other)}"
 
     def _kept(self, chosen: str, first: str) -> str:
         saved_s, terms = self._counted(chosen) - self._counted(first), self.terms[first]
@@ -165,8 +168,12 @@ class Explained:
         lead = f"{chosen} is expected to take {_time(own)}, {_than(own, self.terms[other].seconds)} {other}"
         if self.plain in self.may and self.plain in self.terms and self.plain not in (chosen, other):
             lead += f" and {_than(own, self.terms[self.plain].seconds)} {self.plain}"
-        longer = own > (1.0 + _ALIKE) * self.terms[other].seconds
-        return f"{lead}, but counts less for {self.objective}" if longer else lead
+        return lead
+
+    def _dear(self, arm: str) -> str:
+        """Why an arm counts more than its time."""
+        n = self.standings[arm].load if self.objective == "throughput" else 0
+        return f"would slow the {_requests(n)} there" if n else f"counts more for {self.objective}"
 
     def _cause(self, chosen: str, other: str) -> str:
         """What makes most of the difference between two arms."""
@@ -186,8 +193,8 @@ class Explained:
         }
         return told[max(causes, key=causes.__getitem__)]()
 
-    def _but(self, chosen: str) -> str:
-        """Who would be faster, and why it is not taken; empty where nobody would."""
+    def _but(self, chosen: str, other: str) -> str:
+        """Who would be faster, and why it is not taken; empty where nobody would, or where that is told already."""
         own = self.terms[chosen]
         out = [arm for arm in self.terms if arm not in self.may and self._counted(arm) < own.counted_s]
         if out:
@@ -197,13 +204,12 @@ class Explained:
         rest = [arm for arm in self.may if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _ALIKE) * own.seconds:
-            return f"; {soon} would be done sooner but would slow the {_requests(self.standings[soon].load)} there"
+            return "" if soon == other else f"; {soon} would be done sooner but {self._dear(soon)}"
         idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
-        if self.terms[idle].alone_s < (1.0 - _ALIKE) * own.alone_s:
-            n = self.standings[idle].load
-            why = f"has {_requests(n)} there" if n else f"counts more for {self.objective}"
-            return f"; {idle} would be faster but {why}"
-        return ""
+        if idle == other or self.terms[idle].alone_s >= (1.0 - _ALIKE) * own.alone_s:
+            return ""
+        n = self.standings[idle].load
+        return f"; {idle} would be faster but {f'has {_requests(n)} there' if n else self._dear(idle)}"
 
     def _counted(self, arm: str) -> float:
         return self.terms[arm].counted_s
@@ -260,7 +266,7 @@ def _percent(share: float) -> str:
 
 
 def _requests(n: int) -> str:
-    return f"{n} request{'' if n == 1 else 's'}"
+    return f"{n or 'no'} request{'' if n == 1 else 's'}"
 
 
 def _against(shift: float) -> str:

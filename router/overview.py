@@ -48,7 +48,7 @@ class Overview:
             "window": {"most": KEPT, "seconds": recent.span_s(), **total(cells.values()).row()},
             "arms": self._arms(cells),
             "kinds": self._kinds(cells),
-            "decisions": recent.last(DECISIONS),
+            "decisions": self._decisions(),
             "events": self._events()[:EVENTS],
             "registry": await asyncio.to_thread(self._policies.state) if self._policies is not None else None,
         }
@@ -78,6 +78,13 @@ class Overview:
                 **whole[kind].row(),
             }
             for kind in most
+        ]
+
+    def _decisions(self) -> list[dict[str, object]]:
+        names, policy = self._names(), self._dispatcher.serving.policy.id
+        return [
+            {**seen.row, "kind": names[seen.kind[1]] if seen.kind is not None and seen.kind[0] == policy else None}
+            for seen in self._dispatcher.recent.last(DECISIONS)
         ]
 
     def _names(self) -> list[str]:

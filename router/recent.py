@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class Sums(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One attempt that has ended `at` (of `time.perf_counter`), as somebody looks at it: what is shown of it, and what
+    """One attempt that has ended `at` (of a monotonic clock), as somebody looks at it: what is shown of it, and what
     it adds to sums."""
 
     at: float
@@ -70,9 +70,9 @@ class Seen(NamedTuple):
 class Recent:
     """Remembers the last attempts. `ended`: what is kept of each; nobody has looked yet at the last `unseen` ones."""
 
-    def __init__(self, plain: str) -> None:
+    def __init__(self, plain: str, clock: Callable[[], float] = time.perf_counter) -> None:
         """`plain`: the engine that savings are counted against."""
-        self._plain = plain
+        self._plain, self._clock = plain, clock
         self.ended: deque[tuple[float, str, int, Kind, Decision, Outcome]] = deque(maxlen=KEPT)
         self._seen: deque[Seen] = deque(maxlen=KEPT)
         self.unseen = 0
@@ -81,29 +81,27 @@ class Recent:
         """An attempt has ended. Every request pays for this; the rest is done when somebody looks."""
         self.unseen += 1
         incoming = attempt.incoming
-        self.ended.append(
-            (time.perf_counter(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome)
-        )
+        self.ended.append((self._clock(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome))
 
     def seen(self) -> deque[Seen]:
         """All of them, from the oldest to the newest."""
         new, self.unseen = min(self.unseen, len(self.ended)), 0
-        epoch = time.time() - time.perf_counter()
+        epoch = time.time() - self._clock()
         for ended in islice(self.ended, len(self.ended) - new, None):
             self._seen.append(_seen(*ended, plain=self._plain, epoch=epoch))
         return self._seen
 
-    def last(self, n: int) -> list[dict[str, Any]]:
-        """The last `n` of them as they are shown, the newest first."""
-        return [seen.row for seen in islice(reversed(self.seen()), n)]
+    def last(self, n: int) -> list[Seen]:
+        """The last `n` of them, the newest first."""
+        return list(islice(reversed(self.seen()), n))
 
     def tokens_per_s(self) -> dict[str, float]:
         """Tokens of answers that ended within the last minute by arm, shadows among them, for each second of it."""
-        seen, since = self.seen(), time.perf_counter() - _LATELY_S
+        seen, since = self.seen(), self._clock() - _LATELY_S
         if not seen:
             return {}
         # Where more were answered in a minute than are remembered, the time of these counts.
-        span_s = _LATELY_S if len(seen) < KEPT else min(_LATELY_S, time.perf_counter() - seen[0].at)
+        span_s = _LATELY_S if len(seen) < KEPT else min(_LATELY_S, self._clock() - seen[0].at)
         found: dict[str, float] = {}
         for one in takewhile(lambda one: one.at > since, reversed(seen)):
             found[one.arm] = found.get(one.arm, 0.0) + one.sums.output_tokens / span_s
@@ -112,7 +110,7 @@ class Recent:
     def span_s(self) -> float:
         """Seconds since the oldest of them ended."""
         seen = self.seen()
-        return time.perf_counter() - seen[0].at if seen else 0.0
+        return self._clock() - seen[0].at if seen else 0.0
 
     def sums(self, policy: str) -> dict[tuple[str, int | None], Sums]:
         """By arm and kind of the attempts that clients waited for.
@@ -162,7 +160,6 @@ def _seen(
         "tried_out": decision.reason == "policy" and shares[decision.arm] < max(shares.values()),
         "policy": decision.policy,
         "reason": decision.reason,
-        "kind": None if kind is None else kind[1],
         "status": outcome.status,
         "output_tokens": outcome.output_tokens,
         "acceptance_length": outcome.acceptance_length,

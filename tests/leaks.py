@@ -15,6 +15,8 @@ PROMPT = "canaryquokka"
 """Stands in the prompts of requests to routers of the tests."""
 HIDDEN = (PROMPT, "dp-secret-of-a-team", "dp-secret-of-an-admin", "dp-guessed", "dp-late", "dp-few", "dp-small")
 
+_PAGES = ("/ready", "/metrics", "/v1/route/state", "/v1/route/explain", "/v1/route/events")
+
 
 class Trace(logging.Handler):
     """Keeps what may hold a secret, as lines of one file."""
@@ -33,7 +35,7 @@ class Trace(logging.Handler):
 
     async def answered(self, answer: httpx.Response) -> None:
         """For a client's hooks: keeps errors, and pages about the router itself."""
-        if answer.status_code >= 400 or answer.request.url.path in ("/ready", "/metrics"):
+        if answer.status_code >= 400 or answer.request.url.path in _PAGES:
             self.seen["answers"] += 1
             await answer.aread()
             self._write(f"answer {answer.status_code} {answer.request.url.path}", answer.text)

@@ -164,8 +164,7 @@ function setTheme(theme) {
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
   localStorage.setItem("draftpick.theme", theme);
-  $("theme").textContent = { light: "Light", dark: "Dark" }[theme] ?? "Auto";
-  $("theme").setAttribute("aria-label", `Theme: ${$("theme").textContent}`);
+  $("theme-name").textContent = theme || "auto";
 }
 
 function goTo(section) {

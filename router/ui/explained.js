@@ -6,7 +6,7 @@ import { NOTHING, WHY_NOT, number, percent, seconds } from "./text.js";
 
 export function explained(told, colour) {
   return [
-    h("p", { class: "tipped" }, told.tipped[0].toUpperCase() + told.tipped.slice(1), "."),
+    h("p", { class: "tipped" }, told.tipped, "."),
     h("p", { class: "hint" }, facts(told).join(" · ")),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What every engine would do" }, table(told, colour)),
   ];
@@ -14,7 +14,7 @@ export function explained(told, colour) {
 
 function facts(told) {
   return [
-    `policy ${told.policy}`, told.reason === "policy" ? `for ${told.objective}` : told.reason,
+    `policy ${told.policy}`, told.reason === "policy" ? `objective ${told.objective}` : told.reason,
     told.output_tokens == null ? null : `about ${number(told.output_tokens)} tokens expected`,
     told.kind ? `kind: ${told.kind.name}` : null,
   ].filter(Boolean);

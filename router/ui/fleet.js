@@ -32,6 +32,7 @@ function tile(name, value, note, state = "dim") {
 }
 
 function savedNote(all) {
+  if (!all.attempts) return "nothing to compare yet";
   return all.saved_s == null ? "the policy predicts no times" : `about ${seconds(all.saved_s)} of decoding, by its own forecast`;
 }
 
@@ -52,8 +53,8 @@ const HEADS = [
   ["Share", "of the last requests", ""],
   ["In flight", "of this router, and of all in brackets where others send to it, too", "right"],
   ["Tokens/s", "answered over the last minute", "right"],
-  ["ms/token", "of one answer, after its first token", "right"],
-  ["Accept.", "acceptance length: tokens of a decoding step", "right"],
+  ["ms/token", "of one answer, after its first token", "right optional"],
+  ["Accept.", "acceptance length: tokens of a decoding step", "right optional"],
   ["First token", "mean time to the first token", "right optional"],
   ["Forecast", "how measured times of decoding differ from those that the policy predicted", "right optional"],
   ["Saved", "against the plain engine: an estimate, by the policy's own forecast", "right"],
@@ -75,8 +76,8 @@ function engine(one, colour, plain) {
     h("td", {}, shareBar(one.share, colour(one.arm))),
     right(load > own ? `${own} (${load})` : number(own)),
     right(number(one.tokens_per_s, one.tokens_per_s < 10 ? 1 : 0)),
-    right(one.tpot_s == null ? NOTHING : number(1000 * one.tpot_s, 1)),
-    right(number(one.acceptance_length, 2)),
+    h("td", { class: "right optional" }, one.tpot_s == null ? NOTHING : number(1000 * one.tpot_s, 1)),
+    h("td", { class: "right optional" }, number(one.acceptance_length, 2)),
     h("td", { class: "right optional" }, seconds(one.ttft_s)),
     h("td", { class: "right optional" }, percent(error, true)),
     h("td", { class: "right", "data-tone": one.arm === plain ? "dim" : tone(one.saved_share) },
@@ -101,7 +102,7 @@ export function kinds(state, colour) {
   return [legend, h("table", { class: "kinds" },
     h("thead", {}, h("tr", {},
       h("th", { scope: "col" }, "Kind of request"), h("th", { scope: "col" }, "Engines"),
-      h("th", { scope: "col", class: "right" }, "Requests"), h("th", { scope: "col", class: "right" }, "Saved"))),
+      h("th", { scope: "col", class: "right optional" }, "Requests"), h("th", { scope: "col", class: "right" }, "Saved"))),
     h("tbody", {}, state.kinds.map((kind) => kindRow(kind, state, colour, most))))];
 }
 
@@ -113,12 +114,12 @@ function kindRow(kind, state, colour, most) {
     h("th", { scope: "row", title: kind.name }, kind.name ?? "not told apart"),
     h("td", { title: told }, unseen(told),
       h("span", { class: "stack", "aria-hidden": "true", style: { width: `${Math.max(100 * kind.attempts / most, 4)}%` } }, parts)),
-    right(number(kind.attempts)),
+    h("td", { class: "right optional" }, number(kind.attempts)),
     h("td", { class: "right", "data-tone": tone(kind.saved_share) }, percent(kind.saved_share)));
 }
 
 /** What the whole fleet does, for the line at the top. */
 export function about(state) {
   const trial = state.candidate ? `, candidate ${state.candidate.policy} ${percent(state.candidate.share)}` : "";
-  return `${state.model} · ${counted(state.arms.length, "engine")} · policy ${state.policy}${trial} · for ${state.objective}`;
+  return `${state.model} · ${counted(state.arms.length, "engine")} · policy ${state.policy}${trial} · objective ${state.objective}`;
 }

@@ -6,23 +6,21 @@ import { clock, number, reason, seconds } from "./text.js";
 
 export function decisions(state, colour) {
   if (!state.decisions.length) return h("p", { class: "empty" }, "No decisions yet: they come with the first request.");
-  const heads = [["Time", ""], ["Engine", ""], ["Why", ""], ["Kind", "optional"], ["Tokens", "right"],
+  const heads = [["Time", ""], ["Engine", ""], ["Why", ""], ["Kind", "optional"], ["Tokens", "right optional"],
     ["Accept.", "right optional"], ["First token", "right optional"], ["Decoding", "right"], ["Predicted, by engine", ""], ["Request", "optional"]];
-  const names = new Map(state.kinds.map((kind) => [kind.kind, kind.name]));
   return h("table", { class: "decisions" },
     h("thead", {}, h("tr", {}, heads.map(([name, kind]) => h("th", { scope: "col", class: kind }, name)))),
-    h("tbody", {}, state.decisions.map((row) => decision(row, names, colour))));
+    h("tbody", {}, state.decisions.map((row) => decision(row, colour))));
 }
 
-function decision(row, names, colour) {
+function decision(row, colour) {
   const odd = row.status === "ok" ? null : h("span", { class: "pill", "data-tone": row.status === "cancelled" ? "warn" : "bad" }, row.status.replace("_", " "));
-  const kind = names.get(row.kind) ?? (row.kind == null ? "" : `kind ${row.kind}`);
   return h("tr", {},
     h("td", {}, clock(row.time)),
     h("td", {}, armName(row.arm, colour), row.attempt > 1 ? h("span", { class: "hint" }, ` attempt ${row.attempt}`) : null),
     h("td", { title: `policy ${row.policy}` }, reason(row), odd),
-    h("td", { class: "optional cut", title: kind }, kind),
-    h("td", { class: "right" }, number(row.output_tokens)),
+    h("td", { class: "optional cut", title: row.kind }, row.kind ?? ""),
+    h("td", { class: "right optional" }, number(row.output_tokens)),
     h("td", { class: "right optional" }, number(row.acceptance_length, 2)),
     h("td", { class: "right optional" }, seconds(row.ttft_s)),
     h("td", { class: "right" }, seconds(row.decode_s)),
@@ -48,5 +46,5 @@ const TONES = { arm_quarantined: "bad", policy_refused: "bad", policy_loses: "ba
 export function events(state) {
   if (!state.events.length) return h("p", { class: "empty" }, "Nothing has happened: no change of an engine, of the requests, or of the policy.");
   return h("ol", { class: "events" }, state.events.map((event) => h("li", { "data-tone": TONES[event.kind] ?? "dim" },
-    h("time", { datetime: new Date(1000 * event.time).toISOString() }, clock(event.time)), h("span", {}, event.text))));
+    h("time", { datetime: new Date(1000 * event.time).toISOString() }, clock(event.time)), h("span", {}, event.text, " ", h("span", { class: "code hint" }, event.policy ?? "")))));
 }

@@ -134,7 +134,14 @@ def test_who_would_be_faster_is_told_with_the_reason(
 
 def test_under_another_objective_the_longer_one_may_count_less() -> None:
     sentence = explained(replace(PLAIN, price=0.1), NGRAM, MATH, objective="cost").tipped()
-    assert "plain is expected to take 0.40 s, 82 % more than math, but counts less for cost" in sentence
+    assert sentence == "plain is expected to take 0.40 s, 82 % more than math, but math counts more for cost"
+
+
+def test_of_a_shorter_one_that_would_slow_others_it_is_told_once() -> None:
+    slow = replace(MATH, price=4.0)
+    sentence = explained(PLAIN, replace(NGRAM, tau=1.0), slow, loads=(0, 0, 2), out={"ngram": "full"}).tipped()
+    told = "plain is expected to take 0.40 s, 82 % more than math, but math would slow the 2 requests there"
+    assert sentence == told
 
 
 def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
