@@ -9,6 +9,7 @@ oracle that knows all acceptance lengths. All have the same number of engines, a
 import argparse
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -33,36 +34,35 @@ from tests.bench.load.driver import answered
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, strategies, train
 
 CLIENTS = (1, 4, 16, 32, 64, 128)
-_MIDDLE = (16, 32)
+_MIDDLE = (32, 64)
 _ALONE = 8
-"""With fewer clients than this, all strategies run at once: their engines only wait, and share nothing."""
+"""With fewer clients than this, all strategies run at once: their engines only wait, and none has another's."""
 _ROOT = Path(__file__).parents[3]
 _REFERENCES = ("routed", "oracle")
 
 
 def requests(clients: int) -> int:
     """How many are measured with so many clients."""
-    return 60 if clients == 1 else min(40 * clients, 600 + 2 * clients)
+    return 40 if clients == 1 else min(25 * clients, 320 + clients)
 
 
 def repeat(seed: int, ways: Sequence[Strategy], told: Any) -> dict[str, dict[int, float]]:
     """Mean seconds by strategy and clients, of one run."""
-    places = [*ARMS, *(arm for arm in ARMS for _ in ARMS)]
+    places = [arm for way in ways for arm in ([way.fixed] * len(ARMS) if way.fixed in ARMS else ARMS)]
     command = [sys.executable, "-m", "tests.bench.load.engines", *places]
     engines = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert engines.stdout is not None
         urls = json.loads(engines.stdout.readline())
-        mixed, rest = dict(zip(ARMS, urls, strict=False)), urls[len(ARMS) :]
-        same = {arm: rest[i * len(ARMS) : (i + 1) * len(ARMS)] for i, arm in enumerate(ARMS)}
-        return asyncio.run(_sweep(seed, ways, mixed, same, told))
+        fleets = {way.name: urls[i * len(ARMS) : (i + 1) * len(ARMS)] for i, way in enumerate(ways)}
+        return asyncio.run(_sweep(seed, ways, fleets, told))
     finally:
         engines.terminate()
         engines.wait(30)
 
 
 async def _sweep(
-    seed: int, ways: Sequence[Strategy], mixed: dict[str, str], same: dict[str, list[str]], told: Any
+    seed: int, ways: Sequence[Strategy], fleets: dict[str, list[str]], told: Any
 ) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {way.name: {} for way in ways}
     rng = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ async def _sweep(
 
         async def measured(way: Strategy, made: Sequence[Prompt] = made, clients: int = clients) -> None:
             async with AsyncExitStack() as stack:
-                router = routed(way, mixed, same, seed)
+                router = routed(way, fleets[way.name], seed)
                 await router.start()
                 stack.push_async_callback(router.stop)
                 server = LocalServer(router.app)
@@ -82,11 +82,8 @@ async def _sweep(
                 told()
 
         order = [ways[i] for i in rng.permutation(len(ways))]
-        if clients < _ALONE:  # on engines of the mixed fleet they would meet
-            shared = [way for way in order if way.fixed in (None, "any")]
-            await asyncio.gather(*(measured(way) for way in order if way not in shared))
-            for way in shared:
-                await measured(way)
+        if clients < _ALONE:
+            await asyncio.gather(*map(measured, order))
         else:
             for way in order:
                 await measured(way)
@@ -145,6 +142,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these strategies alone, by their names, beside `routed`")
     parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
     args = parser.parse_args()
+    logging.getLogger("draftpick").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, progress_bar() as bar:
         policy = Path(folder) / "policy"
         train(policy)

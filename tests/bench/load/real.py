@@ -8,6 +8,7 @@ our router's in the same run (above 1: we are faster).
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs, with other prompts each")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    logging.getLogger("draftpick").setLevel(logging.ERROR)
     config = fleet()
     prepare_models(config)
     with progress_bar() as bar, running(config, port=free_port(), timeout_s=900):

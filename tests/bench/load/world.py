@@ -139,13 +139,12 @@ def strategies(policy: Path) -> list[Strategy]:
     ]
 
 
-def routed(strategy: Strategy, mixed: Mapping[str, str], same: Mapping[str, Sequence[str]], seed: int) -> Router:
-    """A router over as many engines as `mixed` has: these, or the `same` one of a fixed strategy on all places."""
+def routed(strategy: Strategy, urls: Sequence[str], seed: int) -> Router:
+    """A router over these engines: one for each arm, or one arm that has all of them where the strategy is fixed."""
     if strategy.fixed is not None:
-        urls = list(mixed.values()) if strategy.fixed == "any" else list(same[strategy.fixed])
-        sources = {"all": urls}
+        sources = {"all": list(urls)}
     else:
-        sources = {arm: [url] for arm, url in mixed.items()}
+        sources = {arm: [url] for arm, url in zip(ARMS, urls, strict=True)}
     settings: dict[str, Any] = {"policy": strategy.policy, "default_engine": next(iter(sources)), "seed": seed}
     settings |= {"featurizer": "static", "load": {"enabled": strategy.load}}
     if strategy.policy == "oracle":
