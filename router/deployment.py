@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from engines.client import Headers
@@ -175,10 +176,10 @@ async def _broadcast_policy(name: str) -> list[str]:
 async def _pages() -> dict[str, str]:
     """The pages of all replicas of this deployment that answer in time, by name."""
     context = serve.get_replica_context()
-    asked = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("own_metrics")
     try:
+        asked = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("own_metrics")
         answers = await asyncio.wait_for(asked.results_async(return_exceptions=True), _PATIENCE_S)
-    except TimeoutError:
+    except (TimeoutError, RayError, RayServeException):  # while the cluster changes; one's own page is shown at least
         return {}
     return dict(answer for answer in answers if isinstance(answer, tuple))
 
