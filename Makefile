@@ -116,8 +116,10 @@ bench-crossover: $(READY)  ## Routed against every other way to use as many engi
 	$(BIN)/python -m tests.bench.simulator --json tests/bench/results/simulator.json
 	$(BIN)/python -m tests.bench.equal_resources --json tests/bench/results/equal_resources.json
 
-manifests: $(READY)  ## Make the chart's schema and deploy/kubernetes anew, after a change of the configuration
+manifests: $(READY)  ## Make anew what follows from the code: chart schema, manifests, dashboard, table of metrics
 	$(BIN)/python -m tests.deploy.manifests
+	$(BIN)/python -m tests.deploy.dashboard
+	$(BIN)/python -m tests.router.metrics_page
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
