@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ def requests(clients: int) -> int:
     return 40 if clients == 1 else min(25 * clients, 320 + clients)
 
 
-def repeat(seed: int, ways: Sequence[Strategy], told: Any) -> dict[str, dict[int, float]]:
+def repeat(seed: int, ways: Sequence[Strategy]) -> dict[str, dict[int, float]]:
     """Mean seconds by strategy and clients, of one run."""
+    logging.getLogger("draftpick").setLevel(logging.ERROR)
     places = [arm for way in ways for arm in ([way.fixed] * len(ARMS) if way.fixed in ARMS else ARMS)]
     command = [sys.executable, "-m", "tests.bench.load.engines", *places]
     engines = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
@@ -55,15 +57,13 @@ def repeat(seed: int, ways: Sequence[Strategy], told: Any) -> dict[str, dict[int
         assert engines.stdout is not None
         urls = json.loads(engines.stdout.readline())
         fleets = {way.name: urls[i * len(ARMS) : (i + 1) * len(ARMS)] for i, way in enumerate(ways)}
-        return asyncio.run(_sweep(seed, ways, fleets, told))
+        return asyncio.run(_sweep(seed, ways, fleets))
     finally:
         engines.terminate()
         engines.wait(30)
 
 
-async def _sweep(
-    seed: int, ways: Sequence[Strategy], fleets: dict[str, list[str]], told: Any
-) -> dict[str, dict[int, float]]:
+async def _sweep(seed: int, ways: Sequence[Strategy], fleets: dict[str, list[str]]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {way.name: {} for way in ways}
     rng = np.random.default_rng(seed)
     for clients in CLIENTS:
@@ -79,7 +79,6 @@ async def _sweep(
                 stack.push_async_callback(server.drain, 5.0)
                 turns = ARMS if way.turns else None
                 found[way.name][clients] = await answered(server.url, turns, [body(prompt) for prompt in made], clients)
-                told()
 
         order = [ways[i] for i in rng.permutation(len(ways))]
         if clients < _ALONE:
@@ -139,16 +138,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs, with other prompts each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=3, help="runs at once; each takes a third of a core")
     parser.add_argument("--only", nargs="*", help="these strategies alone, by their names, beside `routed`")
     parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
     args = parser.parse_args()
-    logging.getLogger("draftpick").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, progress_bar() as bar:
         policy = Path(folder) / "policy"
         train(policy)
         ways = [w for w in strategies(policy) if not args.only or w.name in ("routed", *args.only)]
-        row = bar.add_task("strategies", total=args.repeats * len(ways) * len(CLIENTS))
-        runs = [repeat(args.seed + i, ways, lambda: bar.advance(row)) for i in range(args.repeats)]
+        row = bar.add_task("runs", total=args.repeats)
+        runs = []
+        with ProcessPoolExecutor(args.processes) as pool:
+            for run in pool.map(repeat, range(args.seed, args.seed + args.repeats), [ways] * args.repeats):
+                runs.append(run)
+                bar.advance(row)
     found = figures(runs)
     show(found)
     if args.json:
