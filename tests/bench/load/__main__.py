@@ -35,7 +35,7 @@ from tests.bench.load.driver import answered
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, strategies, train
 
 CLIENTS = (1, 4, 16, 32, 64, 128)
-_MIDDLE = (32, 64)
+_MIDDLE = (16, 32)
 _ALONE = 8
 """With fewer clients than this, all strategies run at once: their engines only wait, and none has another's."""
 _ROOT = Path(__file__).parents[3]
