@@ -72,11 +72,11 @@ class ReplicaTable:
         max_in_flight: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_in_flight`: requests that one replica holds at most."""
+        """`max_in_flight`: requests that one replica holds at most. `busy` counts those on all of them."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
         self._load = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
-        self.max_in_flight = max_in_flight
+        self.max_in_flight, self.busy = max_in_flight, 0
         self.arms = tuple(self._replicas)
 
     def update(self, arm: str, urls: Iterable[str]) -> None:
@@ -156,12 +156,14 @@ class ReplicaTable:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
         replica.in_flight += 1
         self._load[arm] += 1
+        self.busy += 1
         lease = Lease(replica, replica.breaker.begin(), replica.load)
         try:
             yield lease
         finally:
             replica.in_flight -= 1
             self._load[arm] -= 1
+            self.busy -= 1
             self._end(arm, lease)
 
     def _end(self, arm: str, lease: Lease) -> None:

@@ -311,9 +311,9 @@ class Dispatcher:
             lease.tpot_s = outcome.tpot_s
             running = (lease.load + lease.replica.load) / 2
             self.load.saw(attempt.decision.arm, attempt.context, outcome, running)
-            self._learn(attempt, outcome, load[attempt.decision.arm] + 1)
+            self._learn(attempt, outcome, load[attempt.decision.arm] + 1, running)
 
-    def _learn(self, attempt: Attempt, outcome: Outcome, in_flight: int) -> None:
+    def _learn(self, attempt: Attempt, outcome: Outcome, in_flight: int, running: float) -> None:
         """Let the watch and the policies learn from a finished answer. Its client has it already."""
         context, decision = attempt.context, attempt.decision
         shadow = decision.reason == "shadow"
@@ -322,7 +322,8 @@ class Dispatcher:
             attempt.kind = self.serving.policy.id, kind
             self.watch.saw(decision.arm, outcome.acceptance_length, outcome.output_tokens, kind, shadow=shadow)
             if shadow or decision.reason == "policy":
-                self.serving.saw(context, kind, decision, outcome, in_flight)
+                stretch = self.load.stretch(decision.arm, context, running)
+                self.serving.saw(context, kind, decision, outcome, in_flight, stretch)
         except Exception:  # a policy may be anybody's code: whatever it raises, the answer stands
             log.exception("policy %s cannot learn", self.serving.policy.id)
             self.counts["learning_failed"] += 1

@@ -63,6 +63,7 @@ class LoadModel:
         self.steps = {arm: StepTable() for arm in replicas.arms}
         self.service_s = dict.fromkeys(replicas.arms, 0.0)
         self.stale: frozenset[str] = frozenset()
+        self._others = False
 
     def now(
         self, arms: Sequence[str], context: Context, read: Mapping[str, int], objective: Objective | None = None
@@ -71,9 +72,11 @@ class LoadModel:
 
         `read`: see `ReplicaTable.pick`.
         """
-        half, wanted = half_of(context), objective or self._config.objective
-        by_arm, pick = self._replicas.by_arm, self._replicas.pick
-        rows, idle = [], not read
+        wanted = objective or self._config.objective
+        if not read and not self._others and wanted != "cost" and not self._replicas.busy:
+            return None
+        half, by_arm, pick = half_of(context), self._replicas.by_arm, self._replicas.pick
+        rows = []
         for arm in arms:
             there = by_arm.get(arm)
             # One that must not be picked is no eligible arm.
@@ -83,7 +86,6 @@ class LoadModel:
                 continue
             table, before, wait_s = self.steps[arm], replica.in_flight + replica.others, 0.0
             if before:
-                idle = False
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
                     wait_s = self._wait_s(arm, replica, before)
                 before = min(before, MOST - 1)
@@ -95,13 +97,18 @@ class LoadModel:
                 price = stretch if wanted == "latency" else stretch + before * (stretch - curve[before])
             known = read.get(replica.url, 0) // _BYTES_PER_TOKEN if read else 0
             rows.append((stretch, price, wait_s, known))
-        return None if idle and wanted != "cost" else LoadTerms(*zip(*rows, strict=True))
+        return LoadTerms(*zip(*rows, strict=True))
 
     def _wait_s(self, arm: str, replica: Replica, there: int) -> float:
         """Seconds until one more request begins to run."""
         report = replica.report
         room = report.running if report is not None and report.waiting else self.steps[arm].max_running
         return max(there + 1 - room, 0) / max(room, 1) * self.service_s[arm]
+
+    def stretch(self, arm: str, context: Context | None, running: float) -> float:
+        """By how much a step is longer with so many requests running there than with one."""
+        curve = self.steps[arm].curves[half_of(context) if context is not None else 0]
+        return curve[min(round(running), MOST)]
 
     def saw(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
         """Take a finished answer into account. `running`: requests at its replica meanwhile, itself among them."""
@@ -117,6 +124,7 @@ class LoadModel:
         """Let what was seen count, and find who has not reported for long."""
         for table in self.steps.values():
             table.renew()
+        self._others = any(replica.others for there in self._replicas.by_arm.values() for replica in there)
         oldest = self._clock() - self._config.stale_s
         self.stale = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
 

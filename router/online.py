@@ -23,6 +23,8 @@ from router.types import Decision, Outcome
 _FEWEST_TOKENS = 4
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
 _PUT_ASIDE = 500
+_CALM = 1.25
+"""Steps that load makes longer by more than this say nothing of a policy."""
 _FEWEST_SEEN, _MOST_SEEN = 5, 30
 _KEPT = 0.2
 
@@ -87,8 +89,9 @@ class Online:
             self.put_aside, self._savings = False, Savings()
             self._say("policy_tried_again", f"{self._policy.id} serves again, to see whether it saves time now")
 
-    def saw(self, bin: int, decision: Decision, outcome: Outcome, in_flight: int) -> None:
-        """Take one answer into account. `bin`: the kind of its request; `in_flight`: on its arm, itself among them."""
+    def saw(self, bin: int, decision: Decision, outcome: Outcome, in_flight: int, stretch: float = 1.0) -> None:
+        """Take one answer into account. `bin`: the kind of its request; `in_flight`: on its arm, itself among them;
+        `stretch`: by how much that made its steps longer."""
         self._seen += 1
         if self._config.drift.enabled and self._inputs is not None and decision.reason == "policy":
             self._watch_inputs(bin)
@@ -96,11 +99,13 @@ class Online:
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _FEWEST_TOKENS:
             return  # by an engine's own clock, the first token of a whole answer may come after its last
         arm = self._policy.arms.index(decision.arm)
-        residual = math.log(tpot_s / expected[arm])
+        alone_s = expected[arm] / decision.stretch  # of its load, the answer itself tells better
+        residual = math.log(tpot_s / stretch / alone_s)
         if self._config.drift.enabled:
-            self._watch_arm(arm, bin, outcome, expected[arm], in_flight)
+            self._watch_arm(arm, bin, outcome, alone_s, in_flight, stretch)
             own = decision.reason == "policy" and decision.policy == self._policy.id
-            self._watch_savings(arm, residual, expected, own)
+            if max(stretch, decision.stretch) < _CALM:  # under load, the default engine alone is no alternative
+                self._watch_savings(arm, residual, expected, own)
         if self._config.correction.enabled:
             self.correction.saw(bin, arm, residual)
         if self._config.correction.enabled or self._cautious[arm]:
@@ -115,9 +120,12 @@ class Online:
         else:
             self.shifts = [caution] * self._bins if any(caution) else None
 
-    def _watch_arm(self, arm: int, bin: int, outcome: Outcome, predicted: float, in_flight: int) -> None:
+    def _watch_arm(
+        self, arm: int, bin: int, outcome: Outcome, predicted: float, in_flight: int, stretch: float
+    ) -> None:
         assert outcome.tpot_s is not None
-        found = self._watches[arm].saw(bin, in_flight, outcome.tpot_s, outcome.acceptance_length, predicted)
+        took_s = outcome.tpot_s / stretch
+        found = self._watches[arm].saw(bin, in_flight, took_s, outcome.acceptance_length, predicted)
         if found is None:
             return
         what, moved = found

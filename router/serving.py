@@ -134,10 +134,19 @@ class Serving:
         """The kind of a request, as the active policy tells kinds apart."""
         return self.policy.bin(context) if self._active.understands(context) else 0
 
-    def saw(self, context: Context | None, kind: int, decision: Decision, outcome: Outcome, in_flight: int) -> None:
+    def saw(
+        self,
+        context: Context | None,
+        kind: int,
+        decision: Decision,
+        outcome: Outcome,
+        in_flight: int,
+        stretch: float = 1.0,
+    ) -> None:
         """Let both policies learn from a finished answer, whichever decided; its client has it already.
 
-        `kind`: of `kind`; `in_flight`: requests on its arm, itself among them.
+        `kind`: of `kind`; `in_flight`: requests on its arm, itself among them; `stretch`: by how much that made its
+        steps longer.
         """
         for served in (self._active, self._candidate):
             if served is None:
@@ -146,7 +155,7 @@ class Serving:
                 served.online.waited()
             elif (own := served.own(context, decision)) is not None:
                 bin = kind if served is self._active else served.policy.bin(context)
-                served.online.saw(bin, own, outcome, in_flight)
+                served.online.saw(bin, own, outcome, in_flight, stretch)
 
     def online(self) -> list[tuple[str, Online]]:
         """What is learned of each policy in service, by its id."""

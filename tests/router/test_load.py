@@ -39,10 +39,11 @@ class Fleet:
         self.model.steps["a"] = StepTable(rising(0.1))
 
     def holds(self, arm: str, n: int) -> None:
-        self.table.by_arm[arm][0].in_flight = n
+        self.table.by_arm[arm][0].in_flight = self.table.busy = n
 
     def reports(self, arm: str, running: int, waiting: int = 0) -> None:
         self.table.by_arm[arm][0].reports(LoadReport(running, waiting), self.now_s)
+        self.model.renew()
 
 
 def test_an_idle_fleet_adds_nothing() -> None:
