@@ -47,7 +47,7 @@ class _Batch:
     """
 
     def __init__(self, size: int, steps: int, longest_s: float) -> None:
-        self._steps, self._longest_s = steps, longest_s
+        self._longest_s = longest_s
         self._came: list[list[tuple[float, int]]] = [[] for _ in range(size)]
         self._left = [steps] * size
         self.begun, self._full_s = 0, float("inf")

@@ -58,7 +58,10 @@ def machine_name(accelerators: Sequence[str] = ()) -> str:
 
 
 def described(model: str) -> str:
-    """A model as an identity holds it: the shape of one in a folder, wherever the folder lies; else its name."""
+    """A model as an identity holds it: the shape of one in a folder, wherever the folder lies; else its name.
+
+    Models of one shape take the same time, so drafters that differ in their weights alone share a profile.
+    """
     config = Path(model) / "config.json"
     return digest(config.read_text()) if config.is_file() else model
 
