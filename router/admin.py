@@ -102,7 +102,7 @@ class AdminPages:
 
     async def _state(self, asked: Asked, reply: AsgiReply) -> None:
         self._admin(asked, "the state")
-        shown = {"keys": bool(self._keys), "ready": self._hooks.ready()["ready"], **await self._overview.state()}
+        shown = {"keys": bool(self._keys), **await self._overview.state()}
         await reply.json(200, shown, [("cache-control", "no-store")])
 
     async def _events(self, asked: Asked, reply: AsgiReply) -> None:

@@ -43,6 +43,7 @@ function take(fresh) {
   heard = Date.now();
   failures = 0;
   draw();
+  if (paused) return;
   const several = before && before !== fresh.router ? " · several routers answer here, each with its own figures" : "";
   say(fresh.ready ? `Ready${several}` : "No engine can take requests", fresh.ready ? "good" : "bad");
 }

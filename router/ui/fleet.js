@@ -111,7 +111,7 @@ function kindRow(kind, state, colour, most) {
   const told = known.map((one) => `${one.arm} ${percent(kind.arms[one.arm] / kind.attempts)}`).join(", ");
   const parts = known.map((one) => h("i", { class: colour(one.arm), style: { "flex-grow": kind.arms[one.arm] } }));
   return h("tr", {},
-    h("th", { scope: "row", title: kind.name }, kind.name ?? "not told apart"),
+    h("th", { scope: "row", title: kind.name }, kind.name ?? "not known: failed, or of an earlier policy"),
     h("td", { title: told }, unseen(told),
       h("span", { class: "stack", "aria-hidden": "true", style: { width: `${Math.max(100 * kind.attempts / most, 4)}%` } }, parts)),
     h("td", { class: "right optional" }, number(kind.attempts)),

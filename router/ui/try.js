@@ -37,7 +37,7 @@ async function attempt(work, state, refused) {
 }
 
 function say(text, tone = "dim") {
-  $("try-status").textContent = text;
+  if ($("try-status").textContent !== text) $("try-status").textContent = text;
   $("try-status").dataset.tone = tone;
 }
 
