@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -34,7 +35,7 @@ class Reports:
     ) -> None:
         self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
         self._silent: dict[str, float] = {}
-        self._asked: set[str] = set()
+        self._profiles: dict[str, float] = {}
 
     async def run(self) -> None:
         """Ask for ever."""
@@ -47,8 +48,9 @@ class Reports:
         everywhere = [(arm, r) for arm, there in self._replicas.by_arm.items() for r in there]
         await asyncio.gather(*(self._ask(arm, replica) for arm, replica in everywhere))
         urls = {replica.url for _, replica in everywhere}
-        self._asked &= urls
-        self._silent = {url: at for url, at in self._silent.items() if url in urls}
+        for known in (self._profiles, self._silent):
+            for url in known.keys() - urls:
+                del known[url]
         self._model.renew()
 
     async def _ask(self, arm: str, replica: Replica) -> None:
@@ -61,14 +63,15 @@ class Reports:
         elif replica.report is None:
             self._silent[replica.url] = self._clock() + _ASK_AGAIN_S
             return
-        if replica.url not in self._asked:
+        if self._clock() >= self._profiles.get(replica.url, 0.0):
             await self._ask_for_profile(arm, replica)
 
     async def _ask_for_profile(self, arm: str, replica: Replica) -> None:
         page = await self._page(f"{replica.url}{profile.PATH}")
+        # One that has none yet may be measured later.
+        self._profiles[replica.url] = self._clock() + _ASK_AGAIN_S if page is None else math.inf
         if page is None:
             return
-        self._asked.add(replica.url)
         try:
             found = Profile.from_json(page)
         except ProfileError as error:
