@@ -12,6 +12,7 @@ import httpx
 import typer
 from rich.table import Table
 
+from deploy.cli_doctor import doctor_app
 from deploy.cli_drafters import drafters_app
 from deploy.cli_explain import explain_app
 from deploy.cli_keys import keys_app
@@ -46,6 +47,7 @@ app.add_typer(serve_app)
 app.add_typer(policy_app)
 app.add_typer(explain_app)
 app.add_typer(plan_app)
+app.add_typer(doctor_app)
 app.add_typer(report_app)
 app.add_typer(profile_app)
 app.add_typer(retrain_app)

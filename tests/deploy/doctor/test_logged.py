@@ -1,0 +1,36 @@
+"""What the last records tell."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.doctor.ward import fleet, found, logged, one
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "what"),
+    [
+        ("lost_drafts", {"acceptance_length": 1.0}, "1.00 tokens a step"),
+        ("lost_drafts", {"acceptance_length": None}, "do not tell what was accepted"),
+        ("wasted_drafts", {"acceptance_rate": 0.04}, "4% of its drafted tokens"),
+        ("failures", {"status": "engine_error"}, "60 of its last 60 requests failed"),
+        ("stale_costs", {"predicted_tpot_s": [0.001] * 4}, "10 times what the policy expects"),
+        ("traffic", {"output_tokens": 5}, "5 tokens or fewer"),
+    ],
+)
+def test_what_records_tell(tmp_path: Path, check: str, changes: dict[str, Any], what: str) -> None:
+    assert what in one(found(fleet(tmp_path), check, records=logged(60, **changes))).what
+    healthy = logged(60, predicted_tpot_s=[0.01] * 4, shift=[0.0] * 4)
+    assert not found(fleet(tmp_path), check, records=healthy)
+    assert not found(fleet(tmp_path), check, records=logged(10, **changes))
+
+
+def test_sampled_traffic(tmp_path: Path) -> None:
+    hot = [replace(one, sampling={"temperature": 0.9}) for one in logged(60)]
+    assert "100% of the requests sample" in one(found(fleet(tmp_path), "traffic", records=hot)).what
+
+
+def test_records_that_cannot_be_read(tmp_path: Path) -> None:
+    assert one(found(fleet(tmp_path), "readable", records="damaged")).level == "problem"
