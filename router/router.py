@@ -126,12 +126,12 @@ class Router:
             self.registry,
         )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
-        self._scaling = Scaling(config, self._replicas, self.dispatcher, tell_wanted or {})
+        self.scaling = Scaling(config, self._replicas, self.dispatcher, tell_wanted or {})
         gauges = Gauges(
             self.dispatcher,
             self._replicas,
             self._records,
-            lambda: self._scaling.wanted,
+            lambda: self.scaling.wanted,
             lambda: self.refused is not None,
         )
         self.collectors: tuple[Collector, ...] = (self.dispatcher.metrics, gauges, ProcessCollector(registry=None))
@@ -144,8 +144,8 @@ class Router:
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
         if self._config.shadow.share:
             self._tasks |= {asyncio.create_task(self.dispatcher.shadow.run()) for _ in range(WORKERS)}
-        if self._scaling.tells:
-            self._tasks.add(asyncio.create_task(self._scaling.run()))
+        if self.scaling.tells:
+            self._tasks.add(asyncio.create_task(self.scaling.run()))
         if self._config.load.enabled:
             self._tasks.add(asyncio.create_task(self._reports.run()))
         if self._news is not None:
@@ -248,7 +248,7 @@ class Router:
             "in_flight": self._replicas.load(),
             "loads": {arm: [r.load for r in there] for arm, there in self._replicas.by_arm.items()},
             "stale": sorted(self.dispatcher.load.stale),
-            "wanted": self._scaling.wanted,
+            "wanted": self.scaling.wanted,
             "wished_more": {arm: round(n, 2) for arm, n in self.dispatcher.demand.unmet().items()},
             "breakers": self._replicas.health(),
             "drafts": self.dispatcher.watch.state(),

@@ -184,7 +184,7 @@ const SHORTCUTS = {
 };
 
 function shortcut(event) {
-  const typing = event.target.closest("input, textarea, select, dialog");
+  const typing = event.target.closest("input, textarea, select, dialog[open]");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || !SHORTCUTS[event.key]) return;
   event.preventDefault();
   SHORTCUTS[event.key]();

@@ -88,7 +88,7 @@ async def url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Asy
     listed = [{"name": arm, "url": engine} for arm, engine in engines.items()]
     config = load_config({"target": {"name": MODEL}, "engines": listed, "router": router_config})
     router = Router(config, {arm: fixed(engine) for arm, engine in engines.items()})
-    router.wanted = dict.fromkeys(engines, 1)
+    router.scaling.wanted = dict.fromkeys(engines, 1)
     server = await servers.serve(router.app)
     await router.start()
     await ask(server.url, 20)

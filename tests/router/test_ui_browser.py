@@ -259,7 +259,7 @@ async def test_all_can_be_reached_by_keys(page: Tab, router_app: StartRouter) ->
     await page.until("!document.getElementById('help-dialog').open")
     for i, section in enumerate(SECTIONS, start=1):
         await page.press(str(i))
-        assert await page.run("document.activeElement.id") == section
+        await page.until(f"document.activeElement.id === '{section}'")
     await page.run("document.activeElement.blur(); document.querySelector('.skip').focus()")
     order = []
     for _ in range(20):
