@@ -232,10 +232,12 @@ def run_fuzz(cases: int, seed: int, told: Told = lambda: None) -> Fuzz:
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(scratch)
-        with served(folder / "records") as app:
-            with httpx.Client(base_url=app.server.url, timeout=_HANG_S) as client:
-                fuzz.requests(app.server.url, 0.4)
-                fuzz.bodies(client, 0.15)
+        with (
+            served(folder / "records") as app,
+            httpx.Client(base_url=app.server.url, timeout=_HANG_S) as client,
+        ):
+            fuzz.requests(app.server.url, 0.4)
+            fuzz.bodies(client, 0.15)
         # Attempts whose client left end with the router.
         fuzz.counts["unrecorded_attempts"] = app.num_attempts - len(list(read(folder / "records")))
         (folder / "damaged").mkdir()
