@@ -76,6 +76,9 @@ class Recent:
         self.ended: deque[tuple[float, str, int, Kind, Decision, Outcome]] = deque(maxlen=KEPT)
         self._seen: deque[Seen] = deque(maxlen=KEPT)
         self.unseen = 0
+        # What `_seen` holds, as sums are made of it: cells, None for shadows; and, in a ring, what each counts.
+        self._cells: deque[tuple[str, Kind] | None] = deque(maxlen=KEPT)
+        self._counts, self._number = np.zeros((KEPT, len(Sums._fields))), 0
 
     def saw(self, attempt: Attempt, outcome: Outcome) -> None:
         """An attempt has ended. Every request pays for this; the rest is done when somebody looks."""
@@ -88,8 +91,14 @@ class Recent:
         new, self.unseen = min(self.unseen, len(self.ended)), 0
         epoch = time.time() - self._clock()
         for ended in islice(self.ended, len(self.ended) - new, None):
-            self._seen.append(_seen(*ended, plain=self._plain, epoch=epoch))
+            self._look(_seen(*ended, plain=self._plain, epoch=epoch))
         return self._seen
+
+    def _look(self, one: Seen) -> None:
+        self._seen.append(one)
+        self._cells.append((one.arm, one.kind) if one.row["reason"] != "shadow" else None)
+        self._counts[self._number % KEPT] = one.sums
+        self._number += 1
 
     def last(self, n: int) -> list[Seen]:
         """The last `n` of them, the newest first."""
@@ -117,18 +126,16 @@ class Recent:
 
         `policy`: the id of the one that tells kinds apart; a kind is None where another one did, or none.
         """
-        cells: dict[tuple[str, Kind], int] = {}
-        counted = [seen for seen in self.seen() if seen.row["reason"] != "shadow"]
-        if not counted:
-            return {}
-        at = [cells.setdefault((seen.arm, seen.kind), len(cells)) for seen in counted]
-        sums = np.zeros((len(cells), len(Sums._fields)))
-        np.add.at(sums, at, [seen.sums for seen in counted])
-        found: dict[tuple[str, int | None], Sums] = {}
-        for (arm, kind), row in zip(cells, sums.tolist(), strict=True):
-            known = arm, kind[1] if kind is not None and kind[0] == policy else None
-            found[known] = total([found.get(known, Sums()), Sums._make(row)])
-        return found
+        self.seen()
+        numbers: dict[tuple[str, int | None] | None, int] = {None: 0}
+        of: dict[tuple[str, Kind] | None, int] = {}
+        for cell in dict.fromkeys(self._cells):
+            known = None if cell is None else (cell[0], cell[1][1] if cell[1] and cell[1][0] == policy else None)
+            of[cell] = numbers.setdefault(known, len(numbers))
+        sums = np.zeros((len(numbers), len(Sums._fields)))
+        ring = np.arange(self._number - len(self._cells), self._number) % KEPT
+        np.add.at(sums, [of[cell] for cell in self._cells], self._counts[ring])
+        return {cell: Sums._make(row) for cell, row in zip(numbers, sums.tolist(), strict=True) if cell is not None}
 
 
 def total(parts: Iterable[Sums]) -> Sums:
