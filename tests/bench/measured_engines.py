@@ -30,6 +30,8 @@ SHORTER: Mapping[str, tuple[int, ...]] = {
 """The same drafters with shorter drafts: other engines."""
 _REPLAYED = (1, 2, 3, 4, 6, 8)
 _PLAIN = "plain"
+_TWINS: Mapping[str, str] = {"hybrid": "suffix", "math": "general", "code": "general", "chat": "general"}
+"""Engines whose steps cost the same (`step_cost` in drafters.json): heads of one shape, and drafters without a model."""
 
 
 def column(drafter: str, k: int) -> str:
@@ -65,8 +67,10 @@ def requests() -> Requests:
 
 
 def measured() -> dict[str, Profile]:
-    """Profiles of the embedded fleet on CPUs, as they were measured."""
-    return {name: Profile.from_json((RESULTS / "profiles" / f"{name}.json").read_bytes()) for name in LENGTHS}
+    """Profiles of the embedded fleet on CPUs, as they were measured; of engines that were not, their twins' ones."""
+    files = {name: RESULTS / "profiles" / f"{name}.json" for name in LENGTHS}
+    found = {name: file if file.is_file() else files[_TWINS.get(name, name)] for name, file in files.items()}
+    return {name: Profile.from_json(file.read_bytes()) for name, file in found.items()}
 
 
 def on_cpus() -> dict[str, Profile]:

@@ -31,9 +31,9 @@ from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, generate
 from tests.bench.simulator.__main__ import compared
 from tests.bench.simulator.live import Live, send
 
-_PLAN = Plan(batches=(1, 2, 4, 8, 16), contexts=(128,), steps=12, longest_s=2.0)
+_PLAN = Plan(batches=(1, 2, 4, 8, 16), contexts=(128,), steps=16, longest_s=2.5)
 _N, _USUAL_TOKENS, _USUAL_TAU = 48, 48, 1.8
-LOADS: Mapping[str, float] = {"low": 0.3, "high": 0.8}
+LOADS: Mapping[str, float] = {"low": 0.3, "high": 0.6}
 """Shares of the requests a second that the engine could serve with eight at once."""
 
 
