@@ -31,7 +31,7 @@ SHORTER: Mapping[str, tuple[int, ...]] = {
 _REPLAYED = (1, 2, 3, 4, 6, 8)
 _PLAIN = "plain"
 _TWINS: Mapping[str, str] = {"hybrid": "suffix", "math": "general", "code": "general", "chat": "general"}
-"""Engines whose steps cost the same (`step_cost` in drafters.json): heads of one shape, and drafters without a model."""
+"""Engines whose steps cost the same (`step_cost` in drafters.json): heads of one shape, drafters without a model."""
 
 
 def column(drafter: str, k: int) -> str:
