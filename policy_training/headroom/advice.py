@@ -109,11 +109,9 @@ def crossovers(evidence: Evidence) -> list[str]:
     if plain is None:
         return []
     found = {arm: crossover(evidence.buckets, arm, plain) for arm in evidence.found.arms if arm != plain}
-    return [
-        f"with {bucket.label} requests in flight on it or more, {arm} is slower than {plain}"
-        for arm, bucket in found.items()
-        if bucket is not None
-    ]
+    at = {arm: f"from {one.least} requests in flight on it" for arm, one in found.items() if one is not None}
+    at |= {arm: "at any load" for arm, one in found.items() if one is not None and one.least == 1}
+    return [f"{arm} is slower than {plain} {when}" for arm, when in at.items()]
 
 
 def in_words(evidence: Evidence) -> str:
@@ -130,8 +128,8 @@ def in_words(evidence: Evidence) -> str:
         part = f", of which routing gets {max(share, 0.0):.0%}" if share is not None else ""
         text += f" An oracle would take {oracle.value:.1%} less{part}."
     if found.worst is not None:
-        kind, least = found.worst
-        text += f" It saves least on {kind}: {least.routed.value:.1%}."
+        kind, least = found.worst[0], found.worst[1].routed
+        text += f" It saves least on {kind}: {least.value:.1%} ({least.low:.1%} to {least.high:.1%})."
     if found.needs is not None:
         text += f" It needs about {found.needs:,} more requests to tell."
     return text

@@ -39,7 +39,7 @@ SPLITS, FOLDS = 3, 5
 _RESAMPLES = 1000
 _FINEST = 0.005
 """Nobody needs to know a gain better than to half a percent."""
-_FEWEST_IN_SLICE = 20
+_FEWEST_IN_SLICE = 40
 _UNITS = 1000
 """Groups are drawn together where there are more."""
 _APART = 2.0

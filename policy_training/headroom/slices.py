@@ -25,7 +25,7 @@ def slices_of(data: Matrix, seed: int = 0) -> dict[str, npt.NDArray[np.bool_]]:
     contexts = contexts_of(data)
     z = Scaling.of(contexts)(contexts)
     labels = KMeans(number, n_init=4, random_state=seed).fit(z).labels_
-    return {f"{i + 1}{_named(contexts, labels == i)}": labels == i for i in range(number)}
+    return {f"cluster {i + 1}{_named(contexts, labels == i)}": labels == i for i in range(number)}
 
 
 def _named(contexts: npt.NDArray[np.float32], mine: npt.NDArray[np.bool_]) -> str:

@@ -94,11 +94,11 @@ def test_intervals_of_a_given_choice_cover_its_true_gain() -> None:
     times = expected(everybody, 0.5)
     gain = 1 - times[np.arange(len(times)), chosen(everybody)].sum() / times[:, 0].sum()
     covered = 0
-    for seed in range(120):
+    for seed in range(80):
         data = drawn(150, seed, room=0.5)
         found = gain_of(data, always(np.eye(len(ARMS))[chosen(data)])).gain.routed
         covered += found.low <= gain <= found.high
-    assert covered >= 108
+    assert covered >= 72
 
 
 def chosen(data: Matrix) -> npt.NDArray[np.intp]:
@@ -121,9 +121,9 @@ def test_intervals_of_what_is_learned_cover_its_true_gain() -> None:
 
 
 def test_where_nothing_is_to_be_gained_it_is_not_worth_it() -> None:
-    quiet = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.05)).verdict for seed in range(20))
+    quiet = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.05)).verdict for seed in range(10))
     noisy = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.3)).verdict for seed in range(50))
-    assert quiet["not worth it"] >= 19
+    assert quiet["not worth it"] >= 9
     assert noisy["worth it"] <= 2
     assert noisy["not worth it"] >= 5
 
@@ -252,7 +252,7 @@ def test_where_drafting_stops_to_pay() -> None:
     assert crossover(buckets, "suffix", "plain") is None
     assert lost_share(buckets, "plain") == pytest.approx(80 / 245)
     said = crossovers(Evidence(judged(drawn(60, 0, 1.0)), 0.03, buckets, "plain"))
-    assert said == ["with 16-31 requests in flight on it or more, ngram is slower than plain"]
+    assert said == ["ngram is slower than plain from 16 requests in flight on it"]
 
 
 @given(st.integers(1, 10_000))
