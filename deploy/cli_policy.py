@@ -33,6 +33,12 @@ Homes = Annotated[
     typer.Option("--home", help="ARM=PROMPTS its drafter was made for, e.g. code=generated:code; may be repeated."),
 ]
 Default = Annotated[str, typer.Option(help="The default engine.")]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or URL, seen by all workers, for what they have trained so far; default: beside the result."
+    ),
+]
 _PART = 8  # prompts measured before they are written
 _ENCODER_SEED = 20_000  # its texts are nobody else's
 
@@ -179,12 +185,18 @@ def train(
     default: Default = "plain",
     featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the lightest in the data.")] = None,
     homes: Homes = [],
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ray Train workers that fit a network together; 0: in this process.")
+    ] = 0,
+    checkpoints: Checkpoints = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train a policy on measurements, on replayed labels with live measurements, or on the router's own records.
 
-    With --home the default learner knows what drafters were made for, before anything like it was measured.
+    With --home the default learner knows what drafters were made for, before anything like it was measured. Networks
+    (mlp_regression, soft_label, exact, reinforce) may be fitted on --workers of a Ray cluster; run again, a run that
+    was killed goes on.
 
     Example: draftpick train --data runs/live --data runs/replayed --out runs/policy
     """
@@ -194,13 +206,16 @@ def train(
     if bool(data) == (from_records is not None):
         fail("give either --data or --from-records", 2)
     chosen = learner_of(learner)
+    if workers and not chosen.on_workers:
+        fail(f"--workers: {learner} is no network; it is fitted in one process", 2)
+    ray = workers_of(workers, checkpoints, output.parent / f".{output.name}-training")
     with progress_bar() as bar:
         row = bar.add_task("training", total=1.0)
 
         def told(done: int, total: int) -> None:
             bar.update(row, completed=done / total)
 
-        asked = Asked(chosen, default, featurizer, homes, seed, told)
+        asked = Asked(chosen, default, featurizer, homes, seed, told, ray)
         if from_records is not None:
             result = train_on_records(from_records, asked, output)
         else:
@@ -263,6 +278,13 @@ def use(
         return
     ids = use_policy(name, address)
     say(as_json, {"policies": ids}, f"serving {', '.join(sorted(set(ids)))} on {len(ids)} router replica(s)")
+
+
+def workers_of(number: int, checkpoints: str | None, beside: Path) -> Any:
+    """The workers that fit a network; None for none."""
+    from policy_training.learners.workers import Workers
+
+    return Workers(number, checkpoints or str(beside.resolve())) if number else None
 
 
 def _renewed(requests: int) -> str:

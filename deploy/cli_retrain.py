@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy.cli_policy import Default, Homes
+from deploy.cli_policy import Checkpoints, Default, Homes, workers_of
 from deploy.console import Json, Seed, err, fail, out, progress_bar
 
 retrain_app = typer.Typer()
@@ -49,7 +49,11 @@ def retrain(
     watched: Annotated[int, typer.Option(min=1, help="Requests that it keeps it for.")] = 4000,
     prove: Annotated[bool, typer.Option(help="Ask for a proven gain by records, before any live traffic.")] = True,
     fewest_new: Annotated[int, typer.Option(min=1, help="New records before another training.")] = 500,
-    workers: Annotated[int, typer.Option(min=0, help="Ray Data tasks that read segments; 0: in this process.")] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Ray workers that read segments, and fit a network together; 0: in this process."),
+    ] = 0,
+    checkpoints: Checkpoints = None,
     submit: Annotated[str | None, typer.Option(help="Run it as a Ray Job there: http://HEAD:8265.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -86,6 +90,7 @@ def retrain(
         homes=_homes(homes, featurizer),
         seed=seed,
         prove=prove,
+        workers=workers_of(workers, checkpoints, registry / "training"),
     )
     limits = Limits(min_requests=min_requests, most_requests=most_requests)
     rules = Rules(_shares(stages), limits, fewest_new, every, holdout, watched)

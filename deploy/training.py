@@ -12,6 +12,7 @@ from policy_training.costs import Costs
 from policy_training.dataset import Dataset, lightest, load
 from policy_training.from_records import by_time, contexts_of, drawn, from_records, imputed, logged
 from policy_training.learners.base import Learner, Progress, Setting
+from policy_training.learners.workers import Workers
 from policy_training.matrix import Matrix, matrix
 from policy_training.ope import estimate_all, reward_model
 from policy_training.train import train_policy
@@ -33,7 +34,10 @@ def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tup
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a policy is to be trained with: a featurizer (None: the lightest in the data) and what drafters are for."""
+    """What a policy is to be trained with: a featurizer (None: the lightest in the data) and what drafters are for.
+
+    `workers`: where a network is fitted; None: in this process.
+    """
 
     learner: Learner
     default: str
@@ -41,10 +45,12 @@ class Asked:
     homes: Sequence[str]
     seed: int
     told: Progress
+    workers: Workers | None = None
 
     def setting(self, costs: Costs, featurizer: str) -> Setting:
         """As a learner wants it. Raises ValueError for a home that cannot be read."""
-        return Setting(self.default, costs, self.seed, self.told, homes_of(self.homes, featurizer))
+        homes = homes_of(self.homes, featurizer)
+        return Setting(self.default, costs, self.seed, self.told, homes, self.workers)
 
     @property
     def provenance(self) -> dict[str, Any]:

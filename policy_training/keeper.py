@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from threadpoolctl import threadpool_limits
+
 from policy_training.record_store import RecordStore
 from policy_training.retrain import CALLS_FOR, Plan, Result, retrain
 from policy_training.rollout import STAGES, Limits, after, online
@@ -17,6 +19,7 @@ from router.registry import Candidate, Registry, RegistryState
 from router.types import Record
 
 BY = "keeper"
+_LOSES = "policy_loses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,10 @@ class Keeper:
 
     def step(self) -> None:
         """Do what is due. Raises `DatasetError`, `PolicyRefused`."""
+        with threadpool_limits(1):  # on matrices this small, threads wait for each other longer than they compute
+            self._step()
+
+    def _step(self) -> None:
         state = self.registry.state()
         candidate = state.candidate
         if (candidate is None or candidate.stage == "holdout") and self._routers_say_loss(state):
@@ -63,7 +70,8 @@ class Keeper:
         """Train a candidate now, and gate it."""
         records = self.store.records()
         self._trained_at = records[-1].time if records else time.time()
-        made = retrain(records, self.store.events(), self.registry, self.plan, told)
+        with threadpool_limits(1):
+            made = retrain(records, self.store.events(), self.registry, self.plan, told)
         self.tell(f"{made.id}: {made.action} ({made.report['reason']})")
         return made
 
@@ -96,12 +104,9 @@ class Keeper:
             self.registry.advance(candidate.id, self.rules.stages[0], BY)
             self.tell(f"{candidate.id}: decides {self.rules.stages[0]:.0%} of the requests")
             return
-        assert state.active is not None, "only an active policy has a candidate beside it"
         began, records = candidate.began or candidate.since, self.store.records()
-        watched, decided = candidate.stage == "holdout", _decided(records, began)
-        new, old = (state.active, candidate.id) if watched else (candidate.id, state.active)
-        found = trial_of(records, began, *(state.entry(id).policy for id in (new, old)))
-        if watched:
+        found, decided = trial_of(records, began, state.entry(candidate.id).policy), _decided(records, began)
+        if candidate.stage == "holdout":
             self._watch(state, found, decided)
         elif found is not None:
             self._try(candidate, *found)
@@ -126,7 +131,8 @@ class Keeper:
         active = state.active
         if active is None or state.pinned:
             return
-        if found is not None and (step := after(*found, self.rules.limits)).action == "roll_back":
+        step = after(found[0].swapped(), found[1], self.rules.limits) if found is not None else None
+        if step is not None and step.action == "roll_back":
             self._roll_back(active, step.why)
         elif decided >= self.rules.watched:
             said = f"no harm in {decided} requests"
@@ -142,16 +148,17 @@ class Keeper:
         self._say("candidate_refused", candidate.id, f"refused at {candidate.share:.0%} ({why})")
 
     def _routers_say_loss(self, state: RegistryState) -> bool:
-        """Go back to the policy before, when routers found that the one promoted last loses time."""
+        """Go back to the policy before, when routers found that the one promoted last loses time, and nothing else has
+        changed since: where it has, a new policy is due."""
         promoted = next((c for c in reversed(state.history) if c.action == "promote"), None)
         if state.previous is None or state.pinned or promoted is None or promoted.policy != state.active:
             return False
         assert state.active is not None
-        name = state.policies[state.active].policy
-        loses = [e for e in self.store.events(promoted.time.timestamp()) if _says_loss(e, name)]
-        if loses:
-            self._roll_back(state.active, loses[0].text)
-        return bool(loses)
+        since = [e for e in self.store.events(promoted.time.timestamp()) if e.kind in CALLS_FOR]
+        if not since or since[0].kind != _LOSES or since[0].policy != state.policies[state.active].policy:
+            return False
+        self._roll_back(state.active, since[0].text)
+        return True
 
     def _roll_back(self, id: str, why: str) -> None:
         self.registry.rollback(BY, why)
@@ -161,10 +168,6 @@ class Keeper:
         """Tell people here, and in the events."""
         self.tell(f"{id}: {text}")
         self.store.tell(Event(time.time(), kind, f"{id}: {text}", policy=self.registry.state().entry(id).policy))
-
-
-def _says_loss(event: Event, policy: str) -> bool:
-    return event.kind == "policy_loses" and event.policy == policy
 
 
 def _decided(records: Sequence[Record], since: float) -> int:

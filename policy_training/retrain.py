@@ -1,7 +1,7 @@
 """One retraining: records of the router become a candidate, which goes into the registry and, past its gate, on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from policy_training.dataset import Dataset, DatasetError, lightest
 from policy_training.from_records import by_time, contexts_of, dataset_of, drawn, imputed, logged, paired
 from policy_training.gates import Check, Verdict, offline
 from policy_training.learners.base import Learner, Setting
+from policy_training.learners.workers import Workers
 from policy_training.matrix import Matrix, matrix
 from policy_training.ope import reward_model
 from policy_training.train import fitted, train_policy
@@ -38,8 +39,9 @@ class Plan:
     """How candidates are made. `featurizer`: None: the active policy's, or else the lightest in the records.
 
     `base`: measured or replayed requests that are learned from beside the records; `reworded`: some of them in other
-    words, to judge by. `prove`: whether records must prove a gain before live traffic does. What a step costs on arms
-    of which the records say too little is taken from the active policy.
+    words, to judge by. `prove`: whether records must prove a gain before live traffic does. `workers`: where a network
+    is fitted; those that only judge are fitted in this process. What a step costs on arms of which the records say too
+    little is taken from the active policy.
     """
 
     learner: Learner
@@ -51,6 +53,7 @@ class Plan:
     seed: int = 0
     prove: bool = True
     most_records: int = _MOST_RECORDS
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,13 @@ def retrain(
         artefact = Path(folder) / "policy"
         span = {"from": records[0].time, "to": records[-1].time, "after": state.active}
         told("training")
-        train_policy(learned, plan.learner, setting, artefact, {"records": len(data.measurements), **span})
+        train_policy(
+            learned,
+            plan.learner,
+            replace(setting, workers=plan.workers),
+            artefact,
+            {"records": len(data.measurements), **span},
+        )
         told("judging by later records")
         verdict = _judge(read(artefact), active, later, featurizer, plan)
         unseen, not_made = _unseen(learned, base, data, setting, plan, told) if verdict.passed else ([], _FAILED_BEFORE)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from policy_training.bets import Floats, mean_bounds, p_value
 from policy_training.gates import MARGIN, Check, as_json
-from policy_training.trial import Trial, Usual
+from policy_training.trial import Saved, Trial, Usual
 
 STAGES = (0.01, 0.1, 0.5)
 """Shares of requests that a candidate decides, one stage after the other, before it decides all."""
@@ -82,10 +82,10 @@ def after(trial: Trial, usual: Usual, limits: Limits = _LIMITS) -> Step:
 
 def _judged(trial: Trial, usual: Usual, limits: Limits) -> tuple[float, tuple[Check, ...]]:
     """The lower bound of the gain, and the harms: that of time errs with half of alpha, the others with a sixth."""
-    x, least, most = usual.saved(trial)
-    low, high = (bound / usual.mean for bound in mean_bounds(x, least, most, limits.alpha))
-    middle = float(np.average(x, weights=1.0 / least)) / usual.mean if len(x) else 0.0
-    said = f"saves {middle:.1%} of the time, between {low:.1%} and {high:.1%} at every look so far"
+    saved = usual.saved(trial)
+    bounds = mean_bounds(saved.x, saved.least, saved.most, limits.alpha)
+    low, high = (bound / usual.mean for bound in bounds)
+    said = _said(saved, bounds)
     alpha = limits.alpha / 6
     p = p_value(*trial.more(trial.failed))
     return low, (
@@ -94,6 +94,16 @@ def _judged(trial: Trial, usual: Usual, limits: Limits) -> tuple[float, tuple[Ch
         _tail("p99_tpot", trial, trial.tpot_s, limits.tail * usual.scale_s, alpha),
         _tail("p99_ttft", trial, trial.ttft_s, limits.tail * usual.ttft_p99_s, alpha),
     )
+
+
+def _said(saved: Saved, bounds: tuple[float, float]) -> str:
+    """What is saved, in words: as a share of what the active policy takes now. Stages count by what they tell."""
+    if not len(saved.x):
+        return "nothing is known yet"
+    now = float(np.average(saved.of, weights=1.0 / saved.least))
+    middle = float(np.average(saved.x, weights=1.0 / saved.least))
+    middle, low, high = (value / now for value in (middle, *bounds))
+    return f"saves {middle:.1%} of the time, between {low:.1%} and {high:.1%} at every look so far"
 
 
 def _tail(name: str, trial: Trial, times_s: Floats, limit_s: float, alpha: float) -> Check:

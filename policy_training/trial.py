@@ -10,22 +10,23 @@ to the last digit: only what they disagree on is noise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from policy_training.bets import Floats
-from router.types import Record
+from router.types import Decision, Record
 
 FEWEST_EARLIER = 100
-"""Earlier requests of the active policy, for a trial to be compared with what was usual."""
+"""Earlier requests, for a trial to be compared with what was usual."""
 
 _FAILED = ("engine_error", "timeout", "broken")
 _NOT_THEIRS = ("client_error", "cancelled")
 _CLIPPED, _RANGE = 0.99, (0.05, 0.95)
-_FEWEST_OF_ARM, _MOST_EARLIER = 10, 4000
+_FEWEST_OF_ARM, _MOST_EARLIER, _MOST_USUAL = 10, 4000, 1000
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Trial:
         """Its first n requests."""
         return Trial(**{name: x[:n] for name, x in vars(self).items() if name in self.__dataclass_fields__})
 
+    def swapped(self) -> "Trial":
+        """The same, with the roles of the two exchanged."""
+        return replace(self, share=1.0 - self.share, own=~self.own, candidate=self.active, active=self.candidate)
+
     @cached_property
     def weights(self) -> tuple[Floats, Floats]:
         """pi_taken / p_taken [n] of the candidate and of the active policy; at most 1 / share and 1 / (1 - share)."""
@@ -77,7 +82,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What was usual before a trial, under the active policy. Being known before, it favours nobody.
+    """What was usual before a trial. Being known before, it favours nobody.
 
     `scale_s`: P99 of TPOT; times beyond count alike, since the tail is looked at apart. `mean`: of TPOT in this unit.
     `low`, `high`: what may be expected of a request, in this unit. `ttft_p99_s`.
@@ -93,29 +98,38 @@ class Usual:
     def of(cls, tpot_s: Floats, ttft_s: Floats, expected_s: Floats) -> "Usual":
         """Of earlier requests [n]. Raises ValueError where no TPOT or no TTFT is known."""
         if not (np.isfinite(tpot_s).any() and np.isfinite(ttft_s).any()):
-            raise ValueError("no time is known: give earlier finished requests of the active policy")
+            raise ValueError("no time is known: give earlier finished requests")
         scale_s = float(np.nanquantile(tpot_s, _CLIPPED))
         low, high = np.quantile(np.clip(expected_s / scale_s, 0.0, 1.0), _RANGE)
         mean = float(np.nanmean(np.minimum(tpot_s / scale_s, 1.0)))
         return cls(scale_s, mean, float(low), float(high), float(np.nanquantile(ttft_s, _CLIPPED)))
 
-    def saved(self, trial: Trial) -> tuple[Floats, Floats, Floats]:
-        """(x, least, most) [n]: time that the candidate saves on each request, in the unit of `scale_s`.
-
-        x is unbiased and lies between -least and most. A failed request takes 1: failing is no way to be fast.
-        Requests without a TPOT are left out.
-        """
+    def saved(self, trial: Trial) -> "Saved":
+        """What the candidate saves. A failed request takes 1: failing is no way to be fast. Requests without a TPOT
+        are left out."""
         known = trial.failed | np.isfinite(trial.tpot_s)
         t = np.where(trial.failed, 1.0, np.minimum(trial.tpot_s / self.scale_s, 1.0))[known]
         h = np.clip(trial.expected_s[known] / self.scale_s, self.low, self.high)
-        taken = h[np.arange(len(h)), trial.arm[known]]
-        ours, theirs = (w[known] for w in trial.weights)
+        missed = t - h[np.arange(len(h)), trial.arm[known]]
+        ours, theirs = (
+            (pi[known] * h).sum(1) + w[known] * missed
+            for pi, w in zip((trial.candidate, trial.active), trial.weights, strict=True)
+        )
         share, width = trial.share[known], self.high - self.low
-        x = ((trial.active - trial.candidate)[known] * h).sum(1) + (theirs - ours) * (t - taken)
-        # share * ours + (1 - share) * theirs = 1, so x is a line in one of them, and its ends are these.
+        # share * w_candidate + (1 - share) * w_active = 1, so what is saved is a line in one of them, from end to end.
         longest, shortest = 1.0 - self.low, self.high
         least = width + np.maximum(longest / share, shortest / (1.0 - share))
-        return x, least, width + np.maximum(shortest / share, longest / (1.0 - share))
+        return Saved(theirs - ours, least, width + np.maximum(shortest / share, longest / (1.0 - share)), theirs)
+
+
+class Saved(NamedTuple):
+    """Time saved on each request `x` [n], in the unit of `Usual.scale_s`: unbiased, between `-least` and `most`;
+    `of`: what the active policy takes, unbiased too."""
+
+    x: Floats
+    least: Floats
+    most: Floats
+    of: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +163,13 @@ class Expected:
         return np.asarray(np.maximum(z @ self.weights[:-1] + self.weights[-1], 0.0))
 
 
-def trial_of(records: Sequence[Record], began: float, candidate: str, active: str) -> tuple[Trial, Usual] | None:
-    """The trial of a candidate that began at a time; both are ids of policies, `records` in order of time.
+def trial_of(records: Sequence[Record], began: float, candidate: str) -> tuple[Trial, Usual] | None:
+    """The trial of a candidate, by its policy's id, that began at a time; `records` in order of time.
 
-    None while it has no request, or too few earlier ones of the active policy are there.
+    It is compared with what serves beside it: the active policy, or the engine that serves while that is put aside.
+    None while it has no request, or too few earlier ones are there.
     """
-    rows = [r for r in records if r.time > began and _is_of(r, candidate, active)]
+    rows = [r for r in records if r.time > began and _is_of(r, candidate)]
     if not rows or rows[0].context is None:
         return None
     featurizer = rows[0].context.featurizer
@@ -162,7 +177,7 @@ def trial_of(records: Sequence[Record], began: float, candidate: str, active: st
         [r for r in some if r.context is not None and r.context.featurizer == featurizer]
         for some in (rows, [r for r in records if r.time <= began and _tells(r)][-_MOST_EARLIER:])
     )
-    usual = [i for i, r in enumerate(seen) if r.decision.policy == active and r.decision.reason == "policy"]
+    usual = [i for i, r in enumerate(seen) if r.decision.reason == "policy"][-_MOST_USUAL:]
     if len(usual) < FEWEST_EARLIER:
         return None
     arms = sorted({arm for r in (*rows, *seen) for arm in r.decision.probabilities})
@@ -170,15 +185,15 @@ def trial_of(records: Sequence[Record], began: float, candidate: str, active: st
     tpot_s, ttft_s = _times(seen)
     model = Expected.fit(contexts, taken, tpot_s, len(arms))
     expected_s = model(contexts)[np.arange(len(seen)), taken]
-    return _trial(rows, candidate, active, arms, model), Usual.of(tpot_s[usual], ttft_s[usual], expected_s[usual])
+    return _trial(rows, candidate, arms, model), Usual.of(tpot_s[usual], ttft_s[usual], expected_s[usual])
 
 
-def _is_of(record: Record, candidate: str, active: str) -> bool:
-    """Whether one of the two decided a request, and the other said what it would have done; not a client's fault."""
+def _is_of(record: Record, candidate: str) -> bool:
+    """Whether two in service might have decided a request, it and another, and no client is to blame for the end."""
     made = record.decision
     return (
         made.beside is not None
-        and {made.policy, *made.beside} == {candidate, active}
+        and (made.policy == candidate) != (candidate in made.beside)
         and 0.0 < made.policy_share < 1.0
         and made.reason == "policy"
         and record.attempt == 1
@@ -192,19 +207,25 @@ def _tells(record: Record) -> bool:
     return known and record.decision.reason in ("policy", "shadow")
 
 
-def _trial(rows: Sequence[Record], candidate: str, active: str, arms: Sequence[str], model: Expected) -> Trial:
+def _trial(rows: Sequence[Record], candidate: str, arms: Sequence[str], model: Expected) -> Trial:
     made = [r.decision for r in rows]
     own = np.asarray([one.policy == candidate for one in made])
     drawn = np.asarray([one.policy_share for one in made])
-    by_policy = [{one.policy: one.probabilities, **(one.beside or {})} for one in made]
-    ours, theirs = (
-        np.asarray([[of[id].get(arm, 0.0) for arm in arms] for of in by_policy]) for id in (candidate, active)
+    mine, other = (
+        np.asarray([[shares.get(arm, 0.0) for arm in arms] for shares in some])
+        for some in ([one.probabilities for one in made], [_other(one) for one in made])
     )
+    ours, theirs = (np.where(own[:, None], *both) for both in ((mine, other), (other, mine)))
     return Trial(
         np.asarray([r.time for r in rows]), np.where(own, drawn, 1.0 - drawn), own, ours, theirs,
         np.asarray([arms.index(one.arm) for one in made]), model(_contexts(rows)), *_times(rows),
         np.asarray([r.outcome.status in _FAILED for r in rows]),
     )  # fmt: skip
+
+
+def _other(decision: Decision) -> dict[str, float]:
+    """What the policy that did not decide would have given the arms."""
+    return next(iter((decision.beside or {}).values()))
 
 
 def _contexts(rows: Sequence[Record]) -> npt.NDArray[np.float32]:

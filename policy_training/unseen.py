@@ -20,6 +20,7 @@ KEPT_GAIN = 0.95
 """Of what is saved against the default arm, other words for the same tasks must leave so much."""
 DOMAINS = 5
 """How many kinds of requests are told apart in records, which do not say theirs."""
+_FEWEST_DOMAINS = 3
 _RESAMPLES, _SURE = 2000, 0.05
 Fit = Callable[[Matrix], Policy]
 Labels = npt.NDArray[np.str_]
@@ -101,11 +102,12 @@ def left_out(learned: Matrix, domains: Domains, fit: Fit, told: Callable[[str], 
     """Is a domain that training never saw served no slower than by the best engine for all that it did see?
 
     It is when it takes over 2 % longer, and that it takes longer is shown (95 % for all domains at once). Raises
-    `DatasetError` where not two domains have enough requests.
+    `DatasetError` where not three domains have enough requests: of two, one is no example of what may come.
     """
     parts = list(domains)
-    if len(parts) < 2:
-        raise DatasetError(f"{len(parts)} domains have {FEWEST_PAIRED} requests with the times of all arms: two must")
+    if len(parts) < _FEWEST_DOMAINS:
+        few = f"{len(parts)} domains have {FEWEST_PAIRED} requests with the times of all arms"
+        raise DatasetError(f"{few}: {_FEWEST_DOMAINS} must")
     worst, why = 0.0, "no domain is slower than with the best engine of the others"
     for name, requests, rest in parts:
         seen = learned.take(rest)

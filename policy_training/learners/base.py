@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from policy_training import reward
 from policy_training.costs import Costs
+from policy_training.learners.workers import Workers
 from policy_training.matrix import Matrix
 from router.lexical import FEATURES
 from router.policies.shapes import Arrays
@@ -28,7 +29,8 @@ _WEIGHTS = {"asks_": 2.0, "_share": 0.5}
 class Setting:
     """What a learner is told beside the data: the default arm, costs of a step on every arm, a seed.
 
-    `homes`: contexts [n, d] of requests like those that an arm's drafter was made for, by arm.
+    `homes`: contexts [n, d] of requests like those that an arm's drafter was made for, by arm. `workers`: where a
+    network is fitted; None: in this process.
     """
 
     default: str
@@ -36,6 +38,7 @@ class Setting:
     seed: int = 0
     progress: Progress = lambda done, total: None
     homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,10 @@ class Fit:
 
 
 class Learner(ABC):
-    """Fits a policy to times of all arms. The same data and seed give the same arrays bit for bit, on one machine."""
+    """Fits a policy to times of all arms. The same data and seed give the same arrays bit for bit, in one process."""
+
+    on_workers: ClassVar[bool] = False
+    """Whether it is a network that several workers can fit together."""
 
     @abstractmethod
     def fit(self, data: Matrix, setting: Setting) -> Fit:

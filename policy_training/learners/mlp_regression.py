@@ -1,6 +1,8 @@
 """Several small perceptrons on log tau: their mean predicts, and where they disagree they are not sure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
+from policy_training.learners.workers import Part, fit_on
 from policy_training.matrix import Matrix
 
 
@@ -23,21 +26,24 @@ class MLPRegression(Learner):
     weight_decay: float = 0.1
     dropout: float = 0.2
 
+    on_workers = True
+
     def fit(self, data: Matrix, setting: Setting) -> Fit:
         scaling, z, y, half = prepared(data)
-        x = torch.from_numpy(np.concatenate([z, half[:, None]], axis=1).astype(np.float32))
+        x = np.concatenate([z, half[:, None]], axis=1).astype(np.float32)
         centre, spread = y.mean(0), y.std(0) + 1e-6
-        target = torch.tensor((y - centre) / spread, dtype=torch.float32)
-        generator = np.random.default_rng(setting.seed)
-        torch.manual_seed(setting.seed)
+        target = ((y - centre) / spread).astype(np.float32)
+        network = Members(self, x.shape[1], target.shape[1], setting.seed)
+        if setting.workers is not None:
+            numbers = np.arange(len(data), dtype=np.float32)[:, None]
+            fitted = network.fitted(fit_on(setting.workers, network, np.concatenate([x, target, numbers], axis=1)))
+        else:
+            fitted = network.here(torch.from_numpy(x), torch.from_numpy(target), setting)
         parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in ("w1", "b1", "w2", "b2")}
         missed, votes = np.zeros_like(y), np.zeros(len(data))
-        for member in range(self.members):
-            drawn = generator.integers(0, len(data), len(data))
-            model = self._train(x[drawn], target[drawn], member, setting)
-            unseen = np.setdiff1d(np.arange(len(data)), drawn)
+        for model, unseen in fitted:
             with torch.inference_mode():
-                predicted = model(x[unseen]).numpy() * spread + centre
+                predicted = model(torch.from_numpy(x[unseen])).numpy() * spread + centre
             missed[unseen] += y[unseen] - predicted
             votes[unseen] += 1
             (w1, b1), (w2, b2) = (
@@ -50,22 +56,81 @@ class MLPRegression(Learner):
         arrays = {name: np.stack(members) for name, members in parts.items()}
         return regression("perceptrons", arrays, scaling, sigma, data, setting)
 
-    def _train(self, x: torch.Tensor, target: torch.Tensor, member: int, setting: Setting) -> nn.Sequential:
-        model = nn.Sequential(
-            nn.Linear(x.shape[1], self.hidden),
+
+Fitted = list[tuple[nn.Sequential, npt.NDArray[np.int64]]]
+"""Each member, and which requests it has not seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The perceptrons of a learner, from `inputs` to `outputs` numbers."""
+
+    of: MLPRegression
+    inputs: int
+    outputs: int
+    seed: int
+
+    def model(self) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(self.inputs, self.of.hidden),
             nn.ReLU(),
-            nn.Dropout(self.dropout),
-            nn.Linear(self.hidden, target.shape[1]),
+            nn.Dropout(self.of.dropout),
+            nn.Linear(self.of.hidden, self.outputs),
         )
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        steps = self.epochs * max(1, len(x) // self.batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+
+    def here(self, x: torch.Tensor, target: torch.Tensor, setting: Setting) -> Fitted:
+        """Fit them in this process."""
+        generator, members, made = np.random.default_rng(self.seed), self.of.members, Fitted()
+        torch.manual_seed(self.seed)
+        for member in range(members):
+            drawn = generator.integers(0, len(x), len(x))
+            model = self.model()
+
+            def told(step: int, steps: int, before: int = member) -> None:
+                setting.progress(before * steps + step, members * steps)
+
+            self.train(model, x[drawn], target[drawn], told)
+            made.append((model.eval(), np.setdiff1d(np.arange(len(x)), drawn)))
+        return made
+
+    def train(
+        self, model: nn.Module, x: torch.Tensor, target: torch.Tensor, told: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Train one of them on what it shall see."""
+        of = self.of
+        optimizer = torch.optim.AdamW(model.parameters(), lr=of.learning_rate, weight_decay=of.weight_decay)
+        steps = of.epochs * max(1, len(x) // of.batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, of.learning_rate, total_steps=steps)
         for step in range(steps):
-            rows = torch.randint(0, len(x), (min(self.batch, len(x)),))
+            rows = torch.randint(0, len(x), (min(of.batch, len(x)),))
             loss = nn.functional.huber_loss(model(x[rows]), target[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            setting.progress(member * steps + step + 1, self.members * steps)
-        return model.eval()
+            if told is not None:
+                told(step + 1, steps)
+
+    def work(self, rows: torch.Tensor, part: Part) -> None:
+        """On one of several workers (`policy_training.learners.workers`), each with batches of its own."""
+        x, target, numbers = rows[:, : self.inputs], rows[:, self.inputs : -1], rows[:, -1]
+        kept: dict[str, Any] = part.kept() or {"models": [], "unseen": []}
+        for member in range(len(kept["models"]), self.of.members):
+            part.seed(self.seed, member)
+            drawn = torch.randint(0, len(rows), (len(rows),))
+            model = self.model()
+            self.train(part.shared(model), x[drawn], target[drawn])
+            unseen = torch.ones(len(rows), dtype=torch.bool)
+            unseen[drawn] = False
+            kept["models"].append(model.state_dict())
+            kept["unseen"].append(part.gathered(numbers[unseen]).long())
+            part.keep(kept, member + 1, self.of.members)
+
+    def fitted(self, state: dict[str, Any]) -> Fitted:
+        """What workers kept."""
+        made = Fitted()
+        for learned, unseen in zip(state["models"], state["unseen"], strict=True):
+            model = self.model()
+            model.load_state_dict(learned)
+            made.append((model.eval(), unseen.numpy()))
+        return made

@@ -1,6 +1,6 @@
-"""Training of small networks in torch, on one thread, repeatable under a seed; what comes out is numpy."""
+"""Training of small networks in torch, on one thread, repeatable under a seed, or on workers; numpy comes out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from policy_training.learners.base import Fit, Scaling, Setting, contexts_of
+from policy_training.learners.workers import Part, fit_on
 from policy_training.matrix import Matrix
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,29 +27,77 @@ class SoftmaxOptions:
     dropout: float = 0.3
 
 
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """A 3-layer perceptron from contexts of `size` to logits, which begin with `bias` [arms] for every context."""
+
+    size: int
+    bias: npt.NDArray[np.float64]
+    loss: Loss
+    options: SoftmaxOptions
+    seed: int
+
+    def model(self) -> nn.Sequential:
+        def block(size: int) -> list[nn.Module]:
+            return [nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(self.options.dropout)]
+
+        torch.manual_seed(self.seed)
+        hidden = self.options.hidden
+        last = nn.Linear(hidden, len(self.bias))
+        made = nn.Sequential(*block(self.size), *block(hidden), last)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor(self.bias, dtype=torch.float32))
+        return made
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        rate, decay = self.options.learning_rate, self.options.weight_decay
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+
+    def epochs(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rows: torch.Tensor,
+        first: int = 0,
+        weight: float = 1.0,
+    ) -> Iterator[int]:
+        """Train on rows [n, size + arms], contexts and rewards; after each epoch, the number of those done."""
+        x, target = rows[:, : self.size], rows[:, self.size :]
+        for epoch in range(first, self.options.epochs):
+            optimizer.zero_grad()
+            (weight * self.loss(model(x), target)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            yield epoch + 1
+
+    def work(self, rows: torch.Tensor, part: Part) -> None:
+        """On one of several workers (`policy_training.learners.workers`)."""
+        own = self.model()
+        model, optimizer, first = part.shared(own), self.optimizer(own), 0
+        if kept := part.kept():
+            own.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            first = kept["done"]
+        part.seed(self.seed, first)
+        for done in self.epochs(model, optimizer, rows, first, part.weight(len(rows))):
+            state = {"model": own.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
+            part.keep(state, done, self.options.epochs)
+            part.seed(self.seed, done)  # so that a run that was killed goes on as if it had not been
+
+
 def fit_softmax(
     data: Matrix, reward: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], loss: Loss, options: SoftmaxOptions,
     setting: Setting,
 ) -> Fit:  # fmt: skip
-    """An `mlp` policy: a 3-layer perceptron that begins with the logits `bias` [arms] for every context."""
-    torch.manual_seed(setting.seed)
+    """An `mlp` policy: a `Softmax` that is trained on rewards [n, arms]."""
     scaling = Scaling.of(contexts_of(data))
-    x = torch.from_numpy(scaling(contexts_of(data)))
-    target = torch.tensor(reward, dtype=torch.float32)
-
-    def block(size: int) -> list[nn.Module]:
-        return [nn.Linear(size, options.hidden), nn.ReLU(), nn.Dropout(options.dropout)]
-
-    last = nn.Linear(options.hidden, len(data.arms))
-    model = nn.Sequential(*block(x.shape[1]), *block(options.hidden), last)
-    with torch.no_grad():
-        last.bias.copy_(torch.tensor(bias, dtype=torch.float32))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    for epoch in range(options.epochs):
-        optimizer.zero_grad()
-        loss(model(x), target).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        setting.progress(epoch + 1, options.epochs)
+    x = scaling(contexts_of(data))
+    network = Softmax(x.shape[1], bias, loss, options, setting.seed)
+    rows, model = np.concatenate([x, reward.astype(np.float32)], axis=1), network.model()
+    if setting.workers is not None:
+        model.load_state_dict(fit_on(setting.workers, network, rows)["model"])
+    else:
+        for done in network.epochs(model, network.optimizer(model), torch.from_numpy(rows)):
+            setting.progress(done, options.epochs)
     arrays = scaling.arrays
     for i, layer in enumerate((m for m in model if isinstance(m, nn.Linear)), 1):
         arrays[f"w{i}"] = np.ascontiguousarray(layer.weight.detach().numpy().T)

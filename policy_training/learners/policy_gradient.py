@@ -21,6 +21,8 @@ class ExactGradient(Learner):
     It starts from the arms' mean rewards, so that it leaves the best fixed arm only where the data says so.
     """
 
+    on_workers = True
+
     entropy: float = 0.3
     options: SoftmaxOptions = field(default_factory=SoftmaxOptions)
 

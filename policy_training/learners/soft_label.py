@@ -18,6 +18,8 @@ class SoftLabel(Learner):
     What is often a little faster may win over what is seldom much faster: a classifier's price.
     """
 
+    on_workers = True
+
     temperature: float = 0.05
     options: SoftmaxOptions = field(default_factory=SoftmaxOptions)
 

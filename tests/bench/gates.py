@@ -230,7 +230,7 @@ def bounded(world: World, usual: Usual, expected_s: Floats, rng: np.random.Gener
     Bounds only ever shrink, so those of the full length tell of all looks before.
     """
     trial = joined([world.trial(2000, share, expected_s, rng) for share in STAGES])
-    low, high = mean_bounds(*usual.saved(trial), Limits().alpha)
+    low, high = mean_bounds(*usual.saved(trial)[:3], Limits().alpha)
     return low <= world.gain(usual) * usual.mean <= high
 
 

@@ -228,6 +228,12 @@ def test_an_unknown_learner_is_named(collected: Path) -> None:
     assert "unknown learner 'exakt' (did you mean 'exact'?" in str(result.exception)
 
 
+def test_what_is_no_network_is_fitted_in_one_process(collected: Path) -> None:
+    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--workers", "2"))
+    assert result.exit_code == 2
+    assert "--workers: tau_cost is no network" in result.stderr
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_train_needs_one_kind_of_data(collected: Path, both: bool) -> None:
     given = ["--data", str(collected), "--from-records", str(collected)] if both else []

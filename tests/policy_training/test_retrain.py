@@ -139,7 +139,7 @@ def test_checks_that_were_not_made_are_named_with_the_reason(tmp_path: Path) -> 
     assert "no request was measured under all" in bare["not_made"]["left_out_domain"]
     assert list(shadowed["not_made"]) == ["rewording"]
     again = trained(tmp_path, log(range(2400)), plan=replace(PLAN, base=replayed(20))).report
-    assert "two must" in again["not_made"]["left_out_domain"]
+    assert "3 must" in again["not_made"]["left_out_domain"]
 
 
 def test_an_arm_that_changed_is_learned_anew_and_the_candidate_goes_on_its_way(tmp_path: Path) -> None:
@@ -354,6 +354,16 @@ def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(tmp_path: Pa
     keeper.step()
     assert registry.state().active == "p0001"
     assert "rolled back" in said[-1]
+
+
+def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_old_one(tmp_path: Path) -> None:
+    keeper, registry, _ = canary(tmp_path, slower=0.8)
+    keeper.step()
+    name = registry.state().policies["p0003"].policy
+    keeper.store.tell(Event(time.time() + 5, "inputs_changed", "other requests"))
+    keeper.store.tell(Event(time.time() + 9, "policy_loses", "it loses 7%", "plain", name))
+    keeper.step()
+    assert registry.state().active == "p0003"
 
 
 def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(tmp_path: Path) -> None:

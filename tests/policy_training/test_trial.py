@@ -22,7 +22,7 @@ USUAL, EXPECTED = before(WORLD, *WORLD.serve(WORLD.active, 5000, RNG), RNG)
 def test_the_time_saved_is_unbiased_whatever_was_expected(share: float, expected: str) -> None:
     expected_s = EXPECTED if expected == "model" else np.full((POOL, MANY), 0.07)
     trial = WORLD.trial(60_000, share, expected_s, np.random.default_rng(2))
-    x, least, most = USUAL.saved(trial)
+    x, least, most, _ = USUAL.saved(trial)
     assert ((x >= -least) & (x <= most)).all()
     assert x.mean() / USUAL.mean == pytest.approx(WORLD.gain(USUAL), abs=4 * x.std() / USUAL.mean / np.sqrt(len(x)))
 
@@ -45,6 +45,13 @@ def test_weights_of_both_add_up_and_have_bounds() -> None:
     happened = trial.tpot_s > np.nanmedian(trial.tpot_s)
     x, least = trial.more(happened)
     assert (x >= -least).all()
+
+
+def test_roles_may_be_exchanged() -> None:
+    trial = WORLD.trial(500, 0.2, EXPECTED, np.random.default_rng(8))
+    swapped = trial.swapped()
+    assert USUAL.saved(swapped)[0] == pytest.approx(-USUAL.saved(trial)[0])
+    assert (swapped.share[0], swapped.own.sum()) == (0.8, 500 - trial.own.sum())
 
 
 def test_what_is_no_trial_is_refused() -> None:
@@ -78,10 +85,10 @@ def test_records_make_a_trial() -> None:
         replace(later[1], outcome=replace(later[1].outcome, status="cancelled")),
         replace(later[1], decision=replace(later[1].decision, reason="pinned")),
         replace(later[1], decision=replace(later[1].decision, beside=None)),
-        replace(later[1], decision=replace(later[1].decision, beside={"older": {}})),
+        replace(later[1], decision=replace(later[1].decision, beside={"newer": {}})),
         replace(later[1], decision=replace(later[1].decision, policy_share=1.0)),
     ]
-    found = trial_of([*earlier, *shadows, *left_out, *later], 150.0, "new", "old")
+    found = trial_of([*earlier, *shadows, *left_out, *later], 150.0, "new")
     assert found is not None
     trial, usual = found
     assert len(trial) == 200
@@ -95,9 +102,23 @@ def test_records_make_a_trial() -> None:
     assert np.corrcoef(trial.expected_s[:, order].ravel(), near.ravel())[0, 1] > 0.8
 
 
+def test_an_engine_that_stands_in_for_the_active_policy_is_compared_with() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(FEWEST_EARLIER)]
+    later = [both(i, 200.0 + i, "new" if i % 5 == 0 else "old") for i in range(40)]
+    aside = [
+        replace(r, decision=replace(r.decision, policy="fixed:plain"))
+        if r.decision.policy == "old"
+        else replace(r, decision=replace(r.decision, beside={"fixed:plain": {"plain": 1.0}}))
+        for r in later[20:]
+    ]
+    found = trial_of([*earlier, *later[:20], *aside], 150.0, "new")
+    assert found is not None
+    assert len(found[0]) == 40
+
+
 def test_a_trial_waits_for_requests_and_for_what_was_usual() -> None:
     earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(FEWEST_EARLIER)]
     later = [both(i, 200.0 + i) for i in range(20)]
-    assert trial_of(earlier, 150.0, "new", "old") is None
-    assert trial_of([*earlier[1:], *later], 150.0, "new", "old") is None
-    assert trial_of([*earlier, *later], 150.0, "new", "old") is not None
+    assert trial_of(earlier, 150.0, "new") is None
+    assert trial_of([*earlier[1:], *later], 150.0, "new") is None
+    assert trial_of([*earlier, *later], 150.0, "new") is not None

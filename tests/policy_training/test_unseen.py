@@ -93,7 +93,7 @@ def test_records_whose_shadows_tell_of_all_arms_are_judged_by_cluster() -> None:
     domains = domains_of_records(learned, data, 0)
     assert len(domains.judged) == 300
     assert len(domains.trained) == 600
-    assert 2 <= len(list(domains)) <= 5
+    assert 3 <= len(list(domains)) <= 5
     assert left_out(learned, domains, fit).passed
     with pytest.raises(DatasetError, match="no request was measured under all"):
         domains_of_records(learned, dataset_of(log(range(100))), 0)

@@ -2,7 +2,8 @@
 
 `draftpick route` with a policy that knows two kinds of requests, exploration, shadows and correction; `draftpick
 retrain --watch` beside it; clients that never pause. Meanwhile the kinds of requests change twice, a drafter dies, an
-engine's step becomes dearer, and requests come in other words (`tests/bench/loop/world.py`).
+engine's step becomes dearer, and requests come in other words (`tests/bench/loop/world.py`). Then the same without
+corrections of times: new policies alone keep up, which are proven and promoted on the way.
 
 Time is what an answer takes by the engines' own specification; it is set against the best policy in hindsight, which
 knows all of it before it happens, the policy of the beginning, and the best single engine.
@@ -18,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,20 @@ from policy_training.costs import Costs
 from policy_training.learners import learner
 from policy_training.learners.base import Setting
 from policy_training.matrix import Matrix
+from policy_training.record_store import RecordStore
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
-from router.exchange import read_events
-from router.online import Event
 from router.policies import read as read_policy
 from router.policies.base import Policy
 from router.registry import Registry
 from router.router import static_featurizer
-from router.types import Context
 from tests.bench.figures import show, spread
+from tests.bench.loop.outcome import WINDOW, Loop, Run, choices, figures, figures_alone
 from tests.bench.loop.world import (
     ARMS,
     ENGINES,
     MODEL,
     TOKENS,
-    Floats,
     Happening,
     Traffic,
     happenings,
@@ -63,18 +61,7 @@ from tests.bench.loop.world import (
 )
 
 _CLIENTS = 8
-_WINDOW, _RECOVERED = 100, 1.08
 _ROOT = Path(__file__).parents[3]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What clients saw of request i: its arm (-1: none), when it was sent, and whether it failed."""
-
-    arm: np.ndarray
-    sent: np.ndarray
-    errors: int
-    e2e_s: np.ndarray
 
 
 def first_policy(folder: Path, seed: int) -> Policy:
@@ -146,8 +133,14 @@ def _process(*command: str, niceness: int = 0) -> Iterator[subprocess.Popen[str]
         process.wait(30)
 
 
-def run(n: int, seed: int, folder: Path, told: Any) -> tuple[Traffic, Run, Policy, list[Event], list[str]]:
-    """One run of the whole loop; and what the keeper said."""
+_KEEPING = (
+    "--watch", "--no-prove", "--poll", "1", "--stages", "0.1,0.5", "--min-requests", "20", "--fewest-new", "300",
+    "--watched", "1000",
+)  # fmt: skip
+
+
+def run(n: int, seed: int, folder: Path, told: Any, corrected: bool) -> Loop:
+    """One run; `corrected`: whether measured times correct predicted ones at once."""
     made, story = traffic(n, seed), happenings(n)
     registry = Registry(folder / "registry")
     frozen = first_policy(folder / "first", seed)
@@ -160,114 +153,45 @@ def run(n: int, seed: int, folder: Path, told: Any) -> tuple[Traffic, Run, Polic
             "policy": str(folder / "registry"), "default_engine": "plain", "seed": seed, "explore": 0.03,
             "featurizer": "static", "records": {"dir": str(records)}, "shadow": {"share": 0.04, "max_in_flight": 64},
             "exploration": {"floor": 0.001},
-            "online": {"correction": {"enabled": True}},
+            "online": {"correction": {"enabled": corrected}},
         }  # fmt: skip
         fleet = [{"name": name, "url": url} for name, url in engines.items()]
         file.write_text(yaml.safe_dump({"target": {"name": MODEL}, "engines": fleet, "router": router}))
         routers = Routers(resolve(file), "127.0.0.1", 0, 1)
         stack.callback(routers.stop)
         routers.wait()
-        keeping = [
-            "--watch",
-            "--no-prove",
-            "--poll",
-            "1",
-            "--stages",
-            "0.1,0.5",
-            "--min-requests",
-            "20",
-            "--fewest-new",
-            "300",
-        ]
         places = ["--records", str(records), "--registry", str(folder / "registry")]
-        keeper = stack.enter_context(_process("deploy.cli", "retrain", *places, *keeping, niceness=19))
+        keeper = stack.enter_context(_process("deploy.cli", "retrain", *places, *_KEEPING, niceness=19))
         seen = asyncio.run(drive(routers.url, engines, made, story, told))
         time.sleep(2.0)
         keeper.terminate()
         said = (keeper.stdout or sys.stdin).read().splitlines()
-    return made, seen, frozen, read_events(records / "online" / "events.jsonl"), said
+    store = RecordStore(str(records))
+    return Loop(made, seen, frozen, store.events(), registry.state(), store.records(), said)
 
 
-def choices(policy: Policy, made: Traffic) -> np.ndarray:
-    """What a policy would have chosen, without anything that it learned on the way."""
-    featurizer = static_featurizer()
-    vectors = contexts([featurizer], made.prompts)
-    everywhere = np.ones(len(ARMS), bool)
-    rows = [
-        policy.probabilities(Context(vectors[p.id][featurizer.id], featurizer.id), everywhere) for p in made.prompts
-    ]
-    return np.asarray([policy.arms.index(ARMS[0]) if not row.any() else int(row.argmax()) for row in rows])
-
-
-def noticed(story: Sequence[Happening], run: Run, events: Sequence[Event]) -> dict[str, float]:
-    """Requests between a happening and the first event that tells of it; infinite where none does."""
-    found = {}
-    for i, happening in enumerate(story[1:], 1):
-        end = story[i + 1].at if i + 1 < len(story) else len(run.sent)
-        began, until = run.sent[happening.at], run.sent[end - 1]
-        own = [
-            e.time for e in events
-            if e.kind in happening.noticed_by and happening.arm in (None, e.arm) and began <= e.time <= until + 1.0
-        ]  # fmt: skip
-        found[happening.name] = float((run.sent < own[0]).sum() - happening.at) if own else float("inf")
-    return found
-
-
-def recovered(story: Sequence[Happening], taken: Floats, best: Floats) -> dict[str, float]:
-    """Requests after which a window's time is near the best again; infinite where it never is."""
-    kernel = np.ones(_WINDOW)
-    found = {}
-    for i, happening in enumerate(story[1:], 1):
-        end = story[i + 1].at if i + 1 < len(story) else len(taken)
-        ratio = np.convolve(taken[happening.at : end], kernel, "valid") / np.convolve(
-            best[happening.at : end], kernel, "valid"
-        )
-        near = np.flatnonzero(ratio <= _RECOVERED)
-        found[happening.name] = float(near[0]) if len(near) else float("inf")
-    return found
-
-
-def figures(
-    made: Traffic, seen: Run, frozen: Policy, events: Sequence[Event], story: Sequence[Happening]
-) -> dict[str, float]:
-    """All that is reported of one run."""
-    rows = np.arange(len(made.prompts))
-    best, answered = made.seconds.min(1), seen.arm >= 0
-    taken = np.where(answered, made.seconds[rows, seen.arm], made.seconds.max(1))
-    of_frozen = made.seconds[rows, choices(frozen, made)]
-    told, well = noticed(story, seen, events), recovered(story, taken, best)
-    return {
-        "time_vs_hindsight": float(taken.sum() / best.sum()),
-        "frozen_vs_hindsight": float(of_frozen.sum() / best.sum()),
-        "best_fixed_vs_hindsight": float(made.seconds.sum(0).min() / best.sum()),
-        "frozen_vs_loop": float(of_frozen.sum() / taken.sum()),
-        "notice_requests_max": max(told.values()),
-        "client_errors": float(seen.errors),
-        "events": float(len(events)),
-        **{f"notice_requests/{name}": value for name, value in told.items()},
-        **{f"recover_requests/{name}": value for name, value in well.items()},
-    }
-
-
-def plot(path: Path, made: Traffic, seen: Run, frozen: Policy, story: Sequence[Happening]) -> None:
+def plot(path: Path, loop: Loop, alone: Loop | None, story: Sequence[Happening]) -> None:
     """Time against the best in hindsight, in windows."""
-    rows, kernel = np.arange(len(made.prompts)), np.ones(_WINDOW)
+    made, seen = loop.made, loop.seen
+    rows, kernel = np.arange(len(made.prompts)), np.ones(WINDOW)
     best = np.convolve(made.seconds.min(1), kernel, "valid")
     figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
     fixed = int(made.seconds.sum(0).argmin())
     lines = {
-        "the loop": (seen.arm, "#d9622b"), "frozen policy": (choices(frozen, made), "#7a8ca3"),
+        "the loop": (seen.arm, "#d9622b"),
+        **({"without corrections": (alone.seen.arm, "#e8b04a")} if alone is not None else {}),
+        "frozen policy": (choices(loop.frozen, made), "#7a8ca3"),
         f"best engine ({ARMS[fixed]})": (np.full(len(rows), fixed), "#b9c4d0"),
-    }  # fmt: skip
+    }
     for label, (arm, colour) in lines.items():
         axes.plot(np.convolve(made.seconds[rows, arm], kernel, "valid") / best, label=label, color=colour)
     for happening in story[1:]:
-        axes.axvline(happening.at - _WINDOW, color="#444", linewidth=0.6, linestyle=":")
+        axes.axvline(happening.at - WINDOW, color="#444", linewidth=0.6, linestyle=":")
         axes.text(
-            happening.at - _WINDOW, axes.get_ylim()[1], f" {happening.name.replace('_', ' ')}", va="top", fontsize=8
+            happening.at - WINDOW, axes.get_ylim()[1], f" {happening.name.replace('_', ' ')}", va="top", fontsize=8
         )
     axes.axhline(1.0, color="#444", linewidth=0.6)
-    axes.set(xlabel="requests", ylabel=f"time against the best in hindsight\n(windows of {_WINDOW})")
+    axes.set(xlabel="requests", ylabel=f"time against the best in hindsight\n(windows of {WINDOW})")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -277,34 +201,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=9000, help="requests of a run")
     parser.add_argument("--repeats", type=int, default=3, help="runs, with another seed each")
+    parser.add_argument("--alone", type=int, default=2, help="runs without corrections")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
     parser.add_argument("--keep", type=Path, help="folder that records, registry and events stay in")
     args = parser.parse_args()
-    runs, story = [], happenings(args.n)
+    story, total = happenings(args.n), args.repeats + args.alone
     with progress_bar() as bar:
-        row = bar.add_task("requests", total=args.n * args.repeats)
-        for repeat in range(args.repeats):
+        row = bar.add_task("requests", total=args.n * total)
+
+        def one(number: int, corrected: bool) -> Loop:
             with ExitStack() as stack:
-                folder = (
-                    args.keep / str(repeat) if args.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                )
+                scratch = stack.enter_context(tempfile.TemporaryDirectory())
+                folder = args.keep / f"{number}{'' if corrected else '-alone'}" if args.keep else Path(scratch)
                 folder.mkdir(parents=True, exist_ok=True)
-                made, seen, frozen, events, said = run(args.n, args.seed + repeat, folder, lambda: bar.advance(row))
-                _tell(bar, seen, events, said)
-                runs.append(figures(made, seen, frozen, events, story))
-    found = {name: spread([one[name] for one in runs]) for name in runs[0]}
+                made = run(args.n, args.seed + number, folder, lambda: bar.advance(row), corrected)
+                _tell(bar, made)
+                return made
+
+        loops = [one(number, True) for number in range(args.repeats)]
+        alone = [one(number, False) for number in range(args.alone)]
+    runs = [[figures(loop, story) for loop in loops], [figures_alone(loop) for loop in alone]]
+    found = {name: spread([figure[name] for figure in of]) for of in runs if of for name in of[0]}
     show(found)
     if args.json:
-        write(args.json, args.n * args.repeats, found)
-        plot(args.json.with_suffix(".png"), made, seen, frozen, story)
+        write(args.json, args.n * total, found)
+        plot(args.json.with_suffix(".png"), loops[0], alone[0] if alone else None, story)
 
 
-def _tell(bar: Progress, seen: Run, events: Sequence[Event], said: Sequence[str]) -> None:
+def _tell(bar: Progress, loop: Loop) -> None:
     bar.stop()
-    for event in events:
-        out.print(f"  request {int((seen.sent < event.time).sum()):5}  {event.kind}: {event.text}", highlight=False)
-    for line in said:
+    for event in loop.events:
+        at = int((loop.seen.sent < event.time).sum())
+        out.print(f"  request {at:5}  {event.kind}: {event.text}", highlight=False, soft_wrap=True)
+    for line in loop.said:
         out.print(f"  keeper: {line}", highlight=False, soft_wrap=True)
     bar.start()
 
