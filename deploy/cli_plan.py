@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from deploy.console import Json, Seed, fail, out, progress_bar
 from engines.config import EMBEDDED
@@ -15,7 +15,7 @@ from engines.config import EMBEDDED
 plan_app = typer.Typer()
 
 _SHOWN = {
-    "latency": "latency_s/mean", "P95": "latency_s/p95", "P99": "latency_s/p99", "TTFT P95": "ttft_s/p95",
+    "latency, s": "latency_s/mean", "P95": "latency_s/p95", "P99": "latency_s/p99", "TTFT P95": "ttft_s/p95",
     "TPOT": "tpot_s/mean", "tokens/s": "tokens_per_s",
 }  # fmt: skip
 Profiles = Annotated[
@@ -160,7 +160,7 @@ def plan(
         print(json.dumps({**asdict(found), "chosen": found.chosen, "within_limit": within}))
         return
     ratio = f"{found.speed.value:.3f} [{found.speed.low:.3f}, {found.speed.high:.3f}]"
-    _show({_named(found.replicas): found.figures, f"[{_named(found.single)}]": found.single_figures})
+    _show({f"[{_named(found.single)}]": found.single_figures, _named(found.replicas): found.figures})
     if found.better:
         out.print(f"run [bold]{_named(found.replicas)}[/bold]: {ratio} times as fast ({objective})", highlight=False)
     else:
@@ -243,7 +243,7 @@ def _named(counts: Mapping[str, int]) -> str:
 
 
 def _show(found: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table("", *_SHOWN, "where")
+    table = Table(Column("", no_wrap=True), *_SHOWN, "where")
     for name, figures in found.items():
         cells = [f"{figures[key].value:.3g}" if key in figures else "-" for key in _SHOWN.values()]
         shares = [(k.removeprefix("share/"), v.value) for k, v in figures.items() if k.startswith("share/")]
