@@ -15,7 +15,9 @@ RequestError           carries an HTTP status and an OpenAI error type
 PolicyRefused          an artefact that this fleet cannot use
 """
 
+import copyreg
 import math
+from typing import Any
 
 from engines.client import Headers
 from engines.errors import DraftpickError
@@ -31,6 +33,10 @@ class RequestError(DraftpickError):
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message, self.param, self.code = message, param, code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever its constructor asks for: Ray pickles what it raises to those who call by handle."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def headers(self) -> Headers:
         """Headers beside those of the body."""
