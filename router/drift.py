@@ -111,7 +111,7 @@ class Inputs:
             self.counts.clear()
             return None
         # Two samples of one distribution differ, too: by about so much.
-        chance = 2.0 * (np.count_nonzero(self.usual + now) - 1) / self.config.window
+        chance = 2.0 * (int(np.count_nonzero(self.usual + now)) - 1) / self.config.window
         index = stability_index(self.usual, now) - chance
         return index if index > self.config.stability else None
 

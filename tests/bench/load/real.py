@@ -1,4 +1,4 @@
-"""The sweep of `tests.bench.load` on real engines: `python -m tests.bench.load.real` (a quarter of an hour).
+"""The sweep of `tests.bench.load` on real engines: `python -m tests.bench.load.real` (half an hour).
 
 Two places, an engine of one core each: our router over `plain` and `suffix`; the same with a policy that knows no load;
 twice the one or the other; both in turn; the less loaded one. Greedy and sampled requests of six kinds, with the policy
@@ -30,7 +30,7 @@ from router.router import Router
 from tests.bench.figures import show, spread
 from tests.bench.load.driver import answered
 
-_ARMS, _TOKENS, _CLIENTS = ("plain", "suffix"), 48, (1, 4, 16, 32)
+_ARMS, _TOKENS, _CLIENTS = ("plain", "suffix"), 32, (1, 4, 16, 32)
 _ALL = ("fixed/plain", "fixed/suffix", "round_robin", "least_loaded", "text_only", "routed")
 Urls = Mapping[str, Sequence[str]]
 
@@ -91,7 +91,7 @@ def run(urls: Urls, model: str, n: int, seed: int, told: Any) -> dict[str, dict[
     """Mean seconds by strategy and clients."""
     found: dict[str, dict[int, float]] = {name: {} for name in _ALL}
     for clients in _CLIENTS:
-        bodies = requests(model, clients, max(n, 3 * clients), 100 * seed + clients)
+        bodies = requests(model, clients, max(n, 2 * clients), 100 * seed + clients)
         for name in np.random.default_rng([seed, clients]).permutation(_ALL):
             turns = _ARMS if name == "round_robin" else None
             found[name][clients] = asyncio.run(measured(router(name, urls, model), turns, bodies, clients))
@@ -114,7 +114,7 @@ def figures(runs: Sequence[dict[str, dict[int, float]]]) -> dict[str, Interval]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=24, help="requests that count, of each strategy and load; at least")
+    parser.add_argument("-n", type=int, default=16, help="requests that count, of each strategy and load; at least")
     parser.add_argument("--repeats", type=int, default=3, help="runs, with other prompts each")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

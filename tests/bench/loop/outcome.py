@@ -98,6 +98,7 @@ def figures(loop: Loop, story: Sequence[Happening]) -> dict[str, float]:
         "notice_requests_max": max(told.values()),
         "client_errors": float(seen.errors),
         "events": float(len(loop.events)),
+        **learned_from(loop),
         **policies(loop),
         **{f"notice_requests/{name}": value for name, value in told.items()},
         **{f"recover_requests/{name}": value for name, value in well.items()},
@@ -112,6 +113,14 @@ def figures_alone(loop: Loop) -> dict[str, float]:
         **policies(loop),
     }
     return {f"without_corrections/{name}": value for name, value in found.items()}
+
+
+def learned_from(loop: Loop) -> dict[str, float]:
+    """Shares of the requests that went to another arm than the likeliest, to learn; and that all arms answered again."""
+    made = [r.decision for r in loop.records if r.decision.reason == "policy"]
+    shadows = {r.request_id for r in loop.records if r.decision.reason == "shadow"}
+    explored = [one.probabilities[one.arm] < max(one.probabilities.values()) for one in made]
+    return {"explored_share": float(np.mean(explored)), "shadowed_share": len(shadows) / len(made)}
 
 
 def policies(loop: Loop) -> dict[str, float]:
