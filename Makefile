@@ -9,7 +9,7 @@ RUNS ?= runs
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover manifests lock clean
+.PHONY: help venv serve demo test test-fast test-tools check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,10 @@ test: $(READY)  ## Run all tests that this machine can run
 
 test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest -m "not ray and not vllm and not load"
+
+test-tools:  ## Install what some tests use and skip without: Chromium, Prometheus (Debian, as root)
+	apt-get update -q
+	RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium prometheus  # 1: no daemon
 
 check: $(READY)  ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -104,6 +108,10 @@ bench-loop: $(READY)  ## Promotion gates over 200 trials, and the loop on real e
 	$(BIN)/python -m tests.bench.gates --json tests/bench/results/gates.json
 	$(BIN)/python -m tests.bench.loop.real --json tests/bench/results/loop_real.json
 
+bench-page: $(READY)  ## The page in a browser, with its pictures; queries, alerts, manifests, the image's recipe (15 minutes)
+	$(BIN)/python -m tests.bench.page --json tests/bench/results/page.json --pictures tests/bench/results
+	$(BIN)/python -m tests.bench.operations --json tests/bench/results/operations.json
+
 bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
 	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json
 	$(BIN)/python -m tests.load.disconnects --json tests/bench/results/disconnects.json
@@ -116,10 +124,13 @@ bench-crossover: $(READY)  ## Routed against every other way to use as many engi
 	$(BIN)/python -m tests.bench.simulator --json tests/bench/results/simulator.json
 	$(BIN)/python -m tests.bench.equal_resources --json tests/bench/results/equal_resources.json
 
-manifests: $(READY)  ## Make anew what follows from the code: chart schema, manifests, dashboard, table of metrics
+manifests: $(READY)  ## Make anew what follows from the code: chart schema, manifests, dashboard, generated pages
 	$(BIN)/python -m tests.deploy.manifests
 	$(BIN)/python -m tests.deploy.dashboard
 	$(BIN)/python -m tests.router.metrics_page
+	$(BIN)/python -m tests.router.config_page
+	$(BIN)/python -m tests.deploy.cli_page
+	$(BIN)/python -m tests.bench.evidence
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
