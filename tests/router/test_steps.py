@@ -11,10 +11,18 @@ from router.steps import MOST, StepTable
 PROFILE = Profile("b", "m", (1, 4, 16), (64,), (((0.01,), (0.01,), (0.04,)), ((0.02,), (0.03,), (0.09,))), 0.0, 0.0, 32)
 
 
-def test_without_a_profile_a_step_takes_the_same_at_any_load() -> None:
+def test_without_a_profile_a_step_is_guessed_to_grow() -> None:
     table = StepTable()
-    assert set(table.curves[0]) == {1.0}
+    assert [table.curves[0][n] for n in (1, 2, 16)] == pytest.approx([1.0, 1.03, 1.45])
     assert table.max_running == MOST
+
+
+def test_answers_of_one_batch_size_leave_the_guess() -> None:
+    table = StepTable()
+    for _ in range(100):
+        table.saw(16, 0, 0.05)
+    table.renew()
+    assert table.curves[0][16] == pytest.approx(1.45)
 
 
 def test_a_profile_is_followed_and_begins_with_1() -> None:
@@ -36,9 +44,10 @@ def test_answers_bend_the_curve_towards_what_they_took() -> None:
 
 def test_what_is_seen_counts_only_after_a_renewal() -> None:
     table = StepTable()
+    before = table.curves
     for running in (1, 8) * 50:
         table.saw(running, 0, 0.01 * running)
-    assert set(table.curves[0]) == {1.0}
+    assert table.curves == before
 
 
 def test_that_sampling_is_dearer_is_no_load() -> None:
@@ -50,7 +59,7 @@ def test_that_sampling_is_dearer_is_no_load() -> None:
         table.saw(8, 1, 0.03)
         table.saw(32, 1, 0.03)
     table.renew()
-    assert table.curves[0][32] == pytest.approx(1.0, abs=0.1)
+    assert table.curves[0][32] == pytest.approx(1.0, abs=0.15)
 
 
 def test_one_answer_hardly_moves_anything() -> None:

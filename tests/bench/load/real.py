@@ -87,10 +87,10 @@ def requests(model: str, clients: int, n: int, seed: int) -> list[dict[str, Any]
     ]  # fmt: skip
 
 
-def run(urls: Urls, model: str, n: int, seed: int, told: Any) -> dict[str, dict[int, float]]:
+def run(urls: Urls, model: str, n: int, seed: int, loads: Sequence[int], told: Any) -> dict[str, dict[int, float]]:
     """Mean seconds by strategy and clients."""
     found: dict[str, dict[int, float]] = {name: {} for name in _ALL}
-    for clients in _CLIENTS:
+    for clients in loads:
         bodies = requests(model, clients, max(n, 2 * clients), 100 * seed + clients)
         for name in np.random.default_rng([seed, clients]).permutation(_ALL):
             turns = _ARMS if name == "round_robin" else None
@@ -101,31 +101,36 @@ def run(urls: Urls, model: str, n: int, seed: int, told: Any) -> dict[str, dict[
 
 def figures(runs: Sequence[dict[str, dict[int, float]]]) -> dict[str, Interval]:
     """What is reported of all runs."""
+    loads = list(runs[0]["routed"])
     others = [name for name in _ALL if name != "routed"]
     ratios = {
-        f"{name}/{c}": spread([one[name][c] / one["routed"][c] for one in runs]) for name in others for c in _CLIENTS
+        f"{name}/{c}": spread([one[name][c] / one["routed"][c] for one in runs]) for name in others for c in loads
     }
     best = {
         f"best_other/{c}": spread([min(one[name][c] for name in others) / one["routed"][c] for one in runs])
-        for c in _CLIENTS
+        for c in loads
     }
-    return {**best, **ratios, **{f"routed_s/{c}": spread([one["routed"][c] for one in runs]) for c in _CLIENTS}}
+    return {**best, **ratios, **{f"routed_s/{c}": spread([one["routed"][c] for one in runs]) for c in loads}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=16, help="requests that count, of each strategy and load; at least")
     parser.add_argument("--repeats", type=int, default=3, help="runs, with other prompts each")
+    parser.add_argument("--clients", type=int, nargs="*", default=_CLIENTS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.getLogger("draftpick").setLevel(logging.ERROR)
     config = fleet()
     prepare_models(config)
     with progress_bar() as bar, running(config, port=free_port(), timeout_s=900):
-        row = bar.add_task("strategies", total=args.repeats * len(_ALL) * len(_CLIENTS))
+        row = bar.add_task("strategies", total=args.repeats * len(_ALL) * len(args.clients))
         handles = {arm: serve.get_deployment_handle(f"engine-{arm}", APP_NAME) for arm in _ARMS}
         urls = {arm: handle.broadcast("address").results(timeout_s=30) for arm, handle in handles.items()}
-        runs = [run(urls, config.target.name, args.n, i, lambda: bar.advance(row)) for i in range(args.repeats)]
+        runs = [
+            run(urls, config.target.name, args.n, i, args.clients, lambda: bar.advance(row))
+            for i in range(args.repeats)
+        ]
     found = figures(runs)
     show(found)
     if args.json:
