@@ -2,19 +2,24 @@
 
 import asyncio
 import base64
+import importlib.util
 import itertools
 import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _START_S = 30.0
+_AXE = "axe_playwright_python"
 _CODES = {"Tab": 9, "Enter": 13, "Escape": 27}
 _OPTIONS = (
     *("--headless=new", "--remote-debugging-port=0", "--no-first-run", "--disable-gpu", "--hide-scrollbars"),
@@ -31,13 +36,31 @@ class Failed(Exception):
     """What a page was asked to do, it did not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What axe-core finds wrong. `impact`: minor, moderate, serious or critical; `where`: selectors of elements."""
+
+    rule: str
+    impact: str
+    where: tuple[str, ...]
+
+    @property
+    def serious(self) -> bool:
+        """Whether it keeps somebody from using the page, or nearly so."""
+        return self.impact in ("serious", "critical")
+
+
 class Tab:
-    """One page. `told`: errors of its console and of its scripts, and what its security policy forbade."""
+    """One page. `told`: errors of its console and of its scripts, and what its security policy forbade.
+
+    `asked`: the addresses of all its requests, those of its web sockets among them.
+    """
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._numbers = socket, itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.told: list[str] = []
+        self.asked: list[str] = []
         self._reader = asyncio.create_task(self._read())
 
     async def command(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -98,20 +121,66 @@ class Tab:
         found = await self.command("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         await asyncio.to_thread(path.write_bytes, base64.b64decode(found["data"]))
 
+    async def faults(self) -> list[Fault]:
+        """What axe-core finds wrong with the page as it is now.
+
+        It runs in a world of its own beside the page's scripts: the page's security policy forbids it nothing there,
+        and stays as it is.
+        """
+        frame = (await self.command("Page.getFrameTree"))["frameTree"]["frame"]["id"]
+        made = await self.command("Page.createIsolatedWorld", frameId=frame, worldName="axe")
+        world = {"contextId": made["executionContextId"], "awaitPromise": True, "returnByValue": True}
+        await self.command("Runtime.evaluate", expression=_axe(), **world)
+        found = await self.command("Runtime.evaluate", expression=_RUN_AXE, **world)
+        if "exceptionDetails" in found:
+            raise Failed(f"axe-core: {found['exceptionDetails']['exception'].get('description')}")
+        return [
+            Fault(one["id"], one["impact"], tuple(" ".join(map(str, node["target"])) for node in one["nodes"]))
+            for one in found["result"]["value"]
+        ]
+
+    def hosts(self) -> set[str]:
+        """All that it sent requests to, as host:port. What an address itself holds (`data:`) was sent nowhere."""
+        return {host for url in self.asked if (host := urlsplit(url).netloc)}
+
     async def _read(self) -> None:
         async for message in self._socket:
             told = json.loads(message)
             if (number := told.get("id")) is not None:
                 self._waiting.pop(number).set_result(told)
-            elif told["method"] == "Runtime.exceptionThrown":
-                self.told.append(str(told["params"]["exceptionDetails"].get("exception", {}).get("description")))
-            elif told["method"] == "Log.entryAdded" and told["params"]["entry"]["level"] == "error":
-                self.told.append(told["params"]["entry"]["text"])
+            else:
+                self._note(told["method"], told["params"])
+
+    def _note(self, event: str, told: dict[str, Any]) -> None:
+        if event == "Runtime.exceptionThrown":
+            self.told.append(str(told["exceptionDetails"].get("exception", {}).get("description")))
+        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
+            self.told.append(told["entry"]["text"])
+        elif event == "Network.requestWillBeSent":
+            self.asked.append(told["request"]["url"])
+        elif event == "Network.webSocketCreated":
+            self.asked.append(told["url"])
 
     async def close(self) -> None:
         """Read no more."""
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
+
+
+_RUN_AXE = "axe.run(document, { resultTypes: ['violations'] }).then((found) => found.violations)"
+
+
+def has_axe() -> bool:
+    """Whether axe-core is installed, which comes with a package."""
+    return importlib.util.find_spec(_AXE) is not None
+
+
+@cache
+def _axe() -> str:
+    package = importlib.util.find_spec(_AXE)  # for its file: an import would need a browser's driver
+    if package is None or package.origin is None:
+        raise Failed("axe-core is not installed (axe-playwright-python)")
+    return (Path(package.origin).parent / "axe.min.js").read_text()
 
 
 @asynccontextmanager
@@ -127,7 +196,7 @@ async def tab() -> AsyncIterator[Tab]:
         try:
             async with connect(await _address(Path(profile)), max_size=None) as socket:
                 made = Tab(socket)
-                for domain in ("Page", "Runtime", "Log"):
+                for domain in ("Page", "Runtime", "Log", "Network"):
                     await made.command(f"{domain}.enable")
                 yield made
                 await made.close()

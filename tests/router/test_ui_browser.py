@@ -1,6 +1,8 @@
-"""The page as somebody sees it, in a real browser: what it shows, keys, shortcuts, and what it says of failures."""
+"""The page as somebody sees it, in a real browser: what it shows and follows, keys, shortcuts, and who can use it."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,17 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from engines.http import LocalServer
+from router.config import load_config
 from router.keys import digest
+from router.pointer import point
 from router.policies.simple import UniformPolicy
 from router.registry import Registry
+from router.router import Router, fixed
 from tests import browser
 from tests.browser import Tab
-from tests.fleet import FAST, SLOW, Routed, StartRouter
+from tests.engine_process import EngineProcess
+from tests.fleet import CHAT, FAST, MODEL, SLOW, Routed, StartRouter, asked
 from tests.leaks import PROMPT
 from tests.router.test_registry_service import ARMS, fixed_policy, served
 
@@ -27,6 +34,7 @@ KEY = "dp-secret-of-an-admin"
 TWO = {"plain": FAST, "ngram": FAST}
 ROWS = "document.querySelectorAll('.engines tbody tr').length"
 SECTIONS = ["engines", "kinds", "decisions", "try", "policies", "events"]
+needs_axe = pytest.mark.skipif(not browser.has_axe(), reason="axe-core is not installed")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -37,13 +45,18 @@ async def opened() -> AsyncIterator[Tab]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(opened: Tab) -> AsyncIterator[Tab]:
-    """A page of which nobody is left: no key, no theme, the size of a desk. It must have told of no error."""
+    """A page of which nobody is left: no key, no theme, the size of a desk.
+
+    It must have told of no error, and have asked nobody but this machine.
+    """
     opened.told.clear()
+    opened.asked.clear()
     await opened.look(1280, 900)
     yield opened
     told = [line for line in opened.told if not line.startswith("Failed to load resource")]
     await opened.run("sessionStorage.clear(); localStorage.clear()")
     assert not told, told
+    assert all(host.startswith("127.0.0.1:") for host in opened.hosts()), opened.hosts()
 
 
 @pytest.fixture
@@ -111,6 +124,75 @@ async def test_an_engine_that_fails_is_seen(page: Tab, router_app: StartRouter) 
     await page.open(f"{app.server.url}/ui/")
     await page.until(f"{ROWS} === 2")
     assert "breaker open" in await page.text(".engines tbody tr:nth-child(2)")
+
+
+# --- what it follows, without being loaded again ---
+
+LOADED = "window.loadedOnce = true"
+ABOUT = "document.getElementById('about').innerText"
+PILL = "document.querySelector('.engines tbody tr:nth-child(2) .pill')"
+
+
+async def test_a_policy_that_is_put_to_use_is_seen(page: Tab, tmp_path: Path) -> None:
+    pointer = tmp_path / "active"
+    point(pointer, str(fixed_policy(tmp_path / "a", "plain")))
+    async with served(pointer, tmp_path / "records") as (_, client):
+        await page.open(f"{client.base_url}/ui/")
+        await page.until(f"{ABOUT}.includes('policy fixed:plain')")
+        await page.run(LOADED)
+        point(pointer, str(fixed_policy(tmp_path / "b", "ngram")))
+        await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
+        assert "fixed:ngram serves" in await page.text("#policies-body")
+        await client.post(CHAT, json=asked())
+        await page.until("document.querySelector('.decisions tbody .arm')?.innerText === 'ngram'")
+        assert await page.run("window.loadedOnce")
+
+
+async def test_an_engine_that_is_killed_and_comes_back_is_seen(page: Tab, tmp_path: Path) -> None:
+    async with two_processes(tmp_path) as (engines, client):
+        asking = asyncio.create_task(ask_on(client))
+        await page.open(f"{client.base_url}/ui/")
+        await page.until(f"{PILL}?.innerText === 'ok'")
+        await page.run(LOADED)
+        await engines["ngram"].kill()
+        await page.until(f"['breaker open', 'unreachable', '0 of 1 up'].includes({PILL}.innerText)")
+        assert await page.run(f"{PILL}.dataset.tone") in ("bad", "warn")
+        assert await page.text("#status") == "Ready"
+        await engines["ngram"].start()
+        await page.until(f"{PILL}.innerText === 'ok'", timeout_s=20)
+        assert await page.run("window.loadedOnce")
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+
+@asynccontextmanager
+async def two_processes(tmp_path: Path) -> AsyncIterator[tuple[dict[str, EngineProcess], httpx.AsyncClient]]:
+    """Two engines that are processes, and a client of a router over them, which tries again soon."""
+    engines = {arm: EngineProcess(FAST, MODEL, arm) for arm in TWO}
+    settings = {"policy": "uniform", "default_engine": "plain", "records": {"dir": str(tmp_path / "records")}}
+    settings |= {"breaker": {"open_s": 0.3, "max_open_s": 0.5, "slow_start_s": 1}}
+    listed = [{"name": arm, "url": engine.url} for arm, engine in engines.items()]
+    config = load_config({"target": {"name": MODEL}, "engines": listed, "router": settings})
+    router = Router(config, {arm: fixed(engine.url) for arm, engine in engines.items()})
+    server = LocalServer(router.app)
+    try:
+        await asyncio.gather(*(engine.start() for engine in engines.values()))
+        await router.start()
+        await server.start()
+        async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
+            yield engines, client
+    finally:
+        await server.drain(0.1)
+        await router.stop()
+        await asyncio.gather(*(engine.kill() for engine in engines.values()))
+
+
+async def ask_on(client: httpx.AsyncClient) -> None:
+    """Ask until cancelled; each request must be answered whole."""
+    while True:
+        assert (await client.post(CHAT, json=asked())).status_code == 200
+        await asyncio.sleep(0.02)
 
 
 # --- try a prompt ---
@@ -236,6 +318,18 @@ async def test_a_policy_is_promoted_after_a_question_and_not_without(
         await page.until("document.querySelector('#policies-body .head strong').innerText === 'p0001'")
 
 
+async def test_a_promotion_elsewhere_is_seen(page: Tab, registry: Registry, tmp_path: Path) -> None:
+    async with served(registry.path, tmp_path / "records") as (_, client):
+        await page.open(f"{client.base_url}/ui/")
+        await page.until("document.querySelector('#policies-body .head strong')?.innerText === 'p0001'")
+        await page.run(LOADED)
+        registry.promote("p0002", "retrain", "all gates passed")
+        await page.until("document.querySelector('#policies-body .head strong').innerText === 'p0002'")
+        await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
+        assert "all gates passed" in await page.run("document.getElementById('policies-body').textContent")
+        assert await page.run("window.loadedOnce")
+
+
 async def test_without_keys_policies_are_seen_and_cannot_be_changed(
     page: Tab, registry: Registry, tmp_path: Path
 ) -> None:
@@ -333,6 +427,55 @@ CONTRAST = """
   return poor;
 })()
 """
+
+
+@needs_axe
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_no_fault(page: Tab, router_app: StartRouter, scheme: str, width: int) -> None:
+    app = await uniform(router_app)
+    await page.look(width, 900, scheme)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    assert await page.faults() == [], "idle"
+    for _ in range(3):
+        await app.post()
+    await app.post(headers={"x-draftpick-arm": "plain"}, model="another")
+    app.replicas.by_arm["ngram"][0].breaker.trip()
+    await type_into(page, "#prompt", "hello")
+    await page.click("#explain")
+    await page.until("document.querySelector('.explained')")
+    await page.click("#ask")
+    await page.until("document.getElementById('try-status').innerText.includes('tokens a second')")
+    await page.until("document.querySelectorAll('.decisions tbody tr').length >= 4")
+    assert await page.faults() == [], "with traffic"
+    for key in "?k":
+        await page.run("document.activeElement.blur()")
+        await page.press(key)
+        await page.until("document.querySelector('dialog[open]')")
+        assert await page.faults() == [], f"the dialog of {key}"
+        await page.press("Escape")
+        await page.until("!document.querySelector('dialog[open]')")
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_no_fault_in_policies(
+    page: Tab, registry: Registry, tmp_path: Path, keys: dict[str, str], scheme: str
+) -> None:
+    async with served(registry.path, tmp_path / "records", keys=keys) as (_, client):
+        await page.look(1280, 900, scheme)
+        await page.open(f"{client.base_url}/ui/")
+        await page.until("document.getElementById('key-dialog').open")
+        assert await page.faults() == [], "locked"
+        await page.command("Input.insertText", text=KEY)
+        await page.press("Enter")
+        await page.until("document.querySelector('#policies-body [data-action=promote]')")
+        await page.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert await page.faults() == [], "policies"
+        await page.click("#policies-body [data-action=canary]")
+        await page.until("document.getElementById('confirm-dialog').open")
+        assert await page.faults() == [], "the question"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
