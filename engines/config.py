@@ -56,7 +56,9 @@ class Drafter(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    method: str = Field(description="vLLM's name of the method")
+    method: str = Field(
+        description=f"one of {', '.join(DRAFTER_METHODS)}: all but the last {len(OWN_DRAFTERS)} are vLLM's"
+    )
     model: str | None = Field(
         None, description="`embedded:<name>`, a Hugging Face id, a path, or a class for custom_class"
     )
@@ -104,14 +106,20 @@ class Drafter(BaseModel):
 class Autoscaling(Model):
     """Serve's `autoscaling_config`, on requests in flight. One replica stays at least: none would ask for another."""
 
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
-    initial_replicas: int | None = Field(None, ge=1)
+    min_replicas: int = Field(1, ge=1, description="fewest replicas")
+    max_replicas: int = Field(1, ge=1, description="most replicas, within `router.scaling.budget`")
+    initial_replicas: int | None = Field(None, ge=1, description="replicas to begin with; absent: `min_replicas`")
     target_ongoing_requests: float = Field(8.0, gt=0, description="requests in flight that one replica should have")
-    upscale_delay_s: float = Field(30.0, ge=0)
-    downscale_delay_s: float = Field(600.0, ge=0)
-    metrics_interval_s: float | None = Field(None, gt=0)
-    look_back_period_s: float | None = Field(None, gt=0)
+    upscale_delay_s: float = Field(30.0, ge=0, description="how long more must be wanted until replicas are added")
+    downscale_delay_s: float = Field(
+        600.0, ge=0, description="how long fewer must be wanted until replicas are removed"
+    )
+    metrics_interval_s: float | None = Field(
+        None, gt=0, description="how often replicas report to Serve's controller; absent: Serve's default"
+    )
+    look_back_period_s: float | None = Field(
+        None, gt=0, description="time that reports are averaged over; absent: Serve's default"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -141,13 +149,13 @@ class Deployment(Model):
 class Engine(Model):
     """One engine. Its name is the arm that policies choose."""
 
-    name: Name
+    name: Name = Field(description="the arm, as policies, records and metrics call it")
     kind: Literal["vllm", "mock", "url"] = Field(
-        "vllm", description="vllm: started here; url: somebody else runs it; mock"
+        "vllm", description="vllm: started here; url: somebody else runs it, as one with a `url` is; mock: no model"
     )
-    drafter: Drafter | None = Field(None, description="absent: the plain engine")
+    drafter: Drafter | None = Field(None, description="what proposes tokens; absent: nothing does, the plain engine")
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")
-    deployment: Deployment = Field(default_factory=Deployment)
+    deployment: Deployment = Field(default_factory=Deployment, description="how Ray Serve runs it; not for a `url`")
     url: HttpUrl | None = Field(None, description="where an engine that somebody else runs listens")
     mock: MockSpec | None = Field(None, description="speed, acceptance and faults of a mock engine")
 
@@ -177,8 +185,8 @@ class Engine(Model):
 class FleetConfig(Model):
     """One target and the engines that serve it."""
 
-    target: Target = Field(default_factory=Target)
-    engines: tuple[Engine, ...]
+    target: Target = Field(default_factory=Target, description="the model whose output every engine preserves")
+    engines: tuple[Engine, ...] = Field(description="one or more, each with a name and at most one drafter of its own")
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM arguments that all engines share")
     engine_host: str = Field(
         "127.0.0.1", description="address that engines listen on; `node`: the address of their node"

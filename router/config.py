@@ -78,7 +78,9 @@ class RouterConfig(Model):
     )
     default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
     featurizer: str = Field(
-        "auto", description="`auto`, `none`, `lexical`, `embedded`, or the path of a sentence encoder"
+        "auto",
+        description="`auto`: what the policy needs; `none`, `lexical`, `static` (token vectors), `embedded` (a "
+        "sentence encoder), or the path of another one",
     )
     featurize_timeout_s: float = Field(2.0, gt=0, description="a decision waits no longer for its features")
     max_attempts: int = Field(3, ge=1, le=10, description="engines tried before the first byte")
@@ -104,7 +106,7 @@ class RouterConfig(Model):
     allow_pin: bool = Field(True, description="whether the header x-draftpick-arm may choose the engine")
     num_replicas: int = Field(1, ge=1, description="replicas of the router")
     seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the system")
-    records: RecordsConfig = Field(default_factory=RecordsConfig)
+    records: RecordsConfig = Field(default_factory=RecordsConfig, description="where attempts are recorded")
     logs: LogsConfig = Field(default_factory=LogsConfig, description="what is logged")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="which requests leave spans")
     deployment_options: dict[str, Any] = Field(
@@ -115,15 +117,17 @@ class RouterConfig(Model):
 class LiveConfig(Model):
     """What a running router takes without a restart, as Serve's `user_config`; what is absent stays as it is."""
 
-    policy: str | None = Field(None, min_length=1)
-    explore: float | None = Field(None, ge=0, le=1)
-    limits: LimitsConfig | None = None
+    policy: str | None = Field(None, min_length=1, description="in place of `router.policy`")
+    explore: float | None = Field(None, ge=0, le=1, description="in place of `router.explore`")
+    limits: LimitsConfig | None = Field(
+        None, description="in place of `router.limits`; what it leaves out has its default"
+    )
 
 
 class DraftpickConfig(FleetConfig):
     """One YAML file: target, engines, router."""
 
-    router: RouterConfig
+    router: RouterConfig = Field(description="how requests are routed")
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:

@@ -41,10 +41,10 @@ class KeysConfig(Model):
 class Key(Model):
     """One key, by its hash."""
 
-    name: Name
+    name: Name = Field(description="whose it is; refusals and the history of policies say it")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal")
     scopes: tuple[Scope, ...] = Field(("chat",), description="`chat`: to ask; `admin`: to pin, reload and explain")
-    requests_per_minute: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1, description="requests a minute; absent: any number")
     tokens_per_minute: int | None = Field(None, ge=1, description="tokens of prompts and answers")
     priority: Literal["low", "normal", "high"] = Field("normal", description="the highest that it may ask for")
     explore: bool = Field(True, description="whether its requests may go to engines that are tried out")

@@ -33,7 +33,8 @@ class OnlineConfig(Model):
     """What a running router learns by itself."""
 
     dir: Path | None = Field(
-        None, description="folder of events.jsonl, and of what routers tell each other; absent: beside the records"
+        None,
+        description="folder of events.jsonl, and of what routers tell each other; absent: `online` below `records.dir`",
     )
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="of the times that it predicts")
     drift: DriftConfig = Field(default_factory=DriftConfig, description="when engines or requests have changed")

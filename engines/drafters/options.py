@@ -19,7 +19,7 @@ class TrigramOptions(_Options):
     num_bigrams: int = Field(65_536, ge=8, le=2**24, description="size of the shared table, 120 bytes each")
     num_own_bigrams: int = Field(1024, ge=8, le=2**20, description="size of one request's own table")
     learn_prompt: bool = Field(True, description="the prompt counts as if it had been decoded token by token")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of the tree search")
 
 
 class HybridOptions(_Options):
