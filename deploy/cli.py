@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -42,6 +43,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; a command that has others says so in its "
+    "help. NO_COLOR=1 switches colours off.",
 )
 app.add_typer(serve_app)
 app.add_typer(policy_app)
@@ -54,6 +57,16 @@ app.add_typer(retrain_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="policies")
+
+
+def _let_flow(commands: typer.Typer) -> None:
+    """Let the paragraphs of help fill their lines, but for indented ones: typer would keep the breaks of docstrings."""
+    for command in commands.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _let_flow(group.typer_instance)
 
 
 def main() -> None:
@@ -75,7 +88,12 @@ def main() -> None:
 def check_config(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a fleet.")], as_json: Json = False
 ) -> None:
-    """Check a configuration without starting anything; says the field and the cure for each error."""
+    """Check a configuration without starting anything; says the field and the cure for each error.
+
+    Exit codes: 0 valid, perhaps with a warning; 2 wrong.
+
+    Example: draftpick check-config fleet.yaml
+    """
     from deploy.config import policy_warning, redacted, resolve
     from router.config import ConfigProblems
 
@@ -102,7 +120,10 @@ def models(
     prepare: Annotated[bool, typer.Option("--prepare", help="Prepare the embedded target now.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the models that come with the project and where they lie."""
+    """List the models that come with the project and where they lie.
+
+    Example: draftpick models --prepare
+    """
     from engines.config import EMBEDDED, Engine, FleetConfig, Target
     from engines.embedded import ENCODER_NAME, TARGET_NAME, cache_dir, encoder_path, shipped_drafters
 
@@ -132,7 +153,10 @@ def demo(
     port: Port = 8000,
     seed: Seed = 0,
 ) -> None:
-    """The whole story: collect on the live fleet, train, serve the new policy, compare it on held-out prompts."""
+    """The whole story: collect on the live fleet, train, serve the new policy, compare it on held-out prompts.
+
+    Example: draftpick demo --minutes 5 --out runs/demo
+    """
     from deploy.config import resolve
 
     fleet = resolve(config)
@@ -143,6 +167,8 @@ def demo(
         fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=progress_bar
     )
 
+
+_let_flow(app)
 
 if __name__ == "__main__":
     main()

@@ -54,14 +54,18 @@ def doctor(
 ) -> None:
     """Say what is wrong with a fleet, or soon will be, and its cure; with --headroom, what routing would save.
 
-    Nothing is started. Engines of kind `url`, and those of --url, are asked for their pages and one short answer. Exit
-    codes: 0 fine, 1 problems found, 2 wrong usage.
+    Nothing is started. Engines of kind `url`, and those of --url, are asked for their pages and one short answer.
 
     With --headroom the verdict is `worth it`, `not worth it` or `cannot tell`, against the best single engine, by
     requests that the judged policy has not seen: of records (best with shadows), of datasets, or of prompts.
 
-    Examples: draftpick doctor fleet.yaml; draftpick doctor --url plain=http://10.0.0.7:8000
-    --url suffix=http://10.0.0.8:8000; draftpick doctor --headroom --records records
+    Exit codes: 0 fine, or a verdict, whichever; 1 problems found; 2 wrong usage or configuration.
+
+    Examples:
+
+      draftpick doctor fleet.yaml
+      draftpick doctor --url plain=http://10.0.0.7:8000 --url suffix=http://10.0.0.8:8000
+      draftpick doctor --headroom --records records
     """
     given = {"records": records, "data": data, "prompts": prompts, "profiles": profiles, "rate": rate, "plot": plot}
     if not headroom:

@@ -38,8 +38,11 @@ def explain(
 
     A router that asks for keys needs one with the scope `admin`, in the environment variable DRAFTPICK_ADMIN_KEYS.
 
-    Examples: draftpick explain "What is 12 * 7?"; draftpick explain --file prompt.txt --temperature 0.7; draftpick
-    explain --file request.json --json
+    Examples:
+
+      draftpick explain "What is 12 * 7?"
+      draftpick explain --file prompt.txt --temperature 0.7
+      draftpick explain --file request.json --json
     """
     told = explained(url, _body(prompt, file, max_tokens, temperature))
     if as_json:

@@ -20,7 +20,7 @@ File = Annotated[Path, typer.Option("--file", help="The file of keys (`router.ke
 
 @keys_app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Whose key it is; stands in limits and logs.")],
+    name: Annotated[str, typer.Argument(help="Whose key it is; refusals and the history of policies say it.")],
     file: File = Path("keys.yaml"),
     admin: Annotated[bool, typer.Option("--admin", help="It may pin engines, change the policy and explain.")] = False,
     requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests a minute.")] = None,
@@ -60,7 +60,10 @@ def new(
 
 @keys_app.command("list")
 def show(file: File = Path("keys.yaml"), as_json: Json = False) -> None:
-    """Show the keys of a file: names, scopes, limits; never a key."""
+    """Show the keys of a file: names, scopes, limits; never a key.
+
+    Example: draftpick keys list --file keys.yaml
+    """
     keys = read_keys(file)
     if as_json:
         print(json.dumps([key.model_dump(mode="json", exclude={"sha256"}) for key in keys]))

@@ -137,8 +137,10 @@ def plan(
     search has not seen, against all accelerators for the best single engine. Unless the interval of that ratio lies
     above 1, one engine is the better choice, and the plan says so.
 
-    Examples: draftpick plan -a 8 --profiles profiles --records records; draftpick plan -a 16 --profiles profiles
-    --traffic six_kinds --rate 20 --objective latency_s/p95 --needs big=2
+    Examples:
+
+      draftpick plan -a 8 --profiles profiles --records records
+      draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --needs big=2
     """
     from policy_training.simulator.plan import Question
     from policy_training.simulator.plan import plan as search

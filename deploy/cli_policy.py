@@ -63,6 +63,8 @@ def collect(
 
     What was measured before stays; where the router's features have changed since, its requests get the new ones.
 
+    Exit codes: 0 done, even where some requests failed; 1 failed, as where all did; 2 wrong usage or configuration.
+
     Example: draftpick collect --config embedded --out runs/live -n 60
     """
     from deploy.collecting import fleet_at, measure_parts
@@ -263,7 +265,10 @@ def use(
 ) -> None:
     """Take another policy into service on every replica of a running router, without a restart.
 
-    Examples: draftpick use runs/policy; draftpick use runs/policy --pointer /shared/active
+    Examples:
+
+      draftpick use runs/policy
+      draftpick use runs/policy --pointer /shared/active
     """
     from deploy.fleet import use_policy
     from router.pointer import point

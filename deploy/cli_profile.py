@@ -46,9 +46,7 @@ def profile(
     Examples:
 
       draftpick profile embedded --engine plain --engine suffix
-
       draftpick profile fleet.yaml --batches 1,2,4,8,16,32 --contexts 64,1024 --plot steps.png
-
       draftpick profile --url mine=http://10.0.0.7:8000 --json
     """
     from deploy.config import resolve

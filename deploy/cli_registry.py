@@ -136,7 +136,10 @@ def pin(id: Id, registry: Folder, reason: Reason = "", as_json: Json = False) ->
 
 @registry_app.command()
 def unpin(registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
-    """Let the active policy be replaced again."""
+    """Let the active policy be replaced again.
+
+    Example: draftpick policies unpin --registry /shared/policies
+    """
     policies = _opened(registry)
     policies.unpin(_BY, reason)
     _say_active(as_json, policies, "nothing is pinned")
@@ -144,7 +147,10 @@ def unpin(registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
 
 @registry_app.command()
 def rollback(registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
-    """Go back to the policy that was active before; the present one and a candidate are refused."""
+    """Go back to the policy that was active before; the present one and a candidate are refused.
+
+    Example: draftpick policies rollback --registry /shared/policies --reason "slower on long prompts"
+    """
     policies = _opened(registry)
     policies.rollback(_BY, reason)
     _say_active(as_json, policies, f"{policies.state().active} is active again")
@@ -152,7 +158,10 @@ def rollback(registry: Folder, reason: Reason = "", as_json: Json = False) -> No
 
 @registry_app.command()
 def history(registry: Folder, as_json: Json = False) -> None:
-    """Show the last changes, the newest at the end."""
+    """Show the last changes, the newest at the end.
+
+    Example: draftpick policies history --registry /shared/policies
+    """
     changes = [change.model_dump(mode="json") for change in _opened(registry).state().history]
     if as_json:
         print(json.dumps(changes))

@@ -28,6 +28,7 @@ def report(
     default: Default = "plain",
     featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the lightest in the data.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random splits.")] = 5,
+    as_json: Json = False,
 ) -> None:
     """Judge every learner on a dataset, as one HTML page with plots: ladder, learning curve, choices, calibration.
 
@@ -74,6 +75,9 @@ def report(
         row = bar.add_task("judging", total=fits(brief))
         climb = run_report(brief, output, results)
     rows = as_rows(climb)
+    if as_json:
+        say(True, {"page": str(output), "ladder": rows}, "")
+        return
     table = Table(*rows[0], title="share of the oracle's gain over the best fixed engine")
     for one in rows:
         table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in one.values()))

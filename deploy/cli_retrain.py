@@ -64,10 +64,14 @@ def retrain(
     (--reworded, made by `label --reworded`), and each kind of --data in turn, or, without, each kind of record that
     shadows know the times of. The report says which of these checks were not made, and why.
 
-    Exit codes, for a scheduler: 0 a candidate is on its way or a policy serves, 1 failed, 2 wrong usage, 3 refused by
-    its gate. May be killed at any time: the registry always holds one whole policy.
+    May be killed at any time: the registry always holds one whole policy.
 
-    Examples: draftpick retrain --records records --registry registry; the same with --watch --every 3600
+    Exit codes: 0 a candidate is on its way or a policy serves, 1 failed, 2 wrong usage, 3 refused by its gate.
+
+    Examples:
+
+      draftpick retrain --records records --registry registry
+      draftpick retrain --records records --registry registry --watch --every 3600
     """
     if submit is not None:
         sys.exit(_submitted(submit))

@@ -95,11 +95,6 @@ def test_help(path: tuple[str, ...]) -> None:
         assert max(option.opts, key=len).upper() in shown.upper()
 
 
-@pytest.mark.parametrize("path", [("serve",), ("collect",), ("train",), ("drafters", "distill")], ids=" ".join)
-def test_help_shows_an_example(path: tuple[str, ...]) -> None:
-    assert f"Example: draftpick {' '.join(path)} --" in words(invoke(*path, "--help").stdout)
-
-
 # --- check-config ---
 
 
@@ -371,6 +366,16 @@ def test_the_curve_needs_a_policy_that_knows_costs(measured_often: Path, tmp_pat
     result = invoke("curve", "--data", data, "--more", data, "--costs", str(tmp_path))
     assert isinstance(result.exception, DatasetError)
     assert "tells no costs of a step" in str(result.exception)
+
+
+def test_the_ladder_of_the_report_can_be_had_as_json(measured_often: Path) -> None:
+    page, data = measured_often / "report.html", str(measured_often / "data.parquet")
+    options = ["--learners", "best_fixed,ridge", "--seeds", "1", "--json"]
+    result = invoke("report", "--data", data, "--out", str(page), *options)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["page"] == str(page)
+    assert [row["learner"] for row in found["ladder"]] == ["best_fixed", "ridge"]
 
 
 def test_the_report_refuses_an_unknown_learner_before_it_works(measured_often: Path) -> None:

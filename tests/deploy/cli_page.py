@@ -1,0 +1,77 @@
+"""docs/cli.md: `python -m tests.deploy.cli_page` makes it of the commands, a test says whether it is up to date."""
+
+from pathlib import Path
+from typing import Any
+
+from deploy import cli
+from tests.deploy.command_lines import commands, said
+from tests.deploy.links import slug
+
+FILE = Path(__file__).parents[2] / "docs" / "cli.md"
+_HEAD = """\
+# Command line
+
+What `draftpick COMMAND --help` says of every command; `python -m tests.deploy.cli_page` makes this page of them.
+
+- `--json` prints for a program what is otherwise printed for a person, on standard output alone; progress, warnings and
+  errors go to standard error. Commands that measure for minutes (`demo`, `drafters table`, `replay` and `losses`) take
+  `--json FILE`, beside what they print.
+- {epilog}
+- Where the output is no terminal, or `TERM=dumb`, there are no colours; where standard error is none, no progress bars.
+- `draftpick --install-completion` lets bash, zsh, fish and PowerShell complete commands and options;
+  `draftpick --show-completion` prints what it would add to their settings.
+
+"""
+
+
+def text() -> str:
+    """The page."""
+    found = commands()
+    rows = [f"| [`draftpick {name}`](#{slug(f'draftpick {name}')}) | {_first(one)} |" for name, one in found.items()]
+    listed = "\n".join(["| command | what it does |", "|---|---|", *rows])
+    head = _HEAD.format(epilog=cli.app.info.epilog)
+    return f"{head}{listed}\n\n" + "\n".join(_shown(name, one) for name, one in found.items())
+
+
+def _first(command: Any) -> str:
+    return said(command)[0].split("\n\n")[0]
+
+
+def _shown(name: str, command: Any) -> str:
+    about, examples = said(command)
+    lines = "\n".join(examples)
+    rows = [_row(param) for param in command.params if "--help" not in param.opts]
+    table = "\n".join(["| | default | |", "|---|---|---|", *rows])
+    return f"## `draftpick {name}`\n\n{about}\n\n```sh\n{lines}\n```\n\n{table}\n"
+
+
+def _row(param: Any) -> str:
+    """A line of an argument or an option."""
+    option = param.opts[0].startswith("-")
+    names = [f"`{one if option else one.upper()}`" for one in sorted((*param.opts, *param.secondary_opts), key=len)]
+    about = [param.help.rstrip(".").replace("|", r"\|"), _range(param)]
+    about += [f"environment: `{param.envvar}`"] if getattr(param, "envvar", None) else []
+    return f"| {', '.join(names)} | {_default(param)} | {'; '.join(filter(None, about))} |"
+
+
+def _default(param: Any) -> str:
+    if param.required:
+        return "required"
+    if getattr(param, "is_flag", False):
+        return "on" if param.default else "off"
+    default = param.default
+    if isinstance(default, list | tuple):
+        default = ", ".join(map(str, default))
+    return "" if default is None or default == "" else f"`{default}`"
+
+
+def _range(param: Any) -> str:
+    least, most = getattr(param, "min", None), getattr(param, "max", None)
+    if least is None:
+        return ""
+    return f"{least} or more" if most is None else f"{least} to {most}"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())
+    print(FILE)
