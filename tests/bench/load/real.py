@@ -2,8 +2,8 @@
 
 Two places, an engine of one core each: our router over `plain` and `suffix`; the same with a policy that knows no load;
 twice the one or the other; both in turn; the less loaded one. Greedy and sampled requests of six kinds, with the policy
-that ships. `suffix` keeps no text of other requests. A figure `<strategy>/<clients>` is the mean time of an answer over
-our router's in the same run (above 1: we are faster).
+that ships. Engines measure their own profiles when they start; `suffix` keeps no text of other requests. A figure
+`<strategy>/<clients>` is the mean time of an answer over our router's in the same run (above 1: we are faster).
 """
 
 import argparse
@@ -39,7 +39,7 @@ def fleet() -> DraftpickConfig:
     """Two replicas of each engine; of a replica at most one core is used."""
     fields = without_shared_text(with_engines(resolve("embedded"), list(_ARMS))).model_dump(mode="json")
     for engine in fields["engines"]:
-        engine["deployment"] |= {"num_replicas": 2, "num_cpus": 1.0}
+        engine["deployment"] |= {"num_replicas": 2, "num_cpus": 1.0, "profile": "auto"}
     return resolve(fields)
 
 
