@@ -10,7 +10,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from deploy.console import Json, fail, out
+from deploy.console import Json, err, fail, out
 from router.keys import Key, digest, new_key, read_keys
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the router: `router.keys.file` holds their hashes.")
@@ -55,7 +55,7 @@ def new(
         print(json.dumps({"name": name, "key": secret, "file": str(file)}))
         return
     print(secret)
-    out.print(f"in {file} as {name!r}; the key is shown this once", highlight=False, style="dim")
+    err.print(f"in {file} as {name!r}; the key is shown this once", highlight=False, style="dim")
 
 
 @keys_app.command("list")
