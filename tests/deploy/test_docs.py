@@ -162,14 +162,22 @@ def test_a_fleet_that_is_wrong_is_told(text: str) -> None:
 
 
 def lines_of(text: str) -> Iterator[list[str]]:
-    """The commands of a shell script, as words: without comments, assignments, and what follows a pipe or `&&`."""
+    """The commands of a shell script, as words: each end of a pipe is one, comments and assignments are left out."""
+    script = ""
     for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=_ENDS)
+        script += f"{line}\n"
+        lexer = shlex.shlex(script, posix=True, punctuation_chars=_ENDS)
         lexer.whitespace_split = True
-        for ends, group in itertools.groupby(lexer, key=lambda word: set(word) <= set(_ENDS)):
+        try:
+            found = list(lexer)
+        except ValueError:  # a quotation goes on in the next line
+            continue
+        script = ""
+        for ends, group in itertools.groupby(found, key=lambda word: set(word) <= set(_ENDS)):
             words = list(itertools.dropwhile(_ASSIGNMENT.match, group))
             if words and not ends:
                 yield words
+    assert not script, f"a quotation does not end: {script}"
 
 
 def _problem_of(words: list[str], *, whole: bool = True) -> str | None:
@@ -218,9 +226,9 @@ def test_command_lines_in_the_text_would_run(path: Path) -> None:
 
 
 def test_command_lines_are_taken_apart() -> None:
-    text = "A=1 draftpick x --y 'a b'  # c\nmake \\\n  test && .venv/bin/python -m z; export B=2 && ray start\n"
+    text = "A=1 draftpick x --y 'a\nb'  # c's\nmake \\\n  test && .venv/bin/python -m z; export B=2 && ray start\n"
     assert list(lines_of(text)) == [
-        ["draftpick", "x", "--y", "a b"],
+        ["draftpick", "x", "--y", "a\nb"],
         ["make", "test"],
         [".venv/bin/python", "-m", "z"],
         ["ray", "start"],

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("engines", "router", "policy_training", "deploy")
 HEADING = "Where things are"
-_NAMED = re.compile(r"[\w*./-]*[\w*]\.py\b|[\w*./-]+/(?=\s)")
+_NAMED = re.compile(r"[\w*./-]*[\w*]\.(?:py|md|yaml)\b|[\w*./-]+/(?=\s)")
 
 
 @dataclass(slots=True)
@@ -52,11 +52,11 @@ def tree(text: str) -> list[Line]:
 
 
 def not_there(lines: list[Line], root: Path = ROOT) -> list[str]:
-    """What the tree names and is not there; a line may name files of its own folder, or of where it stands."""
+    """What the tree names and is not there, whether of a line's own folder, of where it stands, or of the root."""
     wrong = []
     for line in lines:
         for name in line.named:
-            found = {path for base in (line.own, line.folder) for path in root.glob(str(base / name))}
+            found = {path for base in (line.own, line.folder, Path()) for path in root.glob(str(base / name))}
             line.found |= found
             wrong += [f"{name} in: {line.text}"] * (not found)
     return wrong
