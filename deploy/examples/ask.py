@@ -1,0 +1,151 @@
+"""A client of the router, by its URL: whole answers and streams, a priority, a deadline, and errors as they come.
+
+    python -m deploy.examples.ask "What is 12 * 7?" --url http://127.0.0.1:8000
+    python -m deploy.examples.ask "Tell me a story." --stream --priority low --patience 20
+
+Any OpenAI client does the same with its `base_url` and extra headers; this one shows what goes over the wire. A key,
+where the router asks for one, is read from OPENAI_API_KEY. Exit codes: 0 answered, 1 refused, or broken in the middle.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+_SLACK_S = 5.0
+_CHAT = "/v1/chat/completions"
+
+
+class Refused(Exception):
+    """An error as OpenAI spells it, of the router or of an engine. `retry_after_s`: when to come again, if at all."""
+
+    def __init__(self, status: int, error: dict[str, Any], retry_after_s: float | None = None) -> None:
+        super().__init__(f"{status} {error.get('type')}: {error.get('message')}")
+        self.status, self.code, self.retry_after_s = status, error.get("code"), retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an answer comes from, by its headers."""
+
+    arm: str
+    policy: str
+    request_id: str
+
+    @classmethod
+    def of(cls, answer: httpx.Response) -> "Source":
+        """Of an answer of the router."""
+        return cls(*(answer.headers[f"x-draftpick-{name}"] for name in ("arm", "policy", "request-id")))
+
+
+class Client:
+    """Asks one router. `patience_s`: to the first byte, which the router keeps to, and for every further one.
+
+    `priority`: low, normal or high; under load `low` waits longest, and is refused first.
+    """
+
+    def __init__(self, url: str, key: str | None = None, priority: str = "normal", patience_s: float = 60.0) -> None:
+        headers = {"x-draftpick-priority": priority, "x-draftpick-timeout": str(patience_s)}
+        if key:
+            headers["authorization"] = f"Bearer {key}"
+        # Ours is the longer breath: the router's own 504 says more than a connection that we cut.
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=patience_s + _SLACK_S)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def model(self) -> str:
+        """The name of the target."""
+        return str(_checked(self._http.get("/v1/models")).json()["data"][0]["id"])
+
+    def ask(self, body: dict[str, Any], tries: int = 3) -> tuple[Source, str]:
+        """A whole answer; who is told to come again later does so, a few times. Raises `Refused`."""
+        try:
+            answer = _checked(self._http.post(_CHAT, json=body))
+        except Refused as error:
+            if error.retry_after_s is None or tries == 1:
+                raise
+            time.sleep(error.retry_after_s)
+            return self.ask(body, tries - 1)
+        return Source.of(answer), answer.json()["choices"][0]["message"]["content"]
+
+    @contextmanager
+    def stream(self, body: dict[str, Any]) -> Iterator[tuple[Source, Iterator[str]]]:
+        """An answer as it comes. To leave the block early stops the engine. Raises `Refused`, also in the middle."""
+        with self._http.stream("POST", _CHAT, json={**body, "stream": True}) as answer:
+            if answer.is_error:
+                answer.read()
+            yield Source.of(_checked(answer)), _pieces(answer.iter_text())
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    """The answer, or its error. Raises `Refused`."""
+    if answer.is_success:
+        return answer
+    try:
+        error = answer.json()["error"]
+    except (ValueError, KeyError, TypeError):  # of a proxy in between
+        error = {"type": "no_openai_error", "message": answer.text[:200]}
+    wait = answer.headers.get("retry-after")
+    raise Refused(answer.status_code, error, None if wait is None else float(wait))
+
+
+def _pieces(parts: Iterator[str]) -> Iterator[str]:
+    """The text in server-sent events. Raises `Refused` where one of them is an error: the stream broke."""
+    for line in _lines(parts):
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        event = json.loads(line.removeprefix("data: "))
+        if "error" in event:
+            raise Refused(200, event["error"])
+        yield from (choice["delta"].get("content") or "" for choice in event["choices"])
+
+
+def _lines(parts: Iterator[str]) -> Iterator[str]:
+    """Lines that end with a newline. httpx's own `iter_lines` would split texts at U+2028, too."""
+    rest = ""
+    for part in parts:
+        *whole, rest = (rest + part).split("\n")
+        yield from whole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--priority", choices=("low", "normal", "high"), default="normal")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to the first byte")
+    parser.add_argument("--max-tokens", type=int, default=128)
+    args = parser.parse_args()
+    client = Client(args.url, os.environ.get("OPENAI_API_KEY"), args.priority, args.patience)
+    try:
+        body = {"model": client.model(), "messages": [{"role": "user", "content": args.prompt}]}
+        body["max_tokens"] = args.max_tokens
+        if args.stream:
+            with client.stream(body) as (source, pieces):
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+                print()
+        else:
+            source, text = client.ask(body)
+            print(text)
+    except (Refused, httpx.HTTPError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        client.close()
+    print(f"by {source.arm}, chosen by {source.policy}, request {source.request_id}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The example that retrains from records: here and as a Ray Job, with the exit codes that a scheduler sees."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from router.registry import Registry
+from tests.policy_training.test_retrain import log, put
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    context = ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="error")
+    yield f"http://{context.dashboard_url}"
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return put(tmp_path_factory.mktemp("records") / "records", log(range(2400)))
+
+
+def nightly(*arguments: str) -> tuple[int, str]:
+    """Exit code and line of a night."""
+    command = [sys.executable, "-m", "deploy.examples.nightly", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    return done.returncode, done.stdout
+
+
+def test_nights_here(records: str, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    places = ["--records", records, "--registry", str(registry)]
+    assert nightly(*places) == (0, "p0001 serves: it is the first of its registry\n")
+    code, said = nightly(*places)  # no better than the first
+    assert (code, said.split(":")[0]) == (0, "p0002 is refused, what serves goes on")
+    assert Registry(registry).state().active == "p0001"
+    code, said = nightly(*places, "--no-prove")  # which leaves the proof to live traffic
+    assert (code, said.split(":")[0]) == (0, "p0003 is on its way")
+
+
+def test_a_night_on_a_cluster(dashboard: str, records: str, tmp_path: Path) -> None:
+    places = ["--records", records, "--registry", str(tmp_path / "registry"), "--cluster", dashboard]
+    assert nightly(*places) == (0, "p0001 serves: it is the first of its registry\n")
+    code, said = nightly(*places)
+    assert (code, said.split(":")[0]) == (0, "p0002 is refused, what serves goes on")
+
+
+def test_a_failed_night_is_tried_again_and_wrong_usage_is_not(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry")
+    assert nightly("--records", str(tmp_path / "nothing"), "--registry", registry)[0] == 1
+    assert nightly("--records", str(tmp_path), "--registry", registry, "--stages", "1,0")[0] == 2
