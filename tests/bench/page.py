@@ -1,8 +1,12 @@
-"""What the page at /ui costs, and pictures of it: `python -m tests.bench.page --json FILE [--pictures FOLDER]`.
+"""What the page at /ui costs, and what is wrong with it: `python -m tests.bench.page --json FILE [--pictures FOLDER]`.
 
 A router with the policy that ships, a registry with a candidate, and mock engines under some traffic, all on loopback.
-Bytes of its files, time to its first data in a browser (if there is one here), requests of a poll, and what a poll
-takes the router, while all that it remembers is full.
+Bytes of its files; seconds from an address to the running fleet on the screen, in a browser that was just started and
+has nothing in its cache (`load_s`); requests of a poll, and what a poll takes the router, while all that it remembers
+is full; what axe-core finds wrong in both themes, wide and narrow, with every section filled (`axe_faults`, of which
+`axe_serious`); how many requests the browser sent, and how many of them to anybody but the router
+(`outside_requests`); seconds until the page shows, without being loaded again, that another policy serves, that an
+engine was killed, and that it is back (`follows_*_s`). Without Chromium only what needs none is measured.
 """
 
 import argparse
@@ -11,10 +15,11 @@ import gzip
 import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -22,49 +27,26 @@ import orjson
 from PIL import Image
 
 from deploy.results import write
-from engines.http import LocalServer
-from engines.mock import MockSpec, mock_app
 from policy_training.evaluate import Interval
-from policy_training.workloads import Prompt, generate
-from router.config import load_config
-from router.policies import SHIPPED, artifact
-from router.recent import KEPT
 from router.registry import Registry
-from router.router import Router, fixed
+from router.router import Router
 from router.ui import FOLDER
 from tests import browser
 from tests.bench.figures import show, spread
+from tests.bench.page_world import KILLED, STEP_S, fill, traffic, world
+from tests.engine_process import EngineProcess
 
-MODEL = "smollm2-135m-instruct"
 STATE = "/v1/route/state"
-STEP_S = {
-    "plain": 0.034,
-    "suffix": 0.037,
-    "hybrid": 0.038,
-    "general": 0.040,
-    "math": 0.041,
-    "code": 0.040,
-    "chat": 0.041,
-}
-TAU = {
-    "suffix": {"edit": 3.4, "summary": 1.6, "code": 1.4, "json": 1.5},
-    "hybrid": {"edit": 3.0, "summary": 1.7, "code": 1.6, "json": 1.7},
-    "general": {"math": 1.8, "code": 1.7, "chat": 1.7, "summary": 1.6, "json": 1.7, "edit": 1.6},
-    "math": {"math": 2.4}, "code": {"code": 2.2}, "chat": {"chat": 1.9},
-}  # fmt: skip
-GATE = [
-    ("worst_slice", True, "none is slower than the default arm; 6 of 6 slices judged"),
-    ("replay_gain", True, "gains 6.1% of the time (2.8% to 9.4%)"),
-    ("rewording", True, "keeps 97% of the gain where the words are others"),
-]
-BUDGET_MS = 2.0
+BUDGET_MS, LOADS_S = 2.0, 1.0
+WIDE, NARROW = (1440, 1250), (390, 1640)
 _POLLS, _LOADS = 300, 5
+_ROWS = "document.querySelector('.engines tbody tr')"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--pictures", type=Path, help="folder of page-light.png and page-dark.png; needs a browser")
+    parser.add_argument("--pictures", type=Path, help="folder of page-{light,dark,narrow}.png; needs a browser")
     parser.add_argument("--seconds", type=float, default=40.0, help="of traffic before anything is measured")
     args = parser.parse_args()
     figures = asyncio.run(measured(args.seconds, args.pictures))
@@ -73,6 +55,8 @@ def main() -> None:
         write(args.json, _POLLS, figures)
     if figures["poll_ms"].value > BUDGET_MS:
         raise SystemExit(f"a poll takes the router more than {BUDGET_MS:g} ms")
+    if "load_s" in figures and figures["load_s"].value > LOADS_S:
+        raise SystemExit(f"the page takes more than {LOADS_S:g} s to show anything")
 
 
 async def measured(seconds: float, pictures: Path | None) -> dict[str, Interval]:
@@ -84,106 +68,15 @@ async def measured(seconds: float, pictures: Path | None) -> dict[str, Interval]
         "compressed_bytes": _exactly(sum(len(gzip.compress(body, 9)) for body in files)),
     }
     with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder)) as (router, url):
+        async with world(Path(folder)) as (router, url, killed):
             await traffic(url, seconds)
             if browser.executable():
+                figures |= {"load_s": spread([await _loaded(url) for _ in range(_LOADS)])}
                 figures |= await _seen(url, pictures)
+                figures |= await _followed(url, router.registry, killed)
             fill(router)
             figures |= await _polled(router, url)
     return figures
-
-
-# --- a router with something to show ---
-
-
-@asynccontextmanager
-async def world(folder: Path, **more: Any) -> AsyncIterator[tuple[Router, str]]:
-    """A router over seven mock engines, with the policy that ships in a registry; and its address."""
-    engines = {arm: LocalServer(mock_app(_engine(arm), model=MODEL, engine=arm)) for arm in STEP_S}
-    for server in engines.values():
-        await server.start()
-    settings = {
-        "policy": str(registry(folder / "policies").path),
-        "default_engine": "plain",
-        "explore": 0.05,
-        "seed": 0,
-    }
-    listed = [{"name": arm, "url": server.url} for arm, server in engines.items()]
-    made = {"target": {"name": MODEL}, "engines": listed, "router": {**settings, **more}}
-    router = Router(load_config(made), {arm: fixed(server.url) for arm, server in engines.items()})
-    await router.start()
-    server = LocalServer(router.app)
-    await server.start()
-    try:
-        yield router, server.url
-    finally:
-        await asyncio.gather(server.drain(0.1), *(one.drain(0.1) for one in engines.values()))
-        await router.stop()
-
-
-def registry(path: Path) -> Registry:
-    """One with an active policy, one before it, and a candidate that passed its gate."""
-    made, (manifest, arrays) = Registry(path), artifact.read(SHIPPED)
-    for i, reason in enumerate(("the policy that ships", "800 new records", "1,200 new records")):
-        changed = {**arrays, "start_s": arrays["start_s"] * np.float32(1 + 0.01 * i)}
-        folder = path.with_name(f"made-{i}")
-        artifact.write(folder, manifest, changed)
-        checks = [{"name": name, "passed": passed, "why": why} for name, passed, why in GATE]
-        id = made.add(folder, {"reason": reason, "gate": {"passed": True, "checks": checks}}, "retrain")
-        if i < 2:
-            made.promote(id, "retrain", "all gates passed")
-    made.advance("p0003", 0.1, "keeper", "no harm in 400 requests", begin=True)
-    return made
-
-
-def _engine(arm: str) -> MockSpec:
-    by_class = TAU.get(arm, {})
-    usual = 1.15 if by_class else 1.0
-    fields = {
-        "acceptance_length": usual,
-        "acceptance_by_class": by_class,
-        "num_speculative_tokens": 8 if by_class else 0,
-    }
-    return MockSpec.model_validate(
-        {
-            "step_s": STEP_S[arm],
-            "step_s_per_request": 0.002,
-            "jitter": 0.05,
-            "prefill_s": 0.03,
-            "output_tokens": 60,
-            **fields,
-        }
-    )
-
-
-async def traffic(url: str, seconds: float, rate: float = 8.0) -> None:
-    """Requests of six kinds, so many a second."""
-    prompts, waiting = (
-        itertools.cycle(generate(240, seed=3, sampled_share=0.4, max_tokens=64)),
-        set[asyncio.Task[None]](),
-    )
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            waiting.add(asyncio.create_task(_ask(client, next(prompts))))
-            await asyncio.sleep(1 / rate)
-        await asyncio.gather(*waiting)
-
-
-async def _ask(client: httpx.AsyncClient, prompt: Prompt) -> None:
-    body = {
-        "model": MODEL, "messages": [{"role": "user", "content": prompt.text}], "temperature": prompt.temperature,
-        "max_tokens": prompt.max_tokens, "mock_class": prompt.kind,
-    }  # fmt: skip
-    (await client.post("/v1/chat/completions", json=body)).raise_for_status()
-
-
-def fill(router: Router) -> None:
-    """Let a router remember as many attempts as it can, by counting those it has again."""
-    recent = router.dispatcher.recent
-    for seen in itertools.islice(itertools.cycle(list(recent.ended)), KEPT):
-        recent.ended.append(seen)
-        recent.unseen += 1
 
 
 # --- figures ---
@@ -227,15 +120,28 @@ async def _timed(work: Awaitable[object]) -> float:
     return 1000 * (time.perf_counter() - passed)
 
 
-async def _seen(url: str, pictures: Path | None) -> dict[str, Interval]:
-    """What a browser sees: how soon, and with how many requests."""
+# --- in a browser ---
+
+
+async def _loaded(url: str) -> float:
+    """Seconds from the address to the fleet on the screen, in a browser that was just started."""
     async with browser.tab() as page:
-        await page.look(1440, 1250)
+        await page.look(*WIDE)
+        began = time.perf_counter()
+        await page.command("Page.navigate", url=f"{url}/ui/")
+        await page.until(_ROWS)
+        return time.perf_counter() - began
+
+
+async def _seen(url: str, pictures: Path | None) -> dict[str, Interval]:
+    """What a browser sees: how soon when it knows the page, with how many requests, and what is wrong."""
+    async with browser.tab() as page:
+        await page.look(*WIDE)
         first, shifts = [], []
         for _ in range(_LOADS):
             began = time.perf_counter()
             await page.command("Page.navigate", url=f"{url}/ui/")
-            await page.until("document.querySelector('.engines tbody tr')")
+            await page.until(_ROWS)
             first.append(1000 * (time.perf_counter() - began))
             await page.run(_WATCH_SHIFTS)
             await asyncio.sleep(5)
@@ -244,14 +150,20 @@ async def _seen(url: str, pictures: Path | None) -> dict[str, Interval]:
             "performance.getEntriesByType('resource').filter(e => e.name.includes('/v1/')).length"
         )
         polls = await page.run("performance.getEntriesByType('resource').filter(e => e.name.endsWith('/state')).length")
+        asking = asyncio.create_task(traffic(url, 15.0))
+        found = await looked_at(page, url, pictures)
+        await asking
         if page.told:
             raise SystemExit("\n".join(page.told))
-        if pictures is not None:
-            await draw(page, url, pictures)
+        outside = [one for one in page.asked if urlsplit(one).netloc not in ("", urlsplit(url).netloc)]
     return {
         "first_data_ms": spread(first),
         "requests_per_poll": _exactly(requests / polls),
         "layout_shift": spread(shifts),
+        "browser_requests": _exactly(len(page.asked)),
+        "outside_requests": _exactly(len(outside)),
+        "axe_faults": _exactly(len(found)),
+        "axe_serious": _exactly(sum(fault.serious for fault in found)),
     }
 
 
@@ -262,18 +174,48 @@ new PerformanceObserver((list) => list.getEntries().forEach((e) => { window.shif
 """
 
 
-async def draw(page: browser.Tab, url: str, folder: Path) -> None:
-    """Pictures of the page in light and dark, with a prompt explained."""
-    for scheme in ("light", "dark"):
-        await page.look(1440, 1250, scheme)
+async def looked_at(page: browser.Tab, url: str, pictures: Path | None) -> list[browser.Fault]:
+    """What axe-core finds in light and dark, wide and narrow, with a prompt explained; pictures, if they are wanted."""
+    found = []
+    for (name, size), scheme in itertools.product({"": WIDE, "narrow": NARROW}.items(), ("light", "dark")):
+        await page.look(*size, scheme)
         await page.open(f"{url}/ui/")
-        await page.until("document.querySelector('.engines tbody tr')")
+        await page.until(_ROWS)
         await page.run("document.getElementById('prompt').value = 'A shop sells 12 pens for 7 euros. What do 30 cost?'")
         await page.click("#explain")
         await page.until("document.querySelector('.explained')")
-        path = folder / f"page-{scheme}.png"
-        await page.picture(path)
-        await asyncio.to_thread(_shrink, path)
+        if pictures is not None and (name, scheme) != ("narrow", "dark"):
+            path = pictures / f"page-{name or scheme}.png"
+            await page.picture(path)
+            await asyncio.to_thread(_shrink, path)
+        found += await page.faults()
+    return found
+
+
+async def _followed(url: str, registry: Registry | None, killed: EngineProcess) -> dict[str, Interval]:
+    """Seconds until an open page shows what changed behind it. There is some traffic: by it a dead engine is found."""
+    assert registry is not None
+    row = list(STEP_S).index(KILLED) + 1
+    pill = f"document.querySelector('.engines tbody tr:nth-child({row}) .pill').innerText"
+    asking = asyncio.create_task(traffic(url, 30.0))
+    async with browser.tab() as page:
+        await page.open(f"{url}/ui/")
+        await page.until(f"{_ROWS} && {pill} === 'ok'")
+        took = {}
+        for name, change, shown in (
+            ("policy", partial(asyncio.to_thread, registry.promote, "p0003", "test"), _ACTIVE),
+            ("kill", killed.kill, f"{pill} !== 'ok'"),
+            ("return", killed.start, f"{pill} === 'ok'"),
+        ):
+            await change()
+            began = time.perf_counter()
+            await page.until(shown, timeout_s=60)
+            took[f"follows_{name}_s"] = _exactly(time.perf_counter() - began)
+    await asking
+    return took
+
+
+_ACTIVE = "document.querySelector('#policies-body .head strong').innerText === 'p0003'"
 
 
 def _shrink(path: Path) -> None:
