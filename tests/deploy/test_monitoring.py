@@ -4,9 +4,9 @@ import asyncio
 import importlib.util
 import itertools
 import json
+import re
 import shutil
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,37 +16,32 @@ import promql_parser
 import pytest
 import pytest_asyncio
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.fleet import free_port
 from router.config import load_config
 from router.router import Router, fixed
 from tests.deploy import dashboard
-from tests.deploy.test_assets import PROMETHEUS, tool
+from tests.deploy.prometheus import (
+    MAY_BE_EMPTY,
+    RULES,
+    all_queries,
+    dashboard_queries,
+    hurried,
+    panel_of,
+    prometheus,
+    rules,
+    spans,
+)
+from tests.deploy.test_assets import tool
 from tests.fleet import CHAT, FAILS, FAST, MODEL, Servers, asked
 from tests.router import metrics_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-RULES = PROMETHEUS / "rules" / "draftpick.yaml"
 _OF_PROMETHEUS = {"job", "instance"}
 DRAFTS = FAST.model_copy(update={"num_speculative_tokens": 4, "acceptance_length": 2.5})
-
-
-def rules() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
-        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
-    ]
-    return found
-
-
-def all_queries() -> dict[str, str]:
-    """Queries of dashboard and rules, with values in the place of the dashboard's variables."""
-    values = {"$__rate_interval": "5s", "$quantile": "0.95", "$arm": ".*", "$job": ".*"}
-    found = {**dashboard.queries(), **{rule["alert"]: rule["expr"] for rule in rules()}}
-    for name, value in values.items():
-        found = {place: query.replace(name, value) for place, query in found.items()}
-    return found
 
 
 def nodes(expression: Any) -> list[Any]:
@@ -169,58 +164,18 @@ async def test_engines_are_asked_for_what_vllm_counts() -> None:
 
 
 async def test_prometheus_evaluates_every_query(url: str, tmp_path: Path) -> None:
-    port = free_port()
-    config = tmp_path / "prometheus.yml"
-    scrape = {"job_name": "draftpick", "static_configs": [{"targets": [url.removeprefix("http://")]}]}
-    config.write_text(
-        yaml.safe_dump({"global": {"scrape_interval": "1s"}, "rule_files": [str(RULES)], "scrape_configs": [scrape]})
-    )
-    command = [tool("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
-    process = subprocess.Popen(  # noqa: ASYNC220  # it runs beside the test
-        [*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            await scraped(client, "draftpick_build_info")
-            for _ in range(4):
-                await ask(url, 20)
-                await asyncio.sleep(1)
-            results = {place: await result(client, query) for place, query in all_queries().items()}
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-    alerts = {rule["alert"] for rule in rules()}
-    empty = {place for place, found in results.items() if not found} - alerts
-    # What is well leaves no sample there, and no policy of this router predicts times.
-    assert {place.partition(":")[0] for place in empty} <= {
-        "Replicas left alone",
-        "Drafts lost",
-        "Failures that cost no request",
-        "Breakers",
-        "Wished for more often",
-        "Failed attempts",
-        "annotation",
-    }
-    assert "DraftpickAbsent" not in {place for place, found in results.items() if found}
+    async with prometheus(url, tmp_path) as server:
+        for _ in range(4):
+            await ask(url, 20)
+            await asyncio.sleep(1)
+        found = {place: await server.now(query) for place, query in dashboard_queries().items()}
+        alerts = {rule["alert"]: await server.now(rule["expr"]) for rule in rules()}
+    assert {panel_of(place) for place, samples in found.items() if not samples} <= set(MAY_BE_EMPTY)
+    assert not alerts["DraftpickAbsent"]
 
 
-async def scraped(client: httpx.AsyncClient, query: str, timeout_s: float = 20.0) -> None:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        try:
-            if await result(client, query):
-                return
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(0.1)
-    raise TimeoutError("Prometheus has scraped nothing")
-
-
-async def result(client: httpx.AsyncClient, query: str) -> list[Any]:
-    answer = (await client.get("/api/v1/query", params={"query": query})).json()
-    assert answer["status"] == "success", (query, answer)
-    found: list[Any] = answer["data"]["result"]
-    return found
+async def test_only_panels_that_there_are_may_be_empty() -> None:
+    assert set(MAY_BE_EMPTY) <= {panel_of(place) for place in dashboard_queries()}
 
 
 # --- alerts ---
@@ -235,11 +190,31 @@ async def test_every_alert_says_what_to_do() -> None:
     assert len({rule["alert"] for rule in rules()}) == len(rules())
 
 
-async def test_promtool_takes_the_rules() -> None:
+async def test_promtool_takes_the_rules_also_hurried(tmp_path: Path) -> None:
+    (tmp_path / "hurried.yaml").write_text(yaml.safe_dump(hurried(60)))
     found = subprocess.run(  # noqa: ASYNC221  # milliseconds
-        [tool("promtool"), "check", "rules", str(RULES)], capture_output=True, text=True, check=False
+        [tool("promtool"), "check", "rules", RULES, tmp_path / "hurried.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert found.returncode == 0, found.stderr
+
+
+async def test_hurried_rules_differ_in_time_alone() -> None:
+    made = [rule for group in hurried(60)["groups"] for rule in group["rules"]]
+    assert [re.sub(r"\d+ms", "", str(rule)) for rule in made] == [
+        re.sub(r"(?<=\[)\d+[mhd](?=\])|(?<=offset )\d+[mhd]|(?<='for': ')\d+m", "", str(rule)) for rule in rules()
+    ]
+    (fell,) = [rule["expr"] for rule in made if rule["alert"] == "DraftpickAcceptanceFell"]
+    assert "[30000ms]" in fell
+    assert "[1440000ms] offset 1440000ms" in fell
+
+
+@given(st.lists(st.integers(0, 40), unique=True))
+async def test_spans_hold_the_times_and_no_others(times: list[int]) -> None:
+    found = spans([float(t) for t in sorted(times)])
+    assert [t for first, last in found for t in range(int(first), int(last) + 1)] == sorted(times)
 
 
 A = 'job="d",router="0"'

@@ -10,7 +10,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,20 @@ def fleet(folder: Path, pointer: Path, real: bool) -> DraftpickConfig:
         return with_engines(resolve(fields), ["plain", "suffix"])
     fields["engines"][0]["deployment"] = {"num_replicas": 2}
     return resolve(fields)
+
+
+@contextmanager
+def suffering(scratch: Path, disk: Path | None, port: int, *, real: bool = False) -> Iterator[tuple[Chaos, str]]:
+    """A running fleet to which faults can be done, and its address. What it writes lies in `scratch`."""
+    pointer, policies = scratch / "active", scratch / "policies"
+    point(pointer, "uniform")
+    config = fleet(scratch / "disk" / "records", pointer, real)
+    manifest = {"kind": "fixed", "arms": list(config.arms), "featurizer": "none", "options": {"arm": config.arms[1]}}
+    artifact.write(policies / "good", manifest, {})
+    (policies / "broken").mkdir()
+    prepare_models(config)
+    with running(config, port=port) as url:
+        yield Chaos(config, pointer, policies, disk), url
 
 
 async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, seconds: float, bar: Any) -> Story:
@@ -169,16 +184,8 @@ def main() -> None:
 
 
 def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
-    folder, pointer, policies = scratch / "disk" / "records", scratch / "active", scratch / "policies"
-    point(pointer, "uniform")
-    config = fleet(folder, pointer, args.real)
-    manifest = {"kind": "fixed", "arms": list(config.arms), "featurizer": "none", "options": {"arm": config.arms[1]}}
-    artifact.write(policies / "good", manifest, {})
-    (policies / "broken").mkdir()
-    prepare_models(config)
-    with progress_bar() as bar, running(config, port=args.port) as url:
-        chaos = Chaos(config, pointer, policies, disk)
-        clients = Clients(url, config.target.name, 2 if args.real else args.clients)
+    with progress_bar() as bar, suffering(scratch, disk, args.port, real=args.real) as (chaos, url):
+        clients = Clients(url, chaos.model, 2 if args.real else args.clients)
         real = [chaos.killed("suffix"), chaos.reloaded(), chaos.broken_policy(), chaos.router_killed()]
         faults = real if args.real else chaos.mock_faults()
         if args.only:
@@ -190,7 +197,7 @@ def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
             return story, await chaos.states()
 
         story, states = asyncio.run(run())
-        figures, errors = judge(clients.told, folder, story, states)
+        figures, errors = judge(clients.told, scratch / "disk" / "records", story, states)
     figures["peak_rss_mb"] = chaos.peak_rss_mb
     figures |= {f"recovery_s/{name}": seconds for name, seconds in story.recovery_s.items()}
     for name, value in figures.items():

@@ -40,6 +40,11 @@ class Chaos:
         self._replicas = {e.name: e.deployment.num_replicas for e in config.engines}
         self.peak_rss_mb = 0.0
 
+    @property
+    def model(self) -> str:
+        """What requests must name."""
+        return self._config.target.name
+
     async def state(self) -> State:
         """What a replica of the router says of itself."""
         return dict(await self._router.state.remote())
