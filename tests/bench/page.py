@@ -73,9 +73,10 @@ async def measured(seconds: float, pictures: Path | None) -> dict[str, Interval]
             if browser.executable():
                 figures |= {"load_s": spread([await _loaded(url) for _ in range(_LOADS)])}
                 figures |= await _seen(url, pictures)
-                figures |= await _followed(url, router.registry, killed)
             fill(router)
             figures |= await _polled(router, url)
+            if browser.executable():
+                figures |= await _followed(url, router.registry, killed)
     return figures
 
 
