@@ -116,7 +116,7 @@ def figures_alone(loop: Loop) -> dict[str, float]:
 
 
 def learned_from(loop: Loop) -> dict[str, float]:
-    """Shares of the requests that went to another arm than the likeliest, to learn; and that all arms answered again."""
+    """Shares of the requests that went to another arm than the likeliest, to learn; that all arms answered again."""
     made = [r.decision for r in loop.records if r.decision.reason == "policy"]
     shadows = {r.request_id for r in loop.records if r.decision.reason == "shadow"}
     explored = [one.probabilities[one.arm] < max(one.probabilities.values()) for one in made]
