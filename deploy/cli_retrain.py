@@ -15,6 +15,7 @@ from deploy.cli_policy import Checkpoints, Default, Homes, workers_of
 from deploy.console import Json, Seed, err, fail, out, progress_bar
 
 retrain_app = typer.Typer()
+_CLUSTER_BEGINS_S = 30.0
 
 REFUSED = 3
 Records = Annotated[
@@ -161,7 +162,7 @@ def _submitted(address: str) -> int:
     at = next(i for i, one in enumerate(arguments) if one.split("=")[0] == "--submit")
     del arguments[at : at + (1 if "=" in arguments[at] else 2)]
     client = JobSubmissionClient(address)
-    job = client.submit_job(entrypoint=shlex.join([sys.executable, "-m", "deploy.cli", *arguments]))
+    job = _job(client, shlex.join([sys.executable, "-m", "deploy.cli", *arguments]), address)
     err.print(f"job {job} on {address}", highlight=False)
     shown = 0
     while True:
@@ -173,6 +174,18 @@ def _submitted(address: str) -> int:
         time.sleep(1.0)
     code = client.get_job_info(job).driver_exit_code
     return int(code) if code is not None else int(status != JobStatus.SUCCEEDED)
+
+
+def _job(client: Any, command: str, address: str) -> str:
+    """Its number. A cluster that has just begun takes jobs some seconds later."""
+    until = time.monotonic() + _CLUSTER_BEGINS_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                fail(f"--submit {address}: {error}")
+            time.sleep(1.0)
 
 
 @retrain_app.command()
