@@ -184,7 +184,7 @@ def _job(client: Any, command: str, address: str) -> str:
             return str(client.submit_job(entrypoint=command))
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > until:
-                fail(f"--submit {address}: {error}")
+                fail(f"--submit {address}: {error}", 1)
             time.sleep(1.0)
 
 
