@@ -26,9 +26,10 @@ MAY_BE_EMPTY: Mapping[str, str] = {
     "Failures that cost no request": "every engine tells its load",
     "Breakers": "no breaker opened",
     "Wished for more often": "no policy here predicts times, so nothing is wished for",
+    "Replicas: {{arm}} wanted": "no engine is scaled here",
     "annotation": "nothing happened that an event tells of",
 }
-"""Panels without a sample where all is well, and why."""
+"""Panels, or single queries of them, without a sample where all is well, and why."""
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(?<=\[)\d+[smhd](?=\])|(?<=offset )\d+[smhd]\b")
 _START_S = 20.0
@@ -55,9 +56,9 @@ def dashboard_queries(window: str = "5s") -> dict[str, str]:
     return found
 
 
-def panel_of(place: str) -> str:
-    """The panel of a query."""
-    return place.partition(":")[0]
+def why_empty(place: str) -> str | None:
+    """Why a query of the dashboard may be empty; None: it may not."""
+    return MAY_BE_EMPTY.get(place, MAY_BE_EMPTY.get(place.partition(":")[0]))
 
 
 def hurried(factor: float) -> dict[str, Any]:
@@ -153,7 +154,8 @@ async def prometheus(url: str, folder: Path, rules: Path = RULES) -> AsyncIterat
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             server = Prometheus(client)
-            await server.scraped("draftpick_build_info")
+            # It judges before it scrapes for the first time: what it missed then must be forgotten.
+            await server.scraped('draftpick_build_info unless on() ALERTS{alertname="DraftpickAbsent"}')
             yield server
     finally:
         process.terminate()
