@@ -47,7 +47,7 @@ def pip_settings() -> dict[str, str]:
     return found | {name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ}
 
 
-DEVICES = (("-t", "proc", "proc", "/proc"), ("--rbind", "/dev", "/dev"))
+DEVICES = (("-t", "proc", "proc", "/proc"), ("--rbind", "/dev", "/dev"), ("--rbind", "/sys", "/sys"))
 NAMES_OF_HOSTS = ("--bind", "-o", "ro", "/etc/resolv.conf", "/etc/resolv.conf")
 
 

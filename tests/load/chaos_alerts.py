@@ -50,10 +50,12 @@ DUE: Mapping[str, Due] = {
     # Streams that have begun are cut, and no other engine may go on with them.
     "slow": _ill("suffix", _BROKEN),
     "garbage": _ill("math"),
-    "cut_in_mid_stream": _ill("ngram", _BROKEN),
+    # Every other probe succeeds, so that the replica is let in again and again.
+    "cut_in_mid_stream": Due(
+        frozenset({("DraftpickEngineFails", "ngram")}), frozenset({("DraftpickBreakerOpen", "ngram"), _BROKEN})
+    ),
     "refuse": _ill("suffix"),
     "fail": _ill("math"),
-    # Engines with one replica are away while theirs is replaced.
     "redeploy_and_scale_down": Due(),
     "reload_policy": Due(),
     "offer_broken_policy": Due(frozenset({("DraftpickPolicyRefused", "")})),
