@@ -108,9 +108,10 @@ bench-loop: $(READY)  ## Promotion gates over 200 trials, and the loop on real e
 	$(BIN)/python -m tests.bench.gates --json tests/bench/results/gates.json
 	$(BIN)/python -m tests.bench.loop.real --json tests/bench/results/loop_real.json
 
-bench-page: $(READY)  ## The page in a browser, with its pictures; queries, alerts, manifests, the image's recipe (15 minutes)
+bench-page: $(READY)  ## The page in a browser, with its pictures; queries, alerts, manifests, the image's recipe (35 minutes)
 	$(BIN)/python -m tests.bench.page --json tests/bench/results/page.json --pictures tests/bench/results
 	$(BIN)/python -m tests.bench.operations --json tests/bench/results/operations.json
+	$(BIN)/python -m tests.bench.image --json tests/bench/results/operations.json  # as root, 25 GB of disk
 
 bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
 	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json
