@@ -127,10 +127,11 @@ def _levels(values: Sequence[Mapping[str, float]]) -> Floats:
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:
-    """Slope (not below 0) and intercept of the median line through points (Theil-Sen)."""
+    """Slope and intercept of the median line through points (Theil-Sen); neither is below 0."""
     from scipy.stats import theilslopes
 
     if np.ptp(x) == 0:
         return 0.0, float(np.median(y))
     slope = max(float(theilslopes(y, x).slope), 0.0)
-    return slope, float(np.median(y - slope * x))
+    start = float(np.median(y - slope * x))
+    return (slope, start) if start >= 0 else (float(np.median(y / np.maximum(x, 1.0))), 0.0)

@@ -26,6 +26,16 @@ settings.register_profile(
 settings.load_profile("steady")
 
 
+_OF_RAY = ("DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray in this process warns of what it leaves open, in whichever test that is found: such warnings are no errors."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.filterwarnings(*(f"ignore::{name}" for name in _OF_RAY)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
     """After the last test: no prompt and no key in any log, record, page of state or metrics, error or span."""

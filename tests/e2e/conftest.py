@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from deploy.config import FLEETS, resolve
@@ -17,6 +18,14 @@ def fleet(name: str, records: Path, **router: Any) -> DraftpickConfig:
     config = yaml.safe_load((FLEETS / f"{name}.yaml").read_text())
     config["router"] |= {"records": {"dir": str(records)}, **router}
     return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """Where a Ray cluster of its own takes jobs."""
+    context = ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="error")
+    yield f"http://{context.dashboard_url}"
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

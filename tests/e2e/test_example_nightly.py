@@ -2,23 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from router.registry import Registry
 from tests.policy_training.test_retrain import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
-    context = ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="error")
-    yield f"http://{context.dashboard_url}"
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,7 @@ from deploy.examples import summaries
 from deploy.examples.ask import Client, Refused
 from deploy.examples.ask import _pieces as pieces_of
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.ray
 ARMS = {"plain", "ngram", "suffix", "math"}
 DOCUMENT = {"text": "Draft tokens are guessed, then checked by the target all at once."}
 

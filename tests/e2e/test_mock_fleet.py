@@ -29,11 +29,7 @@ from router.features import LexicalFeaturizer
 from router.types import Outcome
 from tests.e2e.conftest import fleet
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.ray
 CHAT = "/v1/chat/completions"
 
 

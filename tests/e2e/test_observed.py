@@ -14,11 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.fleet import free_port, running
 from tests.e2e.conftest import fleet
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.ray
 ASKED = 24
 
 

@@ -11,11 +11,7 @@ import pytest
 from deploy.config import resolve
 from deploy.fleet import free_port, running
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.ray
 _SCALING = {
     "min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 2, "upscale_delay_s": 0.5,
     "downscale_delay_s": 600, "metrics_interval_s": 0.5, "look_back_period_s": 1.0,

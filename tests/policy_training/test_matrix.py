@@ -140,6 +140,17 @@ def test_costs_are_steps_and_a_line_of_first_tokens() -> None:
     np.testing.assert_allclose(again.of(["x"]).step_s, [[0.03, 0.036]])
 
 
+def test_a_prompt_is_never_read_before_it_comes() -> None:
+    """Where the line through first tokens, 1 ms a token less 20, would begin below 0."""
+    live = [
+        measured(f"p{tokens}", "x", ttft_s=0.001 * tokens - 0.02, prompt_tokens=tokens, tpot_s=0.03)
+        for tokens in (30, 40, 50, 60)
+    ]
+    costs = Costs.fit(Dataset(tuple(live)), ["x"])
+    assert costs.start_s == pytest.approx([0.0])
+    assert 0 < costs.per_token_s[0] < 0.001
+
+
 def test_a_machine_that_is_slower_for_some_requests_favours_no_arm() -> None:
     slow = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     live = [timed(arm, 2.0, step * slow[n], 10, n, 0.0) for arm, step in (("x", 0.03), ("y", 0.04)) for n in range(9)]

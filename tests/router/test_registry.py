@@ -631,12 +631,14 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_registry(registry: Registr
 
 WRITER = """if True:
     import sys
+    import time
     from pathlib import Path
     from router.registry import Registry
     registry = Registry(Path(sys.argv[1]))
     print("ready", flush=True)
     sys.stdin.readline()
     for i in range(25):
+        time.sleep(0.02)  # the other one comes in between, on a busy machine too
         if i % 2:
             registry.begin(id, sys.argv[3])
         else:
