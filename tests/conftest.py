@@ -30,7 +30,7 @@ _OF_RAY = ("DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.Pyt
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ray in this process warns of what it leaves open, in whichever test that is found: such warnings are no errors."""
+    """Ray in this process warns of what it leaves open, in whichever test that is found: that is no error of ours."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.filterwarnings(*(f"ignore::{name}" for name in _OF_RAY)))
