@@ -122,6 +122,7 @@ bench-crossover: $(READY)  ## Routed against every other way to use as many engi
 	$(BIN)/python -m tests.bench.load --json tests/bench/results/load.json
 	$(BIN)/python -m tests.bench.load.events --json tests/bench/results/load_events.json
 	$(BIN)/python -m tests.bench.load.real --json tests/bench/results/load_real.json
+	$(BIN)/python -m tests.bench.load.limit --json tests/bench/results/load_limit.json
 	$(BIN)/python -m tests.bench.simulator --json tests/bench/results/simulator.json
 	$(BIN)/python -m tests.bench.equal_resources --json tests/bench/results/equal_resources.json
 

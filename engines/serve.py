@@ -14,6 +14,7 @@ import ray
 from ray import serve
 
 from engines.config import EMBEDDED, Drafter, Engine, FleetConfig
+from engines.cpu import computes_bfloat16
 from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
@@ -202,7 +203,12 @@ def _cpu_threads(num_cpus: float) -> dict[str, str]:
 
 def _engine_kwargs(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """vLLM's arguments of an engine, without its drafter: ours, then the fleet's, then its own; the last wins."""
-    defaults = _CPU_ENGINE_KWARGS if engine.deployment.accelerator == "cpu" else {}
+    defaults: dict[str, Any] = {}
+    if engine.deployment.accelerator == "cpu":
+        defaults = dict(_CPU_ENGINE_KWARGS)
+        # Twice the memory, which is not ours to take for a target of any size.
+        if config.target.source == EMBEDDED and not computes_bfloat16():
+            defaults["dtype"] = "float32"
     return {**_METRICS_KWARGS, **defaults, **config.engine_kwargs, **engine.engine_kwargs}
 
 

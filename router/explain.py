@@ -233,17 +233,18 @@ def _causes(a: Terms, b: Terms) -> dict[str, float]:
 
     The logarithms of the factors of decoding share its difference by the logarithmic mean (Ang, Liu 2001).
     """
+    read_price = (a.read_price + b.read_price) / 2
     left, right = a.counted_decode_s, b.counted_decode_s
     log = math.log(right / left) if left > 0 and right > 0 else 0.0
     mean = (right - left) / log if abs(log) > 1e-12 else left
     return {
         "drafts": mean * math.log(a.tau / b.tau),
         "step": mean * math.log(b.step_s / a.step_s) if a.step_s > 0 and b.step_s > 0 else 0.0,
-        "load": mean * math.log(b.price / a.price),
+        "load": mean * math.log(b.price / a.price) + (b.read_price - a.read_price) * (a.read_s + b.read_s) / 2,
         "measured": mean * (b.shift - a.shift),
         "wait": b.wait_s - a.wait_s,
-        "read": a.known_s - b.known_s,
-        "prompt": b.prompt_s - a.prompt_s,
+        "read": (a.known_s - b.known_s) * read_price,
+        "prompt": (b.prompt_s - a.prompt_s) * read_price,
     }
 
 

@@ -1,11 +1,12 @@
 """What the load of the engines adds to a request's time, and to that of the others there.
 
 With B requests at a replica, and t(n) the seconds of its step with n of them, one more makes its own steps take
-t(B+1), and those of the others longer by t(B+1) - t(B). Objectives weigh these:
+t(B+1), and those of the others longer by t(B+1) - t(B); while its prompt is read, the others wait. Objectives weigh
+these, for a step and for a second of reading:
 
-    latency       t(B+1)                            the request's own time
-    throughput    t(B+1) + B (t(B+1) - t(B))        the time of all that are there
-    cost          accelerators t(B+1) / (B+1)       its share of an engine: fills busy engines, frees the others
+    latency       t(B+1)                          1        the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))      B + 1    the time of all that are there
+    cost          accelerators t(B+1) / (B+1)     1        its share of an engine: fills busy engines, frees the others
 """
 
 import time
@@ -26,7 +27,7 @@ _OWN_OF_COST = 0.1
 """Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""
 _BYTES_PER_TOKEN = 4
 _WEIGHT = 0.02
-_NO_LOAD = (1.0, 1.0, 0.0, 0)
+_NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 """Of an arm without a replica."""
 
 
@@ -84,7 +85,7 @@ class LoadModel:
             if replica is None:
                 rows.append(_NO_LOAD)
                 continue
-            table, before, wait_s = self.steps[arm], replica.in_flight + replica.others, 0.0
+            table, before, wait_s, read_price = self.steps[arm], replica.in_flight + replica.others, 0.0, 1.0
             if before:
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
                     wait_s = self._wait_s(arm, replica, before)
@@ -93,10 +94,12 @@ class LoadModel:
             stretch = curve[before + 1]
             if wanted == "cost":
                 price = self._accelerators.get(arm, 1) * stretch / (before + 1) + _OWN_OF_COST * stretch
+            elif wanted == "latency":
+                price = stretch
             else:
-                price = stretch if wanted == "latency" else stretch + before * (stretch - curve[before])
+                price, read_price = stretch + before * (stretch - curve[before]), 1.0 + before
             known = read.get(replica.url, 0) // _BYTES_PER_TOKEN if read else 0
-            rows.append((stretch, price, wait_s, known))
+            rows.append((stretch, price, wait_s, known, read_price))
         return LoadTerms(*zip(*rows, strict=True))
 
     def _wait_s(self, arm: str, replica: Replica, there: int) -> float:

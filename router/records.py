@@ -144,7 +144,7 @@ def decode(line: bytes) -> Record:
             context = Context(vector, context["featurizer"])
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
-            decision["load"] = LoadTerms(**load)
+            decision["load"] = LoadTerms(**{"read_price": [1.0] * len(load["price"]), **load})
         return Record(
             context=context,
             decision=Decision(**decision),

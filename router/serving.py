@@ -64,8 +64,8 @@ def reordered(load: LoadTerms | None, arms: Sequence[str], wanted: Sequence[str]
     if not set(arms) >= set(wanted):
         return None
     at = [arms.index(arm) for arm in wanted]
-    stretch, price, wait_s = ([values[i] for i in at] for values in (load.stretch, load.price, load.wait_s))
-    return LoadTerms(stretch, price, wait_s, [load.known_tokens[i] for i in at])
+    columns = load.stretch, load.price, load.wait_s, load.known_tokens, load.read_price
+    return LoadTerms(*([values[i] for i in at] for values in columns))  # type: ignore[arg-type]
 
 
 class Serving:

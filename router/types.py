@@ -32,13 +32,14 @@ class LoadTerms:
 
     `stretch`: seconds of a step, this request among the others, over those of a request alone. `price`: what a step
     counts as in the choice, in the same unit. `wait_s`: until it begins to run. `known_tokens`: of its prompt, that
-    the replica has read before.
+    the replica has read before. `read_price`: what a second of reading the rest of it counts as.
     """
 
     stretch: Sequence[float]
     price: Sequence[float]
     wait_s: Sequence[float]
     known_tokens: Sequence[int]
+    read_price: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)

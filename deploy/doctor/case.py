@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from deploy.doctor.probe import Running
 from engines.config import Drafter, Engine
+from engines.cpu import computes_bfloat16
 from policy_training.dataset import DatasetError
 from policy_training.record_store import RecordStore
 from router.config import DraftpickConfig
@@ -27,11 +28,15 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """This machine: Python's version, versions of installed packages by name, bytes of memory."""
+    """This machine: Python's version, versions of installed packages by name, bytes of memory.
+
+    `bfloat16`: whether its processor computes in it.
+    """
 
     python: str
     packages: Mapping[str, str]
     memory_bytes: int
+    bfloat16: bool = True
 
     @classmethod
     def here(cls) -> "Machine":
@@ -43,7 +48,7 @@ class Machine:
             except importlib.metadata.PackageNotFoundError:
                 continue
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(platform.python_version(), packages, memory)
+        return cls(platform.python_version(), packages, memory, computes_bfloat16())
 
 
 @dataclass(frozen=True, slots=True)

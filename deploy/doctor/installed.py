@@ -150,6 +150,20 @@ def cpu_memory(case: Case) -> Iterator[Finding]:
     yield say("engine_kwargs.kv_cache_memory_bytes", what, cure, why)
 
 
+@check("fleet", "engines compute in what the processor computes in")
+def cpu_dtype(case: Case) -> Iterator[Finding]:
+    """The embedded target is computed in float32 where bfloat16 would be emulated; others are what they say."""
+    if case.machine.bfloat16 or case.config.target.source == EMBEDDED:
+        return
+    for at, engine, kwargs in case.started:
+        if engine.deployment.accelerator == "cpu" and kwargs.get("dtype", "auto") in ("auto", "bfloat16"):
+            yield warning(
+                case.place(at, "dtype"), f"engine {engine.name}: this processor has no bfloat16, and emulates it",
+                "dtype: float32, for all engines, where the memory suffices",
+                "a step of several tokens takes about four times as long so, and drafts are verified in such steps",
+            )  # fmt: skip
+
+
 @check("fleet", "engines that share a GPU leave room for one another")
 def gpu_memory(case: Case) -> Iterator[Finding]:
     """Each engine has a GPU of its own, unless its bundle says that it takes a part of one."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.config import Drafter as Configured
+from engines.cpu import computes_bfloat16
 from engines.drafters.hybrid import HybridProposer
 from engines.drafters.lookup import NgramDrafter, SuffixDrafter
 from engines.drafters.options import HybridOptions, TrigramOptions
@@ -146,11 +147,10 @@ def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, To
 
 
 def compute_dtype() -> Any:
-    """bfloat16 where this CPU computes in it, else float32: emulated, bfloat16 takes four times as long."""
+    """bfloat16 where this CPU computes in it, else float32."""
     import torch
 
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+    return torch.bfloat16 if computes_bfloat16() else torch.float32
 
 
 class TargetStates:

@@ -36,8 +36,8 @@ class Terms:
     """What the forecast of one arm comes of, for people. Times in seconds.
 
     A step of a request alone takes `step_s` and yields `tau` tokens; `tokens` come after the first, which comes after
-    `prompt_s`, of which a prefix that was read before saves `known_s`. `stretch`, `price` and `wait_s`: see
-    `LoadTerms`; `shift`: the correction. Another arm than the default one must promise `margin_s` less than that.
+    `prompt_s`, of which a prefix that was read before saves `known_s`. `stretch`, `price`, `wait_s` and `read_price`:
+    see `LoadTerms`; `shift`: the correction. Another arm than the default one must promise `margin_s` less than that.
     """
 
     tau: float
@@ -48,13 +48,19 @@ class Terms:
     wait_s: float = 0.0
     stretch: float = 1.0
     price: float = 1.0
+    read_price: float = 1.0
     shift: float = 0.0
     margin_s: float = 0.0
 
     @property
+    def read_s(self) -> float:
+        """Reading what is new of the prompt."""
+        return self.prompt_s - self.known_s
+
+    @property
     def ttft_s(self) -> float:
         """To the first token."""
-        return self.prompt_s - self.known_s + self.wait_s
+        return self.read_s + self.wait_s
 
     @property
     def alone_s(self) -> float:
@@ -79,7 +85,7 @@ class Terms:
     @property
     def counted_s(self) -> float:
         """What decides."""
-        return self.ttft_s + self.counted_decode_s
+        return self.wait_s + self.read_s * self.read_price + self.counted_decode_s
 
     def _decoding(self, factor: float) -> float:
         return self.tokens * self.step_s / self.tau * factor * math.exp(self.shift)

@@ -129,8 +129,11 @@ class TauCostPolicy(Policy):
             shift = 0.0 if forecast.shift is None else float(forecast.shift[i])
             term = Terms(tau, tpot_s * tau, tokens, alone.seconds[i] - tokens * tpot_s, shift=shift)
             if load is not None:
-                more = replace(term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i])
-                term = replace(more, known_s=max(more.counted_s - forecast.seconds[i], 0.0))
+                read_price = load.read_price[i]
+                more = replace(
+                    term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i], read_price=read_price
+                )
+                term = replace(more, known_s=max(more.counted_s - forecast.seconds[i], 0.0) / read_price)
             margin_s = self._z * deviation.item(i) + self._switch_cost * default_s
             found.append(replace(term, margin_s=margin_s if i != self._default else 0.0))
         return found
@@ -166,6 +169,7 @@ class TauCostPolicy(Policy):
         if load is None:
             return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift), decode_s * deviation
         alone = int((start_s + decode_s).argmin())
-        start_s = start_s + load.wait_s - np.minimum(load.known_tokens, prompt_tokens) * self._per_token_s
+        read_s = start_s - np.minimum(load.known_tokens, prompt_tokens) * self._per_token_s
+        start_s = read_s * load.read_price + load.wait_s
         tpot_s, decode_s = tpot_s * load.stretch, decode_s * load.price
         return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, alone), decode_s * deviation

@@ -85,6 +85,22 @@ def test_pages_go_after_the_user_s_own_middleware() -> None:
     assert llm(shared={"middleware": ["mine.Own"]})["engine_kwargs"]["middleware"] == ["mine.Own", pages]
 
 
+@pytest.mark.parametrize(
+    ("target", "able", "dtype"),
+    [("embedded", False, "float32"), ("embedded", True, None), ("some/model", False, None)],
+)
+def test_the_embedded_target_is_computed_in_what_the_processor_computes_in(
+    target: str, able: bool, dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
+    (tmp_path / TARGET_NAME).mkdir()
+    (tmp_path / TARGET_NAME / "config.json").write_text("{}")
+    monkeypatch.setattr("engines.serve.computes_bfloat16", lambda: able)
+    assert llm(target=target)["engine_kwargs"].get("dtype") == dtype
+    assert llm(target=target, shared={"dtype": "bfloat16"})["engine_kwargs"]["dtype"] == "bfloat16"
+    assert "dtype" not in llm(target=target, deployment={"accelerator": "gpu"})["engine_kwargs"]
+
+
 def test_prefills_are_split_on_gpus() -> None:
     assert "enable_chunked_prefill" not in llm(deployment={"accelerator": "gpu"})["engine_kwargs"]
 

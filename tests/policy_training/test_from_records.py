@@ -108,7 +108,7 @@ def test_what_a_step_costs_is_that_of_a_request_alone() -> None:
     made = []
     for i in range(40):
         stretch = 1.0 + i % 4
-        load = LoadTerms([1.0, stretch], [1.0, stretch], [0.0, 0.0], [0, 0])
+        load = LoadTerms([1.0, stretch], [1.0, stretch], [0.0, 0.0], [0, 0], [1.0, 1.0])
         decision = Decision("math", 1.0, {"plain": 0.0, "math": 1.0}, "p", load=load)
         outcome = Outcome("ok", 200, 1.5, 0.01 * stretch, 2.0, 10, 20, acceptance_length=2.0, queue_s=1.0)
         made.append(Record(f"r{i}", 1, float(i), "/", False, {"temperature": 0.0}, {}, context, decision, outcome))

@@ -179,8 +179,8 @@ seconds = st.floats(0.001, 10)
 terms = st.builds(
     Terms,
     tau=st.floats(1, 8), step_s=seconds, tokens=st.floats(0, 500), prompt_s=seconds, known_s=st.floats(0, 0.001),
-    wait_s=st.floats(0, 5), stretch=st.floats(1, 9), price=st.floats(0.1, 20), shift=st.floats(-1, 1),
-    margin_s=st.floats(0, 1),
+    wait_s=st.floats(0, 5), stretch=st.floats(1, 9), price=st.floats(0.1, 20), read_price=st.floats(1, 20),
+    shift=st.floats(-1, 1), margin_s=st.floats(0, 1),
 )  # fmt: skip
 
 
@@ -220,7 +220,8 @@ def test_the_parts_make_up_what_the_policy_decides_by(
     vector = np.random.default_rng(seed).normal(0, 0.3, policy.dimension).astype(np.float32)  # type: ignore[attr-defined]
     vector[-12:] = [0.7 * sampled, 0.5, 0.6, 0.7, 0, 0, 0, 0, 0, 0, 1, 0]
     context, shifts = Context(vector, policy.featurizer or ""), None if shift is None else [shift]
-    loaded = None if stretch is None else LoadTerms(stretch, [2 * x for x in stretch], stretch, [9, 0, 500, 0, 1, 0, 0])
+    known = [9, 0, 500, 0, 1, 0, 0]
+    loaded = None if stretch is None else LoadTerms(stretch, [2 * x for x in stretch], stretch, known, stretch)
     forecast = policy.weigh(context, np.ones(7, bool), shifts, loaded)[1]
     parts = policy.terms(context, shifts, loaded)
     assert forecast is not None

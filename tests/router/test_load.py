@@ -51,16 +51,19 @@ def test_an_idle_fleet_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "price"),
-    [("latency", 1.4), ("throughput", 1.4 + 4 * 0.1), ("cost", 2 * 1.4 / 5 + 0.1 * 1.4)],
+    ("objective", "price", "read_price"),
+    [("latency", 1.4, 1.0), ("throughput", 1.4 + 4 * 0.1, 5.0), ("cost", 2 * 1.4 / 5 + 0.1 * 1.4, 1.0)],
 )
-def test_objectives_weigh_ones_own_time_and_that_of_the_others(objective: Objective, price: float) -> None:
+def test_objectives_weigh_ones_own_time_and_that_of_the_others(
+    objective: Objective, price: float, read_price: float
+) -> None:
     fleet = Fleet(objective=objective)
     fleet.holds("a", 4)
     terms = fleet.model.now(("a", "b"), context(), {})
     assert terms is not None
     assert terms.stretch == pytest.approx((1.4, 1.0))
     assert terms.price[0] == pytest.approx(price)
+    assert terms.read_price == (read_price, 1.0)
     assert terms == fleet.model.now(("a", "b"), context(), {}, objective)
 
 

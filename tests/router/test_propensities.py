@@ -56,8 +56,8 @@ def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
     rng = np.random.default_rng(1)
     for vector in FRESH.contexts:
         shifts, eligible = shifts_of(policy, rng), some_of(rng)
-        stretch, price, wait_s = rng.uniform(1, 3, (3, len(ARMS))).tolist()
-        load = LoadTerms(stretch, price, wait_s, rng.integers(0, 50, len(ARMS)).tolist())
+        stretch, price, wait_s, read_price = rng.uniform(1, 3, (4, len(ARMS))).tolist()
+        load = LoadTerms(stretch, price, wait_s, rng.integers(0, 50, len(ARMS)).tolist(), read_price)
         decision = policy.decide(Context(vector, "features"), eligible, rng, 0.2, shifts, EXPLORATION, load)
         found = decode(encode(logged(Context(vector, "features"), decision)))
         assert found.context is not None

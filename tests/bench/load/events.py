@@ -2,7 +2,8 @@
 
 Requests come at random (Poisson), whatever the engines do, over the four mock engines of `tests/bench/load/world.py`.
 Within each stretch in which nothing changes, an arm's requests a second must scatter no more than chance lets them:
-`swings` is the greatest variance of an arm's share over that of independent draws, 1 where nothing swings.
+`swings` is the greatest variance of an arm's share over that of independent draws; `swings_by_chance` is what the
+greatest of all stretches stays below in 95 of 100 runs in which nothing swings.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import httpx
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -33,7 +35,8 @@ from tests.bench.figures import show
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, train
 
 _ROOT = Path(__file__).parents[3]
-_SETTLE_S = 6.0
+_SETTLE_S, _DRAWS = 6.0, 1000
+Counts = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +126,31 @@ async def _serve(router: Router, engines: dict[str, str], seed: int, told: objec
         await router.stop()
 
 
-def swings(seen: Sequence[Seen], number: int) -> float:
-    """The greatest variance of an arm's requests a second in a settled part, over that of independent draws."""
+def counted(seen: Sequence[Seen], number: int) -> Counts:
+    """Requests by second of a settled part and arm [seconds, arms]."""
     begin = sum(part.seconds for part in STORY[:number]) + _SETTLE_S
-    settled = [one for one in seen if one.part == number and one.at >= begin]
-    seconds = np.asarray([int(one.at - begin) for one in settled])
-    total = np.bincount(seconds).astype(float)
-    found = [1.0]
-    for arm in ARMS:
-        own = np.bincount(seconds[[one.arm == arm for one in settled]], minlength=len(total))
-        share = own.sum() / total.sum()
-        if 0.02 < share < 0.98:
-            found.append(float(((own - share * total) ** 2).sum() / (share * (1 - share) * total).sum()))
-    return max(found)
+    settled = [one for one in seen if one.part == number and one.at >= begin and one.arm]
+    made = np.zeros((int(settled[-1].at - begin) + 1, len(ARMS)))
+    for one in settled:
+        made[int(one.at - begin), ARMS.index(one.arm or "")] += 1
+    return made
+
+
+def swings(counts: Counts) -> float:
+    """The greatest variance of an arm's requests a second over that of independent draws, of counts [seconds, arms]."""
+    total, shares = counts.sum(1, keepdims=True), counts.sum(0) / counts.sum()
+    usual = (shares * (1 - shares) * total).sum(0)
+    found = ((counts - shares * total) ** 2).sum(0) / np.maximum(usual, 1e-9)
+    return float(max([1.0, *found[(shares > 0.02) & (shares < 0.98)]]))
+
+
+def by_chance(parts: Sequence[Counts]) -> float:
+    """What the greatest of `swings` of these parts stays below in 95 % of the cases where every draw is independent."""
+    rng, most = np.random.default_rng(0), np.ones(_DRAWS)
+    for counts in parts:
+        total, shares = counts.sum(1).astype(int), counts.sum(0) / counts.sum()
+        most = np.maximum(most, [swings(rng.multinomial(total, shares).astype(float)) for _ in range(_DRAWS)])
+    return float(np.quantile(most, 0.95))
 
 
 def figures(seen: Sequence[Seen]) -> dict[str, Interval]:
@@ -145,13 +160,14 @@ def figures(seen: Sequence[Seen]) -> dict[str, Interval]:
         end = sum(p.seconds for p in STORY[:number])
         settled = [one for one in seen if one.part == number and one.at >= end + _SETTLE_S and one.arm]
         shares = {arm: sum(one.arm == arm for one in settled) / len(settled) for arm in ARMS}
-        made[f"swings/{part.name}"] = swings(seen, number)
+        made[f"swings/{part.name}"] = swings(counted(seen, number))
         made[f"seconds/{part.name}"] = float(np.mean([one.seconds for one in settled]))
         made |= {f"share/{part.name}/{arm}": share for arm, share in shares.items()}
     most = max(value for name, value in made.items() if name.startswith("swings/"))
     # An arm that is slower for every request alone is needed in the crowd, and not before.
     least = min(made[f"share/flash crowd/{arm}"] for arm in ARMS)
-    made = {"swings_max": most, "least_share_in_the_crowd": least, **made}
+    chance = by_chance([counted(seen, number) for number in range(len(STORY))])
+    made = {"swings_max": most, "swings_by_chance": chance, "least_share_in_the_crowd": least, **made}
     return {name: Interval(value, value, value) for name, value in made.items()}
 
 

@@ -100,3 +100,14 @@ def test_memory_of_engines_that_share_a_gpu(tmp_path: Path) -> None:
     fits = {**PLAIN, **half, "engine_kwargs": {"gpu_memory_utilization": 0.45}}
     assert not found(fleet(tmp_path, fits, engine_kwargs={}), "gpu_memory", GPU_MACHINE)
     assert not found(fleet(tmp_path, {**PLAIN, **GPU}, engine_kwargs={}), "gpu_memory", GPU_MACHINE)
+
+
+def test_a_processor_without_bfloat16(tmp_path: Path) -> None:
+    slow, target = replace(CPU_MACHINE, bfloat16=False), {"name": "theirs", "source": str(tmp_path)}
+    findings = found(fleet(tmp_path, target=target), "cpu_dtype", slow)
+    assert [(one.level, one.where) for one in findings] == [("warning", "engine_kwargs.dtype")] * 2
+    chosen = {"kv_cache_memory_bytes": 2**30, "dtype": "float32"}
+    assert not found(fleet(tmp_path, target=target, engine_kwargs=chosen), "cpu_dtype", slow)
+    assert not found(fleet(tmp_path, target=target), "cpu_dtype", CPU_MACHINE)
+    assert not found(fleet(tmp_path, {**PLAIN, **GPU}, target=target), "cpu_dtype", slow)
+    assert not found(fleet(tmp_path), "cpu_dtype", slow)
