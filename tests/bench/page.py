@@ -6,7 +6,8 @@ has nothing in its cache (`load_s`); requests of a poll, and what a poll takes t
 is full; what axe-core finds wrong in both themes, wide and narrow, with every section filled (`axe_faults`, of which
 `axe_serious`); how many requests the browser sent, and how many of them to anybody but the router
 (`outside_requests`); seconds until the page shows, without being loaded again, that another policy serves, that an
-engine was killed, and that it is back (`follows_*_s`). Without Chromium only what needs none is measured.
+engine was killed, and that it is back (`follows_*_s`; `serve_follows_*_s`: of the same fleet on Ray Serve, which starts
+the engine again by itself). Without Chromium only what needs none is measured.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import gzip
 import itertools
 import tempfile
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ import numpy as np
 import orjson
 from PIL import Image
 
+from deploy.fleet import free_port, running
 from deploy.results import write
 from policy_training.evaluate import Interval
+from router.config import load_config
 from router.registry import Registry
 from router.router import Router
 from router.ui import FOLDER
 from tests import browser
 from tests.bench.figures import show, spread
-from tests.bench.page_world import KILLED, STEP_S, fill, traffic, world
-from tests.engine_process import EngineProcess
+from tests.bench.page_world import KILLED, MODEL, STEP_S, engine, fill, registry, traffic, world
+from tests.load.faults import kill
 
+Change = Callable[[], Awaitable[object]]
 STATE = "/v1/route/state"
 BUDGET_MS, LOADS_S = 2.0, 1.0
 WIDE, NARROW = (1440, 1250), (390, 1640)
@@ -50,6 +54,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of traffic before anything is measured")
     args = parser.parse_args()
     figures = asyncio.run(measured(args.seconds, args.pictures))
+    if browser.executable():
+        figures |= followed_on_serve()
     show(figures)
     if args.json:
         write(args.json, _POLLS, figures)
@@ -76,8 +82,27 @@ async def measured(seconds: float, pictures: Path | None) -> dict[str, Interval]
             fill(router)
             figures |= await _polled(router, url)
             if browser.executable():
-                figures |= await _followed(url, router.registry, killed)
+                assert router.registry is not None
+                figures |= await _followed(url, router.registry, killed.kill, killed.start, "follows")
     return figures
+
+
+def followed_on_serve() -> dict[str, Interval]:
+    """The same of a fleet on Ray Serve."""
+
+    async def killed() -> None:
+        kill(f"engine-{KILLED}")
+
+    async def nothing() -> None:
+        """Ray Serve does it."""
+
+    with tempfile.TemporaryDirectory() as folder:
+        policies = registry(Path(folder) / "policies")
+        engines = [{"name": arm, "kind": "mock", "mock": engine(arm).model_dump(mode="json")} for arm in STEP_S]
+        settings = {"policy": str(policies.path), "default_engine": "plain"}
+        config = load_config({"target": {"name": MODEL}, "engines": engines, "router": settings})
+        with running(config, port=free_port()) as url:
+            return asyncio.run(_followed(url, policies, killed, nothing, "serve_follows"))
 
 
 # --- figures ---
@@ -193,9 +218,8 @@ async def looked_at(page: browser.Tab, url: str, pictures: Path | None) -> list[
     return found
 
 
-async def _followed(url: str, registry: Registry | None, killed: EngineProcess) -> dict[str, Interval]:
+async def _followed(url: str, policies: Registry, killed: Change, back: Change, name: str) -> dict[str, Interval]:
     """Seconds until an open page shows what changed behind it. There is some traffic: by it a dead engine is found."""
-    assert registry is not None
     row = list(STEP_S).index(KILLED) + 1
     pill = f"document.querySelector('.engines tbody tr:nth-child({row}) .pill').innerText"
     asking = asyncio.create_task(traffic(url, 30.0))
@@ -203,15 +227,15 @@ async def _followed(url: str, registry: Registry | None, killed: EngineProcess) 
         await page.open(f"{url}/ui/")
         await page.until(f"{_ROWS} && {pill} === 'ok'")
         took = {}
-        for name, change, shown in (
-            ("policy", partial(asyncio.to_thread, registry.promote, "p0003", "test"), _ACTIVE),
-            ("kill", killed.kill, f"{pill} !== 'ok'"),
-            ("return", killed.start, f"{pill} === 'ok'"),
+        for what, change, shown in (
+            ("policy", partial(asyncio.to_thread, policies.promote, "p0003", "test"), _ACTIVE),
+            ("kill", killed, f"{pill} !== 'ok'"),
+            ("return", back, f"{pill} === 'ok'"),
         ):
             await change()
             began = time.perf_counter()
             await page.until(shown, timeout_s=60)
-            took[f"follows_{name}_s"] = _exactly(time.perf_counter() - began)
+            took[f"{name}_{what}_s"] = _exactly(time.perf_counter() - began)
     await asking
     return took
 

@@ -48,8 +48,8 @@ KILLED = "suffix"
 @asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[tuple[Router, str, EngineProcess]]:
     """A router over seven mock engines, with the policy that ships in a registry; its address; an engine to kill."""
-    killed = EngineProcess(_engine(KILLED), MODEL, KILLED)
-    inside = {arm: LocalServer(mock_app(_engine(arm), model=MODEL, engine=arm)) for arm in STEP_S if arm != KILLED}
+    killed = EngineProcess(engine(KILLED), MODEL, KILLED)
+    inside = {arm: LocalServer(mock_app(engine(arm), model=MODEL, engine=arm)) for arm in STEP_S if arm != KILLED}
     await asyncio.gather(killed.start(), *(server.start() for server in inside.values()))
     engines = {arm: inside[arm].url if arm in inside else killed.url for arm in STEP_S}
     settings = {
@@ -86,7 +86,8 @@ def registry(path: Path) -> Registry:
     return made
 
 
-def _engine(arm: str) -> MockSpec:
+def engine(arm: str) -> MockSpec:
+    """What a mock engine of that name does."""
     by_class = TAU.get(arm, {})
     usual = 1.15 if by_class else 1.0
     fields = {

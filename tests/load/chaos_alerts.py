@@ -42,6 +42,15 @@ async def _nothing() -> None:
 
 CALM = Fault("calm", _nothing, _nothing, lambda state: True)
 _BROKEN = ("DraftpickRequestsFail", "")
+# Every engine is replaced at once, and those with one replica are away until they have started again.
+_AWAY = frozenset(
+    {("DraftpickNoEngine", "")}
+    | {
+        (f"Draftpick{name}", arm)
+        for name in ("EngineGone", "EngineFails", "BreakerOpen", "LoadUnknown")
+        for arm in ("plain", "ngram", "suffix", "math")
+    }
+)
 DUE: Mapping[str, Due] = {
     CALM.name: Due(),
     # It has no other replica, and may be away for longer than its alert waits.
@@ -56,7 +65,7 @@ DUE: Mapping[str, Due] = {
     ),
     "refuse": _ill("suffix"),
     "fail": _ill("math"),
-    "redeploy_and_scale_down": Due(),
+    "redeploy_and_scale_down": Due(may=_AWAY),
     "reload_policy": Due(),
     "offer_broken_policy": Due(frozenset({("DraftpickPolicyRefused", "")})),
     "disk_full": Due(frozenset({("DraftpickRecordsDropped", "")})),
