@@ -1,12 +1,15 @@
 """What the load of the engines adds to a request's time, and to that of the others there.
 
 With B requests at a replica, and t(n) the seconds of its step with n of them, one more makes its own steps take
-t(B+1), and those of the others longer by t(B+1) - t(B); while its prompt is read, the others wait. Objectives weigh
-these, for a step and for a second of reading:
+t(B+1), and those of the others longer by t(B+1) - t(B); while its prompt is read, the others wait (they get one step
+meanwhile, which is not counted: simulated, it makes no difference). Objectives weigh these, for a step and for a second
+of reading:
 
-    latency       t(B+1)                          1        the request's own time
-    throughput    t(B+1) + B (t(B+1) - t(B))      B + 1    the time of all that are there
-    cost          accelerators t(B+1) / (B+1)     1        its share of an engine: fills busy engines, frees the others
+    latency       t(B+1)                          1               the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))      B + 1           the time of all that are there
+    cost          accelerators t(B+1) / (B+1)     accelerators    its share of an engine: fills busy ones, frees others
+
+Where a request would have to wait it runs, later, as the last that has room.
 """
 
 import time
@@ -89,11 +92,13 @@ class LoadModel:
             if before:
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
                     wait_s = self._wait_s(arm, replica, before)
-                before = min(before, MOST - 1)
+                before = min(before, table.max_running - 1, MOST - 1)
             curve = table.curves[half]
             stretch = curve[before + 1]
             if wanted == "cost":
-                price = self._accelerators.get(arm, 1) * stretch / (before + 1) + _OWN_OF_COST * stretch
+                accelerators = self._accelerators.get(arm, 1)
+                price = accelerators * stretch / (before + 1) + _OWN_OF_COST * stretch
+                read_price = accelerators + _OWN_OF_COST
             elif wanted == "latency":
                 price = stretch
             else:

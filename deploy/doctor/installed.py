@@ -201,7 +201,9 @@ def _memory(engine: Engine, kwargs: Mapping[str, Any], case: Case) -> float:
         return float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE)) * case.machine.memory_bytes
     source = case.config.target.source
     folder = cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)
-    return known + sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    widened = "float32" if source == EMBEDDED and not case.machine.bfloat16 else "auto"
+    return known + weights * (2 if kwargs.get("dtype", widened) == "float32" else 1)
 
 
 def _gpu_share(engine: Engine) -> float:

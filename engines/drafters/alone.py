@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.config import Drafter as Configured
 from engines.drafters.proposer import Drafter
-from engines.drafters.replay import model_free_drafter, target_states
+from engines.drafters.replay import compute_dtype, model_free_drafter, target_states
 from engines.drafters.rows import Tokens
 from engines.preflight import drafter_model
 
@@ -43,7 +43,7 @@ def _model(source: str) -> Speaker:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=compute_dtype()).eval()
 
     def say(prompt: Tokens, length: int) -> Tokens:
         ids = torch.from_numpy(np.asarray(prompt, np.int64))[None]

@@ -134,10 +134,9 @@ def _hybrid(drafter: Configured, k: int) -> Drafter:
 
 
 def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
-    import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=compute_dtype()).eval()
 
     def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
         matches = model_matches(model, prompt, answer)

@@ -5,9 +5,9 @@
 Prices are those of the router's objectives (`router/load.py`). With B requests at the arm's least loaded replica, of a
 step and of a second of a prefill:
 
-    latency       t(B+1)                              1        the request's own time
-    throughput    t(B+1) + B (t(B+1) - t(B))          B + 1    the time of all that are there
-    cost          price t(B+1) / (B+1) + 0.1 t(B+1)   1        its share of a replica
+    latency       t(B+1)                              1              the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))          B + 1          the time of all that are there
+    cost          price t(B+1) / (B+1) + 0.1 t(B+1)   price + 0.1    its share of a replica
 
 Where a request would have to wait it runs, later, as the last that has room.
 """
@@ -146,7 +146,7 @@ class Routed(Strategy):
         self, costs: Costs, made: Requests, tau: Floats, tokens: Floats | float, objective: Objective = "throughput"
     ) -> None:
         self._costs, self._tau, self._prices = costs, tau, costs.prices(objective)
-        self._others = objective == "throughput"
+        self._objective = objective
         expected = np.broadcast_to(np.asarray(tokens, np.float64), (len(made),))
         self._tokens: list[float] = np.maximum(expected - 1.0, 0.0).tolist()
         self._prompt: list[float] = made.prompt_tokens.tolist()
@@ -162,13 +162,15 @@ class Routed(Strategy):
         tokens, prompt, scores = self._tokens[i], self._prompt[i], []
         for arm, tau in enumerate(self._tau[i].tolist()):
             there, most = least[arm], costs.max_running[arm]
-            start_s = costs.start_s[arm] + prompt * costs.start_s_per_token[arm]
-            if self._others:
-                start_s *= there + 1
+            read_s, wait_s = costs.start_s[arm] + prompt * costs.start_s_per_token[arm], 0.0
             if there >= most:
-                start_s += (there + 1 - most) / most * costs.service_s[arm]
+                wait_s = (there + 1 - most) / most * costs.service_s[arm]
                 there = most - 1
-            scores.append(start_s + tokens / tau * prices[arm][there])
+            if self._objective == "throughput":
+                read_s *= there + 1
+            elif self._objective == "cost":
+                read_s *= costs.price[arm] + _OWN_OF_COST
+            scores.append(wait_s + read_s + tokens / tau * prices[arm][there])
         return scores
 
 

@@ -129,11 +129,11 @@ class TauCostPolicy(Policy):
             shift = 0.0 if forecast.shift is None else float(forecast.shift[i])
             term = Terms(tau, tpot_s * tau, tokens, alone.seconds[i] - tokens * tpot_s, shift=shift)
             if load is not None:
-                read_price = load.read_price[i]
-                more = replace(
-                    term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i], read_price=read_price
-                )
-                term = replace(more, known_s=max(more.counted_s - forecast.seconds[i], 0.0) / read_price)
+                known_s = min(load.known_tokens[i], _prompt_tokens(context)) * self._per_token_s.item(i)
+                term = replace(
+                    term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i], known_s=known_s,
+                    read_price=load.read_price[i],
+                )  # fmt: skip
             margin_s = self._z * deviation.item(i) + self._switch_cost * default_s
             found.append(replace(term, margin_s=margin_s if i != self._default else 0.0))
         return found
@@ -157,14 +157,13 @@ class TauCostPolicy(Policy):
         """What it expects, its times corrected by `shifts` and `load`, and the deviations of these [arms]."""
         z, half = self._regressor.scaled(context.vector), half_of(context)
         mean, deviation = self._regressor(z, bool(half))
-        chars = context.vector.item(LOG_CHARS)
         tokens = self._tokens(context, z) - 1.0
         tpot_s = self._step_s[:, half] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift = tokens * tpot_s, None
         if shifts is not None:
             shift = shifts[self._bin(z) % len(shifts)]  # one row, as a record holds it, is for all bins
             decode_s = decode_s * np.exp(shift)
-        prompt_tokens = math.expm1(10.0 * chars) / _CHARS_PER_TOKEN
+        prompt_tokens = _prompt_tokens(context)
         start_s = self._start_s + prompt_tokens * self._per_token_s
         if load is None:
             return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift), decode_s * deviation
@@ -173,3 +172,7 @@ class TauCostPolicy(Policy):
         start_s = read_s * load.read_price + load.wait_s
         tpot_s, decode_s = tpot_s * load.stretch, decode_s * load.price
         return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, alone), decode_s * deviation
+
+
+def _prompt_tokens(context: Context) -> float:
+    return math.expm1(10.0 * context.vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN

@@ -42,7 +42,7 @@ async def _nothing() -> None:
 
 CALM = Fault("calm", _nothing, _nothing, lambda state: True)
 _BROKEN = ("DraftpickRequestsFail", "")
-# Every engine is replaced at once, and those with one replica are away until they have started again.
+# Every engine is replaced at once: the seconds until its new replica serves count as minutes here.
 _AWAY = frozenset(
     {("DraftpickNoEngine", "")}
     | {

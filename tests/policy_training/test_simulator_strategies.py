@@ -33,9 +33,9 @@ def made(n: int = 1, tau: npt.ArrayLike = 2.0, rate: float = 1.0, seed: int = 0)
         ("latency", 0, 0.02 + 50 * 0.012),
         ("throughput", 0, 0.02 + 50 * 0.012),
         ("latency", 2, 0.02 + 50 * 0.024),
-        ("throughput", 2, 0.02 + 50 * (0.024 + 2 * 0.006)),
-        ("cost", 2, 0.02 + 50 * (0.024 / 3 + 0.0024)),
-        ("throughput", 5, 0.02 + 2 * (50 * 0.030) / 4 + 50 * (0.030 + 3 * 0.006)),  # the second that waits
+        ("throughput", 2, 3 * 0.02 + 50 * (0.024 + 2 * 0.006)),
+        ("cost", 2, 1.1 * 0.02 + 50 * (0.024 / 3 + 0.0024)),
+        ("throughput", 5, 4 * 0.02 + 2 * (50 * 0.030) / 4 + 50 * (0.030 + 3 * 0.006)),  # the second that waits
     ],
 )
 def test_the_score_by_hand(objective: Objective, running: int, expected: float) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from router.config import RecordsConfig
 from router.records import RecordWriter, decode, encode, read
-from router.types import Context, Decision, Outcome, Record
+from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until
 
 words = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -112,6 +113,14 @@ def test_a_line_is_one_json_object_of_schema_1_without_any_prompt() -> None:
     assert fields["context"] == {"vector": "AAAAPwAAgL8=", "featurizer": "lexical"}
     assert set(fields) == set(Record.__slots__)
     assert not {"text", "body", "prompt", "messages"} & set(fields)
+
+
+def test_a_record_of_before_prompts_had_a_price() -> None:
+    load = LoadTerms([1.5], [2.0], [0.0], [0], [3.0])
+    line = json.loads(encode(replace(record(), decision=replace(record().decision, load=load))))
+    assert decode(json.dumps(line).encode()).decision.load == load
+    del line["decision"]["load"]["read_price"]
+    assert decode(json.dumps(line).encode()).decision.load == replace(load, read_price=[1.0])
 
 
 @pytest.mark.parametrize(

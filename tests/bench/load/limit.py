@@ -2,9 +2,9 @@
 
 Clients that never pause, over an engine without a drafter and one with a suffix tree, whose steps and acceptance
 lengths are measured (`measured_engines.py`). A figure `<strategy>/<clients>` is the mean time of an answer over our
-router's (above 1: we are faster). `oracle` is our router, told every acceptance length and number of tokens beforehand,
-and `oracle_gain` what it has over the best other way. `long_prompts/...`: the same on a derived GPU, four engines,
-prompts of 6,000 tokens and answers of 105, where reading the prompts is most of the work.
+router's (above 1: we are faster). `oracle` is our router, which takes requests one by one, told every acceptance length
+and number of tokens beforehand, and `oracle_gain` what it has over the best other way. `long_prompts/...`: the same on
+a derived GPU, four engines, prompts of 6,000 tokens and answers of 105, where reading is most of the work.
 """
 
 import argparse
