@@ -84,7 +84,10 @@ def test_a_full_replica_makes_one_wait() -> None:
     assert fleet.model.now(("a",), context(), {}).wait_s == (0.0,)  # type: ignore[union-attr]
     fleet.holds("a", 5)
     # Two of its four must end first: one ends every half second.
-    assert fleet.model.now(("a",), context(), {}).wait_s == pytest.approx((1.0,))  # type: ignore[union-attr]
+    terms = fleet.model.now(("a",), context(), {})
+    assert terms is not None
+    assert terms.wait_s == pytest.approx((1.0,))
+    assert (terms.stretch, terms.read_price) == (pytest.approx((1.0,)), (4.0,))  # the fourth of four, once it runs
 
 
 def test_where_an_engine_lets_requests_wait_it_is_full() -> None:

@@ -111,3 +111,12 @@ def test_a_processor_without_bfloat16(tmp_path: Path) -> None:
     assert not found(fleet(tmp_path, target=target), "cpu_dtype", CPU_MACHINE)
     assert not found(fleet(tmp_path, {**PLAIN, **GPU}, target=target), "cpu_dtype", slow)
     assert not found(fleet(tmp_path), "cpu_dtype", slow)
+
+
+def test_float32_takes_twice_the_memory_for_weights(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(5 * 2**30)
+    target = {"name": "theirs", "source": str(tmp_path)}
+    assert not found(fleet(tmp_path, target=target), "cpu_memory", CPU_MACHINE)
+    wide = fleet(tmp_path, target=target, engine_kwargs={"kv_cache_memory_bytes": 2**30, "dtype": "float32"})
+    assert "22.0 of 24.0 GiB" in one(found(wide, "cpu_memory", CPU_MACHINE)).what
