@@ -140,6 +140,7 @@ def _body(model: str, task: Task, salt: str) -> dict[str, Any]:
         "model": model,
         "messages": [{"role": "user", "content": task.prompt.text}],
         "temperature": task.prompt.temperature,
+        "top_p": task.prompt.top_p,
         "max_tokens": task.prompt.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},

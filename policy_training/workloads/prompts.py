@@ -34,6 +34,7 @@ class Prompt:
     text: str
     temperature: float = 0.0
     max_tokens: int = 128
+    top_p: float = 1.0
 
 
 def generate(
