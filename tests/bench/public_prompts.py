@@ -8,7 +8,9 @@ engine reads a prompt from its prefix cache. Brackets are 95 % bootstrap interva
 
 import argparse
 import asyncio
+import gzip
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from policy_training.collect import measure, pinned_tasks
 from policy_training.dataset import Dataset, save
 from policy_training.evaluate import Interval
 from policy_training.matrix import matrix
-from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved, read_jsonl
+from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved
 
 SEED = 11
 TOP_P = 0.9
@@ -71,7 +73,9 @@ def main() -> None:
 
 def select(path: Path, kinds: Sequence[str], of_each: int, max_tokens: int) -> list[Prompt]:
     """`of_each` prompts of every kind, drawn by a fixed seed, in rounds of all kinds; every second one is sampled."""
-    every = read_jsonl(path, max_tokens=max_tokens)
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        rows = [json.loads(line) for line in file]
+    every = [Prompt(row["id"], row["kind"], row["prompt"], max_tokens=max_tokens) for row in rows if "prompt" in row]
     drawn: list[Prompt] = []
     for kind in kinds:
         found = [prompt for prompt in every if prompt.kind == kind]
