@@ -50,10 +50,17 @@ def command_line(arguments: Sequence[str] = ()) -> str:
     return shlex.join(Path(a).name if Path(a).is_absolute() else a for a in arguments)
 
 
-def write(path: Path, n: int, figures: Mapping[str, Interval], **more: Any) -> None:
-    """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and what `more` adds."""
+def write(
+    path: Path, n: int, figures: Mapping[str, Interval], *, bracket: str | Mapping[str, str] = "", **more: Any
+) -> None:
+    """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and what `more` adds.
+
+    `bracket` says what `low` and `high` are, e.g. "range of 3 runs" or "95 % bootstrap over prompts": of all figures,
+    or by the beginning of their names.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, {**_origin(), "n": n, "figures": _rounded(figures), **more})
+    said = {"bracket": bracket} if isinstance(bracket, str) else {"bracket": dict(bracket)}
+    _save(path, {**_origin(), "n": n, **(said if bracket else {}), "figures": _rounded(figures), **more})
 
 
 def amend(path: Path, figures: Mapping[str, Interval], **more: dict[str, Any]) -> None:

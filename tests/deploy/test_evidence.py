@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.bench.evidence import PAGE, RESULTS, Evidence, page, specification
+from tests.bench.evidence import PAGE, Evidence, page, specification
+from tests.bench.figure_references import RESULTS, ROOT, figure, results
 
 _NO_FIGURES = {"acceptance_rows.json"}  # what the simulator draws requests from
 
@@ -27,3 +28,14 @@ def test_every_result_and_every_picture_is_told_of(told: Evidence) -> None:
 def test_every_figure_is_of_a_result_whose_command_is_given(told: Evidence) -> None:
     for section in told.sections:
         assert {row.of for row in section.rows} <= set(section.made_by), section.title
+
+
+def test_the_first_screen_says_whether_routing_loses_on_public_prompts() -> None:
+    if "public_prompts.json" not in results():
+        pytest.skip("no public_prompts.json")
+    first_screen = (ROOT / "README.md").read_text().partition("## Two commands")[0]
+    assert "public_prompts.json#routed_vs_best_fixed" in first_screen
+    assert "public_prompts.json#routed_vs_plain" in first_screen
+    assert ("routing loses today" in first_screen) == (
+        figure("public_prompts.json", "routed_vs_best_fixed")["value"] < 1
+    )

@@ -48,6 +48,13 @@ def test_details_stand_beside_the_figures(tmp_path: Path) -> None:
     assert result["by_kind"] == {"edit": {"plain": 1.0}}
 
 
+@pytest.mark.parametrize("said", ["range of 3 runs", {"speedup/": "range of 3 runs"}])
+def test_a_result_says_what_its_brackets_are(tmp_path: Path, said: str | dict[str, str]) -> None:
+    result = written(tmp_path / "result.json", bracket=said)
+    assert result["bracket"] == said
+    assert list(result)[-2:] == ["bracket", "figures"]
+
+
 def test_the_command_is_that_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/some/where/draftpick", "demo", "--out", "/some/where/else"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
