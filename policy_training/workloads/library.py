@@ -13,18 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from policy_training.workloads.vocabulary import listed
+from policy_training.workloads.data import read
 
-MODULES = listed(
-    "abc argparse ast base64 bdb bisect calendar cmd code codeop collections colorsys concurrent.futures.thread "
-    "configparser contextlib copy csv dataclasses difflib dis doctest email.utils enum filecmp fileinput fnmatch "
-    "fractions ftplib functools genericpath getopt gettext glob gzip hashlib heapq html html.parser http.client "
-    "http.cookies inspect io ipaddress json.decoder json.encoder keyword linecache locale logging logging.handlers "
-    "mimetypes netrc ntpath numbers operator os pdb pickle pkgutil plistlib poplib posixpath pprint pstats queue "
-    "quopri random reprlib sched secrets selectors shelve shlex shutil smtplib socket socketserver stat statistics "
-    "string subprocess sysconfig tabnanny tarfile tempfile textwrap threading timeit token tokenize trace traceback "
-    "types typing urllib.parse urllib.request uuid warnings wave weakref xml.sax.saxutils zipapp zipfile"
-)
 _MAX_SENTENCE_WORDS = 55
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\")”]))(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z\"“(])")
 _CODE_OR_CHANGE = re.compile(r"::=|>>>| \* |--|==|\bversion(?:added|changed)|^(?:Changed|New|Deprecated) in")
@@ -43,11 +33,16 @@ class Function:
     source: str
     parameters: tuple[str, ...]
 
+    @property
+    def is_special(self) -> bool:
+        """Python itself calls it, by a name such as `__init__`."""
+        return self.name.startswith("__")
+
 
 @functools.cache
 def functions() -> tuple[Function, ...]:
-    """All functions and methods of `MODULES` that are 4 to 40 lines and 150 to 1,400 characters long."""
-    found = (function for module in MODULES for function in _contents(module)[0])
+    """All functions and methods of data/library.yaml's modules, if 4 to 40 lines and 150 to 1,400 characters long."""
+    found = (function for module in read("library")["modules"] for function in _contents(module)[0])
     return tuple({f.source: f for f in found if _is_readable(f)}.values())
 
 
@@ -56,7 +51,8 @@ def documents() -> tuple[tuple[str, ...], ...]:
     """Documents as sentences, each with the space or blank line that follows it, markup and code removed."""
     from pydoc_data.topics import topics
 
-    texts = [text for _, text in sorted(topics.items())] + [text for name in MODULES for text in _contents(name)[1]]
+    texts = [text for _, text in sorted(topics.items())]
+    texts += [text for module in read("library")["modules"] for text in _contents(module)[1]]
     return tuple(filter(None, map(_sentences, dict.fromkeys(texts))))
 
 
@@ -67,6 +63,21 @@ def passage(rng: Random, min_words: int, max_words: int) -> str:
         document, start = rng.choice(_starts())
         if taken := _take(document[start:], wanted):
             return taken
+
+
+def misspelt(rng: Random, text: str) -> str:
+    """The text with two neighbouring letters swapped inside three to six of its words."""
+    places = [m.start() + rng.randint(1, len(m[0]) - 3) for m in re.finditer(r"\b[a-z]{5,}\b", text)]
+    places = [i for i in places if text[i] != text[i + 1]]
+    for i in rng.sample(places, min(len(places), rng.randint(3, 6))):
+        text = text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    return text
+
+
+def frequent_words(text: str) -> list[str]:
+    """The five longer words that the text uses most."""
+    words = re.findall(r"\b[a-z]{5,}\b", text)
+    return sorted(dict.fromkeys(words), key=words.count, reverse=True)[:5]
 
 
 @functools.cache

@@ -1,25 +1,17 @@
 """Prompts generated from a seed: several kinds evenly mixed, no text twice.
 
-A kind is a module with `draw(rng) -> str`. To add one: write the module, add its line to `_MODULES`.
+To add a kind: write `data/<kind>.yaml` with an entry `prompt` (see templates.py) and add its name to `KINDS`.
 """
 
 import difflib
-import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from random import Random
 
-_MODULES = {
-    "math": "word_problems",
-    "code": "programming",
-    "edit": "edits",
-    "summary": "summaries",
-    "chat": "conversation",
-    "json": "extraction",
-}
-KINDS: tuple[str, ...] = tuple(_MODULES)
+from policy_training.workloads.templates import Templates
 
+KINDS: tuple[str, ...] = ("math", "code", "edit", "summary", "chat", "json")
 SAMPLED_TEMPERATURE = 0.7
 _TRIES = 1000  # repeats in a row after which a kind counts as exhausted
 _IDS_PER_SEED = 1_000_000  # the number in an id counts from seed times this, so that ids of two seeds differ
@@ -82,7 +74,7 @@ def _check(n: int, kinds: tuple[str, ...], sampled_share: float, max_tokens: int
     if not kinds:
         raise ValueError(f"no kind of prompt; choose from {', '.join(KINDS)}")
     for kind in kinds:
-        if kind not in _MODULES:
+        if kind not in KINDS:
             raise ValueError(_unknown(kind))
     if not 0 <= sampled_share <= 1:
         raise ValueError(f"sampled_share is {sampled_share}; it must be from 0 to 1")
@@ -101,17 +93,11 @@ def _shares(n: int, parts: int) -> list[int]:
     return [n // parts + (i < n % parts) for i in range(parts)]
 
 
-def _drawer(kind: str) -> Callable[[Random], str]:
-    """Import a kind's module now, as it is first needed."""
-    draw: Callable[[Random], str] = importlib.import_module(f"{__package__}.{_MODULES[kind]}").draw
-    return draw
-
-
 def _texts(kind: str, count: int, seed: int, seen: set[str]) -> Iterator[str]:
     """Yield `count` texts of one kind that are not in `seen`, and add them to it."""
-    draw, rng = _drawer(kind), Random(f"{kind} {seed}")
+    templates = Templates(kind, Random(f"{kind} {seed}"))
     for done in range(count):
-        text = next((t for t in (draw(rng) for _ in range(_TRIES)) if t not in seen), None)
+        text = next((t for t in (templates.prompt() for _ in range(_TRIES)) if t not in seen), None)
         if text is None:
             raise ValueError(f"kind {kind!r} has no more than about {done} distinct prompts; {count} were asked for")
         seen.add(text)

@@ -35,12 +35,12 @@ import yaml
 from deploy.config import FLEETS, resolve, with_engines
 from deploy.console import out, prepare_models, progress_bar
 from deploy.fleet import free_port, running
+from deploy.generate.manifests import example
 from deploy.results import amend, write
 from policy_training.evaluate import Interval
 from policy_training.workloads import generate
 from tests.bench.figures import show
 from tests.deploy import kube, test_assets, test_examples, test_helm, test_monitoring
-from tests.deploy.manifests import example
 from tests.deploy.prometheus import (
     Prometheus,
     dashboard_queries,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jsonschema_rs import Draft202012Validator, Registry
 
 VERSION = "v1.34.0"
@@ -90,6 +91,19 @@ _OTHERS = {
     ("ray.io/v1", "RayService"): _object(_RAY_SERVICE),
     ("monitoring.coreos.com/v1", "ServiceMonitor"): _object(_SERVICE_MONITOR),
 }
+
+
+def serve_config(ray_service: dict[str, Any]) -> dict[str, Any]:
+    """Serve's configuration in a RayService."""
+    config: dict[str, Any] = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    return config
+
+
+def ray_service_args(ray_service: dict[str, Any]) -> dict[str, Any]:
+    """The fleet in a RayService."""
+    (application,) = serve_config(ray_service)["applications"]
+    found: dict[str, Any] = application["args"]
+    return found
 
 
 def check(document: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from deploy.generate.markdown import slug
+
 _IN_HTML = re.compile(r"""(?:href|src)=["']([^"']+)""")
-_NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,6 @@ class Found:
 
     text: str
     line: int
-
-
-def slug(heading: str) -> str:
-    """The anchor of a heading: its text without markup, in lower case, with hyphens for spaces."""
-    return _NOT_IN_ANCHORS.sub("", heading.lower()).replace(" ", "-")
 
 
 def anchors(path: Path) -> set[str]:

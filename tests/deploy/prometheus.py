@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from deploy.fleet import free_port
-from tests.deploy import dashboard
+from deploy.generate import dashboard
 from tests.deploy.test_assets import PROMETHEUS, tool
 
 RULES = PROMETHEUS / "rules" / "draftpick.yaml"

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy import cli
-from tests.deploy.command_lines import commands, refusal, said
+from deploy.generate.cli_page import commands, said
+from tests.deploy.command_lines import refusal
 
 COMMANDS = commands()
 NO_DATA = {"serve", "route"}

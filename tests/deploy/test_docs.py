@@ -15,6 +15,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from deploy.generate import cli_page, config_page
+from deploy.generate.markdown import slug
 from engines.errors import ConfigError
 from router.config import load_config
 from router.exchange import EVENTS, Exchange, read_events
@@ -22,11 +24,9 @@ from router.keys import Key
 from router.online import Event
 from router.records import encode
 from router.types import Context, Decision, LoadTerms, Outcome, Record
-from tests.deploy import cli_page
 from tests.deploy.code_blocks import Block, blocks
 from tests.deploy.command_lines import refusal
-from tests.deploy.links import anchors, code, links, slug
-from tests.router import config_page
+from tests.deploy.links import anchors, code, links
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -94,8 +94,8 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    assert config_page.FILE.read_text() == config_page.text(), "python -m tests.router.config_page"
-    assert cli_page.FILE.read_text() == cli_page.text(), "python -m tests.deploy.cli_page"
+    assert config_page.FILE.read_text() == config_page.text(), "python -m deploy.generate.config_page"
+    assert cli_page.FILE.read_text() == cli_page.text(), "python -m deploy.generate.cli_page"
 
 
 def test_every_field_of_the_configuration_says_what_it_is() -> None:

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from deploy.config import FLEETS, resolve
+from deploy.generate.manifests import DEPLOY, EXAMPLES, PLAIN, example
 from engines.serve import deployment_options
 from router.config import DraftpickConfig
 from tests.deploy import kube
-from tests.deploy.manifests import DEPLOY, EXAMPLES, PLAIN, example, ray_service_args
+from tests.deploy.kube import ray_service_args
 
 STATE = "/var/lib/draftpick"
 """Where the chart mounts the shared volume."""

@@ -1,4 +1,4 @@
-"""What is generated below `deploy/`: `python -m tests.deploy.manifests` writes it, tests say whether it is up to date.
+"""What is generated below `deploy/`; `python -m deploy.generate.manifests` writes it.
 
 The chart's schema of a fleet comes from the configuration itself, and the plain manifests of Kubernetes from the chart.
 """
@@ -20,7 +20,7 @@ PLAIN = DEPLOY / "kubernetes"
 
 _HEADS = {
     "rayservice.yaml": """\
-# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `python -m tests.deploy.manifests`.
+# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `python -m deploy.generate.manifests`.
 # KubeRay (operator 1.5 or newer) runs it. Set the image, the storage class and what your GPU nodes need, then:
 #
 #   kubectl create secret generic draftpick --from-file=hf-token=/dev/stdin       # paste, Ctrl-D
@@ -31,10 +31,10 @@ _HEADS = {
 # over by the running cluster; any other starts a second one beside it, with as many GPUs, until that serves.
 """,
     "networkpolicy.yaml": """\
-# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
+# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m deploy.generate.manifests`.
 """,
     "retraining.yaml": """\
-# Learns from the records of rayservice.yaml. Made of deploy/helm by `python -m tests.deploy.manifests`.
+# Learns from the records of rayservice.yaml. Made of deploy/helm by `python -m deploy.generate.manifests`.
 """,
 }
 _TEMPLATES = {
@@ -65,19 +65,6 @@ def render(values: dict[str, Any], name: str = "draftpick") -> dict[str, str]:
         chart.validate_schema(values)
         found = chart.render(values, name=name, namespace="llm")
     return {Path(path).stem: text for path, text in found.items()}
-
-
-def serve_config(ray_service: dict[str, Any]) -> dict[str, Any]:
-    """Serve's configuration in a RayService."""
-    config: dict[str, Any] = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
-    return config
-
-
-def ray_service_args(ray_service: dict[str, Any]) -> dict[str, Any]:
-    """The fleet in a RayService."""
-    (application,) = serve_config(ray_service)["applications"]
-    found: dict[str, Any] = application["args"]
-    return found
 
 
 def plain() -> dict[str, str]:

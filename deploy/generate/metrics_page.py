@@ -1,4 +1,4 @@
-"""docs/metrics.md: `python -m tests.router.metrics_page` makes it of the code, a test says whether it is up to date."""
+"""docs/metrics.md: `python -m deploy.generate.metrics_page` makes it of the code."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ FILE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD = """\
 # Metrics
 
-What `/metrics` of a router shows; `python -m tests.router.metrics_page` makes this page of the code. The routers' own
-metrics come first, each with the label `router`; then those of all engines under vLLM's names, as
+What `/metrics` of a router shows; `python -m deploy.generate.metrics_page` makes this page of the code. The routers'
+own metrics come first, each with the label `router`; then those of all engines under vLLM's names, as
 `vllm:spec_decode_num_drafts_total`, with `arm` and `replica`. Any router shows all routers and all engines: scrape one
 address.
 
@@ -40,7 +40,11 @@ def _table(described: tuple[Described, ...]) -> str:
     return "\n".join(["| metric | kind | labels | what it is |", "|---|---|---|---|", *rows]) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(text())
     print(FILE)
+
+
+if __name__ == "__main__":
+    main()

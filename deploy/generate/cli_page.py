@@ -1,17 +1,20 @@
-"""docs/cli.md: `python -m tests.deploy.cli_page` makes it of the commands, a test says whether it is up to date."""
+"""docs/cli.md: `python -m deploy.generate.cli_page` makes it of the commands, a test says whether it is up to date."""
 
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from deploy import cli
-from tests.deploy.command_lines import commands, said
-from tests.deploy.links import slug
+from deploy.generate.markdown import slug
 
 FILE = Path(__file__).parents[2] / "docs" / "cli.md"
 _HEAD = """\
 # Command line
 
-What `draftpick COMMAND --help` says of every command; `python -m tests.deploy.cli_page` makes this page of them.
+What `draftpick COMMAND --help` says of every command; `python -m deploy.generate.cli_page` makes this page of them.
 
 - `--json` prints for a program what is otherwise printed for a person, on standard output alone; progress, warnings and
   errors go to standard error. Commands that measure for minutes (`demo`, `drafters table`, `replay` and `losses`) take
@@ -22,6 +25,37 @@ What `draftpick COMMAND --help` says of every command; `python -m tests.deploy.c
   `draftpick --show-completion` prints what it would add to their settings.
 
 """
+_EXAMPLES = ("Example: ", "Examples:")
+
+
+@cache
+def main_command() -> Any:
+    """What `draftpick` is made of."""
+    return typer.main.get_command(cli.app)
+
+
+@cache
+def commands() -> Mapping[str, Any]:
+    """Every command by what follows `draftpick`, in the order of the help."""
+    return dict(_below((), main_command()))
+
+
+def _below(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, Any]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield " ".join(path), command
+    for name, one in (inner or {}).items():
+        yield from _below((*path, name), one)
+
+
+def said(command: Any) -> tuple[str, list[str]]:
+    """A command's help, and the command lines that it ends with."""
+    text = str(command.help)
+    at = max(text.rfind(mark) for mark in _EXAMPLES)
+    if at < 0:
+        return text, []
+    lines = text[at:].partition(":")[2].splitlines()
+    return text[:at].strip(), [line.strip() for line in lines if line.strip()]
 
 
 def text() -> str:
@@ -72,6 +106,10 @@ def _range(param: Any) -> str:
     return f"{least} or more" if most is None else f"{least} to {most}"
 
 
-if __name__ == "__main__":
+def main() -> None:
     FILE.write_text(text())
     print(FILE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""docs/configuration.md: `python -m tests.router.config_page` makes it of the models, a test holds it up to date."""
+"""docs/configuration.md: `python -m deploy.generate.config_page` makes it of the models, a test holds it up to date."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.generate.markdown import slug
 from engines.drafters.options import OWN_DRAFTERS
 from router.config import DraftpickConfig, LiveConfig
 from router.keys import Key
-from tests.deploy.links import slug
 
 Schema = Mapping[str, Any]
 
@@ -18,9 +18,9 @@ _HEAD = """\
 # Configuration
 
 Every field of a fleet, the one YAML file that `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart take;
-`python -m tests.router.config_page` makes this page of the code. `draftpick check-config FILE` says what is wrong with
-a file, and starts nothing. Names that are not here are refused, except for vLLM's own, which go to vLLM as they stand:
-all of `engine_kwargs`, and what `drafter` holds beside the fields below.
+`python -m deploy.generate.config_page` makes this page of the code. `draftpick check-config FILE` says what is wrong
+with a file, and starts nothing. Names that are not here are refused, except for vLLM's own, which go to vLLM as they
+stand: all of `engine_kwargs`, and what `drafter` holds beside the fields below.
 
 In a path, `[]` stands for every item of a list. What ends in `_s` is in seconds, in `_bytes` in bytes. What is not
 required may be absent.
@@ -212,6 +212,10 @@ def _bounds(given: Schema) -> str:
     return ", ".join(found) or (f"`{given['pattern']}`" if "pattern" in given else "")
 
 
-if __name__ == "__main__":
+def main() -> None:
     FILE.write_text(text())
     print(FILE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The Grafana dashboard: `python -m tests.deploy.dashboard` makes it of `deploy/grafana/panels.yaml`."""
+"""The Grafana dashboard: `python -m deploy.generate.dashboard` makes it of `deploy/grafana/panels.yaml`."""
 
 import json
 import re
@@ -201,5 +201,9 @@ def text() -> str:
     return json.dumps(dashboard(), indent=1) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
     FILE.write_text(text())
+
+
+if __name__ == "__main__":
+    main()

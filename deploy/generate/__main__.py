@@ -1,0 +1,6 @@
+"""Write everything that is generated."""
+
+from deploy.generate import cli_page, config_page, dashboard, manifests, metrics_page
+
+for part in (manifests, dashboard, metrics_page, config_page, cli_page):
+    part.main()
