@@ -14,8 +14,8 @@ import orjson
 from engines.errors import DraftpickError
 from policy_training.dataset import Measurement
 from policy_training.workloads import Prompt
-from router.keys import ADMIN_KEY_VARIABLE
 from router.measure import EventStream, Meter
+from router.sections import ADMIN_KEY_VARIABLE
 from router.types import Outcome, Status
 
 Progress = Callable[[int, int, Measurement], None]

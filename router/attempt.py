@@ -9,8 +9,8 @@ from engines.client import Headers
 from engines.replicas import Replica
 from router.continuation import Continuation
 from router.errors import TimedOut
-from router.load import Objective
 from router.openai import Request
+from router.sections import Objective
 from router.tracing import Trace
 from router.types import Context, Decision, Outcome
 

@@ -12,8 +12,9 @@ from router.acceptance import AcceptanceWatch
 from router.admission import Admission
 from router.config import RouterConfig
 from router.errors import BadRequest, NoEngine, Overloaded
-from router.load import LoadModel, Objective
+from router.load import LoadModel
 from router.policies.simple import FixedPolicy
+from router.sections import Objective
 from router.serving import Serving
 from router.types import Context, Decision
 

@@ -23,7 +23,7 @@ from router.demand import Demand
 from router.errors import EngineFailed
 from router.explain import Explained, Standing, standings, terms_of
 from router.features import Featurizer
-from router.load import LoadModel, Objective
+from router.load import LoadModel
 from router.logs import REQUEST_ID, request_ended
 from router.measure import Meter
 from router.metrics import Metrics
@@ -34,6 +34,7 @@ from router.prefixes import PrefixIndex
 from router.recent import Recent
 from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
+from router.sections import Objective
 from router.serving import Serving
 from router.shadow import Discarded, Shadow
 from router.tracing import Trace, Tracing

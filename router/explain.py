@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from engines.replicas import ReplicaTable
 from router.acceptance import AcceptanceWatch
 from router.kinds import kind_names
-from router.load import LoadModel, Objective
+from router.load import LoadModel
 from router.policies.base import Terms
+from router.sections import Objective
 from router.serving import Served
 from router.types import Context, Decision
 

@@ -14,38 +14,19 @@ Where a request would have to wait it runs, later, as the last that has room.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
-from pydantic import Field
-
-from engines.config import Model
 from engines.replicas import Replica, ReplicaTable
 from router.lexical import half_of
+from router.sections import LoadConfig, Objective
 from router.steps import MOST, StepTable
 from router.types import Context, LoadTerms, Outcome
 
-Objective = Literal["latency", "throughput", "cost"]
-OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "cost")
 _OWN_OF_COST = 0.1
 """Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""
 _BYTES_PER_TOKEN = 4
 _WEIGHT = 0.02
 _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 """Of an arm without a replica."""
-
-
-class LoadConfig(Model):
-    """How the load of engines counts."""
-
-    enabled: bool = Field(True, description="whether decisions take the load of engines into account")
-    objective: Objective = Field("throughput", description="what a request is sent by, unless its key says otherwise")
-    report_every_s: float = Field(0.5, gt=0, description="how often engines are asked what they do")
-    stale_s: float = Field(
-        5.0, gt=0, description="an engine that reported and has not for so long is left alone while others report"
-    )
-    plain: str | None = Field(
-        None, description="who serves while no load is known; absent: the first engine without a drafter"
-    )
 
 
 class LoadModel:

@@ -9,12 +9,11 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import Field
 
-from engines.config import Model
+from router.sections import LogsConfig
 
 if TYPE_CHECKING:
     from router.attempt import Attempt, Incoming
@@ -26,13 +25,6 @@ _STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "
 _OURS, _SERVE = "draftpick", "ray.serve"
 
 requests = logging.getLogger("draftpick.requests")
-
-
-class LogsConfig(Model):
-    """What is logged. On Ray Serve its own LoggingConfig may say more."""
-
-    format: Literal["text", "json"] = Field("text", description="a line of text, or a JSON object on a line")
-    requests: bool = Field(False, description="whether every finished request leaves a line")
 
 
 def configure(config: LogsConfig) -> None:

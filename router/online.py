@@ -10,14 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pydantic import Field
-
-from engines.config import Model
-from router.correction import Correction, CorrectionConfig
-from router.drift import ArmWatch, DriftConfig, Inputs, Savings
+from router.correction import Correction
+from router.drift import ArmWatch, Inputs, Savings
 from router.policies.base import Policy, Shifts
+from router.sections import OnlineConfig
 from router.types import Decision, Outcome
 
 _FEWEST_TOKENS = 4
@@ -27,17 +24,6 @@ _CALM = 1.25
 """Steps that load makes longer by more than this say nothing of a policy."""
 _FEWEST_SEEN, _MOST_SEEN = 5, 30
 _KEPT = 0.2
-
-
-class OnlineConfig(Model):
-    """What a running router learns by itself."""
-
-    dir: Path | None = Field(
-        None,
-        description="folder of events.jsonl, and of what routers tell each other; absent: `online` below `records.dir`",
-    )
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="of the times that it predicts")
-    drift: DriftConfig = Field(default_factory=DriftConfig, description="when engines or requests have changed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,10 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
-from pydantic import Field
-
-from engines.config import Model
+from router.sections import PrefixConfig
 
 _BLOCK = 1024
 _NONE: Mapping[str, int] = {}
-
-
-class PrefixConfig(Model):
-    """Whether a conversation prefers the replica that has read it."""
-
-    enabled: bool = Field(True, description="whether engines that have read a prompt's beginning are preferred")
-    max_blocks: int = Field(
-        32_768, ge=1, description="blocks of 1,024 bytes of requests that are remembered, as hashes"
-    )
-    most_bytes: int = Field(65_536, ge=1024, description="how much of a request is compared")
 
 
 class PrefixIndex:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from router.config import RouterConfig
-from router.exploration import ExplorationConfig
 from router.online import Event, Online
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
+from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms, Outcome
 
 _KEPT_EVENTS = 200

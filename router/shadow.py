@@ -9,23 +9,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import numpy as np
-from pydantic import Field
 
 from engines.client import Headers
-from engines.config import Model
 from router.attempt import Attempt
+from router.sections import ShadowConfig
 
 _WAITING = 16
 WORKERS = 4
 """How many run at once."""
 _EAGER_SHARE, _EAGER_REQUESTS = 0.3, 200
-
-
-class ShadowConfig(Model):
-    """How many finished requests are asked again. Each costs every other engine one request."""
-
-    share: float = Field(0.0, ge=0, le=1, description="share of the finished requests")
-    max_in_flight: int = Field(4, ge=1, description="none while the router holds as many requests of clients")
 
 
 class Discarded:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from pydantic import Field
 
-from engines.config import Model
 from router.errors import RequestError
+from router.sections import TracingConfig
 from router.types import Decision, Outcome
 
 if TYPE_CHECKING:
@@ -29,23 +28,6 @@ _HEADERS = frozenset(_W3C.fields)
 _TRACES = "/v1/traces"
 _SERVER_ERROR = 500
 Attributes = Mapping[str, str | int | float | bool]
-
-
-class TracingConfig(Model):
-    """Which requests are traced, and where to."""
-
-    share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the requests that are traced where their clients say nothing; 0: none at all",
-    )
-    endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="where a collector takes traces as OTLP over HTTP, `http://collector:4318`; absent: "
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-    )
 
 
 class Tracing:

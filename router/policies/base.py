@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from router.clusters import Clusters
-from router.exploration import ExplorationConfig, spread
+from router.exploration import spread
+from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]

@@ -41,14 +41,7 @@ from policy_training.workloads import generate
 from tests.bench.figures import show
 from tests.deploy import kube, test_assets, test_examples, test_helm, test_monitoring
 from tests.deploy.manifests import example
-from tests.deploy.prometheus import (
-    Prometheus,
-    dashboard_queries,
-    hurried,
-    prometheus,
-    rules,
-    why_empty,
-)
+from tests.deploy.prometheus import Prometheus, dashboard_queries, hurried, prometheus, rules, why_empty
 from tests.load.chaos import suffering
 from tests.load.chaos_alerts import CALM, FASTER, Raised, watched
 from tests.load.clients import Clients

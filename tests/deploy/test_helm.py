@@ -20,7 +20,17 @@ from deploy import fleet as running
 from deploy.app import APP_NAME, build
 from deploy.config import resolve
 from tests.deploy import kube
-from tests.deploy.manifests import CHART, PLAIN, SCHEMA, example, plain, ray_service_args, render, schema, serve_config
+from tests.deploy.manifests import (
+    CHART,
+    PLAIN,
+    SCHEMA,
+    example,
+    plain,
+    ray_service_args,
+    render,
+    schema,
+    serve_config,
+)
 from tests.deploy.test_examples import as_the_head_checks, each_example
 
 needs_helm = pytest.mark.skipif(

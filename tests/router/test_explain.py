@@ -15,11 +15,11 @@ from router.config import RouterConfig
 from router.explain import WHY_NOT, Explained, Standing, _causes, terms_of
 from router.features import LexicalFeaturizer
 from router.kinds import kind_names
-from router.load import Objective
 from router.online import Online
 from router.policies import load
 from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, onto
 from router.policies.simple import FixedPolicy, UniformPolicy
+from router.sections import Objective
 from router.serving import Served
 from router.types import Context, LoadTerms
 from tests.fleet import FAST, REFUSING_URL, StartRouter, asked

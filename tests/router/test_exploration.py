@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.exploration import ExplorationConfig, spread
+from router.exploration import spread
 from router.keys import digest
 from router.policies.base import Forecast, Policy, Probabilities, Shifts
+from router.sections import ExplorationConfig
 from router.types import Context, LoadTerms
 from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter, until
 from tests.router.test_continuation import ask, engine

@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 from router.admin import Hooks
 from router.config import RouterConfig
 from router.ingress import RouterApp
-from router.keys import Keyring, KeysConfig
+from router.keys import Keyring
+from router.sections import KeysConfig
 from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -7,7 +7,8 @@ from engines.load import LoadReport
 from engines.profile import Profile
 from engines.replicas import ReplicaTable
 from router.lexical import FEATURES
-from router.load import LoadConfig, LoadModel, Objective
+from router.load import LoadModel
+from router.sections import LoadConfig, Objective
 from router.steps import StepTable
 from router.types import Context, Outcome
 

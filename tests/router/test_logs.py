@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from router import logs
-from router.logs import JsonLines, LogsConfig, TextLines
+from router.logs import JsonLines, TextLines
 from router.policies.simple import FixedPolicy
+from router.sections import LogsConfig
 from tests.fleet import BREAKS, FAILS, FAST, REFUSING_URL, StartRouter, until
 from tests.router.test_dispatch import Raising
 

@@ -9,10 +9,11 @@ import pytest
 
 from policy_training.learners import learner
 from policy_training.train import fitted
-from router.correction import Correction, CorrectionConfig
-from router.drift import DriftConfig, Inputs, PageHinkley, Savings, stability_index
-from router.online import Event, Online, OnlineConfig
+from router.correction import Correction
+from router.drift import Inputs, PageHinkley, Savings, stability_index
+from router.online import Event, Online
 from router.policies.base import Policy
+from router.sections import CorrectionConfig, DriftConfig, OnlineConfig
 from router.types import Context, Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
 

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.prefixes import PrefixConfig, PrefixIndex
+from router.prefixes import PrefixIndex
+from router.sections import PrefixConfig
 
 LONG = bytes(range(256)) * 20  # five blocks
 

@@ -7,11 +7,11 @@ import pytest
 
 from policy_training.learners import learner
 from policy_training.train import fitted
-from router.exploration import ExplorationConfig
 from router.features import Featurizer
 from router.openai import Request
 from router.policies.base import Policy
 from router.records import decode, encode
+from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit

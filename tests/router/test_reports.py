@@ -9,8 +9,9 @@ from starlette.applications import Starlette
 
 from engines.client import EngineClient
 from engines.replicas import ReplicaTable
-from router.load import LoadConfig, LoadModel
+from router.load import LoadModel
 from router.reports import Reports
+from router.sections import LoadConfig
 from tests.fleet import FAST, REFUSING_URL, SLOW, Servers, StartRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

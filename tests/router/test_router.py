@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from router.admission import LimitsConfig
 from router.chosen import choose_policy
 from router.config import LiveConfig, load_config
 from router.errors import PolicyRefused
@@ -21,6 +20,7 @@ from router.policies import artifact
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.records import read
 from router.router import Router, make_featurizer
+from router.sections import LimitsConfig
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 from tests.router.test_policies import mlp, weights
 
