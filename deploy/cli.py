@@ -24,7 +24,8 @@ from deploy.cli_registry import registry_app
 from deploy.cli_report import report_app
 from deploy.cli_retrain import retrain_app
 from deploy.cli_serve import serve_app
-from deploy.console import Config, Json, Port, Seed, err, fail, out, prepare_models, progress_bar
+from deploy.console import Config, Json, Port, Seed, err, fail, out, progress_bar
+from deploy.prepare_models import prepare_models
 from engines.errors import ConfigError, DraftpickError
 
 app = typer.Typer(

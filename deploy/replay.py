@@ -9,9 +9,10 @@ import httpx
 import numpy as np
 
 from engines.config import Engine
-from engines.drafters.replay import LENGTHS, REPLAYED, Replay, replayer
+from engines.drafters.acceptance import Replay
+from engines.drafters.replay import LENGTHS, REPLAYED, replayer
 from engines.drafters.rows import Tokens
-from engines.preflight import target_path
+from engines.model_paths import target_path
 from policy_training.collect import PIN_HEADER, arms_of, authorization, model_of
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
+from policy_training.logged_feedback import Logged
 from policy_training.matrix import Matrix
-from policy_training.ope import Logged
 from router.policies.base import Policy
 from router.policies.tau_cost import TauCostPolicy
 from router.records import read

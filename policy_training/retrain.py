@@ -19,7 +19,7 @@ from policy_training.matrix import Matrix, matrix
 from policy_training.ope import reward_model
 from policy_training.train import fitted, train_policy
 from policy_training.unseen import domains_of_kinds, domains_of_records, in_other_words, left_out
-from router.online import Event
+from router.events import Event
 from router.policies import artifact, read
 from router.policies.base import Policy
 from router.registry import Registry

@@ -12,8 +12,8 @@ from engines.config import Model
 from router.asgi import AsgiReply, Asked
 from router.dispatch import Dispatcher
 from router.errors import BadRequest, NotAllowed, PolicyRefused, RegistryFailed
+from router.events import Event
 from router.keys import Key, Keyring, need
-from router.online import Event
 from router.openai import parse
 from router.overview import Overview
 from router.registry import Registry, RegistryState

@@ -21,13 +21,13 @@ from router.continuation import Continuation
 from router.decider import Decider
 from router.demand import Demand
 from router.errors import EngineFailed
+from router.events import Event
 from router.explain import Explained, Standing, standings, terms_of
 from router.features import Featurizer
 from router.load import LoadModel
 from router.logs import REQUEST_ID, request_ended
 from router.measure import Meter
 from router.metrics import Metrics
-from router.online import Event
 from router.openai import Request
 from router.policies.base import Policy
 from router.prefixes import PrefixIndex

@@ -5,8 +5,8 @@ import contextlib
 import logging
 
 from router.dispatch import Dispatcher
+from router.events import Event
 from router.exchange import Exchange
-from router.online import Event
 
 log = logging.getLogger("draftpick.router")
 

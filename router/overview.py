@@ -7,9 +7,9 @@ from typing import Any
 
 from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
+from router.events import Event
 from router.explain import Standing
 from router.kinds import kind_names
-from router.online import Event
 from router.pointer import Watched
 from router.policies.base import Policy
 from router.recent import KEPT, Sums, total

@@ -20,6 +20,7 @@ from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
 from router.dispatch import Dispatcher
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
+from router.events import Event
 from router.exchange import Exchange
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
 from router.fleet_metrics import fleet_metrics, page_of
@@ -27,7 +28,6 @@ from router.gauges import Gauges
 from router.ingress import RouterApp
 from router.keys import Keyring
 from router.news import News
-from router.online import Event
 from router.pointer import Watched
 from router.policies import check_features
 from router.policies.base import Policy

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from router.config import RouterConfig
-from router.online import Event, Online
+from router.events import Event
+from router.online import Online
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.sections import ExplorationConfig

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 from engines.errors import ConfigError
 from router.config import load_config
-from router.exchange import EVENTS, Exchange, read_events
+from router.events import EVENTS, Event, read_events
+from router.exchange import Exchange
 from router.keys import Key
-from router.online import Event
 from router.records import encode
 from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.deploy import cli_page

@@ -15,7 +15,7 @@ from policy_training.headroom.logged import judge_logged, refused
 from policy_training.headroom.traffic import Traffic, drawn_costs
 from policy_training.matrix import Matrix
 from policy_training.record_store import RecordStore
-from router.online import Event
+from router.events import Event
 from router.records import encode
 from router.types import Context, Decision, Outcome, Record
 from tests.policy_training.bandit import ARMS, COSTS

@@ -16,7 +16,7 @@ from policy_training.learners import learner
 from policy_training.record_store import RecordStore
 from policy_training.retrain import Plan, Result, retrain
 from policy_training.rollout import Limits
-from router.online import Event
+from router.events import Event
 from router.policies import read
 from router.records import encode
 from router.registry import Registry

@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from router.online import Event
+from router.events import Event
 from router.registry import STATE, Registry
 from router.router import Router
 from tests.leaks import PROMPT

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from router.config import load_config
-from router.exchange import EVENTS, Exchange, read_events
-from router.online import Event
+from router.events import EVENTS, Event, read_events
+from router.exchange import Exchange
 from router.records import read
 from router.router import Router, fixed
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until

@@ -11,7 +11,8 @@ from policy_training.learners import learner
 from policy_training.train import fitted
 from router.correction import Correction
 from router.drift import Inputs, PageHinkley, Savings, stability_index
-from router.online import Event, Online
+from router.events import Event
+from router.online import Online
 from router.policies.base import Policy
 from router.sections import CorrectionConfig, DriftConfig, OnlineConfig
 from router.types import Context, Outcome

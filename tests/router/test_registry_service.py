@@ -13,8 +13,8 @@ import pytest
 from engines.http import LocalServer
 from engines.mock import mock_app
 from router.config import load_config
-from router.exchange import EVENTS, Exchange, read_events
-from router.online import Event
+from router.events import EVENTS, Event, read_events
+from router.exchange import Exchange
 from router.policies import artifact
 from router.registry import Registry
 from router.router import Router, fixed

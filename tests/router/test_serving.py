@@ -12,8 +12,9 @@ import pytest
 from router.chosen import choose, may_be_registry
 from router.config import RouterConfig, load_config
 from router.errors import PolicyRefused
+from router.events import Event
 from router.features import LexicalFeaturizer
-from router.online import Event, Online
+from router.online import Online
 from router.pointer import NAMES, point
 from router.policies import artifact
 from router.policies.base import Forecast, Policy, Probabilities, Shifts, onto

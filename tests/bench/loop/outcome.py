@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_training.contexts import contexts
-from router.online import Event
+from router.events import Event
 from router.policies.base import Policy
 from router.registry import RegistryState
 from router.router import static_featurizer
