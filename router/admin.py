@@ -13,6 +13,7 @@ from router.asgi import AsgiReply, Asked
 from router.dispatch import Dispatcher
 from router.errors import BadRequest, NotAllowed, PolicyRefused, RegistryFailed
 from router.events import Event
+from router.explain import explain
 from router.keys import Key, Keyring, need
 from router.openai import parse
 from router.overview import Overview
@@ -98,7 +99,7 @@ class AdminPages:
         key = self._admin(asked, "to explain")
         if (body := await asked.body()) is not None:
             request = parse(CHAT, body, self._max_json_depth)
-            await reply.json(200, await self._dispatcher.explain(request, key.objective, key.explore))
+            await reply.json(200, await explain(self._dispatcher, request, key.objective, key.explore))
 
     async def _state(self, asked: Asked, reply: AsgiReply) -> None:
         self._admin(asked, "the state")

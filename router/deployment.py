@@ -20,6 +20,7 @@ from router.attempt import Incoming
 from router.config import LiveConfig, load_config
 from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
+from router.explain import explain
 from router.ingress import RouterApp
 from router.openai import parse
 from router.ray_metrics import Mirror
@@ -78,7 +79,7 @@ class RouterDeployment:
 
     async def choose(self, body: dict[str, Any], path: str = _CHAT) -> dict[str, object]:
         """Which engine a request would go to: arm, propensity, probabilities of all arms, policy. Nothing is sent."""
-        return await self._dispatcher.explain(parse(path, orjson.dumps(body)))
+        return await explain(self._dispatcher, parse(path, orjson.dumps(body)))
 
     async def send(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> dict[str, Any]:
         """Route a request and answer it whole: `status`, `headers`, `body` (decoded JSON). `arm` pins the engine."""

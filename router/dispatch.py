@@ -22,7 +22,6 @@ from router.decider import Decider
 from router.demand import Demand
 from router.errors import EngineFailed
 from router.events import Event
-from router.explain import Explained, Standing, standings, terms_of
 from router.features import Featurizer
 from router.load import LoadModel
 from router.logs import REQUEST_ID, request_ended
@@ -34,7 +33,6 @@ from router.prefixes import PrefixIndex
 from router.recent import Recent
 from router.records import RecordWriter
 from router.relay import BROKEN_EVENT, NOT_SENT, relay
-from router.sections import Objective
 from router.serving import Serving
 from router.shadow import Discarded, Shadow
 from router.tracing import Trace, Tracing
@@ -75,10 +73,10 @@ class Dispatcher:
         """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica."""
         self._config, self.featurizer = config, featurizer
         self.serving = Serving(config, policy, self._heard)
-        self._replicas, self._client, self._records = replicas, client, records
+        self.replicas, self._client, self._records = replicas, client, records
         self.load = LoadModel(config.load, replicas, accelerators)
         self.demand = Demand(replicas.arms)
-        self._prefixes = PrefixIndex(config.prefixes)
+        self.prefixes = PrefixIndex(config.prefixes)
         self.admission = Admission(config.limits)
         self.watch = AcceptanceWatch(replicas.arms, config.quarantine, tell=self.serving.tell_of_arm)
         self.counts: Counter[str] = Counter()
@@ -92,26 +90,10 @@ class Dispatcher:
         self._tracing, self._logs = tracing, config.logs.requests
         self.shadow = Shadow(config.shadow, lambda: self.admission.in_flight, replicas.eligible, self.again, rng)
 
-    async def explain(
-        self, request: Request, objective: Objective | None = None, explore: bool = True
-    ) -> dict[str, object]:
-        """Which engine a request would go to, with which probability every engine, and why. Nothing is sent."""
-        context, read = await self.featurize(request), self._prefixes.seen(request.body)
-        decision = self.decide(context, explore=explore, read=read, objective=objective)
-        may = self.decide.may_take(self._replicas.eligible())
-        known = [arm for arm in may if arm not in self.load.stale] or may
-        served, wanted = self.serving.named(decision.policy), objective or self.objective
-        terms = terms_of(decision, served, context)
-        return Explained(decision, served, context, known, self.standings(), wanted, self.plain, terms).as_json()
-
-    def standings(self) -> dict[str, Standing]:
-        """How every engine stands now."""
-        return standings(self._replicas, self.watch, self.load)
-
     async def run(self, incoming: Incoming, reply: Reply) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
         REQUEST_ID.set(incoming.request_id)
-        trace = self._tracing.begin(incoming, self._shown(incoming)) if self._tracing is not None else None
+        trace = self._begin_trace(incoming) if self._tracing is not None else None
         attempt: Attempt | None = None
         try:
             async with self.admission.place(incoming.key, incoming.priority, incoming.deadline):
@@ -119,7 +101,7 @@ class Dispatcher:
                     trace.deciding()
                 context = await self.featurize(incoming.request)
                 await self._engine_comes(incoming)
-                read = self._prefixes.seen(incoming.request.body)
+                read = self.prefixes.seen(incoming.request.body)
                 attempt = Attempt(incoming, context, self._choose(incoming, context, read), read=read, trace=trace)
                 if trace is not None:
                     trace.decided(attempt.decision)
@@ -139,20 +121,31 @@ class Dispatcher:
         finally:
             self._ended(incoming, attempt, trace)
 
-    def _shown(self, incoming: Incoming) -> str:
-        """The path of a request as others may see it: one that is known here, whose number is bounded."""
-        path = incoming.request.path
-        return path if path in self._config.paths else "other"
+    def _begin_trace(self, incoming: Incoming) -> Trace:
+        """The trace of a request, under its path if that is one of the configured ones: span names stay bounded."""
+        assert self._tracing is not None
+        request = incoming.request
+        path = request.path if request.path in self._config.paths else "other"
+        return self._tracing.begin(
+            incoming.request_id,
+            incoming.method,
+            path,
+            incoming.headers,
+            stream=request.stream,
+            accepted=incoming.accepted,
+        )
 
     def _ended(self, incoming: Incoming, attempt: Attempt | None, trace: Trace | None) -> None:
         """Count a request, and tell of it, with its last attempt or with the error that ends it now."""
         outcome = attempt.outcome if attempt is not None else None
-        if attempt is not None and outcome is not None:
-            self.metrics.request_ended(attempt.decision.arm, outcome.status)
+        decision, number = (attempt.decision, attempt.number) if attempt is not None else (None, 0)
+        if decision is not None and outcome is not None:
+            self.metrics.request_ended(decision.arm, outcome.status)
         if trace is not None:
-            trace.ended(attempt, outcome, sys.exception())
+            trace.ended(decision.arm if decision is not None else None, number, outcome, sys.exception())
         if self._logs:
-            request_ended(incoming, attempt, outcome, sys.exception())
+            request = incoming.request
+            request_ended(incoming.request_id, request.path, request.stream, decision, number, outcome, sys.exception())
 
     def _heard(self, event: Event) -> None:
         """What an event means for the rest: news is worth most after a change, and what was usual is so no more."""
@@ -190,7 +183,7 @@ class Dispatcher:
     async def _engine_comes(self, incoming: Incoming) -> None:
         """Wait while nobody listens at any engine, for a bounded time."""
         until = incoming.accepted + self._config.wait_for_engine_s
-        while not self._replicas.listening() and not self._replicas.eligible() and time.perf_counter() < until:
+        while not self.replicas.listening() and not self.replicas.eligible() and time.perf_counter() < until:
             incoming.left_s()
             await asyncio.sleep(_POLL_S)
 
@@ -215,7 +208,7 @@ class Dispatcher:
         """Whether a further attempt is allowed, and somebody is there for it."""
         if attempt.number >= self._config.max_attempts:
             return False
-        arms = self._replicas.eligible(attempt.tried)
+        arms = self.replicas.eligible(attempt.tried)
         return attempt.decision.arm in arms if attempt.decision.reason == "pinned" else bool(arms)
 
     async def featurize(self, request: Request) -> Context | None:
@@ -258,14 +251,14 @@ class Dispatcher:
         within_s = None if attempt.started else attempt.incoming.left_s()
         if self._config.continue_streams and not attempt.started:
             attempt.continuation = Continuation.of(attempt.incoming.request)
-        load = self._replicas.load()
+        load = self.replicas.load()
         meter = Meter(attempt.incoming.accepted)
         status: Status = "cancelled"
         attempt.http_status = None
         try:
-            with self._replicas.lease(attempt.decision.arm, attempt.tried, attempt.read) as lease:
+            with self.replicas.lease(attempt.decision.arm, attempt.tried, attempt.read) as lease:
                 attempt.tried.add(lease.replica)
-                self._prefixes.sent(attempt.incoming.request.body, lease.replica.url)
+                self.prefixes.sent(attempt.incoming.request.body, lease.replica.url)
                 status = await self._ask(attempt, lease, reply, meter, within_s)
                 self._judge(attempt, lease, meter, status, load)
         except EngineUnavailable:
@@ -278,7 +271,9 @@ class Dispatcher:
     async def _ask(self, attempt: Attempt, lease: Lease, reply: Reply, meter: Meter, within_s: float | None) -> Status:
         """Send the request to the leased replica and its answer to the client."""
         incoming, request = attempt.incoming, attempt.incoming.request
-        sent = incoming.headers if attempt.trace is None else attempt.trace.sends(attempt, bare(lease.replica.url))
+        sent = incoming.headers
+        if attempt.trace is not None:
+            sent = attempt.trace.sends(attempt.decision, attempt.number, sent, bare(lease.replica.url))
         headers = [(k, v) for k, v in sent if k.lower() not in NOT_SENT]
         url = lease.replica.url + incoming.target
         meter.dispatched()
@@ -334,7 +329,7 @@ class Dispatcher:
         incoming, outcome = attempt.incoming, meter.outcome(status, attempt.http_status)
         if incoming.charge is not None:
             incoming.charge((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
-        self.recent.saw(attempt, outcome)
+        self.recent.saw(incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome)
         attempt.outcome = outcome
         self.metrics.attempt_ended(attempt.number, attempt.decision, outcome)
         if attempt.trace is not None:

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 
 from engines.replicas import ReplicaTable
 from router.acceptance import AcceptanceWatch
+from router.dispatch import Dispatcher
 from router.kinds import kind_names
 from router.load import LoadModel
+from router.openai import Request
 from router.policies.base import Terms
 from router.sections import Objective
 from router.serving import Served
@@ -44,8 +46,22 @@ class Standing:
     stale: bool = False
 
 
+async def explain(
+    dispatcher: Dispatcher, request: Request, objective: Objective | None = None, explore: bool = True
+) -> dict[str, object]:
+    """Which engine a request would go to, the probability of each engine, and why. Nothing is sent."""
+    context, read = await dispatcher.featurize(request), dispatcher.prefixes.seen(request.body)
+    decision = dispatcher.decide(context, explore=explore, read=read, objective=objective)
+    may = dispatcher.decide.may_take(dispatcher.replicas.eligible())
+    known = [arm for arm in may if arm not in dispatcher.load.stale] or may
+    served, wanted = dispatcher.serving.named(decision.policy), objective or dispatcher.objective
+    terms = terms_of(decision, served, context)
+    now = standings(dispatcher.replicas, dispatcher.watch, dispatcher.load)
+    return Explained(decision, served, context, known, now, wanted, dispatcher.plain, terms).as_json()
+
+
 def standings(replicas: ReplicaTable, watch: AcceptanceWatch, load: LoadModel) -> dict[str, Standing]:
-    """By arm."""
+    """The state of every engine, by arm."""
     eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.load(), watch.state(), {}
     for arm, there in replicas.by_arm.items():
         why_not = None

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 
-from router.dispatch import Dispatcher
 from router.events import Event
 from router.exchange import Exchange
+from router.serving import Serving
 
 log = logging.getLogger("draftpick.router")
 
@@ -16,8 +17,9 @@ _EVERY_S = 1.0
 class News:
     """Of one router."""
 
-    def __init__(self, exchange: Exchange, dispatcher: Dispatcher) -> None:
-        self._exchange, self._dispatcher = exchange, dispatcher
+    def __init__(self, exchange: Exchange, serving: Serving, counts: Counter[str]) -> None:
+        """`counts`: where events that could not be written are counted, as `events_dropped`."""
+        self._exchange, self._serving, self._counts = exchange, serving, counts
 
     async def run(self) -> None:
         """Write events, and swap corrections with the other replicas, for ever."""
@@ -35,7 +37,7 @@ class News:
         self._exchange.leave()
 
     def _write(self) -> None:
-        unwritten, events = self._dispatcher.serving.unwritten, list[Event]()
+        unwritten, events = self._serving.unwritten, list[Event]()
         with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
             while unwritten:
                 events.append(unwritten.popleft())
@@ -43,11 +45,11 @@ class News:
             try:
                 self._exchange.write_events(events)
             except OSError:
-                self._dispatcher.counts["events_dropped"] += len(events)
+                self._counts["events_dropped"] += len(events)
                 raise
 
     async def _swap_corrections(self) -> None:
-        online = self._dispatcher.serving.online()
+        online = self._serving.online()
         own = {policy: one.correction.own() for policy, one in online if one.corrects}
         if not own:
             return

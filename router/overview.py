@@ -8,7 +8,7 @@ from typing import Any
 from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
 from router.events import Event
-from router.explain import Standing
+from router.explain import Standing, standings
 from router.kinds import kind_names
 from router.pointer import Watched
 from router.policies.base import Policy
@@ -37,9 +37,9 @@ class Overview:
         """All of it, for JSON. Of the registry `None` where there is none, `{"error": ...}` where it is damaged."""
         serving, recent = self._dispatcher.serving, self._dispatcher.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
-        standings = self._dispatcher.standings()
+        engines = standings(self._dispatcher.replicas, self._dispatcher.watch, self._dispatcher.load)
         return {
-            "ready": any(standing.why_not not in ("no_replica", "gone") for standing in standings.values()),
+            "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
             "model": self._model,
             "policy": serving.policy.id,
@@ -49,17 +49,17 @@ class Overview:
             "objective": self._dispatcher.objective,
             "plain": self._dispatcher.plain,
             "window": {"most": KEPT, "seconds": recent.span_s(), **total(cells.values()).row()},
-            "arms": self._arms(cells, standings),
+            "arms": self._arms(cells, engines),
             "kinds": self._kinds(cells),
             "decisions": self._decisions(),
             "events": self._events()[:EVENTS],
             "registry": await asyncio.to_thread(self._policies.state) if self._policies is not None else None,
         }
 
-    def _arms(self, cells: _Cells, standings: Mapping[str, Standing]) -> list[dict[str, object]]:
+    def _arms(self, cells: _Cells, engines: Mapping[str, Standing]) -> list[dict[str, object]]:
         speeds, all_attempts = self._dispatcher.recent.tokens_per_s(), sum(sums.attempts for sums in cells.values())
         found = []
-        for arm, standing in standings.items():
+        for arm, standing in engines.items():
             sums = total(sums for (one, _), sums in cells.items() if one == arm)
             share = sums.attempts / all_attempts if all_attempts else None
             now = {"share": share, "tokens_per_s": speeds.get(arm, 0.0), "standing": standing}

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from router.attempt import Attempt
 from router.types import Decision, Outcome
 
 KEPT = 500
@@ -80,11 +79,10 @@ class Recent:
         self._cells: deque[tuple[str, Kind] | None] = deque(maxlen=KEPT)
         self._counts, self._number = np.zeros((KEPT, len(Sums._fields))), 0
 
-    def saw(self, attempt: Attempt, outcome: Outcome) -> None:
-        """An attempt has ended. Every request pays for this; the rest is done when somebody looks."""
+    def saw(self, request_id: str, number: int, kind: Kind, decision: Decision, outcome: Outcome) -> None:
+        """Remember the `number`th attempt of a request. All else is done when somebody looks."""
         self.unseen += 1
-        incoming = attempt.incoming
-        self.ended.append((self._clock(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome))
+        self.ended.append((self._clock(), request_id, number, kind, decision, outcome))
 
     def seen(self) -> deque[Seen]:
         """All of them, from the oldest to the newest."""

@@ -115,7 +115,7 @@ class Router:
         self._serve(chosen)
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
-        self._news = News(Exchange(folder), self.dispatcher) if folder else None
+        self._news = News(Exchange(folder), self.dispatcher.serving, self.dispatcher.counts) if folder else None
         hooks = Hooks(
             self.state,
             self.start,
@@ -126,7 +126,7 @@ class Router:
             self.registry,
         )
         self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
-        self.scaling = Scaling(config, self._replicas, self.dispatcher, tell_wanted or {})
+        self.scaling = Scaling(config, self._replicas, self.dispatcher.demand, self.dispatcher.load, tell_wanted or {})
         gauges = Gauges(
             self.dispatcher,
             self._replicas,
