@@ -115,8 +115,9 @@ def models(
 
     Example: draftpick models --prepare
     """
+    from engines.cache_dir import cache_dir
     from engines.config import EMBEDDED, Engine, FleetConfig, Target
-    from engines.embedded import ENCODER_NAME, TARGET_NAME, cache_dir, encoder_path, shipped_drafters
+    from engines.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
 
     if prepare:
         prepare_models(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
 from engines.drafters.options import OWN_DRAFTERS
 from engines.drafters.table_file import table_vocab_size
-from engines.embedded import TARGET_NAME, cache_dir, package_folder
+from engines.embedded import TARGET_NAME, package_folder
 from engines.errors import ConfigError
 from engines.model_paths import drafter_model
 

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 
 from router.events import Event
 from router.exchange import Exchange
-from router.serving import Serving
+from router.online import Online
 
 log = logging.getLogger("draftpick.router")
 
@@ -17,9 +18,18 @@ _EVERY_S = 1.0
 class News:
     """Of one router."""
 
-    def __init__(self, exchange: Exchange, serving: Serving, counts: Counter[str]) -> None:
-        """`counts`: where events that could not be written are counted, as `events_dropped`."""
-        self._exchange, self._serving, self._counts = exchange, serving, counts
+    def __init__(
+        self,
+        exchange: Exchange,
+        unwritten: deque[Event],
+        online: Callable[[], list[tuple[str, Online]]],
+        counts: Counter[str],
+    ) -> None:
+        """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
+
+        Events that cannot be written are counted in `counts`, as `events_dropped`.
+        """
+        self._exchange, self._unwritten, self._online, self._counts = exchange, unwritten, online, counts
 
     async def run(self) -> None:
         """Write events, and swap corrections with the other replicas, for ever."""
@@ -37,7 +47,7 @@ class News:
         self._exchange.leave()
 
     def _write(self) -> None:
-        unwritten, events = self._serving.unwritten, list[Event]()
+        unwritten, events = self._unwritten, list[Event]()
         with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
             while unwritten:
                 events.append(unwritten.popleft())
@@ -49,7 +59,7 @@ class News:
                 raise
 
     async def _swap_corrections(self) -> None:
-        online = self._serving.online()
+        online = self._online()
         own = {policy: one.correction.own() for policy, one in online if one.corrects}
         if not own:
             return

@@ -115,7 +115,10 @@ class Router:
         self._serve(chosen)
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
-        self._news = News(Exchange(folder), self.dispatcher.serving, self.dispatcher.counts) if folder else None
+        serving = self.dispatcher.serving
+        self._news = (
+            News(Exchange(folder), serving.unwritten, serving.online, self.dispatcher.counts) if folder else None
+        )
         hooks = Hooks(
             self.state,
             self.start,

@@ -15,10 +15,10 @@ from router.errors import PolicyRefused
 from router.events import Event
 from router.features import LexicalFeaturizer
 from router.online import Online
-from router.pointer import NAMES, point
+from router.pointer import point
 from router.policies import artifact
 from router.policies.base import Forecast, Policy, Probabilities, Shifts, onto
-from router.policies.simple import FixedPolicy, UniformPolicy
+from router.policies.simple import NAMES, FixedPolicy, UniformPolicy
 from router.registry import Registry
 from router.router import Router
 from router.serving import Serving
