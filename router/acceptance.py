@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal
 
+from router.events import Event
 from router.sections import QuarantineConfig
 
 _FEWEST_TOKENS = 8
@@ -92,6 +93,11 @@ class AcceptanceWatch:
         if watched.until is None:
             return "ok"
         return "probed" if self._clock() >= watched.until else "quarantined"
+
+    def on_event(self, event: Event) -> None:
+        """Forget what is usual where it is so no more, or where another policy tells other clusters apart."""
+        if event.kind in ("inputs_changed", "policy_taken"):
+            self.forget()
 
     def forget(self) -> None:
         """Other kinds of requests come than before: what is usual is learned anew. Quarantines stay."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,27 @@ class Event:
 
 
 Tell = Callable[[Event], None]
+_KEPT = 200
+
+
+class EventLog:
+    """The last events (`recent`), those that are not on disk yet (`unwritten`), and who is called with each."""
+
+    def __init__(self) -> None:
+        self.recent: deque[Event] = deque(maxlen=_KEPT)
+        self.unwritten: deque[Event] = deque(maxlen=_KEPT)
+        self._subscribers: list[Tell] = []
+
+    def subscribe(self, subscriber: Tell) -> None:
+        """Call `subscriber` with every event from now on."""
+        self._subscribers.append(subscriber)
+
+    def emit(self, event: Event) -> None:
+        """Keep an event, and pass it on."""
+        for subscriber in self._subscribers:
+            subscriber(event)
+        self.recent.append(event)
+        self.unwritten.append(event)
 
 
 EVENTS = "events.jsonl"

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 
 from engines.replicas import ReplicaTable
 from router.acceptance import AcceptanceWatch
-from router.dispatch import Dispatcher
 from router.kinds import kind_names
 from router.load import LoadModel
 from router.openai import Request
+from router.parts import Parts
 from router.policies.base import Terms
 from router.sections import Objective
 from router.serving import Served
@@ -47,17 +47,18 @@ class Standing:
 
 
 async def explain(
-    dispatcher: Dispatcher, request: Request, objective: Objective | None = None, explore: bool = True
+    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
 ) -> dict[str, object]:
     """Which engine a request would go to, the probability of each engine, and why. Nothing is sent."""
-    context, read = await dispatcher.featurize(request), dispatcher.prefixes.seen(request.body)
-    decision = dispatcher.decide(context, explore=explore, read=read, objective=objective)
-    may = dispatcher.decide.may_take(dispatcher.replicas.eligible())
-    known = [arm for arm in may if arm not in dispatcher.load.stale] or may
-    served, wanted = dispatcher.serving.named(decision.policy), objective or dispatcher.objective
+    context = await parts.dispatcher.featurize(request)
+    read = parts.prefixes.seen(parts.prefixes.hashes(request.body))
+    decision = parts.decide(context, explore=explore, read=read, objective=objective)
+    may = parts.decide.may_take(parts.replicas.eligible())
+    known = [arm for arm in may if arm not in parts.load.stale] or may
+    served, wanted = parts.serving.named(decision.policy), objective or parts.config.load.objective
     terms = terms_of(decision, served, context)
-    now = standings(dispatcher.replicas, dispatcher.watch, dispatcher.load)
-    return Explained(decision, served, context, known, now, wanted, dispatcher.plain, terms).as_json()
+    now = standings(parts.replicas, parts.watch, parts.load)
+    return Explained(decision, served, context, known, now, wanted, parts.plain, terms).as_json()
 
 
 def standings(replicas: ReplicaTable, watch: AcceptanceWatch, load: LoadModel) -> dict[str, Standing]:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from engines.replicas import Replica, ReplicaTable
-from router.lexical import half_of
 from router.sections import LoadConfig, Objective
 from router.steps import MOST, StepTable
 from router.types import Context, LoadTerms, Outcome
@@ -60,7 +59,7 @@ class LoadModel:
         wanted = objective or self._config.objective
         if not read and not self._others and wanted != "cost" and not self._replicas.busy:
             return None
-        half, by_arm, pick = half_of(context), self._replicas.by_arm, self._replicas.pick
+        half, by_arm, pick = int(context.sampled), self._replicas.by_arm, self._replicas.pick
         rows = []
         for arm in arms:
             there = by_arm.get(arm)
@@ -96,7 +95,7 @@ class LoadModel:
 
     def stretch(self, arm: str, context: Context | None, running: float) -> float:
         """By how much a step is longer with so many requests running there than with one."""
-        curve = self.steps[arm].curves[half_of(context) if context is not None else 0]
+        curve = self.steps[arm].curves[context is not None and context.sampled]
         return curve[min(round(running), MOST)]
 
     def saw(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
@@ -107,7 +106,7 @@ class LoadModel:
             self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
-        self.steps[arm].saw(running, half_of(context), outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        self.steps[arm].saw(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
     def renew(self) -> None:
         """Let what was seen count, and find who has not reported for long."""

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 from router.events import Event
 from router.exchange import Exchange
+from router.metrics import Metrics
 from router.online import Online
 
 log = logging.getLogger("draftpick.router")
@@ -23,13 +24,13 @@ class News:
         exchange: Exchange,
         unwritten: deque[Event],
         online: Callable[[], list[tuple[str, Online]]],
-        counts: Counter[str],
+        metrics: Metrics,
     ) -> None:
         """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
 
-        Events that cannot be written are counted in `counts`, as `events_dropped`.
+        Events that cannot be written are counted in `metrics`.
         """
-        self._exchange, self._unwritten, self._online, self._counts = exchange, unwritten, online, counts
+        self._exchange, self._unwritten, self._online, self._metrics = exchange, unwritten, online, metrics
 
     async def run(self) -> None:
         """Write events, and swap corrections with the other replicas, for ever."""
@@ -54,8 +55,8 @@ class News:
         if events:
             try:
                 self._exchange.write_events(events)
-            except OSError:
-                self._counts["events_dropped"] += len(events)
+            except OSError as error:
+                self._metrics.failures["events", type(error).__name__] += len(events)
                 raise
 
     async def _swap_corrections(self) -> None:

@@ -242,9 +242,9 @@ class TestServed:
         (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
         keys = {"file": str(tmp_path / "keys.yaml")}
         router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), shadow={"share": 1.0}, keys=keys)
-        shadows = asyncio.create_task(router.dispatcher.shadow.run())
+        shadows = asyncio.create_task(router.parts.shadow.run(router.parts.dispatcher.again))
         for _ in range(4):
             assert (await router.post(headers={"authorization": "Bearer dp-team"})).status_code == 200
         await until(lambda: router.num_attempts == 4 + asked_again)
-        assert router.dispatcher.shadow.asked == asked_again
+        assert router.parts.shadow.asked == asked_again
         shadows.cancel()
