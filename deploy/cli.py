@@ -24,17 +24,8 @@ from deploy.cli_registry import registry_app
 from deploy.cli_report import report_app
 from deploy.cli_retrain import retrain_app
 from deploy.cli_serve import serve_app
-from deploy.console import (
-    Config,
-    Json,
-    Port,
-    Seed,
-    err,
-    fail,
-    out,
-    prepare_models,
-    progress_bar,
-)
+from deploy.console import Config, Json, Port, Seed, err, fail, out, progress_bar
+from deploy.prepare_models import prepare_models
 from engines.errors import ConfigError, DraftpickError
 
 app = typer.Typer(
@@ -124,8 +115,9 @@ def models(
 
     Example: draftpick models --prepare
     """
+    from engines.cache_dir import cache_dir
     from engines.config import EMBEDDED, Engine, FleetConfig, Target
-    from engines.embedded import ENCODER_NAME, TARGET_NAME, cache_dir, encoder_path, shipped_drafters
+    from engines.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
 
     if prepare:
         prepare_models(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))

@@ -8,7 +8,8 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deploy.console import Config, Json, Port, Prompts, Seed, out, prepare_models, progress_bar, say, some_prompts
+from deploy.console import Config, Json, Port, Prompts, Seed, out, progress_bar, say, some_prompts
+from deploy.prepare_models import prepare_models
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
 

@@ -8,20 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy.console import (
-    Config,
-    Json,
-    Port,
-    Prompts,
-    Seed,
-    Url,
-    fail,
-    out,
-    prepare_models,
-    progress_bar,
-    say,
-    some_prompts,
-)
+from deploy.console import Config, Json, Port, Prompts, Seed, Url, fail, out, progress_bar, say, some_prompts
+from deploy.prepare_models import prepare_models
 
 policy_app = typer.Typer()
 
@@ -114,7 +102,7 @@ def label(
     """
     from deploy.config import resolve
     from deploy.features import featurizers
-    from engines.preflight import target_path
+    from engines.model_paths import target_path
     from policy_training.contexts import renew
     from policy_training.dataset import Parts
     from policy_training.label import PART, Labeller, can_replay, on_ray

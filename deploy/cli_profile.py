@@ -9,7 +9,8 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from deploy.console import Json, err, out, prepare_models, progress_bar, say
+from deploy.console import Json, err, out, progress_bar, say
+from deploy.prepare_models import prepare_models
 from engines.errors import ConfigError
 from engines.profile import GREEDY, SAMPLED, Profile
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from deploy.console import Config, err, out, prepare_models, progress_bar
+from deploy.console import Config, err, out, progress_bar
+from deploy.prepare_models import prepare_models
 
 serve_app = typer.Typer()
 

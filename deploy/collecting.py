@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from deploy.config import resolve, with_router
-from deploy.console import prepare_models
 from deploy.fleet import running
+from deploy.prepare_models import prepare_models
 from policy_training.collect import arms_of, measure, model_of, pinned_tasks
 from policy_training.contexts import contexts
 from policy_training.dataset import Measurement, Parts

@@ -41,18 +41,6 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=err, disable=not err.is_terminal)
 
 
-def prepare_models(config: Any) -> None:
-    """Prepare the embedded target, with a bar, when the fleet uses it."""
-    from engines.config import EMBEDDED
-    from engines.embedded import prepare_target
-
-    if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
-        return
-    with progress_bar() as shown:
-        task = shown.add_task("target", total=100)
-        prepare_target(lambda what, share: shown.update(task, description=what, completed=100 * share))
-
-
 def say(as_json: bool, result: dict[str, Any], text: str) -> None:
     """The result for a program, or the text for a person."""
     if as_json:

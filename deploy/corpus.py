@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED
 from engines.drafters.answers import Answerer, Answers, Ask, cache_key, weight_files
 from engines.drafters.rows import Tokens
-from engines.embedded import TARGET_NAME, cache_dir, prepare_target
+from engines.embedded import TARGET_NAME, prepare_target
 
 Progress = Callable[[str, float, str], None]
 """Called with (what is being done, share done, how it goes)."""

@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 
 from engines.config import Engine
-from engines.drafters.replay import LENGTHS, REPLAYED, Replay, replayer
+from engines.drafters.acceptance import Replay
+from engines.drafters.replay import LENGTHS, REPLAYED, replayer
 from engines.drafters.rows import Tokens
-from engines.preflight import target_path
-from policy_training.collect import PIN_HEADER, arms_of, authorization, model_of
+from engines.model_paths import target_path
+from policy_training.collect import arms_of, authorization, model_of
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt
+from router import headers
 from router.config import DraftpickConfig
 from router.measure import acceptance
 
@@ -53,7 +55,7 @@ def replay_fleet(
 def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[Live]:
     """Greedy answers of one engine, one after another. Raises ValueError for an engine that tells no acceptance."""
     answers = []
-    with httpx.Client(base_url=url, timeout=600, headers={PIN_HEADER: engine, **authorization()}) as client:
+    with httpx.Client(base_url=url, timeout=600, headers={headers.ARM: engine, **authorization()}) as client:
         for prompt in prompts:
             body = {
                 "model": model,

@@ -16,8 +16,8 @@ from policy_training.learners.workers import Workers
 from policy_training.matrix import Matrix, matrix
 from policy_training.ope import estimate_all, reward_model
 from policy_training.train import train_policy
+from router.lexical import stored_context
 from router.policies import read
-from router.types import Context
 
 _EARLIER = 0.75
 
@@ -82,7 +82,7 @@ def train_on_records(folder: Path, asked: Asked, out: Path) -> dict[str, Any]:
     seen, contexts = logged(later, data.arms), contexts_of(later, name)
     policy, everywhere = read(out), np.ones(len(data.arms), bool)
     order = [policy.arms.index(arm) for arm in data.arms]
-    pi = np.stack([policy.probabilities(Context(v, name), everywhere)[order] for v in contexts])
+    pi = np.stack([policy.probabilities(stored_context(v, name), everywhere)[order] for v in contexts])
     estimates = estimate_all(seen, pi, reward_model(contexts, seen, len(data.arms)), seed=asked.seed)
     logging_tpot = -float(seen.reward.mean())
     figures = {

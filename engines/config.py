@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
 from engines.drafters.options import FULL_DEPTH, OWN_DRAFTERS, TrigramOptions
-from engines.mock import MockSpec
+from engines.mock_spec import MockSpec
 
 DRAFTER_METHODS = (
     "ngram",

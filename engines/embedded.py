@@ -5,14 +5,12 @@ bfloat16 checkpoint below `cache_dir()`.
 """
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-
+from engines.cache_dir import cache_dir
 from engines.errors import ConfigError
 
 TARGET_NAME = "smollm2-135m-instruct"
@@ -26,12 +24,6 @@ Progress = Callable[[str, float], None]
 
 def silent(what: str, share: float) -> None:
     """The `Progress` that shows nothing."""
-
-
-def cache_dir() -> Path:
-    """`$DRAFTPICK_CACHE`, else the user's cache folder of this platform."""
-    override = os.environ.get("DRAFTPICK_CACHE")
-    return Path(override) if override else platformdirs.user_cache_path("draftpick")
 
 
 def package_folder(package: str) -> Path:

@@ -4,28 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
 from engines.drafters.options import OWN_DRAFTERS
 from engines.drafters.table_file import table_vocab_size
-from engines.embedded import TARGET_NAME, cache_dir, drafter_path, package_folder, prepare_target
+from engines.embedded import TARGET_NAME, package_folder
 from engines.errors import ConfigError
+from engines.model_paths import drafter_model
 
 _SAME_VOCABULARY = {"draft_model", "eagle3"}
 _SAME_HIDDEN_SIZE = {"eagle", "eagle3", "medusa", "mlp_speculator"}
 # The embedded target is converted on first use; its shape is known before that.
 _EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
-
-
-def target_path(target: Target) -> str:
-    """What vLLM loads as the model: a path or a Hugging Face id. Prepares the embedded target if need be."""
-    return str(prepare_target()) if target.source == EMBEDDED else target.source
-
-
-def drafter_model(drafter: Drafter) -> str | None:
-    """What vLLM loads as the drafter's model: a path, an id, a class, or nothing."""
-    if drafter.model is None or not drafter.model.startswith(EMBEDDED + ":"):
-        return drafter.model
-    return str(drafter_path(drafter.model.removeprefix(EMBEDDED + ":")))
 
 
 def check_models(config: FleetConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from engines.embedded import cache_dir
+from engines.cache_dir import cache_dir
 from engines.identity import EngineIdentity
 from engines.profile import Profile, ProfileError
 

@@ -18,7 +18,7 @@ from engines.cpu import computes_bfloat16
 from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
-from engines.preflight import drafter_model, target_path
+from engines.model_paths import drafter_model, target_path
 from engines.self_profile import measure_once, starting
 from engines.vllm_plugin import KERNELS
 

@@ -14,14 +14,13 @@ import orjson
 from engines.errors import DraftpickError
 from policy_training.dataset import Measurement
 from policy_training.workloads import Prompt
-from router.keys import ADMIN_KEY_VARIABLE
+from router import headers
 from router.measure import EventStream, Meter
+from router.sections import ADMIN_KEY_VARIABLE
 from router.types import Outcome, Status
 
 Progress = Callable[[int, int, Measurement], None]
 """Called after each request with (done, total, what was measured)."""
-
-PIN_HEADER = "x-draftpick-arm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +94,19 @@ def model_of(url: str) -> str:
 async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str, in_flight: int) -> Measurement:
     meter = Meter(time.perf_counter())
     meter.dispatched()
-    headers = {PIN_HEADER: task.arm} if task.arm else {}
+    pin = {headers.ARM: task.arm} if task.arm else {}
     arm, outcome, received = task.arm or "", Outcome("engine_error"), bytearray()
     try:
         body = _body(model, task, salt)
-        async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
-            arm = answer.headers.get(PIN_HEADER, arm)
+        async with client.stream("POST", "/v1/chat/completions", json=body, headers=pin) as answer:
+            arm = answer.headers.get(headers.ARM, arm)
             events = EventStream(meter, hide_usage=False)
             outcome = Outcome("broken", answer.status_code)
             async for chunk in answer.aiter_bytes():
                 events.feed(chunk)
                 received += chunk
-        outcome = meter.outcome(_status(answer.status_code, meter), answer.status_code)
+        meter.http_status = answer.status_code
+        outcome = meter.outcome(_status(answer.status_code, meter))
     except httpx.TimeoutException:
         outcome = Outcome("timeout")
     except httpx.HTTPError:

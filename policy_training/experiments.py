@@ -16,9 +16,8 @@ from policy_training.learners import LEARNERS, learner
 from policy_training.learners.base import Setting
 from policy_training.matrix import Matrix, each_answer, matrix
 from policy_training.train import choices, fitted
-from router.lexical import FEATURES
+from router.lexical import FEATURES, stored_context
 from router.policies.tau_cost import TauCostPolicy
-from router.types import Context
 
 Floats = npt.NDArray[np.float64]
 Told = Callable[[], None]
@@ -181,7 +180,7 @@ def calibration(question: Question, name: str) -> tuple[Floats, Floats] | None:
     if not isinstance(policy, TauCostPolicy):
         return None
     assert split.test.contexts is not None
-    predicted = np.stack([policy.tau(Context(v, str(split.test.featurizer))) for v in split.test.contexts])
+    predicted = np.stack([policy.tau(stored_context(v, str(split.test.featurizer))) for v in split.test.contexts])
     drafts = np.asarray([arm != question.default for arm in split.test.arms])
     return predicted[:, drafts].ravel(), split.test.acceptance_length[:, drafts].ravel()
 

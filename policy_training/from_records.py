@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
+from policy_training.logged_feedback import Logged
 from policy_training.matrix import Matrix
-from policy_training.ope import Logged
+from router.lexical import stored_context
 from router.policies.base import Policy
 from router.policies.tau_cost import TauCostPolicy
 from router.records import read
@@ -148,7 +149,7 @@ def _log_tau_of(
     """Log tau [n, arms] as a policy predicts it; 0 for what it does not know, and without one."""
     found = np.zeros((len(x), len(arms)))
     if isinstance(prior, TauCostPolicy) and prior.featurizer == featurizer:
-        predicted = np.stack([np.log(prior.tau(Context(v.astype(np.float32), featurizer))) for v in x])
+        predicted = np.stack([np.log(prior.tau(stored_context(v.astype(np.float32), featurizer))) for v in x])
         for column, arm in enumerate(arms):
             if arm in prior.arms:
                 found[:, column] = predicted[:, prior.arms.index(arm)]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from policy_training.ope import FEWEST_EFFECTIVE, Floats, Logged, effective_size, weights
+from policy_training.logged_feedback import Floats, Logged
+from policy_training.ope import FEWEST_EFFECTIVE, effective_size, weights
 
 MARGIN = 0.02
 FEWEST_PAIRED = 20

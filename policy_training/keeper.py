@@ -14,7 +14,7 @@ from policy_training.record_store import RecordStore
 from policy_training.retrain import CALLS_FOR, Plan, Result, retrain
 from policy_training.rollout import STAGES, Limits, after, online
 from policy_training.trial import Trial, Usual, trial_of
-from router.online import Event
+from router.events import Event
 from router.registry import Candidate, Registry, RegistryState
 from router.types import Record
 

@@ -7,8 +7,7 @@ from typing import Any
 import fsspec
 
 from policy_training.dataset import DatasetError
-from router.exchange import EVENTS, decode_events, encode_events
-from router.online import Event
+from router.events import EVENTS, Event, decode_events, encode_events
 from router.records import decode
 from router.types import Record
 

@@ -19,11 +19,12 @@ from policy_training.matrix import Matrix, matrix
 from policy_training.ope import reward_model
 from policy_training.train import fitted, train_policy
 from policy_training.unseen import domains_of_kinds, domains_of_records, in_other_words, left_out
-from router.online import Event
+from router.events import Event
+from router.lexical import stored_context
 from router.policies import artifact, read
 from router.policies.base import Policy
 from router.registry import Registry
-from router.types import Context, Record
+from router.types import Record
 
 CALLS_FOR = ("arm_changed", "inputs_changed", "policy_loses")
 """Events after which a policy is trained anew, and judged by what came after them."""
@@ -161,7 +162,7 @@ def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer:
     own = _probabilities(candidate, contexts, featurizer, arms)
     before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[seen.arm]
     times = paired(later, rows, arms)
-    slices = [str(active.bin(Context(v, featurizer)) if active else 0) for v in contexts]
+    slices = [str(active.bin(stored_context(v, featurizer)) if active else 0) for v in contexts]
     return offline(
         seen,
         own,
@@ -178,7 +179,7 @@ def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer:
 def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer: str, arms: Sequence[str]) -> Floats:
     """What a policy would choose, [n, arms]; 0 for an arm that it does not know."""
     everywhere, found = np.ones(len(policy.arms), bool), np.zeros((len(contexts), len(arms)))
-    rows = [policy.probabilities(Context(v, featurizer), everywhere) for v in contexts]
+    rows = [policy.probabilities(stored_context(v, featurizer), everywhere) for v in contexts]
     found[:, [arms.index(arm) for arm in policy.arms]] = np.stack(rows)
     return found
 

@@ -13,10 +13,10 @@ from policy_training.dataset import DatasetError
 from policy_training.learners.base import Learner, Setting
 from policy_training.matrix import Matrix
 from router import policies
+from router.lexical import stored_context
 from router.policies import artifact
 from router.policies.base import Policy
 from router.policies.shapes import Arrays
-from router.types import Context
 
 FEWEST_REQUESTS = 16
 """Fewer tell nothing of kinds of text: a policy of so few is refused."""
@@ -93,5 +93,5 @@ def choices(policy: Policy, data: Matrix) -> npt.NDArray[np.float64]:
         row = policy.probabilities(None, everywhere)
         rows = np.tile(row, (len(data), 1))
     else:
-        rows = np.stack([policy.probabilities(Context(v, policy.featurizer), everywhere) for v in data.contexts])
+        rows = np.stack([policy.probabilities(stored_context(v, policy.featurizer), everywhere) for v in data.contexts])
     return np.asarray(rows[:, [policy.arms.index(arm) for arm in data.arms]])

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal
 
-from pydantic import Field
-
-from engines.config import Model
+from router.events import Event
+from router.sections import QuarantineConfig
 
 _FEWEST_TOKENS = 8
 _HISTORY_WEIGHT = 0.005
@@ -21,21 +20,6 @@ _FEWEST_SEEN = 40
 _LEAST_USUAL, _MOST_USUAL = 0.3, 0.98
 _LEAST_GAIN = 0.05
 _WELL = 2
-
-
-class QuarantineConfig(Model):
-    """When an arm whose acceptance collapses is left alone."""
-
-    enabled: bool = Field(True, description="whether arms are quarantined at all")
-    collapse: float = Field(
-        0.2, gt=0, lt=1, description="an answer counts as collapsed below this share of the arm's usual gain, tau - 1"
-    )
-    chance: float = Field(
-        1e-6, gt=0, lt=0.1, description="a run of collapsed answers this unlikely, by the arm's own history, is a loss"
-    )
-    quarantine_s: float = Field(60.0, gt=0, description="first time without requests; doubles with each failed probe")
-    max_quarantine_s: float = Field(900.0, gt=0, description="longest time without requests")
-    probes: int = Field(4, ge=1, description="collapsed answers in a row that send a probed arm back")
 
 
 @dataclass(slots=True)
@@ -109,6 +93,11 @@ class AcceptanceWatch:
         if watched.until is None:
             return "ok"
         return "probed" if self._clock() >= watched.until else "quarantined"
+
+    def on_event(self, event: Event) -> None:
+        """Forget what is usual where it is so no more, or where another policy tells other clusters apart."""
+        if event.kind in ("inputs_changed", "policy_taken"):
+            self.forget()
 
     def forget(self) -> None:
         """Other kinds of requests come than before: what is usual is learned anew. Quarantines stay."""

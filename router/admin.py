@@ -2,37 +2,52 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
+from typing import Literal, Protocol
 
 import orjson
 from pydantic import Field, ValidationError
 
 from engines.config import Model
 from router.asgi import AsgiReply, Asked
-from router.dispatch import Dispatcher
 from router.errors import BadRequest, NotAllowed, PolicyRefused, RegistryFailed
+from router.events import EventLog
+from router.explain import explain
 from router.keys import Key, Keyring, need
-from router.online import Event
 from router.openai import parse
 from router.overview import Overview
+from router.parts import Parts
 from router.registry import Registry, RegistryState
 
 CHAT = "/v1/chat/completions"
 _LONGEST_NAME = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the application asks of its owner."""
+class Owner(Protocol):
+    """The router that the application belongs to."""
 
-    ready: Callable[[], dict[str, object]]
-    start: Callable[[], Awaitable[None]]
-    stop: Callable[[], Awaitable[None]]
-    use_policy: Callable[[str], Awaitable[list[str]]]
-    metrics: Callable[[], Awaitable[str]]
-    events: Callable[[], list[Event]] = list
-    registry: Registry | None = None
+    @property
+    def registry(self) -> Registry | None:
+        """The registry that its policies come from, where there is one."""
+
+    @property
+    def events(self) -> EventLog:
+        """What happened lately."""
+
+    async def start(self) -> None:
+        """Begin to follow the engines."""
+
+    async def stop(self) -> None:
+        """Close connections, and write what is queued."""
+
+    def state(self) -> dict[str, object]:
+        """What `/ready` shows."""
+
+    async def broadcast_policy(self, name: str) -> list[str]:
+        """Take a policy into service on every replica; their ids. Raises `PolicyRefused`."""
+
+    async def metrics(self) -> str:
+        """The Prometheus page of the whole fleet."""
 
 
 class PolicyChange(Model):
@@ -66,10 +81,10 @@ class PolicyChange(Model):
 class AdminPages:
     """Answers to keys of the scope `admin`. Changes need keys at all: without them anybody could make them."""
 
-    def __init__(self, dispatcher: Dispatcher, hooks: Hooks, keys: Keyring, max_json_depth: int, model: str) -> None:
-        self._dispatcher, self._hooks, self._keys = dispatcher, hooks, keys
+    def __init__(self, parts: Parts, owner: Owner, keys: Keyring, max_json_depth: int, model: str) -> None:
+        self._parts, self._owner, self._keys = parts, owner, keys
         self._max_json_depth = max_json_depth
-        self._overview = Overview(dispatcher, model, hooks.events, hooks.registry)
+        self._overview = Overview(parts, model, owner.registry)
 
     @property
     def pages(self) -> dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]]:
@@ -98,7 +113,7 @@ class AdminPages:
         key = self._admin(asked, "to explain")
         if (body := await asked.body()) is not None:
             request = parse(CHAT, body, self._max_json_depth)
-            await reply.json(200, await self._dispatcher.explain(request, key.objective, key.explore))
+            await reply.json(200, await explain(self._parts, request, key.objective, key.explore))
 
     async def _state(self, asked: Asked, reply: AsgiReply) -> None:
         self._admin(asked, "the state")
@@ -107,7 +122,9 @@ class AdminPages:
 
     async def _events(self, asked: Asked, reply: AsgiReply) -> None:
         self._admin(asked, "the events")
-        await reply.json(200, {"object": "list", "data": [asdict(event) for event in self._hooks.events()]})
+        await reply.json(
+            200, {"object": "list", "data": [asdict(event) for event in reversed(self._owner.events.recent)]}
+        )
 
     async def _policies(self, asked: Asked, reply: AsgiReply) -> None:
         self._admin(asked, "the policies")
@@ -142,9 +159,9 @@ class AdminPages:
         await self._show_policies(reply)
 
     def _registry(self) -> Registry:
-        if self._hooks.registry is None:
+        if self._owner.registry is None:
             raise BadRequest("router.policy names no registry (draftpick policies add FOLDER)", code="no_registry")
-        return self._hooks.registry
+        return self._owner.registry
 
     async def _use_policy(self, asked: Asked, reply: AsgiReply) -> None:
         self._changer(asked, "to change the policy")
@@ -157,6 +174,6 @@ class AdminPages:
         if not isinstance(name, str) or not name:
             raise BadRequest("policy must be a name or a folder", param="policy")
         try:
-            await reply.json(200, {"policies": await self._hooks.use_policy(name)})
+            await reply.json(200, {"policies": await self._owner.broadcast_policy(name)})
         except PolicyRefused as error:
             raise BadRequest(str(error), param="policy", code="policy_refused") from error

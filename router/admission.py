@@ -8,22 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from pydantic import Field
-
-from engines.config import Model
 from router.errors import Overloaded, TimedOut
+from router.sections import LimitsConfig
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
-
-
-class LimitsConfig(Model):
-    """Bounds of one replica of the router."""
-
-    max_in_flight: int = Field(2048, ge=1, description="requests that are answered at once")
-    max_in_flight_per_replica: int = Field(1024, ge=1, description="requests at once on one replica of an engine")
-    max_queued: int = Field(1024, ge=0, description="requests that may wait; beyond, the cheapest to lose is refused")
-    queue_timeout_s: float = Field(30.0, gt=0, description="longest wait in the queue")
-    retry_after_s: float = Field(1.0, gt=0, description="what refused clients are told to wait")
 
 
 @dataclass(slots=True, eq=False)

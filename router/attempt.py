@@ -1,18 +1,19 @@
-"""A request on its way: as the ingress took it, where its answer goes, and the attempt that is under way."""
+"""A request on its way: as the application took it, where its answer goes, and what is known of it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from engines.client import Headers
 from engines.replicas import Replica
+from router import headers
 from router.continuation import Continuation
 from router.errors import TimedOut
-from router.load import Objective
 from router.openai import Request
+from router.sections import Objective
 from router.tracing import Trace
-from router.types import Context, Decision, Outcome
+from router.types import Attempt, Context, Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +63,41 @@ class Reply(Protocol):
 
 
 @dataclass(slots=True)
-class Attempt:
-    """An attempt under way, and what failed before it.
+class RequestState:
+    """A request on its way: what it brought, what was found out about it, and the attempt that is under way.
 
-    `started`: bytes have gone to the client. `rounds`: how often all engines were tried in vain. `continuation`: of a
-    stream that another engine could go on with, what the client has. `told`: the engine itself sent an error event.
-    `read`: bytes of the request that each replica, by its address, has read before. `kind`: of the request, behind the
-    id of the policy that tells kinds so apart, once an answer was learned from. `outcome`: of the last attempt that
-    ended; `trace`: of the request, where it has one.
+    `prefix`: hashes of what its body begins with; `cached_prefix`: how many bytes of that each replica, by its address,
+    has read before. `number`: of the attempt. `started`: bytes have gone to the client. `error_sent`: among them an
+    error event of the engine's own. `retry_rounds`: how often all engines were tried in vain. `continuation`: of a
+    stream that another engine could go on with, what the client has. `last`: the last attempt that has ended.
     """
 
     incoming: Incoming
-    context: Context | None
-    decision: Decision
+    trace: Trace | None = None
+    context: Context | None = None
+    prefix: Sequence[int] = ()
+    cached_prefix: Mapping[str, int] = field(default_factory=dict)
+    decision: Decision | None = None
     number: int = 1
     started: bool = False
+    error_sent: bool = False
+    retry_rounds: int = 0
     continuation: Continuation | None = None
-    told: bool = False
-    rounds: int = 0
-    http_status: int | None = None
-    read: Mapping[str, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
-    kind: tuple[str, int] | None = None
-    outcome: Outcome | None = None
-    trace: Trace | None = None
+    last: Attempt | None = None
+
+    @property
+    def decided(self) -> Decision:
+        """The decision of the attempt that is under way."""
+        assert self.decision is not None, "decisions are made before attempts"
+        return self.decision
 
     def own_headers(self) -> Headers:
         """What the answer says of how it was routed."""
         return [
-            ("x-draftpick-arm", self.decision.arm),
-            ("x-draftpick-policy", self.decision.policy),
-            ("x-draftpick-request-id", self.incoming.request_id),
-            ("x-draftpick-attempts", str(self.number)),
+            (headers.ARM, self.decided.arm),
+            (headers.POLICY, self.decided.policy),
+            (headers.REQUEST_ID, self.incoming.request_id),
+            (headers.ATTEMPTS, str(self.number)),
         ]

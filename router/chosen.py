@@ -5,11 +5,11 @@ from pathlib import Path
 
 from router.config import RouterConfig
 from router.errors import PolicyRefused
-from router.pointer import NAMES, follow
+from router.pointer import follow
 from router.policies import load
 from router.policies.artifact import MANIFEST
 from router.policies.base import Policy
-from router.policies.simple import FixedPolicy
+from router.policies.simple import NAMES, FixedPolicy
 from router.registry import Registry, is_registry
 
 

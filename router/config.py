@@ -10,17 +10,19 @@ from pydantic_core import ErrorDetails
 from engines.breaker import BreakerConfig
 from engines.config import EMBEDDED, FleetConfig, Model, nearest
 from engines.errors import ConfigError
-from router.acceptance import QuarantineConfig
-from router.admission import LimitsConfig
-from router.demand import ScalingConfig
-from router.exploration import ExplorationConfig
-from router.keys import KeysConfig
-from router.load import LoadConfig
-from router.logs import LogsConfig
-from router.online import OnlineConfig
-from router.prefixes import PrefixConfig
-from router.shadow import ShadowConfig
-from router.tracing import TracingConfig
+from router.sections import (
+    ExplorationConfig,
+    KeysConfig,
+    LimitsConfig,
+    LoadConfig,
+    LogsConfig,
+    OnlineConfig,
+    PrefixConfig,
+    QuarantineConfig,
+    ScalingConfig,
+    ShadowConfig,
+    TracingConfig,
+)
 
 PATHS = (
     "/v1/chat/completions",

@@ -36,12 +36,12 @@ class Continuation:
 
     @classmethod
     def of(cls, request: Request) -> Self | None:
-        """None for a request whose stream cannot be continued."""
+        """None for a request whose stream cannot be continued, or that was parsed without keeping its fields."""
         greedy = request.stream and (request.sampling or {}).get("temperature") == 0
         if not greedy or request.path not in _PATHS:
             return None
-        fields = orjson.loads(request.body)
-        if fields.get("n") not in (None, 1) or any(fields.get(name) for name in _HINDERS):
+        fields = request.fields
+        if fields is None or fields.get("n") not in (None, 1) or any(fields.get(name) for name in _HINDERS):
             return None
         said = fields.get("messages" if request.path == "/v1/chat/completions" else "prompt")
         return cls(fields) if isinstance(said, list | str) and said and _is_text(said) else None

@@ -11,23 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from engines.config import Model
+from router.sections import CorrectionConfig
 
 Floats = npt.NDArray[np.float64]
 _PRIOR = 1.5
 """Answers that a cell's arm, or an arm's mean over all, counts as."""
-
-
-class CorrectionConfig(Model):
-    """How quickly a running router follows what it measures."""
-
-    enabled: bool = Field(False, description="whether measured times correct those that the policy predicts")
-    memory: float = Field(40.0, ge=2, description="answers of one engine on one kind of request that count")
-    most_step: float = Field(
-        0.7, gt=0, description="farthest that one answer counts from the mean so far, as a logarithm"
-    )
 
 
 class Correction:

@@ -1,19 +1,22 @@
 """Which engine a request goes to: of those that may take it, the one that the policy draws, or a fallback."""
 
 import logging
-from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 
 import numpy as np
 
 from engines.replicas import Replica, ReplicaTable
+from router import headers
 from router.acceptance import AcceptanceWatch
 from router.admission import Admission
 from router.config import RouterConfig
 from router.errors import BadRequest, NoEngine, Overloaded
-from router.load import LoadModel, Objective
+from router.load import LoadModel
+from router.metrics import Metrics
+from router.policies.base import DecisionInput
 from router.policies.simple import FixedPolicy
+from router.sections import Objective
 from router.serving import Serving
 from router.types import Context, Decision
 
@@ -23,7 +26,7 @@ _NOTHING: Mapping[str, int] = {}
 
 
 class Decider:
-    """Makes decisions. Everything that it works with is passed in; `counts` counts its fallbacks by reason."""
+    """Makes decisions. Everything that it works with is passed in; `metrics` counts its fallbacks by reason."""
 
     def __init__(
         self,
@@ -33,14 +36,14 @@ class Decider:
         load: LoadModel,
         watch: AcceptanceWatch,
         admission: Admission,
-        counts: Counter[str],
+        metrics: Metrics,
         plain: str,
         rng: np.random.Generator,
     ) -> None:
         """`plain`: the engine that serves while no load is known."""
         self._config, self._serving, self._replicas = config, serving, replicas
         self._load, self._watch, self._admission = load, watch, admission
-        self._counts, self._rng = counts, rng
+        self._metrics, self._rng = metrics, rng
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._plain = FixedPolicy(replicas.arms, plain)
 
@@ -80,8 +83,10 @@ class Decider:
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.now, context=context, read=read, objective=objective)
+        explored = self._explored() if explore else 0.0
+        given = DecisionInput(context, eligible, explored, self._config.exploration, loads)
         try:
-            return self._serving.decide(context, eligible, self._rng, self._explored() if explore else 0.0, loads)
+            return self._serving.decide(given, self._rng)
         except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
             log.exception("policy %s failed", self._serving.policy.id)
             return self._fall_back("policy_error", eligible)
@@ -100,15 +105,15 @@ class Decider:
 
     def _pinned(self, pin: str, eligible: list[str]) -> Decision:
         if not self._config.allow_pin:
-            raise BadRequest("pinning is switched off", param="x-draftpick-arm", code="pin_not_allowed")
+            raise BadRequest("pinning is switched off", param=headers.ARM, code="pin_not_allowed")
         if pin not in self._replicas.arms:
             known = ", ".join(self._replicas.arms)
-            raise BadRequest(f"no engine {pin!r} (engines: {known})", param="x-draftpick-arm", code="unknown_engine")
+            raise BadRequest(f"no engine {pin!r} (engines: {known})", param=headers.ARM, code="unknown_engine")
         if pin not in eligible:
             raise NoEngine(f"engine {pin!r} is not ready", code="no_engine")
         return Decision(pin, 1.0, {pin: 1.0}, self._serving.policy.id, "pinned")
 
     def _fall_back(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
-        self._counts[f"fallback_{reason}"] += 1
-        made = (policy or self._default).decide(None, eligible, self._rng)
+        self._metrics.fallbacks[reason] += 1
+        made = (policy or self._default).decide(DecisionInput(None, eligible), self._rng)
         return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")

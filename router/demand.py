@@ -5,20 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import Field
-
-from engines.config import Model
-
 _MEMORY_S = 30.0
-
-
-class ScalingConfig(Model):
-    """How engines with `deployment.autoscaling` are scaled together."""
-
-    budget: int | None = Field(
-        None, ge=1, description="accelerators (workers, on CPUs) that all engines may take together; absent: any number"
-    )
-    every_s: float = Field(2.0, gt=0, description="how often engines are told how many replicas are wanted")
 
 
 @dataclass(frozen=True, slots=True)

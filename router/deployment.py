@@ -18,10 +18,11 @@ from engines.client import Headers
 from router import logs
 from router.attempt import Incoming
 from router.config import LiveConfig, load_config
-from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
+from router.explain import explain
 from router.ingress import RouterApp
 from router.openai import parse
+from router.parts import Parts
 from router.ray_metrics import Mirror
 from router.router import Addresses, Router, fixed
 from router.scaling import Tell
@@ -78,12 +79,12 @@ class RouterDeployment:
 
     async def choose(self, body: dict[str, Any], path: str = _CHAT) -> dict[str, object]:
         """Which engine a request would go to: arm, propensity, probabilities of all arms, policy. Nothing is sent."""
-        return await self._dispatcher.explain(parse(path, orjson.dumps(body)))
+        return await explain(self._parts, parse(path, orjson.dumps(body)))
 
     async def send(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> dict[str, Any]:
         """Route a request and answer it whole: `status`, `headers`, `body` (decoded JSON). `arm` pins the engine."""
         reply = _Collected()
-        await self._dispatcher.run(_incoming({**body, "stream": False}, path, arm), reply)
+        await self._parts.dispatcher.run(_incoming({**body, "stream": False}, path, arm), reply)
         return {"status": reply.status, "headers": dict(reply.headers), "body": orjson.loads(b"".join(reply.parts))}
 
     async def stream(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> AsyncIterator[bytes]:
@@ -92,7 +93,7 @@ class RouterDeployment:
 
         async def work() -> None:
             try:
-                await self._dispatcher.run(_incoming({**body, "stream": True}, path, arm), _Queued(queue))
+                await self._parts.dispatcher.run(_incoming({**body, "stream": True}, path, arm), _Queued(queue))
             finally:
                 task = asyncio.current_task()
                 if task is not None and not task.cancelling():
@@ -117,9 +118,9 @@ class RouterDeployment:
         return self._name, await self._router.own_metrics()
 
     @property
-    def _dispatcher(self) -> Dispatcher:
+    def _parts(self) -> Parts:
         assert self._router is not None, "Serve builds the application before it sends requests"
-        return self._router.dispatcher
+        return self._router.parts
 
 
 class _Collected:
@@ -158,7 +159,7 @@ class _Queued:
 
 def _incoming(body: dict[str, Any], path: str, arm: str | None) -> Incoming:
     accepted = time.perf_counter()
-    request = parse(path, orjson.dumps(body))
+    request = parse(path, orjson.dumps(body), keep_fields=True)
     headers = [("content-type", "application/json")]
     return Incoming(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
 

@@ -11,25 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from engines.config import Model
+from router.sections import DriftConfig
 
 _LOOKS = 8
 """Requests between two looks at their kinds."""
 _LEAST_SIGMA = 0.15
 """As a logarithm: changes of a few percent are nobody's concern, however sure they are."""
-
-
-class DriftConfig(Model):
-    """When a change is taken for real."""
-
-    enabled: bool = Field(True, description="whether drift is watched at all")
-    reference: int = Field(30, ge=10, description="answers of an engine that tell what is usual for it")
-    allowance: float = Field(0.5, gt=0, description="deviations that the mean may wander unnoticed")
-    threshold: float = Field(12.0, gt=0, description="summed deviations beyond that which are a change")
-    window: int = Field(120, ge=50, description="requests whose kinds are compared with the usual ones")
-    stability: float = Field(1.0, gt=0, description="population stability index above which the kinds have changed")
 
 
 @dataclass(slots=True)

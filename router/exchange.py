@@ -1,18 +1,15 @@
 """What router replicas leave on a shared disk, without a lock: events for people, corrections for each other."""
 
 import json
-import math
 import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from router.online import Event
+from router.events import EVENTS, Event, encode_events
 
-EVENTS = "events.jsonl"
 _FRESH_S = 60.0
 
 
@@ -51,31 +48,6 @@ class Exchange:
     def leave(self) -> None:
         """Take one's own corrections away."""
         self._own.unlink(missing_ok=True)
-
-
-def encode_events(events: Sequence[Event]) -> bytes:
-    """Events as lines of `events.jsonl`."""
-    return b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
-
-
-def read_events(path: Path, since: float = 0.0) -> list[Event]:
-    """Events of a file that are later than `since`."""
-    return decode_events(path.read_bytes(), since) if path.is_file() else []
-
-
-def decode_events(data: bytes, since: float = 0.0) -> list[Event]:
-    """Events in the lines of `events.jsonl` that are later than `since`; damaged and torn lines are passed over."""
-    found = (_event(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n"))
-    return [event for event in found if event is not None and event.time > since]
-
-
-def _event(line: bytes) -> Event | None:
-    """The event in a line; None where a replica ended in the middle of it, or one of another version wrote it."""
-    try:
-        event = Event(**json.loads(line))
-        return event if math.isfinite(event.time) else None
-    except (ValueError, TypeError):
-        return None
 
 
 def _left(path: Path) -> dict[str, Any]:

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field
 from engines.replicas import ReplicaTable
 from router.acceptance import AcceptanceWatch
 from router.kinds import kind_names
-from router.load import LoadModel, Objective
+from router.load import LoadModel
+from router.openai import Request
+from router.parts import Parts
 from router.policies.base import Terms
+from router.sections import Objective
 from router.serving import Served
 from router.types import Context, Decision
 
@@ -43,8 +46,23 @@ class Standing:
     stale: bool = False
 
 
+async def explain(
+    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
+) -> dict[str, object]:
+    """Which engine a request would go to, the probability of each engine, and why. Nothing is sent."""
+    context = await parts.dispatcher.featurize(request)
+    read = parts.prefixes.seen(parts.prefixes.hashes(request.body))
+    decision = parts.decide(context, explore=explore, read=read, objective=objective)
+    may = parts.decide.may_take(parts.replicas.eligible())
+    known = [arm for arm in may if arm not in parts.load.stale] or may
+    served, wanted = parts.serving.named(decision.policy), objective or parts.config.load.objective
+    terms = terms_of(decision, served, context)
+    now = standings(parts.replicas, parts.watch, parts.load)
+    return Explained(decision, served, context, known, now, wanted, parts.plain, terms).as_json()
+
+
 def standings(replicas: ReplicaTable, watch: AcceptanceWatch, load: LoadModel) -> dict[str, Standing]:
-    """By arm."""
+    """The state of every engine, by arm."""
     eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.load(), watch.state(), {}
     for arm, there in replicas.by_arm.items():
         why_not = None

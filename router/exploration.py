@@ -8,23 +8,10 @@ it costs a request at most arms / gamma of its time, and beside that the floor o
 from collections.abc import Sequence
 from itertools import compress
 
-from pydantic import Field
-
-from engines.config import Model
+from router.sections import ExplorationConfig
 
 _LEAST_S = 1e-9
 """A time of 0 is possible: of a single token, where nothing is known of the time to the first one."""
-
-
-class ExplorationConfig(Model):
-    """How the share `router.explore` is spent where the policy predicts times."""
-
-    gamma: float = Field(100.0, gt=0, description="the greater, the less an engine is tried that seems slower")
-    near: float = Field(0.3, ge=0, description="engines that seem slower by more than this share get the floor alone")
-    floor: float = Field(0.005, ge=0, le=0.1, description="probability that every engine keeps, so that all are seen")
-    max_in_flight: int | None = Field(
-        None, ge=1, description="with as many requests in flight at one router nothing is explored; absent: always"
-    )
 
 
 def spread(

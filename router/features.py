@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from router.lexical import FEATURES, VERSION, lexical_features
+from router.lexical import FEATURES, VERSION, context_of
 from router.openai import Request
 from router.types import Context, Vector
 
@@ -43,7 +43,7 @@ class LexicalFeaturizer(Featurizer):
         self.dimension = buckets + len(FEATURES)
 
     async def __call__(self, request: Request) -> Context:
-        return Context(np.concatenate([self._bag(request.text), lexical_features(request)]), self.id)
+        return context_of(request, self._bag(request.text), self.id)
 
     def _bag(self, text: str) -> Vector:
         bag = np.zeros(self._buckets, np.float32)
@@ -78,7 +78,7 @@ class SentenceFeaturizer(Featurizer):
             vector = await self._embed(request.text)
         else:
             self._cache.move_to_end(request.text)
-        return Context(np.concatenate([vector, lexical_features(request)]), self.id)
+        return context_of(request, vector, self.id)
 
     def _embed(self, text: str) -> asyncio.Future[Vector]:
         future: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()

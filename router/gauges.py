@@ -10,10 +10,8 @@ from prometheus_client.metrics_core import Metric
 
 from engines.breaker import State
 from engines.client import bare
-from engines.replicas import ReplicaTable
-from router.dispatch import Dispatcher
-from router.metrics import Described
-from router.records import RecordWriter
+from router.metrics import FAILING_PARTS, Described
+from router.parts import Parts
 
 BUILD = Described("draftpick_build_info", "gauge", "1, with the version that runs.", ("version",))
 READY = Described("draftpick_ready", "gauge", "Whether an engine can take requests.")
@@ -100,50 +98,42 @@ METRICS = (
 """All that are read here."""
 
 _STATES: tuple[State, ...] = ("closed", "open", "half_open")
-_FALLBACK = "fallback_"
-_REASONS = ("stale_load", "no_context", "policy_error")
-_PARTS = ("features", "learning", "events")
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """Reads the parts of a router. `wanted`: replicas by arm; `refused`: whether its policy was."""
 
-    dispatcher: Dispatcher
-    replicas: ReplicaTable
-    records: RecordWriter | None = None
+    parts: Parts
     wanted: Callable[[], Mapping[str, int]] = dict
     refused: Callable[[], bool] = bool
 
     def collect(self) -> Iterator[Metric]:
         """Families of all metrics, as they are now."""
         yield BUILD.family([((_version(),), 1)])
-        yield READY.family([((), self.replicas.listening())])
+        yield READY.family([((), self.parts.replicas.listening())])
         yield from self._requests()
         yield from self._arms()
         yield from self._health()
         yield from self._policies()
-        if self.records is not None:
-            yield WRITTEN.family([((), self.records.written)])
-            yield DROPPED.family([((), self.records.dropped)])
+        if self.parts.records is not None:
+            yield WRITTEN.family([((), self.parts.records.written)])
+            yield DROPPED.family([((), self.parts.records.dropped)])
 
     def _requests(self) -> Iterator[Metric]:
-        admission, counts = self.dispatcher.admission, self.dispatcher.counts
+        admission, metrics = self.parts.admission, self.parts.metrics
         yield IN_FLIGHT.family([((), admission.in_flight)])
         yield QUEUED.family([((), admission.queued)])
         yield REFUSED.family([((), admission.counts["refused"])])
         yield TOO_LONG.family([((), admission.counts["waited_too_long"])])
-        fallbacks = dict.fromkeys(_REASONS, 0)
-        fallbacks |= {name.removeprefix(_FALLBACK): n for name, n in counts.items() if name.startswith(_FALLBACK)}
-        yield FALLBACKS.family(((reason,), n) for reason, n in fallbacks.items())
-        features = sum(n for name, n in counts.items() if name.startswith("featurizer_"))
-        failed = (features, counts["learning_failed"], counts["events_dropped"])
-        yield FAILURES.family(((part,), n) for part, n in zip(_PARTS, failed, strict=True))
-        yield CONTINUED.family([((), counts["continued"])])
+        yield FALLBACKS.family(((reason,), n) for reason, n in metrics.fallbacks.items())
+        failed = {part: sum(n for (one, _), n in metrics.failures.items() if one == part) for part in FAILING_PARTS}
+        yield FAILURES.family(((part,), n) for part, n in failed.items())
+        yield CONTINUED.family([((), metrics.streams_resumed)])
 
     def _arms(self) -> Iterator[Metric]:
-        load, demand, by_arm = self.dispatcher.load, self.dispatcher.demand, self.replicas.by_arm
-        yield ARM_IN_FLIGHT.family(((arm,), n) for arm, n in self.replicas.load().items())
+        load, demand, by_arm = self.parts.load, self.parts.demand, self.parts.replicas.by_arm
+        yield ARM_IN_FLIGHT.family(((arm,), n) for arm, n in self.parts.replicas.load().items())
         yield ARM_LOAD.family(((arm,), sum(r.load for r in there)) for arm, there in by_arm.items())
         waiting = {arm: sum(r.report.waiting for r in there if r.report is not None) for arm, there in by_arm.items()}
         yield ARM_WAITING.family(((arm,), n) for arm, n in waiting.items())
@@ -153,7 +143,7 @@ class Gauges:
         yield UNMET.family(((arm,), share) for arm, share in demand.unmet().items())
 
     def _health(self) -> Iterator[Metric]:
-        by_arm, watch = self.replicas.by_arm, self.dispatcher.watch
+        by_arm, watch = self.parts.replicas.by_arm, self.parts.watch
         states = {arm: Counter(r.breaker.state for r in there) for arm, there in by_arm.items()}
         yield REPLICAS.family(((arm, state), n[state]) for arm, n in states.items() for state in _STATES)
         everywhere = [(arm, r) for arm, there in by_arm.items() for r in there]
@@ -164,7 +154,7 @@ class Gauges:
         yield QUARANTINES.family([((), watch.quarantined)])
 
     def _policies(self) -> Iterator[Metric]:
-        serving = self.dispatcher.serving
+        serving = self.parts.serving
         candidate = serving.candidate
         roles = {"active": serving.policy.id} | ({} if candidate is None else {"candidate": candidate.id})
         yield POLICY.family(((policy, role), 1) for role, policy in roles.items())

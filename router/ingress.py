@@ -11,22 +11,20 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from router.admin import AdminPages, Hooks
+from router import headers
+from router.admin import AdminPages, Owner
 from router.admission import PRIORITIES
 from router.asgi import AsgiReply, Asked
 from router.attempt import Incoming
 from router.config import RouterConfig
-from router.dispatch import Dispatcher
 from router.errors import BadRequest, NotAllowed, RequestError
 from router.fleet_metrics import CONTENT_TYPE
 from router.keys import Key, Keyring, need
 from router.openai import parse
 from router.openapi import description
+from router.parts import Parts
 from router.ui import ui_pages
 
-PIN_HEADER = "x-draftpick-arm"
-TIMEOUT_HEADER = "x-draftpick-timeout"
-PRIORITY_HEADER = "x-draftpick-priority"
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where OpenAI's own clients say, in seconds, how long they wait."""
 
@@ -38,15 +36,13 @@ _CHAT = "/v1/chat/completions"
 class RouterApp:
     """ASGI application: a few pages of its own; every other path goes to an engine."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, *, model: str, config: RouterConfig, hooks: Hooks, keys: Keyring
-    ) -> None:
-        self._dispatcher, self._model, self._config = dispatcher, model, config
-        self._hooks, self._keys = hooks, keys
+    def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
+        self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
+        self._model, self._config, self._owner, self._keys = model, config, owner, keys
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
-        admin = AdminPages(dispatcher, hooks, keys, config.max_json_depth, model)
+        admin = AdminPages(parts, owner, keys, config.max_json_depth, model)
         self._own: dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]] = {
             **admin.pages,
             **ui_pages(),
@@ -67,10 +63,10 @@ class RouterApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self._hooks.start()
+                await self._owner.start()
                 await send({"type": "lifespan.startup.complete"})
             else:
-                await self._hooks.stop()
+                await self._owner.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -84,7 +80,7 @@ class RouterApp:
             else:
                 await self._forward(asked, reply)
         except RequestError as error:
-            self._dispatcher.metrics.refused(error)
+            self._metrics_counts.refused(error)
             await reply.json(error.status, error.body(), error.headers())
 
     async def _forward(self, asked: Asked, reply: AsgiReply) -> None:
@@ -94,8 +90,8 @@ class RouterApp:
             raise NotAllowed(f"{asked.scope['method']} is not answered here", code="method_not_allowed")
         if not self._is_open(asked.path):
             need(key, "admin", f"the path {asked.path[:100]!r}")
-        if PIN_HEADER in asked.named:
-            need(key, "admin", f"the header {PIN_HEADER}")
+        if headers.ARM in asked.named:
+            need(key, "admin", f"the header {headers.ARM}")
         self._keys.take(key)
         if (body := await asked.body()) is not None:
             incoming = self._incoming(asked, key, body)
@@ -111,18 +107,18 @@ class RouterApp:
         return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
     def _incoming(self, asked: Asked, key: Key, body: bytes) -> Incoming:
-        named, headers = asked.named, asked.headers
+        named, sent = asked.named, asked.headers
         if self._keys:  # ours, not the engine's
-            headers = [(name, value) for name, value in headers if name != "authorization"]
-        request_id = named.get("x-request-id", "")
+            sent = [(name, value) for name, value in sent if name != "authorization"]
+        request_id = named.get(headers.CLIENT_REQUEST_ID, "")
         return Incoming(
-            request=parse(asked.path, body, self._config.max_json_depth),
+            request=parse(asked.path, body, self._config.max_json_depth, keep_fields=self._config.continue_streams),
             method=asked.scope["method"],
             target=asked.target(),
-            headers=headers,
+            headers=sent,
             request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
             accepted=asked.accepted,
-            pin=named.get(PIN_HEADER),
+            pin=named.get(headers.ARM),
             key=key.name,
             priority=_priority(named, key),
             deadline=_deadline(named, asked.accepted),
@@ -137,7 +133,7 @@ class RouterApp:
         await reply.json(200, {"status": "ok"})
 
     async def _ready(self, asked: Asked, reply: AsgiReply) -> None:
-        state = self._hooks.ready()
+        state = self._owner.state()
         if self._keys:  # probes of an orchestrator carry no key; details are for admins
             try:
                 need(self._key(asked), "admin", "the state")
@@ -147,7 +143,7 @@ class RouterApp:
 
     async def _metrics(self, asked: Asked, reply: AsgiReply) -> None:
         need(self._key(asked), "admin", "the metrics")
-        page = (await self._hooks.metrics()).encode()
+        page = (await self._owner.metrics()).encode()
         await reply.whole(200, [("content-type", CONTENT_TYPE)], page)
 
     async def _models(self, asked: Asked, reply: AsgiReply) -> None:
@@ -161,19 +157,19 @@ class RouterApp:
 
 def _priority(named: dict[str, str], key: Key) -> int:
     """The priority that a request asks for, at most its key's own."""
-    name = named.get(PRIORITY_HEADER)
+    name = named.get(headers.PRIORITY)
     if name is None:
         return min(0, PRIORITIES[key.priority])
     if name not in PRIORITIES:
-        raise BadRequest(f"must be one of: {', '.join(PRIORITIES)}", param=PRIORITY_HEADER, code="bad_priority")
+        raise BadRequest(f"must be one of: {', '.join(PRIORITIES)}", param=headers.PRIORITY, code="bad_priority")
     return min(PRIORITIES[name], PRIORITIES[key.priority])
 
 
 def _deadline(named: dict[str, str], accepted: float) -> float | None:
     """When the client stops waiting for a first byte, by our header or by those of OpenAI's clients."""
-    if (own := named.get(TIMEOUT_HEADER)) is not None:
+    if (own := named.get(headers.TIMEOUT)) is not None:
         if (seconds := _seconds(own)) is None:
-            raise BadRequest("must be a positive number of seconds", param=TIMEOUT_HEADER, code="bad_timeout")
+            raise BadRequest("must be a positive number of seconds", param=headers.TIMEOUT, code="bad_timeout")
         return accepted + seconds
     waits = [seconds for name in _CLIENT_TIMEOUTS if name in named and (seconds := _seconds(named[name]))]
     return accepted + min(waits) if waits else None

@@ -23,19 +23,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from engines.config import Model, Name
 from engines.errors import ConfigError
 from router.errors import Forbidden, RateLimited, Unauthorized
-from router.load import Objective
+from router.sections import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, KeysConfig, Objective
 
 Scope = Literal["chat", "admin"]
 PREFIX = "dp-"
-API_KEY_VARIABLE, ADMIN_KEY_VARIABLE = "DRAFTPICK_API_KEYS", "DRAFTPICK_ADMIN_KEYS"
-"""Environment variables that hold keys in plain, with commas between them."""
-
-
-class KeysConfig(Model):
-    """Which keys are taken. Without a file and without keys in the environment, nobody is asked for one."""
-
-    file: Path | None = Field(None, description="YAML list of keys: name, sha256, scopes, limits, expires")
-    environment: bool = Field(True, description=f"also take the keys in {API_KEY_VARIABLE} and {ADMIN_KEY_VARIABLE}")
 
 
 class Key(Model):

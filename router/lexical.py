@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from router.openai import Request, cut
-from router.types import Context, Vector
+from router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
-_DEFAULT_MAX_TOKENS = 256.0
+_CHARS_PER_TOKEN = 4.0
 _INSTRUCTION_CHARS = 400
 """A request is read at its beginning and its end, where people say what they want."""
 _MOST_WORDS = 400
@@ -32,6 +32,7 @@ _ASKS = {
 }
 """What the instruction says: an edit, all of a text again, a new text, a form to fill. Words, or two in a row."""
 _PHRASES = tuple((name, f" {one} ") for name, wanted in _ASKS.items() for one in wanted if " " in one)
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 _DIGIT = re.compile(r"\d")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -49,8 +50,7 @@ def _temperature(request: Request) -> float:
 
 def _log_max_tokens(request: Request) -> float:
     sampling = request.sampling or {}
-    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-    limit = next((sampling[name] for name in names if name in sampling), _DEFAULT_MAX_TOKENS)
+    limit = next((sampling[name] for name in _LIMITS if name in sampling), DEFAULT_MAX_TOKENS)
     return math.log1p(max(limit, 0.0)) / 10
 
 
@@ -105,9 +105,18 @@ VERSION = "lexical-v3"
 """Part of every featurizer's id: another when a feature changes its meaning."""
 
 
-def half_of(context: Context) -> int:
-    """1 for a request that samples, 0 for a greedy one: a step of theirs differs."""
-    return int(context.vector.item(TEMPERATURE) > 0)
+def context_of(request: Request, embedding: Vector, featurizer: str) -> Context:
+    """The context of a request: `embedding` [d] of its text, then its lexical features."""
+    return stored_context(np.concatenate([embedding, lexical_features(request)]), featurizer)
+
+
+def stored_context(vector: Vector, featurizer: str) -> Context:
+    """The context of a vector: what the request says outright is read from it, so a record tells all of a decision."""
+    if len(vector) < len(FEATURES):
+        return Context(vector, featurizer)
+    prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
+    max_tokens = math.expm1(10.0 * vector.item(LOG_MAX_TOKENS))
+    return Context(vector, featurizer, bool(vector.item(TEMPERATURE) > 0), prompt_tokens, max_tokens)
 
 
 def lexical_features(request: Request) -> Vector:

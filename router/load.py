@@ -14,38 +14,18 @@ Where a request would have to wait it runs, later, as the last that has room.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
-from pydantic import Field
-
-from engines.config import Model
 from engines.replicas import Replica, ReplicaTable
-from router.lexical import half_of
+from router.sections import LoadConfig, Objective
 from router.steps import MOST, StepTable
 from router.types import Context, LoadTerms, Outcome
 
-Objective = Literal["latency", "throughput", "cost"]
-OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "cost")
 _OWN_OF_COST = 0.1
 """Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""
 _BYTES_PER_TOKEN = 4
 _WEIGHT = 0.02
 _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 """Of an arm without a replica."""
-
-
-class LoadConfig(Model):
-    """How the load of engines counts."""
-
-    enabled: bool = Field(True, description="whether decisions take the load of engines into account")
-    objective: Objective = Field("throughput", description="what a request is sent by, unless its key says otherwise")
-    report_every_s: float = Field(0.5, gt=0, description="how often engines are asked what they do")
-    stale_s: float = Field(
-        5.0, gt=0, description="an engine that reported and has not for so long is left alone while others report"
-    )
-    plain: str | None = Field(
-        None, description="who serves while no load is known; absent: the first engine without a drafter"
-    )
 
 
 class LoadModel:
@@ -79,7 +59,7 @@ class LoadModel:
         wanted = objective or self._config.objective
         if not read and not self._others and wanted != "cost" and not self._replicas.busy:
             return None
-        half, by_arm, pick = half_of(context), self._replicas.by_arm, self._replicas.pick
+        half, by_arm, pick = int(context.sampled), self._replicas.by_arm, self._replicas.pick
         rows = []
         for arm in arms:
             there = by_arm.get(arm)
@@ -115,7 +95,7 @@ class LoadModel:
 
     def stretch(self, arm: str, context: Context | None, running: float) -> float:
         """By how much a step is longer with so many requests running there than with one."""
-        curve = self.steps[arm].curves[half_of(context) if context is not None else 0]
+        curve = self.steps[arm].curves[context is not None and context.sampled]
         return curve[min(round(running), MOST)]
 
     def saw(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
@@ -126,7 +106,7 @@ class LoadModel:
             self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
-        self.steps[arm].saw(running, half_of(context), outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        self.steps[arm].saw(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
     def renew(self) -> None:
         """Let what was seen count, and find who has not reported for long."""

@@ -9,16 +9,14 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import Field
 
-from engines.config import Model
+from router.sections import LogsConfig
 
 if TYPE_CHECKING:
-    from router.attempt import Attempt, Incoming
-    from router.types import Outcome
+    from router.types import Decision, Outcome
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that the present task works on."""
@@ -26,13 +24,6 @@ _STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "
 _OURS, _SERVE = "draftpick", "ray.serve"
 
 requests = logging.getLogger("draftpick.requests")
-
-
-class LogsConfig(Model):
-    """What is logged. On Ray Serve its own LoggingConfig may say more."""
-
-    format: Literal["text", "json"] = Field("text", description="a line of text, or a JSON object on a line")
-    requests: bool = Field(False, description="whether every finished request leaves a line")
 
 
 def configure(config: LogsConfig) -> None:
@@ -101,17 +92,22 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def request_ended(
-    incoming: "Incoming", attempt: "Attempt | None", outcome: "Outcome | None", error: BaseException | None
+    request_id: str,
+    path: str,
+    stream: bool,
+    decision: "Decision | None",
+    attempts: int,
+    outcome: "Outcome | None",
+    error: BaseException | None,
 ) -> None:
-    """Leave the line of a finished request."""
-    fields: dict[str, Any] = {"path": incoming.request.path, "stream": incoming.request.stream}
-    if attempt is not None and outcome is not None:
-        decision = attempt.decision
+    """Log the line of a finished request. `decision`, `outcome`: of its last attempt, if there was one."""
+    fields: dict[str, Any] = {"path": path, "stream": stream}
+    if decision is not None and outcome is not None:
         fields |= {"arm": decision.arm, "reason": decision.reason, "policy": decision.policy}
-        fields |= {"attempts": attempt.number, "status": outcome.status, "http_status": outcome.http_status}
+        fields |= {"attempts": attempts, "status": outcome.status, "http_status": outcome.http_status}
         fields |= {"overhead_s": outcome.overhead_s, "queue_s": outcome.queue_s, "ttft_s": outcome.ttft_s}
         fields |= {"tpot_s": outcome.tpot_s, "e2e_s": outcome.e2e_s, "acceptance_length": outcome.acceptance_length}
         fields |= {"prompt_tokens": outcome.prompt_tokens, "output_tokens": outcome.output_tokens}
     if error is not None:
         fields["error_type"] = type(error).__name__
-    requests.info("request ended", extra={"draftpick_request_id": incoming.request_id, **fields})
+    requests.info("request ended", extra={"draftpick_request_id": request_id, **fields})

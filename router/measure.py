@@ -30,6 +30,7 @@ class Meter:
         self._fields: dict[str, Any] = {}
         self.terminated = False
         self.failed = False
+        self.http_status: int | None = None
 
     def dispatched(self) -> None:
         """The request leaves for the engine now."""
@@ -79,14 +80,14 @@ class Meter:
         self._fields = fields
         return True
 
-    def outcome(self, status: Status, http_status: int | None = None) -> Outcome:
-        """What was measured up to now."""
+    def outcome(self, status: Status) -> Outcome:
+        """What was measured up to now, of an attempt that ended like this."""
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
         return Outcome(
             status=status,
-            http_status=http_status,
+            http_status=self.http_status,
             ttft_s=self._ttft_s,
             tpot_s=_tpot(self._ttft_s, e2e_s, output),
             e2e_s=e2e_s,

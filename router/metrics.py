@@ -16,7 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.utils import floatToGoString
 
 from router.errors import RequestError
-from router.types import Decision, Outcome, Reason, Status
+from router.events import Event
+from router.types import Attempt, Decision, Outcome, Reason, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -30,7 +31,9 @@ EVENTS = (
     "arm_quarantined",
     "arm_readmitted",
 )
-"""Kinds of `router.online.Event`."""
+"""Kinds of events."""
+FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
+FAILING_PARTS = ("features", "learning", "events")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ class _Arm:
 
 
 class Metrics:
-    """Counts of a router. `errors`: by code and HTTP status."""
+    """Counts of a router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
 
     def __init__(self, arms: Iterable[str], plain: str) -> None:
         """`plain`: the engine that saved time is counted against."""
@@ -225,9 +228,24 @@ class Metrics:
         self._overhead = Series(OVERHEAD)
         self.errors: Counter[tuple[str, str]] = Counter()
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
+        self.fallbacks: Counter[str] = Counter(dict.fromkeys(FALLBACK_REASONS, 0))
+        self.failures: Counter[tuple[str, str]] = Counter()
+        self.streams_resumed = 0
 
-    def attempt_ended(self, number: int, decision: Decision, outcome: Outcome) -> None:
-        """Count an attempt, the `number`th of its request."""
+    def attempts(self) -> dict[Status, int]:
+        """Attempts by how they ended, shadows among them."""
+        return {s: sum(arm.attempts[s] + arm.shadows[s] for arm in self._arms.values()) for s in STATUSES}
+
+    def counts(self) -> dict[str, int]:
+        """What `/ready` shows of them."""
+        found = {f"attempts_{status}": n for status, n in self.attempts().items()}
+        found |= {f"fallback_{reason}": n for reason, n in self.fallbacks.items()}
+        found |= {f"failed_{part}_{error}": n for (part, error), n in self.failures.items()}
+        return {name: n for name, n in {**found, "streams_resumed": self.streams_resumed}.items() if n}
+
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Count an attempt."""
+        number, decision, outcome = attempt.number, attempt.decision, attempt.outcome
         arm, status = self._arms[decision.arm], outcome.status
         arm.decisions[decision.reason] += 1
         if decision.reason == "shadow":
@@ -272,6 +290,10 @@ class Metrics:
         arm.decoding_s += measured_s
         arm.decoding_plain_s += plain_s
         return tpot_s / expected_s
+
+    def on_event(self, event: Event) -> None:
+        """Count an event."""
+        self.events[event.kind] += 1
 
     def request_ended(self, arm: str, status: Status) -> None:
         """Count a request by its last attempt."""

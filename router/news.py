@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import logging
+from collections import deque
+from collections.abc import Callable
 
-from router.dispatch import Dispatcher
+from router.events import Event
 from router.exchange import Exchange
-from router.online import Event
+from router.metrics import Metrics
+from router.online import Online
 
 log = logging.getLogger("draftpick.router")
 
@@ -16,8 +19,18 @@ _EVERY_S = 1.0
 class News:
     """Of one router."""
 
-    def __init__(self, exchange: Exchange, dispatcher: Dispatcher) -> None:
-        self._exchange, self._dispatcher = exchange, dispatcher
+    def __init__(
+        self,
+        exchange: Exchange,
+        unwritten: deque[Event],
+        online: Callable[[], list[tuple[str, Online]]],
+        metrics: Metrics,
+    ) -> None:
+        """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
+
+        Events that cannot be written are counted in `metrics`.
+        """
+        self._exchange, self._unwritten, self._online, self._metrics = exchange, unwritten, online, metrics
 
     async def run(self) -> None:
         """Write events, and swap corrections with the other replicas, for ever."""
@@ -35,19 +48,19 @@ class News:
         self._exchange.leave()
 
     def _write(self) -> None:
-        unwritten, events = self._dispatcher.serving.unwritten, list[Event]()
+        unwritten, events = self._unwritten, list[Event]()
         with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
             while unwritten:
                 events.append(unwritten.popleft())
         if events:
             try:
                 self._exchange.write_events(events)
-            except OSError:
-                self._dispatcher.counts["events_dropped"] += len(events)
+            except OSError as error:
+                self._metrics.failures["events", type(error).__name__] += len(events)
                 raise
 
     async def _swap_corrections(self) -> None:
-        online = self._dispatcher.serving.online()
+        online = self._online()
         own = {policy: one.correction.own() for policy, one in online if one.corrects}
         if not own:
             return

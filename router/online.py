@@ -8,16 +8,13 @@ is quarantined (`router.acceptance`); and every finding is an event, which a ret
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from pydantic import Field
-
-from engines.config import Model
-from router.correction import Correction, CorrectionConfig
-from router.drift import ArmWatch, DriftConfig, Inputs, Savings
+from router.correction import Correction
+from router.drift import ArmWatch, Inputs, Savings
+from router.events import Event, Tell
 from router.policies.base import Policy, Shifts
+from router.sections import OnlineConfig
 from router.types import Decision, Outcome
 
 _FEWEST_TOKENS = 4
@@ -27,36 +24,6 @@ _CALM = 1.25
 """Steps that load makes longer by more than this say nothing of a policy."""
 _FEWEST_SEEN, _MOST_SEEN = 5, 30
 _KEPT = 0.2
-
-
-class OnlineConfig(Model):
-    """What a running router learns by itself."""
-
-    dir: Path | None = Field(
-        None,
-        description="folder of events.jsonl, and of what routers tell each other; absent: `online` below `records.dir`",
-    )
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="of the times that it predicts")
-    drift: DriftConfig = Field(default_factory=DriftConfig, description="when engines or requests have changed")
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to a router, for a person to read. `time`: seconds since the epoch.
-
-    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, how far, as a logarithm), `inputs_changed`,
-    `policy_loses`, `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
-    """
-
-    time: float
-    kind: str
-    text: str
-    arm: str | None = None
-    policy: str | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-Tell = Callable[[Event], None]
 
 
 class Online:

@@ -19,6 +19,7 @@ class Request:
     """What the router knows of a request. `body` is what goes to the engine.
 
     `turns`: messages of the conversation so far. `structured`: it asks for an answer in a given format.
+    `fields`: the parsed body, where it is kept.
     """
 
     path: str
@@ -29,12 +30,14 @@ class Request:
     sampling: dict[str, float] | None = None
     turns: int = 1
     structured: bool = False
+    fields: dict[str, Any] | None = None
 
 
-def parse(path: str, body: bytes, max_depth: int = 128) -> Request:
-    """Parse once. Raises `BadRequest` for a body that is no JSON object, or is nested deeper than `max_depth`.
+def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = False) -> Request:
+    """Parse once. `keep_fields`: the request keeps what was parsed, for a stream that may be resumed.
 
-    Other faults are left to the engine.
+    Raises `BadRequest` for a body that is no JSON object, or is nested deeper than `max_depth`. Other faults are left
+    to the engine.
     """
     reader = _TEXT_READERS.get(path)
     if reader is None:
@@ -53,7 +56,8 @@ def parse(path: str, body: bytes, max_depth: int = 128) -> Request:
     if hide_usage:
         body = _ask_for_usage(fields, body)
     text, turns = cut(reader(fields)), _turns(fields)
-    return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields))
+    kept = fields if keep_fields else None
+    return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields), kept)
 
 
 def _depth(value: Any) -> int:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from router import headers
 from router.admin import PolicyChange
 
 _ERROR = {
@@ -47,12 +48,6 @@ _MESSAGE = {
         },
     },
 }
-_HEADERS = [
-    ("x-draftpick-arm", "The engine that shall answer; needs the scope `admin` where keys are configured."),
-    ("x-draftpick-timeout", "Seconds that the client waits for the first byte."),
-    ("x-draftpick-priority", "`low`, `normal` or `high`: who waits, and who is refused first, under overload."),
-    ("x-request-id", "Comes back as x-draftpick-request-id, and stands in the records."),
-]
 
 
 def description(model: str) -> dict[str, object]:
@@ -125,7 +120,8 @@ def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "summary": summary,
         "parameters": [
-            {"name": name, "in": "header", "description": text, "schema": {"type": "string"}} for name, text in _HEADERS
+            {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+            for name, text in headers.OF_REQUESTS.items()
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {"200": {"description": summary, "content": ok}, **errors},

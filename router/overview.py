@@ -2,14 +2,14 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-from router.dispatch import Dispatcher
 from router.errors import PolicyRefused
-from router.explain import Standing
+from router.explain import Standing, standings
 from router.kinds import kind_names
-from router.online import Event
+from router.parts import Parts
 from router.pointer import Watched
 from router.policies.base import Policy
 from router.recent import KEPT, Sums, total
@@ -24,42 +24,39 @@ _Cells = Mapping[tuple[str, int | None], Sums]
 class Overview:
     """Gathers the state of one router. Each replica tells of itself alone; `router` in the state says which it is."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, model: str, events: Callable[[], list[Event]], registry: Registry | None
-    ) -> None:
-        """`events`: the last ones, the newest first."""
-        self._dispatcher, self._model, self._events = dispatcher, model, events
+    def __init__(self, parts: Parts, model: str, registry: Registry | None) -> None:
+        self._parts, self._model = parts, model
         self._policies = Policies(registry) if registry is not None else None
         self._id = uuid.uuid4().hex[:8]
         self._named: tuple[Policy | None, list[str]] = None, []
 
     async def state(self) -> dict[str, object]:
         """All of it, for JSON. Of the registry `None` where there is none, `{"error": ...}` where it is damaged."""
-        serving, recent = self._dispatcher.serving, self._dispatcher.recent
+        serving, recent = self._parts.serving, self._parts.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
-        standings = self._dispatcher.standings()
+        engines = standings(self._parts.replicas, self._parts.watch, self._parts.load)
         return {
-            "ready": any(standing.why_not not in ("no_replica", "gone") for standing in standings.values()),
+            "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
             "model": self._model,
             "policy": serving.policy.id,
             "candidate": {"policy": candidate.id, "share": serving.share} if candidate is not None else None,
             "put_aside": [policy for policy, online in serving.online() if online.put_aside],
             "explore": serving.explore,
-            "objective": self._dispatcher.objective,
-            "plain": self._dispatcher.plain,
+            "objective": self._parts.config.load.objective,
+            "plain": self._parts.plain,
             "window": {"most": KEPT, "seconds": recent.span_s(), **total(cells.values()).row()},
-            "arms": self._arms(cells, standings),
+            "arms": self._arms(cells, engines),
             "kinds": self._kinds(cells),
             "decisions": self._decisions(),
-            "events": self._events()[:EVENTS],
+            "events": list(islice(reversed(self._parts.events.recent), EVENTS)),
             "registry": await asyncio.to_thread(self._policies.state) if self._policies is not None else None,
         }
 
-    def _arms(self, cells: _Cells, standings: Mapping[str, Standing]) -> list[dict[str, object]]:
-        speeds, all_attempts = self._dispatcher.recent.tokens_per_s(), sum(sums.attempts for sums in cells.values())
+    def _arms(self, cells: _Cells, engines: Mapping[str, Standing]) -> list[dict[str, object]]:
+        speeds, all_attempts = self._parts.recent.tokens_per_s(), sum(sums.attempts for sums in cells.values())
         found = []
-        for arm, standing in standings.items():
+        for arm, standing in engines.items():
             sums = total(sums for (one, _), sums in cells.items() if one == arm)
             share = sums.attempts / all_attempts if all_attempts else None
             now = {"share": share, "tokens_per_s": speeds.get(arm, 0.0), "standing": standing}
@@ -84,14 +81,14 @@ class Overview:
         ]
 
     def _decisions(self) -> list[dict[str, object]]:
-        names, policy = self._names(), self._dispatcher.serving.policy.id
+        names, policy = self._names(), self._parts.serving.policy.id
         return [
             {**seen.row, "kind": names[seen.kind[1]] if seen.kind is not None and seen.kind[0] == policy else None}
-            for seen in self._dispatcher.recent.last(DECISIONS)
+            for seen in self._parts.recent.last(DECISIONS)
         ]
 
     def _names(self) -> list[str]:
-        policy = self._dispatcher.serving.policy
+        policy = self._parts.serving.policy
         if self._named[0] is not policy:
             self._named = policy, kind_names(policy.clusters)
         return self._named[1]

@@ -5,9 +5,8 @@ import tempfile
 from pathlib import Path
 
 from router.errors import PolicyRefused
+from router.policies.simple import NAMES
 
-NAMES = frozenset({"fixed", "uniform", "embedded"})
-"""Policies that are no folder."""
 _MOST_BYTES = 4096
 
 

@@ -1,24 +1,12 @@
 """Which replicas have read the beginning of a request before: their cache may hold it, and answers sooner."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
-from pydantic import Field
-
-from engines.config import Model
+from router.sections import PrefixConfig
 
 _BLOCK = 1024
 _NONE: Mapping[str, int] = {}
-
-
-class PrefixConfig(Model):
-    """Whether a conversation prefers the replica that has read it."""
-
-    enabled: bool = Field(True, description="whether engines that have read a prompt's beginning are preferred")
-    max_blocks: int = Field(
-        32_768, ge=1, description="blocks of 1,024 bytes of requests that are remembered, as hashes"
-    )
-    most_bytes: int = Field(65_536, ge=1024, description="how much of a request is compared")
 
 
 class PrefixIndex:
@@ -32,12 +20,22 @@ class PrefixIndex:
         self._config = config or PrefixConfig()
         self._blocks: OrderedDict[int, tuple[str, ...]] = OrderedDict()
 
-    def seen(self, body: bytes) -> Mapping[str, int]:
-        """Bytes from the beginning of a body that each replica, by its address, has read before."""
+    def hashes(self, body: bytes) -> Sequence[int]:
+        """One hash for each whole block of a body, of this and all blocks before it; none where it is too short."""
         if len(body) < _BLOCK or not self._config.enabled:
+            return ()
+        found, before = [], 0
+        for at in range(0, min(len(body), self._config.most_bytes) - _BLOCK + 1, _BLOCK):
+            before = hash((before, body[at : at + _BLOCK]))
+            found.append(before)
+        return found
+
+    def seen(self, hashes: Sequence[int]) -> Mapping[str, int]:
+        """Bytes from the beginning of a body that each replica, by its address, has read before."""
+        if not hashes:
             return _NONE
         found: dict[str, int] = {}
-        for number, block in enumerate(self._hashes(body), 1):
+        for number, block in enumerate(hashes, 1):
             there = self._blocks.get(block)
             if there is None:
                 break
@@ -47,19 +45,10 @@ class PrefixIndex:
                     found[url] = number * _BLOCK
         return found
 
-    def sent(self, body: bytes, url: str) -> None:
-        """A replica has read this body."""
-        if len(body) < _BLOCK or not self._config.enabled:
-            return
-        for block in self._hashes(body):
+    def sent(self, hashes: Sequence[int], url: str) -> None:
+        """A replica has read the body of these hashes."""
+        for block in hashes:
             there = self._blocks.pop(block, ())
             self._blocks[block] = there if url in there else (*there, url)
         while len(self._blocks) > self._config.max_blocks:
             self._blocks.popitem(last=False)
-
-    def _hashes(self, body: bytes) -> Iterator[int]:
-        """One hash for each whole block, which depends on all blocks before it."""
-        before = 0
-        for at in range(0, min(len(body), self._config.most_bytes) - _BLOCK + 1, _BLOCK):
-            before = hash((before, body[at : at + _BLOCK]))
-            yield before

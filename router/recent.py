@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from router.attempt import Attempt
-from router.types import Decision, Outcome
+from router.types import Attempt, Decision, Outcome
 
 KEPT = 500
 """Attempts that are remembered."""
@@ -73,18 +72,17 @@ class Recent:
     def __init__(self, plain: str, clock: Callable[[], float] = time.perf_counter) -> None:
         """`plain`: the engine that savings are counted against."""
         self._plain, self._clock = plain, clock
-        self.ended: deque[tuple[float, str, int, Kind, Decision, Outcome]] = deque(maxlen=KEPT)
+        self.ended: deque[tuple[float, Attempt]] = deque(maxlen=KEPT)
         self._seen: deque[Seen] = deque(maxlen=KEPT)
         self.unseen = 0
         # What `_seen` holds, as sums are made of it: cells, None for shadows; and, in a ring, what each counts.
         self._cells: deque[tuple[str, Kind] | None] = deque(maxlen=KEPT)
         self._counts, self._number = np.zeros((KEPT, len(Sums._fields))), 0
 
-    def saw(self, attempt: Attempt, outcome: Outcome) -> None:
-        """An attempt has ended. Every request pays for this; the rest is done when somebody looks."""
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Remember an attempt. All else is done when somebody looks."""
         self.unseen += 1
-        incoming = attempt.incoming
-        self.ended.append((self._clock(), incoming.request_id, attempt.number, attempt.kind, attempt.decision, outcome))
+        self.ended.append((self._clock(), attempt))
 
     def seen(self) -> deque[Seen]:
         """All of them, from the oldest to the newest."""
@@ -143,25 +141,16 @@ def total(parts: Iterable[Sums]) -> Sums:
     return Sums._make(map(sum, zip(Sums(), *parts, strict=True)))
 
 
-def _seen(
-    at: float,
-    request_id: str,
-    number: int,
-    kind: Kind,
-    decision: Decision,
-    outcome: Outcome,
-    *,
-    plain: str,
-    epoch: float,
-) -> Seen:
+def _seen(at: float, attempt: Attempt, *, plain: str, epoch: float) -> Seen:
+    decision, outcome = attempt.decision, attempt.outcome
     tokens = 0 if outcome.tpot_s is None else (outcome.output_tokens or 1) - 1
     predicted = _predicted(decision, tokens) if tokens else None
     took_s = outcome.tpot_s * tokens if outcome.tpot_s is not None and tokens else None
     shares = decision.probabilities
     row = {
         "time": epoch + at,
-        "request_id": request_id,
-        "attempt": number,
+        "request_id": attempt.request_id,
+        "attempt": attempt.number,
         "arm": decision.arm,
         "propensity": decision.propensity,
         "tried_out": decision.reason == "policy" and shares[decision.arm] < max(shares.values()),
@@ -175,7 +164,7 @@ def _seen(
         "decode_s": took_s,
         "predicted_decode_s": predicted,
     }
-    return Seen(at, decision.arm, kind, row, _sums(decision, outcome, tokens, took_s, predicted, plain))
+    return Seen(at, decision.arm, attempt.cluster, row, _sums(decision, outcome, tokens, took_s, predicted, plain))
 
 
 def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ import numpy as np
 import orjson
 
 from router.config import RecordsConfig
-from router.types import Context, Decision, LoadTerms, Outcome, Record
+from router.lexical import stored_context
+from router.types import Attempt, Decision, LoadTerms, Outcome, Record
 
 SCHEMA = 1
 _FLUSH_S = 0.5
+
+
+_FIELDS = tuple(field.name for field in fields_of(Record))
 
 
 class RecordWriter:
@@ -43,6 +48,23 @@ class RecordWriter:
         self.written = 0
         self.dropped = 0
         self._thread.start()
+
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Queue the record of an attempt; never blocks."""
+        self.write(
+            Record(
+                request_id=attempt.request_id,
+                attempt=attempt.number,
+                time=time.time(),
+                path=attempt.path,
+                stream=attempt.stream,
+                sampling=dict(attempt.sampling),
+                load=attempt.in_flight,
+                context=attempt.context,
+                decision=attempt.decision,
+                outcome=attempt.outcome,
+            )
+        )
 
     def write(self, record: Record) -> None:
         """Queue a record; never blocks."""
@@ -123,7 +145,10 @@ class RecordWriter:
 
 def encode(record: Record) -> bytes:
     """One line of JSON with its newline."""
-    return orjson.dumps(record, default=_vector, option=orjson.OPT_APPEND_NEWLINE)
+    fields = {name: getattr(record, name) for name in _FIELDS}
+    if (context := record.context) is not None:  # all else of a context is read from its vector
+        fields["context"] = {"vector": context.vector, "featurizer": context.featurizer}
+    return orjson.dumps(fields, default=_vector, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _vector(value: Any) -> str:
@@ -141,7 +166,7 @@ def decode(line: bytes) -> Record:
         context = fields.pop("context")
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
-            context = Context(vector, context["featurizer"])
+            context = stored_context(vector, context["featurizer"])
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**{"read_price": [1.0] * len(load["price"]), **load})

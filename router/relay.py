@@ -6,7 +6,7 @@ import orjson
 
 from engines.client import Answer, Headers
 from engines.errors import EngineBroken
-from router.attempt import Attempt, Reply
+from router.attempt import Reply, RequestState
 from router.measure import EventStream, Meter
 from router.openai import TERMINATED_PATHS
 from router.types import Status
@@ -35,45 +35,47 @@ _HELD_BYTES = 2**16
 _REFUSALS = frozenset({429})
 
 
-async def relay(attempt: Attempt, answer: Answer, reply: Reply, meter: Meter, may_retry: Callable[[], bool]) -> Status:
+async def relay(
+    state: RequestState, answer: Answer, reply: Reply, meter: Meter, may_retry: Callable[[], bool]
+) -> Status:
     """Send an answer to the client, or nothing of a refusal after which another engine may be tried.
 
     Raises `EngineBroken` for an answer that is none or stops, `EngineTimeout` for one that does not begin.
     """
     refused = answer.status >= 500 or answer.status in _REFUSALS
-    if (refused and may_retry()) or (attempt.started and answer.status >= 400):
+    if (refused and may_retry()) or (state.started and answer.status >= 400):
         return "engine_error"
     headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
-    headers += attempt.own_headers()
+    headers += state.own_headers()
     kind = next((v for k, v in headers if k.lower() == "content-type"), "")
-    generated = answer.status < 400 and attempt.incoming.request.path in TERMINATED_PATHS
+    generated = answer.status < 400 and state.incoming.request.path in TERMINATED_PATHS
     if kind.startswith("text/event-stream"):
-        await _relay_events(attempt, answer, reply, meter, headers)
+        await _relay_events(state, answer, reply, meter, headers)
         if meter.failed:
             return "broken"
     else:
         body = b"".join([chunk async for chunk in answer.chunks])
         is_json = meter.whole(body)
-        if attempt.started:
+        if state.started:
             raise EngineBroken("the rest of a stream is no stream")
-        if generated and (not is_json or attempt.incoming.request.stream):
+        if generated and (not is_json or state.incoming.request.stream):
             raise EngineBroken("the answer is not what was asked for")
-        attempt.started = True
+        state.started = True
         await reply.whole(answer.status, headers, body)
     if refused:
         return "engine_error"
     return "ok" if answer.status < 400 else "client_error"
 
 
-async def _relay_events(attempt: Attempt, answer: Answer, reply: Reply, meter: Meter, headers: Headers) -> None:
-    stream = EventStream(meter, hide_usage=attempt.incoming.request.hide_usage, continuation=attempt.continuation)
-    generated = attempt.incoming.request.path in TERMINATED_PATHS
+async def _relay_events(state: RequestState, answer: Answer, reply: Reply, meter: Meter, headers: Headers) -> None:
+    stream = EventStream(meter, hide_usage=state.incoming.request.hide_usage, continuation=state.continuation)
+    generated = state.incoming.request.path in TERMINATED_PATHS
     held = b""
     async for chunk in answer.chunks:
         data = stream.feed(chunk)
         if not data:
             continue
-        if not attempt.started:
+        if not state.started:
             # Until content comes, another engine can still answer: what comes before it waits.
             held, data = b"", held + data
             if generated and not meter.has_content and len(data) < _HELD_BYTES:
@@ -82,14 +84,14 @@ async def _relay_events(attempt: Attempt, answer: Answer, reply: Reply, meter: M
                 if not meter.terminated:
                     held = data
                     continue
-            attempt.started = True
+            state.started = True
             await reply.start(answer.status, headers)
         await reply.write(data)
     if not meter.terminated and generated:
         raise EngineBroken("the stream ended without its terminator")
     if rest := held + stream.end():
-        if not attempt.started:
-            attempt.started = True
+        if not state.started:
+            state.started = True
             await reply.start(answer.status, headers)
         await reply.write(rest)
 

@@ -14,12 +14,11 @@ from engines.client import EngineClient
 from engines.embedded import ENCODER_NAME, encoder_path
 from engines.errors import ConfigError
 from engines.replicas import ReplicaTable
-from router.admin import Hooks
 from router.chosen import Chosen, choose, choose_policy, may_be_registry
 from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
-from router.dispatch import Dispatcher
 from router.encoder import load_sentence_encoder
 from router.errors import PolicyRefused
+from router.events import Event, EventLog
 from router.exchange import Exchange
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
 from router.fleet_metrics import fleet_metrics, page_of
@@ -27,7 +26,7 @@ from router.gauges import Gauges
 from router.ingress import RouterApp
 from router.keys import Keyring
 from router.news import News
-from router.online import Event
+from router.parts import build_parts
 from router.pointer import Watched
 from router.policies import check_features
 from router.policies.base import Policy
@@ -92,15 +91,8 @@ class Router:
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
         self._changing = asyncio.Lock()
-        chosen, self.refused = choose_policy(router, config.arms)
-        featurizer = make_featurizer(router, chosen.policy)
-        try:
-            check_features(chosen.policy, featurizer.id if featurizer else None)
-        except PolicyRefused as error:
-            chosen, self.refused = Chosen(FixedPolicy(config.arms, router.default_engine)), str(error)
-        if self.refused:
-            log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
-        self.dispatcher = Dispatcher(
+        chosen, featurizer = self._first_policy()
+        self.parts = build_parts(
             router,
             chosen.policy,
             featurizer,
@@ -111,31 +103,38 @@ class Router:
             accelerators=config.accelerators,
             tracing=self._tracing,
         )
-        self._reports = Reports(self._client, self._replicas, self.dispatcher.load, router.load.report_every_s)
+        parts = self.parts
+        self._reports = Reports(self._client, self._replicas, parts.load, router.load.report_every_s)
         self._serve(chosen)
+        self._news = self._peer_news()
+        self._broadcast = broadcast_policy or self._use_policy_here
+        self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
+        self.scaling = Scaling(config, self._replicas, parts.demand, parts.load, tell_wanted or {})
+        gauges = Gauges(parts, lambda: self.scaling.wanted, lambda: self.refused is not None)
+        self.collectors: tuple[Collector, ...] = (parts.metrics, gauges, ProcessCollector(registry=None))
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _first_policy(self) -> tuple[Chosen, Featurizer | None]:
+        """The configured policies, or the default engine where they are refused; and the featurizer they need."""
+        router, arms = self._config, self._arms
+        chosen, self.refused = choose_policy(router, arms)
+        featurizer = make_featurizer(router, chosen.policy)
+        try:
+            check_features(chosen.policy, featurizer.id if featurizer else None)
+        except PolicyRefused as error:
+            chosen, self.refused = Chosen(FixedPolicy(arms, router.default_engine)), str(error)
+        if self.refused:
+            log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
+        return chosen, featurizer
+
+    def _peer_news(self) -> News | None:
+        """What carries events and corrections between routers, where there is a folder for them."""
+        router, parts = self._config, self.parts
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
-        self._news = News(Exchange(folder), self.dispatcher) if folder else None
-        hooks = Hooks(
-            self.state,
-            self.start,
-            self.stop,
-            broadcast_policy or self._use_policy_here,
-            self.metrics,
-            self.events,
-            self.registry,
-        )
-        self.app = RouterApp(self.dispatcher, model=config.target.name, config=router, hooks=hooks, keys=self._keys)
-        self.scaling = Scaling(config, self._replicas, self.dispatcher, tell_wanted or {})
-        gauges = Gauges(
-            self.dispatcher,
-            self._replicas,
-            self._records,
-            lambda: self.scaling.wanted,
-            lambda: self.refused is not None,
-        )
-        self.collectors: tuple[Collector, ...] = (self.dispatcher.metrics, gauges, ProcessCollector(registry=None))
-        self._tasks: set[asyncio.Task[None]] = set()
+        if folder is None:
+            return None
+        return News(Exchange(folder), parts.events.unwritten, parts.serving.online, parts.metrics)
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""
@@ -143,7 +142,9 @@ class Router:
         self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
         if self._config.shadow.share:
-            self._tasks |= {asyncio.create_task(self.dispatcher.shadow.run()) for _ in range(WORKERS)}
+            self._tasks |= {
+                asyncio.create_task(self.parts.shadow.run(self.parts.dispatcher.again)) for _ in range(WORKERS)
+            }
         if self.scaling.tells:
             self._tasks.add(asyncio.create_task(self.scaling.run()))
         if self._config.load.enabled:
@@ -168,17 +169,17 @@ class Router:
         """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
         async with self._changing:  # changes come one after the other: the last one stays
             chosen = await asyncio.to_thread(choose, name, self._arms, self._config.default_engine)
-            policy, featurizer = chosen.policy, self.dispatcher.featurizer
+            policy, featurizer = chosen.policy, self.parts.dispatcher.featurizer
             if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
                 featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)
             check_features(policy, featurizer.id if featurizer else None)
-            self.dispatcher.featurizer, self.refused = featurizer, None
+            self.parts.dispatcher.featurizer, self.refused = featurizer, None
             self._serve(chosen)
             return policy.id
 
     def _serve(self, chosen: Chosen) -> None:
         """Take policies into service; a candidate that needs other features stays out, and is told of."""
-        serving, featurizer = self.dispatcher.serving, self.dispatcher.featurizer
+        serving, featurizer = self.parts.serving, self.parts.dispatcher.featurizer
         before, candidate = serving.policy.id, chosen.candidate
         self.candidate_refused = chosen.candidate_refused
         if candidate is not None:
@@ -191,19 +192,24 @@ class Router:
         serving.use(chosen.policy, candidate, chosen.share)
         if chosen.policy.id != before:
             text = f"{chosen.policy.id} serves after {before}"
-            serving.tell(Event(time.time(), "policy_taken", text, policy=chosen.policy.id))
+            self.parts.events.emit(Event(time.time(), "policy_taken", text, policy=chosen.policy.id))
 
-    def events(self) -> list[Event]:
-        """The last that happened, the newest first."""
-        return list(self.dispatcher.serving.events)[::-1]
+    @property
+    def events(self) -> EventLog:
+        """What happened lately."""
+        return self.parts.events
+
+    async def broadcast_policy(self, name: str) -> list[str]:
+        """Take a policy into service on every replica of the router; their ids. Raises `PolicyRefused`."""
+        return await self._broadcast(name)
 
     async def configure(self, live: LiveConfig) -> None:
         """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
         if live.limits is not None:
-            self.dispatcher.admission.configure(live.limits)
+            self.parts.admission.configure(live.limits)
             self._replicas.max_in_flight = live.limits.max_in_flight_per_replica
         if live.explore is not None:
-            self.dispatcher.serving.explore = live.explore
+            self.parts.serving.explore = live.explore
         if live.policy is not None:
             await self._try_policy(live.policy)
 
@@ -215,9 +221,9 @@ class Router:
             await self.use_policy(name)
         except PolicyRefused as error:
             self.refused = str(error)
-            going_on = self.dispatcher.serving.policy.id
+            going_on = self.parts.serving.policy.id
             text = f"a policy is refused, {going_on} goes on: {error}"
-            self.dispatcher.serving.tell(Event(time.time(), "policy_refused", text, policy=going_on))
+            self.parts.events.emit(Event(time.time(), "policy_refused", text, policy=going_on))
 
     async def _follow_pointer(self) -> None:
         await self._try_policy(self._config.policy)
@@ -236,7 +242,7 @@ class Router:
 
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
-        records, serving = self._records, self.dispatcher.serving
+        records, serving = self._records, self.parts.serving
         return {
             "ready": self._replicas.listening(),
             "policy": serving.policy.id,
@@ -247,14 +253,14 @@ class Router:
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.load(),
             "loads": {arm: [r.load for r in there] for arm, there in self._replicas.by_arm.items()},
-            "stale": sorted(self.dispatcher.load.stale),
+            "stale": sorted(self.parts.load.stale),
             "wanted": self.scaling.wanted,
-            "wished_more": {arm: round(n, 2) for arm, n in self.dispatcher.demand.unmet().items()},
+            "wished_more": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
             "breakers": self._replicas.health(),
-            "drafts": self.dispatcher.watch.state(),
-            "admission": self.dispatcher.admission.state(),
+            "drafts": self.parts.watch.state(),
+            "admission": self.parts.admission.state(),
             "tasks": len(asyncio.all_tasks()),
-            "counts": dict(self.dispatcher.counts),
+            "counts": self.parts.metrics.counts(),
             "records": {"written": records.written, "dropped": records.dropped} if records else None,
         }
 

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from engines.replicas import ReplicaTable
 from router.config import DraftpickConfig
-from router.demand import Scalable, replicas
-from router.dispatch import Dispatcher
+from router.demand import Demand, Scalable, replicas
+from router.load import LoadModel
 
 Tell = Callable[[int], Awaitable[object]]
 
@@ -15,10 +15,11 @@ class Scaling:
     """Of all engines that are started here. `wanted`: replicas of each; `tells`: whether anybody is told."""
 
     def __init__(
-        self, config: DraftpickConfig, table: ReplicaTable, dispatcher: Dispatcher, tell: Mapping[str, Tell]
+        self, config: DraftpickConfig, table: ReplicaTable, demand: Demand, load: LoadModel, tell: Mapping[str, Tell]
     ) -> None:
         """`tell` tells the replicas of an arm how many of them are wanted."""
-        self._config, self._table, self._dispatcher, self._tell = config.router.scaling, table, dispatcher, tell
+        self._config, self._table, self._tell = config.router.scaling, table, tell
+        self._demand, self._load = demand, load
         self._fleet = scalable(config)
         self.tells, self.wanted = bool(tell), dict[str, int]()
 
@@ -30,7 +31,7 @@ class Scaling:
             own, others = sum(r.in_flight for r in everywhere), sum(r.others for r in everywhere)
             # Where others send requests, too, these are taken to wish for the same.
             scale = 1.0 + others / own if own else 1.0
-            demand = self._dispatcher.demand.in_flight(self._dispatcher.load.service_s)
+            demand = self._demand.in_flight(self._load.service_s)
             self.wanted = replicas({arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.budget)
             told = [self._tell[arm](n) for arm, n in self.wanted.items() if arm in self._tell]
             await asyncio.gather(*told, return_exceptions=True)

@@ -1,22 +1,17 @@
 """The policies in service: the active one, and a candidate that decides a share of the requests while it is judged."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from router.config import RouterConfig
-from router.exploration import ExplorationConfig
-from router.online import Event, Online
-from router.policies.base import Policy
+from router.events import Event, EventLog
+from router.online import Online
+from router.policies.base import DecisionInput, Policy
 from router.policies.simple import FixedPolicy
 from router.types import Context, Decision, LoadTerms, Outcome
-
-_KEPT_EVENTS = 200
-Loads = Callable[[Sequence[str]], LoadTerms | None]
-"""What load adds now on each of these arms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +21,6 @@ class Served:
     policy: Policy
     online: Online
     stand_in: FixedPolicy | None
-
-    def decide(
-        self,
-        context: Context | None,
-        eligible: Sequence[str],
-        rng: np.random.Generator,
-        explore: float,
-        exploration: ExplorationConfig,
-        loads: Loads | None = None,
-    ) -> Decision:
-        """Draw an arm. Raises what the policy raises."""
-        if self.stand_in is not None and self.online.put_aside:
-            return self.stand_in.decide(context, eligible, rng, explore)
-        load = loads(self.policy.arms) if loads is not None and self.policy.heeds_load else None
-        return self.policy.decide(context, eligible, rng, explore, self.online.shifts, exploration, load)
 
     def understands(self, context: Context | None) -> bool:
         """Whether a context is of the features that it was made for: another policy may have served meanwhile."""
@@ -69,16 +49,11 @@ def reordered(load: LoadTerms | None, arms: Sequence[str], wanted: Sequence[str]
 
 
 class Serving:
-    """Decides. `explore`: the share of `RouterConfig.explore`, which may change; `events`: the last that happened."""
+    """Decides. `explore`: the share of `RouterConfig.explore`, which may change."""
 
-    def __init__(
-        self, config: RouterConfig, policy: Policy, heard: Callable[[Event], None] = lambda event: None
-    ) -> None:
-        """`heard` is called with every event."""
-        self._config, self._heard = config, heard
+    def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
+        self._config, self.events = config, events
         self.explore = config.explore
-        self.events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
-        self.unwritten: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._active = self._serve(policy, {})
         self._candidate: Served | None = None
         self.share = 0.0
@@ -100,44 +75,44 @@ class Serving:
         self._candidate = None if candidate is None else self._serve(candidate, learned)
         self.share = share if candidate is not None else 0.0
 
-    def decide(
-        self,
-        context: Context | None,
-        eligible: Sequence[str],
-        rng: np.random.Generator,
-        explore: float,
-        loads: Loads | None = None,
-    ) -> Decision:
+    def decide(self, given: DecisionInput, rng: np.random.Generator) -> Decision:
         """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn.
 
-        While two are in service, what the other one would have done is said beside it.
+        While two are in service, the decision also holds what the other one would have done. Raises what the policy
+        raises.
         """
-        given = context, eligible, rng, explore, self._config.exploration, loads
         served, other, share = self._active, self._candidate, 1.0 - self.share
         if other is None or not self.share:
-            return served.decide(*given)
+            return self._decide_by(served, given, rng)
         if rng.random() < self.share:
             served, other, share = other, served, self.share
-        made = served.decide(*given)
+        decision = self._decide_by(served, given, rng)
         try:
-            would = other.decide(*given)
+            would = self._decide_by(other, given, rng)
         except Exception:  # a policy may be anybody's code: this one is not needed now
-            return replace(made, policy_share=share)
-        return replace(made, policy_share=share, beside={would.policy: would.probabilities})
+            return replace(decision, policy_share=share)
+        return replace(decision, policy_share=share, beside={would.policy: would.probabilities})
+
+    def _decide_by(self, served: Served, given: DecisionInput, rng: np.random.Generator) -> Decision:
+        if served.stand_in is not None and served.online.put_aside:
+            return served.stand_in.decide(given, rng)
+        return served.policy.decide(given, rng, served.online.shifts)
 
     def named(self, id: str) -> Served:
         """The policy of this id, if it is in service; else the active one."""
         other = self._candidate
         return other if other is not None and other.policy.id == id else self._active
 
-    def kind(self, context: Context | None) -> int:
-        """The kind of a request, as the active policy tells kinds apart."""
+    def cluster(self, context: Context | None, decision: Decision) -> int:
+        """The cluster of a request, as the active policy tells them apart: its decision knows it, if it decided."""
+        if decision.cluster is not None and decision.policy == self.policy.id:
+            return decision.cluster
         return self.policy.bin(context) if self._active.understands(context) else 0
 
     def saw(
         self,
         context: Context | None,
-        kind: int,
+        cluster: int,
         decision: Decision,
         outcome: Outcome,
         in_flight: int,
@@ -145,8 +120,8 @@ class Serving:
     ) -> None:
         """Let both policies learn from a finished answer, whichever decided; its client has it already.
 
-        `kind`: of `kind`; `in_flight`: requests on its arm, itself among them; `stretch`: by how much that made its
-        steps longer.
+        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `stretch`: by how much that made
+        its steps longer.
         """
         for served in (self._active, self._candidate):
             if served is None:
@@ -154,25 +129,19 @@ class Serving:
             if served.stand_in is not None and served.stand_in.id == decision.policy:
                 served.online.waited()
             elif (own := served.own(context, decision)) is not None:
-                bin = kind if served is self._active else served.policy.bin(context)
+                bin = cluster if served is self._active else served.policy.bin(context)
                 served.online.saw(bin, own, outcome, in_flight, stretch)
 
     def online(self) -> list[tuple[str, Online]]:
         """What is learned of each policy in service, by its id."""
         return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
 
-    def tell(self, event: Event) -> None:
-        """Keep an event for `/v1/route/events`, and for the file of events."""
-        self._heard(event)
-        self.events.append(event)
-        self.unwritten.append(event)
-
     def tell_of_arm(self, kind: str, text: str, arm: str) -> None:
-        """Keep an event of an arm."""
-        self.tell(Event(time.time(), kind, text, arm, self.policy.id))
+        """Emit an event of an arm."""
+        self.events.emit(Event(time.time(), kind, text, arm, self.policy.id))
 
     def _serve(self, policy: Policy, learned: Mapping[str, Online]) -> Served:
         best = policy.default_arm
         stand_in = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
         # An id says what a policy has learned, not its options: the new one decides.
-        return Served(policy, learned.get(policy.id) or Online(self._config.online, policy, self.tell), stand_in)
+        return Served(policy, learned.get(policy.id) or Online(self._config.online, policy, self.events.emit), stand_in)

@@ -5,27 +5,21 @@ traffic. What was asked is kept in memory until then, and nowhere else.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import numpy as np
-from pydantic import Field
 
 from engines.client import Headers
-from engines.config import Model
-from router.attempt import Attempt
+from router.attempt import RequestState
+from router.events import Event
+from router.sections import ShadowConfig
 
 _WAITING = 16
 WORKERS = 4
 """How many run at once."""
 _EAGER_SHARE, _EAGER_REQUESTS = 0.3, 200
-
-
-class ShadowConfig(Model):
-    """How many finished requests are asked again. Each costs every other engine one request."""
-
-    share: float = Field(0.0, ge=0, le=1, description="share of the finished requests")
-    max_in_flight: int = Field(4, ge=1, description="none while the router holds as many requests of clients")
 
 
 class Discarded:
@@ -42,50 +36,57 @@ class Discarded:
 
 
 class Shadow:
-    """Takes finished attempts (`offer`), and repeats a share of them with `again` (`run`)."""
+    """Takes finished requests (`offer`), and repeats a share of them (`run`)."""
 
     def __init__(
         self,
         config: ShadowConfig,
         in_flight: Callable[[], int],
         eligible: Callable[[], list[str]],
-        again: Callable[[Attempt], Awaitable[object]],
         rng: np.random.Generator,
     ) -> None:
-        self._config, self._in_flight, self._eligible, self._again, self._rng = config, in_flight, eligible, again, rng
-        self._waiting: asyncio.Queue[Attempt] = asyncio.Queue(_WAITING)
+        self._config, self._in_flight, self._eligible, self._rng = config, in_flight, eligible, rng
+        self._waiting: asyncio.Queue[RequestState] = asyncio.Queue(_WAITING)
         self.asked = self.eager = 0
 
-    def offer(self, attempt: Attempt) -> None:
+    def offer(self, state: RequestState) -> None:
         """Take a finished request, perhaps; never waits."""
+        if not self._config.share or not state.incoming.explore:
+            return
         share = max(self._config.share, _EAGER_SHARE if self.eager else 0.0)
         self.eager = max(self.eager - 1, 0)
-        if attempt.decision.reason != "policy" or self._rng.random() >= share or self._waiting.full():
+        if state.decided.reason != "policy" or self._rng.random() >= share or self._waiting.full():
             return
-        self._waiting.put_nowait(attempt)
+        self._waiting.put_nowait(state)
+
+    def on_event(self, event: Event) -> None:
+        """News is worth most after a change."""
+        if event.kind in ("arm_changed", "inputs_changed"):
+            self.hurry()
 
     def hurry(self) -> None:
         """Ask more of the next requests again: something has changed, and news is worth most then."""
         self.eager = _EAGER_REQUESTS
 
-    async def run(self) -> None:
-        """Ask what was taken of every other engine that is eligible, for ever."""
+    async def run(self, repeat: Callable[[RequestState], Awaitable[object]]) -> None:
+        """Let `repeat` ask what was taken of every other engine that is eligible, for ever."""
         while True:
-            done = await self._waiting.get()
+            state = await self._waiting.get()
             while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.05)
-            others = [a for a in self._eligible() if a != done.decision.arm and a in done.decision.probabilities]
+            decision = state.decided
+            others = [arm for arm in self._eligible() if arm != decision.arm and arm in decision.probabilities]
             self.asked += len(others)
-            await asyncio.gather(*(self._again(shadow_of(done, arm)) for arm in others))
+            await asyncio.gather(*(repeat(shadow_of(state, arm)) for arm in others))
 
 
-def shadow_of(done: Attempt, arm: str) -> Attempt:
-    """The same request as an attempt on another arm."""
-    probabilities = {name: float(name == arm) for name in done.decision.probabilities}
-    made = done.decision
-    decision = replace(made, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
-    if made.load is not None and made.predicted_tpot_s is not None:  # shadows are asked when there is none
-        alone = [tpot_s / stretch for tpot_s, stretch in zip(made.predicted_tpot_s, made.load.stretch, strict=True)]
-        decision = replace(decision, predicted_tpot_s=alone, load=None)
-    incoming = replace(done.incoming, deadline=None, charge=None)
-    return Attempt(incoming, done.context, decision)
+def shadow_of(state: RequestState, arm: str) -> RequestState:
+    """The same request on another arm."""
+    original = state.decided
+    probabilities = {name: float(name == arm) for name in original.probabilities}
+    decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
+    if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
+        pairs = zip(original.predicted_tpot_s, original.load.stretch, strict=True)
+        decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
+    incoming = replace(state.incoming, deadline=None, charge=None, accepted=time.perf_counter())
+    return RequestState(incoming, context=state.context, decision=decision)

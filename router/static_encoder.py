@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from router.features import Featurizer
-from router.lexical import FEATURES, VERSION, lexical_features
+from router.lexical import FEATURES, VERSION, context_of
 from router.openai import Request, cut
 from router.types import Context, Vector
 from router.word_tokens import WordTokens
@@ -42,7 +42,7 @@ class StaticFeaturizer(Featurizer):
         self.id = f"static-{stored.shape[1]}-{sha256(stored.tobytes()).hexdigest()[:8]}+{VERSION}"
 
     async def __call__(self, request: Request) -> Context:
-        return Context(np.concatenate([self.embed(request.text), lexical_features(request)]), self.id)
+        return context_of(request, self.embed(request.text), self.id)
 
     def embed(self, text: str) -> Vector:
         """The embedding of a text [d]; zeros for one without a known token."""

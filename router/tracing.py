@@ -12,40 +12,21 @@ from typing import TYPE_CHECKING
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from pydantic import Field
 
-from engines.config import Model
 from router.errors import RequestError
+from router.sections import TracingConfig
 from router.types import Decision, Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
     from engines.client import Headers
-    from router.attempt import Attempt, Incoming
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = frozenset(_W3C.fields)
 _TRACES = "/v1/traces"
 _SERVER_ERROR = 500
 Attributes = Mapping[str, str | int | float | bool]
-
-
-class TracingConfig(Model):
-    """Which requests are traced, and where to."""
-
-    share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the requests that are traced where their clients say nothing; 0: none at all",
-    )
-    endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="where a collector takes traces as OTLP over HTTP, `http://collector:4318`; absent: "
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-    )
 
 
 class Tracing:
@@ -63,9 +44,18 @@ class Tracing:
             self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("draftpick")
 
-    def begin(self, incoming: "Incoming", path: str) -> "Trace":
-        """The trace of a request. `path`: as it may be shown."""
-        return Trace(self._tracer, incoming, path)
+    def begin(
+        self, request_id: str, method: str, path: str, headers: "Headers", *, stream: bool, accepted: float
+    ) -> "Trace":
+        """The trace of a request. `path`: as it may be shown; `accepted`: of `time.perf_counter()`."""
+        about: Attributes = {
+            "http.request.method": method,
+            "url.path": path,
+            "draftpick.request_id": request_id,
+            "draftpick.stream": stream,
+        }
+        began = time.time_ns() - round((time.perf_counter() - accepted) * 1e9)
+        return Trace(self._tracer, f"{method} {path}", headers, about, began)
 
     def close(self) -> None:
         """Send what is left; waits for the collector."""
@@ -80,17 +70,11 @@ class Trace:
 
     __slots__ = ("_attempt", "_context", "_decide", "_relay", "_root", "_sampled", "_tracer")
 
-    def __init__(self, tracer: Tracer, incoming: "Incoming", path: str) -> None:
-        parent = _W3C.extract({name: value for name, value in incoming.headers if name in _HEADERS})
-        began = time.time_ns() - round((time.perf_counter() - incoming.accepted) * 1e9)
-        about: Attributes = {
-            "http.request.method": incoming.method,
-            "url.path": path,
-            "draftpick.request_id": incoming.request_id,
-            "draftpick.stream": incoming.request.stream,
-        }
+    def __init__(self, tracer: Tracer, name: str, headers: "Headers", about: Attributes, began_ns: int) -> None:
+        """`headers`: of the client's request, whose trace goes on; `began_ns`: nanoseconds since the epoch."""
+        parent = _W3C.extract({key: value for key, value in headers if key in _HEADERS})
         self._tracer = tracer
-        self._root = tracer.start_span(f"{incoming.method} {path}", parent, SpanKind.SERVER, about, start_time=began)
+        self._root = tracer.start_span(name, parent, SpanKind.SERVER, about, start_time=began_ns)
         self._context, self._sampled = trace.set_span_in_context(self._root, parent), self._root.is_recording()
         self._decide: Span | None = None
         self._attempt: Span | None = None
@@ -108,16 +92,16 @@ class Trace:
             self._decide.end()
             self._decide = None
 
-    def sends(self, attempt: "Attempt", url: str) -> "Headers":
-        """An attempt begins; the headers of its request, with this trace in the place of the client's."""
+    def sends(self, decision: Decision, number: int, headers: "Headers", url: str) -> "Headers":
+        """The `number`th attempt begins; its request's `headers`, with this trace in place of the client's."""
         context = self._context
         if self._sampled:
-            about = {**_of_decision(attempt.decision), "draftpick.attempt": attempt.number, "draftpick.replica": url}
+            about = {**_of_decision(decision), "draftpick.attempt": number, "draftpick.replica": url}
             self._attempt = self._tracer.start_span("attempt", context, SpanKind.CLIENT, about)
             context = trace.set_span_in_context(self._attempt, context)
         carried: dict[str, str] = {}
         _W3C.inject(carried, context)
-        kept = [(name, value) for name, value in attempt.incoming.headers if name not in _HEADERS]
+        kept = [(name, value) for name, value in headers if name not in _HEADERS]
         return [*kept, *carried.items()]
 
     def answers(self, status: int) -> None:
@@ -136,14 +120,14 @@ class Trace:
             self._attempt.end()
         self._relay = self._attempt = None
 
-    def ended(self, attempt: "Attempt | None", outcome: Outcome | None, error: BaseException | None) -> None:
-        """The request has ended: with its last attempt, or by an error before there was one."""
+    def ended(self, arm: str | None, attempts: int, outcome: Outcome | None, error: BaseException | None) -> None:
+        """The request has ended: with its last attempt, on `arm`, or by an error before there was one."""
         if not self._sampled:
             return
         if self._decide is not None:
             self._decide.end()
-        if attempt is not None and outcome is not None:
-            self._root.set_attributes({"draftpick.arm": attempt.decision.arm, "draftpick.attempts": attempt.number})
+        if arm is not None and outcome is not None:
+            self._root.set_attributes({"draftpick.arm": arm, "draftpick.attempts": attempts})
             self._root.set_attributes(_of_outcome(outcome))
             _judge(self._root, outcome)
         if error is not None:

@@ -1,6 +1,6 @@
 """What the router passes from step to step: context, decision, outcome, record. All are frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
+DEFAULT_MAX_TOKENS = 256.0
+"""Of a request that does not say how long its answer may be."""
 Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled"]
 """How an attempt ended.
 
@@ -20,10 +22,17 @@ Reason = Literal["policy", "continued", "shadow", "pinned", "fallback"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it."""
+    """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
+
+    Beside it, what the request says outright: whether its answer is `sampled`, about how many tokens its prompt has,
+    and how many its answer may have.
+    """
 
     vector: Vector
     featurizer: str
+    sampled: bool = False
+    prompt_tokens: float = 0.0
+    max_tokens: float = DEFAULT_MAX_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,8 @@ class Decision:
     waited for; like the last two, they are no draw of the policy for a whole request. `explore` and `shift` are what
     it was made with: the share that might go to other arms, and the corrections of log TPOT by arm; `load`, too.
     `predicted_tpot_s`: what the policy expects of every arm under that load, before any correction. All lists are in
-    the order of `probabilities`. `alone`: the arm of the least time if no engine had any load. `policy_share`: the
+    the order of `probabilities`. `alone`: the arm of the least time if no engine had any load. `cluster`: of
+    the request, as the policy that decided tells them apart. `policy_share`: the
     probability that the policy was drawn to decide, where two were in service; `beside`: probabilities of all arms
     under the other one, by its id.
     """
@@ -65,6 +75,7 @@ class Decision:
     shift: Sequence[float] | None = None
     load: LoadTerms | None = None
     alone: str | None = None
+    cluster: int | None = None
     policy_share: float = 1.0
     beside: dict[str, dict[str, float]] | None = None
 
@@ -94,6 +105,31 @@ class Outcome:
     acceptance_rate: float | None = None
     overhead_s: float | None = None
     queue_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that has ended, as it is handed to those who count, record and learn.
+
+    `in_flight`: this router's requests by arm when it began. `running`: requests at its replica meanwhile, itself among
+    them; None where it got no replica or failed. `sampling`: the numeric sampling fields of the request.
+    """
+
+    request_id: str
+    number: int
+    path: str
+    stream: bool
+    sampling: Mapping[str, float]
+    context: Context | None
+    decision: Decision
+    outcome: Outcome
+    in_flight: dict[str, int]
+    running: float | None = None
+    cluster: tuple[str, int] | None = None
+
+
+AttemptObserver = Callable[[Attempt], None]
+"""Called once with every attempt that has ended. It must not raise."""
 
 
 @dataclass(frozen=True, slots=True)

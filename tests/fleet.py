@@ -15,18 +15,19 @@ from engines.client import EngineClient
 from engines.http import LocalServer
 from engines.mock import MockEngine, MockSpec, mock_app
 from engines.replicas import ReplicaTable
-from router.admin import Hooks
 from router.config import RecordsConfig, RouterConfig
-from router.dispatch import Dispatcher
+from router.events import EventLog
 from router.features import Featurizer
 from router.fleet_metrics import fleet_metrics, page_of
 from router.gauges import Gauges
 from router.ingress import RouterApp
 from router.keys import Keyring
+from router.parts import Parts, build_parts
 from router.policies import load
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter, read
+from router.registry import Registry
 from router.tracing import Tracing
 from router.types import Record
 from tests.leaks import PROMPT
@@ -113,13 +114,43 @@ class Servers:
         await asyncio.gather(*(server.drain(0.1) for server in self._servers))
 
 
+class Owned:
+    """What `RouterApp` asks of its owner, over given parts; `steps`: what was started and stopped."""
+
+    def __init__(self, parts: Parts, client: EngineClient) -> None:
+        self._parts, self._client = parts, client
+        self.registry: Registry | None = None
+        self.steps: list[str] = []
+
+    @property
+    def events(self) -> EventLog:
+        return self._parts.events
+
+    async def start(self) -> None:
+        self.steps.append("start")
+
+    async def stop(self) -> None:
+        self.steps.append("stop")
+
+    def state(self) -> dict[str, object]:
+        return {"ready": self._parts.replicas.listening(), "policy": self._parts.serving.policy.id}
+
+    async def broadcast_policy(self, name: str) -> list[str]:
+        self._parts.serving.use(load(name, self._parts.replicas.arms, self._parts.config.default_engine))
+        return [self._parts.serving.policy.id]
+
+    async def metrics(self) -> str:
+        own = await page_of([self._parts.metrics, Gauges(self._parts)])
+        return await fleet_metrics(self._client, self._parts.replicas.urls(), {"0": own})
+
+
 @dataclass(frozen=True, slots=True)
 class Routed:
     """A router over mock engines that is being served, and a client of it."""
 
     client: httpx.AsyncClient
     server: LocalServer
-    dispatcher: Dispatcher
+    parts: Parts
     replicas: ReplicaTable
     engines: dict[str, Mock]
     writer: RecordWriter
@@ -127,7 +158,7 @@ class Routed:
 
     @property
     def num_attempts(self) -> int:
-        return sum(count for name, count in self.dispatcher.counts.items() if name.startswith("attempts_"))
+        return sum(self.parts.metrics.attempts().values())
 
     async def post(self, path: str = CHAT, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         """The answer to a request with these fields."""
@@ -173,28 +204,14 @@ async def routed(
     )
     chosen = policy or FixedPolicy(tuple(specs), default)
     tracing = Tracing(config.tracing, *filter(None, (spans, *SPANS))) if config.tracing.share else None
-    dispatcher = Dispatcher(config, chosen, featurizer, replicas, engine_client, writer, plain=plain, tracing=tracing)
+    parts = build_parts(config, chosen, featurizer, replicas, engine_client, writer, plain=plain, tracing=tracing)
 
-    def ready() -> dict[str, object]:
-        return {"ready": replicas.listening(), "policy": dispatcher.serving.policy.id}
-
-    async def nothing() -> None:
-        return
-
-    async def use_policy(name: str) -> list[str]:
-        dispatcher.serving.use(load(name, tuple(specs), default))
-        return [dispatcher.serving.policy.id]
-
-    async def metrics() -> str:
-        own = await page_of([dispatcher.metrics, Gauges(dispatcher, replicas, writer)])
-        return await fleet_metrics(engine_client, replicas.urls(), {"0": own})
-
-    hooks = Hooks(ready, nothing, nothing, use_policy, metrics)
-    app = RouterApp(dispatcher, model=model, config=config, hooks=hooks, keys=Keyring(config.keys, environment or {}))
+    owner = Owned(parts, engine_client)
+    app = RouterApp(parts, model=model, config=config, owner=owner, keys=Keyring(config.keys, environment or {}))
     server = await servers.serve(app)
     try:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, event_hooks=HOOKS) as client:
-            yield Routed(client, server, dispatcher, replicas, engines, writer, folder)
+            yield Routed(client, server, parts, replicas, engines, writer, folder)
     finally:
         await engine_client.close()
         await asyncio.to_thread(writer.close)

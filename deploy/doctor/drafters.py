@@ -8,10 +8,12 @@ from typing import Any
 
 from deploy.doctor.case import Case
 from deploy.doctor.checks import Finding, check, note, problem, warning
+from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Drafter
-from engines.embedded import TARGET_NAME, cache_dir
+from engines.embedded import TARGET_NAME
 from engines.errors import ConfigError
-from engines.preflight import check_models, drafter_model
+from engines.model_paths import drafter_model
+from engines.preflight import check_models
 
 _CACHED_REQUESTS = 10_000
 """Answers that vLLM's suffix drafter keeps unless it is told otherwise (`suffix_decoding_max_cached_requests`)."""

@@ -11,8 +11,9 @@ from packaging.version import InvalidVersion, Version
 
 from deploy.doctor.case import LOOPBACK, Case
 from deploy.doctor.checks import Finding, check, note, problem, warning
+from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Engine
-from engines.embedded import TARGET_NAME, cache_dir
+from engines.embedded import TARGET_NAME
 
 SUPPORTED = SpecifierSet(">=0.29,<0.33")
 """Versions of vLLM."""

@@ -9,7 +9,7 @@ from engines.config import Drafter as Configured
 from engines.drafters.proposer import Drafter
 from engines.drafters.replay import compute_dtype, model_free_drafter, target_states
 from engines.drafters.rows import Tokens
-from engines.preflight import drafter_model
+from engines.model_paths import drafter_model
 
 Speaker = Callable[[Tokens, int], Tokens]
 """From a prompt's token ids and a length: at most so many tokens of its own answer, greedily."""

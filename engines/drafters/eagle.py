@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engines.drafters.acceptance import Replay
 from engines.drafters.answers import Answers
 from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, identity_of, split
-from engines.drafters.replay import Replay
 from engines.drafters.teacher import Teacher
 
 MASK_TOKEN = 0

@@ -5,7 +5,6 @@ length without traffic. A drafter that sees tokens alone is replayed as it is; a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,14 @@ import numpy.typing as npt
 
 from engines.config import Drafter as Configured
 from engines.cpu import computes_bfloat16
+from engines.drafters.acceptance import Replay
 from engines.drafters.hybrid import HybridProposer
 from engines.drafters.lookup import NgramDrafter, SuffixDrafter
 from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Draft, Drafter
 from engines.drafters.rows import Tokens
 from engines.drafters.trigram import TrigramProposer
-from engines.preflight import drafter_model
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Decoding steps of one answer: tokens drafted and tokens accepted in each, the first token (prefill) left out."""
-
-    drafted: npt.NDArray[np.int64]
-    accepted: npt.NDArray[np.int64]
-
-    @property
-    def acceptance_length(self) -> float:
-        """tau: tokens per decoding step, 1 for an answer without a decoding step."""
-        return 1.0 + float(self.accepted.mean()) if len(self.accepted) else 1.0
-
-    @property
-    def acceptance_rate(self) -> float:
-        """Accepted / drafted tokens, 0 when nothing was drafted."""
-        return float(self.accepted.sum() / max(self.drafted.sum(), 1))
+from engines.model_paths import drafter_model
 
 
 def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> Replay:

@@ -19,9 +19,9 @@ from policy_training.learners import learner
 from policy_training.learners.base import Setting
 from policy_training.matrix import Matrix
 from policy_training.train import choices, fitted
+from router.lexical import stored_context
 from router.policies.base import Policy
 from router.policies.tau_cost import TauCostPolicy
-from router.types import Context
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
@@ -159,7 +159,7 @@ def _foreseen(policy: Policy, data: Matrix) -> Floats:
     """Acceptance lengths [n, arms] that a policy expects; NaN where it expects none."""
     if not isinstance(policy, TauCostPolicy) or data.contexts is None:
         return np.full((len(data), len(data.arms)), np.nan)
-    found = np.stack([policy.tau(Context(v, str(policy.featurizer))) for v in data.contexts])
+    found = np.stack([policy.tau(stored_context(v, str(policy.featurizer))) for v in data.contexts])
     return np.asarray(found[:, [policy.arms.index(arm) for arm in data.arms]], np.float64)
 
 

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from policy_training.from_records import contexts_of
 from policy_training.headroom.gain import Choice, Headroom, Ids, Mask, Resampled, columns_of, headroom_of
 from policy_training.headroom.traffic import Traffic
+from policy_training.logged_feedback import Logged
 from policy_training.matrix import Matrix
-from policy_training.ope import FEWEST_EFFECTIVE, Logged, effective_size, reward_model, weights
+from policy_training.ope import FEWEST_EFFECTIVE, effective_size, reward_model, weights
 
 Floats = npt.NDArray[np.float64]
 SUPPORTED = 0.95

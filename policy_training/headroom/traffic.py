@@ -12,7 +12,7 @@ from policy_training.from_records import dataset_of, drawn, imputed
 from policy_training.headroom.crossover import bucket_of
 from policy_training.matrix import Matrix, matrix
 from policy_training.retrain import changed_since
-from router.online import Event
+from router.events import Event
 from router.types import Record
 
 Floats = npt.NDArray[np.float64]

@@ -6,11 +6,10 @@ from typing import Any
 
 from engines.config import EMBEDDED, nearest
 from router.errors import PolicyRefused
-from router.pointer import NAMES, follow
 from router.policies import artifact
 from router.policies.base import Policy
 from router.policies.shapes import Arrays
-from router.policies.simple import FixedPolicy, UniformPolicy
+from router.policies.simple import NAMES, FixedPolicy, UniformPolicy
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The policy that `embedded` names: trained on measurements of the embedded fleet."""
@@ -24,11 +23,10 @@ _KINDS = {
 
 
 def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
-    """The policy called `name`: `fixed`, `uniform`, `embedded`, the folder of an artefact, or a pointer to one.
+    """The policy called `name`: `fixed`, `uniform`, `embedded`, or the folder of an artefact.
 
     Raises `PolicyRefused` when it cannot be read or does not know an arm.
     """
-    name = follow(name)
     if name == "fixed":
         return FixedPolicy(arms, default_arm)
     if name == "uniform":

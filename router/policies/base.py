@@ -3,8 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, compress
 from typing import ClassVar
 
@@ -12,23 +12,41 @@ import numpy as np
 import numpy.typing as npt
 
 from router.clusters import Clusters
-from router.exploration import ExplorationConfig, spread
+from router.exploration import spread
+from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
-_EXPLORATION = ExplorationConfig()
+LoadOf = Callable[[Sequence[str]], LoadTerms | None]
+"""What load adds now on each of these arms; None: no engine has any."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionInput:
+    """What a decision is made of.
+
+    `eligible`: names of arms, at least one. At most `explore` of the probability goes to arms that are tried, as
+    `exploration` says. `load_of` is called by policies that use load.
+    """
+
+    context: Context | None
+    eligible: Sequence[str]
+    explore: float = 0.0
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    load_of: LoadOf | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a policy expects of every arm: `seconds` of a whole answer, corrected by `shift`, and `tpot_s` of each token
     after the first, before it. Under load, `seconds` are what the objective makes of them. `alone`: the number of the
-    arm of the least time if there were no load."""
+    arm of the least time if there were no load. `cluster`: of the request."""
 
     seconds: Sequence[float]
     tpot_s: Sequence[float]
     shift: Sequence[float] | None = None
     alone: int | None = None
+    cluster: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,47 +152,32 @@ class Policy(ABC):
         """What the forecast of every arm comes of; None where no times are predicted."""
         return None
 
-    def decide(
-        self,
-        context: Context | None,
-        eligible: Sequence[str],
-        rng: np.random.Generator,
-        explore: float = 0.0,
-        shifts: Shifts | None = None,
-        exploration: ExplorationConfig = _EXPLORATION,
-        load: LoadTerms | None = None,
-    ) -> Decision:
-        """Sample an arm among `eligible` (names, at least one); at most `explore` of it goes to arms that are tried."""
-        may = [arm in eligible for arm in self.arms]
-        shares, forecast = self.shares(context, may, explore, shifts, exploration, load)
-        chosen = _drawn(shares, rng.random())
-        made = self.arms[chosen], shares[chosen], dict(zip(self.arms, shares, strict=True)), self.id
-        if forecast is None:
-            return Decision(*made, explore=explore)
-        alone = None if forecast.alone is None else self.arms[forecast.alone]
-        return Decision(
-            *made, explore=explore, predicted_tpot_s=forecast.tpot_s, shift=forecast.shift, load=load, alone=alone
-        )
-
-    def shares(
-        self,
-        context: Context | None,
-        may: Sequence[bool],
-        explore: float = 0.0,
-        shifts: Shifts | None = None,
-        exploration: ExplorationConfig = _EXPLORATION,
-        load: LoadTerms | None = None,
-    ) -> tuple[list[float], Forecast | None]:
-        """The probabilities [arms] that a decision is drawn from, and what the policy expects. Raises ValueError."""
-        weighed, forecast = self.weigh(context, np.asarray(may), shifts, load)
+    def decide(self, given: DecisionInput, rng: np.random.Generator, shifts: Shifts | None = None) -> Decision:
+        """Draw an arm among the eligible ones. Raises ValueError where the policy gives no distribution."""
+        may = [arm in given.eligible for arm in self.arms]
+        load = given.load_of(self.arms) if given.load_of is not None and self.heeds_load else None
+        weighed, forecast = self.weigh(given.context, np.asarray(may), shifts, load)
         shares: list[float] = weighed.tolist()
-        whole = sum(shares)
+        total = sum(shares)
         # What is not eligible has exactly 0, which changes no sum.
-        if not (0 < whole == sum(compress(shares, may)) and min(shares) >= 0 and math.isfinite(whole)):
+        if not (0 < total == sum(compress(shares, may)) and min(shares) >= 0 and math.isfinite(total)):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
-        if explore:
-            shares = spread(shares, may, forecast.seconds if forecast else None, explore, exploration)
-        return shares, forecast
+        if given.explore:
+            seconds = forecast.seconds if forecast else None
+            shares = spread(shares, may, seconds, given.explore, given.exploration)
+        index = _drawn(shares, rng.random())
+        probabilities = dict(zip(self.arms, shares, strict=True))
+        decision = Decision(self.arms[index], shares[index], probabilities, self.id, explore=given.explore)
+        if forecast is None:
+            return decision
+        return replace(
+            decision,
+            predicted_tpot_s=forecast.tpot_s,
+            shift=forecast.shift,
+            load=load,
+            alone=None if forecast.alone is None else self.arms[forecast.alone],
+            cluster=forecast.cluster,
+        )
 
 
 def _drawn(shares: Sequence[float], at: float) -> int:

@@ -40,3 +40,7 @@ class UniformPolicy(Policy):
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         return np.asarray(eligible / eligible.sum())
+
+
+NAMES = frozenset({"fixed", "uniform", "embedded"})
+"""Policies that are no folder."""

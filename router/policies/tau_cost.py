@@ -14,14 +14,12 @@ import numpy.typing as npt
 
 from router.clusters import Clusters
 from router.errors import PolicyRefused
-from router.lexical import LOG_CHARS, LOG_MAX_TOKENS, half_of
 from router.policies import regressors
 from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, onto
 from router.policies.regressors import Regressor
 from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context, LoadTerms, Vector
 
-_CHARS_PER_TOKEN = 4.0
 _LONGEST = math.log(1e6)
 _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
 
@@ -84,7 +82,7 @@ class TauCostPolicy(Policy):
     def tau(self, context: Context) -> Probabilities:
         """Expected acceptance lengths [arms], 1 or more."""
         z = self._regressor.scaled(context.vector)
-        mean = self._regressor(z, bool(half_of(context)))[0]
+        mean = self._regressor(z, context.sampled)[0]
         return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)
 
     def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
@@ -129,7 +127,7 @@ class TauCostPolicy(Policy):
             shift = 0.0 if forecast.shift is None else float(forecast.shift[i])
             term = Terms(tau, tpot_s * tau, tokens, alone.seconds[i] - tokens * tpot_s, shift=shift)
             if load is not None:
-                known_s = min(load.known_tokens[i], _prompt_tokens(context)) * self._per_token_s.item(i)
+                known_s = min(load.known_tokens[i], context.prompt_tokens) * self._per_token_s.item(i)
                 term = replace(
                     term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i], known_s=known_s,
                     read_price=load.read_price[i],
@@ -149,30 +147,26 @@ class TauCostPolicy(Policy):
         usual = self._output_tokens
         if self._length is not None:
             usual = math.exp(min(float(z @ self._length[:-1]) + self._length.item(-1), _LONGEST))
-        return max(min(usual, math.expm1(10.0 * context.vector.item(LOG_MAX_TOKENS))), 1.0)
+        return max(min(usual, context.max_tokens), 1.0)
 
     def _forecast(
         self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
     ) -> tuple[Forecast, Probabilities]:
         """What it expects, its times corrected by `shifts` and `load`, and the deviations of these [arms]."""
-        z, half = self._regressor.scaled(context.vector), half_of(context)
-        mean, deviation = self._regressor(z, bool(half))
+        z = self._regressor.scaled(context.vector)
+        mean, deviation = self._regressor(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
-        tpot_s = self._step_s[:, half] * np.exp(np.minimum(-mean, 0.0))
-        decode_s, shift = tokens * tpot_s, None
+        tpot_s = self._step_s[:, int(context.sampled)] * np.exp(np.minimum(-mean, 0.0))
+        decode_s, shift, cluster = tokens * tpot_s, None, self._bin(z)
         if shifts is not None:
-            shift = shifts[self._bin(z) % len(shifts)]  # one row, as a record holds it, is for all bins
+            shift = shifts[cluster % len(shifts)]  # one row, as a record holds it, is for all clusters
             decode_s = decode_s * np.exp(shift)
-        prompt_tokens = _prompt_tokens(context)
+        prompt_tokens = context.prompt_tokens
         start_s = self._start_s + prompt_tokens * self._per_token_s
         if load is None:
-            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift), decode_s * deviation
+            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, None, cluster), decode_s * deviation
         alone = int((start_s + decode_s).argmin())
         read_s = start_s - np.minimum(load.known_tokens, prompt_tokens) * self._per_token_s
         start_s = read_s * load.read_price + load.wait_s
         tpot_s, decode_s = tpot_s * load.stretch, decode_s * load.price
-        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, alone), decode_s * deviation
-
-
-def _prompt_tokens(context: Context) -> float:
-    return math.expm1(10.0 * context.vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
+        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, alone, cluster), decode_s * deviation

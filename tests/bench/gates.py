@@ -23,7 +23,8 @@ from policy_training.bets import mean_bounds
 from policy_training.evaluate import Interval
 from policy_training.gates import offline
 from policy_training.keeper import Rules
-from policy_training.ope import Floats, Logged, reward_model
+from policy_training.logged_feedback import Floats, Logged
+from policy_training.ope import reward_model
 from policy_training.rollout import STAGES, Limits, after, online
 from policy_training.trial import Expected, Trial, Usual
 from tests.bench.figures import show

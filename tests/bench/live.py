@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from deploy.config import resolve, with_router
-from deploy.console import out, prepare_models, progress_bar
+from deploy.console import out, progress_bar
 from deploy.demo import POLICY, judge_routed, routed_tasks, show
 from deploy.features import featurizers
 from deploy.fleet import running
+from deploy.prepare_models import prepare_models
 from deploy.results import write
-from engines.preflight import target_path
+from engines.model_paths import target_path
 from policy_training.collect import measure, pinned_tasks
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, load, save

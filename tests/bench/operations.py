@@ -33,9 +33,10 @@ import pytest
 import yaml
 
 from deploy.config import FLEETS, resolve, with_engines
-from deploy.console import out, prepare_models, progress_bar
+from deploy.console import out, progress_bar
 from deploy.fleet import free_port, running
 from deploy.generate.manifests import example
+from deploy.prepare_models import prepare_models
 from deploy.results import amend, write
 from policy_training.evaluate import Interval
 from policy_training.workloads import generate

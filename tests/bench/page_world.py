@@ -131,7 +131,7 @@ async def _ask(client: httpx.AsyncClient, prompt: Prompt) -> None:
 
 def fill(router: Router) -> None:
     """Let a router remember as many attempts as it can, by counting those it has again."""
-    recent = router.dispatcher.recent
+    recent = router.parts.recent
     for seen in itertools.islice(itertools.cycle(list(recent.ended)), KEPT):
         recent.ended.append(seen)
         recent.unseen += 1

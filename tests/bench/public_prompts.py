@@ -19,9 +19,10 @@ from random import Random
 import numpy as np
 
 from deploy.config import resolve, with_router
-from deploy.console import out, prepare_models, progress_bar
+from deploy.console import out, progress_bar
 from deploy.demo import POLICY, judge_routed, routed_tasks, show
 from deploy.fleet import running
+from deploy.prepare_models import prepare_models
 from deploy.results import write
 from policy_training.collect import measure, pinned_tasks
 from policy_training.dataset import Dataset, save

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from router.keys import Keyring, KeysConfig, digest
+from router.keys import Keyring, digest
+from router.sections import KeysConfig
 from tests.deploy.test_cli import FLEET, fleet_file, invoke, words
 
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli_retrain import REFUSED, retrain_app
+from router.events import Event
 from router.exchange import Exchange
-from router.online import Event
 from router.registry import Registry
 from tests.policy_training.test_retrain import log, put
 

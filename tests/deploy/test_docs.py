@@ -19,11 +19,12 @@ from deploy.generate import cli_page, config_page
 from deploy.generate.markdown import slug
 from engines.errors import ConfigError
 from router.config import load_config
-from router.exchange import EVENTS, Exchange, read_events
+from router.events import EVENTS, Event, read_events
+from router.exchange import Exchange
 from router.keys import Key
-from router.online import Event
+from router.lexical import stored_context
 from router.records import encode
-from router.types import Context, Decision, LoadTerms, Outcome, Record
+from router.types import Decision, LoadTerms, Outcome, Record
 from tests.deploy.code_blocks import Block, blocks
 from tests.deploy.command_lines import refusal
 from tests.deploy.links import anchors, code, links
@@ -262,7 +263,7 @@ def test_every_metric_of_ours_that_texts_name_is_there() -> None:
 
 def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
     arms, times = [f"engine-{i}" for i in range(7)], [0.0123456789] * 7
-    context = Context(np.linspace(-1, 1, 140, dtype=np.float32), "static-128-0a1b2c3d+lexical-v3")
+    context = stored_context(np.linspace(-1, 1, 140, dtype=np.float32), "static-128-0a1b2c3d+lexical-v3")
     load, shares = LoadTerms(times, times, times, [0] * 7, times), dict(zip(arms, times, strict=True))
     decision = Decision(arms[0], 0.97, shares, "tau_cost:0a1b2c3d", predicted_tpot_s=times, load=load, alone=arms[1])
     record = Record(

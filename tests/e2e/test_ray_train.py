@@ -20,10 +20,10 @@ from policy_training.learners import learner
 from policy_training.learners.networks import SoftmaxOptions
 from policy_training.learners.workers import Workers
 from policy_training.train import fit
+from router.lexical import stored_context
 from router.policies.mlp import MLPPolicy
 from router.policies.shapes import Arrays
 from router.registry import Registry
-from router.types import Context
 from tests.policy_training.bandit import SETTING, Bandit
 from tests.policy_training.test_retrain import good_share, log, put
 
@@ -72,7 +72,7 @@ def fitted_on(workers: Workers | None, epochs: int) -> Arrays:
 def logits(arrays: Arrays) -> np.ndarray:
     """Of fresh requests [n, arms]."""
     policy = MLPPolicy("p", DATA.arms, "features", arrays)
-    return np.stack([policy.logits(Context(vector, "features")) for vector in FRESH.contexts])
+    return np.stack([policy.logits(stored_context(vector, "features")) for vector in FRESH.contexts])
 
 
 @pytest.mark.usefixtures("cluster")

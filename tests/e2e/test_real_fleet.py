@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from deploy.fleet import free_port, running
 from engines import identity, load, profile, profile_cache
-from engines.embedded import TARGET_NAME, cache_dir
+from engines.cache_dir import cache_dir
+from engines.embedded import TARGET_NAME
 from engines.identity import EngineIdentity
 from engines.load import LoadReport
 from engines.profile import Profile

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from engines.config import FleetConfig
 from engines.embedded import shipped_drafters
 from engines.errors import ConfigError
-from engines.preflight import check_models, drafter_model, target_path
+from engines.model_paths import drafter_model, target_path
+from engines.preflight import check_models
 
 SHAPE = {"vocab_size": 1000, "hidden_size": 64}
 

@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from deploy.config import FLEETS, resolve, with_engines
-from deploy.console import out, prepare_models, progress_bar
+from deploy.console import out, progress_bar
 from deploy.fleet import running
+from deploy.prepare_models import prepare_models
 from deploy.results import write
 from policy_training.evaluate import Interval
 from router.config import DraftpickConfig

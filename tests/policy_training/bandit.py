@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from policy_training.costs import Costs
 from policy_training.learners.base import Setting
+from policy_training.logged_feedback import Logged
 from policy_training.matrix import Matrix
-from policy_training.ope import Logged
 from router.lexical import FEATURES
 
 ARMS = ("plain", "ngram", "suffix", "math")

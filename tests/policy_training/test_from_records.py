@@ -12,8 +12,9 @@ from policy_training.from_records import by_time, contexts_of, dataset_of, from_
 from policy_training.learners import learner
 from policy_training.ope import estimate_all, reward_model
 from policy_training.train import choices, fitted
+from router.lexical import stored_context
 from router.records import encode
-from router.types import Context, Decision, LoadTerms, Outcome, Record
+from router.types import Decision, LoadTerms, Outcome, Record
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 
 BANDIT = Bandit.draw(600, seed=2)
@@ -31,7 +32,7 @@ def record(number: int, **changes: object) -> Record:
     made = Record(
         request_id=f"r{number}", attempt=1, time=float(number), path="/v1/chat/completions", stream=True,
         sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={"plain": 1},
-        context=Context(BANDIT.contexts[number], "features"),
+        context=stored_context(BANDIT.contexts[number], "features"),
         decision=Decision(ARMS[arm], float(LOG.propensity[number]), p, "uniform"), outcome=outcome,
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -104,7 +105,7 @@ def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
 
 def test_what_a_step_costs_is_that_of_a_request_alone() -> None:
     """Records under load have longer steps, which the router knows of, and does not learn as the engine's own."""
-    context = Context(np.zeros(2, np.float32), "f")
+    context = stored_context(np.zeros(2, np.float32), "f")
     made = []
     for i in range(40):
         stretch = 1.0 + i % 4

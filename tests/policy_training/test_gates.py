@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from policy_training.gates import Check, Verdict, offline
-from policy_training.ope import Floats, Logged, reward_model
+from policy_training.logged_feedback import Floats, Logged
+from policy_training.ope import reward_model
 from tests.bench.gates import ARMS, EXPLORE, POOL, World
 
 BETTER = World.draw(0.08, np.random.default_rng(1))

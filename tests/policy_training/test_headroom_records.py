@@ -15,9 +15,10 @@ from policy_training.headroom.logged import judge_logged, refused
 from policy_training.headroom.traffic import Traffic, drawn_costs
 from policy_training.matrix import Matrix
 from policy_training.record_store import RecordStore
-from router.online import Event
+from router.events import Event
+from router.lexical import stored_context
 from router.records import encode
-from router.types import Context, Decision, Outcome, Record
+from router.types import Decision, Outcome, Record
 from tests.policy_training.bandit import ARMS, COSTS
 from tests.policy_training.test_headroom import drawn, gain_of
 
@@ -45,7 +46,7 @@ def answer(data: Matrix, i: int, arm: int, p: Sequence[float], reason: str = "po
     return Record(
         request_id=f"r{i}", attempt=1, time=1000.0 + i, path="/v1/chat/completions", stream=True,
         sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={ARMS[arm]: load},
-        context=Context(data.contexts[i], "features"), decision=decision, outcome=outcome,
+        context=stored_context(data.contexts[i], "features"), decision=decision, outcome=outcome,
     )  # fmt: skip
 
 

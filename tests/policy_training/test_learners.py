@@ -18,10 +18,9 @@ from policy_training.matrix import Matrix
 from policy_training.train import choices, fit, fitted
 from router import policies
 from router.errors import PolicyRefused
-from router.lexical import FEATURES
+from router.lexical import FEATURES, stored_context
 from router.policies.mlp import MLPPolicy
 from router.policies.tau_cost import TauCostPolicy
-from router.types import Context
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, TAU, Bandit
 
 FIT, FRESH = Bandit.draw(300, seed=0), Bandit.draw(400, seed=1)
@@ -70,7 +69,7 @@ def test_an_unknown_learner_is_named_with_those_there_are() -> None:
 def test_predicted_tau_is_near_the_truth(name: str) -> None:
     policy = fitted(FIT.matrix(), learner(name), SETTING)
     assert isinstance(policy, TauCostPolicy)
-    tau = np.stack([policy.tau(Context(v, "features")) for v in FRESH.contexts])
+    tau = np.stack([policy.tau(stored_context(v, "features")) for v in FRESH.contexts])
     error = np.abs(tau / TAU[FRESH.clusters] - 1).mean()
     assert error < 0.1
 
@@ -155,7 +154,7 @@ def test_numpy_scores_as_torch_does() -> None:
         x = linear(x, tensors[f"w{layer}"].T, tensors[f"b{layer}"]).relu()
     expected = linear(x, tensors["w3"].T, tensors["b3"]).numpy()
     served = MLPPolicy("mlp:test", ARMS, "features", arrays)
-    scores = np.stack([served.logits(Context(vector, "features")) for vector in FRESH.contexts])
+    scores = np.stack([served.logits(stored_context(vector, "features")) for vector in FRESH.contexts])
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -171,7 +170,7 @@ def test_trees_in_numpy_predict_as_scikit_learn_does() -> None:
     ).fit(x, np.log(FIT.tau[:, 1]))
     policy = fitted(data, learner("boosting"), SETTING)
     assert isinstance(policy, TauCostPolicy)
-    served = np.stack([policy.tau(Context(v, "features"))[1] for v in FIT.contexts])
+    served = np.stack([policy.tau(stored_context(v, "features"))[1] for v in FIT.contexts])
     np.testing.assert_allclose(served, np.exp(np.maximum(model.predict(x), 0)), rtol=1e-5)
 
 
@@ -209,7 +208,7 @@ def test_the_length_of_an_answer_is_learned_and_never_more_than_is_allowed() -> 
     contexts[:, made.contexts.shape[1] - len(FEATURES) + FEATURES.index("log_max_tokens")] = np.log1p(300) / 10
     policy = fitted(replace(made.matrix(), output_tokens=tokens, contexts=contexts), learner("tau_cost"), SETTING)
     assert isinstance(policy, TauCostPolicy)
-    expected = np.asarray([policy.tokens(Context(v, "features")) for v in contexts])
+    expected = np.asarray([policy.tokens(stored_context(v, "features")) for v in contexts])
     for cluster, usual in enumerate([10, 40, 160, 300]):
         assert np.median(expected[made.clusters == cluster]) == pytest.approx(usual, rel=0.45)
     assert expected.max() <= 300.01

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from policy_training.dataset import DatasetError
-from policy_training.ope import (
-    ESTIMATORS,
-    Logged,
-    confidence_sequence,
-    effective_size,
-    estimate_all,
-    reward_model,
-    weights,
-)
+from policy_training.logged_feedback import Logged
+from policy_training.ope import ESTIMATORS, confidence_sequence, effective_size, estimate_all, reward_model, weights
 from tests.policy_training.bandit import ARMS, BEST, Bandit
 
 BANDIT = Bandit.draw(4000, seed=5)

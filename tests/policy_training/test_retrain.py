@@ -16,11 +16,12 @@ from policy_training.learners import learner
 from policy_training.record_store import RecordStore
 from policy_training.retrain import Plan, Result, retrain
 from policy_training.rollout import Limits
-from router.online import Event
+from router.events import Event
+from router.lexical import stored_context
 from router.policies import read
 from router.records import encode
 from router.registry import Registry
-from router.types import Context, Decision, Outcome, Record, Vector
+from router.types import Decision, Outcome, Record, Vector
 from tests.policy_training.bandit import ARMS, BEST, COSTS, Bandit
 
 BANDIT = Bandit.draw(2400, seed=5)
@@ -42,7 +43,7 @@ def record(i: int, arm: int, policy: str = "uniform", reason: str = "policy", at
     return Record(
         request_id=f"r{i}", attempt=1, time=at or NOW + i / 100, path="/v1/chat/completions", stream=True,
         sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={},
-        context=Context(BANDIT.contexts[i], "features"), decision=decision, outcome=outcome,
+        context=stored_context(BANDIT.contexts[i], "features"), decision=decision, outcome=outcome,
     )  # fmt: skip
 
 
@@ -66,7 +67,9 @@ def put(folder: Path, records: Sequence[Record], name: str = "records-1.jsonl") 
 def chosen(registry: Registry, id: str, contexts: Sequence[Vector]) -> list[str]:
     """The arms that a policy of the registry gives these requests to."""
     policy, everywhere = read(registry.folder(id)), np.ones(len(ARMS), bool)
-    return [policy.arms[int(policy.probabilities(Context(v, "features"), everywhere).argmax())] for v in contexts]
+    return [
+        policy.arms[int(policy.probabilities(stored_context(v, "features"), everywhere).argmax())] for v in contexts
+    ]
 
 
 def good_share(registry: Registry, id: str) -> float:
@@ -171,7 +174,7 @@ def test_an_arm_without_records_keeps_what_the_active_policy_knows_of_it(tmp_pat
 def test_an_arm_that_is_new_and_records_of_other_features_are_no_hindrance(tmp_path: Path) -> None:
     old = [r for r in log(range(2400)) if r.decision.arm != "math"]
     retrain(old, (), Registry(tmp_path / "registry"), replace(PLAN, prove=False))
-    other = [replace(r, context=Context(r.context.vector[:5], "others")) for r in log(range(50)) if r.context]
+    other = [replace(r, context=stored_context(r.context.vector[:5], "others")) for r in log(range(50)) if r.context]
     result = trained(tmp_path, [*other, *log(range(2400), seed=4, shadows=6)], plan=replace(PLAN, prove=False))
     policy = read(Registry(tmp_path / "registry").folder(str(result.id)))
     assert set(policy.arms) == set(ARMS)

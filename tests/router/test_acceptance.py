@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from router.acceptance import AcceptanceWatch, QuarantineConfig
+from router.acceptance import AcceptanceWatch
+from router.sections import QuarantineConfig
 
 
 class Clock:

@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from router.online import Event
+from router.events import Event
 from router.registry import STATE, Registry
 from router.router import Router
 from tests.leaks import PROMPT
@@ -84,7 +84,7 @@ async def test_events_come_whole_and_the_newest_first(registry: Registry, tmp_pa
     told = [Event(float(i), "arm_changed", f"text {i}", "plain", "p", {"costs": 0.5}) for i in range(3)]
     async with admin(registry.path, tmp_path / "records") as (router, client):
         for event in told:
-            router.dispatcher.serving.tell(event)
+            router.parts.events.emit(event)
         found = (await client.get(EVENTS)).json()["data"]
     assert [Event(**event) for event in found] == told[::-1]
 

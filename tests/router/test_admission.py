@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Admission, LimitsConfig
+from router.admission import Admission
 from router.errors import Overloaded, RequestError, TimedOut
+from router.sections import LimitsConfig
 
 
 def admission(places: int = 1, queued: int = 8, **limits: float) -> Admission:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.correction import Correction, CorrectionConfig
+from router.correction import Correction
+from router.sections import CorrectionConfig
 
 BINS, ARMS = 3, 2
 CONFIG = CorrectionConfig(enabled=True)

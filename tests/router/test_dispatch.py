@@ -126,7 +126,7 @@ async def test_a_record_holds_the_propensities_of_all_arms(router_app: StartRout
 
 async def test_the_seed_makes_choices_repeat(router_app: StartRouter) -> None:
     apps = [await router_app(TWO, policy=UniformPolicy(ARMS), seed=seed) for seed in (1, 1, 2)]
-    drawn = [[app.dispatcher.decide(None).arm for _ in range(50)] for app in apps]
+    drawn = [[app.parts.decide(None).arm for _ in range(50)] for app in apps]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -139,7 +139,7 @@ async def test_when_the_policy_fails_the_default_engine_serves_and_it_is_counted
     assert answer.status_code == 200
     assert answer.headers["x-draftpick-arm"] == "b"
     assert answer.headers["x-draftpick-policy"] == "fixed:b"
-    assert app.dispatcher.counts["fallback_policy_error"] == 1
+    assert app.parts.metrics.fallbacks["policy_error"] == 1
     (record,) = await app.records(1)
     assert (record.decision.reason, record.decision.policy) == ("fallback", "fixed:b")
 
@@ -171,8 +171,8 @@ async def test_when_the_featurizer_fails_the_default_engine_serves_and_it_is_cou
     app = await router_app(TWO, policy=NeedsContext(), featurizer=Failing(error))
     answer = await app.post()
     assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "a")
-    assert app.dispatcher.counts[f"featurizer_{type(error).__name__}"] == 1
-    assert app.dispatcher.counts["fallback_no_context"] == 1
+    assert app.parts.metrics.failures["features", type(error).__name__] == 1
+    assert app.parts.metrics.fallbacks["no_context"] == 1
     (record,) = await app.records(1)
     assert (record.context, record.decision.reason) == (None, "fallback")
 
@@ -183,13 +183,13 @@ async def test_a_featurizer_that_takes_too_long_is_not_waited_for(router_app: St
     async with asyncio.timeout(4):
         answer = await app.post()
     assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "a")
-    assert app.dispatcher.counts["featurizer_TimeoutError"] == 1
+    assert app.parts.metrics.failures["features", "TimeoutError"] == 1
 
 
 async def test_a_policy_that_needs_no_context_decides_without(router_app: StartRouter) -> None:
     app = await router_app(TWO, policy=B, featurizer=Failing(RuntimeError()))
     assert (await app.post()).headers["x-draftpick-arm"] == "b"
-    assert app.dispatcher.counts["fallback_no_context"] == 0
+    assert app.parts.metrics.fallbacks["no_context"] == 0
 
 
 async def test_a_request_without_text_goes_to_the_default_engine(router_app: StartRouter) -> None:

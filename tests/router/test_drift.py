@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from router.drift import ArmWatch, DriftConfig, Inputs, PageHinkley, Savings, stability_index
+from router.drift import ArmWatch, Inputs, PageHinkley, Savings, stability_index
+from router.sections import DriftConfig
 
 CONFIG = DriftConfig()
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]

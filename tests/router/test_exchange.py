@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from router.config import load_config
-from router.exchange import EVENTS, Exchange, read_events
-from router.online import Event
+from router.events import EVENTS, Event, read_events
+from router.exchange import Exchange
 from router.records import read
 from router.router import Router, fixed
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
@@ -137,7 +137,7 @@ class TestRouter:
         leave(tmp_path / "online", text)
         router = await started(tmp_path, (await mock_engine()).url)
         await asyncio.sleep(0.1)
-        router.dispatcher.serving.tell(event(1))
+        router.parts.events.emit(event(1))
         await until(lambda: read_events(tmp_path / "online" / EVENTS) == [event(1)])
         await router.stop()
 
@@ -148,9 +148,9 @@ class TestRouter:
         router = await started(tmp_path, (await mock_engine()).url)
         async with httpx.AsyncClient(base_url=(await servers.serve(router.app)).url) as client:
             assert (await client.post(CHAT, json=asked())).status_code == 200
-        router.dispatcher.serving.tell(event(1))
+        router.parts.events.emit(event(1))
         await router.stop()
-        assert router.dispatcher.counts["events_dropped"] == 1
+        assert sum(router.parts.metrics.failures.values()) == 1
         assert [record.outcome.status for record in read(tmp_path)] == ["ok"]
 
     async def test_two_routers_learn_from_each_other_and_take_their_news_away(
@@ -158,7 +158,7 @@ class TestRouter:
     ) -> None:
         url = (await mock_engine()).url
         one, other = await started(tmp_path, url), await started(tmp_path, url)
-        ((_, mine),), ((_, theirs),) = one.dispatcher.serving.online(), other.dispatcher.serving.online()
+        ((_, mine),), ((_, theirs),) = one.parts.serving.online(), other.parts.serving.online()
         for _ in range(20):
             mine.correction.saw(0, 0, 0.5)
         await until(lambda: theirs.correction.weight(0, 0) == mine.correction.weight(0, 0) > 0)

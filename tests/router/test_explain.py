@@ -15,18 +15,19 @@ from router.config import RouterConfig
 from router.explain import WHY_NOT, Explained, Standing, _causes, terms_of
 from router.features import LexicalFeaturizer
 from router.kinds import kind_names
-from router.load import Objective
+from router.lexical import stored_context
 from router.online import Online
 from router.policies import load
-from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, onto
+from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, Terms, onto
 from router.policies.simple import FixedPolicy, UniformPolicy
+from router.sections import Objective
 from router.serving import Served
 from router.types import Context, LoadTerms
 from tests.fleet import FAST, REFUSING_URL, StartRouter, asked
 from tests.leaks import PROMPT
 
 ARMS = ("plain", "ngram", "math")
-CONTEXT = Context(np.zeros(2, np.float32), "features")
+CONTEXT = stored_context(np.zeros(2, np.float32), "features")
 CONFIG = RouterConfig(default_engine="plain", seed=0)
 EXPLAIN = "/v1/route/explain"
 PLAIN = Terms(tau=1.0, step_s=0.02, tokens=20, prompt_s=0.0)
@@ -78,7 +79,7 @@ def explained(
     policy, why = Foretells(*terms), out or {}
     may = [arm for arm in ARMS if arm not in why]
     served = Served(policy, Online(CONFIG.online, policy), None)
-    decision = replace(policy.decide(CONTEXT, may, np.random.default_rng(0)), **changes)
+    decision = replace(policy.decide(DecisionInput(CONTEXT, may), np.random.default_rng(0)), **changes)
     there = {arm: Standing(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
     known = terms_of(decision, served, CONTEXT)
     return Explained(decision, served, CONTEXT, may, there, objective, "plain", known)
@@ -167,7 +168,7 @@ def test_fallbacks_say_what_was_missing() -> None:
 
 @pytest.mark.parametrize("policy", [FixedPolicy(ARMS, "math"), UniformPolicy(ARMS)])
 def test_a_policy_without_times_says_so(policy: Policy) -> None:
-    decision = policy.decide(None, ARMS, np.random.default_rng(0))
+    decision = policy.decide(DecisionInput(None, ARMS), np.random.default_rng(0))
     served = Served(policy, Online(CONFIG.online, policy), None)
     there = dict.fromkeys(ARMS, Standing(1, 0, 0, None))
     told = Explained(decision, served, None, ARMS, there, "latency", "plain", terms_of(decision, served, None))
@@ -219,7 +220,7 @@ def test_the_parts_make_up_what_the_policy_decides_by(
     policy = shipped()
     vector = np.random.default_rng(seed).normal(0, 0.3, policy.dimension).astype(np.float32)  # type: ignore[attr-defined]
     vector[-12:] = [0.7 * sampled, 0.5, 0.6, 0.7, 0, 0, 0, 0, 0, 0, 1, 0]
-    context, shifts = Context(vector, policy.featurizer or ""), None if shift is None else [shift]
+    context, shifts = stored_context(vector, policy.featurizer or ""), None if shift is None else [shift]
     known = [9, 0, 500, 0, 1, 0, 0]
     loaded = None if stretch is None else LoadTerms(stretch, [2 * x for x in stretch], stretch, known, stretch)
     forecast = policy.weigh(context, np.ones(7, bool), shifts, loaded)[1]
@@ -266,15 +267,15 @@ async def test_it_tells_all_and_sends_and_counts_nothing(router_app: StartRouter
     row = {"arm": "plain", "probability": 0.5, "eligible": True, "predicted": None}
     assert told["arms"][0] == {**row, **asdict(Standing(1, 0, 0, breakers={"closed": 1}))}
     assert app.engines["plain"].engine.started == app.engines["ngram"].engine.started == 0
-    assert app.dispatcher.demand.unmet() == {}
-    assert app.dispatcher.recent.last(1) == []
+    assert app.parts.demand.unmet() == {}
+    assert app.parts.recent.last(1) == []
 
 
 @over_http
 @pytest.mark.parametrize("why", ["no_replica", "full", "breaker_open", "quarantined", "stale"])
 async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRouter, why: str) -> None:
     app = await router_app(TWO, policy=UniformPolicy(("plain", "ngram")))
-    table, dispatcher = app.replicas, app.dispatcher
+    table, parts = app.replicas, app.parts
     match why:
         case "no_replica":
             table.update("ngram", [])
@@ -283,11 +284,11 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
         case "breaker_open":
             table.by_arm["ngram"][0].breaker.trip()
         case "quarantined":
-            watch = dispatcher.watch
+            watch = parts.watch
             for tau in [3.0] * 60 + [1.0] * 200:
                 watch.saw("ngram", tau, 32)
         case "stale":
-            dispatcher.load.stale = frozenset({"ngram"})
+            parts.load.stale = frozenset({"ngram"})
     told = await explanation(app)
     plain, ngram = told["arms"]
     assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
@@ -301,7 +302,7 @@ async def test_where_none_may_all_may(router_app: StartRouter) -> None:
     for there in app.replicas.by_arm.values():
         there[0].breaker.trip()
     assert [row["eligible"] for row in (await explanation(app))["arms"]] == [True, True]
-    app.dispatcher.load.stale = frozenset(TWO)
+    app.parts.load.stale = frozenset(TWO)
     told = await explanation(app)
     assert (told["reason"], told["arm"]) == ("fallback", "plain")
     assert "the least risk" in told["tipped"]

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.exploration import ExplorationConfig, spread
+from router.exploration import spread
 from router.keys import digest
 from router.policies.base import Forecast, Policy, Probabilities, Shifts
+from router.sections import ExplorationConfig
 from router.types import Context, LoadTerms
 from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter, until
 from tests.router.test_continuation import ask, engine
@@ -241,9 +242,9 @@ class TestServed:
         (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
         keys = {"file": str(tmp_path / "keys.yaml")}
         router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), shadow={"share": 1.0}, keys=keys)
-        shadows = asyncio.create_task(router.dispatcher.shadow.run())
+        shadows = asyncio.create_task(router.parts.shadow.run(router.parts.dispatcher.again))
         for _ in range(4):
             assert (await router.post(headers={"authorization": "Bearer dp-team"})).status_code == 200
         await until(lambda: router.num_attempts == 4 + asked_again)
-        assert router.dispatcher.shadow.asked == asked_again
+        assert router.parts.shadow.asked == asked_again
         shadows.cancel()

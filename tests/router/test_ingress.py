@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from router.admin import Hooks
+from engines.client import EngineClient
 from router.config import RouterConfig
 from router.ingress import RouterApp
-from router.keys import Keyring, KeysConfig
-from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Servers, StartRouter, asked
+from router.keys import Keyring
+from router.sections import KeysConfig
+from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Owned, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,30 +62,17 @@ async def test_ready_says_whether_an_engine_is_there(router_app: StartRouter) ->
 
 
 async def test_lifespan_starts_and_stops_the_router(router_app: StartRouter) -> None:
-    steps: list[str] = []
-
-    async def start() -> None:
-        steps.append("start")
-
-    async def stop() -> None:
-        steps.append("stop")
-
-    async def use_policy(name: str) -> list[str]:
-        return [name]
-
-    async def metrics() -> str:
-        return ""
+    parts, config = (await router_app({"a": REFUSING_URL})).parts, RouterConfig(default_engine="a")
+    owner = Owned(parts, EngineClient(first_byte_timeout_s=1, timeout_s=1))
+    steps = owner.steps
 
     async def receive() -> Message:
-        return {"type": "lifespan.startup" if not steps else "lifespan.shutdown"}
+        return {"type": "lifespan.shutdown" if steps else "lifespan.startup"}
 
     async def send(message: Message) -> None:
         steps.append(message["type"])
 
-    dispatcher = (await router_app({"a": REFUSING_URL})).dispatcher
-    hooks = Hooks(dict, start, stop, use_policy, metrics)
-    config = RouterConfig(default_engine="a")
-    app = RouterApp(dispatcher, model=MODEL, config=config, hooks=hooks, keys=Keyring(KeysConfig(), {}))
+    app = RouterApp(parts, model=MODEL, config=config, owner=owner, keys=Keyring(KeysConfig(), {}))
     await app({"type": "lifespan"}, receive, send)
     assert steps == ["start", "lifespan.startup.complete", "stop", "lifespan.shutdown.complete"]
 

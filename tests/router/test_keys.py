@@ -9,7 +9,8 @@ import yaml
 
 from engines.errors import ConfigError
 from router.errors import Forbidden, RateLimited, Unauthorized
-from router.keys import ANYBODY, Keyring, KeysConfig, digest, need, new_key, read_keys
+from router.keys import ANYBODY, Keyring, digest, need, new_key, read_keys
+from router.sections import KeysConfig
 
 
 def write(path: Path, *keys: dict[str, Any]) -> Path:

@@ -6,8 +6,9 @@ import pytest
 from engines.load import LoadReport
 from engines.profile import Profile
 from engines.replicas import ReplicaTable
-from router.lexical import FEATURES
-from router.load import LoadConfig, LoadModel, Objective
+from router.lexical import FEATURES, stored_context
+from router.load import LoadModel
+from router.sections import LoadConfig, Objective
 from router.steps import StepTable
 from router.types import Context, Outcome
 
@@ -23,7 +24,7 @@ def rising(per_request: float, max_running: int = 64) -> Profile:
 def context(temperature: float = 0.0) -> Context:
     vector = np.zeros(len(FEATURES), np.float32)
     vector[FEATURES.index("temperature")] = temperature
-    return Context(vector, "lexical")
+    return stored_context(vector, "lexical")
 
 
 class Fleet:

@@ -38,7 +38,8 @@ class Timed:
         return time.perf_counter() - self.start
 
     def outcome(self) -> Outcome:
-        return self.meter.outcome("ok", 200)
+        self.meter.http_status = 200
+        return self.meter.outcome("ok")
 
 
 # --- time ---
@@ -129,7 +130,9 @@ def test_the_overhead_ends_when_the_request_leaves() -> None:
 
 
 def test_status_is_what_the_caller_says() -> None:
-    made = Meter(0.0).outcome("client_error", 404)
+    meter = Meter(0.0)
+    meter.http_status = 404
+    made = meter.outcome("client_error")
     assert (made.status, made.http_status) == ("client_error", 404)
 
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from router import gauges, metrics
 from router.metrics import REASONS, STATUSES, Metrics
 from router.policies.simple import FixedPolicy
-from router.types import Decision, Outcome
+from router.types import Attempt, Decision, Outcome
 from tests.fleet import BREAKS, CHAT, FAILS, FAST, HANGS, REFUSING_URL, SLOW, Routed, StartRouter, asked, until
 from tests.router.test_dispatch import NeedsContext
 
@@ -64,6 +64,10 @@ decisions = st.builds(
 )
 
 
+def ended(made: Decision, outcome: Outcome, number: int = 1) -> Attempt:
+    return Attempt("r", number, "/v1/completions", False, {}, None, made, outcome, {})
+
+
 # --- what is fed ---
 
 
@@ -71,7 +75,7 @@ decisions = st.builds(
 async def test_every_attempt_is_counted_once(attempts: list[tuple[int, Decision, Outcome]]) -> None:
     counted = Metrics(ARMS, "a")
     for number, made, outcome in attempts:
-        counted.attempt_ended(number, made, outcome)
+        counted.on_attempt_end(ended(made, outcome, number))
     found = values(counted.collect())
     for arm in ARMS:
         for status in STATUSES:
@@ -95,8 +99,8 @@ async def test_predicted_times_are_those_of_the_choice() -> None:
     counted = Metrics(ARMS, "b")
     outcome = Outcome("ok", tpot_s=0.03, ttft_s=0.1, e2e_s=3.1, output_tokens=101)
     shift = [0.6931471805599453, 0.0]
-    counted.attempt_ended(1, decision("a", predicted_tpot_s=[0.01, 0.04], shift=shift), outcome)
-    counted.attempt_ended(1, decision("b", predicted_tpot_s=[0.01, 0.04]), outcome)
+    counted.on_attempt_end(ended(decision("a", predicted_tpot_s=[0.01, 0.04], shift=shift), outcome, 1))
+    counted.on_attempt_end(ended(decision("b", predicted_tpot_s=[0.01, 0.04]), outcome, 1))
     found = values(counted.collect())
     assert found["draftpick_tpot_prediction_ratio_sum", "a"] == pytest.approx(1.5)
     assert found["draftpick_decoding_seconds_total", "a"] == pytest.approx(3.0)
@@ -107,9 +111,9 @@ async def test_predicted_times_are_those_of_the_choice() -> None:
 async def test_times_that_tell_nothing_are_left_out() -> None:
     counted = Metrics(ARMS, "a")
     rest = Outcome("ok", tpot_s=0.03, ttft_s=0.1, e2e_s=3.1, overhead_s=0.2)
-    counted.attempt_ended(2, decision(reason="continued", predicted_tpot_s=[0.01, 0.01]), rest)
-    counted.attempt_ended(1, decision(reason="shadow", predicted_tpot_s=[0.01, 0.01]), rest)
-    counted.attempt_ended(1, decision(), Outcome("ok", tpot_s=-0.001, e2e_s=0.1))
+    counted.on_attempt_end(ended(decision(reason="continued", predicted_tpot_s=[0.01, 0.01]), rest, 2))
+    counted.on_attempt_end(ended(decision(reason="shadow", predicted_tpot_s=[0.01, 0.01]), rest, 1))
+    counted.on_attempt_end(ended(decision(), Outcome("ok", tpot_s=-0.001, e2e_s=0.1), 1))
     found = values(counted.collect())
     for name in ("ttft_seconds", "tpot_seconds", "tpot_prediction_ratio"):
         assert found[f"draftpick_{name}_count", "a"] == 0
@@ -122,7 +126,7 @@ async def test_exploration_is_a_draw_of_an_engine_that_is_not_the_likeliest() ->
     for arm, explore in (("a", 0.1), ("b", 0.1), ("b", 0.0)):
         probabilities = {"a": 0.9, "b": 0.1}
         made = Decision(arm, probabilities[arm], probabilities, "p", explore=explore)
-        counted.attempt_ended(1, made, Outcome("ok"))
+        counted.on_attempt_end(ended(made, Outcome("ok"), 1))
     found = values(counted.collect())
     assert (found["draftpick_explored_total", "a"], found["draftpick_explored_total", "b"]) == (0, 1)
 
@@ -201,8 +205,8 @@ async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
 async def test_policies_fallbacks_and_events(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST, "b": FAST}, policy=NeedsContext(), explore=0.2)
     await app.post()  # without features: the policy needs some
-    app.dispatcher.serving.use(FixedPolicy(ARMS, "a"), NeedsContext(), 0.1)
-    app.dispatcher.serving.tell_of_arm("arm_quarantined", "engine b is lost", "b")
+    app.parts.serving.use(FixedPolicy(ARMS, "a"), NeedsContext(), 0.1)
+    app.parts.serving.tell_of_arm("arm_quarantined", "engine b is lost", "b")
     found = await page(app)
     assert found["draftpick_fallbacks_total", "no_context"] == 1
     assert found["draftpick_decisions_total", "a", "fallback"] == 1

@@ -9,11 +9,14 @@ import pytest
 
 from policy_training.learners import learner
 from policy_training.train import fitted
-from router.correction import Correction, CorrectionConfig
-from router.drift import DriftConfig, Inputs, PageHinkley, Savings, stability_index
-from router.online import Event, Online, OnlineConfig
-from router.policies.base import Policy
-from router.types import Context, Outcome
+from router.correction import Correction
+from router.drift import Inputs, PageHinkley, Savings, stability_index
+from router.events import Event
+from router.lexical import stored_context
+from router.online import Online
+from router.policies.base import DecisionInput, Policy
+from router.sections import CorrectionConfig, DriftConfig, OnlineConfig
+from router.types import Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
 
 CONFIG = DriftConfig()
@@ -128,8 +131,8 @@ class World:
         rows = [i for i in range(len(drawn)) if drawn.clusters[i] in clusters and not drawn.sampled[i]][:n]
         taken = []
         for i in rows:
-            context = Context(drawn.contexts[i], "features")
-            made = self.policy.decide(context, ARMS, self.rng, 0.1, self.online.shifts)
+            context = stored_context(drawn.contexts[i], "features")
+            made = self.policy.decide(DecisionInput(context, ARMS, 0.1), self.rng, self.online.shifts)
             arm = ARMS.index(made.arm)
             tau = max(float(self.tau[drawn.clusters[i], arm] * self.rng.lognormal(0, 0.1)), 1.0)
             tpot_s = float(COSTS.step_s[arm, 0]) * float(self.times[arm]) / tau
@@ -198,7 +201,7 @@ def test_what_is_switched_off_learns_nothing(policy: Policy) -> None:
 
 def test_answers_too_short_or_without_a_time_are_passed_over(policy: Policy) -> None:
     world = World(policy, correction={"enabled": True})
-    made = policy.decide(Context(Bandit.draw(1, seed=3).contexts[0], "features"), ARMS, world.rng)
+    made = policy.decide(DecisionInput(stored_context(Bandit.draw(1, seed=3).contexts[0], "features"), ARMS), world.rng)
     ok = Outcome("ok", 200, tpot_s=0.01, output_tokens=32)
     for outcome in (replace(ok, tpot_s=None), replace(ok, output_tokens=1)):
         world.online.saw(0, made, outcome, 1)

@@ -22,7 +22,7 @@ async def test_beyond_the_queue_requests_are_refused_with_a_time_to_wait(router_
     app = await router_app({"a": SLOW}, limits=ONE_AT_ONCE)
     first = await busy(app)
     waiting = asyncio.create_task(app.post(max_tokens=1))
-    await until(lambda: app.dispatcher.admission.state()["queued"] == 1)
+    await until(lambda: app.parts.admission.state()["queued"] == 1)
     refused = await app.post()
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "3"
@@ -36,7 +36,7 @@ async def test_the_low_priority_makes_room_for_the_high(router_app: StartRouter)
     app = await router_app({"a": SLOW}, limits=ONE_AT_ONCE)
     first = await busy(app)
     low = asyncio.create_task(app.post(max_tokens=1, headers={"x-draftpick-priority": "low"}))
-    await until(lambda: app.dispatcher.admission.state()["queued"] == 1)
+    await until(lambda: app.parts.admission.state()["queued"] == 1)
     high = asyncio.create_task(app.post(max_tokens=1, headers={"x-draftpick-priority": "high"}))
     assert (await low).status_code == 503
     first.cancel()

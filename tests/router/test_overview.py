@@ -102,7 +102,7 @@ async def test_what_it_shows_is_bounded(registry: Registry, tmp_path: Path) -> N
     async with served(registry.path, tmp_path / "records") as (router, client):
         for _ in range(3):
             await client.post(CHAT, json=asked())
-        recent, serving = router.dispatcher.recent, router.dispatcher.serving
+        recent, serving = router.parts.recent, router.parts.serving
         for i in range(3 * KEPT):
             recent.ended.append(recent.ended[0])
             recent.unseen += 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router.errors import PolicyRefused
 from router.policies import artifact, check_features, load
-from router.policies.base import Policy, Probabilities
+from router.policies.base import DecisionInput, Policy, Probabilities
 from router.policies.mlp import MLPPolicy
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.types import Context, Vector
@@ -76,7 +76,7 @@ def test_probabilities_are_a_distribution_over_the_eligible_arms(kind: str, elig
 @given(st.sampled_from(KINDS), some_arms, seeds)
 def test_a_decision_names_an_eligible_arm_and_its_propensity(kind: str, eligible: set[str], seed: int) -> None:
     chosen = policy(kind, seed)
-    decision = chosen.decide(context(seed), sorted(eligible), np.random.default_rng(seed))
+    decision = chosen.decide(DecisionInput(context(seed), sorted(eligible)), np.random.default_rng(seed))
     assert decision.arm in eligible
     assert decision.propensity == decision.probabilities[decision.arm] > 0
     assert set(decision.probabilities) == set(ARMS)
@@ -89,7 +89,7 @@ def test_a_decision_names_an_eligible_arm_and_its_propensity(kind: str, eligible
 def test_samples_follow_the_propensities(kind: str, eligible: tuple[str, ...]) -> None:
     chosen, rng, num_draws = policy(kind), np.random.default_rng(1), 1500
     expected = chosen.probabilities(context(), mask(*eligible))
-    drawn = [chosen.decide(context(), eligible, rng).arm for _ in range(num_draws)]
+    drawn = [chosen.decide(DecisionInput(context(), eligible), rng).arm for _ in range(num_draws)]
     shares = np.array([drawn.count(arm) / num_draws for arm in ARMS])
     assert shares == pytest.approx(expected, abs=4 * 0.5 / num_draws**0.5)
 
@@ -110,7 +110,7 @@ def test_rounding_never_gives_an_arm_without_probability() -> None:
         def random(self) -> float:
             return float(np.nextafter(1, 0))
 
-    decision = Fractions().decide(None, ARMS, Highest())  # type: ignore[arg-type]
+    decision = Fractions().decide(DecisionInput(None, ARMS), Highest())  # type: ignore[arg-type]
     assert decision.arm == "b"
 
 
@@ -193,7 +193,9 @@ def test_the_order_of_the_fleet_does_not_matter(folder: Path) -> None:
 
 
 def test_a_policy_that_knows_more_engines_serves(folder: Path) -> None:
-    decision = load(str(folder), ("a", "c"), "a").decide(context(0), ["a", "c"], np.random.default_rng(0))
+    decision = load(str(folder), ("a", "c"), "a").decide(
+        DecisionInput(context(0), ["a", "c"]), np.random.default_rng(0)
+    )
     assert decision.arm in {"a", "c"}
     assert decision.probabilities["b"] == decision.probabilities["d"] == 0
 

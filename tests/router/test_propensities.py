@@ -7,11 +7,12 @@ import pytest
 
 from policy_training.learners import learner
 from policy_training.train import fitted
-from router.exploration import ExplorationConfig
 from router.features import Featurizer
+from router.lexical import stored_context
 from router.openai import Request
-from router.policies.base import Policy
+from router.policies.base import DecisionInput, Policy
 from router.records import decode, encode
+from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
@@ -39,12 +40,12 @@ def some_of(rng: np.random.Generator) -> list[str]:
 
 def test_the_importance_weighted_mean_of_1_is_1_over_100_000_decisions(policy: Policy) -> None:
     rng, weights = np.random.default_rng(0), np.empty(DRAWS)
-    contexts = [Context(v, "features") for v in FRESH.contexts]
+    contexts = [stored_context(v, "features") for v in FRESH.contexts]
     for i in range(DRAWS):
         if i % 5000 == 0:
             shifts = shifts_of(policy, rng)
         eligible = some_of(rng)
-        made = policy.decide(contexts[i % len(contexts)], eligible, rng, 0.3, shifts, EXPLORATION)
+        made = policy.decide(DecisionInput(contexts[i % len(contexts)], eligible, 0.3, EXPLORATION), rng, shifts)
         assert made.propensity == made.probabilities[made.arm]
         assert all(made.probabilities[arm] == 0 for arm in set(ARMS) - set(eligible))
         weights[i] = 1 / len(eligible) / made.propensity
@@ -58,16 +59,18 @@ def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
         shifts, eligible = shifts_of(policy, rng), some_of(rng)
         stretch, price, wait_s, read_price = rng.uniform(1, 3, (4, len(ARMS))).tolist()
         load = LoadTerms(stretch, price, wait_s, rng.integers(0, 50, len(ARMS)).tolist(), read_price)
-        decision = policy.decide(Context(vector, "features"), eligible, rng, 0.2, shifts, EXPLORATION, load)
-        found = decode(encode(logged(Context(vector, "features"), decision)))
+        decision = policy.decide(
+            DecisionInput(stored_context(vector, "features"), eligible, 0.2, EXPLORATION, lambda arms, load=load: load),
+            rng,
+            shifts,
+        )
+        found = decode(encode(logged(stored_context(vector, "features"), decision)))
         assert found.context is not None
-        may = [probability > 0 for probability in found.decision.probabilities.values()]
         made = found.decision
         assert made.shift is not None
-        again, forecast = policy.shares(found.context, may, made.explore, [made.shift], EXPLORATION, made.load)
-        assert again == pytest.approx(list(found.decision.probabilities.values()), abs=1e-9)
-        assert forecast is not None
-        assert found.decision.predicted_tpot_s == pytest.approx(forecast.tpot_s)
+        again = decided_again(policy, found, EXPLORATION)
+        assert list(again.probabilities.values()) == pytest.approx(list(made.probabilities.values()), abs=1e-9)
+        assert made.predicted_tpot_s == pytest.approx(again.predicted_tpot_s)
 
 
 def logged(context: Context, decision: Decision) -> Record:
@@ -77,8 +80,8 @@ def logged(context: Context, decision: Decision) -> Record:
 def test_a_decision_without_exploration_or_corrections_is_reproduced_too(policy: Policy) -> None:
     rng = np.random.default_rng(2)
     for vector in FRESH.contexts:
-        decision = policy.decide(Context(vector, "features"), some_of(rng), rng)
-        found = decode(encode(logged(Context(vector, "features"), decision)))
+        decision = policy.decide(DecisionInput(stored_context(vector, "features"), some_of(rng)), rng)
+        found = decode(encode(logged(stored_context(vector, "features"), decision)))
         assert found.decision.shift is None
         assert replayed(policy, found, EXPLORATION) == list(found.decision.probabilities.values())
 
@@ -92,7 +95,7 @@ class Drawn(Featurizer):
         self._rows = itertools.cycle(FRESH.contexts)
 
     async def __call__(self, request: Request) -> Context:
-        return Context(next(self._rows), self.id)
+        return stored_context(next(self._rows), self.id)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -121,8 +124,14 @@ async def test_what_a_router_records_can_be_replayed_while_it_learns_and_engines
 
 
 def replayed(policy: Policy, record: Record, exploration: ExplorationConfig) -> list[float]:
-    """The shares of a decision, from its record alone."""
+    """The probabilities of a decision, from its record alone."""
+    return list(decided_again(policy, record, exploration).probabilities.values())
+
+
+def decided_again(policy: Policy, record: Record, exploration: ExplorationConfig) -> Decision:
+    """A decision by what its record says of the former one."""
     made = record.decision
-    may = [probability > 0 for probability in made.probabilities.values()]
+    eligible = [arm for arm, probability in made.probabilities.items() if probability > 0]
     shifts = None if made.shift is None else [made.shift]
-    return policy.shares(record.context, may, made.explore, shifts, exploration, made.load)[0]
+    given = DecisionInput(record.context, eligible, made.explore, exploration, lambda arms: made.load)
+    return policy.decide(given, np.random.default_rng(0), shifts)

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.attempt import Attempt, Incoming
-from router.openai import Request
 from router.recent import KEPT, Recent, Sums, total
-from router.types import Decision, Outcome, Status
+from router.types import Attempt, Decision, Outcome, Status
 from tests.leaks import PROMPT
 
 ARMS = ("plain", "ngram", "math")
@@ -24,16 +22,16 @@ def decided(arm: str = "math", reason: Any = "policy", **more: Any) -> Decision:
     return Decision(arm, shares[arm], shares, "tau", reason, **told)
 
 
-def attempt(decision: Decision, kind: tuple[str, int] | None = ("tau", 1), name: str = "r") -> Attempt:
-    request = Request("/v1/chat/completions", PROMPT.encode(), PROMPT)
-    incoming = Incoming(request, "POST", request.path, [], name, 0.0)
-    return Attempt(incoming, None, decision, kind=kind)
+def attempt(
+    decision: Decision, outcome: Outcome, cluster: tuple[str, int] | None = ("tau", 1), name: str = "r"
+) -> Attempt:
+    return Attempt(name, 1, "/v1/chat/completions", True, {}, None, decision, outcome, {}, 1.0, cluster)
 
 
 def seen(*pairs: tuple[Decision, Outcome]) -> Recent:
     recent = Recent("plain")
     for decision, outcome in pairs:
-        recent.saw(attempt(decision), outcome)
+        recent.on_attempt_end(attempt(decision, outcome))
     return recent
 
 
@@ -81,7 +79,7 @@ def test_shadows_are_shown_and_not_counted() -> None:
 def test_kinds_of_another_policy_are_none() -> None:
     recent = Recent("plain")
     for kind in (("tau", 3), ("old", 3), None):
-        recent.saw(attempt(decided(), kind), ANSWERED)
+        recent.on_attempt_end(attempt(decided(), ANSWERED, kind))
     assert {key: sums.attempts for key, sums in recent.sums("tau").items()} == {("math", 3): 1, ("math", None): 2}
 
 
@@ -124,7 +122,7 @@ def test_whenever_somebody_looks_every_attempt_counts_once(
     for i, (decision, outcome) in enumerate(pairs):
         if i in looks:
             recent.sums("tau")
-        recent.saw(attempt(decision, name=str(i)), outcome)
+        recent.on_attempt_end(attempt(decision, outcome, name=str(i)))
     assert [seen.row["request_id"] for seen in recent.last(KEPT)] == [str(i) for i in range(len(pairs))][::-1]
     counted = [decision for decision, _ in pairs if decision.reason != "shadow"]
     sums = recent.sums("tau")
@@ -139,12 +137,12 @@ def test_speed_is_of_the_last_minute_or_of_what_is_remembered_of_it() -> None:
     assert (recent.tokens_per_s(), recent.span_s()) == ({}, 0.0)
     for second in range(120):  # 51 tokens each
         now_s[0] = float(second)
-        recent.saw(attempt(decided("math" if second % 2 else "plain")), ANSWERED)
+        recent.on_attempt_end(attempt(decided("math" if second % 2 else "plain"), ANSWERED))
     assert recent.span_s() == 119.0
     assert recent.tokens_per_s() == pytest.approx({"math": 25.5, "plain": 25.5}, rel=0.05)
     for i in range(KEPT):
         now_s[0] = 120.0 + i / 50
-        recent.saw(attempt(decided()), ANSWERED)
+        recent.on_attempt_end(attempt(decided(), ANSWERED))
     assert recent.tokens_per_s() == pytest.approx({"math": 51 * 50}, rel=0.01)
     now_s[0] += 3600.0
     assert recent.tokens_per_s() == {}
@@ -153,7 +151,7 @@ def test_speed_is_of_the_last_minute_or_of_what_is_remembered_of_it() -> None:
 def test_it_is_bounded_and_holds_no_text() -> None:
     recent = Recent("plain")
     for i in range(3 * KEPT):
-        recent.saw(attempt(decided(), name=str(i)), ANSWERED)
+        recent.on_attempt_end(attempt(decided(), ANSWERED, name=str(i)))
         if i % 700 == 0:
             recent.seen()
     shown = recent.last(10 * KEPT)

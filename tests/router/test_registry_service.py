@@ -13,8 +13,8 @@ import pytest
 from engines.http import LocalServer
 from engines.mock import mock_app
 from router.config import load_config
-from router.exchange import EVENTS, Exchange, read_events
-from router.online import Event
+from router.events import EVENTS, Event, read_events
+from router.exchange import Exchange
 from router.policies import artifact
 from router.registry import Registry
 from router.router import Router, fixed
@@ -71,7 +71,7 @@ async def test_a_canary_a_promotion_and_a_rollback_are_followed(registry: Regist
     async with served(registry.path, tmp_path / "records") as (router, client):
         assert set(await arms_of(client, 5)) == {"plain"}
         registry.advance("p0002", 0.3, "test", begin=True)
-        await until(lambda: router.dispatcher.serving.share == 0.3)
+        await until(lambda: router.parts.serving.share == 0.3)
         assert 20 < (await arms_of(client, 150)).count("ngram") < 75
         assert router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.3}
         registry.promote("p0002", "test")
@@ -112,7 +112,7 @@ async def test_a_state_that_cannot_be_read_leaves_what_serves(registry: Registry
         (registry.path / "state.json").write_text("{")
         await until(lambda: router.refused is not None)
         assert set(await arms_of(client, 3)) == {"plain"}
-        assert [event.kind for event in router.events()] == ["policy_refused"]
+        assert [event.kind for event in router.events.recent] == ["policy_refused"]
 
 
 # --- over HTTP ---
@@ -203,14 +203,14 @@ async def test_a_folder_that_cannot_be_written_costs_news_and_no_request(registr
     online = {"dir": str(tmp_path / "file"), "correction": {"enabled": True}}
     async with served(registry.path, tmp_path / "records", online=online) as (router, client):
         registry.promote("p0002", "test")
-        await until(lambda: router.dispatcher.counts["events_dropped"] > 0, 5.0)
+        await until(lambda: any(part == "events" for part, _ in router.parts.metrics.failures), 5.0)
         assert set(await arms_of(client, 3)) == {"ngram"}
 
 
 async def test_shadows_are_asked_of_all_other_engines_and_recorded_as_such(registry: Registry, tmp_path: Path) -> None:
     async with served(registry.path, tmp_path / "records", shadow={"share": 1.0}) as (router, client):
         await arms_of(client, 5)
-        await until(lambda: router.dispatcher.counts["attempts_ok"] == 10)
+        await until(lambda: router.parts.metrics.attempts()["ok"] == 10)
     lines = [json.loads(x) for path in (tmp_path / "records").glob("*.jsonl") for x in path.read_text().splitlines()]
     shadows = [line["decision"] for line in lines if line["decision"]["reason"] == "shadow"]
     assert [(one["arm"], one["probabilities"]) for one in shadows] == [("ngram", {"plain": 0.0, "ngram": 1.0})] * 5

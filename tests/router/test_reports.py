@@ -9,8 +9,9 @@ from starlette.applications import Starlette
 
 from engines.client import EngineClient
 from engines.replicas import ReplicaTable
-from router.load import LoadConfig, LoadModel
+from router.load import LoadModel
 from router.reports import Reports
+from router.sections import LoadConfig
 from tests.fleet import FAST, REFUSING_URL, SLOW, Servers, StartRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -119,18 +120,18 @@ class TestDecisions:
 
     async def test_a_stale_arm_is_left_alone(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST})  # the policy is fixed: a
-        router.dispatcher.load.stale = frozenset({"a"})
+        router.parts.load.stale = frozenset({"a"})
         assert {(await router.post()).headers["x-draftpick-arm"] for _ in range(3)} == {"b"}
 
     async def test_while_no_load_is_known_the_plain_engine_serves(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST}, plain="b")
-        router.dispatcher.load.stale = frozenset({"a", "b"})
+        router.parts.load.stale = frozenset({"a", "b"})
         assert (await router.post()).headers["x-draftpick-arm"] == "b"
-        assert router.dispatcher.counts["fallback_stale_load"] == 1
+        assert router.parts.metrics.fallbacks["stale_load"] == 1
 
     async def test_a_stale_arm_serves_where_it_is_pinned(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST})
-        router.dispatcher.load.stale = frozenset({"a"})
+        router.parts.load.stale = frozenset({"a"})
         answer = await router.post(headers={"x-draftpick-arm": "a"})
         assert answer.headers["x-draftpick-arm"] == "a"
 

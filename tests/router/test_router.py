@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from router.admission import LimitsConfig
 from router.chosen import choose_policy
 from router.config import LiveConfig, load_config
 from router.errors import PolicyRefused
@@ -18,9 +17,11 @@ from router.features import LexicalFeaturizer
 from router.keys import digest
 from router.pointer import follow, point
 from router.policies import artifact
+from router.policies.base import DecisionInput
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.records import read
 from router.router import Router, make_featurizer
+from router.sections import LimitsConfig
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 from tests.router.test_policies import mlp, weights
 
@@ -112,15 +113,15 @@ async def test_an_engine_that_cannot_be_asked_is_asked_again(start: StartedRoute
 async def test_a_policy_brings_its_features(start: StartedRouter, folder: Path) -> None:
     router = await start(policy=str(folder))
     assert router.refused is None
-    assert isinstance(router.dispatcher.featurizer, LexicalFeaturizer)
-    assert router.dispatcher.serving.policy.id.startswith("mlp:")
+    assert isinstance(router.parts.dispatcher.featurizer, LexicalFeaturizer)
+    assert router.parts.serving.policy.id.startswith("mlp:")
 
 
 async def test_a_policy_without_its_features_is_refused_and_the_default_engine_serves(
     start: StartedRouter, folder: Path
 ) -> None:
     router = await start(policy=str(folder), featurizer="none")
-    assert router.dispatcher.serving.policy.id == "fixed:a"
+    assert router.parts.serving.policy.id == "fixed:a"
     assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_refused"])
 
 
@@ -128,7 +129,7 @@ async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_se
     start: StartedRouter, tmp_path: Path
 ) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
-    assert router.dispatcher.serving.policy.id == "fixed:a"
+    assert router.parts.serving.policy.id == "fixed:a"
     assert "is no readable policy" in str(router.state()["policy_refused"])
 
 
@@ -136,7 +137,7 @@ async def test_another_policy_can_be_taken_into_service_and_back(start: StartedR
     router = await start(policy="uniform")
     policy_id = await router.use_policy(str(folder))
     assert router.state()["policy"] == policy_id
-    assert isinstance(router.dispatcher.featurizer, LexicalFeaturizer)
+    assert isinstance(router.parts.dispatcher.featurizer, LexicalFeaturizer)
     assert await router.use_policy("uniform") == router.state()["policy"] == "uniform"
 
 
@@ -223,13 +224,13 @@ async def test_policy_exploration_and_limits_change_while_it_runs(start: Started
     router = await start({"a": Addresses((await mock_engine()).url)})
     await router.configure(LiveConfig(policy="uniform", explore=0.5, limits=LimitsConfig(max_in_flight=7)))
     assert router.state()["policy"] == "uniform"
-    assert router.dispatcher.serving.explore == 0.5
-    assert router.dispatcher.admission.limits.max_in_flight == 7
+    assert router.parts.serving.explore == 0.5
+    assert router.parts.admission.limits.max_in_flight == 7
     await router.configure(LiveConfig(policy="/nowhere"))
     assert router.state()["policy"] == "uniform"
     assert "/nowhere" in str(router.refused)
     await router.configure(LiveConfig(explore=0.0))
-    assert router.dispatcher.admission.limits.max_in_flight == 7
+    assert router.parts.admission.limits.max_in_flight == 7
 
 
 async def test_keys_that_change_are_taken(start: StartedRouter, servers: Servers, tmp_path: Path) -> None:
@@ -253,6 +254,6 @@ async def test_keys_that_change_are_taken(start: StartedRouter, servers: Servers
 
 async def test_exploration_keeps_propensities_exact() -> None:
     policy, rng = FixedPolicy(ARMS, "a"), np.random.default_rng(0)
-    decisions = [policy.decide(None, ["a", "b"], rng, explore=0.2) for _ in range(4000)]
+    decisions = [policy.decide(DecisionInput(None, ["a", "b"], explore=0.2), rng) for _ in range(4000)]
     assert decisions[0].probabilities == pytest.approx({"a": 0.9, "b": 0.1, "c": 0.0, "d": 0.0})
     assert sum(1 / d.propensity for d in decisions) / len(decisions) == pytest.approx(2.0, rel=0.1)

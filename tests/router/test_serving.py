@@ -12,12 +12,13 @@ import pytest
 from router.chosen import choose, may_be_registry
 from router.config import RouterConfig, load_config
 from router.errors import PolicyRefused
+from router.events import Event, EventLog
 from router.features import LexicalFeaturizer
-from router.online import Event, Online
-from router.pointer import NAMES, point
+from router.online import Online
+from router.pointer import point
 from router.policies import artifact
-from router.policies.base import Forecast, Policy, Probabilities, Shifts, onto
-from router.policies.simple import FixedPolicy, UniformPolicy
+from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, onto
+from router.policies.simple import NAMES, FixedPolicy, UniformPolicy
 from router.registry import Registry
 from router.router import Router
 from router.serving import Serving
@@ -53,12 +54,12 @@ class Foresees(Policy):
 
 
 def serving(policy: Policy, **router: Any) -> Serving:
-    return Serving(CONFIG.model_copy(update=router), policy)
+    return Serving(CONFIG.model_copy(update=router), policy, EventLog())
 
 
 def drawn(made: Serving, n: int = DRAWS, seed: int = 0) -> list[Decision]:
     rng = np.random.default_rng(seed)
-    return [made.decide(CONTEXT, ARMS, rng, 0.0) for _ in range(n)]
+    return [made.decide(DecisionInput(CONTEXT, ARMS), rng) for _ in range(n)]
 
 
 def answered(made: Serving, arm: str, tpot_s: float, n: int, policy: str, reason: Any = "policy") -> None:
@@ -68,7 +69,7 @@ def answered(made: Serving, arm: str, tpot_s: float, n: int, policy: str, reason
     for _ in range(n):
         times = float(rng.lognormal(0, 0.05))
         outcome = Outcome("ok", 200, tpot_s=tpot_s * times, output_tokens=32)
-        made.saw(CONTEXT, made.kind(CONTEXT), decision, outcome, 1)
+        made.saw(CONTEXT, made.cluster(CONTEXT, decision), decision, outcome, 1)
 
 
 def online(made: Serving, policy: str) -> Online:
@@ -120,7 +121,7 @@ def test_a_policy_that_fails_costs_no_request_that_the_other_one_decides(monkeyp
     made.use(FixedPolicy(ARMS, "plain"), broken, 0.01)
     rng, found = np.random.default_rng(1), list[Decision]()
     while len(found) < 20:
-        found.append(made.decide(CONTEXT, ARMS, rng, 0.0))
+        found.append(made.decide(DecisionInput(CONTEXT, ARMS), rng))
     assert all((d.policy, d.policy_share, d.beside) == ("fixed:plain", 0.99, None) for d in found)
 
 
@@ -155,14 +156,14 @@ def test_of_two_policies_that_differ_in_options_alone_the_new_one_decides() -> N
     assert online(made, "one") is learned
 
 
-def test_the_last_events_are_kept_and_each_is_heard() -> None:
-    heard = list[Event]()
-    made = Serving(CONFIG, UniformPolicy(ARMS), heard.append)
+def test_the_last_events_are_kept_and_each_subscriber_gets_all() -> None:
+    log, received = EventLog(), list[Event]()
+    log.subscribe(received.append)
     for number in range(300):
-        made.tell(Event(float(number), "arm_changed", "x"))
-    made.use(FixedPolicy(ARMS, "plain"))
-    assert [event.time for event in made.events] == [float(number) for number in range(100, 300)]
-    assert len(heard) == 300
+        log.emit(Event(float(number), "arm_changed", "x"))
+    assert [event.time for event in log.recent] == [float(number) for number in range(100, 300)]
+    assert list(log.unwritten) == list(log.recent)
+    assert len(received) == 300
 
 
 # --- what each learns ---
@@ -178,15 +179,15 @@ def test_both_policies_learn_from_every_answer_whichever_decided() -> None:
 
 def test_answers_to_contexts_of_other_features_teach_nothing() -> None:
     made = serving(Foresees("one"))
-    decision = made.decide(CONTEXT, ARMS, np.random.default_rng(0), 0.0)
+    decision = made.decide(DecisionInput(CONTEXT, ARMS), np.random.default_rng(0))
     for context in (None, Context(np.zeros(3, np.float32), "others")):
-        assert made.kind(context) == 0
+        assert made.cluster(context, decision) == 0
         made.saw(context, 0, decision, Outcome("ok", 200, tpot_s=0.02, output_tokens=32), 1)
     assert online(made, "one").correction.weight(0, 1) == 0
 
 
 def loses(made: Serving) -> bool:
-    return "policy_loses" in {event.kind for event in made.events}
+    return "policy_loses" in {event.kind for event in made.events.recent}
 
 
 def test_a_policy_that_loses_gives_way_to_its_default_engine_and_comes_back() -> None:
@@ -212,7 +213,7 @@ def test_what_another_policy_chose_is_no_loss_of_this_one() -> None:
     for _ in range(3):
         answered(made, "plain", 0.01, 30, "one")
         answered(made, "ngram", 0.03, 60, "two")
-    assert {event.policy for event in made.events if event.kind == "policy_loses"} == {"two"}
+    assert {event.policy for event in made.events.recent if event.kind == "policy_loses"} == {"two"}
     assert not online(made, "one").put_aside
 
 
@@ -352,8 +353,8 @@ class TestContexts:
 
     async def test_a_context_of_other_features_is_none(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST}, policy=NeedsLexical(), featurizer=LexicalFeaturizer())
-        own = router.dispatcher.decide(Context(np.zeros(2, np.float32), LexicalFeaturizer().id))
+        own = router.parts.decide(Context(np.zeros(2, np.float32), LexicalFeaturizer().id))
         assert (own.arm, own.reason) == ("b", "policy")
-        old = router.dispatcher.decide(Context(np.zeros(2, np.float32), "of-another-policy"))
+        old = router.parts.decide(Context(np.zeros(2, np.float32), "of-another-policy"))
         assert (old.arm, old.reason) == ("a", "fallback")
-        assert router.dispatcher.counts["fallback_no_context"] == 1
+        assert router.parts.metrics.fallbacks["no_context"] == 1

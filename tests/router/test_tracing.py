@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.tracing import Tracing, TracingConfig
+from router.sections import TracingConfig
+from router.tracing import Tracing
 from tests.fleet import BREAKS, CHAT, FAILS, FAST, REFUSING_URL, SLOW, Mock, Servers, StartRouter, asked, until
 from tests.leaks import HIDDEN, PROMPT
 

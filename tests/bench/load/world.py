@@ -24,7 +24,7 @@ from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
 from router.config import load_config
 from router.features import Featurizer
-from router.lexical import FEATURES, lexical_features
+from router.lexical import FEATURES, context_of
 from router.openai import Request
 from router.policies.regressors import make
 from router.policies.tau_cost import TauCostPolicy
@@ -96,7 +96,7 @@ class KindFeaturizer(Featurizer):
 
     async def __call__(self, request: Request) -> Context:
         kind = KINDS.index(orjson.loads(request.body)["mock_class"])
-        return Context(np.concatenate([np.eye(len(KINDS), dtype=np.float32)[kind], lexical_features(request)]), self.id)
+        return context_of(request, np.eye(len(KINDS), dtype=np.float32)[kind], self.id)
 
 
 def oracle() -> TauCostPolicy:
@@ -153,8 +153,8 @@ def routed(strategy: Strategy, urls: Sequence[str], seed: int) -> Router:
     config = load_config({"target": {"name": MODEL}, "engines": engines, "router": settings})
     router = Router(config, {arm: _addresses(urls) for arm, urls in sources.items()})
     if strategy.policy == "oracle":
-        router.dispatcher.featurizer = KindFeaturizer()
-        router.dispatcher.serving.use(oracle())
+        router.parts.dispatcher.featurizer = KindFeaturizer()
+        router.parts.serving.use(oracle())
     return router
 
 

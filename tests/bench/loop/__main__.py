@@ -49,16 +49,7 @@ from router.registry import Registry
 from router.router import static_featurizer
 from tests.bench.figures import show, spread
 from tests.bench.loop.outcome import WINDOW, Loop, Run, choices, figures, figures_alone
-from tests.bench.loop.world import (
-    ARMS,
-    ENGINES,
-    MODEL,
-    TOKENS,
-    Happening,
-    Traffic,
-    happenings,
-    traffic,
-)
+from tests.bench.loop.world import ARMS, ENGINES, MODEL, TOKENS, Happening, Traffic, happenings, traffic
 
 _CLIENTS = 8
 _ROOT = Path(__file__).parents[3]

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_training.contexts import contexts
-from router.online import Event
+from router.events import Event
+from router.lexical import stored_context
 from router.policies.base import Policy
 from router.registry import RegistryState
 from router.router import static_featurizer
-from router.types import Context, Record
+from router.types import Record
 from tests.bench.loop.world import ARMS, Floats, Happening, Traffic
 
 WINDOW, _RECOVERED = 100, 1.08
@@ -45,7 +46,8 @@ def choices(policy: Policy, made: Traffic) -> np.ndarray:
     vectors = contexts([featurizer], made.prompts)
     everywhere = np.ones(len(ARMS), bool)
     rows = [
-        policy.probabilities(Context(vectors[p.id][featurizer.id], featurizer.id), everywhere) for p in made.prompts
+        policy.probabilities(stored_context(vectors[p.id][featurizer.id], featurizer.id), everywhere)
+        for p in made.prompts
     ]
     return np.asarray([policy.arms.index(ARMS[0]) if not row.any() else int(row.argmax()) for row in rows])
 

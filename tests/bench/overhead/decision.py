@@ -47,7 +47,7 @@ async def _decisions(n: int, featurizer: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         made = load_config(config([_NOWHERE], Path(folder)))
         router = Router(made, {engine.name: fixed(str(engine.url)) for engine in made.engines})
-        dispatcher, table = router.dispatcher, ReplicaTable(made.arms)
+        parts, table = router.parts, ReplicaTable(made.arms)
         for arm in made.arms:
             table.update(arm, [_NOWHERE])
         await router.start()
@@ -60,9 +60,9 @@ async def _decisions(n: int, featurizer: str) -> dict[str, float]:
         for number, body in enumerate(bodies(n + 100)):
             began = time.perf_counter()
             request = parse(_CHAT, body)
-            context = await dispatcher.featurize(request)
-            decision = dispatcher.decide(context)
-            outcome = Meter(began).outcome("ok", 200)
+            context = await parts.dispatcher.featurize(request)
+            decision = parts.decide(context)
+            outcome = Meter(began).outcome("ok")
             record = Record(
                 request_id="r", attempt=1, time=time.time(), path=_CHAT, stream=False, sampling=request.sampling or {},
                 load=table.load(), context=context, decision=decision, outcome=outcome,

@@ -15,8 +15,9 @@ import uvloop
 import yaml
 
 from deploy.config import resolve, with_engines, with_router
-from deploy.console import prepare_models, progress_bar
+from deploy.console import progress_bar
 from deploy.fleet import free_port, running
+from deploy.prepare_models import prepare_models
 from deploy.results import write
 from deploy.route import Routers
 from policy_training.workloads import generate

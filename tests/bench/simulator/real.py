@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import Progress
 
 from deploy.config import resolve
-from deploy.console import prepare_models
+from deploy.prepare_models import prepare_models
 from deploy.profiling import measured, save, subjects
 from engines.held import SAMPLING
 from engines.profile import GREEDY, Profile

@@ -11,7 +11,18 @@ from deploy.doctor import examine
 from deploy.doctor.case import Case, Machine
 from deploy.doctor.checks import CHECKS
 from router.config import load_config
-from tests.deploy.doctor.ward import CPU_MACHINE, GPU, GPU_MACHINE, PLAIN, SUFFIX, drafting, fleet, found, one, packages
+from tests.deploy.doctor.ward import (
+    CPU_MACHINE,
+    GPU,
+    GPU_MACHINE,
+    PLAIN,
+    SUFFIX,
+    drafting,
+    fleet,
+    found,
+    one,
+    packages,
+)
 
 
 def test_a_healthy_fleet_has_no_problems_and_no_warnings(tmp_path: Path) -> None:

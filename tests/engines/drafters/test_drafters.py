@@ -4,11 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.drafters.acceptance import Replay
 from engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, make_parts
 from engines.drafters.lookup import NgramDrafter, SuffixDrafter, longest_match
 from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Drafter
-from engines.drafters.replay import Replay, VLLMNgram, replay_drafter, replay_matches
+from engines.drafters.replay import VLLMNgram, replay_drafter, replay_matches
 from engines.drafters.trigram import CAP, RATE, TrigramDrafter, TrigramProposer
 from engines.drafters.trigram_table import find
 

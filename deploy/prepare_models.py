@@ -1,0 +1,17 @@
+"""Makes the embedded models ready, with a progress bar."""
+
+from typing import Any
+
+from deploy.console import progress_bar
+
+
+def prepare_models(config: Any) -> None:
+    """Prepare the embedded target, with a bar, when the fleet uses it."""
+    from engines.config import EMBEDDED
+    from engines.embedded import prepare_target
+
+    if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
+        return
+    with progress_bar() as shown:
+        task = shown.add_task("target", total=100)
+        prepare_target(lambda what, share: shown.update(task, description=what, completed=100 * share))

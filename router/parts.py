@@ -1,0 +1,120 @@
+"""The parts of one router, built from its configuration: what each is given stands here, and nowhere else."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.client import EngineClient
+from engines.replicas import ReplicaTable
+from router.acceptance import AcceptanceWatch
+from router.admission import Admission
+from router.config import RouterConfig
+from router.decider import Decider
+from router.demand import Demand
+from router.dispatch import Dispatcher
+from router.events import Event, EventLog
+from router.features import Featurizer
+from router.learning import Learning
+from router.load import LoadModel
+from router.metrics import Metrics
+from router.policies.base import Policy
+from router.prefixes import PrefixIndex
+from router.recent import Recent
+from router.records import RecordWriter
+from router.serving import Serving
+from router.shadow import Shadow
+from router.tracing import Tracing
+
+event_log = logging.getLogger("draftpick.events")
+
+_LEVELS = {
+    "policy_taken": logging.INFO,
+    "policy_tried_again": logging.INFO,
+    "arm_quarantined": logging.ERROR,
+    "policy_refused": logging.ERROR,
+    "policy_loses": logging.ERROR,
+}
+"""Of events; others are warnings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a router is made of. `plain`: the engine that serves while no load is known."""
+
+    config: RouterConfig
+    plain: str
+    replicas: ReplicaTable
+    events: EventLog
+    serving: Serving
+    load: LoadModel
+    demand: Demand
+    prefixes: PrefixIndex
+    admission: Admission
+    watch: AcceptanceWatch
+    metrics: Metrics
+    recent: Recent
+    shadow: Shadow
+    decide: Decider
+    dispatcher: Dispatcher
+    records: RecordWriter | None
+
+
+def build_parts(
+    config: RouterConfig,
+    policy: Policy,
+    featurizer: Featurizer | None,
+    replicas: ReplicaTable,
+    client: EngineClient,
+    records: RecordWriter | None = None,
+    *,
+    plain: str | None = None,
+    accelerators: Mapping[str, int] | None = None,
+    tracing: Tracing | None = None,
+) -> Parts:
+    """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
+    arms, plain, rng = replicas.arms, plain or config.default_engine, np.random.default_rng(config.seed)
+    events = EventLog()
+    serving = Serving(config, policy, events)
+    load, demand, prefixes = LoadModel(config.load, replicas, accelerators), Demand(arms), PrefixIndex(config.prefixes)
+    admission, metrics, recent = Admission(config.limits), Metrics(arms, plain), Recent(plain)
+    watch = AcceptanceWatch(arms, config.quarantine, tell=serving.tell_of_arm)
+    shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
+    decide = Decider(config, serving, replicas, load, watch, admission, metrics, plain, rng)
+    # Who observes attempts: a new one is a line here.
+    observers = [
+        Learning(serving, watch, load, metrics).on_attempt_end,
+        metrics.on_attempt_end,
+        recent.on_attempt_end,
+        *([records.on_attempt_end] if records is not None else []),
+    ]
+    # Who hears of events.
+    events.subscribe(metrics.on_event)
+    events.subscribe(_log_event)
+    events.subscribe(shadow.on_event)
+    events.subscribe(watch.on_event)
+    dispatcher = Dispatcher(
+        config,
+        replicas=replicas,
+        client=client,
+        serving=serving,
+        decide=decide,
+        admission=admission,
+        prefixes=prefixes,
+        demand=demand,
+        shadow=shadow,
+        metrics=metrics,
+        observers=observers,
+        featurizer=featurizer,
+        tracing=tracing,
+    )
+    return Parts(
+        config, plain, replicas, events, serving, load, demand, prefixes, admission, watch, metrics, recent, shadow,
+        decide, dispatcher, records,
+    )  # fmt: skip
+
+
+def _log_event(event: Event) -> None:
+    about = {"event": event.kind, "arm": event.arm, "policy": event.policy, "figures": dict(event.figures)}
+    event_log.log(_LEVELS.get(event.kind, logging.WARNING), event.text, extra=about)
