@@ -117,12 +117,12 @@ def label(
     from engines.preflight import target_path
     from policy_training.contexts import renew
     from policy_training.dataset import Parts
-    from policy_training.label import PART, Labeller, can_replay, on_ray
+    from policy_training.label import PART, Labeller, on_ray
     from policy_training.workloads import reword
 
     fleet = resolve(config)
     prepare_models(fleet)
-    engines = tuple(engine for engine in fleet.engines if can_replay(engine))
+    engines = tuple(engine for engine in fleet.engines if engine.can_replay)
     if len(engines) < 2:
         fail(f"{config}: fewer than two engines can be replayed (methods of others are not known to us)", 2)
     chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
