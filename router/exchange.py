@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engines.atomic_write import atomic_write
 from router.online import Event
 
 EVENTS = "events.jsonl"
@@ -37,9 +38,7 @@ class Exchange:
     def swap(self, own: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Leave one's own corrections by policy id; return those that others left within the last minute."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        scratch = self._own.with_suffix(".new")
-        scratch.write_text(json.dumps(own))
-        os.replace(scratch, self._own)
+        atomic_write(self._own, json.dumps(own))
         found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in own}
         for path in self._folder.glob("corrections-*.json"):
             if path != self._own:
@@ -56,11 +55,6 @@ class Exchange:
 def encode_events(events: Sequence[Event]) -> bytes:
     """Events as lines of `events.jsonl`."""
     return b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
-
-
-def read_events(path: Path, since: float = 0.0) -> list[Event]:
-    """Events of a file that are later than `since`."""
-    return decode_events(path.read_bytes(), since) if path.is_file() else []
 
 
 def decode_events(data: bytes, since: float = 0.0) -> list[Event]:
