@@ -118,6 +118,15 @@ class Policy(ABC):
         """The kind of request that a context is of (`router.clusters.Clusters.bin`); 0 where none are told apart."""
         return 0
 
+    def tau(self, context: Context) -> Probabilities | None:
+        """Expected acceptance lengths [arms], 1 or more; None where none are predicted."""
+        return None
+
+    def acceptance_lengths(self, vectors: npt.NDArray[np.float32]) -> Probabilities | None:
+        """`tau` of requests with these contexts [n, d]: [n, arms]."""
+        found = [tau for v in vectors if (tau := self.tau(Context(v, str(self.featurizer)))) is not None]
+        return np.stack(found) if found else None
+
     def weigh(
         self,
         context: Context | None,

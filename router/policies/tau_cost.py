@@ -82,7 +82,6 @@ class TauCostPolicy(Policy):
         return self._regressor.dimension
 
     def tau(self, context: Context) -> Probabilities:
-        """Expected acceptance lengths [arms], 1 or more."""
         z = self._regressor.scaled(context.vector)
         mean = self._regressor(z, bool(half_of(context)))[0]
         return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)
