@@ -100,12 +100,12 @@ def replay(
     """
     from deploy.config import resolve, with_router
     from deploy.fleet import running
-    from deploy.replay import can_replay, replay_fleet
+    from deploy.replay import replay_fleet
     from deploy.results import write
     from engines.drafters.replay import LENGTHS
 
     fleet = resolve(config)
-    if not any(can_replay(engine) for engine in fleet.engines):
+    if not any(engine.can_replay for engine in fleet.engines if engine.drafter is not None):
         raise typer.BadParameter("none of its engines can be replayed", param_hint="--config")
     prepare_models(fleet)
     chosen = some_prompts(prompts, n, seed, 0.0, max_tokens)

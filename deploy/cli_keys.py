@@ -1,7 +1,6 @@
 """The command line of API keys: `draftpick keys new | list`."""
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import yaml
 from rich.table import Table
 
 from deploy.console import Json, err, fail, out
+from engines.atomic_write import atomic_write
 from router.keys import Key, digest, new_key, read_keys
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the router: `router.keys.file` holds their hashes.")
@@ -76,9 +76,6 @@ def show(file: File = Path("keys.yaml"), as_json: Json = False) -> None:
 
 
 def _write(file: Path, keys: list[Key]) -> None:
-    """Replace the file whole: a router that reads it meanwhile sees the old or the new."""
+    """Replace the file whole: a router that reads it meanwhile sees the old or the new. Its owner alone reads it."""
     rows = [key.model_dump(mode="json", exclude_none=True, exclude_defaults=True) for key in keys]
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.touch(mode=0o600)
-    scratch.write_text(yaml.safe_dump(rows, sort_keys=False))
-    os.replace(scratch, file)
+    atomic_write(file, yaml.safe_dump(rows, sort_keys=False), mode=0o600)

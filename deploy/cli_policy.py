@@ -9,7 +9,6 @@ import typer
 from rich.table import Table
 
 from deploy.console import Config, Json, Port, Prompts, Seed, Url, fail, out, progress_bar, say, some_prompts
-from deploy.prepare_models import prepare_models
 
 policy_app = typer.Typer()
 
@@ -101,40 +100,25 @@ def label(
     Example: draftpick label --out runs/replayed -n 2000
     """
     from deploy.config import resolve
-    from deploy.features import featurizers
-    from engines.model_paths import target_path
-    from policy_training.contexts import renew
-    from policy_training.dataset import Parts
-    from policy_training.label import PART, Labeller, can_replay, on_ray
+    from deploy.labelling import label_prompts
     from policy_training.workloads import reword
 
-    fleet = resolve(config)
-    prepare_models(fleet)
-    engines = tuple(engine for engine in fleet.engines if can_replay(engine))
-    if len(engines) < 2:
-        fail(f"{config}: fewer than two engines can be replayed (methods of others are not known to us)", 2)
     chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
     if reworded:
         chosen = [reword(prompt, seed) for prompt in chosen]
-    parts, made = Parts(output), featurizers()
-    renewed = renew(output, chosen, made)
-    todo = parts.todo(chosen, max(PART // answers, 1))
-    done = sum(map(len, todo))
-    target = target_path(fleet.target)
-    options: dict[str, Any] = {"seed": seed, "answers": answers, "alone_tokens": alone, "lengths": lengths}
-    if workers:
-        on_ray(target, engines, todo, output, workers, **options)
-    elif todo:
-        with progress_bar() as bar:
-            row = bar.add_task("labelling", total=done)
-            labeller = Labeller(target, engines, made, **options)
-            for part in todo:
-                parts.add(*labeller.label(part, lambda count: bar.advance(row, count)))
-    left_out = [engine.name for engine in fleet.engines if engine not in engines]
-    names = [engine.name for engine in engines]
-    result = {"prompts": done, "renewed": renewed, "engines": names, "left_out": left_out, "out": str(output)}
-    note = _renewed(renewed) + (f"; left out: {', '.join(left_out)}" if left_out else "")
-    say(as_json, result, f"{done} prompts labelled under {len(engines)} engines in {output}{note}")
+    labelled = label_prompts(
+        resolve(config),
+        chosen,
+        output,
+        seed=seed,
+        answers=answers,
+        alone_tokens=alone,
+        lengths=lengths,
+        workers=workers,
+    )
+    note = _renewed(labelled.renewed) + (f"; left out: {', '.join(labelled.left_out)}" if labelled.left_out else "")
+    text = f"{labelled.prompts} prompts labelled under {len(labelled.engines)} engines in {output}{note}"
+    say(as_json, {**asdict(labelled), "out": str(output)}, text)
 
 
 @policy_app.command("dataset")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.config import nearest
+from engines.drafters.options import DRAFTERS
 from engines.errors import ConfigError
 from engines.preflight import check_models
 from router.chosen import may_be_registry, named
@@ -61,12 +62,8 @@ def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
     """The same fleet, none of whose drafters keeps text of one request for the next."""
     fields = config.model_dump(mode="json")
     for drafter in filter(None, (engine.get("drafter") for engine in fields["engines"])):
-        if drafter["method"] == "suffix":
-            drafter["suffix_decoding_max_cached_requests"] = 0
-        elif drafter["method"] == "trigram":
-            drafter["shared"] = False
-        elif "trigram" in drafter:
-            drafter["trigram"]["shared"] = False
+        if (sharing := DRAFTERS[drafter["method"]].shares_text_across_requests) is not None:
+            sharing.switch_off(drafter)
     return resolve(fields)
 
 

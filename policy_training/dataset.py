@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engines.atomic_write import atomic_path
 from policy_training.workloads import Prompt
 from router.types import Outcome, Vector
 
@@ -128,10 +129,9 @@ _PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
 def save(path: Path, measurements: Iterable[Measurement], contexts: Contexts | None = None) -> None:
     """Write one Parquet file, which is there whole or not at all. Rows keep the order in which prompts come."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.new")
     table = pa.Table.from_pylist(_rows(measurements, contexts or {}), schema=_ROW)
-    pq.write_table(table, scratch, compression="zstd")
-    scratch.replace(path)
+    with atomic_path(path) as scratch:
+        pq.write_table(table, scratch, compression="zstd")
 
 
 def _rows(measurements: Iterable[Measurement], contexts: Contexts) -> list[dict[str, Any]]:

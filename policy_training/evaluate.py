@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.dataset import DatasetError
 from policy_training.matrix import Matrix
 
@@ -49,15 +50,13 @@ def evaluate(
     """
     if default not in data.arms:
         raise DatasetError(f"the default engine {default!r} was not measured (measured: {', '.join(data.arms)})")
-    rng = np.random.default_rng(seed)
-    samples = rng.integers(0, len(data), (resamples, len(data)))
-    fixed = data.time_s[samples].sum(1)
-    routed, oracle = policy_time_s[samples].sum(1), data.time_s.min(1)[samples].sum(1)
+    draws = Bootstrap.of_places(len(data), resamples, np.random.default_rng(seed))
+    fixed, routed, oracle = (draws.sums(times) for times in (data.time_s, policy_time_s, data.time_s.min(1)))
     totals = data.time_s.sum(0)
     best, plain = int(totals.argmin()), data.arms.index(default)
 
     def interval(value: float, drawn: Floats) -> Interval:
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = bounds(drawn)
         return Interval(float(value), float(low), float(high))
 
     total = float(policy_time_s.sum())

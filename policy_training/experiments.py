@@ -16,8 +16,7 @@ from policy_training.learners import LEARNERS, learner
 from policy_training.learners.base import Setting
 from policy_training.matrix import Matrix, each_answer, matrix
 from policy_training.train import choices, fitted
-from router.lexical import FEATURES, stored_context
-from router.policies.tau_cost import TauCostPolicy
+from router.lexical import FEATURES
 
 Floats = npt.NDArray[np.float64]
 Told = Callable[[], None]
@@ -177,10 +176,10 @@ def calibration(question: Question, name: str) -> tuple[Floats, Floats] | None:
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.told()
-    if not isinstance(policy, TauCostPolicy):
-        return None
     assert split.test.contexts is not None
-    predicted = np.stack([policy.tau(stored_context(v, str(split.test.featurizer))) for v in split.test.contexts])
+    predicted = policy.acceptance_lengths(split.test.contexts)
+    if predicted is None:
+        return None
     drafts = np.asarray([arm != question.default for arm in split.test.arms])
     return predicted[:, drafts].ravel(), split.test.acceptance_length[:, drafts].ravel()
 

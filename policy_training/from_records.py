@@ -11,9 +11,8 @@ from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
 from policy_training.logged_feedback import Logged
 from policy_training.matrix import Matrix
-from router.lexical import stored_context
+from policy_training.ope import predict, ridge
 from router.policies.base import Policy
-from router.policies.tau_cost import TauCostPolicy
 from router.records import read
 from router.types import Context, Record, Vector
 
@@ -148,11 +147,12 @@ def _log_tau_of(
 ) -> npt.NDArray[np.float64]:
     """Log tau [n, arms] as a policy predicts it; 0 for what it does not know, and without one."""
     found = np.zeros((len(x), len(arms)))
-    if isinstance(prior, TauCostPolicy) and prior.featurizer == featurizer:
-        predicted = np.stack([np.log(prior.tau(stored_context(v.astype(np.float32), featurizer))) for v in x])
-        for column, arm in enumerate(arms):
-            if arm in prior.arms:
-                found[:, column] = predicted[:, prior.arms.index(arm)]
+    if prior is None or prior.featurizer != featurizer:
+        return found
+    predicted = prior.acceptance_lengths(x.astype(np.float32))
+    for column, arm in enumerate(arms):
+        if predicted is not None and arm in prior.arms:
+            found[:, column] = np.log(predicted[:, prior.arms.index(arm)])
     return found
 
 
@@ -163,12 +163,9 @@ def _missed(
     weight: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
     """What is to be added everywhere [n]: of few answers their mean, drawn to 0; of more, a ridge regression."""
-    if len(rows) < _FEWEST:
-        return np.full(len(z), float(residual.sum() / (len(rows) + _PRIOR)))
-    from sklearn.linear_model import Ridge
-
-    model = Ridge(alpha=z.shape[1]).fit(z[rows], residual, sample_weight=weight / weight.mean())
-    return np.asarray(model.predict(z), np.float64)
+    drawn_to_0, one_arm = residual.sum(keepdims=True) / (len(rows) + _PRIOR), np.zeros(len(rows), np.int64)
+    weight = weight / weight.mean()
+    return predict(z, ridge(z[rows], one_arm, residual, drawn_to_0, fewest=_FEWEST, weight=weight))[:, 0]
 
 
 def drawn(data: Dataset, featurizer: str | None = None) -> Dataset:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.logged_feedback import Floats, Logged
-from policy_training.ope import FEWEST_EFFECTIVE, effective_size, weights
+from policy_training.ope import FEWEST_EFFECTIVE, doubly_robust, effective_size, weights
 
 MARGIN = 0.02
 FEWEST_PAIRED = 20
@@ -95,22 +96,21 @@ def offline(
 
 def _tpot_terms(logged: Logged, pi: Floats, q: Floats) -> Floats:
     """Terms [n] whose mean is the doubly robust estimate of a policy's TPOT in seconds."""
-    missed = logged.reward - q[np.arange(len(logged)), logged.arm]
-    return -np.asarray((pi * q).sum(1) + weights(logged, pi) * missed)
+    return -doubly_robust(pi, q, weights(logged, pi), logged.arm, logged.reward)
 
 
 def _resampled(a: Floats, b: Floats, blocks: int, seed: int, resamples: int = 2000) -> Floats:
     """Values of 1 - sum(a) / sum(b) under a bootstrap of blocks of neighbouring rows; -inf where b has no sum."""
     starts = np.unique(np.arange(blocks) * len(a) // blocks)
-    draws = np.random.default_rng(seed).multinomial(len(starts), np.full(len(starts), 1 / len(starts)), resamples)
-    over, under = (draws @ np.add.reduceat(terms, starts) for terms in (a, b))
+    draws = Bootstrap.of_counts(len(starts), resamples, np.random.default_rng(seed))
+    over, under = (draws.sums(np.add.reduceat(terms, starts)) for terms in (a, b))
     return np.asarray(np.where(under > 0.0, 1.0 - over / np.where(under > 0.0, under, 1.0), -np.inf))
 
 
 def _gain(name: str, candidate: Floats, active: Floats, draw: _Drawn, prove: bool) -> Check:
     """The lower end of the 95 % interval of the gain must be above 0; without `prove`, the upper one not below."""
     gain = 1.0 - candidate.sum() / active.sum()
-    low, high = map(float, np.quantile(draw(candidate, active), [0.025, 0.975], method="lower"))
+    low, high = map(float, bounds(draw(candidate, active), method="lower"))
     passed = low > 0.0 if prove else high >= 0.0
     return Check(name, passed, low if prove else high, 0.0, f"gains {gain:.1%} of the time ({low:.1%} to {high:.1%})")
 

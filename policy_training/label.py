@@ -14,7 +14,7 @@ import orjson
 from engines.config import Engine
 from engines.drafters.alone import Speaker, speaker
 from engines.drafters.answers import Answerer, Ask
-from engines.drafters.replay import LENGTHS, REPLAYED, compute_dtype, replayer
+from engines.drafters.replay import LENGTHS, compute_dtype, replayer
 from engines.drafters.rows import Tokens
 from policy_training.alignment import alignment
 from policy_training.collect import repeats_itself
@@ -30,11 +30,6 @@ PART = 128
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": PART}
 Told = Callable[[int], None]
 """Called with the number of prompts just labelled."""
-
-
-def can_replay(engine: Engine) -> bool:
-    """Whether what this engine accepts follows from the target's answers."""
-    return engine.kind == "vllm" and (engine.drafter is None or engine.drafter.method in REPLAYED)
 
 
 class Labeller:

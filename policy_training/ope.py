@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.evaluate import Interval
 from policy_training.logged_feedback import Floats, Logged
 
 FEWEST_EFFECTIVE = 200.0
 """A verdict needs logged decisions worth at least so many drawn by the judged policy itself."""
-
-_BETS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
-_GRID = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +47,12 @@ def estimate_all(logged: Logged, pi: Floats, q: Floats, *, resamples: int = 1000
     """Every estimator's estimate of the policy `pi` [n, arms], with a model of rewards `q` [n, arms]."""
     w = weights(logged, pi)
     effective = effective_size(w)
-    draws = np.random.default_rng(seed).multinomial(len(w), np.full(len(w), 1 / len(w)), resamples).astype(np.float64)
+    draws = Bootstrap.of_counts(len(w), resamples, np.random.default_rng(seed))
     found = {}
     for name, terms in _ESTIMATORS.items():
         numerator, denominator = terms(logged, w, pi, q)
         value = numerator.sum() / denominator.sum()
-        resampled = (draws @ numerator) / np.maximum(draws @ denominator, 1e-300)
-        low, high = np.quantile(resampled, [0.025, 0.975])
+        low, high = bounds(draws.sums(numerator) / np.maximum(draws.sums(denominator), 1e-300))
         found[name] = Estimate(Interval(float(value), float(low), float(high)), effective)
     return found
 
@@ -76,10 +73,17 @@ def _dm(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
     return (pi * q).sum(1), np.ones_like(w)
 
 
+def doubly_robust(pi: Floats, q: Floats, w: Floats, arm: npt.NDArray[np.int64], seen: Floats) -> Floats:
+    """Terms [n] of the doubly robust estimate of a policy `pi` [n, arms]: sum_a pi q + w (seen - q_arm).
+
+    The direct method by a model `q` [n, arms], corrected with weights `w` [n] by what the model missed of the value
+    that was `seen` [n] of the arm taken.
+    """
+    return np.asarray((pi * q).sum(1) + w * (seen - q[np.arange(len(q)), arm]))
+
+
 def _corrected(shrunk: Floats, logged: Logged, pi: Floats, q: Floats) -> Terms:
-    """The direct method, corrected by what the model of rewards missed, in these weights."""
-    missed = logged.reward - q[np.arange(len(logged)), logged.arm]
-    return (pi * q).sum(1) + shrunk * missed, np.ones_like(shrunk)
+    return doubly_robust(pi, q, shrunk, logged.arm, logged.reward), np.ones_like(shrunk)
 
 
 def _dr(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
@@ -122,49 +126,43 @@ def reward_model(contexts: npt.NDArray[np.float32], logged: Logged, arms: int, *
 
     An arm that was hardly taken gets the mean of what was seen of it, or of all.
     """
-    from sklearn.linear_model import Ridge
-
-    q = np.full((len(logged), arms), logged.reward.mean())
+    q, everywhere = np.zeros((len(logged), arms)), logged.reward.mean()
     fold = np.arange(len(logged)) % folds
     scale = contexts.std(0) + 1e-6
     x = (contexts - contexts.mean(0)) / scale
     for held in range(folds):
-        for arm in range(arms):
-            seen = (fold != held) & (logged.arm == arm)
-            if seen.sum() >= 2 * folds:
-                model = Ridge(alpha=x.shape[1]).fit(x[seen], logged.reward[seen])
-                q[fold == held, arm] = model.predict(x[fold == held])
-            elif seen.any():
-                q[fold == held, arm] = logged.reward[seen].mean()
+        seen = fold != held
+        arm, reward = logged.arm[seen], logged.reward[seen]
+        means = np.asarray([reward[arm == one].mean() if (arm == one).any() else everywhere for one in range(arms)])
+        q[~seen] = predict(x[~seen], ridge(x[seen], arm, reward, means, fewest=2 * folds))
     return q
 
 
-def confidence_sequence(w: Floats, reward: Floats, *, alpha: float = 0.05) -> tuple[Floats, Floats]:
-    """Bounds (low, high), each [n], that hold for all n at once with probability 1 - alpha: look as often as you like.
+def ridge(
+    z: npt.NDArray[np.float32] | Floats,
+    arm: npt.NDArray[np.int64],
+    y: Floats,
+    otherwise: Floats,
+    *,
+    fewest: int,
+    weight: Floats | None = None,
+) -> Floats:
+    """Ridge regression of y [n] on scaled z [n, d], by arm: coefficients, and the constant last [d + 1, arms].
 
-    Rewards in [0, 1], weights of any size. A gambler who bets that `w r` exceeds v multiplies the stake by
-    1 + b (w r - v) / v; if the value is at most v, no strategy reaches 1/alpha with more than probability alpha, so
-    what the bets ruin is refuted (Waudby-Smith, Ramdas 2020; for weights Karampatziakis, Mineiro, Ramdas 2021,
-    arXiv 2102.09540). The upper bound is one less the lower bound of 1 - r, since weights have mean 1.
+    An arm with fewer than `fewest` rows is expected to take `otherwise` [arms]. `weight` [n]: of the rows.
     """
-    if not ((reward >= 0) & (reward <= 1)).all():
-        raise ValueError("rewards must lie in [0, 1]")
-    low = _lower(w * reward, alpha / 2)
-    high = 1.0 - _lower(w * (1.0 - reward), alpha / 2)
-    return low, np.maximum(high, low)
+    from sklearn.linear_model import Ridge
+
+    found = np.zeros((z.shape[1] + 1, len(otherwise)))
+    found[-1] = otherwise
+    for one in range(len(otherwise)):
+        rows = arm == one
+        if rows.sum() >= fewest:
+            model = Ridge(alpha=z.shape[1]).fit(z[rows], y[rows], None if weight is None else weight[rows])
+            found[:, one] = [*model.coef_, model.intercept_]
+    return found
 
 
-def _lower(x: Floats, alpha: float) -> Floats:
-    """Lower confidence sequence of the mean of x >= 0: the largest v on a grid that some stake has refuted so far."""
-    grid = np.arange(1, _GRID) / _GRID
-    refuted = np.zeros(len(x))
-    wealth = np.full((len(grid), len(_BETS)), -np.log(len(_BETS)))
-    threshold, best = np.log(1 / alpha), 0.0
-    factors = np.asarray(_BETS)[None, :] / grid[:, None]
-    for t, value in enumerate(x):
-        wealth += np.log1p(factors * (value - grid[:, None]))
-        ruined = np.logaddexp.reduce(wealth, axis=1) >= threshold
-        if ruined.any():
-            best = max(best, float(grid[ruined].max()))
-        refuted[t] = best
-    return refuted
+def predict(z: npt.NDArray[np.float32] | Floats, weights: Floats) -> Floats:
+    """What `ridge` expects of z [n, d]: [n, arms]."""
+    return np.asarray(z @ weights[:-1] + weights[-1])

@@ -19,11 +19,6 @@ def relative_seconds_saved(time_s: Floats, default: int) -> Floats:
     return np.asarray(seconds_saved(time_s, default) / time_s[:, default].mean())
 
 
-def speed_up(time_s: Floats, default: int) -> Floats:
-    """How many times as fast as the default engine each arm is on each request, [n, arms]."""
-    return np.asarray(time_s[:, [default]] / time_s)
-
-
 def log_tau(acceptance_length: Floats) -> Floats:
     """log of tau, 0 for an arm that drafts nothing; of acceptance lengths of any shape."""
     return np.asarray(np.log(np.maximum(acceptance_length, 1.0)))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.bets import Floats
+from policy_training.ope import doubly_robust, predict, ridge
 from router.types import Decision, Record
 
 FEWEST_EARLIER = 100
@@ -110,9 +111,8 @@ class Usual:
         known = trial.failed | np.isfinite(trial.tpot_s)
         t = np.where(trial.failed, 1.0, np.minimum(trial.tpot_s / self.scale_s, 1.0))[known]
         h = np.clip(trial.expected_s[known] / self.scale_s, self.low, self.high)
-        missed = t - h[np.arange(len(h)), trial.arm[known]]
         ours, theirs = (
-            (pi[known] * h).sum(1) + w[known] * missed
+            doubly_robust(pi[known], h, w[known], trial.arm[known], t)
             for pi, w in zip((trial.candidate, trial.active), trial.weights, strict=True)
         )
         share, width = trial.share[known], self.high - self.low
@@ -145,22 +145,13 @@ class Expected:
         cls, contexts: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], tpot_s: Floats, arms: int
     ) -> "Expected":
         """Of requests [n]; an arm that was hardly seen is expected to take what all take in the mean."""
-        from sklearn.linear_model import Ridge
-
         centre, scale = contexts.mean(0).astype(np.float64), contexts.std(0) + 1e-6
-        z, weights = (contexts - centre) / scale, np.zeros((contexts.shape[1] + 1, arms))
-        weights[-1] = tpot_s.mean()
-        for one in range(arms):
-            seen = arm == one
-            if seen.sum() >= _FEWEST_OF_ARM:
-                model = Ridge(alpha=contexts.shape[1]).fit(z[seen], tpot_s[seen])
-                weights[:, one] = [*model.coef_, model.intercept_]
-        return cls(centre, scale, weights)
+        usual = np.full(arms, tpot_s.mean())
+        return cls(centre, scale, ridge((contexts - centre) / scale, arm, tpot_s, usual, fewest=_FEWEST_OF_ARM))
 
     def __call__(self, contexts: npt.NDArray[np.float32]) -> Floats:
         """Seconds [n, arms]; not below 0."""
-        z = (contexts - self.centre) / self.scale
-        return np.asarray(np.maximum(z @ self.weights[:-1] + self.weights[-1], 0.0))
+        return np.maximum(predict((contexts - self.centre) / self.scale, self.weights), 0.0)
 
 
 def trial_of(records: Sequence[Record], began: float, candidate: str) -> tuple[Trial, Usual] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.dataset import Dataset, DatasetError
 from policy_training.gates import FEWEST_PAIRED, MARGIN, Check
 from policy_training.learners.base import Scaling, contexts_of
@@ -124,6 +125,5 @@ def left_out(learned: Matrix, domains: Domains, fit: Fit, told: Callable[[str], 
 
 def _interval(a: Floats, b: Floats, alpha: float) -> tuple[float, float]:
     """Bounds of sum(a) / sum(b), each with probability 1 - alpha: a bootstrap over requests."""
-    rows = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
-    low, high = np.quantile(a[rows].sum(1) / b[rows].sum(1), [alpha, 1.0 - alpha])
+    low, high = bounds(Bootstrap.of_places(len(a), _RESAMPLES, np.random.default_rng(0)).ratios(a, b), 2 * alpha)
     return float(low), float(high)

@@ -5,7 +5,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,6 @@ EVENTS = "events.jsonl"
 def encode_events(events: Sequence[Event]) -> bytes:
     """Events as lines of `events.jsonl`."""
     return b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
-
-
-def read_events(path: Path, since: float = 0.0) -> list[Event]:
-    """Events of a file that are later than `since`."""
-    return decode_events(path.read_bytes(), since) if path.is_file() else []
 
 
 def decode_events(data: bytes, since: float = 0.0) -> list[Event]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.atomic_write import atomic_write
 from router.events import EVENTS, Event, encode_events
 
 _FRESH_S = 60.0
@@ -34,9 +35,7 @@ class Exchange:
     def swap(self, own: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Leave one's own corrections by policy id; return those that others left within the last minute."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        scratch = self._own.with_suffix(".new")
-        scratch.write_text(json.dumps(own))
-        os.replace(scratch, self._own)
+        atomic_write(self._own, json.dumps(own))
         found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in own}
         for path in self._folder.glob("corrections-*.json"):
             if path != self._own:

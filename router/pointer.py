@@ -1,9 +1,8 @@
 """A pointer: a small file that names the policy that serves. It is replaced whole: a reader sees the old or the new."""
 
-import os
-import tempfile
 from pathlib import Path
 
+from engines.atomic_write import atomic_write
 from router.errors import PolicyRefused
 from router.policies.simple import NAMES
 
@@ -16,13 +15,7 @@ def point(pointer: Path, policy: str) -> None:
         folder = Path(policy).resolve()
         home = pointer.resolve().parent
         policy = str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
-    handle, scratch = tempfile.mkstemp(prefix=f".{pointer.name}-", dir=pointer.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(policy + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    Path(scratch).chmod(0o644)
-    os.replace(scratch, pointer)
+    atomic_write(pointer, policy + "\n", mode=0o644, durable=True)
 
 
 def follow(name: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from engines.atomic_write import atomic_write, sync
 from router.errors import PolicyRefused
 from router.policies import artifact, read
 from router.registry_state import EMPTY, ID, Candidate, Change, Draft, Registered, RegistryState, entry_of, id_of
@@ -90,7 +91,7 @@ class Registry:
                 id = draft.subject = self._free_id(draft)
                 # A crash from here on leaves a folder that no state names: its number is passed over.
                 os.rename(scratch, self.folder(id))
-                _sync(self._policies)
+                sync(self._policies)
                 draft.policies[id] = Registered(stage="shadow", policy=policy, created=_now())
         finally:
             _remove(scratch)
@@ -227,12 +228,8 @@ class Registry:
             self._write(RegistryState(schema=1, revision=old.revision + 1, history=history, **new))
 
     def _write(self, state: RegistryState) -> None:
-        scratch = self.path / f".{STATE}.new"  # one name suffices, under the lock
-        scratch.write_text(state.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-        scratch.chmod(0o644)
-        _sync(scratch)
-        os.replace(scratch, self.path / STATE)
-        _sync(self.path)
+        text = state.model_dump_json(indent=2, by_alias=True) + "\n"
+        atomic_write(self.path / STATE, text, mode=0o644, durable=True)
 
     def _check_artefact(self, id: str, entry: Registered) -> None:
         try:
@@ -287,9 +284,9 @@ def _copy(artefact: Path, report: Mapping[str, Any], to: Path) -> str:
     policy = read(to).id
     for path in to.iterdir():
         path.chmod(0o444)
-        _sync(path)
+        sync(path)
     to.chmod(0o555)
-    _sync(to)
+    sync(to)
     return policy
 
 
@@ -297,15 +294,6 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):
         folder.chmod(0o755)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 __all__ = ["Candidate", "Change", "Registered", "Registry", "RegistryState", "is_registry"]

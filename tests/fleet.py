@@ -1,6 +1,7 @@
 """Mock engines, and a router over them, on loopback and inside the test's own loop."""
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ def asked(api: str = CHAT, text: str = f"hello {PROMPT}", **fields: Any) -> dict
         COMPLETIONS: {"prompt": text},
     }
     return {"model": MODEL, **prompts.get(api, {"input": text}), **fields}
+
+
+def router_pids() -> list[int]:
+    """The processes of `deploy.route.Routers` that run now, in the order of their numbers."""
+    running = sorted(multiprocessing.active_children(), key=lambda process: process.name)
+    return [process.pid for process in running if process.name.startswith("router-") and process.pid is not None]
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 3.0) -> None:

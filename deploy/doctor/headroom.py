@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from deploy.config import resolve
+from deploy.console import err, some_prompts
+from deploy.labelling import label_prompts
 from deploy.training import matrix_of
 from engines.config import EMBEDDED
 from engines.errors import ConfigError
@@ -183,16 +185,13 @@ def _labelled(asked: Asked, prompts: Path) -> Path:
 
     A folder for each file and setting: prompts of two files may have the same ids.
     """
-    from deploy.cli_policy import label
-
     fleet, settings = asked.config or EMBEDDED, (asked.n, asked.sampled_share, asked.max_tokens, asked.seed)
     told = f"{resolve(fleet).model_dump_json(exclude={'router'})} {settings}".encode()
     folder = asked.output / sha256(prompts.read_bytes() + told).hexdigest()[:12]
+    chosen = some_prompts(prompts, asked.n, asked.seed, asked.sampled_share, asked.max_tokens)
     with redirect_stdout(sys.stderr):
-        label(
-            output=folder, config=fleet, prompts=prompts, n=asked.n, sampled_share=asked.sampled_share,
-            max_tokens=asked.max_tokens, lengths=False, seed=asked.seed,
-        )  # fmt: skip
+        labelled = label_prompts(resolve(fleet), chosen, folder, lengths=False, seed=asked.seed)
+    err.print(f"{labelled.prompts} prompts labelled under {len(labelled.engines)} engines", highlight=False)
     return folder
 
 

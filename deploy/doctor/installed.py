@@ -116,15 +116,12 @@ def torchvision(case: Case) -> Iterator[Finding]:
 
 @check("fleet", "what drafters import is installed")
 def drafter_packages(case: Case) -> Iterator[Finding]:
-    """Suffix trees come from arctic-inference, in vLLM's own drafter and in ours."""
-    if "arctic-inference" in case.machine.packages:
-        return
+    """Of vLLM's own drafters and of ours, such as arctic-inference, which has the suffix tree of both."""
     for at, engine, drafter in case.drafters:
-        parts = (drafter.model_extra or {}).get("parts", ("suffix",)) if drafter.method == "hybrid" else ()
-        if drafter.method == "suffix" or "suffix" in parts:
+        for package in sorted(drafter.spec.needed_packages(drafter.model_extra or {}) - case.machine.packages.keys()):
             yield problem(
-                at, f"engine {engine.name}: arctic-inference is not installed", "pip install arctic-inference",
-                "the suffix tree is theirs; vLLM refuses to start without it",
+                at, f"engine {engine.name}: {package} is not installed", f"pip install {package}",
+                f"the drafter {drafter.method} imports it; the engine does not start without it",
             )  # fmt: skip
 
 

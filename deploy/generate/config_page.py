@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.generate.markdown import slug
-from engines.drafters.options import OWN_DRAFTERS
+from engines.drafters.options import DRAFTERS
 from router.config import DraftpickConfig, LiveConfig
 from router.keys import Key
 
@@ -138,8 +138,10 @@ def _below(schema: Schema, begin: str, models: Schema) -> Iterator[Section]:
         heading = f"{'###' if begin else '##'} `{path}`"
         yield Section(heading, models[model], f"{path}.", _EXAMPLES.get(path))
         if path == "engines[].drafter":
-            for method, (options, _) in OWN_DRAFTERS.items():
-                yield Section(f"{heading} of the method `{method}`", options.model_json_schema(), f"{path}.")
+            for method, spec in DRAFTERS.items():
+                if spec.options is not None:
+                    section = spec.options.model_json_schema()
+                    yield Section(f"{heading} of the method `{method}`", section, f"{path}.")
         yield from _below(models[model], f"{path}.", models)
 
 

@@ -17,9 +17,9 @@ Speaker = Callable[[Tokens, int], Tokens]
 
 def speaker(drafter: Configured, target: str) -> Speaker:
     """The speaker of a configured drafter of `target`. Raises ValueError for a method that cannot speak alone."""
-    if drafter.method == "draft_model":
+    if drafter.spec.weights == "causal_lm":
         return _model(drafter_model(drafter) or "")
-    if drafter.method == "eagle3":
+    if drafter.spec.weights == "eagle3":
         return _head(drafter_model(drafter) or "", target)
     made = model_free_drafter(drafter, 8)
     return lambda prompt, length: _copying(made, prompt, length)

@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from engines.atomic_write import atomic_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,8 @@ class Answers:
     def save(self, path: Path) -> None:
         """Write all arrays to one `.npz`, which is there whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, suffix=".new", delete=False) as scratch:
-            try:
-                np.savez_compressed(scratch, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
-                Path(scratch.name).replace(path)
-            finally:
-                Path(scratch.name).unlink(missing_ok=True)
+        with atomic_path(path) as scratch, scratch.open("wb") as file:
+            np.savez_compressed(file, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
 
     @classmethod
     def load(cls, path: Path) -> "Answers":

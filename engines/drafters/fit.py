@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engines.atomic_write import atomic_write
 from engines.drafters.answers import Answers, weight_files
 from engines.drafters.teacher import TOP, Teacher
 
@@ -211,9 +212,7 @@ class _Resume:
         name = f"{epoch}-{batch}.safetensors"
         save_file(tensors, self._folder / name)
         place = {"epoch": epoch, "batch": batch, "elapsed_s": elapsed_s, "tensors": name, "identity": self._identity}
-        scratch = self._folder / "place.json.new"
-        scratch.write_text(json.dumps(place))
-        scratch.replace(self._folder / "place.json")
+        atomic_write(self._folder / "place.json", json.dumps(place))
         for old in self._folder.glob("*.safetensors"):
             if old.name != name:
                 old.unlink()

@@ -1,12 +1,25 @@
-"""What our own drafters may be told, and the classes that vLLM loads for them. Imports nothing heavy."""
+"""The table of drafters: how they differ, for all code that asks, and the options of our own. Imports nothing heavy."""
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+FULL_DEPTH = 4
+"""Longest drafts of the full search, which may visit 24 successors at each token."""
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def problem(self, num_speculative_tokens: int) -> str | None:
+        """Why these options do not go with a draft length; None: they do."""
+        return None
+
+    def components(self) -> tuple[str, ...]:
+        """Methods of the drafters that it is made of."""
+        return ()
 
 
 class TrigramOptions(_Options):
@@ -21,6 +34,12 @@ class TrigramOptions(_Options):
     learn_prompt: bool = Field(True, description="the prompt counts as if it had been decoded token by token")
     seed: int = Field(0, ge=0, description="seed of the tree search")
 
+    def problem(self, num_speculative_tokens: int) -> str | None:
+        """The full search bounds the draft length."""
+        if self.search != "full" or num_speculative_tokens <= FULL_DEPTH:
+            return None
+        return f"search: `full` visits every chain; num_speculative_tokens may be {FULL_DEPTH} at most"
+
 
 class HybridOptions(_Options):
     """Several model-free drafters, of which each step takes the best."""
@@ -31,12 +50,99 @@ class HybridOptions(_Options):
     token_cost: float = Field(0.03, ge=0, le=1, description="time to verify one more token, as a share of a step")
     trigram: TrigramOptions = Field(default_factory=TrigramOptions, description="options of the tri-gram part")
 
+    def problem(self, num_speculative_tokens: int) -> str | None:
+        """That of its tri-gram part."""
+        return self.trigram.problem(num_speculative_tokens)
 
-FULL_DEPTH = 4
-"""Longest drafts of the full search, which may visit 24 successors at each token."""
+    def components(self) -> tuple[str, ...]:
+        """The parts."""
+        return self.parts
 
-OWN_DRAFTERS: dict[str, tuple[type[TrigramOptions | HybridOptions], str]] = {
-    "trigram": (TrigramOptions, "engines.drafters.trigram.TrigramProposer"),
-    "hybrid": (HybridOptions, "engines.drafters.hybrid.HybridProposer"),
+
+@dataclass(frozen=True, slots=True)
+class SharedText:
+    """The option by which a drafter keeps text of one request for the next; `off`: its value for none."""
+
+    path: tuple[str, ...]
+    default: int
+    off: int
+
+    def value(self, options: Mapping[str, Any]) -> Any:
+        """What a drafter's options say of it."""
+        for name in self.path:
+            if not isinstance(options, Mapping) or options.get(name) is None:
+                return self.default
+            options = options[name]
+        return options
+
+    def switch_off(self, options: dict[str, Any]) -> None:
+        """Change a drafter's options so that it keeps no text."""
+        if self.value(options) != self.off:
+            *above, name = self.path
+            for one in above:
+                options = options.setdefault(one, {})
+            options[name] = self.off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterSpec:
+    """What Draftpick knows of a drafting method.
+
+    `needs_model`: `model` must be given, a path or an id, or a class. `model_free`: it drafts without a trained model.
+    `weights`: the format of the model, where it is checked. `same_as_target`: keys of `config.json` that it must share
+    with the target. `replayable`: what it accepts of an answer follows from the answer. `shares_text_across_requests`:
+    the option that makes it do so, if there is one. `packages`: distributions that it imports, apart from vLLM.
+    `options`, `class_path`: of our own drafters, and the class that vLLM's `custom_class` loads for them.
+    """
+
+    needs_model: bool = False
+    model_free: bool = False
+    weights: Literal["causal_lm", "eagle3"] | None = None
+    same_as_target: tuple[str, ...] = ()
+    replayable: bool = False
+    shares_text_across_requests: SharedText | None = None
+    packages: tuple[str, ...] = ()
+    options: type[_Options] | None = None
+    class_path: str | None = None
+
+    def needed_packages(self, options: Mapping[str, Any]) -> set[str]:
+        """Packages that a drafter with these options imports, those of the drafters that it is made of among them."""
+        parts = self.options.model_validate(options).components() if self.options is not None else ()
+        return {*self.packages, *(package for part in parts for package in DRAFTERS[part].packages)}
+
+
+DRAFTERS: dict[str, DrafterSpec] = {
+    "ngram": DrafterSpec(model_free=True, replayable=True),
+    "suffix": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("suffix_decoding_max_cached_requests",), default=10_000, off=0),
+        packages=("arctic-inference",),
+    ),
+    "draft_model": DrafterSpec(needs_model=True, weights="causal_lm", same_as_target=("vocab_size",), replayable=True),
+    "eagle": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
+    "eagle3": DrafterSpec(
+        needs_model=True, weights="eagle3", same_as_target=("vocab_size", "hidden_size"), replayable=True
+    ),
+    "custom_class": DrafterSpec(needs_model=True, model_free=True),
+    "medusa": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
+    "mlp_speculator": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
+    "mtp": DrafterSpec(),
+    "dflash": DrafterSpec(needs_model=True),
+    "ngram_gpu": DrafterSpec(model_free=True),
+    "trigram": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("shared",), default=False, off=False),
+        options=TrigramOptions,
+        class_path="engines.drafters.trigram.TrigramProposer",
+    ),
+    "hybrid": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("trigram", "shared"), default=False, off=False),
+        options=HybridOptions,
+        class_path="engines.drafters.hybrid.HybridProposer",
+    ),
 }
-"""Methods that Draftpick adds to vLLM's: their options, and the class that vLLM's `custom_class` loads."""
+"""Methods that an engine may name: the values of vLLM's `speculative_config.method`, then our own."""

@@ -6,6 +6,7 @@ length without traffic. A drafter that sees tokens alone is replayed as it is; a
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,9 @@ import numpy.typing as npt
 from engines.config import Drafter as Configured
 from engines.cpu import computes_bfloat16
 from engines.drafters.acceptance import Replay
-from engines.drafters.hybrid import HybridProposer
 from engines.drafters.lookup import NgramDrafter, SuffixDrafter
-from engines.drafters.options import HybridOptions, TrigramOptions
-from engines.drafters.proposer import Draft, Drafter
+from engines.drafters.proposer import Draft, Drafter, Proposer
 from engines.drafters.rows import Tokens
-from engines.drafters.trigram import TrigramProposer
 from engines.model_paths import drafter_model
 
 
@@ -65,8 +63,6 @@ def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.
     return np.asarray((predicted == ids[0, len(prompt) :]).numpy(), np.bool_)
 
 
-REPLAYED = ("ngram", "suffix", "trigram", "hybrid", "draft_model", "eagle3")
-"""Methods whose drafters can be replayed."""
 LENGTHS = (1, 2, 3, 4, 6, 8)
 """Draft lengths that an answer is replayed with, beside the engine's own."""
 
@@ -74,11 +70,11 @@ LENGTHS = (1, 2, 3, 4, 6, 8)
 def replayer(drafter: Configured, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
     """A function from (prompt, answer) to the replays of a configured drafter of `target`, one for each draft length.
 
-    Raises ValueError for a method that is not in `REPLAYED`.
+    Raises ValueError for a method that is not `replayable`.
     """
-    if drafter.method == "draft_model":
+    if drafter.spec.weights == "causal_lm":
         return _model_replayer(drafter_model(drafter) or "", lengths)
-    if drafter.method == "eagle3":
+    if drafter.spec.weights == "eagle3":
         return _head_replayer(drafter_model(drafter) or "", lengths, target)
     own = {k: model_free_drafter(drafter, k) for k in lengths}
     return lambda prompt, answer: {k: replay_drafter(one, prompt, answer) for k, one in own.items()}
@@ -86,10 +82,13 @@ def replayer(drafter: Configured, lengths: Sequence[int], target: str) -> Callab
 
 def model_free_drafter(drafter: Configured, k: int) -> Drafter:
     """The drafter that an engine with this configuration runs, at draft length k. Raises ValueError for others."""
-    makers = {"ngram": _ngram, "suffix": _suffix, "trigram": _trigram, "hybrid": _hybrid}
-    if drafter.method not in makers:
+    if not (drafter.spec.replayable and drafter.spec.model_free):
         raise ValueError(f"method {drafter.method!r} cannot be replayed")
-    return makers[drafter.method](drafter, k)
+    if drafter.spec.class_path is None:
+        return {"ngram": _ngram, "suffix": _suffix}[drafter.method](drafter, k)
+    module, name = drafter.spec.class_path.rsplit(".", 1)
+    proposer: type[Proposer] = getattr(import_module(module), name)
+    return proposer.make(proposer.options.model_validate(drafter.model_extra or {}), k)
 
 
 def _ngram(drafter: Configured, k: int) -> Drafter:
@@ -105,14 +104,6 @@ def _suffix(drafter: Configured, k: int) -> Drafter:
     depth = options.get("suffix_decoding_max_tree_depth", 24)
     probability = options.get("suffix_decoding_min_token_prob", 0.1)
     return SuffixDrafter(k, depth, probability, options.get("suffix_decoding_max_spec_factor", 1.0))
-
-
-def _trigram(drafter: Configured, k: int) -> Drafter:
-    return TrigramProposer.make(TrigramOptions.model_validate(drafter.model_extra or {}), k)
-
-
-def _hybrid(drafter: Configured, k: int) -> Drafter:
-    return HybridProposer.make(HybridOptions.model_validate(drafter.model_extra or {}), k)
 
 
 def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:

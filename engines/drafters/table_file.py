@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engines.atomic_write import atomic_path
+
 _FORMAT = "draftpick-trigram-1"
 
 
@@ -25,7 +27,8 @@ def write_table(
         "successors": successors,
         "weights": weights.astype(np.float16),
     }
-    save_file(arrays, path, metadata={"format": _FORMAT, "vocab_size": str(vocab_size)})
+    with atomic_path(path) as scratch:
+        save_file(arrays, scratch, metadata={"format": _FORMAT, "vocab_size": str(vocab_size)})
 
 
 def read_table(path: Path) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:

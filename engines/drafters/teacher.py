@@ -1,16 +1,15 @@
 """What the target itself says along its answers, computed once: its likeliest tokens, and hidden states for heads."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engines.atomic_write import atomic_folder
 from engines.drafters.answers import Answers
 
 TOP = 32
@@ -80,13 +79,8 @@ def teach(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).to(device).eval()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as place:
-        scratch = Path(place) / folder.name
-        scratch.mkdir()
+    with atomic_folder(folder) as scratch:
         _fill(scratch, model, answers, told, layers)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
     return Teacher.load(folder)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.costs import Costs
 from policy_training.dataset import DatasetError
 from policy_training.evaluate import Interval
@@ -19,9 +20,7 @@ from policy_training.learners import learner
 from policy_training.learners.base import Setting
 from policy_training.matrix import Matrix
 from policy_training.train import choices, fitted
-from router.lexical import stored_context
 from router.policies.base import Policy
-from router.policies.tau_cost import TauCostPolicy
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
@@ -157,9 +156,9 @@ def cross_fitted(
 
 def _foreseen(policy: Policy, data: Matrix) -> Floats:
     """Acceptance lengths [n, arms] that a policy expects; NaN where it expects none."""
-    if not isinstance(policy, TauCostPolicy) or data.contexts is None:
+    found = None if data.contexts is None else policy.acceptance_lengths(data.contexts)
+    if found is None:
         return np.full((len(data), len(data.arms)), np.nan)
-    found = np.stack([policy.tau(stored_context(v, str(policy.featurizer))) for v in data.contexts])
     return np.asarray(found[:, [policy.arms.index(arm) for arm in data.arms]], np.float64)
 
 
@@ -269,12 +268,12 @@ class Resampled:
         names, group = np.unique(self._groups[rows], return_inverse=True)
         rng, units = np.random.default_rng(self._seed), min(len(names), _UNITS)
         unit = (rng.permutation(len(names)) % units)[group.reshape(-1)]
-        draws = rng.multinomial(units, np.full(units, 1 / units), _RESAMPLES).astype(np.float64)
+        draws = Bootstrap.of_counts(units, _RESAMPLES, rng).counts
         sources = columns[1:] if len(columns) > 1 else columns
         parts = np.array_split(draws, len(sources))
         sums = np.concatenate([part @ _by_unit(one, unit, units) for part, one in zip(parts, sources, strict=True)])
         values = columns[0].sum(0)
-        low, high = np.quantile(sums[:, 1:] / sums[:, :1], [0.025, 0.975], axis=0)
+        low, high = bounds(sums[:, 1:] / sums[:, :1])
         return [Interval(*map(float, ends)) for ends in zip(values[1:] / values[0], low, high, strict=True)]
 
 

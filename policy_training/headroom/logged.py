@@ -17,7 +17,7 @@ from policy_training.headroom.gain import Choice, Headroom, Ids, Mask, Resampled
 from policy_training.headroom.traffic import Traffic
 from policy_training.logged_feedback import Logged
 from policy_training.matrix import Matrix
-from policy_training.ope import FEWEST_EFFECTIVE, effective_size, reward_model, weights
+from policy_training.ope import FEWEST_EFFECTIVE, doubly_robust, effective_size, reward_model, weights
 
 Floats = npt.NDArray[np.float64]
 SUPPORTED = 0.95
@@ -89,5 +89,5 @@ class _Log:
     def times(self, pi: Floats) -> Floats:
         """Terms [n] whose sum is the doubly robust estimate of a policy's total time in seconds."""
         w = self.weights(pi)
-        tpot, ttft = ((pi * q).sum(1) + w * (made.reward - q[np.arange(len(q)), made.arm]) for made, q in self._parts)
+        tpot, ttft = (doubly_robust(pi, q, w, made.arm, made.reward) for made, q in self._parts)
         return np.asarray(ttft + self._tokens * tpot)

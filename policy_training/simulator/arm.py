@@ -1,12 +1,9 @@
 """Engines as the simulator sees them: seconds of their steps by load, and whose acceptance lengths they have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engines.profile import GREEDY, SAMPLED, Profile
-from policy_training.simulator.requests import Requests
 
 PREFILL_TOKENS = 8192
 
@@ -64,26 +61,6 @@ class Arm:
         """Seconds of a step, in steps of the first mode: those of another mode count by the tokens they bring."""
         mode = self.modes[self.mode_at(running)]
         return mode.profile.step(running, context, half) / mode.tau_ratio
-
-
-def scheduled(name: str, profiles: Mapping[str, Profile], made: Requests, **more: float) -> Arm:
-    """One engine that takes at each batch size the draft length with the least time for a token.
-
-    `profiles` by column of acceptance lengths, the longest draft length first; `made`: requests that the schedule is
-    made for.
-    """
-    context, sampled = made.mean_context, float(made.sampled.mean())
-    per_token = {column: float(np.mean(1 / made.tau[:, made.column(column)])) for column in profiles}
-    first = next(iter(profiles))
-    modes = tuple(Mode(p, column, per_token[first] / per_token[column]) for column, p in profiles.items())
-    steps = [Steps(mode.profile) for mode in modes]
-
-    def token_s(mode: int, running: int) -> float:
-        return steps[mode].expected(running, context, sampled) / modes[mode].tau_ratio
-
-    sizes = range(1, modes[0].profile.max_running + 1)
-    chosen = [min(range(len(modes)), key=lambda mode: token_s(mode, running)) for running in sizes]
-    return Arm(name, modes, tuple(chosen), **more)  # type: ignore[arg-type]
 
 
 class Steps:

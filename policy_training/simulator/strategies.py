@@ -40,16 +40,6 @@ class Strategy(ABC):
         """The arm of request i; `least[arm]`: requests in flight on its least loaded replica."""
 
 
-class Fixed(Strategy):
-    """Always the same arm."""
-
-    def __init__(self, arm: int = 0) -> None:
-        self._arm = arm
-
-    def choose(self, i: int, least: Sequence[int]) -> int:
-        return self._arm
-
-
 class RoundRobin(Strategy):
     """The arms in turn, each as often as it has replicas."""
 

@@ -5,9 +5,6 @@ Manifest, schema 1: `schema`, `kind`, `arms`, `featurizer`, `options`, `arrays_s
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from engines.atomic_write import atomic_folder
 from router.errors import PolicyRefused
 
 SCHEMA = 1
@@ -25,21 +23,13 @@ _FIELDS = {"kind": str, "arms": list, "featurizer": str, "arrays_sha256": str}
 
 def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]) -> None:
     """Write an artefact; the folder appears whole or not at all. An existing artefact at `path` is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # safetensors writes memory as it lies, whatever the order of its axes.
     data = save({name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())})
     full = {"schema": SCHEMA, **manifest, "arrays_sha256": hashlib.sha256(data).hexdigest()}
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    scratch.chmod(0o755)
-    (scratch / ARRAYS).write_bytes(data)
-    (scratch / MANIFEST).write_text(json.dumps(full, indent=2) + "\n")
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-        os.replace(path, old / "was")
-        os.replace(scratch, path)
-        shutil.rmtree(old)
-    else:
-        os.replace(scratch, path)
+    with atomic_folder(path) as scratch:
+        scratch.chmod(0o755)
+        (scratch / ARRAYS).write_bytes(data)
+        (scratch / MANIFEST).write_text(json.dumps(full, indent=2) + "\n")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:

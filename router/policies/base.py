@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from router.clusters import Clusters
 from router.exploration import spread
+from router.lexical import stored_context
 from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms
 
@@ -135,6 +136,15 @@ class Policy(ABC):
     def bin(self, context: Context | None) -> int:
         """The kind of request that a context is of (`router.clusters.Clusters.bin`); 0 where none are told apart."""
         return 0
+
+    def tau(self, context: Context) -> Probabilities | None:
+        """Expected acceptance lengths [arms], 1 or more; None where none are predicted."""
+        return None
+
+    def acceptance_lengths(self, vectors: npt.NDArray[np.float32]) -> Probabilities | None:
+        """`tau` of requests with these contexts [n, d]: [n, arms]."""
+        found = [tau for v in vectors if (tau := self.tau(stored_context(v, str(self.featurizer)))) is not None]
+        return np.stack(found) if found else None
 
     def weigh(
         self,

@@ -80,7 +80,6 @@ class TauCostPolicy(Policy):
         return self._regressor.dimension
 
     def tau(self, context: Context) -> Probabilities:
-        """Expected acceptance lengths [arms], 1 or more."""
         z = self._regressor.scaled(context.vector)
         mean = self._regressor(z, context.sampled)[0]
         return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)

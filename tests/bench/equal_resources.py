@@ -30,7 +30,7 @@ from deploy.console import out, progress_bar
 from deploy.results import write
 from engines.profile import GREEDY, SAMPLED, Profile
 from policy_training.evaluate import Interval
-from policy_training.simulator.arm import Arm, scheduled
+from policy_training.simulator.arm import Arm
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.plan import WARM_UP, Question, plan
 from policy_training.simulator.requests import Requests
@@ -38,6 +38,7 @@ from policy_training.simulator.run import interval, simulate
 from policy_training.simulator.strategies import Floats, strategy
 from policy_training.simulator.traffic import Drawn, foreseen
 from tests.bench.measured_engines import LENGTHS, column, names, on_cpus, on_gpu, requests
+from tests.policy_training.simulated import scheduled
 
 SIZES = (2, 4, 8, 16)
 MIXES: Mapping[str, Mapping[str, float] | None] = {

@@ -20,6 +20,7 @@ from engines.drafters.replay import replay_drafter
 from engines.drafters.rows import Rows
 from engines.drafters.trigram import TrigramProposer
 from engines.drafters.trigram_table import save_table, table_of
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.evaluate import Interval
 from policy_training.workloads import KINDS
 
@@ -117,9 +118,8 @@ def step_s(batch: int) -> float:
 
 def spread(values: np.ndarray) -> Interval:
     """Mean with its 95 % interval by bootstrap."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
-    return Interval(float(values.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975])))
+    draws = Bootstrap.of_places(len(values), 2000, np.random.default_rng(0))
+    return Interval(float(values.mean()), *map(float, bounds(draws.sums(values) / len(values))))
 
 
 if __name__ == "__main__":

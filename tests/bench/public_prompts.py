@@ -24,6 +24,7 @@ from deploy.demo import POLICY, judge_routed, routed_tasks, show
 from deploy.fleet import running
 from deploy.prepare_models import prepare_models
 from deploy.results import write
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.collect import measure, pinned_tasks
 from policy_training.dataset import Dataset, save
 from policy_training.evaluate import Interval
@@ -91,8 +92,8 @@ def select(path: Path, kinds: Sequence[str], of_each: int, max_tokens: int) -> l
 
 def ratio(baseline_s: np.ndarray, ours_s: np.ndarray, resamples: int = 2000) -> Interval:
     """Total time of the baseline over ours, with a 95 % bootstrap interval over prompts."""
-    drawn = np.random.default_rng(SEED).integers(0, len(ours_s), (resamples, len(ours_s)))
-    low, high = np.quantile(baseline_s[drawn].sum(1) / ours_s[drawn].sum(1), [0.025, 0.975])
+    draws = Bootstrap.of_places(len(ours_s), resamples, np.random.default_rng(SEED))
+    low, high = bounds(draws.ratios(baseline_s, ours_s))
     return Interval(float(baseline_s.sum() / ours_s.sum()), float(low), float(high))
 
 

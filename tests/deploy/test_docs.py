@@ -19,7 +19,7 @@ from deploy.generate import cli_page, config_page
 from deploy.generate.markdown import slug
 from engines.errors import ConfigError
 from router.config import load_config
-from router.events import EVENTS, Event, read_events
+from router.events import EVENTS, Event, decode_events
 from router.exchange import Exchange
 from router.keys import Key
 from router.lexical import stored_context
@@ -287,5 +287,6 @@ def test_events_may_be_moved_away_while_routers_run(tmp_path: Path) -> None:
     exchange.write_events([Event(1.0, "policy_taken", "one")])
     (tmp_path / EVENTS).rename(tmp_path / "events-old.jsonl")
     exchange.write_events([Event(2.0, "policy_taken", "two")])
-    assert [event.text for event in read_events(tmp_path / EVENTS)] == ["two"]
-    assert [event.text for event in read_events(tmp_path / "events-old.jsonl")] == ["one"]
+    assert [event.text for event in decode_events((tmp_path / EVENTS).read_bytes())] == ["two"]
+    old = (tmp_path / "events-old.jsonl").read_bytes()
+    assert [event.text for event in decode_events(old)] == ["one"]

@@ -20,7 +20,7 @@ from engines.mock import mock_app
 from policy_training.retrain import retrain
 from router.policies import artifact, read
 from router.registry import Registry
-from tests.fleet import CHAT, FAST, MODEL, asked
+from tests.fleet import CHAT, FAST, MODEL, asked, router_pids
 from tests.policy_training.test_retrain import PLAN, log
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(180)]
@@ -82,7 +82,7 @@ async def test_a_router_that_is_killed_while_policies_are_swapped_serves_a_whole
                     registry.unpin("test")
                     await asyncio.sleep(0.1)
                 if turn % 40 == 20:
-                    os.kill(routers.pids[0], signal.SIGKILL)
+                    os.kill(router_pids()[0], signal.SIGKILL)
                     killed += 1
                     await asyncio.sleep(6.0)
                 try:

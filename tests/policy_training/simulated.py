@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.profile import Profile
-from policy_training.simulator.arm import Arm
+from policy_training.simulator.arm import Arm, Mode, Steps
 from policy_training.simulator.requests import Requests
 
 
@@ -44,3 +44,23 @@ def requests(
         tau=np.stack([np.broadcast_to(np.asarray(value, float), (n,)) for value in tau.values()], 1),
         arrival_s=at_s,
     )
+
+
+def scheduled(name: str, profiles: Mapping[str, Profile], made: Requests, **more: float) -> Arm:
+    """One engine that takes at each batch size the draft length with the least time for a token.
+
+    `profiles` by column of acceptance lengths, the longest draft length first; `made`: requests that the schedule is
+    made for.
+    """
+    context, sampled = made.mean_context, float(made.sampled.mean())
+    per_token = {column: float(np.mean(1 / made.tau[:, made.column(column)])) for column in profiles}
+    first = next(iter(profiles))
+    modes = tuple(Mode(p, column, per_token[first] / per_token[column]) for column, p in profiles.items())
+    steps = [Steps(mode.profile) for mode in modes]
+
+    def token_s(mode: int, running: int) -> float:
+        return steps[mode].expected(running, context, sampled) / modes[mode].tau_ratio
+
+    sizes = range(1, modes[0].profile.max_running + 1)
+    chosen = [min(range(len(modes)), key=lambda mode: token_s(mode, running)) for running in sizes]
+    return Arm(name, modes, tuple(chosen), **more)  # type: ignore[arg-type]

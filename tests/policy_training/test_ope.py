@@ -5,7 +5,7 @@ import pytest
 
 from policy_training.dataset import DatasetError
 from policy_training.logged_feedback import Logged
-from policy_training.ope import ESTIMATORS, confidence_sequence, effective_size, estimate_all, reward_model, weights
+from policy_training.ope import ESTIMATORS, effective_size, estimate_all, reward_model, weights
 from tests.policy_training.bandit import ARMS, BEST, Bandit
 
 BANDIT = Bandit.draw(4000, seed=5)
@@ -65,27 +65,6 @@ def test_few_effective_decisions_are_no_verdict() -> None:
     part = Logged(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
     assert not estimate_all(part, GOOD[rows], np.zeros_like(GOOD[rows]), resamples=10)["dr"].reliable
     assert effective_size(np.zeros(5)) == 0
-
-
-def test_confidence_sequences_hold_at_every_moment() -> None:
-    left = 0
-    for seed in range(40):
-        rows = np.random.default_rng(seed).permutation(len(BANDIT))[:600]
-        logged = BANDIT.logged(seed)
-        w = weights(logged, GOOD)[rows]
-        low, high = confidence_sequence(w, logged.reward[rows], alpha=0.1)
-        assert (np.diff(low) >= 0).all()
-        left += bool(((low > VALUE) | (high < VALUE)).any())
-    assert left <= 8  # 4 are expected at most; 8 or fewer come 98 times in 100
-
-
-def test_confidence_sequences_become_narrow() -> None:
-    logged = BANDIT.logged(1)
-    low, high = confidence_sequence(weights(logged, GOOD), logged.reward)
-    assert 0 < low[-1] < VALUE < high[-1] < 1
-    assert high[-1] - low[-1] < 0.25
-    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-        confidence_sequence(np.ones(2), np.asarray([0.5, 1.5]))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_training.dataset import DatasetError
-from policy_training.simulator.arm import Arm, Mode, scheduled
+from policy_training.simulator.arm import Arm, Mode
 from policy_training.simulator.arrivals import poisson
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.run import Run, interval, simulate
-from policy_training.simulator.strategies import Fixed, LeastLoaded, strategy
-from tests.policy_training.simulated import arm, profile, requests
+from policy_training.simulator.strategies import LeastLoaded, strategy
+from tests.policy_training.simulated import arm, profile, requests, scheduled
 
 
 def alone(one: Arm, *arrivals: float, tau: float = 1.0, tokens: float = 101.0, prompt: float = 100.0) -> Run:
     made = requests(arrivals, {one.modes[0].column: tau}, tokens, prompt)
-    return simulate(Fleet((one,), (1,)), made, Fixed())
+    return simulate(Fleet((one,), (1,)), made, LeastLoaded())
 
 
 @pytest.mark.parametrize("lock_step", [True, False])
@@ -86,7 +86,7 @@ def test_a_scheduled_engine_changes_its_draft_length_with_the_batch() -> None:
     made = requests([0.0, 1.0], {"long": 4.0, "none": 1.0}, [301.0, 101.0])
     one = scheduled("s", {"long": long, "none": none}, made)
     assert one.schedule[:3] == (0, 1, 1)
-    run = simulate(Fleet((one,), (1,)), made, Fixed())
+    run = simulate(Fleet((one,), (1,)), made, LeastLoaded())
     # 50 steps alone bring 200 tokens, and one with the prefill, drafted before, 4. Two run without drafts; the last
     # 4 tokens of the second are one drafted step.
     assert run.first_s == pytest.approx([0.0, 1.07])
@@ -103,7 +103,7 @@ def test_a_schedule_is_never_slower_than_its_draft_lengths_for_the_traffic_it_is
     ]
     for rate in (1.0, 6.0, 40.0):
         made = requests(poisson(3000, rate, np.random.default_rng(1)), tau)
-        ours, *others = [simulate(Fleet((one,), (1,)), made, Fixed()).latency_s.mean() for one in fleets]
+        ours, *others = [simulate(Fleet((one,), (1,)), made, LeastLoaded()).latency_s.mean() for one in fleets]
         assert ours <= 1.02 * min(others)
 
 
@@ -139,7 +139,9 @@ def test_more_load_takes_longer() -> None:
     tau = np.random.default_rng(0).uniform(1, 3, 3000)
     fleet = Fleet((arm("a", 0.01, 0.002, most=8),), (4,))
     clock = poisson(3000, 1.0, np.random.default_rng(0))
-    means = [simulate(fleet, requests(clock / r, {"a": tau}), Fixed()).latency_s.mean() for r in (0.1, 1, 4, 16, 64)]
+    means = [
+        simulate(fleet, requests(clock / r, {"a": tau}), LeastLoaded()).latency_s.mean() for r in (0.1, 1, 4, 16, 64)
+    ]
     assert (np.diff(means) > 0).all()
 
 
@@ -165,7 +167,7 @@ def test_a_thousand_replicas_are_as_quick_as_a_few() -> None:
 
 
 def test_the_least_loaded_replica_takes_a_request() -> None:
-    run = simulate(Fleet((arm("a", 0.01, 0.01, prefill_s=0.0),), (3,)), requests([0.0] * 6, {"a": 1.0}), Fixed())
+    run = simulate(Fleet((arm("a", 0.01, 0.01, prefill_s=0.0),), (3,)), requests([0.0] * 6, {"a": 1.0}), LeastLoaded())
     assert run.finish_s == pytest.approx([2.0] * 6, rel=0.02)
     assert run.figures()["running/a"] == pytest.approx(2.0, rel=0.02)
 
@@ -177,7 +179,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         Fleet.of({"a": arm("a")}, {"b": 1})
     made = requests([0.0], {"a": 1.0})
     with pytest.raises(DatasetError, match="no acceptance lengths of 'b'"):
-        simulate(Fleet((arm("b"),), (1,)), made, Fixed())
+        simulate(Fleet((arm("b"),), (1,)), made, LeastLoaded())
     with pytest.raises(DatasetError, match="1 or more"):
         requests([0.0], {"a": 0.5})
     with pytest.raises(DatasetError, match="order of arrival"):
@@ -193,7 +195,7 @@ def test_the_cost_of_context_and_of_sampling_counts() -> None:
     greedy = alone(one, 0.0, prompt=450.0)
     assert greedy.latency_s == pytest.approx([100 * 0.015])
     made = replace(requests([0.0], {"a": 1.0}, prompt=1450.0), sampled=np.asarray([True]))
-    sampled = simulate(Fleet((one,), (1,)), made, Fixed())
+    sampled = simulate(Fleet((one,), (1,)), made, LeastLoaded())
     assert sampled.latency_s == pytest.approx([100 * 0.045])
 
 
@@ -201,7 +203,7 @@ def test_one_sampled_request_sends_all_of_its_batch_through_the_sampler() -> Non
     base = profile(prefill_s=0.0)
     one = Arm.of("a", replace(base, step_s=(((0.01,),) * 2, ((0.03,),) * 2)))
     made = replace(requests([0.0, 0.0], {"a": 1.0}, [11.0, 101.0]), sampled=np.asarray([True, False]))
-    run = simulate(Fleet((one,), (1,)), made, Fixed())
+    run = simulate(Fleet((one,), (1,)), made, LeastLoaded())
     assert run.finish_s == pytest.approx([10 * 0.03, 10 * 0.03 + 91 * 0.01])  # the second came a step later
 
 

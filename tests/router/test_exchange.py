@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from router.config import load_config
-from router.events import EVENTS, Event, read_events
+from router.events import EVENTS, Event, decode_events
 from router.exchange import Exchange
 from router.records import read
 from router.router import Router, fixed
@@ -36,7 +36,7 @@ def test_lines_of_replicas_that_write_at_once_do_not_mix(tmp_path: Path) -> None
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
-    found = read_events(tmp_path / EVENTS)
+    found = decode_events((tmp_path / EVENTS).read_bytes())
     assert sorted(one.time for one in found) == sorted(event(1000 * r + n).time for r in range(8) for n in range(80))
     assert {one.text for one in found} == {event(1000 * r + n).text for r in range(8) for n in range(80)}
 
@@ -50,7 +50,7 @@ def test_a_damaged_line_costs_itself_alone(tmp_path: Path, damage: str) -> None:
     with (tmp_path / EVENTS).open("a") as file:
         file.write(damage + "\n")
     exchange.write_events([event(1)])
-    assert read_events(tmp_path / EVENTS) == [event(0), event(1)]
+    assert decode_events((tmp_path / EVENTS).read_bytes()) == [event(0), event(1)]
 
 
 def test_a_disk_that_takes_half_of_them_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,8 @@ class TestRouter:
         router = await started(tmp_path, (await mock_engine()).url)
         await asyncio.sleep(0.1)
         router.parts.events.emit(event(1))
-        await until(lambda: read_events(tmp_path / "online" / EVENTS) == [event(1)])
+        file = tmp_path / "online" / EVENTS
+        await until(lambda: file.is_file() and decode_events(file.read_bytes()) == [event(1)])
         await router.stop()
 
     async def test_it_stops_with_its_records_written_where_news_cannot_be(

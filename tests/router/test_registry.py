@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router import registry as module
 from router.errors import PolicyRefused
 from router.policies import artifact, read
 from router.registry import HISTORY, POLICIES, REPORT, STATE, Candidate, Registry, RegistryState, is_registry
@@ -545,14 +544,14 @@ def whole(registry: Registry) -> RegistryState:
 def test_a_disk_that_fails_at_any_step_leaves_the_old_or_the_new(
     three: Registry, artefact: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    before, calls, really = three.state(), iter(range(1, 100)), module._sync
+    before, calls, really = three.state(), iter(range(1, 100)), os.fsync
 
-    def sync(path: Path) -> None:
+    def sync(handle: int) -> None:
         if next(calls) == step:
             raise OSError(28, "No space left on device")
-        really(path)
+        really(handle)
 
-    monkeypatch.setattr(module, "_sync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     with pytest.raises(OSError, match="No space left"):
         three.add(artefact, {}, "job")
     monkeypatch.undo()

@@ -13,7 +13,7 @@ import pytest
 from engines.http import LocalServer
 from engines.mock import mock_app
 from router.config import load_config
-from router.events import EVENTS, Event, read_events
+from router.events import EVENTS, Event, decode_events
 from router.exchange import Exchange
 from router.policies import artifact
 from router.registry import Registry
@@ -80,7 +80,8 @@ async def test_a_canary_a_promotion_and_a_rollback_are_followed(registry: Regist
         registry.rollback("test")
         await until(lambda: router.state()["policy"] == "fixed:plain")
         assert router.state()["candidate"] is None
-    kinds = [event.kind for event in read_events(tmp_path / "records" / "online" / EVENTS)]
+    written = (tmp_path / "records" / "online" / EVENTS).read_bytes()
+    kinds = [event.kind for event in decode_events(written)]
     assert kinds == ["policy_taken", "policy_taken"]
 
 
@@ -185,9 +186,9 @@ def test_events_are_kept_in_order_and_a_torn_line_is_passed_over(tmp_path: Path)
         Exchange(tmp_path).write_events([event])
     with (tmp_path / EVENTS).open("a") as file:
         file.write('{"time": 9')
-    assert read_events(tmp_path / EVENTS) == events
-    assert read_events(tmp_path / EVENTS, since=2.0) == events[2:]
-    assert read_events(tmp_path / "nothing") == []
+    written = (tmp_path / EVENTS).read_bytes()
+    assert decode_events(written) == events
+    assert decode_events(written, since=2.0) == events[2:]
 
 
 def test_corrections_are_swapped_and_taken_away(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from deploy.console import out, progress_bar
 from deploy.fleet import free_port, running
 from deploy.prepare_models import prepare_models
 from deploy.results import write
+from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.collect import measure, pinned_tasks
 from policy_training.contexts import contexts
 from policy_training.dataset import Dataset
@@ -60,8 +61,8 @@ def ask(url: str, model: str, prompts: Sequence[Prompt], told: object) -> None:
 def compared(data: Matrix, old: np.ndarray, new: np.ndarray) -> Interval:
     """Time under the choices `old` over time under `new`, each [n, arms]; a bootstrap over prompts."""
     before, after = ((shares * data.time_s).sum(1) for shares in (old, new))
-    rows = np.random.default_rng(0).integers(0, len(before), (2000, len(before)))
-    low, high = np.quantile(before[rows].sum(1) / after[rows].sum(1), [0.025, 0.975])
+    draws = Bootstrap.of_places(len(before), 2000, np.random.default_rng(0))
+    low, high = bounds(draws.ratios(before, after))
     return Interval(float(before.sum() / after.sum()), float(low), float(high))
 
 

@@ -26,7 +26,7 @@ from policy_training.simulator.arrivals import poisson
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import simulate
-from policy_training.simulator.strategies import Fixed
+from policy_training.simulator.strategies import LeastLoaded
 from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, generate
 from tests.bench.simulator.__main__ import compared
 from tests.bench.simulator.live import Live, send
@@ -74,7 +74,7 @@ def _one(profile: Profile, name: str, model: str, url: str, rate: float, told: C
     fleet = Fleet((Arm.of(name, profile, prefill_tokens=2048),), (1,))
     live = asyncio.run(send(url, planned, body, told, None, fleet))
     made = _told(name, prompts, at_s, live)
-    return compared(simulate(fleet, made, Fixed()).latency_s, live.latency_s)
+    return compared(simulate(fleet, made, LeastLoaded()).latency_s, live.latency_s)
 
 
 def _body(model: str, prompt: Prompt, tokens: int, salt: str) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""The bootstrap: how figures of requests would differ, had others come in their place.
+
+A resample draws as many units as there are, with replacement. It is kept as how often it holds each unit, so that its
+sums are products.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Resamples of n units: `counts` [resamples, n], of which every row sums to n.
+
+    Both constructors draw from the same distribution. They take other numbers from the generator, and a figure that was
+    published stays as it is only with its own.
+    """
+
+    counts: Floats
+
+    @classmethod
+    def of_counts(cls, n: int, resamples: int, rng: np.random.Generator) -> "Bootstrap":
+        """Draws the counts themselves: the faster one."""
+        return cls(rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64))
+
+    @classmethod
+    def of_places(cls, n: int, resamples: int, rng: np.random.Generator) -> "Bootstrap":
+        """Draws the places [resamples, n] of the units, one by one."""
+        places = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+        counts = np.bincount(places.ravel(), minlength=n * resamples)
+        return cls(counts.reshape(resamples, n).astype(np.float64))
+
+    def sums(self, values: Floats) -> Floats:
+        """Sums [resamples, ...] of values [n, ...] in each resample."""
+        return np.asarray(self.counts @ values)
+
+    def ratios(self, over: Floats, under: Floats) -> Floats:
+        """sum(over) / sum(under) [resamples], of two values [n]."""
+        return np.asarray(self.sums(over) / self.sums(under))
+
+
+def bounds(resampled: Floats, alpha: float = 0.05, method: Literal["linear", "lower"] = "linear") -> Floats:
+    """The ends [2, ...] of the interval that holds all but `alpha` of the resampled figures [resamples, ...]."""
+    return np.asarray(np.quantile(resampled, [alpha / 2, 1.0 - alpha / 2], axis=0, method=method))
