@@ -50,7 +50,9 @@ def label_prompts(
     engines = tuple(engine for engine in fleet.engines if engine.can_replay)
     if len(engines) < 2:
         raise ConfigError(
-            "engines", "fewer than two can be replayed", "name engines whose drafters are known to `draftpick label`"
+            "engines",
+            "fewer than two engines can be replayed",
+            "name engines whose drafters are known to `draftpick label`",
         )
     parts, made = Parts(output), featurizers()
     renewed = renew(output, prompts, made)
