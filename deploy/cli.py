@@ -50,14 +50,14 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="policies")
 
 
-def _let_flow(commands: typer.Typer) -> None:
+def _configure_stdout(commands: typer.Typer) -> None:
     """Let the paragraphs of help fill their lines, but for indented ones: typer would keep the breaks of docstrings."""
     for command in commands.registered_commands:
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
     for group in commands.registered_groups:
         if group.typer_instance is not None:
-            _let_flow(group.typer_instance)
+            _configure_stdout(group.typer_instance)
 
 
 def main() -> None:
@@ -160,7 +160,7 @@ def demo(
     )
 
 
-_let_flow(app)
+_configure_stdout(app)
 
 if __name__ == "__main__":
     main()

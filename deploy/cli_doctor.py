@@ -16,7 +16,7 @@ from engines.errors import ConfigError
 
 if TYPE_CHECKING:
     from deploy.doctor import Finding
-    from deploy.doctor.headroom import Asked, Outlook
+    from deploy.doctor.headroom import HeadroomOptions, HeadroomResult
     from policy_training.evaluate import Interval
 
 doctor_app = typer.Typer()
@@ -74,9 +74,9 @@ def doctor(
         raise typer.Exit(_examined(config, url, host, patience, everything, as_json))
     if url:
         fail("--url goes without --headroom", 2)
-    from deploy.doctor.headroom import Asked
+    from deploy.doctor.headroom import HeadroomOptions
 
-    asked = Asked(
+    asked = HeadroomOptions(
         config, records, data, prompts, profiles, rate, worth, learner, n, max_tokens, sampled_share, output, seed
     )
     _judged(asked, plot, as_json)
@@ -88,10 +88,10 @@ def _examined(
     """Ask every check, show what they found, and give the exit code."""
     from deploy.doctor import examine
     from deploy.doctor.checks import LEVELS
-    from deploy.doctor.intake import addresses_of, case_of
+    from deploy.doctor.intake import addresses_of, read_context
 
     try:
-        case = case_of(config, addresses_of(urls), host, patience_s)
+        case = read_context(config, addresses_of(urls), host, patience_s)
     except ConfigError as error:
         if not as_json:
             raise
@@ -124,31 +124,31 @@ def _show(found: "Sequence[Finding]", everything: bool) -> None:
         out.print(table)
 
 
-def _judged(asked: "Asked", plot: Path | None, as_json: bool) -> None:
+def _judged(options: "HeadroomOptions", plot: Path | None, as_json: bool) -> None:
     """Judge the requests, show the verdict, and write the picture."""
-    from deploy.doctor.headroom import FITS, outlook
+    from deploy.doctor.headroom import FITS, evaluate_headroom
     from deploy.doctor.headroom import as_json as for_a_program
 
     with progress_bar() as bar:
         row = bar.add_task("judging", total=FITS)
-        found = outlook(asked, lambda: bar.advance(row))
+        found = evaluate_headroom(options, lambda: bar.advance(row))
     if plot is not None:
         from deploy.doctor.plot import plot_headroom
 
-        plot_headroom(found.evidence.found, asked.worth, plot)
+        plot_headroom(found.evidence.found, options.worth, plot)
     if as_json:
         print(json.dumps(for_a_program(found)))
     else:
         _advise(found)
 
 
-def _advise(found: "Outlook") -> None:
-    from policy_training.headroom.advice import against, crossovers, in_words
+def _advise(found: "HeadroomResult") -> None:
+    from policy_training.headroom.advice import crossovers, describe, reasons_against
 
     evidence, colours = found.evidence, {"worth it": "green", "not worth it": "red", "cannot tell": "yellow"}
     colour = colours[evidence.verdict]
-    out.print(f"[bold {colour}]{evidence.verdict}[/bold {colour}]: {in_words(evidence)}", highlight=False)
-    for title, lines in (("against it", against(evidence)), ("under load", crossovers(evidence))):
+    out.print(f"[bold {colour}]{evidence.verdict}[/bold {colour}]: {describe(evidence)}", highlight=False)
+    for title, lines in (("against it", reasons_against(evidence)), ("under load", crossovers(evidence))):
         for line in lines:
             out.print(f"{title}: {line}", highlight=False)
     table = Table("engine", "time, the best single one is 1", "would get", "fastest on", "tokens a step")
@@ -161,7 +161,7 @@ def _advise(found: "Outlook") -> None:
         oracle = "" if gain.oracle is None else f"{gain.oracle.value:.1%}"
         kinds.add_row(name, str(gain.n), _between(gain.routed, ".1%"), oracle)
     out.print(kinds)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+    left_out = ", ".join(f"{count} {reason}" for reason, count in found.excluded.items())
     out.print(found.source + (f"; left out: {left_out}" if left_out else ""), highlight=False)
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deploy.console import Config, Json, Port, Prompts, Seed, out, progress_bar, say, some_prompts
+from deploy.console import Config, Json, Port, Prompts, Seed, load_prompts, out, progress_bar, say
 from deploy.prepare_models import prepare_models
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
@@ -71,7 +71,7 @@ def table(
         report(read_table(output), fleet.engines, fleet.router.default_engine, output, json_file, out)
         return
     prepare_models(fleet)
-    chosen = interleaved(some_prompts(prompts, n, seed, sampled_share, max_tokens))
+    chosen = interleaved(load_prompts(prompts, n, seed, sampled_share, max_tokens))
     run_table(
         fleet, chosen, repeats=repeats, folder=output, json_file=json_file, port=port, seed=seed, console=out,
         bars=progress_bar,
@@ -108,7 +108,7 @@ def replay(
     if not any(engine.can_replay for engine in fleet.engines if engine.drafter is not None):
         raise typer.BadParameter("none of its engines can be replayed", param_hint="--config")
     prepare_models(fleet)
-    chosen = some_prompts(prompts, n, seed, 0.0, max_tokens)
+    chosen = load_prompts(prompts, n, seed, 0.0, max_tokens)
     started = running(with_router(fleet, policy="uniform", featurizer="none"), port=port)
     with nullcontext(url) if url else started as base, progress_bar() as bar:
         results = replay_fleet(fleet, base, chosen, _Steps(bar))
@@ -149,7 +149,7 @@ def corpus(
     sequences = []
     if prompts:
         asked = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
-        sequences = answers_of(asked).answers()
+        sequences = answers_of(asked).answer_tokens()
     result = make_table(texts, sequences, target_folder(target), output, num_bigrams)
     say(as_json, result, f"{output}: {result['bigrams']} bigrams of {result['tokens']} tokens")
 

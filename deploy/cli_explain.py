@@ -85,15 +85,15 @@ def _body(prompt: str | None, file: Path | None, max_tokens: int, temperature: f
     return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": temperature}
 
 
-def _table(told: dict[str, Any]) -> Table:
+def _table(on_progress: dict[str, Any]) -> Table:
     """A row for each engine, the likeliest first."""
     columns = ("chance", "expected", "first token", "decoding", "tokens a step", "there", "counts as")
     table = Table("engine")
     for name in columns:
         table.add_column(name, justify="right")
     table.add_column("")
-    for row in sorted(told["arms"], key=_order):
-        style = "bold" if row["arm"] == told["arm"] else None if row["eligible"] else "dim"
+    for row in sorted(on_progress["arms"], key=_order):
+        style = "bold" if row["arm"] == on_progress["arm"] else None if row["eligible"] else "dim"
         table.add_row(row["arm"], *_cells(row), _notes(row), style=style)
     return table
 
@@ -123,10 +123,10 @@ def _notes(row: dict[str, Any]) -> str:
     return ", ".join(notes)
 
 
-def _facts(told: dict[str, Any]) -> str:
-    tokens, kind = told["output_tokens"], told["kind"]
-    facts = [f"policy {told['policy']}", f"objective {told['objective']}"]
-    facts += [] if told["reason"] == "policy" else [told["reason"]]
+def _facts(on_progress: dict[str, Any]) -> str:
+    tokens, kind = on_progress["output_tokens"], on_progress["kind"]
+    facts = [f"policy {on_progress['policy']}", f"objective {on_progress['objective']}"]
+    facts += [] if on_progress["reason"] == "policy" else [on_progress["reason"]]
     facts += [] if tokens is None else [f"about {tokens:.0f} tokens expected"]
     facts += [] if kind is None else [f"kind: {kind['name']}"]
     return "; ".join(facts)

@@ -76,11 +76,11 @@ def simulate(
     from policy_training.simulator.run import Run, intervals
     from policy_training.simulator.run import simulate as run
     from policy_training.simulator.strategies import strategy
-    from policy_training.simulator.traffic import foreseen
+    from policy_training.simulator.traffic import predicted_tau
 
     arms = _arms(profiles, needs)
     counts = {name: _whole(count, "--fleet") for name, count in _pairs(fleet.split(","), "--fleet").items()}
-    chosen = Fleet.of(arms, counts)
+    chosen = Fleet.from_counts(arms, counts)
     source = _traffic(arms, traffic, data, records, policy, rate, requests)
     fleets = {name: (chosen, name) for name in strategies.split(",")}
     for name, arm in arms.items():
@@ -91,7 +91,7 @@ def simulate(
         row = bar.add_task("simulating", total=seeds * len(fleets))
         for one in range(seed, seed + seeds):
             made = source(one)
-            tau = foreseen(made.tau, skill, one)
+            tau = predicted_tau(made.tau, skill, one)
             for label, (some, name) in fleets.items():
                 runs[label].append(run(some, made, strategy(name, some, made, tau)))
                 bar.advance(row)
@@ -142,12 +142,14 @@ def plan(
       draftpick plan -a 8 --profiles profiles --records records
       draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --needs big=2
     """
-    from policy_training.simulator.plan import Question
+    from policy_training.simulator.plan import PlanQuestion
     from policy_training.simulator.plan import plan as search
 
     arms = _arms(profiles, needs)
     source = _traffic(arms, traffic, data, records, policy, rate, requests)
-    question = Question(arms, source, accelerators, objective, strategy, skill, judges=seeds, first_seed=seed)
+    question = PlanQuestion(
+        arms, source, accelerators, objective, strategy, skill, evaluation_seeds=seeds, first_seed=seed
+    )
     with progress_bar() as bar:
         row = bar.add_task("searching", total=None)
         found = search(
@@ -189,7 +191,7 @@ def _arms(paths: Sequence[Path], needs: Sequence[str]) -> dict[str, Any]:
         except ProfileError as error:
             raise ProfileError(f"{file}: {error}") from error
         needed = _whole(wanted.pop(file.stem, "1"), "--needs")
-        arms[file.stem] = Arm.of(file.stem, profile, accelerators=needed, price=float(needed))
+        arms[file.stem] = Arm.from_profile(file.stem, profile, accelerators=needed, price=float(needed))
     if not arms:
         fail("--profiles: no <engine>.json there (`draftpick profile` makes them)", 2)
     if wanted:
@@ -209,7 +211,13 @@ def _traffic(
     """The traffic that was asked for, of these engines."""
     from policy_training.dataset import load
     from policy_training.from_records import from_records
-    from policy_training.simulator.traffic import Drawn, Recorded, of_dataset, of_records, read_spec
+    from policy_training.simulator.traffic import (
+        RecordedTraffic,
+        SyntheticTraffic,
+        dataset_traffic,
+        read_spec,
+        records_traffic,
+    )
     from router.policies import SHIPPED, read
 
     if sum([spec is not None, bool(data), records is not None]) != 1:
@@ -217,13 +225,13 @@ def _traffic(
     profiles = {name: arm.modes[0].profile for name, arm in arms.items()}
     if spec is not None:
         said = read_spec(spec)
-        crowds = said.crowds.crowds() if said.crowds else None
-        return Drawn(said.rows(list(arms)), n, rate or said.rate, crowds)
+        crowds = said.crowds.bursts() if said.crowds else None
+        return SyntheticTraffic(said.rows(list(arms)), n, rate or said.rate, crowds)
     if data:
-        return Drawn(of_dataset(load(*data), profiles), n, rate or 1.0)
+        return SyntheticTraffic(dataset_traffic(load(*data), profiles), n, rate or 1.0)
     assert records is not None
     prior = None if policy is None else read(SHIPPED if policy == EMBEDDED else Path(policy))
-    return Recorded(of_records(from_records(records), profiles, prior), rate, n)
+    return RecordedTraffic(records_traffic(from_records(records), profiles, prior), rate, n)
 
 
 def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy.console import Config, Json, Port, Prompts, Seed, Url, fail, out, progress_bar, say, some_prompts
+from deploy.console import Config, Json, Port, Prompts, Seed, Url, fail, load_prompts, out, progress_bar, say
 
 policy_app = typer.Typer()
 
@@ -56,12 +56,12 @@ def collect(
     """
     from deploy.collecting import fleet_at, measure_parts
     from deploy.features import featurizers
-    from policy_training.contexts import renew
-    from policy_training.dataset import Parts, load
+    from policy_training.contexts import refresh_contexts
+    from policy_training.dataset import DatasetParts, load
 
-    chosen, parts, made = some_prompts(prompts, n, seed, sampled_share, max_tokens), Parts(output), featurizers()
-    renewed = renew(output, chosen, made)
-    todo = parts.todo(chosen, max(_PART, 3 * concurrency))
+    chosen, parts, made = load_prompts(prompts, n, seed, sampled_share, max_tokens), DatasetParts(output), featurizers()
+    renewed = refresh_contexts(output, chosen, made)
+    todo = parts.pending(chosen, max(_PART, 3 * concurrency))
     sent, failed = 0, 0
     if todo:
         with progress_bar() as bar, fleet_at(config, url, port, bar) as base:
@@ -103,7 +103,7 @@ def label(
     from deploy.labelling import label_prompts
     from policy_training.workloads import reword
 
-    chosen = some_prompts(prompts, n, seed, sampled_share, max_tokens)
+    chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens)
     if reworded:
         chosen = [reword(prompt, seed) for prompt in chosen]
     labelled = label_prompts(
@@ -174,7 +174,7 @@ def train(
 
     Example: draftpick train --data runs/live --data runs/replayed --out runs/policy
     """
-    from deploy.training import Asked, train_on_data, train_on_records
+    from deploy.training import TrainOptions, train_on_data, train_on_records
     from policy_training.learners import learner as learner_of
 
     if bool(data) == (from_records is not None):
@@ -189,7 +189,7 @@ def train(
         def told(done: int, total: int) -> None:
             bar.update(row, completed=done / total)
 
-        asked = Asked(chosen, default, featurizer, homes, seed, told, ray)
+        asked = TrainOptions(chosen, default, featurizer, homes, seed, told, ray)
         if from_records is not None:
             result = train_on_records(from_records, asked, output)
         else:
@@ -213,12 +213,12 @@ def evaluate(
     from deploy.training import matrix_of
     from policy_training.dataset import load
     from policy_training.evaluate import evaluate as judge
-    from policy_training.train import choices
+    from policy_training.train import policy_probabilities
     from router.policies import read
 
     judged = read(policy)
     matrix = matrix_of(load(*data), judged.featurizer, list(judged.arms))[0]
-    shares = choices(judged, matrix)
+    shares = policy_probabilities(judged, matrix)
     result = judge(matrix, (shares * matrix.time_s).sum(1), shares, default)
     if as_json:
         print(json.dumps(asdict(result)))
@@ -243,14 +243,14 @@ def use(
       draftpick use runs/policy --pointer /shared/active
     """
     from deploy.fleet import use_policy
-    from router.pointer import point
+    from router.pointer import write_pointer
     from router.policies import NAMES, read
 
     name = str(Path(policy).resolve()) if Path(policy).exists() else policy
     if pointer is not None:
         if policy not in NAMES:
             read(Path(name))
-        point(pointer, name)
+        write_pointer(pointer, name)
         say(as_json, {"pointer": str(pointer), "policy": policy}, f"{pointer} names {policy}")
         return
     ids = use_policy(name, address)
@@ -281,11 +281,13 @@ def encoder(
     Example: draftpick encoder --out runs/static
     """
     from engines.embedded import encoder_path
-    from policy_training.static_encoder import distil
+    from policy_training.static_encoder import distill_encoder
     from policy_training.workloads import generate
 
     texts = [prompt.text for prompt in generate(n, seed=_ENCODER_SEED + seed)]
     with progress_bar() as bar:
         row = bar.add_task("distilling", total=1.0)
-        found = distil(encoder_path(), texts, dimension, output, seed=seed, told=lambda x: bar.update(row, completed=x))
+        found = distill_encoder(
+            encoder_path(), texts, dimension, output, seed=seed, on_progress=lambda x: bar.update(row, completed=x)
+        )
     say(as_json, {"out": str(output), **found}, f"{output}: cosine {found['cosine_held_out']:.3f} on held-out texts")

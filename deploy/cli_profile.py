@@ -52,10 +52,10 @@ def profile(
     """
     from deploy.config import resolve
     from deploy.profiling import plot, save, subjects
-    from engines.profiling import Plan
+    from engines.profiling import ProfilePlan
 
     # A profile begins with one request alone.
-    plan = Plan(tuple(sorted({1, *_numbers("--batches", batches)})), _numbers("--contexts", contexts))
+    plan = ProfilePlan(tuple(sorted({1, *_numbers("--batches", batches)})), _numbers("--contexts", contexts))
     fleet = resolve(config) if config is not None else None
     todo = subjects(fleet, engine, url)
     if any(subject.url is None for subject in todo):
@@ -75,7 +75,7 @@ def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[
     """(profiles, the files of those that are kept) of all engines, one after another."""
     from deploy.profiling import measured
     from engines import profile_cache
-    from engines.self_profile import MOST_DISAGREEMENT
+    from engines.self_profile import MAX_DISAGREEMENT
 
     found: dict[str, Profile] = {}
     kept: dict[str, str] = {}
@@ -86,7 +86,7 @@ def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[
                 bar.update(row, description=subject.name)
                 result = measured(subject.name, url, plan, partial(_advance, bar, row))
             found[subject.name] = result.profile
-            if result.disagreement <= MOST_DISAGREEMENT:
+            if result.disagreement <= MAX_DISAGREEMENT:
                 kept[subject.name] = str(profile_cache.write(result.profile))
                 continue
             err.print(

@@ -105,10 +105,10 @@ def canary(
     """
     policies = _opened(registry)
     if share:
-        policies.advance(id, share, _BY, reason, begin=True)
+        policies.set_canary_share(id, share, _BY, reason, start=True)
         say(as_json, {"id": id, "share": share}, f"{id} decides {_percent(share)} of the requests")
     else:
-        policies.begin(id, _BY, reason)
+        policies.start_shadow(id, _BY, reason)
         say(as_json, {"id": id, "share": share}, f"{id} looks on")
 
 
@@ -187,12 +187,12 @@ def prune(
 
 
 def _opened(path: Path) -> "Registry":
-    """The registry in `path`. Raises `PolicyRefused` when there is none."""
-    from router.errors import PolicyRefused
+    """The registry in `path`. Raises `PolicyRejected` when there is none."""
+    from router.errors import PolicyRejected
     from router.registry import Registry, is_registry
 
     if not is_registry(path):
-        raise PolicyRefused(f"{path} is no registry (make one: draftpick policies add FOLDER --registry {path})")
+        raise PolicyRejected(f"{path} is no registry (make one: draftpick policies add FOLDER --registry {path})")
     return Registry(path)
 
 

@@ -34,12 +34,12 @@ def report(
 
     Example: draftpick report --data runs/live --data runs/replayed --out runs/report.html
     """
-    from deploy.features import homes_of
-    from deploy.report import Brief, Paper, as_rows, fits, run_report
+    from deploy.features import read_training_domains
+    from deploy.report import PaperSection, ReportOptions, as_rows, fits, run_report
     from deploy.training import matrix_of
     from policy_training.costs import Costs
-    from policy_training.dataset import lightest, load
-    from policy_training.experiments import Question
+    from policy_training.dataset import load, smallest_featurizer
+    from policy_training.experiments import ExperimentSetup
     from policy_training.learners import DEFAULT, LEARNERS, learner
 
     wanted = _listed(learners) or list(LEARNERS)
@@ -47,7 +47,7 @@ def report(
         learner(name)
     chosen = DEFAULT if DEFAULT in wanted else wanted[-1]
     found = load(*data)
-    name = lightest(found, featurizer)
+    name = smallest_featurizer(found, featurizer)
     matrix, costs = matrix_of(found, name, found.arms)
 
     def replayed(paths: list[Path]) -> Any:
@@ -59,19 +59,24 @@ def report(
         def told() -> None:
             bar.advance(row)
 
-        question = Question(
+        question = ExperimentSetup(
             matrix, costs, default, range(seeds), replayed(reworded), under_load,
-            homes=homes_of(homes, name), told=told,
+            training_domains=read_training_domains(homes, name), on_progress=told,
         )  # fmt: skip
         judged = None
         if paper:
             said = load(*paper)
-            judged = Paper(
-                Question(*matrix_of(said, lightest(said, featurizer), said.arms), default, range(seeds), told=told),
+            judged = PaperSection(
+                ExperimentSetup(
+                    *matrix_of(said, smallest_featurizer(said, featurizer), said.arms),
+                    default,
+                    range(seeds),
+                    on_progress=told,
+                ),
                 said,
                 _listed(self_drafting),
             )
-        brief = Brief(question, wanted, chosen, judged, load(*often) if often else None)
+        brief = ReportOptions(question, wanted, chosen, judged, load(*often) if often else None)
         row = bar.add_task("judging", total=fits(brief))
         climb = run_report(brief, output, results)
     rows = as_rows(climb)
@@ -103,23 +108,24 @@ def curve(
 
     Example: draftpick curve --data runs/judged --more runs/more
     """
-    from deploy.curve import costs_of, run_curve
-    from deploy.features import homes_of
-    from policy_training.dataset import lightest, load
-    from policy_training.experiments import Question
+    from deploy.curve import costs_of, run_learning_curve
+    from deploy.features import read_training_domains
+    from policy_training.dataset import load, smallest_featurizer
+    from policy_training.experiments import ExperimentSetup
     from policy_training.learners import learner
 
     learner(name)
     known = costs_of(costs)
-    featurizer = lightest(load(*data), None)
+    featurizer = smallest_featurizer(load(*data), None)
     judged, further = (matrix_from(paths, featurizer, known.arms, known) for paths in (data, more))
     with progress_bar() as bar:
         row = bar.add_task("training", total=None)
-        question = Question(
-            judged, known, default, range(seeds), more=further, homes=homes_of(homes, featurizer),
-            told=lambda: bar.advance(row),
+        question = ExperimentSetup(
+            judged, known, default, range(seeds), more_training_data=further,
+            training_domains=read_training_domains(homes, featurizer),
+            on_progress=lambda: bar.advance(row),
         )  # fmt: skip
-        claim, shares = run_curve(question, name, results)
+        claim, shares = run_learning_curve(question, name, results)
     if as_json:
         say(True, {str(size): share.value for size, share in shares.items()} | dict(claim.figures), "")
         return
@@ -127,7 +133,7 @@ def curve(
     for size, share in shares.items():
         table.add_row(str(size), f"{share.value:.3f}", f"{share.low:.3f}", f"{share.high:.3f}")
     out.print(table)
-    out.print(f"{claim.said}: {'yes' if claim.holds else 'no'}; {claim.found}", highlight=False)
+    out.print(f"{claim.statement}: {'yes' if claim.holds else 'no'}; {claim.result}", highlight=False)
 
 
 def _listed(text: str) -> list[str]:

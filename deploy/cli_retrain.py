@@ -77,30 +77,30 @@ def retrain(
     if submit is not None:
         sys.exit(_submitted(submit))
     from policy_training.dataset import load
-    from policy_training.keeper import Keeper, Rules
+    from policy_training.keeper import RolloutConfig, RolloutController
     from policy_training.learners import learner as learner_of
     from policy_training.record_store import RecordStore
-    from policy_training.retrain import Plan
+    from policy_training.retrain import RetrainingPlan
     from policy_training.rollout import Limits
     from router.registry import Registry
 
     if reworded and not data:
         fail("--reworded needs --data: the same requests in their own words", 2)
-    plan = Plan(
+    plan = RetrainingPlan(
         learner_of(learner),
         default,
         featurizer,
         base=load(*data) if data else None,
         reworded=load(*reworded) if reworded else None,
-        homes=_homes(homes, featurizer),
+        training_domains=_homes(homes, featurizer),
         seed=seed,
-        prove=prove,
+        require_significance=prove,
         workers=workers_of(workers, checkpoints, registry / "training"),
     )
-    limits = Limits(min_requests=min_requests, most_requests=most_requests)
-    rules = Rules(_shares(stages), limits, fewest_new, every, holdout, watched)
+    limits = Limits(min_requests=min_requests, max_requests=most_requests)
+    rules = RolloutConfig(_shares(stages), limits, fewest_new, every, holdout, watched)
     store = RecordStore(records, workers)
-    keeper = Keeper(store, Registry(registry), plan, rules, lambda text: _tell(text, as_json))
+    keeper = RolloutController(store, Registry(registry), plan, rules, lambda text: _notify(text, as_json))
     if watch:
         _keep(keeper, poll)
         return
@@ -116,13 +116,13 @@ def retrain(
 def _keep(keeper: Any, poll_s: float) -> None:
     """Step for ever; what fails is told of and tried again."""
     from policy_training.dataset import DatasetError
-    from router.errors import PolicyRefused
+    from router.errors import PolicyRejected
 
     said = ""
     while True:
         try:
             keeper.step()
-        except (DatasetError, PolicyRefused, OSError) as error:
+        except (DatasetError, PolicyRejected, OSError) as error:
             if str(error) != said:
                 err.print(f"[yellow]warning:[/yellow] {error}", highlight=False, soft_wrap=True)
             said = str(error)
@@ -140,14 +140,14 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _homes(homes: list[str], featurizer: str | None) -> Any:
-    from deploy.features import homes_of
+    from deploy.features import read_training_domains
 
     if homes and featurizer is None:
         fail("--home needs --featurizer: whose contexts of these texts", 2)
-    return homes_of(homes, featurizer or "")
+    return read_training_domains(homes, featurizer or "")
 
 
-def _tell(text: str, as_json: bool) -> None:
+def _notify(text: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"time": time.time(), "text": text}), file=sys.stderr, flush=True)
     else:

@@ -84,7 +84,7 @@ def route(
     Example: draftpick route --config engines.yaml --port 8000 --processes 2
     """
     from deploy.config import policy_warning, resolve, with_router
-    from deploy.route import Routers
+    from deploy.route import RouterProcesses
 
     fleet = resolve(config)
     if policy is not None:
@@ -92,13 +92,13 @@ def route(
     if warning := policy_warning(fleet):
         _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
     _warn_if_open(fleet, host)
-    routers = Routers(fleet, host, port, processes)
+    routers = RouterProcesses(fleet, host, port, processes)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: routers.ask_to_stop())
+        signal.signal(number, lambda *_: routers.request_stop())
     try:
         routers.wait()
         _announce(routers.url, fleet.target.name, list(fleet.arms))
-        routers.watch()
+        routers.supervise()
     finally:
         err.print("draining and stopping ...")
         routers.stop()

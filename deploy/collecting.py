@@ -11,7 +11,7 @@ from deploy.fleet import running
 from deploy.prepare_models import prepare_models
 from policy_training.collect import arms_of, measure, model_of, pinned_tasks
 from policy_training.contexts import contexts
-from policy_training.dataset import Measurement, Parts
+from policy_training.dataset import DatasetParts, Measurement
 from policy_training.workloads import Prompt
 from router.features import Featurizer
 
@@ -38,7 +38,7 @@ def fleet_at(config: str | None, url: str, port: int, bar: Progress) -> Iterator
 def measure_parts(
     url: str,
     todo: Sequence[Sequence[Prompt]],
-    parts: Parts,
+    parts: DatasetParts,
     featurizers: Sequence[Featurizer],
     concurrency: int,
     seed: int,

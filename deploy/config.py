@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.config import nearest
+from engines.config import did_you_mean
 from engines.drafters.options import DRAFTERS
 from engines.errors import ConfigError
 from engines.preflight import check_models
-from router.chosen import may_be_registry, named
+from router.chosen import could_be_registry, read_named
 from router.config import EMBEDDED, DraftpickConfig, load_config
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.keys import Keyring
 from router.policies import SHIPPED, check_arms, read
 from router.registry import Registry
@@ -32,7 +32,7 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         shipped = {path.stem: path for path in FLEETS.glob("*.yaml")}
         if source not in shipped:
-            cure = f"{nearest(source, shipped)}name a YAML file, or one of: {', '.join(sorted(shipped))}"
+            cure = f"{did_you_mean(source, shipped)}name a YAML file, or one of: {', '.join(sorted(shipped))}"
             raise ConfigError("config", f"no fleet is called {source!r}", cure)
         source = shipped[source]
     config = load_config(source)
@@ -46,7 +46,7 @@ def with_engines(config: DraftpickConfig, names: Sequence[str]) -> DraftpickConf
     """The same fleet with these of its engines alone. A trained policy that knows them still serves."""
     for name in names:
         if name not in config.arms:
-            cure = f"{nearest(name, config.arms)}engines: {', '.join(config.arms)}"
+            cure = f"{did_you_mean(name, config.arms)}engines: {', '.join(config.arms)}"
             raise ConfigError("engines", f"no engine is called {name!r}", cure)
     fields = config.model_dump(mode="json")
     return resolve({**fields, "engines": [engine for engine in fields["engines"] if engine["name"] in names]})
@@ -85,13 +85,13 @@ def _redact(name: str, value: Any) -> Any:
 def _check_policy(config: DraftpickConfig) -> None:
     """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
     try:
-        if may_be_registry(config.router.policy) and Registry(Path(config.router.policy)).state().active is None:
+        if could_be_registry(config.router.policy) and Registry(Path(config.router.policy)).state().active is None:
             return  # the default engine serves until it has one
-        name = named(config.router.policy)
+        name = read_named(config.router.policy)
         if name in ("fixed", "uniform"):
             return
         read(SHIPPED if name == EMBEDDED else Path(name))
-    except PolicyRefused as error:
+    except PolicyRejected as error:
         cure = "use `fixed`, `uniform`, `embedded`, or the folder of a trained policy"
         raise ConfigError("router.policy", str(error), cure) from error
 
@@ -101,16 +101,16 @@ def _check_keys(config: DraftpickConfig) -> None:
     try:
         Keyring(config.router.keys)
     except ConfigError as error:
-        raise ConfigError(f"router.keys.file: {error.field}", error.problem, error.cure) from error
+        raise ConfigError(f"router.keys.file: {error.field}", error.problem, error.fix) from error
 
 
 def policy_warning(config: DraftpickConfig) -> str | None:
     """Why the router will refuse the configured policy, if it will."""
     try:
-        name = named(config.router.policy)
+        name = read_named(config.router.policy)
         if name in ("fixed", "uniform"):
             return None
         check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), config.arms)
-    except PolicyRefused as error:
+    except PolicyRejected as error:
         return str(error)
     return None

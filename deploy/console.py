@@ -49,7 +49,7 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
         out.print(text, highlight=False)
 
 
-def some_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
+def load_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
     """`n` prompts of a file, of all its kinds in turn, or generated ones.
 
     Lines of a file that say their own temperature and max_tokens keep them.

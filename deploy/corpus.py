@@ -13,11 +13,11 @@ import numpy as np
 
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED
-from engines.drafters.answers import Answerer, Answers, Ask, cache_key, weight_files
+from engines.drafters.answers import GenerationRequest, ResponseGenerator, Responses, cache_key, weight_files
 from engines.drafters.rows import Tokens
 from engines.embedded import TARGET_NAME, prepare_target
 
-Progress = Callable[[str, float, str], None]
+ProgressCallback = Callable[[str, float, str], None]
 """Called with (what is being done, share done, how it goes)."""
 
 GENERATED = "generated"
@@ -91,27 +91,28 @@ def target_folder(target: str) -> Path:
     return prepare_target() if target == EMBEDDED else Path(target)
 
 
-def answers_of(corpus: Corpus) -> Answers:
+def answers_of(corpus: Corpus) -> Responses:
     """The target's answers, in the order of the parts; each part is answered once."""
     target, parts = target_folder(corpus.target), corpus.parts()
     files = [cache_dir() / "answers" / f"{key}.npz" for key in _keys(corpus, target, parts)]
     missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
     if missing:
         asks = [
-            [Ask(p, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures), strict=False)]
+            [GenerationRequest(p, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures), strict=False)]
             for part in missing.values()
         ]
-        answer = Answerer(target, seed=corpus.seed, **_ENGINE)
+        answer = ResponseGenerator(target, seed=corpus.seed, **_ENGINE)
         for file, part in zip(missing, asks, strict=True):
             answer(part)[1].save(file)  # each as it comes: an interrupt loses one part
-    return Answers.join([Answers.load(file) for file in files])
+    return Responses.join([Responses.load(file) for file in files])
 
 
-def teacher_of(corpus: Corpus, progress: Progress, layers: Sequence[int] = ()) -> Any:
-    """The `Teacher` of the corpus's answers, which must be there; with hidden states of these layers of the target."""
+def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int] = ()) -> Any:
+    """The `TargetOutputs` of the corpus's answers, which must be there; with hidden states of these layers of the
+    target."""
     import torch
 
-    from engines.drafters.teacher import Teacher, teach
+    from engines.drafters.teacher import TargetOutputs, collect_target_outputs
 
     target, parts = target_folder(corpus.target), corpus.parts()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,14 +120,14 @@ def teacher_of(corpus: Corpus, progress: Progress, layers: Sequence[int] = ()) -
     for number, key in enumerate(_keys(corpus, target, parts), start=1):
         folder = cache_dir() / "teachers" / "-".join([key, *map(str, layers)])
         if not folder.is_dir():
-            answers = Answers.load(cache_dir() / "answers" / f"{key}.npz")
-            told = partial(_tell, progress, f"the target's states, {number} of {len(parts)}")
-            teach(target, answers, folder, told, layers, device)
-        teachers.append(Teacher.load(folder))
-    return Teacher.join(teachers)
+            answers = Responses.load(cache_dir() / "answers" / f"{key}.npz")
+            told = partial(_report_progress, progress, f"the target's states, {number} of {len(parts)}")
+            collect_target_outputs(target, answers, folder, told, layers, device)
+        teachers.append(TargetOutputs.load(folder))
+    return TargetOutputs.join(teachers)
 
 
-def _tell(progress: Progress, what: str, done: int, total: int) -> None:
+def _report_progress(progress: ProgressCallback, what: str, done: int, total: int) -> None:
     progress(what, done / total, "")
 
 

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from deploy import report_plots as plots
-from deploy.results import amend, write
+from deploy.results import merge_into, write
 from engines.config import EMBEDDED
 from policy_training.claims import Claim, few_examples
 from policy_training.costs import Costs
 from policy_training.dataset import DatasetError
 from policy_training.evaluate import Interval
-from policy_training.experiments import SIZES, Question, learning_curve
+from policy_training.experiments import SIZES, ExperimentSetup, learning_curve
 from router.policies import SHIPPED
 
 FILE = "learning-curve.json"
@@ -27,17 +27,19 @@ def costs_of(policy: str) -> Costs:
         raise DatasetError(f"{manifest} tells no costs of a step: name a policy that `draftpick train` made") from error
 
 
-def run_curve(question: Question, name: str, results: Path | None) -> tuple[Claim, dict[int, Interval]]:
+def run_learning_curve(question: ExperimentSetup, name: str, results: Path | None) -> tuple[Claim, dict[int, Interval]]:
     """The claim and the curve. Written into `results`, where `paper.json` gets the new verdict on its claim, too."""
     shares = learning_curve(question, name, SIZES)
     claim = few_examples(shares)
     if results is not None:
         figures = {f"learning_curve/{size}": share for size, share in shares.items()} | _figures(claim)
-        rows = len(question.data) + (0 if question.more is None else len(question.more))
-        write(results / FILE, rows, figures, learner=name, claim={"said": claim.said, "found": claim.found})
+        rows = len(question.data) + (0 if question.more_training_data is None else len(question.more_training_data))
+        write(results / FILE, rows, figures, learner=name, claim={"said": claim.statement, "found": claim.result})
         (results / FILE).with_suffix(".svg").write_text(plots.curve(shares))
         if (results / _PAPER).is_file():
-            amend(results / _PAPER, _figures(claim), claims={claim.name: {"said": claim.said, "found": claim.found}})
+            merge_into(
+                results / _PAPER, _figures(claim), claims={claim.name: {"said": claim.statement, "found": claim.result}}
+            )
     return claim, shares
 
 
@@ -45,7 +47,7 @@ def _figures(claim: Claim) -> dict[str, Interval]:
     return {name: Interval(value, value, value) for name, value in claim.as_figures().items()}
 
 
-def known_curve(results: Path | None) -> dict[int, Interval]:
+def read_learning_curve(results: Path | None) -> dict[int, Interval]:
     """The curve that was written into a folder; empty where there is none."""
     if results is None or not (results / FILE).is_file():
         return {}

@@ -24,7 +24,7 @@ from policy_training.costs import Costs
 from policy_training.dataset import Dataset, Measurement, save
 from policy_training.evaluate import Evaluation, Interval, evaluate
 from policy_training.learners import DEFAULT, learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import Matrix, matrix
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate, interleaved
@@ -35,7 +35,7 @@ POLICY = "policy"
 _MAX_TOKENS = 64
 _SAMPLED_SHARE = 0.5
 _TRAIN_SHARE = 0.55
-_MOST_PROMPTS = 300
+_MAX_PROMPTS = 300
 
 
 def run_demo(
@@ -93,7 +93,7 @@ class _Story:
     def collect_and_train(self, budget_s: float) -> None:
         """Measure as many prompts as the budget allows under every arm, and train the policy on them."""
         self._measure("warming up", pinned_tasks(self._prompts(2, 90), self.arms, self.seed))
-        prompts = self._prompts(_MOST_PROMPTS, 0)
+        prompts = self._prompts(_MAX_PROMPTS, 0)
         tasks = pinned_tasks(prompts, self.arms, self.seed)
         measured = self._measure("collecting", tasks, _TRAIN_SHARE * budget_s)
         seen = {m.prompt_id for m in measured}
@@ -105,7 +105,7 @@ class _Story:
         def told(done: int, total: int) -> None:
             self.bar.update(row, completed=done / total)
 
-        setting = Setting(self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, told)
+        setting = LearnerSetting(self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, told)
         provenance = {"source": "draftpick demo", "requests_sent": len(measured)}
         every = matrix(data, self.arms, featurizer=self.featurizer.id)
         train_policy(every, learner(DEFAULT), setting, self.folder / "policy", provenance)
@@ -117,7 +117,7 @@ class _Story:
 
     def compare(self, budget_s: float) -> Evaluation:
         """Held-out prompts, each under every arm and under the policy in random order."""
-        tasks = routed_tasks(self._prompts(_MOST_PROMPTS, 1), self.arms, self.seed)
+        tasks = routed_tasks(self._prompts(_MAX_PROMPTS, 1), self.arms, self.seed)
         measured = self._measure("comparing", tasks, (1 - _TRAIN_SHARE) * budget_s)
         save(self.folder / "held-out.parquet", measured)
         result, self.held_out = judge_routed(measured, self.arms, self.config.router.default_engine, self.seed)
@@ -175,7 +175,7 @@ def judge_routed(
     every = matrix(Dataset(tuple(measured)), [*arms, POLICY])
     taken = {m.prompt_id: m.arm for m in measured if m.label == POLICY}
     chosen = np.asarray([[float(taken[i] == arm) for arm in arms] for i in every.prompt_ids])
-    held_out = every.only(arms)
+    held_out = every.select_arms(arms)
     return evaluate(held_out, every.time_s[:, -1], chosen, default, seed=seed), held_out
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.card import model_card
-from deploy.corpus import Corpus, Progress, answers_of, target_folder, teacher_of
+from deploy.corpus import Corpus, ProgressCallback, answers_of, target_folder, teacher_of
 
 
-def run_distill(corpus: Corpus, options: Any, out: Path, progress: Progress) -> dict[str, Any]:
+def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
     """Distil a drafter and write it to `out`, `training.json` and a model card beside it; returns the former."""
     from engines.drafters.distill import distill
 
@@ -22,7 +22,7 @@ def run_distill(corpus: Corpus, options: Any, out: Path, progress: Progress) -> 
     return _write("An independent draft model", corpus, options, result, out)
 
 
-def run_eagle(corpus: Corpus, options: Any, out: Path, progress: Progress) -> dict[str, Any]:
+def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
     """The same for an EAGLE-3 head."""
     from transformers import AutoConfig
 
@@ -36,7 +36,7 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: Progress) -> di
 
 
 def compare_losses(
-    corpus: Corpus, options: Any, out: Path, losses: Sequence[str], progress: Progress
+    corpus: Corpus, options: Any, out: Path, losses: Sequence[str], progress: ProgressCallback
 ) -> dict[str, dict[str, float]]:
     """One drafter trained with `ce`, then fine-tuned with each loss for as long again; metrics by loss.
 
@@ -55,7 +55,7 @@ def compare_losses(
     }
 
 
-def _answers(corpus: Corpus, progress: Progress) -> Any:
+def _answers(corpus: Corpus, progress: ProgressCallback) -> Any:
     what, prompts = "the target's answers", f"{sum(map(len, corpus.parts()))} prompts"
     progress(what, 0.0, prompts)
     answers = answers_of(corpus)
@@ -63,7 +63,7 @@ def _answers(corpus: Corpus, progress: Progress) -> Any:
     return answers
 
 
-def _told(what: str, progress: Progress) -> Callable[[float, float, float], None]:
+def _told(what: str, progress: ProgressCallback) -> Callable[[float, float, float], None]:
     return lambda done, loss, tau: progress(what, done, f"loss {loss:.3f}, tau {tau:.2f}")
 
 

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class SampledSlice:
     """Which prompts a table is about: all, the greedy ones, the sampled ones, those whose answers do not loop."""
 
     name: str
@@ -103,8 +103,12 @@ def report(
     trained = {e.name for e in engines if e.drafter is not None and not e.drafter.spec.model_free}
     looping = _loops(measured, runs[0].prompt_ids)
     greedy = runs[0].temperatures == 0
-    halves = [Halves("", np.ones(len(greedy), bool)), Halves("greedy/", greedy), Halves("sampled/", ~greedy)]
-    halves.append(Halves("without_loops/", ~looping))
+    halves = [
+        SampledSlice("", np.ones(len(greedy), bool)),
+        SampledSlice("greedy/", greedy),
+        SampledSlice("sampled/", ~greedy),
+    ]
+    halves.append(SampledSlice("without_loops/", ~looping))
     figures: dict[str, Interval] = {}
     for one in halves:
         if one.mask.any():
@@ -142,11 +146,11 @@ def _common(measured: Sequence[Sequence[Measurement]], arms: list[str]) -> list[
     """The repeats as matrices of the prompts that every one of them measured in full."""
     every = [matrix(Dataset(tuple(repeat)), arms) for repeat in measured]
     shared = set.intersection(*(set(one.prompt_ids) for one in every))
-    return [one.take(np.asarray([i in shared for i in one.prompt_ids])) for one in every]
+    return [one.select_rows(np.asarray([i in shared for i in one.prompt_ids])) for one in every]
 
 
 def _figures(
-    runs: Sequence[Matrix], half: Halves, arms: list[str], default: str, trained: set[str]
+    runs: Sequence[Matrix], half: SampledSlice, arms: list[str], default: str, trained: set[str]
 ) -> dict[str, Interval]:
     kinds = np.asarray(runs[0].kinds)
     masks = {kind: half.mask & (kinds == kind) for kind in sorted(set(kinds[half.mask]))} | {ALL: half.mask}

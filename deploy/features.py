@@ -21,7 +21,7 @@ def featurizers() -> list[Featurizer]:
     return [sentence_featurizer(), static_featurizer()]
 
 
-def homes_of(sources: Sequence[str], featurizer: str) -> dict[str, Vector]:
+def read_training_domains(sources: Sequence[str], featurizer: str) -> dict[str, Vector]:
     """Contexts [n, d] of texts like those that drafters were made for, by arm.
 
     Each source is `ARM=PROMPTS`, with prompts as `draftpick drafters` takes them: `math=gsm8k.jsonl`,

@@ -32,7 +32,7 @@ _PROXY_PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
 
-Progress = Callable[[dict[str, str]], None]
+ProgressCallback = Callable[[dict[str, str]], None]
 """Called with the state of each deployment: `waiting`, `starting`, or `ready`."""
 
 
@@ -48,7 +48,7 @@ def running(
     port: int = 8000,
     address: str | None = None,
     timeout_s: float = 1800.0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[str]:
     """The base URL of the running application, which is drained and shut down at the end of the block.
 
@@ -122,7 +122,7 @@ def _drain(timeout_s: float) -> None:
         time.sleep(0.2)
 
 
-def _wait(timeout_s: float, progress: Progress) -> None:
+def _wait(timeout_s: float, progress: ProgressCallback) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         app = serve.status().applications.get(APP_NAME)

@@ -10,8 +10,8 @@ from deploy.features import featurizers
 from deploy.prepare_models import prepare_models
 from engines.errors import ConfigError
 from engines.model_paths import target_path
-from policy_training.contexts import renew
-from policy_training.dataset import Parts
+from policy_training.contexts import refresh_contexts
+from policy_training.dataset import DatasetParts
 from policy_training.label import PART, Labeller, on_ray
 from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
@@ -54,9 +54,9 @@ def label_prompts(
             "fewer than two engines can be replayed",
             "name engines whose drafters are known to `draftpick label`",
         )
-    parts, made = Parts(output), featurizers()
-    renewed = renew(output, prompts, made)
-    todo = parts.todo(prompts, max(PART // answers, 1))
+    parts, made = DatasetParts(output), featurizers()
+    renewed = refresh_contexts(output, prompts, made)
+    todo = parts.pending(prompts, max(PART // answers, 1))
     done = sum(map(len, todo))
     target = target_path(fleet.target)
     options: dict[str, Any] = {"seed": seed, "answers": answers, "alone_tokens": alone_tokens, "lengths": lengths}

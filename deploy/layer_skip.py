@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.corpus import Corpus, Progress, answers_of, target_folder
+from deploy.corpus import Corpus, ProgressCallback, answers_of, target_folder
 from deploy.distill import run_distill
 from deploy.plots import plot_search
 
 
 def run_layer_skip(
-    corpus: Corpus, out: Path, *, trials: int, heal_minutes: float, progress: Progress
+    corpus: Corpus, out: Path, *, trials: int, heal_minutes: float, progress: ProgressCallback
 ) -> dict[str, Any]:
     """Search, export and heal; returns the best choice, and the drafter's metrics after healing where it was healed.
 
@@ -37,7 +37,7 @@ def run_layer_skip(
     return result
 
 
-def _search(corpus: Corpus, trials: int, out: Path, cut: Path, progress: Progress) -> dict[str, Any]:
+def _search(corpus: Corpus, trials: int, out: Path, cut: Path, progress: ProgressCallback) -> dict[str, Any]:
     """Search, write the best cut and the plot; returns the best choice and all that were tried."""
     from engines.drafters.layer_skip import SearchOptions, export, search
 

@@ -12,10 +12,10 @@ from ray import serve
 from deploy.app import APP_NAME
 from deploy.config import resolve
 from deploy.fleet import free_port, running
-from engines.config import nearest
+from engines.config import did_you_mean
 from engines.errors import ConfigError, EngineError
 from engines.profile import GREEDY, SAMPLED, Profile, ProfileError
-from engines.profiling import Measurement, Plan, Progress, measure
+from engines.profiling import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
 from policy_training.workloads import generate
 from router.config import DraftpickConfig
 
@@ -55,14 +55,17 @@ def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence
             raise ConfigError("config", "nothing to measure", "name a fleet, or give --url NAME=URL")
         return [Subject(name, url) for name, url in at.items()]
     if unknown := [name for name in names if name not in fleet.arms]:
-        cure = f"{nearest(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
+        cure = f"{did_you_mean(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
         raise ConfigError("--engine", f"no engine is called {unknown[0]!r}", cure)
     at = {one.name: str(one.url) for one in fleet.engines if one.url is not None} | at
     wanted = dict.fromkeys([*(one.name for one in fleet.engines if not names or one.name in names), *map(_name, urls)])
-    return [Subject(name, at[name]) if name in at else Subject(name, fleet=_alone(fleet, name)) for name in wanted]
+    return [
+        Subject(name, at[name]) if name in at else Subject(name, fleet=_single_engine_fleet(fleet, name))
+        for name in wanted
+    ]
 
 
-def _alone(fleet: DraftpickConfig, name: str) -> DraftpickConfig:
+def _single_engine_fleet(fleet: DraftpickConfig, name: str) -> DraftpickConfig:
     """A fleet of one replica of this engine, which does not measure itself."""
     fields = fleet.model_dump(mode="json")
     (one,) = [engine for engine in fields["engines"] if engine["name"] == name]
@@ -82,11 +85,11 @@ def _name(text: str) -> str:
     return _named(text)[0]
 
 
-def measured(name: str, url: str, plan: Plan, told: Progress) -> Measurement:
+def measured(name: str, url: str, plan: ProfilePlan, on_progress: ProgressCallback) -> ProfileResult:
     """Measure one engine with prompts of all kinds. Raises `ProfileError`, which names the engine."""
     texts = [prompt.text for prompt in generate(max(_PROMPTS, *plan.batches), seed=0)]
     try:
-        return asyncio.run(measure(url, texts, plan, told=told))
+        return asyncio.run(measure_profile(url, texts, plan, on_progress=on_progress))
     except (ProfileError, EngineError) as error:
         raise ProfileError(f"engine {name} at {url}: {error}") from error
 

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 
 from engines.config import Engine
-from engines.drafters.acceptance import Replay
+from engines.drafters.acceptance import DrafterReplay
 from engines.drafters.replay import LENGTHS, replayer
 from engines.drafters.rows import Tokens
 from engines.model_paths import target_path
@@ -22,7 +22,7 @@ from router.measure import acceptance
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveAnswer:
     """One answer of a running engine: token ids, and tokens per decoding step as the engine counted them."""
 
     kind: str
@@ -52,7 +52,9 @@ def replay_fleet(
     return results
 
 
-def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[Live]:
+def ask(
+    url: str, model: str, engine: str, prompts: Sequence[Prompt], on_progress: Callable[[], None]
+) -> list[LiveAnswer]:
     """Greedy answers of one engine, one after another. Raises ValueError for an engine that tells no acceptance."""
     answers = []
     with httpx.Client(base_url=url, timeout=600, headers={headers.ARM: engine, **authorization()}) as client:
@@ -73,21 +75,23 @@ def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Call
                     f"engine {engine!r} tells no acceptance length (is `per_request_spec_decode_metrics` on?)"
                 )
             ids = [np.asarray(i, np.int32) for i in (fields["prompt_token_ids"], fields["choices"][0]["token_ids"])]
-            answers.append(Live(prompt.kind, ids[0], ids[1], length))
-            told()
+            answers.append(LiveAnswer(prompt.kind, ids[0], ids[1], length))
+            on_progress()
     return answers
 
 
-def compare(engine: Engine, target: str, answers: Sequence[Live], told: Callable[[], None]) -> dict[str, Any]:
+def compare(
+    engine: Engine, target: str, answers: Sequence[LiveAnswer], on_progress: Callable[[], None]
+) -> dict[str, Any]:
     """Replayed against live acceptance length of one engine, and the replayed length for every draft length."""
     assert engine.drafter is not None
     k = engine.drafter.num_speculative_tokens
     run = replayer(engine.drafter, sorted({k, *LENGTHS}), target)
-    replays: dict[int, list[Replay]] = {}
+    replays: dict[int, list[DrafterReplay]] = {}
     for live in answers:
         for length, replay in run(live.prompt, live.answer).items():
             replays.setdefault(length, []).append(replay)
-        told()
+        on_progress()
     ours = np.asarray([r.acceptance_length for r in replays[k]])
     measured = np.asarray([a.acceptance_length for a in answers])
     kinds = np.asarray([a.kind for a in answers])

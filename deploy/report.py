@@ -8,13 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deploy import report_plots as plots
-from deploy.curve import known_curve
+from deploy.curve import read_learning_curve
 from deploy.results import command_line, machine, versions, write
 from policy_training import experiments
 from policy_training.claims import Findings, check, steps
 from policy_training.dataset import Dataset
 from policy_training.evaluate import Interval
-from policy_training.experiments import Question
+from policy_training.experiments import ExperimentSetup
 
 _SPLITS = {
     "iid": "requests like those of training",
@@ -23,7 +23,7 @@ _SPLITS = {
     "own_words": "the same, chosen for in the first words",
     "load": "costs of a step under load",
 }
-Climb = dict[str, dict[str, dict[str, Interval]]]
+BenchmarkResult = dict[str, dict[str, dict[str, Interval]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +36,40 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Paper:
+class PaperSection:
     """The fleet that the seed paper's claims are judged on: its requests, its dataset, its self-drafting arms."""
 
-    question: Question
+    question: ExperimentSetup
     data: Dataset
     self_drafting: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Brief:
-    """What a report is to judge. `name`: the learner that all but the ladder is about; `often`: see `foresight`."""
+class ReportOptions:
+    """What a report is to judge. `name`: the learner that all but the ladder is about; `often`: see
+    `answer_predictability`."""
 
-    question: Question
+    question: ExperimentSetup
     learners: Sequence[str]
     name: str
-    paper: Paper | None = None
-    often: Dataset | None = None
+    paper: PaperSection | None = None
+    repeated_answers: Dataset | None = None
 
 
-def run_report(brief: Brief, out: Path, results: Path | None) -> Climb:
+def run_report(options: ReportOptions, out: Path, results: Path | None) -> BenchmarkResult:
     """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
 
     Where `draftpick curve` wrote there, its longer curve is what the claim on few examples is judged by.
     """
-    question, name, paper = brief.question, brief.name, brief.paper
-    climb = experiments.climb(question, brief.learners)
+    question, name, paper = options.question, options.name, options.paper
+    climb = experiments.run_benchmark(question, options.learners)
     curve = experiments.learning_curve(question, name, experiments.SIZES)
-    foresight = experiments.foresight(question, brief.often, name) if brief.often else {}
+    foresight = (
+        experiments.answer_predictability(question, options.repeated_answers, name) if options.repeated_answers else {}
+    )
     sections, findings = _sections(question, name, climb, curve), None
     if paper is not None:
-        findings = check(paper.question, paper.data, name, known_curve(results) or curve, paper.self_drafting)
+        findings = check(paper.question, paper.data, name, read_learning_curve(results) or curve, paper.self_drafting)
         sections.append(
             Section(
                 "Alpha",
@@ -92,12 +95,14 @@ def run_report(brief: Brief, out: Path, results: Path | None) -> Climb:
         figures = ladder_figures(climb, name) | {f"learning_curve/{n}": share for n, share in curve.items()} | foresight
         write(results / "ladder.json", len(question.data), figures, seeds=list(question.seeds), learner=name)
         if paper is not None and findings is not None:
-            words = {claim.name: {"said": claim.said, "found": claim.found} for claim in findings.claims}
+            words = {claim.name: {"said": claim.statement, "found": claim.result} for claim in findings.claims}
             write(results / "paper.json", len(paper.question.data), paper_figures(findings), claims=words)
     return climb
 
 
-def _sections(question: Question, name: str, climb: Climb, curve: dict[int, Interval]) -> list[Section]:
+def _sections(
+    question: ExperimentSetup, name: str, results: BenchmarkResult, curve: dict[int, Interval]
+) -> list[Section]:
     """The pictures, from what was found and what the default learner makes of the data."""
     shares = experiments.choice_map(question, name)
     important = experiments.importance(question, name)
@@ -108,7 +113,9 @@ def _sections(question: Question, name: str, climb: Climb, curve: dict[int, Inte
             "The ladder",
             "Share of the gain over the best fixed engine that an oracle of each request would have; mean and range "
             f"over {len(question.seeds)} seeds.",
-            plots.ladder({learner: climb[learner] for learner in climb}, [s for s in _SPLITS if s in climb[name]]),
+            plots.ladder(
+                {learner: results[learner] for learner in results}, [s for s in _SPLITS if s in results[name]]
+            ),
         ),
         Section(
             "Learning curve", f"The same share of {name}, by number of requests to learn from.", plots.curve(curve)
@@ -139,15 +146,15 @@ def paper_figures(findings: Findings) -> dict[str, Interval]:
     return {name: Interval(value, value, value) for name, value in figures.items()}
 
 
-def ladder_figures(climb: Climb, name: str) -> dict[str, Interval]:
+def ladder_figures(results: BenchmarkResult, name: str) -> dict[str, Interval]:
     """Figures by name: of every learner and split, and once more those of the default learner that aims are about."""
     figures = {
         f"{learner}/{split}/{figure}": value
-        for learner, splits in climb.items()
+        for learner, splits in results.items()
         for split, scores in splits.items()
         for figure, value in scores.items()
     }
-    own = climb[name]
+    own = results[name]
     figures["iid_share_of_oracle"] = own["iid"]["share_of_oracle"]
     figures["lodo_share_of_oracle"] = own["domain"]["share_of_oracle"]
     figures["worst_domain_vs_plain"] = own["iid"]["worst_domain_vs_plain"]
@@ -164,17 +171,17 @@ def _share(scores: dict[str, Interval], of: dict[str, Interval]) -> Interval:
     return Interval(*(3 * (gain / other if other > 0 else 0.0,)))
 
 
-def fits(brief: Brief) -> int:
+def fits(options: ReportOptions) -> int:
     """How many times `run_report` tells of progress, for a bar."""
-    question, paper = brief.question, brief.paper
+    question, paper = options.question, options.paper
     seeds, sizes = len(question.seeds), sum(size <= len(question.data) // 2 for size in experiments.SIZES)
-    fitted = seeds * (len(brief.learners) + sizes + (brief.often is not None)) + 4
+    fitted = seeds * (len(options.learners) + sizes + (options.repeated_answers is not None)) + 4
     return fitted + (steps(paper.question, paper.self_drafting) if paper else 0)
 
 
-def as_rows(climb: Climb) -> list[dict[str, Any]]:
+def as_rows(results: BenchmarkResult) -> list[dict[str, Any]]:
     """The ladder for a table: one row a learner, shares of the oracle's gain by split."""
     return [
         {"learner": learner, **{s: v["share_of_oracle"].value for s, v in splits.items()}}
-        for learner, splits in climb.items()
+        for learner, splits in results.items()
     ]

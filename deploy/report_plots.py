@@ -19,13 +19,13 @@ Floats = npt.NDArray[np.float64]
 _OWN, _OTHERS = "#d9622b", "#7a8ca3"
 
 
-def ladder(climb: Mapping[str, Mapping[str, Mapping[str, Interval]]], splits: Sequence[str]) -> str:
+def ladder(results: Mapping[str, Mapping[str, Mapping[str, Interval]]], splits: Sequence[str]) -> str:
     """Share of the oracle's gain by learner, one panel a split."""
     figure, panels = plt.subplots(
         1, len(splits), figsize=(3.2 * len(splits), 3.6), sharey=True, layout="constrained", squeeze=False
     )
     for axes, split in zip(panels[0], splits, strict=True):
-        shown = {name: scores[split]["share_of_oracle"] for name, scores in climb.items() if split in scores}
+        shown = {name: scores[split]["share_of_oracle"] for name, scores in results.items() if split in scores}
         _bars(axes, shown)
         axes.set_title(split)
         axes.axvline(0, color="black", linewidth=0.8)

@@ -63,7 +63,7 @@ def write(
     _save(path, {**_origin(), "n": n, **(said if bracket else {}), "figures": _rounded(figures), **more})
 
 
-def amend(path: Path, figures: Mapping[str, Interval], **more: dict[str, Any]) -> None:
+def merge_into(path: Path, figures: Mapping[str, Interval], **more: dict[str, Any]) -> None:
     """Replace these figures of a result, and entries of what else it holds; `amended` says where they come from."""
     result = json.loads(path.read_text())
     result["figures"] |= _rounded(figures)

@@ -18,7 +18,7 @@ from router.config import DraftpickConfig, load_config
 
 _BACKLOG = 4096
 _POLL_S = 0.1
-_LEAST_LIFE_S = 5.0
+_MIN_LIFE_S = 5.0
 """A process that ends sooner than this is started anew only after as long."""
 
 
@@ -26,7 +26,7 @@ class RouteFailed(DraftpickError):
     """The routers did not come up."""
 
 
-class Routers:
+class RouterProcesses:
     """`processes` routers that share one listening socket; one that dies is replaced. Raises `ConfigError`.
 
     Each counts for itself: places, limits a minute, breakers and quarantine. `/metrics` shows all of them, whichever
@@ -66,15 +66,15 @@ class Routers:
             elif time.monotonic() > until:
                 raise RouteFailed(f"the routers did not answer within {timeout_s:g} s")
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Make `watch` return; safe in a signal handler."""
         self._stopping = True
 
-    def watch(self) -> None:
-        """Replace processes that die, until `ask_to_stop`."""
+    def supervise(self) -> None:
+        """Replace processes that die, until `request_stop`."""
         while not self._stopping:
             for i, process in enumerate(self._processes):
-                if not process.is_alive() and time.monotonic() - self._started[i] > _LEAST_LIFE_S:
+                if not process.is_alive() and time.monotonic() - self._started[i] > _MIN_LIFE_S:
                     self._processes[i], self._started[i] = self._start(i), time.monotonic()
             time.sleep(_POLL_S)
 
@@ -109,18 +109,18 @@ def serve_one(
     import uvloop
 
     from router import logs
-    from router.router import Router, fixed
-    from router.siblings import Siblings
+    from router.router import Router, fixed_address
+    from router.siblings import PeerSockets
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     made = load_config(config)
     logs.configure(made.router.logs)
 
     async def serve() -> None:
-        siblings = Siblings(folder, name)
-        sources = {engine.name: fixed(str(engine.url)) for engine in made.engines}
-        router = Router(made, sources, name=name, others=siblings.pages)
-        await siblings.show(router.own_metrics)
+        siblings = PeerSockets(folder, name)
+        sources = {engine.name: fixed_address(str(engine.url)) for engine in made.engines}
+        router = Router(made, sources, name=name, peer_pages=siblings.pages)
+        await siblings.serve(router.own_metrics)
         settings = uvicorn.Config(
             router.app,
             interface="asgi3",

@@ -28,17 +28,27 @@ class BreakerConfig(Model):
     )
 
 
-class Breaker:
+class CircuitBreaker:
     """Health of one replica. `clock` is monotonic, in seconds.
 
     closed: requests pass. open: none pass. half_open: one passes, and its end decides.
     """
 
-    __slots__ = ("_clock", "_config", "_in_a_row", "_open_s", "_probing", "_recovered", "_share", "_until", "opened")
+    __slots__ = (
+        "_clock",
+        "_config",
+        "_consecutive_failures",
+        "_failure_rate",
+        "_open_s",
+        "_probing",
+        "_recovered",
+        "_until",
+        "opened",
+    )
 
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
-        self._in_a_row, self._share = 0, 0.0
+        self._consecutive_failures, self._failure_rate = 0, 0.0
         self._open_s = config.open_s
         self._until: float | None = None
         self._probing = False
@@ -77,9 +87,13 @@ class Breaker:
             self._probing = False
         if ok is None or (self._until is not None and not probe):
             return  # those that began before it opened decide nothing
-        self._share += _SHARE_WEIGHT * ((not ok) - self._share)
-        self._in_a_row = 0 if ok else self._in_a_row + 1
-        if not ok and (probe or self._in_a_row >= self._config.failures or self._share > self._config.failure_share):
+        self._failure_rate += _SHARE_WEIGHT * ((not ok) - self._failure_rate)
+        self._consecutive_failures = 0 if ok else self._consecutive_failures + 1
+        if not ok and (
+            probe
+            or self._consecutive_failures >= self._config.failures
+            or self._failure_rate > self._config.failure_share
+        ):
             self.trip()
         elif ok and self._until is not None:
             self._close()
@@ -93,5 +107,5 @@ class Breaker:
 
     def _close(self) -> None:
         self._until, self._recovered = None, self._clock()
-        self._in_a_row, self._share = 0, min(self._share, _CLOSE_SHARE)
+        self._consecutive_failures, self._failure_rate = 0, min(self._failure_rate, _CLOSE_SHARE)
         self._open_s = self._config.open_s

@@ -14,20 +14,20 @@ from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 from engines.connection import Connection, Exchange, Headers
-from engines.errors import EngineGone, EngineTimeout, EngineUnavailable
+from engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable
 
-__all__ = ["Answer", "EngineClient", "Headers", "bare"]
+__all__ = ["EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
 
 _CONNECT_S = 5.0
 _IDLE_S = 60.0
 """The engines keep idle connections longer than this, so that none closes under a request."""
 _SWEEP_S = 15.0
 _TARGET = re.compile(r"/[\x21-\x7e]*")
-_SENT_WHOLE = 2**16
+_FULL_BODY_HEADERS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EngineResponse:
     """An engine's answer: status, headers, and the body as chunks of bytes as they came."""
 
     status: int
@@ -50,7 +50,7 @@ class _Origin:
     idle: deque[Connection] = field(default_factory=deque)
 
     @classmethod
-    def of(cls, url: str) -> "_Origin":
+    def from_url(cls, url: str) -> "_Origin":
         parts = urlsplit(url)
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         user, _, netloc = parts.netloc.rpartition("@")
@@ -73,15 +73,16 @@ class EngineClient:
 
     def send(
         self, url: str, method: str, headers: Headers, body: bytes, *, stream: bool, within_s: float | None = None
-    ) -> "_Sending":
-        """One request. Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `EngineBroken` after it.
+    ) -> "_PendingRequest":
+        """One request. Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after
+        it.
 
         `within_s`: the first byte has to come sooner than the timeouts say. Leaving the block before the last chunk
         closes the connection, at which the engine stops its work.
         """
-        return _Sending(self, url, method, headers, body, stream, within_s)
+        return _PendingRequest(self, url, method, headers, body, stream, within_s)
 
-    def patience_s(self, stream: bool) -> float:
+    def response_timeout_s(self, stream: bool) -> float:
         """Longest wait for the first byte of an answer."""
         return self._first_byte_timeout_s if stream else self._timeout_s
 
@@ -94,12 +95,12 @@ class EngineClient:
             while origin.idle:
                 origin.idle.pop().transport.close()
 
-    async def begin(self, sending: "_Sending") -> tuple[_Origin, Exchange]:
+    async def begin(self, sending: "_PendingRequest") -> tuple[_Origin, Exchange]:
         """Write a request to a connection, and wait for status and headers of its answer."""
         slash = sending.url.find("/", 8)
         base, target = (sending.url, "/") if slash < 0 else (sending.url[:slash], sending.url[slash:])
-        origin = self._origins.get(base) or self._origins.setdefault(base, _Origin.of(base))
-        loop, patience_s = asyncio.get_running_loop(), self.patience_s(sending.stream)
+        origin = self._origins.get(base) or self._origins.setdefault(base, _Origin.from_url(base))
+        loop, patience_s = asyncio.get_running_loop(), self.response_timeout_s(sending.stream)
         first_s = patience_s if sending.within_s is None else min(patience_s, sending.within_s)
         data = _head(sending, target, origin)
         began = loop.time()
@@ -107,7 +108,7 @@ class EngineClient:
         stall_s = self._stall_timeout_s if sending.stream else None
         exchange = Exchange(connection, began, first_s, stall_s, self._timeout_s)
         try:
-            if len(sending.body) < _SENT_WHOLE:
+            if len(sending.body) < _FULL_BODY_HEADERS:
                 connection.transport.write(data + sending.body)
             else:
                 connection.transport.writelines((data, sending.body))
@@ -141,7 +142,7 @@ class EngineClient:
         except TimeoutError as error:
             raise EngineTimeout(f"no connection within {connect_s:g} s") from error
         except OSError as error:
-            raise EngineGone("nobody listens there") from error
+            raise EngineUnreachable("nobody listens there") from error
         return made
 
     def _sweep(self) -> None:
@@ -154,14 +155,14 @@ class EngineClient:
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if waiting else None
 
 
-def bare(url: str) -> str:
+def redact_userinfo(url: str) -> str:
     """An address as it may be shown: without a name and a password in it."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 @dataclass(slots=True)
-class _Sending:
+class _PendingRequest:
     """`async with` gives the `Answer`."""
 
     client: EngineClient
@@ -171,21 +172,21 @@ class _Sending:
     body: bytes
     stream: bool
     within_s: float | None
-    _under_way: tuple[_Origin, Exchange] | None = None
+    _exchange: tuple[_Origin, Exchange] | None = None
 
-    async def __aenter__(self) -> Answer:
-        self._under_way = _, exchange = await self.client.begin(self)
-        return Answer(exchange.status, exchange.headers, exchange)
+    async def __aenter__(self) -> EngineResponse:
+        self._exchange = _, exchange = await self.client.begin(self)
+        return EngineResponse(exchange.status, exchange.headers, exchange)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._under_way is not None
-        origin, exchange = self._under_way
+        assert self._exchange is not None
+        origin, exchange = self._exchange
         self.client.leave(origin, exchange.connection, exchange)
 
 
-def _head(sending: _Sending, target: str, origin: _Origin) -> bytes:
+def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:
     """The request's first lines. Raises `EngineUnavailable` for what would be another request on the wire."""
     lines = [f"{name}: {value}\r\n" for name, value in sending.headers]
     if origin.credentials and all(name.lower() != "authorization" for name, _ in sending.headers):

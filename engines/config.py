@@ -26,7 +26,7 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? ` when one of `known` is close to `word`, else nothing."""
     match = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {match[0]!r}? " if match else ""
@@ -55,7 +55,8 @@ class Drafter(BaseModel):
     def _known_method(cls, method: str) -> str:
         if method not in DRAFTER_METHODS:
             raise ValueError(
-                f"unknown method {method!r} ({nearest(method, DRAFTER_METHODS)}allowed: {', '.join(DRAFTER_METHODS)})"
+                f"unknown method {method!r} ({did_you_mean(method, DRAFTER_METHODS)}allowed: "
+                f"{', '.join(DRAFTER_METHODS)})"
             )
         return method
 
@@ -79,7 +80,7 @@ class Drafter(BaseModel):
                     for part in above:
                         known = known.model_fields[part].annotation
                     fields = sorted(known.model_fields)
-                    problem = f"unknown field ({nearest(name, fields)}allowed: {', '.join(fields)})"
+                    problem = f"unknown field ({did_you_mean(name, fields)}allowed: {', '.join(fields)})"
                 raise ValueError(f"{'.'.join(path)}: {problem}") from error
             if (wrong := checked.problem(self.num_speculative_tokens)) is not None:
                 raise ValueError(wrong)

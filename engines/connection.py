@@ -9,10 +9,10 @@ from typing import Any
 
 import httptools
 
-from engines.errors import EngineBroken, EngineError, EngineTimeout, EngineUnavailable
+from engines.errors import EngineError, EngineTimeout, EngineUnavailable, StreamInterrupted
 
 Headers = list[tuple[str, str]]
-_MOST_UNREAD = 2**18
+_MAX_UNREAD = 2**18
 """Bytes after which reading pauses until they are taken: a slow reader slows the engine, and no memory grows."""
 
 
@@ -66,14 +66,14 @@ class Exchange(AsyncIterator[bytes]):
         self.complete = False
         self.keep_alive = False
         connection.exchange = self
-        self._timer = self._loop.call_at(self._due(), self._tick)
+        self._timer = self._loop.call_at(self._deadline(), self._tick)
 
     async def head(self) -> None:
         """Wait for status and headers. Raises `EngineUnavailable` or `EngineTimeout`."""
         await self._head
 
     async def __anext__(self) -> bytes:
-        """The next bytes. Raises `EngineTimeout` before the first byte, `EngineBroken` after it."""
+        """The next bytes. Raises `EngineTimeout` before the first byte, `StreamInterrupted` after it."""
         while not self._parts:
             if self._error is not None:
                 raise self._error
@@ -139,12 +139,12 @@ class Exchange(AsyncIterator[bytes]):
             return
         first = self._last == 0.0
         self._last = self._loop.time()
-        if first and self._due() < self._timer.when():
+        if first and self._deadline() < self._timer.when():
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._due(), self._tick)
+            self._timer = self._loop.call_at(self._deadline(), self._tick)
         self._parts.append(body)
         self._unread += len(body)
-        if self._unread > _MOST_UNREAD and not self._paused:
+        if self._unread > _MAX_UNREAD and not self._paused:
             self._paused = True
             self.connection.transport.pause_reading()
         self._wake()
@@ -156,7 +156,7 @@ class Exchange(AsyncIterator[bytes]):
 
     # --- time ---
 
-    def _due(self) -> float:
+    def _deadline(self) -> float:
         """When whoever waits now has waited too long."""
         if self._last == 0.0:
             return self._began + self._first_s
@@ -167,19 +167,19 @@ class Exchange(AsyncIterator[bytes]):
         now = self._loop.time()
         if self._parts and self._last:  # it is the reader who is slow
             self._last = now
-        if now < self._due():
-            self._timer = self._loop.call_at(self._due(), self._tick)
+        if now < self._deadline():
+            self._timer = self._loop.call_at(self._deadline(), self._tick)
         elif not self.complete:
             self._fail("too late", timed_out=True)
 
     def _fail(self, what: str, timed_out: bool = False) -> None:
         """The answer ends here: whoever waits for it is told, after what has come of it."""
         if self._last:
-            self._error = EngineBroken(f"{what} after the first byte")
+            self._error = StreamInterrupted(f"{what} after the first byte")
         elif timed_out:
             self._error = EngineTimeout(f"no first byte within {self._first_s:g} s")
         elif self._head.done():
-            self._error = EngineBroken(f"{what} after the headers")
+            self._error = StreamInterrupted(f"{what} after the headers")
         else:
             self._error = EngineUnavailable(f"{what} before the first byte")
         if not self._head.done():

@@ -17,11 +17,11 @@ ENCODER_NAME = "all-MiniLM-L6-v2"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHIPPED_DRAFTERS = Path(__file__).parent / "drafters" / "weights"
 
-Progress = Callable[[str, float], None]
+ProgressCallback = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""
 
 
-def silent(what: str, share: float) -> None:
+def silent(operation: str, share: float) -> None:
     """The `Progress` that shows nothing."""
 
 
@@ -54,7 +54,7 @@ def drafter_path(name: str) -> Path:
     return path
 
 
-def prepare_target(progress: Progress = silent) -> Path:
+def prepare_target(progress: ProgressCallback = silent) -> Path:
     """Path of the embedded target as a bfloat16 checkpoint; makes it on the first call (about 15 s, 260 MB)."""
     path = cache_dir() / TARGET_NAME
     if (path / "config.json").is_file():
@@ -70,7 +70,7 @@ def prepare_target(progress: Progress = silent) -> Path:
     return path
 
 
-def _convert_gguf(source: Path, out: Path, progress: Progress) -> None:
+def _convert_gguf(source: Path, out: Path, progress: ProgressCallback) -> None:
     progress("reading the packaged GGUF", 0.05)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -4,9 +4,9 @@ DraftpickError
 ├── ConfigError        wrong configuration: field path, what is wrong, the cure
 └── EngineError        an engine did not answer as asked
     ├── EngineUnavailable   no replica, or a connection that failed before the first byte
-    │   └── EngineGone      nobody listens at its address
+    │   └── EngineUnreachable      nobody listens at its address
     ├── EngineTimeout       no first byte in time
-    └── EngineBroken        the answer stopped after its first byte
+    └── StreamInterrupted        the answer stopped after its first byte
 """
 
 
@@ -17,12 +17,12 @@ class DraftpickError(Exception):
 class ConfigError(DraftpickError):
     """A wrong configuration: `field` is its path, `cure` says what to write instead."""
 
-    def __init__(self, field: str, problem: str, cure: str = "") -> None:
-        super().__init__(field, problem, cure)
-        self.field, self.problem, self.cure = field, problem, cure
+    def __init__(self, field: str, problem: str, fix: str = "") -> None:
+        super().__init__(field, problem, fix)
+        self.field, self.problem, self.fix = field, problem, fix
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.problem}" + (f" ({self.cure})" if self.cure else "")
+        return f"{self.field}: {self.problem}" + (f" ({self.fix})" if self.fix else "")
 
 
 class EngineError(DraftpickError):
@@ -33,7 +33,7 @@ class EngineUnavailable(EngineError):
     """No replica could be reached; nothing of the answer has been seen."""
 
 
-class EngineGone(EngineUnavailable):
+class EngineUnreachable(EngineUnavailable):
     """Nobody listens at the engine's address."""
 
 
@@ -41,5 +41,5 @@ class EngineTimeout(EngineError):
     """No first byte came in time."""
 
 
-class EngineBroken(EngineError):
+class StreamInterrupted(EngineError):
     """The answer stopped after its first byte."""

@@ -8,14 +8,14 @@ from typing import Any
 
 import orjson
 
-from engines.client import Answer, EngineClient
+from engines.client import EngineClient, EngineResponse
 from engines.profile import ProfileError
 
 SAMPLING: tuple[dict[str, float], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})
 """What the requests of each half ask for: greedy, sampled."""
 _JSON = [("content-type", "application/json")]
 _CHUNK_END = b"\n\n"
-_MOST_TOKENS = 2048
+_MAX_TOKENS = 2048
 _PATIENCE_S = 180.0
 
 
@@ -31,12 +31,12 @@ class Target:
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
         """The whole answer to a request. Raises `ProfileError` for a refusal."""
         async with self.client.send(self.url + path, "POST", _JSON, orjson.dumps(body), stream=False) as answer:
-            return orjson.loads(await _whole(answer))
+            return orjson.loads(await _read_body(answer))
 
-    def stream(self, prompt: Sequence[int], half: int, max_tokens: int) -> Any:
+    def stream(self, prompt: Sequence[int], sampled: int, max_tokens: int) -> Any:
         """A completion that goes on for `max_tokens`, whatever it says."""
         body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
-        asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[half]})
+        asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[sampled]})
         return self.client.send(f"{self.url}/v1/completions", "POST", _JSON, asked, stream=True)
 
 
@@ -48,43 +48,43 @@ class _Batch:
 
     def __init__(self, size: int, steps: int, longest_s: float) -> None:
         self._longest_s = longest_s
-        self._came: list[list[tuple[float, int]]] = [[] for _ in range(size)]
-        self._left = [steps] * size
+        self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(size)]
+        self._steps_left = [steps] * size
         self.begun, self._full_s = 0, float("inf")
 
-    def enough(self, i: int, at_s: float, chunks: int) -> bool:
+    def observe(self, i: int, at_s: float, chunks: int) -> bool:
         """Request i got chunks; whether it has taken the steps that are wanted beside all others."""
-        came = self._came[i]
+        came = self._arrivals[i]
         first = not came
         if not first and came[-1][0] >= self._full_s:
-            self._left[i] -= chunks
+            self._steps_left[i] -= chunks
         came.append((at_s, chunks))
         if first:
             self.begun += 1
-            if self.begun == len(self._came):
+            if self.begun == len(self._arrivals):
                 self._full_s = at_s
-        return self._left[i] <= 0 or at_s - self._full_s > self._longest_s
+        return self._steps_left[i] <= 0 or at_s - self._full_s > self._longest_s
 
-    def ended(self, i: int) -> None:
+    def finish(self, i: int) -> None:
         """Request i got all that it gets: what came last says that it is over, perhaps together with a chunk."""
-        del self._came[i][-1:]
+        del self._arrivals[i][-1:]
 
     def gaps(self) -> list[float]:
         """Seconds of each step of each request while all ran. Chunks that came together took equally long."""
-        if not all(self._came):
+        if not all(self._arrivals):
             return []
-        end_s = min(came[-1][0] for came in self._came)
+        end_s = min(came[-1][0] for came in self._arrivals)
         return [
             (at_s - before_s) / chunks
-            for came in self._came
+            for came in self._arrivals
             for (before_s, _), (at_s, chunks) in pairwise(came)
             if self._full_s <= before_s and at_s <= end_s
             for _ in range(chunks)
         ]
 
 
-async def hold(
-    target: Target, prompts: Sequence[Sequence[int]], half: int, *, steps: int, longest_s: float
+async def sustain_batch(
+    target: Target, prompts: Sequence[Sequence[int]], sampled: int, *, steps: int, longest_s: float
 ) -> list[float]:
     """Seconds of the steps of as many requests as there are prompts, while all of them run.
 
@@ -95,7 +95,7 @@ async def hold(
     try:
         async with asyncio.timeout(_PATIENCE_S + longest_s), asyncio.TaskGroup() as group:
             for i, prompt in enumerate(prompts):
-                group.create_task(_decode(target, batch, i, prompt, half))
+                group.create_task(_decode(target, batch, i, prompt, sampled))
     except TimeoutError as error:
         raise ProfileError(
             f"{batch.begun} of {len(prompts)} requests began within {_PATIENCE_S:g} s: ask for smaller batches"
@@ -111,7 +111,7 @@ async def first_token_s(target: Target, prompt: Sequence[int]) -> float:
     began_s = clock()
     async with target.stream(prompt, 0, 1) as answer:
         if answer.status != 200:
-            await _whole(answer)
+            await _read_body(answer)
         await anext(answer.chunks)
         took_s = clock() - began_s
         async for _ in answer.chunks:
@@ -119,20 +119,20 @@ async def first_token_s(target: Target, prompt: Sequence[int]) -> float:
     return took_s
 
 
-async def _decode(target: Target, batch: _Batch, i: int, prompt: Sequence[int], half: int) -> None:
-    room = _MOST_TOKENS if target.max_model_len is None else target.max_model_len - len(prompt)
+async def _decode(target: Target, batch: _Batch, i: int, prompt: Sequence[int], sampled: int) -> None:
+    room = _MAX_TOKENS if target.max_model_len is None else target.max_model_len - len(prompt)
     clock = asyncio.get_running_loop().time
-    async with target.stream(prompt, half, min(room, _MOST_TOKENS)) as answer:
+    async with target.stream(prompt, sampled, min(room, _MAX_TOKENS)) as answer:
         if answer.status != 200:
-            await _whole(answer)
+            await _read_body(answer)
         async for part in answer.chunks:
             chunks = part.count(_CHUNK_END)
-            if chunks and batch.enough(i, clock(), chunks):
+            if chunks and batch.observe(i, clock(), chunks):
                 return
-        batch.ended(i)
+        batch.finish(i)
 
 
-async def _whole(answer: Answer) -> bytes:
+async def _read_body(answer: EngineResponse) -> bytes:
     body = b"".join([part async for part in answer.chunks])
     if answer.status != 200:
         raise ProfileError(f"the engine answered {answer.status}: {body[:300].decode(errors='replace')}")

@@ -30,7 +30,7 @@ from engines.mock_metrics import MockMetrics
 from engines.mock_model import Decoding, Piece, split
 from engines.mock_spec import MockRequest, MockSpec
 from engines.mock_wire import ChatWire, CompletionWire, Json, ResponsesWire, Wire
-from engines.pages import Page, Pages
+from engines.pages import Endpoint, EndpointTable
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 
@@ -57,7 +57,7 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/mock/aborts", mock.show_aborts),
             Route("/mock/state", mock.change_state, methods=["POST"]),
         ],
-        middleware=[Middleware(Pages, pages=_PAGES)],
+        middleware=[Middleware(EndpointTable, pages=_PAGES)],
     )
     app.state.engine = mock
     return app
@@ -237,7 +237,7 @@ class _Generation:
         elif self.wire.request.stream:
             await self._stream(send)
         else:
-            await self._whole(send)
+            await self._send_complete(send)
 
     async def _stream(self, send: Send) -> None:
         # As in vLLM, the headers go out before the request has a slot.
@@ -250,10 +250,10 @@ class _Generation:
         self._count("finished")
         await _send_body(send, self.wire.closing(), more=False)
 
-    async def _whole(self, send: Send) -> None:
+    async def _send_complete(self, send: Send) -> None:
         async with self.engine.slots:
             await self._decode(None)
-        body = self.wire.whole()
+        body = self.wire.body()
         self._count("failed" if self.fault == "break" else "finished")
         await _send_start(send, {"content-type": "application/json", "content-length": str(len(body))})
         if self.fault == "break":
@@ -293,7 +293,7 @@ _REFUSALS = {
 """Answers of the faults that end a request at once."""
 
 
-_PAGES: dict[str, Page] = {
+_PAGES: dict[str, Endpoint] = {
     load.PATH: lambda state: state.engine.load(),
     profile.PATH: lambda state: state.engine.spec.profile(),
     identity.PATH: lambda state: state.engine.spec.identity(),

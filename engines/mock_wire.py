@@ -40,7 +40,7 @@ class Wire(ABC):
         """The events after the last token."""
 
     @abstractmethod
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         """The body of an answer that is not streamed."""
 
     def tokens(self, piece: Piece) -> list[str]:
@@ -63,7 +63,7 @@ class _ChoicesWire(Wire):
         extra = {"metrics": metrics} if metrics else {}
         return self._chunk([], usage=self._usage(), **extra) + done
 
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         choices = [self._choice(index, answer) for index, answer in enumerate(self.decoding.answers)]
         body = self._head(self.whole_object) | {"choices": choices, "usage": self._usage()}
         return orjson.dumps(body | {"metrics": self.decoding.metrics()})
@@ -193,7 +193,7 @@ class ResponsesWire(Wire):
         ]
         return b"".join(events)
 
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         return orjson.dumps(self._completed())
 
     def _completed(self) -> Json:

@@ -11,28 +11,28 @@ _JSON = (b"content-type", b"application/json")
 _METHODS = ("GET", "HEAD")
 
 
-class Shown(Protocol):
+class JsonReport(Protocol):
     """What a page shows."""
 
     def as_json(self) -> dict[str, Any]:
         """Its fields."""
 
 
-Page = Callable[[State], Shown | None]
+Endpoint = Callable[[State], JsonReport | None]
 """What a page shows now, of the state of a Starlette application; None: there is none."""
 
 
-class Pages:
+class EndpointTable:
     """Middleware of a Starlette application: answers GET of `pages` by path, 404 for what there is none of.
 
     Everything else goes through untouched.
     """
 
-    def __init__(self, app: ASGIApp, pages: Mapping[str, Page]) -> None:
-        self._app, self._pages = app, pages
+    def __init__(self, app: ASGIApp, pages: Mapping[str, Endpoint]) -> None:
+        self._app, self._endpoints = app, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        page = self._pages.get(scope["path"]) if scope["type"] == "http" else None
+        page = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
         if page is None or scope["method"] not in _METHODS:
             await self._app(scope, receive, send)
             return

@@ -41,7 +41,7 @@ def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[st
     try:
         shape = _model_config(field, drafter_model(drafter) or "")
     except ConfigError as error:
-        raise ConfigError(field, error.problem, error.cure) from error
+        raise ConfigError(field, error.problem, error.fix) from error
     for key in drafter.spec.same_as_target:
         ours, theirs = shape.get(key), target.get(key)
         if ours and theirs and ours != theirs:

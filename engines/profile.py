@@ -53,9 +53,9 @@ class Profile:
         if not (0 <= self.prefill_s < 1e6 and 0 <= self.prefill_s_per_token < 1e6 and self.max_running >= 1):
             raise ProfileError("prefill_s and prefill_s_per_token must not be negative, max_running at least 1")
 
-    def step(self, running: float, context: float = 0.0, half: int = GREEDY) -> float:
+    def step(self, running: float, context: float = 0.0, sampled: int = GREEDY) -> float:
         """Seconds of a step with so many requests running; between the measured points by lines, beyond them too."""
-        table, (at, share) = self.step_s[half], _between(self.contexts, context)
+        table, (at, share) = self.step_s[sampled], _between(self.contexts, context)
         column = [row[at] + share * (row[min(at + 1, len(row) - 1)] - row[at]) for row in table]
         at, share = _between(self.batches, max(running, 1.0))
         return column[at] + share * (column[min(at + 1, len(column) - 1)] - column[at])

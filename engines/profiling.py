@@ -19,34 +19,34 @@ import orjson
 
 from engines import identity, load
 from engines.client import EngineClient
-from engines.held import Target, first_token_s, hold
+from engines.held import Target, first_token_s, sustain_batch
 from engines.identity import EngineIdentity, digest
 from engines.load import LoadReport
 from engines.profile import Profile, ProfileError
 from engines.profile_prompts import TEXTS, fitted
 
-Progress = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""
 _PASSES = 2
-_FEWEST_GAPS, _STALL = 4, 3.0
+_MIN_GAPS, _STALL = 4, 3.0
 _ANSWER_TOKENS = 128
 _PREFILL_TOKENS, _PREFILLS = (16, 128, 512), 3
 _IDLE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProfilePlan:
     """What is measured: `batches` of requests, each with about `contexts` tokens before its answer.
 
     At each point `steps` steps are taken, or `longest_s` seconds of them, and that twice. A batch smaller than
-    `fewest_prompts` is measured with several prompts after one another, since a drafter's steps depend on them.
+    `min_prompts` is measured with several prompts after one another, since a drafter's steps depend on them.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
     contexts: tuple[int, ...] = (128,)
     steps: int = 12
     longest_s: float = 3.0
-    fewest_prompts: int = 4
+    min_prompts: int = 4
 
     def __post_init__(self) -> None:
         for name, grid in (("batches", self.batches), ("contexts", self.contexts)):
@@ -57,21 +57,21 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class ProfileResult:
     """A profile, and by which share its two passes differ in the median point."""
 
     profile: Profile
     disagreement: float
 
 
-async def measure(
+async def measure_profile(
     url: str,
     prompts: Sequence[str] = TEXTS,
-    plan: Plan | None = None,
+    plan: ProfilePlan | None = None,
     *,
     model: str | None = None,
-    told: Progress = lambda share: None,
-) -> Measurement:
+    on_progress: ProgressCallback = lambda share: None,
+) -> ProfileResult:
     """Measure the engine at `url`, which must serve nobody else meanwhile.
 
     `prompts`: texts like those of its traffic; `model`: the first one that the engine names, where it is None. Raises
@@ -80,23 +80,25 @@ async def measure(
     client = EngineClient(first_byte_timeout_s=180, timeout_s=180)
     try:
         target = await _target(client, url.rstrip("/"), model)
-        return await _Measuring(target, await _identity(target), plan or Plan(), told).run(prompts)
+        return await _ProfileRun(target, await _identity(target), plan or ProfilePlan(), on_progress).run(prompts)
     finally:
         await client.close()
 
 
-class _Measuring:
+class _ProfileRun:
     """One measurement under way."""
 
-    def __init__(self, target: Target, who: EngineIdentity, plan: Plan, told: Progress) -> None:
-        self._target, self._who, self._plan, self._told = target, who, plan, told
-        self._batches = [batch for batch in plan.batches if batch <= (who.max_running or batch)]
-        self._done, self._all = 0, 1
+    def __init__(
+        self, target: Target, identity: EngineIdentity, plan: ProfilePlan, on_progress: ProgressCallback
+    ) -> None:
+        self._target, self._identity, self._plan, self._on_progress = target, identity, plan, on_progress
+        self._batches = [batch for batch in plan.batches if batch <= (identity.max_running or batch)]
+        self._done, self._num_points = 0, 1
 
-    async def run(self, texts: Sequence[str]) -> Measurement:
+    async def run(self, texts: Sequence[str]) -> ProfileResult:
         """All points in two passes, the second backwards, and a line through the times of first tokens."""
         self._check_room()
-        number = max(self._plan.fewest_prompts, *self._batches)
+        number = max(self._plan.min_prompts, *self._batches)
         chosen = list(islice(cycle(texts), number))
         prompts = [await fitted(self._target, chosen, context) for context in self._plan.contexts]
         contexts = tuple(round(float(np.mean([len(one) for one in same]))) for same in prompts)
@@ -105,7 +107,7 @@ class _Measuring:
         shape = (2, len(self._batches), len(prompts))
         points = list(np.ndindex(shape))
         lengths = self._prefill_lengths(prompts)
-        self._all = _PASSES * len(points) + len(lengths)
+        self._num_points = _PASSES * len(points) + len(lengths)
         start_s, per_token_s = await self._prefill(lengths, prompts)
         passes = np.empty((_PASSES, *shape))
         for order, steps_s in zip((points, points[::-1]), passes, strict=True):
@@ -113,7 +115,7 @@ class _Measuring:
                 steps_s[half, i, j] = await self._point(prompts[j], self._batches[i], half)
         # What else the machine does makes steps longer, never shorter.
         profile = self._profile(passes.min(0), contexts, start_s, per_token_s)
-        return Measurement(profile, float(np.median(np.abs(np.log(passes[0] / passes[1])))))
+        return ProfileResult(profile, float(np.median(np.abs(np.log(passes[0] / passes[1])))))
 
     def _check_room(self) -> None:
         most, longest = self._target.max_model_len, max(self._plan.contexts)
@@ -127,30 +129,30 @@ class _Measuring:
         self, steps_s: npt.NDArray[np.float64], contexts: tuple[int, ...], start_s: float, per_token_s: float
     ) -> Profile:
         return Profile(
-            build=self._who.build,
-            machine=self._who.machine,
+            build=self._identity.build,
+            machine=self._identity.machine,
             batches=tuple(self._batches),
             contexts=contexts,
-            step_s=tuple(tuple(tuple(map(float, row)) for row in half) for half in rising(steps_s)),
+            step_s=tuple(tuple(tuple(map(float, row)) for row in half) for half in check_increasing(steps_s)),
             prefill_s=start_s,
             prefill_s_per_token=per_token_s,
-            max_running=self._who.max_running or max(self._batches),
+            max_running=self._identity.max_running or max(self._batches),
         )
 
-    async def _point(self, prompts: Sequence[Sequence[int]], batch: int, half: int) -> float:
+    async def _point(self, prompts: Sequence[Sequence[int]], batch: int, sampled: int) -> float:
         """Seconds of a step. The mean, since TPOT is one; what takes several times the usual is a stall."""
         plan = self._plan
         gaps: list[float] = []
-        for first in range(0, max(plan.fewest_prompts, batch), batch):
+        for first in range(0, max(plan.min_prompts, batch), batch):
             await _idle(self._target)
             held = list(islice(cycle(prompts), first, first + batch))
-            gaps += await hold(self._target, held, half, steps=plan.steps, longest_s=plan.longest_s)
-        if len(gaps) < _FEWEST_GAPS:
+            gaps += await sustain_batch(self._target, held, sampled, steps=plan.steps, longest_s=plan.longest_s)
+        if len(gaps) < _MIN_GAPS:
             raise ProfileError(
                 f"the engine ends its answers before {batch} requests ran for some steps together: it must heed "
                 "`ignore_eos`, and have room for them all"
             )
-        self._tell()
+        self._report_progress()
         found = np.asarray(gaps)
         return float(found[found <= _STALL * np.median(found)].mean())
 
@@ -169,16 +171,16 @@ class _Measuring:
             await _idle(self._target)
             times = [await first_token_s(self._target, rng.choices(known, k=length)) for _ in range(_PREFILLS)]
             shortest.append(min(times))
-            self._tell()
+            self._report_progress()
         slope, start = np.polyfit(lengths, shortest, 1) if len(lengths) > 1 else (0.0, shortest[0])
         return max(0.0, float(start)), max(0.0, float(slope))
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         self._done += 1
-        self._told(self._done / self._all)
+        self._on_progress(self._done / self._num_points)
 
 
-def rising(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def check_increasing(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Steps [half, batch, context] that fall along neither batch nor context; where they seem to, that is noise.
 
     The nearest ones that rise along batches, and of these along contexts, which leaves the former as it is.

@@ -21,7 +21,7 @@ class _Bucket:
     step_s: float = 0.0
 
 
-class Recent:
+class RecentSteps:
     """Means of the last `window_s` seconds, whose beginning is known to a second."""
 
     def __init__(self, window_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,7 +50,7 @@ class Recent:
             return 0.0
         return sum(bucket.tokens for bucket in self._buckets) / max(_BUCKET_S, now - self._buckets[0].began_s)
 
-    def tokens_per_turn(self) -> float | None:
+    def tokens_per_request_step(self) -> float | None:
         """Tokens of a request in a decoding step, on the mean: the acceptance length."""
         return self._mean("decoded", "turns")
 

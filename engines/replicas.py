@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
-from engines.breaker import Breaker, BreakerConfig, State
+from engines.breaker import BreakerConfig, CircuitBreaker, State
 from engines.errors import EngineUnavailable
 from engines.load import LoadReport
 
-_FEWEST_TIMES, _FEWEST_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
+_MIN_TIMES, _MIN_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 _NEAR = 2
 """Requests that a replica may have more than the least loaded one, and still be preferred."""
 _NOTHING: Mapping[str, int] = {}
@@ -22,26 +22,36 @@ class Replica:
     `others`: requests that others had there when it last reported; `report`: what it said then, at `reported_at`.
     """
 
-    __slots__ = ("breaker", "gone", "in_flight", "num_times", "others", "report", "reported_at", "tpot_s", "url")
+    __slots__ = (
+        "breaker",
+        "foreign_in_flight",
+        "in_flight",
+        "num_times",
+        "report",
+        "reported_at",
+        "tpot_s",
+        "unreachable",
+        "url",
+    )
 
-    def __init__(self, url: str, breaker: Breaker) -> None:
+    def __init__(self, url: str, breaker: CircuitBreaker) -> None:
         self.url, self.breaker = url, breaker
         self.in_flight, self.num_times, self.tpot_s = 0, 0, 0.0
-        self.gone = False
-        self.others, self.reported_at = 0, 0.0
+        self.unreachable = False
+        self.foreign_in_flight, self.reported_at = 0, 0.0
         self.report: LoadReport | None = None
 
     @property
-    def load(self) -> int:
+    def total_in_flight(self) -> int:
         """Requests there, whoever sent them."""
-        return self.in_flight + self.others
+        return self.in_flight + self.foreign_in_flight
 
-    def reports(self, report: LoadReport, at: float) -> None:
+    def record_report(self, report: LoadReport, at: float) -> None:
         """Take a report of the engine into account. `at`: of the table's clock."""
         self.report, self.reported_at = report, at
-        self.others = max(report.running + report.waiting - self.in_flight, 0)
+        self.foreign_in_flight = max(report.running + report.waiting - self.in_flight, 0)
 
-    def took(self, tpot_s: float) -> None:
+    def record_tpot(self, tpot_s: float) -> None:
         """Take a time per output token into the moving mean."""
         self.num_times += 1
         self.tpot_s += max(_TIME_WEIGHT, 1 / self.num_times) * (tpot_s - self.tpot_s)
@@ -56,9 +66,9 @@ class Lease:
 
     replica: Replica
     probe: bool
-    load: int = 1
+    in_flight: int = 1
     ok: bool | None = None
-    gone: bool = False
+    unreachable: bool = False
     tpot_s: float | None = None
 
 
@@ -74,7 +84,7 @@ class ReplicaTable:
     ) -> None:
         """`max_in_flight`: requests that one replica holds at most. `busy` counts those on all of them."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
-        self._load = dict.fromkeys(self._replicas, 0)
+        self._in_flight = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight, self.busy = max_in_flight, 0
         self.arms = tuple(self._replicas)
@@ -85,7 +95,7 @@ class ReplicaTable:
         self._replicas[arm] = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
 
     def _new(self, url: str) -> Replica:
-        return Replica(url, Breaker(self._breaker, self._clock))
+        return Replica(url, CircuitBreaker(self._breaker, self._clock))
 
     def eligible(self, tried: Collection[Replica] = ()) -> list[str]:
         """Arms with a replica that may take a request and is not among `tried`, in configuration order.
@@ -93,16 +103,18 @@ class ReplicaTable:
         When the breakers leave none at all, every replica with room counts where somebody listened at the last try: a
         try costs less than a refusal.
         """
-        arms = [arm for arm, replicas in self._replicas.items() if self._one_admits(replicas, tried)]
+        arms = [arm for arm, replicas in self._replicas.items() if self._any_admits(replicas, tried)]
         return arms or [
-            arm for arm, replicas in self._replicas.items() if any(map(self._last_resort, _but(replicas, tried)))
+            arm
+            for arm, replicas in self._replicas.items()
+            if any(map(self._admits_in_panic, _without(replicas, tried)))
         ]
 
-    def listening(self) -> bool:
+    def reachable(self) -> bool:
         """Whether somebody listened at any replica at the last try, whatever its state."""
-        return any(not replica.gone for replicas in self._replicas.values() for replica in replicas)
+        return any(not replica.unreachable for replicas in self._replicas.values() for replica in replicas)
 
-    def _one_admits(self, replicas: list[Replica], tried: Collection[Replica]) -> bool:
+    def _any_admits(self, replicas: list[Replica], tried: Collection[Replica]) -> bool:
         for replica in replicas:  # in a loop of its own, since every request asks this of every arm
             if replica.in_flight < self.max_in_flight and replica not in tried and self._admits(replica):
                 return True
@@ -111,12 +123,12 @@ class ReplicaTable:
     def _admits(self, replica: Replica) -> bool:
         return replica.in_flight < self.max_in_flight and replica.breaker.admits(replica.in_flight)
 
-    def _last_resort(self, replica: Replica) -> bool:
-        return replica.in_flight < self.max_in_flight and not replica.gone
+    def _admits_in_panic(self, replica: Replica) -> bool:
+        return replica.in_flight < self.max_in_flight and not replica.unreachable
 
-    def load(self) -> dict[str, int]:
+    def in_flight(self) -> dict[str, int]:
         """This router's requests in flight by arm, those on replicas that are leaving among them."""
-        return self._load.copy()
+        return self._in_flight.copy()
 
     def urls(self) -> dict[str, list[str]]:
         """Addresses by arm."""
@@ -126,22 +138,24 @@ class ReplicaTable:
         """State of each replica's breaker, by arm and address."""
         return {arm: {r.url: r.breaker.state for r in replicas} for arm, replicas in self._replicas.items()}
 
-    def pick(self, arm: str, tried: Collection[Replica] = (), read: Mapping[str, int] = _NOTHING) -> Replica | None:
+    def pick(
+        self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING
+    ) -> Replica | None:
         """The least loaded replica of an arm that may take a request, if there is one.
 
         `read`: how much of the request each replica, by its address, has read before. Of those that have hardly more
         to do than the least loaded one, the one that has read most is taken.
         """
-        there = _but(self._replicas[arm], tried)
-        well = [r for r in there if self._admits(r)] or [r for r in there if self._last_resort(r)]
-        if len(well) < 2:
-            return well[0] if well else None
-        least = min(r.in_flight + r.others for r in well)
-        if not read:
-            return next(r for r in well if r.in_flight + r.others == least)
-        most = least + max(_NEAR, least // 4)
-        near = [r for r in well if r.in_flight + r.others <= most]
-        return max(near, key=lambda r: (read.get(r.url, 0), -r.in_flight - r.others))
+        replicas = _without(self._replicas[arm], tried)
+        candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        least = min(r.in_flight + r.foreign_in_flight for r in candidates)
+        if not cached_prefix:
+            return next(r for r in candidates if r.in_flight + r.foreign_in_flight == least)
+        limit = least + max(_NEAR, least // 4)
+        near = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
+        return max(near, key=lambda r: (cached_prefix.get(r.url, 0), -r.in_flight - r.foreign_in_flight))
 
     @property
     def by_arm(self) -> Mapping[str, Sequence[Replica]]:
@@ -149,38 +163,40 @@ class ReplicaTable:
         return self._replicas
 
     @contextmanager
-    def lease(self, arm: str, tried: Collection[Replica] = (), read: Mapping[str, int] = _NOTHING) -> Iterator[Lease]:
+    def lease(
+        self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING
+    ) -> Iterator[Lease]:
         """The replica that `pick` gives, counted for as long as the block runs. Raises `EngineUnavailable`."""
-        replica = self.pick(arm, tried, read)
+        replica = self.pick(arm, tried, cached_prefix)
         if replica is None:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
         replica.in_flight += 1
-        self._load[arm] += 1
+        self._in_flight[arm] += 1
         self.busy += 1
-        lease = Lease(replica, replica.breaker.begin(), replica.load)
+        lease = Lease(replica, replica.breaker.begin(), replica.total_in_flight)
         try:
             yield lease
         finally:
             replica.in_flight -= 1
-            self._load[arm] -= 1
+            self._in_flight[arm] -= 1
             self.busy -= 1
             self._end(arm, lease)
 
     def _end(self, arm: str, lease: Lease) -> None:
         replica = lease.replica
-        replica.gone = lease.gone
-        if lease.gone:
+        replica.unreachable = lease.unreachable
+        if lease.unreachable:
             replica.breaker.trip()
             return
         replica.breaker.end(ok=lease.ok, probe=lease.probe)
         if lease.tpot_s is not None:
-            replica.took(lease.tpot_s)
+            replica.record_tpot(lease.tpot_s)
             self._eject_outlier(replica, self._replicas[arm])
 
     def _eject_outlier(self, replica: Replica, arm: list[Replica]) -> None:
         """Leave a replica alone that is far slower than its siblings, unless half of them are left alone already."""
-        siblings = [r.tpot_s for r in arm if r is not replica and r.num_times >= _FEWEST_TIMES]
-        if replica.num_times < _FEWEST_TIMES or len(siblings) < _FEWEST_SIBLINGS:
+        siblings = [r.tpot_s for r in arm if r is not replica and r.num_times >= _MIN_TIMES]
+        if replica.num_times < _MIN_TIMES or len(siblings) < _MIN_SIBLINGS:
             return
         well = sum(r.breaker.state == "closed" for r in arm)
         if replica.tpot_s > self._breaker.outlier_factor * median(siblings) and 2 * (well - 1) >= len(arm):
@@ -188,5 +204,5 @@ class ReplicaTable:
             replica.num_times = 0
 
 
-def _but(replicas: list[Replica], tried: Collection[Replica]) -> list[Replica]:
+def _without(replicas: list[Replica], tried: Collection[Replica]) -> list[Replica]:
     return [replica for replica in replicas if replica not in tried] if tried else replicas

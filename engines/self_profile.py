@@ -18,10 +18,10 @@ import httpx
 from engines import identity, profile_cache
 from engines.errors import DraftpickError
 from engines.identity import EngineIdentity
-from engines.profiling import measure
+from engines.profiling import measure_profile
 
 _log = logging.getLogger(__name__)
-MOST_DISAGREEMENT = 0.15
+MAX_DISAGREEMENT = 0.15
 """Share by which the two passes of a measurement may differ that is kept."""
 
 
@@ -49,9 +49,9 @@ async def measure_once(url: str, model: str) -> None:
 
 async def _measure(url: str, model: str) -> None:
     began = time.monotonic()
-    found = await measure(url, model=model)
+    found = await measure_profile(url, model=model)
     _log.info("profile of %s measured in %.0f s", model, time.monotonic() - began)
-    if found.disagreement > MOST_DISAGREEMENT:
+    if found.disagreement > MAX_DISAGREEMENT:
         _log.warning(
             "no profile of %s: its two passes differ by %.0f %%, so the machine was busy; run `draftpick profile`",
             model, 100 * found.disagreement,

@@ -27,7 +27,7 @@ _CPU_ENGINE_KWARGS = {
     "enable_chunked_prefill": False,
     "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
 }
-_WANTED_S = 15.0
+_TARGET_MAX_AGE_S = 15.0
 """How long what a router wants holds."""
 _METRICS_KWARGS = {"enable_per_request_metrics": True}
 _PAGES = "engines.vllm_pages.VLLMPages"
@@ -38,7 +38,7 @@ class EngineReplica:
 
     _server: LocalServer
     _drain_timeout_s: float
-    _wanted: tuple[int, float] = (0, 0.0)
+    _target: tuple[int, float] = (0, 0.0)
 
     async def listen(self, app: Any, host: str, drain_timeout_s: float) -> None:
         """Serve `app`; `host` may be `node` for the address of this node."""
@@ -55,13 +55,13 @@ class EngineReplica:
 
         And how many replicas the routers want, 0 where none has said so of late.
         """
-        wanted, at = self._wanted
-        fresh = time.monotonic() - at < _WANTED_S
+        wanted, at = self._target
+        fresh = time.monotonic() - at < _TARGET_MAX_AGE_S
         return {"in_flight": float(self._server.in_flight), "wanted": float(wanted if fresh else 0)}
 
-    async def want(self, replicas: int) -> None:
+    async def set_target(self, replicas: int) -> None:
         """Be told by a router how many replicas of this engine there should be."""
-        self._wanted = replicas, time.monotonic()
+        self._target = replicas, time.monotonic()
 
     async def __del__(self) -> None:
         if hasattr(self, "_server"):

@@ -13,21 +13,21 @@ from starlette.types import ASGIApp
 from engines import identity, load, profile, profile_cache
 from engines.identity import EngineIdentity, described, digest, machine_name
 from engines.load import LoadReport
-from engines.pages import Pages
+from engines.pages import EndpointTable
 from engines.profile import Profile
 
 _NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
 """Arguments that say nothing of what a step takes."""
 
 
-class VLLMPages(Pages):
+class VLLMPages(EndpointTable):
     """vLLM's application with the pages of an engine; vLLM makes it of the application alone."""
 
     def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, {load.PATH: load_of, profile.PATH: profile_of, identity.PATH: identity_of})
+        super().__init__(app, {load.PATH: load_report, profile.PATH: engine_profile, identity.PATH: engine_identity})
 
 
-def load_of(state: State) -> LoadReport | None:
+def load_report(state: State) -> LoadReport | None:
     """The load of the engine behind vLLM's application; None where vLLM keeps no statistics."""
     from engines.vllm_stats import LoadStats
 
@@ -35,13 +35,13 @@ def load_of(state: State) -> LoadReport | None:
     return next((one.report() for one in kept.stat_loggers if isinstance(one, LoadStats)), None) if kept else None
 
 
-def profile_of(state: State) -> Profile | None:
+def engine_profile(state: State) -> Profile | None:
     """Its profile, if one was measured on this machine."""
-    return profile_cache.read(identity_of(state))
+    return profile_cache.read(engine_identity(state))
 
 
 @lru_cache(maxsize=4)
-def identity_of(state: State) -> EngineIdentity:
+def engine_identity(state: State) -> EngineIdentity:
     """What this engine was started with, and where."""
     import torch
     import vllm

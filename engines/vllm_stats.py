@@ -6,7 +6,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from engines.load import LoadReport
-from engines.recent import Recent
+from engines.recent import RecentSteps
 
 
 class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
@@ -18,7 +18,7 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
         self._drafts = vllm_config.speculative_config is not None
-        self._recent = Recent()
+        self._recent = RecentSteps()
         self._cores: dict[int, Any] = {}
 
     def record(
@@ -48,6 +48,6 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
             waiting=sum(core.num_waiting_reqs + core.num_skipped_waiting_reqs for core in cores),
             kv_cache_usage=sum(core.kv_cache_usage for core in cores) / max(1, len(cores)),
             tokens_per_s=self._recent.tokens_per_s(),
-            acceptance_length=self._recent.tokens_per_turn() if self._drafts else None,
+            acceptance_length=self._recent.tokens_per_request_step() if self._drafts else None,
             step_s=self._recent.step_s(),
         )

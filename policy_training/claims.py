@@ -10,7 +10,7 @@ from policy_training import ladder, paper
 from policy_training.alignment import STATISTICS
 from policy_training.dataset import Dataset
 from policy_training.evaluate import Interval
-from policy_training.experiments import Question
+from policy_training.experiments import ExperimentSetup
 from policy_training.matrix import matrix
 
 ENOUGH = 0.98
@@ -23,9 +23,9 @@ class Claim:
     """`said`: what the paper found; `found`: what we did, in words; `figures`: the same in numbers."""
 
     name: str
-    said: str
+    statement: str
     holds: bool
-    found: str
+    result: str
     figures: Mapping[str, float]
 
     def as_figures(self) -> dict[str, float]:
@@ -42,7 +42,11 @@ class Findings:
 
 
 def check(
-    question: Question, data: Dataset, learner: str, curve: Mapping[int, Interval], self_drafting: Sequence[str] = ()
+    question: ExperimentSetup,
+    data: Dataset,
+    learner: str,
+    curve: Mapping[int, Interval],
+    self_drafting: Sequence[str] = (),
 ) -> Findings:
     """Judge every claim on the paper's fleet; `data` holds live and replayed measurements, some with alignments.
 
@@ -65,17 +69,19 @@ def check(
     return Findings(claims, alphas)
 
 
-def steps(question: Question, self_drafting: Sequence[str] = ()) -> int:
+def steps(question: ExperimentSetup, self_drafting: Sequence[str] = ()) -> int:
     """How many times `check` tells of progress."""
     drafters, seeds = len(question.data.arms) - 1, len(question.seeds)
     subsets = sum(min(comb(drafters, size), seeds) for size in range(2, drafters + 1))
     return len(paper.ALPHAS) + 3 + subsets + bool(self_drafting)
 
 
-def _beats_every_drafter(question: Question, learner: str) -> Claim:
-    scores = [ladder.judge(learner, ladder.iid(question.data, s), question.setting(s)) for s in question.seeds]
+def _beats_every_drafter(question: ExperimentSetup, learner: str) -> Claim:
+    scores = [
+        ladder.evaluate_learner(learner, ladder.iid(question.data, s), question.setting(s)) for s in question.seeds
+    ]
     ratios = [score.vs_best_fixed for score in scores]
-    question.told()
+    question.on_progress()
     return Claim(
         "beats_every_drafter",
         "over mixed domains the policy is faster than every single drafter",
@@ -107,7 +113,7 @@ def _alpha_trades(alphas: Sequence[paper.Alpha]) -> Claim:
     )  # fmt: skip
 
 
-def _none_where_drafters_do_not_help(question: Question, learner: str) -> Claim:
+def _none_where_drafters_do_not_help(question: ExperimentSetup, learner: str) -> Claim:
     right, wrong = paper.none_where_it_helps(question, learner)
     return Claim(
         "none_where_drafters_do_not_help",
@@ -131,7 +137,7 @@ def few_examples(curve: Mapping[int, Interval]) -> Claim:
     )
 
 
-def _refused(question: Question, learner: str) -> Claim:
+def _refused(question: ExperimentSetup, learner: str) -> Claim:
     share, slower = paper.refused(question, learner)
     return Claim(
         "misaligned_drafters_are_refused",
@@ -143,7 +149,7 @@ def _refused(question: Question, learner: str) -> Claim:
     )
 
 
-def _two_to_six(question: Question, learner: str) -> Claim:
+def _two_to_six(question: ExperimentSetup, learner: str) -> Claim:
     drafters = [arm for arm in question.data.arms if arm != question.default]
     gains = paper.subsets(question, learner, drafters)
     words = ", ".join(f"{size}: {gain.value:.3f}" for size, gain in gains.items())
@@ -156,12 +162,12 @@ def _two_to_six(question: Question, learner: str) -> Claim:
     )
 
 
-def _self_drafting(question: Question, learner: str, arms: Sequence[str]) -> Claim:
-    data = question.data.only([question.default, *arms])
-    scores = [ladder.judge(learner, ladder.iid(data, s), question.setting(s)) for s in question.seeds]
+def _self_drafting(question: ExperimentSetup, learner: str, arms: Sequence[str]) -> Claim:
+    data = question.data.select_arms([question.default, *arms])
+    scores = [ladder.evaluate_learner(learner, ladder.iid(data, s), question.setting(s)) for s in question.seeds]
     gain = float(np.mean([score.vs_plain for score in scores]))
     own = float(np.mean([data.time_s[:, 0].sum() / data.time_s[:, i].sum() for i in range(1, len(data.arms))]))
-    question.told()
+    question.on_progress()
     return Claim(
         "self_drafting_arms",
         "it works with drafters made of the target's own layers",

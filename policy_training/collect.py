@@ -19,7 +19,7 @@ from router.measure import EventStream, Meter
 from router.sections import ADMIN_KEY_VARIABLE
 from router.types import Outcome, Status
 
-Progress = Callable[[int, int, Measurement], None]
+ProgressCallback = Callable[[int, int, Measurement], None]
 """Called after each request with (done, total, what was measured)."""
 
 
@@ -44,7 +44,7 @@ async def measure(
     tasks: Sequence[Task],
     *,
     concurrency: int = 1,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     budget_s: float = float("inf"),
 ) -> list[Measurement]:
     """Measure tasks in order, `concurrency` at a time. Failed requests are measurements too, with their status.
@@ -93,7 +93,7 @@ def model_of(url: str) -> str:
 
 async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str, in_flight: int) -> Measurement:
     meter = Meter(time.perf_counter())
-    meter.dispatched()
+    meter.mark_sent()
     pin = {headers.ARM: task.arm} if task.arm else {}
     arm, outcome, received = task.arm or "", Outcome("engine_error"), bytearray()
     try:
@@ -111,8 +111,8 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str,
         outcome = Outcome("timeout")
     except httpx.HTTPError:
         pass  # refused: engine_error; cut after its first byte: broken
-    loops = repeats_itself(answer_text(received)) if outcome.status == "ok" else None
-    return Measurement.of(task.prompt, task.label, arm, outcome, loops=loops, in_flight=in_flight)
+    loops = has_degenerate_repetition(answer_text(received)) if outcome.status == "ok" else None
+    return Measurement.from_prompt(task.prompt, task.label, arm, outcome, loops=loops, in_flight=in_flight)
 
 
 def answer_text(stream: bytes | bytearray) -> str:
@@ -122,7 +122,7 @@ def answer_text(stream: bytes | bytearray) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
-def repeats_itself(text: str, words: int = 8) -> bool:
+def has_degenerate_repetition(text: str, words: int = 8) -> bool:
     """Whether some `words` words in a row come twice."""
     said = text.split()
     runs = [tuple(said[i : i + words]) for i in range(len(said) - words + 1)]

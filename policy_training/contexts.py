@@ -8,7 +8,7 @@ from pathlib import Path
 from policy_training.dataset import Contexts, load, save
 from policy_training.workloads import Prompt
 from router.features import Featurizer
-from router.openai import Request, cut
+from router.openai import Request, truncate
 from router.types import Vector
 
 
@@ -17,7 +17,7 @@ def contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]) -> Co
     return asyncio.run(_contexts(featurizers, prompts))
 
 
-def renew(folder: Path, prompts: Sequence[Prompt], featurizers: Sequence[Featurizer]) -> int:
+def refresh_contexts(folder: Path, prompts: Sequence[Prompt], featurizers: Sequence[Featurizer]) -> int:
     """Bring a folder of a dataset to these featurizers, without measuring anew; returns how many requests changed.
 
     Parts whose requests have all their contexts, and requests that are not among `prompts`, stay as they are.
@@ -39,13 +39,13 @@ def renew(folder: Path, prompts: Sequence[Prompt], featurizers: Sequence[Featuri
 async def _contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]) -> Contexts:
     found: dict[str, dict[str, Vector]] = {prompt.id: {} for prompt in prompts}
     for featurizer in featurizers:
-        made = await asyncio.gather(*(featurizer(as_request(prompt)) for prompt in prompts))
+        made = await asyncio.gather(*(featurizer(request_from_prompt(prompt)) for prompt in prompts))
         for prompt, context in zip(prompts, made, strict=True):
             found[prompt.id][featurizer.id] = context.vector
     return found
 
 
-def as_request(prompt: Prompt) -> Request:
+def request_from_prompt(prompt: Prompt) -> Request:
     """The request that a prompt is sent as, as far as features see it."""
     sampling = {"temperature": prompt.temperature, "max_tokens": float(prompt.max_tokens)}
-    return Request("/v1/chat/completions", b"", cut(prompt.text), sampling=sampling)
+    return Request("/v1/chat/completions", b"", truncate(prompt.text), sampling=sampling)

@@ -16,7 +16,7 @@ from policy_training.dataset import Dataset, DatasetError
 from router.types import Outcome
 
 Floats = npt.NDArray[np.float64]
-_FEWEST = 4
+_MIN_ANSWERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Costs:
             step_s[:, int(half)] = np.exp(_levels([{t.prompt_id: np.log(t.step_s) for t in arm} for arm in halves]))
         return cls(tuple(arms), step_s, np.asarray([at for _, at in lines]), np.asarray([slope for slope, _ in lines]))
 
-    def of(self, arms: Sequence[str]) -> "Costs":
+    def select(self, arms: Sequence[str]) -> "Costs":
         """Of these arms, in this order. Raises `DatasetError` for an arm without costs."""
         if unknown := [arm for arm in arms if arm not in self.arms]:
             raise DatasetError(f"no costs of {', '.join(unknown)} (known: {', '.join(self.arms)})")
@@ -105,8 +105,8 @@ def _timed(data: Dataset, arm: str) -> list[_Timed]:
         for m in data.measurements
         if m.arm == arm and m.source != "replay" and (o := m.outcome).status == "ok" and o.tpot_s and o.ttft_s
     ]
-    if len(found) < _FEWEST:
-        raise DatasetError(f"arm {arm!r} has {len(found)} timed measurements: at least {_FEWEST} are needed")
+    if len(found) < _MIN_ANSWERS:
+        raise DatasetError(f"arm {arm!r} has {len(found)} timed measurements: at least {_MIN_ANSWERS} are needed")
     return found
 
 
@@ -119,7 +119,7 @@ def _levels(values: Sequence[Mapping[str, float]]) -> Floats:
     """A level for each arm [arms], of its values by request: medians over requests that all arms have, each of which
     is centred before; medians of an arm's own where there are few such requests."""
     common = sorted(set.intersection(*(set(arm) for arm in values)))
-    if len(common) < _FEWEST:
+    if len(common) < _MIN_ANSWERS:
         return np.asarray([np.median(list(arm.values())) for arm in values])
     table = np.asarray([[arm[i] for arm in values] for i in common])
     middle = np.median(table, axis=1, keepdims=True)

@@ -57,7 +57,7 @@ class Measurement:
     stretch: float = 1.0
 
     @classmethod
-    def of(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
+    def from_prompt(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
         """The measurement of a prompt."""
         return cls(prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens, outcome, **more)
 
@@ -182,7 +182,7 @@ def _read(file: Path) -> pa.Table:
     return table
 
 
-def lightest(data: Dataset, featurizer: str | None = None) -> str:
+def smallest_featurizer(data: Dataset, featurizer: str | None = None) -> str:
     """The featurizer that was asked for, or the one of the shortest vectors. Raises `DatasetError`."""
     if featurizer is not None and featurizer not in data.featurizers:
         raise DatasetError(f"no contexts of {featurizer!r} (there are: {', '.join(data.featurizers) or 'none'})")
@@ -192,7 +192,7 @@ def lightest(data: Dataset, featurizer: str | None = None) -> str:
     return featurizer or min(data.featurizers, key=lambda name: lengths[name])
 
 
-class Parts:
+class DatasetParts:
     """A folder of Parquet parts that grows as measurements come: an interrupted run loses the open part alone.
 
     `done`: ids of the prompts that the folder held before.
@@ -208,7 +208,7 @@ class Parts:
         name = sha256(measurements[0].prompt_id.encode()).hexdigest()[:12]
         save(self._folder / f"part-{name}.parquet", measurements, contexts)
 
-    def todo(self, prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    def pending(self, prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
         """The prompts that the folder does not hold, in parts of at most `size`."""
         left = [prompt for prompt in prompts if prompt.id not in self.done]
         return [left[i : i + size] for i in range(0, len(left), size)]

@@ -42,7 +42,7 @@ class Evaluation:
 
 
 def evaluate(
-    data: Matrix, policy_time_s: Floats, chosen: Floats, default: str, *, resamples: int = 2000, seed: int = 0
+    data: Matrix, policy_time_s: Floats, probabilities: Floats, default: str, *, resamples: int = 2000, seed: int = 0
 ) -> Evaluation:
     """Judge a policy that took `policy_time_s` [n] and gave the arms the shares `chosen` [n, arms].
 
@@ -71,11 +71,11 @@ def evaluate(
         policy_vs_plain=interval(totals[plain] / total, fixed[:, plain] / routed),
         policy_vs_best_fixed=interval(totals[best] / total, fixed.min(1) / routed),
         oracle_vs_best_fixed=interval(totals[best] / least, fixed.min(1) / oracle),
-        shares=shares_by_kind(data.kinds, data.arms, chosen),
+        shares=shares_by_task(data.kinds, data.arms, probabilities),
     )
 
 
-def shares_by_kind(kinds: Sequence[str], arms: Sequence[str], chosen: Floats) -> dict[str, dict[str, float]]:
+def shares_by_task(tasks: Sequence[str], arms: Sequence[str], probabilities: Floats) -> dict[str, dict[str, float]]:
     """Mean share of each arm, by kind of prompt and for all."""
-    groups = {"all": np.ones(len(kinds), bool), **{k: np.asarray(kinds) == k for k in sorted(set(kinds))}}
-    return {k: dict(zip(arms, chosen[mask].mean(0).tolist(), strict=True)) for k, mask in groups.items()}
+    groups = {"all": np.ones(len(tasks), bool), **{k: np.asarray(tasks) == k for k in sorted(set(tasks))}}
+    return {k: dict(zip(arms, probabilities[mask].mean(0).tolist(), strict=True)) for k, mask in groups.items()}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
-from policy_training.logged_feedback import Logged
+from policy_training.logged_feedback import LoggedFeedback
 from policy_training.matrix import Matrix
 from policy_training.ope import predict, ridge
 from router.policies.base import Policy
@@ -17,9 +17,9 @@ from router.records import read
 from router.types import Context, Record, Vector
 
 KIND = "traffic"
-_FEWEST = 20
+_MIN_ANSWERS = 20
 """Requests that an arm must have been seen with before anything is said of it, where no earlier policy says it."""
-_MOST_WEIGHT = 10.0
+_MAX_WEIGHT = 10.0
 _PRIOR = 10.0
 
 
@@ -89,7 +89,9 @@ def _measurement(record: Record) -> Measurement:
     )
 
 
-def imputed(data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, prior: Policy | None = None) -> Matrix:
+def impute_missing_arms(
+    data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, prior: Policy | None = None
+) -> Matrix:
     """A full matrix of records: tau as it was seen where it was, and elsewhere as a ridge regression of it expects.
 
     With `prior`, a policy that predicts tau, the regression is of what that missed, and an arm may be unseen; without
@@ -104,13 +106,15 @@ def imputed(data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, p
     log_tau = before.copy()
     for arm, name in enumerate(arms):
         seen = [(i, m) for i, cells in enumerate(requests.values()) for m in cells if m.arm == name]
-        if len(seen) < _FEWEST and prior is None:
-            raise DatasetError(f"arm {name!r} has {len(seen)} records: at least {_FEWEST} are needed (explore more)")
+        if len(seen) < _MIN_ANSWERS and prior is None:
+            raise DatasetError(
+                f"arm {name!r} has {len(seen)} records: at least {_MIN_ANSWERS} are needed (explore more)"
+            )
         if seen:
             rows = np.asarray([i for i, _ in seen])
             values = np.asarray([np.log(max(m.outcome.acceptance_length or 1.0, 1.0)) for _, m in seen])
-            weight = np.asarray([min(1.0 / (m.propensity or 1e-9), _MOST_WEIGHT) for _, m in seen])
-            log_tau[:, arm] += _missed(z, rows, values - before[rows, arm], weight)
+            weight = np.asarray([min(1.0 / (m.propensity or 1e-9), _MAX_WEIGHT) for _, m in seen])
+            log_tau[:, arm] += _residual_correction(z, rows, values - before[rows, arm], weight)
             log_tau[rows, arm] = values
     tau = np.exp(np.maximum(log_tau, 0.0))
     first = [cells[0] for cells in requests.values()]
@@ -121,7 +125,7 @@ def imputed(data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, p
         prompt_ids=tuple(requests),
         kinds=tuple(m.kind for m in first),
         arms=tuple(arms),
-        time_s=costs.of(arms).time_s(tau, prompt_tokens, tokens, temperatures > 0),
+        time_s=costs.select(arms).time_s(tau, prompt_tokens, tokens, temperatures > 0),
         acceptance_length=tau,
         acceptance_rate=np.full_like(tau, np.nan),
         prompt_tokens=prompt_tokens,
@@ -156,7 +160,7 @@ def _log_tau_of(
     return found
 
 
-def _missed(
+def _residual_correction(
     z: npt.NDArray[np.float64],
     rows: npt.NDArray[np.int64],
     residual: npt.NDArray[np.float64],
@@ -165,10 +169,10 @@ def _missed(
     """What is to be added everywhere [n]: of few answers their mean, drawn to 0; of more, a ridge regression."""
     drawn_to_0, one_arm = residual.sum(keepdims=True) / (len(rows) + _PRIOR), np.zeros(len(rows), np.int64)
     weight = weight / weight.mean()
-    return predict(z, ridge(z[rows], one_arm, residual, drawn_to_0, fewest=_FEWEST, weight=weight))[:, 0]
+    return predict(z, ridge(z[rows], one_arm, residual, drawn_to_0, fewest=_MIN_ANSWERS, weight=weight))[:, 0]
 
 
-def drawn(data: Dataset, featurizer: str | None = None) -> Dataset:
+def random_arm_rows(data: Dataset, featurizer: str | None = None) -> Dataset:
     """The records that a policy drew, without shadows; with a featurizer: those that have such a context."""
     rows = [m for m in data.measurements if m.propensity is not None]
     if featurizer is not None:
@@ -176,7 +180,7 @@ def drawn(data: Dataset, featurizer: str | None = None) -> Dataset:
     return Dataset(tuple(rows), data.contexts, data.dropped)
 
 
-def paired(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.float64]:
+def paired_rows(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.float64]:
     """Seconds per token [n, arms] of the requests of `rows`; NaN in all of a row unless `data` has every arm of it."""
     cells: dict[str, dict[str, float]] = {}
     for m in data.measurements:
@@ -188,10 +192,10 @@ def paired(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.
     return found
 
 
-def logged(data: Dataset, arms: Sequence[str]) -> Logged:
+def logged_feedback(data: Dataset, arms: Sequence[str]) -> LoggedFeedback:
     """Decisions with the reward -TPOT in seconds, which compares answers of any length: higher is better."""
-    rows = drawn(data).measurements
-    return Logged(
+    rows = random_arm_rows(data).measurements
+    return LoggedFeedback(
         np.asarray([arms.index(m.arm) for m in rows], np.int64),
         np.asarray([-(m.outcome.tpot_s or 0.0) for m in rows], np.float64),
         np.asarray([m.propensity or 0.0 for m in rows], np.float64),

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from policy_training.bootstrap import Bootstrap, bounds
-from policy_training.logged_feedback import Floats, Logged
-from policy_training.ope import FEWEST_EFFECTIVE, doubly_robust, effective_size, weights
+from policy_training.logged_feedback import Floats, LoggedFeedback
+from policy_training.ope import MIN_EFFECTIVE, doubly_robust, effective_sample_size, weights
 
 MARGIN = 0.02
-FEWEST_PAIRED = 20
+MIN_PAIRED = 20
 """Requests with the times of all arms that are better evidence than any number of weighted records."""
-FEWEST_IN_SLICE = 25.0  # effective records of the candidate and of the default arm, for anything to be said of it
+MIN_IN_SLICE = 25.0  # effective records of the candidate and of the default arm, for anything to be said of it
 _Drawn = Callable[[Floats, Floats], Floats]
 
 
@@ -40,7 +40,7 @@ class Verdict:
     passed: bool
     checks: tuple[Check, ...]
 
-    def also(self, checks: Sequence[Check]) -> "Verdict":
+    def with_checks(self, checks: Sequence[Check]) -> "Verdict":
         """With more conditions."""
         return Verdict(self.passed and all(check.passed for check in checks), (*self.checks, *checks))
 
@@ -53,8 +53,8 @@ def as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
     return [asdict(c) | {"value": c.value if math.isfinite(c.value) else None} for c in checks]
 
 
-def offline(
-    logged: Logged,
+def evaluate_offline(
+    logged: LoggedFeedback,
     pi_candidate: Floats,
     pi_active: Floats,
     q: Floats,
@@ -62,28 +62,28 @@ def offline(
     default: int,
     slices: Sequence[str],
     paired: Floats | None = None,
-    prove: bool = True,
+    require_significance: bool = True,
     blocks: int = 100,
     seed: int = 0,
 ) -> Verdict:
     """Judge a candidate by later decisions of the active policy, in order of time, with the reward -TPOT in seconds.
 
     Probabilities (without exploration, to judge the policy itself), the model of rewards `q` and `paired` (replayed
-    seconds, NaN where none) are [n, arms]. Where at least `FEWEST_PAIRED` requests have the times of all arms, these
+    seconds, NaN where none) are [n, arms]. Where at least `MIN_PAIRED` requests have the times of all arms, these
     decide of the gain, and not the weighted records. Without `prove` a gain need not be proven, for that is left to
     live traffic, but no loss may be. The bootstrap draws `blocks` of records near in time, as these are alike. Raises
     ValueError.
     """
     candidate = _tpot_terms(logged, pi_candidate, q)
     draw = partial(_resampled, blocks=blocks, seed=seed)
-    size = effective_size(weights(logged, pi_candidate))
+    size = effective_sample_size(weights(logged, pi_candidate))
     worth = f"{len(logged)} records are worth {size:.0f} of its own (more with more exploration, or in more time)"
-    judge = partial(_gain, draw=draw, prove=prove)
+    judge = partial(_gain, draw=draw, require_significance=require_significance)
     checks = [_worst_slice(logged, pi_candidate, q, default, slices, draw)]
     rows = np.isfinite(paired).all(1) if paired is not None else np.zeros(len(logged), bool)
-    if paired is None or rows.sum() < FEWEST_PAIRED:
+    if paired is None or rows.sum() < MIN_PAIRED:
         checks += [
-            Check("effective_records", size >= FEWEST_EFFECTIVE or not prove, size, FEWEST_EFFECTIVE, worth),
+            Check("effective_records", size >= MIN_EFFECTIVE or not require_significance, size, MIN_EFFECTIVE, worth),
             judge("dr_gain", candidate, _tpot_terms(logged, pi_active, q)),
         ]
     if paired is not None:
@@ -94,7 +94,7 @@ def offline(
     return Verdict(all(check.passed for check in checks), tuple(checks))
 
 
-def _tpot_terms(logged: Logged, pi: Floats, q: Floats) -> Floats:
+def _tpot_terms(logged: LoggedFeedback, pi: Floats, q: Floats) -> Floats:
     """Terms [n] whose mean is the doubly robust estimate of a policy's TPOT in seconds."""
     return -doubly_robust(pi, q, weights(logged, pi), logged.arm, logged.reward)
 
@@ -107,20 +107,28 @@ def _resampled(a: Floats, b: Floats, blocks: int, seed: int, resamples: int = 20
     return np.asarray(np.where(under > 0.0, 1.0 - over / np.where(under > 0.0, under, 1.0), -np.inf))
 
 
-def _gain(name: str, candidate: Floats, active: Floats, draw: _Drawn, prove: bool) -> Check:
+def _gain(name: str, candidate: Floats, active: Floats, draw: _Drawn, require_significance: bool) -> Check:
     """The lower end of the 95 % interval of the gain must be above 0; without `prove`, the upper one not below."""
     gain = 1.0 - candidate.sum() / active.sum()
     low, high = map(float, bounds(draw(candidate, active), method="lower"))
-    passed = low > 0.0 if prove else high >= 0.0
-    return Check(name, passed, low if prove else high, 0.0, f"gains {gain:.1%} of the time ({low:.1%} to {high:.1%})")
+    passed = low > 0.0 if require_significance else high >= 0.0
+    return Check(
+        name,
+        passed,
+        low if require_significance else high,
+        0.0,
+        f"gains {gain:.1%} of the time ({low:.1%} to {high:.1%})",
+    )
 
 
-def _worst_slice(logged: Logged, pi: Floats, q: Floats, default: int, slices: Sequence[str], draw: _Drawn) -> Check:
+def _worst_slice(
+    logged: LoggedFeedback, pi: Floats, q: Floats, default: int, slices: Sequence[str], draw: _Drawn
+) -> Check:
     """No slice, of those shown to be slower than with the default arm (95 % for all slices at once), is by over 2 %."""
     labels, policies = np.asarray(slices), (pi, np.eye(q.shape[1])[np.full(len(q), default)])
     masks = {str(name): labels == name for name in np.unique(labels)}
     w = [weights(logged, one) for one in policies]
-    judged = {k: m for k, m in masks.items() if min(effective_size(one[m]) for one in w) >= FEWEST_IN_SLICE}
+    judged = {k: m for k, m in masks.items() if min(effective_sample_size(one[m]) for one in w) >= MIN_IN_SLICE}
     terms = [_tpot_terms(logged, one, q) for one in policies]
     worst, why = 0.0, "none is slower than the default arm"
     for name, mask in judged.items():

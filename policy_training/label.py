@@ -12,14 +12,14 @@ from typing import Any
 import orjson
 
 from engines.config import Engine
-from engines.drafters.alone import Speaker, speaker
-from engines.drafters.answers import Answerer, Ask
+from engines.drafters.alone import StandaloneGenerator, standalone_generator
+from engines.drafters.answers import GenerationRequest, ResponseGenerator
 from engines.drafters.replay import LENGTHS, compute_dtype, replayer
 from engines.drafters.rows import Tokens
 from policy_training.alignment import alignment
-from policy_training.collect import repeats_itself
+from policy_training.collect import has_degenerate_repetition
 from policy_training.contexts import contexts
-from policy_training.dataset import Contexts, Measurement, Parts
+from policy_training.dataset import Contexts, DatasetParts, Measurement
 from policy_training.workloads import Prompt
 from router.features import Featurizer
 from router.types import Outcome
@@ -28,7 +28,7 @@ PART = 128
 """Answers that are given in one batch and written as one part: what an interrupted run loses."""
 
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": PART}
-Told = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 """Called with the number of prompts just labelled."""
 
 
@@ -48,39 +48,41 @@ class Labeller:
         *,
         seed: int,
         answers: int = 1,
-        alone_tokens: int = 0,
+        standalone_tokens: int = 0,
         lengths: bool = True,
     ) -> None:
         dtype = str(compute_dtype()).removeprefix("torch.")
-        self._answer = Answerer(Path(target), seed=seed, dtype=dtype, **_ENGINE)
+        self._generator = ResponseGenerator(Path(target), seed=seed, dtype=dtype, **_ENGINE)
         self._decode = _decoder(target)
-        self._featurizers, self._answers, self._alone_tokens = featurizers, answers, alone_tokens
+        self._featurizers, self._answers, self._standalone_tokens = featurizers, answers, standalone_tokens
         more = LENGTHS if lengths else ()
-        self._engines = [(engine, _Replayed(engine, target, more)) for engine in engines]
+        self._engines = [(engine, _ReplayedEngine(engine, target, more)) for engine in engines]
 
-    def label(self, prompts: Sequence[Prompt], told: Told = lambda n: None) -> tuple[list[Measurement], Contexts]:
+    def label(
+        self, prompts: Sequence[Prompt], on_progress: ProgressCallback = lambda n: None
+    ) -> tuple[list[Measurement], Contexts]:
         """Measurements and contexts of a part. Prompts too long for the target are left out."""
         each = [prompt for prompt in prompts for _ in range(self._answers if prompt.temperature > 0 else 1)]
-        places, answers = self._answer([Ask(p.text, p.temperature, p.max_tokens) for p in each])
+        places, answers = self._generator([GenerationRequest(p.text, p.temperature, p.max_tokens) for p in each])
         kept = [each[place] for place in places]
         measurements = []
-        for prompt, tokens, answer in zip(kept, answers.prompts(), answers.answers(), strict=True):
-            loops = repeats_itself(self._decode(answer))
+        for prompt, tokens, answer in zip(kept, answers.prompt_tokens(), answers.answer_tokens(), strict=True):
+            loops = has_degenerate_repetition(self._decode(answer))
             for engine, replayed in self._engines:
                 outcome, lengths = replayed(tokens, answer)
                 more: dict[str, Any] = {"source": "replay", "loops": loops, "tau_by_length": lengths}
-                if self._alone_tokens and prompt.temperature == 0 and engine.drafter is not None:
-                    more["alignment"] = self._alignment(replayed.speak(tokens, self._alone_tokens), answer)
-                measurements.append(Measurement.of(prompt, engine.name, engine.name, outcome, **more))
-        told(len(prompts))
+                if self._standalone_tokens and prompt.temperature == 0 and engine.drafter is not None:
+                    more["alignment"] = self._alignment(replayed.generate(tokens, self._standalone_tokens), answer)
+                measurements.append(Measurement.from_prompt(prompt, engine.name, engine.name, outcome, **more))
+        on_progress(len(prompts))
         return measurements, contexts(self._featurizers, list(dict.fromkeys(kept)))
 
     def _alignment(self, own: Tokens, answer: Tokens) -> dict[str, float]:
-        beginning = answer[: self._alone_tokens]
+        beginning = answer[: self._standalone_tokens]
         return alignment(self._decode(beginning), self._decode(own), beginning.tolist(), own.tolist())
 
 
-class _Replayed:
+class _ReplayedEngine:
     """One engine, replayed: from (prompt, answer) to the outcome and the acceptance length of every draft length."""
 
     def __init__(self, engine: Engine, target: str, lengths: Sequence[int]) -> None:
@@ -100,9 +102,9 @@ class _Replayed:
         return outcome, {k: one.acceptance_length for k, one in replays.items()}
 
     @cached_property
-    def speak(self) -> Speaker:
+    def generate(self) -> StandaloneGenerator:
         assert self._drafter is not None
-        return speaker(self._drafter, self._target)
+        return standalone_generator(self._drafter, self._target)
 
 
 def on_ray(
@@ -133,7 +135,7 @@ class _Worker:
 
         made = [Engine.model_validate(engine) for engine in engines]
         self._labeller = Labeller(target, made, (sentence_featurizer(), static_featurizer()), **options)
-        self._parts = Parts(folder)
+        self._parts = DatasetParts(folder)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         prompts = [Prompt(**fields) for fields in orjson.loads(row["prompts"])]

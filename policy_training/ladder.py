@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from policy_training.costs import Costs
 from policy_training.learners import learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import Matrix
-from policy_training.train import choices, fitted
+from policy_training.train import fitted, policy_probabilities
 
 Floats = npt.NDArray[np.float64]
-Told = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 """Called with what was just judged."""
 
 
@@ -46,10 +46,10 @@ class Score:
     worst_domain_vs_plain: float
 
 
-def score(test: Matrix, chosen: Floats, best_fixed: str, plain: str) -> Score:
+def score(test: Matrix, probabilities: Floats, best_fixed: str, baseline: str) -> Score:
     """Of the shares `chosen` [n, arms] that a policy gave the arms."""
-    routed = (chosen * test.time_s).sum(1)
-    fixed, default = test.time_s[:, test.arms.index(best_fixed)], test.time_s[:, test.arms.index(plain)]
+    routed = (probabilities * test.time_s).sum(1)
+    fixed, default = test.time_s[:, test.arms.index(best_fixed)], test.time_s[:, test.arms.index(baseline)]
     oracle = test.time_s.min(1)
     kinds = np.asarray(test.kinds)
     worst = min(float(default[kinds == k].sum() / routed[kinds == k].sum()) for k in set(test.kinds))
@@ -63,25 +63,25 @@ def score(test: Matrix, chosen: Floats, best_fixed: str, plain: str) -> Score:
     )
 
 
-def judge(name: str, split: Split, setting: Setting) -> Score:
+def evaluate_learner(name: str, split: Split, setting: LearnerSetting) -> Score:
     """Fit the learner on the split's training half and score what it chooses on the other."""
     test = split.test
     policy = fitted(split.train, learner(name), setting)
     best_fixed = split.train.arms[int(split.train.time_s.sum(0).argmin())]
-    return score(test, choices(policy, test), best_fixed, setting.default)
+    return score(test, policy_probabilities(policy, test), best_fixed, setting.default)
 
 
 def iid(data: Matrix, seed: int, share: float = 0.5) -> Split:
     """A random half to train on, the other half to judge by; every kind alike in both."""
-    train, test = halves(data, seed, share)
-    return Split("iid", data.take(train), data.take(test))
+    train, test = split_half(data, seed, share)
+    return Split("iid", data.select_rows(train), data.select_rows(test))
 
 
 def domains(data: Matrix) -> Iterator[Split]:
     """Each kind of prompt in turn is what training did not see."""
     kinds = np.asarray(data.kinds)
     for kind in sorted(set(data.kinds)):
-        yield Split(f"domain:{kind}", data.take(kinds != kind), data.take(kinds == kind))
+        yield Split(f"domain:{kind}", data.select_rows(kinds != kind), data.select_rows(kinds == kind))
 
 
 def rewording(data: Matrix, reworded: Matrix, seed: int) -> tuple[Split, Split]:
@@ -90,15 +90,15 @@ def rewording(data: Matrix, reworded: Matrix, seed: int) -> tuple[Split, Split]:
     The second split judges by the same answers, but the policy reads each request in its first words: what it would
     have chosen without the change.
     """
-    train, test = halves(data, seed, 0.5)
+    train, test = split_half(data, seed, 0.5)
     ids = {data.prompt_ids[i]: i for i in test}
-    other = reworded.take(np.asarray([i in ids for i in reworded.prompt_ids]))
+    other = reworded.select_rows(np.asarray([i in ids for i in reworded.prompt_ids]))
     assert data.contexts is not None
     first = replace(other, contexts=data.contexts[[ids[i] for i in other.prompt_ids]])
-    return Split("rewording", data.take(train), other), Split("own_words", data.take(train), first)
+    return Split("rewording", data.select_rows(train), other), Split("own_words", data.select_rows(train), first)
 
 
-def halves(data: Matrix, seed: int, share: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def split_half(data: Matrix, seed: int, share: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Places of a share of the requests of every kind, and of the others."""
     rng, kinds = np.random.default_rng(seed), np.asarray(data.kinds)
     first = []

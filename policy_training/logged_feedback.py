@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
+class LoggedFeedback:
     """Decisions of the logging policy: index of the arm taken, its reward, the probability it was taken with; each [n].
 
     Raises `DatasetError` for shapes that differ, for rewards that are not finite and propensities outside (0, 1].

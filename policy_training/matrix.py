@@ -51,13 +51,13 @@ class Matrix:
             dropped=dict(Counter(self.dropped) + Counter(other.dropped)), **arrays,
         )  # fmt: skip
 
-    def only(self, arms: Sequence[str]) -> "Matrix":
+    def select_arms(self, arms: Sequence[str]) -> "Matrix":
         """The same requests under these arms alone."""
         columns = [self.arms.index(arm) for arm in arms]
         cells = {name: getattr(self, name)[:, columns] for name in _CELLS}
         return replace(self, arms=tuple(arms), **cells)
 
-    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "Matrix":
+    def select_rows(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "Matrix":
         """These requests alone, by index or by mask."""
         chosen = np.arange(len(self))[rows]
         arrays = {name: getattr(self, name)[chosen] for name in _ROWS}
@@ -125,7 +125,7 @@ def _matrix(
         tpot = np.asarray([[o.tpot_s for o in row] for row in outcomes], np.float64)
         time_s = ttft + tpot * (tokens[:, None] - 1)
     else:
-        time_s = costs.of(labels).time_s(tau, prompt_tokens, tokens, temperatures > 0)
+        time_s = costs.select(labels).time_s(tau, prompt_tokens, tokens, temperatures > 0)
     return Matrix(
         prompt_ids=tuple(m.prompt_id for m in first),
         kinds=tuple(m.kind for m in first),

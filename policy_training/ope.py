@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.evaluate import Interval
-from policy_training.logged_feedback import Floats, Logged
+from policy_training.logged_feedback import Floats, LoggedFeedback
 
-FEWEST_EFFECTIVE = 200.0
+MIN_EFFECTIVE = 200.0
 """A verdict needs logged decisions worth at least so many drawn by the judged policy itself."""
 
 
@@ -25,28 +25,30 @@ class Estimate:
     """A policy's value with its 95 % bootstrap interval, and the effective number of decisions behind it."""
 
     value: Interval
-    effective: float
+    effective_sample_size: float
 
     @property
     def reliable(self) -> bool:
         """Whether the decisions are enough for a verdict."""
-        return self.effective >= FEWEST_EFFECTIVE
+        return self.effective_sample_size >= MIN_EFFECTIVE
 
 
-def weights(logged: Logged, pi: Floats) -> Floats:
+def weights(logged: LoggedFeedback, pi: Floats) -> Floats:
     """Importance weights [n] of a policy that gives the arms the probabilities `pi` [n, arms]."""
     return np.asarray(pi[np.arange(len(logged)), logged.arm] / logged.propensity)
 
 
-def effective_size(w: Floats) -> float:
+def effective_sample_size(w: Floats) -> float:
     """Kish's effective sample size, (sum w)^2 / sum w^2; 0 where no weight is positive."""
     return float(w.sum() ** 2 / np.square(w).sum()) if w.any() else 0.0
 
 
-def estimate_all(logged: Logged, pi: Floats, q: Floats, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def estimate_all(
+    logged: LoggedFeedback, pi: Floats, q: Floats, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
     """Every estimator's estimate of the policy `pi` [n, arms], with a model of rewards `q` [n, arms]."""
     w = weights(logged, pi)
-    effective = effective_size(w)
+    effective = effective_sample_size(w)
     draws = Bootstrap.of_counts(len(w), resamples, np.random.default_rng(seed))
     found = {}
     for name, terms in _ESTIMATORS.items():
@@ -61,15 +63,15 @@ Terms = tuple[Floats, Floats]
 """Numerators and denominators of the decisions [n]: an estimate is the sum of the ones over the sum of the others."""
 
 
-def _ips(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
+def _ips(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     return w * logged.reward, np.ones_like(w)
 
 
-def _snips(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
+def _snips(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     return w * logged.reward, w
 
 
-def _dm(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
+def _dm(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     return (pi * q).sum(1), np.ones_like(w)
 
 
@@ -82,19 +84,19 @@ def doubly_robust(pi: Floats, q: Floats, w: Floats, arm: npt.NDArray[np.int64], 
     return np.asarray((pi * q).sum(1) + w * (seen - q[np.arange(len(q)), arm]))
 
 
-def _corrected(shrunk: Floats, logged: Logged, pi: Floats, q: Floats) -> Terms:
+def _doubly_robust_terms(shrunk: Floats, logged: LoggedFeedback, pi: Floats, q: Floats) -> Terms:
     return doubly_robust(pi, q, shrunk, logged.arm, logged.reward), np.ones_like(shrunk)
 
 
-def _dr(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
-    return _corrected(w, logged, pi, q)
+def _dr(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
+    return _doubly_robust_terms(w, logged, pi, q)
 
 
-def _switch(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
+def _switch(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     return _least_error([np.where(w <= t, w, 0.0) for t in np.quantile(w, _QUANTILES)], logged, w, pi, q)
 
 
-def _dros(logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
+def _dros(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     return _least_error([s * w / (w**2 + s) for s in _SHRINKAGE], logged, w, pi, q)
 
 
@@ -102,15 +104,15 @@ _QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _SHRINKAGE = tuple(10.0**e for e in range(-1, 7))
 
 
-def _least_error(candidates: Sequence[Floats], logged: Logged, w: Floats, pi: Floats, q: Floats) -> Terms:
+def _least_error(candidates: Sequence[Floats], logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     """The candidate weights of the least estimated squared error: variance, and the square of the bias against DR."""
     full = _dr(logged, w, pi, q)[0]
-    terms = [_corrected(shrunk, logged, pi, q) for shrunk in candidates]
+    terms = [_doubly_robust_terms(shrunk, logged, pi, q) for shrunk in candidates]
     errors = [t.var() / len(w) + (t - full).mean() ** 2 for t, _ in terms]
     return terms[int(np.argmin(errors))]
 
 
-_ESTIMATORS: dict[str, Callable[[Logged, Floats, Floats, Floats], Terms]] = {
+_ESTIMATORS: dict[str, Callable[[LoggedFeedback, Floats, Floats, Floats], Terms]] = {
     "ips": _ips,
     "snips": _snips,
     "dm": _dm,
@@ -121,7 +123,7 @@ _ESTIMATORS: dict[str, Callable[[Logged, Floats, Floats, Floats], Terms]] = {
 ESTIMATORS = tuple(_ESTIMATORS)
 
 
-def reward_model(contexts: npt.NDArray[np.float32], logged: Logged, arms: int, *, folds: int = 5) -> Floats:
+def reward_model(contexts: npt.NDArray[np.float32], logged: LoggedFeedback, arms: int, *, folds: int = 5) -> Floats:
     """A model of rewards q [n, arms]: ridge regression per arm, cross-fitted so that no decision judges itself.
 
     An arm that was hardly taken gets the mean of what was seen of it, or of all.

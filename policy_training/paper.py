@@ -15,13 +15,13 @@ from policy_training import ladder
 from policy_training.alignment import STATISTICS
 from policy_training.dataset import Dataset, DatasetError
 from policy_training.evaluate import Interval
-from policy_training.experiments import Question, interval
+from policy_training.experiments import ExperimentSetup, interval
 from policy_training.learners import learner
 from policy_training.learners.networks import fit_softmax
 from policy_training.learners.policy_gradient import ExactGradient
 from policy_training.matrix import Matrix
 from policy_training.reward import alignment_and_cost
-from policy_training.train import choices, fitted
+from policy_training.train import fitted, policy_probabilities
 from router import policies
 
 Floats = npt.NDArray[np.float64]
@@ -63,42 +63,42 @@ def alignments(data: Dataset, matrix: Matrix, default: str) -> dict[str, Floats]
     return found
 
 
-def sweep(question: Question, alignment: Floats) -> list[Alpha]:
+def sweep(question: ExperimentSetup, alignment: Floats) -> list[Alpha]:
     """The paper's policy at every alpha, on requests whose alignment [n, arms] is known.
 
     The cost of a drafter is 1 less what it adds to a step of the target. The arm without a drafter would always win,
     being its own target: its reward is the constant that makes the choice by reward fastest on the training half.
     """
     known = np.flatnonzero(~np.isnan(alignment).any(1))
-    data, likeness = question.data.take(known), alignment[known]
-    step_s = question.costs.of(data.arms).step_s[:, 0]
+    data, likeness = question.data.select_rows(known), alignment[known]
+    step_s = question.costs.select(data.arms).step_s[:, 0]
     speed = np.clip(2 - step_s / step_s[data.arms.index(question.default)], 0, 1)
     found = []
     for alpha in ALPHAS:
         reward = alignment_and_cost(likeness, speed, alpha)
         rows = [_one_alpha(question, data, likeness, speed, reward, alpha, seed) for seed in question.seeds]
-        question.told()
+        question.on_progress()
         values = {f.name: [getattr(row, f.name) for row in rows] for f in fields(Alpha)}
         found.append(Alpha(**{name: float(np.mean(v)) for name, v in values.items()}))
     return found
 
 
 def _one_alpha(
-    question: Question, data: Matrix, likeness: Floats, speed: Floats, reward: Floats, alpha: float, seed: int
+    question: ExperimentSetup, data: Matrix, likeness: Floats, speed: Floats, reward: Floats, alpha: float, seed: int
 ) -> Alpha:
-    train, test = ladder.halves(data, seed, 0.5)
+    train, test = ladder.split_half(data, seed, 0.5)
     none = data.arms.index(question.default)
     reward = reward.copy()
-    reward[:, none] = _reward_of_none(reward[train], data.time_s[train], none)
+    reward[:, none] = reward_of_no_drafter(reward[train], data.time_s[train], none)
     setting, exact = question.setting(seed), ExactGradient(entropy=_ENTROPY)
     bias = reward[train].mean(0) / _ENTROPY
     with threadpool_limits(1):
-        made = fit_softmax(data.take(train), reward[train], bias, exact.loss, exact.options, setting)
+        made = fit_softmax(data.select_rows(train), reward[train], bias, exact.loss, exact.options, setting)
     manifest = {"kind": made.kind, "arms": list(data.arms), "featurizer": data.featurizer, "options": made.options}
     policy = policies.make({**manifest, "arrays_sha256": "0" * 64}, made.arrays)
-    held = data.take(test)
-    chosen = choices(policy, held)
-    best = data.arms[int(data.take(train).time_s.sum(0).argmin())]
+    held = data.select_rows(test)
+    chosen = policy_probabilities(policy, held)
+    best = data.arms[int(data.select_rows(train).time_s.sum(0).argmin())]
     score = ladder.score(held, chosen, best, question.default)
     drafting = chosen[:, none] < 0.5
     aligned, fast = (
@@ -108,7 +108,7 @@ def _one_alpha(
     return Alpha(alpha, aligned, fast, score.vs_best_fixed, score.vs_plain, float(chosen[:, none].mean()))
 
 
-def _reward_of_none(reward: Floats, time_s: Floats, none: int) -> float:
+def reward_of_no_drafter(reward: Floats, time_s: Floats, none: int) -> float:
     """Of some constants, the one with the least total time when each request takes its arm of the highest reward."""
     drafters = np.delete(reward, none, axis=1)
     best, total = 0.0, np.inf
@@ -121,7 +121,7 @@ def _reward_of_none(reward: Floats, time_s: Floats, none: int) -> float:
     return best
 
 
-def subsets(question: Question, name: str, drafters: Sequence[str]) -> dict[int, Interval]:
+def subsets(question: ExperimentSetup, name: str, drafters: Sequence[str]) -> dict[int, Interval]:
     """Speed-up of the policy over the best fixed engine, by number of drafters beside none; mean over some subsets."""
     found = {}
     rng = np.random.default_rng(0)
@@ -130,19 +130,19 @@ def subsets(question: Question, name: str, drafters: Sequence[str]) -> dict[int,
         some = [every[i] for i in rng.permutation(len(every))[: len(question.seeds)]]
         gains = []
         for seed, chosen in zip(question.seeds, some, strict=False):
-            data = question.data.only([question.default, *chosen])
-            gains.append(ladder.judge(name, ladder.iid(data, seed), question.setting(seed)).vs_best_fixed)
-            question.told()
+            data = question.data.select_arms([question.default, *chosen])
+            gains.append(ladder.evaluate_learner(name, ladder.iid(data, seed), question.setting(seed)).vs_best_fixed)
+            question.on_progress()
         found[size] = interval(gains)
     return found
 
 
-def refused(question: Question, name: str) -> tuple[float, float]:
+def refused(question: ExperimentSetup, name: str) -> tuple[float, float]:
     """Of drafters that are slower than none on a kind: the share of requests they get, and their time over none's."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
-    question.told()
-    test, chosen = split.test, choices(policy, split.test)
+    question.on_progress()
+    test, chosen = split.test, policy_probabilities(policy, split.test)
     kinds, half = np.asarray(test.kinds), test.temperatures > 0
     none = test.arms.index(question.default)
     taken, lost = 0.0, []
@@ -158,13 +158,13 @@ def refused(question: Question, name: str) -> tuple[float, float]:
     return taken / len(test), float(np.mean(lost)) if lost else 1.0
 
 
-def none_where_it_helps(question: Question, name: str) -> tuple[float, float]:
+def none_where_it_helps(question: ExperimentSetup, name: str) -> tuple[float, float]:
     """Share of no drafter where it is the fastest, and where it is not; on held-out requests."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
-    question.told()
+    question.on_progress()
     none = split.test.arms.index(question.default)
-    chosen = choices(policy, split.test)[:, none]
+    chosen = policy_probabilities(policy, split.test)[:, none]
     right = split.test.time_s.argmin(1) == none
     return float(chosen[right].mean()) if right.any() else 0.0, float(chosen[~right].mean())
 

@@ -26,7 +26,7 @@ class _Segment:
 class RecordStore:
     """Segments below `url`, and the events beside them. Raises `DatasetError` where they cannot be read."""
 
-    def __init__(self, url: str, workers: int = 0, most: int = 100_000) -> None:
+    def __init__(self, url: str, workers: int = 0, max_records: int = 100_000) -> None:
         """`workers`: tasks of Ray Data that read segments, on the cluster that Ray is connected to; 0: none.
 
         `most`: of older segments nothing is read once there are so many records.
@@ -35,7 +35,7 @@ class RecordStore:
             self._fs, self._root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise DatasetError(f"{url} cannot be opened: {error}") from error
-        self.url, self._workers, self._most = url, workers, most
+        self.url, self._workers, self._max_records = url, workers, max_records
         self._segments: dict[str, _Segment] = {}
 
     def records(self, since: float = 0.0) -> list[Record]:
@@ -47,7 +47,7 @@ class RecordStore:
         newest_first, kept = sorted(sizes, reverse=True), dict[str, _Segment]()
         for i in range(0, len(newest_first), _AT_ONCE):
             kept |= self._read({name: sizes[name] for name in newest_first[i : i + _AT_ONCE]})
-            if sum(len(segment.records) for segment in kept.values()) >= self._most:
+            if sum(len(segment.records) for segment in kept.values()) >= self._max_records:
                 break
         self._segments = kept
         found = [r for segment in kept.values() for r in segment.records if r.time > since]
@@ -60,7 +60,7 @@ class RecordStore:
             return []
         return decode_events(self._fs.cat_file(path), since)
 
-    def tell(self, event: Event) -> None:
+    def append_event(self, event: Event) -> None:
         """Add an event to what routers told of. Raises OSError."""
         folder = f"{self._root}/online"
         self._fs.makedirs(folder, exist_ok=True)

@@ -10,15 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.costs import ARRAYS, Costs
-from policy_training.dataset import Dataset, DatasetError, lightest
-from policy_training.from_records import by_time, contexts_of, dataset_of, drawn, imputed, logged, paired
-from policy_training.gates import Check, Verdict, offline
-from policy_training.learners.base import Learner, Setting
+from policy_training.dataset import Dataset, DatasetError, smallest_featurizer
+from policy_training.from_records import (
+    by_time,
+    contexts_of,
+    dataset_of,
+    impute_missing_arms,
+    logged_feedback,
+    paired_rows,
+    random_arm_rows,
+)
+from policy_training.gates import Check, Verdict, evaluate_offline
+from policy_training.learners.base import Learner, LearnerSetting
 from policy_training.learners.workers import Workers
 from policy_training.matrix import Matrix, matrix
 from policy_training.ope import reward_model
 from policy_training.train import fitted, train_policy
-from policy_training.unseen import domains_of_kinds, domains_of_records, in_other_words, left_out
+from policy_training.unseen import domains_from_records, domains_from_tasks, leave_domain_out_checks, rewording_checks
 from router.events import Event
 from router.lexical import stored_context
 from router.policies import artifact, read
@@ -26,17 +34,17 @@ from router.policies.base import Policy
 from router.registry import Registry
 from router.types import Record
 
-CALLS_FOR = ("arm_changed", "inputs_changed", "policy_loses")
+RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_loses")
 """Events after which a policy is trained anew, and judged by what came after them."""
 _EARLIER = 0.6
-_MOST_RECORDS = 20_000
+_MAX_RECORDS = 20_000
 BY = "retraining"
 _FAILED_BEFORE = dict.fromkeys(("rewording", "left_out_domain"), "the gate had failed before")
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetrainingPlan:
     """How candidates are made. `featurizer`: None: the active policy's, or else the lightest in the records.
 
     `base`: measured or replayed requests that are learned from beside the records; `reworded`: some of them in other
@@ -50,15 +58,15 @@ class Plan:
     featurizer: str | None = None
     base: Dataset | None = None
     reworded: Dataset | None = None
-    homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    training_domains: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     seed: int = 0
-    prove: bool = True
-    most_records: int = _MOST_RECORDS
+    require_significance: bool = True
+    max_records: int = _MAX_RECORDS
     workers: Workers | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RetrainingResult:
     """`candidate` goes to live traffic, `promoted` is the first of its registry, `refused` failed its gate."""
 
     action: Literal["candidate", "promoted", "refused"]
@@ -75,30 +83,32 @@ def retrain(
     records: Sequence[Record],
     events: Sequence[Event],
     registry: Registry,
-    plan: Plan,
-    told: Callable[[str], None] = lambda what: None,
-) -> Result:
-    """Train on the earlier records, judge by the later ones. Raises `DatasetError`, `PolicyRefused`.
+    plan: RetrainingPlan,
+    on_progress: Callable[[str], None] = lambda what: None,
+) -> RetrainingResult:
+    """Train on the earlier records, judge by the later ones. Raises `DatasetError`, `PolicyRejected`.
 
     What an arm did before it changed is left out, but what the active policy knows of it is not. `told`: called with
     what is being done.
     """
     state = registry.state()
     active = read(registry.active_folder()) if state.active else None
-    data = dataset_of(records[-plan.most_records :], changed_since(events))
+    data = dataset_of(records[-plan.max_records :], changed_since(events))
     known = list(active.arms) if active else []
     arms = known + [arm for arm in data.arms if arm not in known]
-    earlier, later = by_time(data, _EARLIER, since=max((e.time for e in events if e.kind in CALLS_FOR), default=0.0))
-    featurizer = plan.featurizer or (active.featurizer if active else None) or lightest(data)
+    earlier, later = by_time(
+        data, _EARLIER, since=max((e.time for e in events if e.kind in RETRAINING_EVENTS), default=0.0)
+    )
+    featurizer = plan.featurizer or (active.featurizer if active else None) or smallest_featurizer(data)
     costs = _costs(earlier, arms, _costs_of(registry.active_folder()) if active else None)
-    learned = imputed(earlier, arms, featurizer, costs, active)
+    learned = impute_missing_arms(earlier, arms, featurizer, costs, active)
     base = None if plan.base is None else matrix(plan.base, arms, featurizer=featurizer, costs=costs)
     learned = learned if base is None else learned + base
-    setting = Setting(plan.default, costs, plan.seed, homes=plan.homes)
+    setting = LearnerSetting(plan.default, costs, plan.seed, training_domains=plan.training_domains)
     with TemporaryDirectory() as folder:
         artefact = Path(folder) / "policy"
         span = {"from": records[0].time, "to": records[-1].time, "after": state.active}
-        told("training")
+        on_progress("training")
         train_policy(
             learned,
             plan.learner,
@@ -106,25 +116,32 @@ def retrain(
             artefact,
             {"records": len(data.measurements), **span},
         )
-        told("judging by later records")
-        verdict = _judge(read(artefact), active, later, featurizer, plan)
-        unseen, not_made = _unseen(learned, base, data, setting, plan, told) if verdict.passed else ([], _FAILED_BEFORE)
-        verdict = verdict.also(unseen)
+        on_progress("judging by later records")
+        verdict = _gate(read(artefact), active, later, featurizer, plan)
+        unseen, not_made = (
+            _unseen_checks(learned, base, data, setting, plan, on_progress) if verdict.passed else ([], _FAILED_BEFORE)
+        )
+        verdict = verdict.with_checks(unseen)
         reason, counted = _reason(verdict), {"records": len(data.measurements), "dropped": dict(data.dropped)}
         report = {"reason": reason, "gate": verdict.as_json(), "not_made": not_made, **counted}
         id = registry.add(artefact, report, BY)
     if not verdict.passed:
-        registry.refuse(id, BY, reason)
-        return Result("refused", id, report)
+        registry.reject(id, BY, reason)
+        return RetrainingResult("refused", id, report)
     if state.active is None:
         registry.promote(id, BY, reason)
-        return Result("promoted", id, report)
-    registry.begin(id, BY, reason)
-    return Result("candidate", id, report)
+        return RetrainingResult("promoted", id, report)
+    registry.start_shadow(id, BY, reason)
+    return RetrainingResult("candidate", id, report)
 
 
-def _unseen(
-    learned: Matrix, base: Matrix | None, data: Dataset, setting: Setting, plan: Plan, told: Callable[[str], None]
+def _unseen_checks(
+    learned: Matrix,
+    base: Matrix | None,
+    data: Dataset,
+    setting: LearnerSetting,
+    plan: RetrainingPlan,
+    on_progress: Callable[[str], None],
 ) -> tuple[list[Check], dict[str, str]]:
     """Checks on requests that training has not seen; and those that were not made, with the reason."""
 
@@ -135,14 +152,14 @@ def _unseen(
     if plan.reworded is None or base is None:
         not_made["rewording"] = "no data in other words was given, with the same requests in their own (--reworded)"
     else:
-        told("in other words")
+        on_progress("in other words")
         other = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)
-        checks.append(in_other_words(learned, base, other, setting.default, fit))
+        checks.append(rewording_checks(learned, base, other, setting.default, fit))
     try:
         domains = (
-            domains_of_kinds(learned, base) if base is not None else domains_of_records(learned, data, setting.seed)
+            domains_from_tasks(learned, base) if base is not None else domains_from_records(learned, data, setting.seed)
         )
-        checks.append(left_out(learned, domains, fit, lambda name: told(f"without {name}")))
+        checks.append(leave_domain_out_checks(learned, domains, fit, lambda name: on_progress(f"without {name}")))
     except DatasetError as error:
         not_made["left_out_domain"] = str(error)
     return checks, not_made
@@ -153,24 +170,24 @@ def _reason(verdict: Verdict) -> str:
     return "; ".join(failed) if failed and not verdict.passed else "the gate is passed"
 
 
-def _judge(candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: Plan) -> Verdict:
-    rows = drawn(later, featurizer)
+def _gate(candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: RetrainingPlan) -> Verdict:
+    rows = random_arm_rows(later, featurizer)
     if not rows.measurements:
         raise DatasetError("no later record was drawn by a policy: nothing judges the candidate")
     arms = list(candidate.arms)
-    seen, contexts = logged(rows, arms), contexts_of(rows, featurizer)
+    seen, contexts = logged_feedback(rows, arms), contexts_of(rows, featurizer)
     own = _probabilities(candidate, contexts, featurizer, arms)
     before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[seen.arm]
-    times = paired(later, rows, arms)
-    slices = [str(active.bin(stored_context(v, featurizer)) if active else 0) for v in contexts]
-    return offline(
+    times = paired_rows(later, rows, arms)
+    slices = [str(active.cluster(stored_context(v, featurizer)) if active else 0) for v in contexts]
+    return evaluate_offline(
         seen,
         own,
         before,
         reward_model(contexts, seen, len(arms)),
         default=arms.index(plan.default),
         slices=slices,
-        prove=plan.prove,
+        require_significance=plan.require_significance,
         paired=times if np.isfinite(times).all(1).any() else None,
         seed=plan.seed,
     )
@@ -203,7 +220,7 @@ def _costs(data: Dataset, arms: Sequence[str], known: Costs | None) -> Costs:
     if known is None:
         return Costs.fit(data, arms)
     measured = dict(zip(seen, own, strict=True))
-    ratios = [measured[arm].step_s[0, 0] / known.of([arm]).step_s[0, 0] for arm in seen if arm in known.arms]
+    ratios = [measured[arm].step_s[0, 0] / known.select([arm]).step_s[0, 0] for arm in seen if arm in known.arms]
     speed = float(np.median(ratios)) if ratios else 1.0
-    rows = [measured.get(arm) or known.of([arm]).slower(speed) for arm in arms]
+    rows = [measured.get(arm) or known.select([arm]).slower(speed) for arm in arms]
     return Costs(tuple(arms), *(np.concatenate([getattr(row, name) for row in rows]) for name in ARRAYS))

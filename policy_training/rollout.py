@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.bets import Floats, mean_bounds, p_value
+from policy_training.bets import Floats, confidence_bounds, p_value
 from policy_training.gates import MARGIN, Check, as_json
-from policy_training.trial import Saved, Trial, Usual
+from policy_training.trial import BaselineStats, CanaryExperiment, PairedSavings
 
 STAGES = (0.01, 0.1, 0.5)
 """Shares of requests that a candidate decides, one stage after the other, before it decides all."""
@@ -30,9 +30,9 @@ class Limits:
     """
 
     margin: float = MARGIN
-    tail: float = 1.25
+    max_p99_ratio: float = 1.25
     min_requests: int = 50
-    most_requests: int = 4000
+    max_requests: int = 4000
     alpha: float = 0.05
 
 
@@ -51,20 +51,22 @@ class Step:
         return {"action": self.action, "checks": as_json(self.checks)}
 
 
-def online(trial: Trial, usual: Usual, *, since: float, next_share: float, limits: Limits = _LIMITS) -> Step:
+def evaluate_stage(
+    trial: CanaryExperiment, baseline: BaselineStats, *, since: float, next_share: float, limits: Limits = _LIMITS
+) -> Step:
     """What to do with a candidate; `trial`: of all its stages, of which this one began at `since`.
 
     advance: what it may lose, at the share that comes next, is within the margin of all time; before it decides all,
     a gain is proven. roll_back: it is worse beyond the margin, fails more or has a longer tail; or it is undecided
     after `most_requests`, since what is not provably better is not worth a change.
     """
-    low, harms = _judged(trial, usual, limits)
+    low, harms = _gain_and_harms(trial, baseline, limits)
     said, needed = harms[0].why, 0.0 if next_share >= 1.0 else -limits.margin / next_share
-    own, requests = int(trial.own.sum()), int((trial.own & (trial.time > since)).sum())
+    own, requests = int(trial.by_candidate.sum()), int((trial.by_candidate & (trial.time > since)).sum())
     proven, enough = low > needed, requests >= limits.min_requests
-    undecided = own >= limits.most_requests and not proven
+    undecided = own >= limits.max_requests and not proven
     counted = f"undecided after {own} requests" if undecided else f"{requests} requests"
-    bound = limits.most_requests if undecided else limits.min_requests
+    bound = limits.max_requests if undecided else limits.min_requests
     gain = Check("gain", proven, low, needed, said)
     checks = (*harms, gain, Check("requests", enough and not undecided, requests, bound, counted))
     if bad := [harm.why for harm in harms if not harm.passed] or [f"{counted}: {said}"] * undecided:
@@ -72,52 +74,54 @@ def online(trial: Trial, usual: Usual, *, since: float, next_share: float, limit
     return Step("advance" if proven and enough else "hold", checks, said)
 
 
-def after(trial: Trial, usual: Usual, limits: Limits = _LIMITS) -> Step:
+def evaluate_holdout(trial: CanaryExperiment, baseline: BaselineStats, limits: Limits = _LIMITS) -> Step:
     """Whether a promoted policy, the `candidate` of this trial, must go back to the one before it, which still decides
     the rest of the requests: it is worse beyond the margin, fails more or has a longer tail."""
-    harms = _judged(trial, usual, limits)[1]
+    harms = _gain_and_harms(trial, baseline, limits)[1]
     bad = [harm.why for harm in harms if not harm.passed]
     return Step("roll_back" if bad else "hold", harms, "; ".join(bad) or harms[0].why)
 
 
-def _judged(trial: Trial, usual: Usual, limits: Limits) -> tuple[float, tuple[Check, ...]]:
+def _gain_and_harms(
+    trial: CanaryExperiment, baseline: BaselineStats, limits: Limits
+) -> tuple[float, tuple[Check, ...]]:
     """The lower bound of the gain, and the harms: that of time errs with half of alpha, the others with a sixth."""
-    saved = usual.saved(trial)
-    bounds = mean_bounds(saved.x, saved.least, saved.most, limits.alpha)
-    low, high = (bound / usual.mean for bound in bounds)
-    said = _said(saved, bounds)
+    saved = baseline.savings(trial)
+    bounds = confidence_bounds(saved.per_request, saved.max_below, saved.max_above, limits.alpha)
+    low, high = (bound / baseline.mean for bound in bounds)
+    said = _describe_savings(saved, bounds)
     alpha = limits.alpha / 6
-    p = p_value(*trial.more(trial.failed))
+    p = p_value(*trial.excess_rate(trial.failed))
     return low, (
         Check("not_worse", high >= -limits.margin, high, -limits.margin, said),
-        Check("failures", p > alpha, p, alpha, f"fails {_shares(trial, trial.failed)}"),
-        _tail("p99_tpot", trial, trial.tpot_s, limits.tail * usual.scale_s, alpha),
-        _tail("p99_ttft", trial, trial.ttft_s, limits.tail * usual.ttft_p99_s, alpha),
+        Check("failures", p > alpha, p, alpha, f"fails {_describe_rates(trial, trial.failed)}"),
+        _tail("p99_tpot", trial, trial.tpot_s, limits.max_p99_ratio * baseline.scale_s, alpha),
+        _tail("p99_ttft", trial, trial.ttft_s, limits.max_p99_ratio * baseline.ttft_p99_s, alpha),
     )
 
 
-def _said(saved: Saved, bounds: tuple[float, float]) -> str:
+def _describe_savings(saved: PairedSavings, bounds: tuple[float, float]) -> str:
     """What is saved, in words: as a share of what the active policy takes now. Stages count by what they tell."""
-    if not len(saved.x):
+    if not len(saved.per_request):
         return "nothing is known yet"
-    now = float(np.average(saved.of, weights=1.0 / saved.least))
-    middle = float(np.average(saved.x, weights=1.0 / saved.least))
+    now = float(np.average(saved.baseline, weights=1.0 / saved.max_below))
+    middle = float(np.average(saved.per_request, weights=1.0 / saved.max_below))
     middle, low, high = (value / now for value in (middle, *bounds))
     return f"saves {middle:.1%} of the time, between {low:.1%} and {high:.1%} at every look so far"
 
 
-def _tail(name: str, trial: Trial, times_s: Floats, limit_s: float, alpha: float) -> Check:
+def _tail(name: str, trial: CanaryExperiment, times_s: Floats, limit_s: float, alpha: float) -> Check:
     """Its P99 is beyond the limit, and it is beyond it more often than the other policy is now: both are shown."""
     beyond = times_s > limit_s
-    p = max(p_value(*trial.more(beyond)), p_value(trial.weights[0] * beyond - _BEYOND, _BEYOND))
+    p = max(p_value(*trial.excess_rate(beyond)), p_value(trial.weights[0] * beyond - _BEYOND, _BEYOND))
     return Check(
-        name, p > alpha, p, alpha, f"{name.replace('_', ' ')}: beyond {limit_s:.4g} s {_shares(trial, beyond)}"
+        name, p > alpha, p, alpha, f"{name.replace('_', ' ')}: beyond {limit_s:.4g} s {_describe_rates(trial, beyond)}"
     )
 
 
-def _shares(trial: Trial, happened: npt.NDArray[np.bool_]) -> str:
+def _describe_rates(trial: CanaryExperiment, occurred: npt.NDArray[np.bool_]) -> str:
     """How often something happened to either policy's requests, in words."""
     if not len(trial):
         return "unknown"
-    ours, theirs = (float(np.mean(w * happened)) for w in trial.weights)
+    ours, theirs = (float(np.mean(w * occurred)) for w in trial.weights)
     return f"in {ours:.2%} of the requests, the other policy in {theirs:.2%}"

@@ -10,18 +10,24 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from router.openai import cut
-from router.static_encoder import MOST_CHARS, TOKENIZER, VECTORS
+from router.openai import truncate
+from router.static_encoder import MAX_CHARS, TOKENIZER, VECTORS
 
 Floats = npt.NDArray[np.float32]
-Told = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 """Called with the share of the work that is done."""
 _BATCH = 64
 _EPOCHS = 15
 
 
-def distil(
-    encoder: Path, texts: Sequence[str], dimension: int, out: Path, *, seed: int = 0, told: Told = lambda share: None
+def distill_encoder(
+    encoder: Path,
+    texts: Sequence[str],
+    dimension: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    on_progress: ProgressCallback = lambda share: None,
 ) -> dict[str, float]:
     """Write a vector for every token of the encoder; returns how alike held-out texts are to it (mean cosine).
 
@@ -37,12 +43,14 @@ def distil(
     tokenizer.no_padding()
     tokenizer.no_truncation()
     words = [str(tokenizer.id_to_token(i)).removeprefix("##") for i in range(tokenizer.get_vocab_size())]
-    said = _encoded(teacher, [*texts, *words], told)
+    said = _encoded(teacher, [*texts, *words], on_progress)
     directions = TruncatedSVD(dimension, random_state=seed).fit(said[: len(texts)])
     goal = directions.transform(said[: len(texts)])
     # A token's place in the vocabulary follows its frequency (Zipf's law).
     start = directions.transform(said[len(texts) :]) * np.log(1 + np.arange(len(words)))[:, None] / np.log(len(words))
-    ids = [e.ids for e in tokenizer.encode_batch([cut(text, MOST_CHARS) for text in texts], add_special_tokens=False)]
+    ids = [
+        e.ids for e in tokenizer.encode_batch([truncate(text, MAX_CHARS) for text in texts], add_special_tokens=False)
+    ]
     vectors, alike = _fitted(start.astype(np.float32), ids, goal.astype(np.float32), seed)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / TOKENIZER))
@@ -50,16 +58,16 @@ def distil(
     kept = float(directions.explained_variance_ratio_.sum())
     card = {"encoder": encoder.name, "texts": len(texts), "dimension": dimension, "seed": seed, **alike}
     (out / "card.json").write_text(json.dumps({**card, "variance_kept": kept}, indent=2) + "\n")
-    told(1.0)
+    on_progress(1.0)
     return alike
 
 
-def _encoded(teacher: Any, texts: Sequence[str], told: Told) -> Floats:
+def _encoded(teacher: Any, texts: Sequence[str], on_progress: ProgressCallback) -> Floats:
     found = np.empty((len(texts), teacher.get_embedding_dimension()), np.float32)
     for i in range(0, len(texts), _BATCH):
         some = list(texts[i : i + _BATCH])
         found[i : i + _BATCH] = teacher.encode(some, normalize_embeddings=True, show_progress_bar=False)
-        told(0.9 * i / len(texts))
+        on_progress(0.9 * i / len(texts))
     return found
 
 

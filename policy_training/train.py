@@ -10,7 +10,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from policy_training.dataset import DatasetError
-from policy_training.learners.base import Learner, Setting
+from policy_training.learners.base import Learner, LearnerSetting
 from policy_training.matrix import Matrix
 from router import policies
 from router.lexical import stored_context
@@ -18,11 +18,11 @@ from router.policies import artifact
 from router.policies.base import Policy
 from router.policies.shapes import Arrays
 
-FEWEST_REQUESTS = 16
+MIN_TRAINING_REQUESTS = 16
 """Fewer tell nothing of kinds of text: a policy of so few is refused."""
 
 
-def fit(data: Matrix, learner: Learner, setting: Setting) -> tuple[dict[str, Any], Arrays]:
+def fit(data: Matrix, learner: Learner, setting: LearnerSetting) -> tuple[dict[str, Any], Arrays]:
     """Manifest and arrays of a policy that is fitted to `data`. Raises `DatasetError` for data that cannot make one.
 
     On one thread: on matrices this small, threads wait for each other longer than they compute, and sums must not
@@ -43,20 +43,20 @@ def fit(data: Matrix, learner: Learner, setting: Setting) -> tuple[dict[str, Any
             "requests": len(data),
             "kinds": sorted(set(data.kinds)),
             "dropped": data.dropped,
-            "costs": setting.costs.of(data.arms).as_json(),
+            "costs": setting.costs.select(data.arms).as_json(),
         },
     }
     return manifest, made.arrays
 
 
-def fitted(data: Matrix, learner: Learner, setting: Setting) -> Policy:
+def fitted(data: Matrix, learner: Learner, setting: LearnerSetting) -> Policy:
     """The policy itself, as the router would read it."""
     manifest, arrays = fit(data, learner, setting)
     return policies.make({**manifest, "arrays_sha256": "0" * 64}, arrays)
 
 
 def train_policy(
-    data: Matrix, learner: Learner, setting: Setting, out: Path, provenance: dict[str, Any]
+    data: Matrix, learner: Learner, setting: LearnerSetting, out: Path, provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Fit a policy and write its artefact to `out`; returns the manifest."""
     manifest, arrays = fit(data, learner, setting)
@@ -71,16 +71,17 @@ def _check(data: Matrix, default: str) -> None:
         raise DatasetError("the data has no contexts of one featurizer")
     if default not in data.arms:
         raise DatasetError(f"the default engine {default!r} was not measured (measured: {', '.join(data.arms)})")
-    if len(data) < FEWEST_REQUESTS or len(data.arms) < 2:
+    if len(data) < MIN_TRAINING_REQUESTS or len(data.arms) < 2:
         raise DatasetError(
-            f"{len(data)} usable requests under {len(data.arms)} arms are too few: at least {FEWEST_REQUESTS} requests "
+            f"{len(data)} usable requests under {len(data.arms)} arms are too few: at least "
+            f"{MIN_TRAINING_REQUESTS} requests "
             f"under 2 arms are needed (dropped: {data.dropped})"
         )
     if not (np.isfinite(data.time_s).all() and np.isfinite(data.contexts).all()):
         raise DatasetError("times or contexts hold values that are not finite")
 
 
-def choices(policy: Policy, data: Matrix) -> npt.NDArray[np.float64]:
+def policy_probabilities(policy: Policy, data: Matrix) -> npt.NDArray[np.float64]:
     """The probabilities that served: shape [n, arms], in the arms' order of `data`."""
     if policy.featurizer is not None and (data.contexts is None or data.featurizer != policy.featurizer):
         raise DatasetError(f"the policy needs contexts of {policy.featurizer!r}, the data has {data.featurizer!r}")

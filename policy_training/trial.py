@@ -21,17 +21,17 @@ from policy_training.bets import Floats
 from policy_training.ope import doubly_robust, predict, ridge
 from router.types import Decision, Record
 
-FEWEST_EARLIER = 100
+MIN_EARLIER = 100
 """Earlier requests, for a trial to be compared with what was usual."""
 
 _FAILED = ("engine_error", "timeout", "broken")
 _NOT_THEIRS = ("client_error", "cancelled")
 _CLIPPED, _RANGE = 0.99, (0.05, 0.95)
-_FEWEST_OF_ARM, _MOST_EARLIER, _MOST_USUAL = 10, 4000, 1000
+_MIN_OF_ARM, _MAX_EARLIER, _MAX_BASELINE = 10, 4000, 1000
 
 
 @dataclass(frozen=True)
-class Trial:
+class CanaryExperiment:
     """Requests in order of `time` [n], in seconds since the epoch. Durations in seconds, NaN where undefined.
 
     `share` [n]: the probability that the candidate was drawn, `own` [n]: whether it was. `candidate`, `active`
@@ -41,7 +41,7 @@ class Trial:
 
     time: Floats
     share: Floats
-    own: npt.NDArray[np.bool_]
+    by_candidate: npt.NDArray[np.bool_]
     candidate: Floats
     active: Floats
     arm: npt.NDArray[np.int64]
@@ -59,13 +59,15 @@ class Trial:
     def __len__(self) -> int:
         return len(self.arm)
 
-    def first(self, n: int) -> "Trial":
+    def head(self, n: int) -> "CanaryExperiment":
         """Its first n requests."""
-        return Trial(**{name: x[:n] for name, x in vars(self).items() if name in self.__dataclass_fields__})
+        return CanaryExperiment(**{name: x[:n] for name, x in vars(self).items() if name in self.__dataclass_fields__})
 
-    def swapped(self) -> "Trial":
+    def swapped(self) -> "CanaryExperiment":
         """The same, with the roles of the two exchanged."""
-        return replace(self, share=1.0 - self.share, own=~self.own, candidate=self.active, active=self.candidate)
+        return replace(
+            self, share=1.0 - self.share, by_candidate=~self.by_candidate, candidate=self.active, active=self.candidate
+        )
 
     @cached_property
     def weights(self) -> tuple[Floats, Floats]:
@@ -75,14 +77,14 @@ class Trial:
         p = self.share * ours + (1.0 - self.share) * theirs
         return ours / p, theirs / p
 
-    def more(self, happened: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    def excess_rate(self, occurred: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """(x, least) [n]: how much more often it happens to the candidate's requests, and -x at most."""
         ours, theirs = self.weights
-        return (ours - theirs) * happened, 1.0 / (1.0 - self.share)
+        return (ours - theirs) * occurred, 1.0 / (1.0 - self.share)
 
 
 @dataclass(frozen=True, slots=True)
-class Usual:
+class BaselineStats:
     """What was usual before a trial. Being known before, it favours nobody.
 
     `scale_s`: P99 of TPOT; times beyond count alike, since the tail is looked at apart. `mean`: of TPOT in this unit.
@@ -96,7 +98,7 @@ class Usual:
     ttft_p99_s: float
 
     @classmethod
-    def of(cls, tpot_s: Floats, ttft_s: Floats, expected_s: Floats) -> "Usual":
+    def from_earlier(cls, tpot_s: Floats, ttft_s: Floats, expected_s: Floats) -> "BaselineStats":
         """Of earlier requests [n]. Raises ValueError where no TPOT or no TTFT is known."""
         if not (np.isfinite(tpot_s).any() and np.isfinite(ttft_s).any()):
             raise ValueError("no time is known: give earlier finished requests")
@@ -105,35 +107,37 @@ class Usual:
         mean = float(np.nanmean(np.minimum(tpot_s / scale_s, 1.0)))
         return cls(scale_s, mean, float(low), float(high), float(np.nanquantile(ttft_s, _CLIPPED)))
 
-    def saved(self, trial: Trial) -> "Saved":
+    def savings(self, experiment: CanaryExperiment) -> "PairedSavings":
         """What the candidate saves. A failed request takes 1: failing is no way to be fast. Requests without a TPOT
         are left out."""
-        known = trial.failed | np.isfinite(trial.tpot_s)
-        t = np.where(trial.failed, 1.0, np.minimum(trial.tpot_s / self.scale_s, 1.0))[known]
-        h = np.clip(trial.expected_s[known] / self.scale_s, self.low, self.high)
+        known = experiment.failed | np.isfinite(experiment.tpot_s)
+        t = np.where(experiment.failed, 1.0, np.minimum(experiment.tpot_s / self.scale_s, 1.0))[known]
+        h = np.clip(experiment.expected_s[known] / self.scale_s, self.low, self.high)
         ours, theirs = (
-            doubly_robust(pi[known], h, w[known], trial.arm[known], t)
-            for pi, w in zip((trial.candidate, trial.active), trial.weights, strict=True)
+            doubly_robust(pi[known], h, w[known], experiment.arm[known], t)
+            for pi, w in zip((experiment.candidate, experiment.active), experiment.weights, strict=True)
         )
-        share, width = trial.share[known], self.high - self.low
+        share, width = experiment.share[known], self.high - self.low
         # share * w_candidate + (1 - share) * w_active = 1, so what is saved is a line in one of them, from end to end.
         longest, shortest = 1.0 - self.low, self.high
         least = width + np.maximum(longest / share, shortest / (1.0 - share))
-        return Saved(theirs - ours, least, width + np.maximum(shortest / share, longest / (1.0 - share)), theirs)
+        return PairedSavings(
+            theirs - ours, least, width + np.maximum(shortest / share, longest / (1.0 - share)), theirs
+        )
 
 
-class Saved(NamedTuple):
+class PairedSavings(NamedTuple):
     """Time saved on each request `x` [n], in the unit of `Usual.scale_s`: unbiased, between `-least` and `most`;
     `of`: what the active policy takes, unbiased too."""
 
-    x: Floats
-    least: Floats
-    most: Floats
-    of: Floats
+    per_request: Floats
+    max_below: Floats
+    max_above: Floats
+    baseline: Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedTpot:
     """TPOT by context and arm, as earlier requests had it: ridge regression. `weights` [d + 1, arms]."""
 
     centre: Floats
@@ -143,43 +147,47 @@ class Expected:
     @classmethod
     def fit(
         cls, contexts: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], tpot_s: Floats, arms: int
-    ) -> "Expected":
+    ) -> "ExpectedTpot":
         """Of requests [n]; an arm that was hardly seen is expected to take what all take in the mean."""
         centre, scale = contexts.mean(0).astype(np.float64), contexts.std(0) + 1e-6
         usual = np.full(arms, tpot_s.mean())
-        return cls(centre, scale, ridge((contexts - centre) / scale, arm, tpot_s, usual, fewest=_FEWEST_OF_ARM))
+        return cls(centre, scale, ridge((contexts - centre) / scale, arm, tpot_s, usual, fewest=_MIN_OF_ARM))
 
     def __call__(self, contexts: npt.NDArray[np.float32]) -> Floats:
         """Seconds [n, arms]; not below 0."""
         return np.maximum(predict((contexts - self.centre) / self.scale, self.weights), 0.0)
 
 
-def trial_of(records: Sequence[Record], began: float, candidate: str) -> tuple[Trial, Usual] | None:
+def canary_experiment(
+    records: Sequence[Record], began: float, candidate: str
+) -> tuple[CanaryExperiment, BaselineStats] | None:
     """The trial of a candidate, by its policy's id, that began at a time; `records` in order of time.
 
     It is compared with what serves beside it: the active policy, or the engine that serves while that is put aside.
     None while it has no request, or too few earlier ones are there.
     """
-    rows = [r for r in records if r.time > began and _is_of(r, candidate)]
+    rows = [r for r in records if r.time > began and _is_in_experiment(r, candidate)]
     if not rows or rows[0].context is None:
         return None
     featurizer = rows[0].context.featurizer
     rows, seen = (
         [r for r in some if r.context is not None and r.context.featurizer == featurizer]
-        for some in (rows, [r for r in records if r.time <= began and _tells(r)][-_MOST_EARLIER:])
+        for some in (rows, [r for r in records if r.time <= began and _is_timed(r)][-_MAX_EARLIER:])
     )
-    usual = [i for i, r in enumerate(seen) if r.decision.reason == "policy"][-_MOST_USUAL:]
-    if len(usual) < FEWEST_EARLIER:
+    usual = [i for i, r in enumerate(seen) if r.decision.reason == "policy"][-_MAX_BASELINE:]
+    if len(usual) < MIN_EARLIER:
         return None
     arms = sorted({arm for r in (*rows, *seen) for arm in r.decision.probabilities})
     taken, contexts = np.asarray([arms.index(r.decision.arm) for r in seen]), _contexts(seen)
     tpot_s, ttft_s = _times(seen)
-    model = Expected.fit(contexts, taken, tpot_s, len(arms))
+    model = ExpectedTpot.fit(contexts, taken, tpot_s, len(arms))
     expected_s = model(contexts)[np.arange(len(seen)), taken]
-    return _trial(rows, candidate, arms, model), Usual.of(tpot_s[usual], ttft_s[usual], expected_s[usual])
+    return _build_experiment(rows, candidate, arms, model), BaselineStats.from_earlier(
+        tpot_s[usual], ttft_s[usual], expected_s[usual]
+    )
 
 
-def _is_of(record: Record, candidate: str) -> bool:
+def _is_in_experiment(record: Record, candidate: str) -> bool:
     """Whether two in service might have decided a request, it and another, and no client is to blame for the end."""
     made = record.decision
     return (
@@ -192,13 +200,15 @@ def _is_of(record: Record, candidate: str) -> bool:
     )
 
 
-def _tells(record: Record) -> bool:
+def _is_timed(record: Record) -> bool:
     """Whether it says how long an arm took."""
     known = record.outcome.status == "ok" and record.outcome.tpot_s is not None and record.context is not None
     return known and record.decision.reason in ("policy", "shadow")
 
 
-def _trial(rows: Sequence[Record], candidate: str, arms: Sequence[str], model: Expected) -> Trial:
+def _build_experiment(
+    rows: Sequence[Record], candidate: str, arms: Sequence[str], model: ExpectedTpot
+) -> CanaryExperiment:
     made = [r.decision for r in rows]
     own = np.asarray([one.policy == candidate for one in made])
     drawn = np.asarray([one.policy_share for one in made])
@@ -207,7 +217,7 @@ def _trial(rows: Sequence[Record], candidate: str, arms: Sequence[str], model: E
         for some in ([one.probabilities for one in made], [_other(one) for one in made])
     )
     ours, theirs = (np.where(own[:, None], *both) for both in ((mine, other), (other, mine)))
-    return Trial(
+    return CanaryExperiment(
         np.asarray([r.time for r in rows]), np.where(own, drawn, 1.0 - drawn), own, ours, theirs,
         np.asarray([arms.index(one.arm) for one in made]), model(_contexts(rows)), *_times(rows),
         np.asarray([r.outcome.status in _FAILED for r in rows]),

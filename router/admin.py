@@ -9,13 +9,13 @@ import orjson
 from pydantic import Field, ValidationError
 
 from engines.config import Model
-from router.asgi import AsgiReply, Asked
-from router.errors import BadRequest, NotAllowed, PolicyRefused, RegistryFailed
+from router.asgi import AsgiSink, HttpRequest
+from router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
 from router.events import EventLog
 from router.explain import explain
-from router.keys import Key, Keyring, need
+from router.keys import Key, Keyring, require_scope
 from router.openai import parse
-from router.overview import Overview
+from router.overview import FleetStatus
 from router.parts import Parts
 from router.registry import Registry, RegistryState
 
@@ -44,7 +44,7 @@ class Owner(Protocol):
         """What `/ready` shows."""
 
     async def broadcast_policy(self, name: str) -> list[str]:
-        """Take a policy into service on every replica; their ids. Raises `PolicyRefused`."""
+        """Take a policy into service on every replica; their ids. Raises `PolicyRejected`."""
 
     async def metrics(self) -> str:
         """The Prometheus page of the whole fleet."""
@@ -64,15 +64,15 @@ class PolicyChange(Model):
     reason: str = Field("", max_length=500)
 
     @property
-    def names_one(self) -> bool:
+    def takes_id(self) -> bool:
         """Whether `id` says which policy is meant."""
         return self.action not in ("unpin", "rollback")
 
-    def make(self, registry: Registry, by: str) -> None:
-        """Change the registry. Raises `PolicyRefused`, and OSError when the disk fails."""
+    def apply(self, registry: Registry, by: str) -> None:
+        """Change the registry. Raises `PolicyRejected`, and OSError when the disk fails."""
         if self.action == "canary":
-            registry.advance(self.id, self.share, by, self.reason, begin=True)
-        elif self.names_one:
+            registry.set_canary_share(self.id, self.share, by, self.reason, start=True)
+        elif self.takes_id:
             getattr(registry, self.action)(self.id, by, self.reason)
         else:
             getattr(registry, self.action)(by, self.reason)
@@ -84,10 +84,10 @@ class AdminPages:
     def __init__(self, parts: Parts, owner: Owner, keys: Keyring, max_json_depth: int, model: str) -> None:
         self._parts, self._owner, self._keys = parts, owner, keys
         self._max_json_depth = max_json_depth
-        self._overview = Overview(parts, model, owner.registry)
+        self._fleet_status = FleetStatus(parts, model, owner.registry)
 
     @property
-    def pages(self) -> dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]]:
+    def pages(self) -> dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]]:
         """By method and path."""
         return {
             ("POST", "/v1/route/explain"): self._explain,
@@ -98,50 +98,50 @@ class AdminPages:
             ("POST", "/v1/route/policies"): self._change_policies,
         }
 
-    def _admin(self, asked: Asked, what: str) -> Key:
-        key = self._keys.authenticate(asked.named.get("authorization"))
-        need(key, "admin", what)
+    def _require_admin(self, http_request: HttpRequest, action: str) -> Key:
+        key = self._keys.authenticate(http_request.header_values.get("authorization"))
+        require_scope(key, "admin", action)
         return key
 
-    def _changer(self, asked: Asked, what: str) -> Key:
-        key = self._admin(asked, what)
+    def _require_admin_key(self, http_request: HttpRequest, action: str) -> Key:
+        key = self._require_admin(http_request, action)
         if not self._keys:
             raise NotAllowed("this needs keys: without them anybody could do it", code="keys_needed")
         return key
 
-    async def _explain(self, asked: Asked, reply: AsgiReply) -> None:
-        key = self._admin(asked, "to explain")
-        if (body := await asked.body()) is not None:
+    async def _explain(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        key = self._require_admin(http_request, "to explain")
+        if (body := await http_request.body()) is not None:
             request = parse(CHAT, body, self._max_json_depth)
             await reply.json(200, await explain(self._parts, request, key.objective, key.explore))
 
-    async def _state(self, asked: Asked, reply: AsgiReply) -> None:
-        self._admin(asked, "the state")
-        shown = {"keys": bool(self._keys), **await self._overview.state()}
+    async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin(http_request, "the state")
+        shown = {"keys": bool(self._keys), **await self._fleet_status.state()}
         await reply.json(200, shown, [("cache-control", "no-store")])
 
-    async def _events(self, asked: Asked, reply: AsgiReply) -> None:
-        self._admin(asked, "the events")
+    async def _events(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin(http_request, "the events")
         await reply.json(
             200, {"object": "list", "data": [asdict(event) for event in reversed(self._owner.events.recent)]}
         )
 
-    async def _policies(self, asked: Asked, reply: AsgiReply) -> None:
-        self._admin(asked, "the policies")
+    async def _policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin(http_request, "the policies")
         await self._show_policies(reply)
 
-    async def _show_policies(self, reply: AsgiReply) -> None:
+    async def _show_policies(self, reply: AsgiSink) -> None:
         await reply.json(200, (await self._read()).model_dump(mode="json", by_alias=True))
 
     async def _read(self) -> RegistryState:
         try:
             return await asyncio.to_thread(self._registry().state)
-        except PolicyRefused as error:
+        except PolicyRejected as error:
             raise RegistryFailed(str(error), code="registry_damaged") from error
 
-    async def _change_policies(self, asked: Asked, reply: AsgiReply) -> None:
-        key = self._changer(asked, "to change the policies")
-        if (body := await asked.body()) is None:
+    async def _change_policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        key = self._require_admin_key(http_request, "to change the policies")
+        if (body := await http_request.body()) is None:
             return
         try:
             change = PolicyChange.model_validate_json(body)
@@ -150,9 +150,9 @@ class AdminPages:
             raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))[:_LONGEST_NAME] or None) from None
         await self._read()  # where it is damaged, no change is at fault
         try:
-            await asyncio.to_thread(change.make, self._registry(), f"key {key.name}")
-        except PolicyRefused as error:
-            param = "id" if change.names_one else None
+            await asyncio.to_thread(change.apply, self._registry(), f"key {key.name}")
+        except PolicyRejected as error:
+            param = "id" if change.takes_id else None
             raise BadRequest(str(error), param=param, code="policy_refused") from error
         except OSError as error:
             raise RegistryFailed(f"the registry cannot be changed: {error.strerror}", code="registry_failed") from error
@@ -163,9 +163,9 @@ class AdminPages:
             raise BadRequest("router.policy names no registry (draftpick policies add FOLDER)", code="no_registry")
         return self._owner.registry
 
-    async def _use_policy(self, asked: Asked, reply: AsgiReply) -> None:
-        self._changer(asked, "to change the policy")
-        if (body := await asked.body()) is None:
+    async def _use_policy(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin_key(http_request, "to change the policy")
+        if (body := await http_request.body()) is None:
             return
         try:
             name = orjson.loads(body)["policy"]
@@ -175,5 +175,5 @@ class AdminPages:
             raise BadRequest("policy must be a name or a folder", param="policy")
         try:
             await reply.json(200, {"policies": await self._owner.broadcast_policy(name)})
-        except PolicyRefused as error:
+        except PolicyRejected as error:
             raise BadRequest(str(error), param="policy", code="policy_refused") from error

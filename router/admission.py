@@ -15,11 +15,11 @@ PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class QueuedRequest:
     key: str
     priority: int
-    number: int
-    turn: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    sequence: int
+    admitted: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Admission:
@@ -31,11 +31,11 @@ class Admission:
 
     def __init__(self, limits: LimitsConfig | None = None) -> None:
         self.limits = limits or LimitsConfig()
-        self.held: Counter[str] = Counter()
+        self.slots_by_key: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.in_flight, self._queued = 0, 0
         self._numbers = count()
-        self._queue: dict[int, dict[str, deque[_Waiting]]] = {}
+        self._queue: dict[int, dict[str, deque[QueuedRequest]]] = {}
 
     @property
     def queued(self) -> int:
@@ -47,43 +47,43 @@ class Admission:
         return {"in_flight": self.in_flight, "queued": self._queued, **self.counts}
 
     @asynccontextmanager
-    async def place(self, key: str = "", priority: int = 0, deadline: float | None = None) -> AsyncIterator[None]:
+    async def slot(self, key: str = "", priority: int = 0, deadline: float | None = None) -> AsyncIterator[None]:
         """A place for as long as the block runs. Raises `Overloaded`, or `TimedOut` at `deadline` (perf_counter)."""
         if self.in_flight < self.limits.max_in_flight and not self._queued:
             self.in_flight += 1
         else:
             await self._wait(key, priority, deadline)
-        self.held[key] += 1
+        self.slots_by_key[key] += 1
         try:
             yield
         finally:
-            self.held[key] -= 1
-            if not self.held[key]:
-                del self.held[key]
-            self._pass_on()
+            self.slots_by_key[key] -= 1
+            if not self.slots_by_key[key]:
+                del self.slots_by_key[key]
+            self._admit_next()
 
     def configure(self, limits: LimitsConfig) -> None:
         """Take other limits; those who wait get the places that become free by it."""
         self.limits = limits
         while self._queued and self.in_flight < limits.max_in_flight:
             self.in_flight += 1
-            self._pass_on()
+            self._admit_next()
 
     async def _wait(self, key: str, priority: int, deadline: float | None) -> None:
-        waiting = _Waiting(key, priority, next(self._numbers))
+        queued = QueuedRequest(key, priority, next(self._numbers))
         if self._queued >= self.limits.max_queued:
-            self._shed(waiting)
-        self._queue.setdefault(priority, {}).setdefault(key, deque()).append(waiting)
+            self._shed(queued)
+        self._queue.setdefault(priority, {}).setdefault(key, deque()).append(queued)
         self._queued += 1
         left_s = float("inf") if deadline is None else deadline - time.perf_counter()
         try:
             async with asyncio.timeout(min(self.limits.queue_timeout_s, left_s)):
-                await waiting.turn
+                await queued.admitted
         except BaseException as error:
-            if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
-                self._pass_on()  # its turn came while it was leaving
+            if queued.admitted.done() and not queued.admitted.cancelled() and queued.admitted.exception() is None:
+                self._admit_next()  # its turn came while it was leaving
             else:
-                self._remove(waiting)
+                self._remove(queued)
             if not isinstance(error, TimeoutError):
                 raise
             self.counts["waited_too_long"] += 1
@@ -94,41 +94,41 @@ class Admission:
     def _overloaded(self) -> Overloaded:
         return Overloaded("too many requests", retry_after_s=self.limits.retry_after_s)
 
-    def _shed(self, newcomer: _Waiting) -> None:
+    def _shed(self, arriving: QueuedRequest) -> None:
         """Make room in a full queue. Raises `Overloaded` when the newcomer is the cheapest to lose."""
         self.counts["refused"] += 1
-        lowest = min(self._queue, default=newcomer.priority)
+        lowest = min(self._queue, default=arriving.priority)
         keys = self._queue.get(lowest, {})
         loser = max(keys, key=lambda k: len(keys[k]), default=None)
-        own = len(keys.get(newcomer.key, ())) + 1
-        if loser is None or lowest > newcomer.priority or (lowest == newcomer.priority and len(keys[loser]) <= own):
+        own = len(keys.get(arriving.key, ())) + 1
+        if loser is None or lowest > arriving.priority or (lowest == arriving.priority and len(keys[loser]) <= own):
             raise self._overloaded()
         victim = keys[loser][-1]
         self._remove(victim)
-        if not victim.turn.done():
-            victim.turn.set_exception(self._overloaded())
+        if not victim.admitted.done():
+            victim.admitted.set_exception(self._overloaded())
 
-    def _remove(self, waiting: _Waiting) -> None:
+    def _remove(self, queued: QueuedRequest) -> None:
         """Take a request out of the queue, if it is there."""
-        keys = self._queue.get(waiting.priority, {})
-        line = keys.get(waiting.key)
-        if line is None or waiting not in line:
+        keys = self._queue.get(queued.priority, {})
+        line = keys.get(queued.key)
+        if line is None or queued not in line:
             return
-        line.remove(waiting)
+        line.remove(queued)
         self._queued -= 1
         if not line:
-            del keys[waiting.key]
+            del keys[queued.key]
         if not keys:
-            del self._queue[waiting.priority]
+            del self._queue[queued.priority]
 
-    def _pass_on(self) -> None:
+    def _admit_next(self) -> None:
         """A place is free: whose turn it is takes it."""
         while self._queued and self.in_flight <= self.limits.max_in_flight:
             keys = self._queue[max(self._queue)]
-            next_key = min(keys, key=lambda k: (self.held[k], keys[k][0].number))
+            next_key = min(keys, key=lambda k: (self.slots_by_key[k], keys[k][0].sequence))
             waiting = keys[next_key][0]
             self._remove(waiting)
-            if not waiting.turn.done():  # it is done when its client has just left
-                waiting.turn.set_result(None)
+            if not waiting.admitted.done():  # it is done when its client has just left
+                waiting.admitted.set_result(None)
                 return
         self.in_flight -= 1

@@ -7,13 +7,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engines.client import Headers
 from router.config import RouterConfig
-from router.errors import BadRequest, TooLarge
+from router.errors import BadRequest, PayloadTooLarge
 
 _MAX_HEADERS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HttpRequest:
     """A request before its body is read. `headers` are lower case, `named` the last of each name."""
 
     scope: Scope
@@ -21,15 +21,15 @@ class Asked:
     accepted: float
     path: str
     headers: Headers
-    named: dict[str, str]
+    header_values: dict[str, str]
     max_body_bytes: int
 
     @classmethod
-    def of(cls, scope: Scope, receive: Receive, accepted: float, config: RouterConfig) -> "Asked":
-        """Raises `TooLarge` for too many headers, `BadRequest` for a path that is none."""
+    def from_scope(cls, scope: Scope, receive: Receive, accepted: float, config: RouterConfig) -> "HttpRequest":
+        """Raises `PayloadTooLarge` for too many headers, `BadRequest` for a path that is none."""
         raw = scope["headers"]
         if len(raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in raw) > config.max_header_bytes:
-            raise TooLarge(
+            raise PayloadTooLarge(
                 f"more than {_MAX_HEADERS} headers or {config.max_header_bytes} bytes of them",
                 code="headers_too_large",
             )
@@ -46,7 +46,7 @@ class Asked:
         return raw.removeprefix(self.scope.get("root_path", "")) + (f"?{query}" if query else "")
 
     async def body(self) -> bytes | None:
-        """The whole body; None when the client went away before its end. Raises `TooLarge`."""
+        """The whole body; None when the client went away before its end. Raises `PayloadTooLarge`."""
         parts: list[bytes] = []
         size = 0
         while True:
@@ -56,13 +56,13 @@ class Asked:
             part = message.get("body", b"")
             size += len(part)
             if size > self.max_body_bytes:
-                raise TooLarge(f"the body is larger than {self.max_body_bytes} bytes", code="body_too_large")
+                raise PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes", code="body_too_large")
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class AsgiReply:
+class AsgiSink:
     """Sends an answer through ASGI."""
 
     def __init__(self, send: Send) -> None:
@@ -76,18 +76,20 @@ class AsgiReply:
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
         await self.start(status, [*headers, ("content-length", str(len(body)))])
-        await self._last(body)
+        await self._send_last(body)
 
     async def finish(self) -> None:
         """End an answer that was written in parts."""
         if not self._finished:
-            await self._last(b"")
+            await self._send_last(b"")
 
-    async def _last(self, body: bytes) -> None:
+    async def _send_last(self, body: bytes) -> None:
         self._finished = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:
-        await self.whole(status, [("content-type", "application/json"), *(headers or [])], orjson.dumps(content))
+        await self.send_complete(
+            status, [("content-type", "application/json"), *(headers or [])], orjson.dumps(content)
+        )

@@ -8,7 +8,7 @@ from typing import Protocol
 from engines.client import Headers
 from engines.replicas import Replica
 from router import headers
-from router.continuation import Continuation
+from router.continuation import StreamResume
 from router.errors import TimedOut
 from router.openai import Request
 from router.sections import Objective
@@ -17,12 +17,12 @@ from router.types import Attempt, Context, Decision
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
+class ClientRequest:
     """A request as the ingress took it. Times are of `time.perf_counter()`.
 
     `accepted`: its first byte; `deadline`: the client waits no longer for the first byte of the answer. `key`: who
     asks; `explore`: whether its engine may be one that is tried out; `objective`: what its engine is chosen by, unless
-    as configured; `charge` is told of the tokens of its answers.
+    as configured; `count_tokens` is told of the tokens of its answers.
     """
 
     request: Request
@@ -37,9 +37,9 @@ class Incoming:
     deadline: float | None = None
     explore: bool = True
     objective: Objective | None = None
-    charge: Callable[[int], None] | None = None
+    count_tokens: Callable[[int], None] | None = None
 
-    def left_s(self) -> float | None:
+    def remaining_s(self) -> float | None:
         """Seconds to the deadline, if there is one. Raises `TimedOut` when it has passed."""
         if self.deadline is None:
             return None
@@ -49,7 +49,7 @@ class Incoming:
         return left_s
 
 
-class Reply(Protocol):
+class ResponseSink(Protocol):
     """Where an answer goes."""
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -58,7 +58,7 @@ class Reply(Protocol):
     async def write(self, data: bytes) -> None:
         """Send a part of the body."""
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
         """Send all of an answer, with its content-length."""
 
 
@@ -72,7 +72,7 @@ class RequestState:
     stream that another engine could go on with, what the client has. `last`: the last attempt that has ended.
     """
 
-    incoming: Incoming
+    incoming: ClientRequest
     trace: Trace | None = None
     context: Context | None = None
     prefix: Sequence[int] = ()
@@ -82,7 +82,7 @@ class RequestState:
     started: bool = False
     error_sent: bool = False
     retry_rounds: int = 0
-    continuation: Continuation | None = None
+    continuation: StreamResume | None = None
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     last: Attempt | None = None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from router.config import RouterConfig
-from router.errors import PolicyRefused
-from router.pointer import follow
+from router.errors import PolicyRejected
+from router.pointer import read_pointer
 from router.policies import load
 from router.policies.artifact import MANIFEST
 from router.policies.base import Policy
@@ -14,46 +14,46 @@ from router.registry import Registry, is_registry
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ResolvedPolicy:
     """The policy that shall serve, and a candidate that decides a share of the requests, if it can be read."""
 
     policy: Policy
     candidate: Policy | None = None
     share: float = 0.0
-    candidate_refused: str | None = None
+    candidate_rejected: str | None = None
 
 
-def named(name: str) -> str:
-    """What a pointer or a registry names: a policy's name or folder. Raises `PolicyRefused`."""
-    name = follow(name)
-    return str(Registry(Path(name)).active_folder()) if may_be_registry(name) else name
+def read_named(name: str) -> str:
+    """What a pointer or a registry names: a policy's name or folder. Raises `PolicyRejected`."""
+    name = read_pointer(name)
+    return str(Registry(Path(name)).active_folder()) if could_be_registry(name) else name
 
 
-def choose(name: str, arms: tuple[str, ...], default: str) -> Chosen:
-    """What a name, a folder, a pointer or a registry names. Raises `PolicyRefused`."""
-    policy = load(named(name), arms, default)
-    if not may_be_registry(name):
-        return Chosen(policy)
+def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
+    """What a name, a folder, a pointer or a registry names. Raises `PolicyRejected`."""
+    policy = load(read_named(name), arms, default)
+    if not could_be_registry(name):
+        return ResolvedPolicy(policy)
     registry = Registry(Path(name))
     candidate = registry.state().candidate
     if candidate is None:
-        return Chosen(policy)
+        return ResolvedPolicy(policy)
     try:
         tried = load(str(registry.folder(candidate.id)), arms, default)
-    except PolicyRefused as error:
-        return Chosen(policy, candidate_refused=str(error))
-    return Chosen(policy, tried, candidate.share)
+    except PolicyRejected as error:
+        return ResolvedPolicy(policy, candidate_rejected=str(error))
+    return ResolvedPolicy(policy, tried, candidate.share)
 
 
-def may_be_registry(name: str) -> bool:
+def could_be_registry(name: str) -> bool:
     """Whether a registry lies in this folder, or may once lie there."""
     path = Path(name)
     return name not in NAMES and (is_registry(path) or (path.is_dir() and not (path / MANIFEST).is_file()))
 
 
-def choose_policy(config: RouterConfig, arms: tuple[str, ...]) -> tuple[Chosen, str | None]:
+def resolve_configured(config: RouterConfig, arms: tuple[str, ...]) -> tuple[ResolvedPolicy, str | None]:
     """(policies, None), or (the default engine, why the configured policy was refused)."""
     try:
-        return choose(config.policy, arms, config.default_engine), None
-    except PolicyRefused as error:
-        return Chosen(FixedPolicy(arms, config.default_engine)), str(error)
+        return resolve(config.policy, arms, config.default_engine), None
+    except PolicyRejected as error:
+        return ResolvedPolicy(FixedPolicy(arms, config.default_engine)), str(error)

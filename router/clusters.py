@@ -18,11 +18,11 @@ class Clusters:
     """
 
     centres: Floats
-    squares: Floats
-    far: list[float]
+    squared_norms: Floats
+    radius: list[float]
 
     @classmethod
-    def of(cls, points: Floats, k: int = 24) -> "Clusters":
+    def from_points(cls, points: Floats, k: int = 24) -> "Clusters":
         """K-means, begun far apart (Gonzalez 1985): the same points give the same clusters."""
         centres = points[[0]]
         for _ in range(min(k, len(points)) - 1):
@@ -42,11 +42,11 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.centres)
 
-    def bin(self, z: Floats) -> int:
+    def assign(self, z: Floats) -> int:
         """The number of the nearest centre, and as many more as there are centres when it is unusually far."""
-        distances = (self.squares - 2.0 * (self.centres @ z)).tolist()
+        distances = (self.squared_norms - 2.0 * (self.centres @ z)).tolist()
         nearest = min(range(len(distances)), key=distances.__getitem__)
-        return nearest + len(self.centres) * int(distances[nearest] + float(z @ z) > self.far[nearest])
+        return nearest + len(self.centres) * int(distances[nearest] + float(z @ z) > self.radius[nearest])
 
 
 def _distances(points: Floats, centres: Floats) -> Floats:

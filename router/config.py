@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from engines.breaker import BreakerConfig
-from engines.config import EMBEDDED, FleetConfig, Model, nearest
+from engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
 from engines.errors import ConfigError
 from router.sections import (
     ExplorationConfig,
@@ -133,20 +133,20 @@ class DraftpickConfig(FleetConfig):
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:
-        named = {"router.default_engine": self.router.default_engine, "router.load.plain": self.router.load.plain}
+        named = {"router.default_engine": self.router.default_engine, "router.load.plain": self.router.load.baseline}
         for field, engine in named.items():
             if engine is not None and engine not in self.arms:
                 raise ValueError(
                     f"{field} names {engine!r}, which is no engine "
-                    f"({nearest(engine, self.arms)}engines: {', '.join(self.arms)})"
+                    f"({did_you_mean(engine, self.arms)}engines: {', '.join(self.arms)})"
                 )
         return self
 
     @property
-    def plain(self) -> str:
+    def baseline(self) -> str:
         """The engine that is the least risk under a load that nobody knows: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
-        return self.router.load.plain or next(plain, self.router.default_engine)
+        return self.router.load.baseline or next(plain, self.router.default_engine)
 
 
 class ConfigProblems(ConfigError):
@@ -212,7 +212,7 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
         if inner is None:
             return "remove it"
         fields = inner.model_fields
-    return f"{nearest(str(loc[-1]), fields)}allowed: {', '.join(sorted(fields))}"
+    return f"{did_you_mean(str(loc[-1]), fields)}allowed: {', '.join(sorted(fields))}"
 
 
 def _inner_model(annotation: Any) -> type[Model] | None:

@@ -25,7 +25,7 @@ _HINDERS = (
 
 
 @dataclass(slots=True)
-class Continuation:
+class StreamResume:
     """What the client has of a stream. `tokens`: how many `text` holds, known once it is resumed."""
 
     fields: dict[str, Any]
@@ -35,7 +35,7 @@ class Continuation:
     possible: bool = True
 
     @classmethod
-    def of(cls, request: Request) -> Self | None:
+    def from_request(cls, request: Request) -> Self | None:
         """None for a request whose stream cannot be continued, or that was parsed without keeping its fields."""
         greedy = request.stream and (request.sampling or {}).get("temperature") == 0
         if not greedy or request.path not in _PATHS:
@@ -46,20 +46,20 @@ class Continuation:
         said = fields.get("messages" if request.path == "/v1/chat/completions" else "prompt")
         return cls(fields) if isinstance(said, list | str) and said and _is_text(said) else None
 
-    def passes(self, event: bytes) -> bytes:
+    def forward(self, event: bytes) -> bytes:
         """An event on its way to the client: as it is, empty for one that the client has, or with the whole usage."""
         fields = _fields(event)
         if fields is None:
             return event
         for choice in fields["choices"]:
-            self._take(choice)
+            self._append(choice)
         if not self.resumed:
             return event
         if isinstance(usage := fields.get("usage"), dict):
-            return b"data: %b" % orjson.dumps({**fields, "usage": self._whole(usage)})
+            return b"data: %b" % orjson.dumps({**fields, "usage": self._complete_usage(usage)})
         return b"" if fields["choices"] and all(map(_is_opening, fields["choices"])) else event
 
-    def _take(self, choice: dict[str, Any]) -> None:
+    def _append(self, choice: dict[str, Any]) -> None:
         delta = choice.get("delta", choice)
         text = delta.get("content" if "delta" in choice else "text")
         others = [name for name in ("tool_calls", "reasoning", "reasoning_content") if delta.get(name)]
@@ -67,7 +67,7 @@ class Continuation:
         self.possible = self.possible and not others and choice.get("finish_reason") is None
         self.text += text or ""
 
-    def _whole(self, usage: dict[str, Any]) -> dict[str, Any]:
+    def _complete_usage(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The usage of the whole answer: what was continued counts as output, not as prompt."""
         prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if not (isinstance(prompt, int) and isinstance(output, int)):
@@ -125,8 +125,8 @@ def _is_opening(choice: dict[str, Any]) -> bool:
     return isinstance(delta, dict) and "role" in delta and not delta.get("content") and not choice.get("finish_reason")
 
 
-def _is_text(said: list[Any] | str) -> bool:
+def _is_text(prompt: list[Any] | str) -> bool:
     """Whether a prompt is one text, or messages, the last of them not the model's own."""
-    return isinstance(said, str) or (
-        all(isinstance(one, dict) and "role" in one for one in said) and said[-1]["role"] != "assistant"
+    return isinstance(prompt, str) or (
+        all(isinstance(one, dict) and "role" in one for one in prompt) and prompt[-1]["role"] != "assistant"
     )

@@ -13,8 +13,8 @@ class Scalable:
     """An engine, as far as its number of replicas goes. `target`: requests in flight that one replica should have."""
 
     accelerators: int
-    least: int
-    most: int
+    min_replicas: int
+    max_replicas: int
     target: float
 
 
@@ -26,29 +26,29 @@ class Demand:
 
     def __init__(self, arms: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._at = clock, clock()
-        self._wished, self._chosen = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
+        self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
 
-    def saw(self, wished: str, chosen: str) -> None:
-        """A request that `wished` would have got without any load goes to `chosen`."""
+    def observe(self, preferred: str, routed: str) -> None:
+        """A request that `preferred` would have got without any load goes to `chosen`."""
         self._fade()
-        self._wished[wished] = self._wished.get(wished, 0.0) + 1.0
-        self._chosen[chosen] = self._chosen.get(chosen, 0.0) + 1.0
+        self._preferred[preferred] = self._preferred.get(preferred, 0.0) + 1.0
+        self._routed[routed] = self._routed.get(routed, 0.0) + 1.0
 
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
         """Requests by arm, where one takes `service_s` there; an arm that served none takes what the slowest does."""
         self._fade()
         usual = max(service_s.values(), default=0.0)
-        return {arm: n / _MEMORY_S * (service_s.get(arm) or usual) for arm, n in self._wished.items()}
+        return {arm: n / _MEMORY_S * (service_s.get(arm) or usual) for arm, n in self._preferred.items()}
 
     def unmet(self) -> dict[str, float]:
         """By how much more often each arm would have been chosen without load: 0.3 is 30 % more often."""
         self._fade()
-        return {arm: n / max(self._chosen[arm], 1.0) - 1.0 for arm, n in self._wished.items() if n >= 1.0}
+        return {arm: n / max(self._routed[arm], 1.0) - 1.0 for arm, n in self._preferred.items() if n >= 1.0}
 
     def _fade(self) -> None:
         now = self._clock()
         kept, self._at = math.exp((self._at - now) / _MEMORY_S), now
-        for counts in (self._wished, self._chosen):
+        for counts in (self._preferred, self._routed):
             for arm in counts:
                 counts[arm] *= kept
 
@@ -59,11 +59,13 @@ def replicas(demand: Mapping[str, float], fleet: Mapping[str, Scalable], budget:
     Beyond its least number, a replica goes to the arm whose replicas would have most to do, as long as one fits.
     """
     wanted = {arm: math.ceil(demand.get(arm, 0.0) / one.target - 1e-9) for arm, one in fleet.items()}
-    given = {arm: one.least for arm, one in fleet.items()}
+    given = {arm: one.min_replicas for arm, one in fleet.items()}
     left = math.inf if budget is None else budget - sum(n * fleet[arm].accelerators for arm, n in given.items())
     while True:
         short = [
-            arm for arm, one in fleet.items() if given[arm] < min(wanted[arm], one.most) and one.accelerators <= left
+            arm
+            for arm, one in fleet.items()
+            if given[arm] < min(wanted[arm], one.max_replicas) and one.accelerators <= left
         ]
         if not short:
             return given

@@ -16,16 +16,16 @@ from ray.serve.handle import DeploymentHandle
 
 from engines.client import Headers
 from router import logs
-from router.attempt import Incoming
+from router.attempt import ClientRequest
 from router.config import LiveConfig, load_config
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.explain import explain
 from router.ingress import RouterApp
 from router.openai import parse
 from router.parts import Parts
-from router.ray_metrics import Mirror
-from router.router import Addresses, Router, fixed
-from router.scaling import Tell
+from router.ray_metrics import RayMetricsExporter
+from router.router import Addresses, Router, fixed_address
+from router.scaling import TargetSetter
 
 log = logging.getLogger("draftpick.router")
 
@@ -44,20 +44,20 @@ class RouterDeployment:
     def __init__(self, config: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
         self._config = load_config(config)
         logs.configure_in_serve()
-        self._sources = {e.name: fixed(str(e.url)) for e in self._config.engines if e.url is not None}
+        self._sources = {e.name: fixed_address(str(e.url)) for e in self._config.engines if e.url is not None}
         self._sources |= {arm: _addresses(handle) for arm, handle in handles.items()}
         scaled = {e.name for e in self._config.engines if e.deployment.autoscaling is not None}
-        self._tell_wanted = {arm: _teller(handle) for arm, handle in handles.items() if arm in scaled}
+        self._set_targets = {arm: _target_setter(handle) for arm, handle in handles.items() if arm in scaled}
         self._live = LiveConfig()
         self._router: Router | None = None
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
         self._name = str(serve.get_replica_context().replica_id.unique_id)
         self._router = Router(
-            self._config, self._sources, _broadcast_policy, self._tell_wanted, name=self._name, others=_pages
+            self._config, self._sources, _broadcast_policy, self._set_targets, name=self._name, peer_pages=_pages
         )
         await self._router.configure(self._live)
-        self._mirroring = asyncio.create_task(Mirror(self._router.collectors, self._name).run())
+        self._metrics_task = asyncio.create_task(RayMetricsExporter(self._router.collectors, self._name).run())
         return self._router.app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -83,8 +83,8 @@ class RouterDeployment:
 
     async def send(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> dict[str, Any]:
         """Route a request and answer it whole: `status`, `headers`, `body` (decoded JSON). `arm` pins the engine."""
-        reply = _Collected()
-        await self._parts.dispatcher.run(_incoming({**body, "stream": False}, path, arm), reply)
+        reply = _BufferingSink()
+        await self._parts.dispatcher.run(_client_request({**body, "stream": False}, path, arm), reply)
         return {"status": reply.status, "headers": dict(reply.headers), "body": orjson.loads(b"".join(reply.parts))}
 
     async def stream(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> AsyncIterator[bytes]:
@@ -93,7 +93,9 @@ class RouterDeployment:
 
         async def work() -> None:
             try:
-                await self._parts.dispatcher.run(_incoming({**body, "stream": True}, path, arm), _Queued(queue))
+                await self._parts.dispatcher.run(
+                    _client_request({**body, "stream": True}, path, arm), _QueueSink(queue)
+                )
             finally:
                 task = asyncio.current_task()
                 if task is not None and not task.cancelling():
@@ -123,7 +125,7 @@ class RouterDeployment:
         return self._router.parts
 
 
-class _Collected:
+class _BufferingSink:
     """A reply that is kept."""
 
     def __init__(self) -> None:
@@ -137,11 +139,11 @@ class _Collected:
     async def write(self, data: bytes) -> None:
         self.parts.append(data)
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
         self.status, self.headers, self.parts = status, headers, [body]
 
 
-class _Queued:
+class _QueueSink:
     """A reply that goes to a bounded queue, so that a slow reader slows the engine's stream."""
 
     def __init__(self, queue: "asyncio.Queue[bytes | None]") -> None:
@@ -153,25 +155,25 @@ class _Queued:
     async def write(self, data: bytes) -> None:
         await self._queue.put(data)
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
         await self._queue.put(body)
 
 
-def _incoming(body: dict[str, Any], path: str, arm: str | None) -> Incoming:
+def _client_request(body: dict[str, Any], path: str, arm: str | None) -> ClientRequest:
     accepted = time.perf_counter()
     request = parse(path, orjson.dumps(body), keep_fields=True)
     headers = [("content-type", "application/json")]
-    return Incoming(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
+    return ClientRequest(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
 
 
 async def _broadcast_policy(name: str) -> list[str]:
-    """Take a policy into service on every replica of this deployment. Raises `PolicyRefused`."""
+    """Take a policy into service on every replica of this deployment. Raises `PolicyRejected`."""
     context = serve.get_replica_context()
     handle = serve.get_deployment_handle(context.deployment, context.app_name)
     try:
         return [str(found) for found in await handle.broadcast("use_policy", name).results_async()]
     except RayTaskError as error:
-        raise PolicyRefused(str(error.cause)) from error
+        raise PolicyRejected(str(error.cause)) from error
 
 
 async def _pages() -> dict[str, str]:
@@ -185,7 +187,7 @@ async def _pages() -> dict[str, str]:
     return dict(answer for answer in answers if isinstance(answer, tuple))
 
 
-def _teller(handle: DeploymentHandle) -> Tell:
+def _target_setter(handle: DeploymentHandle) -> TargetSetter:
     async def tell(wanted: int) -> object:
         return await handle.broadcast("want", wanted).results_async(return_exceptions=True)
 

@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from router.sections import DriftConfig
 
-_LOOKS = 8
+_CHECK_EVERY = 8
 """Requests between two looks at their kinds."""
-_LEAST_SIGMA = 0.15
+_MIN_SIGMA = 0.15
 """As a logarithm: changes of a few percent are nobody's concern, however sure they are."""
 
 
 @dataclass(slots=True)
-class _Sum:
+class _CumulativeSum:
     """One of the two sums, and by how much the `count` values since it was last 0 deviated in all."""
 
     sum: float = 0.0
@@ -45,23 +45,23 @@ class PageHinkley:
     """
 
     config: DriftConfig
-    seen: int = 0
+    count: int = 0
     mean: float = 0.0
     squares: float = 0.0
-    up: _Sum = field(default_factory=_Sum)
-    down: _Sum = field(default_factory=_Sum)
+    up: _CumulativeSum = field(default_factory=_CumulativeSum)
+    down: _CumulativeSum = field(default_factory=_CumulativeSum)
 
-    def saw(self, value: float) -> float | None:
+    def update(self, value: float) -> float | None:
         """How far the values have moved, in their own unit, when they have: the mean since they began to."""
-        self.seen += 1
+        self.count += 1
         deviation = value - self.mean
-        before, usual = self.mean, self.seen > self.config.reference
-        sigma = max(math.sqrt(self.squares / (self.seen - 2)), _LEAST_SIGMA) if usual else _LEAST_SIGMA
-        if usual:  # an outlier is no change: one answer counts four deviations at most
+        before, has_baseline = self.mean, self.count > self.config.reference
+        sigma = max(math.sqrt(self.squares / (self.count - 2)), _MIN_SIGMA) if has_baseline else _MIN_SIGMA
+        if has_baseline:  # an outlier is no change: one answer counts four deviations at most
             value = min(max(value, before - 4.0 * sigma), before + 4.0 * sigma)
-        self.mean += (value - before) / self.seen
+        self.mean += (value - before) / self.count
         self.squares += (value - before) * (value - self.mean)
-        if not usual:
+        if not has_baseline:
             return None
         z = (value - before) / sigma
         sums = ((self.up, z), (self.down, -z))
@@ -70,63 +70,63 @@ class PageHinkley:
 
 
 @dataclass(slots=True)
-class Inputs:
+class InputDriftDetector:
     """Whether the kinds of requests (bins) are those that were usual: the first `window` after the policy's start,
     where `usual` [bins] is not given."""
 
     config: DriftConfig
-    bins: int
-    usual: npt.NDArray[np.float64] | None = None
+    num_clusters: int
+    baseline: npt.NDArray[np.float64] | None = None
     recent: deque[int] = field(default_factory=deque)
     counts: Counter[int] = field(default_factory=Counter)
-    turn: int = 0
+    since_check: int = 0
 
-    def saw(self, bin: int) -> float | None:
+    def update(self, cluster: int) -> float | None:
         """The population stability index, when it is above its limit."""
-        self.recent.append(bin)
-        self.counts[bin] += 1
+        self.recent.append(cluster)
+        self.counts[cluster] += 1
         if len(self.recent) < self.config.window:
             return None
         if len(self.recent) > self.config.window:
             self.counts[self.recent.popleft()] -= 1
-        self.turn = (self.turn + 1) % _LOOKS
-        if self.turn and self.usual is not None:
+        self.since_check = (self.since_check + 1) % _CHECK_EVERY
+        if self.since_check and self.baseline is not None:
             return None
         now = self._shares()
-        if self.usual is None:
-            self.usual = now
+        if self.baseline is None:
+            self.baseline = now
             self.recent.clear()
             self.counts.clear()
             return None
         # Two samples of one distribution differ, too: by about so much.
-        chance = 2.0 * (int(np.count_nonzero(self.usual + now)) - 1) / self.config.window
-        index = stability_index(self.usual, now) - chance
+        chance = 2.0 * (int(np.count_nonzero(self.baseline + now)) - 1) / self.config.window
+        index = stability_index(self.baseline, now) - chance
         return index if index > self.config.stability else None
 
     def _shares(self) -> npt.NDArray[np.float64]:
-        return np.asarray([self.counts[i] for i in range(self.bins)], np.float64) / len(self.recent)
+        return np.asarray([self.counts[i] for i in range(self.num_clusters)], np.float64) / len(self.recent)
 
 
-def stability_index(usual: npt.NDArray[np.float64], now: npt.NDArray[np.float64], smoothing: float = 0.01) -> float:
+def stability_index(baseline: npt.NDArray[np.float64], now: npt.NDArray[np.float64], smoothing: float = 0.01) -> float:
     """Population stability index of two distributions, `sum (q - p) ln(q / p)`, each smoothed towards the uniform."""
-    p, q = ((1 - smoothing) * x + smoothing / len(x) for x in (usual, now))
+    p, q = ((1 - smoothing) * x + smoothing / len(x) for x in (baseline, now))
     return float(((q - p) * np.log(q / p)).sum())
 
 
-class Savings:
+class RegretMonitor:
     """Whether the policy still saves time against its own default: a confidence bound on the mean of what it saved.
 
     Of answers that another arm gave: log(TPOT expected of the default, as that was last seen / TPOT observed).
     """
 
-    def __init__(self, fewest: int = 60) -> None:
-        self._recent: deque[float] = deque(maxlen=2 * fewest)
-        self._fewest = fewest
+    def __init__(self, min_samples: int = 60) -> None:
+        self._recent: deque[float] = deque(maxlen=2 * min_samples)
+        self._min_samples = min_samples
 
-    def saw(self, saved: float) -> float | None:
+    def update(self, saved: float) -> float | None:
         """The mean of what was lost, when the policy has surely lost."""
         self._recent.append(saved)
-        if len(self._recent) < self._fewest:
+        if len(self._recent) < self._min_samples:
             return None
         values = np.asarray(self._recent)
         upper = values.mean() + 4.0 * values.std(ddof=1) / math.sqrt(len(values))
@@ -134,7 +134,7 @@ class Savings:
 
 
 @dataclass(slots=True)
-class ArmWatch:
+class ArmDriftDetector:
     """The tests of one arm: of acceptance, one for each kind of requests (a bin), since other kinds are no change of
     the arm; of a step's time, one for each load (1, 2 to 3, 4 to 7, ... in flight). A change begins all anew.
     """
@@ -143,16 +143,16 @@ class ArmWatch:
     drafts: dict[int, PageHinkley] = field(default_factory=dict)
     steps: dict[int, PageHinkley] = field(default_factory=dict)
 
-    def saw(
-        self, bin: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
+    def update(
+        self, cluster: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
     ) -> tuple[str, float] | None:
         """(`costs` or `drafts`, how far, as a logarithm) when either has changed."""
         load, tau = in_flight.bit_length(), tau if tau and tau > 0 else None
-        moved = self.steps.setdefault(load, PageHinkley(self.config)).saw(math.log(tpot_s * (tau or 1.0)))
+        moved = self.steps.setdefault(load, PageHinkley(self.config)).update(math.log(tpot_s * (tau or 1.0)))
         found = ("costs", moved) if moved is not None else None
         if tau is not None:
             # tau / predicted tau, but for a constant of the arm.
-            moved = self.drafts.setdefault(bin, PageHinkley(self.config)).saw(math.log(tau * predicted_tpot_s))
+            moved = self.drafts.setdefault(cluster, PageHinkley(self.config)).update(math.log(tau * predicted_tpot_s))
             found = found or (("drafts", moved) if moved is not None else None)
         if found:
             self.drafts, self.steps = {}, {}

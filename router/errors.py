@@ -5,14 +5,14 @@ RequestError           carries an HTTP status and an OpenAI error type
 ├── Unauthorized       401, no key that is known here
 ├── Forbidden          403, the key may not do this
 ├── NotAllowed         405, a method that is not forwarded
-├── TooLarge           413 or 431, body or headers are larger than allowed
+├── PayloadTooLarge           413 or 431, body or headers are larger than allowed
 ├── RateLimited        429, the key has used up its minute
-├── NoEngine           503, no engine can take the request
+├── NoEngineAvailable           503, no engine can take the request
 ├── Overloaded         503, too many requests wait already
 ├── RegistryFailed     503, the registry of policies is damaged, or its disk fails
 ├── TimedOut           504, the client's own deadline has passed
 └── EngineFailed       502 or 504, all attempts failed before the first byte
-PolicyRefused          an artefact that this fleet cannot use
+PolicyRejected          an artefact that this fleet cannot use
 """
 
 import copyreg
@@ -77,7 +77,7 @@ class NotAllowed(RequestError):
     status, type = 405, "invalid_request_error"
 
 
-class TooLarge(RequestError):
+class PayloadTooLarge(RequestError):
     """Body or headers are larger than allowed."""
 
     status, type = 413, "invalid_request_error"
@@ -97,7 +97,7 @@ class RateLimited(RequestError):
         self.retry_after_s = retry_after_s
 
 
-class NoEngine(RequestError):
+class NoEngineAvailable(RequestError):
     """No engine can take the request now."""
 
     status, type = 503, "service_unavailable_error"
@@ -138,5 +138,5 @@ class EngineFailed(RequestError):
         self.status = 504 if timed_out else 502
 
 
-class PolicyRefused(DraftpickError):
+class PolicyRejected(DraftpickError):
     """An artefact that cannot be read, or that does not fit this fleet."""

@@ -14,7 +14,7 @@ from router.events import EVENTS, Event, encode_events
 _FRESH_S = 60.0
 
 
-class Exchange:
+class PeerStore:
     """A folder that all replicas of a router see. All of it may fail with OSError, and nothing is lost but news."""
 
     def __init__(self, folder: Path) -> None:
@@ -32,24 +32,24 @@ class Exchange:
         finally:
             os.close(handle)
 
-    def swap(self, own: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def sync(self, local_state: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Leave one's own corrections by policy id; return those that others left within the last minute."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self._own, json.dumps(own))
-        found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in own}
+        atomic_write(self._own, json.dumps(local_state))
+        found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in local_state}
         for path in self._folder.glob("corrections-*.json"):
             if path != self._own:
-                for policy, sums in _left(path).items():
+                for policy, sums in _read_peer_state(path).items():
                     if policy in found:
                         found[policy].append(sums)
         return found
 
-    def leave(self) -> None:
+    def withdraw(self) -> None:
         """Take one's own corrections away."""
         self._own.unlink(missing_ok=True)
 
 
-def _left(path: Path) -> dict[str, Any]:
+def _read_peer_state(path: Path) -> dict[str, Any]:
     """What another router left, by policy id; nothing where it is stale, which ends it, gone meanwhile, or damaged."""
     try:
         if time.time() - path.stat().st_mtime > _FRESH_S:

@@ -10,33 +10,38 @@ from itertools import compress
 
 from router.sections import ExplorationConfig
 
-_LEAST_S = 1e-9
+_MIN_S = 1e-9
 """A time of 0 is possible: of a single token, where nothing is known of the time to the first one."""
 
 
-def spread(
-    shares: Sequence[float], may: Sequence[bool], seconds: Sequence[float] | None, budget: float, of: ExplorationConfig
+def apply_exploration(
+    probabilities: Sequence[float],
+    eligible: Sequence[bool],
+    seconds: Sequence[float] | None,
+    budget: float,
+    config: ExplorationConfig,
 ) -> list[float]:
     """`shares` [arms] with at most `budget` of them moved to other arms that `may` be chosen.
 
     `seconds` [arms]: what the policy predicts; None: `budget` is drawn from all alike.
     """
     if seconds is None:
-        alike = budget / sum(may)
-        return [(1 - budget) * share + alike * one for share, one in zip(shares, may, strict=True)]
-    best = max(range(len(shares)), key=shares.__getitem__)
-    least, arms = min(compress(seconds, may)), sum(may)
-    unit = max(least, _LEAST_S)
-    floor = min(of.floor, budget / max(arms - 1, 1))
-    more = [0.0] * len(shares)
-    for arm, one in enumerate(may):
+        alike = budget / sum(eligible)
+        return [(1 - budget) * share + alike * one for share, one in zip(probabilities, eligible, strict=True)]
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    least, arms = min(compress(seconds, eligible)), sum(eligible)
+    unit = max(least, _MIN_S)
+    floor = min(config.floor, budget / max(arms - 1, 1))
+    more = [0.0] * len(probabilities)
+    for arm, one in enumerate(eligible):
         slower = (seconds[arm] - least) / unit
-        if one and arm != best and slower <= of.near:
-            more[arm] = max(1.0 / (arms + of.gamma * slower) - floor, 0.0)
+        if one and arm != best and slower <= config.near:
+            more[arm] = max(1.0 / (arms + config.gamma * slower) - floor, 0.0)
     left, total = budget - floor * (arms - 1), sum(more)
     scale = min(1.0, left / total) if total else 0.0
     moved = [
-        (floor + scale * x) if one and arm != best else 0.0 for arm, (one, x) in enumerate(zip(may, more, strict=True))
+        (floor + scale * x) if one and arm != best else 0.0
+        for arm, (one, x) in enumerate(zip(eligible, more, strict=True))
     ]
     kept = 1.0 - sum(moved)
-    return [kept * share + x for share, x in zip(shares, moved, strict=True)]
+    return [kept * share + x for share, x in zip(probabilities, moved, strict=True)]

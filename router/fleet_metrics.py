@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engines.client import EngineClient, bare
+from engines.client import EngineClient, redact_userinfo
 from engines.errors import EngineError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,14 +31,16 @@ async def fleet_metrics(
     places = [(arm, url) for arm, found in urls.items() for url in found]
     answers = await asyncio.gather(*(_page(client, url) for _, url in places))
     pages = [(f'router="{name}"', page) for name, page in (routers or {}).items()]
-    pages += [(f'arm="{arm}",replica="{bare(url)}"', p) for (arm, url), p in zip(places, answers, strict=True)]
+    pages += [
+        (f'arm="{arm}",replica="{redact_userinfo(url)}"', p) for (arm, url), p in zip(places, answers, strict=True)
+    ]
     return await asyncio.to_thread(_merged, pages)  # thousands of lines
 
 
 async def page_of(collectors: Iterable[Collector]) -> str:
     """The page of what is collected now, in this thread; it is written in another."""
     families = [family for collector in collectors for family in collector.collect()]
-    return await asyncio.to_thread(_written, families)
+    return await asyncio.to_thread(_render, families)
 
 
 class _Collected(Collector):
@@ -51,7 +53,7 @@ class _Collected(Collector):
         yield from self._families
 
 
-def _written(families: Sequence[Metric]) -> str:
+def _render(families: Sequence[Metric]) -> str:
     registry = CollectorRegistry()
     registry.register(_Collected(families))
     return generate_latest(registry).decode()

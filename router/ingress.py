@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 from router import headers
 from router.admin import AdminPages, Owner
 from router.admission import PRIORITIES
-from router.asgi import AsgiReply, Asked
-from router.attempt import Incoming
+from router.asgi import AsgiSink, HttpRequest
+from router.attempt import ClientRequest
 from router.config import RouterConfig
 from router.errors import BadRequest, NotAllowed, RequestError
 from router.fleet_metrics import CONTENT_TYPE
-from router.keys import Key, Keyring, need
+from router.keys import Key, Keyring, require_scope
 from router.openai import parse
 from router.openapi import description
 from router.parts import Parts
@@ -43,7 +43,7 @@ class RouterApp:
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
         admin = AdminPages(parts, owner, keys, config.max_json_depth, model)
-        self._own: dict[tuple[str, str], Callable[[Asked, AsgiReply], Awaitable[None]]] = {
+        self._own: dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]] = {
             **admin.pages,
             **ui_pages(),
             ("GET", "/health"): self._health,
@@ -72,92 +72,94 @@ class RouterApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         accepted = time.perf_counter()
-        reply = AsgiReply(send)
+        reply = AsgiSink(send)
         try:
-            asked = Asked.of(scope, receive, accepted, self._config)
+            asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
             if page := self._own.get((scope["method"], asked.path)):
                 await page(asked, reply)
             else:
                 await self._forward(asked, reply)
         except RequestError as error:
-            self._metrics_counts.refused(error)
+            self._metrics_counts.count_error(error)
             await reply.json(error.status, error.body(), error.headers())
 
-    async def _forward(self, asked: Asked, reply: AsgiReply) -> None:
+    async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Send a request to an engine, and its answer back."""
-        key = self._key(asked)
-        if asked.scope["method"] not in _METHODS:
-            raise NotAllowed(f"{asked.scope['method']} is not answered here", code="method_not_allowed")
-        if not self._is_open(asked.path):
-            need(key, "admin", f"the path {asked.path[:100]!r}")
-        if headers.ARM in asked.named:
-            need(key, "admin", f"the header {headers.ARM}")
-        self._keys.take(key)
-        if (body := await asked.body()) is not None:
-            incoming = self._incoming(asked, key, body)
-            if await _unless_gone(asked.receive, self._dispatcher.run(incoming, reply)):
+        key = self._key(http_request)
+        if http_request.scope["method"] not in _METHODS:
+            raise NotAllowed(f"{http_request.scope['method']} is not answered here", code="method_not_allowed")
+        if not self._is_public(http_request.path):
+            require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
+        if headers.ARM in http_request.header_values:
+            require_scope(key, "admin", f"the header {headers.ARM}")
+        self._keys.check_rate_limit(key)
+        if (body := await http_request.body()) is not None:
+            incoming = self._client_request(http_request, key, body)
+            if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
                 await reply.finish()
 
-    def _key(self, asked: Asked) -> Key:
+    def _key(self, http_request: HttpRequest) -> Key:
         """Whose request it is. Raises `Unauthorized`."""
-        return self._keys.authenticate(asked.named.get("authorization"))
+        return self._keys.authenticate(http_request.header_values.get("authorization"))
 
-    def _is_open(self, path: str) -> bool:
+    def _is_public(self, path: str) -> bool:
         """Whether any key may ask for a path."""
         return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
-    def _incoming(self, asked: Asked, key: Key, body: bytes) -> Incoming:
-        named, sent = asked.named, asked.headers
+    def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
+        named, sent = http_request.header_values, http_request.headers
         if self._keys:  # ours, not the engine's
             sent = [(name, value) for name, value in sent if name != "authorization"]
         request_id = named.get(headers.CLIENT_REQUEST_ID, "")
-        return Incoming(
-            request=parse(asked.path, body, self._config.max_json_depth, keep_fields=self._config.continue_streams),
-            method=asked.scope["method"],
-            target=asked.target(),
+        return ClientRequest(
+            request=parse(
+                http_request.path, body, self._config.max_json_depth, keep_fields=self._config.continue_streams
+            ),
+            method=http_request.scope["method"],
+            target=http_request.target(),
             headers=sent,
             request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
-            accepted=asked.accepted,
+            accepted=http_request.accepted,
             pin=named.get(headers.ARM),
             key=key.name,
             priority=_priority(named, key),
-            deadline=_deadline(named, asked.accepted),
+            deadline=_deadline(named, http_request.accepted),
             explore=key.explore,
             objective=key.objective,
-            charge=(lambda tokens: self._keys.charge(key, tokens)) if key.tokens_per_minute else None,
+            count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
         )
 
     # --- its own pages ---
 
-    async def _health(self, asked: Asked, reply: AsgiReply) -> None:
+    async def _health(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         await reply.json(200, {"status": "ok"})
 
-    async def _ready(self, asked: Asked, reply: AsgiReply) -> None:
+    async def _ready(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         state = self._owner.state()
         if self._keys:  # probes of an orchestrator carry no key; details are for admins
             try:
-                need(self._key(asked), "admin", "the state")
+                require_scope(self._key(http_request), "admin", "the state")
             except RequestError:
                 state = {"ready": state["ready"]}
         await reply.json(200 if state["ready"] else 503, state)
 
-    async def _metrics(self, asked: Asked, reply: AsgiReply) -> None:
-        need(self._key(asked), "admin", "the metrics")
+    async def _metrics(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        require_scope(self._key(http_request), "admin", "the metrics")
         page = (await self._owner.metrics()).encode()
-        await reply.whole(200, [("content-type", CONTENT_TYPE)], page)
+        await reply.send_complete(200, [("content-type", CONTENT_TYPE)], page)
 
-    async def _models(self, asked: Asked, reply: AsgiReply) -> None:
-        self._key(asked)
+    async def _models(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._key(http_request)
         model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
         await reply.json(200, {"object": "list", "data": [model]})
 
-    async def _openapi(self, asked: Asked, reply: AsgiReply) -> None:
+    async def _openapi(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         await reply.json(200, description(self._model))
 
 
-def _priority(named: dict[str, str], key: Key) -> int:
+def _priority(header_values: dict[str, str], key: Key) -> int:
     """The priority that a request asks for, at most its key's own."""
-    name = named.get(headers.PRIORITY)
+    name = header_values.get(headers.PRIORITY)
     if name is None:
         return min(0, PRIORITIES[key.priority])
     if name not in PRIORITIES:
@@ -165,13 +167,15 @@ def _priority(named: dict[str, str], key: Key) -> int:
     return min(PRIORITIES[name], PRIORITIES[key.priority])
 
 
-def _deadline(named: dict[str, str], accepted: float) -> float | None:
+def _deadline(header_values: dict[str, str], accepted: float) -> float | None:
     """When the client stops waiting for a first byte, by our header or by those of OpenAI's clients."""
-    if (own := named.get(headers.TIMEOUT)) is not None:
+    if (own := header_values.get(headers.TIMEOUT)) is not None:
         if (seconds := _seconds(own)) is None:
             raise BadRequest("must be a positive number of seconds", param=headers.TIMEOUT, code="bad_timeout")
         return accepted + seconds
-    waits = [seconds for name in _CLIENT_TIMEOUTS if name in named and (seconds := _seconds(named[name]))]
+    waits = [
+        seconds for name in _CLIENT_TIMEOUTS if name in header_values and (seconds := _seconds(header_values[name]))
+    ]
     return accepted + min(waits) if waits else None
 
 
@@ -183,7 +187,7 @@ def _seconds(text: str) -> float | None:
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
     """Run `work` to its end (True), or cancel it when the client goes away (False)."""
     own = asyncio.current_task()
     assert own is not None

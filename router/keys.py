@@ -43,14 +43,14 @@ class Key(Model):
     expires: datetime | None = Field(None, description="from then on it is refused; with a time zone")
 
 
-ANYBODY = Key(name="anybody", sha256="0" * 64, scopes=("chat", "admin"), priority="high")
+ANONYMOUS = Key(name="anybody", sha256="0" * 64, scopes=("chat", "admin"), priority="high")
 """Who asks where no keys are configured."""
 
 _KEYS = TypeAdapter(list[Key])
 
 
 class Keyring:
-    """The keys that are taken now, and what each has used of its minute. Empty: everybody is `ANYBODY`."""
+    """The keys that are taken now, and what each has used of its minute. Empty: everybody is `ANONYMOUS`."""
 
     def __init__(self, config: KeysConfig, environment: Mapping[str, str] = os.environ) -> None:
         """Raises `ConfigError`."""
@@ -80,7 +80,7 @@ class Keyring:
     def authenticate(self, authorization: str | None) -> Key:
         """The key that an `Authorization` header carries. Raises `Unauthorized`."""
         if not self:
-            return ANYBODY
+            return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthorized("an API key is needed: Authorization: Bearer <key>")
@@ -91,18 +91,18 @@ class Keyring:
             raise Unauthorized("this API key has expired")
         return key
 
-    def take(self, key: Key) -> None:
+    def check_rate_limit(self, key: Key) -> None:
         """Count one request of a key. Raises `RateLimited` when its minute is used up."""
         if key.tokens_per_minute is not None:
             tokens = RateLimitItemPerMinute(key.tokens_per_minute, namespace="tokens")
             if not self._limiter.test(tokens, key.sha256):
-                raise self._limited(key, tokens, f"{key.tokens_per_minute} tokens", "tokens_per_minute")
+                raise self._rate_limited(key, tokens, f"{key.tokens_per_minute} tokens", "tokens_per_minute")
         if key.requests_per_minute is not None:
             requests = RateLimitItemPerMinute(key.requests_per_minute, namespace="requests")
             if not self._limiter.hit(requests, key.sha256):
-                raise self._limited(key, requests, f"{key.requests_per_minute} requests", "requests_per_minute")
+                raise self._rate_limited(key, requests, f"{key.requests_per_minute} requests", "requests_per_minute")
 
-    def charge(self, key: Key, num_tokens: int) -> None:
+    def count_tokens(self, key: Key, num_tokens: int) -> None:
         """Count the tokens of an answer. The one that passes the limit is paid in full; the next has to wait."""
         if key.tokens_per_minute is None:
             return
@@ -111,17 +111,17 @@ class Keyring:
         if (cost := min(num_tokens, left)) > 0:
             self._limiter.hit(limit, key.sha256, cost=cost)
 
-    def _limited(self, key: Key, limit: RateLimitItemPerMinute, what: str, code: str) -> RateLimited:
+    def _rate_limited(self, key: Key, limit: RateLimitItemPerMinute, what: str, code: str) -> RateLimited:
         reset = self._limiter.get_window_stats(limit, key.sha256).reset_time - time.time()
         return RateLimited(
             f"key {key.name!r} may use {what} a minute", code=code, retry_after_s=min(max(1.0, reset), 60.0)
         )
 
 
-def need(key: Key, scope: Scope, what: str) -> None:
+def require_scope(key: Key, scope: Scope, purpose: str) -> None:
     """Raise `Forbidden` unless the key has the scope that `what` needs."""
     if scope not in key.scopes:
-        raise Forbidden(f"{what} needs a key with the scope {scope!r}", code="missing_scope")
+        raise Forbidden(f"{purpose} needs a key with the scope {scope!r}", code="missing_scope")
 
 
 def digest(key: str) -> str:

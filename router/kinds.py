@@ -7,7 +7,7 @@ import numpy as np
 from router.clusters import Clusters
 from router.lexical import FEATURES
 
-_LEAST = 0.5
+_MIN_DEVIATION = 0.5
 """Deviations from the mean kind that are worth a word."""
 _SMALLEST = 0.1
 _USUAL_WORDS = 3
@@ -28,8 +28,8 @@ _WORDS: dict[str, tuple[str, str]] = {
 """What a low and a high value of a feature of `router.lexical` means; empty: a low one means nothing."""
 
 
-def kind_names(clusters: Clusters | None) -> list[str]:
-    """One for every bin of `Clusters.bin`, all different: the kinds, and behind them what is unusual for each."""
+def cluster_names(clusters: Clusters | None) -> list[str]:
+    """One for every bin of `Clusters.assign`, all different: the kinds, and behind them what is unusual for each."""
     if clusters is None:
         return ["all requests"]
     values = clusters.centres[:, -len(FEATURES) :]
@@ -40,16 +40,16 @@ def kind_names(clusters: Clusters | None) -> list[str]:
     return [*names, *(f"unusual; nearest to: {name}" for name in names)]
 
 
-def _name(deviations: list[float], taken: list[str]) -> str:
+def _name(deviations: list[float], used_names: list[str]) -> str:
     """The words of what deviates most, as many as tell it from those that are taken."""
     words = _words(deviations)
     for n in range(min(_USUAL_WORDS, len(words)), len(words) + 1):
-        if (name := ", ".join(words[:n]) or "ordinary") not in taken:
+        if (name := ", ".join(words[:n]) or "ordinary") not in used_names:
             return name
-    return next(made for i in count(2) if (made := f"{name} ({i})") not in taken)
+    return next(made for i in count(2) if (made := f"{name} ({i})") not in used_names)
 
 
 def _words(deviations: list[float]) -> list[str]:
     far = sorted(zip(deviations, FEATURES, strict=True), key=lambda pair: -abs(pair[0]))
-    said = (_WORDS[name][value > 0] for value, name in far if abs(value) >= _LEAST)
+    said = (_WORDS[name][value > 0] for value, name in far if abs(value) >= _MIN_DEVIATION)
     return [word for word in said if word]

@@ -2,10 +2,10 @@
 
 import logging
 
-from router.acceptance import AcceptanceWatch
+from router.acceptance import AcceptanceMonitor
 from router.load import LoadModel
 from router.metrics import Metrics
-from router.serving import Serving
+from router.serving import ActivePolicies
 from router.types import Attempt
 
 log = logging.getLogger("draftpick.router")
@@ -14,7 +14,7 @@ log = logging.getLogger("draftpick.router")
 class Learning:
     """Observes attempts. Its client has an answer already when anything is learned from it."""
 
-    def __init__(self, serving: Serving, watch: AcceptanceWatch, load: LoadModel, metrics: Metrics) -> None:
+    def __init__(self, serving: ActivePolicies, watch: AcceptanceMonitor, load: LoadModel, metrics: Metrics) -> None:
         self._serving, self._watch, self._load, self._metrics = serving, watch, load, metrics
 
     def on_attempt_end(self, attempt: Attempt) -> None:
@@ -22,14 +22,14 @@ class Learning:
         if attempt.running is None:
             return
         decision, outcome = attempt.decision, attempt.outcome
-        self._load.saw(decision.arm, attempt.context, outcome, attempt.running)
+        self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
         try:
-            self._watch.saw(decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow)
+            self._watch.observe(decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow)
             if shadow or decision.reason == "policy":
-                stretch = self._load.stretch(decision.arm, attempt.context, attempt.running)
+                stretch = self._load.slowdown(decision.arm, attempt.context, attempt.running)
                 in_flight = attempt.in_flight[decision.arm] + 1
-                self._serving.saw(attempt.context, cluster, decision, outcome, in_flight, stretch)
+                self._serving.observe(attempt.context, cluster, decision, outcome, in_flight, stretch)
         except Exception as error:  # a policy may be anybody's code: whatever it raises, the answer stands
             log.exception("policy %s cannot learn", self._serving.policy.id)
             self._metrics.failures["learning", type(error).__name__] += 1

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from router.openai import Request, cut
+from router.openai import Request, truncate
 from router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
 _CHARS_PER_TOKEN = 4.0
 _INSTRUCTION_CHARS = 400
 """A request is read at its beginning and its end, where people say what they want."""
-_MOST_WORDS = 400
+_MAX_WORDS = 400
 
 _CODE_MARKS, _DIGITS = b"{}()[];=<>_`", string.digits.encode()
 
@@ -80,7 +80,7 @@ def _non_ascii_share(request: Request) -> float:
 
 def _repetition(request: Request) -> float:
     """Share of the pairs of words that came before: what copies itself in a prompt is copied in its answer."""
-    words = request.text.split(None, _MOST_WORDS)[:_MOST_WORDS]
+    words = request.text.split(None, _MAX_WORDS)[:_MAX_WORDS]
     pairs = len(words) - 1
     return 1 - len(set(itertools.pairwise(words))) / pairs if pairs > 0 else 0.0
 
@@ -121,7 +121,7 @@ def stored_context(vector: Vector, featurizer: str) -> Context:
 
 def lexical_features(request: Request) -> Vector:
     """The features of `FEATURES`, each roughly in [0, 2]; shape [12], float32."""
-    words = _WORD.findall(cut(request.text, _INSTRUCTION_CHARS).lower())
+    words = _WORD.findall(truncate(request.text, _INSTRUCTION_CHARS).lower())
     said, text = set(words), f" {' '.join(words)} "
     asks = {name: not said.isdisjoint(wanted) for name, wanted in _ASKS.items()}
     for name, phrase in _PHRASES:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engines.replicas import Replica, ReplicaTable
 from router.sections import LoadConfig, Objective
-from router.steps import MOST, StepTable
+from router.steps import MAX_BATCH, StepTimeModel
 from router.types import Context, LoadTerms, Outcome
 
 _OWN_OF_COST = 0.1
@@ -44,61 +44,70 @@ class LoadModel:
         """`accelerators`: how many each replica of an arm takes (1)."""
         self._config, self._replicas, self._clock = config, replicas, clock
         self._accelerators = dict(accelerators or {})
-        self.steps = {arm: StepTable() for arm in replicas.arms}
+        self.steps = {arm: StepTimeModel() for arm in replicas.arms}
         self.service_s = dict.fromkeys(replicas.arms, 0.0)
         self.stale: frozenset[str] = frozenset()
-        self._others = False
+        self._has_foreign_load = False
 
-    def now(
-        self, arms: Sequence[str], context: Context, read: Mapping[str, int], objective: Objective | None = None
+    def terms_now(
+        self,
+        arms: Sequence[str],
+        context: Context,
+        cached_prefix: Mapping[str, int],
+        objective: Objective | None = None,
     ) -> LoadTerms | None:
         """What load adds on each of `arms` at the replica that would be picked; None: no engine has any.
 
         `read`: see `ReplicaTable.pick`.
         """
         wanted = objective or self._config.objective
-        if not read and not self._others and wanted != "cost" and not self._replicas.busy:
+        if not cached_prefix and not self._has_foreign_load and wanted != "cost" and not self._replicas.busy:
             return None
-        half, by_arm, pick = int(context.sampled), self._replicas.by_arm, self._replicas.pick
+        sampled, by_arm, pick = int(context.sampled), self._replicas.by_arm, self._replicas.pick
         rows = []
         for arm in arms:
-            there = by_arm.get(arm)
+            replicas = by_arm.get(arm)
             # One that must not be picked is no eligible arm.
-            replica = (there[0] if len(there) == 1 else pick(arm, (), read)) if there else None
+            replica = (replicas[0] if len(replicas) == 1 else pick(arm, (), cached_prefix)) if replicas else None
             if replica is None:
                 rows.append(_NO_LOAD)
                 continue
-            table, before, wait_s, read_price = self.steps[arm], replica.in_flight + replica.others, 0.0, 1.0
+            table, before, wait_s, prefill_weight = (
+                self.steps[arm],
+                replica.in_flight + replica.foreign_in_flight,
+                0.0,
+                1.0,
+            )
             if before:
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
                     wait_s = self._wait_s(arm, replica, before)
-                before = min(before, table.max_running - 1, MOST - 1)
-            curve = table.curves[half]
-            stretch = curve[before + 1]
+                before = min(before, table.max_running - 1, MAX_BATCH - 1)
+            curve = table.curves[sampled]
+            slowdown = curve[before + 1]
             if wanted == "cost":
                 accelerators = self._accelerators.get(arm, 1)
-                price = accelerators * stretch / (before + 1) + _OWN_OF_COST * stretch
-                read_price = accelerators + _OWN_OF_COST
+                objective_weight = accelerators * slowdown / (before + 1) + _OWN_OF_COST * slowdown
+                prefill_weight = accelerators + _OWN_OF_COST
             elif wanted == "latency":
-                price = stretch
+                objective_weight = slowdown
             else:
-                price, read_price = stretch + before * (stretch - curve[before]), 1.0 + before
-            known = read.get(replica.url, 0) // _BYTES_PER_TOKEN if read else 0
-            rows.append((stretch, price, wait_s, known, read_price))
+                objective_weight, prefill_weight = slowdown + before * (slowdown - curve[before]), 1.0 + before
+            cached_tokens = cached_prefix.get(replica.url, 0) // _BYTES_PER_TOKEN if cached_prefix else 0
+            rows.append((slowdown, objective_weight, wait_s, cached_tokens, prefill_weight))
         return LoadTerms(*zip(*rows, strict=True))
 
-    def _wait_s(self, arm: str, replica: Replica, there: int) -> float:
+    def _wait_s(self, arm: str, replica: Replica, in_flight: int) -> float:
         """Seconds until one more request begins to run."""
         report = replica.report
         room = report.running if report is not None and report.waiting else self.steps[arm].max_running
-        return max(there + 1 - room, 0) / max(room, 1) * self.service_s[arm]
+        return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[arm]
 
-    def stretch(self, arm: str, context: Context | None, running: float) -> float:
+    def slowdown(self, arm: str, context: Context | None, running: float) -> float:
         """By how much a step is longer with so many requests running there than with one."""
         curve = self.steps[arm].curves[context is not None and context.sampled]
-        return curve[min(round(running), MOST)]
+        return curve[min(round(running), MAX_BATCH)]
 
-    def saw(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
+    def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
         """Take a finished answer into account. `running`: requests at its replica meanwhile, itself among them."""
         if outcome.e2e_s is not None:
             served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
@@ -106,13 +115,15 @@ class LoadModel:
             self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
-        self.steps[arm].saw(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        self.steps[arm].update(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """Let what was seen count, and find who has not reported for long."""
         for table in self.steps.values():
-            table.renew()
-        self._others = any(replica.others for there in self._replicas.by_arm.values() for replica in there)
+            table.refit()
+        self._has_foreign_load = any(
+            replica.foreign_in_flight for there in self._replicas.by_arm.values() for replica in there
+        )
         oldest = self._clock() - self._config.stale_s
         self.stale = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
 

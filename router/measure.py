@@ -12,7 +12,7 @@ import orjson
 from router.types import Outcome, Status
 
 if TYPE_CHECKING:
-    from router.continuation import Continuation
+    from router.continuation import StreamResume
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")
@@ -32,11 +32,11 @@ class Meter:
         self.failed = False
         self.http_status: int | None = None
 
-    def dispatched(self) -> None:
+    def mark_sent(self) -> None:
         """The request leaves for the engine now."""
         self._sent = time.perf_counter()
 
-    def waited_s(self) -> float:
+    def elapsed_s(self) -> float:
         """Seconds since the request left for the engine."""
         return 0.0 if self._sent is None else time.perf_counter() - self._sent
 
@@ -45,31 +45,31 @@ class Meter:
         """Whether a stream has shown the first of its content."""
         return self._ttft_s is not None
 
-    def whole(self, body: bytes) -> bool:
+    def observe_body(self, body: bytes) -> bool:
         """Read a whole JSON answer; whether it is one."""
         self._last = time.perf_counter()
         self.terminated = True
         fields = _object(body)
-        self._read(fields)
+        self._keep_usage(fields)
         ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
         if isinstance(ttft_ms, int | float) and self._sent is not None:
             self._ttft_s = self._sent - self._accepted + ttft_ms / 1000
         return fields is not None
 
-    def event(self, event: bytes) -> bool:
+    def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line). True: it is a usage chunk and holds nothing else."""
         now = self._last = time.perf_counter()
         if event.startswith(_DONE):
             self.terminated = True
         elif event.startswith(_ERROR):
             self.failed = True
-        if _USAGE in event and self._read(_object(_data(event))) and self._fields.get("choices") == []:
+        if _USAGE in event and self._keep_usage(_object(_data(event))) and self._fields.get("choices") == []:
             return True
         if self._ttft_s is None and _has_content(event):
             self._ttft_s = now - self._accepted
         return False
 
-    def _read(self, fields: dict[str, Any] | None) -> bool:
+    def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
         """Keep the fields of an answer or a chunk that carries usage; whether it does."""
         if fields is None:
             return False
@@ -103,9 +103,9 @@ class Meter:
 class EventStream:
     """Cuts a byte stream into server-sent events and drops the usage chunk that the router alone asked for."""
 
-    def __init__(self, meter: Meter, *, hide_usage: bool, continuation: "Continuation | None" = None) -> None:
+    def __init__(self, meter: Meter, *, hide_usage: bool, resume_state: "StreamResume | None" = None) -> None:
         """`continuation` is told of each event, and may change or drop it."""
-        self._meter, self._hide_usage, self._continuation = meter, hide_usage, continuation
+        self._meter, self._hide_usage, self._resume_state = meter, hide_usage, resume_state
         self._rest = b""
         self._blank = b"\n\n"
 
@@ -121,9 +121,9 @@ class EventStream:
         end += len(self._blank)
         self._rest, data = data[end:], data[:end]
         events = data[: -len(self._blank)].split(self._blank)
-        hidden = [self._meter.event(event) for event in events]
-        if self._continuation is not None:
-            events = list(map(self._continuation.passes, events))
+        hidden = [self._meter.observe_event(event) for event in events]
+        if self._resume_state is not None:
+            events = list(map(self._resume_state.forward, events))
         elif not (self._hide_usage and any(hidden)):
             return data
         kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]

@@ -37,7 +37,7 @@ FAILING_PARTS = ("features", "learning", "events")
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class MetricFamily:
     """A metric as the page says it. `name`: whole, of a counter with `_total`; `buckets`: upper bounds."""
 
     name: str
@@ -68,7 +68,7 @@ class Series:
 
     __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, described: Described) -> None:
+    def __init__(self, described: MetricFamily) -> None:
         self.bounds = described.buckets
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
@@ -89,97 +89,97 @@ _QUEUE_S = _by_factor(0.001, 4, 9)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0)
 _RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 
-REQUESTS = Described(
+REQUESTS = MetricFamily(
     "draftpick_requests_total",
     "counter",
     "Requests for which an engine was chosen, by the last one and how it ended.",
     ("arm", "status"),
 )
-ATTEMPTS = Described(
+ATTEMPTS = MetricFamily(
     "draftpick_attempts_total",
     "counter",
     "Attempts for clients by engine and how they ended; a request has several when engines fail.",
     ("arm", "status"),
 )
-SHADOWS = Described(
+SHADOWS = MetricFamily(
     "draftpick_shadow_attempts_total",
     "counter",
     "Finished requests asked again of other engines, for which no client waits.",
     ("arm", "status"),
 )
-DECISIONS = Described(
+DECISIONS = MetricFamily(
     "draftpick_decisions_total", "counter", "Decisions that led to an attempt, by engine and reason.", ("arm", "reason")
 )
-EXPLORED = Described(
+EXPLORED = MetricFamily(
     "draftpick_explored_total",
     "counter",
     "Decisions of a policy that explores for another engine than its likeliest.",
     ("arm",),
 )
-PROMPT_TOKENS = Described(
+PROMPT_TOKENS = MetricFamily(
     "draftpick_prompt_tokens_total", "counter", "Prompt tokens of answered requests, as engines count them.", ("arm",)
 )
-OUTPUT_TOKENS = Described(
+OUTPUT_TOKENS = MetricFamily(
     "draftpick_output_tokens_total", "counter", "Output tokens of answered requests, as engines count them.", ("arm",)
 )
-DECODING_S = Described(
+DECODING_S = MetricFamily(
     "draftpick_decoding_seconds_total",
     "counter",
     "Seconds from first to last token of answers that a policy chose the engine for and had predicted.",
     ("arm",),
 )
-DECODING_PLAIN_S = Described(
+DECODING_BASELINE_S = MetricFamily(
     "draftpick_decoding_plain_seconds_total",
     "counter",
     "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
     ("arm",),
 )
-ERRORS = Described(
+ERRORS = MetricFamily(
     "draftpick_errors_total",
     "counter",
     "Errors that the router itself answered with, by HTTP status and code.",
     ("code", "status"),
 )
-EVENTS_TOTAL = Described("draftpick_events_total", "counter", "Events of the loop, by kind.", ("kind",))
-OVERHEAD = Described(
+EVENTS_TOTAL = MetricFamily("draftpick_events_total", "counter", "Events of the loop, by kind.", ("kind",))
+OVERHEAD = MetricFamily(
     "draftpick_router_overhead_seconds",
     "histogram",
     "From a request's first byte to when its first attempt leaves for an engine, waiting in the router included.",
     (),
     _OVERHEAD_S,
 )
-TTFT = Described(
+TTFT = MetricFamily(
     "draftpick_ttft_seconds",
     "histogram",
     "From a request's first byte to the first content forwarded.",
     ("arm",),
     _TTFT_S,
 )
-TPOT = Described(
+TPOT = MetricFamily(
     "draftpick_tpot_seconds",
     "histogram",
     "Seconds per output token after the first, of an answer.",
     ("arm",),
     _TPOT_S,
 )
-E2E = Described(
+E2E = MetricFamily(
     "draftpick_e2e_seconds", "histogram", "From a request's first byte to its answer's last.", ("arm",), _E2E_S
 )
-QUEUE = Described(
+QUEUE = MetricFamily(
     "draftpick_engine_queue_seconds",
     "histogram",
     "How long requests waited at the engine until they ran, as it reports; part of TTFT.",
     ("arm",),
     _QUEUE_S,
 )
-ACCEPTANCE = Described(
+ACCEPTANCE = MetricFamily(
     "draftpick_acceptance_length_tokens",
     "histogram",
     "Tokens per decoding step of an answer, the bonus token included.",
     ("arm",),
     _LENGTHS,
 )
-PREDICTION = Described(
+PREDICTION = MetricFamily(
     "draftpick_tpot_prediction_ratio",
     "histogram",
     "Measured TPOT over what the choice was made by; above 1: slower than predicted.",
@@ -189,19 +189,19 @@ PREDICTION = Described(
 _PER_ARM = (TTFT, TPOT, E2E, QUEUE, ACCEPTANCE, PREDICTION)
 METRICS = (
     *(REQUESTS, ATTEMPTS, DECISIONS, EXPLORED, SHADOWS, ERRORS, EVENTS_TOTAL),
-    *(PROMPT_TOKENS, OUTPUT_TOKENS, DECODING_S, DECODING_PLAIN_S),
+    *(PROMPT_TOKENS, OUTPUT_TOKENS, DECODING_S, DECODING_BASELINE_S),
     *(OVERHEAD, *_PER_ARM),
 )
 """All that are fed here."""
 
 
-class _Arm:
+class _ArmCounters:
     """The counts of one arm."""
 
     __slots__ = (
         "attempts",
         "decisions",
-        "decoding_plain_s",
+        "decoding_baseline_s",
         "decoding_s",
         "explored",
         "output_tokens",
@@ -215,16 +215,16 @@ class _Arm:
         self.requests, self.attempts, self.shadows = (dict.fromkeys(STATUSES, 0) for _ in range(3))
         self.decisions = dict.fromkeys(REASONS, 0)
         self.explored = self.prompt_tokens = self.output_tokens = 0
-        self.decoding_s = self.decoding_plain_s = 0.0
+        self.decoding_s = self.decoding_baseline_s = 0.0
         self.series = tuple(map(Series, _PER_ARM))
 
 
 class Metrics:
     """Counts of a router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
 
-    def __init__(self, arms: Iterable[str], plain: str) -> None:
+    def __init__(self, arms: Iterable[str], baseline: str) -> None:
         """`plain`: the engine that saved time is counted against."""
-        self._arms, self._plain = {arm: _Arm() for arm in arms}, plain
+        self._arms, self._baseline = {arm: _ArmCounters() for arm in arms}, baseline
         self._overhead = Series(OVERHEAD)
         self.errors: Counter[tuple[str, str]] = Counter()
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
@@ -258,9 +258,9 @@ class Metrics:
         if decision.explore and decision.reason == "policy":
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
-            self._answered(arm, decision, outcome)
+            self._observe_answer(arm, decision, outcome)
 
-    def _answered(self, arm: _Arm, decision: Decision, outcome: Outcome) -> None:
+    def _observe_answer(self, arm: _ArmCounters, decision: Decision, outcome: Outcome) -> None:
         arm.prompt_tokens += outcome.prompt_tokens or 0
         arm.output_tokens += outcome.output_tokens or 0
         ttft_s, tpot_s, ratio = outcome.ttft_s, outcome.tpot_s, None
@@ -269,14 +269,14 @@ class Metrics:
         elif tpot_s is not None and tpot_s <= 0:  # by an engine's own clock, of a whole answer
             tpot_s = None
         elif tpot_s is not None and decision.predicted_tpot_s is not None and decision.reason == "policy":
-            ratio = self._compare(arm, decision, outcome, tpot_s)
+            ratio = self._compare_to_baseline(arm, decision, outcome, tpot_s)
         values = (ttft_s, tpot_s, outcome.e2e_s, outcome.queue_s, outcome.acceptance_length, ratio)
         for series, value in zip(arm.series, values, strict=True):
             if value is not None:
                 series.counts[bisect_left(series.bounds, value)] += 1
                 series.total += value
 
-    def _compare(self, arm: _Arm, decision: Decision, outcome: Outcome, tpot_s: float) -> float:
+    def _compare_to_baseline(self, arm: _ArmCounters, decision: Decision, outcome: Outcome, tpot_s: float) -> float:
         """Measured over predicted TPOT; counts what the plain engine would have taken."""
         predicted_s, shift = decision.predicted_tpot_s, decision.shift
         assert predicted_s is not None
@@ -284,11 +284,11 @@ class Metrics:
         at = arms.index(decision.arm)
         expected_s = predicted_s[at] * (1.0 if shift is None else math.exp(shift[at]))
         measured_s = plain_s = tpot_s * tokens
-        if self._plain in decision.probabilities and decision.arm != self._plain:
-            at = arms.index(self._plain)
+        if self._baseline in decision.probabilities and decision.arm != self._baseline:
+            at = arms.index(self._baseline)
             plain_s = tokens * predicted_s[at] * (1.0 if shift is None else math.exp(shift[at]))
         arm.decoding_s += measured_s
-        arm.decoding_plain_s += plain_s
+        arm.decoding_baseline_s += plain_s
         return tpot_s / expected_s
 
     def on_event(self, event: Event) -> None:
@@ -299,7 +299,7 @@ class Metrics:
         """Count a request by its last attempt."""
         self._arms[arm].requests[status] += 1
 
-    def refused(self, error: RequestError) -> None:
+    def count_error(self, error: RequestError) -> None:
         """Count an error that a client gets."""
         self.errors[error.code or error.type, str(error.status)] += 1
 
@@ -316,7 +316,7 @@ class Metrics:
         yield PROMPT_TOKENS.family(((name,), arm.prompt_tokens) for name, arm in arms)
         yield OUTPUT_TOKENS.family(((name,), arm.output_tokens) for name, arm in arms)
         yield DECODING_S.family(((name,), arm.decoding_s) for name, arm in arms)
-        yield DECODING_PLAIN_S.family(((name,), arm.decoding_plain_s) for name, arm in arms)
+        yield DECODING_BASELINE_S.family(((name,), arm.decoding_baseline_s) for name, arm in arms)
         yield OVERHEAD.histograms([((), self._overhead)])
         for i, described in enumerate(_PER_ARM):
             yield described.histograms(((name,), arm.series[i]) for name, arm in arms)

@@ -7,64 +7,64 @@ from collections import deque
 from collections.abc import Callable
 
 from router.events import Event
-from router.exchange import Exchange
+from router.exchange import PeerStore
 from router.metrics import Metrics
-from router.online import Online
+from router.online import OnlineLearner
 
 log = logging.getLogger("draftpick.router")
 
 _EVERY_S = 1.0
 
 
-class News:
+class PeerSync:
     """Of one router."""
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: PeerStore,
         unwritten: deque[Event],
-        online: Callable[[], list[tuple[str, Online]]],
+        online: Callable[[], list[tuple[str, OnlineLearner]]],
         metrics: Metrics,
     ) -> None:
         """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
 
         Events that cannot be written are counted in `metrics`.
         """
-        self._exchange, self._unwritten, self._online, self._metrics = exchange, unwritten, online, metrics
+        self._store, self._unwritten, self._online, self._metrics = exchange, unwritten, online, metrics
 
     async def run(self) -> None:
         """Write events, and swap corrections with the other replicas, for ever."""
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
-                await asyncio.to_thread(self._write)
-                await self._swap_corrections()
+                await asyncio.to_thread(self._write_events)
+                await self._sync_corrections()
             except (OSError, ValueError, KeyError) as error:
                 log.warning("no news for the other routers: %s", error)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Write what is left, and leave. Raises OSError."""
-        self._write()
-        self._exchange.leave()
+        self._write_events()
+        self._store.withdraw()
 
-    def _write(self) -> None:
+    def _write_events(self) -> None:
         unwritten, events = self._unwritten, list[Event]()
         with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
             while unwritten:
                 events.append(unwritten.popleft())
         if events:
             try:
-                self._exchange.write_events(events)
+                self._store.write_events(events)
             except OSError as error:
                 self._metrics.failures["events", type(error).__name__] += len(events)
                 raise
 
-    async def _swap_corrections(self) -> None:
+    async def _sync_corrections(self) -> None:
         online = self._online()
-        own = {policy: one.correction.own() for policy, one in online if one.corrects}
+        own = {policy: one.correction.local_state() for policy, one in online if one.corrects_times}
         if not own:
             return
-        others = await asyncio.to_thread(self._exchange.swap, own)
+        others = await asyncio.to_thread(self._store.sync, own)
         for policy, one in online:
-            one.correction.take(others.get(policy, []))
-            one.renew()
+            one.correction.merge(others.get(policy, []))
+            one.refresh()

@@ -55,7 +55,7 @@ def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = F
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body)
-    text, turns = cut(reader(fields)), _turns(fields)
+    text, turns = truncate(reader(fields)), _turns(fields)
     kept = fields if keep_fields else None
     return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields), kept)
 
@@ -108,11 +108,11 @@ def _structured(fields: dict[str, Any]) -> bool:
     return kind not in (None, "text") or bool(fields.get("structured_outputs") or fields.get("tools"))
 
 
-def cut(text: str, most: int = MAX_TEXT_CHARS) -> str:
+def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """What an encoder sees of a long prompt: its beginning and its end, where people say what they want."""
-    if len(text) <= most:
+    if len(text) <= max_chars:
         return text
-    half = most // 2
+    half = max_chars // 2
     return text[:half] + "\n" + text[-half:]
 
 

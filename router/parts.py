@@ -8,10 +8,10 @@ import numpy as np
 
 from engines.client import EngineClient
 from engines.replicas import ReplicaTable
-from router.acceptance import AcceptanceWatch
+from router.acceptance import AcceptanceMonitor
 from router.admission import Admission
 from router.config import RouterConfig
-from router.decider import Decider
+from router.decider import DecisionMaker
 from router.demand import Demand
 from router.dispatch import Dispatcher
 from router.events import Event, EventLog
@@ -21,9 +21,9 @@ from router.load import LoadModel
 from router.metrics import Metrics
 from router.policies.base import Policy
 from router.prefixes import PrefixIndex
-from router.recent import Recent
+from router.recent import RecentRequests
 from router.records import RecordWriter
-from router.serving import Serving
+from router.serving import ActivePolicies
 from router.shadow import Shadow
 from router.tracing import Tracing
 
@@ -47,16 +47,16 @@ class Parts:
     plain: str
     replicas: ReplicaTable
     events: EventLog
-    serving: Serving
+    serving: ActivePolicies
     load: LoadModel
     demand: Demand
     prefixes: PrefixIndex
     admission: Admission
-    watch: AcceptanceWatch
+    watch: AcceptanceMonitor
     metrics: Metrics
-    recent: Recent
+    recent: RecentRequests
     shadow: Shadow
-    decide: Decider
+    decide: DecisionMaker
     dispatcher: Dispatcher
     records: RecordWriter | None
 
@@ -69,19 +69,19 @@ def build_parts(
     client: EngineClient,
     records: RecordWriter | None = None,
     *,
-    plain: str | None = None,
+    baseline: str | None = None,
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
 ) -> Parts:
     """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
-    arms, plain, rng = replicas.arms, plain or config.default_engine, np.random.default_rng(config.seed)
+    arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     events = EventLog()
-    serving = Serving(config, policy, events)
+    serving = ActivePolicies(config, policy, events)
     load, demand, prefixes = LoadModel(config.load, replicas, accelerators), Demand(arms), PrefixIndex(config.prefixes)
-    admission, metrics, recent = Admission(config.limits), Metrics(arms, plain), Recent(plain)
-    watch = AcceptanceWatch(arms, config.quarantine, tell=serving.tell_of_arm)
+    admission, metrics, recent = Admission(config.limits), Metrics(arms, baseline), RecentRequests(baseline)
+    watch = AcceptanceMonitor(arms, config.quarantine, on_event=serving.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
-    decide = Decider(config, serving, replicas, load, watch, admission, metrics, plain, rng)
+    decide = DecisionMaker(config, serving, replicas, load, watch, admission, metrics, baseline, rng)
     # Who observes attempts: a new one is a line here.
     observers = [
         Learning(serving, watch, load, metrics).on_attempt_end,
@@ -110,7 +110,7 @@ def build_parts(
         tracing=tracing,
     )
     return Parts(
-        config, plain, replicas, events, serving, load, demand, prefixes, admission, watch, metrics, recent, shadow,
+        config, baseline, replicas, events, serving, load, demand, prefixes, admission, watch, metrics, recent, shadow,
         decide, dispatcher, records,
     )  # fmt: skip
 

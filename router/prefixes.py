@@ -30,7 +30,7 @@ class PrefixIndex:
             found.append(before)
         return found
 
-    def seen(self, hashes: Sequence[int]) -> Mapping[str, int]:
+    def lookup(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Bytes from the beginning of a body that each replica, by its address, has read before."""
         if not hashes:
             return _NONE
@@ -45,7 +45,7 @@ class PrefixIndex:
                     found[url] = number * _BLOCK
         return found
 
-    def sent(self, hashes: Sequence[int], url: str) -> None:
+    def insert(self, hashes: Sequence[int], url: str) -> None:
         """A replica has read the body of these hashes."""
         for block in hashes:
             there = self._blocks.pop(block, ())

@@ -16,14 +16,14 @@ _EVERY_S = 10.0
 _TOTAL = "_total"
 _COUNTS = (
     *(metrics.REQUESTS, metrics.ATTEMPTS, metrics.DECISIONS, metrics.ERRORS, metrics.EVENTS_TOTAL),
-    *(metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.DECODING_S, metrics.DECODING_PLAIN_S),
+    *(metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.DECODING_S, metrics.DECODING_BASELINE_S),
     *(gauges.FALLBACKS, gauges.DROPPED),
 )
 _SUMS = (metrics.TTFT, metrics.TPOT, metrics.E2E, metrics.ACCEPTANCE, metrics.PREDICTION)
 _VALUES = (gauges.IN_FLIGHT, gauges.QUEUED, gauges.ARM_LOAD, gauges.ARM_WAITING, gauges.REPLICAS, gauges.DRAFTS)
 
 
-class Mirror:
+class RayMetricsExporter:
     """Copies what is collected in this process, of the router `name`. Needs a Ray worker."""
 
     def __init__(self, collectors: Sequence[Collector], name: str) -> None:
@@ -43,9 +43,9 @@ class Mirror:
         """Copy for ever."""
         while True:
             await asyncio.sleep(_EVERY_S)
-            self.copy()
+            self.export()
 
-    def copy(self) -> None:
+    def export(self) -> None:
         """Copy once: what was added since the last time, and what is so now."""
         for collector in self._collectors:
             for family in collector.collect():

@@ -13,12 +13,12 @@ from router.types import Attempt, Decision, Outcome
 
 KEPT = 500
 """Attempts that are remembered."""
-_LATELY_S = 60.0
-Kind = tuple[str, int] | None
+_RATE_WINDOW_S = 60.0
+ClusterId = tuple[str, int] | None
 """Of a request: its number, behind the id of the policy that tells kinds so apart."""
 
 
-class Sums(NamedTuple):
+class WindowTotals(NamedTuple):
     """Over attempts. Times in seconds, those of decoding without the first token.
 
     `steps`: of answers whose acceptance is known, for `step_tokens`. `predicted_s`: what the policy predicted for
@@ -38,9 +38,9 @@ class Sums(NamedTuple):
     predicted_s: float = 0.0
     measured_s: float = 0.0
     saved_s: float = 0.0
-    plain_s: float = 0.0
+    baseline_s: float = 0.0
 
-    def row(self) -> dict[str, Any]:
+    def means(self) -> dict[str, Any]:
         """The means that are shown; None where nothing is known."""
         return {
             "attempts": int(self.attempts),
@@ -50,65 +50,66 @@ class Sums(NamedTuple):
             "tpot_s": _ratio(self.decode_s, self.decode_tokens),
             "acceptance_length": _ratio(self.step_tokens, self.steps),
             "measured_over_predicted": _ratio(self.measured_s, self.predicted_s),
-            "saved_s": self.saved_s if self.plain_s else None,
-            "saved_share": _ratio(self.saved_s, self.plain_s),
+            "saved_s": self.saved_s if self.baseline_s else None,
+            "saved_share": _ratio(self.saved_s, self.baseline_s),
         }
 
 
-class Seen(NamedTuple):
+class RecentRequest(NamedTuple):
     """One attempt that has ended `at` (of a monotonic clock), as somebody looks at it: what is shown of it, and what
     it adds to sums."""
 
     at: float
     arm: str
-    kind: Kind
+    cluster: ClusterId
     row: dict[str, Any]
-    sums: Sums
+    sums: WindowTotals
 
 
-class Recent:
-    """Remembers the last attempts. `ended`: what is kept of each; nobody has looked yet at the last `unseen` ones."""
+class RecentRequests:
+    """Remembers the last attempts. `ended`: what is kept of each; nobody has looked yet at the last `num_unprocessed`
+    ones."""
 
-    def __init__(self, plain: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, baseline: str, clock: Callable[[], float] = time.perf_counter) -> None:
         """`plain`: the engine that savings are counted against."""
-        self._plain, self._clock = plain, clock
-        self.ended: deque[tuple[float, Attempt]] = deque(maxlen=KEPT)
-        self._seen: deque[Seen] = deque(maxlen=KEPT)
-        self.unseen = 0
+        self._baseline, self._clock = baseline, clock
+        self._pending_ring: deque[tuple[float, Attempt]] = deque(maxlen=KEPT)
+        self._processed: deque[RecentRequest] = deque(maxlen=KEPT)
+        self.num_unprocessed = 0
         # What `_seen` holds, as sums are made of it: cells, None for shadows; and, in a ring, what each counts.
-        self._cells: deque[tuple[str, Kind] | None] = deque(maxlen=KEPT)
-        self._counts, self._number = np.zeros((KEPT, len(Sums._fields))), 0
+        self._cells: deque[tuple[str, ClusterId] | None] = deque(maxlen=KEPT)
+        self._counts, self._number = np.zeros((KEPT, len(WindowTotals._fields))), 0
 
     def on_attempt_end(self, attempt: Attempt) -> None:
         """Remember an attempt. All else is done when somebody looks."""
-        self.unseen += 1
-        self.ended.append((self._clock(), attempt))
+        self.num_unprocessed += 1
+        self._pending_ring.append((self._clock(), attempt))
 
-    def seen(self) -> deque[Seen]:
+    def processed(self) -> deque[RecentRequest]:
         """All of them, from the oldest to the newest."""
-        new, self.unseen = min(self.unseen, len(self.ended)), 0
+        new, self.num_unprocessed = min(self.num_unprocessed, len(self._pending_ring)), 0
         epoch = time.time() - self._clock()
-        for ended in islice(self.ended, len(self.ended) - new, None):
-            self._look(_seen(*ended, plain=self._plain, epoch=epoch))
-        return self._seen
+        for ended in islice(self._pending_ring, len(self._pending_ring) - new, None):
+            self._process(_summarise(*ended, baseline=self._baseline, epoch=epoch))
+        return self._processed
 
-    def _look(self, one: Seen) -> None:
-        self._seen.append(one)
-        self._cells.append((one.arm, one.kind) if one.row["reason"] != "shadow" else None)
+    def _process(self, one: RecentRequest) -> None:
+        self._processed.append(one)
+        self._cells.append((one.arm, one.cluster) if one.row["reason"] != "shadow" else None)
         self._counts[self._number % KEPT] = one.sums
         self._number += 1
 
-    def last(self, n: int) -> list[Seen]:
+    def last(self, n: int) -> list[RecentRequest]:
         """The last `n` of them, the newest first."""
-        return list(islice(reversed(self.seen()), n))
+        return list(islice(reversed(self.processed()), n))
 
     def tokens_per_s(self) -> dict[str, float]:
         """Tokens of answers that ended within the last minute by arm, shadows among them, for each second of it."""
-        seen, since = self.seen(), self._clock() - _LATELY_S
+        seen, since = self.processed(), self._clock() - _RATE_WINDOW_S
         if not seen:
             return {}
         # Where more were answered in a minute than are remembered, the time of these counts.
-        span_s = _LATELY_S if len(seen) < KEPT else min(_LATELY_S, self._clock() - seen[0].at)
+        span_s = _RATE_WINDOW_S if len(seen) < KEPT else min(_RATE_WINDOW_S, self._clock() - seen[0].at)
         found: dict[str, float] = {}
         for one in takewhile(lambda one: one.at > since, reversed(seen)):
             found[one.arm] = found.get(one.arm, 0.0) + one.sums.output_tokens / span_s
@@ -116,32 +117,34 @@ class Recent:
 
     def span_s(self) -> float:
         """Seconds since the oldest of them ended."""
-        seen = self.seen()
+        seen = self.processed()
         return self._clock() - seen[0].at if seen else 0.0
 
-    def sums(self, policy: str) -> dict[tuple[str, int | None], Sums]:
+    def sums(self, policy: str) -> dict[tuple[str, int | None], WindowTotals]:
         """By arm and kind of the attempts that clients waited for.
 
         `policy`: the id of the one that tells kinds apart; a kind is None where another one did, or none.
         """
-        self.seen()
+        self.processed()
         numbers: dict[tuple[str, int | None] | None, int] = {None: 0}
-        of: dict[tuple[str, Kind] | None, int] = {}
+        of: dict[tuple[str, ClusterId] | None, int] = {}
         for cell in dict.fromkeys(self._cells):
             known = None if cell is None else (cell[0], cell[1][1] if cell[1] and cell[1][0] == policy else None)
             of[cell] = numbers.setdefault(known, len(numbers))
-        sums = np.zeros((len(numbers), len(Sums._fields)))
+        sums = np.zeros((len(numbers), len(WindowTotals._fields)))
         ring = np.arange(self._number - len(self._cells), self._number) % KEPT
         np.add.at(sums, [of[cell] for cell in self._cells], self._counts[ring])
-        return {cell: Sums._make(row) for cell, row in zip(numbers, sums.tolist(), strict=True) if cell is not None}
+        return {
+            cell: WindowTotals._make(row) for cell, row in zip(numbers, sums.tolist(), strict=True) if cell is not None
+        }
 
 
-def total(parts: Iterable[Sums]) -> Sums:
+def total(parts: Iterable[WindowTotals]) -> WindowTotals:
     """All of these as one."""
-    return Sums._make(map(sum, zip(Sums(), *parts, strict=True)))
+    return WindowTotals._make(map(sum, zip(WindowTotals(), *parts, strict=True)))
 
 
-def _seen(at: float, attempt: Attempt, *, plain: str, epoch: float) -> Seen:
+def _summarise(at: float, attempt: Attempt, *, baseline: str, epoch: float) -> RecentRequest:
     decision, outcome = attempt.decision, attempt.outcome
     tokens = 0 if outcome.tpot_s is None else (outcome.output_tokens or 1) - 1
     predicted = _predicted(decision, tokens) if tokens else None
@@ -164,7 +167,9 @@ def _seen(at: float, attempt: Attempt, *, plain: str, epoch: float) -> Seen:
         "decode_s": took_s,
         "predicted_decode_s": predicted,
     }
-    return Seen(at, decision.arm, attempt.cluster, row, _sums(decision, outcome, tokens, took_s, predicted, plain))
+    return RecentRequest(
+        at, decision.arm, attempt.cluster, row, _window_totals(decision, outcome, tokens, took_s, predicted, baseline)
+    )
 
 
 def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:
@@ -176,25 +181,25 @@ def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:
     return {a: s * f * tokens for a, s, f in zip(decision.probabilities, tpot_s, factors, strict=True)}
 
 
-def _sums(
+def _window_totals(
     decision: Decision,
     outcome: Outcome,
     tokens: int,
     took_s: float | None,
     predicted: dict[str, float] | None,
-    plain: str,
-) -> Sums:
+    baseline: str,
+) -> WindowTotals:
     """What one attempt counts."""
     failed = outcome.status in ("engine_error", "timeout", "broken")
     counts = 1, failed, outcome.output_tokens or 0, outcome.ttft_s is not None, outcome.ttft_s or 0.0
     if outcome.status != "ok" or took_s is None:
-        return Sums(*counts)
+        return WindowTotals(*counts)
     tau = outcome.acceptance_length
     decoding = tokens, took_s, *((tokens, tokens / tau) if tau else (0, 0.0))
     if predicted is None or decision.reason != "policy" or decision.arm not in predicted:
-        return Sums(*counts, *decoding)
-    plain_s = predicted.get(plain, took_s) if decision.arm != plain else took_s
-    return Sums(*counts, *decoding, predicted[decision.arm], took_s, plain_s - took_s, plain_s)
+        return WindowTotals(*counts, *decoding)
+    plain_s = predicted.get(baseline, took_s) if decision.arm != baseline else took_s
+    return WindowTotals(*counts, *decoding, predicted[decision.arm], took_s, plain_s - took_s, plain_s)
 
 
 def _ratio(over: float, under: float) -> float | None:

@@ -23,23 +23,33 @@ from typing import Any
 from pydantic import ValidationError
 
 from engines.atomic_write import atomic_write, sync
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies import artifact, read
-from router.registry_state import EMPTY, ID, Candidate, Change, Draft, Registered, RegistryState, entry_of, id_of
+from router.registry_state import (
+    EMPTY,
+    ID,
+    Candidate,
+    HistoryEntry,
+    RegistryEdit,
+    RegistryEntry,
+    RegistryState,
+    entry_of,
+    id_of,
+)
 
 STATE, LOCK, POLICIES, REPORT = "state.json", ".lock", "policies", "report.json"
 HISTORY = 200
 """Changes that are remembered."""
-_ADDING = ".add-"
-_LEFT_OVER_S = 3600.0  # no copy takes so long: whoever made it is gone
-_CHANGING = ("active", "previous", "pinned", "candidate", "policies")
+_SCRATCH_PREFIX = ".add-"
+_LEFTOVER_AGE_S = 3600.0  # no copy takes so long: whoever made it is gone
+_EDITABLE = ("active", "previous", "pinned", "candidate", "policies")
 
 
 class Registry:
     """The registry in the folder `path`, which the first `add` makes.
 
     Every change is one revision: all of it is on the disk, or none. `by` and `reason` go into the history. A change
-    raises `PolicyRefused` when it is not allowed, when the state cannot be read, or when the artefact of a policy that
+    raises `PolicyRejected` when it is not allowed, when the state cannot be read, or when the artefact of a policy that
     would become candidate or active is damaged; OSError when the disk fails.
     """
 
@@ -48,43 +58,43 @@ class Registry:
         self._policies = path / POLICIES
 
     def state(self) -> RegistryState:
-        """What holds now; empty where there is no registry. Raises `PolicyRefused` with the field that is wrong."""
+        """What holds now; empty where there is no registry. Raises `PolicyRejected` with the field that is wrong."""
         path = self.path / STATE
         try:
             return RegistryState.model_validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
             return EMPTY
         except OSError as error:
-            raise PolicyRefused(f"{path} cannot be read: {error.strerror}") from error
+            raise PolicyRejected(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            raise PolicyRefused(f"{path}: {_first(error)} (mend it, or put back a copy of the file)") from None
+            raise PolicyRejected(f"{path}: {_first(error)} (mend it, or put back a copy of the file)") from None
 
     def folder(self, id: str) -> Path:
-        """Where the artefact of `id` lies. Raises `PolicyRefused` for what is no id."""
+        """Where the artefact of `id` lies. Raises `PolicyRejected` for what is no id."""
         if not ID.fullmatch(id):
-            raise PolicyRefused(f"{id!r} is no id of a policy (ids are like p0001; see: draftpick policies list)")
+            raise PolicyRejected(f"{id!r} is no id of a policy (ids are like p0001; see: draftpick policies list)")
         return self._policies / id
 
     def active_folder(self) -> Path:
-        """The artefact that serves. Raises `PolicyRefused` when there is none."""
+        """The artefact that serves. Raises `PolicyRejected` when there is none."""
         if (active := self.state().active) is None:
-            raise PolicyRefused(f"registry {self.path} has no active policy (draftpick policies promote ID)")
+            raise PolicyRejected(f"registry {self.path} has no active policy (draftpick policies promote ID)")
         return self.folder(active)
 
     def report(self, id: str) -> dict[str, Any]:
-        """Why `id` was made, as it was given to `add`. Raises `PolicyRefused`."""
+        """Why `id` was made, as it was given to `add`. Raises `PolicyRejected`."""
         try:
             found: dict[str, Any] = json.loads((self.folder(id) / REPORT).read_bytes())
         except (OSError, ValueError) as error:
-            raise PolicyRefused(f"the report of {id} cannot be read: {error}") from error
+            raise PolicyRejected(f"the report of {id} cannot be read: {error}") from error
         return found
 
     def add(self, artefact: Path, report: Mapping[str, Any], by: str) -> str:
         """Copy an artefact into the registry; returns its id. `report` is JSON; its `reason` goes into the history."""
         read(artefact)
         self._policies.mkdir(parents=True, exist_ok=True)
-        self._clear_left_over()
-        scratch = Path(tempfile.mkdtemp(prefix=_ADDING, dir=self._policies))
+        self._remove_leftovers()
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=self._policies))
         try:
             policy = _copy(artefact, report, scratch)
             with self._change("add", by, reason=str(report.get("reason", ""))) as draft:
@@ -92,31 +102,31 @@ class Registry:
                 # A crash from here on leaves a folder that no state names: its number is passed over.
                 os.rename(scratch, self.folder(id))
                 sync(self._policies)
-                draft.policies[id] = Registered(stage="shadow", policy=policy, created=_now())
+                draft.policies[id] = RegistryEntry(stage="shadow", policy=policy, created=_now())
         finally:
             _remove(scratch)
         return id
 
-    def begin(self, id: str, by: str, reason: str = "") -> None:
+    def start_shadow(self, id: str, by: str, reason: str = "") -> None:
         """Make `id` the candidate, in shadow; an earlier candidate is retired."""
         with self._change("begin", by, id, reason) as draft:
-            draft.begin(id)
+            draft.start_shadow(id)
 
-    def advance(self, id: str, share: float, by: str, reason: str = "", *, begin: bool = False) -> None:
+    def set_canary_share(self, id: str, share: float, by: str, reason: str = "", *, start: bool = False) -> None:
         """Let the candidate `id` decide a share of the requests, above 0 and up to 1.
 
         With `begin`, a policy that is not the candidate becomes it in the same change.
         """
         if not 0 < share <= 1:
-            raise PolicyRefused(f"the share of a canary must be above 0 and at most 1, not {share}")
+            raise PolicyRejected(f"the share of a canary must be above 0 and at most 1, not {share}")
         with self._change("advance", by, id, f"share {share:g}" + (f": {reason}" if reason else "")) as draft:
-            draft.need_unpinned()
+            draft.require_unpinned()
             entry_of(draft.policies, id)
-            if begin and id_of(draft.candidate) != id:
-                draft.begin(id)
+            if start and id_of(draft.candidate) != id:
+                draft.start_shadow(id)
             if (current := id_of(draft.candidate)) != id:
-                raise PolicyRefused(f"{id} is not the candidate, which is {current} (begin with it first)")
-            draft.try_out(id, "canary", share)
+                raise PolicyRejected(f"{id} is not the candidate, which is {current} (begin with it first)")
+            draft.set_candidate(id, "canary", share)
 
     def promote(self, id: str, by: str, reason: str = "", *, holdout: float = 0.0) -> None:
         """Make `id` active; the one that was becomes `previous`, and goes on with the share `holdout`, below 1.
@@ -124,46 +134,46 @@ class Registry:
         Not one that was refused: that takes `pin`.
         """
         if not 0 <= holdout < 1:
-            raise PolicyRefused(f"the share of a holdout must be at least 0 and below 1, not {holdout}")
+            raise PolicyRejected(f"the share of a holdout must be at least 0 and below 1, not {holdout}")
         with self._change("promote", by, id, reason) as draft:
-            draft.need_unpinned()
-            draft.need_may_rise(id)
+            draft.require_unpinned()
+            draft.require_promotable(id)
             draft.activate(id)
             if holdout and draft.previous is not None:
                 draft.drop_candidate("retired")
-                draft.try_out(draft.previous, "holdout", holdout)
+                draft.set_candidate(draft.previous, "holdout", holdout)
 
     def end_holdout(self, by: str, reason: str = "") -> None:
         """Let the active policy decide all; `previous` stays."""
         with self._change("end_holdout", by, reason=reason) as draft:
             if draft.candidate is None or draft.candidate.stage != "holdout":
-                raise PolicyRefused("there is no holdout (draftpick policies list)")
+                raise PolicyRejected("there is no holdout (draftpick policies list)")
             draft.subject = draft.candidate.id
             draft.drop_candidate("retired")
 
-    def refuse(self, id: str, by: str, reason: str = "") -> None:
+    def reject(self, id: str, by: str, reason: str = "") -> None:
         """Give up the candidate, or a policy that was added."""
         with self._change("refuse", by, id, reason) as draft:
             stage = entry_of(draft.policies, id).stage
             if stage not in ("shadow", "canary"):
                 cure = "draftpick policies rollback" if stage == "active" else "it serves no request"
-                raise PolicyRefused(f"{id} is {stage}, only what is on its way can be refused ({cure})")
+                raise PolicyRejected(f"{id} is {stage}, only what is on its way can be refused ({cure})")
             if id_of(draft.candidate) == id:
                 draft.candidate = None
-            draft.move(id, "refused")
+            draft.set_stage(id, "refused")
             draft.previous = None if draft.previous == id else draft.previous
 
     def rollback(self, by: str, reason: str = "") -> None:
         """Go back to the previous policy; the active one and a candidate are refused. Once: then there is none."""
         with self._change("rollback", by, reason=reason) as draft:
-            draft.need_unpinned()
+            draft.require_unpinned()
             failed, draft.subject = draft.active, draft.previous
             if failed is None or draft.previous is None:
-                raise PolicyRefused("there is no previous policy to go back to (draftpick policies promote ID)")
+                raise PolicyRejected("there is no previous policy to go back to (draftpick policies promote ID)")
             if id_of(draft.candidate) != draft.previous:
                 draft.drop_candidate("refused")
             draft.activate(draft.previous)
-            draft.move(failed, "refused")
+            draft.set_stage(failed, "refused")
             draft.previous = None
 
     def pin(self, id: str, by: str, reason: str = "") -> None:
@@ -178,7 +188,7 @@ class Registry:
         """Let the active policy be replaced again."""
         with self._change("unpin", by, reason=reason) as draft:
             if not draft.pinned:
-                raise PolicyRefused("no policy is pinned (draftpick policies pin ID)")
+                raise PolicyRejected("no policy is pinned (draftpick policies pin ID)")
             draft.subject, draft.pinned = draft.active, False
 
     def prune(self, keep: int, by: str = "prune") -> list[str]:
@@ -210,20 +220,20 @@ class Registry:
             yield
 
     @contextmanager
-    def _change(self, action: str, by: str, subject: str | None = None, reason: str = "") -> Iterator[Draft]:
+    def _change(self, action: str, by: str, subject: str | None = None, reason: str = "") -> Iterator[RegistryEdit]:
         """One change: what the caller does to the draft becomes the next state, unless it raises or does nothing."""
         with self._locked():
             old = self.state()
-            draft = Draft(old.active, old.previous, old.pinned, old.candidate, {**old.policies}, subject, reason)
+            draft = RegistryEdit(old.active, old.previous, old.pinned, old.candidate, {**old.policies}, subject, reason)
             yield draft
-            new = {name: getattr(draft, name) for name in _CHANGING}
-            if new == {name: getattr(old, name) for name in _CHANGING}:
+            new = {name: getattr(draft, name) for name in _EDITABLE}
+            if new == {name: getattr(old, name) for name in _EDITABLE}:
                 return
             if draft.active is not None and draft.active != old.active:
                 self._check_artefact(draft.active, draft.policies[draft.active])
             if draft.candidate is not None and draft.candidate != old.candidate:
                 self._check_artefact(draft.candidate.id, draft.policies[draft.candidate.id])
-            change = Change(time=_now(), action=action, policy=draft.subject, by=by, reason=draft.reason)
+            change = HistoryEntry(time=_now(), action=action, policy=draft.subject, by=by, reason=draft.reason)
             history = (*old.history, change)[-HISTORY:]
             self._write(RegistryState(schema=1, revision=old.revision + 1, history=history, **new))
 
@@ -231,25 +241,25 @@ class Registry:
         text = state.model_dump_json(indent=2, by_alias=True) + "\n"
         atomic_write(self.path / STATE, text, mode=0o644, durable=True)
 
-    def _check_artefact(self, id: str, entry: Registered) -> None:
+    def _check_artefact(self, id: str, entry: RegistryEntry) -> None:
         try:
             found = read(self.folder(id)).id
-        except PolicyRefused as error:
-            raise PolicyRefused(f"{id} is damaged: {error} (add it anew)") from error
+        except PolicyRejected as error:
+            raise PolicyRejected(f"{id} is damaged: {error} (add it anew)") from error
         if found != entry.policy:
-            raise PolicyRefused(f"{id} is damaged: its folder holds {found}, not {entry.policy} (add it anew)")
+            raise PolicyRejected(f"{id} is damaged: its folder holds {found}, not {entry.policy} (add it anew)")
 
     def _folders(self) -> list[Path]:
         return [folder for folder in self._policies.iterdir() if ID.fullmatch(folder.name)]
 
-    def _free_id(self, draft: Draft) -> str:
+    def _free_id(self, draft: RegistryEdit) -> str:
         taken = [_number(id) for id in (*draft.policies, *(folder.name for folder in self._folders()))]
         return f"p{max(taken, default=0) + 1:04}"
 
-    def _clear_left_over(self) -> None:
-        for scratch in self._policies.glob(f"{_ADDING}*"):
+    def _remove_leftovers(self) -> None:
+        for scratch in self._policies.glob(f"{_SCRATCH_PREFIX}*"):
             with suppress(FileNotFoundError):  # another writer may clear it, too
-                if time.time() - scratch.stat().st_mtime > _LEFT_OVER_S:
+                if time.time() - scratch.stat().st_mtime > _LEFTOVER_AGE_S:
                     _remove(scratch)
 
 
@@ -277,7 +287,7 @@ def _copy(artefact: Path, report: Mapping[str, Any], to: Path) -> str:
     try:
         text = json.dumps(report, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise PolicyRefused(f"the report on {artefact} is no JSON: {error}") from error
+        raise PolicyRejected(f"the report on {artefact} is no JSON: {error}") from error
     (to / REPORT).write_text(text + "\n")
     for name in (artifact.MANIFEST, artifact.ARRAYS):
         shutil.copyfile(artefact / name, to / name)
@@ -296,4 +306,4 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["Candidate", "Change", "Registered", "Registry", "RegistryState", "is_registry"]
+__all__ = ["Candidate", "HistoryEntry", "Registry", "RegistryEntry", "RegistryState", "is_registry"]

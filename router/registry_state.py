@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from engines.config import Model, nearest
-from router.errors import PolicyRefused
+from engines.config import Model, did_you_mean
+from router.errors import PolicyRejected
 
 ID = re.compile(r"p[0-9]{4,}")
 """Ids of policies."""
@@ -35,7 +35,7 @@ def id_of(candidate: Candidate | None) -> str | None:
     return None if candidate is None else candidate.id
 
 
-class Registered(Model):
+class RegistryEntry(Model):
     """One policy of the registry."""
 
     stage: Stage
@@ -43,7 +43,7 @@ class Registered(Model):
     created: AwareDatetime
 
 
-class Change(Model):
+class HistoryEntry(Model):
     """One line of the history."""
 
     time: AwareDatetime
@@ -62,15 +62,15 @@ class RegistryState(Model):
     previous: PolicyId | None = Field(description="the one that `rollback` goes back to")
     pinned: bool = Field(description="the active one stays until it is unpinned")
     candidate: Candidate | None
-    policies: dict[PolicyId, Registered]
-    history: tuple[Change, ...]
+    policies: dict[PolicyId, RegistryEntry]
+    history: tuple[HistoryEntry, ...]
 
-    def entry(self, id: str) -> Registered:
-        """The policy `id`. Raises `PolicyRefused` when there is none."""
+    def entry(self, id: str) -> RegistryEntry:
+        """The policy `id`. Raises `PolicyRejected` when there is none."""
         return entry_of(self.policies, id)
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_consistent(self) -> Self:
         candidate, serving = self.candidate, [id for id, one in self.policies.items() if one.stage == "active"]
         named = {"active": self.active, "previous": self.previous, "candidate": id_of(candidate)}
         for field, id in named.items():
@@ -85,10 +85,10 @@ class RegistryState(Model):
         return self
 
 
-def entry_of(policies: Mapping[str, Registered], id: str) -> Registered:
-    """The policy `id`. Raises `PolicyRefused` when there is none."""
+def entry_of(policies: Mapping[str, RegistryEntry], id: str) -> RegistryEntry:
+    """The policy `id`. Raises `PolicyRejected` when there is none."""
     if id not in policies:
-        raise PolicyRefused(f"there is no policy {id!r} ({nearest(id, policies)}see: draftpick policies list)")
+        raise PolicyRejected(f"there is no policy {id!r} ({did_you_mean(id, policies)}see: draftpick policies list)")
     return policies[id]
 
 
@@ -98,36 +98,36 @@ EMPTY = RegistryState(
 
 
 @dataclass(slots=True)
-class Draft:
+class RegistryEdit:
     """A state while it changes, and what the history will say of the change."""
 
     active: str | None
     previous: str | None
     pinned: bool
     candidate: Candidate | None
-    policies: dict[str, Registered]
+    policies: dict[str, RegistryEntry]
     subject: str | None
     reason: str
 
-    def move(self, id: str, stage: Stage) -> None:
+    def set_stage(self, id: str, stage: Stage) -> None:
         self.policies[id] = self.policies[id].model_copy(update={"stage": stage})
 
-    def begin(self, id: str) -> None:
-        self.need_may_rise(id)
+    def start_shadow(self, id: str) -> None:
+        self.require_promotable(id)
         if self.candidate is not None and self.candidate.id != id:
             self.drop_candidate("retired")
-        self.try_out(id, "shadow", 0.0)
+        self.set_candidate(id, "shadow", 0.0)
 
-    def try_out(self, id: str, stage: Literal["shadow", "canary", "holdout"], share: float) -> None:
+    def set_candidate(self, id: str, stage: Literal["shadow", "canary", "holdout"], share: float) -> None:
         before, now = self.candidate, time.time()
-        goes_on = before is not None and (before.id, before.stage) == (id, stage)
-        began = before.began if before is not None and goes_on else now
+        continues = before is not None and (before.id, before.stage) == (id, stage)
+        began = before.began if before is not None and continues else now
         self.candidate = Candidate(id=id, stage=stage, share=share, since=now, began=began)
-        self.move(id, stage)
+        self.set_stage(id, stage)
 
     def drop_candidate(self, stage: Stage) -> None:
         if self.candidate is not None:
-            self.move(self.candidate.id, stage)
+            self.set_stage(self.candidate.id, stage)
             self.candidate = None
 
     def activate(self, id: str) -> None:
@@ -136,17 +136,17 @@ class Draft:
         elif self.candidate is not None and self.candidate.stage == "holdout":
             self.drop_candidate("retired")  # it was compared with the one that was active
         if self.active is not None:
-            self.move(self.active, "retired")
+            self.set_stage(self.active, "retired")
         self.active, self.previous = id, self.active
-        self.move(id, "active")
+        self.set_stage(id, "active")
 
-    def need_unpinned(self) -> None:
+    def require_unpinned(self) -> None:
         if self.pinned:
-            raise PolicyRefused(f"{self.active} is pinned (draftpick policies unpin)")
+            raise PolicyRejected(f"{self.active} is pinned (draftpick policies unpin)")
 
-    def need_may_rise(self, id: str) -> None:
+    def require_promotable(self, id: str) -> None:
         stage = entry_of(self.policies, id).stage
         if stage == "active":
-            raise PolicyRefused(f"{id} is active already")
+            raise PolicyRejected(f"{id} is active already")
         if stage == "refused":
-            raise PolicyRefused(f"{id} was refused (to use it all the same: draftpick policies pin {id})")
+            raise PolicyRejected(f"{id} was refused (to use it all the same: draftpick policies pin {id})")

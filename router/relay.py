@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import orjson
 
-from engines.client import Answer, Headers
-from engines.errors import EngineBroken
-from router.attempt import Reply, RequestState
+from engines.client import EngineResponse, Headers
+from engines.errors import StreamInterrupted
+from router.attempt import RequestState, ResponseSink
 from router.measure import EventStream, Meter
 from router.openai import TERMINATED_PATHS
 from router.types import Status
@@ -36,14 +36,14 @@ _REFUSALS = frozenset({429})
 
 
 async def relay(
-    state: RequestState, answer: Answer, reply: Reply, meter: Meter, may_retry: Callable[[], bool]
+    state: RequestState, answer: EngineResponse, reply: ResponseSink, meter: Meter, can_retry: Callable[[], bool]
 ) -> Status:
     """Send an answer to the client, or nothing of a refusal after which another engine may be tried.
 
-    Raises `EngineBroken` for an answer that is none or stops, `EngineTimeout` for one that does not begin.
+    Raises `StreamInterrupted` for an answer that is none or stops, `EngineTimeout` for one that does not begin.
     """
     refused = answer.status >= 500 or answer.status in _REFUSALS
-    if (refused and may_retry()) or (state.started and answer.status >= 400):
+    if (refused and can_retry()) or (state.started and answer.status >= 400):
         return "engine_error"
     headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
     headers += state.own_headers()
@@ -55,20 +55,22 @@ async def relay(
             return "broken"
     else:
         body = b"".join([chunk async for chunk in answer.chunks])
-        is_json = meter.whole(body)
+        is_json = meter.observe_body(body)
         if state.started:
-            raise EngineBroken("the rest of a stream is no stream")
+            raise StreamInterrupted("the rest of a stream is no stream")
         if generated and (not is_json or state.incoming.request.stream):
-            raise EngineBroken("the answer is not what was asked for")
+            raise StreamInterrupted("the answer is not what was asked for")
         state.started = True
-        await reply.whole(answer.status, headers, body)
+        await reply.send_complete(answer.status, headers, body)
     if refused:
         return "engine_error"
     return "ok" if answer.status < 400 else "client_error"
 
 
-async def _relay_events(state: RequestState, answer: Answer, reply: Reply, meter: Meter, headers: Headers) -> None:
-    stream = EventStream(meter, hide_usage=state.incoming.request.hide_usage, continuation=state.continuation)
+async def _relay_events(
+    state: RequestState, answer: EngineResponse, reply: ResponseSink, meter: Meter, headers: Headers
+) -> None:
+    stream = EventStream(meter, hide_usage=state.incoming.request.hide_usage, resume_state=state.continuation)
     generated = state.incoming.request.path in TERMINATED_PATHS
     held = b""
     async for chunk in answer.chunks:
@@ -80,7 +82,7 @@ async def _relay_events(state: RequestState, answer: Answer, reply: Reply, meter
             held, data = b"", held + data
             if generated and not meter.has_content and len(data) < _HELD_BYTES:
                 if meter.failed:
-                    raise EngineBroken("the stream began with an error")
+                    raise StreamInterrupted("the stream began with an error")
                 if not meter.terminated:
                     held = data
                     continue
@@ -88,7 +90,7 @@ async def _relay_events(state: RequestState, answer: Answer, reply: Reply, meter
             await reply.start(answer.status, headers)
         await reply.write(data)
     if not meter.terminated and generated:
-        raise EngineBroken("the stream ended without its terminator")
+        raise StreamInterrupted("the stream ended without its terminator")
     if rest := held + stream.end():
         if not state.started:
             state.started = True

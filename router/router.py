@@ -14,27 +14,27 @@ from engines.client import EngineClient
 from engines.embedded import ENCODER_NAME, encoder_path
 from engines.errors import ConfigError
 from engines.replicas import ReplicaTable
-from router.chosen import Chosen, choose, choose_policy, may_be_registry
+from router.chosen import ResolvedPolicy, could_be_registry, resolve, resolve_configured
 from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
 from router.encoder import load_sentence_encoder
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.events import Event, EventLog
-from router.exchange import Exchange
+from router.exchange import PeerStore
 from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
 from router.fleet_metrics import fleet_metrics, page_of
-from router.gauges import Gauges
+from router.gauges import StateCollector
 from router.ingress import RouterApp
 from router.keys import Keyring
-from router.news import News
+from router.news import PeerSync
 from router.parts import build_parts
-from router.pointer import Watched
+from router.pointer import FileWatcher
 from router.policies import check_features
 from router.policies.base import Policy
 from router.policies.simple import FixedPolicy
 from router.records import RecordWriter
 from router.registry import STATE, Registry
-from router.reports import Reports
-from router.scaling import Scaling, Tell
+from router.reports import EnginePoller
+from router.scaling import Autoscaler, TargetSetter
 from router.shadow import WORKERS
 from router.static_encoder import StaticFeaturizer
 from router.tracing import Tracing
@@ -58,15 +58,15 @@ class Router:
         config: DraftpickConfig,
         sources: dict[str, Addresses],
         broadcast_policy: Callable[[str], Awaitable[list[str]]] | None = None,
-        tell_wanted: Mapping[str, Tell] | None = None,
+        set_targets: Mapping[str, TargetSetter] | None = None,
         *,
         name: str = "0",
-        others: Pages | None = None,
+        peer_pages: Pages | None = None,
     ) -> None:
         """`sources` give the addresses of each arm's replicas, asked once a second.
 
         `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
-        `tell_wanted` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
+        `set_targets` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
         `others`: what a scrape shows beside it.
         """
         router = config.router
@@ -77,20 +77,20 @@ class Router:
             timeout_s=router.timeout_s,
             stall_timeout_s=router.stall_timeout_s,
         )
-        self._name, self._others = name, others
+        self._name, self._peer_pages = name, peer_pages
         self._tracing = Tracing(router.tracing) if router.tracing.share else None
         # Before they are read: what changes meanwhile is seen then.
-        self.registry = Registry(Path(router.policy)) if may_be_registry(router.policy) else None
-        self._watched = [
-            (Watched(path), taken)
+        self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
+        self._watchers = [
+            (FileWatcher(path), taken)
             for path, taken in ((Path(router.policy), self._follow_pointer), (router.keys.file, self._reload_keys))
             if path is not None and path.is_file()
         ]
         if self.registry is not None:
-            self._watched.append((Watched(self.registry.path / STATE), self._follow_pointer))
+            self._watchers.append((FileWatcher(self.registry.path / STATE), self._follow_pointer))
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
-        self._changing = asyncio.Lock()
+        self._policy_lock = asyncio.Lock()
         chosen, featurizer = self._first_policy()
         self.parts = build_parts(
             router,
@@ -99,100 +99,100 @@ class Router:
             self._replicas,
             self._client,
             self._records,
-            plain=config.plain,
+            baseline=config.baseline,
             accelerators=config.accelerators,
             tracing=self._tracing,
         )
         parts = self.parts
-        self._reports = Reports(self._client, self._replicas, parts.load, router.load.report_every_s)
-        self._serve(chosen)
-        self._news = self._peer_news()
+        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_every_s)
+        self._activate(chosen)
+        self._peer_sync = self._peer_news()
         self._broadcast = broadcast_policy or self._use_policy_here
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
-        self.scaling = Scaling(config, self._replicas, parts.demand, parts.load, tell_wanted or {})
-        gauges = Gauges(parts, lambda: self.scaling.wanted, lambda: self.refused is not None)
+        self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
+        gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
         self.collectors: tuple[Collector, ...] = (parts.metrics, gauges, ProcessCollector(registry=None))
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def _first_policy(self) -> tuple[Chosen, Featurizer | None]:
+    def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
         """The configured policies, or the default engine where they are refused; and the featurizer they need."""
         router, arms = self._config, self._arms
-        chosen, self.refused = choose_policy(router, arms)
+        chosen, self.rejected = resolve_configured(router, arms)
         featurizer = make_featurizer(router, chosen.policy)
         try:
             check_features(chosen.policy, featurizer.id if featurizer else None)
-        except PolicyRefused as error:
-            chosen, self.refused = Chosen(FixedPolicy(arms, router.default_engine)), str(error)
-        if self.refused:
-            log.error("policy refused, %r serves: %s", router.default_engine, self.refused)
+        except PolicyRejected as error:
+            chosen, self.rejected = ResolvedPolicy(FixedPolicy(arms, router.default_engine)), str(error)
+        if self.rejected:
+            log.error("policy refused, %r serves: %s", router.default_engine, self.rejected)
         return chosen, featurizer
 
-    def _peer_news(self) -> News | None:
+    def _peer_news(self) -> PeerSync | None:
         """What carries events and corrections between routers, where there is a folder for them."""
         router, parts = self._config, self.parts
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
         if folder is None:
             return None
-        return News(Exchange(folder), parts.events.unwritten, parts.serving.online, parts.metrics)
+        return PeerSync(PeerStore(folder), parts.events.unwritten, parts.serving.learners, parts.metrics)
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""
-        await asyncio.gather(*(self._refresh(arm) for arm in self._sources))
-        self._tasks = {asyncio.create_task(self._follow(arm)) for arm in self._sources}
-        self._tasks |= {asyncio.create_task(self._watch(watched, taken)) for watched, taken in self._watched}
+        await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
+        self._tasks = {asyncio.create_task(self._follow_replicas(arm)) for arm in self._sources}
+        self._tasks |= {asyncio.create_task(self._watch_file(watched, taken)) for watched, taken in self._watchers}
         if self._config.shadow.share:
             self._tasks |= {
-                asyncio.create_task(self.parts.shadow.run(self.parts.dispatcher.again)) for _ in range(WORKERS)
+                asyncio.create_task(self.parts.shadow.run(self.parts.dispatcher.run_shadow)) for _ in range(WORKERS)
             }
-        if self.scaling.tells:
-            self._tasks.add(asyncio.create_task(self.scaling.run()))
+        if self.autoscaler.enabled:
+            self._tasks.add(asyncio.create_task(self.autoscaler.run()))
         if self._config.load.enabled:
-            self._tasks.add(asyncio.create_task(self._reports.run()))
-        if self._news is not None:
-            self._tasks.add(asyncio.create_task(self._news.run()))
+            self._tasks.add(asyncio.create_task(self._engine_poller.run()))
+        if self._peer_sync is not None:
+            self._tasks.add(asyncio.create_task(self._peer_sync.run()))
 
     async def stop(self) -> None:
         """Close connections and write what is queued."""
         for task in self._tasks:
             task.cancel()
         await self._client.close()
-        if self._news is not None:
+        if self._peer_sync is not None:
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._news.end)
+                await asyncio.to_thread(self._peer_sync.close)
         if self._records is not None:
             await asyncio.to_thread(self._records.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
     async def use_policy(self, name: str) -> str:
-        """Take another policy into service; its id. Raises `PolicyRefused`, and then the old one goes on."""
-        async with self._changing:  # changes come one after the other: the last one stays
-            chosen = await asyncio.to_thread(choose, name, self._arms, self._config.default_engine)
-            policy, featurizer = chosen.policy, self.parts.dispatcher.featurizer
+        """Take another policy into service; its id. Raises `PolicyRejected`, and then the old one goes on."""
+        async with self._policy_lock:  # changes come one after the other: the last one stays
+            resolved = await asyncio.to_thread(resolve, name, self._arms, self._config.default_engine)
+            policy, featurizer = resolved.policy, self.parts.dispatcher.featurizer
             if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
                 featurizer = await asyncio.to_thread(make_featurizer, self._config, policy)
             check_features(policy, featurizer.id if featurizer else None)
-            self.parts.dispatcher.featurizer, self.refused = featurizer, None
-            self._serve(chosen)
+            self.parts.dispatcher.featurizer, self.rejected = featurizer, None
+            self._activate(resolved)
             return policy.id
 
-    def _serve(self, chosen: Chosen) -> None:
+    def _activate(self, resolved: ResolvedPolicy) -> None:
         """Take policies into service; a candidate that needs other features stays out, and is told of."""
         serving, featurizer = self.parts.serving, self.parts.dispatcher.featurizer
-        before, candidate = serving.policy.id, chosen.candidate
-        self.candidate_refused = chosen.candidate_refused
+        before, candidate = serving.policy.id, resolved.candidate
+        self.candidate_rejected = resolved.candidate_rejected
         if candidate is not None:
             try:
                 check_features(candidate, featurizer.id if featurizer else None)
-            except PolicyRefused as error:
-                candidate, self.candidate_refused = None, str(error)
-        if self.candidate_refused:
-            log.error("candidate refused: %s", self.candidate_refused)
-        serving.use(chosen.policy, candidate, chosen.share)
-        if chosen.policy.id != before:
-            text = f"{chosen.policy.id} serves after {before}"
-            self.parts.events.emit(Event(time.time(), "policy_taken", text, policy=chosen.policy.id))
+            except PolicyRejected as error:
+                candidate, self.candidate_rejected = None, str(error)
+        if self.candidate_rejected:
+            log.error("candidate refused: %s", self.candidate_rejected)
+        serving.activate(resolved.policy, candidate, resolved.share)
+        if resolved.policy.id != before:
+            text = f"{resolved.policy.id} serves after {before}"
+            self.parts.events.emit(Event(time.time(), "policy_taken", text, policy=resolved.policy.id))
 
     @property
     def events(self) -> EventLog:
@@ -200,7 +200,7 @@ class Router:
         return self.parts.events
 
     async def broadcast_policy(self, name: str) -> list[str]:
-        """Take a policy into service on every replica of the router; their ids. Raises `PolicyRefused`."""
+        """Take a policy into service on every replica of the router; their ids. Raises `PolicyRejected`."""
         return await self._broadcast(name)
 
     async def configure(self, live: LiveConfig) -> None:
@@ -219,8 +219,8 @@ class Router:
     async def _try_policy(self, name: str) -> None:
         try:
             await self.use_policy(name)
-        except PolicyRefused as error:
-            self.refused = str(error)
+        except PolicyRejected as error:
+            self.rejected = str(error)
             going_on = self.parts.serving.policy.id
             text = f"a policy is refused, {going_on} goes on: {error}"
             self.parts.events.emit(Event(time.time(), "policy_refused", text, policy=going_on))
@@ -234,27 +234,27 @@ class Router:
         except ConfigError as error:
             log.error("keys refused, the old ones go on: %s", error)
 
-    async def _watch(self, watched: Watched, taken: Callable[[], Awaitable[None]]) -> None:
+    async def _watch_file(self, watcher: FileWatcher, on_change: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(_WATCH_S)
-            if await asyncio.to_thread(watched.changed):
-                await taken()
+            if await asyncio.to_thread(watcher.changed):
+                await on_change()
 
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
         records, serving = self._records, self.parts.serving
         return {
-            "ready": self._replicas.listening(),
+            "ready": self._replicas.reachable(),
             "policy": serving.policy.id,
-            "policy_refused": self.refused,
+            "policy_refused": self.rejected,
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
-            "candidate_refused": self.candidate_refused,
-            "put_aside": [policy for policy, online in serving.online() if online.put_aside],
+            "candidate_refused": self.candidate_rejected,
+            "put_aside": [policy for policy, online in serving.learners() if online.suspended],
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
-            "in_flight": self._replicas.load(),
-            "loads": {arm: [r.load for r in there] for arm, there in self._replicas.by_arm.items()},
+            "in_flight": self._replicas.in_flight(),
+            "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},
             "stale": sorted(self.parts.load.stale),
-            "wanted": self.scaling.wanted,
+            "wanted": self.autoscaler.targets,
             "wished_more": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
             "breakers": self._replicas.health(),
             "drafts": self.parts.watch.state(),
@@ -270,16 +270,16 @@ class Router:
 
     async def metrics(self) -> str:
         """What all routers say of themselves, and all engines, as one Prometheus page."""
-        others = await self._others() if self._others is not None else {}
+        others = await self._peer_pages() if self._peer_pages is not None else {}
         pages = {**others, self._name: await self.own_metrics()}
         return await fleet_metrics(self._client, self._replicas.urls(), pages)
 
-    async def _follow(self, arm: str) -> None:
+    async def _follow_replicas(self, arm: str) -> None:
         while True:
             await asyncio.sleep(_REFRESH_S)
-            await self._refresh(arm)
+            await self._refresh_replicas(arm)
 
-    async def _refresh(self, arm: str) -> None:
+    async def _refresh_replicas(self, arm: str) -> None:
         try:
             urls = await asyncio.wait_for(self._sources[arm](), timeout=_ADDRESSES_S)
         except Exception as error:  # Serve raises many kinds while replicas come and go
@@ -315,7 +315,7 @@ def static_featurizer() -> StaticFeaturizer:
     return StaticFeaturizer()
 
 
-def fixed(url: str) -> Addresses:
+def fixed_address(url: str) -> Addresses:
     """The one address of an engine that somebody else runs."""
 
     async def addresses() -> list[str]:

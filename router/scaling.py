@@ -8,36 +8,41 @@ from router.config import DraftpickConfig
 from router.demand import Demand, Scalable, replicas
 from router.load import LoadModel
 
-Tell = Callable[[int], Awaitable[object]]
+TargetSetter = Callable[[int], Awaitable[object]]
 
 
-class Scaling:
+class Autoscaler:
     """Of all engines that are started here. `wanted`: replicas of each; `tells`: whether anybody is told."""
 
     def __init__(
-        self, config: DraftpickConfig, table: ReplicaTable, demand: Demand, load: LoadModel, tell: Mapping[str, Tell]
+        self,
+        config: DraftpickConfig,
+        table: ReplicaTable,
+        demand: Demand,
+        load: LoadModel,
+        set_target: Mapping[str, TargetSetter],
     ) -> None:
         """`tell` tells the replicas of an arm how many of them are wanted."""
-        self._config, self._table, self._tell = config.router.scaling, table, tell
+        self._config, self._table, self._set_target = config.router.scaling, table, set_target
         self._demand, self._load = demand, load
-        self._fleet = scalable(config)
-        self.tells, self.wanted = bool(tell), dict[str, int]()
+        self._fleet = scalable_engines(config)
+        self.enabled, self.targets = bool(set_target), dict[str, int]()
 
     async def run(self) -> None:
         """Tell them, for ever."""
         while True:
             await asyncio.sleep(self._config.every_s)
             everywhere = [replica for there in self._table.by_arm.values() for replica in there]
-            own, others = sum(r.in_flight for r in everywhere), sum(r.others for r in everywhere)
+            own, others = sum(r.in_flight for r in everywhere), sum(r.foreign_in_flight for r in everywhere)
             # Where others send requests, too, these are taken to wish for the same.
             scale = 1.0 + others / own if own else 1.0
             demand = self._demand.in_flight(self._load.service_s)
-            self.wanted = replicas({arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.budget)
-            told = [self._tell[arm](n) for arm, n in self.wanted.items() if arm in self._tell]
+            self.targets = replicas({arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.budget)
+            told = [self._set_target[arm](n) for arm, n in self.targets.items() if arm in self._set_target]
             await asyncio.gather(*told, return_exceptions=True)
 
 
-def scalable(config: DraftpickConfig) -> dict[str, Scalable]:
+def scalable_engines(config: DraftpickConfig) -> dict[str, Scalable]:
     """The engines that are started here: how few and how many replicas each may have."""
     found = {}
     for engine in config.engines:

@@ -22,7 +22,7 @@ WORKERS = 4
 _EAGER_SHARE, _EAGER_REQUESTS = 0.3, 200
 
 
-class Discarded:
+class NullSink:
     """A reply that goes nowhere."""
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -31,12 +31,12 @@ class Discarded:
     async def write(self, data: bytes) -> None:
         return
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
         return
 
 
 class Shadow:
-    """Takes finished requests (`offer`), and repeats a share of them (`run`)."""
+    """Takes finished requests (`enqueue`), and repeats a share of them (`run`)."""
 
     def __init__(
         self,
@@ -46,41 +46,41 @@ class Shadow:
         rng: np.random.Generator,
     ) -> None:
         self._config, self._in_flight, self._eligible, self._rng = config, in_flight, eligible, rng
-        self._waiting: asyncio.Queue[RequestState] = asyncio.Queue(_WAITING)
-        self.asked = self.eager = 0
+        self._queue: asyncio.Queue[RequestState] = asyncio.Queue(_WAITING)
+        self.requests_sent = self.boosted_requests = 0
 
-    def offer(self, state: RequestState) -> None:
+    def enqueue(self, state: RequestState) -> None:
         """Take a finished request, perhaps; never waits."""
         if not self._config.share or not state.incoming.explore:
             return
-        share = max(self._config.share, _EAGER_SHARE if self.eager else 0.0)
-        self.eager = max(self.eager - 1, 0)
-        if state.decided.reason != "policy" or self._rng.random() >= share or self._waiting.full():
+        share = max(self._config.share, _EAGER_SHARE if self.boosted_requests else 0.0)
+        self.boosted_requests = max(self.boosted_requests - 1, 0)
+        if state.decided.reason != "policy" or self._rng.random() >= share or self._queue.full():
             return
-        self._waiting.put_nowait(state)
+        self._queue.put_nowait(state)
 
     def on_event(self, event: Event) -> None:
         """News is worth most after a change."""
         if event.kind in ("arm_changed", "inputs_changed"):
-            self.hurry()
+            self.boost()
 
-    def hurry(self) -> None:
+    def boost(self) -> None:
         """Ask more of the next requests again: something has changed, and news is worth most then."""
-        self.eager = _EAGER_REQUESTS
+        self.boosted_requests = _EAGER_REQUESTS
 
     async def run(self, repeat: Callable[[RequestState], Awaitable[object]]) -> None:
         """Let `repeat` ask what was taken of every other engine that is eligible, for ever."""
         while True:
-            state = await self._waiting.get()
+            state = await self._queue.get()
             while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.05)
             decision = state.decided
             others = [arm for arm in self._eligible() if arm != decision.arm and arm in decision.probabilities]
-            self.asked += len(others)
-            await asyncio.gather(*(repeat(shadow_of(state, arm)) for arm in others))
+            self.requests_sent += len(others)
+            await asyncio.gather(*(repeat(shadow_attempt(state, arm)) for arm in others))
 
 
-def shadow_of(state: RequestState, arm: str) -> RequestState:
+def shadow_attempt(state: RequestState, arm: str) -> RequestState:
     """The same request on another arm."""
     original = state.decided
     probabilities = {name: float(name == arm) for name in original.probabilities}
@@ -88,5 +88,5 @@ def shadow_of(state: RequestState, arm: str) -> RequestState:
     if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
         pairs = zip(original.predicted_tpot_s, original.load.stretch, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
-    incoming = replace(state.incoming, deadline=None, charge=None, accepted=time.perf_counter())
+    incoming = replace(state.incoming, deadline=None, count_tokens=None, accepted=time.perf_counter())
     return RequestState(incoming, context=state.context, decision=decision)

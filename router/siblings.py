@@ -11,14 +11,14 @@ _PATIENCE_S = 2.0
 _SUFFIX = ".sock"
 
 
-class Siblings:
+class PeerSockets:
     """One router among those of a folder that nobody else may read. `name`: its own, which its successor takes over."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self.name = folder, name
         self._server: asyncio.Server | None = None
 
-    async def show(self, page: Callable[[], Awaitable[str]]) -> None:
+    async def serve(self, page: Callable[[], Awaitable[str]]) -> None:
         """Show one's own page to the others, from now on."""
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

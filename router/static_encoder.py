@@ -9,14 +9,14 @@ from safetensors.numpy import load_file
 
 from router.features import Featurizer
 from router.lexical import FEATURES, VERSION, context_of
-from router.openai import Request, cut
+from router.openai import Request, truncate
 from router.types import Context, Vector
-from router.word_tokens import WordTokens
+from router.word_tokens import WordPieceCache
 
 SHIPPED = Path(__file__).parent / "static"
 """Vectors of all-MiniLM-L6-v2's own vocabulary, made by `draftpick encoder`."""
 TOKENIZER, VECTORS = "tokenizer.json", "vectors.safetensors"
-MOST_CHARS = 700
+MAX_CHARS = 700
 """Of a longer text the middle is left out: splitting into tokens is what an embedding costs."""
 
 
@@ -35,7 +35,7 @@ class StaticFeaturizer(Featurizer):
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokens = WordTokens(tokenizer)
+        self._tokens = WordPieceCache(tokenizer)
         stored = load_file(folder / VECTORS)["vectors"]
         self._vectors: Vector = stored.astype(np.float32)
         self.dimension = stored.shape[1] + len(FEATURES)
@@ -46,7 +46,7 @@ class StaticFeaturizer(Featurizer):
 
     def embed(self, text: str) -> Vector:
         """The embedding of a text [d]; zeros for one without a known token."""
-        ids = self._tokens(cut(text, MOST_CHARS))
+        ids = self._tokens(truncate(text, MAX_CHARS))
         if not ids:
             return np.zeros(self._vectors.shape[1], np.float32)
         mean = np.add.reduce(self._vectors.take(ids, 0), 0) / len(ids)

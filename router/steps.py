@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from engines.profile import Profile
 
-MOST = 512
+MAX_BATCH = 512
 """Batches beyond this count as this."""
-_BUCKETS = MOST.bit_length()
+_BUCKETS = MAX_BATCH.bit_length()
 _CENTRES = np.log2(1.5 * 2.0 ** np.arange(_BUCKETS)) * (np.arange(_BUCKETS) > 0)
 """Of sizes 1, 2 to 3, 4 to 7, ..., as logarithms."""
 _GUESSED_GROWTH = 0.03
@@ -22,11 +22,11 @@ _GUESSED_GROWTH = 0.03
 _SMOOTHNESS = 3.0
 """Answers that a difference between neighbouring batch sizes (1, 2, 4, ...) must have to be believed half."""
 _MEMORY = 200.0
-_MOST_STEP = 1.0
+_MAX_RESIDUAL_STEP = 1.0
 Floats = npt.NDArray[np.float64]
 
 
-class StepTable:
+class StepTimeModel:
     """Of one arm. `curves[half][n]`: seconds of a step with n requests running, over those with one; it never falls.
 
     `half`: 0 greedy, 1 sampled. `max_running`: requests that run at once, as far as the profile tells.
@@ -34,41 +34,41 @@ class StepTable:
 
     def __init__(self, profile: Profile | None = None) -> None:
         self._sums = np.zeros((3, 2, _BUCKETS))  # answers; their residuals, and logarithms of sizes
-        self._news = False
-        self.take(profile)
+        self._stale = False
+        self.use_profile(profile)
 
-    def take(self, profile: Profile | None) -> None:
+    def use_profile(self, profile: Profile | None) -> None:
         """Follow this profile; what answers have said of another one is forgotten."""
         self.profile = profile
-        self.max_running = profile.max_running if profile is not None else MOST
-        sizes = range(1, MOST + 1)
+        self.max_running = profile.max_running if profile is not None else MAX_BATCH
+        sizes = range(1, MAX_BATCH + 1)
         guess = [1.0 + _GUESSED_GROWTH * (n - 1) for n in sizes]
         self._base = np.log([[profile.step(n, 0.0, half) for n in sizes] if profile else guess for half in (0, 1)])
         self._sums[:] = 0.0
-        self._bend(_CENTRES, np.zeros(_BUCKETS))
+        self._set_curves(_CENTRES, np.zeros(_BUCKETS))
 
-    def saw(self, running: float, half: int, step_s: float) -> None:
+    def update(self, running: float, sampled: int, step_s: float) -> None:
         """Take what a step took in an answer, while so many requests ran, into account; `renew` makes it count."""
         if step_s <= 0 or running < 1:
             return
-        size = min(round(running), MOST)
-        residual = math.log(step_s) - float(self._base[half, size - 1])
-        cell = self._sums[:, half, size.bit_length() - 1]
+        size = min(round(running), MAX_BATCH)
+        residual = math.log(step_s) - float(self._base[sampled, size - 1])
+        cell = self._sums[:, sampled, size.bit_length() - 1]
         if cell[0] >= 1.0:  # an outlier is no change
             mean = cell[1] / cell[0]
-            residual = mean + min(max(residual - mean, -_MOST_STEP), _MOST_STEP)
+            residual = mean + min(max(residual - mean, -_MAX_RESIDUAL_STEP), _MAX_RESIDUAL_STEP)
         cell *= 1.0 - 1.0 / _MEMORY
         cell += (1.0, residual, math.log2(size))
-        self._news = True
+        self._stale = True
 
-    def renew(self) -> None:
+    def refit(self) -> None:
         """Make the curves anew, if there is news."""
-        if self._news:
-            self._news = False
+        if self._stale:
+            self._stale = False
             weights, _, at = self._sums.sum(1)
-            self._bend(np.where(weights > 0, at / np.maximum(weights, 1e-9), _CENTRES), self._bends())
+            self._set_curves(np.where(weights > 0, at / np.maximum(weights, 1e-9), _CENTRES), self._fit_bends())
 
-    def _bends(self) -> Floats:
+    def _fit_bends(self) -> Floats:
         """The bend of each bucket of sizes, 0 of the first: ridge least squares over what was seen."""
         weights, sums, _ = self._sums
         left, right = np.zeros((2 + _BUCKETS, 2 + _BUCKETS)), np.zeros(2 + _BUCKETS)
@@ -83,8 +83,8 @@ class StepTable:
         left[[0, 1], [0, 1]] += 1e-9
         return np.asarray(np.linalg.solve(left, right)[2:])
 
-    def _bend(self, at: Floats, bends: Floats) -> None:
+    def _set_curves(self, at: Floats, bends: Floats) -> None:
         """Make the curves anew, bent so much at these logarithms of sizes."""
-        curves = np.exp(self._base + np.interp(np.log2(np.arange(1, MOST + 1)), at, bends))
+        curves = np.exp(self._base + np.interp(np.log2(np.arange(1, MAX_BATCH + 1)), at, bends))
         curves = np.maximum.accumulate(curves, axis=1) / curves[:, :1]
         self.curves: list[list[float]] = [[1.0, *row] for row in curves.tolist()]

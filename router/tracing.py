@@ -40,11 +40,11 @@ class Tracing:
 
         named = Resource.create({"service.name": "draftpick"}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(ParentBased(TraceIdRatioBased(config.share)), named, shutdown_on_exit=False)
-        for processor in processors or (_to_collector(config.endpoint),):
+        for processor in processors or (_exporter(config.endpoint),):
             self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("draftpick")
 
-    def begin(
+    def start_trace(
         self, request_id: str, method: str, path: str, headers: "Headers", *, stream: bool, accepted: float
     ) -> "Trace":
         """The trace of a request. `path`: as it may be shown; `accepted`: of `time.perf_counter()`."""
@@ -68,78 +68,83 @@ class Trace:
     Of a request that is not sampled there are none; its engine is told so.
     """
 
-    __slots__ = ("_attempt", "_context", "_decide", "_relay", "_root", "_sampled", "_tracer")
+    __slots__ = ("_attempt_span", "_context", "_decision_span", "_relay_span", "_root_span", "_sampled", "_tracer")
 
     def __init__(self, tracer: Tracer, name: str, headers: "Headers", about: Attributes, began_ns: int) -> None:
         """`headers`: of the client's request, whose trace goes on; `began_ns`: nanoseconds since the epoch."""
         parent = _W3C.extract({key: value for key, value in headers if key in _HEADERS})
         self._tracer = tracer
-        self._root = tracer.start_span(name, parent, SpanKind.SERVER, about, start_time=began_ns)
-        self._context, self._sampled = trace.set_span_in_context(self._root, parent), self._root.is_recording()
-        self._decide: Span | None = None
-        self._attempt: Span | None = None
-        self._relay: Span | None = None
+        self._root_span = tracer.start_span(name, parent, SpanKind.SERVER, about, start_time=began_ns)
+        self._context, self._sampled = (
+            trace.set_span_in_context(self._root_span, parent),
+            self._root_span.is_recording(),
+        )
+        self._decision_span: Span | None = None
+        self._attempt_span: Span | None = None
+        self._relay_span: Span | None = None
 
-    def deciding(self) -> None:
+    def decision_started(self) -> None:
         """The request has its place: it is read, and an engine chosen."""
         if self._sampled:
-            self._decide = self._tracer.start_span("decide", self._context)
+            self._decision_span = self._tracer.start_span("decide", self._context)
 
-    def decided(self, decision: Decision) -> None:
+    def decision_made(self, decision: Decision) -> None:
         """An engine is chosen."""
-        if self._decide is not None:
-            self._decide.set_attributes(_of_decision(decision))
-            self._decide.end()
-            self._decide = None
+        if self._decision_span is not None:
+            self._decision_span.set_attributes(_decision_attributes(decision))
+            self._decision_span.end()
+            self._decision_span = None
 
-    def sends(self, decision: Decision, number: int, headers: "Headers", url: str) -> "Headers":
+    def attempt_started(self, decision: Decision, number: int, headers: "Headers", url: str) -> "Headers":
         """The `number`th attempt begins; its request's `headers`, with this trace in place of the client's."""
         context = self._context
         if self._sampled:
-            about = {**_of_decision(decision), "draftpick.attempt": number, "draftpick.replica": url}
-            self._attempt = self._tracer.start_span("attempt", context, SpanKind.CLIENT, about)
-            context = trace.set_span_in_context(self._attempt, context)
+            about = {**_decision_attributes(decision), "draftpick.attempt": number, "draftpick.replica": url}
+            self._attempt_span = self._tracer.start_span("attempt", context, SpanKind.CLIENT, about)
+            context = trace.set_span_in_context(self._attempt_span, context)
         carried: dict[str, str] = {}
         _W3C.inject(carried, context)
         kept = [(name, value) for name, value in headers if name not in _HEADERS]
         return [*kept, *carried.items()]
 
-    def answers(self, status: int) -> None:
+    def response_started(self, status: int) -> None:
         """Status and headers of the engine's answer are there: if it is none of an error, it goes to the client."""
-        if self._attempt is not None and status < 400:
-            inside = trace.set_span_in_context(self._attempt, self._context)
-            self._relay = self._tracer.start_span("relay", inside)
+        if self._attempt_span is not None and status < 400:
+            inside = trace.set_span_in_context(self._attempt_span, self._context)
+            self._relay_span = self._tracer.start_span("relay", inside)
 
-    def attempted(self, outcome: Outcome) -> None:
+    def attempt_ended(self, outcome: Outcome) -> None:
         """An attempt has ended."""
-        if self._relay is not None:
-            self._relay.end()
-        if self._attempt is not None:
-            self._attempt.set_attributes(_of_outcome(outcome))
-            _judge(self._attempt, outcome)
-            self._attempt.end()
-        self._relay = self._attempt = None
+        if self._relay_span is not None:
+            self._relay_span.end()
+        if self._attempt_span is not None:
+            self._attempt_span.set_attributes(_outcome_attributes(outcome))
+            _set_status(self._attempt_span, outcome)
+            self._attempt_span.end()
+        self._relay_span = self._attempt_span = None
 
-    def ended(self, arm: str | None, attempts: int, outcome: Outcome | None, error: BaseException | None) -> None:
+    def request_ended(
+        self, arm: str | None, attempts: int, outcome: Outcome | None, error: BaseException | None
+    ) -> None:
         """The request has ended: with its last attempt, on `arm`, or by an error before there was one."""
         if not self._sampled:
             return
-        if self._decide is not None:
-            self._decide.end()
+        if self._decision_span is not None:
+            self._decision_span.end()
         if arm is not None and outcome is not None:
-            self._root.set_attributes({"draftpick.arm": arm, "draftpick.attempts": attempts})
-            self._root.set_attributes(_of_outcome(outcome))
-            _judge(self._root, outcome)
+            self._root_span.set_attributes({"draftpick.arm": arm, "draftpick.attempts": attempts})
+            self._root_span.set_attributes(_outcome_attributes(outcome))
+            _set_status(self._root_span, outcome)
         if error is not None:
-            self._root.set_attribute("error.type", type(error).__name__)
+            self._root_span.set_attribute("error.type", type(error).__name__)
         if isinstance(error, RequestError):
-            self._root.set_attribute("http.response.status_code", error.status)
+            self._root_span.set_attribute("http.response.status_code", error.status)
             if error.status >= _SERVER_ERROR:
-                self._root.set_status(Status(StatusCode.ERROR, error.code))
-        self._root.end()
+                self._root_span.set_status(Status(StatusCode.ERROR, error.code))
+        self._root_span.end()
 
 
-def _of_decision(decision: Decision) -> Attributes:
+def _decision_attributes(decision: Decision) -> Attributes:
     return {
         "draftpick.arm": decision.arm,
         "draftpick.reason": decision.reason,
@@ -148,7 +153,7 @@ def _of_decision(decision: Decision) -> Attributes:
     }
 
 
-def _of_outcome(outcome: Outcome) -> Attributes:
+def _outcome_attributes(outcome: Outcome) -> Attributes:
     found = {
         "draftpick.status": outcome.status,
         "draftpick.ttft_s": outcome.ttft_s,
@@ -162,13 +167,13 @@ def _of_outcome(outcome: Outcome) -> Attributes:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _judge(span: Span, outcome: Outcome) -> None:
+def _set_status(span: Span, outcome: Outcome) -> None:
     """What counts as an error of a span: what the router or an engine is to blame for."""
     if outcome.status in ("engine_error", "timeout", "broken"):
         span.set_status(Status(StatusCode.ERROR, outcome.status))
 
 
-def _to_collector(endpoint: str | None) -> "SpanProcessor":
+def _exporter(endpoint: str | None) -> "SpanProcessor":
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.client import Headers
-from router.asgi import AsgiReply, Asked
+from router.asgi import AsgiSink, HttpRequest
 
 FOLDER = Path(__file__).parent / "ui"
 PATH = "/ui/"
@@ -30,7 +30,7 @@ _SAFE: Headers = [
     ("x-content-type-options", "nosniff"),
     ("x-frame-options", "DENY"),
 ]
-Page = Callable[[Asked, AsgiReply], Awaitable[None]]
+Page = Callable[[HttpRequest, AsgiSink], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +48,21 @@ class StaticFile:
         etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
         return cls(_TYPES[path.suffix], body, gzip.compress(body, 9, mtime=0), etag)
 
-    async def __call__(self, asked: Asked, reply: AsgiReply) -> None:
+    async def __call__(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Answer GET and HEAD."""
-        known = asked.named.get("if-none-match", "")
+        known = http_request.header_values.get("if-none-match", "")
         headers = [("etag", self.etag), ("cache-control", "no-cache"), ("vary", "accept-encoding"), *_SAFE]
         if known == "*" or self.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
             await reply.start(304, headers)
             await reply.finish()
             return
         body = self.body
-        if "gzip" in asked.named.get("accept-encoding", ""):
+        if "gzip" in http_request.header_values.get("accept-encoding", ""):
             body = self.compressed
             headers.append(("content-encoding", "gzip"))
         headers += [("content-type", self.content_type), ("content-length", str(len(body)))]
         await reply.start(200, headers)
-        if asked.scope["method"] != "HEAD":
+        if http_request.scope["method"] != "HEAD":
             await reply.write(body)
         await reply.finish()
 
@@ -71,11 +71,11 @@ def ui_pages(folder: Path = FOLDER) -> dict[tuple[str, str], Page]:
     """By method and path, all files of the folder. Only these: no path is looked up on the disk."""
     files = {path.name: StaticFile.read(path) for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
     at: dict[str, Page] = {f"{PATH}{name}": file for name, file in files.items()}
-    at |= {PATH: files[_INDEX], PATH.removesuffix("/"): _to_folder}
+    at |= {PATH: files[_INDEX], PATH.removesuffix("/"): _redirect_to_folder}
     return {(method, path): page for path, page in at.items() for method in ("GET", "HEAD")}
 
 
-async def _to_folder(asked: Asked, reply: AsgiReply) -> None:
+async def _redirect_to_folder(http_request: HttpRequest, reply: AsgiSink) -> None:
     # Relative, so that it holds below any route prefix.
     await reply.start(308, [("location", PATH.strip("/") + "/"), ("content-length", "0"), *_SAFE])
     await reply.finish()

@@ -9,13 +9,13 @@ import re
 from itertools import chain, islice
 from typing import Any
 
-_MOST_WORDS = 200_000  # in the table; beyond, further words are asked for each time
+_MAX_WORDS = 200_000  # in the table; beyond, further words are asked for each time
 _LEARNED_AT_ONCE = 24
 _PLAIN = re.compile(r"[\t\n\r\x20-\x7e]*")
 _WORD = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 
 
-class WordTokens:
+class WordPieceCache:
     """Token ids of texts by a `tokenizers.Tokenizer`, whatever it is; by words where it is BERT's, lower case."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -23,15 +23,15 @@ class WordTokens:
         made = json.loads(tokenizer.to_str())
         self._by_words = _is_bert(made)
         self._special = tuple(token["content"] for token in made["added_tokens"])
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._cache: dict[str, tuple[int, ...]] = {}
         if self._by_words:
-            self._known = {word: (i,) for word, i in made["model"]["vocab"].items() if _WORD.fullmatch(word)}
+            self._cache = {word: (i,) for word, i in made["model"]["vocab"].items() if _WORD.fullmatch(word)}
 
     def __call__(self, text: str) -> list[int]:
         """The ids of a text, without special tokens around it."""
         if not self._by_words or _PLAIN.fullmatch(text) is None or any(map(text.__contains__, self._special)):
             return self._encode(text)
-        words, known = _WORD.findall(text.lower()), self._known
+        words, known = _WORD.findall(text.lower()), self._cache
         try:
             return list(chain.from_iterable([known[word] for word in words]))
         except KeyError:
@@ -39,23 +39,23 @@ class WordTokens:
 
     def _learning(self, text: str, words: list[str]) -> list[int]:
         """The same for a text with unknown words, of which some are learned."""
-        fresh = dict.fromkeys(word for word in words if word not in self._known)
+        fresh = dict.fromkeys(word for word in words if word not in self._cache)
         learned = {word: tuple(self._encode(word)) for word in islice(fresh, _LEARNED_AT_ONCE)}
-        if len(self._known) < _MOST_WORDS:
-            self._known |= learned
+        if len(self._cache) < _MAX_WORDS:
+            self._cache |= learned
         if len(fresh) > len(learned):
             return self._encode(text)
-        return list(chain.from_iterable([self._known.get(word) or learned[word] for word in words]))
+        return list(chain.from_iterable([self._cache.get(word) or learned[word] for word in words]))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _is_bert(made: dict[str, Any]) -> bool:
+def _is_bert(config: dict[str, Any]) -> bool:
     """Whether a tokenizer cuts into words as this module does."""
-    normalizer, cutter = made["normalizer"] or {}, made["pre_tokenizer"] or {}
+    normalizer, cutter = config["normalizer"] or {}, config["pre_tokenizer"] or {}
     return (
-        made["model"]["type"] == "WordPiece"
+        config["model"]["type"] == "WordPiece"
         and cutter.get("type") == "BertPreTokenizer"
         and normalizer.get("type") == "BertNormalizer"
         and bool(normalizer["lowercase"] and normalizer["clean_text"])

@@ -151,15 +151,15 @@ class Tab:
             else:
                 self._note(told["method"], told["params"])
 
-    def _note(self, event: str, told: dict[str, Any]) -> None:
+    def _note(self, event: str, on_progress: dict[str, Any]) -> None:
         if event == "Runtime.exceptionThrown":
-            self.told.append(str(told["exceptionDetails"].get("exception", {}).get("description")))
-        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.told.append(told["entry"]["text"])
+            self.told.append(str(on_progress["exceptionDetails"].get("exception", {}).get("description")))
+        elif event == "Log.entryAdded" and on_progress["entry"]["level"] == "error":
+            self.told.append(on_progress["entry"]["text"])
         elif event == "Network.requestWillBeSent":
-            self.asked.append(told["request"]["url"])
+            self.asked.append(on_progress["request"]["url"])
         elif event == "Network.webSocketCreated":
-            self.asked.append(told["url"])
+            self.asked.append(on_progress["url"])
 
     async def close(self) -> None:
         """Read no more."""

@@ -20,7 +20,7 @@ from router.config import RecordsConfig, RouterConfig
 from router.events import EventLog
 from router.features import Featurizer
 from router.fleet_metrics import fleet_metrics, page_of
-from router.gauges import Gauges
+from router.gauges import StateCollector
 from router.ingress import RouterApp
 from router.keys import Keyring
 from router.parts import Parts, build_parts
@@ -60,7 +60,7 @@ def asked(api: str = CHAT, text: str = f"hello {PROMPT}", **fields: Any) -> dict
 
 
 def router_pids() -> list[int]:
-    """The processes of `deploy.route.Routers` that run now, in the order of their numbers."""
+    """The processes of `deploy.route.RouterProcesses` that run now, in the order of their numbers."""
     running = sorted(multiprocessing.active_children(), key=lambda process: process.name)
     return [process.pid for process in running if process.name.startswith("router-") and process.pid is not None]
 
@@ -140,14 +140,14 @@ class Owned:
         self.steps.append("stop")
 
     def state(self) -> dict[str, object]:
-        return {"ready": self._parts.replicas.listening(), "policy": self._parts.serving.policy.id}
+        return {"ready": self._parts.replicas.reachable(), "policy": self._parts.serving.policy.id}
 
     async def broadcast_policy(self, name: str) -> list[str]:
-        self._parts.serving.use(load(name, self._parts.replicas.arms, self._parts.config.default_engine))
+        self._parts.serving.activate(load(name, self._parts.replicas.arms, self._parts.config.default_engine))
         return [self._parts.serving.policy.id]
 
     async def metrics(self) -> str:
-        own = await page_of([self._parts.metrics, Gauges(self._parts)])
+        own = await page_of([self._parts.metrics, StateCollector(self._parts)])
         return await fleet_metrics(self._client, self._parts.replicas.urls(), {"0": own})
 
 
@@ -211,7 +211,7 @@ async def routed(
     )
     chosen = policy or FixedPolicy(tuple(specs), default)
     tracing = Tracing(config.tracing, *filter(None, (spans, *SPANS))) if config.tracing.share else None
-    parts = build_parts(config, chosen, featurizer, replicas, engine_client, writer, plain=plain, tracing=tracing)
+    parts = build_parts(config, chosen, featurizer, replicas, engine_client, writer, baseline=plain, tracing=tracing)
 
     owner = Owned(parts, engine_client)
     app = RouterApp(parts, model=model, config=config, owner=owner, keys=Keyring(config.keys, environment or {}))

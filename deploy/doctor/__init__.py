@@ -5,17 +5,17 @@ A new check is one function under `@check`, in the file of its subject.
 
 from importlib import import_module
 
-from deploy.doctor.case import Case
+from deploy.doctor.case import DoctorContext
 from deploy.doctor.checks import CHECKS, Finding
 
-__all__ = ["Case", "Finding", "examine"]
+__all__ = ["DoctorContext", "Finding", "examine"]
 
 _SUBJECTS = ("installed", "fleet", "arguments", "drafters", "serving", "access", "running", "logged")
 """Files of checks, in the order in which these are asked."""
 
 
-def examine(case: Case) -> list[Finding]:
+def examine(context: DoctorContext) -> list[Finding]:
     """What every check found that this case has something for; one that found nothing says that all is well."""
     for subject in _SUBJECTS:
         import_module(f"{__name__}.{subject}")
-    return [finding for check in CHECKS if case.has(check.about) for finding in check(case)]
+    return [finding for check in CHECKS if context.has(check.about) for finding in check(context)]

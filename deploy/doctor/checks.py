@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deploy.doctor.case import About, Case
+from deploy.doctor.case import About, DoctorContext
 
 Level = Literal["ok", "note", "warning", "problem"]
 LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "ok")
@@ -24,22 +24,22 @@ class Finding:
     check: str = ""
 
 
-def problem(where: str, what: str, cure: str, why: str) -> Finding:
+def problem(where: str, what: str, fix: str, why: str) -> Finding:
     """What fails, or makes figures or answers wrong."""
-    return Finding("problem", where, what, cure, why)
+    return Finding("problem", where, what, fix, why)
 
 
-def warning(where: str, what: str, cure: str, why: str) -> Finding:
+def warning(where: str, what: str, fix: str, why: str) -> Finding:
     """What costs time, safety or insight."""
-    return Finding("warning", where, what, cure, why)
+    return Finding("warning", where, what, fix, why)
 
 
-def note(where: str, what: str, cure: str, why: str) -> Finding:
+def note(where: str, what: str, fix: str, why: str) -> Finding:
     """What is worth knowing."""
-    return Finding("note", where, what, cure, why)
+    return Finding("note", where, what, fix, why)
 
 
-Looks = Callable[[Case], Iterator[Finding]]
+CheckFunction = Callable[[DoctorContext], Iterator[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +48,27 @@ class Check:
 
     name: str
     about: About
-    well: str
-    looks: Looks
+    ok_message: str
+    function: CheckFunction
 
-    def __call__(self, case: Case) -> list[Finding]:
+    def __call__(self, context: DoctorContext) -> list[Finding]:
         """What it finds, or one finding that all is well."""
         try:
-            found = [replace(finding, check=self.name) for finding in self.looks(case)]
+            found = [replace(finding, check=self.name) for finding in self.function(context)]
         except (TypeError, ValueError) as error:  # vLLM's arguments are passed through, whatever a user wrote
             said = f"a value of another type than vLLM's: {error}"
             found = [Finding("problem", "engine_kwargs, drafter", said, "mend its type", check=self.name)]
-        return found or [Finding("ok", "", self.well, check=self.name)]
+        return found or [Finding("ok", "", self.ok_message, check=self.name)]
 
 
 CHECKS: list[Check] = []
 
 
-def check(about: About, well: str) -> Callable[[Looks], Looks]:
+def check(about: About, ok_message: str) -> Callable[[CheckFunction], CheckFunction]:
     """Register a check under the name of its function. `well`: what is true where it finds nothing."""
 
-    def register(looks: Looks) -> Looks:
-        CHECKS.append(Check(looks.__name__, about, well, looks))
+    def register(looks: CheckFunction) -> CheckFunction:
+        CHECKS.append(Check(looks.__name__, about, ok_message, looks))
         return looks
 
     return register

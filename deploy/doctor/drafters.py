@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from deploy.doctor.case import Case
+from deploy.doctor.case import DoctorContext
 from deploy.doctor.checks import Finding, check, note, problem, warning
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Drafter
@@ -26,21 +26,21 @@ def options(drafter: Drafter) -> dict[str, Any]:
 
 
 @check("fleet", "every drafter fits its target")
-def models(case: Case) -> Iterator[Finding]:
+def models(context: DoctorContext) -> Iterator[Finding]:
     """By their `config.json`, engine by engine: what does not fit fails at start."""
-    for engine in case.config.engines:
+    for engine in context.config.engines:
         try:
-            check_models(case.config.model_copy(update={"engines": (engine,)}))
+            check_models(context.config.model_copy(update={"engines": (engine,)}))
         except ConfigError as error:
-            field = error.field.replace("engines.0", f"engines.{case.config.arms.index(engine.name)}", 1)
-            yield problem(field, error.problem, error.cure, f"engine {engine.name} would fail at start, or later")
+            field = error.field.replace("engines.0", f"engines.{context.config.arms.index(engine.name)}", 1)
+            yield problem(field, error.problem, error.fix, f"engine {engine.name} would fail at start, or later")
 
 
 @check("fleet", "draft models read the target's tokens")
-def tokenizers(case: Case) -> Iterator[Finding]:
+def tokenizers(context: DoctorContext) -> Iterator[Finding]:
     """A vocabulary of the same size may still number its tokens otherwise; then hardly a draft is ever accepted."""
-    models = [one for one in case.drafters if one[2].spec.weights == "causal_lm"]
-    source = case.config.target.source
+    models = [one for one in context.drafters if one[2].spec.weights == "causal_lm"]
+    source = context.config.target.source
     target = _vocabulary(cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)) if models else None
     for at, engine, drafter in models if target else ():
         try:
@@ -65,9 +65,9 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 
 
 @check("fleet", "drafters keep no text from one request to the next")
-def shared_text(case: Case) -> Iterator[Finding]:
+def shared_text(context: DoctorContext) -> Iterator[Finding]:
     """vLLM's suffix drafter keeps the last answers of everybody; ours do so when they are told to."""
-    for at, engine, drafter in case.drafters:
+    for at, engine, drafter in context.drafters:
         sharing = drafter.spec.shares_text_across_requests
         kept = sharing.value(options(drafter)) if sharing is not None else 0
         if sharing is not None and isinstance(kept, int) and kept > sharing.off:
@@ -79,7 +79,7 @@ def shared_text(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "suffix trees have sensible bounds")
-def suffix_bounds(case: Case) -> Iterator[Finding]:
+def suffix_bounds(context: DoctorContext) -> Iterator[Finding]:
     """The bounds that vLLM checks at start, and a tree too low for the drafts that it is asked for."""
     ranges: dict[str, tuple[float, float]] = {
         "suffix_decoding_max_tree_depth": (1, float("inf")),
@@ -87,7 +87,7 @@ def suffix_bounds(case: Case) -> Iterator[Finding]:
         "suffix_decoding_max_spec_factor": (0, float("inf")),
         "suffix_decoding_min_token_prob": (0, 1),
     }
-    for at, engine, drafter in case.drafters:
+    for at, engine, drafter in context.drafters:
         if drafter.method != "suffix":
             continue
         own = options(drafter)
@@ -106,9 +106,9 @@ def suffix_bounds(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "n-gram lookups have sensible bounds")
-def ngram_bounds(case: Case) -> Iterator[Finding]:
+def ngram_bounds(context: DoctorContext) -> Iterator[Finding]:
     """Of the words looked for: at least one, no more at least than at most, and neither all nor one token."""
-    for at, engine, drafter in case.drafters:
+    for at, engine, drafter in context.drafters:
         if drafter.method not in ("ngram", "ngram_gpu"):
             continue
         own = options(drafter)
@@ -135,9 +135,9 @@ def ngram_bounds(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "drafts are verified against the target")
-def synthetic(case: Case) -> Iterator[Finding]:
+def synthetic(context: DoctorContext) -> Iterator[Finding]:
     """Synthetic acceptance is for benchmarks: it accepts by a die."""
-    for at, engine, drafter in case.drafters:
+    for at, engine, drafter in context.drafters:
         if options(drafter).get("rejection_sample_method") != "synthetic":
             continue
         cpu = engine.deployment.accelerator == "cpu"
@@ -149,19 +149,19 @@ def synthetic(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "no two engines draft alike")
-def twins(case: Case) -> Iterator[Finding]:
+def duplicate_drafters(context: DoctorContext) -> Iterator[Finding]:
     """Two engines that are the same but for their name give a policy nothing to choose from."""
     told = {
         engine.name: (drafter.model_dump(), {k: v for k, v in kwargs.items() if k != "seed"})
-        for _, engine, kwargs in case.started
+        for _, engine, kwargs in context.started
         if (drafter := engine.drafter) is not None
     }
-    plain = {engine.name: (None, kwargs) for _, engine, kwargs in case.started if engine.drafter is None}
+    plain = {engine.name: (None, kwargs) for _, engine, kwargs in context.started if engine.drafter is None}
     for group in (told, plain):
         for one, other in combinations(group, 2):
             if group[one] == group[other]:
                 yield warning(
-                    f"engines.{case.config.arms.index(other)}", f"engines {one} and {other} are the same",
+                    f"engines.{context.config.arms.index(other)}", f"engines {one} and {other} are the same",
                     "leave one out, and give the other deployment.num_replicas: 2",
                     "a policy learns each arm apart, from half of the requests; replicas of one arm share it",
                 )  # fmt: skip

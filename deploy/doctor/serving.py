@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from deploy.doctor.case import Case
+from deploy.doctor.case import DoctorContext
 from deploy.doctor.checks import Finding, check, note, problem, warning
 from engines.config import EMBEDDED
-from router.chosen import may_be_registry, named
+from router.chosen import could_be_registry, read_named
 from router.config import RouterConfig
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.lexical import VERSION
 from router.policies import NAMES, SHIPPED, artifact, check_arms, read
 from router.policies.base import Policy
@@ -20,13 +20,13 @@ from router.registry import Registry
 
 _OLD = timedelta(days=60)
 _FEW_REQUESTS = 200
-_LEAST_FREE = 2**30
+_MIN_FREE = 2**30
 _DEAR_SHADOWS = 0.2
 
 
 def _folder(router: RouterConfig) -> Path | None:
-    """Where the policy lies that would serve; None for one that is no folder. Raises `PolicyRefused`."""
-    name = named(router.policy)
+    """Where the policy lies that would serve; None for one that is no folder. Raises `PolicyRejected`."""
+    name = read_named(router.policy)
     if name == EMBEDDED:
         return SHIPPED
     return None if name in NAMES else Path(name)
@@ -37,22 +37,22 @@ def _policy(router: RouterConfig) -> Policy | None:
     try:
         folder = _folder(router)
         return read(folder) if folder is not None else None
-    except PolicyRefused:
+    except PolicyRejected:
         return None
 
 
 def _waits(router: RouterConfig) -> bool:
     """Whether the policy is a registry that has none yet."""
     try:
-        return may_be_registry(router.policy) and Registry(Path(router.policy)).state().active is None
-    except PolicyRefused:
+        return could_be_registry(router.policy) and Registry(Path(router.policy)).state().active is None
+    except PolicyRejected:
         return False
 
 
 @check("router", "the policy is one that this fleet can use")
-def policy(case: Case) -> Iterator[Finding]:
+def policy(context: DoctorContext) -> Iterator[Finding]:
     """A policy that the router refuses leaves all requests to the default engine."""
-    router, field = case.config.router, "router.policy"
+    router, field = context.config.router, "router.policy"
     why = f"the router refuses it, and sends every request to {router.default_engine}"
     cure = "draftpick collect, then draftpick train, with this configuration"
     if _waits(router):
@@ -60,8 +60,8 @@ def policy(case: Case) -> Iterator[Finding]:
         return
     try:
         folder = _folder(router)
-        found = check_arms(read(folder), case.config.arms) if folder is not None else None
-    except PolicyRefused as error:
+        found = check_arms(read(folder), context.config.arms) if folder is not None else None
+    except PolicyRejected as error:
         yield problem(field, str(error), cure, why)
         return
     if router.policy == "fixed":
@@ -74,7 +74,7 @@ def policy(case: Case) -> Iterator[Finding]:
             field, "uniform: engines are drawn by lot", cure,
             "that is for measuring: on average no faster than a middling engine",
         )  # fmt: skip
-    if folder == SHIPPED and case.config.target.source != EMBEDDED and any(case.started):
+    if folder == SHIPPED and context.config.target.source != EMBEDDED and any(context.started):
         yield problem(
             field, "embedded, and the target is another model", cure,
             "it was made for the embedded target on two CPU cores: its times and its kinds of text are not yours",
@@ -97,15 +97,15 @@ def _features(found: Policy, router: RouterConfig) -> Iterator[Finding]:
 
 
 @check("router", "the policy is not old")
-def policy_age(case: Case) -> Iterator[Finding]:
+def policy_age(context: DoctorContext) -> Iterator[Finding]:
     """By its manifest: traffic and engines change, and little data knows little."""
     try:
-        folder = _folder(case.config.router)
+        folder = _folder(context.config.router)
         if folder is None or folder == SHIPPED:
             return
         provenance: dict[str, Any] = artifact.read(folder)[0].get("provenance") or {}
         created = datetime.fromisoformat(str(provenance.get("created")))
-    except (PolicyRefused, ValueError):
+    except (PolicyRejected, ValueError):
         return
     age = datetime.now(UTC) - (created if created.tzinfo else created.replace(tzinfo=UTC))
     if age > _OLD:
@@ -121,16 +121,16 @@ def policy_age(case: Case) -> Iterator[Finding]:
 
 
 @check("router", "the router goes on learning")
-def learning(case: Case) -> Iterator[Finding]:
+def learning(context: DoctorContext) -> Iterator[Finding]:
     """A registry is for policies that follow the traffic; for that, other engines must be tried."""
-    router = case.config.router
-    if may_be_registry(router.policy) and not router.explore and not router.shadow.share:
+    router = context.config.router
+    if could_be_registry(router.policy) and not router.explore and not router.shadow.share:
         yield warning(
             "router.explore", "0, without shadows, and the policy is a registry",
             "explore: 0.03, or shadow: {share: 0.01}",
             "records then tell of the chosen engines alone, and no retraining can find a better choice",
         )  # fmt: skip
-    extra = router.shadow.share * (len(case.config.arms) - 1)
+    extra = router.shadow.share * (len(context.config.arms) - 1)
     if extra > _DEAR_SHADOWS:
         yield note(
             "router.shadow.share", f"shadows add {extra:.0%} to the requests", "shadow: {share: 0.01}",
@@ -144,24 +144,24 @@ def learning(case: Case) -> Iterator[Finding]:
 
 
 @check("router", "places of the router and of the engines fit")
-def limits(case: Case) -> Iterator[Finding]:
+def limits(context: DoctorContext) -> Iterator[Finding]:
     """A router that does not look at load fills an engine's own queue, while another engine may have room."""
-    bounds, blind = case.config.router.limits, not case.config.router.load.enabled
-    for at, engine, kwargs in case.started:
+    bounds, blind = context.config.router.limits, not context.config.router.load.enabled
+    for at, engine, kwargs in context.started:
         running = kwargs.get("max_num_seqs")
         if blind and isinstance(running, int) and bounds.max_in_flight_per_replica > running:
             yield note(
                 "router.limits.max_in_flight_per_replica",
                 f"{bounds.max_in_flight_per_replica}, and engine {engine.name} runs {running} at once "
-                f"({case.place(at, 'max_num_seqs')})",
+                f"({context.place(at, 'max_num_seqs')})",
                 f"max_in_flight_per_replica: {running} to {2 * running}",
                 "the rest waits in the engine's own queue, though another engine may have room",
             )  # fmt: skip
             return
-    known = [(engine, kwargs.get("max_num_seqs")) for _, engine, kwargs in case.started]
+    known = [(engine, kwargs.get("max_num_seqs")) for _, engine, kwargs in context.started]
     places = sum(running * engine.deployment.num_replicas for engine, running in known if isinstance(running, int))
     if known and all(isinstance(running, int) for _, running in known):
-        allowed = bounds.max_in_flight * case.config.router.num_replicas
+        allowed = bounds.max_in_flight * context.config.router.num_replicas
         if allowed < places:
             yield note(
                 "router.limits.max_in_flight", f"{allowed}, and the engines run {places} at once",
@@ -170,9 +170,9 @@ def limits(case: Case) -> Iterator[Finding]:
 
 
 @check("fleet", "Ray Serve's own options hold nothing back")
-def serve_options(case: Case) -> Iterator[Finding]:
+def serve_options(context: DoctorContext) -> Iterator[Finding]:
     """Requests reach engines past Serve; the router's own come through it."""
-    router, name = case.config.router, "max_ongoing_requests"
+    router, name = context.config.router, "max_ongoing_requests"
     needed = router.limits.max_in_flight + router.limits.max_queued
     ongoing = router.deployment_options.get(name)
     if isinstance(ongoing, int) and ongoing < needed:
@@ -181,7 +181,7 @@ def serve_options(case: Case) -> Iterator[Finding]:
             f"{name}: {needed} or more",
             "Serve holds the rest back before the router sees it: priorities, keys and deadlines do not count there",
         )  # fmt: skip
-    for i, engine in enumerate(case.config.engines):
+    for i, engine in enumerate(context.config.engines):
         place = f"engines.{i}.deployment.options"
         if name in engine.deployment.options:
             yield note(
@@ -196,9 +196,9 @@ def serve_options(case: Case) -> Iterator[Finding]:
 
 
 @check("router", "records are kept, and there is room for them")
-def records(case: Case) -> Iterator[Finding]:
+def records(context: DoctorContext) -> Iterator[Finding]:
     """Without records nothing is learned; without room they are dropped."""
-    config = case.config.router.records
+    config = context.config.router.records
     if config.dir is None:
         yield note(
             "router.records.dir", "records are not kept", "records: {dir: records}",
@@ -211,12 +211,12 @@ def records(case: Case) -> Iterator[Finding]:
         yield problem("router.records.dir", f"{there} is not writable", "another folder", "the router would not start")
         return
     free, most = shutil.disk_usage(there).free, config.segment_bytes * config.keep_segments
-    if free < _LEAST_FREE:
+    if free < _MIN_FREE:
         yield warning(
             "router.records.dir", f"{free / 2**20:.0f} MiB are free", "another disk, or room on this one",
             "a full disk costs records: they are dropped and counted",
         )  # fmt: skip
-    elif free < most * case.config.router.num_replicas:
+    elif free < most * context.config.router.num_replicas:
         yield note(
             "router.records.keep_segments", f"{most / 2**30:.1f} GiB a router, {free / 2**30:.1f} GiB are free",
             "fewer keep_segments", "old segments go when there are more, and not when the disk is full",

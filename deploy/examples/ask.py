@@ -23,7 +23,7 @@ _SLACK_S = 5.0
 _CHAT = "/v1/chat/completions"
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """An error as OpenAI spells it, of the router or of an engine. `retry_after_s`: when to come again, if at all."""
 
     def __init__(self, status: int, error: dict[str, Any], retry_after_s: float | None = None) -> None:
@@ -40,7 +40,7 @@ class Source:
     request_id: str
 
     @classmethod
-    def of(cls, answer: httpx.Response) -> "Source":
+    def from_answer(cls, answer: httpx.Response) -> "Source":
         """Of an answer of the router."""
         return cls(*(answer.headers[f"x-draftpick-{name}"] for name in ("arm", "policy", "request-id")))
 
@@ -67,27 +67,28 @@ class Client:
         return str(_checked(self._http.get("/v1/models")).json()["data"][0]["id"])
 
     def ask(self, body: dict[str, Any], tries: int = 3) -> tuple[Source, str]:
-        """A whole answer; who is told to come again later does so, a few times. Raises `Refused`."""
+        """A whole answer; who is told to come again later does so, a few times. Raises `RequestRejected`."""
         try:
             answer = _checked(self._http.post(_CHAT, json=body))
-        except Refused as error:
+        except RequestRejected as error:
             if error.retry_after_s is None or tries == 1:
                 raise
             time.sleep(error.retry_after_s)
             return self.ask(body, tries - 1)
-        return Source.of(answer), answer.json()["choices"][0]["message"]["content"]
+        return Source.from_answer(answer), answer.json()["choices"][0]["message"]["content"]
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[tuple[Source, Iterator[str]]]:
-        """An answer as it comes. To leave the block early stops the engine. Raises `Refused`, also in the middle."""
+        """An answer as it comes. To leave the block early stops the engine. Raises `RequestRejected`, also in the
+        middle."""
         with self._http.stream("POST", _CHAT, json={**body, "stream": True}) as answer:
             if answer.is_error:
                 answer.read()
-            yield Source.of(_checked(answer)), _pieces(answer.iter_text())
+            yield Source.from_answer(_checked(answer)), _pieces(answer.iter_text())
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:
-    """The answer, or its error. Raises `Refused`."""
+    """The answer, or its error. Raises `RequestRejected`."""
     if answer.is_success:
         return answer
     try:
@@ -95,17 +96,17 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     except (ValueError, KeyError, TypeError):  # of a proxy in between
         error = {"type": "no_openai_error", "message": answer.text[:200]}
     wait = answer.headers.get("retry-after")
-    raise Refused(answer.status_code, error, None if wait is None else float(wait))
+    raise RequestRejected(answer.status_code, error, None if wait is None else float(wait))
 
 
 def _pieces(parts: Iterator[str]) -> Iterator[str]:
-    """The text in server-sent events. Raises `Refused` where one of them is an error: the stream broke."""
+    """The text in server-sent events. Raises `RequestRejected` where one of them is an error: the stream broke."""
     for line in _lines(parts):
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
         event = json.loads(line.removeprefix("data: "))
         if "error" in event:
-            raise Refused(200, event["error"])
+            raise RequestRejected(200, event["error"])
         yield from (choice["delta"].get("content") or "" for choice in event["choices"])
 
 
@@ -138,7 +139,7 @@ def main() -> int:
         else:
             source, text = client.ask(body)
             print(text)
-    except (Refused, httpx.HTTPError) as error:
+    except (RequestRejected, httpx.HTTPError) as error:
         print(error, file=sys.stderr)
         return 1
     finally:

@@ -42,7 +42,7 @@ class Summary(BaseModel):
 
 
 @app.exception_handler(RayTaskError)
-async def refused(request: Request, failed: RayTaskError) -> Response:
+async def rejected_response(request: Request, failed: RayTaskError) -> Response:
     """What the router raises has a status and an OpenAI error body; all else is our own fault, a 500."""
     error = failed.cause
     if not isinstance(error, RequestError):
@@ -71,7 +71,7 @@ class Summaries:
         self._stream = self._router.options(stream=True).stream
 
     @app.post("/")
-    async def whole(self, document: Document) -> Any:
+    async def complete(self, document: Document) -> Any:
         """The summary in one piece. An engine's own error (400, 404) passes through as it is."""
         answer = await self._router.send.remote(self._asked(document))
         if answer["status"] != 200:

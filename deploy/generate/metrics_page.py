@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from router import gauges, metrics
-from router.metrics import Described
+from router.metrics import MetricFamily
 
 FILE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD = """\
@@ -35,7 +35,7 @@ def text() -> str:
     return _HEAD + "\n".join(tables) + _BUCKETS
 
 
-def _table(described: tuple[Described, ...]) -> str:
+def _table(described: tuple[MetricFamily, ...]) -> str:
     rows = [f"| `{m.name}` | {m.kind} | {', '.join(f'`{name}`' for name in m.labels)} | {m.help} |" for m in described]
     return "\n".join(["| metric | kind | labels | what it is |", "|---|---|---|---|", *rows]) + "\n"
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class DrafterReplay:
     """Decoding steps of one answer: tokens drafted and tokens accepted in each, the first token (prefill) left out."""
 
     drafted: npt.NDArray[np.int64]

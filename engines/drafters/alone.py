@@ -11,21 +11,21 @@ from engines.drafters.replay import compute_dtype, model_free_drafter, target_st
 from engines.drafters.rows import Tokens
 from engines.model_paths import drafter_model
 
-Speaker = Callable[[Tokens, int], Tokens]
+StandaloneGenerator = Callable[[Tokens, int], Tokens]
 """From a prompt's token ids and a length: at most so many tokens of its own answer, greedily."""
 
 
-def speaker(drafter: Configured, target: str) -> Speaker:
+def standalone_generator(drafter: Configured, target: str) -> StandaloneGenerator:
     """The speaker of a configured drafter of `target`. Raises ValueError for a method that cannot speak alone."""
     if drafter.spec.weights == "causal_lm":
         return _model(drafter_model(drafter) or "")
     if drafter.spec.weights == "eagle3":
         return _head(drafter_model(drafter) or "", target)
     made = model_free_drafter(drafter, 8)
-    return lambda prompt, length: _copying(made, prompt, length)
+    return lambda prompt, length: _generate_model_free(made, prompt, length)
 
 
-def _copying(drafter: Drafter, prompt: Tokens, length: int) -> Tokens:
+def _generate_model_free(drafter: Drafter, prompt: Tokens, length: int) -> Tokens:
     """A drafter that sees tokens alone, on its own words; it ends where it has nothing to propose."""
     tokens = np.asarray(prompt, np.int32)
     state = drafter.start(tokens)
@@ -39,7 +39,7 @@ def _copying(drafter: Drafter, prompt: Tokens, length: int) -> Tokens:
     return tokens[len(prompt) :]
 
 
-def _model(source: str) -> Speaker:
+def _model(source: str) -> StandaloneGenerator:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -54,16 +54,16 @@ def _model(source: str) -> Speaker:
     return say
 
 
-def _head(source: str, target: str) -> Speaker:
+def _head(source: str, target: str) -> StandaloneGenerator:
     import torch
 
-    from engines.drafters.eagle import load_head, say_alone
+    from engines.drafters.eagle import generate_standalone, load_head
 
     states = target_states(target)
     head, embed = load_head(Path(source), states.model), states.model.get_input_embeddings()
 
     def say(prompt: Tokens, length: int) -> Tokens:
         ids = torch.from_numpy(np.asarray(prompt, np.int64))
-        return np.asarray(say_alone(head, embed, ids, states.features(ids, head.features), length), np.int32)
+        return np.asarray(generate_standalone(head, embed, ids, states.features(ids, head.features), length), np.int32)
 
     return say

@@ -17,7 +17,7 @@ from engines.atomic_write import atomic_path
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Responses:
     """Token ids of prompts and answers. `tokens` is flat; sequence i is `tokens[starts[i]:starts[i + 1]]`.
 
     `answer_at[i]` is where the answer begins inside sequence i (tokens before it are the chat-templated prompt).
@@ -30,19 +30,19 @@ class Answers:
     def __len__(self) -> int:
         return len(self.answer_at)
 
-    def answers(self) -> list[npt.NDArray[np.int32]]:
+    def answer_tokens(self) -> list[npt.NDArray[np.int32]]:
         """Token ids of the answers alone."""
         return [
             self.tokens[start + at : end]
             for start, at, end in zip(self.starts[:-1], self.answer_at, self.starts[1:], strict=True)
         ]
 
-    def prompts(self) -> list[npt.NDArray[np.int32]]:
+    def prompt_tokens(self) -> list[npt.NDArray[np.int32]]:
         """Token ids of the prompts alone."""
         return [self.tokens[start : start + at] for start, at in zip(self.starts[:-1], self.answer_at, strict=True)]
 
     @classmethod
-    def join(cls, parts: "Sequence[Answers]") -> "Answers":
+    def join(cls, parts: "Sequence[Responses]") -> "Responses":
         """All of them, in order."""
         lengths = np.concatenate([np.diff(part.starts) for part in parts])
         return cls(
@@ -58,7 +58,7 @@ class Answers:
             np.savez_compressed(file, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
 
     @classmethod
-    def load(cls, path: Path) -> "Answers":
+    def load(cls, path: Path) -> "Responses":
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as data:
             return cls(data["tokens"], data["starts"], data["answer_at"])
@@ -77,7 +77,7 @@ def cache_key(target: Any, prompts: Sequence[str], temperatures: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """One single-turn chat to answer."""
 
     text: str
@@ -85,7 +85,7 @@ class Ask:
     max_tokens: int
 
 
-class Answerer:
+class ResponseGenerator:
     """The target in vLLM, in this process, ready to answer in batches."""
 
     def __init__(self, target: Path, *, seed: int, **engine: Any) -> None:
@@ -105,27 +105,29 @@ class Answerer:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
 
-    def __call__(self, asks: Sequence[Ask]) -> tuple[list[int], Answers]:
+    def __call__(self, requests: Sequence[GenerationRequest]) -> tuple[list[int], Responses]:
         """Places of the prompts that were answered, and the answers; the others are too long, which a warning says."""
         from vllm import SamplingParams
 
         template = self._llm.get_tokenizer().apply_chat_template
         prompts = [
-            template([{"role": "user", "content": ask.text}], add_generation_prompt=True).input_ids for ask in asks
+            template([{"role": "user", "content": ask.text}], add_generation_prompt=True).input_ids for ask in requests
         ]
-        fitting = [i for i, p in enumerate(prompts) if len(p) + asks[i].max_tokens <= self._longest]
+        fitting = [i for i, p in enumerate(prompts) if len(p) + requests[i].max_tokens <= self._longest]
         if len(fitting) < len(prompts):
             warnings.warn(f"{len(prompts) - len(fitting)} prompts are too long and left out", stacklevel=2)
         asked: Any = [{"prompt_token_ids": prompts[i]} for i in fitting]
-        params = [SamplingParams(temperature=asks[i].temperature, max_tokens=asks[i].max_tokens) for i in fitting]
-        return fitting, _answers(self._llm.generate(asked, params, use_tqdm=sys.stderr.isatty()))
+        params = [
+            SamplingParams(temperature=requests[i].temperature, max_tokens=requests[i].max_tokens) for i in fitting
+        ]
+        return fitting, _responses(self._llm.generate(asked, params, use_tqdm=sys.stderr.isatty()))
 
 
-def _answers(outputs: Sequence[Any]) -> Answers:
+def _responses(outputs: Sequence[Any]) -> Responses:
     """Of vLLM's outputs."""
     sequences = [(list(o.prompt_token_ids or ()), list(o.outputs[0].token_ids)) for o in outputs]
     flat = np.asarray([t for prompt, answer in sequences for t in prompt + answer], np.int32)
     lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
-    return Answers(
+    return Responses(
         flat, np.concatenate([[0], np.cumsum(lengths)]), np.asarray([len(p) for p, _ in sequences], np.int32)
     )

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.drafters.answers import Answers
-from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, identity_of, split
+from engines.drafters.answers import Responses
+from engines.drafters.fit import Batch, Batches, FitOptions, Indices, ProgressCallback, fit, identity_of, split
 from engines.drafters.losses import LOSSES
 from engines.drafters.replay import replay_matches
 from engines.drafters.small_llama import Size, make_drafter
-from engines.drafters.teacher import Teacher
+from engines.drafters.teacher import TargetOutputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,12 @@ class DistillOptions:
 
 
 def distill(
-    target: Path, answers: Answers, teacher: Teacher | None, out: Path, options: DistillOptions, progress: Progress
+    target: Path,
+    answers: Responses,
+    target_outputs: TargetOutputs | None,
+    out: Path,
+    options: DistillOptions,
+    progress: ProgressCallback,
 ) -> dict[str, float]:
     """Train and write a drafter that vLLM serves as `draft_model`; an interrupted run goes on where it was.
 
@@ -36,17 +41,17 @@ def distill(
     tokens that the drafter ranks first; `block_efficiency`, tau at k; `mbsu`, tau / (r k + 1) with r the ratio of
     parameters.
     """
-    if teacher is None and options.loss != "ce":
+    if target_outputs is None and options.loss != "ce":
         raise ValueError(f"loss {options.loss!r} needs the teacher's probabilities")
     torch.manual_seed(options.fit.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _begin(target, options).to(device)
     held_out, fitted = split(len(answers), options.fit.seed)
-    batches = Batches(answers, teacher, options.fit.batch_tokens, device)
+    batches = Batches(answers, target_outputs, options.fit.batch_tokens, device)
     k = options.num_speculative_tokens
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        return LOSSES[options.loss](_logits(model, batch), batch.wanted, batch.top, batch.p)
+        return LOSSES[options.loss](_logits(model, batch), batch.answer_tokens, batch.top, batch.p)
 
     def check() -> float:
         return evaluate(model, batches, held_out, k)["block_efficiency"]
@@ -62,12 +67,12 @@ def distill(
 
 
 @torch.no_grad()
-def evaluate(model: Any, batches: Batches, chosen: Indices, k: int) -> dict[str, float]:
+def evaluate(model: Any, batches: Batches, indices: Indices, k: int) -> dict[str, float]:
     """`agreement` and `block_efficiency` of greedy drafts of length k on the chosen answers."""
     right, taus = [], []
-    for batch in batches.each(chosen):
-        matches = (_logits(model, batch).argmax(-1) == batch.wanted).cpu().numpy()
-        for answer in np.split(matches, np.cumsum(batch.before.sum(1).cpu().numpy())[:-1]):
+    for batch in batches.batches(indices):
+        matches = (_logits(model, batch).argmax(-1) == batch.answer_tokens).cpu().numpy()
+        for answer in np.split(matches, np.cumsum(batch.is_answer.sum(1).cpu().numpy())[:-1]):
             right.append(answer)
             taus.append(replay_matches(answer, k).acceptance_length)
     return {"agreement": float(np.concatenate(right).mean()), "block_efficiency": float(np.mean(taus))}
@@ -92,5 +97,5 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [m, vocabulary] at the places before the answers' tokens."""
     with torch.autocast(batch.ids.device.type, torch.bfloat16):
         hidden = model.model(input_ids=batch.ids).last_hidden_state[:, :-1]
-        logits: torch.Tensor = model.lm_head(hidden[batch.before])
+        logits: torch.Tensor = model.lm_head(hidden[batch.is_answer])
         return logits

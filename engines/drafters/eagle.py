@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from engines.drafters.acceptance import Replay
-from engines.drafters.answers import Answers
-from engines.drafters.fit import Batch, Batches, FitOptions, Indices, Progress, fit, identity_of, split
-from engines.drafters.teacher import Teacher
+from engines.drafters.acceptance import DrafterReplay
+from engines.drafters.answers import Responses
+from engines.drafters.fit import Batch, Batches, FitOptions, Indices, ProgressCallback, fit, identity_of, split
+from engines.drafters.teacher import TargetOutputs
 
 MASK_TOKEN = 0
 """Stands for a token that is not known yet."""
@@ -189,9 +189,9 @@ def feature_layers(num_layers: int) -> tuple[int, int, int]:
     return 2, num_layers // 2, num_layers - 3
 
 
-def draft_vocabulary(answers: Answers, size: int) -> torch.Tensor:
+def draft_vocabulary(answers: Responses, size: int) -> torch.Tensor:
     """The `size` commonest tokens of the answers, ascending."""
-    tokens, counts = np.unique(np.concatenate(answers.answers()), return_counts=True)
+    tokens, counts = np.unique(np.concatenate(answers.answer_tokens()), return_counts=True)
     return torch.from_numpy(np.sort(tokens[np.argsort(-counts, kind="stable")][:size]).astype(np.int64))
 
 
@@ -233,7 +233,12 @@ def target_features(target: Any, ids: torch.Tensor, layers: Sequence[int]) -> to
 
 
 def train(
-    target_path: Path, answers: Answers, teacher: Teacher, out: Path, options: EagleOptions, progress: Progress
+    target_path: Path,
+    answers: Responses,
+    target_outputs: TargetOutputs,
+    out: Path,
+    options: EagleOptions,
+    progress: ProgressCallback,
 ) -> dict[str, float]:
     """Train a head on the target's answers and write it in vLLM's format; an interrupted run goes on where it was.
 
@@ -245,7 +250,7 @@ def train(
     torch.manual_seed(options.fit.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     target = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch.bfloat16)
-    if teacher.width != len(feature_layers(target.config.num_hidden_layers)) * target.config.hidden_size:
+    if target_outputs.width != len(feature_layers(target.config.num_hidden_layers)) * target.config.hidden_size:
         raise ValueError("the teacher holds no hidden states of the layers that a head reads")
     head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size), options.parallel)
     if options.start is not None:
@@ -253,7 +258,7 @@ def train(
     head = head.to(device)
     embed = target.get_input_embeddings().to(device).requires_grad_(False)
     held_out, fitted = split(len(answers), options.fit.seed)
-    batches = Batches(answers, teacher, options.fit.batch_tokens, device)
+    batches = Batches(answers, target_outputs, options.fit.batch_tokens, device)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16):
@@ -272,8 +277,8 @@ def train(
 
 def _loss(head: EagleHead, batch: Batch, states: Sequence[torch.Tensor]) -> torch.Tensor:
     """Cross-entropy to the teacher's probabilities, as far as the draft vocabulary holds its tokens."""
-    rows = torch.full(batch.before.shape, -1, device=batch.ids.device)
-    rows[batch.before] = torch.arange(len(batch.p), device=batch.ids.device)
+    rows = torch.full(batch.is_answer.shape, -1, device=batch.ids.device)
+    rows[batch.is_answer] = torch.arange(len(batch.p), device=batch.ids.device)
     draft = head.to_draft[batch.top]
     p = torch.where(draft >= 0, batch.p, 0)
     share = p.sum(1)
@@ -311,7 +316,9 @@ def chain_matches(
 
 
 @torch.no_grad()
-def say_alone(head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Tensor, steps: int) -> list[int]:
+def generate_standalone(
+    head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Tensor, steps: int
+) -> list[int]:
     """What a chained head drafts behind a prompt if nobody corrects it; token ids [t] and features [t, 3 h] of it."""
     hidden, known, memory = head.fc(features[None, :-1].float()), ids[None, 1:].clone(), _Memory()
     said = []
@@ -324,7 +331,7 @@ def say_alone(head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Te
     return said
 
 
-def replay_chains(matches: Indices) -> Replay:
+def replay_chains(matches: Indices) -> DrafterReplay:
     """Decoding steps of an answer whose drafts matched so [n - 1, k]."""
     k = matches.shape[1]
     runs = np.where(matches.all(1), k, matches.argmin(1))
@@ -332,15 +339,15 @@ def replay_chains(matches: Indices) -> Replay:
     while done < len(runs):
         accepted.append(min(int(runs[done]), len(runs) - done - 1))
         done += accepted[-1] + 1
-    return Replay(np.full(len(accepted), k, np.int64), np.asarray(accepted, np.int64))
+    return DrafterReplay(np.full(len(accepted), k, np.int64), np.asarray(accepted, np.int64))
 
 
-def evaluate(head: EagleHead, embed: Any, batches: Batches, chosen: Indices, steps: int) -> dict[str, float]:
+def evaluate(head: EagleHead, embed: Any, batches: Batches, indices: Indices, steps: int) -> dict[str, float]:
     """Survival by draft length and block efficiency on the chosen answers."""
     every, taus = [], []
-    for i in chosen.tolist():
+    for i in indices.tolist():
         batch = batches.batch([i])
-        if batch.before.sum() < 2:
+        if batch.is_answer.sum() < 2:
             continue
         answer_at = int(batches.answers.answer_at[i])
         matches = chain_matches(head, embed, batch.ids[0], batch.features[0], answer_at, steps)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from engines.atomic_write import atomic_write
-from engines.drafters.answers import Answers, weight_files
-from engines.drafters.teacher import TOP, Teacher
+from engines.drafters.answers import Responses, weight_files
+from engines.drafters.teacher import TOP, TargetOutputs
 
-Progress = Callable[[float, float, float], None]
+ProgressCallback = Callable[[float, float, float], None]
 """Called with (share done 0 to 1, training loss, block efficiency of the last check)."""
 Indices = np.ndarray[Any, Any]
 
@@ -45,38 +45,40 @@ class Batch:
     """
 
     ids: torch.Tensor
-    before: torch.Tensor
+    is_answer: torch.Tensor
     top: torch.Tensor
     p: torch.Tensor
     features: torch.Tensor
 
     @property
-    def wanted(self) -> torch.Tensor:
+    def answer_tokens(self) -> torch.Tensor:
         """The answers' tokens [m]."""
-        return self.ids[:, 1:][self.before]
+        return self.ids[:, 1:][self.is_answer]
 
 
 class Batches:
     """Answers, and the teacher's rows for them, as padded batches on a device."""
 
-    def __init__(self, answers: Answers, teacher: Teacher | None, batch_tokens: int, device: str) -> None:
-        self.answers, self.teacher = answers, teacher
+    def __init__(
+        self, answers: Responses, target_outputs: TargetOutputs | None, batch_tokens: int, device: str
+    ) -> None:
+        self.answers, self.target_outputs = answers, target_outputs
         self._batch_tokens, self._device = batch_tokens, device
 
-    def groups(self, chosen: Indices, seed: int) -> list[list[int]]:
+    def groups(self, indices: Indices, seed: int) -> list[list[int]]:
         """Answers of like length that make a batch together, in an order of the seed's."""
         lengths = np.diff(self.answers.starts)
         rng = np.random.default_rng(seed)
         groups: list[list[int]] = [[]]
-        for i in sorted(chosen.tolist(), key=lambda i: (lengths[i] // 16, rng.random())):
+        for i in sorted(indices.tolist(), key=lambda i: (lengths[i] // 16, rng.random())):
             if groups[-1] and lengths[i] * (len(groups[-1]) + 1) > self._batch_tokens:
                 groups.append([])
             groups[-1].append(i)
         return [groups[g] for g in rng.permutation(len(groups))]
 
-    def each(self, chosen: Indices, seed: int = 0) -> Iterator[Batch]:
+    def batches(self, indices: Indices, seed: int = 0) -> Iterator[Batch]:
         """All batches of the chosen answers."""
-        return (self.batch(group) for group in self.groups(chosen, seed))
+        return (self.batch(group) for group in self.groups(indices, seed))
 
     def batch(self, group: list[int]) -> Batch:
         """These answers, padded."""
@@ -84,21 +86,21 @@ class Batches:
         rows = [answers.tokens[answers.starts[i] : answers.starts[i + 1]] for i in group]
         ids = np.zeros((len(rows), max(len(row) for row in rows)), np.int64)
         before = np.zeros((len(rows), ids.shape[1] - 1), bool)
-        width = 0 if self.teacher is None else self.teacher.width
+        width = 0 if self.target_outputs is None else self.target_outputs.width
         features = np.zeros((*ids.shape, width), np.uint16)
         for r, (i, row) in enumerate(zip(group, rows, strict=True)):
             ids[r, : len(row)] = row
             before[r, answers.answer_at[i] - 1 : len(row) - 1] = True
-            if self.teacher is not None:
-                features[r, : len(row)] = self.teacher.features(i)
+            if self.target_outputs is not None:
+                features[r, : len(row)] = self.target_outputs.features(i)
         states = torch.from_numpy(features).view(torch.bfloat16)
         arrays = (torch.from_numpy(a) for a in (ids, before, *self._likeliest(group)))
         return Batch(*(tensor.to(self._device) for tensor in (*arrays, states)))
 
     def _likeliest(self, group: list[int]) -> tuple[Indices, Indices]:
-        if self.teacher is None:
+        if self.target_outputs is None:
             return np.zeros((0, TOP), np.int64), np.zeros((0, TOP), np.float32)
-        tokens, probabilities = zip(*(self.teacher.likeliest(i) for i in group), strict=True)
+        tokens, probabilities = zip(*(self.target_outputs.likeliest(i) for i in group), strict=True)
         return np.concatenate(tokens).astype(np.int64), np.concatenate(probabilities).astype(np.float32)
 
 
@@ -114,13 +116,13 @@ def split(n: int, seed: int) -> tuple[Indices, Indices]:
 def fit(
     model: torch.nn.Module,
     batches: Batches,
-    chosen: Indices,
+    indices: Indices,
     loss_of: Callable[[Batch], torch.Tensor],
     check: Callable[[], float],
     options: FitOptions,
-    place: Path,
+    checkpoint_dir: Path,
     identity: dict[str, Any],
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> None:
     """Lower `loss_of` over the chosen answers. `check()` is called now and then and shown.
 
@@ -129,11 +131,11 @@ def fit(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.95))
-    resume = _Resume(place, trained, optimizer, identity)
+    resume = _Resume(checkpoint_dir, trained, optimizer, identity)
     first_epoch, first_batch, elapsed_s = resume.load()
     began, saved, checked, steps, told = time.monotonic() - elapsed_s, time.monotonic(), 1.0, 0, 0.0
     for epoch in range(first_epoch, options.epochs):
-        groups = batches.groups(chosen, options.seed + epoch)
+        groups = batches.groups(indices, options.seed + epoch)
         for i in range(first_batch if epoch == first_epoch else 0, len(groups)):
             by_time = (time.monotonic() - began) / (60 * options.minutes)
             done = max(by_time, (epoch + i / len(groups)) / options.epochs)
@@ -159,7 +161,7 @@ def fit(
     resume.save(options.epochs, 0, time.monotonic() - began)
 
 
-def identity_of(options: Any, answers: Answers) -> dict[str, Any]:
+def identity_of(options: Any, answers: Responses) -> dict[str, Any]:
     """What makes two runs the same: options, a dataclass with `start`, the weights to start from, and the answers."""
     start = [] if options.start is None else weight_files(options.start)
     told = {**asdict(options), "start_weights": start, "answers": zlib.crc32(answers.tokens.tobytes())}

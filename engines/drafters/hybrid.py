@@ -28,13 +28,13 @@ class Survival:
         self.hits = np.zeros((num_parts, LEVELS, k)) + prior * 0.6 ** np.arange(1, k + 1)
         self.trials = np.full((num_parts, LEVELS, k), prior)
 
-    def score(self, part: int, draft: Draft, came: Tokens) -> None:
+    def score(self, part: int, draft: Draft, accepted_tokens: Tokens) -> None:
         """Count a draft against the tokens that came. What lies beyond them stays unknown while all agreed."""
         tokens, level = draft[0], _level(draft[1])
-        seen = min(len(tokens), len(came))
+        seen = min(len(tokens), len(accepted_tokens))
         if seen == 0:
             return
-        differ = np.flatnonzero(tokens[:seen] != came[:seen])
+        differ = np.flatnonzero(tokens[:seen] != accepted_tokens[:seen])
         agreed = int(differ[0]) if len(differ) else seen
         known = len(tokens) if agreed < seen else seen
         self.hits[part, level, :known] *= _DECAY
@@ -109,16 +109,16 @@ class HybridProposer(Proposer):
     options = HybridOptions
 
     @staticmethod
-    def make(options: HybridOptions, num_speculative_tokens: int) -> HybridDrafter:
+    def build(options: HybridOptions, num_speculative_tokens: int) -> HybridDrafter:
         """The drafter of these options."""
-        return HybridDrafter(make_parts(options, num_speculative_tokens), num_speculative_tokens, options.token_cost)
+        return HybridDrafter(build_parts(options, num_speculative_tokens), num_speculative_tokens, options.token_cost)
 
 
 def _level(confidence: float) -> int:
     return min(int(2 * confidence), LEVELS - 1)
 
 
-def make_parts(options: HybridOptions, num_speculative_tokens: int) -> list[Drafter]:
+def build_parts(options: HybridOptions, num_speculative_tokens: int) -> list[Drafter]:
     """The parts that the options name."""
     makers: dict[str, Any] = {
         "ngram": lambda: NgramDrafter(num_speculative_tokens),

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Responses
 from engines.drafters.replay import model_matches, replay_matches
 
-Progress = Callable[[int, "Trial", "Trial"], None]
+ProgressCallback = Callable[[int, "Trial", "Trial"], None]
 """Called with (number of the trial, that trial, the best one so far)."""
 
 _TIMED_STEPS = 6
@@ -53,7 +53,9 @@ class SearchOptions:
     seed: int = 0
 
 
-def search(target: Path, answers: Answers, options: SearchOptions, progress: Progress) -> tuple[Trial, list[Trial]]:
+def search(
+    target: Path, answers: Responses, options: SearchOptions, progress: ProgressCallback
+) -> tuple[Trial, list[Trial]]:
     """(the best choice, all that were tried), by optuna's TPE over 2 x layers binary choices."""
     import optuna
 
@@ -81,12 +83,12 @@ def search(target: Path, answers: Answers, options: SearchOptions, progress: Pro
 
 def export(target: Path, choice: Trial, out: Path) -> None:
     """Write the chosen cut as a checkpoint that vLLM serves as `draft_model`."""
-    cut = cut_model(_load(target), choice.attention, choice.mlp)
+    cut = drop_layers(_load(target), choice.attention, choice.mlp)
     cut.save_pretrained(out)
     (out / "layer-skip.json").write_text(json.dumps(asdict(choice)) + "\n")
 
 
-def cut_model(model: Any, attention: Sequence[bool], mlp: Sequence[bool]) -> Any:
+def drop_layers(model: Any, attention: Sequence[bool], mlp: Sequence[bool]) -> Any:
     """A copy of a Llama-family model without the sub-layers that are False. Weights that stay are shared."""
     layers = model.model.layers
     cut = copy.copy(model)
@@ -147,7 +149,7 @@ def _try(
     trial = Trial(tuple(attention), tuple(mlp), lengths[0], 1.0, 1.0, 0.0)
     if trial.layers == 0:
         return trial
-    cut = cut_model(model, attention, mlp)
+    cut = drop_layers(model, attention, mlp)
     matches = [model_matches(cut, prompt, answer) for prompt, answer in texts]
     cost = clock.step_s(cut) / clock.plain_s
     best = trial

@@ -13,24 +13,24 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.
 """(drafter's logits [m, vocabulary], target's tokens [m], teacher's tokens and probabilities [m, t]) -> scalar."""
 
 
-def ce(logits: torch.Tensor, wanted: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def ce(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Cross-entropy on the tokens that the target chose."""
-    return cross_entropy(logits.float(), wanted)
+    return cross_entropy(logits.float(), labels)
 
 
-def kl(logits: torch.Tensor, wanted: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def kl(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Forward KL, `sum p log(p / q)`."""
     p, log_q = _classes(logits, top, p)
     return (p * (p.clamp_min(1e-9).log() - log_q)).sum(1).mean()
 
 
-def tvd(logits: torch.Tensor, wanted: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def tvd(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Total variation distance, `1/2 sum |q - p|`: one minus the expected acceptance."""
     p, log_q = _classes(logits, top, p)
     return 0.5 * (log_q.exp() - p).abs().sum(1).mean()
 
 
-def tvd_plus(logits: torch.Tensor, wanted: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def tvd_plus(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """TVD++ (arXiv 2403.00858): TVD's policy gradient, its reward `1{p >= q}` made standard over the batch.
 
     With the sum over the vocabulary in place of samples the mean falls out of the gradient and the division by the

@@ -10,7 +10,7 @@ FULL_DEPTH = 4
 """Longest drafts of the full search, which may visit 24 successors at each token."""
 
 
-class _Options(BaseModel):
+class _DrafterOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def problem(self, num_speculative_tokens: int) -> str | None:
@@ -22,7 +22,7 @@ class _Options(BaseModel):
         return ()
 
 
-class TrigramOptions(_Options):
+class TrigramOptions(_DrafterOptions):
     """A tri-gram table with tree search (ADED, arXiv 2407.12021); the search depth is `num_speculative_tokens`."""
 
     table: str | None = Field(None, description="starting table, of `draftpick drafters corpus`; absent: empty")
@@ -41,7 +41,7 @@ class TrigramOptions(_Options):
         return f"search: `full` visits every chain; num_speculative_tokens may be {FULL_DEPTH} at most"
 
 
-class HybridOptions(_Options):
+class HybridOptions(_DrafterOptions):
     """Several model-free drafters, of which each step takes the best."""
 
     parts: tuple[Literal["ngram", "suffix", "trigram"], ...] = Field(
@@ -102,7 +102,7 @@ class DrafterSpec:
     replayable: bool = False
     shares_text_across_requests: SharedText | None = None
     packages: tuple[str, ...] = ()
-    options: type[_Options] | None = None
+    options: type[_DrafterOptions] | None = None
     class_path: str | None = None
 
     def needed_packages(self, options: Mapping[str, Any]) -> set[str]:

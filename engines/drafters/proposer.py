@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from engines.drafters.rows import Rows, Tokens
+from engines.drafters.rows import RequestTracker, Tokens
 
 Draft = tuple[npt.NDArray[np.int32], float]
 """(tokens, confidence: higher is surer, comparable within one drafter)."""
@@ -37,12 +37,12 @@ class Proposer(ABC):
     def __init__(self, vllm_config: Any) -> None:
         options = self.options.model_validate((vllm_config.additional_config or {}).get("drafter", {}))
         self._max_tokens: int = vllm_config.model_config.max_model_len
-        self._drafter = self.make(options, vllm_config.speculative_config.num_speculative_tokens)
-        self._rows = Rows(self._max_tokens, self._drafter.start, self._drafter.end)
+        self._drafter = self.build(options, vllm_config.speculative_config.num_speculative_tokens)
+        self._requests = RequestTracker(self._max_tokens, self._drafter.start, self._drafter.end)
 
     @staticmethod
     @abstractmethod
-    def make(options: Any, num_speculative_tokens: int) -> Drafter:
+    def build(options: Any, num_speculative_tokens: int) -> Drafter:
         """The drafter, for drafts of at most `num_speculative_tokens`."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ class Proposer(ABC):
     ) -> list[list[int]]:
         """A draft for each row of the batch; an empty one for rows that are still being prefilled."""
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
-        for row, state, tokens, new in self._rows.follow(sampled_token_ids, num_tokens_no_spec, token_ids_cpu):
+        for row, state, tokens, new in self._requests.sync(sampled_token_ids, num_tokens_no_spec, token_ids_cpu):
             if new:
                 self._drafter.learn(state, tokens, new)
             room = max(0, self._max_tokens - len(tokens) - 1)

@@ -15,31 +15,31 @@ import numpy.typing as npt
 
 from engines.config import Drafter as Configured
 from engines.cpu import computes_bfloat16
-from engines.drafters.acceptance import Replay
+from engines.drafters.acceptance import DrafterReplay
 from engines.drafters.lookup import NgramDrafter, SuffixDrafter
 from engines.drafters.proposer import Draft, Drafter, Proposer
 from engines.drafters.rows import Tokens
 from engines.model_paths import drafter_model
 
 
-def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> Replay:
+def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> DrafterReplay:
     """Run a drafter as the engine would, on the token ids `prompt` [p] and `answer` [n] that the engine saw."""
     tokens = np.concatenate([prompt, answer]).astype(np.int32)
     done, drafted, accepted = len(prompt) + 1, [], []
     state = drafter.start(tokens[:done])
     while done < len(tokens):
         draft, _ = drafter.draft(state, tokens[:done], len(tokens) - done)
-        right = _agreed(draft, tokens[done:])
+        right = count_agreed(draft, tokens[done:])
         drafted.append(len(draft))
         accepted.append(min(right, len(tokens) - done - 1))
         new = accepted[-1] + 1
         done += new
         drafter.learn(state, tokens[:done], new)
     drafter.end(state)
-    return Replay(np.asarray(drafted, np.int64), np.asarray(accepted, np.int64))
+    return DrafterReplay(np.asarray(drafted, np.int64), np.asarray(accepted, np.int64))
 
 
-def replay_matches(matches: npt.NDArray[np.bool_], k: int) -> Replay:
+def replay_matches(matches: npt.NDArray[np.bool_], k: int) -> DrafterReplay:
     """Of a model drafter, from `matches` [n]: is its greedy token at this place of the answer the target's?
 
     A run of r matches, at most k, gives r + 1 tokens a step. One prefill of the drafter labels every k.
@@ -50,7 +50,7 @@ def replay_matches(matches: npt.NDArray[np.bool_], k: int) -> Replay:
         right = int(run.argmin()) if not run.all() else len(run)
         accepted.append(min(right, len(matches) - done - 1))
         done += accepted[-1] + 1
-    return Replay(np.full(len(accepted), k, np.int64), np.asarray(accepted, np.int64))
+    return DrafterReplay(np.full(len(accepted), k, np.int64), np.asarray(accepted, np.int64))
 
 
 def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.bool_]:
@@ -67,7 +67,9 @@ LENGTHS = (1, 2, 3, 4, 6, 8)
 """Draft lengths that an answer is replayed with, beside the engine's own."""
 
 
-def replayer(drafter: Configured, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+def replayer(
+    drafter: Configured, lengths: Sequence[int], target: str
+) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:
     """A function from (prompt, answer) to the replays of a configured drafter of `target`, one for each draft length.
 
     Raises ValueError for a method that is not `replayable`.
@@ -88,13 +90,13 @@ def model_free_drafter(drafter: Configured, k: int) -> Drafter:
         return {"ngram": _ngram, "suffix": _suffix}[drafter.method](drafter, k)
     module, name = drafter.spec.class_path.rsplit(".", 1)
     proposer: type[Proposer] = getattr(import_module(module), name)
-    return proposer.make(proposer.options.model_validate(drafter.model_extra or {}), k)
+    return proposer.build(proposer.options.model_validate(drafter.model_extra or {}), k)
 
 
 def _ngram(drafter: Configured, k: int) -> Drafter:
     options = drafter.model_extra or {}
     longest = options.get("prompt_lookup_max") or options.get("prompt_lookup_min") or 5
-    return VLLMNgram(k, options.get("prompt_lookup_min") or longest, longest)
+    return VLLMNgramDrafter(k, options.get("prompt_lookup_min") or longest, longest)
 
 
 def _suffix(drafter: Configured, k: int) -> Drafter:
@@ -106,12 +108,12 @@ def _suffix(drafter: Configured, k: int) -> Drafter:
     return SuffixDrafter(k, depth, probability, options.get("suffix_decoding_max_spec_factor", 1.0))
 
 
-def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=compute_dtype()).eval()
 
-    def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
+    def replay(prompt: Tokens, answer: Tokens) -> dict[int, DrafterReplay]:
         matches = model_matches(model, prompt, answer)
         return {k: replay_matches(matches, k) for k in lengths}
 
@@ -151,7 +153,9 @@ def target_states(target: str) -> TargetStates:
     return TargetStates(target)
 
 
-def _head_replayer(source: str, lengths: Sequence[int], target: str) -> Callable[[Tokens, Tokens], dict[int, Replay]]:
+def _head_replayer(
+    source: str, lengths: Sequence[int], target: str
+) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:
     import torch
 
     from engines.drafters.eagle import chain_matches, load_head, replay_chains
@@ -159,7 +163,7 @@ def _head_replayer(source: str, lengths: Sequence[int], target: str) -> Callable
     states = target_states(target)
     head, embed = load_head(Path(source), states.model), states.model.get_input_embeddings()
 
-    def replay(prompt: Tokens, answer: Tokens) -> dict[int, Replay]:
+    def replay(prompt: Tokens, answer: Tokens) -> dict[int, DrafterReplay]:
         ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
         features = states.features(ids, head.features)
         matches = chain_matches(head, embed, ids, features, len(prompt), max(lengths))
@@ -168,7 +172,7 @@ def _head_replayer(source: str, lengths: Sequence[int], target: str) -> Callable
     return replay
 
 
-class VLLMNgram(NgramDrafter):
+class VLLMNgramDrafter(NgramDrafter):
     """vLLM's own n-gram proposer, for replay."""
 
     def __init__(self, num_speculative_tokens: int, shortest: int, longest: int) -> None:
@@ -182,7 +186,7 @@ class VLLMNgram(NgramDrafter):
         return propose(tokens, self._shortest, self._longest, 2**30, min(self._k, limit)), 0.0
 
 
-def _agreed(draft: Sequence[int] | Tokens, came: Tokens) -> int:
-    seen = min(len(draft), len(came))
-    differ = np.flatnonzero(np.asarray(draft[:seen]) != came[:seen])
+def count_agreed(draft: Sequence[int] | Tokens, target_tokens: Tokens) -> int:
+    seen = min(len(draft), len(target_tokens))
+    differ = np.flatnonzero(np.asarray(draft[:seen]) != target_tokens[:seen])
     return int(differ[0]) if len(differ) else seen

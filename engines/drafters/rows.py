@@ -22,7 +22,7 @@ class _Request(Generic[State]):
     state: State
 
 
-class Rows(Generic[State]):
+class RequestTracker(Generic[State]):
     """States of the requests in the batch; `start(all tokens so far)` makes one, `end` is told of each that left."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Rows(Generic[State]):
         self._end = end
         self._requests: dict[int, _Request[State]] = {}
 
-    def follow(
+    def sync(
         self, sampled: Sequence[Sequence[int]], lengths: npt.NDArray[Any], rows: npt.NDArray[Any]
     ) -> Iterator[tuple[int, State, Tokens, int]]:
         """(row, state, all its tokens, how many are new to the state) of each row that got a token in this step."""

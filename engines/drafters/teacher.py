@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.atomic_write import atomic_folder
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Responses
 
 TOP = 32
 """Tokens kept at each place; beyond the 32 likeliest a small target has a few per cent of its mass."""
@@ -27,7 +27,7 @@ class _Arrays:
     places: npt.NDArray[np.int64]
 
 
-class Teacher:
+class TargetOutputs:
     """Of each answer: the likeliest tokens before every token of it, and hidden states all along."""
 
     def __init__(self, arrays: Sequence[_Arrays]) -> None:
@@ -41,50 +41,52 @@ class Teacher:
 
     def likeliest(self, i: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
         """(tokens, their probabilities), each [tokens of answer i, t], likeliest first."""
-        arrays, i = self._of(i)
+        arrays, i = self._locate(i)
         rows = slice(arrays.starts[i], arrays.starts[i + 1])
         return arrays.tokens[rows], arrays.probabilities[rows]
 
     def features(self, i: int) -> npt.NDArray[np.uint16]:
         """Inputs of the asked layers side by side [tokens of prompt and answer i, width], bfloat16 as its bits."""
-        arrays, i = self._of(i)
+        arrays, i = self._locate(i)
         return arrays.features[arrays.places[i] : arrays.places[i + 1]]
 
-    def _of(self, i: int) -> tuple[_Arrays, int]:
+    def _locate(self, i: int) -> tuple[_Arrays, int]:
         part = int(np.searchsorted(self._firsts, i, side="right")) - 1
         return self._arrays[part], i - int(self._firsts[part])
 
     @classmethod
-    def load(cls, folder: Path) -> "Teacher":
-        """Map what `teach` wrote into memory."""
+    def load(cls, folder: Path) -> "TargetOutputs":
+        """Map what `collect_target_outputs` wrote into memory."""
         names = ("tokens", "probabilities", "features", "starts", "places")
         return cls([_Arrays(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names))])
 
     @classmethod
-    def join(cls, teachers: "Sequence[Teacher]") -> "Teacher":
+    def join(cls, teachers: "Sequence[TargetOutputs]") -> "TargetOutputs":
         """Of the joined answers."""
         return cls([arrays for teacher in teachers for arrays in teacher._arrays])
 
 
-def teach(
+def collect_target_outputs(
     target: Path,
-    answers: Answers,
+    answers: Responses,
     folder: Path,
-    told: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
     layers: Sequence[int] = (),
     device: str = "cpu",
-) -> Teacher:
+) -> TargetOutputs:
     """Run the target over its answers, one at a time, into a folder; `told(done, total)` after each."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).to(device).eval()
     with atomic_folder(folder) as scratch:
-        _fill(scratch, model, answers, told, layers)
-    return Teacher.load(folder)
+        _fill(scratch, model, answers, on_progress, layers)
+    return TargetOutputs.load(folder)
 
 
-def _fill(folder: Path, model: Any, answers: Answers, told: Callable[[int, int], None], layers: Sequence[int]) -> None:
+def _fill(
+    folder: Path, model: Any, answers: Responses, on_progress: Callable[[int, int], None], layers: Sequence[int]
+) -> None:
     import torch
 
     lengths = np.diff(answers.starts) - answers.answer_at
@@ -106,7 +108,7 @@ def _fill(folder: Path, model: Any, answers: Answers, told: Callable[[int, int],
                 features[place] = states.view(torch.uint16).cpu().numpy()
         tokens[starts[i] : starts[i + 1]] = top.indices.cpu().numpy()
         probabilities[starts[i] : starts[i + 1]] = top.values.cpu().numpy()
-        told(i + 1, len(answers))
+        on_progress(i + 1, len(answers))
 
 
 def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:

@@ -66,6 +66,6 @@ class TrigramProposer(Proposer):
     options = TrigramOptions
 
     @staticmethod
-    def make(options: TrigramOptions, num_speculative_tokens: int) -> TrigramDrafter:
+    def build(options: TrigramOptions, num_speculative_tokens: int) -> TrigramDrafter:
         """The drafter of these options."""
         return TrigramDrafter(options, num_speculative_tokens)

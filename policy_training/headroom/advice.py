@@ -7,7 +7,7 @@ from policy_training.headroom.crossover import Bucket, crossover, lost_share
 from policy_training.headroom.gain import Headroom, Verdict
 from policy_training.headroom.logged import SUPPORTED
 from policy_training.headroom.under_load import Loaded
-from policy_training.ope import FEWEST_EFFECTIVE
+from policy_training.ope import MIN_EFFECTIVE
 
 _ALL = 0.95
 _MOSTLY = 0.5
@@ -35,7 +35,7 @@ class Evidence:
         return next((one for one in ("not worth it", "cannot tell") if one in verdicts), "worth it")
 
 
-def against(evidence: Evidence) -> list[str]:
+def reasons_against(evidence: Evidence) -> list[str]:
     """All that speaks against routing here, one sentence each."""
     return [*_few(evidence), *_one_engine(evidence), *_little(evidence), *_load(evidence)]
 
@@ -48,9 +48,9 @@ def _few(evidence: Evidence) -> list[str]:
             f"for {1 - found.supported:.0%} of the requests the log could not have taken what is judged: set "
             "router.explore or router.shadow.share"
         )
-    elif found.effective is not None and found.effective < FEWEST_EFFECTIVE:
+    elif found.effective is not None and found.effective < MIN_EFFECTIVE:
         said.append(
-            f"the records are worth {found.effective:.0f} requests under the judged policy, and {FEWEST_EFFECTIVE:.0f} "
+            f"the records are worth {found.effective:.0f} requests under the judged policy, and {MIN_EFFECTIVE:.0f} "
             "are needed: set router.explore or router.shadow.share"
         )
     elif found.verdict == "cannot tell":
@@ -114,7 +114,7 @@ def crossovers(evidence: Evidence) -> list[str]:
     return [f"{arm} is slower than {plain} {when}" for arm, when in at.items()]
 
 
-def in_words(evidence: Evidence) -> str:
+def describe(evidence: Evidence) -> str:
     """The verdict in one paragraph."""
     found, worth = evidence.found, evidence.worth
     gain, oracle = found.gain.routed, found.gain.oracle

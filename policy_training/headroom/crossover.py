@@ -15,7 +15,7 @@ from policy_training.dataset import Dataset
 from policy_training.evaluate import Interval
 
 Floats = npt.NDArray[np.float64]
-_FEWEST = 20
+_MIN_ANSWERS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def bucket_of(in_flight: int) -> int:
     return max(in_flight, 1).bit_length() - 1
 
 
-def by_load(data: Dataset, arms: Sequence[str], steps_per_token: Mapping[str, float]) -> list[Bucket]:
+def buckets_by_load(data: Dataset, arms: Sequence[str], steps_per_token: Mapping[str, float]) -> list[Bucket]:
     """Buckets by rising load, of the timed answers; `steps_per_token`: mean of 1 / tau of all requests by arm."""
     rows: dict[int, dict[str, list[float]]] = {}
     total = 0
@@ -55,26 +55,26 @@ def by_load(data: Dataset, arms: Sequence[str], steps_per_token: Mapping[str, fl
         tpot = {
             arm: _median(np.asarray(steps), steps_per_token[arm])
             for arm, steps in sorted(rows[bucket].items())
-            if len(steps) >= _FEWEST
+            if len(steps) >= _MIN_ANSWERS
         }
         found.append(Bucket(2**bucket, 2 ** (bucket + 1) - 1, share, tpot))
     return found
 
 
-def crossover(buckets: Sequence[Bucket], arm: str, plain: str) -> Bucket | None:
+def crossover(buckets: Sequence[Bucket], arm: str, baseline: str) -> Bucket | None:
     """The first load from which on an arm is surely slower than the plain one, wherever both are known."""
-    known = [one for one in buckets if arm in one.tpot_s and plain in one.tpot_s]
+    known = [one for one in buckets if arm in one.tpot_s and baseline in one.tpot_s]
     found = None
     for one in reversed(known):
-        if one.tpot_s[arm].low <= one.tpot_s[plain].high:
+        if one.tpot_s[arm].low <= one.tpot_s[baseline].high:
             break
         found = one
     return found
 
 
-def lost_share(buckets: Sequence[Bucket], plain: str) -> float:
+def lost_share(buckets: Sequence[Bucket], baseline: str) -> float:
     """The share of the answers at loads at which the plain arm is the fastest of those known."""
-    lost = [b for b in buckets if plain in b.tpot_s and len(b.tpot_s) > 1 and _fastest(b) == plain]
+    lost = [b for b in buckets if baseline in b.tpot_s and len(b.tpot_s) > 1 and _fastest(b) == baseline]
     return sum(one.share for one in lost)
 
 

@@ -17,28 +17,28 @@ from policy_training.costs import Costs
 from policy_training.dataset import DatasetError
 from policy_training.evaluate import Interval
 from policy_training.learners import learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import Matrix
-from policy_training.train import choices, fitted
+from policy_training.train import fitted, policy_probabilities
 from router.policies.base import Policy
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 Verdict = Literal["worth it", "not worth it", "cannot tell"]
-Grown = Callable[[Ids], Matrix]
+TrainingRows = Callable[[Ids], Matrix]
 """What a policy learns from that may not see these requests: their places in the judged matrix."""
-Told = Callable[[], None]
+ProgressCallback = Callable[[], None]
 """Called after each fit."""
 
-WORTH = 0.03
-FEWEST = 40
+MIN_WORTH = 0.03
+MIN_REQUESTS = 40
 """Requests under all arms, below which nothing is said."""
 SPLITS, FOLDS = 3, 5
 _RESAMPLES = 1000
 _FINEST = 0.005
 """Nobody needs to know a gain better than to half a percent."""
-_FEWEST_IN_SLICE = 40
+_MIN_IN_SLICE = 40
 _UNITS = 1000
 """Groups are drawn together where there are more."""
 _APART = 2.0
@@ -100,61 +100,62 @@ class Headroom:
         return min(self.slices.items(), key=lambda item: item[1].routed.value, default=None)
 
 
-def groups_of(contexts: npt.NDArray[np.float32]) -> Ids:
+def context_groups(contexts: npt.NDArray[np.float32]) -> Ids:
     """Numbers [n] of requests: those of one text, with the same context, are one group and are judged together."""
     return np.unique(contexts, axis=0, return_inverse=True)[1].reshape(-1).astype(np.intp)
 
 
-def folds_of(groups: Ids, seed: int, folds: int = FOLDS) -> Ids:
+def assign_folds(groups: Ids, seed: int, folds: int = FOLDS) -> Ids:
     """A fold [n] for every request, by groups at random."""
     order = np.random.default_rng(seed).permutation(int(groups.max()) + 1)
     return np.asarray((order % folds)[groups], np.intp)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class CrossFittedChoice:
     """What is chosen for requests by policies that never saw them, from several splits into folds.
 
     `shares` [splits, n, arms]; `single` [splits, n]: the arm that was the best single one of what a policy learned
-    from; `foreseen` [n, arms]: acceptance lengths that were expected, None of policies that expect none.
+    from; `predicted_tau` [n, arms]: acceptance lengths that were expected, None of policies that expect none.
     """
 
     shares: Floats
     single: Ids
-    foreseen: Floats | None
+    predicted_tau: Floats | None
 
 
-def cross_fitted(
+def cross_fit(
     data: Matrix,
     name: str,
     costs: Costs,
     groups: Ids,
     *,
     seed: int = 0,
-    grown: Grown | None = None,
-    told: Told = lambda: None,
-) -> Choice:
+    training_rows: TrainingRows | None = None,
+    on_progress: ProgressCallback = lambda: None,
+) -> CrossFittedChoice:
     """What policies of the learner `name` choose, and which arm is the best single one, fold by fold.
 
-    `grown` gives the data that they learn from where that is more than the other requests. Raises `DatasetError`.
+    `training_rows` gives the data that they learn from where that is more than the other requests. Raises
+    `DatasetError`.
     """
     shares, single = np.zeros((SPLITS, len(data), len(data.arms))), np.zeros((SPLITS, len(data)), np.intp)
     tau = np.zeros((len(data), len(data.arms)))
     for split in range(SPLITS):
-        folds = folds_of(groups, seed + split)
+        folds = assign_folds(groups, seed + split)
         for fold in range(int(folds.max()) + 1):
             held = np.flatnonzero(folds == fold)
-            train = grown(held) if grown is not None else data.take(folds != fold)
+            train = training_rows(held) if training_rows is not None else data.select_rows(folds != fold)
             single[split, held] = usual = int(train.time_s.sum(0).argmin())
-            policy = fitted(train, learner(name), Setting(train.arms[usual], costs, seed))
-            judged = data.take(held)
-            shares[split, held] = choices(policy, judged)
-            tau[held] += _foreseen(policy, judged) / SPLITS
-            told()
-    return Choice(shares, single, tau if np.isfinite(tau).all() else None)
+            policy = fitted(train, learner(name), LearnerSetting(train.arms[usual], costs, seed))
+            judged = data.select_rows(held)
+            shares[split, held] = policy_probabilities(policy, judged)
+            tau[held] += _predicted_tau(policy, judged) / SPLITS
+            on_progress()
+    return CrossFittedChoice(shares, single, tau if np.isfinite(tau).all() else None)
 
 
-def _foreseen(policy: Policy, data: Matrix) -> Floats:
+def _predicted_tau(policy: Policy, data: Matrix) -> Floats:
     """Acceptance lengths [n, arms] that a policy expects; NaN where it expects none."""
     found = None if data.contexts is None else policy.acceptance_lengths(data.contexts)
     if found is None:
@@ -162,13 +163,13 @@ def _foreseen(policy: Policy, data: Matrix) -> Floats:
     return np.asarray(found[:, [policy.arms.index(arm) for arm in data.arms]], np.float64)
 
 
-def judge(
+def evaluate_choice(
     data: Matrix,
-    choice: Choice,
+    choice: CrossFittedChoice,
     groups: Ids,
     slices: Mapping[str, Mask],
     *,
-    worth: float = WORTH,
+    worth: float = MIN_WORTH,
     drawn: Sequence[Costs] = (),
     seed: int = 0,
 ) -> Headroom:
@@ -177,31 +178,37 @@ def judge(
     Intervals are bootstraps over groups of requests, and over `drawn` where the times come from costs; what another
     split into folds would change widens them. The best single arm is chosen without the judged requests, as the policy
     is: one that hindsight takes among arms that are almost alike would be too good. Raises `DatasetError` for fewer
-    than `FEWEST` requests.
+    than `MIN_REQUESTS` requests.
     """
-    if len(data) < FEWEST:
-        raise DatasetError(f"{len(data)} requests were seen under all engines: at least {FEWEST} are needed")
+    if len(data) < MIN_REQUESTS:
+        raise DatasetError(f"{len(data)} requests were seen under all engines: at least {MIN_REQUESTS} are needed")
     sampled = data.temperatures > 0
     sizes = data.acceptance_length, data.prompt_tokens, data.output_tokens, sampled
-    times = np.stack([data.time_s, *(costs.of(data.arms).time_s(*sizes) for costs in drawn)])
+    times = np.stack([data.time_s, *(costs.select(data.arms).time_s(*sizes) for costs in drawn)])
     single = [np.eye(len(data.arms))[one] for one in choice.single]
     routed = [(times * one).sum(2) for one in choice.shares]
-    columns = columns_of(times, [(times * one).sum(2) for one in single], routed, times.min(2))
+    columns = time_columns(times, [(times * one).sum(2) for one in single], routed, times.min(2))
     wins = np.bincount(data.time_s.argmin(1), minlength=len(data.arms)) / len(data)
-    return headroom_of(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=wins)
+    return build_headroom(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=wins)
 
 
-def headroom_of(
-    data: Matrix, choice: Choice, times: "Resampled", slices: Mapping[str, Mask], *, worth: float, wins: Floats | None
+def build_headroom(
+    data: Matrix,
+    choice: CrossFittedChoice,
+    times: "Resampled",
+    slices: Mapping[str, Mask],
+    *,
+    worth: float,
+    wins: Floats | None,
 ) -> Headroom:
-    """All figures, of times in the columns of `columns_of`; without `wins` [arms] there is no oracle."""
+    """All figures, of times in the columns of `time_columns`; without `wins` [arms] there is no oracle."""
     single, routed, oracle, n_arms = *range(len(data.arms), len(data.arms) + 3), len(data.arms)
 
     def gain(rows: Mask) -> Gain:
-        saved, most = (_saved(one) for one in times.ratios(rows, single, (routed, oracle)))
+        saved, most = (_saving(one) for one in times.ratios(rows, single, (routed, oracle)))
         by_split = times.sums(rows)[oracle + 1 :].reshape(-1, 2)
         apart = float(np.std(by_split[:, 1] / by_split[:, 0], ddof=1)) if len(by_split) > 1 else 0.0
-        return Gain(int(rows.sum()), _widened(saved, 1.96 * _APART * apart), most if wins is not None else None)
+        return Gain(int(rows.sum()), _widen(saved, 1.96 * _APART * apart), most if wins is not None else None)
 
     whole = np.ones(len(data), bool)
     best = int(times.sums(whole)[:n_arms].argmin())
@@ -211,17 +218,17 @@ def headroom_of(
         name: Arm(ratios[i], float(shares[i]), None if wins is None else float(wins[i]), float(tau[i]))
         for i, name in enumerate(data.arms)
     }
-    verdict = verdict_of(found, worth)
+    verdict = decide_verdict(found, worth)
     return Headroom(
         verdict, data.arms[best], found, arms,
-        slices={k: gain(rows) for k, rows in slices.items() if rows.sum() >= _FEWEST_IN_SLICE},
-        halves={k: gain(rows) for k, rows in halves_of(data.temperatures).items() if rows.sum() >= _FEWEST_IN_SLICE},
+        slices={k: gain(rows) for k, rows in slices.items() if rows.sum() >= _MIN_IN_SLICE},
+        halves={k: gain(rows) for k, rows in sampling_masks(data.temperatures).items() if rows.sum() >= _MIN_IN_SLICE},
         output_tokens=float(np.median(data.output_tokens)),
-        needs=more_needed(found.routed, len(data), worth) if verdict == "cannot tell" else None,
+        needs=additional_requests(found.routed, len(data), worth) if verdict == "cannot tell" else None,
     )  # fmt: skip
 
 
-def columns_of(arms: Floats, single: Sequence[Floats], routed: Sequence[Floats], oracle: Floats) -> Floats:
+def time_columns(arms: Floats, single: Sequence[Floats], routed: Sequence[Floats], oracle: Floats) -> Floats:
     """Times [draws, n, columns]: of all arms [draws, n, arms], of the best single one, of routing and of the oracle,
     each [draws, n], the middle two as means over splits; and then both by split."""
     whole = [np.mean(single, axis=0), np.mean(routed, axis=0), oracle]
@@ -229,7 +236,7 @@ def columns_of(arms: Floats, single: Sequence[Floats], routed: Sequence[Floats],
     return np.concatenate([arms, np.stack([*whole, *by_split], axis=2)], axis=2)
 
 
-def verdict_of(gain: Gain, worth: float) -> Verdict:
+def decide_verdict(gain: Gain, worth: float) -> Verdict:
     """Worth it when the whole interval is above `worth`; not, when all of it is below, or all of the oracle's is."""
     if gain.routed.low > worth:
         return "worth it"
@@ -237,14 +244,14 @@ def verdict_of(gain: Gain, worth: float) -> Verdict:
     return "not worth it" if ceiling < worth else "cannot tell"
 
 
-def more_needed(gain: Interval, n: int, worth: float) -> int:
+def additional_requests(gain: Interval, n: int, worth: float) -> int:
     """How many more requests would bring the interval of a gain to one side of `worth`, or to half a percent."""
     half = max(gain.high - gain.low, 1e-9) / 2
     wanted = max(abs(gain.value - worth), _FINEST)
     return max(math.ceil(n * ((half / wanted) ** 2 - 1)), 1)
 
 
-def halves_of(temperatures: Floats) -> dict[str, Mask]:
+def sampling_masks(temperatures: Floats) -> dict[str, Mask]:
     """The requests that do not sample, and those that do."""
     return {"greedy": temperatures == 0, "sampled": temperatures > 0}
 
@@ -282,12 +289,12 @@ def _by_unit(columns: Floats, unit: Ids, units: int) -> Floats:
     return np.stack([np.bincount(unit, column, units) for column in columns.T], axis=1)
 
 
-def _widened(found: Interval, apart: float) -> Interval:
+def _widen(found: Interval, apart: float) -> Interval:
     """With another half-width, of something that varies by itself."""
     low, high = (math.hypot(end - found.value, apart) for end in (found.low, found.high))
     return Interval(found.value, found.value - low, found.value + high)
 
 
-def _saved(ratio: Interval) -> Interval:
+def _saving(ratio: Interval) -> Interval:
     """The share that is saved, of a ratio of times."""
     return Interval(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)

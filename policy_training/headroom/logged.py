@@ -13,11 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.from_records import contexts_of
-from policy_training.headroom.gain import Choice, Headroom, Ids, Mask, Resampled, columns_of, headroom_of
+from policy_training.headroom.gain import (
+    CrossFittedChoice,
+    Headroom,
+    Ids,
+    Mask,
+    Resampled,
+    build_headroom,
+    time_columns,
+)
 from policy_training.headroom.traffic import Traffic
-from policy_training.logged_feedback import Logged
+from policy_training.logged_feedback import LoggedFeedback
 from policy_training.matrix import Matrix
-from policy_training.ope import FEWEST_EFFECTIVE, doubly_robust, effective_size, reward_model, weights
+from policy_training.ope import MIN_EFFECTIVE, doubly_robust, effective_sample_size, reward_model, weights
 
 Floats = npt.NDArray[np.float64]
 SUPPORTED = 0.95
@@ -25,36 +33,43 @@ SUPPORTED = 0.95
 _POSSIBLE = 1e-3
 
 
-def judge_logged(
-    traffic: Traffic, data: Matrix, choice: Choice, groups: Ids, slices: Mapping[str, Mask], *, worth: float, seed: int
+def evaluate_logged(
+    traffic: Traffic,
+    data: Matrix,
+    choice: CrossFittedChoice,
+    groups: Ids,
+    slices: Mapping[str, Mask],
+    *,
+    worth: float,
+    seed: int,
 ) -> Headroom:
     """Judge a choice by single answers. `data`: their requests, in the order of `traffic.single()`.
 
     The verdict is refused (`cannot tell`) where the answers are worth fewer than 200 that the judged policy, or the
     best single arm, would have had itself, or where the log could hardly have taken what is judged.
     """
-    log = _Log(traffic, len(data.arms))
+    log = _LoggedTimes(traffic, len(data.arms))
     arms = np.stack([log.times(one) for one in _each(len(data), len(data.arms))], axis=1)
     single = [np.eye(len(data.arms))[one] for one in choice.single]
     routed = [log.times(one) for one in choice.shares]
     no_oracle = np.ones(len(data))
-    columns = columns_of(
+    columns = time_columns(
         arms[None], [log.times(one)[None] for one in single], [one[None] for one in routed], no_oracle[None]
     )
-    found = headroom_of(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=None)
+    found = build_headroom(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=None)
     judged = (choice.shares.mean(0), np.mean(single, axis=0))
-    effective = min(effective_size(log.weights(pi)) for pi in judged)
+    effective = min(effective_sample_size(log.weights(pi)) for pi in judged)
     supported = min(float((pi * (log.offered >= _POSSIBLE)).sum(1).mean()) for pi in judged)
     found = replace(found, effective=effective, supported=supported)
-    if not refused(found):
+    if not is_rejected(found):
         return found
-    more = math.ceil(len(data) * (FEWEST_EFFECTIVE / max(effective, 1.0) - 1)) if supported >= SUPPORTED else None
+    more = math.ceil(len(data) * (MIN_EFFECTIVE / max(effective, 1.0) - 1)) if supported >= SUPPORTED else None
     return replace(found, verdict="cannot tell", needs=more)
 
 
-def refused(found: Headroom) -> bool:
+def is_rejected(found: Headroom) -> bool:
     """Whether single answers are too few, or of the wrong kind, for a verdict."""
-    few = found.effective is not None and found.effective < FEWEST_EFFECTIVE
+    few = found.effective is not None and found.effective < MIN_EFFECTIVE
     return few or (found.supported is not None and found.supported < SUPPORTED)
 
 
@@ -63,11 +78,11 @@ def _each(n: int, arms: int) -> list[Floats]:
     return [np.tile(np.eye(arms)[arm], (n, 1)) for arm in range(arms)]
 
 
-class _Log:
+class _LoggedTimes:
     """Single answers, and models of what they would have taken elsewhere."""
 
     def __init__(self, traffic: Traffic, n_arms: int) -> None:
-        single, arms = traffic.single(), list(traffic.arms)
+        single, arms = traffic.single_answers(), list(traffic.arms)
         rows = single.measurements
         contexts = contexts_of(single, traffic.featurizer)
         taken = np.asarray([arms.index(m.arm) for m in rows], np.int64)
@@ -76,8 +91,8 @@ class _Log:
         self._parts = [
             (made, reward_model(contexts, made, n_arms))
             for made in (
-                Logged(taken, np.asarray([m.outcome.tpot_s for m in rows], np.float64), propensity),
-                Logged(taken, np.asarray([m.outcome.ttft_s for m in rows], np.float64), propensity),
+                LoggedFeedback(taken, np.asarray([m.outcome.tpot_s for m in rows], np.float64), propensity),
+                LoggedFeedback(taken, np.asarray([m.outcome.ttft_s for m in rows], np.float64), propensity),
             )
         ]
         self.offered = np.asarray([[traffic.offered[m.prompt_id].get(arm, 0.0) for arm in arms] for m in rows])

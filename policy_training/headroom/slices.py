@@ -3,27 +3,27 @@
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.learners.base import Scaling, contexts_of
+from policy_training.learners.base import FeatureScaling, contexts_of
 from policy_training.matrix import Matrix
 from router.lexical import FEATURES
 
-_MOST = 8
-_FEWEST_EACH = 40
+_MAX_SLICES = 8
+_MIN_EACH = 40
 _TELLING = 0.5
 """Deviations above the mean of all requests, from which on a feature tells a cluster apart."""
 
 
-def slices_of(data: Matrix, seed: int = 0) -> dict[str, npt.NDArray[np.bool_]]:
+def find_slices(data: Matrix, seed: int = 0) -> dict[str, npt.NDArray[np.bool_]]:
     """Masks [n] by name. A cluster is named after the features that are above the mean in it."""
     if len(set(data.kinds)) > 1:
         return {kind: np.asarray([one == kind for one in data.kinds]) for kind in sorted(set(data.kinds))}
-    number = min(_MOST, len(data) // _FEWEST_EACH)
+    number = min(_MAX_SLICES, len(data) // _MIN_EACH)
     if number < 2:
         return {}
     from sklearn.cluster import KMeans
 
     contexts = contexts_of(data)
-    z = Scaling.of(contexts)(contexts)
+    z = FeatureScaling.from_contexts(contexts)(contexts)
     labels = KMeans(number, n_init=4, random_state=seed).fit(z).labels_
     return {f"cluster {i + 1}{_named(contexts, labels == i)}": labels == i for i in range(number)}
 

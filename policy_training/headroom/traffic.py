@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.costs import Costs
-from policy_training.dataset import Dataset, DatasetError, Measurement, lightest
-from policy_training.from_records import dataset_of, drawn, imputed
+from policy_training.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
+from policy_training.from_records import dataset_of, impute_missing_arms, random_arm_rows
 from policy_training.headroom.crossover import bucket_of
 from policy_training.matrix import Matrix, matrix
 from policy_training.retrain import changed_since
@@ -16,9 +16,9 @@ from router.events import Event
 from router.types import Record
 
 Floats = npt.NDArray[np.float64]
-FEWEST = 40
+MIN_REQUESTS = 40
 """Answers of an arm, below which nothing is said of it."""
-_MOST_TIMED = 500
+_MAX_TIMED = 500
 """Answers of an arm that costs are fitted to; of measured requests, for a bootstrap."""
 
 
@@ -36,16 +36,18 @@ class Traffic:
     featurizer: str
     costs: Costs
     offered: Mapping[str, Mapping[str, float]]
-    left_out: Mapping[str, int]
+    excluded: Mapping[str, int]
     overhead_s: float | None
 
     @classmethod
-    def of(cls, records: Sequence[Record], events: Sequence[Event] = (), featurizer: str | None = None) -> "Traffic":
+    def from_records(
+        cls, records: Sequence[Record], events: Sequence[Event] = (), featurizer: str | None = None
+    ) -> "Traffic":
         """Of records; what an arm did before it changed is left out. Raises `DatasetError`."""
         if records and all(record.context is None for record in records):
             raise DatasetError("no record has a context: set router.featurizer (`lexical` needs no model)")
         found = dataset_of(records, changed_since(events))
-        name = lightest(found, featurizer)
+        name = smallest_featurizer(found, featurizer)
         loads, offered, overheads = {}, {}, []
         for record in records:
             id, decision = f"{record.request_id}/{record.attempt}", record.decision
@@ -60,19 +62,19 @@ class Traffic:
             if name in found.contexts[m.prompt_id]
         ]
         counts = {arm: sum(m.arm == arm for m in kept) for arm in found.arms}
-        arms = tuple(arm for arm, count in counts.items() if count >= FEWEST)
+        arms = tuple(arm for arm, count in counts.items() if count >= MIN_REQUESTS)
         if len(arms) < 2:
             said = ", ".join(f"{arm} {count}" for arm, count in counts.items())
             raise DatasetError(
-                f"fewer than two engines have {FEWEST} finished answers ({said}): nothing can be compared; "
+                f"fewer than two engines have {MIN_REQUESTS} finished answers ({said}): nothing can be compared; "
                 "set router.explore or router.shadow.share"
             )
         data = Dataset(tuple(m for m in kept if m.arm in arms), found.contexts, found.dropped)
         left_out = {arm: count for arm, count in counts.items() if arm not in arms}
         overhead_s = float(np.median(overheads)) if overheads else None
-        return cls(data, arms, name, Costs.fit(_usual(data, arms), arms), offered, left_out, overhead_s)
+        return cls(data, arms, name, Costs.fit(_default_costs(data, arms), arms), offered, left_out, overhead_s)
 
-    def paired(self) -> Matrix | None:
+    def paired_matrix(self) -> Matrix | None:
         """Requests that were answered under all arms, with what each accepted; times are those of the usual load.
 
         Shadows wait until there is little to do: their own times would flatter them. None where there is no such
@@ -83,21 +85,21 @@ class Traffic:
         except DatasetError:
             return None
 
-    def single(self) -> Dataset:
+    def single_answers(self) -> Dataset:
         """Answers that a policy drew, without shadows, in order of time."""
-        return drawn(self.data, self.featurizer)
+        return random_arm_rows(self.data, self.featurizer)
 
-    def matrix_of(self, some: Dataset) -> Matrix:
+    def matrix(self, some: Dataset) -> Matrix:
         """The requests of these measurements, one each, in their order; unseen cells are imputed."""
-        every = self.imputed()
+        every = self.impute()
         at = {id: i for i, id in enumerate(every.prompt_ids)}
-        return every.take(np.asarray([at[m.prompt_id] for m in some.measurements]))
+        return every.select_rows(np.asarray([at[m.prompt_id] for m in some.measurements]))
 
-    def imputed(self, but: Sequence[str] = ()) -> Matrix:
+    def impute(self, excluding: Sequence[str] = ()) -> Matrix:
         """All requests but these and those of the same text: as it was seen, and elsewhere as is expected."""
-        held = {self._text_of(id) for id in but}
+        held = {self._text_of(id) for id in excluding}
         rows = tuple(m for m in self.data.measurements if self._text_of(m.prompt_id) not in held)
-        return imputed(Dataset(rows, self.data.contexts), self.arms, self.featurizer, self.costs)
+        return impute_missing_arms(Dataset(rows, self.data.contexts), self.arms, self.featurizer, self.costs)
 
     def _text_of(self, prompt_id: str) -> bytes:
         """What tells one text from another."""
@@ -105,7 +107,7 @@ class Traffic:
 
     def drawn_costs(self, draws: int, seed: int) -> list[Costs]:
         """Costs of resampled answers."""
-        return drawn_costs(_usual(self.data, self.arms), self.arms, draws, seed)
+        return drawn_costs(_default_costs(self.data, self.arms), self.arms, draws, seed)
 
 
 def drawn_costs(data: Dataset, arms: Sequence[str], draws: int, seed: int) -> list[Costs]:
@@ -116,7 +118,7 @@ def drawn_costs(data: Dataset, arms: Sequence[str], draws: int, seed: int) -> li
             by_request.setdefault(m.prompt_id, []).append(m)
     requests, rng, found = list(by_request.values()), np.random.default_rng(seed), []
     for _ in range(draws):
-        chosen = rng.integers(0, len(requests), min(len(requests), _MOST_TIMED))
+        chosen = rng.integers(0, len(requests), min(len(requests), _MAX_TIMED))
         rows = [replace(m, prompt_id=f"{i}") for i, at in enumerate(chosen) for m in requests[at]]
         try:
             found.append(Costs.fit(Dataset(tuple(rows)), arms))
@@ -125,15 +127,15 @@ def drawn_costs(data: Dataset, arms: Sequence[str], draws: int, seed: int) -> li
     return found
 
 
-def _usual(data: Dataset, arms: Sequence[str]) -> Dataset:
+def _default_costs(data: Dataset, arms: Sequence[str]) -> Dataset:
     """The answers at the load that most of them had, among loads at which every arm has enough; all, if there is none.
 
-    At most `_MOST_TIMED` of an arm, the last ones.
+    At most `_MAX_TIMED` of an arm, the last ones.
     """
     by_bucket: dict[int, list[Measurement]] = {}
     for m in data.measurements:
         by_bucket.setdefault(bucket_of(m.in_flight), []).append(m)
-    full = [rows for rows in by_bucket.values() if all(sum(m.arm == arm for m in rows) >= FEWEST for arm in arms)]
+    full = [rows for rows in by_bucket.values() if all(sum(m.arm == arm for m in rows) >= MIN_REQUESTS for arm in arms)]
     rows = max(full, key=len, default=list(data.measurements))
-    kept = [m for arm in arms for m in [m for m in rows if m.arm == arm][-_MOST_TIMED:]]
+    kept = [m for arm in arms for m in [m for m in rows if m.arm == arm][-_MAX_TIMED:]]
     return Dataset(tuple(kept), data.contexts)

@@ -21,7 +21,7 @@ from policy_training.simulator.plan import WARM_UP
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import interval, simulate
 from policy_training.simulator.strategies import strategy
-from policy_training.simulator.traffic import Drawn
+from policy_training.simulator.traffic import SyntheticTraffic
 
 SEEDS = 4
 _REQUESTS = 2000
@@ -47,7 +47,7 @@ class Loaded:
         return "not worth it" if self.gain.high < worth else "cannot tell"
 
 
-def costs_alone(profiles: Mapping[str, Profile]) -> Costs:
+def unloaded_costs(profiles: Mapping[str, Profile]) -> Costs:
     """What a step costs a request that is alone on its engine."""
     step_s = np.asarray([[p.step(1, 0.0, half) for half in (GREEDY, SAMPLED)] for p in profiles.values()])
     start_s = np.asarray([p.prefill_s for p in profiles.values()])
@@ -67,18 +67,20 @@ def read_profiles(folder: Path) -> dict[str, Profile]:
     return found
 
 
-def under_load(data: Matrix, foreseen: Floats, profiles: Mapping[str, Profile], rate: float, seed: int = 0) -> Loaded:
-    """Simulate requests like those of `data`, of which `foreseen` [n, arms] acceptance lengths were expected.
+def under_load(
+    data: Matrix, predicted_tau: Floats, profiles: Mapping[str, Profile], rate: float, seed: int = 0
+) -> Loaded:
+    """Simulate requests like those of `data`, of which `predicted_tau` [n, arms] acceptance lengths were expected.
 
     `profiles`: of all arms of `data`. Raises `DatasetError`.
     """
-    arms = {name: Arm.of(name, profiles[name]) for name in data.arms}
-    n, rows = len(arms), Requests.of_matrix(data)
+    arms = {name: Arm.from_profile(name, profiles[name]) for name in data.arms}
+    n, rows = len(arms), Requests.from_matrix(data)
     # What is foreseen goes along as further columns, so that every drawn request keeps its own.
-    both = np.concatenate([rows.tau, np.maximum(foreseen, 1.0)], axis=1)
+    both = np.concatenate([rows.tau, np.maximum(predicted_tau, 1.0)], axis=1)
     rows = replace(rows, columns=(*rows.columns, *(f"{name}?" for name in rows.columns)), tau=both)
-    fleet, source = Fleet.of(arms, dict.fromkeys(arms, 1)), Drawn(rows, _REQUESTS, rate)
-    alone = {name: Fleet.of(arms, {name: n}) for name in arms}
+    fleet, source = Fleet.from_counts(arms, dict.fromkeys(arms, 1)), SyntheticTraffic(rows, _REQUESTS, rate)
+    alone = {name: Fleet.from_counts(arms, {name: n}) for name in arms}
     routed: list[float] = []
     single: dict[str, list[float]] = {name: [] for name in arms}
     for one in range(seed, seed + SEEDS):

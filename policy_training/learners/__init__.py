@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from engines.config import nearest
+from engines.config import did_you_mean
 from policy_training.dataset import DatasetError
 from policy_training.learners.base import Learner
 
@@ -27,7 +27,7 @@ DEFAULT = "tau_cost"
 def learner(name: str, **options: Any) -> Learner:
     """The learner called `name`, with its own options. Raises `DatasetError` for one that is not known."""
     if name not in _LEARNERS:
-        raise DatasetError(f"unknown learner {name!r} ({nearest(name, LEARNERS)}known: {', '.join(LEARNERS)})")
+        raise DatasetError(f"unknown learner {name!r} ({did_you_mean(name, LEARNERS)}known: {', '.join(LEARNERS)})")
     module, cls = _LEARNERS[name].split(":")
     made: Learner = getattr(import_module(f"{__name__}.{module}"), cls)(**options)
     return made

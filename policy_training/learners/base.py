@@ -16,7 +16,7 @@ from router.lexical import FEATURES
 from router.policies.shapes import Arrays
 
 Floats = npt.NDArray[np.float64]
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _CONSTANT = 1e-3
@@ -26,7 +26,7 @@ _WEIGHTS = {"asks_": 2.0, "_share": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class LearnerSetting:
     """What a learner is told beside the data: the default arm, costs of a step on every arm, a seed.
 
     `homes`: contexts [n, d] of requests like those that an arm's drafter was made for, by arm. `workers`: where a
@@ -36,8 +36,8 @@ class Setting:
     default: str
     costs: Costs
     seed: int = 0
-    progress: Progress = lambda done, total: None
-    homes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    progress: ProgressCallback = lambda done, total: None
+    training_domains: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     workers: Workers | None = None
 
 
@@ -57,12 +57,12 @@ class Learner(ABC):
     """Whether it is a network that several workers can fit together."""
 
     @abstractmethod
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         """`data` has contexts [n, d] and times [n, arms]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
+class FeatureScaling:
     """z = (context - mean) / scale gives the lexical features together variance 1, and the embedding together too.
 
     The embedding has one unit: its directions say less the less they vary. Each lexical feature has its own, and a
@@ -74,7 +74,7 @@ class Scaling:
     scale: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, contexts: npt.NDArray[np.float32]) -> "Scaling":
+    def from_contexts(cls, contexts: npt.NDArray[np.float32]) -> "FeatureScaling":
         """Of contexts [n, d]."""
         deviation = contexts.std(axis=0)
         scale = np.where(deviation < _CONSTANT, 1.0, deviation)
@@ -99,12 +99,12 @@ def contexts_of(data: Matrix) -> npt.NDArray[np.float32]:
     return data.contexts
 
 
-def prepared(data: Matrix) -> tuple[Scaling, npt.NDArray[np.float32], Floats, npt.NDArray[np.int64]]:
+def prepared(data: Matrix) -> tuple[FeatureScaling, npt.NDArray[np.float32], Floats, npt.NDArray[np.int64]]:
     """What a regression reads: the scaling, scaled contexts [n, d], log tau [n, arms], and halves [n].
 
     Log tau is 0 where nothing is drafted; a half is 1 for requests that sample, 0 for greedy ones.
     """
-    scaling = Scaling.of(contexts_of(data))
+    scaling = FeatureScaling.from_contexts(contexts_of(data))
     halves = np.asarray(data.temperatures > 0, np.int64)
     return scaling, scaling(contexts_of(data)), reward.log_tau(data.acceptance_length), halves
 
@@ -116,18 +116,19 @@ def deviations(residuals: Floats, halves: npt.NDArray[np.int64]) -> npt.NDArray[
 
 
 def regression(
-    regressor: str, arrays: Arrays, scaling: Scaling, sigma: npt.NDArray[np.float32], data: Matrix, setting: Setting,
+    regressor: str, arrays: Arrays, scaling: FeatureScaling, sigma: npt.NDArray[np.float32], data: Matrix,
+    setting: LearnerSetting,
     **options: Any,
 ) -> Fit:  # fmt: skip
     """A policy that takes the arm of the least expected time, by this regressor of log tau and the setting's costs."""
-    costs = setting.costs.of(data.arms)
+    costs = setting.costs.select(data.arms)
     cost_arrays = {name: getattr(costs, name).astype(np.float32) for name in ("step_s", "start_s", "per_token_s")}
     named = {"regressor": regressor, "default": setting.default, "output_tokens": float(data.output_tokens.mean())}
     learned = {**arrays, **scaling.arrays, "sigma": sigma, "length": length_weights(data, scaling)}
     return Fit("tau_cost", {**named, **options}, {**learned, **cost_arrays})
 
 
-def length_weights(data: Matrix, scaling: Scaling) -> npt.NDArray[np.float32]:
+def length_weights(data: Matrix, scaling: FeatureScaling) -> npt.NDArray[np.float32]:
     """What an answer's expected number of tokens is: `exp(z w + b)`; w, and behind it b [d + 1].
 
     A ridge regression of the logarithm; b holds half its residual variance, so that it is the mean of a log-normal.

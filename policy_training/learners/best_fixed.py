@@ -1,11 +1,11 @@
 """The arm of the least total time, for every request: what routing must beat."""
 
-from policy_training.learners.base import Fit, Learner, Setting
+from policy_training.learners.base import Fit, Learner, LearnerSetting
 from policy_training.matrix import Matrix
 
 
 class BestFixed(Learner):
     """Looks at no context."""
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         return Fit("fixed", {"arm": data.arms[int(data.time_s.sum(0).argmin())]})

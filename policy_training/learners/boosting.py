@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
+from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -18,7 +18,7 @@ class Boosting(Learner):
     leaves: int = 8
     learning_rate: float = 0.1
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
         scaling, z, y, half = prepared(data)

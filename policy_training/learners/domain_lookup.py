@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
+from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -15,7 +15,7 @@ class DomainLookup(Learner):
     clusters: int = 24
     shrinkage: float = 3.0
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         from sklearn.cluster import KMeans
 
         scaling, z, y, half = prepared(data)

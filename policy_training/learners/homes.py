@@ -10,44 +10,44 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.dataset import DatasetError
-from policy_training.learners.base import Floats, Setting, prepared
+from policy_training.learners.base import Floats, LearnerSetting, prepared
 from policy_training.matrix import Matrix
 from router.lexical import FEATURES
-from router.policies.regressors import Nearness
+from router.policies.regressors import NoveltyMargin
 
 CENTRES = 16
 _PENALTY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Homes:
-    """`arrays`: those of `router.policies.regressors.HomeKernel`; `steps` [n, arms]: what homes say of the data's
+class TrainingDomains:
+    """`arrays`: those of `router.policies.regressors.DomainKernel`; `steps` [n, arms]: what homes say of the data's
     steps per token, against each other (0 for arms without a home)."""
 
     arrays: dict[str, npt.NDArray[np.float32]]
     steps: Floats
 
     @classmethod
-    def fit(cls, data: Matrix, setting: Setting) -> "Homes":
+    def fit(cls, data: Matrix, setting: LearnerSetting) -> "TrainingDomains":
         """Raises `DatasetError` for homes of arms that were not measured, and for less than two."""
         from sklearn.cluster import KMeans
         from sklearn.linear_model import Ridge
 
-        if unknown := sorted(setting.homes.keys() - set(data.arms)):
+        if unknown := sorted(setting.training_domains.keys() - set(data.arms)):
             raise DatasetError(
                 f"a home of {', '.join(unknown)}, which was not measured (measured: {', '.join(data.arms)})"
             )
-        if len(setting.homes) < 2:
+        if len(setting.training_domains) < 2:
             raise DatasetError("a home of one arm alone tells nothing: give those of two or more")
         scaling, z, log_tau, half = prepared(data)
-        centres = min(CENTRES, *map(len, setting.homes.values()))
+        centres = min(CENTRES, *map(len, setting.training_domains.values()))
         clusters = (
             KMeans(centres, n_init=1, random_state=setting.seed).fit(scaling(home)[:, : -len(FEATURES)])
-            for home in setting.homes.values()
+            for home in setting.training_domains.values()
         )
         homes = np.stack([found.cluster_centers_ for found in clusters]).astype(np.float32)
-        at = np.asarray([data.arms.index(arm) for arm in setting.homes])
-        nearness = Nearness(homes)
+        at = np.asarray([data.arms.index(arm) for arm in setting.training_domains])
+        nearness = NoveltyMargin(homes)
         features = np.stack([nearness.features(one, h) for one, h in zip(z, half.tolist(), strict=True)])
         homed = np.exp(-log_tau)[:, at]
         against = homed - homed.mean(1, keepdims=True)

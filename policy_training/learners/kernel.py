@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.learners.base import Fit, Floats, Learner, Scaling, Setting, deviations, prepared, regression
+from policy_training.learners.base import (
+    FeatureScaling,
+    Fit,
+    Floats,
+    Learner,
+    LearnerSetting,
+    deviations,
+    prepared,
+    regression,
+)
 from policy_training.matrix import Matrix
 
 
@@ -26,13 +35,13 @@ class KernelRegression(Learner):
     apart: float = 0.5
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         arrays, scaling, sigma = self.regressor(data, setting)
         return regression("kernel", arrays, scaling, sigma, data, setting)
 
     def regressor(
-        self, data: Matrix, setting: Setting, known: Floats | float = 0.0
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], Scaling, npt.NDArray[np.float32]]:
+        self, data: Matrix, setting: LearnerSetting, known: Floats | float = 0.0
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], FeatureScaling, npt.NDArray[np.float32]]:
         """Arrays of `router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts.
 
         `known`: the part of the steps per token [n, arms] that something else tells; it is not learned.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
+from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -14,7 +14,7 @@ class Knn(Learner):
 
     neighbours: int | None = None
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         scaling, z, y, half = prepared(data)
         k = self.neighbours or max(3, round(np.sqrt(len(data))))
         sigma = deviations(y - _without_oneself(z, y, half, k), half)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
-from policy_training.learners.workers import Part, fit_on
+from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
+from policy_training.learners.workers import WorkerShard, fit_on
 from policy_training.matrix import Matrix
 
 
@@ -28,7 +28,7 @@ class MLPRegression(Learner):
 
     on_workers = True
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         scaling, z, y, half = prepared(data)
         x = np.concatenate([z, half[:, None]], axis=1).astype(np.float32)
         centre, spread = y.mean(0), y.std(0) + 1e-6
@@ -38,7 +38,7 @@ class MLPRegression(Learner):
             numbers = np.arange(len(data), dtype=np.float32)[:, None]
             fitted = network.fitted(fit_on(setting.workers, network, np.concatenate([x, target, numbers], axis=1)))
         else:
-            fitted = network.here(torch.from_numpy(x), torch.from_numpy(target), setting)
+            fitted = network.fit_locally(torch.from_numpy(x), torch.from_numpy(target), setting)
         parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in ("w1", "b1", "w2", "b2")}
         missed, votes = np.zeros_like(y), np.zeros(len(data))
         for model, unseen in fitted:
@@ -65,22 +65,22 @@ Fitted = list[tuple[nn.Sequential, npt.NDArray[np.int64]]]
 class Members:
     """The perceptrons of a learner, from `inputs` to `outputs` numbers."""
 
-    of: MLPRegression
+    options: MLPRegression
     inputs: int
     outputs: int
     seed: int
 
     def model(self) -> nn.Sequential:
         return nn.Sequential(
-            nn.Linear(self.inputs, self.of.hidden),
+            nn.Linear(self.inputs, self.options.hidden),
             nn.ReLU(),
-            nn.Dropout(self.of.dropout),
-            nn.Linear(self.of.hidden, self.outputs),
+            nn.Dropout(self.options.dropout),
+            nn.Linear(self.options.hidden, self.outputs),
         )
 
-    def here(self, x: torch.Tensor, target: torch.Tensor, setting: Setting) -> Fitted:
+    def fit_locally(self, x: torch.Tensor, target: torch.Tensor, setting: LearnerSetting) -> Fitted:
         """Fit them in this process."""
-        generator, members, made = np.random.default_rng(self.seed), self.of.members, Fitted()
+        generator, members, made = np.random.default_rng(self.seed), self.options.members, Fitted()
         torch.manual_seed(self.seed)
         for member in range(members):
             drawn = generator.integers(0, len(x), len(x))
@@ -94,28 +94,32 @@ class Members:
         return made
 
     def train(
-        self, model: nn.Module, x: torch.Tensor, target: torch.Tensor, told: Callable[[int, int], None] | None = None
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Train one of them on what it shall see."""
-        of = self.of
-        optimizer = torch.optim.AdamW(model.parameters(), lr=of.learning_rate, weight_decay=of.weight_decay)
-        steps = of.epochs * max(1, len(x) // of.batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, of.learning_rate, total_steps=steps)
+        options = self.options
+        optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+        steps = options.epochs * max(1, len(x) // options.batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=steps)
         for step in range(steps):
-            rows = torch.randint(0, len(x), (min(of.batch, len(x)),))
+            rows = torch.randint(0, len(x), (min(options.batch, len(x)),))
             loss = nn.functional.huber_loss(model(x[rows]), target[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            if told is not None:
-                told(step + 1, steps)
+            if on_progress is not None:
+                on_progress(step + 1, steps)
 
-    def work(self, rows: torch.Tensor, part: Part) -> None:
+    def work(self, rows: torch.Tensor, part: WorkerShard) -> None:
         """On one of several workers (`policy_training.learners.workers`), each with batches of its own."""
         x, target, numbers = rows[:, : self.inputs], rows[:, self.inputs : -1], rows[:, -1]
-        kept: dict[str, Any] = part.kept() or {"models": [], "unseen": []}
-        for member in range(len(kept["models"]), self.of.members):
+        kept: dict[str, Any] = part.last_state() or {"models": [], "unseen": []}
+        for member in range(len(kept["models"]), self.options.members):
             part.seed(self.seed, member)
             drawn = torch.randint(0, len(rows), (len(rows),))
             model = self.model()
@@ -123,8 +127,8 @@ class Members:
             unseen = torch.ones(len(rows), dtype=torch.bool)
             unseen[drawn] = False
             kept["models"].append(model.state_dict())
-            kept["unseen"].append(part.gathered(numbers[unseen]).long())
-            part.keep(kept, member + 1, self.of.members)
+            kept["unseen"].append(part.gather(numbers[unseen]).long())
+            part.save_state(kept, member + 1, self.options.members)
 
     def fitted(self, state: dict[str, Any]) -> Fitted:
         """What workers kept."""

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from policy_training.learners.base import Fit, Scaling, Setting, contexts_of
-from policy_training.learners.workers import Part, fit_on
+from policy_training.learners.base import FeatureScaling, Fit, LearnerSetting, contexts_of
+from policy_training.learners.workers import WorkerShard, fit_on
 from policy_training.matrix import Matrix
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -69,27 +69,27 @@ class Softmax:
             optimizer.step()
             yield epoch + 1
 
-    def work(self, rows: torch.Tensor, part: Part) -> None:
+    def work(self, rows: torch.Tensor, part: WorkerShard) -> None:
         """On one of several workers (`policy_training.learners.workers`)."""
         own = self.model()
         model, optimizer, first = part.shared(own), self.optimizer(own), 0
-        if kept := part.kept():
+        if kept := part.last_state():
             own.load_state_dict(kept["model"])
             optimizer.load_state_dict(kept["optimizer"])
             first = kept["done"]
         part.seed(self.seed, first)
         for done in self.epochs(model, optimizer, rows, first, part.weight(len(rows))):
             state = {"model": own.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
-            part.keep(state, done, self.options.epochs)
+            part.save_state(state, done, self.options.epochs)
             part.seed(self.seed, done)  # so that a run that was killed goes on as if it had not been
 
 
 def fit_softmax(
     data: Matrix, reward: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], loss: Loss, options: SoftmaxOptions,
-    setting: Setting,
+    setting: LearnerSetting,
 ) -> Fit:  # fmt: skip
     """An `mlp` policy: a `Softmax` that is trained on rewards [n, arms]."""
-    scaling = Scaling.of(contexts_of(data))
+    scaling = FeatureScaling.from_contexts(contexts_of(data))
     x = scaling(contexts_of(data))
     network = Softmax(x.shape[1], bias, loss, options, setting.seed)
     rows, model = np.concatenate([x, reward.astype(np.float32)], axis=1), network.model()

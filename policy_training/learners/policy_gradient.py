@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from policy_training.learners.base import Fit, Learner, Setting
+from policy_training.learners.base import Fit, Learner, LearnerSetting
 from policy_training.learners.networks import SoftmaxOptions, fit_softmax
 from policy_training.matrix import Matrix
 from policy_training.reward import relative_seconds_saved
@@ -26,7 +26,7 @@ class ExactGradient(Learner):
     entropy: float = 0.3
     options: SoftmaxOptions = field(default_factory=SoftmaxOptions)
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         reward = relative_seconds_saved(data.time_s, data.arms.index(setting.default))
         # The optimum of the regularised objective for a policy that sees no context.
         return fit_softmax(data, reward, reward.mean(0) / self.entropy, self.loss, self.options, setting)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.learners.base import Fit, Learner, Setting, deviations, prepared, regression
+from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
 from policy_training.matrix import Matrix
 
 
@@ -14,7 +14,7 @@ class RidgeRegression(Learner):
 
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         from sklearn.linear_model import RidgeCV
 
         scaling, z, y, half = prepared(data)

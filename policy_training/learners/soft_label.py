@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from policy_training.learners.base import Fit, Learner, Setting
+from policy_training.learners.base import Fit, Learner, LearnerSetting
 from policy_training.learners.networks import SoftmaxOptions, fit_softmax
 from policy_training.matrix import Matrix
 from policy_training.reward import relative_seconds_saved
@@ -23,7 +23,7 @@ class SoftLabel(Learner):
     temperature: float = 0.05
     options: SoftmaxOptions = field(default_factory=SoftmaxOptions)
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         reward = relative_seconds_saved(data.time_s, data.arms.index(setting.default))
         scaled = reward / self.temperature
         label = np.exp(scaled - scaled.max(1, keepdims=True))

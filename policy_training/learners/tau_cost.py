@@ -6,8 +6,8 @@ Where it is told what drafters were made for, it begins from that.
 from dataclasses import dataclass, field
 from typing import Any
 
-from policy_training.learners.base import Fit, Learner, Setting, regression
-from policy_training.learners.homes import Homes
+from policy_training.learners.base import Fit, Learner, LearnerSetting, regression
+from policy_training.learners.homes import TrainingDomains
 from policy_training.learners.kernel import KernelRegression
 from policy_training.matrix import Matrix
 
@@ -20,11 +20,11 @@ class TauCost(Learner):
     switch_cost: float = 0.0
     model: KernelRegression = field(default_factory=KernelRegression)
 
-    def fit(self, data: Matrix, setting: Setting) -> Fit:
+    def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         usual = data.arms[int(data.time_s.sum(0).argmin())]
         options: dict[str, Any] = {"default": usual, "z": self.z, "switch_cost": self.switch_cost}
-        if not setting.homes:
+        if not setting.training_domains:
             return regression("kernel", *self.model.regressor(data, setting), data, setting, **options)
-        homes = Homes.fit(data, setting)
+        homes = TrainingDomains.fit(data, setting)
         arrays, scaling, sigma = self.model.regressor(data, setting, homes.steps)
         return regression("home_kernel", {**arrays, **homes.arrays}, scaling, sigma, data, setting, **options)

@@ -36,12 +36,12 @@ class Workers:
 class Network(Protocol):
     """What can be fitted so; it is sent to every worker."""
 
-    def work(self, rows: "torch.Tensor", part: "Part") -> None:
+    def work(self, rows: "torch.Tensor", part: "WorkerShard") -> None:
         """Fit to a shard of the rows, together with the others; what was learned is what is kept last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WorkerShard:
     """One worker's part, number `rank` of `world`. `rows`: of all of them; `shared` makes a model one whose gradients
     are averaged.
     """
@@ -61,14 +61,14 @@ class Part:
 
         torch.manual_seed(int(np.random.SeedSequence((*numbers, self.rank)).generate_state(1)[0]))
 
-    def kept(self) -> dict[str, Any] | None:
+    def last_state(self) -> dict[str, Any] | None:
         """What was kept last, of this run or of one that was killed."""
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else _read(checkpoint)
 
-    def keep(self, state: dict[str, Any], done: int, total: int) -> None:
+    def save_state(self, state: dict[str, Any], done: int, total: int) -> None:
         """Keep what is trained so far, a few times in all; every worker calls it after every one of `total` rounds."""
         import ray.train
         import torch
@@ -82,7 +82,7 @@ class Part:
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"done": done, "total": total}, checkpoint=checkpoint)
 
-    def gathered(self, mine: "torch.Tensor") -> "torch.Tensor":
+    def gather(self, mine: "torch.Tensor") -> "torch.Tensor":
         """The rows of all workers, one after the other."""
         import torch
         import torch.distributed
@@ -135,5 +135,5 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     shard = ray.train.get_dataset_shard("rows").iter_batches(batch_size=None, batch_format="numpy")
     rows = torch.from_numpy(np.concatenate([batch["data"] for batch in shard]))
-    part = Part(context.get_world_rank(), context.get_world_size(), config["rows"], prepare_model)
+    part = WorkerShard(context.get_world_rank(), context.get_world_size(), config["rows"], prepare_model)
     config["network"].work(rows, part)

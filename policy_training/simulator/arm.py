@@ -39,7 +39,7 @@ class Arm:
     lock_step: bool = True
 
     @classmethod
-    def of(cls, name: str, profile: Profile, column: str | None = None, **more: float) -> "Arm":
+    def from_profile(cls, name: str, profile: Profile, column: str | None = None, **more: float) -> "Arm":
         """An engine of one draft length, whose acceptance lengths have its name."""
         return cls(name, (Mode(profile, column or name),), **more)  # type: ignore[arg-type]
 
@@ -57,10 +57,10 @@ class Arm:
         profile = self.modes[0].profile
         return profile.prefill_s + profile.prefill_s_per_token * prompt_tokens
 
-    def step_s(self, running: int, context: float = 0.0, half: int = GREEDY) -> float:
+    def step_s(self, running: int, context: float = 0.0, sampled: int = GREEDY) -> float:
         """Seconds of a step, in steps of the first mode: those of another mode count by the tokens they bring."""
         mode = self.modes[self.mode_at(running)]
-        return mode.profile.step(running, context, half) / mode.tau_ratio
+        return mode.profile.step(running, context, sampled) / mode.tau_ratio
 
 
 class Steps:

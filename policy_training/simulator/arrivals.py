@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Crowds:
+class Bursts:
     """Flash crowds: once in `every_s` seconds the rate is `times` as high, for `lasts_s` seconds."""
 
     every_s: float
@@ -23,25 +23,25 @@ class Crowds:
             raise ValueError("a crowd must last less long than the time from one to the next, and its rate be positive")
 
 
-def poisson(n: int, rate: float, rng: np.random.Generator, crowds: Crowds | None = None) -> Floats:
+def poisson(n: int, rate: float, rng: np.random.Generator, bursts: Bursts | None = None) -> Floats:
     """Arrivals [n] in seconds that know nothing of one another, `rate` a second, between the crowds.
 
     A process of rate 1, whose clock runs as fast as the rate is at the time.
     """
     clock = np.cumsum(rng.exponential(1.0, n))
-    if crowds is None:
+    if bursts is None:
         return np.asarray(clock / rate)
-    calm_s = crowds.every_s - crowds.lasts_s
-    calm, crowded = calm_s * rate, crowds.lasts_s * rate * crowds.times
+    calm_s = bursts.every_s - bursts.lasts_s
+    calm, crowded = calm_s * rate, bursts.lasts_s * rate * bursts.times
     rounds, rest = np.divmod(clock, calm + crowded)
-    within = np.where(rest < calm, rest / rate, calm_s + (rest - calm) / (rate * crowds.times))
-    return np.asarray(rounds * crowds.every_s + within)
+    within = np.where(rest < calm, rest / rate, calm_s + (rest - calm) / (rate * bursts.times))
+    return np.asarray(rounds * bursts.every_s + within)
 
 
-def rotated(made: Requests, by: int) -> Requests:
+def rotate(requests: Requests, by: int) -> Requests:
     """The same traffic, begun at request `by`: pauses and neighbours stay, and what came before follows at the end."""
-    n = len(made)
+    n = len(requests)
     rows = np.roll(np.arange(n), -(by % n))
-    last = (made.arrival_s[-1] - made.arrival_s[0]) / max(n - 1, 1)
-    gaps = np.append(np.diff(made.arrival_s), last)[rows]
-    return made.take(rows).arriving(np.concatenate([[0.0], np.cumsum(gaps[:-1])]))
+    last = (requests.arrival_s[-1] - requests.arrival_s[0]) / max(n - 1, 1)
+    gaps = np.append(np.diff(requests.arrival_s), last)[rows]
+    return requests.select_rows(rows).with_arrivals(np.concatenate([[0.0], np.cumsum(gaps[:-1])]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from policy_training.dataset import DatasetError
 from policy_training.simulator.arm import Arm
-from policy_training.simulator.replica import Book, Kind, Replica, replica
+from policy_training.simulator.replica import Replica, RequestLog, TaskClass, replica
 from policy_training.simulator.requests import Requests
 
 
@@ -21,7 +21,7 @@ class Fleet:
             raise DatasetError("a fleet needs arms, and at least one replica of each")
 
     @classmethod
-    def of(cls, arms: Mapping[str, Arm], counts: Mapping[str, int]) -> "Fleet":
+    def from_counts(cls, arms: Mapping[str, Arm], counts: Mapping[str, int]) -> "Fleet":
         """The arms of which `counts` wants replicas. Raises `DatasetError`."""
         if unknown := [name for name in counts if name not in arms]:
             raise DatasetError(f"no engine {', '.join(unknown)} (there are: {', '.join(arms)})")
@@ -45,28 +45,28 @@ class Pools:
     `least[arm]`: requests in flight of its least loaded replica.
     """
 
-    def __init__(self, fleet: Fleet, made: Requests, book: Book) -> None:
+    def __init__(self, fleet: Fleet, requests: Requests, log: RequestLog) -> None:
         self._buckets: list[list[list[Replica]]] = []
         for number, (arm, count) in enumerate(zip(fleet.arms, fleet.replicas, strict=True)):
-            kind = Kind(number, arm, made)
-            self._buckets.append([[replica(kind, book) for _ in range(count)]])
+            kind = TaskClass(number, arm, requests)
+            self._buckets.append([[replica(kind, log) for _ in range(count)]])
             for place, one in enumerate(self._buckets[-1][0]):
                 one.place = place
         self.all: Sequence[Sequence[Replica]] = [list(buckets[0]) for buckets in self._buckets]
-        self.least = [0] * len(fleet.arms)
+        self.least_loaded = [0] * len(fleet.arms)
 
-    def take(self, arm: int) -> Replica:
+    def lease(self, arm: int) -> Replica:
         """The least loaded replica of an arm; it has one more request from now on."""
-        buckets, load = self._buckets[arm], self.least[arm]
+        buckets, load = self._buckets[arm], self.least_loaded[arm]
         chosen = buckets[load].pop()
         if load + 1 == len(buckets):
             buckets.append([])
         self._put(chosen, buckets[load + 1])
         if not buckets[load]:
-            self.least[arm] = load + 1
+            self.least_loaded[arm] = load + 1
         return chosen
 
-    def ended(self, one: Replica, before: int) -> None:
+    def release(self, one: Replica, before: int) -> None:
         """A replica that had `before` requests has fewer now."""
         buckets = self._buckets[one.number]
         bucket, last = buckets[before], buckets[before][-1]
@@ -74,7 +74,7 @@ class Pools:
         last.place = one.place
         bucket.pop()
         self._put(one, buckets[one.in_flight])
-        self.least[one.number] = min(self.least[one.number], one.in_flight)
+        self.least_loaded[one.number] = min(self.least_loaded[one.number], one.in_flight)
 
     def _put(self, one: Replica, bucket: list[Replica]) -> None:
         one.place = len(bucket)

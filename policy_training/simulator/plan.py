@@ -17,7 +17,7 @@ from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import interval, intervals, simulate
 from policy_training.simulator.strategies import Floats, strategy
-from policy_training.simulator.traffic import Traffic, foreseen
+from policy_training.simulator.traffic import Traffic, predicted_tau
 
 OBJECTIVES = ("latency_s/mean", "latency_s/p95", "latency_s/p99", "tpot_s/mean", "tpot_s/p95", "ttft_s/p95")
 WARM_UP = 0.1
@@ -26,11 +26,11 @@ Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PlanQuestion:
     """What a fleet is for.
 
     `objective`: the figure to make small, one of `OBJECTIVES`. `strategy` and `skill`: of the router. `seeds`: of
-    requests that the search sees; as many others judge what it found, at least `judges`.
+    requests that the search sees; as many others judge what it found, at least `evaluation_seeds`.
     """
 
     arms: Mapping[str, Arm]
@@ -38,9 +38,9 @@ class Question:
     accelerators: int
     objective: str = "latency_s/mean"
     strategy: str = "throughput"
-    skill: float = 0.6
+    predictability: float = 0.6
     seeds: int = 2
-    judges: int = 8
+    evaluation_seeds: int = 8
     first_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,30 +73,30 @@ class Plan:
         return self.replicas if self.better else self.single
 
 
-Told = Callable[[int, float], None]
+ProgressCallback = Callable[[int, float], None]
 """Called with the number of allocations tried, and the seconds of the best one."""
 
 
-class Judge:
+class PlanEvaluator:
     """Simulates allocations on the requests of some seeds, each allocation once."""
 
-    def __init__(self, question: Question, seeds: Sequence[int]) -> None:
+    def __init__(self, question: PlanQuestion, seeds: Sequence[int]) -> None:
         self._question, self._names = question, tuple(question.arms)
         self._traffic: list[tuple[Requests, Floats]] = []
         for seed in seeds:
             made = question.traffic(seed)
-            self._traffic.append((made, foreseen(made.tau, question.skill, seed)))
-        self.known: dict[Counts, list[dict[str, float]]] = {}
+            self._traffic.append((made, predicted_tau(made.tau, question.predictability, seed)))
+        self.figures_by_counts: dict[Counts, list[dict[str, float]]] = {}
 
     def figures(self, counts: Counts) -> list[dict[str, float]]:
         """Figures of an allocation by seed."""
-        if counts not in self.known:
-            fleet = Fleet.of(self._question.arms, dict(zip(self._names, counts, strict=True)))
-            self.known[counts] = [
+        if counts not in self.figures_by_counts:
+            fleet = Fleet.from_counts(self._question.arms, dict(zip(self._names, counts, strict=True)))
+            self.figures_by_counts[counts] = [
                 simulate(fleet, made, strategy(self._question.strategy, fleet, made, tau)).figures(WARM_UP)
                 for made, tau in self._traffic
             ]
-        return self.known[counts]
+        return self.figures_by_counts[counts]
 
     def values(self, counts: Counts) -> list[float]:
         """The objective by seed."""
@@ -107,14 +107,14 @@ class Judge:
         return float(np.mean(self.values(counts)))
 
 
-def plan(question: Question, told: Told = lambda tried, best: None) -> Plan:
+def plan(question: PlanQuestion, on_progress: ProgressCallback = lambda tried, best: None) -> Plan:
     """The best allocation that was found, judged on other requests than it was found with."""
     names, first = tuple(question.arms), question.first_seed
-    judge = Judge(question, range(first, first + question.seeds))
+    judge = PlanEvaluator(question, range(first, first + question.seeds))
     singles = list(_singles(question))
     single = min(singles, key=judge.value)
-    best = _search(question, judge, single, told)
-    fresh = Judge(question, range(first + question.seeds, first + question.seeds + question.judges))
+    best = _search(question, judge, single, on_progress)
+    fresh = PlanEvaluator(question, range(first + question.seeds, first + question.seeds + question.evaluation_seeds))
     ours, theirs = fresh.values(best), fresh.values(single)
     speed = interval([b / a for a, b in zip(ours, theirs, strict=True)])
     return Plan(
@@ -125,7 +125,7 @@ def plan(question: Question, told: Told = lambda tried, best: None) -> Plan:
         single_value=interval(theirs),
         speed=speed,
         better=best != single and speed.low > 1.0,
-        tried=len(judge.known),
+        tried=len(judge.figures_by_counts),
         figures=intervals(fresh.figures(best)),
         single_figures=intervals(fresh.figures(single)),
     )
@@ -135,18 +135,18 @@ def _named(names: Sequence[str], counts: Counts) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
-def _singles(question: Question) -> Iterator[Counts]:
+def _singles(question: PlanQuestion) -> Iterator[Counts]:
     """All accelerators for one engine, each in turn."""
     for at, arm in enumerate(question.arms.values()):
         if count := question.accelerators // arm.accelerators:
             yield tuple(count if i == at else 0 for i in range(len(question.arms)))
 
 
-def _search(question: Question, judge: Judge, start: Counts, told: Told) -> Counts:
+def _search(question: PlanQuestion, judge: PlanEvaluator, start: Counts, on_progress: ProgressCallback) -> Counts:
     best, step = start, max(question.accelerators // 4, 1)
     while step:
         better = min(_moves(question, best, step), key=judge.value, default=best)
-        told(len(judge.known), judge.value(best))
+        on_progress(len(judge.figures_by_counts), judge.value(best))
         if judge.value(better) < judge.value(best):
             best = better
         else:
@@ -154,7 +154,7 @@ def _search(question: Question, judge: Judge, start: Counts, told: Told) -> Coun
     return best
 
 
-def _moves(question: Question, counts: Counts, step: int) -> Iterator[Counts]:
+def _moves(question: PlanQuestion, counts: Counts, step: int) -> Iterator[Counts]:
     """Allocations in which one engine gives about `step` accelerators to another one."""
     needs = [arm.accelerators for arm in question.arms.values()]
     free = question.accelerators - sum(n * c for n, c in zip(needs, counts, strict=True))

@@ -1,10 +1,10 @@
 """One replica of an engine, from event to event: who runs, who waits, and how many steps are done.
 
-`LockStep` is vLLM's engine core, which takes all its requests through every step together. A request joins at the end
-of the step that runs; the step with its prefill brings the others one step further, too, and takes what the prefill
-takes alone and what the others add to a step, at least a step of them all. So does vLLM, with chunked prefill and
-without, for prompts within `max_num_batched_tokens`. `Apart` is a mock engine: every request has its own timetable, and
-a prefill slows nobody.
+`LockStepReplica` is vLLM's engine core, which takes all its requests through every step together. A request joins at
+the end of the step that runs; the step with its prefill brings the others one step further, too, and takes what the
+prefill takes alone and what the others add to a step, at least a step of them all. So does vLLM, with chunked prefill
+and without, for prompts within `max_num_batched_tokens`. `DisaggregatedReplica` is a mock engine: every request has its
+own timetable, and a prefill slows nobody.
 """
 
 import math
@@ -19,25 +19,25 @@ from policy_training.simulator.requests import Requests
 _EPS = 1e-6
 
 
-class Book:
+class RequestLog:
     """What replicas read of requests, and write about them: when the first token was there, and the last one."""
 
-    def __init__(self, made: Requests) -> None:
-        self.prompt_tokens: list[float] = made.prompt_tokens.tolist()
-        self.decode_tokens: list[float] = (made.output_tokens - 1.0).tolist()
-        self.sampled: list[bool] = made.sampled.tolist()
-        self.tau = made.tau
-        self.first_s = array("d", bytes(8 * len(made)))
-        self.finish_s = array("d", bytes(8 * len(made)))
+    def __init__(self, requests: Requests) -> None:
+        self.prompt_tokens: list[float] = requests.prompt_tokens.tolist()
+        self.decode_tokens: list[float] = (requests.output_tokens - 1.0).tolist()
+        self.sampled: list[bool] = requests.sampled.tolist()
+        self.tau = requests.tau
+        self.first_s = array("d", bytes(8 * len(requests)))
+        self.finish_s = array("d", bytes(8 * len(requests)))
 
 
-class Kind:
+class TaskClass:
     """What all replicas of an arm share: tables of its modes, and their columns of acceptance lengths."""
 
-    def __init__(self, number: int, arm: Arm, made: Requests) -> None:
+    def __init__(self, number: int, arm: Arm, requests: Requests) -> None:
         self.number, self.arm = number, arm
         self.steps = [Steps(mode.profile) for mode in arm.modes]
-        self.columns = [made.column(mode.column) for mode in arm.modes]
+        self.columns = [requests.column(mode.column) for mode in arm.modes]
         self.max_running = arm.max_running
 
 
@@ -45,18 +45,33 @@ class Replica(ABC):
     """A replica between events. `next_s`: when the next one is; `in_flight`: requests running and waiting."""
 
     __slots__ = (
-        "_ahead", "_book", "_context", "_done", "_kind", "_mode", "_running", "_sampled", "_since", "_step_s",
-        "_waiting", "busy_s", "in_flight", "next_s", "number", "place", "request_s",
+        "_ahead",
+        "_context",
+        "_done",
+        "_log",
+        "_mode",
+        "_running",
+        "_sampled",
+        "_since",
+        "_step_s",
+        "_task_class",
+        "_waiting",
+        "busy_s",
+        "in_flight",
+        "next_s",
+        "number",
+        "place",
+        "request_s",
     )  # fmt: skip
 
-    def __init__(self, kind: Kind, book: Book) -> None:
-        self._kind, self._book = kind, book
-        self.number, self.in_flight, self.place, self.next_s = kind.number, 0, 0, math.inf
+    def __init__(self, task_class: TaskClass, log: RequestLog) -> None:
+        self._task_class, self._log = task_class, log
+        self.number, self.in_flight, self.place, self.next_s = task_class.number, 0, 0, math.inf
         self.busy_s = self.request_s = 0.0
         self._waiting: deque[int] = deque()
         self._running: list[tuple[float, int]] = []
         self._done, self._ahead = 0.0, 0.0
-        self._since, self._step_s, self._mode = 0.0, 1.0, kind.arm.mode_at(1)
+        self._since, self._step_s, self._mode = 0.0, 1.0, task_class.arm.mode_at(1)
         self._context, self._sampled = 0.0, 0
 
     @abstractmethod
@@ -75,14 +90,14 @@ class Replica(ABC):
 
     def _enter(self, i: int) -> float:
         """Request i runs from now on; the steps that it needs."""
-        book = self._book
+        book = self._log
         tokens = book.decode_tokens[i]
         self._context += book.prompt_tokens[i] + tokens / 2
         self._sampled += book.sampled[i]
-        return tokens / float(book.tau[i, self._kind.columns[self._mode]])
+        return tokens / float(book.tau[i, self._task_class.columns[self._mode]])
 
     def _leave(self, i: int, now: float) -> None:
-        book = self._book
+        book = self._log
         self._context -= book.prompt_tokens[i] + book.decode_tokens[i] / 2
         self._sampled -= book.sampled[i]
         book.finish_s[i] = now
@@ -91,21 +106,21 @@ class Replica(ABC):
     def _step(self, running: int) -> float:
         """Seconds of a step of requests such as those that are running."""
         context = self._context / max(len(self._running), 1)
-        return self._kind.steps[self._mode](running, context, self._sampled > 0)
+        return self._task_class.steps[self._mode](running, context, self._sampled > 0)
 
     def _switch(self, running: int) -> None:
         """Take the draft length for so many requests; what is left of each counts in its new steps."""
-        mode = self._kind.arm.mode_at(running)
+        mode = self._task_class.arm.mode_at(running)
         if mode == self._mode:
             return
-        tau, before, after = self._book.tau, self._kind.columns[self._mode], self._kind.columns[mode]
+        tau, before, after = self._log.tau, self._task_class.columns[self._mode], self._task_class.columns[mode]
         done = self._done
         self._running = [(done + (at - done) * float(tau[i, before] / tau[i, after]), i) for at, i in self._running]
         heapify(self._running)
         self._mode = mode
 
 
-class LockStep(Replica):
+class LockStepReplica(Replica):
     """All requests take every step together. `_done`: steps at time `_since`, the last boundary that is known."""
 
     __slots__ = ()
@@ -113,7 +128,7 @@ class LockStep(Replica):
     def arrive(self, now: float, i: int) -> None:
         self.in_flight += 1
         self._waiting.append(i)
-        if len(self._running) < self._kind.max_running:
+        if len(self._running) < self._task_class.max_running:
             ahead, at = 0.0, max(now, self._since)
             if self._running and now > self._since:
                 ahead = math.ceil((now - self._since) / self._step_s - _EPS)
@@ -130,17 +145,17 @@ class LockStep(Replica):
             self._leave(i, now)
             ended.append(i)
         self._since = now
-        if self._waiting and len(running) < self._kind.max_running:
+        if self._waiting and len(running) < self._task_class.max_running:
             self._prefill(now)
         self._plan()
         return ended
 
     def _prefill(self, now: float) -> None:
         """A step that begins requests, as many as have room in it, and brings the others one step further."""
-        arm, waiting, before = self._kind.arm, self._waiting, len(self._running)
+        arm, waiting, before = self._task_class.arm, self._waiting, len(self._running)
         tokens, joined = 0.0, list[int]()
-        while waiting and before + len(joined) < self._kind.max_running:
-            more = self._book.prompt_tokens[waiting[0]]
+        while waiting and before + len(joined) < self._task_class.max_running:
+            more = self._log.prompt_tokens[waiting[0]]
             if joined and tokens + more > arm.prefill_tokens:
                 break
             tokens += more
@@ -155,7 +170,7 @@ class LockStep(Replica):
         self._since = now + lasts_s
         self._count(len(self._running), self._since - now)
         for i in joined:
-            self._book.first_s[i] = self._since
+            self._log.first_s[i] = self._since
 
     def _plan(self) -> None:
         running = len(self._running)
@@ -165,23 +180,23 @@ class LockStep(Replica):
         self._switch(running)
         self._step_s = self._step(running)
         self._ahead = 0.0
-        if not (self._waiting and running < self._kind.max_running):
+        if not (self._waiting and running < self._task_class.max_running):
             self._ahead = max(math.ceil(self._running[0][0] - self._done - _EPS), 0.0)
         self.next_s = self._since + self._ahead * self._step_s
 
 
-class Apart(Replica):
+class DisaggregatedReplica(Replica):
     """Every request takes its own steps, as long as the number of requests says; a prefill slows nobody."""
 
     __slots__ = ("_prefills",)
 
-    def __init__(self, kind: Kind, book: Book) -> None:
-        super().__init__(kind, book)
+    def __init__(self, task_class: TaskClass, log: RequestLog) -> None:
+        super().__init__(task_class, log)
         self._prefills: list[tuple[float, int]] = []
 
     def arrive(self, now: float, i: int) -> None:
         self.in_flight += 1
-        if len(self._running) + len(self._prefills) < self._kind.max_running:
+        if len(self._running) + len(self._prefills) < self._task_class.max_running:
             self._advance(now)
             self._begin(now, i)
             self._plan()
@@ -193,13 +208,13 @@ class Apart(Replica):
         running, prefills, ended = self._running, self._prefills, []
         while prefills and prefills[0][0] <= now:
             i = heappop(prefills)[1]
-            self._book.first_s[i] = now
+            self._log.first_s[i] = now
             heappush(running, (self._done + math.ceil(self._enter(i) - _EPS), i))
         while running and running[0][0] <= self._done + _EPS:
             i = heappop(running)[1]
             self._leave(i, now)
             ended.append(i)
-        while self._waiting and len(running) + len(prefills) < self._kind.max_running:
+        while self._waiting and len(running) + len(prefills) < self._task_class.max_running:
             self._begin(now, self._waiting.popleft())
         self._plan()
         return ended
@@ -210,7 +225,7 @@ class Apart(Replica):
         self._since = now
 
     def _begin(self, now: float, i: int) -> None:
-        heappush(self._prefills, (now + self._kind.arm.prefill_s(self._book.prompt_tokens[i]), i))
+        heappush(self._prefills, (now + self._task_class.arm.prefill_s(self._log.prompt_tokens[i]), i))
 
     def _plan(self) -> None:
         number = len(self._running) + len(self._prefills)
@@ -223,6 +238,6 @@ class Apart(Replica):
         self.next_s = next_s
 
 
-def replica(kind: Kind, book: Book) -> Replica:
+def replica(task_class: TaskClass, log: RequestLog) -> Replica:
     """A replica of an arm, with nothing to do yet."""
-    return LockStep(kind, book) if kind.arm.lock_step else Apart(kind, book)
+    return LockStepReplica(task_class, log) if task_class.arm.lock_step else DisaggregatedReplica(task_class, log)

@@ -42,7 +42,7 @@ class Requests:
             raise DatasetError("requests must be in order of arrival")
 
     @classmethod
-    def of_matrix(cls, data: Matrix) -> "Requests":
+    def from_matrix(cls, data: Matrix) -> "Requests":
         """The requests of a matrix, all at once."""
         kinds = tuple(sorted(set(data.kinds)))
         return cls(
@@ -56,7 +56,7 @@ class Requests:
             arrival_s=np.zeros(len(data)),
         )
 
-    def take(self, rows: Rows) -> "Requests":
+    def select_rows(self, rows: Rows) -> "Requests":
         """These rows, in this order, with no arrivals yet."""
         arrays = {name: getattr(self, name)[rows] for name in ("kind", "prompt_tokens", "output_tokens", "sampled")}
         return replace(self, tau=self.tau[rows], arrival_s=np.zeros(len(rows)), **arrays)
@@ -67,14 +67,14 @@ class Requests:
         Raises `DatasetError` for a kind that none has.
         """
         if mix is None:
-            return self.take(rng.integers(0, len(self), n))
+            return self.select_rows(rng.integers(0, len(self), n))
         if unknown := [kind for kind in mix if kind not in self.kinds]:
             raise DatasetError(f"no request of kind {', '.join(unknown)} (there are: {', '.join(self.kinds)})")
         shares = np.asarray([mix.get(kind, 0.0) for kind in self.kinds])
         weights = (shares / np.maximum(np.bincount(self.kind, minlength=len(self.kinds)), 1))[self.kind]
-        return self.take(rng.choice(len(self), n, p=weights / weights.sum()))
+        return self.select_rows(rng.choice(len(self), n, p=weights / weights.sum()))
 
-    def arriving(self, at_s: Floats) -> "Requests":
+    def with_arrivals(self, at_s: Floats) -> "Requests":
         """The same requests at these times, which rise."""
         return replace(self, arrival_s=at_s)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from policy_training.evaluate import Interval
 from policy_training.simulator.fleet import Fleet, Pools
-from policy_training.simulator.replica import Book, Replica
+from policy_training.simulator.replica import Replica, RequestLog
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.strategies import Strategy
 
@@ -70,19 +70,19 @@ class Run:
         return found
 
 
-def simulate(fleet: Fleet, made: Requests, strategy: Strategy) -> Run:
+def simulate(fleet: Fleet, requests: Requests, strategy: Strategy) -> Run:
     """Run all requests through a fleet. Raises `DatasetError` where an engine's acceptance lengths are unknown."""
-    book = Book(made)
-    pools = Pools(fleet, made, book)
+    book = RequestLog(requests)
+    pools = Pools(fleet, requests, book)
     events: list[tuple[float, int, Replica]] = []
     chosen: list[int] = []
-    least, choose, ticket = pools.least, strategy.choose, 0
-    for i, now in enumerate(made.arrival_s.tolist()):
+    least, choose, ticket = pools.least_loaded, strategy.choose, 0
+    for i, now in enumerate(requests.arrival_s.tolist()):
         while events and events[0][0] <= now:
             ticket = _next(events, pools, ticket)
         arm = choose(i, least)
         chosen.append(arm)
-        replica = pools.take(arm)
+        replica = pools.lease(arm)
         before = replica.next_s
         replica.arrive(now, i)
         if replica.next_s != before:
@@ -92,7 +92,7 @@ def simulate(fleet: Fleet, made: Requests, strategy: Strategy) -> Run:
         ticket = _next(events, pools, ticket)
     return Run(
         fleet=fleet,
-        requests=made,
+        requests=requests,
         arm=np.asarray(chosen, np.intp),
         first_s=np.asarray(book.first_s),
         finish_s=np.asarray(book.finish_s),
@@ -109,7 +109,7 @@ def _next(events: list[tuple[float, int, Replica]], pools: Pools, ticket: int) -
     before = replica.in_flight
     replica.run(at)
     if replica.in_flight != before:
-        pools.ended(replica, before)
+        pools.release(replica, before)
     if replica.next_s < math.inf:
         ticket += 1
         heappush(events, (replica.next_s, ticket, replica))

@@ -36,7 +36,7 @@ class Strategy(ABC):
     """Chooses an arm for every request."""
 
     @abstractmethod
-    def choose(self, i: int, least: Sequence[int]) -> int:
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
         """The arm of request i; `least[arm]`: requests in flight on its least loaded replica."""
 
 
@@ -50,31 +50,31 @@ class RoundRobin(Strategy):
         )
         self._turns = list(turns)
 
-    def choose(self, i: int, least: Sequence[int]) -> int:
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
         return self._turns[i % len(self._turns)]
 
 
 class LeastLoaded(Strategy):
     """The arm with the least requests in flight on a replica; those that tie in turn."""
 
-    def choose(self, i: int, least: Sequence[int]) -> int:
-        n = len(least)
-        return min(range(n), key=lambda arm: (least[arm], (arm - i) % n))
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        n = len(least_loaded)
+        return min(range(n), key=lambda arm: (least_loaded[arm], (arm - i) % n))
 
 
 class TextOnly(Strategy):
     """The arm of the least time were the request alone; what else runs is not seen."""
 
-    def __init__(self, costs: "Costs", tau: Floats, sampled: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, costs: "StrategyCosts", tau: Floats, sampled: npt.NDArray[np.bool_]) -> None:
         steps = np.asarray([[row[1] for row in half] for half in costs.step_s])
         self._arms: list[int] = (steps[sampled.astype(int)] / tau).argmin(1).tolist()
 
-    def choose(self, i: int, least: Sequence[int]) -> int:
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
         return self._arms[i]
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class StrategyCosts:
     """What a router knows of its arms. `step_s[half][arm][n]`: of a step with n running, up to what runs at once.
 
     `service_s` [arms]: of a usual request on a full replica, by which one that waits foresees when others end.
@@ -88,10 +88,10 @@ class Costs:
     price: Sequence[float]
 
     @classmethod
-    def of(cls, arms: Sequence[Arm], made: Requests, tau: Floats) -> "Costs":
+    def from_arms(cls, arms: Sequence[Arm], requests: Requests, tau: Floats) -> "StrategyCosts":
         """Of these arms; `tau` [n, arms]: what is expected of the requests."""
-        curves = [[_curve(arm, made.mean_context, half) for arm in arms] for half in (GREEDY, SAMPLED)]
-        steps = max(made.mean_output_tokens - 1, 0.0) * (1 / tau).mean(0)
+        curves = [[_curve(arm, requests.mean_context, half) for arm in arms] for half in (GREEDY, SAMPLED)]
+        steps = max(requests.mean_output_tokens - 1, 0.0) * (1 / tau).mean(0)
         profiles = [arm.modes[0].profile for arm in arms]
         return cls(
             step_s=curves,
@@ -122,8 +122,8 @@ _PRICES: Mapping[Objective, Callable[[float, float, int, float], float]] = {
 """Of a step's seconds with one more request and without it, the number of those there, and the price of a replica."""
 
 
-def _curve(arm: Arm, context: float, half: int) -> list[float]:
-    return [arm.step_s(n, context, half) for n in range(arm.max_running + 1)]
+def _curve(arm: Arm, context: float, sampled: int) -> list[float]:
+    return [arm.step_s(n, context, sampled) for n in range(arm.max_running + 1)]
 
 
 class Routed(Strategy):
@@ -133,25 +133,30 @@ class Routed(Strategy):
     """
 
     def __init__(
-        self, costs: Costs, made: Requests, tau: Floats, tokens: Floats | float, objective: Objective = "throughput"
+        self,
+        costs: StrategyCosts,
+        requests: Requests,
+        tau: Floats,
+        tokens: Floats | float,
+        objective: Objective = "throughput",
     ) -> None:
         self._costs, self._tau, self._prices = costs, tau, costs.prices(objective)
         self._objective = objective
-        expected = np.broadcast_to(np.asarray(tokens, np.float64), (len(made),))
+        expected = np.broadcast_to(np.asarray(tokens, np.float64), (len(requests),))
         self._tokens: list[float] = np.maximum(expected - 1.0, 0.0).tolist()
-        self._prompt: list[float] = made.prompt_tokens.tolist()
-        self._half: list[int] = made.sampled.astype(int).tolist()
+        self._prompt: list[float] = requests.prompt_tokens.tolist()
+        self._sampled: list[int] = requests.sampled.astype(int).tolist()
 
-    def choose(self, i: int, least: Sequence[int]) -> int:
-        scores = self.scores(i, least)
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        scores = self.scores(i, least_loaded)
         return scores.index(min(scores))
 
-    def scores(self, i: int, least: Sequence[int]) -> list[float]:
+    def scores(self, i: int, least_loaded: Sequence[int]) -> list[float]:
         """Seconds by arm, as the objective counts them."""
-        costs, prices = self._costs, self._prices[self._half[i]]
+        costs, prices = self._costs, self._prices[self._sampled[i]]
         tokens, prompt, scores = self._tokens[i], self._prompt[i], []
         for arm, tau in enumerate(self._tau[i].tolist()):
-            there, most = least[arm], costs.max_running[arm]
+            there, most = least_loaded[arm], costs.max_running[arm]
             read_s, wait_s = costs.start_s[arm] + prompt * costs.start_s_per_token[arm], 0.0
             if there >= most:
                 wait_s = (there + 1 - most) / most * costs.service_s[arm]
@@ -164,7 +169,7 @@ class Routed(Strategy):
         return scores
 
 
-def strategy(name: str, fleet: Fleet, made: Requests, tau: Floats) -> Strategy:
+def strategy(name: str, fleet: Fleet, requests: Requests, tau: Floats) -> Strategy:
     """The strategy of that name; `tau` [n, columns]: what the policy foresees, in the columns of `made`.
 
     `oracle` is `throughput` that knows the acceptance length and the number of tokens of every answer. Raises
@@ -176,10 +181,10 @@ def strategy(name: str, fleet: Fleet, made: Requests, tau: Floats) -> Strategy:
         return RoundRobin(fleet)
     if name == "least_loaded":
         return LeastLoaded()
-    columns = [made.column(arm.modes[0].column) for arm in fleet.arms]
-    known = (made.tau if name == "oracle" else tau)[:, columns]
-    costs = Costs.of(fleet.arms, made, known)
+    columns = [requests.column(arm.modes[0].column) for arm in fleet.arms]
+    known = (requests.tau if name == "oracle" else tau)[:, columns]
+    costs = StrategyCosts.from_arms(fleet.arms, requests, known)
     if name == "text":
-        return TextOnly(costs, known, made.sampled)
-    tokens = made.output_tokens if name == "oracle" else made.mean_output_tokens
-    return Routed(costs, made, known, tokens, name if name in _PRICES else "throughput")  # type: ignore[arg-type]
+        return TextOnly(costs, known, requests.sampled)
+    tokens = requests.output_tokens if name == "oracle" else requests.mean_output_tokens
+    return Routed(costs, requests, known, tokens, name if name in _PRICES else "throughput")  # type: ignore[arg-type]

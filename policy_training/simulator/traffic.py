@@ -13,10 +13,10 @@ from pydantic import Field
 
 from engines.profile import GREEDY, SAMPLED, Profile
 from policy_training.costs import Costs
-from policy_training.dataset import Dataset, DatasetError, lightest
-from policy_training.from_records import imputed
+from policy_training.dataset import Dataset, DatasetError, smallest_featurizer
+from policy_training.from_records import impute_missing_arms
 from policy_training.matrix import matrix
-from policy_training.simulator.arrivals import Crowds, poisson, rotated
+from policy_training.simulator.arrivals import Bursts, poisson, rotate
 from policy_training.simulator.requests import Requests
 from router.policies.base import Policy
 
@@ -34,22 +34,22 @@ class Traffic(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SyntheticTraffic:
     """`n` requests like those of `rows`, `rate` a second."""
 
     rows: Requests
     n: int
     rate: float
-    crowds: Crowds | None = None
+    bursts: Bursts | None = None
     mix: Mapping[str, float] | None = None
 
     def __call__(self, seed: int) -> Requests:
         rng = np.random.default_rng(seed)
-        return self.rows.draw(self.n, rng, self.mix).arriving(poisson(self.n, self.rate, rng, self.crowds))
+        return self.rows.draw(self.n, rng, self.mix).with_arrivals(poisson(self.n, self.rate, rng, self.bursts))
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedTraffic:
     """Requests as they came, begun at another one for each seed; `rate`: a second, instead of theirs; at most `n`."""
 
     rows: Requests
@@ -57,12 +57,12 @@ class Recorded:
     n: int | None = None
 
     def __call__(self, seed: int) -> Requests:
-        made = rotated(self.rows, int(np.random.default_rng(seed).integers(len(self.rows))))
+        made = rotate(self.rows, int(np.random.default_rng(seed).integers(len(self.rows))))
         at_s, lasted = made.arrival_s, float(made.arrival_s[-1])
         if self.rate is not None and lasted:
             at_s = at_s * (len(made) - 1) / (lasted * self.rate)
         kept = np.arange(min(self.n or len(made), len(made)))
-        return made.take(kept).arriving(at_s[kept])
+        return made.select_rows(kept).with_arrivals(at_s[kept])
 
 
 class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -75,7 +75,7 @@ class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     tau: dict[str, Annotated[float, Field(ge=1)]] = Field({}, description="mean acceptance length by engine; else 1")
 
 
-class CrowdSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
+class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Flash crowds."""
 
     every_s: Positive
@@ -84,12 +84,12 @@ class CrowdSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        self.crowds()
+        self.bursts()
         return self
 
-    def crowds(self) -> Crowds:
+    def bursts(self) -> Bursts:
         """The same, for arrivals."""
-        return Crowds(self.every_s, self.lasts_s, self.times)
+        return Bursts(self.every_s, self.lasts_s, self.times)
 
 
 class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -101,7 +101,7 @@ class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
         0.3, description="deviation of the logarithm of accepted tokens a step, from request to request of a kind"
     )
     length_spread: Annotated[float, Field(ge=0, le=2)] = Field(0.6, description="the same of lengths")
-    crowds: CrowdSpec | None = None
+    crowds: BurstSpec | None = None
 
     def rows(self, columns: Sequence[str], seed: int = 0) -> Requests:
         """Requests as this file says, in the shares of their kinds, with acceptance lengths of `columns`."""
@@ -144,26 +144,26 @@ def read_spec(name: str) -> TrafficSpec:
         raise DatasetError(f"{file}: {error}") from error
 
 
-def of_dataset(data: Dataset, profiles: Mapping[str, Profile]) -> Requests:
+def dataset_traffic(data: Dataset, profiles: Mapping[str, Profile]) -> Requests:
     """Requests that were measured, or replayed, under all of these engines. Raises `DatasetError`."""
-    return Requests.of_matrix(matrix(data, list(profiles), costs=_costs(profiles)))
+    return Requests.from_matrix(matrix(data, list(profiles), costs=_costs(profiles)))
 
 
-def of_records(data: Dataset, profiles: Mapping[str, Profile], prior: Policy | None = None) -> Requests:
+def records_traffic(data: Dataset, profiles: Mapping[str, Profile], prior: Policy | None = None) -> Requests:
     """The router's requests as they came; what an engine would have accepted that had none of them is imputed.
 
     With `prior`, a policy that predicts it, an engine may be unseen. Raises `DatasetError`.
     """
-    featurizer = prior.featurizer if prior is not None and prior.featurizer else lightest(data)
-    made = imputed(data, list(profiles), featurizer, _costs(profiles), prior)
+    featurizer = prior.featurizer if prior is not None and prior.featurizer else smallest_featurizer(data)
+    made = impute_missing_arms(data, list(profiles), featurizer, _costs(profiles), prior)
     began = {m.prompt_id: m.time - (m.outcome.e2e_s or 0.0) for m in data.measurements if m.propensity is not None}
     kept = [i for i, prompt_id in enumerate(made.prompt_ids) if prompt_id in began]
     if not kept:
         raise DatasetError("there is no record of a request that a policy sent")
     at_s = np.asarray([began[made.prompt_ids[i]] for i in kept])
     order = np.argsort(at_s)
-    rows = Requests.of_matrix(made).take(np.asarray(kept)[order])
-    return rows.arriving(at_s[order] - at_s.min())
+    rows = Requests.from_matrix(made).select_rows(np.asarray(kept)[order])
+    return rows.with_arrivals(at_s[order] - at_s.min())
 
 
 def _costs(profiles: Mapping[str, Profile]) -> Costs:
@@ -173,7 +173,7 @@ def _costs(profiles: Mapping[str, Profile]) -> Costs:
     return Costs(tuple(profiles), step_s, start_s, np.asarray([p.prefill_s_per_token for p in profiles.values()]))
 
 
-def foreseen(tau: Floats, skill: float, seed: int) -> Floats:
+def predicted_tau(tau: Floats, predictability: float, seed: int) -> Floats:
     """What a policy of that skill foresees of acceptance lengths `tau` [n, columns].
 
     `skill`: the share of the variance of log tau that it explains: at 0 it knows every drafter's mean alone, at 1 all.
@@ -181,5 +181,5 @@ def foreseen(tau: Floats, skill: float, seed: int) -> Floats:
     """
     log, rng = np.log(tau), np.random.default_rng(seed)
     middle, deviation = log.mean(0), log.std(0)
-    missed = np.sqrt(skill * (1 - skill)) * deviation * rng.standard_normal(log.shape)
-    return np.asarray(np.exp(np.maximum(middle + skill * (log - middle) + missed, 0.0)))
+    missed = np.sqrt(predictability * (1 - predictability)) * deviation * rng.standard_normal(log.shape)
+    return np.asarray(np.exp(np.maximum(middle + predictability * (log - middle) + missed, 0.0)))

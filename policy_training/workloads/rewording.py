@@ -9,7 +9,7 @@ from policy_training.workloads.data import read
 from policy_training.workloads.prompts import Prompt
 
 _FENCE = re.compile(r"(```.*?```)", re.DOTALL)
-_MOST = 3
+_MAX_SYNONYMS = 3
 
 
 def reword(prompt: Prompt, seed: int) -> Prompt:
@@ -18,7 +18,7 @@ def reword(prompt: Prompt, seed: int) -> Prompt:
     Quoted code is left as it is. The same prompt and seed give the same words.
     """
     rng = Random(f"{seed} {prompt.id}")
-    pieces, left = _FENCE.split(prompt.text), [_MOST]
+    pieces, left = _FENCE.split(prompt.text), [_MAX_SYNONYMS]
     words = "".join(piece if piece.startswith("```") else _other_words(piece, left) for piece in pieces)
     return replace(prompt, text=rng.choice(read("rewording")["frames"]).format(text=words))
 

@@ -4,8 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engines.config import EMBEDDED, nearest
-from router.errors import PolicyRefused
+from engines.config import EMBEDDED, did_you_mean
+from router.errors import PolicyRejected
 from router.policies import artifact
 from router.policies.base import Policy
 from router.policies.shapes import Arrays
@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 """The policy that `embedded` names: trained on measurements of the embedded fleet."""
 
 # kind of an artefact -> where its class is; a new kind is one file and one line
-_KINDS = {
+_POLICY_TYPES = {
     "fixed": "router.policies.simple:FixedPolicy",
     "mlp": "router.policies.mlp:MLPPolicy",
     "tau_cost": "router.policies.tau_cost:TauCostPolicy",
@@ -25,7 +25,7 @@ _KINDS = {
 def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
     """The policy called `name`: `fixed`, `uniform`, `embedded`, or the folder of an artefact.
 
-    Raises `PolicyRefused` when it cannot be read or does not know an arm.
+    Raises `PolicyRejected` when it cannot be read or does not know an arm.
     """
     if name == "fixed":
         return FixedPolicy(arms, default_arm)
@@ -35,37 +35,39 @@ def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
 
 
 def read(path: Path) -> Policy:
-    """The policy of an artefact's folder. Raises `PolicyRefused`."""
+    """The policy of an artefact's folder. Raises `PolicyRejected`."""
     return make(*artifact.read(path))
 
 
 def make(manifest: dict[str, Any], arrays: Arrays) -> Policy:
-    """The policy of a manifest and its arrays, as `read` gives it of a folder. Raises `PolicyRefused`."""
+    """The policy of a manifest and its arrays, as `read` gives it of a folder. Raises `PolicyRejected`."""
     kind = manifest["kind"]
-    if kind not in _KINDS:
-        raise PolicyRefused(f"unknown kind of policy {kind!r} ({nearest(kind, _KINDS)}known: {', '.join(_KINDS)})")
-    module, name = _KINDS[kind].split(":")
+    if kind not in _POLICY_TYPES:
+        raise PolicyRejected(
+            f"unknown kind of policy {kind!r} ({did_you_mean(kind, _POLICY_TYPES)}known: {', '.join(_POLICY_TYPES)})"
+        )
+    module, name = _POLICY_TYPES[kind].split(":")
     cls: Any = getattr(import_module(module), name)
     policy: Policy = cls.from_artifact(f"{kind}:{manifest['arrays_sha256'][:8]}", manifest, arrays)
     return policy
 
 
 def check_arms(policy: Policy, arms: tuple[str, ...]) -> Policy:
-    """`policy`, or `PolicyRefused` when the fleet has arms that it does not know.
+    """`policy`, or `PolicyRejected` when the fleet has arms that it does not know.
 
     One that knows more serves: an arm without a replica is never eligible.
     """
     if not set(policy.arms) >= set(arms):
-        raise PolicyRefused(
+        raise PolicyRejected(
             f"policy {policy.id} was made for the engines {list(policy.arms)}, this fleet has {list(arms)}"
         )
     return policy
 
 
 def check_features(policy: Policy, featurizer: str | None) -> Policy:
-    """`policy`, or `PolicyRefused` when it needs contexts that the router does not make."""
+    """`policy`, or `PolicyRejected` when it needs contexts that the router does not make."""
     if policy.featurizer is not None and policy.featurizer != featurizer:
-        raise PolicyRefused(
+        raise PolicyRejected(
             f"policy {policy.id} needs the features {policy.featurizer!r}, the router makes {featurizer!r}"
         )
     return policy

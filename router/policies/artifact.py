@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from engines.atomic_write import atomic_folder
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 
 SCHEMA = 1
 MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"
@@ -33,30 +33,30 @@ def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """Manifest and arrays of an artefact. Raises `PolicyRefused` with what is wrong with it."""
+    """Manifest and arrays of an artefact. Raises `PolicyRejected` with what is wrong with it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         data = (path / ARRAYS).read_bytes()
     except (OSError, ValueError) as error:
-        raise PolicyRefused(f"{path} is no readable policy: {error}") from error
+        raise PolicyRejected(f"{path} is no readable policy: {error}") from error
     _check_manifest(path, manifest)
     if hashlib.sha256(data).hexdigest() != manifest["arrays_sha256"]:
-        raise PolicyRefused(f"{path / ARRAYS} is not the file that the manifest describes (its sha256 differs)")
+        raise PolicyRejected(f"{path / ARRAYS} is not the file that the manifest describes (its sha256 differs)")
     try:
         return manifest, load(data)
     except (SafetensorError, KeyError) as error:
-        raise PolicyRefused(f"{path / ARRAYS} is damaged: {error}") from error
+        raise PolicyRejected(f"{path / ARRAYS} is damaged: {error}") from error
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise PolicyRefused(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA}")
+        raise PolicyRejected(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA}")
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
-            raise PolicyRefused(f"{path / MANIFEST}: field {name!r} is missing or not a {kind.__name__}")
+            raise PolicyRejected(f"{path / MANIFEST}: field {name!r} is missing or not a {kind.__name__}")
     arms, options = manifest["arms"], manifest.get("options", {})
     if not arms or not all(isinstance(arm, str) for arm in arms) or len(set(arms)) != len(arms):
-        raise PolicyRefused(f"{path / MANIFEST}: arms must be names, each once")
+        raise PolicyRejected(f"{path / MANIFEST}: arms must be names, each once")
     if not isinstance(options, dict):
-        raise PolicyRefused(f"{path / MANIFEST}: options must be an object")
+        raise PolicyRejected(f"{path / MANIFEST}: options must be an object")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from router.clusters import Clusters
-from router.exploration import spread
+from router.exploration import apply_exploration
 from router.lexical import stored_context
 from router.sections import ExplorationConfig
 from router.types import Context, Decision, LoadTerms
@@ -46,7 +46,7 @@ class Forecast:
     seconds: Sequence[float]
     tpot_s: Sequence[float]
     shift: Sequence[float] | None = None
-    alone: int | None = None
+    unloaded_arm: int | None = None
     cluster: int | None = None
 
 
@@ -72,14 +72,14 @@ class Terms:
     margin_s: float = 0.0
 
     @property
-    def read_s(self) -> float:
+    def prefill_s(self) -> float:
         """Reading what is new of the prompt."""
         return self.prompt_s - self.known_s
 
     @property
     def ttft_s(self) -> float:
         """To the first token."""
-        return self.read_s + self.wait_s
+        return self.prefill_s + self.wait_s
 
     @property
     def alone_s(self) -> float:
@@ -97,14 +97,14 @@ class Terms:
         return self.ttft_s + self.decode_s
 
     @property
-    def counted_decode_s(self) -> float:
+    def weighted_decode_s(self) -> float:
         """All tokens after the first, as the objective counts them."""
         return self._decoding(self.price)
 
     @property
     def counted_s(self) -> float:
         """What decides."""
-        return self.wait_s + self.read_s * self.read_price + self.counted_decode_s
+        return self.wait_s + self.prefill_s * self.read_price + self.weighted_decode_s
 
     def _decoding(self, factor: float) -> float:
         return self.tokens * self.step_s / self.tau * factor * math.exp(self.shift)
@@ -128,12 +128,12 @@ class Policy(ABC):
 
     default_arm: int | None = None
     """The arm that is the best over all, by its number, where the policy knows one."""
-    heeds_load: ClassVar[bool] = False
+    uses_load: ClassVar[bool] = False
     """Whether the load of the engines changes its choice."""
     clusters: Clusters | None = None
     """Kinds of requests that it tells apart; None: it tells none apart."""
 
-    def bin(self, context: Context | None) -> int:
+    def cluster(self, context: Context | None) -> int:
         """The kind of request that a context is of (`router.clusters.Clusters.bin`); 0 where none are told apart."""
         return 0
 
@@ -146,7 +146,7 @@ class Policy(ABC):
         found = [tau for v in vectors if (tau := self.tau(stored_context(v, str(self.featurizer)))) is not None]
         return np.stack(found) if found else None
 
-    def weigh(
+    def score(
         self,
         context: Context | None,
         eligible: npt.NDArray[np.bool_],
@@ -164,18 +164,18 @@ class Policy(ABC):
 
     def decide(self, given: DecisionInput, rng: np.random.Generator, shifts: Shifts | None = None) -> Decision:
         """Draw an arm among the eligible ones. Raises ValueError where the policy gives no distribution."""
-        may = [arm in given.eligible for arm in self.arms]
-        load = given.load_of(self.arms) if given.load_of is not None and self.heeds_load else None
-        weighed, forecast = self.weigh(given.context, np.asarray(may), shifts, load)
+        is_eligible = [arm in given.eligible for arm in self.arms]
+        load = given.load_of(self.arms) if given.load_of is not None and self.uses_load else None
+        weighed, forecast = self.score(given.context, np.asarray(is_eligible), shifts, load)
         shares: list[float] = weighed.tolist()
         total = sum(shares)
         # What is not eligible has exactly 0, which changes no sum.
-        if not (0 < total == sum(compress(shares, may)) and min(shares) >= 0 and math.isfinite(total)):
+        if not (0 < total == sum(compress(shares, is_eligible)) and min(shares) >= 0 and math.isfinite(total)):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         if given.explore:
             seconds = forecast.seconds if forecast else None
-            shares = spread(shares, may, seconds, given.explore, given.exploration)
-        index = _drawn(shares, rng.random())
+            shares = apply_exploration(shares, is_eligible, seconds, given.explore, given.exploration)
+        index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
         decision = Decision(self.arms[index], shares[index], probabilities, self.id, explore=given.explore)
         if forecast is None:
@@ -185,17 +185,17 @@ class Policy(ABC):
             predicted_tpot_s=forecast.tpot_s,
             shift=forecast.shift,
             load=load,
-            alone=None if forecast.alone is None else self.arms[forecast.alone],
+            alone=None if forecast.unloaded_arm is None else self.arms[forecast.unloaded_arm],
             cluster=forecast.cluster,
         )
 
 
-def _drawn(shares: Sequence[float], at: float) -> int:
+def _sample_index(probabilities: Sequence[float], at: float) -> int:
     """The index into which `at` in [0, 1) falls, by these shares; never one of share 0."""
-    sums = list(accumulate(shares))
+    sums = list(accumulate(probabilities))
     chosen = bisect_right(sums, at * sums[-1])
     # Rounding may lead past the end.
-    return chosen if chosen < len(shares) else max(i for i, share in enumerate(shares) if share)
+    return chosen if chosen < len(probabilities) else max(i for i, share in enumerate(probabilities) if share)
 
 
 def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Probabilities:
@@ -204,7 +204,7 @@ def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Pr
     return np.asarray(weights / weights.sum())
 
 
-def onto(arm: int, eligible: npt.NDArray[np.bool_], floor: float) -> Probabilities:
+def one_hot_with_floor(arm: int, eligible: npt.NDArray[np.bool_], floor: float) -> Probabilities:
     """All probability to one arm (an index), but `floor` to each other eligible one. Shape `[arms]`."""
     result = np.multiply(eligible, floor, dtype=np.float64)
     result[arm] += 1.0 - result.sum() if floor else 1.0

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRefused
-from router.policies.base import Policy, Probabilities, masked_softmax, onto
+from router.errors import PolicyRejected
+from router.policies.base import Policy, Probabilities, masked_softmax, one_hot_with_floor
 from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context
 
@@ -38,7 +38,7 @@ class MLPPolicy(Policy):
         self._greedy, self._floor = greedy, floor
         check_shapes(arrays, _SHAPES, arms=len(arms))
         if not (arrays["scale"] > 0).all():
-            raise PolicyRefused("array scale holds values that are not positive")
+            raise PolicyRejected("array scale holds values that are not positive")
         self._weights = arrays
 
     @classmethod
@@ -47,7 +47,7 @@ class MLPPolicy(Policy):
         arms, options = tuple(manifest["arms"]), manifest.get("options", {})
         greedy, floor = options.get("greedy", True), options.get("floor", 0.0)
         if not isinstance(greedy, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1 / len(arms):
-            raise PolicyRefused(f"options {options} are wrong: greedy is true or false, floor from 0 to 1/{len(arms)}")
+            raise PolicyRejected(f"options {options} are wrong: greedy is true or false, floor from 0 to 1/{len(arms)}")
         return cls(id, arms, manifest["featurizer"], arrays, greedy=greedy, floor=floor)
 
     @property
@@ -72,4 +72,4 @@ class MLPPolicy(Policy):
         soft = masked_softmax(logits, eligible)
         if not self._greedy:
             return soft
-        return onto(int(soft.argmax()), eligible, self._floor)
+        return one_hot_with_floor(int(soft.argmax()), eligible, self._floor)

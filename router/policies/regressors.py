@@ -1,6 +1,6 @@
 """What a context predicts of every arm, in numpy: mean and deviation of log tau. A new kind is a class and a line.
 
-Each is made of the arrays of an artefact, and checks them (`PolicyRefused`). All read `z = (context - mean) / scale`.
+Each is made of the arrays of an artefact, and checks them (`PolicyRejected`). All read `z = (context - mean) / scale`.
 """
 
 from abc import ABC, abstractmethod
@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from engines.config import nearest
-from router.errors import PolicyRefused
+from engines.config import did_you_mean
+from router.errors import PolicyRejected
 from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Vector
 
@@ -25,7 +25,7 @@ class Regressor(ABC):
     def __init__(self, arrays: Arrays, arms: int) -> None:
         self._sizes = check_shapes(arrays, {**_SCALING, **self.shapes}, arms=arms)
         if not (arrays["scale"] > 0).all():
-            raise PolicyRefused("array scale holds values that are not positive")
+            raise PolicyRejected("array scale holds values that are not positive")
         self._arrays = arrays
 
     @property
@@ -47,7 +47,7 @@ class Regressor(ABC):
         return None
 
     @abstractmethod
-    def _predict(self, z: Vector, half: int) -> Floats:
+    def _predict(self, z: Vector, sampled: int) -> Floats:
         """Mean of log tau [arms]."""
 
 
@@ -59,8 +59,8 @@ class Linear(Regressor):
 
     shapes: ClassVar[Shapes] = {"w": (2, "d", "arms"), "b": (2, "arms")}
 
-    def _predict(self, z: Vector, half: int) -> Floats:
-        return np.asarray(z @ self._arrays["w"][half] + self._arrays["b"][half])
+    def _predict(self, z: Vector, sampled: int) -> Floats:
+        return np.asarray(z @ self._arrays["w"][sampled] + self._arrays["b"][sampled])
 
 
 class Centroids(Regressor):
@@ -68,9 +68,9 @@ class Centroids(Regressor):
 
     shapes: ClassVar[Shapes] = {"centroids": ("clusters", "d"), "values": (2, "clusters", "arms")}
 
-    def _predict(self, z: Vector, half: int) -> Floats:
+    def _predict(self, z: Vector, sampled: int) -> Floats:
         distances = np.square(self._arrays["centroids"] - z).sum(1)
-        return np.asarray(self._arrays["values"][half, distances.argmin()])
+        return np.asarray(self._arrays["values"][sampled, distances.argmin()])
 
 
 class Neighbours(Regressor):
@@ -81,7 +81,7 @@ class Neighbours(Regressor):
     def __init__(self, arrays: Arrays, arms: int) -> None:
         super().__init__(arrays, arms)
         if not arrays["neighbours"][0] >= 1:
-            raise PolicyRefused("array neighbours must hold a number, 1 or more")
+            raise PolicyRejected("array neighbours must hold a number, 1 or more")
         rows = [arrays["halves"] == half for half in (0, 1)]
         if not all(mask.any() for mask in rows):
             rows = [np.ones(len(arrays["halves"]), bool)] * 2
@@ -93,14 +93,14 @@ class Neighbours(Regressor):
     def requests(self) -> Floats | None:
         return self._arrays["points"]
 
-    def _predict(self, z: Vector, half: int) -> Floats:
-        distances = self._squares[half] - 2 * (self._points[half] @ z)
+    def _predict(self, z: Vector, sampled: int) -> Floats:
+        distances = self._squares[sampled] - 2 * (self._points[sampled] @ z)
         k = min(int(self._arrays["neighbours"][0]), len(distances))
         near = np.argpartition(distances, k - 1)[:k]
-        return np.asarray(self._values[half][near].mean(0))
+        return np.asarray(self._values[sampled][near].mean(0))
 
 
-_FEWEST_STEPS = 0.02  # a token: no drafter gives fifty tokens a step
+_MIN_STEPS = 0.02  # a token: no drafter gives fifty tokens a step
 
 
 class Kernel(Regressor):
@@ -114,10 +114,10 @@ class Kernel(Regressor):
     def __init__(self, arrays: Arrays, arms: int) -> None:
         super().__init__(arrays, arms)
         if self._sizes["inputs"] != self.dimension + 1:
-            raise PolicyRefused(f"array points has {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
-        self._gamma, self._apart = (float(value) for value in arrays["shape"])
+            raise PolicyRejected(f"array points has {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
+        self._gamma, self._sampled_offset = (float(value) for value in arrays["shape"])
         if self._gamma <= 0:
-            raise PolicyRefused("array shape holds a gamma that is not positive")
+            raise PolicyRejected("array shape holds a gamma that is not positive")
         # -gamma |x - p|^2 = 2 gamma p x - gamma p p - gamma x x: the first two are made ready here.
         self._scaled = 2 * self._gamma * arrays["points"]
         self._squares = self._gamma * np.square(arrays["points"]).sum(1)
@@ -126,24 +126,24 @@ class Kernel(Regressor):
     def requests(self) -> Floats | None:
         return self._arrays["points"][:, :-1]
 
-    def _predict(self, z: Vector, half: int) -> Floats:
-        return np.asarray(-np.log(self._steps(z, half).clip(_FEWEST_STEPS, 1.0)))
+    def _predict(self, z: Vector, sampled: int) -> Floats:
+        return np.asarray(-np.log(self._steps(z, sampled).clip(_MIN_STEPS, 1.0)))
 
-    def _steps(self, z: Vector, half: int) -> Floats:
+    def _steps(self, z: Vector, sampled: int) -> Floats:
         x = np.empty(len(z) + 1, np.float32)
-        x[:-1], x[-1] = z, self._apart * half
+        x[:-1], x[-1] = z, self._sampled_offset * sampled
         near = self._scaled @ x
         near -= self._squares
         near -= self._gamma * (x @ x)
         return np.asarray(np.exp(near, out=near) @ self._arrays["weights"] + self._arrays["base"])
 
 
-class Nearness:
+class NoveltyMargin:
     """How much nearer a request is to each home than to the others', from their centres [homed, centres, e]."""
 
-    def __init__(self, homes: Floats) -> None:
-        self._shape, self._embedded = homes.shape[:2], homes.shape[2]
-        self._centres = homes.reshape(-1, self._embedded)
+    def __init__(self, centres: Floats) -> None:
+        self._shape, self._embedded = centres.shape[:2], centres.shape[2]
+        self._centres = centres.reshape(-1, self._embedded)
         self._squares = 0.5 * np.square(self._centres).sum(1)
 
     def margins(self, z: Vector) -> list[float]:
@@ -152,12 +152,12 @@ class Nearness:
         second, first = sorted(near)[-2:]
         return [one - (second if one == first else first) for one in near]
 
-    def features(self, z: Vector, half: int) -> Floats:
+    def features(self, z: Vector, sampled: int) -> Floats:
         """[homed, 3]: the margin, its positive part, and the margin again where the request samples."""
-        return np.asarray([[one, max(one, 0.0), half * one] for one in self.margins(z)], np.float32)
+        return np.asarray([[one, max(one, 0.0), sampled * one] for one in self.margins(z)], np.float32)
 
 
-class HomeKernel(Kernel):
+class DomainKernel(Kernel):
     """`Kernel`, and for the arms `homed` beside it what the nearness of their homes says: `Nearness.features` times
     `pull`."""
 
@@ -172,18 +172,18 @@ class HomeKernel(Kernel):
         super().__init__(arrays, arms)
         at = arrays["homed"].astype(np.int64)
         if len(at) < 2 or not ((at >= 0) & (at < arms)).all():
-            raise PolicyRefused("array homed must name two arms or more, by their number")
+            raise PolicyRejected("array homed must name two arms or more, by their number")
         if self._sizes["embedded"] > self.dimension:
-            raise PolicyRefused(f"array homes is of {self._sizes['embedded']} directions, contexts have less")
-        self._at = at.tolist()
-        self._nearness = Nearness(arrays["homes"])
+            raise PolicyRejected(f"array homes is of {self._sizes['embedded']} directions, contexts have less")
+        self._domain_arms = at.tolist()
+        self._novelty_margin = NoveltyMargin(arrays["homes"])
         self._pull: list[float] = arrays["pull"].tolist()
 
-    def _steps(self, z: Vector, half: int) -> Floats:
-        steps = super()._steps(z, half)
-        margin, positive, sampled = self._pull
-        for arm, one in zip(self._at, self._nearness.margins(z), strict=True):
-            steps[arm] += (margin + half * sampled) * one + positive * max(one, 0.0)
+    def _steps(self, z: Vector, sampled: int) -> Floats:
+        steps = super()._steps(z, sampled)
+        margin, positive, sampled_pull = self._pull
+        for arm, one in zip(self._domain_arms, self._novelty_margin.margins(z), strict=True):
+            steps[arm] += (margin + sampled * sampled_pull) * one + positive * max(one, 0.0)
         return steps
 
 
@@ -204,13 +204,13 @@ class Trees(Regressor):
         nodes = self._sizes["nodes"]
         integers = {name: arrays[name].astype(np.int64) for name in ("feature", "left", "right")}
         if not all(((integers[name] >= 0) & (integers[name] < nodes)).all() for name in ("left", "right")):
-            raise PolicyRefused("a tree leads to a node that it does not have")
+            raise PolicyRejected("a tree leads to a node that it does not have")
         if not ((integers["feature"] >= -1) & (integers["feature"] <= self.dimension)).all():
-            raise PolicyRefused("a tree reads a feature that there is not")
+            raise PolicyRejected("a tree reads a feature that there is not")
         self._feature, self._left, self._right = (integers[name] for name in ("feature", "left", "right"))
 
-    def _predict(self, z: Vector, half: int) -> Floats:
-        x = np.append(z, half)
+    def _predict(self, z: Vector, sampled: int) -> Floats:
+        x = np.append(z, sampled)
         arm, tree = np.ogrid[: self._feature.shape[0], : self._feature.shape[1]]
         node = np.zeros(self._feature.shape[:2], np.int64)
         for _ in range(int(self._arrays["depth"][0])):
@@ -235,37 +235,39 @@ class Perceptrons(Regressor):
     def __init__(self, arrays: Arrays, arms: int) -> None:
         super().__init__(arrays, arms)
         if self._sizes["inputs"] != self.dimension + 1:
-            raise PolicyRefused(f"array w1 takes {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
+            raise PolicyRejected(f"array w1 takes {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
 
     def __call__(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
         each = self._members(z, int(sampled))
         noise = self._arrays["sigma"][int(sampled)]
         return each.mean(0), np.sqrt(np.square(noise) + each.var(0))
 
-    def _predict(self, z: Vector, half: int) -> Floats:
-        return np.asarray(self._members(z, half).mean(0))
+    def _predict(self, z: Vector, sampled: int) -> Floats:
+        return np.asarray(self._members(z, sampled).mean(0))
 
-    def _members(self, z: Vector, half: int) -> Floats:
+    def _members(self, z: Vector, sampled: int) -> Floats:
         """What each of them predicts, [members, arms]."""
         w = self._arrays
-        x = np.append(z, np.float32(half)).astype(np.float32)
+        x = np.append(z, np.float32(sampled)).astype(np.float32)
         hidden = np.maximum(x @ w["w1"] + w["b1"], 0.0)
         return np.asarray((hidden[:, None] @ w["w2"])[:, 0] + w["b2"])
 
 
-_KINDS: dict[str, type[Regressor]] = {
+_REGRESSORS: dict[str, type[Regressor]] = {
     "linear": Linear,
     "centroids": Centroids,
     "neighbours": Neighbours,
     "kernel": Kernel,
-    "home_kernel": HomeKernel,
+    "home_kernel": DomainKernel,
     "trees": Trees,
     "perceptrons": Perceptrons,
 }
 
 
 def make(kind: Any, arrays: Arrays, arms: int) -> Regressor:
-    """The regressor of an artefact. Raises `PolicyRefused`."""
-    if kind not in _KINDS:
-        raise PolicyRefused(f"unknown regressor {kind!r} ({nearest(str(kind), _KINDS)}known: {', '.join(_KINDS)})")
-    return _KINDS[kind](arrays, arms)
+    """The regressor of an artefact. Raises `PolicyRejected`."""
+    if kind not in _REGRESSORS:
+        raise PolicyRejected(
+            f"unknown regressor {kind!r} ({did_you_mean(str(kind), _REGRESSORS)}known: {', '.join(_REGRESSORS)})"
+        )
+    return _REGRESSORS[kind](arrays, arms)

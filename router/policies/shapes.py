@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Shapes = Mapping[str, tuple[str | int, ...]]
@@ -15,10 +15,10 @@ Shapes = Mapping[str, tuple[str | int, ...]]
 def check_shapes(arrays: Arrays, expected: Shapes, **sizes: int) -> dict[str, int]:
     """Sizes by name, where `expected` spells each array's shape in names and numbers: `{"w": ("d", "arms")}`.
 
-    Raises `PolicyRefused` with the first array that is missing, of another shape, or not finite.
+    Raises `PolicyRejected` with the first array that is missing, of another shape, or not finite.
     """
     if missing := [name for name in expected if name not in arrays]:
-        raise PolicyRefused(f"arrays are missing: {', '.join(missing)}")
+        raise PolicyRejected(f"arrays are missing: {', '.join(missing)}")
     for name, spelled in expected.items():
         found = arrays[name].shape
         if len(found) == len(spelled):
@@ -27,7 +27,7 @@ def check_shapes(arrays: Arrays, expected: Shapes, **sizes: int) -> dict[str, in
                     sizes.setdefault(size, length)
         wanted = tuple(sizes.get(size, 0) if isinstance(size, str) else size for size in spelled)
         if found != wanted:
-            raise PolicyRefused(f"array {name} has shape {found}, expected {wanted} ({', '.join(map(str, spelled))})")
+            raise PolicyRejected(f"array {name} has shape {found}, expected {wanted} ({', '.join(map(str, spelled))})")
         if not np.isfinite(arrays[name]).all():
-            raise PolicyRefused(f"array {name} holds values that are not finite")
+            raise PolicyRejected(f"array {name} holds values that are not finite")
     return sizes

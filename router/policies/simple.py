@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies.base import Policy, Probabilities
 from router.policies.shapes import Arrays
 from router.types import Context
@@ -20,10 +20,10 @@ class FixedPolicy(Policy):
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "FixedPolicy":
-        """The arm that the option `arm` names. Raises `PolicyRefused`."""
+        """The arm that the option `arm` names. Raises `PolicyRejected`."""
         arm = manifest.get("options", {}).get("arm")
         if arm not in manifest["arms"]:
-            raise PolicyRefused(f"option arm names {arm!r}, which is no arm of {manifest['arms']}")
+            raise PolicyRejected(f"option arm names {arm!r}, which is no arm of {manifest['arms']}")
         return cls(tuple(manifest["arms"]), arm)
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:

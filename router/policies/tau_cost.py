@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from router.clusters import Clusters
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies import regressors
-from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, onto
+from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
 from router.policies.regressors import Regressor
 from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context, LoadTerms, Vector
@@ -35,7 +35,7 @@ class TauCostPolicy(Policy):
     `floor`: probability of every arm.
     """
 
-    heeds_load = True
+    uses_load = True
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TauCostPolicy(Policy):
         self.id, self.arms, self.featurizer = id, arms, featurizer
         self._regressor = regressor
         if (points := regressor.requests) is not None and len(points):
-            self.clusters = Clusters.of(points)
+            self.clusters = Clusters.from_points(points)
         self._step_s, self._start_s, self._per_token_s = (arrays[name].astype(np.float64) for name in _COSTS)
         self.default_arm = self._default = arms.index(options["default"])
         self._z, self._switch_cost = float(options["z"]), float(options["switch_cost"])
@@ -61,16 +61,16 @@ class TauCostPolicy(Policy):
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "TauCostPolicy":
-        """The policy of an artefact (see `router.policies.artifact`). Raises `PolicyRefused`."""
+        """The policy of an artefact (see `router.policies.artifact`). Raises `PolicyRejected`."""
         arms = tuple(manifest["arms"])
         options = {"z": 0.0, "switch_cost": 0.0, "floor": 0.0, **manifest.get("options", {})}
         if options.get("default") not in arms:
-            raise PolicyRefused(f"option default names {options.get('default')!r}, which is no arm of {list(arms)}")
+            raise PolicyRejected(f"option default names {options.get('default')!r}, which is no arm of {list(arms)}")
         limits = {"z": 100.0, "switch_cost": 1.0, "floor": 1 / len(arms), "output_tokens": 1e6}
         for name, most in limits.items():
             value = options.get(name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
-                raise PolicyRefused(f"option {name} is {value!r}; it must be a number from 0 to {most:g}")
+                raise PolicyRejected(f"option {name} is {value!r}; it must be a number from 0 to {most:g}")
         regressor = regressors.make(options.get("regressor"), arrays, len(arms))
         return cls(id, arms, manifest["featurizer"], regressor, arrays, options)
 
@@ -89,7 +89,7 @@ class TauCostPolicy(Policy):
         forecast, deviation = self._forecast(context, None)
         return np.asarray(forecast.seconds), deviation
 
-    def weigh(
+    def score(
         self,
         context: Context | None,
         eligible: npt.NDArray[np.bool_],
@@ -107,24 +107,24 @@ class TauCostPolicy(Policy):
             saved = seconds[self._default] - seconds[best]
             if saved <= self._z * deviation.item(best) + self._switch_cost * seconds[self._default]:
                 best = self._default
-        return onto(best, eligible, self._floor), forecast
+        return one_hot_with_floor(best, eligible, self._floor), forecast
 
-    def bin(self, context: Context | None) -> int:
-        return 0 if context is None else self._bin(self._regressor.scaled(context.vector))
+    def cluster(self, context: Context | None) -> int:
+        return 0 if context is None else self._cluster(self._regressor.scaled(context.vector))
 
-    def _bin(self, z: Vector) -> int:
-        return self.clusters.bin(z) if self.clusters is not None else 0
+    def _cluster(self, z: Vector) -> int:
+        return self.clusters.assign(z) if self.clusters is not None else 0
 
     def terms(
         self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
     ) -> Sequence[Terms] | None:
         forecast, deviation = self._forecast(context, shifts, load)
-        alone = self._forecast(context, None)[0]
+        unloaded = self._forecast(context, None)[0]
         default_s, found = forecast.seconds[self._default], []
         for i, tau in enumerate(self.tau(context).tolist()):
-            tokens, tpot_s = self.tokens(context) - 1.0, alone.tpot_s[i]
+            tokens, tpot_s = self.tokens(context) - 1.0, unloaded.tpot_s[i]
             shift = 0.0 if forecast.shift is None else float(forecast.shift[i])
-            term = Terms(tau, tpot_s * tau, tokens, alone.seconds[i] - tokens * tpot_s, shift=shift)
+            term = Terms(tau, tpot_s * tau, tokens, unloaded.seconds[i] - tokens * tpot_s, shift=shift)
             if load is not None:
                 known_s = min(load.known_tokens[i], context.prompt_tokens) * self._per_token_s.item(i)
                 term = replace(
@@ -136,17 +136,17 @@ class TauCostPolicy(Policy):
         return found
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
-        return self.weigh(context, eligible)[0]
+        return self.score(context, eligible)[0]
 
     def tokens(self, context: Context) -> float:
         """Expected tokens of the answer, 1 or more, and no more than `max_tokens` allows."""
         return self._tokens(context, self._regressor.scaled(context.vector))
 
     def _tokens(self, context: Context, z: Vector) -> float:
-        usual = self._output_tokens
+        expected = self._output_tokens
         if self._length is not None:
-            usual = math.exp(min(float(z @ self._length[:-1]) + self._length.item(-1), _LONGEST))
-        return max(min(usual, context.max_tokens), 1.0)
+            expected = math.exp(min(float(z @ self._length[:-1]) + self._length.item(-1), _LONGEST))
+        return max(min(expected, context.max_tokens), 1.0)
 
     def _forecast(
         self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
@@ -156,7 +156,7 @@ class TauCostPolicy(Policy):
         mean, deviation = self._regressor(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
         tpot_s = self._step_s[:, int(context.sampled)] * np.exp(np.minimum(-mean, 0.0))
-        decode_s, shift, cluster = tokens * tpot_s, None, self._bin(z)
+        decode_s, shift, cluster = tokens * tpot_s, None, self._cluster(z)
         if shifts is not None:
             shift = shifts[cluster % len(shifts)]  # one row, as a record holds it, is for all clusters
             decode_s = decode_s * np.exp(shift)
@@ -164,8 +164,8 @@ class TauCostPolicy(Policy):
         start_s = self._start_s + prompt_tokens * self._per_token_s
         if load is None:
             return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, None, cluster), decode_s * deviation
-        alone = int((start_s + decode_s).argmin())
+        unloaded = int((start_s + decode_s).argmin())
         read_s = start_s - np.minimum(load.known_tokens, prompt_tokens) * self._per_token_s
         start_s = read_s * load.read_price + load.wait_s
         tpot_s, decode_s = tpot_s * load.stretch, decode_s * load.price
-        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, alone, cluster), decode_s * deviation
+        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, unloaded, cluster), decode_s * deviation

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from router.config import load_config
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests.bench.overhead.contestants import config
 from tests.bench.overhead.engine import Engine
 from tests.bench.overhead.measures import LONG, SHORT, body
@@ -41,7 +41,7 @@ async def _counts() -> dict[str, float]:
         # What comes by the clock would be counted, the more the slower this machine is.
         asked["router"]["load"] = {"report_every_s": 3600.0}
         made = load_config(asked)
-        router = Router(made, {engine.name: fixed(url) for engine in made.engines})
+        router = Router(made, {engine.name: fixed_address(url) for engine in made.engines})
         await router.start()
         whole, stream = body(LONG, 16), body(SHORT, _CHUNKS, pace_ms=2)
         empty = body(SHORT, 1, pace_ms=2)

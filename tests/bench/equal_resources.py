@@ -32,13 +32,13 @@ from engines.profile import GREEDY, SAMPLED, Profile
 from policy_training.evaluate import Interval
 from policy_training.simulator.arm import Arm
 from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.plan import WARM_UP, Question, plan
+from policy_training.simulator.plan import WARM_UP, PlanQuestion, plan
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import interval, simulate
 from policy_training.simulator.strategies import Floats, strategy
-from policy_training.simulator.traffic import Drawn, foreseen
+from policy_training.simulator.traffic import SyntheticTraffic, predicted_tau
 from tests.bench.measured_engines import LENGTHS, column, names, on_cpus, on_gpu, requests
-from tests.policy_training.simulated import scheduled
+from tests.policy_training.simulated import with_schedule
 
 SIZES = (2, 4, 8, 16)
 MIXES: Mapping[str, Mapping[str, float] | None] = {
@@ -64,9 +64,9 @@ class World:
     rows: Requests
     skill: float
 
-    def traffic(self, mix: str, n: int, rate: float) -> Drawn:
+    def traffic(self, mix: str, n: int, rate: float) -> SyntheticTraffic:
         """Requests for a fleet of that size, so many that most of them find it as busy as it gets."""
-        return Drawn(self.rows, min(400 + 100 * n, 2000), rate, mix=MIXES[mix])
+        return SyntheticTraffic(self.rows, min(400 + 100 * n, 2000), rate, mix=MIXES[mix])
 
 
 def world(name: str, profiles: Mapping[str, Profile], rows: Requests) -> World:
@@ -75,8 +75,8 @@ def world(name: str, profiles: Mapping[str, Profile], rows: Requests) -> World:
     for drafter, most in LENGTHS.items():
         if most:
             ours = [column(drafter, k) for k in sorted({1, 2, 3, 4, 6, 8}, reverse=True) if k <= most]
-            choosing[drafter] = scheduled(drafter, {c: profiles[c] for c in [*ours, "plain"]}, rows)
-    arms = {one: Arm.of(one, profiles[one]) for one in names()}
+            choosing[drafter] = with_schedule(drafter, {c: profiles[c] for c in [*ours, "plain"]}, rows)
+    arms = {one: Arm.from_profile(one, profiles[one]) for one in names()}
     return World(name, arms, choosing, rows, skill_of(rows, profiles))
 
 
@@ -90,7 +90,7 @@ def skill_of(rows: Requests, profiles: Mapping[str, Profile]) -> float:
     def share(skill: float) -> float:
         gains = []
         for seed in range(20):
-            seen = steps[rows.sampled.astype(int)] / foreseen(rows.tau, skill, seed)[:, columns]
+            seen = steps[rows.sampled.astype(int)] / predicted_tau(rows.tau, skill, seed)[:, columns]
             gains.append(fixed - time_s[np.arange(len(rows)), seen.argmin(1)].mean())
         return float(np.mean(gains) / (fixed - oracle))
 
@@ -101,11 +101,11 @@ def skill_of(rows: Requests, profiles: Mapping[str, Profile]) -> float:
 class Simulations:
     """Mean latencies of fleets under one traffic, by seed; the same requests for every fleet."""
 
-    def __init__(self, world: World, traffic: Drawn, seeds: Sequence[int]) -> None:
+    def __init__(self, world: World, traffic: SyntheticTraffic, seeds: Sequence[int]) -> None:
         self._made: list[tuple[Requests, Floats]] = []
         for seed in seeds:
             made = traffic(seed)
-            self._made.append((made, foreseen(made.tau, world.skill, seed)))
+            self._made.append((made, predicted_tau(made.tau, world.skill, seed)))
 
     def figures(self, fleet: Fleet, name: str = "throughput") -> list[dict[str, float]]:
         """Of each seed."""
@@ -119,7 +119,7 @@ class Simulations:
 
 def capacity(world: World, mix: str) -> float:
     """Requests a second of one replica of the engine that serves the most, which never idles."""
-    made = Drawn(world.rows, 600, 1e6, mix=MIXES[mix])(99)
+    made = SyntheticTraffic(world.rows, 600, 1e6, mix=MIXES[mix])(99)
     rates = []
     for arm in world.arms.values():
         fleet = Fleet((arm,), (1,))
@@ -148,7 +148,7 @@ def chosen(world: World, arms: Mapping[str, Arm], mix: str, n: int, running: int
 
 def fleet_of(arms: Mapping[str, Arm], named: Sequence[str]) -> Fleet:
     """A replica for each name."""
-    return Fleet.of(arms, {name: named.count(name) for name in dict.fromkeys(named)})
+    return Fleet.from_counts(arms, {name: named.count(name) for name in dict.fromkeys(named)})
 
 
 def compare(world: World, mix: str, n: int, load: str) -> tuple[dict[str, list[float]], dict[str, object]]:
@@ -193,14 +193,14 @@ def compare(world: World, mix: str, n: int, load: str) -> tuple[dict[str, list[f
     return found, {**told, "latency_s": {name: round(float(np.mean(v)), 3) for name, v in latency_s.items()}}
 
 
-def _planned(world: World, traffic: Drawn, n: int, engines: Sequence[str]) -> list[str]:
+def _planned(world: World, traffic: SyntheticTraffic, n: int, engines: Sequence[str]) -> list[str]:
     """What the planner would run, of the engines that would be chosen and those without a drafter or with short drafts;
     on other requests than those it is judged by.
     """
     candidates = [*dict.fromkeys([*engines[:5], "plain", "general@1", "general", "suffix@2"])]
-    question = Question(
+    question = PlanQuestion(
         {name: world.arms[name] for name in candidates}, replace(traffic, n=min(traffic.n, 1000)), n,
-        skill=world.skill, seeds=2, judges=2, first_seed=1000,
+        predictability=world.skill, seeds=2, evaluation_seeds=2, first_seed=1000,
     )  # fmt: skip
     return [name for name, count in plan(question).replicas.items() for _ in range(count)]
 
@@ -285,7 +285,7 @@ def main() -> None:
     )
     found: dict[str, Interval] = {}
     engines: dict[str, object] = {}
-    greedy = rows.take(np.flatnonzero(~rows.sampled))
+    greedy = rows.select_rows(np.flatnonzero(~rows.sampled))
     worlds = (world("", on_cpus(), rows), world("greedy/", on_cpus(), greedy), world("gpu/", on_gpu(), longer))
     with progress_bar() as bar:
         for one in worlds:

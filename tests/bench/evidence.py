@@ -100,26 +100,26 @@ def specification() -> Evidence:
     return Evidence.model_validate(yaml.safe_load(_SPECIFICATION.read_text()))
 
 
-def page(told: Evidence) -> str:
+def page(on_progress: Evidence) -> str:
     """The page in Markdown. Raises KeyError for a figure that no result has."""
-    parts = ["# Evidence", render_template(told.says).strip()]
-    for section in told.sections:
+    parts = ["# Evidence", render_template(on_progress.says).strip()]
+    for section in on_progress.sections:
         parts += [f"## {section.title}", render_template(section.says).strip()]
         parts += [f"![{words}]({_LINKS}{name})" for name, words in section.pictures.items()]
         if section.rows:
-            parts.append("\n".join(_table(section, told)))
+            parts.append("\n".join(_table(section, on_progress)))
         parts.append("\n".join(_sources(section)))
         if section.then:
             parts.append(render_template(section.then).strip())
     return "\n\n".join(parts) + "\n"
 
 
-def _table(section: Section, told: Evidence) -> Iterator[str]:
+def _table(section: Section, on_progress: Evidence) -> Iterator[str]:
     yield "| what | figure | in brackets |"
     yield "|---|---|---|"
     for row in section.rows:
         figures = "; ".join(_written(row, key, words) for key, words in row.parts())
-        said = dict.fromkeys(told.bracket(row.of, key) for key, _ in row.parts() if has_bracket(row.of, key))
+        said = dict.fromkeys(on_progress.bracket(row.of, key) for key, _ in row.parts() if has_bracket(row.of, key))
         yield f"| {render_template(row.what)} | {figures} | {'; '.join(said)} |".replace("|  |", "| |")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploy.features import homes_of
+from deploy.features import read_training_domains
 from deploy.results import write
 from deploy.training import matrix_of
 from policy_training import ladder
@@ -21,7 +21,7 @@ from policy_training.dataset import load
 from policy_training.evaluate import Interval
 from policy_training.experiments import interval
 from policy_training.learners import DEFAULT
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.workloads import generate
 from router.features import Featurizer
 from router.openai import Request
@@ -48,8 +48,10 @@ def main() -> None:
     gains: dict[str, list[float]] = {}
     for name, featurizer in (("static", static), ("sentence", sentence)):
         matrix, costs = matrix_of(data, featurizer.id, data.arms)
-        setting = Setting("plain", costs, homes=homes_of(args.home, featurizer.id))
-        scores = [ladder.judge(DEFAULT, ladder.iid(matrix, s), replace(setting, seed=s)) for s in range(args.seeds)]
+        setting = LearnerSetting("plain", costs, training_domains=read_training_domains(args.home, featurizer.id))
+        scores = [
+            ladder.evaluate_learner(DEFAULT, ladder.iid(matrix, s), replace(setting, seed=s)) for s in range(args.seeds)
+        ]
         gains[name] = [score.vs_best_fixed - 1 for score in scores]
         figures[f"{name}_vs_best_fixed"] = interval([1 + gain for gain in gains[name]])
         print(f"{name}: {1 + np.mean(gains[name]):.4f} against the best fixed engine", flush=True)

@@ -19,14 +19,14 @@ from scipy.stats import beta
 
 from deploy.console import progress_bar
 from deploy.results import write
-from policy_training.bets import mean_bounds
+from policy_training.bets import confidence_bounds
 from policy_training.evaluate import Interval
-from policy_training.gates import offline
-from policy_training.keeper import Rules
-from policy_training.logged_feedback import Floats, Logged
+from policy_training.gates import evaluate_offline
+from policy_training.keeper import RolloutConfig
+from policy_training.logged_feedback import Floats, LoggedFeedback
 from policy_training.ope import reward_model
-from policy_training.rollout import STAGES, Limits, after, online
-from policy_training.trial import Expected, Trial, Usual
+from policy_training.rollout import STAGES, Limits, evaluate_holdout, evaluate_stage
+from policy_training.trial import BaselineStats, CanaryExperiment, ExpectedTpot
 from tests.bench.figures import show
 
 Ints = npt.NDArray[np.int64]
@@ -83,7 +83,7 @@ class World:
         """Probabilities [POOL, ARMS] of a policy."""
         return (1 - explore) * np.eye(ARMS)[arms] + explore / ARMS
 
-    def gain(self, usual: Usual) -> float:
+    def gain(self, usual: BaselineStats) -> float:
         """What the candidate truly saves, of what was usual, of times clipped as the gate clips them."""
         means, rows = _clipped_mean(self.mean_s, usual.scale_s), np.arange(POOL)
         ours, theirs = (means[rows, arms].mean() for arms in (self.candidate, self.active))
@@ -109,7 +109,9 @@ class World:
         arm = np.where(rng.random(n) < EXPLORE, rng.integers(0, ARMS, n), arms[rows])
         return rows, arm, self.mean_s[rows, arm] * rng.lognormal(-(SIGMA**2) / 2, SIGMA, n)
 
-    def trial(self, n: int, share: float, expected_s: Floats, rng: np.random.Generator, since: float = 0.0) -> Trial:
+    def trial(
+        self, n: int, share: float, expected_s: Floats, rng: np.random.Generator, since: float = 0.0
+    ) -> CanaryExperiment:
         """n requests of which the candidate decides a share; `expected_s` [POOL, ARMS]."""
         rows, own = rng.integers(0, POOL, n), rng.random(n) < share
         chosen = np.where(own, self.candidate[rows], self.active[rows])
@@ -119,15 +121,17 @@ class World:
         tpot_s = np.where(rng.random(n) < stalls, _STALLED, 1.0) * tpot_s
         failed = rng.random(n) < fails
         ours, theirs = (self.pi(arms, EXPLORE)[rows] for arms in (self.candidate, self.active))
-        return Trial(
+        return CanaryExperiment(
             since + 1.0 + np.arange(n, dtype=np.float64), np.full(n, share), own, ours, theirs, arm, expected_s[rows],
             np.where(failed, np.nan, tpot_s), rng.lognormal(-1.6, 0.4, n), failed,
         )  # fmt: skip
 
 
-def joined(trials: list[Trial]) -> Trial:
+def joined(trials: list[CanaryExperiment]) -> CanaryExperiment:
     """One after the other."""
-    return Trial(*(np.concatenate([getattr(one, name) for one in trials]) for name in Trial.__dataclass_fields__))
+    return CanaryExperiment(
+        *(np.concatenate([getattr(one, name) for one in trials]) for name in CanaryExperiment.__dataclass_fields__)
+    )
 
 
 def _seen(clusters: Ints, pace: Floats, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -180,28 +184,30 @@ def ended(seed: int, records: int) -> Ended:
     return Ended(better, end, used, alone, bounded(world, usual, expected_s, rng), watched)
 
 
-def judged_offline(world: World, rng: np.random.Generator) -> tuple[bool, Usual, Floats]:
+def judged_offline(world: World, rng: np.random.Generator) -> tuple[bool, BaselineStats, Floats]:
     """The offline gate's verdict on logged decisions, what was usual in them, and what is to be expected."""
     rows, arm, tpot_s = world.serve(world.active, LOGGED, rng)
-    logged = Logged(arm, -tpot_s, world.pi(world.active, EXPLORE)[rows, arm])
+    logged = LoggedFeedback(arm, -tpot_s, world.pi(world.active, EXPLORE)[rows, arm])
     q = reward_model(world.contexts[rows], logged, ARMS)
     pi_candidate, pi_active = (world.pi(arms)[rows] for arms in (world.candidate, world.active))
     slices = world.clusters[rows].astype(str).tolist()
-    passed = offline(logged, pi_candidate, pi_active, q, default=0, slices=slices).passed
+    passed = evaluate_offline(logged, pi_candidate, pi_active, q, default=0, slices=slices).passed
     return passed, *before(world, rows, arm, tpot_s, rng)
 
 
-def before(world: World, rows: Ints, arm: Ints, tpot_s: Floats, rng: np.random.Generator) -> tuple[Usual, Floats]:
+def before(
+    world: World, rows: Ints, arm: Ints, tpot_s: Floats, rng: np.random.Generator
+) -> tuple[BaselineStats, Floats]:
     """What a trial is told of earlier requests: what was usual, and what is to be expected [POOL, ARMS]."""
-    expected_s = Expected.fit(world.contexts[rows], arm, tpot_s, ARMS)(world.contexts)
-    return Usual.of(tpot_s, rng.lognormal(-1.6, 0.4, len(rows)), expected_s[rows, arm]), expected_s
+    expected_s = ExpectedTpot.fit(world.contexts[rows], arm, tpot_s, ARMS)(world.contexts)
+    return BaselineStats.from_earlier(tpot_s, rng.lognormal(-1.6, 0.4, len(rows)), expected_s[rows, arm]), expected_s
 
 
 def judged_online(
-    world: World, usual: Usual, expected_s: Floats, records: int, rng: np.random.Generator
+    world: World, usual: BaselineStats, expected_s: Floats, records: int, rng: np.random.Generator
 ) -> tuple[str, int]:
     """Where the candidate ended, and how many records it took by then."""
-    seen, used = list[Trial](), LOGGED
+    seen, used = list[CanaryExperiment](), LOGGED
     for share, next_share in pairwise((*STAGES, 1.0)):
         step, action, since = round(OWN_BETWEEN_LOOKS / share), "hold", float(used)
         while action == "hold":
@@ -209,29 +215,29 @@ def judged_online(
                 return "out of records", used
             seen.append(world.trial(step, share, expected_s, rng, used))
             used += step
-            action = online(joined(seen), usual, since=since, next_share=next_share).action
+            action = evaluate_stage(joined(seen), usual, since=since, next_share=next_share).action
         if action == "roll_back":
             return f"{share:.0%}", used
     return "promoted", used
 
 
-def rolled_back(world: World, usual: Usual, expected_s: Floats, rng: np.random.Generator) -> int | None:
+def rolled_back(world: World, usual: BaselineStats, expected_s: Floats, rng: np.random.Generator) -> int | None:
     """After how many requests a promoted policy was rolled back, with a look every 100; None: not at all."""
-    rules = Rules()
-    trial = world.trial(rules.watched, 1.0 - rules.holdout, expected_s, rng)
-    for n in range(100, rules.watched + 1, 100):
-        if after(trial.first(n), usual).action == "roll_back":
+    rules = RolloutConfig()
+    trial = world.trial(rules.holdout_requests, 1.0 - rules.holdout, expected_s, rng)
+    for n in range(100, rules.holdout_requests + 1, 100):
+        if evaluate_holdout(trial.head(n), usual).action == "roll_back":
             return n
     return None
 
 
-def bounded(world: World, usual: Usual, expected_s: Floats, rng: np.random.Generator) -> bool:
+def bounded(world: World, usual: BaselineStats, expected_s: Floats, rng: np.random.Generator) -> bool:
     """Whether the bounds of the gain ever miss the truth, over all stages.
 
     Bounds only ever shrink, so those of the full length tell of all looks before.
     """
     trial = joined([world.trial(2000, share, expected_s, rng) for share in STAGES])
-    low, high = mean_bounds(*usual.saved(trial)[:3], Limits().alpha)
+    low, high = confidence_bounds(*usual.savings(trial)[:3], Limits().alpha)
     return low <= world.gain(usual) * usual.mean <= high
 
 

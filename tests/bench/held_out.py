@@ -21,7 +21,7 @@ import numpy.typing as npt
 from deploy.results import write
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt, generate, reword
-from policy_training.workloads.rewording import _FENCE, _FRAMES, _MOST, _SYNONYMS
+from policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS
 from router.lexical import _ASKS, lexical_features
 from router.openai import Request
 from router.policies import SHIPPED, read
@@ -61,7 +61,7 @@ _TRAINING_SEED, _HELD_OUT_SEED, _LIVE_SEED = 1, 5000, 900
 
 def reword_apart(prompt: Prompt, seed: int) -> Prompt:
     """As `policy_training.workloads.reword`, with the verbs of `APART`."""
-    rng, left = Random(f"{seed} {prompt.id}"), [_MOST]
+    rng, left = Random(f"{seed} {prompt.id}"), [_MAX_SYNONYMS]
 
     def other(match: re.Match[str]) -> str:
         if left[0] == 0:

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from deploy.console import out
-from deploy.results import amend, write
+from deploy.results import merge_into, write
 from policy_training.evaluate import Interval
 from tests.bench.figures import show
 from tests.bench.recipe import Recipe
@@ -54,7 +54,7 @@ def main() -> None:
     for line in told["differs"]:
         out.print(f"- {line}", highlight=False)
     if args.json and args.json.exists():
-        amend(args.json, figures, image={"differs": told["differs"]})
+        merge_into(args.json, figures, image={"differs": told["differs"]})
     elif args.json:
         write(args.json, 1, figures, image={"differs": told["differs"]})
 

@@ -25,7 +25,7 @@ from policy_training.dataset import Dataset, load, save
 from policy_training.evaluate import Interval, evaluate
 from policy_training.label import Labeller
 from policy_training.matrix import matrix
-from policy_training.train import choices
+from policy_training.train import policy_probabilities
 from policy_training.workloads import generate, interleaved
 from router.policies import SHIPPED, read
 
@@ -62,7 +62,7 @@ def main() -> None:
     expected = matrix(
         Dataset(tuple(labels), contexts), arms, featurizer=policy.featurizer, costs=Costs.fit(load(args.costs), arms)
     )
-    shares = choices(policy, expected)
+    shares = policy_probabilities(policy, expected)
     predicted = evaluate(expected, (shares * expected.time_s).sum(1), shares, fleet.router.default_engine, seed=SEED)
     show(result, out)
     ours, theirs = result.policy_vs_best_fixed, predicted.policy_vs_best_fixed

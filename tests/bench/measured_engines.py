@@ -84,7 +84,7 @@ def on_cpus() -> dict[str, Profile]:
     return found
 
 
-def shorter(long: Profile, plain: Profile, most: int, k: int) -> Profile:
+def shorter(long: Profile, baseline: Profile, most: int, k: int) -> Profile:
     """The profile of a drafter of which `most` tokens are measured, with k.
 
     A line between an engine that drafts nothing and one that drafts `most`, at each batch size: both verification and
@@ -93,7 +93,7 @@ def shorter(long: Profile, plain: Profile, most: int, k: int) -> Profile:
     steps = tuple(
         tuple(
             tuple(
-                plain.step(batch, context, half) + k / most * max(step - plain.step(batch, context, half), 0.0)
+                baseline.step(batch, context, half) + k / most * max(step - baseline.step(batch, context, half), 0.0)
                 for step, context in zip(row, long.contexts, strict=True)
             )
             for batch, row in zip(long.batches, table, strict=True)

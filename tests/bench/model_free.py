@@ -12,12 +12,12 @@ import numpy as np
 
 from deploy.corpus import GENERATED, Corpus, answers_of, target_folder
 from deploy.results import write
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Responses
 from engines.drafters.hybrid import HybridProposer
 from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Drafter
 from engines.drafters.replay import replay_drafter
-from engines.drafters.rows import Rows
+from engines.drafters.rows import RequestTracker
 from engines.drafters.trigram import TrigramProposer
 from engines.drafters.trigram_table import save_table, table_of
 from policy_training.bootstrap import Bootstrap, bounds
@@ -36,7 +36,7 @@ def main() -> None:
     kinds = np.repeat(KINDS, args.n)
     judged = np.arange(1, len(answers), 2)
     table = Path("runs/model-free/table.safetensors")
-    save_table(table_of(answers.answers()[::2], 65_536), table, 49_152)
+    save_table(table_of(answers.answer_tokens()[::2], 65_536), table, 49_152)
     figures: dict[str, Interval] = {}
     for name, drafter in variants(str(table)).items():
         taus = np.asarray([tau(drafter, answers, i) for i in judged])
@@ -59,34 +59,34 @@ def variants(table: str) -> dict[str, Drafter]:
     """Every search with the starting table and without, and the hybrid with its parts alone."""
     made: dict[str, Drafter] = {}
     for search in ("tree", "greedy", "full"):
-        made[f"trigram/{search}"] = TrigramProposer.make(TrigramOptions(search=search), 4)  # type: ignore[arg-type]
+        made[f"trigram/{search}"] = TrigramProposer.build(TrigramOptions(search=search), 4)  # type: ignore[arg-type]
         options = TrigramOptions(search=search, table=table)  # type: ignore[arg-type]
-        made[f"trigram/{search}+table"] = TrigramProposer.make(options, 4)
+        made[f"trigram/{search}+table"] = TrigramProposer.build(options, 4)
     for parts in (("ngram",), ("suffix",), ("trigram",), ("ngram", "suffix", "trigram")):
         name = "hybrid" if len(parts) > 1 else f"hybrid/{parts[0]} alone"
-        made[name] = HybridProposer.make(HybridOptions(parts=parts, trigram=TrigramOptions(table=table)), 8)  # type: ignore[arg-type]
+        made[name] = HybridProposer.build(HybridOptions(parts=parts, trigram=TrigramOptions(table=table)), 8)  # type: ignore[arg-type]
     return made
 
 
-def tau(drafter: Drafter, answers: Answers, i: int) -> float:
+def tau(drafter: Drafter, answers: Responses, i: int) -> float:
     """Acceptance length on answer i."""
     sequence = answers.tokens[answers.starts[i] : answers.starts[i + 1]]
     return replay_drafter(drafter, sequence[: answers.answer_at[i]], sequence[answers.answer_at[i] :]).acceptance_length
 
 
-def propose_s(drafter: Drafter, answers: Answers, batch: int) -> float:
+def propose_s(drafter: Drafter, answers: Responses, batch: int) -> float:
     """Seconds that proposing for a batch takes in one decoding step, the rows' bookkeeping with it."""
     sequences = [answers.tokens[answers.starts[i] : answers.starts[i + 1]] for i in range(batch)]
     lengths = np.asarray([answers.answer_at[i] + 1 for i in range(batch)])
     rows = np.zeros((batch, 2048), np.int32)
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence)] = sequence
-    followed = Rows(2048, drafter.start, drafter.end)
+    followed = RequestTracker(2048, drafter.start, drafter.end)
     steps = min(min(len(s) - n for s, n in zip(sequences, lengths, strict=True)), 30)
     took = []
     for _ in range(max(2, steps)):
         began = time.perf_counter()
-        for _row, state, tokens, new in followed.follow([[1]] * batch, lengths, rows):
+        for _row, state, tokens, new in followed.sync([[1]] * batch, lengths, rows):
             if new:
                 drafter.learn(state, tokens, new)
             drafter.draft(state, tokens, 8)

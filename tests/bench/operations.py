@@ -37,7 +37,7 @@ from deploy.console import out, progress_bar
 from deploy.fleet import free_port, running
 from deploy.generate.manifests import example
 from deploy.prepare_models import prepare_models
-from deploy.results import amend, write
+from deploy.results import merge_into, write
 from policy_training.evaluate import Interval
 from policy_training.workloads import generate
 from tests.bench.figures import show
@@ -83,7 +83,7 @@ def main() -> None:
     show(shown)
     out.print(more, highlight=False)
     if args.json and args.only and args.json.exists():
-        amend(args.json, shown, **more)
+        merge_into(args.json, shown, **more)
     elif args.json:
         write(args.json, len(dashboard_queries()), shown, **more)
 

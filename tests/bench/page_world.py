@@ -17,7 +17,7 @@ from router.config import load_config
 from router.policies import SHIPPED, artifact
 from router.recent import KEPT
 from router.registry import Registry
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests.engine_process import EngineProcess
 
 MODEL = "smollm2-135m-instruct"
@@ -60,7 +60,7 @@ async def world(folder: Path) -> AsyncIterator[tuple[Router, str, EngineProcess]
     }
     listed = [{"name": arm, "url": url} for arm, url in engines.items()]
     made = {"target": {"name": MODEL}, "engines": listed, "router": settings}
-    router = Router(load_config(made), {arm: fixed(url) for arm, url in engines.items()})
+    router = Router(load_config(made), {arm: fixed_address(url) for arm, url in engines.items()})
     await router.start()
     server = LocalServer(router.app)
     await server.start()
@@ -82,7 +82,7 @@ def registry(path: Path) -> Registry:
         id = made.add(folder, {"reason": reason, "gate": {"passed": True, "checks": checks}}, "retrain")
         if i < 2:
             made.promote(id, "retrain", "all gates passed")
-    made.advance("p0003", 0.1, "keeper", "no harm in 400 requests", begin=True)
+    made.set_canary_share("p0003", 0.1, "keeper", "no harm in 400 requests", start=True)
     return made
 
 
@@ -132,6 +132,6 @@ async def _ask(client: httpx.AsyncClient, prompt: Prompt) -> None:
 def fill(router: Router) -> None:
     """Let a router remember as many attempts as it can, by counting those it has again."""
     recent = router.parts.recent
-    for seen in itertools.islice(itertools.cycle(list(recent.ended)), KEPT):
-        recent.ended.append(seen)
-        recent.unseen += 1
+    for seen in itertools.islice(itertools.cycle(list(recent._pending_ring)), KEPT):
+        recent._pending_ring.append(seen)
+        recent.num_unprocessed += 1

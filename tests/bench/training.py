@@ -14,7 +14,7 @@ from deploy.results import write
 from policy_training.costs import Costs
 from policy_training.evaluate import Interval
 from policy_training.learners import DEFAULT, learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import Matrix
 from policy_training.train import fit
 from router.router import static_featurizer
@@ -36,7 +36,7 @@ def main() -> None:
     seconds, arrays = [], []
     for _ in range(args.repeats):
         began = time.perf_counter()
-        arrays.append(fit(data, learner(DEFAULT), Setting("plain", costs, homes=homes))[1])
+        arrays.append(fit(data, learner(DEFAULT), LearnerSetting("plain", costs, training_domains=homes))[1])
         seconds.append(time.perf_counter() - began)
         print(f"{args.n} requests, {len(ARMS)} arms: {seconds[-1]:.1f} s", flush=True)
     same = all(one[name].tobytes() == arrays[0][name].tobytes() for one in arrays for name in arrays[0])

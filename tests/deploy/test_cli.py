@@ -17,7 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from deploy import cli, features
-from deploy.console import some_prompts
+from deploy.console import load_prompts
 from deploy.results import write
 from engines.errors import ConfigError
 from policy_training.alignment import STATISTICS
@@ -185,7 +185,7 @@ def collected(tmp_path: Path) -> Path:
     def measured(prompt: Prompt, arm: str) -> Measurement:
         tau = taus[prompt.kind][arm]
         outcome = Outcome("ok", 200, 0.1, 0.1 / tau, output_tokens=11, acceptance_length=tau)
-        return Measurement.of(prompt, arm, arm, outcome)
+        return Measurement.from_prompt(prompt, arm, arm, outcome)
 
     made = contexts([LexicalFeaturizer()], prompts)
     save(tmp_path / "data.parquet", [measured(p, arm) for p in prompts for arm in ("plain", "ngram")], made)
@@ -247,19 +247,19 @@ def test_train_needs_one_kind_of_data(collected: Path, both: bool) -> None:
 def test_a_home_that_cannot_be_read_is_named(home: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "featurizers", lambda: [LexicalFeaturizer()])
     with pytest.raises(ValueError, match=problem):
-        features.homes_of([home], LexicalFeaturizer().id)
+        features.read_training_domains([home], LexicalFeaturizer().id)
 
 
 def test_homes_are_contexts_of_what_drafters_were_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "featurizers", lambda: [LexicalFeaturizer()])
-    found = features.homes_of(["one=generated:math@20", "two=generated:chat"], LexicalFeaturizer().id)
+    found = features.read_training_domains(["one=generated:math@20", "two=generated:chat"], LexicalFeaturizer().id)
     assert {arm: home.shape for arm, home in found.items()} == {
         "one": (20, LexicalFeaturizer().dimension),
         "two": (300, LexicalFeaturizer().dimension),
     }
-    assert features.homes_of([], "whatever") == {}
+    assert features.read_training_domains([], "whatever") == {}
     with pytest.raises(ValueError, match="the featurizer 'other' is not at hand"):
-        features.homes_of(["one=generated:math"], "other")
+        features.read_training_domains(["one=generated:math"], "other")
 
 
 def test_what_was_collected_before_needs_no_fleet(measured_often: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +314,7 @@ def measured_often(tmp_path: Path) -> Path:
         tau = 1.0 if arm == "plain" else float(rng.uniform(1.9, 2.1) if best.get(prompt.kind) == arm else 1.05)
         outcome = Outcome("ok", 200, 0.1, 0.012 / tau, prompt_tokens=40, output_tokens=32, acceptance_length=tau)
         alike = dict.fromkeys(STATISTICS, tau / 3) if arm != "plain" and prompt.temperature == 0 else {}
-        return Measurement.of(prompt, arm, arm, outcome, alignment=alike)
+        return Measurement.from_prompt(prompt, arm, arm, outcome, alignment=alike)
 
     made = contexts([LexicalFeaturizer()], prompts)
     save(tmp_path / "data.parquet", [measured(p, arm) for p in prompts for arm in arms], made)
@@ -426,13 +426,13 @@ def test_prompts_of_a_file_come_of_all_kinds_in_turn(tmp_path: Path) -> None:
     lines = [{"prompt": f"{kind} {i}", "kind": kind} for kind in ("math", "chat", "code") for i in range(20)]
     lines.append({"prompt": "own", "kind": "own", "temperature": 0.3, "max_tokens": 5})
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    chosen = some_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32)
+    chosen = load_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32)
     assert sorted(p.kind for p in chosen) == ["chat"] * 4 + ["code"] * 4 + ["math"] * 4 + ["own"]
     assert {p.temperature for p in chosen if p.kind != "own"} == {0.0, 0.7}
     assert {p.max_tokens for p in chosen if p.kind != "own"} == {32}
     assert [(p.temperature, p.max_tokens) for p in chosen if p.kind == "own"] == [(0.3, 5)]
-    assert some_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32) == chosen
-    assert all(p.temperature == 0 for p in some_prompts(tmp_path / "p.jsonl", 9, 0, 0.0, 32) if p.kind != "own")
+    assert load_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32) == chosen
+    assert all(p.temperature == 0 for p in load_prompts(tmp_path / "p.jsonl", 9, 0, 0.0, 32) if p.kind != "own")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from typer.testing import CliRunner, Result
 
 from deploy import cli
-from deploy.doctor.probe import Served, ask
+from deploy.doctor.probe import ServedModel, ask
 from engines.errors import ConfigError
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
@@ -94,7 +94,7 @@ def odd_engine() -> Starlette:
 def test_what_an_engine_is_asked_for() -> None:
     with served(mock_app(MockSpec(step_s=0, prefill_s=0), model="m"), odd_engine()) as (mock, odd):
         said = ask({"mock": mock, "odd": odd, "gone": "http://127.0.0.1:9"}, patience_s=1.0)
-    assert said["mock"].models == [Served("m", "m", 32_768)]
+    assert said["mock"].models == [ServedModel("m", "m", 32_768)]
     assert said["mock"].answer is not None
     assert said["mock"].answer.output_tokens == 24
     assert said["mock"].load

@@ -15,7 +15,7 @@ from engines.errors import DraftpickError
 from engines.http import LocalServer
 from engines.mock import mock_app
 from router.config import load_config
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests.deploy.test_cli import draftpick, invoke, words
 from tests.fleet import FAST, MODEL, REFUSING_URL
 from tests.leaks import PROMPT
@@ -34,7 +34,9 @@ def url() -> Iterator[str]:
         await engine.start()
         listed = [{"name": arm, "url": engine.url} for arm in ARMS]
         settings = {"policy": "embedded", "default_engine": "plain"}
-        router = Router(load_config({"engines": listed, "router": settings}), dict.fromkeys(ARMS, fixed(engine.url)))
+        router = Router(
+            load_config({"engines": listed, "router": settings}), dict.fromkeys(ARMS, fixed_address(engine.url))
+        )
         await router.start()
         server = LocalServer(router.app)
         await server.start()
@@ -119,9 +121,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("status", "body", "told"), WRONG)
-async def test_what_is_no_explanation_is_said_in_words(status: int, body: bytes, told: str) -> None:
+async def test_what_is_no_explanation_is_said_in_words(status: int, body: bytes, on_progress: str) -> None:
     server = LocalServer(Answers(status, body))
     await server.start()
-    with pytest.raises(DraftpickError, match=re.escape(told)):
+    with pytest.raises(DraftpickError, match=re.escape(on_progress)):
         await asyncio.to_thread(explained, server.url, {})
     await server.drain(0.1)

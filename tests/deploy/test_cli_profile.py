@@ -85,7 +85,7 @@ def test_a_table_for_people(url: str) -> None:
 def test_what_a_busy_machine_gave_is_not_kept(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.self_profile.MOST_DISAGREEMENT", -1.0)
+    monkeypatch.setattr("engines.self_profile.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.ERROR):
         run = CliRunner().invoke(
             cli.app, ["profile", "--url", f"here={url}", "--batches", "1", "--contexts", "20", "--json"]
@@ -127,7 +127,7 @@ def test_wrong_words(of: DraftpickConfig | None, names: list[str], urls: list[st
     with pytest.raises(ConfigError) as error:
         subjects(of, names, urls)
     assert problem in str(error.value)
-    assert error.value.cure
+    assert error.value.fix
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,1", "1;2", "-1", "1.5"])

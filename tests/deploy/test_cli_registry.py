@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from deploy import cli
 from deploy.cli_registry import registry_app
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies import read
 from router.registry import Registry
 from tests.deploy.artefact import write_policy
@@ -47,7 +47,7 @@ class Person:
     def is_told(self, *arguments: str) -> str:
         run = self.types(*arguments)
         assert run.exit_code == 1
-        assert isinstance(run.exception, PolicyRefused)
+        assert isinstance(run.exception, PolicyRejected)
         return str(run.exception)
 
 

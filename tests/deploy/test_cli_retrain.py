@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from deploy.cli_retrain import REFUSED, retrain_app
 from router.events import Event
-from router.exchange import Exchange
+from router.exchange import PeerStore
 from router.registry import Registry
 from tests.policy_training.test_retrain import log, put
 
@@ -23,7 +23,7 @@ def run(*arguments: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("records")
-    Exchange(folder / "online").write_events([Event(1.0, "arm_changed", "engine math: slower", "math")])
+    PeerStore(folder / "online").write_events([Event(1.0, "arm_changed", "engine math: slower", "math")])
     return put(folder, log(range(2400)))
 
 

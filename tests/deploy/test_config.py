@@ -79,7 +79,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
     error = refusal(str(tmp_path / "none.yaml"))
     assert error.field == str(tmp_path / "none.yaml")
     assert "cannot be read: No such file" in error.problem
-    assert error.cure
+    assert error.fix
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_policy_for_other_arms_is_a_warning(tmp_path: Path) -> None:
 def refused_policy(path: Path) -> str:
     error = refusal(fleet(str(path)))
     assert error.field == "router.policy"
-    assert "`fixed`, `uniform`, `embedded`, or the folder of a trained policy" in error.cure
+    assert "`fixed`, `uniform`, `embedded`, or the folder of a trained policy" in error.fix
     return error.problem
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from deploy import corpus as corpora
 from deploy.corpus import GENERATED, Corpus, answers_of
-from engines.drafters.answers import Answers, Ask
+from engines.drafters.answers import GenerationRequest, Responses
 
 
 @pytest.fixture
@@ -59,20 +59,20 @@ class Target:
         self.asked: list[int] = []
         self.patience = 100
 
-    def __call__(self, asks: Sequence[Ask]) -> tuple[list[int], Answers]:
+    def __call__(self, asks: Sequence[GenerationRequest]) -> tuple[list[int], Responses]:
         if self.patience == 0:
             raise KeyboardInterrupt
         self.patience -= 1
         self.asked.append(len(asks))
         tokens = np.asarray([[1, len(ask.text)] for ask in asks], np.int32).reshape(-1)
         places = list(range(len(asks)))
-        return places, Answers(tokens, 2 * np.arange(len(asks) + 1), np.ones(len(asks), np.int32))
+        return places, Responses(tokens, 2 * np.arange(len(asks) + 1), np.ones(len(asks), np.int32))
 
 
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     target = Target()
-    monkeypatch.setattr(corpora, "Answerer", lambda *_, **__: target)
+    monkeypatch.setattr(corpora, "ResponseGenerator", lambda *_, **__: target)
     monkeypatch.setattr(corpora, "cache_dir", lambda: tmp_path / "cache")
     return target
 
@@ -85,7 +85,7 @@ def test_an_interrupt_loses_the_part_that_is_under_way_alone(file: str, target: 
     target.patience = 100
     answers = answers_of(corpus)
     assert target.asked == [6, 6]
-    assert [len(answer) for answer in answers.answers()] == [1] * 12
+    assert [len(answer) for answer in answers.answer_tokens()] == [1] * 12
     assert answers_of(corpus).tokens.tolist() == answers.tokens.tolist()
     assert target.asked == [6, 6]
 

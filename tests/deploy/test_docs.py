@@ -20,7 +20,7 @@ from deploy.generate.markdown import slug
 from engines.errors import ConfigError
 from router.config import load_config
 from router.events import EVENTS, Event, decode_events
-from router.exchange import Exchange
+from router.exchange import PeerStore
 from router.keys import Key
 from router.lexical import stored_context
 from router.records import encode
@@ -283,7 +283,7 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
 
 
 def test_events_may_be_moved_away_while_routers_run(tmp_path: Path) -> None:
-    exchange = Exchange(tmp_path)
+    exchange = PeerStore(tmp_path)
     exchange.write_events([Event(1.0, "policy_taken", "one")])
     (tmp_path / EVENTS).rename(tmp_path / "events-old.jsonl")
     exchange.write_events([Event(2.0, "policy_taken", "two")])

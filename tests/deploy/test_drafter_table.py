@@ -34,7 +34,7 @@ def measured(kind: str, number: int, arm: str, **changes: float) -> Measurement:
     fields = {"ttft_s": 0.0, "tpot_s": STEP_S[kind][arm], "output_tokens": 11, **changes}
     if arm != "plain":
         fields |= {"acceptance_length": 2.0, "acceptance_rate": 0.5}
-    return Measurement.of(prompt, arm, arm, Outcome("ok", 200, **fields), loops=number == 0)  # type: ignore[arg-type]
+    return Measurement.from_prompt(prompt, arm, arm, Outcome("ok", 200, **fields), loops=number == 0)  # type: ignore[arg-type]
 
 
 def repeat() -> list[Measurement]:

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.generate import dashboard, metrics_page
 from router.config import load_config
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests.deploy.prometheus import (
     MAY_BE_EMPTY,
     RULES,
@@ -81,8 +81,8 @@ async def url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Asy
     router_config["records"] = {"dir": str(tmp_path_factory.mktemp("records"))}
     listed = [{"name": arm, "url": engine} for arm, engine in engines.items()]
     config = load_config({"target": {"name": MODEL}, "engines": listed, "router": router_config})
-    router = Router(config, {arm: fixed(engine) for arm, engine in engines.items()})
-    router.scaling.wanted = dict.fromkeys(engines, 1)
+    router = Router(config, {arm: fixed_address(engine) for arm, engine in engines.items()})
+    router.autoscaler.targets = dict.fromkeys(engines, 1)
     server = await servers.serve(router.app)
     await router.start()
     await ask(server.url, 20)

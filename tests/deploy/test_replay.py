@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploy import replay
-from deploy.replay import Live, compare, replay_fleet
+from deploy.replay import LiveAnswer, compare, replay_fleet
 from engines.config import Engine
 from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
@@ -18,19 +18,21 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2,
 PROMPTS = [Prompt("chat-0", "chat", "one"), Prompt("edit-0", "edit", "two")]
 
 
-def live(kind: str, acceptance_length: float) -> Live:
+def live(kind: str, acceptance_length: float) -> LiveAnswer:
     """An answer that says its prompt again: all of it is copied once the first two tokens are there."""
     text = np.arange(10, 20, dtype=np.int32)
-    return Live(kind, text, text, acceptance_length)
+    return LiveAnswer(kind, text, text, acceptance_length)
 
 
 def test_engines_that_run_and_can_be_replayed_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async def arms_of(url: str) -> list[str]:
         return ["plain", "suffix", "medusa"]
 
-    def ask(url: str, model: str, engine: str, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[Live]:
+    def ask(
+        url: str, model: str, engine: str, prompts: Sequence[Prompt], on_progress: Callable[[], None]
+    ) -> list[LiveAnswer]:
         for _ in prompts:
-            told()
+            on_progress()
         return [live(p.kind, 4.0) for p in prompts]
 
     monkeypatch.setattr(replay, "arms_of", arms_of)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.route import Routers
+from deploy.route import RouterProcesses
 from engines.errors import ConfigError
 from router.config import load_config
 from tests.fleet import CHAT, FAST, SLOW, Servers, asked, router_pids, until
@@ -26,15 +26,15 @@ def config(url: str, **router: Any) -> Any:
 
 
 @contextmanager
-def routers(url: str, processes: int = 2, **router: Any) -> Iterator[Routers]:
-    made = Routers(config(url, **router), "127.0.0.1", 0, processes)
-    watching = threading.Thread(target=made.watch)
+def routers(url: str, processes: int = 2, **router: Any) -> Iterator[RouterProcesses]:
+    made = RouterProcesses(config(url, **router), "127.0.0.1", 0, processes)
+    watching = threading.Thread(target=made.supervise)
     try:
         made.wait()
         watching.start()
         yield made
     finally:
-        made.ask_to_stop()
+        made.request_stop()
         watching.join()
         made.stop()
 
@@ -57,7 +57,7 @@ async def test_several_processes_answer_on_one_port_and_finish_what_they_began()
 
 
 async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.route._LEAST_LIFE_S", 0.1)
+    monkeypatch.setattr("deploy.route._MIN_LIFE_S", 0.1)
     servers = Servers()
     engine = (await servers.mock(FAST)).url
     with routers(engine, 1) as made:
@@ -70,7 +70,7 @@ async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPa
 
 
 async def test_whoever_is_scraped_shows_the_counts_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.route._LEAST_LIFE_S", 0.1)
+    monkeypatch.setattr("deploy.route._MIN_LIFE_S", 0.1)
     servers = Servers()
     engine = (await servers.mock(FAST)).url
     with routers(engine) as made:
@@ -119,12 +119,12 @@ async def counted(url: str) -> dict[str, float]:
 def test_engines_that_would_have_to_be_started_are_refused() -> None:
     fleet = {"target": {"name": "m"}, "engines": [{"name": "plain", "kind": "mock"}]}
     with pytest.raises(ConfigError, match="plain would have to be started"):
-        Routers(load_config({**fleet, "router": {"default_engine": "plain"}}), "127.0.0.1", 0, 1)
+        RouterProcesses(load_config({**fleet, "router": {"default_engine": "plain"}}), "127.0.0.1", 0, 1)
 
 
 async def test_a_port_that_is_taken_is_told_at_once() -> None:
     servers = Servers()
     url = (await servers.mock(FAST)).url
     with pytest.raises(ConfigError, match="port: cannot listen on"):
-        Routers(config(url), "127.0.0.1", int(url.rsplit(":", 1)[1]), 1)
+        RouterProcesses(config(url), "127.0.0.1", int(url.rsplit(":", 1)[1]), 1)
     await servers.drain()

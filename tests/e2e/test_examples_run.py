@@ -15,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deploy.app import APP_NAME
 from deploy.examples import summaries
-from deploy.examples.ask import Client, Refused
+from deploy.examples.ask import Client, RequestRejected
 from deploy.examples.ask import _pieces as pieces_of
 
 pytestmark = pytest.mark.ray
@@ -121,10 +121,10 @@ def test_to_leave_a_stream_stops_the_engine(client: Client, mock_url: str, slow:
 
 
 def test_errors_of_engine_and_router_look_alike(client: Client, mock_url: str) -> None:
-    with pytest.raises(Refused, match="404 NotFoundError"):
+    with pytest.raises(RequestRejected, match="404 NotFoundError"):
         client.ask(asked(model="nobody"))
     hasty = Client(mock_url, priority="urgent")
-    with pytest.raises(Refused, match="400 invalid_request_error") as refused, hasty.stream(asked()):
+    with pytest.raises(RequestRejected, match="400 invalid_request_error") as refused, hasty.stream(asked()):
         pass
     hasty.close()
     assert (refused.value.code, refused.value.retry_after_s) == ("bad_priority", None)
@@ -132,7 +132,7 @@ def test_errors_of_engine_and_router_look_alike(client: Client, mock_url: str) -
 
 def test_who_is_told_to_come_again_comes_again(client: Client, mock_url: str, full: None) -> None:
     began = time.monotonic()
-    with pytest.raises(Refused, match="503") as refused:
+    with pytest.raises(RequestRejected, match="503") as refused:
         client.ask(asked(), tries=2)
     assert (refused.value.code, refused.value.retry_after_s) == ("overloaded", 1.0)
     assert time.monotonic() - began >= 1.0
@@ -141,7 +141,7 @@ def test_who_is_told_to_come_again_comes_again(client: Client, mock_url: str, fu
 def test_a_text_with_line_separators_stays_whole() -> None:
     event = 'data: {"choices": [{"delta": {"content": "a\u2028b"}}]}\n\n'
     assert list(pieces_of(iter([event[:9], event[9:] + "data: [DO", "NE]\n\n"]))) == ["a\u2028b"]
-    with pytest.raises(Refused, match="stopped"):
+    with pytest.raises(RequestRejected, match="stopped"):
         list(pieces_of(iter([event, 'data: {"error": {"message": "the engine stopped"}}\n\n'])))
 
 

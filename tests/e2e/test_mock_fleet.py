@@ -20,7 +20,7 @@ from policy_training.contexts import contexts
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, Measurement
 from policy_training.learners import learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import matrix
 from policy_training.train import train_policy
 from policy_training.workloads import generate
@@ -170,10 +170,12 @@ def _train_always(arm: str, arms: tuple[str, ...], out: Path) -> None:
     prompts, featurizer = generate(30, seed=3), LexicalFeaturizer()
     taus = {name: 3.0 if name == arm else 1.0 for name in arms}
     measured = tuple(
-        Measurement.of(p, name, name, Outcome("ok", 200, 0.1, 0.03 / tau, output_tokens=10, acceptance_length=tau))
+        Measurement.from_prompt(
+            p, name, name, Outcome("ok", 200, 0.1, 0.03 / tau, output_tokens=10, acceptance_length=tau)
+        )
         for p in prompts
         for name, tau in taus.items()
     )
     data = Dataset(measured, contexts([featurizer], prompts))
     made = matrix(data, arms, featurizer=featurizer.id)
-    train_policy(made, learner("tau_cost"), Setting("plain", Costs.fit(data, arms)), out, {})
+    train_policy(made, learner("tau_cost"), LearnerSetting("plain", Costs.fit(data, arms)), out, {})

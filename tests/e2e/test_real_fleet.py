@@ -24,7 +24,7 @@ from engines.identity import EngineIdentity
 from engines.load import LoadReport
 from engines.profile import Profile
 from engines.profile_prompts import TEXTS
-from engines.profiling import Plan, measure
+from engines.profiling import ProfilePlan, measure_profile
 from router import records
 from tests.e2e.conftest import fleet
 from tests.e2e.official_client import bench_serve
@@ -305,7 +305,7 @@ def test_nothing_runs_when_the_only_client_has_left(real_url: str) -> None:
 def test_a_profile_agrees_with_what_answers_take(real_url: str, arm: str) -> None:
     engine = engine_of(real_url, arm)
     before = seconds_of_a_step(engine)
-    measured = asyncio.run(measure(engine, plan=Plan(batches=(1, 4)))).profile
+    measured = asyncio.run(measure_profile(engine, plan=ProfilePlan(batches=(1, 4)))).profile
     answers = (before + seconds_of_a_step(engine)) / 2
     # On a quiet machine within a tenth; here other work may slow either.
     assert measured.step(1) == pytest.approx(answers, rel=0.3)

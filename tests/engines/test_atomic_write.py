@@ -64,7 +64,7 @@ def test_a_disk_that_fails_leaves_the_old_file(
     assert names(tmp_path) == ["one.json"]
 
 
-def half_of(path: Path) -> None:
+def is_sampled(path: Path) -> None:
     with atomic_path(path) as scratch:
         scratch.write_text("half")
         os.kill(os.getpid(), 9)
@@ -73,7 +73,7 @@ def half_of(path: Path) -> None:
 def test_a_process_that_is_killed_midway_leaves_the_old_file_to_readers(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
     path.write_text("old")
-    process = multiprocessing.get_context("spawn").Process(target=half_of, args=(path,))
+    process = multiprocessing.get_context("spawn").Process(target=is_sampled, args=(path,))
     process.start()
     process.join(60)
     assert process.exitcode == -9

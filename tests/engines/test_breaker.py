@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.breaker import Breaker, BreakerConfig
+from engines.breaker import BreakerConfig, CircuitBreaker
 
 CONFIG = BreakerConfig(failures=3, open_s=1, max_open_s=4, slow_start_s=3)
 
@@ -25,17 +25,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def breaker(clock: Clock) -> Breaker:
-    return Breaker(CONFIG, clock)
+def breaker(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker(CONFIG, clock)
 
 
-def ask(breaker: Breaker, ok: bool | None) -> None:
+def ask(breaker: CircuitBreaker, ok: bool | None) -> None:
     """One request that passes and ends so."""
     assert breaker.admits(0)
     breaker.end(ok=ok, probe=breaker.begin())
 
 
-def test_failures_in_a_row_open_it(breaker: Breaker) -> None:
+def test_failures_in_a_row_open_it(breaker: CircuitBreaker) -> None:
     for ok in (False, False, True, False, False):
         ask(breaker, ok)
     assert breaker.state == "closed"
@@ -45,7 +45,7 @@ def test_failures_in_a_row_open_it(breaker: Breaker) -> None:
 
 
 def test_a_large_share_of_failures_opens_it(clock: Clock) -> None:
-    breaker = Breaker(CONFIG.model_copy(update={"failures": 1000}), clock)
+    breaker = CircuitBreaker(CONFIG.model_copy(update={"failures": 1000}), clock)
     asked = 0
     while breaker.state == "closed" and asked < 200:
         ask(breaker, asked % 4 == 3)
@@ -54,13 +54,13 @@ def test_a_large_share_of_failures_opens_it(clock: Clock) -> None:
     assert asked > 10
 
 
-def test_every_second_failure_in_few_requests_does_not(breaker: Breaker) -> None:
+def test_every_second_failure_in_few_requests_does_not(breaker: CircuitBreaker) -> None:
     for i in range(20):
         ask(breaker, i % 2 == 0)
     assert breaker.state == "closed"
 
 
-def test_one_request_probes_it_and_brings_it_back(breaker: Breaker, clock: Clock) -> None:
+def test_one_request_probes_it_and_brings_it_back(breaker: CircuitBreaker, clock: Clock) -> None:
     breaker.trip()
     clock.now += 1
     assert breaker.state == "half_open"
@@ -71,7 +71,7 @@ def test_one_request_probes_it_and_brings_it_back(breaker: Breaker, clock: Clock
     assert breaker.state == "closed"
 
 
-def test_a_probe_that_fails_doubles_the_wait_up_to_a_bound(breaker: Breaker, clock: Clock) -> None:
+def test_a_probe_that_fails_doubles_the_wait_up_to_a_bound(breaker: CircuitBreaker, clock: Clock) -> None:
     waits = []
     breaker.trip()
     for _ in range(4):
@@ -84,7 +84,7 @@ def test_a_probe_that_fails_doubles_the_wait_up_to_a_bound(breaker: Breaker, clo
     assert breaker.opened == 5
 
 
-def test_a_probe_that_says_nothing_lets_another_one_pass(breaker: Breaker, clock: Clock) -> None:
+def test_a_probe_that_says_nothing_lets_another_one_pass(breaker: CircuitBreaker, clock: Clock) -> None:
     breaker.trip()
     clock.now += 1
     ask(breaker, None)
@@ -92,7 +92,7 @@ def test_a_probe_that_says_nothing_lets_another_one_pass(breaker: Breaker, clock
     assert breaker.admits(0)
 
 
-def test_requests_from_before_it_opened_decide_nothing(breaker: Breaker) -> None:
+def test_requests_from_before_it_opened_decide_nothing(breaker: CircuitBreaker) -> None:
     old = [breaker.begin() for _ in range(3)]
     breaker.trip()
     for ok, probe in zip((True, False, True), old, strict=True):
@@ -100,7 +100,7 @@ def test_requests_from_before_it_opened_decide_nothing(breaker: Breaker) -> None
     assert breaker.state == "open"
 
 
-def test_after_recovery_requests_come_back_slowly(breaker: Breaker, clock: Clock) -> None:
+def test_after_recovery_requests_come_back_slowly(breaker: CircuitBreaker, clock: Clock) -> None:
     breaker.trip()
     clock.now += 1
     ask(breaker, True)
@@ -114,7 +114,7 @@ def test_after_recovery_requests_come_back_slowly(breaker: Breaker, clock: Clock
 @given(st.lists(st.tuples(st.sampled_from([True, False, None]), st.floats(0, 5)), max_size=80))
 def test_it_never_shuts_for_good(steps: list[tuple[bool | None, float]]) -> None:
     clock = Clock()
-    breaker = Breaker(CONFIG, clock)
+    breaker = CircuitBreaker(CONFIG, clock)
     for ok, passes_s in steps:
         clock.now += passes_s
         if breaker.admits(0):

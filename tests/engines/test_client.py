@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engines.client import EngineClient, Headers
-from engines.errors import EngineBroken, EngineTimeout, EngineUnavailable
+from engines.errors import EngineTimeout, EngineUnavailable, StreamInterrupted
 from tests.fleet import BREAKS, CHAT, FAST, HANGS, REFUSING_URL, SLOW, Servers, StartMock, asked, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -109,7 +109,7 @@ async def test_a_whole_answer_times_out(impatient: EngineClient, mock_engine: St
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_that_stops_is_broken(client: EngineClient, mock_engine: StartMock, stream: bool) -> None:
     mock, received = await mock_engine(BREAKS), bytearray()
-    with pytest.raises(EngineBroken):
+    with pytest.raises(StreamInterrupted):
         await read(client, mock.url, stream=stream, into=received)
     assert received
 
@@ -118,7 +118,7 @@ async def test_a_stream_that_outlasts_the_longest_answer_is_broken(
     impatient: EngineClient, mock_engine: StartMock
 ) -> None:
     mock = await mock_engine(SLOW)
-    with pytest.raises(EngineBroken):
+    with pytest.raises(StreamInterrupted):
         await read(impatient, mock.url)
 
 
@@ -274,7 +274,7 @@ async def test_a_stream_that_stalls_is_broken(servers: Servers) -> None:
 
     url = (await servers.serve(app)).url
     hurried = EngineClient(first_byte_timeout_s=20, timeout_s=30, stall_timeout_s=0.2)
-    with pytest.raises(EngineBroken, match="too late"):
+    with pytest.raises(StreamInterrupted, match="too late"):
         async with hurried.send(url, "GET", [], b"", stream=True) as answer:
             assert [chunk async for chunk in answer.chunks]
     await hurried.close()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.config import DRAFTER_METHODS, Drafter, Engine, FleetConfig, nearest
+from engines.config import DRAFTER_METHODS, Drafter, Engine, FleetConfig, did_you_mean
 from engines.mock import MockSpec
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6}
@@ -179,5 +179,5 @@ def test_an_engine_survives_a_round_trip_through_json() -> None:
 
 
 def test_nearest_says_nothing_when_nothing_is_near() -> None:
-    assert nearest("zzz", ["plain", "ngram"]) == ""
-    assert nearest("plan", ["plain", "ngram"]) == "did you mean 'plain'? "
+    assert did_you_mean("zzz", ["plain", "ngram"]) == ""
+    assert did_you_mean("plan", ["plain", "ngram"]) == "did you mean 'plain'? "

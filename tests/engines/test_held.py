@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.client import EngineClient
-from engines.held import Target, _Batch, hold
+from engines.held import Target, _Batch, sustain_batch
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
 from engines.profile import ProfileError
@@ -15,14 +15,14 @@ from engines.profile import ProfileError
 
 def test_gaps_count_while_all_run() -> None:
     batch = _Batch(2, steps=2, longest_s=9)
-    assert not batch.enough(0, 1.0, 1)
-    assert not batch.enough(0, 2.0, 1)  # alone
-    assert not batch.enough(1, 2.5, 1)  # both
-    assert not batch.enough(0, 3.0, 1)  # has waited for the other's prefill
-    assert not batch.enough(1, 3.5, 1)
-    assert not batch.enough(0, 3.6, 1)
-    assert batch.enough(0, 4.2, 1)
-    assert batch.enough(1, 4.5, 1)  # alone again
+    assert not batch.observe(0, 1.0, 1)
+    assert not batch.observe(0, 2.0, 1)  # alone
+    assert not batch.observe(1, 2.5, 1)  # both
+    assert not batch.observe(0, 3.0, 1)  # has waited for the other's prefill
+    assert not batch.observe(1, 3.5, 1)
+    assert not batch.observe(0, 3.6, 1)
+    assert batch.observe(0, 4.2, 1)
+    assert batch.observe(1, 4.5, 1)  # alone again
     assert batch.gaps() == pytest.approx([0.6, 0.6, 1.0])
 
 
@@ -32,12 +32,12 @@ def test_gaps_count_while_all_run() -> None:
 def test_chunks_that_come_together_change_no_mean(size: int, steps: int, step_s: float, together: list[int]) -> None:
     batch = _Batch(size, steps, longest_s=1e9)
     for i in range(size):
-        batch.enough(i, 0.0, 1)
+        batch.observe(i, 0.0, 1)
     for i in range(size):
         at = 0
         for number in together:
             at += number
-            if batch.enough(i, at * step_s, number):
+            if batch.observe(i, at * step_s, number):
                 break
     gaps = batch.gaps()
     assert gaps == pytest.approx([step_s] * len(gaps))
@@ -50,7 +50,7 @@ async def held(spec: MockSpec, requests: int, **options: float) -> list[float]:
     client = EngineClient(first_byte_timeout_s=5, timeout_s=5)
     try:
         target = Target(client, server.url, "target", 4000)
-        return await hold(target, [[1, 2, 3]] * requests, 0, **{"steps": 6, "longest_s": 2.0, **options})  # type: ignore[arg-type]
+        return await sustain_batch(target, [[1, 2, 3]] * requests, 0, **{"steps": 6, "longest_s": 2.0, **options})  # type: ignore[arg-type]
     finally:
         await client.close()
         await server.drain(1)

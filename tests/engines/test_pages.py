@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from engines import load, profile
 from engines.load import LoadReport
-from engines.pages import Page, Pages
+from engines.pages import Endpoint, EndpointTable
 from engines.profile import Profile
 
 REPORT = LoadReport(running=3, waiting=1, kv_cache_usage=0.25, tokens_per_s=90.0, acceptance_length=2.5, step_s=0.03)
@@ -22,9 +22,9 @@ async def echo(request: Request) -> Response:
 
 
 def client(shown: LoadReport | None = REPORT, known: Profile | None = PROFILE) -> httpx.AsyncClient:
-    pages: dict[str, Page] = {load.PATH: lambda state: state.load, profile.PATH: lambda state: state.profile}
+    pages: dict[str, Endpoint] = {load.PATH: lambda state: state.load, profile.PATH: lambda state: state.profile}
     routes = [Route("/{path:path}", echo, methods=["GET", "POST"])]
-    app = Starlette(routes=routes, middleware=[Middleware(Pages, pages=pages)])
+    app = Starlette(routes=routes, middleware=[Middleware(EndpointTable, pages=pages)])
     app.state.load, app.state.profile = shown, known
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://engine")

@@ -145,7 +145,7 @@ def test_an_unknown_embedded_drafter_is_refused_at_its_field(target: str) -> Non
     error = refusal(fleet(target, method="draft_model", model="embedded:no-such-drafter"))
     assert error.field == "engines.1.drafter.model"
     assert "no embedded drafter 'no-such-drafter'" in error.problem
-    assert error.cure
+    assert error.fix
 
 
 def test_an_embedded_drafter_cannot_name_a_folder_outside(target: str) -> None:

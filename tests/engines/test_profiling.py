@@ -20,9 +20,9 @@ from engines.http import LocalServer
 from engines.identity import EngineIdentity
 from engines.mock import MockSpec, mock_app
 from engines.profile import ProfileError
-from engines.profiling import Measurement, Plan, measure, rising
+from engines.profiling import ProfilePlan, ProfileResult, check_increasing, measure_profile
 
-QUICK = Plan(batches=(1, 3), contexts=(40,), steps=5, fewest_prompts=2)
+QUICK = ProfilePlan(batches=(1, 3), contexts=(40,), steps=5, min_prompts=2)
 
 
 @asynccontextmanager
@@ -35,9 +35,9 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
         await server.drain(1)
 
 
-async def measured(spec: MockSpec, plan: Plan = QUICK, **options: Any) -> Measurement:
+async def measured(spec: MockSpec, plan: ProfilePlan = QUICK, **options: Any) -> ProfileResult:
     async with serving(mock_app(spec, model="target")) as url:
-        return await measure(url, plan=plan, **options)
+        return await measure_profile(url, plan=plan, **options)
 
 
 def without(app: ASGIApp, *paths: str, field: str = "") -> ASGIApp:
@@ -64,7 +64,7 @@ async def test_a_profile_is_what_the_engine_takes() -> None:
         num_speculative_tokens=4, acceptance_length=2.5,
     )  # fmt: skip
     shares: list[float] = []
-    plan = Plan(batches=(1, 2, 6), contexts=(40, 200), steps=6, fewest_prompts=2)
+    plan = ProfilePlan(batches=(1, 2, 6), contexts=(40, 200), steps=6, min_prompts=2)
     found = await measured(spec, plan, told=shares.append)
     for batch in (1, 2, 4, 6):
         for half in (0, 1):
@@ -80,23 +80,25 @@ async def test_a_profile_is_what_the_engine_takes() -> None:
 
 @given(arrays(np.float64, (2, 4, 3), elements=st.floats(0.001, 1.0)))
 def test_steps_fall_along_neither_batch_nor_context(steps_s: npt.NDArray[np.float64]) -> None:
-    found = rising(steps_s)
+    found = check_increasing(steps_s)
     assert (np.diff(found, axis=1) >= -1e-12).all()
     assert (np.diff(found, axis=2) >= -1e-12).all()
     assert found.mean((1, 2)) == pytest.approx(steps_s.mean((1, 2)))
-    assert rising(found) == pytest.approx(found)
+    assert check_increasing(found) == pytest.approx(found)
 
 
 async def test_batches_that_cannot_run_at_once_are_left_out() -> None:
-    found = await measured(MockSpec(step_s=0.005, max_running=2), Plan(batches=(1, 2, 4), contexts=(20,), steps=4))
+    found = await measured(
+        MockSpec(step_s=0.005, max_running=2), ProfilePlan(batches=(1, 2, 4), contexts=(20,), steps=4)
+    )
     assert (found.profile.batches, found.profile.max_running) == ((1, 2), 2)
 
 
 async def test_an_engine_without_pages_is_known_by_its_address_and_its_largest_batch() -> None:
     app = mock_app(MockSpec(step_s=0.005, max_running=64), model="target")
     async with serving(without(app, identity.PATH, load.PATH, profile.PATH)) as url:
-        first = (await measure(url, plan=QUICK)).profile
-        again = (await measure(url + "/", plan=QUICK)).profile
+        first = (await measure_profile(url, plan=QUICK)).profile
+        again = (await measure_profile(url + "/", plan=QUICK)).profile
     assert first.max_running == 3
     assert (first.build, first.machine) == (again.build, "unknown")
     assert EngineIdentity.from_json(orjson.dumps(EngineIdentity(first.build, first.machine).as_json()))
@@ -106,7 +108,7 @@ async def test_an_engine_that_stops_early_is_not_measured() -> None:
     app = mock_app(MockSpec(step_s=0.005, output_tokens=2), model="target")
     async with serving(without(app, field="ignore_eos")) as url:
         with pytest.raises(ProfileError, match="ignore_eos"):
-            await measure(url, plan=QUICK)
+            await measure_profile(url, plan=QUICK)
 
 
 async def test_an_engine_that_answers_others_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +120,8 @@ async def test_an_engine_that_answers_others_is_not_measured(monkeypatch: pytest
             parts = answer.aiter_raw()
             await anext(parts)
             with pytest.raises(ProfileError, match="answers others"):
-                await measure(url, plan=QUICK)
-        assert (await measure(url, plan=QUICK)).profile.batches == (1, 3)
+                await measure_profile(url, plan=QUICK)
+        assert (await measure_profile(url, plan=QUICK)).profile.batches == (1, 3)
 
 
 async def test_errors_name_what_is_wrong() -> None:
@@ -128,11 +130,11 @@ async def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ProfileError, match=r"500.*failed"):
         await measured(MockSpec(fail_share=1))
     with pytest.raises(EngineUnavailable):
-        await measure("http://127.0.0.1:9", plan=QUICK)
+        await measure_profile("http://127.0.0.1:9", plan=QUICK)
     with pytest.raises(ProfileError, match="ask for 32640 at most"):
-        await measured(MockSpec(), Plan(contexts=(64, 40_000)))
+        await measured(MockSpec(), ProfilePlan(contexts=(64, 40_000)))
     with pytest.raises(ProfileError, match="do not rise"):
-        await measured(MockSpec(), Plan(contexts=(1, 2)))
+        await measured(MockSpec(), ProfilePlan(contexts=(1, 2)))
     for batches, contexts in (((2, 4), (64,)), ((1, 1), (64,)), ((1,), ()), ((1,), (0, 4))):
         with pytest.raises(ProfileError, match="must"):
-            Plan(batches=batches, contexts=contexts)
+            ProfilePlan(batches=batches, contexts=contexts)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.recent import Recent
+from engines.recent import RecentSteps
 
 
 class Clock:
@@ -17,40 +17,40 @@ class Clock:
 
 
 def test_nothing_was_done() -> None:
-    recent = Recent()
-    assert (recent.tokens_per_s(), recent.tokens_per_turn(), recent.step_s()) == (0.0, None, None)
+    recent = RecentSteps()
+    assert (recent.tokens_per_s(), recent.tokens_per_request_step(), recent.step_s()) == (0.0, None, None)
 
 
 def test_means_of_tokens_steps_and_turns() -> None:
     clock = Clock()
-    recent = Recent(clock=clock)
+    recent = RecentSteps(clock=clock)
     recent.add(3, 0, 0, None)  # three first tokens
     for _ in range(20):
         clock.now += 0.1
         recent.add(6, 6, 3, 0.1)
     assert recent.tokens_per_s() == pytest.approx(123 / 2)
-    assert recent.tokens_per_turn() == pytest.approx(2.0)
+    assert recent.tokens_per_request_step() == pytest.approx(2.0)
     assert recent.step_s() == pytest.approx(0.1)
 
 
 def test_what_is_long_ago_is_forgotten_though_nothing_comes_after_it() -> None:
     clock = Clock()
-    recent = Recent(window_s=5, clock=clock)
+    recent = RecentSteps(window_s=5, clock=clock)
     recent.add(10, 10, 10, 0.5)
     clock.now += 4.9
     assert recent.step_s() == 0.5
     clock.now += 0.1
-    assert (recent.tokens_per_s(), recent.tokens_per_turn(), recent.step_s()) == (0.0, None, None)
+    assert (recent.tokens_per_s(), recent.tokens_per_request_step(), recent.step_s()) == (0.0, None, None)
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 3), st.integers(1, 9)), min_size=1, max_size=60))
 def test_means_lie_between_what_was_added_and_memory_is_bounded(steps: list[tuple[float, int]]) -> None:
     clock = Clock()
-    recent = Recent(clock=clock)
+    recent = RecentSteps(clock=clock)
     for step_s, tokens in steps:
         clock.now += step_s
         recent.add(tokens, tokens, 1, step_s)
-    mean_s, tau = recent.step_s(), recent.tokens_per_turn()
+    mean_s, tau = recent.step_s(), recent.tokens_per_request_step()
     assert mean_s is not None
     assert tau is not None
     assert min(s for s, _ in steps) * (1 - 1e-9) <= mean_s <= max(s for s, _ in steps) * (1 + 1e-9)

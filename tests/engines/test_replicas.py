@@ -30,15 +30,15 @@ def test_requests_spread_over_the_least_loaded_replicas() -> None:
     made = table("u1", "u2", "u3")
     with made.lease("a") as first, made.lease("a") as second, made.lease("a") as third:
         assert {one.replica.url for one in (first, second, third)} == {"u1", "u2", "u3"}
-        assert made.load() == {"a": 3, "b": 0}
-    assert made.load() == {"a": 0, "b": 0}
+        assert made.in_flight() == {"a": 3, "b": 0}
+    assert made.in_flight() == {"a": 0, "b": 0}
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
     made = table("u1")
     with pytest.raises(KeyError), made.lease("a"):
         raise KeyError
-    assert made.load()["a"] == 0
+    assert made.in_flight()["a"] == 0
 
 
 def test_an_arm_without_a_replica_is_unavailable() -> None:
@@ -50,10 +50,10 @@ def test_an_update_keeps_the_counts_of_those_that_stay() -> None:
     made = table("u1", "u2")
     with made.lease("a") as held:
         made.update("a", [held.replica.url, "u3"])
-        assert made.load()["a"] == 1
+        assert made.in_flight()["a"] == 1
         with made.lease("a") as other:
             assert other.replica.url == "u3"
-    assert made.load()["a"] == 0
+    assert made.in_flight()["a"] == 0
 
 
 def test_an_update_forgets_those_that_left() -> None:
@@ -86,7 +86,7 @@ def answers(made: ReplicaTable, ok: bool | None, *, arm: str = "a", tpot_s: floa
 def test_a_replica_where_nobody_listens_is_left_alone_at_once() -> None:
     made = table("u1", "u2")
     with made.lease("a") as lease:
-        lease.gone = True
+        lease.unreachable = True
     assert {answers(made, True) for _ in range(5)} == {"u2"}
     assert made.health()["a"] == {"u1": "open", "u2": "closed"}
 
@@ -129,7 +129,7 @@ def test_a_full_replica_takes_no_more() -> None:
     made.update("a", ["u1"])
     with made.lease("a"):
         assert made.eligible() == []
-        assert made.listening()
+        assert made.reachable()
     assert made.eligible() == ["a"]
 
 
@@ -146,7 +146,7 @@ def test_a_replica_far_slower_than_its_siblings_is_left_alone() -> None:
 def test_health_outlives_an_update() -> None:
     made = table("u1", "u2")
     with made.lease("a") as lease:
-        lease.gone = True
+        lease.unreachable = True
     made.update("a", ["u1", "u2", "u3"])
     assert made.health()["a"] == {"u1": "open", "u2": "closed", "u3": "closed"}
 
@@ -166,4 +166,4 @@ def test_every_request_goes_to_a_least_loaded_replica(steps: list[int | None], n
             running.append((url, lease))
         elif running:
             running.pop(step % len(running))[1].__exit__(None, None, None)
-        assert made.load()["a"] == len(running)
+        assert made.in_flight()["a"] == len(running)

@@ -11,7 +11,7 @@ import pytest_asyncio
 from engines import profile_cache
 from engines.http import LocalServer
 from engines.mock import MockEngine, MockSpec, mock_app
-from engines.profiling import Plan
+from engines.profiling import ProfilePlan
 from engines.self_profile import measure_once, starting
 
 SPEC = MockSpec(step_s=0.004, prefill_s=0, max_running=2)
@@ -21,8 +21,8 @@ MODEL = "target"
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
-    monkeypatch.setattr("engines.self_profile.MOST_DISAGREEMENT", 9.0)  # this machine may be busy
-    monkeypatch.setattr(Plan.__init__, "__defaults__", ((1, 2), (20,), 4, 1.0, 1))
+    monkeypatch.setattr("engines.self_profile.MAX_DISAGREEMENT", 9.0)  # this machine may be busy
+    monkeypatch.setattr(ProfilePlan.__init__, "__defaults__", ((1, 2), (20,), 4, 1.0, 1))
     return tmp_path / "profiles"
 
 
@@ -74,7 +74,7 @@ async def test_engines_that_measure_take_turns_and_the_second_finds_what_the_fir
 async def test_what_a_busy_machine_gave_is_not_kept(
     engine: tuple[str, MockEngine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.self_profile.MOST_DISAGREEMENT", -1.0)
+    monkeypatch.setattr("engines.self_profile.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.WARNING):
         await measure_once(engine[0], MODEL)
     assert "the machine was busy" in caplog.text

@@ -25,10 +25,10 @@ from deploy.prepare_models import prepare_models
 from deploy.results import write
 from policy_training.evaluate import Interval
 from router.config import DraftpickConfig
-from router.pointer import point
+from router.pointer import write_pointer
 from router.policies import artifact
 from router.records import read
-from tests.load.clients import Clients, Told
+from tests.load.clients import Clients, ProgressCallback
 from tests.load.faults import Chaos, Fault, State, small_disk
 
 _TAIL_S = 1.0
@@ -83,7 +83,7 @@ def fleet(folder: Path, pointer: Path, real: bool) -> DraftpickConfig:
 def suffering(scratch: Path, disk: Path | None, port: int, *, real: bool = False) -> Iterator[tuple[Chaos, str]]:
     """A running fleet to which faults can be done, and its address. What it writes lies in `scratch`."""
     pointer, policies = scratch / "active", scratch / "policies"
-    point(pointer, "uniform")
+    write_pointer(pointer, "uniform")
     config = fleet(scratch / "disk" / "records", pointer, real)
     manifest = {"kind": "fixed", "arms": list(config.arms), "featurizer": "none", "options": {"arm": config.arms[1]}}
     artifact.write(policies / "good", manifest, {})
@@ -131,7 +131,7 @@ async def _recovery_s(chaos: Chaos, fault: Fault, since: float) -> float:
 
 
 def judge(
-    told: Sequence[Told], folder: Path, story: Story, states: Sequence[State]
+    on_progress: Sequence[ProgressCallback], folder: Path, story: Story, states: Sequence[State]
 ) -> tuple[dict[str, float], Counter[str]]:
     """(figures, errors by code)."""
     records = defaultdict(list)
@@ -139,9 +139,9 @@ def judge(
         records[record.request_id].append(record)
     killed = story.done.get("kill_router", float("inf"))
     disk = (story.done.get("disk_full", float("inf")), story.over.get("disk_full", float("-inf")))
-    figures: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0), requests=len(told))
+    figures: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0), requests=len(on_progress))
     errors: Counter[str] = Counter()
-    for one in told:
+    for one in on_progress:
         cut_by_router = one.sent < killed + _ROUTER_DOWN_S and one.ended > killed and not one.error.startswith("engine")
         figures["answered"] += one.done
         if not one.done:

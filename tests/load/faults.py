@@ -14,7 +14,7 @@ from ray import serve
 
 from deploy.app import APP_NAME, build
 from router.config import DraftpickConfig
-from router.pointer import point
+from router.pointer import write_pointer
 
 State = dict[str, Any]
 Do = Callable[[], Awaitable[None]]
@@ -100,7 +100,7 @@ class Chaos:
         """Another policy is pointed to."""
 
         async def do() -> None:
-            point(self._pointer, str(self._policies / "good"))
+            write_pointer(self._pointer, str(self._policies / "good"))
 
         return Fault(
             "reload_policy", do, None, lambda s: s["policy"].startswith("fixed:") and s["policy_refused"] is None
@@ -110,13 +110,13 @@ class Chaos:
         """A policy that cannot be read is pointed to; the one before goes on. Over when a good one serves again."""
 
         async def do() -> None:
-            point(self._pointer, str(self._policies / "broken"))
+            write_pointer(self._pointer, str(self._policies / "broken"))
 
         async def undo() -> None:
             state = await self.state()
             if state["policy_refused"] is None or not state["policy"].startswith("fixed:"):
                 raise AssertionError(f"a broken policy was taken: {state['policy']}")
-            point(self._pointer, "uniform")
+            write_pointer(self._pointer, "uniform")
 
         return Fault("offer_broken_policy", do, undo, lambda s: s["policy"] == "uniform", lasts_s=3)
 

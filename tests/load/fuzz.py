@@ -34,7 +34,7 @@ from router.measure import EventStream, Meter
 from router.records import encode, read
 from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, Servers, asked, routed
 
-Told = Callable[[], None]
+ProgressCallback = Callable[[], None]
 _HANG_S = 20.0
 JSON: SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -49,8 +49,8 @@ _FIELDS = st.sampled_from(
 class Fuzz:
     """Counts cases and what went wrong. `number`: cases of each part, by its share of the whole."""
 
-    def __init__(self, cases: int, seed: int, told: Told) -> None:
-        self._cases, self._seed, self._told = cases, seed, told
+    def __init__(self, cases: int, seed: int, on_progress: ProgressCallback) -> None:
+        self._cases, self._seed, self._told = cases, seed, on_progress
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
 
@@ -226,9 +226,9 @@ def served(folder: Path) -> Iterator[Routed]:
         thread.join(30)
 
 
-def run_fuzz(cases: int, seed: int, told: Told = lambda: None) -> Fuzz:
+def run_fuzz(cases: int, seed: int, on_progress: ProgressCallback = lambda: None) -> Fuzz:
     """All parts; also counts attempts that left no record."""
-    fuzz = Fuzz(cases, seed, told)
+    fuzz = Fuzz(cases, seed, on_progress)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(scratch)

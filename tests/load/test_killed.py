@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from deploy.config import resolve
-from deploy.route import Routers
+from deploy.route import RouterProcesses
 from engines.http import LocalServer
 from engines.mock import mock_app
 from policy_training.retrain import retrain
@@ -69,10 +69,12 @@ async def test_a_router_that_is_killed_while_policies_are_swapped_serves_a_whole
     seen: set[str] = set()
     router = {"policy": str(registry.path), "default_engine": "plain", "featurizer": "none"}
     fleet = [{"name": arm, "url": engine.url} for arm in arms]
-    routers = Routers(resolve({"target": {"name": MODEL}, "engines": fleet, "router": router}), "127.0.0.1", 0, 1)
+    routers = RouterProcesses(
+        resolve({"target": {"name": MODEL}, "engines": fleet, "router": router}), "127.0.0.1", 0, 1
+    )
     loop_ends = time.monotonic() + 14.0
     killed, answered = 0, 0
-    watching = asyncio.get_running_loop().run_in_executor(None, routers.watch)
+    watching = asyncio.get_running_loop().run_in_executor(None, routers.supervise)
     try:
         await asyncio.to_thread(routers.wait)
         async with httpx.AsyncClient(base_url=routers.url, timeout=20) as client:
@@ -95,7 +97,7 @@ async def test_a_router_that_is_killed_while_policies_are_swapped_serves_a_whole
                 if time.monotonic() > loop_ends:
                     break
     finally:
-        routers.ask_to_stop()
+        routers.request_stop()
         await watching
         await asyncio.to_thread(routers.stop)
         await engine.drain(0.1)

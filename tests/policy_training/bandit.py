@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_training.costs import Costs
-from policy_training.learners.base import Setting
-from policy_training.logged_feedback import Logged
+from policy_training.learners.base import LearnerSetting
+from policy_training.logged_feedback import LoggedFeedback
 from policy_training.matrix import Matrix
 from router.lexical import FEATURES
 
@@ -24,7 +24,7 @@ TAU = np.asarray(
 COSTS = Costs(ARMS, np.outer([0.010, 0.013, 0.013, 0.014], [1.0, 1.1]), np.full(4, 0.02), np.zeros(4))
 BEST = (COSTS.step_s[:, 0] / TAU).argmin(1)
 """The fastest arm of each cluster: 1, 2, 3, 0."""
-SETTING = Setting("plain", COSTS)
+SETTING = LearnerSetting("plain", COSTS)
 _EMBEDDED = 8
 
 
@@ -85,11 +85,11 @@ class Bandit:
         per_token = self.time_s / self.tokens[:, None]
         return np.asarray(1 - per_token / (COSTS.step_s.max() + 0.01))
 
-    def logged(self, seed: int, sharpness: float = 1.0) -> Logged:
+    def logged(self, seed: int, sharpness: float = 1.0) -> LoggedFeedback:
         """Decisions of a logging policy that knows a little: softmax of noise, drawn anew for each request."""
         rng = np.random.default_rng(seed)
         weights = np.exp(sharpness * rng.normal(size=(len(self), len(ARMS))))
         p = 0.8 * weights / weights.sum(1, keepdims=True) + 0.2 / len(ARMS)
         arm = (p.cumsum(1) > rng.random((len(self), 1))).argmax(1)
         rows = np.arange(len(self))
-        return Logged(arm, self.reward()[rows, arm], p[rows, arm])
+        return LoggedFeedback(arm, self.reward()[rows, arm], p[rows, arm])

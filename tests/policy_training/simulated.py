@@ -22,7 +22,7 @@ def profile(
 def arm(name: str, step_s: float = 0.01, rise: float = 0.0, **more: float) -> Arm:
     """An engine of one draft length with such steps."""
     ours = {key: more.pop(key) for key in ("prefill_s", "per_token", "most") if key in more}
-    return Arm.of(name, profile(step_s, rise, **ours), **more)  # type: ignore[arg-type]
+    return Arm.from_profile(name, profile(step_s, rise, **ours), **more)  # type: ignore[arg-type]
 
 
 def requests(
@@ -46,7 +46,7 @@ def requests(
     )
 
 
-def scheduled(name: str, profiles: Mapping[str, Profile], made: Requests, **more: float) -> Arm:
+def with_schedule(name: str, profiles: Mapping[str, Profile], made: Requests, **more: float) -> Arm:
     """One engine that takes at each batch size the draft length with the least time for a token.
 
     `profiles` by column of acceptance lengths, the longest draft length first; `made`: requests that the schedule is

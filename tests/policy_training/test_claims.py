@@ -7,7 +7,7 @@ import numpy as np
 from policy_training import claims
 from policy_training.dataset import Dataset, Measurement
 from policy_training.evaluate import Interval
-from policy_training.experiments import Question
+from policy_training.experiments import ExperimentSetup
 from tests.policy_training.bandit import ARMS, COSTS, Bandit
 from tests.policy_training.test_dataset import measured
 
@@ -24,7 +24,7 @@ def said(i: int, a: int) -> Measurement:
 
 def test_every_claim_has_a_verdict_and_figures() -> None:
     told: list[None] = []
-    question = Question(BANDIT.matrix(), COSTS, "plain", seeds=(0, 1), told=lambda: told.append(None))
+    question = ExperimentSetup(BANDIT.matrix(), COSTS, "plain", seeds=(0, 1), on_progress=lambda: told.append(None))
     data = Dataset(tuple(said(i, a) for i in range(len(BANDIT)) for a in range(len(ARMS))))
     found = claims.check(question, data, "ridge", CURVE, ["math"])
     assert len(told) == claims.steps(question, ["math"])
@@ -36,7 +36,7 @@ def test_every_claim_has_a_verdict_and_figures() -> None:
     assert holds["few_examples_suffice"]
     few = next(claim for claim in found.claims if claim.name == "few_examples_suffice")
     assert few.figures == {"enough": 200, "of": 400, "share_of_oracle": 0.8}
-    assert all(claim.found and claim.said and claim.figures for claim in found.claims)
+    assert all(claim.result and claim.statement and claim.figures for claim in found.claims)
     assert found.alphas[-1].alignment > found.alphas[0].alignment
 
 

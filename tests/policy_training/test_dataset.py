@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_training.card import card
-from policy_training.dataset import Dataset, DatasetError, Measurement, Parts, Source, load, save
+from policy_training.dataset import Dataset, DatasetError, DatasetParts, Measurement, Source, load, save
 from policy_training.workloads import Prompt
 from router.types import Outcome, Status
 
@@ -34,7 +34,7 @@ measurements = st.builds(
 
 def measured(prompt_id: str, label: str, outcome: Outcome = OK, **changes: Any) -> Measurement:
     prompt = replace(PROMPT, id=prompt_id)
-    return Measurement.of(prompt, label, label, replace(outcome, **changes))
+    return Measurement.from_prompt(prompt, label, label, replace(outcome, **changes))
 
 
 @given(st.lists(measurements, max_size=4))
@@ -96,16 +96,16 @@ def test_an_empty_folder_is_no_dataset(tmp_path: Path) -> None:
 
 
 def test_parts_grow_and_know_what_they_hold(tmp_path: Path) -> None:
-    first = Parts(tmp_path)
+    first = DatasetParts(tmp_path)
     assert first.done == set()
     first.add([measured("a", "plain")], {})
     first.add([measured("b", "plain")], {})
-    again = Parts(tmp_path)
+    again = DatasetParts(tmp_path)
     assert again.done == {"a", "b"}
     again.add([measured("c", "plain")], {})
     assert sorted(m.prompt_id for m in load(tmp_path).measurements) == ["a", "b", "c"]
     prompts = [replace(PROMPT, id=i) for i in "abcdef"]
-    assert [[p.id for p in part] for part in again.todo(prompts, 2)] == [["c", "d"], ["e", "f"]]
+    assert [[p.id for p in part] for part in again.pending(prompts, 2)] == [["c", "d"], ["e", "f"]]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from policy_training.evaluate import Evaluation, Interval, evaluate, shares_by_kind
+from policy_training.evaluate import Evaluation, Interval, evaluate, shares_by_task
 from tests.policy_training.bandit import ARMS, BEST, Bandit
 
 TIMES = np.asarray([[4.0, 2, 8, 9], [4, 8, 2, 9], [4, 2, 8, 9], [4, 8, 1, 9]])
@@ -44,7 +44,7 @@ def test_shares_by_kind() -> None:
 
 
 def test_shares_of_a_policy_that_samples_are_means() -> None:
-    shares = shares_by_kind(["x", "x"], ["a", "b"], np.asarray([[0.25, 0.75], [0.75, 0.25]]))
+    shares = shares_by_task(["x", "x"], ["a", "b"], np.asarray([[0.25, 0.75], [0.75, 0.25]]))
     assert shares == {"all": {"a": 0.5, "b": 0.5}, "x": {"a": 0.5, "b": 0.5}}
 
 

@@ -8,10 +8,17 @@ import pytest
 
 from policy_training.costs import Costs
 from policy_training.dataset import DatasetError
-from policy_training.from_records import by_time, contexts_of, dataset_of, from_records, imputed, logged
+from policy_training.from_records import (
+    by_time,
+    contexts_of,
+    dataset_of,
+    from_records,
+    impute_missing_arms,
+    logged_feedback,
+)
 from policy_training.learners import learner
 from policy_training.ope import estimate_all, reward_model
-from policy_training.train import choices, fitted
+from policy_training.train import fitted, policy_probabilities
 from router.lexical import stored_context
 from router.records import encode
 from router.types import Decision, LoadTerms, Outcome, Record
@@ -78,13 +85,13 @@ def test_a_thin_log_makes_a_good_policy_whose_worth_is_estimated(tmp_path: Path)
     assert (len(earlier.measurements), len(later.measurements)) == (450, 150)
     costs = Costs.fit(earlier, ARMS)
     np.testing.assert_allclose(costs.step_s, COSTS.step_s, rtol=0.01)
-    full = imputed(earlier, ARMS, "features", costs)
+    full = impute_missing_arms(earlier, ARMS, "features", costs)
     policy = fitted(full, learner("tau_cost"), replace(SETTING, costs=costs))
     fresh = Bandit.draw(300, seed=9)
-    found = choices(policy, fresh.matrix())
+    found = policy_probabilities(policy, fresh.matrix())
     assert (found.argmax(1) == BEST[fresh.clusters]).mean() > 0.9
 
-    seen = logged(later, ARMS)
+    seen = logged_feedback(later, ARMS)
     contexts = contexts_of(later, "features")
     rows = np.arange(450, 600)
     pi = np.eye(4)[BEST[BANDIT.clusters[rows]]]
@@ -98,9 +105,9 @@ def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
     rows = [i for i in range(200) if LOG.arm[i] != 3] + [i for i in range(200) if LOG.arm[i] == 3][:5]
     data = from_records(write(tmp_path, [record(i) for i in rows]))
     with pytest.raises(DatasetError, match=r"arm 'math' has 5 records: at least 20 are needed \(explore more\)"):
-        imputed(data, ARMS, "features", COSTS)
+        impute_missing_arms(data, ARMS, "features", COSTS)
     with pytest.raises(DatasetError, match="no record has a context of 'others'"):
-        imputed(data, ARMS, "others", COSTS)
+        impute_missing_arms(data, ARMS, "others", COSTS)
 
 
 def test_what_a_step_costs_is_that_of_a_request_alone() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_training.gates import Check, Verdict, offline
-from policy_training.logged_feedback import Floats, Logged
+from policy_training.gates import Check, Verdict, evaluate_offline
+from policy_training.logged_feedback import Floats, LoggedFeedback
 from policy_training.ope import reward_model
 from tests.bench.gates import ARMS, EXPLORE, POOL, World
 
@@ -20,11 +20,11 @@ EQUAL = replace(BETTER, candidate=BETTER.active)
 def judged(world: World, n: int = 20_000, seed: int = 0, **more: Any) -> Verdict:
     """Offline; `more` may hold functions of the rows."""
     rows, arm, tpot_s = world.serve(world.active, n, np.random.default_rng(seed))
-    logged = Logged(arm, -tpot_s, world.pi(world.active, EXPLORE)[rows, arm])
+    logged = LoggedFeedback(arm, -tpot_s, world.pi(world.active, EXPLORE)[rows, arm])
     q = reward_model(world.contexts[rows], logged, ARMS)
     given = {name: of(rows) for name, of in more.items()}
     slices = world.clusters[rows].astype(str).tolist()
-    return offline(
+    return evaluate_offline(
         logged, world.pi(world.candidate)[rows], world.pi(world.active)[rows], q, default=0, slices=slices, **given
     )
 
@@ -81,6 +81,6 @@ def test_replay_is_checked_where_it_is_given() -> None:
 def test_more_conditions_join_a_verdict_and_what_is_not_known_is_null() -> None:
     verdict = judged(BETTER)
     more = Check("rewording", False, float("nan"), 0.95, "saves nothing")
-    assert not verdict.also([more]).passed
-    assert verdict.also([replace(more, passed=True)]).passed
-    assert json.loads(json.dumps(verdict.also([more]).as_json(), allow_nan=False))["checks"][-1]["value"] is None
+    assert not verdict.with_checks([more]).passed
+    assert verdict.with_checks([replace(more, passed=True)]).passed
+    assert json.loads(json.dumps(verdict.with_checks([more]).as_json(), allow_nan=False))["checks"][-1]["value"] is None

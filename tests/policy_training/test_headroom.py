@@ -14,23 +14,23 @@ from engines.profile import Profile
 from policy_training.costs import Costs
 from policy_training.dataset import Dataset, DatasetError, Measurement
 from policy_training.evaluate import Interval
-from policy_training.headroom.advice import Evidence, against, crossovers, in_words
-from policy_training.headroom.crossover import Bucket, bucket_of, by_load, crossover, lost_share
+from policy_training.headroom.advice import Evidence, crossovers, describe, reasons_against
+from policy_training.headroom.crossover import Bucket, bucket_of, buckets_by_load, crossover, lost_share
 from policy_training.headroom.gain import (
-    Choice,
+    CrossFittedChoice,
     Gain,
     Headroom,
-    cross_fitted,
-    groups_of,
-    judge,
-    more_needed,
-    verdict_of,
+    additional_requests,
+    context_groups,
+    cross_fit,
+    decide_verdict,
+    evaluate_choice,
 )
-from policy_training.headroom.slices import slices_of
-from policy_training.headroom.under_load import costs_alone, under_load
+from policy_training.headroom.slices import find_slices
+from policy_training.headroom.under_load import under_load, unloaded_costs
 from policy_training.learners import learner
 from policy_training.matrix import Matrix
-from policy_training.train import choices, fitted
+from policy_training.train import fitted, policy_probabilities
 from router.types import Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
 
@@ -61,28 +61,30 @@ def expected(data: Matrix, room: float, noise: float = 0.2) -> Floats:
     return np.asarray(0.02 + (_TOKENS - 1) * COSTS.step_s.T[(data.temperatures > 0).astype(int)] * steps_per_token)
 
 
-def judged(data: Matrix, choice: Choice | None = None, learner: str = "ridge", **options: object) -> Headroom:
+def judged(
+    data: Matrix, choice: CrossFittedChoice | None = None, learner: str = "ridge", **options: object
+) -> Headroom:
     assert data.contexts is not None
-    groups = groups_of(data.contexts)
-    made = choice or cross_fitted(data, learner, COSTS, groups)
-    return judge(data, made, groups, **{"slices": slices_of(data), **options})  # type: ignore[arg-type]
+    groups = context_groups(data.contexts)
+    made = choice or cross_fit(data, learner, COSTS, groups)
+    return evaluate_choice(data, made, groups, **{"slices": find_slices(data), **options})  # type: ignore[arg-type]
 
 
-def gain_of(data: Matrix, choice: Choice | None = None) -> Headroom:
+def gain_of(data: Matrix, choice: CrossFittedChoice | None = None) -> Headroom:
     """The same without slices, which take time."""
     return judged(data, choice, slices={})
 
 
-def always(shares: Floats) -> Choice:
+def always(shares: Floats) -> CrossFittedChoice:
     """The choice of a policy that learned from nothing here, beside the arm `plain`."""
-    return Choice(shares[None], np.zeros((1, len(shares)), np.intp), None)
+    return CrossFittedChoice(shares[None], np.zeros((1, len(shares)), np.intp), None)
 
 
 def truth(data: Matrix, room: float, seed: int) -> float:
     """What a policy gains that learned from all of these requests: on fresh ones, by their expected times."""
     fresh = drawn(600, 10_000 + seed, room)
     times = expected(fresh, room)
-    shares = choices(fitted(data, learner("ridge"), SETTING), fresh)
+    shares = policy_probabilities(fitted(data, learner("ridge"), SETTING), fresh)
     return float(1 - (shares * times).sum() / times.sum(0).min())
 
 
@@ -111,7 +113,7 @@ def test_intervals_of_what_is_learned_cover_its_true_gain() -> None:
     for seed in range(50):
         data = drawn(120, seed, room)
         assert data.contexts is not None
-        choice = cross_fitted(data, "ridge", COSTS, groups_of(data.contexts), seed=seed)
+        choice = cross_fit(data, "ridge", COSTS, context_groups(data.contexts), seed=seed)
         found = gain_of(data, choice)
         verdicts[found.verdict] += 1
         covered += found.gain.routed.low <= truth(data, room, seed) <= found.gain.routed.high
@@ -137,7 +139,7 @@ def test_one_engine_that_is_the_best_for_everything() -> None:
     assert (found.verdict, found.best) == ("not worth it", "ngram")
     assert found.arms["ngram"].share > 0.99
     assert found.arms["ngram"].time.value == pytest.approx(1.0)
-    assert "ngram would get 100% of the requests" in " ".join(against(Evidence(found, 0.03)))
+    assert "ngram would get 100% of the requests" in " ".join(reasons_against(Evidence(found, 0.03)))
 
 
 def test_the_default_learner_finds_room_where_there_is_some() -> None:
@@ -173,15 +175,15 @@ def test_a_policy_never_learns_from_the_requests_that_it_is_judged_by() -> None:
     data, seen = drawn(60, 0, room=0.6), list[Matrix]()
 
     def grown(held: npt.NDArray[np.intp]) -> Matrix:
-        rest = data.take(np.setdiff1d(np.arange(len(data)), held))
+        rest = data.select_rows(np.setdiff1d(np.arange(len(data)), held))
         seen.append(rest)
         assert not {data.prompt_ids[i] for i in held} & set(rest.prompt_ids)
         return rest
 
     assert data.contexts is not None
-    groups = groups_of(data.contexts)
-    with_rest = cross_fitted(data, "ridge", COSTS, groups, grown=grown)
-    np.testing.assert_array_equal(with_rest.shares, cross_fitted(data, "ridge", COSTS, groups).shares)
+    groups = context_groups(data.contexts)
+    with_rest = cross_fit(data, "ridge", COSTS, groups, training_rows=grown)
+    np.testing.assert_array_equal(with_rest.shares, cross_fit(data, "ridge", COSTS, groups).shares)
     assert len(seen) == 15
 
 
@@ -209,13 +211,13 @@ Shares = st.floats(-0.5, 0.9, allow_nan=False)
 def test_verdicts(ends: Sequence[float], oracle: float, worth: float) -> None:
     low, value, high = ends
     routed = Interval(value, low, high)
-    verdict = verdict_of(Gain(100, routed, Interval(oracle, oracle, oracle)), worth)
+    verdict = decide_verdict(Gain(100, routed, Interval(oracle, oracle, oracle)), worth)
     assert (verdict == "worth it") == (low > worth)
     assert verdict != "not worth it" or min(high, oracle) < worth
     assert verdict != "cannot tell" or low <= worth <= high
-    needed = more_needed(routed, 100, worth)
+    needed = additional_requests(routed, 100, worth)
     assert needed >= 1
-    assert more_needed(routed, 1000, worth) >= needed
+    assert additional_requests(routed, 1000, worth) >= needed
 
 
 # --- load ---
@@ -240,7 +242,7 @@ def test_where_drafting_stops_to_pay() -> None:
         for m in (*answers("plain", load, 0.01, None), *answers("ngram", load, 0.01 * (1.1 + more), 1.5))
     ]
     rows += answers("suffix", 1, 0.01, 2.0, count=5)  # too few to say anything of
-    buckets = by_load(
+    buckets = buckets_by_load(
         Dataset(tuple(rows)), ("plain", "ngram", "suffix"), {"plain": 1.0, "ngram": 1 / 1.5, "suffix": 0.5}
     )
     assert [one.label for one in buckets] == ["1", "4-7", "16-31"]
@@ -270,11 +272,11 @@ def profile(step_s: Sequence[float]) -> Profile:
 def test_equal_numbers_of_engines_under_load() -> None:
     data = drawn(200, 0, room=1.0)
     assert data.contexts is not None
-    choice = cross_fitted(data, "tau_cost", COSTS, groups_of(data.contexts))
-    assert choice.foreseen is not None
+    choice = cross_fit(data, "tau_cost", COSTS, context_groups(data.contexts))
+    assert choice.predicted_tau is not None
     flat = {arm: profile((float(step),) * 2) for arm, step in zip(ARMS, COSTS.step_s[:, 0], strict=True)}
-    np.testing.assert_allclose(costs_alone(flat).step_s[:, 0], COSTS.step_s[:, 0])
-    calm = under_load(data, choice.foreseen, flat, rate=1.0)
+    np.testing.assert_allclose(unloaded_costs(flat).step_s[:, 0], COSTS.step_s[:, 0])
+    calm = under_load(data, choice.predicted_tau, flat, rate=1.0)
     assert calm.verdict(0.03) == "worth it"
     assert calm.gain.value == pytest.approx(judged(data, choice).gain.routed.value, abs=0.1)
     # Drafting engines whose step grows with the batch, and a plain one whose step does not.
@@ -282,12 +284,12 @@ def test_equal_numbers_of_engines_under_load() -> None:
         arm: profile((float(s), float(s) * (1 if arm == "plain" else 12)))
         for arm, s in zip(ARMS, COSTS.step_s[:, 0], strict=True)
     }
-    busy = under_load(data, choice.foreseen, steep, rate=60.0)
+    busy = under_load(data, choice.predicted_tau, steep, rate=60.0)
     assert (busy.single, busy.verdict(0.03)) == ("plain", "not worth it")
     found = judged(data, choice)
     evidence = Evidence(found, 0.03, loaded=busy)
     assert (found.verdict, evidence.verdict) == ("worth it", "not worth it")
-    assert "4 engines plain take" in " ".join(against(evidence))
+    assert "4 engines plain take" in " ".join(reasons_against(evidence))
 
 
 # --- words ---
@@ -302,19 +304,19 @@ def test_what_speaks_against_it() -> None:
         slices={"odd": Gain(30, Interval(-0.2, -0.3, -0.1), None)},
     )
     buckets = [Bucket(1, 1, 0.9, {"plain": Interval(1, 1, 1), "ngram": Interval(2, 2, 2)})]
-    said = " | ".join(against(Evidence(poor, 0.03, buckets, "plain", None, overhead=0.02, sampled=0.95)))
+    said = " | ".join(reasons_against(Evidence(poor, 0.03, buckets, "plain", None, overhead=0.02, sampled=0.95)))
     for part in (
         "routing is slower than", "odd (-20.0%)", "95% of the requests sample", "6 tokens or fewer",
         "takes 2.0% of a request's time", "90% of the answers came at a load at which plain",
     ):  # fmt: skip
         assert part in said
-    assert in_words(Evidence(found, 0.03)).startswith("on 200 requests routing takes")
+    assert describe(Evidence(found, 0.03)).startswith("on 200 requests routing takes")
 
 
 def test_clusters_are_named_after_what_stands_out_in_them() -> None:
     data = replace(drawn(200, 0, 1.0), kinds=("traffic",) * 200)
-    masks = slices_of(data)
+    masks = find_slices(data)
     assert len(masks) == 5
     assert np.sum(list(masks.values())) == 200
     assert any("temperature" in name for name in masks)
-    assert slices_of(data.take(np.arange(50))) == {}
+    assert find_slices(data.select_rows(np.arange(50))) == {}

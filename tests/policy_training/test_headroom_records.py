@@ -9,9 +9,9 @@ import pytest
 
 from policy_training.dataset import Dataset, DatasetError
 from policy_training.evaluate import Interval
-from policy_training.headroom.advice import Evidence, against
-from policy_training.headroom.gain import Choice, Headroom, cross_fitted, groups_of, judge
-from policy_training.headroom.logged import judge_logged, refused
+from policy_training.headroom.advice import Evidence, reasons_against
+from policy_training.headroom.gain import CrossFittedChoice, Headroom, context_groups, cross_fit, evaluate_choice
+from policy_training.headroom.logged import evaluate_logged, is_rejected
 from policy_training.headroom.traffic import Traffic, drawn_costs
 from policy_training.matrix import Matrix
 from policy_training.record_store import RecordStore
@@ -62,24 +62,32 @@ def log(data: Matrix, p: Log = even, shadows: int = 0, load: int = 0, seed: int 
 
 
 def by_shadows(traffic: Traffic) -> tuple[Headroom, Matrix]:
-    paired = traffic.paired()
+    paired = traffic.paired_matrix()
     assert paired is not None
     assert paired.contexts is not None
-    groups = groups_of(paired.contexts)
-    choice = cross_fitted(
-        paired, "ridge", traffic.costs, groups, grown=lambda held: traffic.imputed([paired.prompt_ids[i] for i in held])
+    groups = context_groups(paired.contexts)
+    choice = cross_fit(
+        paired,
+        "ridge",
+        traffic.costs,
+        groups,
+        training_rows=lambda held: traffic.impute([paired.prompt_ids[i] for i in held]),
     )
-    return judge(paired, choice, groups, {}, drawn=traffic.drawn_costs(20, 0)), paired
+    return evaluate_choice(paired, choice, groups, {}, drawn=traffic.drawn_costs(20, 0)), paired
 
 
-def by_answers(traffic: Traffic) -> tuple[Headroom, Choice]:
-    data = traffic.matrix_of(traffic.single())
+def by_answers(traffic: Traffic) -> tuple[Headroom, CrossFittedChoice]:
+    data = traffic.matrix(traffic.single_answers())
     assert data.contexts is not None
-    groups = groups_of(data.contexts)
-    choice = cross_fitted(
-        data, "ridge", traffic.costs, groups, grown=lambda held: traffic.imputed([data.prompt_ids[i] for i in held])
+    groups = context_groups(data.contexts)
+    choice = cross_fit(
+        data,
+        "ridge",
+        traffic.costs,
+        groups,
+        training_rows=lambda held: traffic.impute([data.prompt_ids[i] for i in held]),
     )
-    return judge_logged(traffic, data, choice, groups, {}, worth=0.03, seed=0), choice
+    return evaluate_logged(traffic, data, choice, groups, {}, worth=0.03, seed=0), choice
 
 
 # --- with shadows ---
@@ -87,10 +95,10 @@ def by_answers(traffic: Traffic) -> tuple[Headroom, Choice]:
 
 def test_requests_with_shadows_tell_what_all_arms_would_have_taken() -> None:
     data = drawn(600, 1, room=0.7)
-    found, paired = by_shadows(Traffic.of(log(data, shadows=3)))
+    found, paired = by_shadows(Traffic.from_records(log(data, shadows=3)))
     assert len(paired) == 200
     rows = np.asarray([int(i.split("/")[0][1:]) for i in paired.prompt_ids])
-    np.testing.assert_allclose(paired.only(ARMS[1:]).time_s, data.time_s[rows, 1:], rtol=0.02)
+    np.testing.assert_allclose(paired.select_arms(ARMS[1:]).time_s, data.time_s[rows, 1:], rtol=0.02)
     whole = gain_of(data).gain.routed
     assert found.verdict == "worth it"
     assert found.gain.routed.low <= whole.value <= found.gain.routed.high
@@ -99,15 +107,15 @@ def test_requests_with_shadows_tell_what_all_arms_would_have_taken() -> None:
 
 def test_shadows_that_ran_under_less_load_do_not_flatter_the_arms_that_were_not_chosen() -> None:
     data = drawn(600, 1, room=0.0, noise=0.05)
-    found, paired = by_shadows(Traffic.of(log(data, shadows=3, load=5)))
+    found, paired = by_shadows(Traffic.from_records(log(data, shadows=3, load=5)))
     assert found.verdict == "not worth it"
-    means = paired.only(ARMS).time_s.mean(0)
+    means = paired.select_arms(ARMS).time_s.mean(0)
     np.testing.assert_allclose(means / means[0], data.time_s.mean(0) / data.time_s.mean(0)[0], rtol=0.05)
 
 
 def test_what_an_arm_did_before_it_changed_is_left_out() -> None:
     records = log(drawn(300, 0, room=0.5))
-    traffic = Traffic.of(records, [Event(1150.5, "arm_changed", "slower", "math")])
+    traffic = Traffic.from_records(records, [Event(1150.5, "arm_changed", "slower", "math")])
     assert min(m.time for m in traffic.data.measurements if m.arm == "math") > 1150
     assert min(m.time for m in traffic.data.measurements if m.arm == "plain") < 1010
 
@@ -119,9 +127,9 @@ def test_single_answers_tell_the_gain_within_their_interval() -> None:
     covered, verdicts = 0, []
     for seed in range(8):
         data = drawn(900, seed, room=0.7)
-        found, choice = by_answers(Traffic.of(log(data, seed=seed)))
+        found, choice = by_answers(Traffic.from_records(log(data, seed=seed)))
         # The same choice, had every arm answered every request.
-        whole = gain_of(data.only(sorted(ARMS)), choice).gain.routed
+        whole = gain_of(data.select_arms(sorted(ARMS)), choice).gain.routed
         covered += found.gain.routed.low <= whole.value <= found.gain.routed.high
         verdicts.append(found.verdict)
         assert found.effective is not None
@@ -132,28 +140,30 @@ def test_single_answers_tell_the_gain_within_their_interval() -> None:
 
 
 def test_single_answers_find_no_gain_where_there_is_none() -> None:
-    verdicts = [by_answers(Traffic.of(log(drawn(900, s, room=0.0, noise=0.1), seed=s)))[0].verdict for s in range(8)]
+    verdicts = [
+        by_answers(Traffic.from_records(log(drawn(900, s, room=0.0, noise=0.1), seed=s)))[0].verdict for s in range(8)
+    ]
     assert verdicts.count("worth it") == 0
 
 
 def test_too_few_single_answers_are_refused() -> None:
-    found, _ = by_answers(Traffic.of(log(drawn(300, 0, room=0.7))))
-    assert refused(found)
+    found, _ = by_answers(Traffic.from_records(log(drawn(300, 0, room=0.7))))
+    assert is_rejected(found)
     assert found.verdict == "cannot tell"
     assert found.needs is not None
     assert 0 < found.needs < 2000
-    assert "are needed: set router.explore" in against(Evidence(found, 0.03))[0]
+    assert "are needed: set router.explore" in reasons_against(Evidence(found, 0.03))[0]
 
 
 def test_a_log_that_could_not_have_taken_the_other_arms_is_refused() -> None:
     data = drawn(900, 0, room=0.7)
     best = data.time_s.argmin(1)
-    found, _ = by_answers(Traffic.of(log(data, lambda i: tuple(np.eye(4)[best[i]]))))
-    assert refused(found)
+    found, _ = by_answers(Traffic.from_records(log(data, lambda i: tuple(np.eye(4)[best[i]]))))
+    assert is_rejected(found)
     assert (found.verdict, found.needs) == ("cannot tell", None)
     assert found.supported is not None
     assert found.supported < 0.9
-    assert "the log could not have taken what is judged" in against(Evidence(found, 0.03))[0]
+    assert "the log could not have taken what is judged" in reasons_against(Evidence(found, 0.03))[0]
 
 
 # --- what cannot be judged ---
@@ -161,20 +171,20 @@ def test_a_log_that_could_not_have_taken_the_other_arms_is_refused() -> None:
 
 def test_engines_with_few_answers_are_left_out_and_told_of() -> None:
     data = drawn(300, 0, room=0.5)
-    seldom = Traffic.of(log(data, lambda i: (0.33, 0.33, 0.33, 0.01)))
+    seldom = Traffic.from_records(log(data, lambda i: (0.33, 0.33, 0.33, 0.01)))
     assert seldom.arms == ("ngram", "plain", "suffix")
-    assert 0 < seldom.left_out["math"] < 40
+    assert 0 < seldom.excluded["math"] < 40
     assert seldom.overhead_s == pytest.approx(0.002)
     with pytest.raises(DatasetError, match=r"fewer than two engines have 40 finished answers .*plain 100"):
-        Traffic.of(log(data.take(np.arange(100)), lambda i: (1.0, 0.0, 0.0, 0.0)))
+        Traffic.from_records(log(data.select_rows(np.arange(100)), lambda i: (1.0, 0.0, 0.0, 0.0)))
 
 
 def test_records_without_contexts_say_what_is_missing() -> None:
     bare = [replace(one, context=None) for one in log(drawn(60, 0, room=0.5))]
     with pytest.raises(DatasetError, match=r"no record has a context: set router\.featurizer"):
-        Traffic.of(bare)
+        Traffic.from_records(bare)
     with pytest.raises(DatasetError, match="no record to learn from"):
-        Traffic.of([])
+        Traffic.from_records([])
 
 
 @pytest.mark.parametrize(
@@ -187,19 +197,21 @@ def test_damaged_and_empty_folders(tmp_path: Path, content: bytes | None, proble
         folder.mkdir()
         (folder / "records-1.jsonl").write_bytes(content)
     with pytest.raises(DatasetError, match=problem):
-        Traffic.of(RecordStore(str(folder)).records())
+        Traffic.from_records(RecordStore(str(folder)).records())
 
 
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
     lines = b"".join(map(encode, log(drawn(200, 0, room=0.5))))
     (tmp_path / "records-1.jsonl").write_bytes(lines[:-20])
-    assert len(Traffic.of(RecordStore(str(tmp_path)).records()).single().measurements) == 199
+    assert len(Traffic.from_records(RecordStore(str(tmp_path)).records()).single_answers().measurements) == 199
 
 
 def test_other_measurements_would_have_given_other_costs() -> None:
-    traffic = Traffic.of(log(drawn(400, 0, room=0.5)))
+    traffic = Traffic.from_records(log(drawn(400, 0, room=0.5)))
     steps = np.stack([costs.step_s for costs in drawn_costs(traffic.data, traffic.arms, 30, 0)])
     assert steps.shape == (30, 4, 2)
     np.testing.assert_allclose(steps.mean(0), traffic.costs.step_s, rtol=0.05)
     assert drawn_costs(Dataset(traffic.data.measurements[:3]), traffic.arms, 5, 0) == []
-    assert isinstance(by_shadows(Traffic.of(log(drawn(200, 0, room=0.5), shadows=2)))[0].gain.routed, Interval)
+    assert isinstance(
+        by_shadows(Traffic.from_records(log(drawn(200, 0, room=0.5), shadows=2)))[0].gain.routed, Interval
+    )

@@ -8,7 +8,7 @@ import pytest
 from policy_training import experiments, ladder, paper
 from policy_training.dataset import Dataset, DatasetError, Measurement
 from policy_training.evaluate import Interval
-from policy_training.experiments import Question
+from policy_training.experiments import ExperimentSetup
 from policy_training.ladder import Score
 from router.lexical import FEATURES
 from router.types import Outcome
@@ -17,11 +17,11 @@ from tests.policy_training.test_dataset import measured
 
 BANDIT = Bandit.draw(400, seed=0)
 DATA = BANDIT.matrix()
-QUESTION = Question(DATA, COSTS, "plain", seeds=(0, 1))
+QUESTION = ExperimentSetup(DATA, COSTS, "plain", seeds=(0, 1))
 
 
 def test_a_score_of_known_times() -> None:
-    test = replace(DATA.take(np.arange(4)), kinds=("a", "a", "b", "b"), time_s=np.asarray([[4.0, 2, 8, 9]] * 4))
+    test = replace(DATA.select_rows(np.arange(4)), kinds=("a", "a", "b", "b"), time_s=np.asarray([[4.0, 2, 8, 9]] * 4))
     chosen = np.eye(4)[[1, 1, 0, 0]]
     found = ladder.score(test, chosen, "plain", "plain")
     assert found == Score(16 / 12, 16 / 12, 0.5, 2.0, 1.0)
@@ -29,12 +29,12 @@ def test_a_score_of_known_times() -> None:
 
 
 def test_halves_hold_every_kind_alike_and_everything_once() -> None:
-    train, test = ladder.halves(DATA, 3, 0.5)
+    train, test = ladder.split_half(DATA, 3, 0.5)
     assert sorted([*train, *test]) == list(range(400))
     kinds = np.asarray(DATA.kinds)
     for kind in set(DATA.kinds):
         assert abs((kinds[train] == kind).sum() - (kinds[test] == kind).sum()) <= 1
-    again, _ = ladder.halves(DATA, 3, 0.5)
+    again, _ = ladder.split_half(DATA, 3, 0.5)
     assert (train == again).all()
 
 
@@ -56,8 +56,8 @@ def test_rewording_judges_the_held_out_tasks_alone() -> None:
 
 def test_the_ladder_knows_a_good_learner() -> None:
     dear = replace(COSTS, step_s=COSTS.step_s * np.asarray([1.0, 3.0, 3.0, 3.0])[:, None])
-    question = replace(QUESTION, reworded=DATA, loaded=dear)
-    climb = experiments.climb(question, ["best_fixed", "ridge", "exact"])
+    question = replace(QUESTION, reworded=DATA, costs_under_load=dear)
+    climb = experiments.run_benchmark(question, ["best_fixed", "ridge", "exact"])
     assert climb["best_fixed"]["iid"]["share_of_oracle"].value == pytest.approx(0)
     assert climb["ridge"]["iid"]["share_of_oracle"].value > 0.85
     assert climb["ridge"]["rewording"]["share_of_oracle"].value > 0.85
@@ -74,7 +74,7 @@ def test_more_requests_teach_more_and_sizes_that_are_not_there_are_left_out() ->
 
 
 def test_the_curve_goes_on_with_requests_that_nobody_is_judged_by() -> None:
-    question = replace(QUESTION, more=Bandit.draw(300, seed=9).matrix())
+    question = replace(QUESTION, more_training_data=Bandit.draw(300, seed=9).matrix())
     curve = experiments.learning_curve(question, "ridge", (150, 400, 600))
     assert list(curve) == [150, 400]
     assert curve[400].value > 0.9
@@ -98,12 +98,12 @@ def test_what_several_answers_tell() -> None:
 
     contexts = {p: {"features": BANDIT.contexts[i]} for i, p in enumerate(prompts)}
     often = Dataset(tuple(answer(i, arm) for _ in range(6) for i in range(40) for arm in ARMS), contexts)
-    found = experiments.foresight(QUESTION, often, "ridge")
+    found = experiments.answer_predictability(QUESTION, often, "ridge")
     assert 0.3 < found["foresight/other_answers"].value < 0.9
     assert found["foresight/policy"].value < found["foresight/other_answers"].value
     few = replace(often, measurements=often.measurements[: 3 * 40 * len(ARMS)])
     with pytest.raises(DatasetError, match="3 answers to a request tell little"):
-        experiments.foresight(QUESTION, few, "ridge")
+        experiments.answer_predictability(QUESTION, few, "ridge")
 
 
 def test_the_embedding_matters_where_it_decides() -> None:

@@ -10,14 +10,14 @@ from torch.nn.functional import linear
 
 from policy_training.dataset import DatasetError
 from policy_training.learners import LEARNERS, learner
-from policy_training.learners.base import Scaling
+from policy_training.learners.base import FeatureScaling
 from policy_training.learners.networks import SoftmaxOptions
 from policy_training.learners.policy_gradient import ExactGradient
 from policy_training.learners.tau_cost import TauCost
 from policy_training.matrix import Matrix
-from policy_training.train import choices, fit, fitted
+from policy_training.train import fit, fitted, policy_probabilities
 from router import policies
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.lexical import FEATURES, stored_context
 from router.policies.mlp import MLPPolicy
 from router.policies.tau_cost import TauCostPolicy
@@ -28,7 +28,7 @@ REGRESSIONS = ("domain_lookup", "knn", "ridge", "boosting", "mlp_regression", "t
 
 
 def chosen(name: str, data: Matrix, test: Bandit = FRESH, seed: int = 0) -> np.ndarray:
-    return choices(fitted(data, learner(name), replace(SETTING, seed=seed)), test.matrix()).argmax(1)
+    return policy_probabilities(fitted(data, learner(name), replace(SETTING, seed=seed)), test.matrix()).argmax(1)
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNERS if name != "best_fixed"])
@@ -82,21 +82,21 @@ def homes(*arms: str) -> dict[str, np.ndarray]:
 
 def test_a_home_tells_of_requests_that_were_never_seen() -> None:
     """The third cluster is unknown; that `math` was made for it is not."""
-    seen = FIT.matrix().take(FIT.clusters != 2)
-    unseen = FRESH.matrix().take(FRESH.clusters == 2)
-    setting = replace(SETTING, homes=homes("ngram", "suffix", "math"))
-    blind, told = (choices(fitted(seen, TauCost(), s), unseen).argmax(1) for s in (SETTING, setting))
+    seen = FIT.matrix().select_rows(FIT.clusters != 2)
+    unseen = FRESH.matrix().select_rows(FRESH.clusters == 2)
+    setting = replace(SETTING, training_domains=homes("ngram", "suffix", "math"))
+    blind, told = (policy_probabilities(fitted(seen, TauCost(), s), unseen).argmax(1) for s in (SETTING, setting))
     assert (blind == 3).mean() < 0.1
     assert (told == 3).mean() > 0.9
-    everywhere = choices(fitted(FIT.matrix(), TauCost(), setting), FRESH.matrix()).argmax(1)
+    everywhere = policy_probabilities(fitted(FIT.matrix(), TauCost(), setting), FRESH.matrix()).argmax(1)
     assert FRESH.share_of_possible(everywhere) > 0.95
 
 
 def test_homes_that_tell_nothing_are_refused() -> None:
     with pytest.raises(DatasetError, match="a home of one arm alone"):
-        fit(FIT.matrix(), TauCost(), replace(SETTING, homes=homes("math")))
+        fit(FIT.matrix(), TauCost(), replace(SETTING, training_domains=homes("math")))
     with pytest.raises(DatasetError, match="a home of eagle, which was not measured"):
-        fit(FIT.matrix(), TauCost(), replace(SETTING, homes=homes("math") | {"eagle": FIT.contexts}))
+        fit(FIT.matrix(), TauCost(), replace(SETTING, training_domains=homes("math") | {"eagle": FIT.contexts}))
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_homes_that_tell_nothing_are_refused() -> None:
     ],
 )
 def test_homes_that_do_not_fit_are_refused(change: dict[str, Any], problem: str) -> None:
-    manifest, arrays = fit(FIT.matrix(), TauCost(), replace(SETTING, homes=homes("ngram", "math")))
+    manifest, arrays = fit(FIT.matrix(), TauCost(), replace(SETTING, training_domains=homes("ngram", "math")))
     homed = np.asarray(change.get("homed", [1, 3]), np.int32)
     directions = change["homes"] if change.get("homes", 1) != 1 else arrays["homes"].shape[2]
     damaged = {**arrays, "homed": homed, "homes": np.zeros((len(homed), 16, directions), np.float32)}
-    with pytest.raises(PolicyRefused, match=problem):
+    with pytest.raises(PolicyRejected, match=problem):
         policies.make({**manifest, "arrays_sha256": "0" * 64}, damaged)
 
 
@@ -120,7 +120,7 @@ def test_another_load_needs_other_costs_and_no_training() -> None:
     """Where drafting costs twice as much, the same regression sends most requests elsewhere, and rightly."""
     dear = replace(COSTS, step_s=COSTS.step_s * np.asarray([1.0, 3.0, 3.0, 3.0])[:, None])
     policy = fitted(FIT.matrix(), learner("ridge"), replace(SETTING, costs=dear))
-    found = choices(policy, FRESH.matrix()).argmax(1)
+    found = policy_probabilities(policy, FRESH.matrix()).argmax(1)
     assert (found == (dear.step_s[:, 0] / TAU).argmin(1)[FRESH.clusters]).mean() > 0.9
 
 
@@ -130,7 +130,8 @@ def test_a_policy_that_is_not_sure_keeps_the_usual_arm() -> None:
     noise = np.exp(rng.normal(0, 0.5, data.time_s.shape))
     lost = replace(data, acceptance_length=noise + 1, contexts=rng.normal(size=data.contexts.shape).astype(np.float32))  # type: ignore[union-attr]
     sure, unsure = (
-        choices(fitted(lost, TauCost(z=z), SETTING), replace(lost, prompt_ids=lost.prompt_ids)) for z in (0.0, 3.0)
+        policy_probabilities(fitted(lost, TauCost(z=z), SETTING), replace(lost, prompt_ids=lost.prompt_ids))
+        for z in (0.0, 3.0)
     )
     usual = ARMS.index(ARMS[int(data.time_s.sum(0).argmin())])
     assert (unsure.argmax(1) == usual).mean() > (sure.argmax(1) == usual).mean()
@@ -138,12 +139,12 @@ def test_a_policy_that_is_not_sure_keeps_the_usual_arm() -> None:
 
 
 def test_time_counts_and_not_how_often_an_arm_wins() -> None:
-    data = FIT.matrix().take(np.arange(100))
+    data = FIT.matrix().select_rows(np.arange(100))
     often_a_little_faster = np.where(np.arange(100) % 5, 0.9, 3.0)
     times = np.stack([np.ones(100), often_a_little_faster, np.full(100, 4.0), np.full(100, 4.0)], axis=1)
     alike = replace(data, time_s=times, contexts=np.zeros_like(data.contexts))
     for name in ("exact", "best_fixed"):
-        assert choices(fitted(alike, learner(name), SETTING), alike).argmax(1)[0] == 0
+        assert policy_probabilities(fitted(alike, learner(name), SETTING), alike).argmax(1)[0] == 0
 
 
 def test_numpy_scores_as_torch_does() -> None:
@@ -162,7 +163,7 @@ def test_trees_in_numpy_predict_as_scikit_learn_does() -> None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     data = FIT.matrix()
-    scaling = Scaling.of(FIT.contexts)
+    scaling = FeatureScaling.from_contexts(FIT.contexts)
     x = np.concatenate([scaling(FIT.contexts), (data.temperatures > 0)[:, None]], axis=1).astype(np.float64)
     options = {"max_iter": 150, "max_leaf_nodes": 8, "min_samples_leaf": 15, "l2_regularization": 1.0}
     model = HistGradientBoostingRegressor(
@@ -175,7 +176,7 @@ def test_trees_in_numpy_predict_as_scikit_learn_does() -> None:
 
 
 def test_the_embedding_varies_in_all_as_much_as_lexical_features_may() -> None:
-    scaling = Scaling.of(FIT.contexts)
+    scaling = FeatureScaling.from_contexts(FIT.contexts)
     variances = scaling(FIT.contexts).var(0)
     embedding, lexical = variances[: -len(FEATURES)], variances[-len(FEATURES) :]
     np.testing.assert_allclose(embedding.sum(), 1, rtol=1e-3)

@@ -95,10 +95,10 @@ def test_an_engine_that_reports_no_acceptance_has_length_one() -> None:
 
 def test_part_of_a_matrix_keeps_its_columns() -> None:
     data = of([measured(i, arm) for i in "abcd" for arm in ("x", "y")], ["x", "y"])
-    part = data.take(np.asarray([2, 0]))
+    part = data.select_rows(np.asarray([2, 0]))
     assert part.prompt_ids == ("c", "a")
     assert part.time_s.shape == (2, 2)
-    assert data.take(np.asarray([True, False, False, True])).prompt_ids == ("a", "d")
+    assert data.select_rows(np.asarray([True, False, False, True])).prompt_ids == ("a", "d")
 
 
 def test_of_several_measurements_the_means_count() -> None:
@@ -137,7 +137,7 @@ def test_costs_are_steps_and_a_line_of_first_tokens() -> None:
     seconds = costs.time_s(np.asarray([[3.0, 1.5]]), np.asarray([20.0]), np.asarray([31.0]), np.asarray([True]))
     np.testing.assert_allclose(seconds, [[0.12 + 30 * 0.016, 0.12 + 30 * 0.024]])
     again = Costs.from_json(costs.as_json())
-    np.testing.assert_allclose(again.of(["x"]).step_s, [[0.03, 0.036]])
+    np.testing.assert_allclose(again.select(["x"]).step_s, [[0.03, 0.036]])
 
 
 def test_a_prompt_is_never_read_before_it_comes() -> None:
@@ -166,7 +166,7 @@ def test_costs_say_what_they_lack() -> None:
     greedy = Costs.fit(Dataset(tuple(live)), ["x"])
     np.testing.assert_allclose(greedy.step_s, [[0.03, 0.03]])
     with pytest.raises(DatasetError, match="no costs of z"):
-        greedy.of(["z"])
+        greedy.select(["z"])
     with pytest.raises(DatasetError, match="no costs"):
         Costs.from_json({"arms": ["x"]})
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from policy_training.dataset import DatasetError
-from policy_training.logged_feedback import Logged
-from policy_training.ope import ESTIMATORS, effective_size, estimate_all, reward_model, weights
+from policy_training.logged_feedback import LoggedFeedback
+from policy_training.ope import ESTIMATORS, effective_sample_size, estimate_all, reward_model, weights
 from tests.policy_training.bandit import ARMS, BEST, Bandit
 
 BANDIT = Bandit.draw(4000, seed=5)
@@ -31,7 +31,7 @@ def test_nine_in_ten_intervals_or_more_hold_the_truth() -> None:
     for seed in range(40):
         rows = np.random.default_rng(seed).permutation(len(BANDIT))[:800]
         logged = BANDIT.logged(seed)
-        part = Logged(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
+        part = LoggedFeedback(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
         q = reward_model(BANDIT.contexts[rows], part, len(ARMS))
         for name, found in estimate_all(part, GOOD[rows], q, resamples=200, seed=seed).items():
             held[name] += found.value.low <= VALUE <= found.value.high
@@ -54,7 +54,7 @@ def test_all_agree_where_the_policy_is_the_logging_policy() -> None:
     pi[np.arange(len(BANDIT)), logged.arm] = logged.propensity
     q = np.zeros_like(pi)
     found = estimate_all(logged, pi, q, resamples=10)
-    assert effective_size(weights(logged, pi)) == pytest.approx(len(BANDIT))
+    assert effective_sample_size(weights(logged, pi)) == pytest.approx(len(BANDIT))
     for name in ("ips", "snips", "dr", "switch"):
         assert found[name].value.value == pytest.approx(logged.reward.mean()), name
 
@@ -62,9 +62,9 @@ def test_all_agree_where_the_policy_is_the_logging_policy() -> None:
 def test_few_effective_decisions_are_no_verdict() -> None:
     logged = BANDIT.logged(0)
     rows = np.arange(100)
-    part = Logged(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
+    part = LoggedFeedback(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
     assert not estimate_all(part, GOOD[rows], np.zeros_like(GOOD[rows]), resamples=10)["dr"].reliable
-    assert effective_size(np.zeros(5)) == 0
+    assert effective_sample_size(np.zeros(5)) == 0
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_logs_that_cannot_be_weighed_are_refused(
     arm: list[int], reward: list[float], propensity: list[float], problem: str
 ) -> None:
     with pytest.raises(DatasetError, match=problem):
-        Logged(np.asarray(arm, np.int64), np.asarray(reward), np.asarray(propensity))
+        LoggedFeedback(np.asarray(arm, np.int64), np.asarray(reward), np.asarray(propensity))
 
 
 def test_vowpal_wabbit_estimates_the_same() -> None:

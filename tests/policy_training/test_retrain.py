@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from policy_training.dataset import Dataset, DatasetError, Measurement
-from policy_training.keeper import Keeper, Rules
+from policy_training.keeper import RolloutConfig, RolloutController
 from policy_training.learners import learner
 from policy_training.record_store import RecordStore
-from policy_training.retrain import Plan, Result, retrain
+from policy_training.retrain import RetrainingPlan, RetrainingResult, retrain
 from policy_training.rollout import Limits
 from router.events import Event
 from router.lexical import stored_context
@@ -25,7 +25,7 @@ from router.types import Decision, Outcome, Record, Vector
 from tests.policy_training.bandit import ARMS, BEST, COSTS, Bandit
 
 BANDIT = Bandit.draw(2400, seed=5)
-PLAN = Plan(learner("tau_cost"), "plain")
+PLAN = RetrainingPlan(learner("tau_cost"), "plain")
 NOW = time.time()
 
 
@@ -79,7 +79,9 @@ def good_share(registry: Registry, id: str) -> float:
     return float(np.mean([one == other for one, other in zip(chosen(registry, id, fresh.contexts), best, strict=True)]))
 
 
-def trained(tmp_path: Path, records: Sequence[Record], events: Sequence[Event] = (), plan: Plan = PLAN) -> Result:
+def trained(
+    tmp_path: Path, records: Sequence[Record], events: Sequence[Event] = (), plan: RetrainingPlan = PLAN
+) -> RetrainingResult:
     return retrain(records, events, Registry(tmp_path / "registry"), plan)
 
 
@@ -173,9 +175,11 @@ def test_an_arm_without_records_keeps_what_the_active_policy_knows_of_it(tmp_pat
 
 def test_an_arm_that_is_new_and_records_of_other_features_are_no_hindrance(tmp_path: Path) -> None:
     old = [r for r in log(range(2400)) if r.decision.arm != "math"]
-    retrain(old, (), Registry(tmp_path / "registry"), replace(PLAN, prove=False))
+    retrain(old, (), Registry(tmp_path / "registry"), replace(PLAN, require_significance=False))
     other = [replace(r, context=stored_context(r.context.vector[:5], "others")) for r in log(range(50)) if r.context]
-    result = trained(tmp_path, [*other, *log(range(2400), seed=4, shadows=6)], plan=replace(PLAN, prove=False))
+    result = trained(
+        tmp_path, [*other, *log(range(2400), seed=4, shadows=6)], plan=replace(PLAN, require_significance=False)
+    )
     policy = read(Registry(tmp_path / "registry").folder(str(result.id)))
     assert set(policy.arms) == set(ARMS)
     assert policy.featurizer == "features"
@@ -200,14 +204,14 @@ def test_records_are_read_from_any_store_and_of_a_segment_only_what_was_added() 
     assert store.events() == []
     told = Event(NOW, "policy_rolled_back", "p0002: rolled back", policy="p")
     for _ in range(2):
-        store.tell(told)
+        store.append_event(told)
     assert store.events() == [told, told]
 
 
 def test_of_older_segments_nothing_is_read_once_there_are_enough_records() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({f"/many/records-{i:02}.jsonl": b"".join(map(encode, log(range(10 * i, 10 * i + 10)))) for i in range(40)})
-    found = RecordStore("memory://many", most=100).records()
+    found = RecordStore("memory://many", max_records=100).records()
     assert (len(found), found[-1].request_id) == (160, "r399")
 
 
@@ -240,22 +244,22 @@ def tried(
     return made
 
 
-def canary(tmp_path: Path, slower: float, failing: float = 0.0) -> tuple[Keeper, Registry, list[str]]:
+def canary(tmp_path: Path, slower: float, failing: float = 0.0) -> tuple[RolloutController, Registry, list[str]]:
     """A registry with a candidate at 50 % that takes `slower` times the active policy's time, and their records."""
     registry, said = Registry(tmp_path / "registry"), list[str]()
     retrain(log(range(2400)), (), registry, PLAN)
     retrain(log(range(2400), seed=2), (), registry, replace(PLAN, seed=7))
     id = registry.add(registry.folder("p0002"), {"reason": "test"}, "test")
-    registry.advance(id, 0.5, "test", begin=True)
+    registry.set_canary_share(id, 0.5, "test", start=True)
     names = [registry.state().policies[one].policy for one in ("p0001", id)]
     earlier = [record(i, OLD, names[0], at=NOW - 200 + i / 10) for i in range(200)]
     records = [*earlier, *tried(names, 1600, 0.5, time.time(), slower, failing)]
     store = RecordStore(put(tmp_path / "records", records))
-    limits = Limits(min_requests=100, most_requests=10_000)
-    return Keeper(store, registry, PLAN, Rules((0.5,), limits, 10_000), said.append), registry, said
+    limits = Limits(min_requests=100, max_requests=10_000)
+    return RolloutController(store, registry, PLAN, RolloutConfig((0.5,), limits, 10_000), said.append), registry, said
 
 
-def told(keeper: Keeper) -> list[str]:
+def told(keeper: RolloutController) -> list[str]:
     """Kinds of events."""
     return [event.kind for event in keeper.store.events()]
 
@@ -293,24 +297,24 @@ def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(tmp_path: Path) 
     keeper, registry, _ = canary(tmp_path, slower=0.8)
     alone = [replace(r, decision=replace(r.decision, beside=None)) for r in keeper.store.records()]
     put(tmp_path / "alone", alone)
-    rules = replace(keeper.rules, limits=Limits(most_requests=900))
-    keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), rules=rules)
+    rules = replace(keeper.config, limits=Limits(max_requests=900))
+    keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), config=rules)
     keeper.step()
     assert registry.state().candidate is not None
-    replace(keeper, rules=replace(rules, limits=Limits(most_requests=800))).step()
+    replace(keeper, config=replace(rules, limits=Limits(max_requests=800))).step()
     assert registry.state().entry("p0003").stage == "refused"
 
 
 def test_a_candidate_of_a_world_that_is_no_more_makes_room_for_the_next(tmp_path: Path) -> None:
     keeper, registry, said = canary(tmp_path, slower=1.0)
-    keeper = replace(keeper, rules=replace(keeper.rules, fewest_new=700))
-    keeper.store.tell(Event(keeper.store.records()[-800].time, "inputs_changed", "other requests"))
+    keeper = replace(keeper, config=replace(keeper.config, min_new_records=700))
+    keeper.store.append_event(Event(keeper.store.records()[-800].time, "inputs_changed", "other requests"))
     keeper.step()
     assert registry.state().entry("p0003").stage == "refused"
     assert "the world has changed since" in said[-1]
 
 
-def promoted(tmp_path: Path, n: int, **after: float) -> tuple[Keeper, Registry, list[str]]:
+def promoted(tmp_path: Path, n: int, **after: float) -> tuple[RolloutController, Registry, list[str]]:
     """A policy that was promoted, and n requests since, of which the one before decides a tenth."""
     keeper, registry, said = canary(tmp_path, slower=0.8)
     keeper.step()
@@ -341,7 +345,7 @@ def test_a_promoted_policy_that_goes_bad_is_rolled_back(tmp_path: Path, after: d
 
 def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(tmp_path: Path) -> None:
     keeper, registry, said = promoted(tmp_path, 3000)
-    keeper = replace(keeper, rules=replace(keeper.rules, watched=3000))
+    keeper = replace(keeper, config=replace(keeper.config, holdout_requests=3000))
     keeper.step()
     state = registry.state()
     assert (state.active, state.previous, state.candidate) == ("p0003", "p0001", None)
@@ -351,7 +355,7 @@ def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(tmp_path: Pat
 def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(tmp_path: Path) -> None:
     keeper, registry, said = canary(tmp_path, slower=0.8)
     keeper.step()
-    keeper.store.tell(
+    keeper.store.append_event(
         Event(time.time() + 5, "policy_loses", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
     )
     keeper.step()
@@ -363,8 +367,8 @@ def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_o
     keeper, registry, _ = canary(tmp_path, slower=0.8)
     keeper.step()
     name = registry.state().policies["p0003"].policy
-    keeper.store.tell(Event(time.time() + 5, "inputs_changed", "other requests"))
-    keeper.store.tell(Event(time.time() + 9, "policy_loses", "it loses 7%", "plain", name))
+    keeper.store.append_event(Event(time.time() + 5, "inputs_changed", "other requests"))
+    keeper.store.append_event(Event(time.time() + 9, "policy_loses", "it loses 7%", "plain", name))
     keeper.step()
     assert registry.state().active == "p0003"
 
@@ -373,7 +377,7 @@ def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(
     registry, said = Registry(tmp_path / "registry"), list[str]()
     records = log(range(400), shadows=4)
     store = RecordStore(put(tmp_path / "records", records))
-    keeper = Keeper(store, registry, PLAN, Rules(fewest_new=500), said.append)
+    keeper = RolloutController(store, registry, PLAN, RolloutConfig(min_new_records=500), said.append)
     keeper.step()
     assert said == []  # 400 records of clients are too few
     put(tmp_path / "records", log(range(400, 2400)), "records-2.jsonl")

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from policy_training.rollout import STAGES, Limits, Step, after, online
-from policy_training.trial import Trial
+from policy_training.rollout import STAGES, Limits, Step, evaluate_holdout, evaluate_stage
+from policy_training.trial import CanaryExperiment
 from tests.bench.gates import BAD, World, before, joined
 
 RNG = np.random.default_rng(0)
@@ -19,12 +19,12 @@ OF_WORSE = before(WORSE, *WORSE.serve(WORSE.active, 5000, RNG), RNG)
 LAST, LIMITS = STAGES[-1], Limits()
 
 
-def trial(world: World, n: int, share: float = LAST, seed: int = 0, since: float = 0.0) -> Trial:
+def trial(world: World, n: int, share: float = LAST, seed: int = 0, since: float = 0.0) -> CanaryExperiment:
     return world.trial(n, share, OF_WORSE[1] if world is WORSE else EXPECTED, np.random.default_rng(seed), since)
 
 
-def step(made: Trial, next_share: float = 1.0, since: float = 0.0, limits: Limits = LIMITS) -> Step:
-    return online(made, USUAL, since=since, next_share=next_share, limits=limits)
+def step(made: CanaryExperiment, next_share: float = 1.0, since: float = 0.0, limits: Limits = LIMITS) -> Step:
+    return evaluate_stage(made, USUAL, since=since, next_share=next_share, limits=limits)
 
 
 def refused(found: Step) -> set[str]:
@@ -32,7 +32,7 @@ def refused(found: Step) -> set[str]:
 
 
 def test_what_is_better_goes_all_the_way_in_few_requests() -> None:
-    seen: list[Trial] = []
+    seen: list[CanaryExperiment] = []
     for share, next_share in pairwise((*STAGES, 1.0)):
         since = float(sum(map(len, seen)))
         seen.append(trial(BETTER, round(80 / share), share, since=since))
@@ -68,14 +68,14 @@ def test_a_stage_may_cost_all_requests_no_more_than_the_margin() -> None:
 
 
 def test_what_is_worse_is_rolled_back() -> None:
-    found = online(trial(WORSE, 6000), OF_WORSE[0], since=0.0, next_share=1.0)
+    found = evaluate_stage(trial(WORSE, 6000), OF_WORSE[0], since=0.0, next_share=1.0)
     assert (found.action, "not_worse" in refused(found)) == ("roll_back", True)
     assert found.why.startswith("saves -")
 
 
 def test_what_stays_undecided_is_rolled_back() -> None:
     same = replace(BETTER, candidate=BETTER.active)
-    found = step(trial(same, 900), limits=Limits(most_requests=400))
+    found = step(trial(same, 900), limits=Limits(max_requests=400))
     assert (found.action, refused(found)) == ("roll_back", {"gain", "requests"})
     assert "undecided after" in found.why
 
@@ -84,8 +84,8 @@ def test_what_stays_undecided_is_rolled_back() -> None:
 def test_a_promoted_policy_that_goes_bad_goes_back(how: str, name: str) -> None:
     """It was well for 1,000 requests; then it is not, and the policy before, which keeps a tenth, is."""
     well, bad = (trial(world, 3000, 0.9, seed) for seed, world in enumerate((BETTER, BETTER.gone_bad(how))))
-    assert after(well, USUAL).action == "hold"
-    found = after(joined([well.first(1000), bad]), USUAL)
+    assert evaluate_holdout(well, USUAL).action == "hold"
+    found = evaluate_holdout(joined([well.head(1000), bad]), USUAL)
     assert (found.action, name in refused(found)) == ("roll_back", True)
     assert BAD[how] > 0
 
@@ -94,24 +94,24 @@ def test_a_longer_wait_for_the_first_token_goes_back() -> None:
     made = trial(BETTER, 3000, 0.9)
     stalled = (made.candidate.argmax(1) != made.active.argmax(1)) & (made.candidate.argmax(1) == made.arm)
     waits = stalled & (np.random.default_rng(1).random(3000) < 0.2)
-    found = after(replace(made, ttft_s=np.where(waits, 5.0, made.ttft_s)), USUAL)
+    found = evaluate_holdout(replace(made, ttft_s=np.where(waits, 5.0, made.ttft_s)), USUAL)
     assert (found.action, refused(found)) == ("roll_back", {"p99_ttft"})
 
 
 def test_a_world_that_gets_worse_for_both_is_nobodys_fault() -> None:
     """Everything takes twice as long, fails and stalls under either policy: going back would not help."""
     slow = replace(BETTER, mean_s=2 * BETTER.mean_s, fails=0.1, stalls=0.05)
-    assert after(trial(slow, 4000, 0.9), USUAL).action == "hold"
+    assert evaluate_holdout(trial(slow, 4000, 0.9), USUAL).action == "hold"
     assert step(trial(slow, 4000)).action in ("hold", "advance")
 
 
 def test_failing_is_no_way_to_be_fast() -> None:
     """Who fails on the slow half of its requests answers the others fast, and gains nothing by it."""
     made = trial(replace(BETTER, candidate=BETTER.active), 4000)
-    picky = made.own & (made.tpot_s > np.nanmedian(made.tpot_s))
+    picky = made.by_candidate & (made.tpot_s > np.nanmedian(made.tpot_s))
     # Another arm is what the candidate would take, so that the two differ.
     other = np.roll(made.candidate, 1, axis=1)
-    differs = replace(made, candidate=other, arm=np.where(made.own, (made.arm + 1) % 4, made.arm))
+    differs = replace(made, candidate=other, arm=np.where(made.by_candidate, (made.arm + 1) % 4, made.arm))
     found = step(replace(differs, failed=picky, tpot_s=np.where(picky, np.nan, made.tpot_s)))
     assert found.action == "roll_back"
     assert refused(found) >= {"not_worse", "failures"}
@@ -120,7 +120,7 @@ def test_failing_is_no_way_to_be_fast() -> None:
 def test_looks_do_not_inflate() -> None:
     """No policy is better here, and both fail alike: few of a hundred rollouts are ever called better, worse or ill."""
     runs, called = 100, {"gain": 0, "harm": 0}
-    limits = Limits(alpha=0.3, min_requests=25, tail=1.0, margin=0.0)
+    limits = Limits(alpha=0.3, min_requests=25, max_p99_ratio=1.0, margin=0.0)
     for seed in range(runs):
         equal = replace(BETTER, mean_s=BETTER.mean_s[:, :1] * np.ones(4), fails=0.03)
         found = step(trial(equal, 1500, seed=seed), limits=limits)  # the highest stake of all looks counts

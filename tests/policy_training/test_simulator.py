@@ -14,7 +14,7 @@ from policy_training.simulator.arrivals import poisson
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.run import Run, interval, simulate
 from policy_training.simulator.strategies import LeastLoaded, strategy
-from tests.policy_training.simulated import arm, profile, requests, scheduled
+from tests.policy_training.simulated import arm, profile, requests, with_schedule
 
 
 def alone(one: Arm, *arrivals: float, tau: float = 1.0, tokens: float = 101.0, prompt: float = 100.0) -> Run:
@@ -84,7 +84,7 @@ def test_a_step_that_is_flat_makes_a_replica_that_serves_all_at_once() -> None:
 def test_a_scheduled_engine_changes_its_draft_length_with_the_batch() -> None:
     long, none = profile(0.02, 0.05, prefill_s=0.0), profile(0.01, 0.0, prefill_s=0.0)
     made = requests([0.0, 1.0], {"long": 4.0, "none": 1.0}, [301.0, 101.0])
-    one = scheduled("s", {"long": long, "none": none}, made)
+    one = with_schedule("s", {"long": long, "none": none}, made)
     assert one.schedule[:3] == (0, 1, 1)
     run = simulate(Fleet((one,), (1,)), made, LeastLoaded())
     # 50 steps alone bring 200 tokens, and one with the prefill, drafted before, 4. Two run without drafts; the last
@@ -98,7 +98,7 @@ def test_a_schedule_is_never_slower_than_its_draft_lengths_for_the_traffic_it_is
     rng = np.random.default_rng(0)
     tau = {"k4": rng.uniform(1.5, 3.5, 3000), "k0": np.ones(3000)}
     fleets = [
-        scheduled("s", profiles, requests(np.zeros(3000), tau)),
+        with_schedule("s", profiles, requests(np.zeros(3000), tau)),
         *(Arm("s", (Mode(p, name),)) for name, p in profiles.items()),
     ]
     for rate in (1.0, 6.0, 40.0):
@@ -176,7 +176,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
     with pytest.raises(DatasetError, match="at least one replica"):
         Fleet((arm("a"),), (0,))
     with pytest.raises(DatasetError, match="no engine b"):
-        Fleet.of({"a": arm("a")}, {"b": 1})
+        Fleet.from_counts({"a": arm("a")}, {"b": 1})
     made = requests([0.0], {"a": 1.0})
     with pytest.raises(DatasetError, match="no acceptance lengths of 'b'"):
         simulate(Fleet((arm("b"),), (1,)), made, LeastLoaded())
@@ -191,7 +191,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
 def test_the_cost_of_context_and_of_sampling_counts() -> None:
     base = profile(prefill_s=0.0)
     steps = (((0.01, 0.02),) * 2, ((0.03, 0.04),) * 2)
-    one = Arm.of("a", replace(base, contexts=(0, 1000), step_s=steps))
+    one = Arm.from_profile("a", replace(base, contexts=(0, 1000), step_s=steps))
     greedy = alone(one, 0.0, prompt=450.0)
     assert greedy.latency_s == pytest.approx([100 * 0.015])
     made = replace(requests([0.0], {"a": 1.0}, prompt=1450.0), sampled=np.asarray([True]))
@@ -201,7 +201,7 @@ def test_the_cost_of_context_and_of_sampling_counts() -> None:
 
 def test_one_sampled_request_sends_all_of_its_batch_through_the_sampler() -> None:
     base = profile(prefill_s=0.0)
-    one = Arm.of("a", replace(base, step_s=(((0.01,),) * 2, ((0.03,),) * 2)))
+    one = Arm.from_profile("a", replace(base, step_s=(((0.01,),) * 2, ((0.03,),) * 2)))
     made = replace(requests([0.0, 0.0], {"a": 1.0}, [11.0, 101.0]), sampled=np.asarray([True, False]))
     run = simulate(Fleet((one,), (1,)), made, LeastLoaded())
     assert run.finish_s == pytest.approx([10 * 0.03, 10 * 0.03 + 91 * 0.01])  # the second came a step later

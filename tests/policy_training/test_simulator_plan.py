@@ -5,9 +5,9 @@ import pytest
 
 from policy_training.dataset import DatasetError
 from policy_training.simulator.arm import Arm
-from policy_training.simulator.plan import Plan, Question, plan
+from policy_training.simulator.plan import Plan, PlanQuestion, plan
 from policy_training.simulator.requests import Requests
-from policy_training.simulator.traffic import Drawn
+from policy_training.simulator.traffic import SyntheticTraffic
 from tests.policy_training.simulated import arm, requests
 
 
@@ -28,7 +28,14 @@ def planned(
     rate: float = 8.0,
     objective: str = "latency_s/mean",
 ) -> Plan:
-    question = Question(arms, Drawn(rows(share), 800, rate), accelerators, skill=0.9, judges=4, objective=objective)
+    question = PlanQuestion(
+        arms,
+        SyntheticTraffic(rows(share), 800, rate),
+        accelerators,
+        predictability=0.9,
+        evaluation_seeds=4,
+        objective=objective,
+    )
     return plan(question)
 
 

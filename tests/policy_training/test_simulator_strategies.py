@@ -13,8 +13,8 @@ from policy_training.simulator.arrivals import poisson
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import simulate
-from policy_training.simulator.strategies import STRATEGIES, Costs, Floats, Objective, Routed, strategy
-from policy_training.simulator.traffic import foreseen
+from policy_training.simulator.strategies import STRATEGIES, Floats, Objective, Routed, StrategyCosts, strategy
+from policy_training.simulator.traffic import predicted_tau
 from tests.policy_training.simulated import arm, requests
 
 FAST_ALONE = arm("spec", 0.012, 0.006, most=4)
@@ -40,7 +40,7 @@ def made(n: int = 1, tau: npt.ArrayLike = 2.0, rate: float = 1.0, seed: int = 0)
 )
 def test_the_score_by_hand(objective: Objective, running: int, expected: float) -> None:
     one = made()
-    routed = Routed(Costs.of(FLEET.arms, one, one.tau), one, one.tau, 101.0, objective)
+    routed = Routed(StrategyCosts.from_arms(FLEET.arms, one, one.tau), one, one.tau, 101.0, objective)
     assert routed.scores(0, [running, 0])[0] == pytest.approx(expected)
 
 
@@ -81,7 +81,7 @@ def test_every_strategy_chooses_an_arm_at_any_load(least: list[int], name: str) 
 
 def test_scores_rise_with_the_load() -> None:
     one = made()
-    routed = Routed(Costs.of(FLEET.arms, one, one.tau), one, one.tau, 101.0)
+    routed = Routed(StrategyCosts.from_arms(FLEET.arms, one, one.tau), one, one.tau, 101.0)
     scores = [routed.scores(0, [n, n]) for n in range(40)]
     assert (np.diff(scores, axis=0) >= 0).all()
 
@@ -105,7 +105,7 @@ def test_specialists_beat_either_one_when_the_policy_knows_which_is_at_home() ->
     some = requests(at_s, {"a": np.where(home, 3.0, 1.5), "b": np.where(home, 1.5, 3.0)})
     single = mean_latency("least_loaded", Fleet(arms[:1], (2,)), some, some.tau)
     known, unknown = (
-        mean_latency("throughput", Fleet(arms, (1, 1)), some, foreseen(some.tau, skill, 0)) for skill in (0.9, 0.0)
+        mean_latency("throughput", Fleet(arms, (1, 1)), some, predicted_tau(some.tau, skill, 0)) for skill in (0.9, 0.0)
     )
     assert known < 0.8 * single
     assert unknown == pytest.approx(single, rel=0.1)
@@ -114,7 +114,7 @@ def test_specialists_beat_either_one_when_the_policy_knows_which_is_at_home() ->
 @pytest.mark.parametrize("skill", [0.0, 0.3, 0.8, 1.0])
 def test_skill_is_the_share_of_the_variance_that_is_foreseen(skill: float) -> None:
     tau = 1.0 + np.random.default_rng(0).lognormal(1.0, 0.4, (20_000, 2))
-    log, seen = np.log(tau), np.log(foreseen(tau, skill, 1))
+    log, seen = np.log(tau), np.log(predicted_tau(tau, skill, 1))
     residual = (log - seen)[:, 0]
     assert 1 - residual.var() / log[:, 0].var() == pytest.approx(skill, abs=0.02)
     assert residual.mean() == pytest.approx(0.0, abs=0.01)

@@ -8,11 +8,11 @@ import numpy as np
 import orjson
 import pytest
 
-from policy_training.contexts import as_request, contexts
+from policy_training.contexts import contexts, request_from_prompt
 from policy_training.dataset import DatasetError
 from policy_training.learners import LEARNERS, learner
 from policy_training.matrix import Matrix
-from policy_training.train import choices, fitted, train_policy
+from policy_training.train import fitted, policy_probabilities, train_policy
 from policy_training.workloads import Prompt
 from router.features import Featurizer, LexicalFeaturizer
 from router.openai import parse
@@ -45,7 +45,7 @@ async def agree(prompt: Prompt, featurizer: Featurizer) -> None:
     sampling = {"temperature": prompt.temperature, "max_tokens": prompt.max_tokens}
     body = {"model": "target", "messages": [{"role": "user", "content": prompt.text}], **sampling}
     served = await featurizer(parse("/v1/chat/completions", orjson.dumps(body)))
-    offline = await featurizer(as_request(prompt))
+    offline = await featurizer(request_from_prompt(prompt))
     assert served.featurizer == offline.featurizer
     assert served.vector.tolist() == offline.vector.tolist()
 
@@ -54,9 +54,9 @@ async def agree(prompt: Prompt, featurizer: Featurizer) -> None:
 def test_the_artefact_decides_as_trained(tmp_path: Path, name: str) -> None:
     data = BANDIT.matrix()
     trained(tmp_path / "policy", data, name)
-    shares = choices(read(tmp_path / "policy"), data)
+    shares = policy_probabilities(read(tmp_path / "policy"), data)
     np.testing.assert_allclose(shares.sum(1), 1.0)
-    assert (shares == choices(fitted(data, learner(name), SETTING), data)).all()
+    assert (shares == policy_probabilities(fitted(data, learner(name), SETTING), data)).all()
 
 
 def test_the_manifest_tells_where_the_policy_comes_from(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def refused(found: Matrix, folder: Path, problem: str) -> None:
 
 
 def test_ten_requests_are_too_few(tmp_path: Path) -> None:
-    few = replace(BANDIT.matrix().take(np.arange(10)), dropped={"timeout:math": 4})
+    few = replace(BANDIT.matrix().select_rows(np.arange(10)), dropped={"timeout:math": 4})
     refused(few, tmp_path, r"^10 usable requests under 4 arms .* at least 16 requests .*dropped: {'timeout:math': 4}")
 
 
@@ -121,13 +121,13 @@ def test_choices_come_in_the_order_of_the_data() -> None:
     data = BANDIT.matrix()
     policy = fitted(data, learner("ridge"), SETTING)
     turned = replace(data, arms=ARMS[::-1], time_s=data.time_s[:, ::-1])
-    assert (choices(policy, turned) == choices(policy, data)[:, ::-1]).all()
+    assert (policy_probabilities(policy, turned) == policy_probabilities(policy, data)[:, ::-1]).all()
 
 
 def test_choices_of_a_policy_with_other_arms_or_features_are_refused() -> None:
     data = BANDIT.matrix()
     policy = fitted(data, learner("ridge"), SETTING)
     with pytest.raises(DatasetError, match=r"the policy has the arms \['plain'"):
-        choices(policy, replace(data, arms=("plain", "ngram", "suffix", "other")))
+        policy_probabilities(policy, replace(data, arms=("plain", "ngram", "suffix", "other")))
     with pytest.raises(DatasetError, match="needs contexts of 'features', the data has 'others'"):
-        choices(policy, replace(data, featurizer="others"))
+        policy_probabilities(policy, replace(data, featurizer="others"))

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from router.acceptance import AcceptanceWatch
+from router.acceptance import AcceptanceMonitor
 from router.sections import QuarantineConfig
 
 
@@ -23,8 +23,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def watch(clock: Clock, **config: float) -> AcceptanceWatch:
-    return AcceptanceWatch(["a", "b"], QuarantineConfig(quarantine_s=60, **config), clock)
+def watch(clock: Clock, **config: float) -> AcceptanceMonitor:
+    return AcceptanceMonitor(["a", "b"], QuarantineConfig(quarantine_s=60, **config), clock)
 
 
 def head(rng: random.Random) -> float:
@@ -42,10 +42,10 @@ def copier(rng: random.Random) -> float:
 def test_a_lost_drafter_is_out_within_fifty_requests(clock: Clock, usual: object, seed: int) -> None:
     rng, watched = random.Random(seed), watch(clock)
     for _ in range(400):
-        watched.saw("a", usual(rng), 64)  # type: ignore[operator]
+        watched.observe("a", usual(rng), 64)  # type: ignore[operator]
     assert watched.state()["a"] == "ok"
     for _ in range(50):
-        watched.saw("a", 1.0, 64)
+        watched.observe("a", 1.0, 64)
     assert watched.state() == {"a": "quarantined", "b": "ok"}
     assert not watched.admits("a", 0)
 
@@ -54,15 +54,15 @@ def test_a_lost_drafter_is_out_within_fifty_requests(clock: Clock, usual: object
 def test_a_healthy_arm_stays(clock: Clock, usual: object) -> None:
     rng, watched = random.Random(1), watch(clock)
     for _ in range(20_000):
-        watched.saw("a", usual(rng), 64)  # type: ignore[operator]
+        watched.observe("a", usual(rng), 64)  # type: ignore[operator]
     assert watched.quarantined == 0
 
 
-def lose(watched: AcceptanceWatch) -> None:
+def lose(watched: AcceptanceMonitor) -> None:
     for _ in range(100):
-        watched.saw("a", 2.0, 64)
+        watched.observe("a", 2.0, 64)
     while watched.admits("a", 0):
-        watched.saw("a", 1.0, 64)
+        watched.observe("a", 1.0, 64)
 
 
 def test_it_is_probed_after_a_while_with_few_requests_at_once(clock: Clock) -> None:
@@ -77,7 +77,7 @@ def test_it_comes_back_when_its_drafts_are_accepted_again(clock: Clock) -> None:
     watched = watch(clock)
     lose(watched)
     clock.now += 60
-    watched.saw("a", 1.9, 64)
+    watched.observe("a", 1.9, 64)
     assert watched.state()["a"] == "ok"
     assert watched.admits("a", 100)
 
@@ -87,7 +87,7 @@ def test_probes_that_fail_double_the_quarantine(clock: Clock) -> None:
     lose(watched)
     clock.now += 60
     for _ in range(4):
-        watched.saw("a", 1.0, 64)
+        watched.observe("a", 1.0, 64)
     assert watched.state()["a"] == "quarantined"
     clock.now += 119
     assert not watched.admits("a", 0)
@@ -98,29 +98,29 @@ def test_probes_that_fail_double_the_quarantine(clock: Clock) -> None:
 def test_answers_that_began_before_the_quarantine_say_nothing(clock: Clock) -> None:
     watched = watch(clock)
     lose(watched)
-    watched.saw("a", 2.0, 64)
+    watched.observe("a", 2.0, 64)
     assert watched.state()["a"] == "quarantined"
 
 
 def test_an_arm_without_drafts_is_never_suspected(clock: Clock) -> None:
     watched = watch(clock)
     for _ in range(500):
-        watched.saw("a", 1.0, 64)
-        watched.saw("b", None, 64)
+        watched.observe("a", 1.0, 64)
+        watched.observe("b", None, 64)
     assert watched.state() == {"a": "ok", "b": "ok"}
 
 
 def test_short_answers_say_nothing(clock: Clock) -> None:
     watched = watch(clock)
     for _ in range(100):
-        watched.saw("a", 2.0, 64)
+        watched.observe("a", 2.0, 64)
     for _ in range(100):
-        watched.saw("a", 1.0, 3)
+        watched.observe("a", 1.0, 3)
     assert watched.state()["a"] == "ok"
 
 
 def test_it_can_be_switched_off(clock: Clock) -> None:
     watched = watch(clock, enabled=False)
     for tau in [2.0] * 100 + [1.0] * 100:
-        watched.saw("a", tau, 64)
+        watched.observe("a", tau, 64)
     assert watched.state()["a"] == "ok"

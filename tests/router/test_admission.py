@@ -23,7 +23,7 @@ async def full(made: Admission) -> AsyncIterator[AsyncExitStack]:
     """All places taken by the key `first`; leaving the stack's contexts frees them one by one."""
     async with AsyncExitStack() as stack:
         for _ in range(made.limits.max_in_flight):
-            await stack.enter_async_context(made.place("first"))
+            await stack.enter_async_context(made.slot("first"))
         yield stack
 
 
@@ -40,7 +40,7 @@ class Line:
 
     async def join(self, name: str, key: str = "k", priority: int = 0) -> None:
         async def wait() -> None:
-            async with self.made.place(key, priority):
+            async with self.made.slot(key, priority):
                 self.order.append(name)
 
         self.tasks[name] = asyncio.create_task(wait())
@@ -63,7 +63,7 @@ async def test_those_who_wait_come_in_order() -> None:
         assert made.state() == {"in_flight": 1, "queued": 3}
     assert await line.finish() == ["a", "b", "c"]
     assert made.state() == {"in_flight": 0, "queued": 0}
-    assert not made.held
+    assert not made.slots_by_key
 
 
 async def test_the_higher_priority_goes_first() -> None:
@@ -79,8 +79,8 @@ async def test_the_higher_priority_goes_first() -> None:
 async def test_a_free_place_goes_to_the_key_that_holds_fewest() -> None:
     made = admission(places=2)
     line = Line(made)
-    async with made.place("greedy"):
-        async with made.place("greedy"):
+    async with made.slot("greedy"):
+        async with made.slot("greedy"):
             await line.join("greedy-3", key="greedy")
             await line.join("modest-1", key="modest")
         await settle()
@@ -94,7 +94,7 @@ async def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     async with full(made):
         await line.join("a")
         with pytest.raises(Overloaded) as caught:
-            async with made.place("k"):
+            async with made.slot("k"):
                 pass
         assert caught.value.status == 503
         assert caught.value.headers() == [("retry-after", "7")]
@@ -131,7 +131,7 @@ async def test_nobody_waits_for_ever() -> None:
     made = admission(queue_timeout_s=0.05)
     async with full(made):
         with pytest.raises(Overloaded):
-            async with made.place("k"):
+            async with made.slot("k"):
                 pass
         assert made.state()["queued"] == 0
 
@@ -140,7 +140,7 @@ async def test_nobody_waits_beyond_the_own_deadline() -> None:
     made = admission()
     async with full(made):
         with pytest.raises(TimedOut):
-            async with made.place("k", deadline=time.perf_counter() + 0.05):
+            async with made.slot("k", deadline=time.perf_counter() + 0.05):
                 pass
     assert made.state()["in_flight"] == 0
 
@@ -183,8 +183,8 @@ async def test_larger_limits_let_in_who_waits() -> None:
 async def test_smaller_limits_let_nobody_in_until_enough_have_left() -> None:
     made = admission(places=2)
     line = Line(made)
-    async with made.place("x"):
-        async with made.place("y"):
+    async with made.slot("x"):
+        async with made.slot("y"):
             made.configure(LimitsConfig(max_in_flight=1))
             await line.join("a")
         await settle()
@@ -209,7 +209,7 @@ def test_places_are_never_lost_nor_given_twice(
 
         async def one(key: str, priority: int, steps: int) -> None:
             nonlocal inside
-            async with made.place(key, priority):
+            async with made.slot(key, priority):
                 inside += 1
                 try:
                     assert inside <= places
@@ -227,6 +227,6 @@ def test_places_are_never_lost_nor_given_twice(
                 task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(r is None or isinstance(r, RequestError | asyncio.CancelledError) for r in results)
-        assert (made.state()["in_flight"], made.state()["queued"], len(made.held)) == (0, 0, 0)
+        assert (made.state()["in_flight"], made.state()["queued"], len(made.slots_by_key)) == (0, 0, 0)
 
     asyncio.run(run())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies import artifact, read
 from tests.router.test_policies import ARMS, weights
 
@@ -38,7 +38,7 @@ def change_arrays(folder: Path, data: bytes) -> None:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(PolicyRefused) as caught:
+    with pytest.raises(PolicyRejected) as caught:
         read(folder)
     return str(caught.value)
 

@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router.continuation import Continuation
+from router.continuation import StreamResume
 from router.openai import parse
 from router.policies.simple import FixedPolicy
 from tests.fleet import CHAT, COMPLETIONS, MODEL, RESPONSES, Servers, StartRouter, asked
@@ -155,4 +155,4 @@ async def test_a_deadline_for_the_first_byte_does_not_end_the_rest(router_app: S
 )
 async def test_requests_that_cannot_be_continued(path: str, body: dict[str, Any]) -> None:
     whole = {"model": MODEL, "stream": True, "temperature": 0, **body}
-    assert Continuation.of(parse(path, orjson.dumps(whole))) is None
+    assert StreamResume.from_request(parse(path, orjson.dumps(whole))) is None

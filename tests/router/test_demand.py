@@ -18,28 +18,28 @@ def test_requests_in_flight_are_how_many_come_times_how_long_they_take() -> None
     demand = Demand(("a", "b"), clock)
     for _ in range(3000):  # ten a second for five minutes
         clock.now += 0.1
-        demand.saw("a", "b")
+        demand.observe("a", "b")
     assert demand.in_flight({"a": 2.0, "b": 1.0}) == pytest.approx({"a": 20.0, "b": 0.0}, rel=0.02)
 
 
 def test_how_much_more_an_arm_is_wished_for() -> None:
     demand = Demand(("a", "b"), Clock())
     for chosen in ("a",) * 10 + ("b",) * 3:
-        demand.saw("a", chosen)
+        demand.observe("a", chosen)
     assert demand.unmet() == pytest.approx({"a": 0.3})
 
 
 def test_an_arm_that_has_served_none_takes_what_the_slowest_does() -> None:
     clock = Clock()
     demand = Demand(("a", "b"), clock)
-    demand.saw("a", "b")
+    demand.observe("a", "b")
     assert demand.in_flight({"a": 0.0, "b": 3.0})["a"] == pytest.approx(3.0 / 30)
 
 
 def test_what_was_wished_is_forgotten() -> None:
     clock = Clock()
     demand = Demand(("a",), clock)
-    demand.saw("a", "a")
+    demand.observe("a", "a")
     clock.now = 600.0
     assert demand.in_flight({"a": 1.0})["a"] == pytest.approx(0.0, abs=1e-6)
     assert demand.unmet() == {}
@@ -78,7 +78,7 @@ def test_an_engine_that_takes_more_accelerators_must_fit() -> None:
 )  # fmt: skip
 def test_bounds_and_budget_always_hold(demand: dict[str, float], made: dict[str, Scalable], budget: int | None) -> None:
     given = replicas(demand, made, budget)
-    assert all(made[arm].least <= n <= made[arm].most for arm, n in given.items())
-    least = sum(one.least * one.accelerators for one in made.values())
+    assert all(made[arm].min_replicas <= n <= made[arm].max_replicas for arm, n in given.items())
+    least = sum(one.min_replicas * one.accelerators for one in made.values())
     taken = sum(n * made[arm].accelerators for arm, n in given.items())
     assert budget is None or taken <= max(budget, least)

@@ -210,7 +210,7 @@ async def test_a_record_holds_the_load_at_its_decision(router_app: StartRouter) 
     second, first = await app.records(2)
     assert (first.decision.arm, first.load) == ("a", {"a": 0, "b": 0})
     assert (second.decision.arm, second.load) == ("b", {"a": 1, "b": 0})
-    assert app.replicas.load() == {"a": 0, "b": 0}
+    assert app.replicas.in_flight() == {"a": 0, "b": 0}
 
 
 async def test_requests_spread_over_the_replicas_of_an_engine(router_app: StartRouter) -> None:

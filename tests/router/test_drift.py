@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from router.drift import ArmWatch, Inputs, PageHinkley, Savings, stability_index
+from router.drift import ArmDriftDetector, InputDriftDetector, PageHinkley, RegretMonitor, stability_index
 from router.sections import DriftConfig
 
 CONFIG = DriftConfig()
@@ -31,7 +31,7 @@ def skewed(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
 def noticed(watch: PageHinkley, values: npt.NDArray[np.float64]) -> tuple[int, float] | None:
     """(how many values it took, how far it says they moved), when they are taken for a change."""
     for number, value in enumerate(values, 1):
-        if (moved := watch.saw(float(value))) is not None:
+        if (moved := watch.update(float(value))) is not None:
             return number, moved
     return None
 
@@ -45,7 +45,7 @@ def test_a_false_alarm_comes_less_than_once_in_20000_values(draw: Draw) -> None:
     for seed in SEEDS:
         watch = PageHinkley(CONFIG)
         for value in draw(np.random.default_rng(seed), 20_000):
-            if watch.saw(float(value)) is not None:
+            if watch.update(float(value)) is not None:
                 alarms, watch = alarms + 1, PageHinkley(CONFIG)
     assert alarms <= 2
 
@@ -93,7 +93,7 @@ def test_outliers_are_no_change() -> None:
 
 def test_while_it_learns_what_is_usual_nothing_is_a_change() -> None:
     watch = PageHinkley(CONFIG)
-    assert all(watch.saw(float(10**i)) is None for i in range(CONFIG.reference))
+    assert all(watch.update(float(10**i)) is None for i in range(CONFIG.reference))
 
 
 def test_values_that_are_all_alike_are_usual() -> None:
@@ -114,10 +114,10 @@ def kinds(rng: np.random.Generator, bins: int) -> npt.NDArray[np.float64]:
 def test_5000_draws_of_one_distribution_are_no_change(bins: int) -> None:
     alarms = 0
     for seed in SEEDS:
-        rng, inputs = np.random.default_rng(seed), Inputs(CONFIG, bins)
+        rng, inputs = np.random.default_rng(seed), InputDriftDetector(CONFIG, bins)
         for bin in rng.choice(bins, 5000, p=kinds(rng, bins)):
-            if inputs.saw(int(bin)) is not None:
-                alarms, inputs = alarms + 1, Inputs(CONFIG, bins)
+            if inputs.update(int(bin)) is not None:
+                alarms, inputs = alarms + 1, InputDriftDetector(CONFIG, bins)
     assert alarms <= 1
 
 
@@ -125,18 +125,18 @@ def test_5000_draws_of_one_distribution_are_no_change(bins: int) -> None:
 def test_another_distribution_is_noticed_within_two_windows(bins: int) -> None:
     delays = []
     for seed in range(10):
-        rng, inputs = np.random.default_rng(seed), Inputs(CONFIG, bins)
+        rng, inputs = np.random.default_rng(seed), InputDriftDetector(CONFIG, bins)
         before, after = (kinds(rng, bins) for _ in range(2))
         for bin in rng.choice(bins, 3 * CONFIG.window, p=before):
-            assert inputs.saw(int(bin)) is None
-        found = [inputs.saw(int(bin)) for bin in rng.choice(bins, 10 * CONFIG.window, p=after)]
+            assert inputs.update(int(bin)) is None
+        found = [inputs.update(int(bin)) for bin in rng.choice(bins, 10 * CONFIG.window, p=after)]
         delays.append(next(i for i, index in enumerate(found, 1) if index is not None))
     assert np.quantile(delays, 0.8) <= 2 * CONFIG.window
 
 
 def test_what_is_usual_may_be_given() -> None:
-    inputs = Inputs(CONFIG, 4, usual=np.asarray([0.7, 0.3, 0.0, 0.0]))
-    found = [inputs.saw(2) for _ in range(2 * CONFIG.window)]
+    inputs = InputDriftDetector(CONFIG, 4, baseline=np.asarray([0.7, 0.3, 0.0, 0.0]))
+    found = [inputs.update(2) for _ in range(2 * CONFIG.window)]
     assert found[: CONFIG.window - 1] == [None] * (CONFIG.window - 1)
     assert found[-1] is None or found[-1] > CONFIG.stability
     assert any(index is not None for index in found)
@@ -156,8 +156,8 @@ def test_the_stability_index_grows_with_the_distance_and_is_symmetric() -> None:
 def test_only_what_surely_loses_does(mean: float, loses: bool) -> None:
     found = []
     for seed in range(20):
-        savings = Savings()
-        told = [savings.saw(float(x)) for x in np.random.default_rng(seed).normal(mean, 0.4, 300)]
+        savings = RegretMonitor()
+        told = [savings.update(float(x)) for x in np.random.default_rng(seed).normal(mean, 0.4, 300)]
         found.append(next((one for one in told if one is not None), None))
         assert all(one is None for one in told[:59])
     assert sum(one is not None for one in found) == (20 if loses else 0)
@@ -167,36 +167,38 @@ def test_only_what_surely_loses_does(mean: float, loses: bool) -> None:
 # --- an arm ---
 
 
-def answers(watch: ArmWatch, n: int, *, step_s: float = 0.01, tau: float | None = 2.0, in_flight: int = 1) -> list[str]:
+def answers(
+    watch: ArmDriftDetector, n: int, *, step_s: float = 0.01, tau: float | None = 2.0, in_flight: int = 1
+) -> list[str]:
     """What is told of n answers with some noise: `costs` or `drafts`."""
     rng = np.random.default_rng(n)
     told = []
     for _ in range(n):
         accepted = None if tau is None else max(tau * float(rng.lognormal(0, 0.1)), 0.0)
         tpot_s = step_s / (accepted or 1.0) * float(rng.lognormal(0, 0.05))
-        told.append(watch.saw(0, in_flight, tpot_s, accepted, 0.005))
+        told.append(watch.update(0, in_flight, tpot_s, accepted, 0.005))
     return [one[0] for one in told if one is not None]
 
 
 def test_a_step_and_what_is_accepted_are_told_apart() -> None:
     for change, expected in (({"step_s": 0.02}, "costs"), ({"tau": 1.05}, "drafts")):
-        watch = ArmWatch(CONFIG)
+        watch = ArmDriftDetector(CONFIG)
         assert answers(watch, 200) == []
         assert answers(watch, 20, **change)[:1] == [expected]  # type: ignore[arg-type]
 
 
 def test_more_load_makes_a_step_dearer_and_is_no_change() -> None:
-    watch = ArmWatch(CONFIG)
+    watch = ArmDriftDetector(CONFIG)
     assert answers(watch, 100) + answers(watch, 100, step_s=0.03, in_flight=8) + answers(watch, 100) == []
 
 
 def test_an_arm_without_drafts_is_watched_by_its_times() -> None:
-    watch = ArmWatch(CONFIG)
+    watch = ArmDriftDetector(CONFIG)
     assert answers(watch, 100, tau=None) == []
     assert answers(watch, 20, step_s=0.02, tau=None) == ["costs"]
 
 
 def test_an_engine_that_says_it_accepts_nothing_tells_nothing_of_its_drafts() -> None:
-    watch = ArmWatch(CONFIG)
+    watch = ArmDriftDetector(CONFIG)
     assert answers(watch, 100, tau=0.0) == []
     assert watch.drafts == {}

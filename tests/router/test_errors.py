@@ -12,7 +12,7 @@ from router import errors
     [
         errors.BadRequest("no", param="x", code="bad"),
         errors.Unauthorized("no key"),
-        errors.TooLarge("headers", code="headers_too_large"),
+        errors.PayloadTooLarge("headers", code="headers_too_large"),
         errors.RateLimited("wait", code="requests", retry_after_s=7),
         errors.Overloaded("full", retry_after_s=2),
         errors.EngineFailed("none", timed_out=True),

@@ -13,9 +13,9 @@ import pytest
 
 from router.config import load_config
 from router.events import EVENTS, Event, decode_events
-from router.exchange import Exchange
+from router.exchange import PeerStore
 from router.records import read
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 
 SUMS = {"weights": [[1.0]], "sums": [[0.5]]}
@@ -30,7 +30,7 @@ def event(number: int) -> Event:
 
 def test_lines_of_replicas_that_write_at_once_do_not_mix(tmp_path: Path) -> None:
     def write(replica: int) -> None:
-        exchange = Exchange(tmp_path)
+        exchange = PeerStore(tmp_path)
         for number in range(40):
             exchange.write_events([event(1000 * replica + 2 * number), event(1000 * replica + 2 * number + 1)])
 
@@ -45,7 +45,7 @@ def test_lines_of_replicas_that_write_at_once_do_not_mix(tmp_path: Path) -> None
     "damage", ['{"time": 9', "{}", "[]", '{"time": 9, "kind": "x", "text": "", "later": 1}', "\x00"]
 )
 def test_a_damaged_line_costs_itself_alone(tmp_path: Path, damage: str) -> None:
-    exchange = Exchange(tmp_path)
+    exchange = PeerStore(tmp_path)
     exchange.write_events([event(0)])
     with (tmp_path / EVENTS).open("a") as file:
         file.write(damage + "\n")
@@ -57,7 +57,7 @@ def test_a_disk_that_takes_half_of_them_is_told_of(tmp_path: Path, monkeypatch: 
     write = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[: len(data) // 2]))
     with pytest.raises(OSError, match="disk"):
-        Exchange(tmp_path).write_events([event(0)])
+        PeerStore(tmp_path).write_events([event(0)])
 
 
 # --- corrections ---
@@ -73,35 +73,35 @@ def leave(folder: Path, text: str, age_s: float = 0.0) -> Path:
 
 def test_what_is_stale_is_passed_over_and_taken_away(tmp_path: Path) -> None:
     path = leave(tmp_path, json.dumps({"p": SUMS}), age_s=61)
-    assert Exchange(tmp_path).swap({"p": SUMS}) == {"p": []}
+    assert PeerStore(tmp_path).sync({"p": SUMS}) == {"p": []}
     assert not path.exists()
 
 
 def test_what_is_fresh_is_taken(tmp_path: Path) -> None:
     leave(tmp_path, json.dumps({"p": SUMS, "q": SUMS}), age_s=50)
-    assert Exchange(tmp_path).swap({"p": SUMS}) == {"p": [SUMS]}
+    assert PeerStore(tmp_path).sync({"p": SUMS}) == {"p": [SUMS]}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"p"', '{"q": 1}'])
 def test_a_damaged_file_costs_nothing_of_the_others(tmp_path: Path, text: str) -> None:
     leave(tmp_path, text)
-    other, one = Exchange(tmp_path), Exchange(tmp_path)
-    other.swap({"p": SUMS})
-    assert one.swap({"p": {}}) == {"p": [SUMS]}
+    other, one = PeerStore(tmp_path), PeerStore(tmp_path)
+    other.sync({"p": SUMS})
+    assert one.sync({"p": {}}) == {"p": [SUMS]}
 
 
 def test_a_file_that_goes_away_meanwhile_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "corrections-gone-1-ab.json").symlink_to(tmp_path / "nowhere")
-    assert Exchange(tmp_path).swap({"p": SUMS}) == {"p": []}
+    assert PeerStore(tmp_path).sync({"p": SUMS}) == {"p": []}
 
 
 def test_nothing_but_ones_own_file_is_left_behind(tmp_path: Path) -> None:
-    exchange = Exchange(tmp_path)
+    exchange = PeerStore(tmp_path)
     for _ in range(3):
-        exchange.swap({"p": SUMS})
+        exchange.sync({"p": SUMS})
     assert len(list(tmp_path.iterdir())) == 1
-    exchange.leave()
-    exchange.leave()
+    exchange.withdraw()
+    exchange.withdraw()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,7 +116,7 @@ async def started(folder: Path, url: str, **online: Any) -> Router:
         "online": {"dir": str(folder / "online"), "correction": {"enabled": True}, **online},
     }
     config = load_config({"target": {"name": MODEL}, "engines": [{"name": "a", "url": url}], "router": router})
-    made = Router(config, {"a": fixed(url)})
+    made = Router(config, {"a": fixed_address(url)})
     await made.start()
     return made
 
@@ -159,11 +159,11 @@ class TestRouter:
     ) -> None:
         url = (await mock_engine()).url
         one, other = await started(tmp_path, url), await started(tmp_path, url)
-        ((_, mine),), ((_, theirs),) = one.parts.serving.online(), other.parts.serving.online()
+        ((_, mine),), ((_, theirs),) = one.parts.serving.learners(), other.parts.serving.learners()
         for _ in range(20):
-            mine.correction.saw(0, 0, 0.5)
+            mine.correction.update(0, 0, 0.5)
         await until(lambda: theirs.correction.weight(0, 0) == mine.correction.weight(0, 0) > 0)
-        assert theirs.correction.shifts() == pytest.approx(mine.correction.shifts())
+        assert theirs.correction.residuals() == pytest.approx(mine.correction.residuals())
         await one.stop()
         await until(lambda: theirs.correction.weight(0, 0) == 0)
         await other.stop()

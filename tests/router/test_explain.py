@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.config import RouterConfig
-from router.explain import WHY_NOT, Explained, Standing, _causes, terms_of
+from router.explain import INELIGIBLE_REASONS, DecisionExplanation, EngineStatus, _causes, explain_terms
 from router.features import LexicalFeaturizer
-from router.kinds import kind_names
+from router.kinds import cluster_names
 from router.lexical import stored_context
-from router.online import Online
+from router.online import OnlineLearner
 from router.policies import load
-from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, Terms, onto
+from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
 from router.policies.simple import FixedPolicy, UniformPolicy
 from router.sections import Objective
-from router.serving import Served
+from router.serving import PolicyInService
 from router.types import Context, LoadTerms
 from tests.fleet import FAST, REFUSING_URL, StartRouter, asked
 from tests.leaks import PROMPT
@@ -39,7 +39,7 @@ class Foretells(Policy):
     """Expects of each arm what it is told, and takes the one that counts least; `plain` is its default."""
 
     id, arms, featurizer, default_arm = "foretells", ARMS, "features", 0
-    heeds_load = True
+    uses_load = True
 
     def __init__(self, *terms: Terms, failing: bool = False) -> None:
         self._terms, self._failing = terms, failing
@@ -49,7 +49,7 @@ class Foretells(Policy):
     ) -> Sequence[Terms] | None:
         return self._terms
 
-    def weigh(
+    def score(
         self,
         context: Context | None,
         eligible: npt.NDArray[np.bool_],
@@ -62,10 +62,10 @@ class Foretells(Policy):
         best = min((i for i, may in enumerate(eligible) if may), key=seconds.__getitem__)
         if eligible[0] and seconds[0] - seconds[best] <= self._terms[best].margin_s:
             best = 0
-        return onto(best, eligible, 0.0), Forecast(seconds, seconds)
+        return one_hot_with_floor(best, eligible, 0.0), Forecast(seconds, seconds)
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
-        return self.weigh(context, eligible)[0]
+        return self.score(context, eligible)[0]
 
 
 def explained(
@@ -74,15 +74,15 @@ def explained(
     out: dict[str, str] | None = None,
     objective: Objective = "throughput",
     **changes: Any,
-) -> Explained:
+) -> DecisionExplanation:
     """What is told of a decision under these terms. `out`: arms that may not take it, and why."""
     policy, why = Foretells(*terms), out or {}
     may = [arm for arm in ARMS if arm not in why]
-    served = Served(policy, Online(CONFIG.online, policy), None)
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
     decision = replace(policy.decide(DecisionInput(CONTEXT, may), np.random.default_rng(0)), **changes)
-    there = {arm: Standing(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
-    known = terms_of(decision, served, CONTEXT)
-    return Explained(decision, served, CONTEXT, may, there, objective, "plain", known)
+    there = {arm: EngineStatus(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
+    known = explain_terms(decision, served, CONTEXT)
+    return DecisionExplanation(decision, served, CONTEXT, may, there, objective, "plain", known)
 
 
 # --- the sentence ---
@@ -90,7 +90,7 @@ def explained(
 
 def test_drafts_tip_it() -> None:
     told = "math is expected to take 0.22 s, 45 % less than plain: its drafts are accepted, 2.0 tokens a step on such"
-    assert explained(PLAIN, NGRAM, MATH).tipped() == f"{told} requests (plain: 1.0)"
+    assert explained(PLAIN, NGRAM, MATH).deciding_reason() == f"{told} requests (plain: 1.0)"
 
 
 TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
@@ -104,14 +104,16 @@ TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
 
 
 @pytest.mark.parametrize(("plain", "math", "loads", "told"), TIPPED)
-def test_what_makes_most_of_the_difference_tips_it(plain: Terms, math: Terms, loads: Sequence[int], told: str) -> None:
-    sentence = explained(plain, NGRAM, math, loads=loads, out={"ngram": "full"}).tipped()
+def test_what_makes_most_of_the_difference_tips_it(
+    baseline: Terms, math: Terms, loads: Sequence[int], on_progress: str
+) -> None:
+    sentence = explained(baseline, NGRAM, math, loads=loads, out={"ngram": "full"}).deciding_reason()
     assert sentence.startswith("plain is expected to take")
-    assert told in sentence
+    assert on_progress in sentence
 
 
 def test_the_default_keeps_what_another_promises_too_little_of() -> None:
-    sentence = explained(PLAIN, replace(PLAIN, tau=1.05, margin_s=0.03), replace(MATH, tau=1.0)).tipped()
+    sentence = explained(PLAIN, replace(PLAIN, tau=1.05, margin_s=0.03), replace(MATH, tau=1.0)).deciding_reason()
     assert sentence == "plain keeps it, the default: ngram promises only 19 ms less, and it takes 30 ms to leave it"
 
 
@@ -126,53 +128,55 @@ BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
 
 @pytest.mark.parametrize(("math", "loads", "out", "told"), BUTS)
 def test_who_would_be_faster_is_told_with_the_reason(
-    math: Terms, loads: Sequence[int], out: dict[str, str], told: str
+    math: Terms, loads: Sequence[int], out: dict[str, str], on_progress: str
 ) -> None:
-    sentence = explained(PLAIN, NGRAM, math, loads=loads, out=out).tipped()
+    sentence = explained(PLAIN, NGRAM, math, loads=loads, out=out).deciding_reason()
     assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its drafts are accepted")
-    assert told in sentence
+    assert on_progress in sentence
 
 
 def test_under_another_objective_the_longer_one_may_count_less() -> None:
-    sentence = explained(replace(PLAIN, price=0.1), NGRAM, MATH, objective="cost").tipped()
+    sentence = explained(replace(PLAIN, price=0.1), NGRAM, MATH, objective="cost").deciding_reason()
     assert sentence == "plain is expected to take 0.40 s, 82 % more than math, but math counts more for cost"
 
 
 def test_of_a_shorter_one_that_would_slow_others_it_is_told_once() -> None:
     slow = replace(MATH, price=4.0)
-    sentence = explained(PLAIN, replace(NGRAM, tau=1.0), slow, loads=(0, 0, 2), out={"ngram": "full"}).tipped()
+    sentence = explained(PLAIN, replace(NGRAM, tau=1.0), slow, loads=(0, 0, 2), out={"ngram": "full"}).deciding_reason()
     told = "plain is expected to take 0.40 s, 82 % more than math, but math would slow the 2 requests there"
     assert sentence == told
 
 
 def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
     shares = {"plain": 0.01, "ngram": 0.01, "math": 0.98}
-    sentence = explained(PLAIN, NGRAM, MATH, arm="ngram", probabilities=shares).tipped()
+    sentence = explained(PLAIN, NGRAM, MATH, arm="ngram", probabilities=shares).deciding_reason()
     assert sentence.startswith("ngram is tried out, as 1 % of such requests; else it would be math: math is expected")
 
 
 def test_the_only_engine_and_a_policy_put_aside() -> None:
     only = explained(PLAIN, NGRAM, MATH, out={"ngram": "full", "math": "breaker_open"})
-    assert only.tipped() == "plain is the only engine that can take a request now"
-    aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").tipped()
+    assert only.deciding_reason() == "plain is the only engine that can take a request now"
+    aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").deciding_reason()
     assert aside == "policy foretells has lost time against plain of late and is put aside: plain serves"
 
 
 def test_fallbacks_say_what_was_missing() -> None:
     stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
-    assert "failed on this request" in stale.tipped()
+    assert "failed on this request" in stale.deciding_reason()
     all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
-    assert "no engine has told its load" in replace(stale, standings=all_stale).tipped()
-    assert "the features of the request are not there" in replace(stale, context=None, terms={}).tipped()
+    assert "no engine has told its load" in replace(stale, standings=all_stale).deciding_reason()
+    assert "the features of the request are not there" in replace(stale, context=None, terms={}).deciding_reason()
 
 
 @pytest.mark.parametrize("policy", [FixedPolicy(ARMS, "math"), UniformPolicy(ARMS)])
 def test_a_policy_without_times_says_so(policy: Policy) -> None:
     decision = policy.decide(DecisionInput(None, ARMS), np.random.default_rng(0))
-    served = Served(policy, Online(CONFIG.online, policy), None)
-    there = dict.fromkeys(ARMS, Standing(1, 0, 0, None))
-    told = Explained(decision, served, None, ARMS, there, "latency", "plain", terms_of(decision, served, None))
-    assert f"policy {policy.id} predicts no times; it gives {decision.arm}" in told.tipped()
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
+    there = dict.fromkeys(ARMS, EngineStatus(1, 0, 0, None))
+    told = DecisionExplanation(
+        decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None)
+    )
+    assert f"policy {policy.id} predicts no times; it gives {decision.arm}" in told.deciding_reason()
     assert [row["predicted"] for row in told.as_json()["arms"]] == [None] * 3  # type: ignore[attr-defined]
 
 
@@ -191,10 +195,16 @@ def test_the_causes_add_up_to_the_difference(a: Terms, b: Terms) -> None:
     assert sum(_causes(a, b).values()) == pytest.approx(b.counted_s - a.counted_s, rel=1e-6, abs=1e-6)
 
 
-@given(terms, terms, terms, st.sampled_from(["", *WHY_NOT]), st.lists(st.integers(0, 20), min_size=3, max_size=3))
+@given(
+    terms,
+    terms,
+    terms,
+    st.sampled_from(["", *INELIGIBLE_REASONS]),
+    st.lists(st.integers(0, 20), min_size=3, max_size=3),
+)
 def test_there_is_always_one_plain_sentence(a: Terms, b: Terms, c: Terms, why: str, loads: list[int]) -> None:
     told = explained(a, b, c, loads=loads, out={"ngram": why} if why else {})
-    sentence = told.tipped()
+    sentence = told.deciding_reason()
     assert told.decision.arm in sentence
     assert len(sentence) < 300
     assert not {"None", "nan", "{", "\n"} & set(sentence.split())
@@ -223,23 +233,23 @@ def test_the_parts_make_up_what_the_policy_decides_by(
     context, shifts = stored_context(vector, policy.featurizer or ""), None if shift is None else [shift]
     known = [9, 0, 500, 0, 1, 0, 0]
     loaded = None if stretch is None else LoadTerms(stretch, [2 * x for x in stretch], stretch, known, stretch)
-    forecast = policy.weigh(context, np.ones(7, bool), shifts, loaded)[1]
+    forecast = policy.score(context, np.ones(7, bool), shifts, loaded)[1]
     parts = policy.terms(context, shifts, loaded)
     assert forecast is not None
     assert parts is not None
     assert [part.counted_s for part in parts] == pytest.approx(list(forecast.seconds))
     assert [part.step_s * part.stretch / part.tau for part in parts] == pytest.approx(list(forecast.tpot_s))
-    if forecast.alone is not None:
-        assert min(range(7), key=lambda i: parts[i].alone_s) == forecast.alone
+    if forecast.unloaded_arm is not None:
+        assert min(range(7), key=lambda i: parts[i].alone_s) == forecast.unloaded_arm
     assert all(part.known_s >= 0 and part.tau >= 1 and part.seconds > 0 for part in parts)
 
 
 def test_kinds_have_names_that_differ() -> None:
     policy = shipped()
     assert policy.clusters is not None
-    names = kind_names(policy.clusters)
+    names = cluster_names(policy.clusters)
     assert len(names) == len(set(names)) == 2 * len(policy.clusters)
-    assert kind_names(None) == ["all requests"]
+    assert cluster_names(None) == ["all requests"]
 
 
 # --- over HTTP ---
@@ -265,7 +275,7 @@ async def test_it_tells_all_and_sends_and_counts_nothing(router_app: StartRouter
         "arms",
     }
     row = {"arm": "plain", "probability": 0.5, "eligible": True, "predicted": None}
-    assert told["arms"][0] == {**row, **asdict(Standing(1, 0, 0, breakers={"closed": 1}))}
+    assert told["arms"][0] == {**row, **asdict(EngineStatus(1, 0, 0, breakers={"closed": 1}))}
     assert app.engines["plain"].engine.started == app.engines["ngram"].engine.started == 0
     assert app.parts.demand.unmet() == {}
     assert app.parts.recent.last(1) == []
@@ -286,7 +296,7 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
         case "quarantined":
             watch = parts.watch
             for tau in [3.0] * 60 + [1.0] * 200:
-                watch.saw("ngram", tau, 32)
+                watch.observe("ngram", tau, 32)
         case "stale":
             parts.load.stale = frozenset({"ngram"})
     told = await explanation(app)

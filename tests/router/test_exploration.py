@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.exploration import spread
+from router.exploration import apply_exploration
 from router.keys import digest
 from router.policies.base import Forecast, Policy, Probabilities, Shifts
 from router.sections import ExplorationConfig
@@ -48,7 +48,7 @@ def given_to(slower: Sequence[float], budget: float = 1.0, config: ExplorationCo
     """What arms get that are slower than the first, the policy's own, by these shares of its time."""
     arms = len(slower) + 1
     own = [1.0] + [0.0] * len(slower)
-    return spread(own, [True] * arms, [1.0, *(1.0 + one for one in slower)], budget, config)[1:]
+    return apply_exploration(own, [True] * arms, [1.0, *(1.0 + one for one in slower)], budget, config)[1:]
 
 
 # --- spread: properties ---
@@ -59,7 +59,7 @@ def test_it_is_a_distribution_over_the_eligible_arms(
     setting: tuple[list[float], list[bool], list[float]], budget: float, config: ExplorationConfig, foresees: bool
 ) -> None:
     shares, may, seconds = setting
-    made = spread(shares, may, seconds if foresees else None, budget, config)
+    made = apply_exploration(shares, may, seconds if foresees else None, budget, config)
     assert sum(made) == pytest.approx(1.0, abs=1e-12)
     assert min(made) >= 0.0
     assert all(share == 0.0 for share, one in zip(made, may, strict=True) if not one)
@@ -70,7 +70,9 @@ def test_it_never_moves_more_than_the_budget(
     setting: tuple[list[float], list[bool], list[float]], budget: float, config: ExplorationConfig, foresees: bool
 ) -> None:
     shares, may, seconds = setting
-    assert moved(shares, spread(shares, may, seconds if foresees else None, budget, config)) <= budget + 1e-12
+    assert (
+        moved(shares, apply_exploration(shares, may, seconds if foresees else None, budget, config)) <= budget + 1e-12
+    )
 
 
 @given(settings_of(), budgets, configs)
@@ -78,7 +80,7 @@ def test_of_two_other_arms_the_faster_one_gets_no_less(
     setting: tuple[list[float], list[bool], list[float]], budget: float, config: ExplorationConfig
 ) -> None:
     shares, may, seconds = setting
-    made = spread(shares, may, seconds, budget, config)
+    made = apply_exploration(shares, may, seconds, budget, config)
     own = max(range(len(shares)), key=shares.__getitem__)
     others = sorted((seconds[arm], -made[arm]) for arm in range(len(made)) if may[arm] and arm != own)
     given_away = [-share for _, share in others]
@@ -91,7 +93,7 @@ def test_every_eligible_arm_keeps_the_floor_as_far_as_the_budget_allows(
 ) -> None:
     shares, may, seconds = setting
     arms = sum(may)
-    made = spread(shares, may, seconds, budget, config)
+    made = apply_exploration(shares, may, seconds, budget, config)
     own = max(range(len(shares)), key=shares.__getitem__)
     # Each of the others wants 1 / arms or the floor at most.
     most_wanted = (arms - 1) * max(1 / arms, config.floor)
@@ -104,7 +106,7 @@ def test_it_costs_at_most_arms_over_gamma_of_the_best_time_and_what_the_floor_co
     setting: tuple[list[float], list[bool], list[float]], budget: float, config: ExplorationConfig
 ) -> None:
     shares, may, seconds = setting
-    made = spread(shares, may, seconds, budget, config)
+    made = apply_exploration(shares, may, seconds, budget, config)
     least = min(s for s, one in zip(seconds, may, strict=True) if one)
     slower = [s / least - 1.0 if one else 0.0 for s, one in zip(seconds, may, strict=True)]
     dearer = sum((after - before) * one for after, before, one in zip(made, shares, slower, strict=True))
@@ -117,7 +119,7 @@ def test_among_near_ties_alone_it_costs_at_most_arms_over_gamma(
 ) -> None:
     shares, may, drawn = setting
     seconds = [1.0 + 0.29 * (s - 1e-3) / 1e3 for s in drawn]
-    made = spread(shares, may, seconds, budget, ExplorationConfig(gamma=100, near=0.3, floor=0.0))
+    made = apply_exploration(shares, may, seconds, budget, ExplorationConfig(gamma=100, near=0.3, floor=0.0))
     least = min(s for s, one in zip(seconds, may, strict=True) if one)
     dearer = sum((after - before) * s / least for after, before, s in zip(made, shares, seconds, strict=True))
     assert dearer <= sum(may) / 100 + 1e-9
@@ -128,7 +130,7 @@ def test_without_forecasts_the_budget_is_drawn_from_all_alike(
     setting: tuple[list[float], list[bool], list[float]], budget: float
 ) -> None:
     shares, may, _ = setting
-    made = spread(shares, may, None, budget, CONFIG)
+    made = apply_exploration(shares, may, None, budget, CONFIG)
     expected = [(1 - budget) * s + budget / sum(may) * one for s, one in zip(shares, may, strict=True)]
     assert made == pytest.approx(expected)
 
@@ -150,19 +152,19 @@ def test_what_is_wanted_beyond_the_budget_shrinks_but_for_the_floors() -> None:
 
 def test_an_arm_that_seems_faster_than_the_policys_own_gets_most() -> None:
     # The policy may keep to another one, as where its promise is not sure enough.
-    made = spread([1.0, 0.0, 0.0], [True] * 3, [1.2, 1.0, 1.25], 1.0, CONFIG)
+    made = apply_exploration([1.0, 0.0, 0.0], [True] * 3, [1.2, 1.0, 1.25], 1.0, CONFIG)
     assert made[1] == pytest.approx(1 / 3)
     assert made[0] > made[1] > made[2]
 
 
 def test_a_single_arm_keeps_all() -> None:
-    assert spread([0.0, 1.0], [False, True], [1.0, 2.0], 0.3, CONFIG) == [0.0, 1.0]
+    assert apply_exploration([0.0, 1.0], [False, True], [1.0, 2.0], 0.3, CONFIG) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("seconds", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [-1e-3, 0.0, 1.0]])
 def test_answers_that_are_expected_to_take_no_time_are_no_fault(seconds: list[float]) -> None:
     # Of a single token, where nothing is known of the time to the first one.
-    made = spread([1.0, 0.0, 0.0], [True] * 3, seconds, 0.1, CONFIG)
+    made = apply_exploration([1.0, 0.0, 0.0], [True] * 3, seconds, 0.1, CONFIG)
     assert sum(made) == pytest.approx(1.0)
     assert made[1] >= made[2] >= min(CONFIG.floor, 0.05)
 
@@ -178,7 +180,7 @@ class Foresees(Policy):
     def probabilities(self, context: Context | None, eligible: Any) -> Probabilities:
         return np.asarray([1.0, 0.0] if eligible[0] else [0.0, 1.0])
 
-    def weigh(
+    def score(
         self, context: Context | None, eligible: Any, shifts: Shifts | None = None, load: LoadTerms | None = None
     ) -> tuple[Probabilities, Forecast | None]:
         return self.probabilities(context, eligible), Forecast([1.0, 1.0], [0.01, 0.01])
@@ -242,9 +244,9 @@ class TestServed:
         (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
         keys = {"file": str(tmp_path / "keys.yaml")}
         router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), shadow={"share": 1.0}, keys=keys)
-        shadows = asyncio.create_task(router.parts.shadow.run(router.parts.dispatcher.again))
+        shadows = asyncio.create_task(router.parts.shadow.run(router.parts.dispatcher.run_shadow))
         for _ in range(4):
             assert (await router.post(headers={"authorization": "Bearer dp-team"})).status_code == 200
         await until(lambda: router.num_attempts == 4 + asked_again)
-        assert router.parts.shadow.asked == asked_again
+        assert router.parts.shadow.requests_sent == asked_again
         shadows.cancel()

@@ -320,7 +320,7 @@ async def left(app: Routed, record: Record) -> None:
     """Check that the engine was told and the record says so."""
     await until(lambda: app.engines["a"].aborted == 1, timeout_s=1)
     assert story([record]) == [(1, "a", "cancelled")]
-    assert app.replicas.load() == {"a": 0, "b": 0}
+    assert app.replicas.in_flight() == {"a": 0, "b": 0}
     assert app.engines["b"].engine.started == 0
 
 
@@ -370,7 +370,7 @@ async def test_every_attempt_leaves_exactly_one_record_whatever_happens(router_a
     kinds = rng.choices(["whole", "stream", "leaves"], [0.2, 0.6, 0.2], k=60)
     draws = [(number, kind != "whole", kind == "leaves") for number, kind in enumerate(kinds)]
     await asyncio.gather(*(request(*draw) for draw in draws))
-    await until(lambda: app.replicas.load() == {"a": 0, "b": 0, "c": 0})
+    await until(lambda: app.replicas.in_flight() == {"a": 0, "b": 0, "c": 0})
     records = await app.records(app.num_attempts)
     assert len(records) >= sum(mock.engine.started for mock in app.engines.values())
     statuses = Counter(one.outcome.status for one in records)

@@ -9,7 +9,7 @@ import yaml
 
 from engines.errors import ConfigError
 from router.errors import Forbidden, RateLimited, Unauthorized
-from router.keys import ANYBODY, Keyring, digest, need, new_key, read_keys
+from router.keys import ANONYMOUS, Keyring, digest, new_key, read_keys, require_scope
 from router.sections import KeysConfig
 
 
@@ -29,7 +29,7 @@ def line(name: str, secret: str, **fields: Any) -> dict[str, Any]:
 def test_without_keys_anybody_may_ask() -> None:
     keys = Keyring(KeysConfig(), {})
     assert not keys
-    assert keys.authenticate(None) is ANYBODY
+    assert keys.authenticate(None) is ANONYMOUS
 
 
 def test_a_known_key_is_taken(tmp_path: Path) -> None:
@@ -72,32 +72,32 @@ def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
 
 def test_a_scope_is_needed(tmp_path: Path) -> None:
     key = ring(tmp_path, line("team", "s1")).authenticate("Bearer s1")
-    need(key, "chat", "to ask")
+    require_scope(key, "chat", "to ask")
     with pytest.raises(Forbidden, match="to pin needs a key with the scope 'admin'"):
-        need(key, "admin", "to pin")
+        require_scope(key, "admin", "to pin")
 
 
 def test_requests_of_a_minute_are_counted_by_key(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1", requests_per_minute=2), line("other", "s2", requests_per_minute=2))
     team, other = keys.authenticate("Bearer s1"), keys.authenticate("Bearer s2")
-    keys.take(team)
-    keys.take(team)
+    keys.check_rate_limit(team)
+    keys.check_rate_limit(team)
     with pytest.raises(RateLimited) as caught:
-        keys.take(team)
+        keys.check_rate_limit(team)
     assert 1 <= int(caught.value.headers()[0][1]) <= 60
     assert caught.value.code == "requests_per_minute"
-    keys.take(other)
+    keys.check_rate_limit(other)
 
 
 def test_tokens_of_a_minute_are_counted_when_they_are_known(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1", tokens_per_minute=100))
     key = keys.authenticate("Bearer s1")
-    keys.take(key)
-    keys.charge(key, 60)
-    keys.take(key)
-    keys.charge(key, 60)
+    keys.check_rate_limit(key)
+    keys.count_tokens(key, 60)
+    keys.check_rate_limit(key)
+    keys.count_tokens(key, 60)
     with pytest.raises(RateLimited, match="100 tokens a minute"):
-        keys.take(key)
+        keys.check_rate_limit(key)
 
 
 def test_a_file_is_read_again(tmp_path: Path) -> None:
@@ -129,12 +129,14 @@ def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
         ("{", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_with_its_field_and_without_its_values(tmp_path: Path, text: str, told: str) -> None:
+def test_a_wrong_file_is_refused_with_its_field_and_without_its_values(
+    tmp_path: Path, text: str, on_progress: str
+) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_keys(path)
-    assert told in str(caught.value)
+    assert on_progress in str(caught.value)
     assert "plainsecret" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from engines.replicas import ReplicaTable
 from router.lexical import FEATURES, stored_context
 from router.load import LoadModel
 from router.sections import LoadConfig, Objective
-from router.steps import StepTable
+from router.steps import StepTimeModel
 from router.types import Context, Outcome
 
 A, A2, B = "http://a", "http://a2", "http://b"
@@ -37,18 +37,18 @@ class Fleet:
         self.table.update("b", [B])
         made = LoadConfig.model_validate(config)
         self.model = LoadModel(made, self.table, {"a": 2}, clock=lambda: self.now_s)
-        self.model.steps["a"] = StepTable(rising(0.1))
+        self.model.steps["a"] = StepTimeModel(rising(0.1))
 
     def holds(self, arm: str, n: int) -> None:
         self.table.by_arm[arm][0].in_flight = self.table.busy = n
 
     def reports(self, arm: str, running: int, waiting: int = 0) -> None:
-        self.table.by_arm[arm][0].reports(LoadReport(running, waiting), self.now_s)
-        self.model.renew()
+        self.table.by_arm[arm][0].record_report(LoadReport(running, waiting), self.now_s)
+        self.model.refresh()
 
 
 def test_an_idle_fleet_adds_nothing() -> None:
-    assert Fleet().model.now(("a", "b"), context(), {}) is None
+    assert Fleet().model.terms_now(("a", "b"), context(), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -60,32 +60,32 @@ def test_objectives_weigh_ones_own_time_and_that_of_the_others(
 ) -> None:
     fleet = Fleet(objective=objective)
     fleet.holds("a", 4)
-    terms = fleet.model.now(("a", "b"), context(), {})
+    terms = fleet.model.terms_now(("a", "b"), context(), {})
     assert terms is not None
     assert terms.stretch == pytest.approx((1.4, 1.0))
     assert terms.price[0] == pytest.approx(price)
     assert terms.read_price[0] == pytest.approx(read_price)
-    assert terms == fleet.model.now(("a", "b"), context(), {}, objective)
+    assert terms == fleet.model.terms_now(("a", "b"), context(), {}, objective)
 
 
 def test_a_policy_may_know_arms_that_the_fleet_has_not() -> None:
     fleet = Fleet()
     fleet.holds("a", 4)
-    terms = fleet.model.now(("other", "b", "a"), context(), {})
+    terms = fleet.model.terms_now(("other", "b", "a"), context(), {})
     assert terms is not None
     assert terms.stretch == pytest.approx((1.0, 1.0, 1.4))
 
 
 def test_a_full_replica_makes_one_wait() -> None:
     fleet = Fleet()
-    fleet.model.steps["a"] = StepTable(rising(0.0, max_running=4))
+    fleet.model.steps["a"] = StepTimeModel(rising(0.0, max_running=4))
     for _ in range(10):
-        fleet.model.saw("a", context(), Outcome("ok", e2e_s=2.5, queue_s=0.5), 4.0)
+        fleet.model.observe("a", context(), Outcome("ok", e2e_s=2.5, queue_s=0.5), 4.0)
     fleet.holds("a", 3)
-    assert fleet.model.now(("a",), context(), {}).wait_s == (0.0,)  # type: ignore[union-attr]
+    assert fleet.model.terms_now(("a",), context(), {}).wait_s == (0.0,)  # type: ignore[union-attr]
     fleet.holds("a", 5)
     # Two of its four must end first: one ends every half second.
-    terms = fleet.model.now(("a",), context(), {})
+    terms = fleet.model.terms_now(("a",), context(), {})
     assert terms is not None
     assert terms.wait_s == pytest.approx((1.0,))
     assert (terms.stretch, terms.read_price) == (pytest.approx((1.0,)), (4.0,))  # the fourth of four, once it runs
@@ -93,10 +93,10 @@ def test_a_full_replica_makes_one_wait() -> None:
 
 def test_where_an_engine_lets_requests_wait_it_is_full() -> None:
     fleet = Fleet()
-    fleet.model.saw("a", context(), Outcome("ok", e2e_s=2.0), 4.0)
+    fleet.model.observe("a", context(), Outcome("ok", e2e_s=2.0), 4.0)
     fleet.holds("a", 3)
     fleet.reports("a", running=2, waiting=1)
-    assert fleet.model.now(("a",), context(), {}).wait_s == pytest.approx((2.0,))  # type: ignore[union-attr]
+    assert fleet.model.terms_now(("a",), context(), {}).wait_s == pytest.approx((2.0,))  # type: ignore[union-attr]
 
 
 def test_what_others_send_counts_too() -> None:
@@ -104,13 +104,13 @@ def test_what_others_send_counts_too() -> None:
     fleet.holds("a", 1)
     fleet.reports("a", running=5)  # one of them is ours
     fleet.holds("a", 2)
-    assert fleet.model.now(("a",), context(), {}).stretch == pytest.approx((1.6,))  # type: ignore[union-attr]
+    assert fleet.model.terms_now(("a",), context(), {}).stretch == pytest.approx((1.6,))  # type: ignore[union-attr]
 
 
 def test_what_a_replica_has_read_is_told() -> None:
     fleet = Fleet()
     fleet.table.update("a", [A, A2])
-    terms = fleet.model.now(("a", "b"), context(), {A2: 4096})
+    terms = fleet.model.terms_now(("a", "b"), context(), {A2: 4096})
     assert terms is not None
     assert terms.known_tokens == (1024, 0)
 
@@ -119,13 +119,13 @@ def test_an_arm_that_stops_reporting_is_stale_and_one_that_never_did_is_not() ->
     fleet = Fleet(stale_s=5.0)
     fleet.reports("a", 0)
     fleet.now_s = 4.0
-    fleet.model.renew()
+    fleet.model.refresh()
     assert not fleet.model.stale
     fleet.now_s = 6.0
-    fleet.model.renew()
+    fleet.model.refresh()
     assert fleet.model.stale == {"a"}
     fleet.reports("a", 0)
-    fleet.model.renew()
+    fleet.model.refresh()
     assert not fleet.model.stale
 
 
@@ -133,8 +133,8 @@ def test_answers_teach_what_a_step_takes() -> None:
     fleet = Fleet()
     for running in (1, 8) * 60:
         outcome = Outcome("ok", tpot_s=0.005 * (1 + running / 8), acceptance_length=2.0)
-        fleet.model.saw("b", context(), outcome, running)
-    fleet.model.renew()
+        fleet.model.observe("b", context(), outcome, running)
+    fleet.model.refresh()
     assert fleet.model.steps["b"].curves[0][8] == pytest.approx(2 / 1.125, rel=0.05)
 
 
@@ -148,7 +148,7 @@ class TestPick:
     def test_requests_of_others_count(self) -> None:
         table = ReplicaTable(("a",))
         table.update("a", [A, A2])
-        table.by_arm["a"][0].reports(LoadReport(3, 0), 0.0)
+        table.by_arm["a"][0].record_report(LoadReport(3, 0), 0.0)
         table.by_arm["a"][1].in_flight = 1
         assert table.pick("a").url == A2  # type: ignore[union-attr]
 

@@ -29,7 +29,7 @@ class Timed:
     def __init__(self, *, hide_usage: bool = False) -> None:
         self.start = time.perf_counter()
         self.meter = Meter(self.start)
-        self.meter.dispatched()
+        self.meter.mark_sent()
         self.stream = EventStream(self.meter, hide_usage=hide_usage)
 
     def feed(self, *events: bytes) -> float:
@@ -121,7 +121,7 @@ def test_the_overhead_ends_when_the_request_leaves() -> None:
     start = time.perf_counter()
     meter = Meter(start)
     time.sleep(0.005)
-    meter.dispatched()
+    meter.mark_sent()
     latest = time.perf_counter() - start
     time.sleep(0.005)
     overhead_s = meter.outcome("ok").overhead_s
@@ -201,7 +201,7 @@ def test_acceptance_length_counts_all_steps(output: int, steps: int, accepted: i
 
 def whole(answer: bytes) -> Outcome:
     timed = Timed()
-    timed.meter.whole(answer)
+    timed.meter.observe_body(answer)
     return timed.outcome()
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from policy_training.learners import learner
 from policy_training.train import fitted
-from router.correction import Correction
-from router.drift import Inputs, PageHinkley, Savings, stability_index
+from router.correction import ResidualCorrection
+from router.drift import InputDriftDetector, PageHinkley, RegretMonitor, stability_index
 from router.events import Event
 from router.lexical import stored_context
-from router.online import Online
+from router.online import OnlineLearner
 from router.policies.base import DecisionInput, Policy
 from router.sections import CorrectionConfig, DriftConfig, OnlineConfig
 from router.types import Outcome
@@ -26,45 +26,45 @@ CONFIG = DriftConfig()
 
 
 def test_a_correction_comes_to_the_true_residual_in_bounded_steps() -> None:
-    made, rng = Correction(CorrectionConfig(enabled=True), 4, 3), np.random.default_rng(0)
-    made.saw(0, 0, 50.0)
-    assert made.shift(0, 0) < 0.71
+    made, rng = ResidualCorrection(CorrectionConfig(enabled=True), 4, 3), np.random.default_rng(0)
+    made.update(0, 0, 50.0)
+    assert made.residual(0, 0) < 0.71
     for _ in range(300):
-        made.saw(0, 0, float(rng.normal(-0.5, 0.2)))
-    assert made.shift(0, 0) == pytest.approx(-0.5, abs=0.1)
-    assert made.shifts()[0, 0] == pytest.approx(made.shift(0, 0))
+        made.update(0, 0, float(rng.normal(-0.5, 0.2)))
+    assert made.residual(0, 0) == pytest.approx(-0.5, abs=0.1)
+    assert made.residuals()[0, 0] == pytest.approx(made.residual(0, 0))
 
 
 def test_a_cell_without_answers_leans_on_its_arm_and_an_arm_on_all() -> None:
-    made = Correction(CorrectionConfig(), 4, 3)
+    made = ResidualCorrection(CorrectionConfig(), 4, 3)
     for _ in range(50):
-        made.saw(0, 0, 0.6)
-    assert made.shift(0, 0) > made.shift(1, 0) > made.shift(1, 1) > 0
+        made.update(0, 0, 0.6)
+    assert made.residual(0, 0) > made.residual(1, 0) > made.residual(1, 1) > 0
     assert made.weight(1, 0) == 0
 
 
 def test_what_is_forgotten_or_doubted_counts_no_more_or_less() -> None:
-    made = Correction(CorrectionConfig(), 2, 2)
+    made = ResidualCorrection(CorrectionConfig(), 2, 2)
     for _ in range(50):
-        made.saw(0, 0, 0.6)
-        made.saw(0, 1, -0.6)
+        made.update(0, 0, 0.6)
+        made.update(0, 1, -0.6)
     before = made.weight(0, 1)
-    made.doubt(0.2)
+    made.discount(0.2)
     assert made.weight(0, 1) == pytest.approx(0.2 * before)
-    made.forget(0)
+    made.reset_arm(0)
     assert made.weight(0, 0) == 0
-    assert made.shift(0, 1) < -0.3
+    assert made.residual(0, 1) < -0.3
 
 
 def test_routers_add_up_and_what_is_of_another_shape_is_left_out() -> None:
-    one, other, both = (Correction(CorrectionConfig(), 2, 2) for _ in range(3))
+    one, other, both = (ResidualCorrection(CorrectionConfig(), 2, 2) for _ in range(3))
     for _ in range(20):
-        one.saw(0, 0, 0.4)
-        other.saw(1, 1, -0.4)
-        both.saw(0, 0, 0.4)
-        both.saw(1, 1, -0.4)
-    one.take([other.own(), {"weights": [[1.0]], "sums": [[1.0]]}])
-    assert one.shifts() == pytest.approx(both.shifts(), abs=0.02)
+        one.update(0, 0, 0.4)
+        other.update(1, 1, -0.4)
+        both.update(0, 0, 0.4)
+        both.update(1, 1, -0.4)
+    one.merge([other.local_state(), {"weights": [[1.0]], "sums": [[1.0]]}])
+    assert one.residuals() == pytest.approx(both.residuals(), abs=0.02)
 
 
 # --- tests of change ---
@@ -76,7 +76,7 @@ def test_values_that_do_not_move_raise_no_alarm(heavy: bool) -> None:
     for _ in range(20):
         watch = PageHinkley(CONFIG)
         values = rng.standard_t(4, 1000) * 0.2 if heavy else rng.normal(0, 0.3, 1000)
-        alarms += any(watch.saw(float(value)) is not None for value in values)
+        alarms += any(watch.update(float(value)) is not None for value in values)
     assert alarms <= 2
 
 
@@ -85,8 +85,8 @@ def test_a_step_that_takes_twice_as_long_is_noticed_within_twelve_answers() -> N
     for _ in range(50):
         watch = PageHinkley(CONFIG)
         for _ in range(200):
-            watch.saw(float(rng.normal(0, 0.3)))
-        moved = [watch.saw(float(rng.normal(math.log(2), 0.3))) for _ in range(40)]
+            watch.update(float(rng.normal(0, 0.3)))
+        moved = [watch.update(float(rng.normal(math.log(2), 0.3))) for _ in range(40)]
         delays.append(next(i for i, one in enumerate(moved, 1) if one is not None))
     assert np.quantile(delays, 0.9) <= 14
     assert np.median(delays) <= 12
@@ -95,18 +95,18 @@ def test_a_step_that_takes_twice_as_long_is_noticed_within_twelve_answers() -> N
 def test_other_kinds_of_requests_are_noticed_and_the_usual_ones_are_not() -> None:
     rng = np.random.default_rng(5)
     usual, other = rng.dirichlet(np.full(16, 0.5)), rng.dirichlet(np.full(16, 0.5))
-    inputs = Inputs(CONFIG, 16)
-    assert all(inputs.saw(int(rng.choice(16, p=usual))) is None for _ in range(5000))
-    found = [inputs.saw(int(rng.choice(16, p=other))) for _ in range(2 * CONFIG.window)]
+    inputs = InputDriftDetector(CONFIG, 16)
+    assert all(inputs.update(int(rng.choice(16, p=usual))) is None for _ in range(5000))
+    found = [inputs.update(int(rng.choice(16, p=other))) for _ in range(2 * CONFIG.window)]
     assert any(index is not None for index in found)
     assert stability_index(usual, usual) == 0
 
 
 def test_a_policy_that_loses_is_told_from_one_that_saves() -> None:
     rng = np.random.default_rng(6)
-    saves, loses = Savings(), Savings()
-    assert all(saves.saw(float(x)) is None for x in rng.normal(0.1, 0.3, 500))
-    assert any(loses.saw(float(x)) is not None for x in rng.normal(-0.2, 0.3, 500))
+    saves, loses = RegretMonitor(), RegretMonitor()
+    assert all(saves.update(float(x)) is None for x in rng.normal(0.1, 0.3, 500))
+    assert any(loses.update(float(x)) is not None for x in rng.normal(-0.2, 0.3, 500))
 
 
 # --- all together ---
@@ -122,7 +122,7 @@ class World:
 
     def __init__(self, policy: Policy, **online: object) -> None:
         self.policy, self.events, self.rng = policy, list[Event](), np.random.default_rng(0)
-        self.online = Online(OnlineConfig.model_validate(online), policy, self.events.append)
+        self.online = OnlineLearner(OnlineConfig.model_validate(online), policy, self.events.append)
         self.tau, self.times = TAU.copy(), np.ones(len(ARMS))
 
     def go(self, n: int, clusters: Sequence[int] = range(len(TAU)), seed: int = 1) -> list[str]:
@@ -137,7 +137,7 @@ class World:
             tau = max(float(self.tau[drawn.clusters[i], arm] * self.rng.lognormal(0, 0.1)), 1.0)
             tpot_s = float(COSTS.step_s[arm, 0]) * float(self.times[arm]) / tau
             outcome = Outcome("ok", 200, tpot_s=tpot_s, output_tokens=32, acceptance_length=tau if arm else None)
-            self.online.saw(self.policy.bin(context), made, outcome, 1)
+            self.online.observe(self.policy.cluster(context), made, outcome, 1)
             taken.append(made.arm)
         return taken
 
@@ -183,10 +183,10 @@ def test_a_policy_that_loses_is_put_aside_and_tried_again(policy: Policy) -> Non
         world.times[arm] = 1.0 if arm == policy.default_arm else 3.0
     world.go(1200, seed=2)
     assert "policy_loses" in {e.kind for e in world.events}
-    assert world.online.put_aside
+    assert world.online.suspended
     for _ in range(500):
-        world.online.waited()
-    assert not world.online.put_aside
+        world.online.observe_fallback()
+    assert not world.online.suspended
     assert world.events[-1].kind == "policy_tried_again"
 
 
@@ -204,8 +204,8 @@ def test_answers_too_short_or_without_a_time_are_passed_over(policy: Policy) -> 
     made = policy.decide(DecisionInput(stored_context(Bandit.draw(1, seed=3).contexts[0], "features"), ARMS), world.rng)
     ok = Outcome("ok", 200, tpot_s=0.01, output_tokens=32)
     for outcome in (replace(ok, tpot_s=None), replace(ok, output_tokens=1)):
-        world.online.saw(0, made, outcome, 1)
-    world.online.saw(0, replace(made, predicted_tpot_s=None), ok, 1)
+        world.online.observe(0, made, outcome, 1)
+    world.online.observe(0, replace(made, predicted_tpot_s=None), ok, 1)
     assert world.online.shifts is None
 
 

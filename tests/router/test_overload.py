@@ -14,7 +14,7 @@ ONE_AT_ONCE = {"max_in_flight": 1, "max_queued": 1, "queue_timeout_s": 5, "retry
 async def busy(app: Routed, **fields: object) -> "asyncio.Task[object]":
     """A request that holds the only place until it is cancelled."""
     task: asyncio.Task[object] = asyncio.create_task(app.post(stream=False, **fields))
-    await until(lambda: sum(app.replicas.load().values()) > 0)
+    await until(lambda: sum(app.replicas.in_flight().values()) > 0)
     return task
 
 

@@ -7,7 +7,7 @@ import httpx
 import orjson
 import pytest
 
-from router.overview import DECISIONS, EVENTS, Policies
+from router.overview import DECISIONS, EVENTS, RegistryStatus
 from router.recent import KEPT
 from router.registry import STATE, Registry
 from tests.fleet import CHAT, FAILS, FAST, StartRouter, asked
@@ -27,7 +27,7 @@ def registry(tmp_path: Path) -> Registry:
         report = {"reason": f"for {arm}", "gate": {"passed": True, "checks": checks}}
         made.add(fixed_policy(tmp_path / arm, arm), report, "test")
     made.promote("p0001", "test")
-    made.advance("p0002", 0.1, "test", begin=True)
+    made.set_canary_share("p0002", 0.1, "test", start=True)
     return made
 
 
@@ -104,9 +104,9 @@ async def test_what_it_shows_is_bounded(registry: Registry, tmp_path: Path) -> N
             await client.post(CHAT, json=asked())
         recent, serving = router.parts.recent, router.parts.serving
         for i in range(3 * KEPT):
-            recent.ended.append(recent.ended[0])
-            recent.unseen += 1
-            serving.tell_of_arm("arm_changed", f"text {i}", "plain")
+            recent._pending_ring.append(recent._pending_ring[0])
+            recent.num_unprocessed += 1
+            serving.emit_for_arm("arm_changed", f"text {i}", "plain")
         shown = await state(client)
     assert len(shown["decisions"]) == DECISIONS
     assert len(shown["events"]) == EVENTS
@@ -146,7 +146,7 @@ async def test_policies_come_with_their_gates_and_history(registry: Registry, tm
 
 
 def test_a_registry_that_cannot_be_read_is_told_of_until_it_is_mended(registry: Registry) -> None:
-    policies = Policies(registry)
+    policies = RegistryStatus(registry)
     whole = (registry.path / STATE).read_text()
     assert policies.state()["active"] == "p0001"
     (registry.path / STATE).write_text("{")
@@ -156,7 +156,7 @@ def test_a_registry_that_cannot_be_read_is_told_of_until_it_is_mended(registry: 
 
 
 def test_a_folder_that_is_to_become_a_registry_shows_none(tmp_path: Path) -> None:
-    assert Policies(Registry(tmp_path)).state()["policies"] == []
+    assert RegistryStatus(Registry(tmp_path)).state()["policies"] == []
 
 
 REPORTS: list[dict[str, Any]] = [
@@ -171,7 +171,7 @@ REPORTS: list[dict[str, Any]] = [
 def test_reports_of_any_form_are_taken(tmp_path: Path, report: dict[str, Any]) -> None:
     made = Registry(tmp_path / "registry")
     made.add(fixed_policy(tmp_path / "plain", "plain"), report, "test")
-    shown: Any = Policies(made).state()["policies"]
+    shown: Any = RegistryStatus(made).state()["policies"]
     (row,) = shown
     assert len(orjson.dumps(row)) < 3000
     assert row["gate"] is None or row["gate"]["passed"] is False
@@ -182,5 +182,5 @@ def test_of_many_policies_the_newest_are_shown(tmp_path: Path) -> None:
     for _ in range(25):
         made.add(fixed_policy(tmp_path / "plain", "plain"), {}, "test")
     made.promote("p0001", "test")
-    shown: Any = Policies(made).state()["policies"]
+    shown: Any = RegistryStatus(made).state()["policies"]
     assert [one["id"] for one in shown] == ["p0001", *(f"p{n:04}" for n in range(6, 26))]

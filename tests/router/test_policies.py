@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies import artifact, check_features, load
 from router.policies.base import DecisionInput, Policy, Probabilities
 from router.policies.mlp import MLPPolicy
@@ -202,7 +202,7 @@ def test_a_policy_that_knows_more_engines_serves(folder: Path) -> None:
 
 @pytest.mark.parametrize("arms", [("a", "b", "c", "d", "e"), ("a", "b", "c", "x")])
 def test_a_policy_for_other_engines_is_refused(folder: Path, arms: tuple[str, ...]) -> None:
-    with pytest.raises(PolicyRefused, match="was made for the engines"):
+    with pytest.raises(PolicyRejected, match="was made for the engines"):
         load(str(folder), arms, "a")
 
 
@@ -210,5 +210,5 @@ def test_a_policy_that_needs_other_features_is_refused() -> None:
     assert check_features(mlp(), "lexical").id == "mlp:test"
     assert check_features(UniformPolicy(ARMS), None).id == "uniform"
     for other in ("sentence", None):
-        with pytest.raises(PolicyRefused, match="needs the features 'lexical'"):
+        with pytest.raises(PolicyRejected, match="needs the features 'lexical'"):
             check_features(mlp(), other)

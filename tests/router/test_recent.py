@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.recent import KEPT, Recent, Sums, total
+from router.recent import KEPT, RecentRequests, WindowTotals, total
 from router.types import Attempt, Decision, Outcome, Status
 from tests.leaks import PROMPT
 
@@ -28,8 +28,8 @@ def attempt(
     return Attempt(name, 1, "/v1/chat/completions", True, {}, None, decision, outcome, {}, 1.0, cluster)
 
 
-def seen(*pairs: tuple[Decision, Outcome]) -> Recent:
-    recent = Recent("plain")
+def seen(*pairs: tuple[Decision, Outcome]) -> RecentRequests:
+    recent = RecentRequests("plain")
     for decision, outcome in pairs:
         recent.on_attempt_end(attempt(decision, outcome))
     return recent
@@ -50,23 +50,23 @@ def test_what_was_tried_out_is_said() -> None:
 
 def test_savings_are_against_the_plain_engine_and_plain_itself_saves_nothing() -> None:
     sums = seen((decided(), ANSWERED), (decided("plain"), ANSWERED)).sums("tau")
-    assert sums[("math", 1)].row()["saved_s"] == pytest.approx(0.5)
-    assert sums[("math", 1)].row()["saved_share"] == pytest.approx(1 / 3)
-    assert sums[("math", 1)].row()["measured_over_predicted"] == pytest.approx(1.0 / 0.8)
-    assert sums[("plain", 1)].row()["saved_s"] == 0.0
-    assert total(sums.values()).row()["saved_share"] == pytest.approx(0.5 / 2.5)
+    assert sums[("math", 1)].means()["saved_s"] == pytest.approx(0.5)
+    assert sums[("math", 1)].means()["saved_share"] == pytest.approx(1 / 3)
+    assert sums[("math", 1)].means()["measured_over_predicted"] == pytest.approx(1.0 / 0.8)
+    assert sums[("plain", 1)].means()["saved_s"] == 0.0
+    assert total(sums.values()).means()["saved_share"] == pytest.approx(0.5 / 2.5)
 
 
 def test_acceptance_is_by_step_and_speed_by_token() -> None:
     short = Outcome("ok", 200, ttft_s=0.1, tpot_s=0.01, e2e_s=0.2, output_tokens=11, acceptance_length=5.0)
-    row = total(seen((decided(), ANSWERED), (decided(), short)).sums("tau").values()).row()
+    row = total(seen((decided(), ANSWERED), (decided(), short)).sums("tau").values()).means()
     assert row["acceptance_length"] == pytest.approx(60 / 27)
     assert row["tpot_s"] == pytest.approx(1.1 / 60)
 
 
 @pytest.mark.parametrize("reason", ["continued", "pinned", "fallback"])
 def test_only_draws_of_the_policy_are_held_to_its_forecast(reason: str) -> None:
-    row = total(seen((decided(reason=reason), ANSWERED)).sums("tau").values()).row()
+    row = total(seen((decided(reason=reason), ANSWERED)).sums("tau").values()).means()
     assert (row["attempts"], row["saved_s"], row["measured_over_predicted"]) == (1, None, None)
 
 
@@ -77,7 +77,7 @@ def test_shadows_are_shown_and_not_counted() -> None:
 
 
 def test_kinds_of_another_policy_are_none() -> None:
-    recent = Recent("plain")
+    recent = RecentRequests("plain")
     for kind in (("tau", 3), ("old", 3), None):
         recent.on_attempt_end(attempt(decided(), ANSWERED, kind))
     assert {key: sums.attempts for key, sums in recent.sums("tau").items()} == {("math", 3): 1, ("math", None): 2}
@@ -87,13 +87,13 @@ def test_an_answer_of_one_token_tells_no_time() -> None:
     one = Outcome("ok", 200, ttft_s=0.1, e2e_s=0.1, output_tokens=1)
     recent = seen((decided(), one))
     assert recent.last(1)[0].row["predicted_decode_s"] is None
-    assert total(recent.sums("tau").values()).row()["tpot_s"] is None
+    assert total(recent.sums("tau").values()).means()["tpot_s"] is None
 
 
 def test_nothing_seen_is_nothing_known() -> None:
-    recent = Recent("plain")
+    recent = RecentRequests("plain")
     assert (recent.last(5), recent.sums("tau")) == ([], {})
-    assert set(Sums().row().values()) == {0, None}
+    assert set(WindowTotals().means().values()) == {0, None}
 
 
 outcomes = st.builds(
@@ -118,7 +118,7 @@ decisions = st.builds(
 def test_whenever_somebody_looks_every_attempt_counts_once(
     pairs: list[tuple[Decision, Outcome]], looks: list[int]
 ) -> None:
-    recent = Recent("plain")
+    recent = RecentRequests("plain")
     for i, (decision, outcome) in enumerate(pairs):
         if i in looks:
             recent.sums("tau")
@@ -133,7 +133,7 @@ def test_whenever_somebody_looks_every_attempt_counts_once(
 
 def test_speed_is_of_the_last_minute_or_of_what_is_remembered_of_it() -> None:
     now_s = [0.0]
-    recent = Recent("plain", clock=lambda: now_s[0])
+    recent = RecentRequests("plain", clock=lambda: now_s[0])
     assert (recent.tokens_per_s(), recent.span_s()) == ({}, 0.0)
     for second in range(120):  # 51 tokens each
         now_s[0] = float(second)
@@ -149,11 +149,11 @@ def test_speed_is_of_the_last_minute_or_of_what_is_remembered_of_it() -> None:
 
 
 def test_it_is_bounded_and_holds_no_text() -> None:
-    recent = Recent("plain")
+    recent = RecentRequests("plain")
     for i in range(3 * KEPT):
         recent.on_attempt_end(attempt(decided(), ANSWERED, name=str(i)))
         if i % 700 == 0:
-            recent.seen()
+            recent.processed()
     shown = recent.last(10 * KEPT)
     assert [seen.row["request_id"] for seen in shown] == [str(i) for i in range(2 * KEPT, 3 * KEPT)][::-1]
     assert PROMPT not in repr(recent.__dict__)

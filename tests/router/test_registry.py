@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.policies import artifact, read
 from router.registry import HISTORY, POLICIES, REPORT, STATE, Candidate, Registry, RegistryState, is_registry
 from tests.deploy.artefact import write_policy
@@ -58,7 +58,7 @@ def candidate_of(registry: Registry) -> Candidate:
 
 
 def refusal(call: Any, *arguments: Any, **options: Any) -> str:
-    with pytest.raises(PolicyRefused) as caught:
+    with pytest.raises(PolicyRejected) as caught:
         call(*arguments, **options)
     return str(caught.value)
 
@@ -102,10 +102,10 @@ def test_a_policy_is_added(registry: Registry, artefact: Path) -> None:
 
 def test_from_shadow_to_active(three: Registry) -> None:
     before = time.time()
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     candidate = candidate_of(three)
     assert (candidate.id, candidate.stage, candidate.share) == ("p0003", "shadow", 0)
-    three.advance("p0003", 0.1, "guard", "no worse")
+    three.set_canary_share("p0003", 0.1, "guard", "no worse")
     candidate = candidate_of(three)
     assert (candidate.id, candidate.stage, candidate.share) == ("p0003", "canary", 0.1)
     assert stages(three)["p0003"] == "canary"
@@ -118,7 +118,7 @@ def test_from_shadow_to_active(three: Registry) -> None:
 
 
 def test_the_policy_before_keeps_a_share_for_a_while(three: Registry) -> None:
-    three.advance("p0003", 0.5, "guard", begin=True)
+    three.set_canary_share("p0003", 0.5, "guard", start=True)
     revision = three.state().revision
     three.promote("p0003", "guard", "proven", holdout=0.1)
     state, held = three.state(), candidate_of(three)
@@ -144,35 +144,35 @@ def test_a_holdout_ends_when_its_policy_serves_again_or_another_does(three: Regi
 
 
 def test_a_candidate_keeps_when_it_began_through_its_stages(three: Registry) -> None:
-    three.advance("p0003", 0.1, "guard", begin=True)
+    three.set_canary_share("p0003", 0.1, "guard", start=True)
     first = candidate_of(three)
-    three.advance("p0003", 0.5, "guard")
+    three.set_canary_share("p0003", 0.5, "guard")
     assert candidate_of(three).began == first.began == first.since < candidate_of(three).since
-    three.begin("p0003", "job")
-    three.advance("p0003", 0.1, "guard")
+    three.start_shadow("p0003", "job")
+    three.set_canary_share("p0003", 0.1, "guard")
     assert candidate_of(three).began == candidate_of(three).since
 
 
 def test_another_candidate_retires_the_first(three: Registry, artefact: Path) -> None:
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     other = three.add(artefact, {}, "job")
-    three.begin(other, "job")
+    three.start_shadow(other, "job")
     assert stages(three)["p0003"] == "retired"
     assert candidate_of(three).id == other
 
 
 def test_a_candidate_that_begins_again_is_in_shadow(three: Registry) -> None:
-    three.begin("p0003", "job")
-    three.advance("p0003", 0.5, "job", "")
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
+    three.set_canary_share("p0003", 0.5, "job", "")
+    three.start_shadow("p0003", "job")
     assert (candidate_of(three).stage, candidate_of(three).share) == ("shadow", 0)
 
 
 def test_a_canary_at_once(three: Registry, artefact: Path) -> None:
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     other = three.add(artefact, {}, "job")
     revision = three.state().revision
-    three.advance(other, 0.25, "person", begin=True)
+    three.set_canary_share(other, 0.25, "person", start=True)
     assert stages(three)["p0003"] == "retired"
     assert stages(three)[other] == "canary"
     assert three.state().revision == revision + 1
@@ -181,17 +181,17 @@ def test_a_canary_at_once(three: Registry, artefact: Path) -> None:
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_policy_is_refused(three: Registry, begun: bool) -> None:
     if begun:
-        three.begin("p0003", "job")
-        three.advance("p0003", 0.1, "job", "")
-    three.refuse("p0003", "guard", "slower by 8 %")
+        three.start_shadow("p0003", "job")
+        three.set_canary_share("p0003", 0.1, "job", "")
+    three.reject("p0003", "guard", "slower by 8 %")
     assert three.state().candidate is None
     assert stages(three)["p0003"] == "refused"
     assert three.state().active == "p0002"
 
 
 def test_a_refused_policy_comes_back_by_pin_alone(three: Registry) -> None:
-    three.refuse("p0003", "guard", "slower")
-    for call in (three.begin, three.promote):
+    three.reject("p0003", "guard", "slower")
+    for call in (three.start_shadow, three.promote):
         assert refusal(call, "p0003", "job") == (
             "p0003 was refused (to use it all the same: draftpick policies pin p0003)"
         )
@@ -200,7 +200,7 @@ def test_a_refused_policy_comes_back_by_pin_alone(three: Registry) -> None:
 
 
 def test_rollback_goes_back_once(three: Registry) -> None:
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     three.rollback("guard", "errors")
     state = three.state()
     assert (state.active, state.previous, state.candidate) == ("p0001", None, None)
@@ -210,27 +210,27 @@ def test_rollback_goes_back_once(three: Registry) -> None:
 
 
 def test_rollback_to_what_is_the_candidate(three: Registry) -> None:
-    three.begin("p0001", "job")
+    three.start_shadow("p0001", "job")
     three.rollback("guard", "errors")
     assert (three.state().active, three.state().candidate) == ("p0001", None)
 
 
 def test_nothing_goes_back_to_a_refused_policy(three: Registry) -> None:
-    three.begin("p0001", "job")
-    three.refuse("p0001", "guard", "slower")
+    three.start_shadow("p0001", "job")
+    three.reject("p0001", "guard", "slower")
     assert three.state().previous is None
 
 
 def test_a_pinned_policy_stays(three: Registry) -> None:
     three.pin("p0001", "person")
     assert (three.state().active, three.state().pinned, three.state().previous) == ("p0001", True, "p0002")
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     told = "p0001 is pinned (draftpick policies unpin)"
     with unchanged(three):
-        assert refusal(three.advance, "p0003", 0.1, "job", "") == told
+        assert refusal(three.set_canary_share, "p0003", 0.1, "job", "") == told
         assert refusal(three.promote, "p0003", "job") == told
         assert refusal(three.rollback, "guard") == told
-    three.refuse("p0003", "guard", "slower")
+    three.reject("p0003", "guard", "slower")
     three.pin("p0002", "person")
     assert (three.state().active, three.state().pinned) == ("p0002", True)
     three.unpin("person")
@@ -240,7 +240,7 @@ def test_a_pinned_policy_stays(three: Registry) -> None:
 
 def test_a_pinned_policy_does_not_hinder_adding(three: Registry, artefact: Path) -> None:
     three.pin("p0001", "person")
-    three.begin(three.add(artefact, {}, "job"), "job")
+    three.start_shadow(three.add(artefact, {}, "job"), "job")
     assert stages(three)["p0004"] == "shadow"
 
 
@@ -252,9 +252,9 @@ def test_a_change_that_changes_nothing_is_none(three: Registry) -> None:
 
 
 def test_every_change_is_told(three: Registry) -> None:
-    three.begin("p0003", "job")
-    three.advance("p0003", 0.1, "guard", "no worse")
-    three.refuse("p0003", "guard", "slower")
+    three.start_shadow("p0003", "job")
+    three.set_canary_share("p0003", 0.1, "guard", "no worse")
+    three.reject("p0003", "guard", "slower")
     three.rollback("guard", "errors")
     state = three.state()
     assert [(one.action, one.policy, one.by, one.reason) for one in state.history[-4:]] == [
@@ -269,7 +269,7 @@ def test_every_change_is_told(three: Registry) -> None:
 def test_the_history_is_bounded(registry: Registry, artefact: Path) -> None:
     registry.add(artefact, {}, "job")
     for _ in range(HISTORY):
-        registry.begin("p0001", "job")
+        registry.start_shadow("p0001", "job")
     state = registry.state()
     assert (len(state.history), state.revision) == (HISTORY, HISTORY + 1)
     assert {one.action for one in state.history} == {"begin"}
@@ -280,10 +280,10 @@ def test_the_history_is_bounded(registry: Registry, artefact: Path) -> None:
 
 def test_what_is_not_there(three: Registry) -> None:
     told = "there is no policy 'p003' (did you mean 'p0003'? see: draftpick policies list)"
-    calls = (three.begin, three.promote, three.pin, three.refuse)
+    calls = (three.start_shadow, three.promote, three.pin, three.reject)
     with unchanged(three):
         assert {refusal(call, "p003", "job") for call in calls} == {told}
-        assert refusal(three.advance, "p003", 0.1, "job", "") == told
+        assert refusal(three.set_canary_share, "p003", 0.1, "job", "") == told
         assert refusal(three.state().entry, "p003") == told
 
 
@@ -293,25 +293,27 @@ def test_what_is_no_id_leads_to_no_folder(three: Registry, id: str) -> None:
 
 
 def test_what_is_active_neither_rises_nor_is_refused(three: Registry) -> None:
-    assert {refusal(call, "p0002", "job") for call in (three.begin, three.promote)} == {"p0002 is active already"}
-    assert refusal(three.refuse, "p0002", "job") == (
+    assert {refusal(call, "p0002", "job") for call in (three.start_shadow, three.promote)} == {
+        "p0002 is active already"
+    }
+    assert refusal(three.reject, "p0002", "job") == (
         "p0002 is active, only what is on its way can be refused (draftpick policies rollback)"
     )
-    assert "p0001 is retired, only" in refusal(three.refuse, "p0001", "job")
+    assert "p0001 is retired, only" in refusal(three.reject, "p0001", "job")
 
 
 def test_only_the_candidate_advances(three: Registry) -> None:
-    assert refusal(three.advance, "p0003", 0.1, "job", "") == (
+    assert refusal(three.set_canary_share, "p0003", 0.1, "job", "") == (
         "p0003 is not the candidate, which is None (begin with it first)"
     )
-    three.begin("p0003", "job")
-    assert "p0001 is not the candidate, which is p0003" in refusal(three.advance, "p0001", 0.1, "job", "")
+    three.start_shadow("p0003", "job")
+    assert "p0001 is not the candidate, which is p0003" in refusal(three.set_canary_share, "p0001", 0.1, "job", "")
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
 def test_a_canary_has_a_share(three: Registry, share: float) -> None:
-    three.begin("p0003", "job")
-    assert "must be above 0 and at most 1" in refusal(three.advance, "p0003", share, "job", "")
+    three.start_shadow("p0003", "job")
+    assert "must be above 0 and at most 1" in refusal(three.set_canary_share, "p0003", share, "job", "")
 
 
 def test_there_is_nothing_to_serve_or_unpin(registry: Registry, artefact: Path) -> None:
@@ -362,7 +364,7 @@ def test_a_linked_artefact_is_copied_whole(registry: Registry, artefact: Path) -
 def test_a_damaged_artefact_does_not_rise(three: Registry) -> None:
     damage(three, "p0003")
     with unchanged(three):
-        for call in (three.begin, three.promote, three.pin):
+        for call in (three.start_shadow, three.promote, three.pin):
             told = refusal(call, "p0003", "job")
             assert told.startswith("p0003 is damaged: ")
             assert "its sha256 differs" in told
@@ -370,10 +372,10 @@ def test_a_damaged_artefact_does_not_rise(three: Registry) -> None:
 
 
 def test_a_candidate_that_was_damaged_since_gets_no_larger_share(three: Registry) -> None:
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     damage(three, "p0003")
     with unchanged(three):
-        assert "p0003 is damaged" in refusal(three.advance, "p0003", 0.5, "job", "")
+        assert "p0003 is damaged" in refusal(three.set_canary_share, "p0003", 0.5, "job", "")
 
 
 def test_a_damaged_previous_policy_is_not_gone_back_to(three: Registry) -> None:
@@ -407,7 +409,7 @@ def test_old_policies_are_removed(registry: Registry, tmp_path: Path) -> None:
     registry.promote("p0003", "job")
     registry.promote("p0004", "job")
     for id in ("p0001", "p0002", "p0005", "p0006"):
-        registry.refuse(id, "guard")
+        registry.reject(id, "guard")
     assert registry.prune(2) == ["p0001", "p0002"]
     assert list(stages(registry)) == ["p0003", "p0004", "p0005", "p0006", "p0007"]
     assert sorted(path.name for path in (registry.path / POLICIES).iterdir()) == list(stages(registry))
@@ -417,10 +419,10 @@ def test_old_policies_are_removed(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_the_candidate_and_the_previous_policy_are_never_old(three: Registry, artefact: Path) -> None:
-    three.refuse("p0003", "guard")
+    three.reject("p0003", "guard")
     four = three.add(artefact, {}, "job")
-    three.begin("p0001", "job")
-    three.refuse(four, "guard")
+    three.start_shadow("p0001", "job")
+    three.reject(four, "guard")
     assert three.prune(1) == ["p0003"]
     assert set(stages(three)) == {"p0001", "p0002", four}
 
@@ -455,7 +457,7 @@ def damaged(three: Registry, change: Any) -> str:
     assert told.startswith(f"{path}: field ")
     assert told.endswith("(mend it, or put back a copy of the file)")
     with unchanged(three):
-        assert refusal(three.begin, "p0003", "job") == told
+        assert refusal(three.start_shadow, "p0003", "job") == told
     return told
 
 
@@ -492,8 +494,8 @@ CANARY = {"id": "p0003", "stage": "canary", "share": 0.1, "since": 1.0}
         ({"history": None}, "field 'history'"),
     ],
 )
-def test_a_wrong_field_is_named(three: Registry, changes: dict[str, Any], told: str) -> None:
-    assert told in damaged(three, lambda content: content.update(changes))
+def test_a_wrong_field_is_named(three: Registry, changes: dict[str, Any], on_progress: str) -> None:
+    assert on_progress in damaged(three, lambda content: content.update(changes))
 
 
 def test_what_is_pinned_is_active(registry: Registry, artefact: Path) -> None:
@@ -517,7 +519,7 @@ def test_a_state_that_cannot_be_read(three: Registry) -> None:
 
 
 def test_the_file_is_for_people_and_comes_back(three: Registry) -> None:
-    three.begin("p0003", "job")
+    three.start_shadow("p0003", "job")
     text = (three.path / STATE).read_text()
     assert list(json.loads(text)) == [
         *("schema", "revision", "active", "previous", "pinned", "candidate", "policies", "history")
@@ -567,11 +569,11 @@ def busy(path: Path, artefact: Path) -> None:
     registry = Registry(path)
     while True:
         id = registry.add(artefact, {}, "job")
-        registry.begin(id, "job")
-        registry.advance(id, 0.5, "job", "")
+        registry.start_shadow(id, "job")
+        registry.set_canary_share(id, 0.5, "job", "")
         registry.promote(id, "job")
         if registry.state().revision % 3 == 0:
-            with suppress(PolicyRefused):
+            with suppress(PolicyRejected):
                 registry.rollback("guard")
         registry.prune(3)
 

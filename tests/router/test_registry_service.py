@@ -14,10 +14,10 @@ from engines.http import LocalServer
 from engines.mock import mock_app
 from router.config import load_config
 from router.events import EVENTS, Event, decode_events
-from router.exchange import Exchange
+from router.exchange import PeerStore
 from router.policies import artifact
 from router.registry import Registry
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests.deploy.artefact import write_policy
 from tests.fleet import CHAT, FAST, MODEL, asked, until
 
@@ -49,7 +49,7 @@ async def served(registry: Path, records: Path, **more: Any) -> AsyncIterator[tu
     settings = {"policy": str(registry), "default_engine": "plain", "featurizer": "none", "seed": 0, **more}
     engines = [{"name": arm, "url": engine.url} for arm in ARMS]
     config = load_config({"engines": engines, "router": {**settings, "records": {"dir": str(records)}}})
-    router = Router(config, dict.fromkeys(ARMS, fixed(engine.url)))
+    router = Router(config, dict.fromkeys(ARMS, fixed_address(engine.url)))
     await router.start()
     server = LocalServer(router.app)
     await server.start()
@@ -70,7 +70,7 @@ async def arms_of(client: httpx.AsyncClient, n: int) -> list[str]:
 async def test_a_canary_a_promotion_and_a_rollback_are_followed(registry: Registry, tmp_path: Path) -> None:
     async with served(registry.path, tmp_path / "records") as (router, client):
         assert set(await arms_of(client, 5)) == {"plain"}
-        registry.advance("p0002", 0.3, "test", begin=True)
+        registry.set_canary_share("p0002", 0.3, "test", start=True)
         await until(lambda: router.parts.serving.share == 0.3)
         assert 20 < (await arms_of(client, 150)).count("ngram") < 75
         assert router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.3}
@@ -90,10 +90,10 @@ async def test_a_folder_that_becomes_a_registry_is_followed(tmp_path: Path) -> N
     home.mkdir()
     async with served(home, tmp_path / "records") as (router, client):
         assert set(await arms_of(client, 3)) == {"plain"}
-        assert "no active policy" in str(router.refused)
+        assert "no active policy" in str(router.rejected)
         registry = Registry(home)
         registry.promote(registry.add(fixed_policy(tmp_path / "new", "ngram"), {}, "test"), "test")
-        await until(lambda: router.refused is None)
+        await until(lambda: router.rejected is None)
         assert set(await arms_of(client, 3)) == {"ngram"}
 
 
@@ -102,8 +102,8 @@ async def test_a_candidate_that_cannot_serve_is_told_of_and_the_active_one_goes_
 ) -> None:
     id = registry.add(write_policy(tmp_path / "mlp", ARMS), {}, "test")
     async with served(registry.path, tmp_path / "records") as (router, client):
-        registry.advance(id, 0.9, "test", begin=True)
-        await until(lambda: router.candidate_refused is not None)
+        registry.set_canary_share(id, 0.9, "test", start=True)
+        await until(lambda: router.candidate_rejected is not None)
         assert "needs the features" in str(router.state()["candidate_refused"])
         assert set(await arms_of(client, 5)) == {"plain"}
 
@@ -111,7 +111,7 @@ async def test_a_candidate_that_cannot_serve_is_told_of_and_the_active_one_goes_
 async def test_a_state_that_cannot_be_read_leaves_what_serves(registry: Registry, tmp_path: Path) -> None:
     async with served(registry.path, tmp_path / "records") as (router, client):
         (registry.path / "state.json").write_text("{")
-        await until(lambda: router.refused is not None)
+        await until(lambda: router.rejected is not None)
         assert set(await arms_of(client, 3)) == {"plain"}
         assert [event.kind for event in router.events.recent] == ["policy_refused"]
 
@@ -183,7 +183,7 @@ async def test_without_keys_nobody_changes_policies_and_without_a_registry_there
 def test_events_are_kept_in_order_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     events = [Event(1.0 + i, "arm_changed", f"text {i}", "plain", "p", {"costs": 0.5}) for i in range(3)]
     for event in events:
-        Exchange(tmp_path).write_events([event])
+        PeerStore(tmp_path).write_events([event])
     with (tmp_path / EVENTS).open("a") as file:
         file.write('{"time": 9')
     written = (tmp_path / EVENTS).read_bytes()
@@ -192,11 +192,11 @@ def test_events_are_kept_in_order_and_a_torn_line_is_passed_over(tmp_path: Path)
 
 
 def test_corrections_are_swapped_and_taken_away(tmp_path: Path) -> None:
-    one, other = Exchange(tmp_path), Exchange(tmp_path)
-    assert one.swap({"p": {"weights": [1]}}) == {"p": []}
-    assert other.swap({"p": {"weights": [2]}, "q": {}}) == {"p": [{"weights": [1]}], "q": []}
-    other.leave()
-    assert one.swap({"p": {}}) == {"p": []}
+    one, other = PeerStore(tmp_path), PeerStore(tmp_path)
+    assert one.sync({"p": {"weights": [1]}}) == {"p": []}
+    assert other.sync({"p": {"weights": [2]}, "q": {}}) == {"p": [{"weights": [1]}], "q": []}
+    other.withdraw()
+    assert one.sync({"p": {}}) == {"p": []}
 
 
 async def test_a_folder_that_cannot_be_written_costs_news_and_no_request(registry: Registry, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from engines.client import EngineClient
 from engines.replicas import ReplicaTable
 from router.load import LoadModel
-from router.reports import Reports
+from router.reports import EnginePoller
 from router.sections import LoadConfig
 from tests.fleet import FAST, REFUSING_URL, SLOW, Servers, StartRouter, until
 
@@ -28,10 +28,10 @@ class Following:
         self.table.update("b", [b])
         clock = lambda: self.now_s  # noqa: E731
         self.model = LoadModel(LoadConfig(), self.table, clock=clock)
-        self.reports = Reports(client, self.table, self.model, 0.5, clock)
+        self.reports = EnginePoller(client, self.table, self.model, 0.5, clock)
 
     async def ask(self) -> None:
-        await self.reports.ask()
+        await self.reports.poll()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -64,12 +64,12 @@ async def test_requests_of_others_are_seen(client: EngineClient, servers: Server
     asking = [asyncio.create_task(other.post(stream=True)) for _ in range(3)]
     await until(lambda: mock.engine.slots.borrowed_tokens == 3)
     await following.ask()
-    assert following.table.by_arm["a"][0].load == 3
+    assert following.table.by_arm["a"][0].total_in_flight == 3
     for task in asking:
         task.cancel()
     await until(lambda: mock.engine.slots.borrowed_tokens == 0)
     await following.ask()
-    assert following.table.by_arm["a"][0].load == 0
+    assert following.table.by_arm["a"][0].total_in_flight == 0
 
 
 async def test_an_engine_that_falls_silent_is_stale_and_one_that_shows_no_page_is_not(
@@ -112,7 +112,7 @@ async def test_what_is_no_report_is_passed_over(client: EngineClient, servers: S
     following = Following(client, server.url, REFUSING_URL)
     await following.ask()
     assert following.table.by_arm["a"][0].report is None
-    assert following.table.by_arm["a"][0].load == 0
+    assert following.table.by_arm["a"][0].total_in_flight == 0
 
 
 class TestDecisions:

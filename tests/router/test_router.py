@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from router.chosen import choose_policy
+from router.chosen import resolve_configured
 from router.config import LiveConfig, load_config
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.features import LexicalFeaturizer
 from router.keys import digest
-from router.pointer import follow, point
+from router.pointer import read_pointer, write_pointer
 from router.policies import artifact
 from router.policies.base import DecisionInput
 from router.policies.simple import FixedPolicy, UniformPolicy
@@ -112,7 +112,7 @@ async def test_an_engine_that_cannot_be_asked_is_asked_again(start: StartedRoute
 
 async def test_a_policy_brings_its_features(start: StartedRouter, folder: Path) -> None:
     router = await start(policy=str(folder))
-    assert router.refused is None
+    assert router.rejected is None
     assert isinstance(router.parts.dispatcher.featurizer, LexicalFeaturizer)
     assert router.parts.serving.policy.id.startswith("mlp:")
 
@@ -143,7 +143,7 @@ async def test_another_policy_can_be_taken_into_service_and_back(start: StartedR
 
 async def test_a_refused_policy_leaves_the_one_that_serves(start: StartedRouter, tmp_path: Path) -> None:
     router = await start(policy="uniform")
-    with pytest.raises(PolicyRefused):
+    with pytest.raises(PolicyRejected):
         await router.use_policy(str(tmp_path / "nowhere"))
     assert router.state()["policy"] == "uniform"
 
@@ -158,7 +158,7 @@ async def test_choosing_a_policy_never_fails(folder: Path) -> None:
     config = load_config(
         {"engines": [{"name": "a"}, {"name": "x"}], "router": {"default_engine": "x", "policy": str(folder)}}
     )
-    chosen, refused = choose_policy(config.router, config.arms)
+    chosen, refused = resolve_configured(config.router, config.arms)
     assert chosen.policy.id == "fixed:x"
     assert refused is not None
     assert "was made for the engines" in refused
@@ -185,10 +185,10 @@ async def test_features_by_name(name: str, policy: Any, expected: type | None) -
 
 async def test_a_pointer_is_followed_within_a_second(start: StartedRouter, folder: Path, tmp_path: Path) -> None:
     pointer = tmp_path / "active"
-    point(pointer, "uniform")
+    write_pointer(pointer, "uniform")
     router = await start(policy=str(pointer))
     assert router.state()["policy"] == "uniform"
-    point(pointer, str(folder))
+    write_pointer(pointer, str(folder))
     await until(lambda: str(router.state()["policy"]).startswith("mlp:"), timeout_s=1)
 
 
@@ -196,14 +196,14 @@ async def test_a_pointer_to_a_broken_policy_leaves_the_one_that_serves(
     start: StartedRouter, folder: Path, tmp_path: Path
 ) -> None:
     pointer = tmp_path / "active"
-    point(pointer, str(folder))
+    write_pointer(pointer, str(folder))
     router = await start(policy=str(pointer))
     (tmp_path / "broken").mkdir()
-    point(pointer, str(tmp_path / "broken"))
-    await until(lambda: router.refused is not None, timeout_s=1)
+    write_pointer(pointer, str(tmp_path / "broken"))
+    await until(lambda: router.rejected is not None, timeout_s=1)
     assert str(router.state()["policy"]).startswith("mlp:")
-    point(pointer, "uniform")
-    await until(lambda: router.refused is None, timeout_s=1)
+    write_pointer(pointer, "uniform")
+    await until(lambda: router.rejected is None, timeout_s=1)
 
 
 @pytest.mark.parametrize("text", ["", "a\nb\n", "\xff"])
@@ -211,13 +211,13 @@ async def test_a_pointer_that_is_none_is_refused(start: StartedRouter, tmp_path:
     (tmp_path / "active").write_bytes(text.encode("latin-1"))
     router = await start(policy=str(tmp_path / "active"))
     assert router.state()["policy"] == "fixed:a"
-    assert "pointer" in str(router.refused)
+    assert "pointer" in str(router.rejected)
 
 
 async def test_a_pointer_names_a_folder_beside_it_wherever_both_are_moved(folder: Path, tmp_path: Path) -> None:
-    point(tmp_path / "active", str(folder))
+    write_pointer(tmp_path / "active", str(folder))
     assert (tmp_path / "active").read_text() == "policy\n"
-    assert follow(str(tmp_path / "active")) == str(folder)
+    assert read_pointer(str(tmp_path / "active")) == str(folder)
 
 
 async def test_policy_exploration_and_limits_change_while_it_runs(start: StartedRouter, mock_engine: StartMock) -> None:
@@ -228,7 +228,7 @@ async def test_policy_exploration_and_limits_change_while_it_runs(start: Started
     assert router.parts.admission.limits.max_in_flight == 7
     await router.configure(LiveConfig(policy="/nowhere"))
     assert router.state()["policy"] == "uniform"
-    assert "/nowhere" in str(router.refused)
+    assert "/nowhere" in str(router.rejected)
     await router.configure(LiveConfig(explore=0.0))
     assert router.parts.admission.limits.max_in_flight == 7
 

@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from router.chosen import choose, may_be_registry
+from router.chosen import could_be_registry, resolve
 from router.config import RouterConfig, load_config
-from router.errors import PolicyRefused
+from router.errors import PolicyRejected
 from router.events import Event, EventLog
 from router.features import LexicalFeaturizer
-from router.online import Online
-from router.pointer import point
+from router.online import OnlineLearner
+from router.pointer import write_pointer
 from router.policies import artifact
-from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, onto
+from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, one_hot_with_floor
 from router.policies.simple import NAMES, FixedPolicy, UniformPolicy
 from router.registry import Registry
 from router.router import Router
-from router.serving import Serving
+from router.serving import ActivePolicies
 from router.types import Context, Decision, LoadTerms, Outcome
 from tests.fleet import FAST, MODEL, StartRouter, until
 from tests.router.test_registry_service import fixed_policy
@@ -41,9 +41,9 @@ class Foresees(Policy):
         self.id, self._arm = id, ARMS.index(arm)
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
-        return onto(self._arm if eligible[self._arm] else int(np.argmax(eligible)), eligible, 0.0)
+        return one_hot_with_floor(self._arm if eligible[self._arm] else int(np.argmax(eligible)), eligible, 0.0)
 
-    def weigh(
+    def score(
         self,
         context: Context | None,
         eligible: npt.NDArray[np.bool_],
@@ -53,27 +53,27 @@ class Foresees(Policy):
         return self.probabilities(context, eligible), Forecast([0.3, 0.3], [0.01, 0.01])
 
 
-def serving(policy: Policy, **router: Any) -> Serving:
-    return Serving(CONFIG.model_copy(update=router), policy, EventLog())
+def serving(policy: Policy, **router: Any) -> ActivePolicies:
+    return ActivePolicies(CONFIG.model_copy(update=router), policy, EventLog())
 
 
-def drawn(made: Serving, n: int = DRAWS, seed: int = 0) -> list[Decision]:
+def drawn(made: ActivePolicies, n: int = DRAWS, seed: int = 0) -> list[Decision]:
     rng = np.random.default_rng(seed)
     return [made.decide(DecisionInput(CONTEXT, ARMS), rng) for _ in range(n)]
 
 
-def answered(made: Serving, arm: str, tpot_s: float, n: int, policy: str, reason: Any = "policy") -> None:
+def answered(made: ActivePolicies, arm: str, tpot_s: float, n: int, policy: str, reason: Any = "policy") -> None:
     """Let it learn from answers that an arm gave."""
     rng = np.random.default_rng(n)
     decision = Decision(arm, 1.0, dict.fromkeys(ARMS, 0.5), policy, reason, predicted_tpot_s=[0.01, 0.01])
     for _ in range(n):
         times = float(rng.lognormal(0, 0.05))
         outcome = Outcome("ok", 200, tpot_s=tpot_s * times, output_tokens=32)
-        made.saw(CONTEXT, made.cluster(CONTEXT, decision), decision, outcome, 1)
+        made.observe(CONTEXT, made.cluster(CONTEXT, decision), decision, outcome, 1)
 
 
-def online(made: Serving, policy: str) -> Online:
-    return dict(made.online())[policy]
+def online(made: ActivePolicies, policy: str) -> OnlineLearner:
+    return dict(made.learners())[policy]
 
 
 # --- who decides ---
@@ -82,21 +82,21 @@ def online(made: Serving, policy: str) -> Online:
 @pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
 def test_a_candidate_decides_its_share(share: float) -> None:
     made = serving(FixedPolicy(ARMS, "plain"))
-    made.use(FixedPolicy(ARMS, "plain"), FixedPolicy(ARMS, "ngram"), share)
+    made.activate(FixedPolicy(ARMS, "plain"), FixedPolicy(ARMS, "ngram"), share)
     found = sum(decision.policy == "fixed:ngram" for decision in drawn(made)) / DRAWS
     assert found == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / DRAWS))
 
 
 def test_a_candidate_without_a_share_decides_nothing() -> None:
     made = serving(FixedPolicy(ARMS, "plain"))
-    made.use(FixedPolicy(ARMS, "plain"), UniformPolicy(ARMS), 0.0)
+    made.activate(FixedPolicy(ARMS, "plain"), UniformPolicy(ARMS), 0.0)
     assert made.candidate is not None
     assert {decision.policy for decision in drawn(made, 500)} == {"fixed:plain"}
 
 
 def test_the_propensity_is_that_of_the_policy_that_was_drawn() -> None:
     made = serving(UniformPolicy(ARMS))
-    made.use(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.5)
+    made.activate(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.5)
     for decision in drawn(made, 500):
         assert decision.propensity == (0.5 if decision.policy == "uniform" else 1.0)
 
@@ -104,7 +104,7 @@ def test_the_propensity_is_that_of_the_policy_that_was_drawn() -> None:
 def test_what_the_other_policy_would_have_done_is_said_beside_it() -> None:
     made = serving(UniformPolicy(ARMS))
     assert all((d.policy_share, d.beside) == (1.0, None) for d in drawn(made, 50))
-    made.use(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.2)
+    made.activate(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.2)
     both = {"uniform": {"plain": 0.5, "ngram": 0.5}, "fixed:ngram": {"plain": 0.0, "ngram": 1.0}}
     found = drawn(made)
     for decision in found:
@@ -118,7 +118,7 @@ def test_what_the_other_policy_would_have_done_is_said_beside_it() -> None:
 def test_a_policy_that_fails_costs_no_request_that_the_other_one_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     made, broken = serving(FixedPolicy(ARMS, "plain")), UniformPolicy(ARMS)
     monkeypatch.setattr(broken, "probabilities", lambda context, eligible: np.full(2, np.nan))
-    made.use(FixedPolicy(ARMS, "plain"), broken, 0.01)
+    made.activate(FixedPolicy(ARMS, "plain"), broken, 0.01)
     rng, found = np.random.default_rng(1), list[Decision]()
     while len(found) < 20:
         found.append(made.decide(DecisionInput(CONTEXT, ARMS), rng))
@@ -127,8 +127,8 @@ def test_a_policy_that_fails_costs_no_request_that_the_other_one_decides(monkeyp
 
 def test_without_a_candidate_its_share_is_gone() -> None:
     made = serving(UniformPolicy(ARMS))
-    made.use(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.5)
-    made.use(UniformPolicy(ARMS))
+    made.activate(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.5)
+    made.activate(UniformPolicy(ARMS))
     assert (made.candidate, made.share) == (None, 0.0)
 
 
@@ -138,12 +138,12 @@ def test_without_a_candidate_its_share_is_gone() -> None:
 def test_what_is_learned_stays_with_a_policy_that_stays() -> None:
     made = serving(Foresees("one"))
     one = online(made, "one")
-    made.use(Foresees("one"), Foresees("two"), 0.1)
+    made.activate(Foresees("one"), Foresees("two"), 0.1)
     two = online(made, "two")
     assert online(made, "one") is one
-    made.use(Foresees("two"))
+    made.activate(Foresees("two"))
     assert online(made, "two") is two
-    made.use(Foresees("one"))
+    made.activate(Foresees("one"))
     assert online(made, "one") is not one
 
 
@@ -151,7 +151,7 @@ def test_of_two_policies_that_differ_in_options_alone_the_new_one_decides() -> N
     # Ids are of what was learned: such policies share one.
     made = serving(Foresees("one", "ngram"))
     learned = online(made, "one")
-    made.use(Foresees("one", "plain"))
+    made.activate(Foresees("one", "plain"))
     assert {decision.arm for decision in drawn(made, 20)} == {"plain"}
     assert online(made, "one") is learned
 
@@ -171,10 +171,10 @@ def test_the_last_events_are_kept_and_each_subscriber_gets_all() -> None:
 
 def test_both_policies_learn_from_every_answer_whichever_decided() -> None:
     made = serving(Foresees("one"), online=CONFIG.online.model_copy(update={"correction": _enabled()}))
-    made.use(Foresees("one"), Foresees("two"), 0.1)
+    made.activate(Foresees("one"), Foresees("two"), 0.1)
     answered(made, "ngram", 0.02, 40, "one")
     for policy in ("one", "two"):
-        assert online(made, policy).correction.shift(0, 1) == pytest.approx(math.log(2), abs=0.1)
+        assert online(made, policy).correction.residual(0, 1) == pytest.approx(math.log(2), abs=0.1)
 
 
 def test_answers_to_contexts_of_other_features_teach_nothing() -> None:
@@ -182,11 +182,11 @@ def test_answers_to_contexts_of_other_features_teach_nothing() -> None:
     decision = made.decide(DecisionInput(CONTEXT, ARMS), np.random.default_rng(0))
     for context in (None, Context(np.zeros(3, np.float32), "others")):
         assert made.cluster(context, decision) == 0
-        made.saw(context, 0, decision, Outcome("ok", 200, tpot_s=0.02, output_tokens=32), 1)
+        made.observe(context, 0, decision, Outcome("ok", 200, tpot_s=0.02, output_tokens=32), 1)
     assert online(made, "one").correction.weight(0, 1) == 0
 
 
-def loses(made: Serving) -> bool:
+def loses(made: ActivePolicies) -> bool:
     return "policy_loses" in {event.kind for event in made.events.recent}
 
 
@@ -209,12 +209,12 @@ def test_what_shadows_show_of_slower_engines_is_no_loss_of_the_policy() -> None:
 
 def test_what_another_policy_chose_is_no_loss_of_this_one() -> None:
     made = serving(Foresees("one", "plain"))
-    made.use(Foresees("one", "plain"), Foresees("two"), 0.5)
+    made.activate(Foresees("one", "plain"), Foresees("two"), 0.5)
     for _ in range(3):
         answered(made, "plain", 0.01, 30, "one")
         answered(made, "ngram", 0.03, 60, "two")
     assert {event.policy for event in made.events.recent if event.kind == "policy_loses"} == {"two"}
-    assert not online(made, "one").put_aside
+    assert not online(made, "one").suspended
 
 
 def test_shadows_tell_of_the_default_engine_that_a_policy_never_chooses() -> None:
@@ -247,7 +247,7 @@ def registry(tmp_path: Path) -> Registry:
     for arm in ARMS:
         made.add(fixed_policy(tmp_path / arm, arm), {}, "test")
     made.promote("p0001", "test")
-    made.advance("p0002", 0.5, "test", begin=True)
+    made.set_canary_share("p0002", 0.5, "test", start=True)
     return made
 
 
@@ -258,23 +258,23 @@ def damage(registry: Registry, id: str) -> None:
 
 
 def test_a_registry_names_the_active_policy_and_its_candidate(registry: Registry) -> None:
-    chosen = choose(str(registry.path), ARMS, "plain")
-    assert (chosen.policy.id, chosen.share, chosen.candidate_refused) == ("fixed:plain", 0.5, None)
+    chosen = resolve(str(registry.path), ARMS, "plain")
+    assert (chosen.policy.id, chosen.share, chosen.candidate_rejected) == ("fixed:plain", 0.5, None)
     assert chosen.candidate is not None
     assert chosen.candidate.id == "fixed:ngram"
 
 
 def test_a_damaged_candidate_leaves_the_active_policy(registry: Registry) -> None:
     damage(registry, "p0002")
-    chosen = choose(str(registry.path), ARMS, "plain")
+    chosen = resolve(str(registry.path), ARMS, "plain")
     assert (chosen.policy.id, chosen.candidate, chosen.share) == ("fixed:plain", None, 0.0)
-    assert "is no readable policy" in str(chosen.candidate_refused)
+    assert "is no readable policy" in str(chosen.candidate_rejected)
 
 
 def test_a_damaged_active_policy_is_refused(registry: Registry) -> None:
     damage(registry, "p0001")
-    with pytest.raises(PolicyRefused, match="is no readable policy"):
-        choose(str(registry.path), ARMS, "plain")
+    with pytest.raises(PolicyRejected, match="is no readable policy"):
+        resolve(str(registry.path), ARMS, "plain")
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -283,15 +283,15 @@ def test_a_folder_that_is_called_like_a_policy_is_none(
 ) -> None:
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    assert not may_be_registry(name)
-    assert may_be_registry(f"./{name}")
+    assert not could_be_registry(name)
+    assert could_be_registry(f"./{name}")
     if name != "embedded":
-        assert choose(name, ARMS, "plain").policy.id.startswith(name)
+        assert resolve(name, ARMS, "plain").policy.id.startswith(name)
 
 
 def test_a_pointer_may_name_a_registry(registry: Registry, tmp_path: Path) -> None:
-    point(tmp_path / "pointer", str(registry.path))
-    assert choose(str(tmp_path / "pointer"), ARMS, "plain").policy.id == "fixed:plain"
+    write_pointer(tmp_path / "pointer", str(registry.path))
+    assert resolve(str(tmp_path / "pointer"), ARMS, "plain").policy.id == "fixed:plain"
 
 
 # --- a router ---
@@ -310,7 +310,7 @@ async def test_a_damaged_candidate_is_told_of_and_the_next_one_is_followed(regis
     assert (router.state()["policy"], router.state()["candidate"]) == ("fixed:plain", None)
     await router.start()
     id = registry.add(fixed_policy(tmp_path / "third", "ngram"), {}, "test")
-    registry.advance(id, 0.25, "test", begin=True)
+    registry.set_canary_share(id, 0.25, "test", start=True)
     await until(lambda: router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.25})
     assert router.state()["candidate_refused"] is None
     await router.stop()

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from router.siblings import Siblings
+from router.siblings import PeerSockets
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-StartSibling = Callable[[str, str], Awaitable[Siblings]]
+StartSibling = Callable[[str, str], Awaitable[PeerSockets]]
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -19,12 +19,12 @@ async def sibling(tmp_path: Path) -> AsyncIterator[StartSibling]:
     """Starts routers of one folder: `await sibling("0", "its page")`."""
     started = []
 
-    async def start(name: str, text: str) -> Siblings:
+    async def start(name: str, text: str) -> PeerSockets:
         async def page() -> str:
             return text
 
-        started.append(Siblings(tmp_path, name))
-        await started[-1].show(page)
+        started.append(PeerSockets(tmp_path, name))
+        await started[-1].serve(page)
         return started[-1]
 
     yield start

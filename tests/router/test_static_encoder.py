@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from router.lexical import FEATURES
 from router.openai import Request
 from router.static_encoder import SHIPPED, TOKENIZER, VECTORS, StaticFeaturizer
-from router.word_tokens import WordTokens
+from router.word_tokens import WordPieceCache
 from tests.fleet import CHAT
 
 
@@ -66,7 +66,7 @@ def test_a_long_text_costs_little() -> None:
 SHIPPED_TOKENIZER = Tokenizer.from_file(str(SHIPPED / TOKENIZER))
 SHIPPED_TOKENIZER.no_padding()
 SHIPPED_TOKENIZER.no_truncation()
-BY_WORDS = WordTokens(SHIPPED_TOKENIZER)
+BY_WORDS = WordPieceCache(SHIPPED_TOKENIZER)
 WORDS = [
     "Hello",
     "don't",

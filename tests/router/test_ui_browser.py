@@ -14,10 +14,10 @@ import yaml
 from engines.http import LocalServer
 from router.config import load_config
 from router.keys import digest
-from router.pointer import point
+from router.pointer import write_pointer
 from router.policies.simple import UniformPolicy
 from router.registry import Registry
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from tests import browser
 from tests.browser import Tab
 from tests.engine_process import EngineProcess
@@ -135,12 +135,12 @@ PILL = "document.querySelector('.engines tbody tr:nth-child(2) .pill')"
 
 async def test_a_policy_that_is_put_to_use_is_seen(page: Tab, tmp_path: Path) -> None:
     pointer = tmp_path / "active"
-    point(pointer, str(fixed_policy(tmp_path / "a", "plain")))
+    write_pointer(pointer, str(fixed_policy(tmp_path / "a", "plain")))
     async with served(pointer, tmp_path / "records") as (_, client):
         await page.open(f"{client.base_url}/ui/")
         await page.until(f"{ABOUT}.includes('policy fixed:plain')")
         await page.run(LOADED)
-        point(pointer, str(fixed_policy(tmp_path / "b", "ngram")))
+        write_pointer(pointer, str(fixed_policy(tmp_path / "b", "ngram")))
         await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
         assert "fixed:ngram serves" in await page.text("#policies-body")
         await client.post(CHAT, json=asked())
@@ -174,7 +174,7 @@ async def two_processes(tmp_path: Path) -> AsyncIterator[tuple[dict[str, EngineP
     settings |= {"breaker": {"open_s": 0.3, "max_open_s": 0.5, "slow_start_s": 1}}
     listed = [{"name": arm, "url": engine.url} for arm, engine in engines.items()]
     config = load_config({"target": {"name": MODEL}, "engines": listed, "router": settings})
-    router = Router(config, {arm: fixed(engine.url) for arm, engine in engines.items()})
+    router = Router(config, {arm: fixed_address(engine.url) for arm, engine in engines.items()})
     server = LocalServer(router.app)
     try:
         await asyncio.gather(*(engine.start() for engine in engines.values()))
@@ -286,7 +286,7 @@ def registry(tmp_path: Path) -> Registry:
     for arm in ARMS:
         made.add(fixed_policy(tmp_path / arm, arm), {"reason": f"<b>{arm}</b>"}, "test")
     made.promote("p0001", "test")
-    made.advance("p0002", 0.1, "test", begin=True)
+    made.set_canary_share("p0002", 0.1, "test", start=True)
     return made
 
 

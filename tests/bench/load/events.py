@@ -72,7 +72,7 @@ class Seen:
     seconds: float = 0.0
 
 
-async def traffic(url: str, engines: dict[str, str], seed: int, told: object) -> list[Seen]:
+async def traffic(url: str, engines: dict[str, str], seed: int, on_progress: object) -> list[Seen]:
     """Send the requests of the story when they are due."""
     rng, seen, began = np.random.default_rng(seed), list[Seen](), time.perf_counter()
     made = iter(prompts(int(1.2 * sum(part.seconds * part.rate for part in STORY)) + 100, seed))
@@ -95,11 +95,11 @@ async def traffic(url: str, engines: dict[str, str], seed: int, told: object) ->
                     seen.append(Seen(due, number))
                     group.create_task(ask(seen[-1]))
                 due = end
-                told()  # type: ignore[operator]
+                on_progress()  # type: ignore[operator]
     return seen
 
 
-def run(seed: int, told: object) -> list[Seen]:
+def run(seed: int, on_progress: object) -> list[Seen]:
     """One run."""
     command = [sys.executable, "-m", "tests.bench.load.engines", *ARMS]
     process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
@@ -109,18 +109,18 @@ def run(seed: int, told: object) -> list[Seen]:
         with tempfile.TemporaryDirectory() as folder:
             train(Path(folder) / "policy")
             router = routed(Strategy("routed", policy=str(Path(folder) / "policy")), list(engines.values()), seed)
-            return asyncio.run(_serve(router, engines, seed, told))
+            return asyncio.run(_serve(router, engines, seed, on_progress))
     finally:
         process.terminate()
         process.wait(30)
 
 
-async def _serve(router: Router, engines: dict[str, str], seed: int, told: object) -> list[Seen]:
+async def _serve(router: Router, engines: dict[str, str], seed: int, on_progress: object) -> list[Seen]:
     await router.start()
     server = LocalServer(router.app)
     await server.start()
     try:
-        return await traffic(server.url, engines, seed, told)
+        return await traffic(server.url, engines, seed, on_progress)
     finally:
         await server.drain(5.0)
         await router.stop()

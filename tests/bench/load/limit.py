@@ -21,11 +21,11 @@ from engines.profile import Profile
 from policy_training.evaluate import Interval
 from policy_training.simulator.arm import Arm
 from policy_training.simulator.fleet import Fleet, Pools
-from policy_training.simulator.replica import Book, Replica
+from policy_training.simulator.replica import Replica, RequestLog
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import interval
 from policy_training.simulator.strategies import Strategy, strategy
-from policy_training.simulator.traffic import foreseen
+from policy_training.simulator.traffic import predicted_tau
 from tests.bench.equal_resources import skill_of
 from tests.bench.figures import show
 from tests.bench.measured_engines import on_cpus, on_gpu, requests
@@ -38,7 +38,7 @@ _STRATEGIES = ("oracle", "text", "least_loaded", "round_robin")
 
 def mean_s(fleet: Fleet, made: Requests, choose: Strategy, clients: int) -> float:
     """Mean seconds of an answer, while so many clients ask one request after the other; the first and last left out."""
-    book = Book(made)
+    book = RequestLog(made)
     pools, events, ticket = Pools(fleet, made, book), list[tuple[float, int, Replica]](), 0
     sent_s: list[float] = []
 
@@ -51,7 +51,7 @@ def mean_s(fleet: Fleet, made: Requests, choose: Strategy, clients: int) -> floa
     def send(now: float) -> None:
         if (i := len(sent_s)) < len(made):
             sent_s.append(now)
-            replica = pools.take(choose.choose(i, pools.least))
+            replica = pools.lease(choose.choose(i, pools.least_loaded))
             before = replica.next_s
             replica.arrive(now, i)
             if replica.next_s != before:
@@ -66,7 +66,7 @@ def mean_s(fleet: Fleet, made: Requests, choose: Strategy, clients: int) -> floa
         before = replica.in_flight
         ended = replica.run(at)
         if replica.in_flight != before:
-            pools.ended(replica, before)
+            pools.release(replica, before)
         plan(replica)
         for _ in ended:
             send(at)
@@ -76,11 +76,11 @@ def mean_s(fleet: Fleet, made: Requests, choose: Strategy, clients: int) -> floa
 
 def compared(profiles: Mapping[str, Profile], rows: Requests, skill: float, clients: int) -> dict[str, Interval]:
     """Times of all other ways over those of our router, on one replica of each engine."""
-    arms = [Arm.of(name, profile) for name, profile in profiles.items()]
+    arms = [Arm.from_profile(name, profile) for name, profile in profiles.items()]
     fleet, found = Fleet(tuple(arms), (1,) * len(arms)), dict[str, list[float]]()
     for seed in range(_SEEDS):
         made = rows.draw(400 + 6 * clients, np.random.default_rng(seed))
-        tau = foreseen(made.tau, skill, seed)
+        tau = predicted_tau(made.tau, skill, seed)
         routed = mean_s(fleet, made, strategy("throughput", fleet, made, tau), clients)
         times = {name: mean_s(fleet, made, strategy(name, fleet, made, tau), clients) for name in _STRATEGIES}
         for arm in arms:

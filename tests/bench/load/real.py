@@ -88,7 +88,9 @@ def requests(model: str, clients: int, n: int, seed: int) -> list[dict[str, Any]
     ]  # fmt: skip
 
 
-def run(urls: Urls, model: str, n: int, seed: int, loads: Sequence[int], told: Any) -> dict[str, dict[int, float]]:
+def run(
+    urls: Urls, model: str, n: int, seed: int, loads: Sequence[int], on_progress: Any
+) -> dict[str, dict[int, float]]:
     """Mean seconds by strategy and clients."""
     found: dict[str, dict[int, float]] = {name: {} for name in _ALL}
     for clients in loads:
@@ -96,7 +98,7 @@ def run(urls: Urls, model: str, n: int, seed: int, loads: Sequence[int], told: A
         for name in np.random.default_rng([seed, clients]).permutation(_ALL):
             turns = _ARMS if name == "round_robin" else None
             found[name][clients] = asyncio.run(measured(router(name, urls, model), turns, bodies, clients))
-            told()
+            on_progress()
     return found
 
 

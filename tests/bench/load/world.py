@@ -18,7 +18,7 @@ from engines.mock_spec import MockSpec
 from policy_training.contexts import contexts
 from policy_training.costs import Costs
 from policy_training.learners import learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import Matrix
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
@@ -86,7 +86,7 @@ def train(folder: Path, n: int = 600, seed: int = 1000) -> None:
         temperatures=np.zeros(n), dropped={}, featurizer=featurizer.id,
         contexts=np.stack([vectors[p.id][featurizer.id] for p in made]),
     )  # fmt: skip
-    train_policy(data, learner("tau_cost"), Setting("plain", costs, seed), folder, {})
+    train_policy(data, learner("tau_cost"), LearnerSetting("plain", costs, seed), folder, {})
 
 
 class KindFeaturizer(Featurizer):
@@ -154,7 +154,7 @@ def routed(strategy: Strategy, urls: Sequence[str], seed: int) -> Router:
     router = Router(config, {arm: _addresses(urls) for arm, urls in sources.items()})
     if strategy.policy == "oracle":
         router.parts.dispatcher.featurizer = KindFeaturizer()
-        router.parts.serving.use(oracle())
+        router.parts.serving.activate(oracle())
     return router
 
 

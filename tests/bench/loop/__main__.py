@@ -34,11 +34,11 @@ from matplotlib import pyplot as plt
 from deploy.config import resolve
 from deploy.console import out, progress_bar
 from deploy.results import write
-from deploy.route import Routers
+from deploy.route import RouterProcesses
 from policy_training.contexts import contexts
 from policy_training.costs import Costs
 from policy_training.learners import learner
-from policy_training.learners.base import Setting
+from policy_training.learners.base import LearnerSetting
 from policy_training.matrix import Matrix
 from policy_training.record_store import RecordStore
 from policy_training.train import train_policy
@@ -74,11 +74,13 @@ def first_policy(folder: Path, seed: int) -> Policy:
         temperatures=np.zeros(n), dropped={}, featurizer=featurizer.id,
         contexts=np.stack([made[p.id][featurizer.id] for p in prompts]),
     )  # fmt: skip
-    train_policy(data, learner("tau_cost"), Setting("plain", costs, seed), folder, {})
+    train_policy(data, learner("tau_cost"), LearnerSetting("plain", costs, seed), folder, {})
     return read_policy(folder)
 
 
-async def drive(url: str, engines: Mapping[str, str], made: Traffic, story: Sequence[Happening], told: Any) -> Run:
+async def drive(
+    url: str, engines: Mapping[str, str], made: Traffic, story: Sequence[Happening], on_progress: Any
+) -> Run:
     """Send all requests in order, a few at once, and let happen what happens."""
     n = len(made.prompts)
     arm, sent, e2e_s, errors = np.full(n, -1), np.zeros(n), np.zeros(n), 0
@@ -100,7 +102,7 @@ async def drive(url: str, engines: Mapping[str, str], made: Traffic, story: Sequ
                     errors += 1
                 else:
                     arm[i] = ARMS.index(answer.headers["x-draftpick-arm"])
-                told()
+                on_progress()
 
         await asyncio.gather(*(one() for _ in range(_CLIENTS)))
     return Run(arm, sent, errors, e2e_s)
@@ -130,7 +132,7 @@ _KEEPING = (
 )  # fmt: skip
 
 
-def run(n: int, seed: int, folder: Path, told: Any, corrected: bool) -> Loop:
+def run(n: int, seed: int, folder: Path, on_progress: Any, corrected: bool) -> Loop:
     """One run; `corrected`: whether measured times correct predicted ones at once."""
     made, story = traffic(n, seed), happenings(n)
     registry = Registry(folder / "registry")
@@ -148,12 +150,12 @@ def run(n: int, seed: int, folder: Path, told: Any, corrected: bool) -> Loop:
         }  # fmt: skip
         fleet = [{"name": name, "url": url} for name, url in engines.items()]
         file.write_text(yaml.safe_dump({"target": {"name": MODEL}, "engines": fleet, "router": router}))
-        routers = Routers(resolve(file), "127.0.0.1", 0, 1)
+        routers = RouterProcesses(resolve(file), "127.0.0.1", 0, 1)
         stack.callback(routers.stop)
         routers.wait()
         places = ["--records", str(records), "--registry", str(folder / "registry")]
         keeper = stack.enter_context(_process("deploy.cli", "retrain", *places, *_KEEPING, niceness=19))
-        seen = asyncio.run(drive(routers.url, engines, made, story, told))
+        seen = asyncio.run(drive(routers.url, engines, made, story, on_progress))
         time.sleep(2.0)
         keeper.terminate()
         said = (keeper.stdout or sys.stdin).read().splitlines()

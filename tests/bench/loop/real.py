@@ -29,8 +29,8 @@ from policy_training.evaluate import Interval
 from policy_training.learners import learner
 from policy_training.matrix import Matrix, matrix
 from policy_training.record_store import RecordStore
-from policy_training.retrain import Plan, Result, retrain
-from policy_training.train import choices
+from policy_training.retrain import RetrainingPlan, RetrainingResult, retrain
+from policy_training.train import policy_probabilities
 from policy_training.workloads import Prompt, generate
 from router.policies import read
 from router.registry import Registry
@@ -48,13 +48,13 @@ def prompts_of(kinds: Sequence[str], n: int, seed: int) -> list[Prompt]:
     return [prompt for prompt in made if prompt.kind in kinds][:n]
 
 
-def ask(url: str, model: str, prompts: Sequence[Prompt], told: object) -> None:
+def ask(url: str, model: str, prompts: Sequence[Prompt], on_progress: object) -> None:
     """Send prompts one after the other, as clients do, and wait for their shadows."""
     with httpx.Client(base_url=url, timeout=300) as client:
         for prompt in prompts:
             body = {"model": model, "messages": [{"role": "user", "content": prompt.text}], "temperature": 0}
             client.post("/v1/chat/completions", json={**body, "max_tokens": _TOKENS}).raise_for_status()
-            told()  # type: ignore[operator]
+            on_progress()  # type: ignore[operator]
     time.sleep(15.0)
 
 
@@ -79,13 +79,13 @@ def main() -> None:
         more = {"featurizer": "static", "shadow": {"share": 1.0}}
         fleet = with_router(with_engines(resolve("embedded"), list(_ENGINES)), **settings, **more)
         prepare_models(fleet)
-        registry, plan = Registry(home / "registry"), Plan(learner("tau_cost"), "plain")
+        registry, plan = Registry(home / "registry"), RetrainingPlan(learner("tau_cost"), "plain")
         row = bar.add_task("requests", total=2 * args.n + len(_ENGINES) * args.held_out)
 
         def step() -> None:
             bar.advance(row)
 
-        def train() -> Result:
+        def train() -> RetrainingResult:
             store = RecordStore(str(home / "records"))
             made = retrain(store.records(), store.events(), registry, plan)
             out.print(f"{made.id}: {made.action} ({made.report['reason']})", highlight=False)
@@ -107,7 +107,7 @@ def main() -> None:
         data = matrix(
             Dataset(tuple(measured), contexts([featurizer], held_out)), list(_ENGINES), featurizer=featurizer.id
         )
-        old, new = (choices(read(registry.folder(str(one.id))), data) for one in (first, second))
+        old, new = (policy_probabilities(read(registry.folder(str(one.id))), data) for one in (first, second))
     passed = float(second.action == "candidate")
     fixed = data.time_s.sum(0)
     found = {

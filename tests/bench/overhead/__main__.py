@@ -58,33 +58,33 @@ def main() -> None:
         save(args.results, args.n * args.repeats, figures, versions, busy)
 
 
-def measured(args: Any, names: list[str], told: Any) -> tuple[list[Figures], dict[str, str]]:
+def measured(args: Any, names: list[str], on_progress: Any) -> tuple[list[Figures], dict[str, str]]:
     """Figures of every repeat, and the contestants' versions."""
     runs: list[Figures] = [{} for _ in range(args.repeats)]
     runs[0] |= {f"decision_{k}": v for k, v in decisions(2000).items()}
-    told()
+    on_progress()
     runs[0] |= {f"decision_with_sentence_encoder_{k}": v for k, v in decisions(100, "sentence").items()}
-    told()
+    on_progress()
     with contestants(args, names) as (urls, found):
         for run in runs:
             run |= one_at_a_time(urls[0], found, args.n)
-            told()
+            on_progress()
             for contestant in found:
                 for concurrency in _CONCURRENCY:
                     made = many_at_once(contestant, concurrency, _requests(args.n, contestant, concurrency))
                     run |= {f"{contestant.name}/at_{concurrency}/{k}": v for k, v in made.items()}
-                    told()
+                    on_progress()
                 streams = many_streams(contestant, _STREAMS, 100, _PACE_MS)
                 run |= {f"{contestant.name}/streams/{k}": v for k, v in streams.items()}
-                told()
+                on_progress()
             run |= _long(found[0], args.n)
-            told()
+            on_progress()
         versions = {contestant.name: contestant.version for contestant in found}
     for run in runs:
         for processes in (1, 2, 4):
             run |= _scaled(processes, args.n)
-            told()
-        run |= _held(told)
+            on_progress()
+        run |= _held(on_progress)
     return runs, versions
 
 
@@ -106,11 +106,11 @@ def _scaled(processes: int, n: int) -> Figures:
         return {f"processes/{processes}/{name}": found[name] for name in ("rps", "cpu_s_per_1000", "failed")}
 
 
-def _held(told: Any) -> Figures:
+def _held(on_progress: Any) -> Figures:
     with engines(2) as urls, tempfile.TemporaryDirectory() as folder, draftpick(urls, Path(folder)) as made:
         many_at_once(made, 8, 200)
         found = many_streams(made, _HELD, 20, 500)
-        told()
+        on_progress()
         return {f"held/{k}": v for k, v in found.items()} | {"held/streams": _HELD - found["failed"]}
 
 

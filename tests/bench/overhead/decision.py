@@ -15,7 +15,7 @@ from router.config import load_config
 from router.measure import Meter
 from router.openai import parse
 from router.records import RecordWriter
-from router.router import Router, fixed
+from router.router import Router, fixed_address
 from router.types import Record
 from tests.bench.overhead.contestants import config
 
@@ -46,7 +46,7 @@ def decisions(n: int, featurizer: str = "static") -> dict[str, float]:
 async def _decisions(n: int, featurizer: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         made = load_config(config([_NOWHERE], Path(folder)))
-        router = Router(made, {engine.name: fixed(str(engine.url)) for engine in made.engines})
+        router = Router(made, {engine.name: fixed_address(str(engine.url)) for engine in made.engines})
         parts, table = router.parts, ReplicaTable(made.arms)
         for arm in made.arms:
             table.update(arm, [_NOWHERE])
@@ -65,7 +65,7 @@ async def _decisions(n: int, featurizer: str) -> dict[str, float]:
             outcome = Meter(began).outcome("ok")
             record = Record(
                 request_id="r", attempt=1, time=time.time(), path=_CHAT, stream=False, sampling=request.sampling or {},
-                load=table.load(), context=context, decision=decision, outcome=outcome,
+                load=table.in_flight(), context=context, decision=decision, outcome=outcome,
             )  # fmt: skip
             records.write(record)
             took_s = time.perf_counter() - began

@@ -19,7 +19,7 @@ from deploy.console import progress_bar
 from deploy.fleet import free_port, running
 from deploy.prepare_models import prepare_models
 from deploy.results import write
-from deploy.route import Routers
+from deploy.route import RouterProcesses
 from policy_training.workloads import generate
 from tests.bench.figures import show, spread
 from tests.bench.overhead.load import Connection, Seen, as_bytes
@@ -74,7 +74,7 @@ def main() -> None:
         router = {"policy": "embedded", "default_engine": "plain", "records": {"dir": str(folder / "records")}}
         route_fleet = {"target": {"name": fleet.target.name}, "engines": [{"name": "plain", "url": engine}]}
         file.write_text(yaml.safe_dump({**route_fleet, "router": router}))
-        routers = Routers(resolve(file), "127.0.0.1", 0, 1)
+        routers = RouterProcesses(resolve(file), "127.0.0.1", 0, 1)
         stack.callback(routers.stop)
         routers.wait()
         urls = {"direct": engine, "route": routers.url, "serve": serve}

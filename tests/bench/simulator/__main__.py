@@ -21,16 +21,16 @@ import numpy as np
 from rich.progress import Progress
 
 from deploy.console import progress_bar
-from deploy.results import amend, write
+from deploy.results import merge_into, write
 from engines.mock import MockSpec
 from policy_training.evaluate import Interval
 from policy_training.simulator.arm import Arm
-from policy_training.simulator.arrivals import Crowds, poisson
+from policy_training.simulator.arrivals import Bursts, poisson
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.run import simulate
 from policy_training.simulator.strategies import strategy
-from policy_training.simulator.traffic import foreseen, read_spec
+from policy_training.simulator.traffic import predicted_tau, read_spec
 from tests.bench.figures import show, spread
 from tests.bench.simulator.live import mock_body, mock_fleet, send
 
@@ -57,14 +57,14 @@ class Setup:
     strategy: str
     rate: float
     most: int = 16
-    crowds: Crowds | None = None
+    crowds: Bursts | None = None
 
 
 SETUPS: Mapping[str, Setup] = {
     "one_engine_nearly_full": Setup({"plain": 3}, "least_loaded", 3.1, most=4),
     "by_text": Setup({"plain": 1, "copy": 2, "head": 2}, "text", 6.0),
     "by_load": Setup({"plain": 1, "copy": 2, "head": 2}, "throughput", 10.0),
-    "flash_crowd": Setup({"plain": 2, "copy": 1, "head": 1}, "throughput", 4.5, crowds=Crowds(10.0, 2.5, 3.0)),
+    "flash_crowd": Setup({"plain": 2, "copy": 1, "head": 1}, "throughput", 4.5, crowds=Bursts(10.0, 2.5, 3.0)),
 }
 
 
@@ -97,16 +97,16 @@ def compared(simulated: np.ndarray, live: np.ndarray) -> dict[str, float]:
     return found
 
 
-def run(setup: Setup, seed: int, told: Callable[[], None]) -> dict[str, float]:
+def run(setup: Setup, seed: int, on_progress: Callable[[], None]) -> dict[str, float]:
     """One setup, simulated and live."""
     engines = specs(setup)
-    arms = {name: Arm.of(name, spec.profile(), lock_step=False) for name, spec in engines.items()}
-    fleet, made = Fleet.of(arms, setup.replicas), requests(setup, seed)
-    tau = foreseen(made.tau, _SKILL, seed)
+    arms = {name: Arm.from_profile(name, spec.profile(), lock_step=False) for name, spec in engines.items()}
+    fleet, made = Fleet.from_counts(arms, setup.replicas), requests(setup, seed)
+    tau = predicted_tau(made.tau, _SKILL, seed)
     simulated = simulate(fleet, made, strategy(setup.strategy, fleet, made, tau))
     chooser = strategy(setup.strategy, fleet, made, tau)
     with mock_fleet(fleet, engines) as url:
-        live = asyncio.run(send(url, made, mock_body(made), told, chooser, fleet))
+        live = asyncio.run(send(url, made, mock_body(made), on_progress, chooser, fleet))
     same = float((live.arm == simulated.arm).mean())
     return {**compared(simulated.latency_s, live.latency_s), "same_arm": same}
 
@@ -119,13 +119,13 @@ def million(n: int = 1_000_000, replicas: int = 1000) -> dict[str, float]:
     names = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
     steps = [tuple((0.03 + slope * (b - 1),) for b in (1, 64)) for slope in (0.0007, *[0.003] * 6)]
     arms = {
-        name: Arm.of(name, Profile("none", "none", (1, 64), (0,), (table, table), 0.05, 1e-3, 64))
+        name: Arm.from_profile(name, Profile("none", "none", (1, 64), (0,), (table, table), 0.05, 1e-3, 64))
         for name, table in zip(names, steps, strict=True)
     }
-    fleet = Fleet.of(arms, {name: replicas // 7 + (i < replicas % 7) for i, name in enumerate(names)})
+    fleet = Fleet.from_counts(arms, {name: replicas // 7 + (i < replicas % 7) for i, name in enumerate(names)})
     rng = np.random.default_rng(0)
-    made = spec.rows(names).draw(n, rng).arriving(poisson(n, 0.9 * replicas, rng))
-    tau = foreseen(made.tau, _SKILL, 0)
+    made = spec.rows(names).draw(n, rng).with_arrivals(poisson(n, 0.9 * replicas, rng))
+    tau = predicted_tau(made.tau, _SKILL, 0)
     began = time.perf_counter()
     simulate(fleet, made, strategy("throughput", fleet, made, tau))
     took_s = time.perf_counter() - began
@@ -181,7 +181,7 @@ def main() -> None:
     if args.json and args.real:
         held = json.loads(args.json.read_text())["figures"]
         found |= errors({name: Interval(**figure) for name, figure in held.items()} | found)
-        amend(args.json, found)
+        merge_into(args.json, found)
     else:
         found |= errors(found)
         if args.json:

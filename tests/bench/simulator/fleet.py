@@ -24,11 +24,11 @@ def asked(replicas: Mapping[str, int], specs: Mapping[str, MockSpec]) -> str:
     return json.dumps({"replicas": dict(replicas), "specs": {name: spec.model_dump() for name, spec in specs.items()}})
 
 
-async def main(told: dict[str, Any]) -> None:
+async def main(on_progress: dict[str, Any]) -> None:
     urls: dict[str, list[str]] = {}
-    for arm, count in told["replicas"].items():
+    for arm, count in on_progress["replicas"].items():
         for number in range(count):
-            spec = MockSpec.model_validate({**told["specs"][arm], "seed": number})
+            spec = MockSpec.model_validate({**on_progress["specs"][arm], "seed": number})
             server = LocalServer(mock_app(spec, model=MODEL, engine=arm))
             await server.start()
             urls.setdefault(arm, []).append(server.url)

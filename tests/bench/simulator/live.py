@@ -52,13 +52,13 @@ def mock_fleet(fleet: Fleet, specs: Mapping[str, MockSpec]) -> Iterator[str]:
 
 
 async def send(
-    url: str, made: Requests, body: Body, told: Callable[[], None], strategy: Strategy | None, fleet: Fleet
+    url: str, requests: Requests, body: Body, on_progress: Callable[[], None], strategy: Strategy | None, fleet: Fleet
 ) -> Live:
     """Send every request at its time. A router at `url` is told the arm that `strategy` chooses, by requests in flight.
 
     Without a strategy an engine is at `url` itself.
     """
-    n, in_flight = len(made), [0] * len(fleet.arms)
+    n, in_flight = len(requests), [0] * len(fleet.arms)
     found = Live(*(np.full(n, np.nan) for _ in range(5)))
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
@@ -66,7 +66,7 @@ async def send(
         began = time.perf_counter() + 0.1
 
         async def one(i: int) -> None:
-            due = began + float(made.arrival_s[i])
+            due = began + float(requests.arrival_s[i])
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             arm, headers = 0, {}
             if strategy is not None:
@@ -81,21 +81,21 @@ async def send(
             found.arm[i], found.tau[i] = arm, acceptance(fields)[0] or np.nan
             found.output_tokens[i] = fields["usage"]["completion_tokens"]
             found.prompt_tokens[i] = fields["usage"]["prompt_tokens"]
-            told()
+            on_progress()
 
         await asyncio.gather(*(one(i) for i in range(n)))
     return found
 
 
-def mock_body(made: Requests) -> Body:
+def mock_body(requests: Requests) -> Body:
     """Prompts of as many tokens, of a class that the mock engine knows, and answers of as many tokens."""
-    kinds: Sequence[str] = made.kinds
+    kinds: Sequence[str] = requests.kinds
 
     def body(i: int) -> dict[str, Any]:
-        text = f"{i}" + " a" * (int(made.prompt_tokens[i]) - 1)
+        text = f"{i}" + " a" * (int(requests.prompt_tokens[i]) - 1)
         return {
             "model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0,
-            "max_tokens": int(made.output_tokens[i]), "mock_class": kinds[int(made.kind[i])],
+            "max_tokens": int(requests.output_tokens[i]), "mock_class": kinds[int(requests.kind[i])],
         }  # fmt: skip
 
     return body

@@ -20,7 +20,7 @@ from deploy.prepare_models import prepare_models
 from deploy.profiling import measured, save, subjects
 from engines.held import SAMPLING
 from engines.profile import GREEDY, Profile
-from engines.profiling import Plan
+from engines.profiling import ProfilePlan
 from policy_training.simulator.arm import Arm
 from policy_training.simulator.arrivals import poisson
 from policy_training.simulator.fleet import Fleet
@@ -31,7 +31,7 @@ from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, generate
 from tests.bench.simulator.__main__ import compared
 from tests.bench.simulator.live import Live, send
 
-_PLAN = Plan(batches=(1, 2, 4, 8, 16), contexts=(128,), steps=16, longest_s=2.5)
+_PLAN = ProfilePlan(batches=(1, 2, 4, 8, 16), contexts=(128,), steps=16, longest_s=2.5)
 _N, _USUAL_TOKENS, _USUAL_TAU = 48, 48, 1.8
 LOADS: Mapping[str, float] = {"low": 0.3, "high": 0.6}
 """Shares of the requests a second that the engine could serve with eight at once."""
@@ -50,7 +50,7 @@ def reals(names: Sequence[str], profiles: Path | None, bar: Progress) -> dict[st
             if profiles is not None:
                 save({name: made.profile}, profiles)
             for load, share in LOADS.items():
-                rate = share * _most(made.profile, 1.0 if name == fleet.plain else _USUAL_TAU)
+                rate = share * _most(made.profile, 1.0 if name == fleet.baseline else _USUAL_TAU)
                 result = _one(made.profile, name, fleet.target.name, url, rate, told)
                 found[f"real/{name}/{load}"] = [{**result, "disagreement": made.disagreement}]
     return found
@@ -62,7 +62,9 @@ def _most(profile: Profile, tau: float) -> float:
     return 8 / (8 * prefill_s + _USUAL_TOKENS / tau * profile.step(8, 128, GREEDY))
 
 
-def _one(profile: Profile, name: str, model: str, url: str, rate: float, told: Callable[[], None]) -> dict[str, float]:
+def _one(
+    profile: Profile, name: str, model: str, url: str, rate: float, on_progress: Callable[[], None]
+) -> dict[str, float]:
     rng, salt = np.random.default_rng(0), str(time.time_ns())  # no cache knows these prompts
     prompts = generate(_N, seed=900, sampled_share=0.5)
     tokens, at_s = rng.integers(16, 96, _N), poisson(_N, rate, rng)
@@ -71,8 +73,8 @@ def _one(profile: Profile, name: str, model: str, url: str, rate: float, told: C
         return _body(model, prompts[i], int(tokens[i]), salt)
 
     planned = _requests(name, prompts, at_s, tokens.astype(float), np.ones(_N), np.ones(_N))
-    fleet = Fleet((Arm.of(name, profile, prefill_tokens=2048),), (1,))
-    live = asyncio.run(send(url, planned, body, told, None, fleet))
+    fleet = Fleet((Arm.from_profile(name, profile, prefill_tokens=2048),), (1,))
+    live = asyncio.run(send(url, planned, body, on_progress, None, fleet))
     made = _told(name, prompts, at_s, live)
     return compared(simulate(fleet, made, LeastLoaded()).latency_s, live.latency_s)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.doctor import examine
-from deploy.doctor.case import Case, Machine
+from deploy.doctor.case import DoctorContext, Machine
 from deploy.doctor.checks import CHECKS
 from router.config import load_config
 from tests.deploy.doctor.ward import (
@@ -26,14 +26,14 @@ from tests.deploy.doctor.ward import (
 
 
 def test_a_healthy_fleet_has_no_problems_and_no_warnings(tmp_path: Path) -> None:
-    findings = examine(Case(load_config(fleet(tmp_path)), CPU_MACHINE))
+    findings = examine(DoctorContext(load_config(fleet(tmp_path)), CPU_MACHINE))
     assert [finding for finding in findings if finding.level in ("problem", "warning")] == []
     assert {finding.level for finding in findings} >= {"ok", "note"}
 
 
 def test_every_check_has_a_name_of_its_own_and_says_what_is_well() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS) > 35
-    assert all(check.well and check.looks.__doc__ for check in CHECKS)
+    assert all(check.ok_message and check.function.__doc__ for check in CHECKS)
 
 
 @pytest.mark.parametrize(

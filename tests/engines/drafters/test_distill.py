@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engines.drafters import fit as fitting
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Responses
 from engines.drafters.distill import DistillOptions, distill
 from engines.drafters.fit import FitOptions
 from engines.drafters.small_llama import Size
-from engines.drafters.teacher import Teacher, teach
+from engines.drafters.teacher import TargetOutputs, collect_target_outputs
 from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
 
 FIT = FitOptions(epochs=3, batch_tokens=256)
@@ -25,39 +25,39 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(target: Path) -> Answers:
+def answers(target: Path) -> Responses:
     return greedy_answers(target)
 
 
 @pytest.fixture(scope="module")
-def teacher(target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return teach(target, answers, tmp_path_factory.mktemp("teacher") / "t", lambda done, total: None)
+def teacher(target: Path, answers: Responses, tmp_path_factory: pytest.TempPathFactory) -> TargetOutputs:
+    return collect_target_outputs(target, answers, tmp_path_factory.mktemp("teacher") / "t", lambda done, total: None)
 
 
 def quiet(done: float, loss: float, tau: float) -> None: ...
 
 
-def test_the_teacher_s_first_token_is_the_answer(answers: Answers, teacher: Teacher) -> None:
+def test_the_teacher_s_first_token_is_the_answer(answers: Responses, teacher: TargetOutputs) -> None:
     assert len(teacher) == len(answers)
     first = np.concatenate([teacher.likeliest(i)[0][:, 0] for i in range(len(teacher))])
-    assert (first == np.concatenate(answers.answers())).mean() > 0.95
+    assert (first == np.concatenate(answers.answer_tokens())).mean() > 0.95
     assert all((teacher.likeliest(i)[1].astype(np.float32).sum(1) < 1.01).all() for i in range(len(teacher)))
 
 
-def test_joined_teachers_teach_joined_answers(tmp_path: Path, target: Path, answers: Answers) -> None:
-    layered = teach(target, answers, tmp_path / "t", lambda done, total: None, layers=(0, 1))
+def test_joined_teachers_teach_joined_answers(tmp_path: Path, target: Path, answers: Responses) -> None:
+    layered = collect_target_outputs(target, answers, tmp_path / "t", lambda done, total: None, layers=(0, 1))
     assert layered.width == 64
-    both, twice = Teacher.join([layered, layered]), Answers.join([answers, answers])
+    both, twice = TargetOutputs.join([layered, layered]), Responses.join([answers, answers])
     last = len(answers) - 1
     assert len(both) == len(twice) == 2 * len(answers)
     assert (both.likeliest(2 * last + 1)[0] == layered.likeliest(last)[0]).all()
     assert (both.features(last + 1) == layered.features(0)).all()
-    assert (twice.answers()[last + 1] == answers.answers()[0]).all()
+    assert (twice.answer_tokens()[last + 1] == answers.answer_tokens()[0]).all()
 
 
 @pytest.mark.parametrize("loss", ["ce", "kl", "tvd", "tvd++"])
 def test_every_loss_makes_a_drafter(
-    tmp_path: Path, target: Path, answers: Answers, teacher: Teacher, loss: str
+    tmp_path: Path, target: Path, answers: Responses, teacher: TargetOutputs, loss: str
 ) -> None:
     seen: list[float] = []
     options = replace(OPTIONS, loss=loss, fit=replace(FIT, epochs=6))
@@ -70,13 +70,13 @@ def test_every_loss_makes_a_drafter(
     assert not (tmp_path / "resume").exists()
 
 
-def test_other_losses_need_the_teacher(tmp_path: Path, target: Path, answers: Answers) -> None:
+def test_other_losses_need_the_teacher(tmp_path: Path, target: Path, answers: Responses) -> None:
     with pytest.raises(ValueError, match="teacher"):
         distill(target, answers, None, tmp_path, replace(OPTIONS, loss="kl"), quiet)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
-    tmp_path: Path, target: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, target: Path, answers: Responses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "SAVE_EVERY_S", 0.0)
     distill(target, answers, None, tmp_path / "whole", OPTIONS, quiet)
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 @pytest.mark.parametrize("other", ["options", "answers"])
 def test_another_run_s_place_is_not_taken_over(
-    tmp_path: Path, target: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, other: str
+    tmp_path: Path, target: Path, answers: Responses, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     monkeypatch.setattr(fitting, "SAVE_EVERY_S", 0.0)
     done: list[float] = []
@@ -116,5 +116,5 @@ def test_another_run_s_place_is_not_taken_over(
     if other == "options":
         distill(target, answers, None, tmp_path, replace(OPTIONS, fit=replace(FIT, seed=1)), stop)
     else:
-        distill(target, Answers.join([answers, answers]), None, tmp_path, OPTIONS, stop)
+        distill(target, Responses.join([answers, answers]), None, tmp_path, OPTIONS, stop)
     assert done[4] < 0.02

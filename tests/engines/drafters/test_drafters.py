@@ -4,12 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.drafters.acceptance import Replay
-from engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, make_parts
+from engines.drafters.acceptance import DrafterReplay
+from engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, build_parts
 from engines.drafters.lookup import NgramDrafter, SuffixDrafter, longest_match
 from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Drafter
-from engines.drafters.replay import VLLMNgram, replay_drafter, replay_matches
+from engines.drafters.replay import VLLMNgramDrafter, replay_drafter, replay_matches
 from engines.drafters.trigram import CAP, RATE, TrigramDrafter, TrigramProposer
 from engines.drafters.trigram_table import find
 
@@ -29,7 +29,7 @@ def drafters() -> dict[str, Drafter]:
         "ngram": NgramDrafter(K),
         "suffix": SuffixDrafter(K),
         "trigram": TrigramDrafter(TrigramOptions(), K),
-        "hybrid": HybridDrafter(make_parts(HybridOptions(), K), K, 0.03),
+        "hybrid": HybridDrafter(build_parts(HybridOptions(), K), K, 0.03),
     }
 
 
@@ -153,10 +153,10 @@ def test_replay_of_matches_is_the_block_simulation() -> None:
     # From place 1: two right, then the target's own; from 4: three right and one more; from 8: one right, and the last.
     assert replayed.accepted.tolist() == [2, 3, 1]
     assert replay_matches(np.zeros(5, np.bool_), 3).acceptance_length == 1.0
-    assert Replay(ids(), ids()).acceptance_length == 1.0
+    assert DrafterReplay(ids(), ids()).acceptance_length == 1.0
 
 
 def test_replayed_ngram_is_vllm_s() -> None:
     pytest.importorskip("vllm")
-    replayed = replay_drafter(VLLMNgram(6, 2, 4), ids(*PHRASE), ids(*PHRASE))
+    replayed = replay_drafter(VLLMNgramDrafter(6, 2, 4), ids(*PHRASE), ids(*PHRASE))
     assert replayed.accepted.tolist() == [0, 5]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Responses
 from engines.drafters.eagle import (
     EagleOptions,
     chain_matches,
@@ -20,7 +20,7 @@ from engines.drafters.eagle import (
     train,
 )
 from engines.drafters.fit import FitOptions
-from engines.drafters.teacher import teach
+from engines.drafters.teacher import collect_target_outputs
 from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
 
 FIT = FitOptions(epochs=25, batch_tokens=512, learning_rate=3e-3)
@@ -32,23 +32,23 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(target: Path) -> Answers:
+def answers(target: Path) -> Responses:
     return greedy_answers(target)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["chained", "parallel"])
 def trained(
-    target: Path, answers: Answers, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    target: Path, answers: Responses, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, dict[str, float]]:
     out = tmp_path_factory.mktemp("head")
-    teacher = teach(target, answers, out / "teacher", lambda done, total: None, feature_layers(7))
+    teacher = collect_target_outputs(target, answers, out / "teacher", lambda done, total: None, feature_layers(7))
     options = EagleOptions(draft_vocab_size=48, steps=3, parallel=request.param, fit=FIT)
     return out, train(target, answers, teacher, out, options, lambda done, loss, tau: None)
 
 
-def test_the_vocabulary_is_the_commonest_tokens(answers: Answers) -> None:
+def test_the_vocabulary_is_the_commonest_tokens(answers: Responses) -> None:
     vocabulary = draft_vocabulary(answers, 10).numpy()
-    tokens, counts = np.unique(np.concatenate(answers.answers()), return_counts=True)
+    tokens, counts = np.unique(np.concatenate(answers.answer_tokens()), return_counts=True)
     left_out = counts[~np.isin(tokens, vocabulary)]
     assert (np.diff(vocabulary) > 0).all()
     assert counts[np.isin(tokens, vocabulary)].min() >= left_out.max(initial=0)
@@ -88,18 +88,18 @@ def test_a_head_goes_on_from_another_one_of_another_vocabulary(
         assert torch.equal(head.lm_head.weight[row], start.lm_head.weight[known] if known >= 0 else fresh[row])
 
 
-def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target: Path, answers: Answers) -> None:
+def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target: Path, answers: Responses) -> None:
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
     head = load_head(trained[0], model)
     ids = torch.from_numpy(answers.tokens[: answers.starts[1]].astype(np.int64))
     features = target_features(model, ids[None], head.features)[0]
     matches = chain_matches(head, model.get_input_embeddings(), ids, features, int(answers.answer_at[0]), 3)
-    assert matches.shape == (len(answers.answers()[0]) - 1, 3)
+    assert matches.shape == (len(answers.answer_tokens()[0]) - 1, 3)
     assert replay_chains(matches).acceptance_length >= 1
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_a_later_step_sees_no_later_token(target: Path, answers: Answers, parallel: bool) -> None:
+def test_a_later_step_sees_no_later_token(target: Path, answers: Responses, parallel: bool) -> None:
     """Step s from place t may know the tokens up to t + 1 + s, a parallel one up to t + 1, and no other's drafts."""
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     head = make_head(model, torch.arange(VOCABULARY), parallel)

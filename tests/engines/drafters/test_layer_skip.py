@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.drafters.layer_skip import SearchOptions, Trial, cut_model, export, search
+from engines.drafters.layer_skip import SearchOptions, Trial, drop_layers, export, search
 from tests.engines.drafters.tiny import greedy_answers, write_target
 
 DEPTH = 4
@@ -30,13 +30,13 @@ def trial(attention: list[bool], mlp: list[bool]) -> Trial:
 def test_a_cut_that_keeps_all_is_the_target(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(target)
     keep = [True] * DEPTH
-    assert torch.equal(logits(cut_model(model, keep, keep)), logits(model))
+    assert torch.equal(logits(drop_layers(model, keep, keep)), logits(model))
 
 
 def test_the_target_itself_stays_whole(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(target)
     before = logits(model)
-    logits(cut_model(model, [True, False, True, False], [False, False, True, True]))
+    logits(drop_layers(model, [True, False, True, False], [False, False, True, True]))
     assert torch.equal(logits(model), before)
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(DEPTH))
 
@@ -50,7 +50,7 @@ def test_left_out_sublayers_add_nothing(target: Path) -> None:
             layer.self_attn.o_proj.weight.data.zero_()
         if not mlp[i]:
             layer.mlp.down_proj.weight.data.zero_()
-    cut = cut_model(model, attention, mlp)
+    cut = drop_layers(model, attention, mlp)
     assert len(cut.model.layers) == 3
     torch.testing.assert_close(logits(cut), logits(skipped))
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_says_and_does_the_same(target: Path, tmp_path: Path) -> No
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
     written = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert written.config.num_hidden_layers == 3
-    torch.testing.assert_close(logits(written), logits(cut_model(model, attention, mlp)))
+    torch.testing.assert_close(logits(written), logits(drop_layers(model, attention, mlp)))
     assert json.loads((tmp_path / "layer-skip.json").read_text())["attention"] == attention
 
 

@@ -37,7 +37,7 @@ def test_a_drafter_of_our_own_has_the_class_that_vllm_loads_and_its_options(meth
     made = model_free_drafter(drafter(method), 4)
     proposers = {f"{one.__module__}.{one.__name__}": one for one in Proposer.__subclasses__()}
     assert proposers[spec.class_path].options is spec.options
-    assert type(made) is type(proposers[spec.class_path].make(spec.options(), 4))  # type: ignore[misc]
+    assert type(made) is type(proposers[spec.class_path].build(spec.options(), 4))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("method", [m for m, spec in DRAFTERS.items() if spec.model_free])
@@ -94,6 +94,6 @@ def test_engines_whose_acceptance_follows_from_the_target_s_answers(fields: dict
 
 def test_a_replayed_drafter_is_the_one_that_vllm_would_load() -> None:
     made = model_free_drafter(drafter("trigram", learn_prompt=False), 4)
-    other = TrigramProposer.make(TrigramProposer.options(learn_prompt=False), 4)
+    other = TrigramProposer.build(TrigramProposer.options(learn_prompt=False), 4)
     ours, theirs = (replay_drafter(one, TEXT[:8], TEXT[8:]) for one in (made, other))
     np.testing.assert_array_equal(ours.accepted, theirs.accepted)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.drafters.rows import Rows
+from engines.drafters.rows import RequestTracker
 
 SIZE = 40
 
@@ -16,14 +16,16 @@ class Batch:
         self.rows: list[list[int]] = []
         self.ids: list[int] = []
 
-    def step(self, rows: Rows[list[int]], new: list[list[int]]) -> dict[int, tuple[list[int], list[int], int]]:
+    def step(
+        self, rows: RequestTracker[list[int]], new: list[list[int]]
+    ) -> dict[int, tuple[list[int], list[int], int]]:
         for row, tokens in enumerate(new):
             self.rows[row] = self.rows[row] + tokens
         table = np.zeros((8, SIZE), np.int32)
         for row, tokens in enumerate(self.rows):
             table[row, : len(tokens)] = tokens
         lengths = np.asarray([len(tokens) for tokens in self.rows])
-        return {row: (state, tokens.tolist(), n) for row, state, tokens, n in rows.follow(new, lengths, table)}
+        return {row: (state, tokens.tolist(), n) for row, state, tokens, n in rows.sync(new, lengths, table)}
 
 
 def started(tokens: np.ndarray) -> list[int]:
@@ -31,7 +33,7 @@ def started(tokens: np.ndarray) -> list[int]:
 
 
 def test_a_request_keeps_its_state_when_rows_move() -> None:
-    rows, batch = Rows(SIZE, started), Batch()
+    rows, batch = RequestTracker(SIZE, started), Batch()
     batch.rows = [[1, 1], [2, 2], [3, 3]]
     batch.step(rows, [[4], [5], [6]])
     batch.rows = [batch.rows[2], batch.rows[1]]
@@ -40,7 +42,7 @@ def test_a_request_keeps_its_state_when_rows_move() -> None:
 
 
 def test_a_new_request_of_the_same_length_gets_its_own_state() -> None:
-    rows, batch = Rows(SIZE, started), Batch()
+    rows, batch = RequestTracker(SIZE, started), Batch()
     batch.rows = [[1, 1, 1]]
     batch.step(rows, [[5]])
     batch.rows = [[2, 1, 1, 5]]
@@ -48,7 +50,7 @@ def test_a_new_request_of_the_same_length_gets_its_own_state() -> None:
 
 
 def test_rows_without_a_new_token_and_full_rows_are_left_out() -> None:
-    rows, batch = Rows(4, started), Batch()
+    rows, batch = RequestTracker(4, started), Batch()
     batch.rows = [[1], [2], [3, 3, 3]]
     assert set(batch.step(rows, [[], [5], [6]])) == {1}
 
@@ -62,7 +64,7 @@ def test_every_state_belongs_to_its_text_and_ends_once(moves: list[tuple[int, in
         made[int(tokens[0])] += 1
         return [int(tokens[0])]
 
-    rows, batch = Rows(SIZE, start, lambda state: ended.update([state[0]])), Batch()
+    rows, batch = RequestTracker(SIZE, start, lambda state: ended.update([state[0]])), Batch()
     for name, (where, count, leave) in enumerate(moves):
         if leave and batch.rows:
             batch.rows.pop(where % len(batch.rows))

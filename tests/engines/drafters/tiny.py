@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from engines.drafters.answers import Answers
+from engines.drafters.answers import Responses
 from engines.drafters.eagle import export, make_head
 
 VOCABULARY = 64
@@ -41,11 +41,11 @@ def write_head(target: Path, path: Path, parallel: bool) -> None:
     export(make_head(model, torch.arange(0, VOCABULARY, 2), parallel), path)
 
 
-def greedy_answers(target: Path, n: int = 60, prompt_tokens: int = 6, new_tokens: int = 12) -> Answers:
+def greedy_answers(target: Path, n: int = 60, prompt_tokens: int = 6, new_tokens: int = 12) -> Responses:
     """Answers to random prompts."""
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
     prompts = torch.randint(0, VOCABULARY, (n, prompt_tokens), generator=torch.Generator().manual_seed(1))
     rows = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False)
     flat = rows.numpy().astype(np.int32).reshape(-1)
     length = prompt_tokens + new_tokens
-    return Answers(flat, np.arange(n + 1) * length, np.full(n, prompt_tokens, np.int32))
+    return Responses(flat, np.arange(n + 1) * length, np.full(n, prompt_tokens, np.int32))
