@@ -15,7 +15,7 @@ class EngineProcess:
     """Serves `model` on a port that it keeps."""
 
     def __init__(self, spec: MockSpec, model: str, name: str) -> None:
-        from deploy.fleet import free_port  # the process itself needs no Ray
+        from deploy.launch.ray_serve import free_port  # the process itself needs no Ray
 
         self._arguments = [model, name, spec.model_dump_json()]
         self._port = free_port()

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from deploy import cli
+from deploy.cli import main as cli
 from deploy.generate.markdown import slug
 
 FILE = Path(__file__).parents[2] / "docs" / "cli.md"

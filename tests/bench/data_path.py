@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from deploy.console import progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from tests.bench.figures import show
 from tests.load.clients import CHAT

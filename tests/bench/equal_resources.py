@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from deploy.console import out, progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.profile import GREEDY, SAMPLED, Profile
 from policy_training.evaluate import Interval
 from policy_training.simulator.arm import Arm

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploy.features import read_training_domains
-from deploy.results import write
-from deploy.training import matrix_of
+from deploy.workflows.featurizers import read_training_domains
+from deploy.workflows.results import write
+from deploy.workflows.train import matrix_of
 from policy_training import ladder
 from policy_training.dataset import load
 from policy_training.evaluate import Interval

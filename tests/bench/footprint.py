@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deploy.results import write
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 
 

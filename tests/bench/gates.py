@@ -18,7 +18,7 @@ from scipy.special import ndtr
 from scipy.stats import beta
 
 from deploy.console import progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from policy_training.bets import confidence_bounds
 from policy_training.evaluate import Interval
 from policy_training.gates import evaluate_offline

@@ -18,7 +18,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from deploy.results import write
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt, generate, reword
 from policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS

@@ -10,8 +10,8 @@ from typing import Any
 
 from deploy.config import resolve
 from deploy.console import out, progress_bar
-from deploy.drafter_table import run_table
-from deploy.results import write
+from deploy.workflows.drafter_benchmark import run_table
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from policy_training.workloads import KINDS, generate, interleaved
 

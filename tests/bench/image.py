@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from deploy.console import out
-from deploy.results import merge_into, write
+from deploy.workflows.results import merge_into, write
 from policy_training.evaluate import Interval
 from tests.bench.figures import show
 from tests.bench.recipe import Recipe

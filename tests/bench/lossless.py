@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import resolve
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.serve import llm_config
 from policy_training.evaluate import Interval
 from policy_training.workloads import generate

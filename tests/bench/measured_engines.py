@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.profile import Profile
 from policy_training.dataset import load
 from policy_training.evaluate import Interval

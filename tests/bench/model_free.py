@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.corpus import GENERATED, Corpus, answers_of, target_folder
-from deploy.results import write
+from deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of, target_folder
+from deploy.workflows.results import write
 from engines.drafters.answers import Responses
 from engines.drafters.hybrid import HybridProposer
 from engines.drafters.options import HybridOptions, TrigramOptions

@@ -34,22 +34,15 @@ import yaml
 
 from deploy.config import FLEETS, resolve, with_engines
 from deploy.console import out, progress_bar
-from deploy.fleet import free_port, running
 from deploy.generate.manifests import example
-from deploy.prepare_models import prepare_models
-from deploy.results import merge_into, write
+from deploy.launch.ray_serve import free_port, running
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.results import merge_into, write
 from policy_training.evaluate import Interval
 from policy_training.workloads import generate
 from tests.bench.figures import show
 from tests.deploy import kube, test_assets, test_examples, test_helm, test_monitoring
-from tests.deploy.prometheus import (
-    Prometheus,
-    dashboard_queries,
-    hurried,
-    prometheus,
-    rules,
-    why_empty,
-)
+from tests.deploy.prometheus import Prometheus, dashboard_queries, hurried, prometheus, rules, why_empty
 from tests.load.chaos import suffering
 from tests.load.chaos_alerts import CALM, FASTER, Raised, watched
 from tests.load.clients import Clients

@@ -27,8 +27,8 @@ import numpy as np
 import orjson
 from PIL import Image
 
-from deploy.fleet import free_port, running
-from deploy.results import write
+from deploy.launch.ray_serve import free_port, running
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from router.config import load_config
 from router.registry import Registry

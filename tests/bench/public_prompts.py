@@ -20,10 +20,10 @@ import numpy as np
 
 from deploy.config import resolve, with_router
 from deploy.console import out, progress_bar
-from deploy.demo import POLICY, judge_routed, routed_tasks, show
-from deploy.fleet import running
-from deploy.prepare_models import prepare_models
-from deploy.results import write
+from deploy.launch.ray_serve import running
+from deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.results import write
 from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.collect import measure, pinned_tasks
 from policy_training.dataset import Dataset, save

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.config import FleetConfig
 from engines.serve import llm_config
 from policy_training.evaluate import Interval

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploy.results import write
+from deploy.workflows.results import write
 from policy_training.costs import Costs
 from policy_training.evaluate import Interval
 from policy_training.learners import DEFAULT, learner

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.deploy.code_blocks import Block
+from tests.deploy.docs.code_blocks import Block
 
 ROOT = Path(__file__).parents[2]
 _COPIED = ("engines", "router", "policy_training", "deploy", "tests", "pyproject.toml")

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
-from deploy import fleet as running
 from deploy.app import APP_NAME, build
 from deploy.config import resolve
 from deploy.generate.manifests import CHART, PLAIN, SCHEMA, example, plain, render, schema
+from deploy.launch import ray_serve as running
 from tests.deploy import kube
 from tests.deploy.kube import ray_service_args, serve_config
 from tests.deploy.test_examples import as_the_head_checks, each_example

@@ -9,7 +9,7 @@ import ray
 import yaml
 
 from deploy.config import FLEETS, resolve
-from deploy.fleet import free_port, running
+from deploy.launch.ray_serve import free_port, running
 from router.config import DraftpickConfig
 
 

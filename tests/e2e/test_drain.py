@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from deploy.config import resolve
-from deploy.fleet import free_port, running
+from deploy.launch.ray_serve import free_port, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 

@@ -159,7 +159,7 @@ def test_a_new_policy_serves_without_restart_and_a_bad_one_is_refused(mock_url: 
 def _draftpick(*arguments: str) -> dict[str, Any]:
     """What a command says with `--json`, run as a program of its own."""
     run = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments, "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "deploy.cli.main", *arguments, "--json"], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
     return dict(json.loads(run.stdout.splitlines()[-1]))

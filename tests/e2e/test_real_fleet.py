@@ -16,7 +16,7 @@ import pytest
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
-from deploy.fleet import free_port, running
+from deploy.launch.ray_serve import free_port, running
 from engines import identity, load, profile, profile_cache
 from engines.cache_dir import cache_dir
 from engines.embedded import TARGET_NAME

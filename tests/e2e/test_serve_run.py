@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from deploy.fleet import free_port
+from deploy.launch.ray_serve import free_port
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

@@ -20,9 +20,9 @@ import yaml
 
 from deploy.config import FLEETS, resolve, with_engines
 from deploy.console import out, progress_bar
-from deploy.fleet import running
-from deploy.prepare_models import prepare_models
-from deploy.results import write
+from deploy.launch.ray_serve import running
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from router.config import DraftpickConfig
 from router.pointer import write_pointer

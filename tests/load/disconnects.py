@@ -19,8 +19,8 @@ from ray import serve
 from deploy.app import APP_NAME
 from deploy.config import resolve
 from deploy.console import out, progress_bar
-from deploy.fleet import running
-from deploy.results import write
+from deploy.launch.ray_serve import running
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from tests.load.clients import CHAT
 from tests.load.faults import processes

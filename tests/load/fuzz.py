@@ -26,7 +26,7 @@ from hypothesis.strategies import SearchStrategy
 from schemathesis import GenerationMode
 
 from deploy.console import out, progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.errors import ConfigError
 from policy_training.evaluate import Interval
 from router.config import load_config

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from deploy.config import resolve
-from deploy.route import RouterProcesses
+from deploy.launch.standalone import RouterProcesses
 from engines.http import LocalServer
 from engines.mock import mock_app
 from policy_training.retrain import retrain

@@ -26,7 +26,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from deploy.console import progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.http import LocalServer
 from policy_training.evaluate import Interval
 from policy_training.workloads import Prompt

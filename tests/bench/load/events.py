@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from deploy.console import progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.http import LocalServer
 from policy_training.evaluate import Interval
 from router.router import Router

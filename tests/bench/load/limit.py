@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.results import write
+from deploy.workflows.results import write
 from engines.profile import Profile
 from policy_training.evaluate import Interval
 from policy_training.simulator.arm import Arm

@@ -20,9 +20,9 @@ from ray import serve
 from deploy.app import APP_NAME
 from deploy.config import resolve, with_engines, without_shared_text
 from deploy.console import progress_bar
-from deploy.fleet import free_port, running
-from deploy.prepare_models import prepare_models
-from deploy.results import write
+from deploy.launch.ray_serve import free_port, running
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.results import write
 from engines.http import LocalServer
 from policy_training.evaluate import Interval
 from policy_training.workloads import generate

@@ -33,8 +33,8 @@ from matplotlib import pyplot as plt
 
 from deploy.config import resolve
 from deploy.console import out, progress_bar
-from deploy.results import write
-from deploy.route import RouterProcesses
+from deploy.launch.standalone import RouterProcesses
+from deploy.workflows.results import write
 from policy_training.contexts import contexts
 from policy_training.costs import Costs
 from policy_training.learners import learner
@@ -154,7 +154,7 @@ def run(n: int, seed: int, folder: Path, on_progress: Any, corrected: bool) -> L
         stack.callback(routers.stop)
         routers.wait()
         places = ["--records", str(records), "--registry", str(folder / "registry")]
-        keeper = stack.enter_context(_process("deploy.cli", "retrain", *places, *_KEEPING, niceness=19))
+        keeper = stack.enter_context(_process("deploy.cli.main", "retrain", *places, *_KEEPING, niceness=19))
         seen = asyncio.run(drive(routers.url, engines, made, story, on_progress))
         time.sleep(2.0)
         keeper.terminate()

@@ -18,9 +18,9 @@ import numpy as np
 
 from deploy.config import resolve, with_engines, with_router
 from deploy.console import out, progress_bar
-from deploy.fleet import free_port, running
-from deploy.prepare_models import prepare_models
-from deploy.results import write
+from deploy.launch.ray_serve import free_port, running
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.results import write
 from policy_training.bootstrap import Bootstrap, bounds
 from policy_training.collect import measure, pinned_tasks
 from policy_training.contexts import contexts

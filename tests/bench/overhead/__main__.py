@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from deploy.console import progress_bar
-from deploy.results import write
+from deploy.workflows.results import write
 from policy_training.evaluate import Interval
 from tests.bench.figures import show, spread
 from tests.bench.overhead.contestants import PEERS, Contestant, draftpick, engines, on_serve, peer

@@ -9,7 +9,7 @@ from pathlib import Path
 from ray import serve
 
 from deploy.config import resolve
-from deploy.fleet import running
+from deploy.launch.ray_serve import running
 from tests.bench.overhead.ray_llm import application
 
 

@@ -16,10 +16,10 @@ import yaml
 
 from deploy.config import resolve, with_engines, with_router
 from deploy.console import progress_bar
-from deploy.fleet import free_port, running
-from deploy.prepare_models import prepare_models
-from deploy.results import write
-from deploy.route import RouterProcesses
+from deploy.launch.ray_serve import free_port, running
+from deploy.launch.standalone import RouterProcesses
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.results import write
 from policy_training.workloads import generate
 from tests.bench.figures import show, spread
 from tests.bench.overhead.load import Connection, Seen, as_bytes

@@ -21,7 +21,7 @@ import numpy as np
 from rich.progress import Progress
 
 from deploy.console import progress_bar
-from deploy.results import merge_into, write
+from deploy.workflows.results import merge_into, write
 from engines.mock import MockSpec
 from policy_training.evaluate import Interval
 from policy_training.simulator.arm import Arm

@@ -16,8 +16,8 @@ import numpy as np
 from rich.progress import Progress
 
 from deploy.config import resolve
-from deploy.prepare_models import prepare_models
-from deploy.profiling import measured, save, subjects
+from deploy.workflows.prepare_models import prepare_models
+from deploy.workflows.profile import measured, save, subjects
 from engines.held import SAMPLING
 from engines.profile import GREEDY, Profile
 from engines.profiling import ProfilePlan

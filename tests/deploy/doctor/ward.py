@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.doctor import examine
-from deploy.doctor.case import DoctorContext, Machine
-from deploy.doctor.checks import Finding
+from deploy.doctor.context import DoctorContext, Machine
+from deploy.doctor.findings import Finding
 from deploy.doctor.probe import DoctorAnswer, RunningEngine, ServedModel
 from router.config import load_config
 from router.types import Record

@@ -65,7 +65,7 @@ readOnlyRootFilesystem: true
 
 {{- define "draftpick.env" -}}
 {{- if .Values.ray.haProxy }}
-# As `draftpick serve` sets them (deploy/fleet.py).
+# As `draftpick serve` sets them (deploy/launch/ray_serve.py).
 - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
 - {name: RAY_SERVE_HAPROXY_RETRY_ON, value: conn-failure empty-response}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "1"}

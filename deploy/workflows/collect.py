@@ -1,0 +1,63 @@
+"""`draftpick collect`: measures prompts under every engine of a fleet, part by part."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.progress import Progress
+
+from deploy.config import resolve, with_router
+from deploy.launch.ray_serve import running
+from deploy.workflows.prepare_models import prepare_models
+from policy_training.collect import arms_of, measure, model_of, pinned_tasks
+from policy_training.contexts import contexts
+from policy_training.dataset import DatasetParts, Measurement
+from policy_training.workloads import Prompt
+from router.features import Featurizer
+
+_WARM_UP = Prompt("warm-up", "chat", "Say hello.", max_tokens=8)
+
+
+@contextmanager
+def fleet_at(config: str | None, url: str, port: int, bar: Progress) -> Iterator[str]:
+    """The base URL of the fleet that runs, or of one that is started for the block."""
+    if config is None:
+        yield url
+        return
+    fleet = with_router(resolve(config), policy="uniform", featurizer="none")
+    prepare_models(fleet)
+    row = bar.add_task("starting engines", total=len(fleet.engines) + 1)
+
+    def ready(states: dict[str, str]) -> None:
+        bar.update(row, completed=sum(state == "ready" for state in states.values()))
+
+    with running(fleet, port=port, progress=ready) as started:
+        yield started
+
+
+def measure_parts(
+    url: str,
+    todo: Sequence[Sequence[Prompt]],
+    parts: DatasetParts,
+    featurizers: Sequence[Featurizer],
+    concurrency: int,
+    seed: int,
+    bar: Progress,
+) -> tuple[int, int]:
+    """Measure parts of prompts and write each; returns how many requests were sent and how many failed."""
+    arms, model = asyncio.run(arms_of(url)), model_of(url)
+    row = bar.add_task("collecting", total=sum(map(len, todo)) * len(arms))
+    sent, failed = 0, 0
+    # An engine's first answer is slow.
+    asyncio.run(measure(url, model, pinned_tasks([_WARM_UP], arms, seed)))
+    for prompts in todo:
+        tasks = pinned_tasks(prompts, arms, seed)
+        # Under load one engine after another: they would slow each other.
+        groups = [[t for t in tasks if t.arm == arm] for arm in arms] if concurrency > 1 else [tasks]
+        measured: list[Measurement] = []
+        for group in groups:
+            asked = measure(url, model, group, concurrency=concurrency, progress=lambda *_: bar.advance(row))
+            measured += asyncio.run(asked)
+        sent, failed = sent + len(measured), failed + sum(m.outcome.status != "ok" for m in measured)
+        parts.add(measured, contexts(featurizers, prompts))
+    return sent, failed

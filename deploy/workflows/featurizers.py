@@ -1,0 +1,44 @@
+"""The featurizers at hand, and the contexts of texts that drafters were made for."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from deploy.workflows.drafter_corpus import Corpus
+from policy_training.contexts import contexts
+from policy_training.workloads import Prompt
+from router.features import Featurizer
+from router.router import sentence_featurizer, static_featurizer
+from router.types import Vector
+
+_HOME = 300  # texts that tell what a drafter is for
+
+
+def featurizers() -> list[Featurizer]:
+    """Those whose contexts datasets keep: the sentence encoder's and the static one's."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return [sentence_featurizer(), static_featurizer()]
+
+
+def read_training_domains(sources: Sequence[str], featurizer: str) -> dict[str, Vector]:
+    """Contexts [n, d] of texts like those that drafters were made for, by arm.
+
+    Each source is `ARM=PROMPTS`, with prompts as `draftpick drafters` takes them: `math=gsm8k.jsonl`,
+    `code=generated:code@300`. Raises ValueError for one that cannot be read and for a featurizer that is not at hand.
+    """
+    if not sources:
+        return {}
+    made = next((one for one in featurizers() if one.id == featurizer), None)
+    if made is None:
+        raise ValueError(f"the featurizer {featurizer!r} is not at hand: --home cannot be likened to such contexts")
+    homes: dict[str, Vector] = {}
+    for source in sources:
+        arm, _, prompts = source.partition("=")
+        if not (arm and prompts):
+            raise ValueError(f"--home {source!r}: give ARM=PROMPTS, as in code=generated:code@{_HOME}")
+        texts = [text for part in Corpus((prompts,), n=_HOME).parts() for text in part]
+        asked = [Prompt(f"{arm}-{i}", arm, text) for i, text in enumerate(texts)]
+        found = contexts([made], asked)
+        homes[arm] = np.stack([found[prompt.id][featurizer] for prompt in asked])
+    return homes

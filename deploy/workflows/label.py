@@ -1,0 +1,72 @@
+"""What `draftpick label` does: prompts in, a dataset of replayed answers out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.console import progress_bar
+from deploy.workflows.featurizers import featurizers
+from deploy.workflows.prepare_models import prepare_models
+from engines.errors import ConfigError
+from engines.model_paths import target_path
+from policy_training.contexts import refresh_contexts
+from policy_training.dataset import DatasetParts
+from policy_training.label import PART, Labeller, on_ray
+from policy_training.workloads import Prompt
+from router.config import DraftpickConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What was done. `prompts`: labelled now; `renewed`: labelled before, and given the features of now.
+
+    `engines`: that were replayed; `left_out`: those whose drafters cannot be.
+    """
+
+    prompts: int
+    renewed: int
+    engines: list[str]
+    left_out: list[str]
+
+
+def label_prompts(
+    fleet: DraftpickConfig,
+    prompts: Sequence[Prompt],
+    output: Path,
+    *,
+    seed: int,
+    answers: int = 1,
+    alone_tokens: int = 0,
+    lengths: bool = True,
+    workers: int = 0,
+) -> Labelled:
+    """Label what is not labelled yet in the folder `output`, in this process or on `workers` of Ray Data.
+
+    `answers`: to each sampled prompt; `lengths`: other draft lengths, too; `alone_tokens`: that each drafter generates
+    alone. Raises `ConfigError` where fewer than two engines can be replayed.
+    """
+    prepare_models(fleet)
+    engines = tuple(engine for engine in fleet.engines if engine.can_replay)
+    if len(engines) < 2:
+        raise ConfigError(
+            "engines",
+            "fewer than two engines can be replayed",
+            "name engines whose drafters are known to `draftpick label`",
+        )
+    parts, made = DatasetParts(output), featurizers()
+    renewed = refresh_contexts(output, prompts, made)
+    todo = parts.pending(prompts, max(PART // answers, 1))
+    done = sum(map(len, todo))
+    target = target_path(fleet.target)
+    options: dict[str, Any] = {"seed": seed, "answers": answers, "alone_tokens": alone_tokens, "lengths": lengths}
+    if workers:
+        on_ray(target, engines, todo, output, workers, **options)
+    elif todo:
+        with progress_bar() as bar:
+            row = bar.add_task("labelling", total=done)
+            labeller = Labeller(target, engines, made, **options)
+            for part in todo:
+                parts.add(*labeller.label(part, lambda count: bar.advance(row, count)))
+    left_out = [engine.name for engine in fleet.engines if engine not in engines]
+    return Labelled(done, renewed, [engine.name for engine in engines], left_out)

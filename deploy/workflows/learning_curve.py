@@ -1,0 +1,56 @@
+"""`draftpick curve`: how many examples a learner needs, and what the seed paper said of that."""
+
+import json
+from pathlib import Path
+
+from deploy.plots import report as plots
+from deploy.workflows.results import merge_into, write
+from engines.config import EMBEDDED
+from policy_training.claims import Claim, few_examples
+from policy_training.costs import Costs
+from policy_training.dataset import DatasetError
+from policy_training.evaluate import Interval
+from policy_training.experiments import SIZES, ExperimentSetup, learning_curve
+from router.policies import SHIPPED
+
+FILE = "learning-curve.json"
+_PAPER = "paper.json"
+
+
+def costs_of(policy: str) -> Costs:
+    """What a step costs by the manifest of a policy: a folder, or `embedded`. Raises `DatasetError` if it says none."""
+    manifest = (SHIPPED if policy == EMBEDDED else Path(policy)) / "manifest.json"
+    try:
+        provenance = json.loads(manifest.read_text())["provenance"]
+        return Costs.from_json(provenance["costs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{manifest} tells no costs of a step: name a policy that `draftpick train` made") from error
+
+
+def run_learning_curve(question: ExperimentSetup, name: str, results: Path | None) -> tuple[Claim, dict[int, Interval]]:
+    """The claim and the curve. Written into `results`, where `paper.json` gets the new verdict on its claim, too."""
+    shares = learning_curve(question, name, SIZES)
+    claim = few_examples(shares)
+    if results is not None:
+        figures = {f"learning_curve/{size}": share for size, share in shares.items()} | _figures(claim)
+        rows = len(question.data) + (0 if question.more_training_data is None else len(question.more_training_data))
+        write(results / FILE, rows, figures, learner=name, claim={"said": claim.statement, "found": claim.result})
+        (results / FILE).with_suffix(".svg").write_text(plots.curve(shares))
+        if (results / _PAPER).is_file():
+            merge_into(
+                results / _PAPER, _figures(claim), claims={claim.name: {"said": claim.statement, "found": claim.result}}
+            )
+    return claim, shares
+
+
+def _figures(claim: Claim) -> dict[str, Interval]:
+    return {name: Interval(value, value, value) for name, value in claim.as_figures().items()}
+
+
+def read_learning_curve(results: Path | None) -> dict[int, Interval]:
+    """The curve that was written into a folder; empty where there is none."""
+    if results is None or not (results / FILE).is_file():
+        return {}
+    figures = json.loads((results / FILE).read_text())["figures"]
+    points = {k.removeprefix("learning_curve/"): v for k, v in figures.items() if k.startswith("learning_curve/")}
+    return {int(size): Interval(v["value"], v["low"], v["high"]) for size, v in points.items()}

@@ -1,0 +1,126 @@
+"""Measures the profiles of a fleet's engines, one at a time: each is started alone, or runs already."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from ray import serve
+
+from deploy.app import APP_NAME
+from deploy.config import resolve
+from deploy.launch.ray_serve import free_port, running
+from engines.config import did_you_mean
+from engines.errors import ConfigError, EngineError
+from engines.profile import GREEDY, SAMPLED, Profile, ProfileError
+from engines.profiling import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
+from policy_training.workloads import generate
+from router.config import DraftpickConfig
+
+_PROMPTS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An engine to measure: one that runs at `url`, or one of a fleet that has to be started."""
+
+    name: str
+    url: str | None = None
+    fleet: DraftpickConfig | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Its address; where it has to be started, it has the machine for itself."""
+        if self.url is not None:
+            yield self.url
+            return
+        assert self.fleet is not None
+        with running(self.fleet, port=free_port()):
+            replica = serve.get_deployment_handle(f"engine-{self.name}", APP_NAME)
+            yield str(replica.address.remote().result(timeout_s=60))
+
+
+def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence[str]) -> list[Subject]:
+    """The engines of these names in a fleet, all of them without names, and those at `NAME=URL`.
+
+    Raises `ConfigError` for what names no engine.
+    """
+    at = dict(map(_named, urls))
+    if fleet is None:
+        if names:
+            raise ConfigError("--engine", "engines of no fleet", "name their fleet, too, or leave --engine out")
+        if not at:
+            raise ConfigError("config", "nothing to measure", "name a fleet, or give --url NAME=URL")
+        return [Subject(name, url) for name, url in at.items()]
+    if unknown := [name for name in names if name not in fleet.arms]:
+        cure = f"{did_you_mean(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
+        raise ConfigError("--engine", f"no engine is called {unknown[0]!r}", cure)
+    at = {one.name: str(one.url) for one in fleet.engines if one.url is not None} | at
+    wanted = dict.fromkeys([*(one.name for one in fleet.engines if not names or one.name in names), *map(_name, urls)])
+    return [
+        Subject(name, at[name]) if name in at else Subject(name, fleet=_single_engine_fleet(fleet, name))
+        for name in wanted
+    ]
+
+
+def _single_engine_fleet(fleet: DraftpickConfig, name: str) -> DraftpickConfig:
+    """A fleet of one replica of this engine, which does not measure itself."""
+    fields = fleet.model_dump(mode="json")
+    (one,) = [engine for engine in fields["engines"] if engine["name"] == name]
+    one["deployment"] |= {"num_replicas": 1, "autoscaling": None, "profile": "off"}
+    router = {"policy": "fixed", "featurizer": "none", "default_engine": name}
+    return resolve({**fields, "engines": [one], "router": router})
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    if not name or not url.startswith(("http://", "https://")):
+        raise ConfigError("--url", f"{text!r} is not NAME=URL", "write --url plain=http://127.0.0.1:8000")
+    return name, url
+
+
+def _name(text: str) -> str:
+    return _named(text)[0]
+
+
+def measured(name: str, url: str, plan: ProfilePlan, on_progress: ProgressCallback) -> ProfileResult:
+    """Measure one engine with prompts of all kinds. Raises `ProfileError`, which names the engine."""
+    texts = [prompt.text for prompt in generate(max(_PROMPTS, *plan.batches), seed=0)]
+    try:
+        return asyncio.run(measure_profile(url, texts, plan, on_progress=on_progress))
+    except (ProfileError, EngineError) as error:
+        raise ProfileError(f"engine {name} at {url}: {error}") from error
+
+
+def save(profiles: Mapping[str, Profile], folder: Path) -> None:
+    """One JSON file for each engine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, profile in profiles.items():
+        (folder / f"{name}.json").write_bytes(orjson.dumps(profile.as_json(), option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def plot(profiles: Mapping[str, Profile], path: Path) -> None:
+    """Milliseconds of a step by requests that run at once, greedy beside sampled, at the shortest context."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, both = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for axes, half, title in zip(both, (GREEDY, SAMPLED), ("greedy", "sampled"), strict=True):
+        for name, profile in profiles.items():
+            axes.plot(profile.batches, [1000 * row[0] for row in profile.step_s[half]], "o-", label=name)
+        axes.set_xscale("log", base=2)
+        grid = sorted({batch for profile in profiles.values() for batch in profile.batches})
+        axes.set_xticks(grid, [str(batch) for batch in grid])
+        axes.set_xlabel("requests that run at once")
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].set_ylim(bottom=0)
+    both[0].set_ylabel("ms of a decoding step")
+    both[1].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

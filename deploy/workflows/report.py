@@ -1,0 +1,187 @@
+"""`draftpick report`: what the data says of every learner, as one HTML page that needs no network, and as figures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from deploy.plots import report as plots
+from deploy.workflows.learning_curve import read_learning_curve
+from deploy.workflows.results import command_line, machine, versions, write
+from policy_training import experiments
+from policy_training.claims import Findings, check, steps
+from policy_training.dataset import Dataset
+from policy_training.evaluate import Interval
+from policy_training.experiments import ExperimentSetup
+
+_SPLITS = {
+    "iid": "requests like those of training",
+    "domain": "a kind of prompt that training never saw",
+    "rewording": "the same tasks in other words",
+    "own_words": "the same, chosen for in the first words",
+    "load": "costs of a step under load",
+}
+BenchmarkResult = dict[str, dict[str, dict[str, Interval]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One picture with what it shows."""
+
+    title: str
+    text: str
+    picture: str
+
+
+@dataclass(frozen=True, slots=True)
+class PaperSection:
+    """The fleet that the seed paper's claims are judged on: its requests, its dataset, its self-drafting arms."""
+
+    question: ExperimentSetup
+    data: Dataset
+    self_drafting: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What a report is to judge. `name`: the learner that all but the ladder is about; `often`: see
+    `answer_predictability`."""
+
+    question: ExperimentSetup
+    learners: Sequence[str]
+    name: str
+    paper: PaperSection | None = None
+    repeated_answers: Dataset | None = None
+
+
+def run_report(options: ReportOptions, out: Path, results: Path | None) -> BenchmarkResult:
+    """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
+
+    Where `draftpick curve` wrote there, its longer curve is what the claim on few examples is judged by.
+    """
+    question, name, paper = options.question, options.name, options.paper
+    climb = experiments.run_benchmark(question, options.learners)
+    curve = experiments.learning_curve(question, name, experiments.SIZES)
+    foresight = (
+        experiments.answer_predictability(question, options.repeated_answers, name) if options.repeated_answers else {}
+    )
+    sections, findings = _sections(question, name, climb, curve), None
+    if paper is not None:
+        findings = check(paper.question, paper.data, name, read_learning_curve(results) or curve, paper.self_drafting)
+        sections.append(
+            Section(
+                "Alpha",
+                "The seed paper's policy, whose reward is alpha * alignment + (1 - alpha) * cost: what it chooses, and "
+                "what that comes to in time.",
+                plots.alphas(findings.alphas),
+            )
+        )
+    page = Environment(loader=PackageLoader("deploy"), autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        page.render(
+            name=name, sections=sections, splits={k: v for k, v in _SPLITS.items() if k in climb[name]}, climb=climb,
+            requests=len(question.data), kinds=sorted(set(question.data.kinds)), arms=question.data.arms,
+            claims=findings.claims if findings else [], paper_arms=paper.question.data.arms if paper else [],
+            dropped=question.data.dropped, foresight=foresight, command=command_line(), machine=machine(),
+            versions=versions(),
+        )
+    )  # fmt: skip
+    if results is not None:
+        figures = ladder_figures(climb, name) | {f"learning_curve/{n}": share for n, share in curve.items()} | foresight
+        write(results / "ladder.json", len(question.data), figures, seeds=list(question.seeds), learner=name)
+        if paper is not None and findings is not None:
+            words = {claim.name: {"said": claim.statement, "found": claim.result} for claim in findings.claims}
+            write(results / "paper.json", len(paper.question.data), paper_figures(findings), claims=words)
+    return climb
+
+
+def _sections(
+    question: ExperimentSetup, name: str, results: BenchmarkResult, curve: dict[int, Interval]
+) -> list[Section]:
+    """The pictures, from what was found and what the default learner makes of the data."""
+    shares = experiments.choice_map(question, name)
+    important = experiments.importance(question, name)
+    tau = experiments.calibration(question, name)
+    regret = experiments.regret(question, name)
+    sections = [
+        Section(
+            "The ladder",
+            "Share of the gain over the best fixed engine that an oracle of each request would have; mean and range "
+            f"over {len(question.seeds)} seeds.",
+            plots.ladder(
+                {learner: results[learner] for learner in results}, [s for s in _SPLITS if s in results[name]]
+            ),
+        ),
+        Section(
+            "Learning curve", f"The same share of {name}, by number of requests to learn from.", plots.curve(curve)
+        ),
+        Section(
+            "Where requests go", f"Shares that {name} gives the engines, on held-out requests.", plots.shares(shares)
+        ),
+        Section(
+            "Regret", "Seconds lost to the oracle, request after request, by engine and policy.", plots.regret(regret)
+        ),
+        Section(
+            "What it looks at",
+            "Share of the gain that is lost when a feature is shuffled.",
+            plots.importance(important),
+        ),
+    ]
+    if tau is not None:
+        text = "Predicted and measured acceptance length of held-out requests."
+        sections.append(Section("Calibration", text, plots.calibration(*tau)))
+    return sections
+
+
+def paper_figures(findings: Findings) -> dict[str, Interval]:
+    """Of every claim whether it holds, 0 or 1, and its figures; and the sweep over alpha."""
+    figures = {k: v for claim in findings.claims for k, v in claim.as_figures().items()}
+    for one in findings.alphas:
+        figures |= {f"alpha/{one.alpha:g}/{k}": v for k, v in asdict(one).items() if k != "alpha"}
+    return {name: Interval(value, value, value) for name, value in figures.items()}
+
+
+def ladder_figures(results: BenchmarkResult, name: str) -> dict[str, Interval]:
+    """Figures by name: of every learner and split, and once more those of the default learner that aims are about."""
+    figures = {
+        f"{learner}/{split}/{figure}": value
+        for learner, splits in results.items()
+        for split, scores in splits.items()
+        for figure, value in scores.items()
+    }
+    own = results[name]
+    figures["iid_share_of_oracle"] = own["iid"]["share_of_oracle"]
+    figures["lodo_share_of_oracle"] = own["domain"]["share_of_oracle"]
+    figures["worst_domain_vs_plain"] = own["iid"]["worst_domain_vs_plain"]
+    if "rewording" in own:
+        # Of the same requests and answers; other words change the answers too, and with them what there is to gain.
+        figures["rewording_share_of_own_gain"] = _share(own["rewording"], own["own_words"])
+        figures["rewording_share_of_iid_gain"] = _share(own["rewording"], own["iid"])
+    return figures
+
+
+def _share(scores: dict[str, Interval], of: dict[str, Interval]) -> Interval:
+    """What two gains over the best fixed engine come to, each the mean over the seeds."""
+    gain, other = scores["vs_best_fixed"].value - 1, of["vs_best_fixed"].value - 1
+    return Interval(*(3 * (gain / other if other > 0 else 0.0,)))
+
+
+def fits(options: ReportOptions) -> int:
+    """How many times `run_report` tells of progress, for a bar."""
+    question, paper = options.question, options.paper
+    seeds, sizes = len(question.seeds), sum(size <= len(question.data) // 2 for size in experiments.SIZES)
+    fitted = seeds * (len(options.learners) + sizes + (options.repeated_answers is not None)) + 4
+    return fitted + (steps(paper.question, paper.self_drafting) if paper else 0)
+
+
+def as_rows(results: BenchmarkResult) -> list[dict[str, Any]]:
+    """The ladder for a table: one row a learner, shares of the oracle's gain by split."""
+    return [
+        {"learner": learner, **{s: v["share_of_oracle"].value for s, v in splits.items()}}
+        for learner, splits in results.items()
+    ]

@@ -1,0 +1,108 @@
+"""What `draftpick train` and its like do with datasets: which times count, whose contexts, and what is said of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.workflows.featurizers import read_training_domains
+from policy_training.costs import Costs
+from policy_training.dataset import Dataset, load, smallest_featurizer
+from policy_training.from_records import (
+    by_time,
+    contexts_of,
+    from_records,
+    impute_missing_arms,
+    logged_feedback,
+    random_arm_rows,
+)
+from policy_training.learners.base import Learner, LearnerSetting, ProgressCallback
+from policy_training.learners.workers import Workers
+from policy_training.matrix import Matrix, matrix
+from policy_training.ope import estimate_all, reward_model
+from policy_training.train import train_policy
+from router.lexical import stored_context
+from router.policies import read
+
+_EARLIER = 0.75
+
+
+def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tuple[Matrix, Costs]:
+    """The matrix of a dataset and the costs of its live measurements.
+
+    Replayed requests get their times from the costs; where all were measured, the measured times count.
+    """
+    costs = Costs.fit(data, arms)
+    replayed = any(m.source == "replay" for m in data.measurements)
+    return matrix(data, arms, featurizer=featurizer, costs=costs if replayed else None), costs
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What a policy is to be trained with: a featurizer (None: the lightest in the data) and what drafters are for.
+
+    `workers`: where a network is fitted; None: in this process.
+    """
+
+    learner: Learner
+    default: str
+    featurizer: str | None
+    training_domains: Sequence[str]
+    seed: int
+    on_progress: ProgressCallback
+    workers: Workers | None = None
+
+    def setting(self, costs: Costs, featurizer: str) -> LearnerSetting:
+        """As a learner wants it. Raises ValueError for a home that cannot be read."""
+        homes = read_training_domains(self.training_domains, featurizer)
+        return LearnerSetting(self.default, costs, self.seed, self.on_progress, homes, self.workers)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest should say of it."""
+        return {"homes": [Path(source).name for source in self.training_domains]}
+
+
+def train_on_data(paths: Sequence[Path], options: TrainOptions, out: Path) -> dict[str, Any]:
+    """Train on datasets and write the artefact; returns what a user wants to know of it."""
+    data = load(*paths)
+    name = smallest_featurizer(data, options.featurizer)
+    made, costs = matrix_of(data, name, data.arms)
+    provenance = {"data": [path.name for path in paths], **options.provenance}
+    train_policy(made, options.learner, options.setting(costs, name), out, provenance)
+    shown = {"policy": str(out), "requests": len(made), "arms": list(made.arms), "featurizer": made.featurizer}
+    return {**shown, "dropped": made.dropped}
+
+
+def train_on_records(folder: Path, options: TrainOptions, out: Path) -> dict[str, Any]:
+    """Train on the earlier records, write the artefact, estimate by the later ones what it would have earned."""
+    data = from_records(folder)
+    earlier, later = by_time(data, _EARLIER)
+    name = smallest_featurizer(data, options.featurizer)
+    costs = Costs.fit(earlier, data.arms)
+    made = impute_missing_arms(earlier, data.arms, name, costs)
+    provenance = {"records": len(data.measurements), **options.provenance}
+    train_policy(made, options.learner, options.setting(costs, name), out, provenance)
+    later = random_arm_rows(later)
+    seen, contexts = logged_feedback(later, data.arms), contexts_of(later, name)
+    policy, everywhere = read(out), np.ones(len(data.arms), bool)
+    order = [policy.arms.index(arm) for arm in data.arms]
+    pi = np.stack([policy.probabilities(stored_context(v, name), everywhere)[order] for v in contexts])
+    estimates = estimate_all(seen, pi, reward_model(contexts, seen, len(data.arms)), seed=options.seed)
+    logging_tpot = -float(seen.reward.mean())
+    figures = {
+        k: [round(-1000 * v, 3) for v in (e.value.value, e.value.high, e.value.low)] for k, e in estimates.items()
+    }
+    effective = estimates["dr"].effective_sample_size
+    return {
+        "policy": str(out),
+        "records": len(data.measurements),
+        "arms": data.arms,
+        "dropped": dict(data.dropped),
+        "logged_tpot_ms": round(1000 * logging_tpot, 3),
+        "estimated_tpot_ms": figures,
+        "effective_records": round(effective, 1),
+        "verdict": "estimated" if estimates["dr"].reliable else "too few records for a verdict",
+    }

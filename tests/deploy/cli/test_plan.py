@@ -1,0 +1,136 @@
+"""`draftpick simulate` and `draftpick plan` as users call them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from engines.profile import Profile, ProfileError
+from policy_training.dataset import Measurement, save
+from router.records import encode
+from router.types import Outcome
+from tests.deploy.cli.test_main import invoke, words
+from tests.policy_training.bandit import ARMS
+from tests.policy_training.simulated import profile
+from tests.policy_training.test_from_records import record
+
+
+def save_profile(folder: Path, name: str, made: Profile) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(made.as_json()))
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> str:
+    folder = tmp_path / "profiles"
+    for name, step_s, rise in (("plain", 0.010, 0.0005), ("suffix", 0.011, 0.002), ("math", 0.012, 0.003)):
+        save_profile(folder, name, profile(step_s, rise))
+    return str(folder)
+
+
+def ran(*arguments: str) -> Result:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def test_simulate_sets_strategies_beside_single_engines(profiles: str, tmp_path: Path) -> None:
+    common = (
+        "--profiles",
+        profiles,
+        "--traffic",
+        "six_kinds",
+        "--fleet",
+        "suffix=2,math=1",
+        "-n",
+        "300",
+        "--rate",
+        "5",
+    )
+    plot = tmp_path / "latency.png"
+    told = json.loads(ran("simulate", *common, "--seeds", "2", "--json", "--plot", str(plot)).stdout)
+    assert told["fleet"] == {"suffix": 2, "math": 1}
+    assert told["accelerators"] == 3
+    names = ("throughput", "text", "least_loaded", "oracle", "[math]", "[plain]", "[suffix]")
+    assert list(told["runs"]) == list(names)
+    assert all(run["latency_s/mean"]["value"] > 0 for run in told["runs"].values())
+    assert plot.stat().st_size > 1000
+    text = words(ran("simulate", *common, "--seeds", "1").stdout)
+    assert all(name in text for name in names)
+
+
+def test_plan_says_what_to_run(profiles: str, tmp_path: Path) -> None:
+    common = ("--profiles", profiles, "--traffic", "six_kinds", "-a", "4", "-n", "300", "--rate", "6", "--seeds", "2")
+    plot = tmp_path / "plan.png"
+    told = json.loads(ran("plan", *common, "--json", "--limit", "1000", "--plot", str(plot)).stdout)
+    assert 1 <= sum(told["replicas"].values()) <= 4
+    assert told["chosen"] in (told["replicas"], told["single"])
+    assert told["within_limit"] is True
+    assert plot.stat().st_size > 1000
+    text = words(ran("plan", *common, "--limit", "0.001").stdout)
+    assert "run " in text
+    assert "does not stay below 0.001 s" in text
+
+
+def test_tensor_parallel_engines_need_several_accelerators(profiles: str) -> None:
+    common = ("--profiles", profiles, "--traffic", "six_kinds", "-n", "200", "--rate", "5", "--seeds", "2")
+    told = json.loads(ran("plan", *common, "-a", "3", "--needs", "suffix=2", "--needs", "math=3", "--json").stdout)
+    needs = {"plain": 1, "suffix": 2, "math": 3}
+    assert sum(needs[name] * count for name, count in told["replicas"].items()) <= 3
+
+
+def test_requests_of_a_dataset_and_of_records(profiles: str, tmp_path: Path) -> None:
+    cells = [
+        Measurement(
+            f"math-{n}", "math", arm, arm, 0.0, 64, source="replay",
+            outcome=Outcome("ok", 200, prompt_tokens=20, output_tokens=50, acceptance_length=tau + n % 2),
+        )
+        for n in range(20) for arm, tau in (("plain", 1.0), ("suffix", 2.0), ("math", 3.0))
+    ]  # fmt: skip
+    save(tmp_path / "data.parquet", cells)
+    fleet = ("simulate", "--fleet", "suffix=1,math=1", "-n", "100", "--seeds", "1", "--json")
+    data = json.loads(ran(*fleet, "--profiles", profiles, "--data", str(tmp_path / "data.parquet")).stdout)
+    assert data["runs"]["throughput"]["share/math"]["value"] > 0.5
+    records, folder = tmp_path / "records", tmp_path / "four"
+    records.mkdir()
+    made = [record(n) for n in range(200)]
+    made = [replace(one, outcome=replace(one.outcome, e2e_s=0.2)) for one in made]
+    (records / "records-1.jsonl").write_bytes(b"".join(map(encode, made)))
+    for name in ARMS:
+        save_profile(folder, name, profile())
+    told = json.loads(
+        ran("simulate", "--fleet", "suffix=1,math=1", "--seeds", "1", "--json", "--profiles", str(folder),
+            "--records", str(records), "--rate", "2").stdout
+    )  # fmt: skip
+    assert told["runs"]["throughput"]["requests_per_s"]["value"] == pytest.approx(2.0, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fleet", "suffix"), "ENGINE=NUMBER"),
+        (("--fleet", "suffix=0"), "1 or more"),
+        (("--fleet", "suffix=1", "--data", "x"), "give one of"),
+        (("--fleet", "suffix=1", "--needs", "eagle=2"), "no profile of eagle"),
+    ],
+)
+def test_wrong_usage_is_told_and_ends_with_2(
+    profiles: str, arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = invoke("simulate", "--profiles", profiles, "--traffic", "six_kinds", *arguments)
+    assert result.exit_code == 2
+    assert message in words(result.output + capfd.readouterr().err)
+
+
+def test_a_file_that_is_no_profile_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{}")
+    result = invoke("simulate", "--profiles", str(tmp_path), "--traffic", "six_kinds", "--fleet", "broken=1")
+    assert isinstance(result.exception, ProfileError)
+    assert "broken.json" in str(result.exception)
+
+
+def test_help_teaches() -> None:
+    assert "Example:" in words(invoke("simulate", "--help").stdout)
+    assert "one engine is the better choice" in words(invoke("plan", "--help").stdout)

@@ -1,0 +1,68 @@
+"""Replay beside a running fleet: which engines are asked, and what is made of their answers."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.workflows import replay_check as replay
+from deploy.workflows.replay_check import LiveAnswer, compare, replay_fleet
+from engines.config import Engine
+from policy_training.workloads import Prompt
+from router.config import DraftpickConfig
+
+SUFFIX = {"method": "suffix", "num_speculative_tokens": 8, "suffix_decoding_max_cached_requests": 0}
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+PROMPTS = [Prompt("chat-0", "chat", "one"), Prompt("edit-0", "edit", "two")]
+
+
+def live(kind: str, acceptance_length: float) -> LiveAnswer:
+    """An answer that says its prompt again: all of it is copied once the first two tokens are there."""
+    text = np.arange(10, 20, dtype=np.int32)
+    return LiveAnswer(kind, text, text, acceptance_length)
+
+
+def test_engines_that_run_and_can_be_replayed_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def arms_of(url: str) -> list[str]:
+        return ["plain", "suffix", "medusa"]
+
+    def ask(
+        url: str, model: str, engine: str, prompts: Sequence[Prompt], on_progress: Callable[[], None]
+    ) -> list[LiveAnswer]:
+        for _ in prompts:
+            on_progress()
+        return [live(p.kind, 4.0) for p in prompts]
+
+    monkeypatch.setattr(replay, "arms_of", arms_of)
+    monkeypatch.setattr(replay, "model_of", lambda url: "m")
+    monkeypatch.setattr(replay, "ask", ask)
+    engines = [
+        {"name": "plain"},
+        {"name": "suffix", "drafter": SUFFIX},
+        {"name": "ngram", "drafter": NGRAM},
+        {"name": "medusa", "drafter": {"method": "medusa", "model": "a/b"}},
+    ]
+    fleet = DraftpickConfig.model_validate(
+        {"target": {"name": "m", "source": "a/b"}, "engines": engines, "router": {"default_engine": "plain"}}
+    )
+    told: list[tuple[str, float]] = []
+    results = replay_fleet(fleet, "http://127.0.0.1:1", PROMPTS, lambda what, done, how: told.append((what, done)))
+    assert list(results) == ["suffix"]
+    assert told == [("suffix", 0.25), ("suffix", 0.5), ("suffix", 0.75), ("suffix", 1.0)]
+
+
+def test_replayed_beside_live_acceptance(tmp_path: Path) -> None:
+    engine = Engine.model_validate({"name": "suffix", "drafter": SUFFIX})
+    replayed = compare(engine, "a/b", [live("chat", 4.0)], lambda: None)["replayed"]
+    result: dict[str, Any] = compare(engine, "a/b", [live("chat", replayed), live("edit", 2 * replayed)], lambda: None)
+    assert result["mean_error"].value == pytest.approx(0.25)
+    assert result["by_kind"] == {"chat": replayed, "edit": replayed}
+    assert result["by_length"][8] == replayed > result["by_length"][1] > 1
+
+
+def test_a_suffix_cache_over_requests_cannot_be_replayed() -> None:
+    engine = Engine.model_validate({"name": "suffix", "drafter": {"method": "suffix"}})
+    with pytest.raises(ValueError, match="max_cached_requests must be 0"):
+        compare(engine, "a/b", [live("chat", 4.0)], lambda: None)
