@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from policy_training.dataset import DatasetError
+from policy_training.data.dataset import DatasetError
+from policy_training.data.matrix import Matrix
 from policy_training.learners.base import Learner, LearnerSetting
-from policy_training.matrix import Matrix
 from router import policies
 from router.lexical import stored_context
 from router.policies import artifact

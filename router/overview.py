@@ -126,7 +126,7 @@ class RegistryStatus:
         }
 
     def _why(self, id: str) -> dict[str, object]:
-        """What the report on a policy says, as far as it is one of `policy_training.retrain`."""
+        """What the report on a policy says, as far as it is one of `policy_training.retraining.pipeline`."""
         try:
             report = self._registry.report(id)
         except PolicyRejected:

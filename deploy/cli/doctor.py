@@ -17,7 +17,7 @@ from engines.errors import ConfigError
 if TYPE_CHECKING:
     from deploy.doctor import Finding
     from deploy.workflows.headroom import HeadroomOptions, HeadroomResult
-    from policy_training.evaluate import Interval
+    from policy_training.evaluation.evaluate import Interval
 
 doctor_app = typer.Typer()
 
@@ -143,7 +143,7 @@ def _judged(options: "HeadroomOptions", plot: Path | None, as_json: bool) -> Non
 
 
 def _advise(found: "HeadroomResult") -> None:
-    from policy_training.headroom.advice import crossovers, describe, reasons_against
+    from policy_training.headroom.verdict import crossovers, describe, reasons_against
 
     evidence, colours = found.evidence, {"worth it": "green", "not worth it": "red", "cannot tell": "yellow"}
     colour = colours[evidence.verdict]

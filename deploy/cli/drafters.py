@@ -259,7 +259,7 @@ def losses(
     from engines.drafters.fit import FitOptions
     from engines.drafters.losses import LOSSES
     from engines.drafters.small_llama import Size
-    from policy_training.evaluate import Interval
+    from policy_training.evaluation.evaluate import Interval
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))

@@ -71,11 +71,11 @@ def simulate(
 
     Example: draftpick simulate --profiles profiles --traffic six_kinds --rate 4 --fleet general=2,suffix=2
     """
+    from policy_training.simulator.capacity_plan import WARM_UP
     from policy_training.simulator.fleet import Fleet
-    from policy_training.simulator.plan import WARM_UP
-    from policy_training.simulator.run import Run, intervals
-    from policy_training.simulator.run import simulate as run
-    from policy_training.simulator.strategies import strategy
+    from policy_training.simulator.routing import strategy
+    from policy_training.simulator.simulate import Run, intervals
+    from policy_training.simulator.simulate import simulate as run
     from policy_training.simulator.traffic import predicted_tau
 
     arms = _arms(profiles, needs)
@@ -142,8 +142,8 @@ def plan(
       draftpick plan -a 8 --profiles profiles --records records
       draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --needs big=2
     """
-    from policy_training.simulator.plan import PlanQuestion
-    from policy_training.simulator.plan import plan as search
+    from policy_training.simulator.capacity_plan import PlanQuestion
+    from policy_training.simulator.capacity_plan import plan as search
 
     arms = _arms(profiles, needs)
     source = _traffic(arms, traffic, data, records, policy, rate, requests)
@@ -180,7 +180,7 @@ def plan(
 
 def _arms(paths: Sequence[Path], needs: Sequence[str]) -> dict[str, Any]:
     from engines.profile import Profile, ProfileError
-    from policy_training.simulator.arm import Arm
+    from policy_training.simulator.engine import Arm
 
     wanted = _pairs(needs, "--needs")
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
@@ -209,8 +209,8 @@ def _traffic(
     n: int,
 ) -> Any:
     """The traffic that was asked for, of these engines."""
-    from policy_training.dataset import load
-    from policy_training.from_records import from_records
+    from policy_training.data.dataset import load
+    from policy_training.data.from_records import from_records
     from policy_training.simulator.traffic import (
         RecordedTraffic,
         SyntheticTraffic,

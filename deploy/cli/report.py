@@ -37,9 +37,9 @@ def report(
     from deploy.workflows.featurizers import read_training_domains
     from deploy.workflows.report import PaperSection, ReportOptions, as_rows, fits, run_report
     from deploy.workflows.train import matrix_of
-    from policy_training.costs import Costs
-    from policy_training.dataset import load, smallest_featurizer
-    from policy_training.experiments import ExperimentSetup
+    from policy_training.benchmark.experiments import ExperimentSetup
+    from policy_training.data.dataset import load, smallest_featurizer
+    from policy_training.data.step_costs import Costs
     from policy_training.learners import DEFAULT, LEARNERS, learner
 
     wanted = _listed(learners) or list(LEARNERS)
@@ -110,8 +110,8 @@ def curve(
     """
     from deploy.workflows.featurizers import read_training_domains
     from deploy.workflows.learning_curve import costs_of, run_learning_curve
-    from policy_training.dataset import load, smallest_featurizer
-    from policy_training.experiments import ExperimentSetup
+    from policy_training.benchmark.experiments import ExperimentSetup
+    from policy_training.data.dataset import load, smallest_featurizer
     from policy_training.learners import learner
 
     learner(name)
@@ -142,7 +142,7 @@ def _listed(text: str) -> list[str]:
 
 def matrix_from(paths: list[Path], featurizer: str, arms: Any, costs: Any) -> Any:
     """The matrix of replayed datasets under costs that are known; None where there are none."""
-    from policy_training.dataset import load
-    from policy_training.matrix import matrix
+    from policy_training.data.dataset import load
+    from policy_training.data.matrix import matrix
 
     return matrix(load(*paths), arms, featurizer=featurizer, costs=costs) if paths else None

@@ -76,12 +76,12 @@ def retrain(
     """
     if submit is not None:
         sys.exit(_submitted(submit))
-    from policy_training.dataset import load
-    from policy_training.keeper import RolloutConfig, RolloutController
+    from policy_training.data.dataset import load
+    from policy_training.data.record_store import RecordStore
     from policy_training.learners import learner as learner_of
-    from policy_training.record_store import RecordStore
-    from policy_training.retrain import RetrainingPlan
-    from policy_training.rollout import Limits
+    from policy_training.retraining.canary import Limits
+    from policy_training.retraining.controller import RolloutConfig, RolloutController
+    from policy_training.retraining.pipeline import RetrainingPlan
     from router.registry import Registry
 
     if reworded and not data:
@@ -115,7 +115,7 @@ def retrain(
 
 def _keep(keeper: Any, poll_s: float) -> None:
     """Step for ever; what fails is told of and tried again."""
-    from policy_training.dataset import DatasetError
+    from policy_training.data.dataset import DatasetError
     from router.errors import PolicyRejected
 
     said = ""
@@ -198,7 +198,7 @@ def events(
 
     Example: draftpick events --records records --since 24
     """
-    from policy_training.record_store import RecordStore
+    from policy_training.data.record_store import RecordStore
 
     found = RecordStore(records).events(time.time() - 3600 * since if since else 0.0)
     for event in found:

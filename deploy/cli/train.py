@@ -56,8 +56,8 @@ def collect(
     """
     from deploy.workflows.collect import fleet_at, measure_parts
     from deploy.workflows.featurizers import featurizers
-    from policy_training.contexts import refresh_contexts
-    from policy_training.dataset import DatasetParts, load
+    from policy_training.data.contexts import refresh_contexts
+    from policy_training.data.dataset import DatasetParts, load
 
     chosen, parts, made = load_prompts(prompts, n, seed, sampled_share, max_tokens), DatasetParts(output), featurizers()
     renewed = refresh_contexts(output, chosen, made)
@@ -131,9 +131,9 @@ def show_dataset(
 
     Example: draftpick dataset runs/live runs/replayed
     """
-    from policy_training.card import card
-    from policy_training.dataset import Dataset, load
-    from policy_training.from_records import from_records
+    from policy_training.data.data_card import card
+    from policy_training.data.dataset import Dataset, load
+    from policy_training.data.from_records import from_records
 
     data = sum(map(from_records, paths), Dataset(())) if records else load(*paths)
     found = card(data)
@@ -211,8 +211,8 @@ def evaluate(
     """
     from deploy.workflows.demo import show
     from deploy.workflows.train import matrix_of
-    from policy_training.dataset import load
-    from policy_training.evaluate import evaluate as judge
+    from policy_training.data.dataset import load
+    from policy_training.evaluation.evaluate import evaluate as judge
     from policy_training.train import policy_probabilities
     from router.policies import read
 
@@ -259,7 +259,7 @@ def use(
 
 def workers_of(number: int, checkpoints: str | None, beside: Path) -> Any:
     """The workers that fit a network; None for none."""
-    from policy_training.learners.workers import Workers
+    from policy_training.learners.ray_train import Workers
 
     return Workers(number, checkpoints or str(beside.resolve())) if number else None
 
@@ -281,7 +281,7 @@ def encoder(
     Example: draftpick encoder --out runs/static
     """
     from engines.embedded import encoder_path
-    from policy_training.static_encoder import distill_encoder
+    from policy_training.distill_encoder import distill_encoder
     from policy_training.workloads import generate
 
     texts = [prompt.text for prompt in generate(n, seed=_ENCODER_SEED + seed)]

@@ -11,8 +11,8 @@ from deploy.doctor.probe import RunningEngine
 from engines.config import Drafter, Engine
 from engines.cpu import computes_bfloat16
 from engines.drafters.options import DRAFTERS
-from policy_training.dataset import DatasetError
-from policy_training.record_store import RecordStore
+from policy_training.data.dataset import DatasetError
+from policy_training.data.record_store import RecordStore
 from router.config import DraftpickConfig
 from router.types import Record
 

@@ -10,7 +10,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from engines import load
-from policy_training.collect import answer_text
+from policy_training.data.collect import answer_text
 
 PATIENCE_S = 5.0
 _TEXT = "Write the numbers from one to twenty in words, separated by commas."

@@ -9,9 +9,9 @@ from rich.progress import Progress
 from deploy.config import resolve, with_router
 from deploy.launch.ray_serve import running
 from deploy.workflows.prepare_models import prepare_models
-from policy_training.collect import arms_of, measure, model_of, pinned_tasks
-from policy_training.contexts import contexts
-from policy_training.dataset import DatasetParts, Measurement
+from policy_training.data.collect import arms_of, measure, model_of, pinned_tasks
+from policy_training.data.contexts import contexts
+from policy_training.data.dataset import DatasetParts, Measurement
 from policy_training.workloads import Prompt
 from router.features import Featurizer
 

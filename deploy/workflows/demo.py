@@ -18,14 +18,14 @@ from deploy.config import with_router
 from deploy.launch.ray_serve import running
 from deploy.plots.demo import plot_demo
 from deploy.workflows.results import write
-from policy_training.collect import Task, measure, pinned_tasks
-from policy_training.contexts import contexts
-from policy_training.costs import Costs
-from policy_training.dataset import Dataset, Measurement, save
-from policy_training.evaluate import Evaluation, Interval, evaluate
+from policy_training.data.collect import Task, measure, pinned_tasks
+from policy_training.data.contexts import contexts
+from policy_training.data.dataset import Dataset, Measurement, save
+from policy_training.data.matrix import Matrix, matrix
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.evaluate import Evaluation, Interval, evaluate
 from policy_training.learners import DEFAULT, learner
 from policy_training.learners.base import LearnerSetting
-from policy_training.matrix import Matrix, matrix
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate, interleaved
 from router.config import DraftpickConfig

@@ -17,10 +17,10 @@ from deploy.launch.ray_serve import running
 from deploy.plots.demo import heat_map
 from deploy.workflows.results import write
 from engines.config import Engine
-from policy_training.collect import measure, pinned_tasks
-from policy_training.dataset import Dataset, Measurement, load, save
-from policy_training.evaluate import Interval
-from policy_training.matrix import Matrix, matrix
+from policy_training.data.collect import measure, pinned_tasks
+from policy_training.data.dataset import Dataset, Measurement, load, save
+from policy_training.data.matrix import Matrix, matrix
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deploy.workflows.drafter_corpus import Corpus
-from policy_training.contexts import contexts
+from policy_training.data.contexts import contexts
 from policy_training.workloads import Prompt
 from router.features import Featurizer
 from router.router import sentence_featurizer, static_featurizer

@@ -17,11 +17,12 @@ from deploy.workflows.train import matrix_of
 from engines.config import EMBEDDED
 from engines.errors import ConfigError
 from engines.profile import Profile
-from policy_training.costs import Costs
-from policy_training.dataset import Dataset, DatasetError, load, smallest_featurizer
-from policy_training.headroom.advice import Evidence, crossovers, describe, reasons_against
+from policy_training.data.dataset import Dataset, DatasetError, load, smallest_featurizer
+from policy_training.data.matrix import Matrix, matrix
+from policy_training.data.record_store import RecordStore
+from policy_training.data.step_costs import Costs
 from policy_training.headroom.crossover import Bucket, buckets_by_load
-from policy_training.headroom.gain import (
+from policy_training.headroom.estimate import (
     FOLDS,
     MIN_REQUESTS,
     SPLITS,
@@ -34,13 +35,12 @@ from policy_training.headroom.gain import (
     cross_fit,
     evaluate_choice,
 )
-from policy_training.headroom.logged import evaluate_logged, is_rejected
+from policy_training.headroom.from_logged import evaluate_logged, is_rejected
+from policy_training.headroom.from_records import Traffic, drawn_costs
+from policy_training.headroom.simulated import Loaded, read_profiles, under_load, unloaded_costs
 from policy_training.headroom.slices import find_slices
-from policy_training.headroom.traffic import Traffic, drawn_costs
-from policy_training.headroom.under_load import Loaded, read_profiles, under_load, unloaded_costs
+from policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
 from policy_training.learners import learner as learner_of
-from policy_training.matrix import Matrix, matrix
-from policy_training.record_store import RecordStore
 from router.config import DraftpickConfig
 
 FITS = FOLDS * SPLITS

@@ -10,9 +10,9 @@ from deploy.workflows.featurizers import featurizers
 from deploy.workflows.prepare_models import prepare_models
 from engines.errors import ConfigError
 from engines.model_paths import target_path
-from policy_training.contexts import refresh_contexts
-from policy_training.dataset import DatasetParts
-from policy_training.label import PART, Labeller, on_ray
+from policy_training.data.contexts import refresh_contexts
+from policy_training.data.dataset import DatasetParts
+from policy_training.data.replay_labels import PART, Labeller, on_ray
 from policy_training.workloads import Prompt
 from router.config import DraftpickConfig
 

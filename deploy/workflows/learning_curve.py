@@ -6,11 +6,11 @@ from pathlib import Path
 from deploy.plots import report as plots
 from deploy.workflows.results import merge_into, write
 from engines.config import EMBEDDED
-from policy_training.claims import Claim, few_examples
-from policy_training.costs import Costs
-from policy_training.dataset import DatasetError
-from policy_training.evaluate import Interval
-from policy_training.experiments import SIZES, ExperimentSetup, learning_curve
+from policy_training.benchmark.experiments import SIZES, ExperimentSetup, learning_curve
+from policy_training.benchmark.paper_claims import Claim, few_examples
+from policy_training.data.dataset import DatasetError
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.evaluate import Interval
 from router.policies import SHIPPED
 
 FILE = "learning-curve.json"

@@ -13,8 +13,8 @@ from engines.drafters.acceptance import DrafterReplay
 from engines.drafters.replay import LENGTHS, replayer
 from engines.drafters.rows import Tokens
 from engines.model_paths import target_path
-from policy_training.collect import arms_of, authorization, model_of
-from policy_training.evaluate import Interval
+from policy_training.data.collect import arms_of, authorization, model_of
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
 from router import headers
 from router.config import DraftpickConfig

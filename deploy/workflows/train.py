@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from deploy.workflows.featurizers import read_training_domains
-from policy_training.costs import Costs
-from policy_training.dataset import Dataset, load, smallest_featurizer
-from policy_training.from_records import (
+from policy_training.data.dataset import Dataset, load, smallest_featurizer
+from policy_training.data.from_records import (
     by_time,
     contexts_of,
     from_records,
@@ -18,10 +17,11 @@ from policy_training.from_records import (
     logged_feedback,
     random_arm_rows,
 )
+from policy_training.data.matrix import Matrix, matrix
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.ope import estimate_all, reward_model
 from policy_training.learners.base import Learner, LearnerSetting, ProgressCallback
-from policy_training.learners.workers import Workers
-from policy_training.matrix import Matrix, matrix
-from policy_training.ope import estimate_all, reward_model
+from policy_training.learners.ray_train import Workers
 from policy_training.train import train_policy
 from router.lexical import stored_context
 from router.policies import read

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.data.matrix import Matrix
 from policy_training.learners.base import FeatureScaling, contexts_of
-from policy_training.matrix import Matrix
 from router.lexical import FEATURES
 
 _MAX_SLICES = 8

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from engines.config import did_you_mean
-from policy_training.dataset import DatasetError
+from policy_training.data.dataset import DatasetError
 from policy_training.learners.base import Learner
 
 _LEARNERS = {

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from policy_training import reward
-from policy_training.costs import Costs
-from policy_training.learners.workers import Workers
-from policy_training.matrix import Matrix
+from policy_training.data import reward
+from policy_training.data.matrix import Matrix
+from policy_training.data.step_costs import Costs
+from policy_training.learners.ray_train import Workers
 from router.lexical import FEATURES
 from router.policies.shapes import Arrays
 

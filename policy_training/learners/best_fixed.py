@@ -1,7 +1,7 @@
 """The arm of the least total time, for every request: what routing must beat."""
 
+from policy_training.data.matrix import Matrix
 from policy_training.learners.base import Fit, Learner, LearnerSetting
-from policy_training.matrix import Matrix
 
 
 class BestFixed(Learner):

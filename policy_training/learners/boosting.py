@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.data.matrix import Matrix
 from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
-from policy_training.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)

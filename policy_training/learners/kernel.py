@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from policy_training.data.matrix import Matrix
 from policy_training.learners.base import (
     FeatureScaling,
     Fit,
@@ -20,7 +21,6 @@ from policy_training.learners.base import (
     prepared,
     regression,
 )
-from policy_training.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)

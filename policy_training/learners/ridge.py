@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_training.data.matrix import Matrix
 from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
-from policy_training.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)

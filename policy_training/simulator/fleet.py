@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from policy_training.dataset import DatasetError
-from policy_training.simulator.arm import Arm
+from policy_training.data.dataset import DatasetError
+from policy_training.simulator.engine import Arm
 from policy_training.simulator.replica import Replica, RequestLog, TaskClass, replica
 from policy_training.simulator.requests import Requests
 

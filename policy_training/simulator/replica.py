@@ -13,7 +13,7 @@ from array import array
 from collections import deque
 from heapq import heapify, heappop, heappush
 
-from policy_training.simulator.arm import Arm, Steps
+from policy_training.simulator.engine import Arm, Steps
 from policy_training.simulator.requests import Requests
 
 _EPS = 1e-6

@@ -12,10 +12,10 @@ import yaml
 from pydantic import Field
 
 from engines.profile import GREEDY, SAMPLED, Profile
-from policy_training.costs import Costs
-from policy_training.dataset import Dataset, DatasetError, smallest_featurizer
-from policy_training.from_records import impute_missing_arms
-from policy_training.matrix import matrix
+from policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
+from policy_training.data.from_records import impute_missing_arms
+from policy_training.data.matrix import matrix
+from policy_training.data.step_costs import Costs
 from policy_training.simulator.arrivals import Bursts, poisson, rotate
 from policy_training.simulator.requests import Requests
 from router.policies.base import Policy

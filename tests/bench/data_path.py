@@ -21,7 +21,7 @@ import psutil
 
 from deploy.console import progress_bar
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from tests.bench.figures import show
 from tests.load.clients import CHAT
 

@@ -29,13 +29,13 @@ from matplotlib import pyplot as plt
 from deploy.console import out, progress_bar
 from deploy.workflows.results import write
 from engines.profile import GREEDY, SAMPLED, Profile
-from policy_training.evaluate import Interval
-from policy_training.simulator.arm import Arm
+from policy_training.evaluation.evaluate import Interval
+from policy_training.simulator.capacity_plan import WARM_UP, PlanQuestion, plan
+from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.plan import WARM_UP, PlanQuestion, plan
 from policy_training.simulator.requests import Requests
-from policy_training.simulator.run import interval, simulate
-from policy_training.simulator.strategies import Floats, strategy
+from policy_training.simulator.routing import Floats, strategy
+from policy_training.simulator.simulate import interval, simulate
 from policy_training.simulator.traffic import SyntheticTraffic, predicted_tau
 from tests.bench.measured_engines import LENGTHS, column, names, on_cpus, on_gpu, requests
 from tests.policy_training.simulated import with_schedule

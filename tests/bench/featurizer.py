@@ -16,10 +16,10 @@ import torch
 from deploy.workflows.featurizers import read_training_domains
 from deploy.workflows.results import write
 from deploy.workflows.train import matrix_of
-from policy_training import ladder
-from policy_training.dataset import load
-from policy_training.evaluate import Interval
-from policy_training.experiments import interval
+from policy_training.benchmark import splits as ladder
+from policy_training.benchmark.experiments import interval
+from policy_training.data.dataset import load
+from policy_training.evaluation.evaluate import Interval
 from policy_training.learners import DEFAULT
 from policy_training.learners.base import LearnerSetting
 from policy_training.workloads import generate

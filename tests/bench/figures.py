@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 
 from deploy.console import out
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 
 
 def spread(values: Sequence[float]) -> Interval:

@@ -13,7 +13,7 @@ import httpx
 import psutil
 
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 
 
 def main() -> None:

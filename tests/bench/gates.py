@@ -19,14 +19,14 @@ from scipy.stats import beta
 
 from deploy.console import progress_bar
 from deploy.workflows.results import write
-from policy_training.bets import confidence_bounds
-from policy_training.evaluate import Interval
-from policy_training.gates import evaluate_offline
-from policy_training.keeper import RolloutConfig
-from policy_training.logged_feedback import Floats, LoggedFeedback
-from policy_training.ope import reward_model
-from policy_training.rollout import STAGES, Limits, evaluate_holdout, evaluate_stage
-from policy_training.trial import BaselineStats, CanaryExperiment, ExpectedTpot
+from policy_training.data.logged_feedback import Floats, LoggedFeedback
+from policy_training.evaluation.confidence_sequence import confidence_bounds
+from policy_training.evaluation.evaluate import Interval
+from policy_training.evaluation.ope import reward_model
+from policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
+from policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, ExpectedTpot
+from policy_training.retraining.controller import RolloutConfig
+from policy_training.retraining.offline_gate import evaluate_offline
 from tests.bench.figures import show
 
 Ints = npt.NDArray[np.int64]

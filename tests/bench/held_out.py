@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt, generate, reword
 from policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS
 from router.lexical import _ASKS, lexical_features

@@ -12,7 +12,7 @@ from deploy.config import resolve
 from deploy.console import out, progress_bar
 from deploy.workflows.drafter_benchmark import run_table
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import KINDS, generate, interleaved
 
 PARTS: list[dict[str, Any]] = [

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from deploy.console import out
 from deploy.workflows.results import merge_into, write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from tests.bench.figures import show
 from tests.bench.recipe import Recipe
 

@@ -19,12 +19,12 @@ from deploy.workflows.featurizers import featurizers
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
 from engines.model_paths import target_path
-from policy_training.collect import measure, pinned_tasks
-from policy_training.costs import Costs
-from policy_training.dataset import Dataset, load, save
-from policy_training.evaluate import Interval, evaluate
-from policy_training.label import Labeller
-from policy_training.matrix import matrix
+from policy_training.data.collect import measure, pinned_tasks
+from policy_training.data.dataset import Dataset, load, save
+from policy_training.data.matrix import matrix
+from policy_training.data.replay_labels import Labeller
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.evaluate import Interval, evaluate
 from policy_training.train import policy_probabilities
 from policy_training.workloads import generate, interleaved
 from router.policies import SHIPPED, read

@@ -15,7 +15,7 @@ from typing import Any
 from deploy.config import resolve
 from deploy.workflows.results import write
 from engines.serve import llm_config
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import generate
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from deploy.workflows.results import write
 from engines.profile import Profile
-from policy_training.dataset import load
-from policy_training.evaluate import Interval
+from policy_training.data.dataset import load
+from policy_training.evaluation.evaluate import Interval
 from policy_training.simulator.requests import Requests
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,8 +20,8 @@ from engines.drafters.replay import replay_drafter
 from engines.drafters.rows import RequestTracker
 from engines.drafters.trigram import TrigramProposer
 from engines.drafters.trigram_table import save_table, table_of
-from policy_training.bootstrap import Bootstrap, bounds
-from policy_training.evaluate import Interval
+from policy_training.evaluation.bootstrap import Bootstrap, bounds
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import KINDS
 
 

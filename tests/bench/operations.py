@@ -38,7 +38,7 @@ from deploy.generate.manifests import example
 from deploy.launch.ray_serve import free_port, running
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import merge_into, write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import generate
 from tests.bench.figures import show
 from tests.deploy import kube, test_assets, test_examples, test_helm, test_monitoring

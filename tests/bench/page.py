@@ -29,7 +29,7 @@ from PIL import Image
 
 from deploy.launch.ray_serve import free_port, running
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from router.config import load_config
 from router.registry import Registry
 from router.router import Router

@@ -24,11 +24,11 @@ from deploy.launch.ray_serve import running
 from deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
-from policy_training.bootstrap import Bootstrap, bounds
-from policy_training.collect import measure, pinned_tasks
-from policy_training.dataset import Dataset, save
-from policy_training.evaluate import Interval
-from policy_training.matrix import matrix
+from policy_training.data.collect import measure, pinned_tasks
+from policy_training.data.dataset import Dataset, save
+from policy_training.data.matrix import matrix
+from policy_training.evaluation.bootstrap import Bootstrap, bounds
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved
 
 SEED = 11

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from deploy.workflows.results import write
-from policy_training.costs import Costs
-from policy_training.evaluate import Interval
+from policy_training.data.matrix import Matrix
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.evaluate import Interval
 from policy_training.learners import DEFAULT, learner
 from policy_training.learners.base import LearnerSetting
-from policy_training.matrix import Matrix
 from policy_training.train import fit
 from router.router import static_featurizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from router.registry import Registry
-from tests.policy_training.test_retrain import log, put
+from tests.policy_training.retraining.test_pipeline import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from policy_training.dataset import load
+from policy_training.data.dataset import load
 from router.router import static_featurizer
 
 pytestmark = pytest.mark.vllm

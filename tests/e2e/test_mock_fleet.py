@@ -16,12 +16,12 @@ import ray
 from ray import serve
 
 from deploy.app import APP_NAME
-from policy_training.contexts import contexts
-from policy_training.costs import Costs
-from policy_training.dataset import Dataset, Measurement
+from policy_training.data.contexts import contexts
+from policy_training.data.dataset import Dataset, Measurement
+from policy_training.data.matrix import matrix
+from policy_training.data.step_costs import Costs
 from policy_training.learners import learner
 from policy_training.learners.base import LearnerSetting
-from policy_training.matrix import matrix
 from policy_training.train import train_policy
 from policy_training.workloads import generate
 from router import records

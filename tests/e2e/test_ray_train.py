@@ -18,14 +18,14 @@ import torch
 
 from policy_training.learners import learner
 from policy_training.learners.networks import SoftmaxOptions
-from policy_training.learners.workers import Workers
+from policy_training.learners.ray_train import Workers
 from policy_training.train import fit
 from router.lexical import stored_context
 from router.policies.mlp import MLPPolicy
 from router.policies.shapes import Arrays
 from router.registry import Registry
 from tests.policy_training.bandit import SETTING, Bandit
-from tests.policy_training.test_retrain import good_share, log, put
+from tests.policy_training.retraining.test_pipeline import good_share, log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

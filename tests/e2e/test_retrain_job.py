@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from policy_training.record_store import RecordStore
+from policy_training.data.record_store import RecordStore
 from router.registry import Registry
-from tests.policy_training.test_retrain import log, put
+from tests.policy_training.retraining.test_pipeline import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -23,7 +23,7 @@ from deploy.console import out, progress_bar
 from deploy.launch.ray_serve import running
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from router.config import DraftpickConfig
 from router.pointer import write_pointer
 from router.policies import artifact

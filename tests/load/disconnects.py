@@ -21,7 +21,7 @@ from deploy.config import resolve
 from deploy.console import out, progress_bar
 from deploy.launch.ray_serve import running
 from deploy.workflows.results import write
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from tests.load.clients import CHAT
 from tests.load.faults import processes
 

@@ -28,7 +28,7 @@ from schemathesis import GenerationMode
 from deploy.console import out, progress_bar
 from deploy.workflows.results import write
 from engines.errors import ConfigError
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from router.config import load_config
 from router.measure import EventStream, Meter
 from router.records import encode, read

@@ -17,11 +17,11 @@ from deploy.config import resolve
 from deploy.launch.standalone import RouterProcesses
 from engines.http import LocalServer
 from engines.mock import mock_app
-from policy_training.retrain import retrain
+from policy_training.retraining.pipeline import retrain
 from router.policies import artifact, read
 from router.registry import Registry
 from tests.fleet import CHAT, FAST, MODEL, asked, router_pids
-from tests.policy_training.test_retrain import PLAN, log
+from tests.policy_training.retraining.test_pipeline import PLAN, log
 
 pytestmark = [pytest.mark.load, pytest.mark.timeout(180)]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.costs import Costs
+from policy_training.data.logged_feedback import LoggedFeedback
+from policy_training.data.matrix import Matrix
+from policy_training.data.step_costs import Costs
 from policy_training.learners.base import LearnerSetting
-from policy_training.logged_feedback import LoggedFeedback
-from policy_training.matrix import Matrix
 from router.lexical import FEATURES
 
 ARMS = ("plain", "ngram", "suffix", "math")

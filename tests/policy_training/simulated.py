@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.profile import Profile
-from policy_training.simulator.arm import Arm, Mode, Steps
+from policy_training.simulator.engine import Arm, Mode, Steps
 from policy_training.simulator.requests import Requests
 
 

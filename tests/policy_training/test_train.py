@@ -8,10 +8,10 @@ import numpy as np
 import orjson
 import pytest
 
-from policy_training.contexts import contexts, request_from_prompt
-from policy_training.dataset import DatasetError
+from policy_training.data.contexts import contexts, request_from_prompt
+from policy_training.data.dataset import DatasetError
+from policy_training.data.matrix import Matrix
 from policy_training.learners import LEARNERS, learner
-from policy_training.matrix import Matrix
 from policy_training.train import fitted, policy_probabilities, train_policy
 from policy_training.workloads import Prompt
 from router.features import Featurizer, LexicalFeaturizer

@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 from deploy.console import progress_bar
 from deploy.workflows.results import write
 from engines.http import LocalServer
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
 from tests.bench.figures import show, spread
 from tests.bench.load.driver import answered

@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 from deploy.console import progress_bar
 from deploy.workflows.results import write
 from engines.http import LocalServer
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from router.router import Router
 from tests.bench.figures import show
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, train

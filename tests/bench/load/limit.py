@@ -18,13 +18,13 @@ import numpy as np
 
 from deploy.workflows.results import write
 from engines.profile import Profile
-from policy_training.evaluate import Interval
-from policy_training.simulator.arm import Arm
+from policy_training.evaluation.evaluate import Interval
+from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet, Pools
 from policy_training.simulator.replica import Replica, RequestLog
 from policy_training.simulator.requests import Requests
-from policy_training.simulator.run import interval
-from policy_training.simulator.strategies import Strategy, strategy
+from policy_training.simulator.routing import Strategy, strategy
+from policy_training.simulator.simulate import interval
 from policy_training.simulator.traffic import predicted_tau
 from tests.bench.equal_resources import skill_of
 from tests.bench.figures import show

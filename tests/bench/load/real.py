@@ -24,7 +24,7 @@ from deploy.launch.ray_serve import free_port, running
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
 from engines.http import LocalServer
-from policy_training.evaluate import Interval
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import generate
 from router.config import DraftpickConfig, load_config
 from router.router import Router

@@ -15,11 +15,11 @@ import numpy as np
 import orjson
 
 from engines.mock_spec import MockSpec
-from policy_training.contexts import contexts
-from policy_training.costs import Costs
+from policy_training.data.contexts import contexts
+from policy_training.data.matrix import Matrix
+from policy_training.data.step_costs import Costs
 from policy_training.learners import learner
 from policy_training.learners.base import LearnerSetting
-from policy_training.matrix import Matrix
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
 from router.config import load_config

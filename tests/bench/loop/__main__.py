@@ -35,12 +35,12 @@ from deploy.config import resolve
 from deploy.console import out, progress_bar
 from deploy.launch.standalone import RouterProcesses
 from deploy.workflows.results import write
-from policy_training.contexts import contexts
-from policy_training.costs import Costs
+from policy_training.data.contexts import contexts
+from policy_training.data.matrix import Matrix
+from policy_training.data.record_store import RecordStore
+from policy_training.data.step_costs import Costs
 from policy_training.learners import learner
 from policy_training.learners.base import LearnerSetting
-from policy_training.matrix import Matrix
-from policy_training.record_store import RecordStore
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
 from router.policies import read as read_policy

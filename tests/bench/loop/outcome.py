@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.contexts import contexts
+from policy_training.data.contexts import contexts
 from router.events import Event
 from router.lexical import stored_context
 from router.policies.base import Policy

@@ -21,15 +21,15 @@ from deploy.console import out, progress_bar
 from deploy.launch.ray_serve import free_port, running
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
-from policy_training.bootstrap import Bootstrap, bounds
-from policy_training.collect import measure, pinned_tasks
-from policy_training.contexts import contexts
-from policy_training.dataset import Dataset
-from policy_training.evaluate import Interval
+from policy_training.data.collect import measure, pinned_tasks
+from policy_training.data.contexts import contexts
+from policy_training.data.dataset import Dataset
+from policy_training.data.matrix import Matrix, matrix
+from policy_training.data.record_store import RecordStore
+from policy_training.evaluation.bootstrap import Bootstrap, bounds
+from policy_training.evaluation.evaluate import Interval
 from policy_training.learners import learner
-from policy_training.matrix import Matrix, matrix
-from policy_training.record_store import RecordStore
-from policy_training.retrain import RetrainingPlan, RetrainingResult, retrain
+from policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
 from policy_training.train import policy_probabilities
 from policy_training.workloads import Prompt, generate
 from router.policies import read

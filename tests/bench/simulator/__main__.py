@@ -23,13 +23,13 @@ from rich.progress import Progress
 from deploy.console import progress_bar
 from deploy.workflows.results import merge_into, write
 from engines.mock import MockSpec
-from policy_training.evaluate import Interval
-from policy_training.simulator.arm import Arm
+from policy_training.evaluation.evaluate import Interval
 from policy_training.simulator.arrivals import Bursts, poisson
+from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
-from policy_training.simulator.run import simulate
-from policy_training.simulator.strategies import strategy
+from policy_training.simulator.routing import strategy
+from policy_training.simulator.simulate import simulate
 from policy_training.simulator.traffic import predicted_tau, read_spec
 from tests.bench.figures import show, spread
 from tests.bench.simulator.live import mock_body, mock_fleet, send

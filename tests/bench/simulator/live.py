@@ -17,7 +17,7 @@ import numpy as np
 from engines.mock import MockSpec
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
-from policy_training.simulator.strategies import Strategy
+from policy_training.simulator.routing import Strategy
 from router.measure import acceptance
 from tests.bench.simulator.fleet import MODEL, asked
 

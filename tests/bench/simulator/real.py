@@ -21,12 +21,12 @@ from deploy.workflows.profile import measured, save, subjects
 from engines.held import SAMPLING
 from engines.profile import GREEDY, Profile
 from engines.profiling import ProfilePlan
-from policy_training.simulator.arm import Arm
 from policy_training.simulator.arrivals import poisson
+from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
-from policy_training.simulator.run import simulate
-from policy_training.simulator.strategies import LeastLoaded
+from policy_training.simulator.routing import LeastLoaded
+from policy_training.simulator.simulate import simulate
 from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, generate
 from tests.bench.simulator.__main__ import compared
 from tests.bench.simulator.live import Live, send

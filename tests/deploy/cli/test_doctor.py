@@ -24,14 +24,14 @@ from deploy.doctor.probe import ServedModel, ask
 from engines.errors import ConfigError
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
-from policy_training.dataset import DatasetError, Measurement, Source, save
-from policy_training.matrix import Matrix
+from policy_training.data.dataset import DatasetError, Measurement, Source, save
+from policy_training.data.matrix import Matrix
 from router.records import encode
 from router.types import Outcome, Record
 from tests.deploy.doctor.ward import PLAIN, drafting, fleet, logged
 from tests.policy_training.bandit import ARMS, COSTS
-from tests.policy_training.test_headroom import drawn, profile
-from tests.policy_training.test_headroom_records import log
+from tests.policy_training.headroom.test_headroom import drawn, profile
+from tests.policy_training.headroom.test_headroom_records import log
 
 
 @contextmanager

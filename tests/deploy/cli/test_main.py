@@ -21,10 +21,10 @@ from deploy.console import load_prompts
 from deploy.workflows import featurizers as features
 from deploy.workflows.results import write
 from engines.errors import ConfigError
-from policy_training.alignment import STATISTICS
-from policy_training.contexts import contexts
-from policy_training.dataset import DatasetError, Measurement, load, save
-from policy_training.evaluate import Interval
+from policy_training.data.contexts import contexts
+from policy_training.data.dataset import DatasetError, Measurement, load, save
+from policy_training.data.text_similarity import STATISTICS
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt, generate
 from router.features import LexicalFeaturizer
 from router.types import Outcome

@@ -8,13 +8,13 @@ import pytest
 from click.testing import Result
 
 from engines.profile import Profile, ProfileError
-from policy_training.dataset import Measurement, save
+from policy_training.data.dataset import Measurement, save
 from router.records import encode
 from router.types import Outcome
 from tests.deploy.cli.test_main import invoke, words
 from tests.policy_training.bandit import ARMS
+from tests.policy_training.data.test_from_records import record
 from tests.policy_training.simulated import profile
-from tests.policy_training.test_from_records import record
 
 
 def save_profile(folder: Path, name: str, made: Profile) -> None:

@@ -10,7 +10,7 @@ from deploy.cli.retrain import REFUSED, retrain_app
 from router.events import Event
 from router.exchange import PeerStore
 from router.registry import Registry
-from tests.policy_training.test_retrain import log, put
+from tests.policy_training.retraining.test_pipeline import log, put
 
 
 def run(*arguments: str) -> tuple[int, str]:

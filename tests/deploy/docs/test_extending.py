@@ -11,7 +11,11 @@ from tests.deploy.docs.code_blocks import Block, blocks
 from tests.deploy.overlay import ROOT, changed, lay_over
 
 PAGE = ROOT / "docs" / "extending.md"
-GUARDS = ("tests/router/test_lexical.py", "tests/engines/test_config.py", "tests/policy_training/test_learners.py")
+GUARDS = (
+    "tests/router/test_lexical.py",
+    "tests/engines/test_config.py",
+    "tests/policy_training/learners/test_learners.py",
+)
 """Tests of the tree that the page names, as far as they read the new names by themselves; of all learners: the new."""
 
 

@@ -12,7 +12,7 @@ from deploy.doctor.findings import Finding
 from deploy.doctor.probe import DoctorAnswer, RunningEngine, ServedModel
 from router.config import load_config
 from router.types import Record
-from tests.policy_training.test_from_records import record
+from tests.policy_training.data.test_from_records import record
 
 GIB = 2**30
 PLAIN: dict[str, Any] = {"name": "plain"}

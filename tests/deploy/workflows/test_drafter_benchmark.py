@@ -10,8 +10,8 @@ from rich.console import Console
 
 from deploy.workflows.drafter_benchmark import read_table, report
 from engines.config import Engine
-from policy_training.dataset import Measurement, save
-from policy_training.evaluate import Interval
+from policy_training.data.dataset import Measurement, save
+from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
 from router.types import Outcome
 

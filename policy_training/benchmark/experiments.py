@@ -1,0 +1,225 @@
+"""What the report is made of: each function is one question to the data, and answers with plain figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.benchmark import splits as ladder
+from policy_training.benchmark.splits import Score, Split
+from policy_training.data.dataset import Dataset, DatasetError
+from policy_training.data.matrix import Matrix, each_answer, matrix
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.evaluate import Interval, shares_by_task
+from policy_training.learners import LEARNERS, learner
+from policy_training.learners.base import LearnerSetting
+from policy_training.train import fitted, policy_probabilities
+from router.lexical import FEATURES
+
+Floats = npt.NDArray[np.float64]
+ProgressCallback = Callable[[], None]
+"""Called after each fit."""
+SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 10_000)
+"""Numbers of examples of a learning curve; those that the data has not are left out."""
+_MIN_ANSWERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSetup:
+    """The data of all experiments: requests, the same requests in other words, and costs of a step under load.
+
+    `more`: requests that only the learning curve trains on; `homes`: see `LearnerSetting`.
+    """
+
+    data: Matrix
+    costs: Costs
+    default: str
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    reworded: Matrix | None = None
+    costs_under_load: Costs | None = None
+    more_training_data: Matrix | None = None
+    training_domains: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    on_progress: ProgressCallback = lambda: None
+
+    def setting(self, seed: int) -> LearnerSetting:
+        """What a learner is told."""
+        return LearnerSetting(self.default, self.costs, seed, training_domains=self.training_domains)
+
+
+def run_benchmark(
+    question: ExperimentSetup, learners: Sequence[str] = LEARNERS
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Scores by learner and split; mean over the seeds, with their range."""
+    return {name: _splits(question, name) for name in learners}
+
+
+def _splits(question: ExperimentSetup, name: str) -> dict[str, dict[str, Interval]]:
+    found: dict[str, list[Score]] = {"iid": [], "domain": [], "rewording": [], "own_words": [], "load": []}
+    for seed in question.seeds:
+        setting = question.setting(seed)
+        split = ladder.iid(question.data, seed)
+        found["iid"].append(ladder.evaluate_learner(name, split, setting))
+        found["domain"].append(_over_domains(name, question, seed))
+        if question.reworded is not None:
+            for one in ladder.rewording(question.data, question.reworded, seed):
+                found[one.name].append(ladder.evaluate_learner(name, one, setting))
+        if question.costs_under_load is not None:
+            found["load"].append(_under_load(name, split, question.costs_under_load, setting))
+        question.on_progress()
+    return {split: _spread(scores) for split, scores in found.items() if scores}
+
+
+def _over_domains(name: str, question: ExperimentSetup, seed: int) -> Score:
+    """All kinds together, each judged by a policy that never saw it, against the arm that was best without it."""
+    every = list(ladder.domains(question.data))
+    routed, fixed, plain, oracle, worst = 0.0, 0.0, 0.0, 0.0, np.inf
+    for split in every:
+        policy = fitted(split.train, learner(name), question.setting(seed))
+        time = (policy_probabilities(policy, split.test) * split.test.time_s).sum()
+        best = int(split.train.time_s.sum(0).argmin())
+        default = split.test.time_s[:, split.test.arms.index(question.default)].sum()
+        routed, plain = routed + time, plain + default
+        fixed, oracle = fixed + split.test.time_s[:, best].sum(), oracle + split.test.time_s.min(1).sum()
+        worst = min(worst, default / time)
+    return Score(
+        vs_best_fixed=float(fixed / routed),
+        vs_plain=float(plain / routed),
+        share_of_oracle=float((fixed - routed) / (fixed - oracle)),
+        oracle_vs_best_fixed=float(fixed / oracle),
+        worst_domain_vs_plain=float(worst),
+    )
+
+
+def _under_load(name: str, split: Split, costs_under_load: Costs, setting: LearnerSetting) -> Score:
+    """Judged by times under load. A policy that has costs is given the new ones; no policy is trained again on text."""
+    test = split.test
+    sampled = test.temperatures > 0
+    seconds = costs_under_load.select(test.arms).time_s(
+        test.acceptance_length, test.prompt_tokens, test.output_tokens, sampled
+    )
+    policy = fitted(split.train, learner(name), replace(setting, costs=costs_under_load))
+    best_fixed = split.train.arms[int(split.train.time_s.sum(0).argmin())]
+    return ladder.score(replace(test, time_s=seconds), policy_probabilities(policy, test), best_fixed, setting.default)
+
+
+def _spread(scores: Sequence[Score]) -> dict[str, Interval]:
+    rows = [asdict(score) for score in scores]
+    return {name: interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and range, which holds the mean of equal values however it is rounded."""
+    mean = float(np.mean(values))
+    return Interval(mean, min(mean, *values), max(mean, *values))
+
+
+def learning_curve(question: ExperimentSetup, name: str, sizes: Sequence[int]) -> dict[int, Interval]:
+    """Share of the oracle's gain by number of requests trained on; the other half judges."""
+    curve = {}
+    for size in sizes:
+        shares = []
+        for seed in question.seeds:
+            split = ladder.iid(question.data, seed)
+            train = split.train if question.more_training_data is None else split.train + question.more_training_data
+            if size > len(train):
+                continue
+            rows = np.random.default_rng(seed).permutation(len(train))[:size]
+            fewer = replace(split, train=train.select_rows(rows))
+            shares.append(ladder.evaluate_learner(name, fewer, question.setting(seed)).share_of_oracle)
+            question.on_progress()
+        if shares:
+            curve[size] = interval(shares)
+    return curve
+
+
+def answer_predictability(question: ExperimentSetup, data: Dataset, name: str) -> dict[str, Interval]:
+    """What can be known before a sampled answer, of requests that were answered several times.
+
+    Shares of the gain of the oracle that knows the answer: of an oracle that knows all other answers to the same
+    request in its place, and of the policy. Trained on the question's data, which must not hold these requests.
+    """
+    judged = question.data
+    answers = [
+        matrix(one, judged.arms, featurizer=judged.featurizer, costs=question.costs) for one in each_answer(data)
+    ]
+    if len(answers) < _MIN_ANSWERS:
+        raise DatasetError(f"{len(answers)} answers to a request tell little: {_MIN_ANSWERS} or more are needed")
+    # An answer of one token has no time; its request is left out.
+    usable = set.intersection(*(set(one.prompt_ids) for one in answers))
+    answers = [one.select_rows(np.asarray([i in usable for i in one.prompt_ids])) for one in answers]
+    times = np.stack([one.time_s for one in answers])
+    best_fixed = int(judged.time_s.sum(0).argmin())
+    room = times[:, :, best_fixed].sum() - times.min(2).sum()
+    others = ((times.sum(0) - times) / (len(times) - 1)).argmin(2)
+    informed = np.take_along_axis(times, others[:, :, None], 2).sum()
+    shares = []
+    for seed in question.seeds:
+        policy = fitted(judged, learner(name), question.setting(seed))
+        routed = (policy_probabilities(policy, answers[0]) * times).sum()
+        shares.append(float((times[:, :, best_fixed].sum() - routed) / room))
+        question.on_progress()
+    other = float((times[:, :, best_fixed].sum() - informed) / room)
+    return {"foresight/other_answers": interval([other]), "foresight/policy": interval(shares)}
+
+
+def choice_map(question: ExperimentSetup, name: str) -> dict[str, dict[str, float]]:
+    """Share of each arm by kind of prompt, on held-out requests of the first seed."""
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.on_progress()
+    return shares_by_task(split.test.kinds, split.test.arms, policy_probabilities(policy, split.test))
+
+
+def calibration(question: ExperimentSetup, name: str) -> tuple[Floats, Floats] | None:
+    """Predicted and measured tau of every arm that drafts, on held-out requests: two arrays [n * arms].
+
+    None for a learner that does not predict tau.
+    """
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.on_progress()
+    assert split.test.contexts is not None
+    predicted = policy.acceptance_lengths(split.test.contexts)
+    if predicted is None:
+        return None
+    drafts = np.asarray([arm != question.default for arm in split.test.arms])
+    return predicted[:, drafts].ravel(), split.test.acceptance_length[:, drafts].ravel()
+
+
+def importance(question: ExperimentSetup, name: str) -> dict[str, float]:
+    """Share of the policy's gain over the best fixed arm that is lost when a feature is shuffled among requests."""
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.on_progress()
+    test, rng = split.test, np.random.default_rng(question.seeds[0])
+    assert test.contexts is not None
+    embedded = test.contexts.shape[1] - len(FEATURES)
+    columns: dict[str, Any] = {"embedding": slice(0, embedded)} | {f: embedded + i for i, f in enumerate(FEATURES)}
+    fixed = test.time_s[:, int(split.train.time_s.sum(0).argmin())].sum()
+
+    def gain(contexts: npt.NDArray[np.float32]) -> float:
+        return float(fixed - (policy_probabilities(policy, replace(test, contexts=contexts)) * test.time_s).sum())
+
+    whole = gain(test.contexts)
+    lost = {}
+    for feature, column in columns.items():
+        shuffled = test.contexts.copy()
+        shuffled[:, column] = shuffled[rng.permutation(len(test))][:, column]
+        lost[feature] = (whole - gain(shuffled)) / whole if whole > 0 else 0.0
+    return lost
+
+
+def regret(question: ExperimentSetup, name: str) -> dict[str, Floats]:
+    """Seconds lost to the oracle, summed request after request: of the policy and of every fixed arm."""
+    split = ladder.iid(question.data, question.seeds[0])
+    policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
+    question.on_progress()
+    test = split.test
+    order = np.random.default_rng(question.seeds[0]).permutation(len(test))
+    oracle = test.time_s.min(1)
+    times = dict(zip(test.arms, test.time_s.T, strict=True)) | {
+        "policy": (policy_probabilities(policy, test) * test.time_s).sum(1)
+    }
+    return {arm: np.cumsum((seconds - oracle)[order]) for arm, seconds in times.items()}

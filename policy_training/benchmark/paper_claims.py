@@ -1,0 +1,192 @@
+"""Does what the seed paper found hold on our engines? Each claim with its figures and a plain verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from policy_training.benchmark import paper_replication as paper
+from policy_training.benchmark import splits as ladder
+from policy_training.benchmark.experiments import ExperimentSetup
+from policy_training.data.dataset import Dataset
+from policy_training.data.matrix import matrix
+from policy_training.data.text_similarity import STATISTICS
+from policy_training.evaluation.evaluate import Interval
+
+ENOUGH = 0.98
+"""A learning curve has arrived at this share of its last gain."""
+_NEVER = 0.05  # of the requests: what still counts as refused
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`said`: what the paper found; `found`: what we did, in words; `figures`: the same in numbers."""
+
+    name: str
+    statement: str
+    holds: bool
+    result: str
+    figures: Mapping[str, float]
+
+    def as_figures(self) -> dict[str, float]:
+        """Whether it holds, 0 or 1, and its figures, under names that begin with the claim's."""
+        return {f"{self.name}/holds": float(self.holds)} | {f"{self.name}/{k}": v for k, v in self.figures.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All claims, and the sweep over alpha, which is a picture of its own."""
+
+    claims: list[Claim]
+    alphas: list[paper.Alpha]
+
+
+def check(
+    question: ExperimentSetup,
+    data: Dataset,
+    learner: str,
+    curve: Mapping[int, Interval],
+    self_drafting: Sequence[str] = (),
+) -> Findings:
+    """Judge every claim on the paper's fleet; `data` holds live and replayed measurements, some with alignments.
+
+    `curve`: gain by number of examples, of any fleet. `self_drafting`: arms whose drafter is a cut of the target.
+    """
+    alignment = paper.alignments(data, question.data, question.default)
+    alphas = paper.sweep(question, alignment["rouge_l"])
+    live = Dataset(tuple(m for m in data.measurements if m.source == "live"), data.contexts)
+    ranks = paper.proxies(matrix(live, question.data.arms), question.data, alignment, question.default)
+    claims = [
+        _beats_every_drafter(question, learner),
+        _alpha_trades(alphas),
+        _none_where_drafters_do_not_help(question, learner),
+        few_examples(curve),
+        _refused(question, learner),
+        _two_to_six(question, learner),
+        *([_self_drafting(question, learner, self_drafting)] if self_drafting else []),
+        _alignment_ranks(ranks),
+    ]
+    return Findings(claims, alphas)
+
+
+def steps(question: ExperimentSetup, self_drafting: Sequence[str] = ()) -> int:
+    """How many times `check` tells of progress."""
+    drafters, seeds = len(question.data.arms) - 1, len(question.seeds)
+    subsets = sum(min(comb(drafters, size), seeds) for size in range(2, drafters + 1))
+    return len(paper.ALPHAS) + 3 + subsets + bool(self_drafting)
+
+
+def _beats_every_drafter(question: ExperimentSetup, learner: str) -> Claim:
+    scores = [
+        ladder.evaluate_learner(learner, ladder.iid(question.data, s), question.setting(s)) for s in question.seeds
+    ]
+    ratios = [score.vs_best_fixed for score in scores]
+    question.on_progress()
+    return Claim(
+        "beats_every_drafter",
+        "over mixed domains the policy is faster than every single drafter",
+        min(ratios) > 1,
+        f"{np.mean(ratios):.3f} times the best one ({min(ratios):.3f} to {max(ratios):.3f} over the seeds)",
+        {"vs_best_fixed": float(np.mean(ratios)), "low": min(ratios), "high": max(ratios)},
+    )
+
+
+def _alpha_trades(alphas: Sequence[paper.Alpha]) -> Claim:
+    drafting = [one for one in alphas if not np.isnan(one.alignment)]
+    first, last = drafting[0], drafting[-1]
+    fastest = max(alphas, key=lambda one: one.vs_plain)
+    slowest = min(alphas, key=lambda one: one.vs_plain)
+    return Claim(
+        "alpha_trades_alignment_for_speed",
+        "a larger alpha takes better aligned drafters, a smaller one faster drafters",
+        last.alignment > first.alignment and last.speed <= first.speed,
+        f"alignment {first.alignment:.3f} to {last.alignment:.3f} and drafting speed {first.speed:.3f} to "
+        f"{last.speed:.3f} from alpha {first.alpha:g} to {last.alpha:g}; total time is least at {fastest.alpha:g} "
+        f"({fastest.vs_plain:.3f} times as fast as without a drafter) and most at {slowest.alpha:g} "
+        f"({slowest.vs_plain:.3f})",
+        {
+            "alignment_first": first.alignment, "alignment_last": last.alignment,
+            "speed_first": first.speed, "speed_last": last.speed,
+            "fastest_alpha": fastest.alpha, "fastest_vs_plain": fastest.vs_plain,
+            "fastest_vs_best_fixed": fastest.vs_best_fixed, "slowest_vs_plain": slowest.vs_plain,
+        },
+    )  # fmt: skip
+
+
+def _none_where_drafters_do_not_help(question: ExperimentSetup, learner: str) -> Claim:
+    right, wrong = paper.none_where_it_helps(question, learner)
+    return Claim(
+        "none_where_drafters_do_not_help",
+        "the arm without a drafter is chosen where drafters do not help",
+        right > 2 * wrong,
+        f"chosen for {right:.1%} of the requests that are fastest without a drafter and {wrong:.1%} of the others",
+        {"share_where_fastest": right, "share_elsewhere": wrong},
+    )
+
+
+def few_examples(curve: Mapping[int, Interval]) -> Claim:
+    """By a learning curve: share of the oracle's gain by number of examples, of any fleet."""
+    sizes, last = sorted(curve), curve[max(curve)].value
+    enough = next(size for size in sizes if curve[size].value >= ENOUGH * last)
+    return Claim(
+        "few_examples_suffice",
+        "fewer than 10,000 examples suffice",
+        enough < min(sizes[-1], 10_000),  # the last size itself shows nothing
+        f"{ENOUGH:.0%} of the gain of {sizes[-1]} examples is reached with {enough}",
+        {"enough": float(enough), "of": float(sizes[-1]), "share_of_oracle": last},
+    )
+
+
+def _refused(question: ExperimentSetup, learner: str) -> Claim:
+    share, slower = paper.refused(question, learner)
+    return Claim(
+        "misaligned_drafters_are_refused",
+        "drafters of the wrong domain cost speed (17 % in the paper) and are refused",
+        share < _NEVER,
+        f"drafters that are slower than none on a kind of prompt take {slower:.2f} times as long and get {share:.1%} "
+        "of the requests",
+        {"share": share, "time_over_none": slower},
+    )
+
+
+def _two_to_six(question: ExperimentSetup, learner: str) -> Claim:
+    drafters = [arm for arm in question.data.arms if arm != question.default]
+    gains = paper.subsets(question, learner, drafters)
+    words = ", ".join(f"{size}: {gain.value:.3f}" for size, gain in gains.items())
+    return Claim(
+        "two_to_six_drafters",
+        "it works with two to six drafters",
+        all(gain.value >= 1 for gain in gains.values()),
+        f"against the best of each set (mean over sets), by number of drafters: {words}",
+        {f"vs_best_fixed_{size}": gain.value for size, gain in gains.items()},
+    )
+
+
+def _self_drafting(question: ExperimentSetup, learner: str, arms: Sequence[str]) -> Claim:
+    data = question.data.select_arms([question.default, *arms])
+    scores = [ladder.evaluate_learner(learner, ladder.iid(data, s), question.setting(s)) for s in question.seeds]
+    gain = float(np.mean([score.vs_plain for score in scores]))
+    own = float(np.mean([data.time_s[:, 0].sum() / data.time_s[:, i].sum() for i in range(1, len(data.arms))]))
+    question.on_progress()
+    return Claim(
+        "self_drafting_arms",
+        "it works with drafters made of the target's own layers",
+        gain > 1.01,
+        f"alone they are {own:.2f} times as fast as none; a policy over none and {' and '.join(arms)} is {gain:.3f} "
+        "times as fast",
+        {"arm_vs_plain": own, "policy_vs_plain": gain},
+    )
+
+
+def _alignment_ranks(ranks: Mapping[str, float]) -> Claim:
+    best = max(ranks, key=lambda name: ranks[name])
+    alike = max(ranks[name] for name in STATISTICS)
+    words = ", ".join(f"{name} {value:.2f}" for name, value in sorted(ranks.items(), key=lambda item: -item[1]))
+    return Claim(
+        "alignment_ranks_drafters",
+        "alignment with the target's answer tells which drafter is fastest",
+        alike >= max(ranks["replayed_tau"], ranks["live_acceptance_rate"]),
+        f"{best} ranks the drafters of a kind best; rank correlation with measured speed: {words}",
+        dict(ranks),
+    )

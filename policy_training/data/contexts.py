@@ -1,0 +1,51 @@
+"""The contexts that the router would have made of prompts."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from policy_training.data.dataset import Contexts, load, save
+from policy_training.workloads import Prompt
+from router.features import Featurizer
+from router.openai import Request, truncate
+from router.types import Vector
+
+
+def contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]) -> Contexts:
+    """Feature vectors by prompt id and featurizer."""
+    return asyncio.run(_contexts(featurizers, prompts))
+
+
+def refresh_contexts(folder: Path, prompts: Sequence[Prompt], featurizers: Sequence[Featurizer]) -> int:
+    """Bring a folder of a dataset to these featurizers, without measuring anew; returns how many requests changed.
+
+    Parts whose requests have all their contexts, and requests that are not among `prompts`, stay as they are.
+    """
+    by_id, wanted, changed = {prompt.id: prompt for prompt in prompts}, {f.id for f in featurizers}, 0
+    for file in sorted(folder.glob("*.parquet")):
+        data = load(file)
+        asked = {
+            m.prompt_id: replace(by_id[m.prompt_id], temperature=m.temperature, max_tokens=m.max_tokens)
+            for m in data.measurements
+            if m.prompt_id in by_id and not wanted <= data.contexts.get(m.prompt_id, {}).keys()
+        }
+        if asked:
+            save(file, data.measurements, {**data.contexts, **contexts(featurizers, list(asked.values()))})
+            changed += len(asked)
+    return changed
+
+
+async def _contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]) -> Contexts:
+    found: dict[str, dict[str, Vector]] = {prompt.id: {} for prompt in prompts}
+    for featurizer in featurizers:
+        made = await asyncio.gather(*(featurizer(request_from_prompt(prompt)) for prompt in prompts))
+        for prompt, context in zip(prompts, made, strict=True):
+            found[prompt.id][featurizer.id] = context.vector
+    return found
+
+
+def request_from_prompt(prompt: Prompt) -> Request:
+    """The request that a prompt is sent as, as far as features see it."""
+    sampling = {"temperature": prompt.temperature, "max_tokens": float(prompt.max_tokens)}
+    return Request("/v1/chat/completions", b"", truncate(prompt.text), sampling=sampling)

@@ -1,0 +1,35 @@
+"""The data card: what a dataset covers, by arm and by kind of prompt, and what was left out."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from policy_training.data.dataset import Dataset, Measurement
+
+
+def card(data: Dataset) -> dict[str, Any]:
+    """Counts and means for a person or a program to judge coverage by."""
+    arms = sorted({m.label for m in data.measurements})
+    kinds = sorted({m.kind for m in data.measurements})
+    return {
+        "requests": len({m.prompt_id for m in data.measurements}),
+        "featurizers": data.featurizers,
+        "arms": {arm: _row([m for m in data.measurements if m.label == arm]) for arm in arms},
+        "kinds": {kind: _row([m for m in data.measurements if m.kind == kind]) for kind in kinds},
+        "dropped": dict(sorted(data.dropped.items())),
+    }
+
+
+def _row(some: list[Measurement]) -> dict[str, Any]:
+    sources = Counter(m.source for m in some)
+    good = [m for m in some if m.outcome.status == "ok"]
+    tau = [m.outcome.acceptance_length or 1.0 for m in good]
+    return {
+        **{source: sources[source] for source in ("live", "replay", "record")},
+        "failed": len(some) - len(good),
+        "greedy": sum(m.temperature == 0 for m in some),
+        "sampled": sum(m.temperature > 0 for m in some),
+        "mean_tau": float(np.mean(tau)) if tau else 0.0,
+        "mean_tokens": float(np.mean([m.outcome.output_tokens or 0 for m in good])) if good else 0.0,
+    }

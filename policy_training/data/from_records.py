@@ -1,0 +1,218 @@
+"""The router's records as a dataset, and the matrix that they are too thin for: most were seen under one arm alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.data.dataset import Dataset, DatasetError, Measurement
+from policy_training.data.logged_feedback import LoggedFeedback
+from policy_training.data.matrix import Matrix
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.ope import predict, ridge
+from router.policies.base import Policy
+from router.records import read
+from router.types import Context, Record, Vector
+
+KIND = "traffic"
+_MIN_ANSWERS = 20
+"""Requests that an arm must have been seen with before anything is said of it, where no earlier policy says it."""
+_MAX_WEIGHT = 10.0
+_PRIOR = 10.0
+
+
+def from_records(folder: Path) -> Dataset:
+    """Finished answers of a folder's records. Raises `DatasetError` when it has none, or a damaged one."""
+    if not any(folder.glob("records-*.jsonl")):
+        raise DatasetError(f"{folder} holds no records-*.jsonl (is `router.records.dir` set?)")
+    try:
+        return dataset_of(read(folder))
+    except ValueError as error:
+        raise DatasetError(f"{folder}: {error}") from error
+
+
+def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = None) -> Dataset:
+    """Finished answers with a context and a propensity, in order of time; what is left out is counted.
+
+    `since`: records of an arm before this time (seconds since the epoch) tell nothing of it any more. Shadows, which
+    nobody drew, have no propensity. Raises `DatasetError` when nothing is left.
+    """
+    dropped: Counter[str] = Counter()
+    kept: list[tuple[float, Measurement, Context]] = []
+    for record in records:
+        reason = _unusable(record)
+        if reason is None and since and record.time < since.get(record.decision.arm, 0.0):
+            reason = "before_change"
+        if reason or record.context is None:
+            dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
+        else:
+            kept.append((record.time, _measurement(record), record.context))
+    if not kept:
+        raise DatasetError(f"there is no record to learn from (dropped: {dict(dropped)})")
+    kept.sort(key=lambda row: row[0])
+    contexts: dict[str, dict[str, Vector]] = {m.prompt_id: {c.featurizer: c.vector} for _, m, c in kept}
+    return Dataset(tuple(m for _, m, _ in kept), contexts, dict(dropped))
+
+
+def _unusable(record: Record) -> str | None:
+    outcome, decision = record.outcome, record.decision
+    if decision.reason not in ("policy", "shadow"):
+        return decision.reason
+    if outcome.status != "ok":
+        return outcome.status
+    if outcome.ttft_s is None or outcome.tpot_s is None or not outcome.output_tokens:
+        return "too_short"
+    if not 0 < decision.propensity <= 1:
+        return "no_propensity"
+    if record.context is not None and not np.isfinite(record.context.vector).all():
+        return "context_not_finite"
+    return None
+
+
+def _measurement(record: Record) -> Measurement:
+    sampling = record.sampling or {}
+    return Measurement(
+        prompt_id=f"{record.request_id}/{record.attempt}",
+        kind=KIND,
+        label=record.decision.arm,
+        arm=record.decision.arm,
+        temperature=float(sampling.get("temperature", 1.0)),
+        max_tokens=int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0),
+        outcome=record.outcome,
+        source="record",
+        in_flight=sum(record.load.values()) + 1,
+        propensity=record.decision.propensity if record.decision.reason == "policy" else None,
+        time=record.time,
+        stretch=record.decision.stretch,
+    )
+
+
+def impute_missing_arms(
+    data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, prior: Policy | None = None
+) -> Matrix:
+    """A full matrix of records: tau as it was seen where it was, and elsewhere as a ridge regression of it expects.
+
+    With `prior`, a policy that predicts tau, the regression is of what that missed, and an arm may be unseen; without
+    one, an arm that was hardly taken raises `DatasetError`.
+    """
+    requests = _by_request(data, featurizer)
+    if not requests:
+        raise DatasetError(f"no record has a context of {featurizer!r}")
+    x = np.stack([data.contexts[i][featurizer] for i in requests]).astype(np.float64)
+    z = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    before = _log_tau_of(prior, arms, x, featurizer)
+    log_tau = before.copy()
+    for arm, name in enumerate(arms):
+        seen = [(i, m) for i, cells in enumerate(requests.values()) for m in cells if m.arm == name]
+        if len(seen) < _MIN_ANSWERS and prior is None:
+            raise DatasetError(
+                f"arm {name!r} has {len(seen)} records: at least {_MIN_ANSWERS} are needed (explore more)"
+            )
+        if seen:
+            rows = np.asarray([i for i, _ in seen])
+            values = np.asarray([np.log(max(m.outcome.acceptance_length or 1.0, 1.0)) for _, m in seen])
+            weight = np.asarray([min(1.0 / (m.propensity or 1e-9), _MAX_WEIGHT) for _, m in seen])
+            log_tau[:, arm] += _residual_correction(z, rows, values - before[rows, arm], weight)
+            log_tau[rows, arm] = values
+    tau = np.exp(np.maximum(log_tau, 0.0))
+    first = [cells[0] for cells in requests.values()]
+    prompt_tokens = np.asarray([m.outcome.prompt_tokens or 0 for m in first], np.float64)
+    tokens = np.asarray([m.outcome.output_tokens or 0 for m in first], np.float64)
+    temperatures = np.asarray([m.temperature for m in first])
+    return Matrix(
+        prompt_ids=tuple(requests),
+        kinds=tuple(m.kind for m in first),
+        arms=tuple(arms),
+        time_s=costs.select(arms).time_s(tau, prompt_tokens, tokens, temperatures > 0),
+        acceptance_length=tau,
+        acceptance_rate=np.full_like(tau, np.nan),
+        prompt_tokens=prompt_tokens,
+        output_tokens=tokens,
+        temperatures=temperatures,
+        dropped=dict(data.dropped),
+        featurizer=featurizer,
+        contexts=x.astype(np.float32),
+    )
+
+
+def _by_request(data: Dataset, featurizer: str) -> dict[str, list[Measurement]]:
+    """Measurements by request, of those with a context: the client's own, and those of its shadows."""
+    found: dict[str, list[Measurement]] = {}
+    for m in data.measurements:
+        if featurizer in data.contexts.get(m.prompt_id, {}):
+            found.setdefault(m.prompt_id, []).append(m)
+    return found
+
+
+def _log_tau_of(
+    prior: Policy | None, arms: Sequence[str], x: npt.NDArray[np.float64], featurizer: str
+) -> npt.NDArray[np.float64]:
+    """Log tau [n, arms] as a policy predicts it; 0 for what it does not know, and without one."""
+    found = np.zeros((len(x), len(arms)))
+    if prior is None or prior.featurizer != featurizer:
+        return found
+    predicted = prior.acceptance_lengths(x.astype(np.float32))
+    for column, arm in enumerate(arms):
+        if predicted is not None and arm in prior.arms:
+            found[:, column] = np.log(predicted[:, prior.arms.index(arm)])
+    return found
+
+
+def _residual_correction(
+    z: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+    residual: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """What is to be added everywhere [n]: of few answers their mean, drawn to 0; of more, a ridge regression."""
+    drawn_to_0, one_arm = residual.sum(keepdims=True) / (len(rows) + _PRIOR), np.zeros(len(rows), np.int64)
+    weight = weight / weight.mean()
+    return predict(z, ridge(z[rows], one_arm, residual, drawn_to_0, fewest=_MIN_ANSWERS, weight=weight))[:, 0]
+
+
+def random_arm_rows(data: Dataset, featurizer: str | None = None) -> Dataset:
+    """The records that a policy drew, without shadows; with a featurizer: those that have such a context."""
+    rows = [m for m in data.measurements if m.propensity is not None]
+    if featurizer is not None:
+        rows = [m for m in rows if featurizer in data.contexts.get(m.prompt_id, {})]
+    return Dataset(tuple(rows), data.contexts, data.dropped)
+
+
+def paired_rows(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Seconds per token [n, arms] of the requests of `rows`; NaN in all of a row unless `data` has every arm of it."""
+    cells: dict[str, dict[str, float]] = {}
+    for m in data.measurements:
+        cells.setdefault(m.prompt_id, {})[m.arm] = m.outcome.tpot_s or np.nan
+    found = np.full((len(rows.measurements), len(arms)), np.nan)
+    for i, m in enumerate(rows.measurements):
+        if all(arm in cells[m.prompt_id] for arm in arms):
+            found[i] = [cells[m.prompt_id][arm] for arm in arms]
+    return found
+
+
+def logged_feedback(data: Dataset, arms: Sequence[str]) -> LoggedFeedback:
+    """Decisions with the reward -TPOT in seconds, which compares answers of any length: higher is better."""
+    rows = random_arm_rows(data).measurements
+    return LoggedFeedback(
+        np.asarray([arms.index(m.arm) for m in rows], np.int64),
+        np.asarray([-(m.outcome.tpot_s or 0.0) for m in rows], np.float64),
+        np.asarray([m.propensity or 0.0 for m in rows], np.float64),
+    )
+
+
+def by_time(data: Dataset, share: float, since: float = 0.0) -> tuple[Dataset, Dataset]:
+    """The earlier records, and the later rest: traffic changes, and a policy serves the future.
+
+    The rest begins after `share` of the records that are later than `since` (seconds since the epoch).
+    """
+    before = sum(m.time <= since for m in data.measurements)
+    at = before + round(share * (len(data.measurements) - before))
+    earlier, later = data.measurements[:at], data.measurements[at:]
+    return Dataset(earlier, data.contexts, data.dropped), Dataset(later, data.contexts, data.dropped)
+
+
+def contexts_of(data: Dataset, featurizer: str) -> npt.NDArray[np.float32]:
+    """Contexts [n, d] in the order of the measurements."""
+    return np.stack([data.contexts[m.prompt_id][featurizer] for m in data.measurements])

@@ -1,0 +1,124 @@
+"""Where records lie: a folder, or any store that fsspec knows (`s3://bucket/records`, `gs://`, `memory://`, ...)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+
+from policy_training.data.dataset import DatasetError
+from router.events import EVENTS, Event, decode_events, encode_events
+from router.records import decode
+from router.types import Record
+
+_AT_ONCE = 16
+"""Segments that are read before it is asked whether these are enough."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What was read of a segment: up to byte `end`, after a whole line."""
+
+    end: int = 0
+    records: list[Record] = field(default_factory=list)
+
+
+class RecordStore:
+    """Segments below `url`, and the events beside them. Raises `DatasetError` where they cannot be read."""
+
+    def __init__(self, url: str, workers: int = 0, max_records: int = 100_000) -> None:
+        """`workers`: tasks of Ray Data that read segments, on the cluster that Ray is connected to; 0: none.
+
+        `most`: of older segments nothing is read once there are so many records.
+        """
+        try:
+            self._fs, self._root = fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise DatasetError(f"{url} cannot be opened: {error}") from error
+        self.url, self._workers, self._max_records = url, workers, max_records
+        self._segments: dict[str, _Segment] = {}
+
+    def records(self, since: float = 0.0) -> list[Record]:
+        """All records later than `since` (seconds since the epoch), in order of time.
+
+        Of a segment that was read before only what was added is read.
+        """
+        sizes = self._sizes()
+        newest_first, kept = sorted(sizes, reverse=True), dict[str, _Segment]()
+        for i in range(0, len(newest_first), _AT_ONCE):
+            kept |= self._read({name: sizes[name] for name in newest_first[i : i + _AT_ONCE]})
+            if sum(len(segment.records) for segment in kept.values()) >= self._max_records:
+                break
+        self._segments = kept
+        found = [r for segment in kept.values() for r in segment.records if r.time > since]
+        return sorted(found, key=lambda record: record.time)
+
+    def events(self, since: float = 0.0) -> list[Event]:
+        """What routers told of, later than `since`."""
+        path = f"{self._root}/online/{EVENTS}"
+        if not self._fs.exists(path):
+            return []
+        return decode_events(self._fs.cat_file(path), since)
+
+    def append_event(self, event: Event) -> None:
+        """Add an event to what routers told of. Raises OSError."""
+        folder = f"{self._root}/online"
+        self._fs.makedirs(folder, exist_ok=True)
+        with self._fs.open(f"{folder}/{EVENTS}", "ab") as file:
+            file.write(encode_events([event]))
+
+    def _sizes(self) -> dict[str, int]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._root, detail=True)
+        except OSError as error:
+            raise DatasetError(f"{self.url} cannot be read: {error}") from error
+        sizes = {str(one["name"]): int(one["size"]) for one in found}
+        segments = {name: size for name, size in sizes.items() if _is_segment(name.rsplit("/", 1)[-1])}
+        if not segments:
+            raise DatasetError(f"{self.url} holds no records-*.jsonl (is `router.records.dir` set?)")
+        return segments
+
+    def _read(self, sizes: dict[str, int]) -> dict[str, _Segment]:
+        """These segments, with what was added to them since."""
+        segments = {name: self._segments.get(name, _Segment()) for name in sizes}
+        grown = {name: segments[name].end for name, size in sizes.items() if size > segments[name].end}
+        if self._workers and len(grown) > 1:
+            added = _on_ray(self._fs, grown, self._workers)
+        else:
+            added = {name: _added(self._fs, name, start) for name, start in grown.items()}
+        for name, (end, records) in added.items():
+            segments[name] = _Segment(end, [*segments[name].records, *records])
+        return segments
+
+
+def _is_segment(name: str) -> bool:
+    return name.startswith("records-") and name.endswith(".jsonl")
+
+
+def _added(fs: Any, name: str, start: int) -> tuple[int, list[Record]]:
+    """Where the last whole line ends, and the records from `start` to there; a torn last line waits for its rest."""
+    data = fs.cat_file(name, start=start)
+    whole = data[: data.rfind(b"\n") + 1]
+    return start + len(whole), list(_decoded(whole, name))
+
+
+def _decoded(data: bytes, name: str) -> Iterator[Record]:
+    for line in data.splitlines():
+        try:
+            yield decode(line)
+        except ValueError as error:
+            raise DatasetError(f"{name}: {error}") from error
+
+
+def _on_ray(fs: Any, starts: dict[str, int], workers: int) -> dict[str, tuple[int, list[Record]]]:
+    """Every segment in a task of Ray Data, wherever in the cluster there is room."""
+    import ray
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        end, records = _added(fs, row["name"], int(row["start"]))
+        return {"name": row["name"], "end": end, "records": records}
+
+    rows = [{"name": name, "start": start} for name, start in starts.items()]
+    found = ray.data.from_items(rows).map(read, concurrency=workers).take_all()
+    return {row["name"]: (int(row["end"]), list(row["records"])) for row in found}

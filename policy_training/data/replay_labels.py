@@ -1,0 +1,150 @@
+"""Labels by counterfactual replay: one answer of the target tells what every drafter would have accepted of it.
+
+Exact for drafters that draft one fixed token at a place, which ours do, for sampled answers too: the target's sample is
+accepted if and only if it is the drafted token, with the drafter or without (Leviathan, Kalman, Matias 2023).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from engines.config import Engine
+from engines.drafters.alone import StandaloneGenerator, standalone_generator
+from engines.drafters.answers import GenerationRequest, ResponseGenerator
+from engines.drafters.replay import LENGTHS, compute_dtype, replayer
+from engines.drafters.rows import Tokens
+from policy_training.data.collect import has_degenerate_repetition
+from policy_training.data.contexts import contexts
+from policy_training.data.dataset import Contexts, DatasetParts, Measurement
+from policy_training.data.text_similarity import alignment
+from policy_training.workloads import Prompt
+from router.features import Featurizer
+from router.types import Outcome
+
+PART = 128
+"""Answers that are given in one batch and written as one part: what an interrupted run loses."""
+
+_ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": PART}
+ProgressCallback = Callable[[int], None]
+"""Called with the number of prompts just labelled."""
+
+
+class Labeller:
+    """Labels prompts of the target at a path under engines that can be replayed.
+
+    `answers`: to each sampled prompt; another sample is accepted otherwise, and only the mean of them can be foreseen.
+    `alone_tokens`: how much each drafter says on its own, to be likened to the target's greedy answer; 0: nothing.
+    `lengths`: replay other draft lengths than the engines' own, too.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        engines: Sequence[Engine],
+        featurizers: Sequence[Featurizer],
+        *,
+        seed: int,
+        answers: int = 1,
+        standalone_tokens: int = 0,
+        lengths: bool = True,
+    ) -> None:
+        dtype = str(compute_dtype()).removeprefix("torch.")
+        self._generator = ResponseGenerator(Path(target), seed=seed, dtype=dtype, **_ENGINE)
+        self._decode = _decoder(target)
+        self._featurizers, self._answers, self._standalone_tokens = featurizers, answers, standalone_tokens
+        more = LENGTHS if lengths else ()
+        self._engines = [(engine, _ReplayedEngine(engine, target, more)) for engine in engines]
+
+    def label(
+        self, prompts: Sequence[Prompt], on_progress: ProgressCallback = lambda n: None
+    ) -> tuple[list[Measurement], Contexts]:
+        """Measurements and contexts of a part. Prompts too long for the target are left out."""
+        each = [prompt for prompt in prompts for _ in range(self._answers if prompt.temperature > 0 else 1)]
+        places, answers = self._generator([GenerationRequest(p.text, p.temperature, p.max_tokens) for p in each])
+        kept = [each[place] for place in places]
+        measurements = []
+        for prompt, tokens, answer in zip(kept, answers.prompt_tokens(), answers.answer_tokens(), strict=True):
+            loops = has_degenerate_repetition(self._decode(answer))
+            for engine, replayed in self._engines:
+                outcome, lengths = replayed(tokens, answer)
+                more: dict[str, Any] = {"source": "replay", "loops": loops, "tau_by_length": lengths}
+                if self._standalone_tokens and prompt.temperature == 0 and engine.drafter is not None:
+                    more["alignment"] = self._alignment(replayed.generate(tokens, self._standalone_tokens), answer)
+                measurements.append(Measurement.from_prompt(prompt, engine.name, engine.name, outcome, **more))
+        on_progress(len(prompts))
+        return measurements, contexts(self._featurizers, list(dict.fromkeys(kept)))
+
+    def _alignment(self, own: Tokens, answer: Tokens) -> dict[str, float]:
+        beginning = answer[: self._standalone_tokens]
+        return alignment(self._decode(beginning), self._decode(own), beginning.tolist(), own.tolist())
+
+
+class _ReplayedEngine:
+    """One engine, replayed: from (prompt, answer) to the outcome and the acceptance length of every draft length."""
+
+    def __init__(self, engine: Engine, target: str, lengths: Sequence[int]) -> None:
+        self._drafter = engine.drafter
+        self._target = target
+        if engine.drafter is not None:
+            self._own = engine.drafter.num_speculative_tokens
+            self._replay = replayer(engine.drafter, sorted({self._own, *lengths}), target)
+
+    def __call__(self, tokens: Tokens, answer: Tokens) -> tuple[Outcome, dict[int, float]]:
+        sizes = {"prompt_tokens": len(tokens), "output_tokens": len(answer)}
+        if self._drafter is None:
+            return Outcome("ok", **sizes), {}
+        replays = self._replay(tokens, answer)
+        own = replays[self._own]
+        outcome = Outcome("ok", **sizes, acceptance_length=own.acceptance_length, acceptance_rate=own.acceptance_rate)
+        return outcome, {k: one.acceptance_length for k, one in replays.items()}
+
+    @cached_property
+    def generate(self) -> StandaloneGenerator:
+        assert self._drafter is not None
+        return standalone_generator(self._drafter, self._target)
+
+
+def on_ray(
+    target: str,
+    engines: Sequence[Engine],
+    parts: Sequence[Sequence[Prompt]],
+    folder: Path,
+    workers: int,
+    **options: int,
+) -> int:
+    """Label the parts on `workers` workers of the Ray cluster, which share `folder`; returns how many prompts."""
+    import ray.data
+
+    if not parts:
+        return 0
+    rows = [{"prompts": orjson.dumps(list(part))} for part in parts]
+    engine_fields = [engine.model_dump(mode="json") for engine in engines]
+    arguments = {"target": target, "engines": engine_fields, "folder": folder, "options": options}
+    made = ray.data.from_items(rows).map(_Worker, fn_constructor_kwargs=arguments, concurrency=workers, num_cpus=1)
+    return sum(int(row["labelled"]) for row in made.iter_rows())
+
+
+class _Worker:
+    """One process of `on_ray`; it loads the models once."""
+
+    def __init__(self, target: str, engines: list[dict[str, Any]], folder: Path, options: dict[str, Any]) -> None:
+        from router.router import sentence_featurizer, static_featurizer
+
+        made = [Engine.model_validate(engine) for engine in engines]
+        self._labeller = Labeller(target, made, (sentence_featurizer(), static_featurizer()), **options)
+        self._parts = DatasetParts(folder)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        prompts = [Prompt(**fields) for fields in orjson.loads(row["prompts"])]
+        self._parts.add(*self._labeller.label(prompts))
+        return {"labelled": len(prompts)}
+
+
+def _decoder(target: str) -> Callable[[Tokens], str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,108 @@
+"""Headroom of records whose requests were seen under one arm each: doubly robust estimates of what others would take.
+
+    time(pi) = sum over requests of ttft(pi) + (tokens - 1) tpot(pi)        each DR: sum_a pi q + w (measured - q)
+
+The number of tokens does not depend on the arm, since the output is the target's whichever runs it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.data.from_records import contexts_of
+from policy_training.data.logged_feedback import LoggedFeedback
+from policy_training.data.matrix import Matrix
+from policy_training.evaluation.ope import MIN_EFFECTIVE, doubly_robust, effective_sample_size, reward_model, weights
+from policy_training.headroom.estimate import (
+    CrossFittedChoice,
+    Headroom,
+    Ids,
+    Mask,
+    Resampled,
+    build_headroom,
+    time_columns,
+)
+from policy_training.headroom.from_records import Traffic
+
+Floats = npt.NDArray[np.float64]
+SUPPORTED = 0.95
+"""Of the requests, so many must have been such that the log could have taken what is judged."""
+_POSSIBLE = 1e-3
+
+
+def evaluate_logged(
+    traffic: Traffic,
+    data: Matrix,
+    choice: CrossFittedChoice,
+    groups: Ids,
+    slices: Mapping[str, Mask],
+    *,
+    worth: float,
+    seed: int,
+) -> Headroom:
+    """Judge a choice by single answers. `data`: their requests, in the order of `traffic.single()`.
+
+    The verdict is refused (`cannot tell`) where the answers are worth fewer than 200 that the judged policy, or the
+    best single arm, would have had itself, or where the log could hardly have taken what is judged.
+    """
+    log = _LoggedTimes(traffic, len(data.arms))
+    arms = np.stack([log.times(one) for one in _each(len(data), len(data.arms))], axis=1)
+    single = [np.eye(len(data.arms))[one] for one in choice.single]
+    routed = [log.times(one) for one in choice.shares]
+    no_oracle = np.ones(len(data))
+    columns = time_columns(
+        arms[None], [log.times(one)[None] for one in single], [one[None] for one in routed], no_oracle[None]
+    )
+    found = build_headroom(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=None)
+    judged = (choice.shares.mean(0), np.mean(single, axis=0))
+    effective = min(effective_sample_size(log.weights(pi)) for pi in judged)
+    supported = min(float((pi * (log.offered >= _POSSIBLE)).sum(1).mean()) for pi in judged)
+    found = replace(found, effective=effective, supported=supported)
+    if not is_rejected(found):
+        return found
+    more = math.ceil(len(data) * (MIN_EFFECTIVE / max(effective, 1.0) - 1)) if supported >= SUPPORTED else None
+    return replace(found, verdict="cannot tell", needs=more)
+
+
+def is_rejected(found: Headroom) -> bool:
+    """Whether single answers are too few, or of the wrong kind, for a verdict."""
+    few = found.effective is not None and found.effective < MIN_EFFECTIVE
+    return few or (found.supported is not None and found.supported < SUPPORTED)
+
+
+def _each(n: int, arms: int) -> list[Floats]:
+    """Every arm as a policy [n, arms]."""
+    return [np.tile(np.eye(arms)[arm], (n, 1)) for arm in range(arms)]
+
+
+class _LoggedTimes:
+    """Single answers, and models of what they would have taken elsewhere."""
+
+    def __init__(self, traffic: Traffic, n_arms: int) -> None:
+        single, arms = traffic.single_answers(), list(traffic.arms)
+        rows = single.measurements
+        contexts = contexts_of(single, traffic.featurizer)
+        taken = np.asarray([arms.index(m.arm) for m in rows], np.int64)
+        propensity = np.asarray([m.propensity for m in rows], np.float64)
+        self._tokens = np.asarray([(m.outcome.output_tokens or 1) - 1 for m in rows], np.float64)
+        self._parts = [
+            (made, reward_model(contexts, made, n_arms))
+            for made in (
+                LoggedFeedback(taken, np.asarray([m.outcome.tpot_s for m in rows], np.float64), propensity),
+                LoggedFeedback(taken, np.asarray([m.outcome.ttft_s for m in rows], np.float64), propensity),
+            )
+        ]
+        self.offered = np.asarray([[traffic.offered[m.prompt_id].get(arm, 0.0) for arm in arms] for m in rows])
+
+    def weights(self, pi: Floats) -> Floats:
+        """Importance weights [n] of a policy [n, arms]."""
+        return weights(self._parts[0][0], pi)
+
+    def times(self, pi: Floats) -> Floats:
+        """Terms [n] whose sum is the doubly robust estimate of a policy's total time in seconds."""
+        w = self.weights(pi)
+        tpot, ttft = (doubly_robust(pi, q, w, made.arm, made.reward) for made, q in self._parts)
+        return np.asarray(ttft + self._tokens * tpot)

@@ -1,0 +1,141 @@
+"""What the router's records tell of headroom: requests with shadows under all arms, and single choices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_training.data.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
+from policy_training.data.from_records import dataset_of, impute_missing_arms, random_arm_rows
+from policy_training.data.matrix import Matrix, matrix
+from policy_training.data.step_costs import Costs
+from policy_training.headroom.crossover import bucket_of
+from policy_training.retraining.pipeline import changed_since
+from router.events import Event
+from router.types import Record
+
+Floats = npt.NDArray[np.float64]
+MIN_REQUESTS = 40
+"""Answers of an arm, below which nothing is said of it."""
+_MAX_TIMED = 500
+"""Answers of an arm that costs are fitted to; of measured requests, for a bootstrap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Finished answers under the arms that have enough of them.
+
+    `in_flight` of a measurement: requests on its arm at the time, it among them. `offered`: the probabilities that the
+    log drew from, by prompt id and arm. `costs`: what a step takes at the usual load. `left_out`: answers of the other
+    arms. `overhead_s`: median time that the router itself took of a request; None: not known.
+    """
+
+    data: Dataset
+    arms: tuple[str, ...]
+    featurizer: str
+    costs: Costs
+    offered: Mapping[str, Mapping[str, float]]
+    excluded: Mapping[str, int]
+    overhead_s: float | None
+
+    @classmethod
+    def from_records(
+        cls, records: Sequence[Record], events: Sequence[Event] = (), featurizer: str | None = None
+    ) -> "Traffic":
+        """Of records; what an arm did before it changed is left out. Raises `DatasetError`."""
+        if records and all(record.context is None for record in records):
+            raise DatasetError("no record has a context: set router.featurizer (`lexical` needs no model)")
+        found = dataset_of(records, changed_since(events))
+        name = smallest_featurizer(found, featurizer)
+        loads, offered, overheads = {}, {}, []
+        for record in records:
+            id, decision = f"{record.request_id}/{record.attempt}", record.decision
+            loads[id, decision.arm] = record.load.get(decision.arm, 0) + 1
+            if decision.reason == "policy":
+                offered[id] = decision.probabilities
+            if record.outcome.overhead_s is not None:
+                overheads.append(record.outcome.overhead_s)
+        kept = [
+            replace(m, in_flight=loads[m.prompt_id, m.arm])
+            for m in found.measurements
+            if name in found.contexts[m.prompt_id]
+        ]
+        counts = {arm: sum(m.arm == arm for m in kept) for arm in found.arms}
+        arms = tuple(arm for arm, count in counts.items() if count >= MIN_REQUESTS)
+        if len(arms) < 2:
+            said = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+            raise DatasetError(
+                f"fewer than two engines have {MIN_REQUESTS} finished answers ({said}): nothing can be compared; "
+                "set router.explore or router.shadow.share"
+            )
+        data = Dataset(tuple(m for m in kept if m.arm in arms), found.contexts, found.dropped)
+        left_out = {arm: count for arm, count in counts.items() if arm not in arms}
+        overhead_s = float(np.median(overheads)) if overheads else None
+        return cls(data, arms, name, Costs.fit(_default_costs(data, arms), arms), offered, left_out, overhead_s)
+
+    def paired_matrix(self) -> Matrix | None:
+        """Requests that were answered under all arms, with what each accepted; times are those of the usual load.
+
+        Shadows wait until there is little to do: their own times would flatter them. None where there is no such
+        request.
+        """
+        try:
+            return matrix(self.data, self.arms, featurizer=self.featurizer, costs=self.costs)
+        except DatasetError:
+            return None
+
+    def single_answers(self) -> Dataset:
+        """Answers that a policy drew, without shadows, in order of time."""
+        return random_arm_rows(self.data, self.featurizer)
+
+    def matrix(self, some: Dataset) -> Matrix:
+        """The requests of these measurements, one each, in their order; unseen cells are imputed."""
+        every = self.impute()
+        at = {id: i for i, id in enumerate(every.prompt_ids)}
+        return every.select_rows(np.asarray([at[m.prompt_id] for m in some.measurements]))
+
+    def impute(self, excluding: Sequence[str] = ()) -> Matrix:
+        """All requests but these and those of the same text: as it was seen, and elsewhere as is expected."""
+        held = {self._text_of(id) for id in excluding}
+        rows = tuple(m for m in self.data.measurements if self._text_of(m.prompt_id) not in held)
+        return impute_missing_arms(Dataset(rows, self.data.contexts), self.arms, self.featurizer, self.costs)
+
+    def _text_of(self, prompt_id: str) -> bytes:
+        """What tells one text from another."""
+        return self.data.contexts[prompt_id][self.featurizer].tobytes()
+
+    def drawn_costs(self, draws: int, seed: int) -> list[Costs]:
+        """Costs of resampled answers."""
+        return drawn_costs(_default_costs(self.data, self.arms), self.arms, draws, seed)
+
+
+def drawn_costs(data: Dataset, arms: Sequence[str], draws: int, seed: int) -> list[Costs]:
+    """Costs that other measurements of the same requests might have given: a bootstrap over requests."""
+    by_request: dict[str, list[Measurement]] = {}
+    for m in data.measurements:
+        if m.source != "replay":
+            by_request.setdefault(m.prompt_id, []).append(m)
+    requests, rng, found = list(by_request.values()), np.random.default_rng(seed), []
+    for _ in range(draws):
+        chosen = rng.integers(0, len(requests), min(len(requests), _MAX_TIMED))
+        rows = [replace(m, prompt_id=f"{i}") for i, at in enumerate(chosen) for m in requests[at]]
+        try:
+            found.append(Costs.fit(Dataset(tuple(rows)), arms))
+        except DatasetError:
+            continue  # an arm with few answers may be left with too few
+    return found
+
+
+def _default_costs(data: Dataset, arms: Sequence[str]) -> Dataset:
+    """The answers at the load that most of them had, among loads at which every arm has enough; all, if there is none.
+
+    At most `_MAX_TIMED` of an arm, the last ones.
+    """
+    by_bucket: dict[int, list[Measurement]] = {}
+    for m in data.measurements:
+        by_bucket.setdefault(bucket_of(m.in_flight), []).append(m)
+    full = [rows for rows in by_bucket.values() if all(sum(m.arm == arm for m in rows) >= MIN_REQUESTS for arm in arms)]
+    rows = max(full, key=len, default=list(data.measurements))
+    kept = [m for arm in arms for m in [m for m in rows if m.arm == arm][-_MAX_TIMED:]]
+    return Dataset(tuple(kept), data.contexts)

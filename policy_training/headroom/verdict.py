@@ -1,0 +1,135 @@
+"""When routing does not pay, in words, and the verdict with all that is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policy_training.evaluation.ope import MIN_EFFECTIVE
+from policy_training.headroom.crossover import Bucket, crossover, lost_share
+from policy_training.headroom.estimate import Headroom, Verdict
+from policy_training.headroom.from_logged import SUPPORTED
+from policy_training.headroom.simulated import Loaded
+
+_ALL = 0.95
+_MOSTLY = 0.5
+_SAMPLED = 0.9
+_TINY = 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was found, and beside it: `buckets` of load; `plain`, the arm without a drafter, if one is known; `loaded`,
+    a simulation; `overhead`, the share of a request's time that the router takes; `sampled`, the share that samples."""
+
+    found: Headroom
+    worth: float
+    buckets: Sequence[Bucket] = ()
+    plain: str | None = None
+    loaded: Loaded | None = None
+    overhead: float | None = None
+    sampled: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Worth it only where it is so under load, too, if that was asked."""
+        verdicts = [self.found.verdict, *([self.loaded.verdict(self.worth)] if self.loaded else [])]
+        return next((one for one in ("not worth it", "cannot tell") if one in verdicts), "worth it")
+
+
+def reasons_against(evidence: Evidence) -> list[str]:
+    """All that speaks against routing here, one sentence each."""
+    return [*_few(evidence), *_one_engine(evidence), *_little(evidence), *_load(evidence)]
+
+
+def _few(evidence: Evidence) -> list[str]:
+    """Too little is known."""
+    found, said = evidence.found, []
+    if found.supported is not None and found.supported < SUPPORTED:
+        said.append(
+            f"for {1 - found.supported:.0%} of the requests the log could not have taken what is judged: set "
+            "router.explore or router.shadow.share"
+        )
+    elif found.effective is not None and found.effective < MIN_EFFECTIVE:
+        said.append(
+            f"the records are worth {found.effective:.0f} requests under the judged policy, and {MIN_EFFECTIVE:.0f} "
+            "are needed: set router.explore or router.shadow.share"
+        )
+    elif found.verdict == "cannot tell":
+        gain = found.gain.routed
+        said.append(f"from {gain.low:.1%} to {gain.high:.1%} both a gain that pays and none that does are possible")
+    return said
+
+
+def _one_engine(evidence: Evidence) -> list[str]:
+    """One engine would do."""
+    found, said = evidence.found, []
+    name, most = max(found.arms.items(), key=lambda item: item[1].share)
+    if most.share >= _ALL:
+        said.append(f"{name} would get {most.share:.0%} of the requests: it alone does nearly the same")
+    oracle = found.gain.oracle
+    if oracle is not None and oracle.high < evidence.worth:
+        said.append(f"not even an oracle that has read each answer saves {evidence.worth:.1%}")
+    losing = [f"{kind} ({gain.routed.value:.1%})" for kind, gain in found.slices.items() if gain.routed.high < 0]
+    if losing:
+        said.append(f"routing is slower than {found.best} on {', '.join(losing)}")
+    return said
+
+
+def _little(evidence: Evidence) -> list[str]:
+    """There is little to gain in such requests."""
+    found, said = evidence.found, []
+    half = found.halves.get("sampled")
+    if evidence.sampled > _SAMPLED and half is not None and half.routed.high < evidence.worth:
+        said.append(f"{evidence.sampled:.0%} of the requests sample, where drafts gain little")
+    if found.output_tokens < _TINY:
+        said.append(
+            f"half of the answers have {found.output_tokens:.0f} tokens or fewer, and drafts speed up what follows the "
+            "first one"
+        )
+    if evidence.overhead is not None and evidence.overhead > evidence.worth / 3:
+        said.append(f"the router itself takes {evidence.overhead:.1%} of a request's time")
+    return said
+
+
+def _load(evidence: Evidence) -> list[str]:
+    """Under load drafts cost more than they save, or more engines of one kind do better."""
+    said, loaded = [], evidence.loaded
+    if evidence.plain is not None and (lost := lost_share(evidence.buckets, evidence.plain)) > _MOSTLY:
+        said.append(f"{lost:.0%} of the answers came at a load at which {evidence.plain}, without drafts, is fastest")
+    if loaded is not None and loaded.verdict(evidence.worth) != "worth it":
+        said.append(
+            f"at {loaded.rate:g} requests a second, {loaded.engines} engines {loaded.single} take "
+            f"{loaded.single_s.value:.3g} s a request, and one of each behind the router {loaded.routed_s.value:.3g} s"
+        )
+    return said
+
+
+def crossovers(evidence: Evidence) -> list[str]:
+    """From which load on each arm is slower than the plain one."""
+    plain = evidence.plain
+    if plain is None:
+        return []
+    found = {arm: crossover(evidence.buckets, arm, plain) for arm in evidence.found.arms if arm != plain}
+    at = {arm: f"from {one.least} requests in flight on it" for arm, one in found.items() if one is not None}
+    at |= {arm: "at any load" for arm, one in found.items() if one is not None and one.least == 1}
+    return [f"{arm} is slower than {plain} {when}" for arm, when in at.items()]
+
+
+def describe(evidence: Evidence) -> str:
+    """The verdict in one paragraph."""
+    found, worth = evidence.found, evidence.worth
+    gain, oracle = found.gain.routed, found.gain.oracle
+    what = "less" if gain.value >= 0 else "more"
+    text = (
+        f"on {found.gain.n:,} requests routing takes {abs(gain.value):.1%} {what} time than {found.best} alone "
+        f"(95 %: {-gain.high:+.1%} to {-gain.low:+.1%}); {worth:.1%} less is what pays."
+    )
+    if oracle is not None:
+        share = found.share_of_oracle
+        part = f", of which routing gets {max(share, 0.0):.0%}" if share is not None else ""
+        text += f" An oracle would take {oracle.value:.1%} less{part}."
+    if found.worst is not None:
+        kind, least = found.worst[0], found.worst[1].routed
+        text += f" It saves least on {kind}: {least.value:.1%} ({least.low:.1%} to {least.high:.1%})."
+    if found.needs is not None:
+        text += f" It needs about {found.needs:,} more requests to tell."
+    return text

@@ -1,0 +1,169 @@
+"""How many replicas of which engine a number of accelerators should run, and whether one engine alone would be better.
+
+A local search over allocations: it begins with the best single engine and moves accelerators from one engine to
+another, many at first, then fewer, for as long as that pays. All allocations see the same requests (common random
+numbers). What was found is judged on requests that the search has not seen.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from policy_training.data.dataset import DatasetError
+from policy_training.evaluation.evaluate import Interval
+from policy_training.simulator.engine import Arm
+from policy_training.simulator.fleet import Fleet
+from policy_training.simulator.requests import Requests
+from policy_training.simulator.routing import Floats, strategy
+from policy_training.simulator.simulate import interval, intervals, simulate
+from policy_training.simulator.traffic import Traffic, predicted_tau
+
+OBJECTIVES = ("latency_s/mean", "latency_s/p95", "latency_s/p99", "tpot_s/mean", "tpot_s/p95", "ttft_s/p95")
+WARM_UP = 0.1
+"""Share of the requests that find an empty fleet and do not count."""
+Counts = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuestion:
+    """What a fleet is for.
+
+    `objective`: the figure to make small, one of `OBJECTIVES`. `strategy` and `skill`: of the router. `seeds`: of
+    requests that the search sees; as many others judge what it found, at least `evaluation_seeds`.
+    """
+
+    arms: Mapping[str, Arm]
+    traffic: Traffic
+    accelerators: int
+    objective: str = "latency_s/mean"
+    strategy: str = "throughput"
+    predictability: float = 0.6
+    seeds: int = 2
+    evaluation_seeds: int = 8
+    first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"no objective {self.objective!r} (there are: {', '.join(OBJECTIVES)})")
+        if not any(arm.accelerators <= self.accelerators for arm in self.arms.values()):
+            raise DatasetError(f"{self.accelerators} accelerators are too few for any of these engines")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An allocation, beside the best single engine. Both figures are seconds, `speed` the ratio of the second to the
+    first: above 1, the plan is faster. `better`: whether that is certain; else one engine is the better choice.
+    """
+
+    replicas: dict[str, int]
+    single: dict[str, int]
+    objective: str
+    value: Interval
+    single_value: Interval
+    speed: Interval
+    better: bool
+    tried: int
+    figures: dict[str, Interval] = field(default_factory=dict)
+    single_figures: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """What to run."""
+        return self.replicas if self.better else self.single
+
+
+ProgressCallback = Callable[[int, float], None]
+"""Called with the number of allocations tried, and the seconds of the best one."""
+
+
+class PlanEvaluator:
+    """Simulates allocations on the requests of some seeds, each allocation once."""
+
+    def __init__(self, question: PlanQuestion, seeds: Sequence[int]) -> None:
+        self._question, self._names = question, tuple(question.arms)
+        self._traffic: list[tuple[Requests, Floats]] = []
+        for seed in seeds:
+            made = question.traffic(seed)
+            self._traffic.append((made, predicted_tau(made.tau, question.predictability, seed)))
+        self.figures_by_counts: dict[Counts, list[dict[str, float]]] = {}
+
+    def figures(self, counts: Counts) -> list[dict[str, float]]:
+        """Figures of an allocation by seed."""
+        if counts not in self.figures_by_counts:
+            fleet = Fleet.from_counts(self._question.arms, dict(zip(self._names, counts, strict=True)))
+            self.figures_by_counts[counts] = [
+                simulate(fleet, made, strategy(self._question.strategy, fleet, made, tau)).figures(WARM_UP)
+                for made, tau in self._traffic
+            ]
+        return self.figures_by_counts[counts]
+
+    def values(self, counts: Counts) -> list[float]:
+        """The objective by seed."""
+        return [figures[self._question.objective] for figures in self.figures(counts)]
+
+    def value(self, counts: Counts) -> float:
+        """The objective, the mean over seeds."""
+        return float(np.mean(self.values(counts)))
+
+
+def plan(question: PlanQuestion, on_progress: ProgressCallback = lambda tried, best: None) -> Plan:
+    """The best allocation that was found, judged on other requests than it was found with."""
+    names, first = tuple(question.arms), question.first_seed
+    judge = PlanEvaluator(question, range(first, first + question.seeds))
+    singles = list(_singles(question))
+    single = min(singles, key=judge.value)
+    best = _search(question, judge, single, on_progress)
+    fresh = PlanEvaluator(question, range(first + question.seeds, first + question.seeds + question.evaluation_seeds))
+    ours, theirs = fresh.values(best), fresh.values(single)
+    speed = interval([b / a for a, b in zip(ours, theirs, strict=True)])
+    return Plan(
+        replicas=_named(names, best),
+        single=_named(names, single),
+        objective=question.objective,
+        value=interval(ours),
+        single_value=interval(theirs),
+        speed=speed,
+        better=best != single and speed.low > 1.0,
+        tried=len(judge.figures_by_counts),
+        figures=intervals(fresh.figures(best)),
+        single_figures=intervals(fresh.figures(single)),
+    )
+
+
+def _named(names: Sequence[str], counts: Counts) -> dict[str, int]:
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+
+def _singles(question: PlanQuestion) -> Iterator[Counts]:
+    """All accelerators for one engine, each in turn."""
+    for at, arm in enumerate(question.arms.values()):
+        if count := question.accelerators // arm.accelerators:
+            yield tuple(count if i == at else 0 for i in range(len(question.arms)))
+
+
+def _search(question: PlanQuestion, judge: PlanEvaluator, start: Counts, on_progress: ProgressCallback) -> Counts:
+    best, step = start, max(question.accelerators // 4, 1)
+    while step:
+        better = min(_moves(question, best, step), key=judge.value, default=best)
+        on_progress(len(judge.figures_by_counts), judge.value(best))
+        if judge.value(better) < judge.value(best):
+            best = better
+        else:
+            step //= 2
+    return best
+
+
+def _moves(question: PlanQuestion, counts: Counts, step: int) -> Iterator[Counts]:
+    """Allocations in which one engine gives about `step` accelerators to another one."""
+    needs = [arm.accelerators for arm in question.arms.values()]
+    free = question.accelerators - sum(n * c for n, c in zip(needs, counts, strict=True))
+    for giver, count in enumerate(counts):
+        given = min(-(-step // needs[giver]), count)
+        for taker in range(len(counts)):
+            taken = (free + given * needs[giver]) // needs[taker]
+            if taker != giver and given and taken:
+                moved = list(counts)
+                moved[giver] -= given
+                moved[taker] += taken
+                yield tuple(moved)

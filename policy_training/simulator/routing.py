@@ -1,0 +1,190 @@
+"""Who chooses the arm of a request: from what is expected of it, and from the requests in flight on every arm.
+
+    score_a = wait_a + prefill_a * read_price_a + steps_a * price_a             steps_a = (E[tokens] - 1) / tau_a(x)
+
+Prices are those of the router's objectives (`router/load.py`). With B requests at the arm's least loaded replica, of a
+step and of a second of a prefill:
+
+    latency       t(B+1)                              1              the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))          B + 1          the time of all that are there
+    cost          price t(B+1) / (B+1) + 0.1 t(B+1)   price + 0.1    its share of a replica
+
+Where a request would have to wait it runs, later, as the last that has room.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.profile import GREEDY, SAMPLED
+from policy_training.simulator.engine import Arm
+from policy_training.simulator.fleet import Fleet
+from policy_training.simulator.requests import Requests
+
+Floats = npt.NDArray[np.float64]
+Objective = Literal["latency", "throughput", "cost"]
+_OWN_OF_COST = 0.1
+STRATEGIES = ("throughput", "latency", "cost", "text", "least_loaded", "round_robin", "oracle")
+
+
+class Strategy(ABC):
+    """Chooses an arm for every request."""
+
+    @abstractmethod
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        """The arm of request i; `least[arm]`: requests in flight on its least loaded replica."""
+
+
+class RoundRobin(Strategy):
+    """The arms in turn, each as often as it has replicas."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        most = max(fleet.replicas)
+        turns = chain.from_iterable(
+            (arm for arm, count in enumerate(fleet.replicas) if turn < count) for turn in range(most)
+        )
+        self._turns = list(turns)
+
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        return self._turns[i % len(self._turns)]
+
+
+class LeastLoaded(Strategy):
+    """The arm with the least requests in flight on a replica; those that tie in turn."""
+
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        n = len(least_loaded)
+        return min(range(n), key=lambda arm: (least_loaded[arm], (arm - i) % n))
+
+
+class TextOnly(Strategy):
+    """The arm of the least time were the request alone; what else runs is not seen."""
+
+    def __init__(self, costs: "StrategyCosts", tau: Floats, sampled: npt.NDArray[np.bool_]) -> None:
+        steps = np.asarray([[row[1] for row in half] for half in costs.step_s])
+        self._arms: list[int] = (steps[sampled.astype(int)] / tau).argmin(1).tolist()
+
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        return self._arms[i]
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyCosts:
+    """What a router knows of its arms. `step_s[half][arm][n]`: of a step with n running, up to what runs at once.
+
+    `service_s` [arms]: of a usual request on a full replica, by which one that waits foresees when others end.
+    """
+
+    step_s: Sequence[Sequence[Sequence[float]]]
+    start_s: Sequence[float]
+    start_s_per_token: Sequence[float]
+    max_running: Sequence[int]
+    service_s: Sequence[float]
+    price: Sequence[float]
+
+    @classmethod
+    def from_arms(cls, arms: Sequence[Arm], requests: Requests, tau: Floats) -> "StrategyCosts":
+        """Of these arms; `tau` [n, arms]: what is expected of the requests."""
+        curves = [[_curve(arm, requests.mean_context, half) for arm in arms] for half in (GREEDY, SAMPLED)]
+        steps = max(requests.mean_output_tokens - 1, 0.0) * (1 / tau).mean(0)
+        profiles = [arm.modes[0].profile for arm in arms]
+        return cls(
+            step_s=curves,
+            start_s=[p.prefill_s for p in profiles],
+            start_s_per_token=[p.prefill_s_per_token for p in profiles],
+            max_running=[arm.max_running for arm in arms],
+            service_s=[count * curve[-1] for count, curve in zip(steps.tolist(), curves[GREEDY], strict=True)],
+            price=[arm.price for arm in arms],
+        )
+
+    def prices(self, objective: Objective) -> list[list[list[float]]]:
+        """By half, arm and requests that are there before: what a step counts. Raises KeyError."""
+        price_of = _PRICES[objective]
+        return [
+            [
+                [price_of(curve[n + 1], curve[n], n, price) for n in range(len(curve) - 1)]
+                for curve, price in zip(half, self.price, strict=True)
+            ]
+            for half in self.step_s
+        ]
+
+
+_PRICES: Mapping[Objective, Callable[[float, float, int, float], float]] = {
+    "latency": lambda step_s, before_s, there, price: step_s,
+    "throughput": lambda step_s, before_s, there, price: step_s + there * (step_s - before_s),
+    "cost": lambda step_s, before_s, there, price: price * step_s / (there + 1) + _OWN_OF_COST * step_s,
+}
+"""Of a step's seconds with one more request and without it, the number of those there, and the price of a replica."""
+
+
+def _curve(arm: Arm, context: float, sampled: int) -> list[float]:
+    return [arm.step_s(n, context, sampled) for n in range(arm.max_running + 1)]
+
+
+class Routed(Strategy):
+    """The arm of the least score.
+
+    `tau` [n, arms]: acceptance lengths as they are foreseen; `tokens`: expected answer lengths, one for all, or [n].
+    """
+
+    def __init__(
+        self,
+        costs: StrategyCosts,
+        requests: Requests,
+        tau: Floats,
+        tokens: Floats | float,
+        objective: Objective = "throughput",
+    ) -> None:
+        self._costs, self._tau, self._prices = costs, tau, costs.prices(objective)
+        self._objective = objective
+        expected = np.broadcast_to(np.asarray(tokens, np.float64), (len(requests),))
+        self._tokens: list[float] = np.maximum(expected - 1.0, 0.0).tolist()
+        self._prompt: list[float] = requests.prompt_tokens.tolist()
+        self._sampled: list[int] = requests.sampled.astype(int).tolist()
+
+    def choose(self, i: int, least_loaded: Sequence[int]) -> int:
+        scores = self.scores(i, least_loaded)
+        return scores.index(min(scores))
+
+    def scores(self, i: int, least_loaded: Sequence[int]) -> list[float]:
+        """Seconds by arm, as the objective counts them."""
+        costs, prices = self._costs, self._prices[self._sampled[i]]
+        tokens, prompt, scores = self._tokens[i], self._prompt[i], []
+        for arm, tau in enumerate(self._tau[i].tolist()):
+            there, most = least_loaded[arm], costs.max_running[arm]
+            read_s, wait_s = costs.start_s[arm] + prompt * costs.start_s_per_token[arm], 0.0
+            if there >= most:
+                wait_s = (there + 1 - most) / most * costs.service_s[arm]
+                there = most - 1
+            if self._objective == "throughput":
+                read_s *= there + 1
+            elif self._objective == "cost":
+                read_s *= costs.price[arm] + _OWN_OF_COST
+            scores.append(wait_s + read_s + tokens / tau * prices[arm][there])
+        return scores
+
+
+def strategy(name: str, fleet: Fleet, requests: Requests, tau: Floats) -> Strategy:
+    """The strategy of that name; `tau` [n, columns]: what the policy foresees, in the columns of `made`.
+
+    `oracle` is `throughput` that knows the acceptance length and the number of tokens of every answer. Raises
+    ValueError for an unknown name.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"no strategy {name!r} (there are: {', '.join(STRATEGIES)})")
+    if name == "round_robin":
+        return RoundRobin(fleet)
+    if name == "least_loaded":
+        return LeastLoaded()
+    columns = [requests.column(arm.modes[0].column) for arm in fleet.arms]
+    known = (requests.tau if name == "oracle" else tau)[:, columns]
+    costs = StrategyCosts.from_arms(fleet.arms, requests, known)
+    if name == "text":
+        return TextOnly(costs, known, requests.sampled)
+    tokens = requests.output_tokens if name == "oracle" else requests.mean_output_tokens
+    return Routed(costs, requests, known, tokens, name if name in _PRICES else "throughput")  # type: ignore[arg-type]

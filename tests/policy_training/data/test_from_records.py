@@ -1,0 +1,125 @@
+"""Records as training data: what is left out is counted, a thin log makes a policy, and its worth is estimated."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy_training.data.dataset import DatasetError
+from policy_training.data.from_records import (
+    by_time,
+    contexts_of,
+    dataset_of,
+    from_records,
+    impute_missing_arms,
+    logged_feedback,
+)
+from policy_training.data.step_costs import Costs
+from policy_training.evaluation.ope import estimate_all, reward_model
+from policy_training.learners import learner
+from policy_training.train import fitted, policy_probabilities
+from router.lexical import stored_context
+from router.records import encode
+from router.types import Decision, LoadTerms, Outcome, Record
+from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
+
+BANDIT = Bandit.draw(600, seed=2)
+LOG = BANDIT.logged(0)
+
+
+def record(number: int, **changes: object) -> Record:
+    arm = int(LOG.arm[number])
+    tau, tokens, half = float(BANDIT.tau[number, arm]), int(BANDIT.tokens[number]), int(BANDIT.sampled[number])
+    outcome = Outcome(
+        "ok", 200, ttft_s=0.02, tpot_s=float(COSTS.step_s[arm, half]) / tau, prompt_tokens=30, output_tokens=tokens,
+        acceptance_length=None if arm == 0 else tau,
+    )  # fmt: skip
+    p = dict.fromkeys(ARMS, 0.25)
+    made = Record(
+        request_id=f"r{number}", attempt=1, time=float(number), path="/v1/chat/completions", stream=True,
+        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={"plain": 1},
+        context=stored_context(BANDIT.contexts[number], "features"),
+        decision=Decision(ARMS[arm], float(LOG.propensity[number]), p, "uniform"), outcome=outcome,
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def write(folder: Path, records: list[Record]) -> Path:
+    (folder / "records-1.jsonl").write_bytes(b"".join(map(encode, records)))
+    return folder
+
+
+def test_finished_answers_come_in_order_of_time_and_the_rest_is_counted(tmp_path: Path) -> None:
+    good = [record(i) for i in range(4)]
+    bad = [
+        replace(record(4), outcome=Outcome("timeout")),
+        replace(record(5), context=None),
+        replace(record(6), decision=replace(record(6).decision, reason="pinned")),
+        replace(record(7), outcome=replace(record(7).outcome, tpot_s=None)),
+    ]
+    data = from_records(write(tmp_path, [*bad, *good[::-1]]))
+    assert [m.prompt_id for m in data.measurements] == [f"r{i}/1" for i in range(4)]
+    assert data.measurements[0].propensity == pytest.approx(float(LOG.propensity[0]))
+    assert data.measurements[0].in_flight == 2
+    names = [ARMS[int(LOG.arm[i])] for i in range(4, 8)]
+    reasons = ("timeout", "no_context", "pinned", "too_short")
+    assert data.dropped == {f"{reason}:{name}": 1 for reason, name in zip(reasons, names, strict=True)}
+    assert data.featurizers == ["features"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, r"holds no records-\*\.jsonl"), (b"", "no record to learn from"), (b"{}\n", "no record of schema")],
+)
+def test_a_folder_without_records_is_refused(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / "records-1.jsonl").write_bytes(content)
+    with pytest.raises(DatasetError, match=problem):
+        from_records(tmp_path)
+
+
+def test_a_thin_log_makes_a_good_policy_whose_worth_is_estimated(tmp_path: Path) -> None:
+    data = from_records(write(tmp_path, [record(i) for i in range(600)]))
+    earlier, later = by_time(data, 0.75)
+    assert (len(earlier.measurements), len(later.measurements)) == (450, 150)
+    costs = Costs.fit(earlier, ARMS)
+    np.testing.assert_allclose(costs.step_s, COSTS.step_s, rtol=0.01)
+    full = impute_missing_arms(earlier, ARMS, "features", costs)
+    policy = fitted(full, learner("tau_cost"), replace(SETTING, costs=costs))
+    fresh = Bandit.draw(300, seed=9)
+    found = policy_probabilities(policy, fresh.matrix())
+    assert (found.argmax(1) == BEST[fresh.clusters]).mean() > 0.9
+
+    seen = logged_feedback(later, ARMS)
+    contexts = contexts_of(later, "features")
+    rows = np.arange(450, 600)
+    pi = np.eye(4)[BEST[BANDIT.clusters[rows]]]
+    per_token = COSTS.step_s.T[BANDIT.sampled[rows].astype(int)] / BANDIT.tau[rows]
+    truth = -float((pi * per_token).sum(1).mean())
+    found_value = estimate_all(seen, pi, reward_model(contexts, seen, 4))["dr"].value
+    assert found_value.low <= truth <= found_value.high
+
+
+def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
+    rows = [i for i in range(200) if LOG.arm[i] != 3] + [i for i in range(200) if LOG.arm[i] == 3][:5]
+    data = from_records(write(tmp_path, [record(i) for i in rows]))
+    with pytest.raises(DatasetError, match=r"arm 'math' has 5 records: at least 20 are needed \(explore more\)"):
+        impute_missing_arms(data, ARMS, "features", COSTS)
+    with pytest.raises(DatasetError, match="no record has a context of 'others'"):
+        impute_missing_arms(data, ARMS, "others", COSTS)
+
+
+def test_what_a_step_costs_is_that_of_a_request_alone() -> None:
+    """Records under load have longer steps, which the router knows of, and does not learn as the engine's own."""
+    context = stored_context(np.zeros(2, np.float32), "f")
+    made = []
+    for i in range(40):
+        stretch = 1.0 + i % 4
+        load = LoadTerms([1.0, stretch], [1.0, stretch], [0.0, 0.0], [0, 0], [1.0, 1.0])
+        decision = Decision("math", 1.0, {"plain": 0.0, "math": 1.0}, "p", load=load)
+        outcome = Outcome("ok", 200, 1.5, 0.01 * stretch, 2.0, 10, 20, acceptance_length=2.0, queue_s=1.0)
+        made.append(Record(f"r{i}", 1, float(i), "/", False, {"temperature": 0.0}, {}, context, decision, outcome))
+    costs = Costs.fit(dataset_of(made), ["math"])
+    assert costs.step_s[0, 0] == pytest.approx(0.02)
+    assert costs.start_s[0] == pytest.approx(0.5)

@@ -1,0 +1,99 @@
+"""Estimators against the truth of a synthetic bandit, against each other, and against Vowpal Wabbit."""
+
+import numpy as np
+import pytest
+
+from policy_training.data.dataset import DatasetError
+from policy_training.data.logged_feedback import LoggedFeedback
+from policy_training.evaluation.ope import ESTIMATORS, effective_sample_size, estimate_all, reward_model, weights
+from tests.policy_training.bandit import ARMS, BEST, Bandit
+
+BANDIT = Bandit.draw(4000, seed=5)
+TRUTH = BANDIT.reward()
+GOOD = np.full((len(BANDIT), len(ARMS)), 0.1)
+GOOD[np.arange(len(BANDIT)), BEST[BANDIT.clusters]] = 0.7
+"""A policy that takes the best arm seven times in ten."""
+VALUE = float((GOOD * TRUTH).sum(1).mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_estimates_cover_the_truth(seed: int) -> None:
+    logged = BANDIT.logged(seed)
+    q = reward_model(BANDIT.contexts, logged, len(ARMS))
+    for name, found in estimate_all(logged, GOOD, q, seed=seed).items():
+        slack = 0.02 if name == "dm" else 0.005  # a model of rewards has a bias that no interval knows
+        assert found.value.low - slack <= VALUE <= found.value.high + slack, name
+        assert found.reliable
+
+
+def test_nine_in_ten_intervals_or_more_hold_the_truth() -> None:
+    held = dict.fromkeys(ESTIMATORS, 0)
+    for seed in range(40):
+        rows = np.random.default_rng(seed).permutation(len(BANDIT))[:800]
+        logged = BANDIT.logged(seed)
+        part = LoggedFeedback(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
+        q = reward_model(BANDIT.contexts[rows], part, len(ARMS))
+        for name, found in estimate_all(part, GOOD[rows], q, resamples=200, seed=seed).items():
+            held[name] += found.value.low <= VALUE <= found.value.high
+    assert all(held[name] >= 34 for name in ("ips", "snips", "dr", "switch", "dros")), held
+
+
+def test_dr_is_nearer_than_ips() -> None:
+    errors = {"ips": [], "dr": []}  # type: dict[str, list[float]]
+    for seed in range(20):
+        logged = BANDIT.logged(seed)
+        found = estimate_all(logged, GOOD, reward_model(BANDIT.contexts, logged, len(ARMS)), resamples=10)
+        for name in errors:
+            errors[name].append((found[name].value.value - VALUE) ** 2)
+    assert np.mean(errors["dr"]) < np.mean(errors["ips"])
+
+
+def test_all_agree_where_the_policy_is_the_logging_policy() -> None:
+    logged = BANDIT.logged(0)
+    pi = np.zeros_like(GOOD)
+    pi[np.arange(len(BANDIT)), logged.arm] = logged.propensity
+    q = np.zeros_like(pi)
+    found = estimate_all(logged, pi, q, resamples=10)
+    assert effective_sample_size(weights(logged, pi)) == pytest.approx(len(BANDIT))
+    for name in ("ips", "snips", "dr", "switch"):
+        assert found[name].value.value == pytest.approx(logged.reward.mean()), name
+
+
+def test_few_effective_decisions_are_no_verdict() -> None:
+    logged = BANDIT.logged(0)
+    rows = np.arange(100)
+    part = LoggedFeedback(logged.arm[rows], logged.reward[rows], logged.propensity[rows])
+    assert not estimate_all(part, GOOD[rows], np.zeros_like(GOOD[rows]), resamples=10)["dr"].reliable
+    assert effective_sample_size(np.zeros(5)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arm", "reward", "propensity", "problem"),
+    [
+        ([], [], [], "one length"),
+        ([0, 1], [1.0], [0.5, 0.5], "one length"),
+        ([0], [np.nan], [0.5], "not finite"),
+        ([0], [1.0], [0.0], "propensity"),
+        ([0], [1.0], [1.5], "propensity"),
+    ],
+)
+def test_logs_that_cannot_be_weighed_are_refused(
+    arm: list[int], reward: list[float], propensity: list[float], problem: str
+) -> None:
+    with pytest.raises(DatasetError, match=problem):
+        LoggedFeedback(np.asarray(arm, np.int64), np.asarray(reward), np.asarray(propensity))
+
+
+def test_vowpal_wabbit_estimates_the_same() -> None:
+    """IPS of a deterministic policy: VW's own average reward over the same logs."""
+    vw = pytest.importorskip("vowpalwabbit")
+    logged = BANDIT.logged(2)
+    wanted = BEST[BANDIT.clusters]
+    learner = vw.Workspace(f"--cb {len(ARMS)} --cb_type ips --eval --quiet")
+    for taken, arm, reward, p in zip(wanted, logged.arm, logged.reward, logged.propensity, strict=True):
+        learner.learn(f"{taken + 1} {arm + 1}:{-reward}:{p} | x")
+    theirs = -learner.get_sum_loss() / len(BANDIT)
+    learner.finish()
+    pi = np.eye(len(ARMS))[wanted]
+    ours = estimate_all(logged, pi, np.zeros_like(pi), resamples=10)["ips"].value.value
+    assert ours == pytest.approx(theirs, rel=1e-4)

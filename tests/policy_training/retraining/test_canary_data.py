@@ -1,0 +1,126 @@
+"""What records tell of two policies at once: unbiased whatever is expected, and without noise where they agree."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policy_training.retraining.canary_data import MIN_EARLIER, BaselineStats, canary_experiment
+from router.types import Record
+from tests.bench.gates import ARMS as MANY
+from tests.bench.gates import POOL, World, before
+from tests.policy_training.bandit import ARMS, Bandit
+from tests.policy_training.retraining.test_pipeline import BANDIT, record
+
+RNG = np.random.default_rng(5)
+WORLD = World.draw(0.08, np.random.default_rng(1))
+USUAL, EXPECTED = before(WORLD, *WORLD.serve(WORLD.active, 5000, RNG), RNG)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+@pytest.mark.parametrize("expected", ["model", "wrong"])
+def test_the_time_saved_is_unbiased_whatever_was_expected(share: float, expected: str) -> None:
+    expected_s = EXPECTED if expected == "model" else np.full((POOL, MANY), 0.07)
+    trial = WORLD.trial(60_000, share, expected_s, np.random.default_rng(2))
+    x, least, most, _ = USUAL.savings(trial)
+    assert ((x >= -least) & (x <= most)).all()
+    assert x.mean() / USUAL.mean == pytest.approx(WORLD.gain(USUAL), abs=4 * x.std() / USUAL.mean / np.sqrt(len(x)))
+
+
+def test_what_both_would_have_done_alike_says_nothing_and_adds_no_noise() -> None:
+    same = replace(WORLD, candidate=WORLD.active).trial(2000, 0.3, EXPECTED, np.random.default_rng(3))
+    assert np.abs(USUAL.savings(same)[0]).max() < 1e-12
+    assert np.abs(same.excess_rate(same.failed)[0]).max() < 1e-12
+    model, flat = (
+        USUAL.savings(WORLD.trial(4000, 0.3, expected_s, np.random.default_rng(4)))[0].std()
+        for expected_s in (EXPECTED, np.full((POOL, MANY), 0.02))
+    )
+    assert model < flat
+
+
+def test_weights_of_both_add_up_and_have_bounds() -> None:
+    trial = WORLD.trial(3000, 0.1, EXPECTED, np.random.default_rng(6))
+    ours, theirs = trial.weights
+    assert 0.1 * ours + 0.9 * theirs == pytest.approx(np.ones(3000))
+    happened = trial.tpot_s > np.nanmedian(trial.tpot_s)
+    x, least = trial.excess_rate(happened)
+    assert (x >= -least).all()
+
+
+def test_roles_may_be_exchanged() -> None:
+    trial = WORLD.trial(500, 0.2, EXPECTED, np.random.default_rng(8))
+    swapped = trial.swapped()
+    assert USUAL.savings(swapped)[0] == pytest.approx(-USUAL.savings(trial)[0])
+    assert (swapped.share[0], swapped.by_candidate.sum()) == (0.8, 500 - trial.by_candidate.sum())
+
+
+def test_what_is_no_trial_is_refused() -> None:
+    trial = WORLD.trial(10, 0.5, EXPECTED, np.random.default_rng(7))
+    with pytest.raises(ValueError, match="share of 0 or 1"):
+        replace(trial, share=np.ones(10))
+    with pytest.raises(ValueError, match="one length"):
+        replace(trial, by_candidate=np.ones(9, bool))
+    with pytest.raises(ValueError, match="no time is known"):
+        BaselineStats.from_earlier(np.full(3, np.nan), np.ones(3), np.ones(3))
+
+
+def both(i: int, at: float, policy: str = "old") -> Record:
+    """Request i of the bandit: `new` would have taken the next arm."""
+    made = record(i, i % 4, policy, at=at)
+    sure = {name: {arm: float(arm == ARMS[(i + turn) % 4]) for arm in ARMS} for turn, name in enumerate(("old", "new"))}
+    other = "new" if policy == "old" else "old"
+    decision = replace(
+        made.decision, arm=ARMS[(i + (policy == "new")) % 4], probabilities=sure[policy],
+        policy_share=0.25 if policy == "new" else 0.75, beside={other: sure[other]},
+    )  # fmt: skip
+    return replace(made, decision=decision)
+
+
+def test_records_make_a_trial() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    shadows = [record(i, (i + 1) % 4, "old", "shadow", at=float(i + 1)) for i in range(0, MIN_EARLIER, 3)]
+    later = [both(i, 200.0 + i, "new" if i % 5 == 0 else "old") for i in range(200)]
+    left_out = [
+        replace(later[1], attempt=2),
+        replace(later[1], outcome=replace(later[1].outcome, status="cancelled")),
+        replace(later[1], decision=replace(later[1].decision, reason="pinned")),
+        replace(later[1], decision=replace(later[1].decision, beside=None)),
+        replace(later[1], decision=replace(later[1].decision, beside={"newer": {}})),
+        replace(later[1], decision=replace(later[1].decision, policy_share=1.0)),
+    ]
+    found = canary_experiment([*earlier, *shadows, *left_out, *later], 150.0, "new")
+    assert found is not None
+    trial, usual = found
+    assert len(trial) == 200
+    assert trial.by_candidate.sum() == 40
+    assert set(trial.share) == {0.25}
+    assert (trial.candidate.argmax(1) != trial.active.argmax(1)).all()
+    assert (
+        np.where(trial.by_candidate, trial.candidate.argmax(1), trial.active.argmax(1)).tolist() == trial.arm.tolist()
+    )
+    assert 0.0 < usual.mean < 1.0
+    order = [sorted(ARMS).index(arm) for arm in ARMS]
+    near = Bandit.matrix(BANDIT).time_s[:200] / BANDIT.tokens[:200, None]
+    assert np.corrcoef(trial.expected_s[:, order].ravel(), near.ravel())[0, 1] > 0.8
+
+
+def test_an_engine_that_stands_in_for_the_active_policy_is_compared_with() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i, "new" if i % 5 == 0 else "old") for i in range(40)]
+    aside = [
+        replace(r, decision=replace(r.decision, policy="fixed:plain"))
+        if r.decision.policy == "old"
+        else replace(r, decision=replace(r.decision, beside={"fixed:plain": {"plain": 1.0}}))
+        for r in later[20:]
+    ]
+    found = canary_experiment([*earlier, *later[:20], *aside], 150.0, "new")
+    assert found is not None
+    assert len(found[0]) == 40
+
+
+def test_a_trial_waits_for_requests_and_for_what_was_usual() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i) for i in range(20)]
+    assert canary_experiment(earlier, 150.0, "new") is None
+    assert canary_experiment([*earlier[1:], *later], 150.0, "new") is None
+    assert canary_experiment([*earlier, *later], 150.0, "new") is not None

@@ -1,0 +1,86 @@
+"""The offline gate against worlds whose values are known: what is better passes, what is not does not."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_training.data.logged_feedback import Floats, LoggedFeedback
+from policy_training.evaluation.ope import reward_model
+from policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
+from tests.bench.gates import ARMS, EXPLORE, POOL, World
+
+BETTER = World.draw(0.08, np.random.default_rng(1))
+WORSE = World.draw(-0.06, np.random.default_rng(2))
+EQUAL = replace(BETTER, candidate=BETTER.active)
+
+
+def judged(world: World, n: int = 20_000, seed: int = 0, **more: Any) -> Verdict:
+    """Offline; `more` may hold functions of the rows."""
+    rows, arm, tpot_s = world.serve(world.active, n, np.random.default_rng(seed))
+    logged = LoggedFeedback(arm, -tpot_s, world.pi(world.active, EXPLORE)[rows, arm])
+    q = reward_model(world.contexts[rows], logged, ARMS)
+    given = {name: of(rows) for name, of in more.items()}
+    slices = world.clusters[rows].astype(str).tolist()
+    return evaluate_offline(
+        logged, world.pi(world.candidate)[rows], world.pi(world.active)[rows], q, default=0, slices=slices, **given
+    )
+
+
+def refused(verdict: Verdict) -> set[str]:
+    return {check.name for check in verdict.checks if not check.passed}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_offline_passes_what_is_better(seed: int) -> None:
+    verdict = judged(BETTER, seed=seed)
+    assert verdict.passed, verdict
+    gain = next(check for check in verdict.checks if check.name == "dr_gain")
+    assert 0 < gain.value < 0.08 / (1 - EXPLORE) + 0.01  # a lower bound, of the policy without exploration
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("world", [WORSE, EQUAL], ids=["worse", "equal"])
+def test_offline_refuses_what_is_not_better(world: World, seed: int) -> None:
+    assert "dr_gain" in refused(judged(world, seed=seed))
+
+
+def test_offline_refuses_a_verdict_on_too_few_records() -> None:
+    elsewhere = replace(BETTER, candidate=(BETTER.active + 1) % ARMS)  # only exploration ever took these arms
+    verdict = judged(elsewhere, n=4000)
+    assert "effective_records" in refused(verdict)
+    assert next(c for c in verdict.checks if c.name == "effective_records").value < 200
+
+
+def test_offline_refuses_a_slow_slice() -> None:
+    """A candidate that gains elsewhere much more than it loses where plain is the best arm."""
+    mean_s = 0.03 * np.where(BETTER.clusters[:, None] == 0, [1.0, 1.2, 1.2, 1.2], [1.0, 0.6, 0.9, 0.9])
+    world = World(BETTER.contexts, mean_s, BETTER.clusters, np.zeros(POOL, np.int64), np.ones(POOL, np.int64))
+    verdict = judged(world)
+    assert refused(verdict) == {"worst_slice"}
+    worst = next(check for check in verdict.checks if check.name == "worst_slice")
+    assert worst.value == pytest.approx(0.2, abs=0.1)
+    assert worst.why.startswith("0:")
+
+
+def test_replay_is_checked_where_it_is_given() -> None:
+    def some(rows: Any) -> Floats:
+        times: Floats = BETTER.mean_s[rows]
+        times[1000:] = np.nan
+        return times
+
+    assert [c.name for c in judged(BETTER, paired=some).checks][-1] == "replay_gain"
+    assert judged(BETTER, paired=some).passed
+    assert "replay_gain" in refused(judged(BETTER, paired=lambda rows: some(rows)[:, ::-1]))
+    with pytest.raises(ValueError, match="replay some"):
+        judged(BETTER, paired=lambda rows: np.full((len(rows), ARMS), np.nan))
+
+
+def test_more_conditions_join_a_verdict_and_what_is_not_known_is_null() -> None:
+    verdict = judged(BETTER)
+    more = Check("rewording", False, float("nan"), 0.95, "saves nothing")
+    assert not verdict.with_checks([more]).passed
+    assert verdict.with_checks([replace(more, passed=True)]).passed
+    assert json.loads(json.dumps(verdict.with_checks([more]).as_json(), allow_nan=False))["checks"][-1]["value"] is None
