@@ -9,12 +9,12 @@ from engines.config import did_you_mean
 from engines.drafters.options import DRAFTERS
 from engines.errors import ConfigError
 from engines.preflight import check_models
-from router.chosen import could_be_registry, read_named
-from router.config import EMBEDDED, DraftpickConfig, load_config
+from router.config.router_config import EMBEDDED, DraftpickConfig, load_config
 from router.errors import PolicyRejected
-from router.keys import Keyring
+from router.http.auth import Keyring
 from router.policies import SHIPPED, check_arms, read
-from router.registry import Registry
+from router.registry.registry import Registry
+from router.registry.resolve import could_be_registry, read_named
 
 HIDDEN = "***"
 _ENVIRONMENTS = frozenset({"env", "env_vars"})

@@ -1,4 +1,4 @@
-"""Distils a sentence encoder into a vector per token, which the router averages (`router.static_encoder`)."""
+"""Distils a sentence encoder into a vector per token, which the router averages (`router.features.static_embedding`)."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from router.openai import truncate
-from router.static_encoder import MAX_CHARS, TOKENIZER, VECTORS
+from router.features.static_embedding import MAX_CHARS, TOKENIZER, VECTORS
+from router.openai_request import truncate
 
 Floats = npt.NDArray[np.float32]
 ProgressCallback = Callable[[float], None]

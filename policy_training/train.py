@@ -13,7 +13,7 @@ from policy_training.data.dataset import DatasetError
 from policy_training.data.matrix import Matrix
 from policy_training.learners.base import Learner, LearnerSetting
 from router import policies
-from router.lexical import stored_context
+from router.features.lexical import stored_context
 from router.policies import artifact
 from router.policies.base import Policy
 from router.policies.shapes import Arrays

@@ -15,17 +15,17 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from engines.client import Headers
-from router import logs
-from router.attempt import ClientRequest
-from router.config import LiveConfig, load_config
+from router.config.router_config import LiveConfig, load_config
 from router.errors import PolicyRejected
-from router.explain import explain
-from router.ingress import RouterApp
-from router.openai import parse
+from router.http.app import RouterApp
+from router.load.autoscaler import TargetSetter
+from router.monitoring.explain import explain
+from router.monitoring.ray_metrics import RayMetricsExporter
+from router.openai_request import parse
 from router.parts import Parts
-from router.ray_metrics import RayMetricsExporter
+from router.request.state import ClientRequest
 from router.router import Addresses, Router, fixed_address
-from router.scaling import TargetSetter
+from router.telemetry import logging as logs
 
 log = logging.getLogger("draftpick.router")
 

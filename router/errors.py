@@ -1,4 +1,4 @@
-"""Errors that a client sees, one tree; `router.ingress` turns them into OpenAI error bodies in one place.
+"""Errors that a client sees, one tree; `router.http.app` turns them into OpenAI error bodies in one place.
 
 RequestError           carries an HTTP status and an OpenAI error type
 ├── BadRequest         400, the request cannot be read

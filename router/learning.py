@@ -2,10 +2,10 @@
 
 import logging
 
-from router.acceptance import AcceptanceMonitor
-from router.load import LoadModel
-from router.metrics import Metrics
-from router.serving import ActivePolicies
+from router.load.load_model import LoadModel
+from router.online.quarantine import AcceptanceMonitor
+from router.registry.active_policy import ActivePolicies
+from router.telemetry.metrics import Metrics
 from router.types import Attempt
 
 log = logging.getLogger("draftpick.router")

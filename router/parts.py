@@ -8,24 +8,24 @@ import numpy as np
 
 from engines.client import EngineClient
 from engines.replicas import ReplicaTable
-from router.acceptance import AcceptanceMonitor
-from router.admission import Admission
-from router.config import RouterConfig
-from router.decider import DecisionMaker
-from router.demand import Demand
-from router.dispatch import Dispatcher
-from router.events import Event, EventLog
-from router.features import Featurizer
+from router.config.router_config import RouterConfig
+from router.features.featurizer import Featurizer
 from router.learning import Learning
-from router.load import LoadModel
-from router.metrics import Metrics
+from router.load.demand import Demand
+from router.load.load_model import LoadModel
+from router.online.events import Event, EventLog
+from router.online.quarantine import AcceptanceMonitor
 from router.policies.base import Policy
-from router.prefixes import PrefixIndex
-from router.recent import RecentRequests
 from router.records import RecordWriter
-from router.serving import ActivePolicies
-from router.shadow import Shadow
-from router.tracing import Tracing
+from router.registry.active_policy import ActivePolicies
+from router.request.admission import Admission
+from router.request.decision import DecisionMaker
+from router.request.dispatcher import Dispatcher
+from router.request.prefix_index import PrefixIndex
+from router.request.shadow import Shadow
+from router.telemetry.metrics import Metrics
+from router.telemetry.recent_requests import RecentRequests
+from router.telemetry.tracing import Tracing
 
 event_log = logging.getLogger("draftpick.events")
 

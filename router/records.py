@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from router.config import RecordsConfig
-from router.lexical import stored_context
+from router.config.router_config import RecordsConfig
+from router.features.lexical import stored_context
 from router.types import Attempt, Decision, LoadTerms, Outcome, Record
 
 SCHEMA = 1

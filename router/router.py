@@ -14,30 +14,30 @@ from engines.client import EngineClient
 from engines.embedded import ENCODER_NAME, encoder_path
 from engines.errors import ConfigError
 from engines.replicas import ReplicaTable
-from router.chosen import ResolvedPolicy, could_be_registry, resolve, resolve_configured
-from router.config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
-from router.encoder import load_sentence_encoder
+from router.config.router_config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
 from router.errors import PolicyRejected
-from router.events import Event, EventLog
-from router.exchange import PeerStore
-from router.features import Featurizer, LexicalFeaturizer, SentenceFeaturizer
-from router.fleet_metrics import fleet_metrics, page_of
-from router.gauges import StateCollector
-from router.ingress import RouterApp
-from router.keys import Keyring
-from router.news import PeerSync
+from router.features.featurizer import Featurizer, LexicalFeaturizer, SentenceFeaturizer
+from router.features.sentence_encoder import load_sentence_encoder
+from router.features.static_embedding import StaticFeaturizer
+from router.http.app import RouterApp
+from router.http.auth import Keyring
+from router.load.autoscaler import Autoscaler, TargetSetter
+from router.load.engine_poller import EnginePoller
+from router.monitoring.fleet_metrics import fleet_metrics, page_of
+from router.monitoring.gauges import StateCollector
+from router.online.events import Event, EventLog
+from router.online.peer_store import PeerStore
+from router.online.peer_sync import PeerSync
 from router.parts import build_parts
-from router.pointer import FileWatcher
 from router.policies import check_features
 from router.policies.base import Policy
-from router.policies.simple import FixedPolicy
+from router.policies.baselines import FixedPolicy
 from router.records import RecordWriter
-from router.registry import STATE, Registry
-from router.reports import EnginePoller
-from router.scaling import Autoscaler, TargetSetter
-from router.shadow import WORKERS
-from router.static_encoder import StaticFeaturizer
-from router.tracing import Tracing
+from router.registry.pointer_file import FileWatcher
+from router.registry.registry import STATE, Registry
+from router.registry.resolve import ResolvedPolicy, could_be_registry, resolve, resolve_configured
+from router.request.shadow import WORKERS
+from router.telemetry.tracing import Tracing
 
 log = logging.getLogger("draftpick.router")
 

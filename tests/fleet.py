@@ -16,20 +16,20 @@ from engines.client import EngineClient
 from engines.http import LocalServer
 from engines.mock import MockEngine, MockSpec, mock_app
 from engines.replicas import ReplicaTable
-from router.config import RecordsConfig, RouterConfig
-from router.events import EventLog
-from router.features import Featurizer
-from router.fleet_metrics import fleet_metrics, page_of
-from router.gauges import StateCollector
-from router.ingress import RouterApp
-from router.keys import Keyring
+from router.config.router_config import RecordsConfig, RouterConfig
+from router.features.featurizer import Featurizer
+from router.http.app import RouterApp
+from router.http.auth import Keyring
+from router.monitoring.fleet_metrics import fleet_metrics, page_of
+from router.monitoring.gauges import StateCollector
+from router.online.events import EventLog
 from router.parts import Parts, build_parts
 from router.policies import load
 from router.policies.base import Policy
-from router.policies.simple import FixedPolicy
+from router.policies.baselines import FixedPolicy
 from router.records import RecordWriter, read
-from router.registry import Registry
-from router.tracing import Tracing
+from router.registry.registry import Registry
+from router.telemetry.tracing import Tracing
 from router.types import Record
 from tests.leaks import PROMPT
 

@@ -56,7 +56,7 @@ def explain(
 def explained(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """What the router at `url` tells of a request. Raises `DraftpickError`, and httpx.HTTPError where none answers."""
     from policy_training.data.collect import authorization
-    from router.sections import ADMIN_KEY_VARIABLE
+    from router.config.sections import ADMIN_KEY_VARIABLE
 
     answer = httpx.post(f"{url}/v1/route/explain", json=body, timeout=_PATIENCE_S, headers=authorization())
     try:

@@ -86,7 +86,7 @@ def check_config(
     Example: draftpick check-config fleet.yaml
     """
     from deploy.config import policy_warning, redacted, resolve
-    from router.config import ConfigProblems
+    from router.config.router_config import ConfigProblems
 
     try:
         fleet = resolve(config)

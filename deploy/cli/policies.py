@@ -11,7 +11,7 @@ from rich.table import Table
 from deploy.console import Json, err, out, say
 
 if TYPE_CHECKING:
-    from router.registry import Registry, RegistryState
+    from router.registry.registry import Registry, RegistryState
 
 registry_app = typer.Typer(
     no_args_is_help=True, help="The registry of policies: what serves, what is on its way, and what was before."
@@ -79,7 +79,7 @@ def add(
 
     Example: draftpick policies add runs/policy --registry /shared/policies
     """
-    from router.registry import Registry
+    from router.registry.registry import Registry
 
     policies = Registry(registry)
     id = policies.add(folder, {"reason": reason}, _BY)
@@ -189,7 +189,7 @@ def prune(
 def _opened(path: Path) -> "Registry":
     """The registry in `path`. Raises `PolicyRejected` when there is none."""
     from router.errors import PolicyRejected
-    from router.registry import Registry, is_registry
+    from router.registry.registry import Registry, is_registry
 
     if not is_registry(path):
         raise PolicyRejected(f"{path} is no registry (make one: draftpick policies add FOLDER --registry {path})")

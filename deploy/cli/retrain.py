@@ -82,7 +82,7 @@ def retrain(
     from policy_training.retraining.canary import Limits
     from policy_training.retraining.controller import RolloutConfig, RolloutController
     from policy_training.retraining.pipeline import RetrainingPlan
-    from router.registry import Registry
+    from router.registry.registry import Registry
 
     if reworded and not data:
         fail("--reworded needs --data: the same requests in their own words", 2)

@@ -109,7 +109,7 @@ def _warn(text: str) -> None:
 
 
 def _warn_if_open(fleet: Any, host: str) -> None:
-    from router.keys import Keyring
+    from router.http.auth import Keyring
 
     if host not in _LOOPBACK and not Keyring(fleet.router.keys):
         _warn(

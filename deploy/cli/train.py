@@ -243,8 +243,8 @@ def use(
       draftpick use runs/policy --pointer /shared/active
     """
     from deploy.launch.ray_serve import use_policy
-    from router.pointer import write_pointer
     from router.policies import NAMES, read
+    from router.registry.pointer_file import write_pointer
 
     name = str(Path(policy).resolve()) if Path(policy).exists() else policy
     if pointer is not None:

@@ -13,7 +13,7 @@ from engines.cpu import computes_bfloat16
 from engines.drafters.options import DRAFTERS
 from policy_training.data.dataset import DatasetError
 from policy_training.data.record_store import RecordStore
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 from router.types import Record
 
 About = Literal["fleet", "router", "engines", "records"]

@@ -7,7 +7,7 @@ from deploy.doctor.context import DoctorContext, Machine, last_records
 from deploy.doctor.probe import RunningEngine, ask
 from engines.config import EMBEDDED
 from engines.errors import ConfigError
-from router.config import ConfigProblems, DraftpickConfig, load_config
+from router.config.router_config import ConfigProblems, DraftpickConfig, load_config
 
 
 def addresses_of(texts: Sequence[str]) -> dict[str, str]:

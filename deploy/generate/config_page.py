@@ -8,8 +8,8 @@ from typing import Any
 
 from deploy.generate.markdown import slug
 from engines.drafters.options import DRAFTERS
-from router.config import DraftpickConfig, LiveConfig
-from router.keys import Key
+from router.config.router_config import DraftpickConfig, LiveConfig
+from router.http.auth import Key
 
 Schema = Mapping[str, Any]
 
@@ -75,7 +75,7 @@ router:
   explore: 0.03
   records: {dir: records}""",
     "router.load": "router: {load: {objective: latency}}",
-    "router.scaling": "router: {scaling: {budget: 8}}",
+    "router.load.autoscaler": "router: {scaling: {budget: 8}}",
     "router.keys": "router: {keys: {file: keys.yaml}}",
     "router.limits": "router: {limits: {max_in_flight: 512, max_queued: 256, queue_timeout_s: 10}}",
     "router.records": "router: {records: {dir: records, segment_bytes: 16777216, keep_segments: 256}}",

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from router import gauges, metrics
+from router.monitoring import gauges
+from router.telemetry import metrics
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 FILE, PANELS = GRAFANA / "dashboards" / "draftpick.json", GRAFANA / "panels.yaml"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "draftpick"

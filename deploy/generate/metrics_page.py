@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from router import gauges, metrics
-from router.metrics import MetricFamily
+from router.monitoring import gauges
+from router.telemetry import metrics
+from router.telemetry.metrics import MetricFamily
 
 FILE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD = """\

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from deploy.app import APP_NAME, build
 from engines.errors import ConfigError, DraftpickError
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 _PROXY = {
     # HAProxy, which Ray brings along, sends requests straight to the router's replicas. Serve's own proxy, in Python,

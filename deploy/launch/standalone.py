@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import ConfigError, DraftpickError
-from router.config import DraftpickConfig, load_config
+from router.config.router_config import DraftpickConfig, load_config
 
 _BACKLOG = 4096
 _POLL_S = 0.1
@@ -108,9 +108,9 @@ def serve_one(
     import uvicorn
     import uvloop
 
-    from router import logs
+    from router.monitoring.peer_metrics import PeerSockets
     from router.router import Router, fixed_address
-    from router.siblings import PeerSockets
+    from router.telemetry import logging as logs
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     made = load_config(config)

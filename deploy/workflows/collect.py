@@ -13,7 +13,7 @@ from policy_training.data.collect import arms_of, measure, model_of, pinned_task
 from policy_training.data.contexts import contexts
 from policy_training.data.dataset import DatasetParts, Measurement
 from policy_training.workloads import Prompt
-from router.features import Featurizer
+from router.features.featurizer import Featurizer
 
 _WARM_UP = Prompt("warm-up", "chat", "Say hello.", max_tokens=8)
 

@@ -28,8 +28,8 @@ from policy_training.learners import DEFAULT, learner
 from policy_training.learners.base import LearnerSetting
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate, interleaved
-from router.config import DraftpickConfig
-from router.features import Featurizer
+from router.config.router_config import DraftpickConfig
+from router.features.featurizer import Featurizer
 
 POLICY = "policy"
 _MAX_TOKENS = 64
@@ -73,7 +73,7 @@ def run_demo(
 
 def _featurizer(config: DraftpickConfig) -> Featurizer:
     """Mock fleets do with words alone; real ones embed."""
-    from router.features import LexicalFeaturizer
+    from router.features.featurizer import LexicalFeaturizer
     from router.router import static_featurizer
 
     return LexicalFeaturizer() if all(e.kind == "mock" for e in config.engines) else static_featurizer()

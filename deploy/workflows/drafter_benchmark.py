@@ -22,7 +22,7 @@ from policy_training.data.dataset import Dataset, Measurement, load, save
 from policy_training.data.matrix import Matrix, matrix
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 ALL = "all"
 Floats = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 from deploy.workflows.drafter_corpus import Corpus
 from policy_training.data.contexts import contexts
 from policy_training.workloads import Prompt
-from router.features import Featurizer
+from router.features.featurizer import Featurizer
 from router.router import sentence_featurizer, static_featurizer
 from router.types import Vector
 

@@ -41,7 +41,7 @@ from policy_training.headroom.simulated import Loaded, read_profiles, under_load
 from policy_training.headroom.slices import find_slices
 from policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
 from policy_training.learners import learner as learner_of
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 FITS = FOLDS * SPLITS
 """Policies that are fitted; twice as many where single answers are refused."""

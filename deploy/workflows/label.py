@@ -14,7 +14,7 @@ from policy_training.data.contexts import refresh_contexts
 from policy_training.data.dataset import DatasetParts
 from policy_training.data.replay_labels import PART, Labeller, on_ray
 from policy_training.workloads import Prompt
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 
 @dataclass(frozen=True, slots=True)

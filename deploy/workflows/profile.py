@@ -17,7 +17,7 @@ from engines.errors import ConfigError, EngineError
 from engines.profile import GREEDY, SAMPLED, Profile, ProfileError
 from engines.profiling import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
 from policy_training.workloads import generate
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 _PROMPTS = 24
 

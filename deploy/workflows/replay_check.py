@@ -17,8 +17,8 @@ from policy_training.data.collect import arms_of, authorization, model_of
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
 from router import headers
-from router.config import DraftpickConfig
-from router.measure import acceptance
+from router.config.router_config import DraftpickConfig
+from router.request.meter import acceptance
 
 
 @dataclass(frozen=True, slots=True)

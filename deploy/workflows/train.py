@@ -23,7 +23,7 @@ from policy_training.evaluation.ope import estimate_all, reward_model
 from policy_training.learners.base import Learner, LearnerSetting, ProgressCallback
 from policy_training.learners.ray_train import Workers
 from policy_training.train import train_policy
-from router.lexical import stored_context
+from router.features.lexical import stored_context
 from router.policies import read
 
 _EARLIER = 0.75

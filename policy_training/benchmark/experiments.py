@@ -16,7 +16,7 @@ from policy_training.evaluation.evaluate import Interval, shares_by_task
 from policy_training.learners import LEARNERS, learner
 from policy_training.learners.base import LearnerSetting
 from policy_training.train import fitted, policy_probabilities
-from router.lexical import FEATURES
+from router.features.lexical import FEATURES
 
 Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[], None]

@@ -15,8 +15,8 @@ from engines.errors import DraftpickError
 from policy_training.data.dataset import Measurement
 from policy_training.workloads import Prompt
 from router import headers
-from router.measure import EventStream, Meter
-from router.sections import ADMIN_KEY_VARIABLE
+from router.config.sections import ADMIN_KEY_VARIABLE
+from router.request.meter import EventStream, Meter
 from router.types import Outcome, Status
 
 ProgressCallback = Callable[[int, int, Measurement], None]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from policy_training.data.dataset import Contexts, load, save
 from policy_training.workloads import Prompt
-from router.features import Featurizer
-from router.openai import Request, truncate
+from router.features.featurizer import Featurizer
+from router.openai_request import Request, truncate
 from router.types import Vector
 
 

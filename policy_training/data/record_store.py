@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from policy_training.data.dataset import DatasetError
-from router.events import EVENTS, Event, decode_events, encode_events
+from router.online.events import EVENTS, Event, decode_events, encode_events
 from router.records import decode
 from router.types import Record
 

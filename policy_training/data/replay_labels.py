@@ -21,7 +21,7 @@ from policy_training.data.contexts import contexts
 from policy_training.data.dataset import Contexts, DatasetParts, Measurement
 from policy_training.data.text_similarity import alignment
 from policy_training.workloads import Prompt
-from router.features import Featurizer
+from router.features.featurizer import Featurizer
 from router.types import Outcome
 
 PART = 128

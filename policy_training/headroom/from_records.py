@@ -12,7 +12,7 @@ from policy_training.data.matrix import Matrix, matrix
 from policy_training.data.step_costs import Costs
 from policy_training.headroom.crossover import bucket_of
 from policy_training.retraining.pipeline import changed_since
-from router.events import Event
+from router.online.events import Event
 from router.types import Record
 
 Floats = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from policy_training.data.matrix import Matrix
 from policy_training.learners.base import FeatureScaling, contexts_of
-from router.lexical import FEATURES
+from router.features.lexical import FEATURES
 
 _MAX_SLICES = 8
 _MIN_EACH = 40

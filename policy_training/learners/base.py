@@ -12,7 +12,7 @@ from policy_training.data import reward
 from policy_training.data.matrix import Matrix
 from policy_training.data.step_costs import Costs
 from policy_training.learners.ray_train import Workers
-from router.lexical import FEATURES
+from router.features.lexical import FEATURES
 from router.policies.shapes import Arrays
 
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from policy_training.data.dataset import DatasetError
 from policy_training.data.matrix import Matrix
 from policy_training.learners.base import Floats, LearnerSetting, prepared
-from router.lexical import FEATURES
+from router.features.lexical import FEATURES
 from router.policies.regressors import NoveltyMargin
 
 CENTRES = 16

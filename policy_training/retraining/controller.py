@@ -14,8 +14,8 @@ from policy_training.data.record_store import RecordStore
 from policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
 from policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, canary_experiment
 from policy_training.retraining.pipeline import RETRAINING_EVENTS, RetrainingPlan, RetrainingResult, retrain
-from router.events import Event
-from router.registry import Candidate, Registry, RegistryState
+from router.online.events import Event
+from router.registry.registry import Candidate, Registry, RegistryState
 from router.types import Record
 
 BY = "keeper"

@@ -32,11 +32,11 @@ from policy_training.retraining.generalization_gate import (
 )
 from policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
 from policy_training.train import fitted, train_policy
-from router.events import Event
-from router.lexical import stored_context
+from router.features.lexical import stored_context
+from router.online.events import Event
 from router.policies import artifact, read
 from router.policies.base import Policy
-from router.registry import Registry
+from router.registry.registry import Registry
 from router.types import Record
 
 RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_loses")

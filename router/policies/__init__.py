@@ -8,15 +8,15 @@ from engines.config import EMBEDDED, did_you_mean
 from router.errors import PolicyRejected
 from router.policies import artifact
 from router.policies.base import Policy
+from router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
 from router.policies.shapes import Arrays
-from router.policies.simple import NAMES, FixedPolicy, UniformPolicy
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The policy that `embedded` names: trained on measurements of the embedded fleet."""
 
 # kind of an artefact -> where its class is; a new kind is one file and one line
 _POLICY_TYPES = {
-    "fixed": "router.policies.simple:FixedPolicy",
+    "fixed": "router.policies.baselines:FixedPolicy",
     "mlp": "router.policies.mlp:MLPPolicy",
     "tau_cost": "router.policies.tau_cost:TauCostPolicy",
 }

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.clusters import Clusters
 from router.errors import PolicyRejected
 from router.policies import regressors
 from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
+from router.policies.clusters import Clusters
 from router.policies.regressors import Regressor
 from router.policies.shapes import Arrays, Shapes, check_shapes
 from router.types import Context, LoadTerms, Vector

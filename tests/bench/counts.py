@@ -1,6 +1,6 @@
 """What a request costs in counts that no machine changes: calls of our own functions, and calls that these make.
 
-`python -m tests.bench.counts` writes them to counts.json, to which `tests/router/test_counts.py` holds the path:
+`python -m tests.bench.counts` writes them to counts.json, to which `tests/router/request/test_counts.py` holds the path:
 a change that makes it dearer is seen at once, one that makes it cheaper asks for a new file.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from router.config import load_config
+from router.config.router_config import load_config
 from router.router import Router, fixed_address
 from tests.bench.overhead.contestants import config
 from tests.bench.overhead.engine import Engine

@@ -23,8 +23,8 @@ from policy_training.evaluation.evaluate import Interval
 from policy_training.learners import DEFAULT
 from policy_training.learners.base import LearnerSetting
 from policy_training.workloads import generate
-from router.features import Featurizer
-from router.openai import Request
+from router.features.featurizer import Featurizer
+from router.openai_request import Request
 from router.router import sentence_featurizer, static_featurizer
 
 WORDS = 200

@@ -22,8 +22,8 @@ from deploy.workflows.results import write
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt, generate, reword
 from policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS
-from router.lexical import _ASKS, lexical_features
-from router.openai import Request
+from router.features.lexical import _ASKS, lexical_features
+from router.openai_request import Request
 from router.policies import SHIPPED, read
 from router.router import static_featurizer
 from tests.bench.figures import show
@@ -54,7 +54,7 @@ APART = {
     "how much": "what quantity of",
     "what is": "state",
 }
-"""Verbs for those that the held-out rewording replaces; none is in a word list of `router/lexical.py`."""
+"""Verbs for those that the held-out rewording replaces; none is in a word list of `router/features/lexical.py`."""
 _WORDS = re.compile(r"(?<![\w`\"'])(" + "|".join(map(re.escape, APART)) + r")(?![\w`\"'(])", re.IGNORECASE)
 _TRAINING_SEED, _HELD_OUT_SEED, _LIVE_SEED = 1, 5000, 900
 

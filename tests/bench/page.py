@@ -30,10 +30,10 @@ from PIL import Image
 from deploy.launch.ray_serve import free_port, running
 from deploy.workflows.results import write
 from policy_training.evaluation.evaluate import Interval
-from router.config import load_config
-from router.registry import Registry
+from router.config.router_config import load_config
+from router.http.ui import FOLDER
+from router.registry.registry import Registry
 from router.router import Router
-from router.ui import FOLDER
 from tests import browser
 from tests.bench.figures import show, spread
 from tests.bench.page_world import KILLED, MODEL, STEP_S, engine, fill, registry, traffic, world

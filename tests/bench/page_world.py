@@ -13,11 +13,11 @@ import numpy as np
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
 from policy_training.workloads import Prompt, generate
-from router.config import load_config
+from router.config.router_config import load_config
 from router.policies import SHIPPED, artifact
-from router.recent import KEPT
-from router.registry import Registry
+from router.registry.registry import Registry
 from router.router import Router, fixed_address
+from router.telemetry.recent_requests import KEPT
 from tests.engine_process import EngineProcess
 
 MODEL = "smollm2-135m-instruct"

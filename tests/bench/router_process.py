@@ -21,7 +21,7 @@ async def engine(name: str) -> None:
 
 async def router(url: str, *options: str) -> None:
     """A router over the engine at `url` with the shipped static features and records off."""
-    from router.config import load_config
+    from router.config.router_config import load_config
     from router.router import Router
 
     settings: dict[str, Any] = dict(option.split("=", 1) for option in options)

@@ -17,7 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deploy.app import APP_NAME, build
 from deploy.config import FLEETS
-from router.config import DraftpickConfig, load_config
+from router.config.router_config import DraftpickConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "deploy" / "serve"

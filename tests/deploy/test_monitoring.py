@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.generate import dashboard, metrics_page
-from router.config import load_config
+from router.config.router_config import load_config
 from router.router import Router, fixed_address
 from tests.deploy.prometheus import (
     MAY_BE_EMPTY,

@@ -10,7 +10,7 @@ import yaml
 
 from deploy.config import FLEETS, resolve
 from deploy.launch.ray_serve import free_port, running
-from router.config import DraftpickConfig
+from router.config.router_config import DraftpickConfig
 
 
 def fleet(name: str, records: Path, **router: Any) -> DraftpickConfig:

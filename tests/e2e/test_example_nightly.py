@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from router.registry import Registry
+from router.registry.registry import Registry
 from tests.policy_training.retraining.test_pipeline import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

@@ -25,7 +25,7 @@ from policy_training.learners.base import LearnerSetting
 from policy_training.train import train_policy
 from policy_training.workloads import generate
 from router import records
-from router.features import LexicalFeaturizer
+from router.features.featurizer import LexicalFeaturizer
 from router.types import Outcome
 from tests.e2e.conftest import fleet
 

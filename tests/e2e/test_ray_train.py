@@ -20,10 +20,10 @@ from policy_training.learners import learner
 from policy_training.learners.networks import SoftmaxOptions
 from policy_training.learners.ray_train import Workers
 from policy_training.train import fit
-from router.lexical import stored_context
+from router.features.lexical import stored_context
 from router.policies.mlp import MLPPolicy
 from router.policies.shapes import Arrays
-from router.registry import Registry
+from router.registry.registry import Registry
 from tests.policy_training.bandit import SETTING, Bandit
 from tests.policy_training.retraining.test_pipeline import good_share, log, put
 

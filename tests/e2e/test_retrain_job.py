@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from policy_training.data.record_store import RecordStore
-from router.registry import Registry
+from router.registry.registry import Registry
 from tests.policy_training.retraining.test_pipeline import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

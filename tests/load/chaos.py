@@ -24,10 +24,10 @@ from deploy.launch.ray_serve import running
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
 from policy_training.evaluation.evaluate import Interval
-from router.config import DraftpickConfig
-from router.pointer import write_pointer
+from router.config.router_config import DraftpickConfig
 from router.policies import artifact
 from router.records import read
+from router.registry.pointer_file import write_pointer
 from tests.load.clients import Clients, ProgressCallback
 from tests.load.faults import Chaos, Fault, State, small_disk
 

@@ -13,8 +13,8 @@ import psutil
 from ray import serve
 
 from deploy.app import APP_NAME, build
-from router.config import DraftpickConfig
-from router.pointer import write_pointer
+from router.config.router_config import DraftpickConfig
+from router.registry.pointer_file import write_pointer
 
 State = dict[str, Any]
 Do = Callable[[], Awaitable[None]]

@@ -29,9 +29,9 @@ from deploy.console import out, progress_bar
 from deploy.workflows.results import write
 from engines.errors import ConfigError
 from policy_training.evaluation.evaluate import Interval
-from router.config import load_config
-from router.measure import EventStream, Meter
+from router.config.router_config import load_config
 from router.records import encode, read
+from router.request.meter import EventStream, Meter
 from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, Servers, asked, routed
 
 ProgressCallback = Callable[[], None]

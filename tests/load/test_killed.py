@@ -19,7 +19,7 @@ from engines.http import LocalServer
 from engines.mock import mock_app
 from policy_training.retraining.pipeline import retrain
 from router.policies import artifact, read
-from router.registry import Registry
+from router.registry.registry import Registry
 from tests.fleet import CHAT, FAST, MODEL, asked, router_pids
 from tests.policy_training.retraining.test_pipeline import PLAN, log
 

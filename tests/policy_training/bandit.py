@@ -9,7 +9,7 @@ from policy_training.data.logged_feedback import LoggedFeedback
 from policy_training.data.matrix import Matrix
 from policy_training.data.step_costs import Costs
 from policy_training.learners.base import LearnerSetting
-from router.lexical import FEATURES
+from router.features.lexical import FEATURES
 
 ARMS = ("plain", "ngram", "suffix", "math")
 TAU = np.asarray(

@@ -14,8 +14,8 @@ from policy_training.data.matrix import Matrix
 from policy_training.learners import LEARNERS, learner
 from policy_training.train import fitted, policy_probabilities, train_policy
 from policy_training.workloads import Prompt
-from router.features import Featurizer, LexicalFeaturizer
-from router.openai import parse
+from router.features.featurizer import Featurizer, LexicalFeaturizer
+from router.openai_request import parse
 from router.policies import read
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config import RecordsConfig
+from router.config.router_config import RecordsConfig
 from router.records import RecordWriter, decode, encode, read
 from router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until

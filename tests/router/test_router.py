@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from router.chosen import resolve_configured
-from router.config import LiveConfig, load_config
+from router.config.router_config import LiveConfig, load_config
+from router.config.sections import LimitsConfig
 from router.errors import PolicyRejected
-from router.features import LexicalFeaturizer
-from router.keys import digest
-from router.pointer import read_pointer, write_pointer
+from router.features.featurizer import LexicalFeaturizer
+from router.http.auth import digest
 from router.policies import artifact
 from router.policies.base import DecisionInput
-from router.policies.simple import FixedPolicy, UniformPolicy
+from router.policies.baselines import FixedPolicy, UniformPolicy
 from router.records import read
+from router.registry.pointer_file import read_pointer, write_pointer
+from router.registry.resolve import resolve_configured
 from router.router import Router, make_featurizer
-from router.sections import LimitsConfig
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
-from tests.router.test_policies import mlp, weights
+from tests.router.policies.test_policies import mlp, weights
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from deploy.doctor.context import LOOPBACK, DoctorContext
 from deploy.doctor.findings import Finding, check, note, problem, warning
 from engines.errors import ConfigError
-from router.keys import Keyring
+from router.http.auth import Keyring
 
 
 @check("router", "engines listen no wider than they must")

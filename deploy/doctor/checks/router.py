@@ -10,13 +10,13 @@ from typing import Any
 from deploy.doctor.context import DoctorContext
 from deploy.doctor.findings import Finding, check, note, problem, warning
 from engines.config import EMBEDDED
-from router.chosen import could_be_registry, read_named
-from router.config import RouterConfig
+from router.config.router_config import RouterConfig
 from router.errors import PolicyRejected
-from router.lexical import VERSION
+from router.features.lexical import VERSION
 from router.policies import NAMES, SHIPPED, artifact, check_arms, read
 from router.policies.base import Policy
-from router.registry import Registry
+from router.registry.registry import Registry
+from router.registry.resolve import could_be_registry, read_named
 
 _OLD = timedelta(days=60)
 _FEW_REQUESTS = 200

@@ -26,7 +26,7 @@ from deploy.workflows.results import write
 from engines.http import LocalServer
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import generate
-from router.config import DraftpickConfig, load_config
+from router.config.router_config import DraftpickConfig, load_config
 from router.router import Router
 from tests.bench.figures import show, spread
 from tests.bench.load.driver import answered

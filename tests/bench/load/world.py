@@ -22,10 +22,10 @@ from policy_training.learners import learner
 from policy_training.learners.base import LearnerSetting
 from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
-from router.config import load_config
-from router.features import Featurizer
-from router.lexical import FEATURES, context_of
-from router.openai import Request
+from router.config.router_config import load_config
+from router.features.featurizer import Featurizer
+from router.features.lexical import FEATURES, context_of
+from router.openai_request import Request
 from router.policies.regressors import make
 from router.policies.tau_cost import TauCostPolicy
 from router.router import Router, static_featurizer

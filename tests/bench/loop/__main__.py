@@ -45,7 +45,7 @@ from policy_training.train import train_policy
 from policy_training.workloads import Prompt, generate
 from router.policies import read as read_policy
 from router.policies.base import Policy
-from router.registry import Registry
+from router.registry.registry import Registry
 from router.router import static_featurizer
 from tests.bench.figures import show, spread
 from tests.bench.loop.outcome import WINDOW, Loop, Run, choices, figures, figures_alone

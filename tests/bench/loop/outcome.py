@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_training.data.contexts import contexts
-from router.events import Event
-from router.lexical import stored_context
+from router.features.lexical import stored_context
+from router.online.events import Event
 from router.policies.base import Policy
-from router.registry import RegistryState
+from router.registry.registry import RegistryState
 from router.router import static_featurizer
 from router.types import Record
 from tests.bench.loop.world import ARMS, Floats, Happening, Traffic

@@ -33,7 +33,7 @@ from policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult
 from policy_training.train import policy_probabilities
 from policy_training.workloads import Prompt, generate
 from router.policies import read
-from router.registry import Registry
+from router.registry.registry import Registry
 from router.router import static_featurizer
 from tests.bench.figures import show
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from engines.replicas import ReplicaTable
 from policy_training.workloads import generate
-from router.config import load_config
-from router.measure import Meter
-from router.openai import parse
+from router.config.router_config import load_config
+from router.openai_request import parse
 from router.records import RecordWriter
+from router.request.meter import Meter
 from router.router import Router, fixed_address
 from router.types import Record
 from tests.bench.overhead.contestants import config

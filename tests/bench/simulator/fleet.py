@@ -13,7 +13,7 @@ import uvloop
 
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
-from router.config import load_config
+from router.config.router_config import load_config
 from router.router import Router
 
 MODEL = "mock-model"

@@ -18,7 +18,7 @@ from engines.mock import MockSpec
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.routing import Strategy
-from router.measure import acceptance
+from router.request.meter import acceptance
 from tests.bench.simulator.fleet import MODEL, asked
 
 _ROOT = Path(__file__).parents[3]

@@ -26,7 +26,7 @@ from policy_training.data.dataset import DatasetError, Measurement, load, save
 from policy_training.data.text_similarity import STATISTICS
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt, generate
-from router.features import LexicalFeaturizer
+from router.features.featurizer import LexicalFeaturizer
 from router.types import Outcome
 from tests.deploy.artefact import write_policy
 

@@ -14,7 +14,7 @@ from deploy.cli import main as cli
 from deploy.cli.policies import registry_app
 from router.errors import PolicyRejected
 from router.policies import read
-from router.registry import Registry
+from router.registry.registry import Registry
 from tests.deploy.artefact import write_policy
 from tests.deploy.cli.test_main import words
 

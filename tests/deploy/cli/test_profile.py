@@ -19,7 +19,7 @@ from engines.errors import ConfigError
 from engines.http import LocalServer
 from engines.mock import MockSpec, mock_app
 from engines.profile import Profile, ProfileError
-from router.config import DraftpickConfig, load_config
+from router.config.router_config import DraftpickConfig, load_config
 from tests.deploy.cli.test_main import words
 
 SPEC = MockSpec(step_s=0.01, step_s_per_request=0.002, max_running=8)

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.retrain import REFUSED, retrain_app
-from router.events import Event
-from router.exchange import PeerStore
-from router.registry import Registry
+from router.online.events import Event
+from router.online.peer_store import PeerStore
+from router.registry.registry import Registry
 from tests.policy_training.retraining.test_pipeline import log, put
 
 

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter
 from deploy.generate import cli_page, config_page
 from deploy.generate.markdown import slug
 from engines.errors import ConfigError
-from router.config import load_config
-from router.events import EVENTS, Event, decode_events
-from router.exchange import PeerStore
-from router.keys import Key
-from router.lexical import stored_context
+from router.config.router_config import load_config
+from router.features.lexical import stored_context
+from router.http.auth import Key
+from router.online.events import EVENTS, Event, decode_events
+from router.online.peer_store import PeerStore
 from router.records import encode
 from router.types import Decision, LoadTerms, Outcome, Record
 from tests.deploy.docs.code_blocks import Block, blocks

@@ -12,7 +12,7 @@ from tests.deploy.overlay import ROOT, changed, lay_over
 
 PAGE = ROOT / "docs" / "extending.md"
 GUARDS = (
-    "tests/router/test_lexical.py",
+    "tests/router/features/test_lexical.py",
     "tests/engines/test_config.py",
     "tests/policy_training/learners/test_learners.py",
 )

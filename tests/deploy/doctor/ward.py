@@ -10,7 +10,7 @@ from deploy.doctor import examine
 from deploy.doctor.context import DoctorContext, Machine
 from deploy.doctor.findings import Finding
 from deploy.doctor.probe import DoctorAnswer, RunningEngine, ServedModel
-from router.config import load_config
+from router.config.router_config import load_config
 from router.types import Record
 from tests.policy_training.data.test_from_records import record
 

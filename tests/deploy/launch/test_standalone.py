@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.launch.standalone import RouterProcesses
 from engines.errors import ConfigError
-from router.config import load_config
+from router.config.router_config import load_config
 from tests.fleet import CHAT, FAST, SLOW, Servers, asked, router_pids, until
 
 

@@ -12,7 +12,7 @@ from policy_training.benchmark.experiments import ExperimentSetup
 from policy_training.benchmark.splits import Score
 from policy_training.data.dataset import Dataset, DatasetError, Measurement
 from policy_training.evaluation.evaluate import Interval
-from router.lexical import FEATURES
+from router.features.lexical import FEATURES
 from router.types import Outcome
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 from tests.policy_training.data.test_dataset import measured

@@ -7,7 +7,7 @@ import numpy as np
 from policy_training.data.contexts import contexts, refresh_contexts
 from policy_training.data.dataset import Measurement, load, save
 from policy_training.workloads import generate
-from router.features import LexicalFeaturizer
+from router.features.featurizer import LexicalFeaturizer
 from router.types import Outcome
 
 PROMPTS = generate(6, seed=1, sampled_share=0.5, max_tokens=32)

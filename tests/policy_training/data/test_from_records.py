@@ -19,7 +19,7 @@ from policy_training.data.step_costs import Costs
 from policy_training.evaluation.ope import estimate_all, reward_model
 from policy_training.learners import learner
 from policy_training.train import fitted, policy_probabilities
-from router.lexical import stored_context
+from router.features.lexical import stored_context
 from router.records import encode
 from router.types import Decision, LoadTerms, Outcome, Record
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit

@@ -15,8 +15,8 @@ from policy_training.headroom.estimate import CrossFittedChoice, Headroom, conte
 from policy_training.headroom.from_logged import evaluate_logged, is_rejected
 from policy_training.headroom.from_records import Traffic, drawn_costs
 from policy_training.headroom.verdict import Evidence, reasons_against
-from router.events import Event
-from router.lexical import stored_context
+from router.features.lexical import stored_context
+from router.online.events import Event
 from router.records import encode
 from router.types import Decision, Outcome, Record
 from tests.policy_training.bandit import ARMS, COSTS

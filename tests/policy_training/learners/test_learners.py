@@ -18,7 +18,7 @@ from policy_training.learners.tau_cost import TauCost
 from policy_training.train import fit, fitted, policy_probabilities
 from router import policies
 from router.errors import PolicyRejected
-from router.lexical import FEATURES, stored_context
+from router.features.lexical import FEATURES, stored_context
 from router.policies.mlp import MLPPolicy
 from router.policies.tau_cost import TauCostPolicy
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, TAU, Bandit

@@ -16,11 +16,11 @@ from policy_training.learners import learner
 from policy_training.retraining.canary import Limits
 from policy_training.retraining.controller import RolloutConfig, RolloutController
 from policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
-from router.events import Event
-from router.lexical import stored_context
+from router.features.lexical import stored_context
+from router.online.events import Event
 from router.policies import read
 from router.records import encode
-from router.registry import Registry
+from router.registry.registry import Registry
 from router.types import Decision, Outcome, Record, Vector
 from tests.policy_training.bandit import ARMS, BEST, COSTS, Bandit
 

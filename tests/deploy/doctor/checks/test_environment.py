@@ -10,7 +10,7 @@ import pytest
 from deploy.doctor import examine
 from deploy.doctor.context import DoctorContext, Machine
 from deploy.doctor.findings import CHECKS
-from router.config import load_config
+from router.config.router_config import load_config
 from tests.deploy.doctor.ward import (
     CPU_MACHINE,
     GPU,

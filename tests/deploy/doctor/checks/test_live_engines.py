@@ -9,7 +9,7 @@ from deploy.doctor import examine
 from deploy.doctor.context import DoctorContext
 from deploy.doctor.findings import Finding
 from deploy.doctor.probe import RunningEngine, ServedModel
-from router.config import load_config
+from router.config.router_config import load_config
 from tests.deploy.doctor.ward import CPU_MACHINE, DRAFTING, WELL, fleet, found, one
 
 

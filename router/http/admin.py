@@ -1,0 +1,179 @@
+"""The pages of those who run a router: which engine a request would go to, policies, events."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Literal, Protocol
+
+import orjson
+from pydantic import Field, ValidationError
+
+from engines.config import Model
+from router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
+from router.http.asgi import AsgiSink, HttpRequest
+from router.http.auth import Key, Keyring, require_scope
+from router.monitoring.explain import explain
+from router.monitoring.status import FleetStatus
+from router.online.events import EventLog
+from router.openai_request import parse
+from router.parts import Parts
+from router.registry.registry import Registry, RegistryState
+
+CHAT = "/v1/chat/completions"
+_LONGEST_NAME = 100
+
+
+class Owner(Protocol):
+    """The router that the application belongs to."""
+
+    @property
+    def registry(self) -> Registry | None:
+        """The registry that its policies come from, where there is one."""
+
+    @property
+    def events(self) -> EventLog:
+        """What happened lately."""
+
+    async def start(self) -> None:
+        """Begin to follow the engines."""
+
+    async def stop(self) -> None:
+        """Close connections, and write what is queued."""
+
+    def state(self) -> dict[str, object]:
+        """What `/ready` shows."""
+
+    async def broadcast_policy(self, name: str) -> list[str]:
+        """Take a policy into service on every replica; their ids. Raises `PolicyRejected`."""
+
+    async def metrics(self) -> str:
+        """The Prometheus page of the whole fleet."""
+
+
+class PolicyChange(Model):
+    """What `POST /v1/route/policies` may ask for."""
+
+    action: Literal["canary", "promote", "pin", "unpin", "rollback"]
+    id: str = Field(
+        "",
+        max_length=20,
+        pattern=r"^(p[0-9]{4,})?$",
+        description="of a policy in the registry; not for `unpin` and `rollback`",
+    )
+    share: float = Field(0.01, gt=0, le=1, description="of the requests, for `canary`")
+    reason: str = Field("", max_length=500)
+
+    @property
+    def takes_id(self) -> bool:
+        """Whether `id` says which policy is meant."""
+        return self.action not in ("unpin", "rollback")
+
+    def apply(self, registry: Registry, by: str) -> None:
+        """Change the registry. Raises `PolicyRejected`, and OSError when the disk fails."""
+        if self.action == "canary":
+            registry.set_canary_share(self.id, self.share, by, self.reason, start=True)
+        elif self.takes_id:
+            getattr(registry, self.action)(self.id, by, self.reason)
+        else:
+            getattr(registry, self.action)(by, self.reason)
+
+
+class AdminPages:
+    """Answers to keys of the scope `admin`. Changes need keys at all: without them anybody could make them."""
+
+    def __init__(self, parts: Parts, owner: Owner, keys: Keyring, max_json_depth: int, model: str) -> None:
+        self._parts, self._owner, self._keys = parts, owner, keys
+        self._max_json_depth = max_json_depth
+        self._fleet_status = FleetStatus(parts, model, owner.registry)
+
+    @property
+    def pages(self) -> dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]]:
+        """By method and path."""
+        return {
+            ("POST", "/v1/route/explain"): self._explain,
+            ("POST", "/v1/route/policy"): self._use_policy,
+            ("GET", "/v1/route/state"): self._state,
+            ("GET", "/v1/route/events"): self._events,
+            ("GET", "/v1/route/policies"): self._policies,
+            ("POST", "/v1/route/policies"): self._change_policies,
+        }
+
+    def _require_admin(self, http_request: HttpRequest, action: str) -> Key:
+        key = self._keys.authenticate(http_request.header_values.get("authorization"))
+        require_scope(key, "admin", action)
+        return key
+
+    def _require_admin_key(self, http_request: HttpRequest, action: str) -> Key:
+        key = self._require_admin(http_request, action)
+        if not self._keys:
+            raise NotAllowed("this needs keys: without them anybody could do it", code="keys_needed")
+        return key
+
+    async def _explain(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        key = self._require_admin(http_request, "to explain")
+        if (body := await http_request.body()) is not None:
+            request = parse(CHAT, body, self._max_json_depth)
+            await reply.json(200, await explain(self._parts, request, key.objective, key.explore))
+
+    async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin(http_request, "the state")
+        shown = {"keys": bool(self._keys), **await self._fleet_status.state()}
+        await reply.json(200, shown, [("cache-control", "no-store")])
+
+    async def _events(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin(http_request, "the events")
+        await reply.json(
+            200, {"object": "list", "data": [asdict(event) for event in reversed(self._owner.events.recent)]}
+        )
+
+    async def _policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin(http_request, "the policies")
+        await self._show_policies(reply)
+
+    async def _show_policies(self, reply: AsgiSink) -> None:
+        await reply.json(200, (await self._read()).model_dump(mode="json", by_alias=True))
+
+    async def _read(self) -> RegistryState:
+        try:
+            return await asyncio.to_thread(self._registry().state)
+        except PolicyRejected as error:
+            raise RegistryFailed(str(error), code="registry_damaged") from error
+
+    async def _change_policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        key = self._require_admin_key(http_request, "to change the policies")
+        if (body := await http_request.body()) is None:
+            return
+        try:
+            change = PolicyChange.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))[:_LONGEST_NAME] or None) from None
+        await self._read()  # where it is damaged, no change is at fault
+        try:
+            await asyncio.to_thread(change.apply, self._registry(), f"key {key.name}")
+        except PolicyRejected as error:
+            param = "id" if change.takes_id else None
+            raise BadRequest(str(error), param=param, code="policy_refused") from error
+        except OSError as error:
+            raise RegistryFailed(f"the registry cannot be changed: {error.strerror}", code="registry_failed") from error
+        await self._show_policies(reply)
+
+    def _registry(self) -> Registry:
+        if self._owner.registry is None:
+            raise BadRequest("router.policy names no registry (draftpick policies add FOLDER)", code="no_registry")
+        return self._owner.registry
+
+    async def _use_policy(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._require_admin_key(http_request, "to change the policy")
+        if (body := await http_request.body()) is None:
+            return
+        try:
+            name = orjson.loads(body)["policy"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise BadRequest('the body must be {"policy": <name or folder>}', param="policy") from error
+        if not isinstance(name, str) or not name:
+            raise BadRequest("policy must be a name or a folder", param="policy")
+        try:
+            await reply.json(200, {"policies": await self._owner.broadcast_policy(name)})
+        except PolicyRejected as error:
+            raise BadRequest(str(error), param="policy", code="policy_refused") from error

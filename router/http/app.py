@@ -1,0 +1,214 @@
+"""The router as an ASGI application that speaks the OpenAI API: who may ask, what is read of it, how errors look."""
+
+import asyncio
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from fnmatch import fnmatchcase
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from router import headers
+from router.config.router_config import RouterConfig
+from router.errors import BadRequest, NotAllowed, RequestError
+from router.http.admin import AdminPages, Owner
+from router.http.asgi import AsgiSink, HttpRequest
+from router.http.auth import Key, Keyring, require_scope
+from router.http.openapi import description
+from router.http.ui import ui_pages
+from router.monitoring.fleet_metrics import CONTENT_TYPE
+from router.openai_request import parse
+from router.parts import Parts
+from router.request.admission import PRIORITIES
+from router.request.state import ClientRequest
+
+_CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
+"""Where OpenAI's own clients say, in seconds, how long they wait."""
+
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+_REQUEST_ID = re.compile(r"[\w.:/@=+-]{1,128}", re.ASCII)
+_CHAT = "/v1/chat/completions"
+
+
+class RouterApp:
+    """ASGI application: a few pages of its own; every other path goes to an engine."""
+
+    def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
+        self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
+        self._model, self._config, self._owner, self._keys = model, config, owner, keys
+        self._created = int(time.time())
+        self._paths = frozenset(config.paths)
+        self._patterns = tuple(path for path in config.paths if "*" in path)
+        admin = AdminPages(parts, owner, keys, config.max_json_depth, model)
+        self._own: dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]] = {
+            **admin.pages,
+            **ui_pages(),
+            ("GET", "/health"): self._health,
+            ("GET", "/ready"): self._ready,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/openapi.json"): self._openapi,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self._owner.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._owner.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        accepted = time.perf_counter()
+        reply = AsgiSink(send)
+        try:
+            asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
+            if page := self._own.get((scope["method"], asked.path)):
+                await page(asked, reply)
+            else:
+                await self._forward(asked, reply)
+        except RequestError as error:
+            self._metrics_counts.count_error(error)
+            await reply.json(error.status, error.body(), error.headers())
+
+    async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        """Send a request to an engine, and its answer back."""
+        key = self._key(http_request)
+        if http_request.scope["method"] not in _METHODS:
+            raise NotAllowed(f"{http_request.scope['method']} is not answered here", code="method_not_allowed")
+        if not self._is_public(http_request.path):
+            require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
+        if headers.ARM in http_request.header_values:
+            require_scope(key, "admin", f"the header {headers.ARM}")
+        self._keys.check_rate_limit(key)
+        if (body := await http_request.body()) is not None:
+            incoming = self._client_request(http_request, key, body)
+            if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
+                await reply.finish()
+
+    def _key(self, http_request: HttpRequest) -> Key:
+        """Whose request it is. Raises `Unauthorized`."""
+        return self._keys.authenticate(http_request.header_values.get("authorization"))
+
+    def _is_public(self, path: str) -> bool:
+        """Whether any key may ask for a path."""
+        return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
+
+    def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
+        named, sent = http_request.header_values, http_request.headers
+        if self._keys:  # ours, not the engine's
+            sent = [(name, value) for name, value in sent if name != "authorization"]
+        request_id = named.get(headers.CLIENT_REQUEST_ID, "")
+        return ClientRequest(
+            request=parse(
+                http_request.path, body, self._config.max_json_depth, keep_fields=self._config.continue_streams
+            ),
+            method=http_request.scope["method"],
+            target=http_request.target(),
+            headers=sent,
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+            accepted=http_request.accepted,
+            pin=named.get(headers.ARM),
+            key=key.name,
+            priority=_priority(named, key),
+            deadline=_deadline(named, http_request.accepted),
+            explore=key.explore,
+            objective=key.objective,
+            count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
+        )
+
+    # --- its own pages ---
+
+    async def _health(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        await reply.json(200, {"status": "ok"})
+
+    async def _ready(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        state = self._owner.state()
+        if self._keys:  # probes of an orchestrator carry no key; details are for admins
+            try:
+                require_scope(self._key(http_request), "admin", "the state")
+            except RequestError:
+                state = {"ready": state["ready"]}
+        await reply.json(200 if state["ready"] else 503, state)
+
+    async def _metrics(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        require_scope(self._key(http_request), "admin", "the metrics")
+        page = (await self._owner.metrics()).encode()
+        await reply.send_complete(200, [("content-type", CONTENT_TYPE)], page)
+
+    async def _models(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._key(http_request)
+        model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
+        await reply.json(200, {"object": "list", "data": [model]})
+
+    async def _openapi(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        await reply.json(200, description(self._model))
+
+
+def _priority(header_values: dict[str, str], key: Key) -> int:
+    """The priority that a request asks for, at most its key's own."""
+    name = header_values.get(headers.PRIORITY)
+    if name is None:
+        return min(0, PRIORITIES[key.priority])
+    if name not in PRIORITIES:
+        raise BadRequest(f"must be one of: {', '.join(PRIORITIES)}", param=headers.PRIORITY, code="bad_priority")
+    return min(PRIORITIES[name], PRIORITIES[key.priority])
+
+
+def _deadline(header_values: dict[str, str], accepted: float) -> float | None:
+    """When the client stops waiting for a first byte, by our header or by those of OpenAI's clients."""
+    if (own := header_values.get(headers.TIMEOUT)) is not None:
+        if (seconds := _seconds(own)) is None:
+            raise BadRequest("must be a positive number of seconds", param=headers.TIMEOUT, code="bad_timeout")
+        return accepted + seconds
+    waits = [
+        seconds for name in _CLIENT_TIMEOUTS if name in header_values and (seconds := _seconds(header_values[name]))
+    ]
+    return accepted + min(waits) if waits else None
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work` to its end (True), or cancel it when the client goes away (False)."""
+    own = asyncio.current_task()
+    assert own is not None
+    watch = asyncio.create_task(_disconnect(receive))
+
+    def gone(_: asyncio.Task[None]) -> None:
+        own.cancel()
+
+    watch.add_done_callback(gone)
+    try:
+        await work
+        return True
+    except asyncio.CancelledError:
+        if watch.done() and own.uncancel() == 0:
+            return False
+        raise
+    finally:
+        watch.remove_done_callback(gone)
+        watch.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue

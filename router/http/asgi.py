@@ -1,0 +1,95 @@
+"""A request as ASGI gives it, and its answer."""
+
+from dataclasses import dataclass
+
+import orjson
+from starlette.types import Message, Receive, Scope, Send
+
+from engines.client import Headers
+from router.config.router_config import RouterConfig
+from router.errors import BadRequest, PayloadTooLarge
+
+_MAX_HEADERS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request before its body is read. `headers` are lower case, `named` the last of each name."""
+
+    scope: Scope
+    receive: Receive
+    accepted: float
+    path: str
+    headers: Headers
+    header_values: dict[str, str]
+    max_body_bytes: int
+
+    @classmethod
+    def from_scope(cls, scope: Scope, receive: Receive, accepted: float, config: RouterConfig) -> "HttpRequest":
+        """Raises `PayloadTooLarge` for too many headers, `BadRequest` for a path that is none."""
+        raw = scope["headers"]
+        if len(raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in raw) > config.max_header_bytes:
+            raise PayloadTooLarge(
+                f"more than {_MAX_HEADERS} headers or {config.max_header_bytes} bytes of them",
+                code="headers_too_large",
+            )
+        headers = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in raw]
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not path.startswith("/"):
+            raise BadRequest("the path must begin with /", code="bad_path")
+        return cls(scope, receive, accepted, path, headers, dict(headers), config.max_body_bytes)
+
+    def target(self) -> str:
+        """Path and query as they were sent, percent signs and all, below the route prefix."""
+        raw: str = (self.scope.get("raw_path") or self.scope["path"].encode()).decode("latin-1").split("?")[0]
+        query = self.scope.get("query_string", b"").decode("latin-1")
+        return raw.removeprefix(self.scope.get("root_path", "")) + (f"?{query}" if query else "")
+
+    async def body(self) -> bytes | None:
+        """The whole body; None when the client went away before its end. Raises `PayloadTooLarge`."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message: Message = await self.receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self.max_body_bytes:
+                raise PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes", code="body_too_large")
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class AsgiSink:
+    """Sends an answer through ASGI."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._finished = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.start(status, [*headers, ("content-length", str(len(body)))])
+        await self._send_last(body)
+
+    async def finish(self) -> None:
+        """End an answer that was written in parts."""
+        if not self._finished:
+            await self._send_last(b"")
+
+    async def _send_last(self, body: bytes) -> None:
+        self._finished = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:
+        await self.send_complete(
+            status, [("content-type", "application/json"), *(headers or [])], orjson.dumps(content)
+        )

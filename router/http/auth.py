@@ -1,0 +1,158 @@
+"""Who may ask: API keys by their hash, with scopes and limits per minute.
+
+Keys come from a file of hashes (`draftpick keys new` makes its lines) or, in plain, from the environment. They are
+random and long, so one SHA-256 protects them as well as a slow hash would, and costs the request path a microsecond.
+Limits are counted by the package `limits`, in memory: each replica of the router counts for itself.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from pydantic import Field, TypeAdapter, ValidationError
+
+from engines.config import Model, Name
+from engines.errors import ConfigError
+from router.config.sections import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, KeysConfig, Objective
+from router.errors import Forbidden, RateLimited, Unauthorized
+
+Scope = Literal["chat", "admin"]
+PREFIX = "dp-"
+
+
+class Key(Model):
+    """One key, by its hash."""
+
+    name: Name = Field(description="whose it is; refusals and the history of policies say it")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal")
+    scopes: tuple[Scope, ...] = Field(("chat",), description="`chat`: to ask; `admin`: to pin, reload and explain")
+    requests_per_minute: int | None = Field(None, ge=1, description="requests a minute; absent: any number")
+    tokens_per_minute: int | None = Field(None, ge=1, description="tokens of prompts and answers")
+    priority: Literal["low", "normal", "high"] = Field("normal", description="the highest that it may ask for")
+    explore: bool = Field(True, description="whether its requests may go to engines that are tried out")
+    objective: Objective | None = Field(None, description="what its engines are chosen by, unless as configured")
+    expires: datetime | None = Field(None, description="from then on it is refused; with a time zone")
+
+
+ANONYMOUS = Key(name="anybody", sha256="0" * 64, scopes=("chat", "admin"), priority="high")
+"""Who asks where no keys are configured."""
+
+_KEYS = TypeAdapter(list[Key])
+
+
+class Keyring:
+    """The keys that are taken now, and what each has used of its minute. Empty: everybody is `ANONYMOUS`."""
+
+    def __init__(self, config: KeysConfig, environment: Mapping[str, str] = os.environ) -> None:
+        """Raises `ConfigError`."""
+        self._config, self._environment = config, environment
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._keys = self._load()
+
+    def __bool__(self) -> bool:
+        return bool(self._keys) or self._config.file is not None
+
+    def reload(self) -> None:
+        """Read the file again. Raises `ConfigError`, and then the old keys go on."""
+        self._keys = self._load()
+
+    def _load(self) -> dict[str, Key]:
+        keys = read_keys(self._config.file) if self._config.file else []
+        if self._config.environment:
+            for variable, scopes in ((API_KEY_VARIABLE, ("chat",)), (ADMIN_KEY_VARIABLE, ("chat", "admin"))):
+                given = [key.strip() for key in self._environment.get(variable, "").split(",")]
+                name = variable.removesuffix("_KEYS").lower().replace("_", "-")
+                keys += [
+                    Key(name=f"{name}-{i}", sha256=digest(key), scopes=scopes, priority="high")
+                    for i, key in enumerate(filter(None, given))
+                ]
+        return {key.sha256: key for key in keys}
+
+    def authenticate(self, authorization: str | None) -> Key:
+        """The key that an `Authorization` header carries. Raises `Unauthorized`."""
+        if not self:
+            return ANONYMOUS
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthorized("an API key is needed: Authorization: Bearer <key>")
+        key = self._keys.get(digest(token.strip()))
+        if key is None:
+            raise Unauthorized("this API key is not known here")
+        if key.expires is not None and key.expires.timestamp() <= time.time():
+            raise Unauthorized("this API key has expired")
+        return key
+
+    def check_rate_limit(self, key: Key) -> None:
+        """Count one request of a key. Raises `RateLimited` when its minute is used up."""
+        if key.tokens_per_minute is not None:
+            tokens = RateLimitItemPerMinute(key.tokens_per_minute, namespace="tokens")
+            if not self._limiter.test(tokens, key.sha256):
+                raise self._rate_limited(key, tokens, f"{key.tokens_per_minute} tokens", "tokens_per_minute")
+        if key.requests_per_minute is not None:
+            requests = RateLimitItemPerMinute(key.requests_per_minute, namespace="requests")
+            if not self._limiter.hit(requests, key.sha256):
+                raise self._rate_limited(key, requests, f"{key.requests_per_minute} requests", "requests_per_minute")
+
+    def count_tokens(self, key: Key, num_tokens: int) -> None:
+        """Count the tokens of an answer. The one that passes the limit is paid in full; the next has to wait."""
+        if key.tokens_per_minute is None:
+            return
+        limit = RateLimitItemPerMinute(key.tokens_per_minute, namespace="tokens")
+        left = self._limiter.get_window_stats(limit, key.sha256).remaining
+        if (cost := min(num_tokens, left)) > 0:
+            self._limiter.hit(limit, key.sha256, cost=cost)
+
+    def _rate_limited(self, key: Key, limit: RateLimitItemPerMinute, what: str, code: str) -> RateLimited:
+        reset = self._limiter.get_window_stats(limit, key.sha256).reset_time - time.time()
+        return RateLimited(
+            f"key {key.name!r} may use {what} a minute", code=code, retry_after_s=min(max(1.0, reset), 60.0)
+        )
+
+
+def require_scope(key: Key, scope: Scope, purpose: str) -> None:
+    """Raise `Forbidden` unless the key has the scope that `what` needs."""
+    if scope not in key.scopes:
+        raise Forbidden(f"{purpose} needs a key with the scope {scope!r}", code="missing_scope")
+
+
+def digest(key: str) -> str:
+    """SHA-256 of a key, in hexadecimal."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key() -> str:
+    """A key that nobody can guess: 256 bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file. Raises `ConfigError` that names the field and shows no value."""
+    try:
+        data: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name a file of keys that exists") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(str(path), "is not valid YAML") from None
+    try:
+        keys = _KEYS.validate_python(data or [])
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}", first["msg"], "`draftpick keys new` makes such lines") from None
+    for field in ("name", "sha256"):
+        values = [getattr(key, field) for key in keys]
+        if twice := next((i for i, value in enumerate(values) if value in values[:i]), None):
+            raise ConfigError(f"{path}: {twice}.{field}", "is there twice", "give every key its own")
+    for i, key in enumerate(keys):
+        if key.expires is not None and key.expires.tzinfo is None:
+            raise ConfigError(f"{path}: {i}.expires", "has no time zone", "write 2030-01-31T00:00:00Z")
+    return keys

@@ -1,0 +1,128 @@
+"""The OpenAPI description of what the router answers. Bodies are vLLM's: only what the router reads is named."""
+
+from typing import Any
+
+from router import headers
+from router.http.admin import PolicyChange
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "integer", "null"]},
+            },
+        }
+    },
+}
+_SAMPLING = {
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 4},
+    "stream": {"type": "boolean"},
+    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["system", "user", "assistant"]},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "text"],
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                    },
+                },
+            ]
+        },
+    },
+}
+
+
+def description(model: str) -> dict[str, object]:
+    """OpenAPI 3.1 of a router in front of the target `model`."""
+    limit = {"type": "integer", "minimum": 1, "maximum": 64}
+    chat = {"messages": {"type": "array", "minItems": 1, "items": _MESSAGE}, "max_tokens": limit}
+    completion = {"prompt": {"type": "string"}, "max_tokens": limit}
+    responses = {"input": {"type": "string"}, "max_output_tokens": limit}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Draftpick",
+            "version": "1",
+            "description": "Each request goes to the engine that will finish it first.",
+        },
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"key": []}],
+        "paths": {
+            "/health": {"get": _get("The process lives.")},
+            "/ready": {"get": _get("Whether an engine can take requests, and the router's state.", "503")},
+            "/metrics": {"get": _text("What routers and engines say of themselves, for Prometheus.")},
+            "/v1/models": {"get": _get("The target.")},
+            "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
+            "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
+            "/v1/responses": {"post": _post("A response.", _body(model, "input", responses))},
+            "/v1/route/explain": {
+                "post": _post("Where a request would go, and why; nothing is sent.", _body(model, "messages", chat))
+            },
+            "/v1/route/state": {"get": _get("Engines, kinds of requests, last decisions, policies.", errors=("403",))},
+            "/v1/route/policy": {
+                "post": _post(
+                    "Take another policy into service.",
+                    {"type": "object", "required": ["policy"], "properties": {"policy": {"type": "string"}}},
+                )
+            },
+            "/v1/route/events": {"get": _get("What the router noticed and did, the newest first.", errors=("403",))},
+            "/v1/route/policies": {
+                "get": _get("The registry of policies.", errors=("400", "403", "503")),
+                "post": _post(
+                    "Try, promote, pin or roll back a policy of the registry.", PolicyChange.model_json_schema()
+                ),
+            },
+        },
+    }
+
+
+def _body(model: str, needed: str, properties: dict[str, Any]) -> dict[str, Any]:
+    fields = {"model": {"const": model}, **properties, **_SAMPLING}
+    return {"type": "object", "required": ["model", needed], "properties": fields}
+
+
+def _errors(*codes: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": _ERROR}}
+    return {code: {"description": "OpenAI's error object.", "content": content} for code in codes}
+
+
+def _get(summary: str, *more: str, errors: tuple[str, ...] = ()) -> dict[str, Any]:
+    ok = {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {"summary": summary, "responses": {"200": ok, **dict.fromkeys(more, ok), **_errors("401", "431", *errors)}}
+
+
+def _text(summary: str) -> dict[str, Any]:
+    ok = {"description": summary, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {"summary": summary, "responses": {"200": ok, **_errors("401", "403", "431")}}
+
+
+def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
+    ok = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    errors = _errors("400", "401", "403", "404", "405", "413", "429", "431", "502", "503", "504")
+    return {
+        "summary": summary,
+        "parameters": [
+            {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+            for name, text in headers.OF_REQUESTS.items()
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": {"200": {"description": summary, "content": ok}, **errors},
+    }

@@ -1,0 +1,94 @@
+"""Asks engines what they do and what their steps take, twice a second; those that show no such page are left alone."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+
+from engines import load, profile
+from engines.client import EngineClient
+from engines.errors import EngineError
+from engines.load import LoadReport
+from engines.profile import Profile, ProfileError
+from engines.replicas import Replica, ReplicaTable
+from router.load.load_model import LoadModel
+
+log = logging.getLogger("draftpick.router")
+
+_PATIENCE_S = 2.0
+_ASK_AGAIN_S = 30.0
+_MAX_BYTES = 2**20
+
+
+class EnginePoller:
+    """Follows the pages of all replicas (`run`). An arm's profile is that of its first replica that shows one."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        replicas: ReplicaTable,
+        model: LoadModel,
+        every_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
+        self._silent_until: dict[str, float] = {}
+        self._profile_due: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(self._every_s)
+
+    async def poll(self) -> None:
+        """Ask every replica once."""
+        everywhere = [(arm, r) for arm, there in self._replicas.by_arm.items() for r in there]
+        await asyncio.gather(*(self._poll_replica(arm, replica) for arm, replica in everywhere))
+        urls = {replica.url for _, replica in everywhere}
+        for known in (self._profile_due, self._silent_until):
+            for url in known.keys() - urls:
+                del known[url]
+        self._model.refresh()
+
+    async def _poll_replica(self, arm: str, replica: Replica) -> None:
+        if self._clock() < self._silent_until.get(replica.url, 0.0):
+            return
+        page = await self._page(f"{replica.url}{load.PATH}")
+        report = LoadReport.from_json(page) if page is not None else None
+        if report is not None:
+            replica.record_report(report, self._clock())
+        elif replica.report is None:
+            self._silent_until[replica.url] = self._clock() + _ASK_AGAIN_S
+            return
+        if self._clock() >= self._profile_due.get(replica.url, 0.0):
+            await self._poll_profile(arm, replica)
+
+    async def _poll_profile(self, arm: str, replica: Replica) -> None:
+        page = await self._page(f"{replica.url}{profile.PATH}")
+        # One that has none yet may be measured later.
+        self._profile_due[replica.url] = self._clock() + _ASK_AGAIN_S if page is None else math.inf
+        if page is None:
+            return
+        try:
+            found = Profile.from_json(page)
+        except ProfileError as error:
+            log.warning("engine %s shows a profile that is none: %s", arm, error)
+            return
+        table = self._model.steps[arm]
+        if table.profile is None or table.profile.build != found.build:
+            table.use_profile(found)
+
+    async def _page(self, url: str) -> bytes | None:
+        """A page's body; None where there is none, or it does not come."""
+        parts: list[bytes] = []
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S), self._client.send(url, "GET", [], b"", stream=False) as answer:
+                async for chunk in answer.chunks:
+                    parts.append(chunk)
+                    if sum(map(len, parts)) > _MAX_BYTES:
+                        return None
+                return b"".join(parts) if answer.status == 200 else None
+        return None

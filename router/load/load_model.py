@@ -1,0 +1,133 @@
+"""What the load of the engines adds to a request's time, and to that of the others there.
+
+With B requests at a replica, and t(n) the seconds of its step with n of them, one more makes its own steps take
+t(B+1), and those of the others longer by t(B+1) - t(B); while its prompt is read, the others wait (they get one step
+meanwhile, which is not counted: simulated, it makes no difference). Objectives weigh these, for a step and for a second
+of reading:
+
+    latency       t(B+1)                          1               the request's own time
+    throughput    t(B+1) + B (t(B+1) - t(B))      B + 1           the time of all that are there
+    cost          accelerators t(B+1) / (B+1)     accelerators    its share of an engine: fills busy ones, frees others
+
+Where a request would have to wait it runs, later, as the last that has room.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from engines.replicas import Replica, ReplicaTable
+from router.config.sections import LoadConfig, Objective
+from router.load.step_time import MAX_BATCH, StepTimeModel
+from router.types import Context, LoadTerms, Outcome
+
+_OWN_OF_COST = 0.1
+"""Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""
+_BYTES_PER_TOKEN = 4
+_WEIGHT = 0.02
+_NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
+"""Of an arm without a replica."""
+
+
+class LoadModel:
+    """Knows what a step takes on every arm at any load.
+
+    `stale`: arms whose load is not known any more; `service_s`: what a request takes there, without its wait.
+    """
+
+    def __init__(
+        self,
+        config: LoadConfig,
+        replicas: ReplicaTable,
+        accelerators: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`accelerators`: how many each replica of an arm takes (1)."""
+        self._config, self._replicas, self._clock = config, replicas, clock
+        self._accelerators = dict(accelerators or {})
+        self.steps = {arm: StepTimeModel() for arm in replicas.arms}
+        self.service_s = dict.fromkeys(replicas.arms, 0.0)
+        self.stale: frozenset[str] = frozenset()
+        self._has_foreign_load = False
+
+    def terms_now(
+        self,
+        arms: Sequence[str],
+        context: Context,
+        cached_prefix: Mapping[str, int],
+        objective: Objective | None = None,
+    ) -> LoadTerms | None:
+        """What load adds on each of `arms` at the replica that would be picked; None: no engine has any.
+
+        `read`: see `ReplicaTable.pick`.
+        """
+        wanted = objective or self._config.objective
+        if not cached_prefix and not self._has_foreign_load and wanted != "cost" and not self._replicas.busy:
+            return None
+        sampled, by_arm, pick = int(context.sampled), self._replicas.by_arm, self._replicas.pick
+        rows = []
+        for arm in arms:
+            replicas = by_arm.get(arm)
+            # One that must not be picked is no eligible arm.
+            replica = (replicas[0] if len(replicas) == 1 else pick(arm, (), cached_prefix)) if replicas else None
+            if replica is None:
+                rows.append(_NO_LOAD)
+                continue
+            table, before, wait_s, prefill_weight = (
+                self.steps[arm],
+                replica.in_flight + replica.foreign_in_flight,
+                0.0,
+                1.0,
+            )
+            if before:
+                if before >= table.max_running or (replica.report is not None and replica.report.waiting):
+                    wait_s = self._wait_s(arm, replica, before)
+                before = min(before, table.max_running - 1, MAX_BATCH - 1)
+            curve = table.curves[sampled]
+            slowdown = curve[before + 1]
+            if wanted == "cost":
+                accelerators = self._accelerators.get(arm, 1)
+                objective_weight = accelerators * slowdown / (before + 1) + _OWN_OF_COST * slowdown
+                prefill_weight = accelerators + _OWN_OF_COST
+            elif wanted == "latency":
+                objective_weight = slowdown
+            else:
+                objective_weight, prefill_weight = slowdown + before * (slowdown - curve[before]), 1.0 + before
+            cached_tokens = cached_prefix.get(replica.url, 0) // _BYTES_PER_TOKEN if cached_prefix else 0
+            rows.append((slowdown, objective_weight, wait_s, cached_tokens, prefill_weight))
+        return LoadTerms(*zip(*rows, strict=True))
+
+    def _wait_s(self, arm: str, replica: Replica, in_flight: int) -> float:
+        """Seconds until one more request begins to run."""
+        report = replica.report
+        room = report.running if report is not None and report.waiting else self.steps[arm].max_running
+        return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[arm]
+
+    def slowdown(self, arm: str, context: Context | None, running: float) -> float:
+        """By how much a step is longer with so many requests running there than with one."""
+        curve = self.steps[arm].curves[context is not None and context.sampled]
+        return curve[min(round(running), MAX_BATCH)]
+
+    def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
+        """Take a finished answer into account. `running`: requests at its replica meanwhile, itself among them."""
+        if outcome.e2e_s is not None:
+            served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
+            before = self.service_s[arm]
+            self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
+        if outcome.tpot_s is None or context is None:
+            return
+        self.steps[arm].update(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
+
+    def refresh(self) -> None:
+        """Let what was seen count, and find who has not reported for long."""
+        for table in self.steps.values():
+            table.refit()
+        self._has_foreign_load = any(
+            replica.foreign_in_flight for there in self._replicas.by_arm.values() for replica in there
+        )
+        oldest = self._clock() - self._config.stale_s
+        self.stale = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
+
+
+def _all_stale(replicas: Sequence[Replica], oldest: float) -> bool:
+    """Whether all of an arm's replicas have reported before, and none of late."""
+    return bool(replicas) and all(r.report is not None and r.reported_at < oldest for r in replicas)

@@ -1,0 +1,298 @@
+"""Why a request would go to an engine: what is expected of every engine, and what tipped it, in one sentence."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from engines.replicas import ReplicaTable
+from router.config.sections import Objective
+from router.load.load_model import LoadModel
+from router.monitoring.cluster_labels import cluster_names
+from router.online.quarantine import AcceptanceMonitor
+from router.openai_request import Request
+from router.parts import Parts
+from router.policies.base import Terms
+from router.registry.active_policy import PolicyInService
+from router.types import Context, Decision
+
+_TIE_SHARE = 0.005
+"""Times that differ by less than this share are told as the same."""
+INELIGIBLE_REASONS = {
+    "no_replica": "has no replica",
+    "gone": "cannot be reached",
+    "breaker_open": "keeps failing and is left alone",
+    "full": "is full",
+    "quarantined": "has lost its drafts and is in quarantine",
+    "stale": "has not told its load for long",
+}
+"""Why an engine may not take a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """How an engine stands now. `load`: requests there, whoever sent them; `why_not`: a key of `INELIGIBLE_REASONS`, or
+    None.
+
+    `breakers`: its replicas by the state of their breaker; `drafts`: `ok`, `quarantined` or `probed`; `stale`: it told
+    its load once, and does not any more.
+    """
+
+    replicas: int
+    in_flight: int
+    load: int
+    why_not: str | None = None
+    breakers: Mapping[str, int] = field(default_factory=dict)
+    drafts: str = "ok"
+    stale: bool = False
+
+
+async def explain(
+    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
+) -> dict[str, object]:
+    """Which engine a request would go to, the probability of each engine, and why. Nothing is sent."""
+    context = await parts.dispatcher.featurize(request)
+    read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
+    decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
+    may = parts.decide.not_quarantined(parts.replicas.eligible())
+    known = [arm for arm in may if arm not in parts.load.stale] or may
+    served, wanted = parts.serving.by_id(decision.policy), objective or parts.config.load.objective
+    terms = explain_terms(decision, served, context)
+    now = engine_statuses(parts.replicas, parts.watch, parts.load)
+    return DecisionExplanation(decision, served, context, known, now, wanted, parts.plain, terms).as_json()
+
+
+def engine_statuses(
+    replicas: ReplicaTable, acceptance_monitor: AcceptanceMonitor, load: LoadModel
+) -> dict[str, EngineStatus]:
+    """The state of every engine, by arm."""
+    eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.in_flight(), acceptance_monitor.state(), {}
+    for arm, there in replicas.by_arm.items():
+        why_not = None
+        if not there:
+            why_not = "no_replica"
+        elif arm not in eligible:
+            full = all(replica.in_flight >= replicas.max_in_flight for replica in there)
+            why_not = "full" if full else "gone" if all(replica.unreachable for replica in there) else "breaker_open"
+        elif not acceptance_monitor.admits(arm, in_flight[arm]):
+            why_not = "quarantined"
+        elif arm in load.stale:
+            why_not = "stale"
+        breakers: dict[str, int] = dict(Counter(replica.breaker.state for replica in there))
+        there_now, stale = sum(replica.total_in_flight for replica in there), arm in load.stale
+        found[arm] = EngineStatus(len(there), in_flight[arm], there_now, why_not, breakers, drafts[arm], stale)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionExplanation:
+    """A decision, and all that it came of.
+
+    `served`: the policy that decided, or for which another one stood in. `may`: the arms that it was made among;
+    `plain`: the engine that people know the others by. `terms`: of `explain_terms`.
+    """
+
+    decision: Decision
+    in_service: PolicyInService
+    context: Context | None
+    candidates: Sequence[str]
+    standings: Mapping[str, EngineStatus]
+    objective: Objective
+    baseline: str
+    terms: Mapping[str, Terms]
+
+    def as_json(self) -> dict[str, object]:
+        """All of it; what a policy does not predict is null."""
+        decision, known = self.decision, self.in_service.accepts(self.context)
+        cluster = self.in_service.policy.cluster(self.context) if known else None
+        kinds = cluster_names(self.in_service.policy.clusters)
+        tokens = next((terms.tokens + 1 for terms in self.terms.values()), None)
+        return {
+            "arm": decision.arm,
+            "propensity": decision.propensity,
+            "probabilities": decision.probabilities,
+            "policy": decision.policy,
+            "reason": decision.reason,
+            "tipped": self.deciding_reason(),
+            "objective": self.objective,
+            "output_tokens": tokens,
+            "kind": None if cluster is None else {"kind": cluster, "name": kinds[cluster]},
+            "arms": [self._row(arm, standing) for arm, standing in self.standings.items()],
+        }
+
+    def _row(self, arm: str, standing: EngineStatus) -> dict[str, object]:
+        row = {
+            "arm": arm,
+            "probability": self.decision.probabilities.get(arm, 0.0),
+            "eligible": arm in self.candidates,
+            **asdict(standing),
+        }
+        terms = self.terms.get(arm)
+        if terms is None:
+            return {**row, "predicted": None}
+        names = ("seconds", "ttft_s", "decode_s", "counted_s", "alone_s")
+        return {**row, "predicted": {name: getattr(terms, name) for name in names} | asdict(terms)}
+
+    def deciding_reason(self) -> str:
+        """What decided, in one sentence."""
+        decision = self.decision
+        if decision.reason == "fallback":
+            return self._fallback()
+        if decision.policy != self.in_service.policy.id:
+            lost = f"policy {self.in_service.policy.id} has lost time against {decision.arm} of late"
+            return f"{lost} and is put aside: {decision.arm} serves"
+        if len(self.candidates) == 1:
+            return f"{decision.arm} is the only engine that can take a request now"
+        if not self.terms:
+            given = f"gives {decision.arm} {_percent(decision.propensity)} of such requests"
+            return f"policy {decision.policy} predicts no times; it {given}"
+        return self._compared()
+
+    def _fallback(self) -> str:
+        arm = self.decision.arm
+        if all(self.standings[one].why_not == "stale" for one in self.candidates):
+            return f"no engine has told its load for long: {arm} serves, the least risk under a load that nobody knows"
+        if self.in_service.policy.featurizer is not None and not self.in_service.accepts(self.context):
+            return f"the features of the request are not there (no text, or not in time): {arm} serves by default"
+        return f"policy {self.in_service.policy.id} failed on this request (the log says how): {arm} serves by default"
+
+    def _compared(self) -> str:
+        shares, chosen = self.decision.probabilities, self.decision.arm
+        likeliest = max(shares, key=shares.__getitem__)
+        if shares[chosen] < shares[likeliest]:
+            tried = (
+                f"{chosen} is tried out, as {_percent(shares[chosen])} of such requests; else it would be {likeliest}"
+            )
+            return f"{tried}: {self._why(likeliest)}"
+        return self._why(chosen)
+
+    def _why(self, chosen: str) -> str:
+        default = self.in_service.policy.default_arm
+        default_arm = None if default is None else self.in_service.policy.arms[default]
+        others = sorted((arm for arm in self.candidates if arm != chosen and arm in self.terms), key=self._weighted_s)
+        first = min(others, key=self._weighted_s)
+        if chosen == default_arm and self._weighted_s(first) < self._weighted_s(chosen):
+            return self._keeps_default(chosen, first)
+        other = default_arm if default_arm in others else first
+        lead = self._comparison(chosen, other)
+        if self.terms[chosen].seconds > (1.0 + _TIE_SHARE) * self.terms[other].seconds:
+            return f"{lead}, but {other} {self._cost_reason(other)}{self._faster_alternative(chosen, other)}"
+        return f"{lead}: {self._main_cause(chosen, other)}{self._faster_alternative(chosen, other)}"
+
+    def _keeps_default(self, chosen: str, first: str) -> str:
+        saved_s, terms = self._weighted_s(chosen) - self._weighted_s(first), self.terms[first]
+        promised = f"{first} promises only {_time(saved_s)} less"
+        return f"{chosen} keeps it, the default: {promised}, and it takes {_time(terms.margin_s)} to leave it"
+
+    def _comparison(self, chosen: str, other: str) -> str:
+        own = self.terms[chosen].seconds
+        lead = f"{chosen} is expected to take {_time(own)}, {_than(own, self.terms[other].seconds)} {other}"
+        if self.baseline in self.candidates and self.baseline in self.terms and self.baseline not in (chosen, other):
+            lead += f" and {_than(own, self.terms[self.baseline].seconds)} {self.baseline}"
+        return lead
+
+    def _cost_reason(self, arm: str) -> str:
+        """Why an arm counts more than its time."""
+        n = self.standings[arm].load if self.objective == "throughput" else 0
+        return f"would slow the {_requests(n)} there" if n else f"counts more for {self.objective}"
+
+    def _main_cause(self, chosen: str, other: str) -> str:
+        """What makes most of the difference between two arms."""
+        a, b = self.terms[chosen], self.terms[other]
+        causes = _causes(a, b)
+        there = self.standings[chosen].load, self.standings[other].load
+        told: dict[str, Callable[[], str]] = {
+            "drafts": lambda: (
+                f"its drafts are accepted, {a.tau:.1f} tokens a step on such requests ({other}: {b.tau:.1f})"
+            ),
+            "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
+            "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
+            "measured": lambda: f"answers of late were {_against(a.shift)}, those of {other} {_against(b.shift)}",
+            "wait": lambda: f"a request would wait {_time(b.wait_s)} at {other}",
+            "read": lambda: f"it has read the beginning of this request before, which saves {_time(a.known_s)}",
+            "prompt": lambda: f"it reads the prompt in {_time(a.prompt_s)}, {other} in {_time(b.prompt_s)}",
+        }
+        return told[max(causes, key=causes.__getitem__)]()
+
+    def _faster_alternative(self, chosen: str, other: str) -> str:
+        """Who would be faster, and why it is not taken; empty where nobody would, or where that is told already."""
+        own = self.terms[chosen]
+        out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.counted_s]
+        if out:
+            arm = min(out, key=self._weighted_s)
+            why_not = self.standings[arm].why_not if arm in self.standings else None
+            return f"; {arm} would be faster but {INELIGIBLE_REASONS[why_not or 'no_replica']}"
+        rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
+        soon = min(rest, key=lambda arm: self.terms[arm].seconds)
+        if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:
+            return "" if soon == other else f"; {soon} would be done sooner but {self._cost_reason(soon)}"
+        idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
+        if idle == other or self.terms[idle].alone_s >= (1.0 - _TIE_SHARE) * own.alone_s:
+            return ""
+        n = self.standings[idle].load
+        return f"; {idle} would be faster but {f'has {_requests(n)} there' if n else self._cost_reason(idle)}"
+
+    def _weighted_s(self, arm: str) -> float:
+        return self.terms[arm].counted_s
+
+
+def explain_terms(decision: Decision, in_service: PolicyInService, context: Context | None) -> dict[str, Terms]:
+    """By arm, under the load and the corrections of the decision; empty where nothing is predicted."""
+    if context is None or not in_service.accepts(context):
+        return {}
+    made = decision.policy == in_service.policy.id
+    shifts = [decision.shift] if made and decision.shift is not None else in_service.online.shifts
+    try:
+        terms = in_service.policy.terms(context, shifts, decision.load if made else None)
+    except Exception:  # a policy may be anybody's code: whatever it raises, the rest is told
+        return {}
+    return dict(zip(in_service.policy.arms, terms or (), strict=False))
+
+
+def _causes(a: Terms, b: Terms) -> dict[str, float]:
+    """Seconds that `a` counts less than `b`, by cause; their sum is all of the difference.
+
+    The logarithms of the factors of decoding share its difference by the logarithmic mean (Ang, Liu 2001).
+    """
+    read_price = (a.read_price + b.read_price) / 2
+    left, right = a.weighted_decode_s, b.weighted_decode_s
+    log = math.log(right / left) if left > 0 and right > 0 else 0.0
+    mean = (right - left) / log if abs(log) > 1e-12 else left
+    return {
+        "drafts": mean * math.log(a.tau / b.tau),
+        "step": mean * math.log(b.step_s / a.step_s) if a.step_s > 0 and b.step_s > 0 else 0.0,
+        "load": mean * math.log(b.price / a.price) + (b.read_price - a.read_price) * (a.prefill_s + b.prefill_s) / 2,
+        "measured": mean * (b.shift - a.shift),
+        "wait": b.wait_s - a.wait_s,
+        "read": (a.known_s - b.known_s) * read_price,
+        "prompt": (b.prompt_s - a.prompt_s) * read_price,
+    }
+
+
+def _time(seconds: float) -> str:
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.00995 else f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
+
+
+def _than(seconds: float, other: float) -> str:
+    """A time against another: `22 % less than`."""
+    saved = 1.0 - seconds / other if other else 0.0
+    if abs(saved) < _TIE_SHARE:
+        return "as long as"
+    return f"{_percent(abs(saved))} {'less' if saved > 0 else 'more'} than"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.095 else f"{100 * share:.0f} %"
+
+
+def _requests(n: int) -> str:
+    return f"{n or 'no'} request{'' if n == 1 else 's'}"
+
+
+def _against(shift: float) -> str:
+    """How measured times were against the predicted ones."""
+    if abs(shift) < _TIE_SHARE:
+        return "as predicted"
+    return f"{_percent(abs(math.expm1(shift)))} {'slower' if shift > 0 else 'faster'} than predicted"

@@ -1,0 +1,61 @@
+"""What router replicas leave on a shared disk, without a lock: events for people, corrections for each other."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.atomic_write import atomic_write
+from router.online.events import EVENTS, Event, encode_events
+
+_FRESH_S = 60.0
+
+
+class PeerStore:
+    """A folder that all replicas of a router see. All of it may fail with OSError, and nothing is lost but news."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._own = folder / f"corrections-{platform.node()}-{os.getpid()}-{id(self):x}.json"
+
+    def write_events(self, events: Sequence[Event]) -> None:
+        """Append events to `events.jsonl`, one object a line; one write, so that lines of replicas do not mix."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data = encode_events(events)
+        handle = os.open(self._folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            if os.write(handle, data) < len(data):
+                raise OSError(f"the disk of {self._folder} did not take all events")
+        finally:
+            os.close(handle)
+
+    def sync(self, local_state: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Leave one's own corrections by policy id; return those that others left within the last minute."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(self._own, json.dumps(local_state))
+        found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in local_state}
+        for path in self._folder.glob("corrections-*.json"):
+            if path != self._own:
+                for policy, sums in _read_peer_state(path).items():
+                    if policy in found:
+                        found[policy].append(sums)
+        return found
+
+    def withdraw(self) -> None:
+        """Take one's own corrections away."""
+        self._own.unlink(missing_ok=True)
+
+
+def _read_peer_state(path: Path) -> dict[str, Any]:
+    """What another router left, by policy id; nothing where it is stale, which ends it, gone meanwhile, or damaged."""
+    try:
+        if time.time() - path.stat().st_mtime > _FRESH_S:
+            path.unlink(missing_ok=True)
+            return {}
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,70 @@
+"""Carries news between a router and the others: events for people, corrections for each other, once a second."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from router.online.events import Event
+from router.online.online_learner import OnlineLearner
+from router.online.peer_store import PeerStore
+from router.telemetry.metrics import Metrics
+
+log = logging.getLogger("draftpick.router")
+
+_EVERY_S = 1.0
+
+
+class PeerSync:
+    """Of one router."""
+
+    def __init__(
+        self,
+        exchange: PeerStore,
+        unwritten: deque[Event],
+        online: Callable[[], list[tuple[str, OnlineLearner]]],
+        metrics: Metrics,
+    ) -> None:
+        """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
+
+        Events that cannot be written are counted in `metrics`.
+        """
+        self._store, self._unwritten, self._online, self._metrics = exchange, unwritten, online, metrics
+
+    async def run(self) -> None:
+        """Write events, and swap corrections with the other replicas, for ever."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                await asyncio.to_thread(self._write_events)
+                await self._sync_corrections()
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("no news for the other routers: %s", error)
+
+    def close(self) -> None:
+        """Write what is left, and leave. Raises OSError."""
+        self._write_events()
+        self._store.withdraw()
+
+    def _write_events(self) -> None:
+        unwritten, events = self._unwritten, list[Event]()
+        with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
+            while unwritten:
+                events.append(unwritten.popleft())
+        if events:
+            try:
+                self._store.write_events(events)
+            except OSError as error:
+                self._metrics.failures["events", type(error).__name__] += len(events)
+                raise
+
+    async def _sync_corrections(self) -> None:
+        online = self._online()
+        own = {policy: one.correction.local_state() for policy, one in online if one.corrects_times}
+        if not own:
+            return
+        others = await asyncio.to_thread(self._store.sync, own)
+        for policy, one in online:
+            one.correction.merge(others.get(policy, []))
+            one.refresh()

@@ -1,0 +1,167 @@
+"""Watches what each arm's drafts are worth: an arm whose drafter is silently lost is taken out, and probed back."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Literal
+
+from router.config.sections import QuarantineConfig
+from router.online.events import Event
+
+_MIN_TOKENS = 8
+_HISTORY_WEIGHT = 0.005
+_RECENT_ANSWERS = 50
+_MARGIN = 0.05
+"""How far the share of collapsed answers may be above its estimate."""
+_MIN_SEEN = 40
+_MIN_COLLAPSE_RATE, _MAX_COLLAPSE_RATE = 0.3, 0.98
+_MIN_GAIN = 0.05
+_HEALTHY_PROBES = 2
+
+
+@dataclass(slots=True)
+class _History:
+    """Of one arm on one kind of requests: its usual gain, and how usual a collapsed answer is.
+
+    `recent`: the last answers, which are no part yet of the history that they are judged by.
+    """
+
+    recent: deque[tuple[float, bool]] = field(default_factory=deque)
+    count: int = 0
+    gain: float = 0.0
+    collapse_rate: float = 0.5
+
+    @property
+    def is_sufficient(self) -> bool:
+        """Whether there is enough of it to judge by."""
+        return self.count >= _MIN_SEEN and self.gain >= _MIN_GAIN
+
+    def update(self, gain: float, collapsed: bool) -> None:
+        self.recent.append((gain, collapsed))
+        if len(self.recent) <= _RECENT_ANSWERS and self.count >= _MIN_SEEN:
+            return
+        gain, collapsed = self.recent.popleft()
+        self.count += 1
+        weight = max(_HISTORY_WEIGHT, 1 / self.count)
+        self.gain += weight * (gain - self.gain)
+        self.collapse_rate += weight * (collapsed - self.collapse_rate)
+
+
+@dataclass(slots=True)
+class _ArmState:
+    """One arm: its histories by kind of requests, since an arm may be good at some and bad at others."""
+
+    quarantine_s: float
+    histories: dict[int, _History] = field(default_factory=dict)
+    evidence: float = 0.0
+    collapsed_run: int = 0
+    healthy_run: int = 0
+    quarantined_until: float | None = None
+
+
+_gain = attrgetter("gain")
+
+
+class AcceptanceMonitor:
+    """Sequential test by arm. `doubt` sums log(1 / share of collapsed answers in the past) over a run of them."""
+
+    def __init__(
+        self,
+        arms: Sequence[str],
+        config: QuarantineConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_event: Callable[[str, str, str], None] = lambda kind, text, arm: None,
+    ) -> None:
+        """`tell`: called with the kind of an event, what happened, and the arm."""
+        self._config, self._clock, self._on_event = config or QuarantineConfig(), clock, on_event
+        self._arms = {arm: _ArmState(self._config.quarantine_s) for arm in arms}
+        self.quarantined = 0
+
+    def admits(self, arm: str, in_flight: int) -> bool:
+        """Whether an arm may take one more request: none in quarantine, two at once while it is probed."""
+        arm_state = self._arms[arm]
+        return arm_state.quarantined_until is None or (self._clock() >= arm_state.quarantined_until and in_flight < 2)
+
+    def state(self) -> dict[str, Literal["ok", "quarantined", "probed"]]:
+        """State by arm."""
+        return {arm: self._state(watched) for arm, watched in self._arms.items()}
+
+    def _state(self, arm_state: _ArmState) -> Literal["ok", "quarantined", "probed"]:
+        if arm_state.quarantined_until is None:
+            return "ok"
+        return "probed" if self._clock() >= arm_state.quarantined_until else "quarantined"
+
+    def on_event(self, event: Event) -> None:
+        """Forget what is usual where it is so no more, or where another policy tells other clusters apart."""
+        if event.kind in ("inputs_changed", "policy_taken"):
+            self.reset_histories()
+
+    def reset_histories(self) -> None:
+        """Other kinds of requests come than before: what is usual is learned anew. Quarantines stay."""
+        for arm_state in self._arms.values():
+            arm_state.histories.clear()
+            arm_state.evidence = 0.0
+
+    def observe(
+        self,
+        arm: str,
+        acceptance_length: float | None,
+        output_tokens: int | None,
+        cluster: int = 0,
+        *,
+        shadow: bool = False,
+    ) -> None:
+        """Take one finished answer into account. Those too short to tell, or without a figure, are passed over.
+
+        `kind`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm. `shadow`:
+        no client waited for it, so that it may probe an arm in quarantine at any time.
+        """
+        if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _MIN_TOKENS:
+            return
+        arm_state, gain = self._arms[arm], acceptance_length - 1.0
+        history = arm_state.histories.setdefault(cluster, _History())
+        collapsed = gain < self._config.collapse * history.gain
+        if arm_state.quarantined_until is not None:
+            known = history if history.is_sufficient else max(arm_state.histories.values(), key=_gain)
+            if history.is_sufficient or gain >= self._config.collapse * known.gain:
+                self._observe_probe(arm, arm_state, known, collapsed and history.is_sufficient, shadow)
+            return
+        if history.is_sufficient:
+            collapse_rate = min(max(history.collapse_rate + _MARGIN, _MIN_COLLAPSE_RATE), _MAX_COLLAPSE_RATE)
+            arm_state.evidence = arm_state.evidence - math.log(collapse_rate) if collapsed else 0.0
+            if arm_state.evidence > -math.log(self._config.chance):
+                self._quarantine(arm, arm_state, history)
+                return
+        history.update(gain, collapsed)
+
+    def _observe_probe(self, arm: str, arm_state: _ArmState, history: _History, collapsed: bool, shadow: bool) -> None:
+        if self._clock() < (arm_state.quarantined_until or 0.0):
+            # A request of a client began before the quarantine; shadows go on, and two good ones in a row end it.
+            arm_state.healthy_run = arm_state.healthy_run + 1 if shadow and not collapsed else 0
+            if arm_state.healthy_run < _HEALTHY_PROBES:
+                return
+        arm_state.collapsed_run = arm_state.collapsed_run + 1 if collapsed else 0
+        if not collapsed:
+            arm_state.quarantined_until, arm_state.evidence, arm_state.quarantine_s = (
+                None,
+                0.0,
+                self._config.quarantine_s,
+            )
+            arm_state.healthy_run = 0
+            text = f"engine {arm}: its drafts are accepted again, it takes requests"
+            self._on_event("arm_readmitted", text, arm)
+        elif arm_state.collapsed_run >= self._config.probes:
+            self._quarantine(arm, arm_state, history)
+
+    def _quarantine(self, arm: str, arm_state: _ArmState, history: _History) -> None:
+        arm_state.quarantined_until, arm_state.collapsed_run = self._clock() + arm_state.quarantine_s, 0
+        for known in arm_state.histories.values():
+            known.recent.clear()
+        lost = f"its drafts are hardly accepted any more (usual gain {history.gain:.2f})"
+        text = f"engine {arm}: {lost}; no requests for {arm_state.quarantine_s:g} s"
+        self._on_event("arm_quarantined", text, arm)
+        arm_state.quarantine_s = min(2 * arm_state.quarantine_s, self._config.max_quarantine_s)
+        self.quarantined += 1

@@ -1,0 +1,151 @@
+"""The policies in service: the active one, and a candidate that decides a share of the requests while it is judged."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from router.config.router_config import RouterConfig
+from router.online.events import Event, EventLog
+from router.online.online_learner import OnlineLearner
+from router.policies.base import DecisionInput, Policy
+from router.policies.baselines import FixedPolicy
+from router.types import Context, Decision, LoadTerms, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInService:
+    """A policy, what is learned of it online, and the engine that serves while it is put aside."""
+
+    policy: Policy
+    online: OnlineLearner
+    fallback_policy: FixedPolicy | None
+
+    def accepts(self, context: Context | None) -> bool:
+        """Whether a context is of the features that it was made for: another policy may have served meanwhile."""
+        return context is not None and context.featurizer == self.policy.featurizer
+
+    def own_prediction(self, context: Context | None, decision: Decision) -> Decision | None:
+        """A decision with what this policy expects; None where it expects nothing. Raises what the policy raises."""
+        if not self.accepts(context) or decision.arm not in self.policy.arms:
+            return None
+        if decision.policy == self.policy.id:
+            return decision
+        load = reorder_load_terms(decision.load, tuple(decision.probabilities), self.policy.arms)
+        forecast = self.policy.score(context, np.ones(len(self.policy.arms), bool), load=load)[1]
+        return None if forecast is None else replace(decision, predicted_tpot_s=forecast.tpot_s)
+
+
+def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms: Sequence[str]) -> LoadTerms | None:
+    """Load by `arms` as load by the arms `wanted`; None where it says nothing of one of these."""
+    if load is None or tuple(arms) == tuple(target_arms):
+        return load
+    if not set(arms) >= set(target_arms):
+        return None
+    at = [arms.index(arm) for arm in target_arms]
+    columns = load.stretch, load.price, load.wait_s, load.known_tokens, load.read_price
+    return LoadTerms(*([values[i] for i in at] for values in columns))  # type: ignore[arg-type]
+
+
+class ActivePolicies:
+    """Decides. `explore`: the share of `RouterConfig.explore`, which may change."""
+
+    def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
+        self._config, self.events = config, events
+        self.explore = config.explore
+        self._active = self._in_service(policy, {})
+        self._candidate: PolicyInService | None = None
+        self.share = 0.0
+
+    @property
+    def policy(self) -> Policy:
+        """The active one."""
+        return self._active.policy
+
+    @property
+    def candidate(self) -> Policy | None:
+        """The one that is judged, which decides the share `share` of the requests."""
+        return self._candidate.policy if self._candidate is not None else None
+
+    def activate(self, policy: Policy, candidate: Policy | None = None, share: float = 0.0) -> None:
+        """Take these into service; what was learned of one that serves already is kept, by its id."""
+        learned = dict(self.learners())
+        self._active = self._in_service(policy, learned)
+        self._candidate = None if candidate is None else self._in_service(candidate, learned)
+        self.share = share if candidate is not None else 0.0
+
+    def decide(self, given: DecisionInput, rng: np.random.Generator) -> Decision:
+        """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn.
+
+        While two are in service, the decision also holds what the other one would have done. Raises what the policy
+        raises.
+        """
+        served, other, share = self._active, self._candidate, 1.0 - self.share
+        if other is None or not self.share:
+            return self._decide_by(served, given, rng)
+        if rng.random() < self.share:
+            served, other, share = other, served, self.share
+        decision = self._decide_by(served, given, rng)
+        try:
+            would = self._decide_by(other, given, rng)
+        except Exception:  # a policy may be anybody's code: this one is not needed now
+            return replace(decision, policy_share=share)
+        return replace(decision, policy_share=share, beside={would.policy: would.probabilities})
+
+    def _decide_by(self, served: PolicyInService, given: DecisionInput, rng: np.random.Generator) -> Decision:
+        if served.fallback_policy is not None and served.online.suspended:
+            return served.fallback_policy.decide(given, rng)
+        return served.policy.decide(given, rng, served.online.shifts)
+
+    def by_id(self, id: str) -> PolicyInService:
+        """The policy of this id, if it is in service; else the active one."""
+        other = self._candidate
+        return other if other is not None and other.policy.id == id else self._active
+
+    def cluster(self, context: Context | None, decision: Decision) -> int:
+        """The cluster of a request, as the active policy tells them apart: its decision knows it, if it decided."""
+        if decision.cluster is not None and decision.policy == self.policy.id:
+            return decision.cluster
+        return self.policy.cluster(context) if self._active.accepts(context) else 0
+
+    def observe(
+        self,
+        context: Context | None,
+        cluster: int,
+        decision: Decision,
+        outcome: Outcome,
+        in_flight: int,
+        slowdown: float = 1.0,
+    ) -> None:
+        """Let both policies learn from a finished answer, whichever decided; its client has it already.
+
+        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `stretch`: by how much that made
+        its steps longer.
+        """
+        for served in (self._active, self._candidate):
+            if served is None:
+                continue
+            if served.fallback_policy is not None and served.fallback_policy.id == decision.policy:
+                served.online.observe_fallback()
+            elif (own := served.own_prediction(context, decision)) is not None:
+                own_cluster = cluster if served is self._active else served.policy.cluster(context)
+                served.online.observe(own_cluster, own, outcome, in_flight, slowdown)
+
+    def learners(self) -> list[tuple[str, OnlineLearner]]:
+        """What is learned of each policy in service, by its id."""
+        return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
+
+    def emit_for_arm(self, kind: str, text: str, arm: str) -> None:
+        """Emit an event of an arm."""
+        self.events.emit(Event(time.time(), kind, text, arm, self.policy.id))
+
+    def _in_service(self, policy: Policy, learned: Mapping[str, OnlineLearner]) -> PolicyInService:
+        best = policy.default_arm
+        fallback_policy = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
+        # An id says what a policy has learned, not its options: the new one decides.
+        return PolicyInService(
+            policy,
+            learned.get(policy.id) or OnlineLearner(self._config.online, policy, self.events.emit),
+            fallback_policy,
+        )

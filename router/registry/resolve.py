@@ -1,0 +1,59 @@
+"""Which policies a configuration names: one, or those of a registry, where a candidate may be on its way."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.config.router_config import RouterConfig
+from router.errors import PolicyRejected
+from router.policies import load
+from router.policies.artifact import MANIFEST
+from router.policies.base import Policy
+from router.policies.baselines import NAMES, FixedPolicy
+from router.registry.pointer_file import read_pointer
+from router.registry.registry import Registry, is_registry
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPolicy:
+    """The policy that shall serve, and a candidate that decides a share of the requests, if it can be read."""
+
+    policy: Policy
+    candidate: Policy | None = None
+    share: float = 0.0
+    candidate_rejected: str | None = None
+
+
+def read_named(name: str) -> str:
+    """What a pointer or a registry names: a policy's name or folder. Raises `PolicyRejected`."""
+    name = read_pointer(name)
+    return str(Registry(Path(name)).active_folder()) if could_be_registry(name) else name
+
+
+def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
+    """What a name, a folder, a pointer or a registry names. Raises `PolicyRejected`."""
+    policy = load(read_named(name), arms, default)
+    if not could_be_registry(name):
+        return ResolvedPolicy(policy)
+    registry = Registry(Path(name))
+    candidate = registry.state().candidate
+    if candidate is None:
+        return ResolvedPolicy(policy)
+    try:
+        tried = load(str(registry.folder(candidate.id)), arms, default)
+    except PolicyRejected as error:
+        return ResolvedPolicy(policy, candidate_rejected=str(error))
+    return ResolvedPolicy(policy, tried, candidate.share)
+
+
+def could_be_registry(name: str) -> bool:
+    """Whether a registry lies in this folder, or may once lie there."""
+    path = Path(name)
+    return name not in NAMES and (is_registry(path) or (path.is_dir() and not (path / MANIFEST).is_file()))
+
+
+def resolve_configured(config: RouterConfig, arms: tuple[str, ...]) -> tuple[ResolvedPolicy, str | None]:
+    """(policies, None), or (the default engine, why the configured policy was refused)."""
+    try:
+        return resolve(config.policy, arms, config.default_engine), None
+    except PolicyRejected as error:
+        return ResolvedPolicy(FixedPolicy(arms, config.default_engine)), str(error)

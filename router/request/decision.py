@@ -1,0 +1,119 @@
+"""Which engine a request goes to: of those that may take it, the one that the policy draws, or a fallback."""
+
+import logging
+from collections.abc import Collection, Mapping
+from functools import partial
+
+import numpy as np
+
+from engines.replicas import Replica, ReplicaTable
+from router import headers
+from router.config.router_config import RouterConfig
+from router.config.sections import Objective
+from router.errors import BadRequest, NoEngineAvailable, Overloaded
+from router.load.load_model import LoadModel
+from router.online.quarantine import AcceptanceMonitor
+from router.policies.base import DecisionInput
+from router.policies.baselines import FixedPolicy
+from router.registry.active_policy import ActivePolicies
+from router.request.admission import Admission
+from router.telemetry.metrics import Metrics
+from router.types import Context, Decision
+
+log = logging.getLogger("draftpick.router")
+
+_NOTHING: Mapping[str, int] = {}
+
+
+class DecisionMaker:
+    """Makes decisions. Everything that it works with is passed in; `metrics` counts its fallbacks by reason."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        active_policies: ActivePolicies,
+        replicas: ReplicaTable,
+        load: LoadModel,
+        acceptance_monitor: AcceptanceMonitor,
+        admission: Admission,
+        metrics: Metrics,
+        baseline: str,
+        rng: np.random.Generator,
+    ) -> None:
+        """`plain`: the engine that serves while no load is known."""
+        self._config, self._active_policies, self._replicas = config, active_policies, replicas
+        self._load, self._acceptance_monitor, self._admission = load, acceptance_monitor, admission
+        self._metrics, self._rng = metrics, rng
+        self._default = FixedPolicy(replicas.arms, config.default_engine)
+        self._baseline = FixedPolicy(replicas.arms, baseline)
+
+    def __call__(
+        self,
+        context: Context | None,
+        pin: str | None = None,
+        *,
+        failed: Collection[str] = (),
+        tried: Collection[Replica] = (),
+        explore: bool = True,
+        cached_prefix: Mapping[str, int] = _NOTHING,
+        objective: Objective | None = None,
+    ) -> Decision:
+        """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
+
+        `explore`: whether it may be one that is tried out; `read`: see `ReplicaTable.pick`.
+
+        Raises `NoEngineAvailable`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
+        """
+        arms = self._replicas.eligible(tried)
+        if pin is not None:
+            return self._pinned_decision(pin, arms)
+        if not arms:
+            if self._replicas.reachable():
+                raise Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
+            raise NoEngineAvailable("no engine is ready", code="no_engine")
+        eligible = self.not_quarantined([arm for arm in arms if arm not in failed] or arms)
+        if self._load.stale:
+            known = [arm for arm in eligible if arm not in self._load.stale]
+            if not known:
+                return self._fallback_decision("stale_load", eligible, self._baseline)
+            eligible = known
+        needs = self._active_policies.policy.featurizer
+        if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
+            return self._fallback_decision("no_context", eligible)
+        loads = None
+        if context is not None and self._config.load.enabled:
+            loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)
+        explored = self._exploration_rate() if explore else 0.0
+        given = DecisionInput(context, eligible, explored, self._config.exploration, loads)
+        try:
+            return self._active_policies.decide(given, self._rng)
+        except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
+            log.exception("policy %s failed", self._active_policies.policy.id)
+            return self._fallback_decision("policy_error", eligible)
+
+    def not_quarantined(self, arms: list[str]) -> list[str]:
+        """Of these arms, those that are not in quarantine; all of them, when all are."""
+        if not self._acceptance_monitor.quarantined:
+            return arms
+        load = self._replicas.in_flight()
+        return [arm for arm in arms if self._acceptance_monitor.admits(arm, load[arm])] or arms
+
+    def _exploration_rate(self) -> float:
+        """The share that may go to engines that are tried out, now."""
+        most = self._config.exploration.max_in_flight
+        return 0.0 if most is not None and self._admission.in_flight >= most else self._active_policies.explore
+
+    def _pinned_decision(self, pin: str, eligible: list[str]) -> Decision:
+        if not self._config.allow_pin:
+            raise BadRequest("pinning is switched off", param=headers.ARM, code="pin_not_allowed")
+        if pin not in self._replicas.arms:
+            known = ", ".join(self._replicas.arms)
+            raise BadRequest(f"no engine {pin!r} (engines: {known})", param=headers.ARM, code="unknown_engine")
+        if pin not in eligible:
+            raise NoEngineAvailable(f"engine {pin!r} is not ready", code="no_engine")
+        return Decision(pin, 1.0, {pin: 1.0}, self._active_policies.policy.id, "pinned")
+
+    def _fallback_decision(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
+        self._metrics.fallbacks[reason] += 1
+        made = (policy or self._default).decide(DecisionInput(None, eligible), self._rng)
+        return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")

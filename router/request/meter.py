@@ -1,0 +1,209 @@
+"""Measures an answer while its bytes pass: the same bytes go on, and an `Outcome` is left at the end.
+
+Durations come from a monotonic clock, tokens from `usage`, acceptance from the engine's own `metrics`. Only server-sent
+events that may hold the first content or the usage are parsed; all others are scanned.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from router.types import Outcome, Status
+
+if TYPE_CHECKING:
+    from router.request.stream_resume import StreamResume
+
+_USAGE = b'"usage":'
+_ERROR = (b'data: {"error":', b"event: error")
+_DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
+
+
+class Meter:
+    """One attempt. `accepted` is when the router took the request (`time.perf_counter()`)."""
+
+    def __init__(self, accepted: float) -> None:
+        self._accepted = accepted
+        self._sent: float | None = None
+        self._ttft_s: float | None = None
+        self._last: float | None = None
+        self._fields: dict[str, Any] = {}
+        self.terminated = False
+        self.failed = False
+        self.http_status: int | None = None
+
+    def mark_sent(self) -> None:
+        """The request leaves for the engine now."""
+        self._sent = time.perf_counter()
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request left for the engine."""
+        return 0.0 if self._sent is None else time.perf_counter() - self._sent
+
+    @property
+    def has_content(self) -> bool:
+        """Whether a stream has shown the first of its content."""
+        return self._ttft_s is not None
+
+    def observe_body(self, body: bytes) -> bool:
+        """Read a whole JSON answer; whether it is one."""
+        self._last = time.perf_counter()
+        self.terminated = True
+        fields = _object(body)
+        self._keep_usage(fields)
+        ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
+        if isinstance(ttft_ms, int | float) and self._sent is not None:
+            self._ttft_s = self._sent - self._accepted + ttft_ms / 1000
+        return fields is not None
+
+    def observe_event(self, event: bytes) -> bool:
+        """Read one server-sent event (without its blank line). True: it is a usage chunk and holds nothing else."""
+        now = self._last = time.perf_counter()
+        if event.startswith(_DONE):
+            self.terminated = True
+        elif event.startswith(_ERROR):
+            self.failed = True
+        if _USAGE in event and self._keep_usage(_object(_data(event))) and self._fields.get("choices") == []:
+            return True
+        if self._ttft_s is None and _has_content(event):
+            self._ttft_s = now - self._accepted
+        return False
+
+    def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
+        """Keep the fields of an answer or a chunk that carries usage; whether it does."""
+        if fields is None:
+            return False
+        response = fields.get("response")
+        fields = response if isinstance(response, dict) else fields
+        if not fields.get("usage"):
+            return False
+        self._fields = fields
+        return True
+
+    def outcome(self, status: Status) -> Outcome:
+        """What was measured up to now, of an attempt that ended like this."""
+        e2e_s = None if self._last is None else self._last - self._accepted
+        prompt, output = _tokens(self._fields.get("usage"))
+        length, rate = acceptance(self._fields)
+        return Outcome(
+            status=status,
+            http_status=self.http_status,
+            ttft_s=self._ttft_s,
+            tpot_s=_tpot(self._ttft_s, e2e_s, output),
+            e2e_s=e2e_s,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            acceptance_length=length,
+            acceptance_rate=rate,
+            overhead_s=None if self._sent is None else self._sent - self._accepted,
+            queue_s=_queue_s(self._fields),
+        )
+
+
+class EventStream:
+    """Cuts a byte stream into server-sent events and drops the usage chunk that the router alone asked for."""
+
+    def __init__(self, meter: Meter, *, hide_usage: bool, resume_state: "StreamResume | None" = None) -> None:
+        """`continuation` is told of each event, and may change or drop it."""
+        self._meter, self._hide_usage, self._resume_state = meter, hide_usage, resume_state
+        self._rest = b""
+        self._blank = b"\n\n"
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to forward now: whole events only, unchanged."""
+        data = self._rest + chunk if self._rest else chunk
+        if b"\r\n\r\n" in data:
+            self._blank = b"\r\n\r\n"
+        end = data.rfind(self._blank)
+        if end < 0:
+            self._rest = data
+            return b""
+        end += len(self._blank)
+        self._rest, data = data[end:], data[:end]
+        events = data[: -len(self._blank)].split(self._blank)
+        hidden = [self._meter.observe_event(event) for event in events]
+        if self._resume_state is not None:
+            events = list(map(self._resume_state.forward, events))
+        elif not (self._hide_usage and any(hidden)):
+            return data
+        kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
+        return b"".join([event + self._blank for event in kept])
+
+    def end(self) -> bytes:
+        """What is left when the stream ends without a blank line."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
+    """(acceptance length, acceptance rate) from vLLM's experimental per-request metrics; None where they are absent.
+
+    vLLM's `mean_acceptance_length` leaves out the steps for which nothing was drafted; they take a step's time, so they
+    count here: the length is tokens per decoding step.
+    """
+    speculation = _metrics(answer).get("speculative_decoding")
+    if not isinstance(speculation, dict):
+        return None, None
+    values = (speculation.get("mean_acceptance_length"), speculation.get("draft_acceptance_rate"))
+    length, rate = (float(v) if isinstance(v, int | float) else None for v in values)
+    steps, accepted = speculation.get("num_spec_steps"), speculation.get("num_accepted_draft_tokens")
+    _, output = _tokens(answer.get("usage"))
+    if length is not None and output is not None and isinstance(steps, int) and isinstance(accepted, int):
+        # The first token comes from the prefill, and the last step may have accepted more than was sent.
+        steps += max(0, output - 1 - steps - accepted)
+        length = max(1.0, (output - 1) / max(1, steps))
+    return length, rate
+
+
+def _metrics(answer: dict[str, Any]) -> dict[str, Any]:
+    metrics = answer.get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def _queue_s(answer: dict[str, Any]) -> float | None:
+    queue_ms = _metrics(answer).get("queue_time_ms")
+    return queue_ms / 1000 if isinstance(queue_ms, int | float) else None
+
+
+def _tokens(usage: Any) -> tuple[int | None, int | None]:
+    if not isinstance(usage, dict):
+        return None, None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    output = usage.get("completion_tokens", usage.get("output_tokens"))
+    return (prompt if isinstance(prompt, int) else None, output if isinstance(output, int) else None)
+
+
+def _tpot(ttft_s: float | None, e2e_s: float | None, output: int | None) -> float | None:
+    if ttft_s is None or e2e_s is None or output is None or output <= 1:
+        return None
+    return (e2e_s - ttft_s) / (output - 1)
+
+
+def _data(event: bytes) -> bytes:
+    return event[event.find(b"data: ") + 6 :]
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`, if there is one."""
+    try:
+        fields = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _has_content(event: bytes) -> bool:
+    """Whether an event carries the first of the content: text, a tool call, reasoning, or a delta of a response."""
+    if b"data: {" not in event or (fields := _object(_data(event))) is None:
+        return False
+    if isinstance(fields.get("type"), str):
+        return str(fields["type"]).endswith(".delta")
+    choices = fields.get("choices")
+    return isinstance(choices, list) and any(_choice_has_content(c) for c in choices if isinstance(c, dict))
+
+
+def _choice_has_content(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("text"))
+    return any(delta.get(name) for name in ("content", "tool_calls", "reasoning", "reasoning_content", "function_call"))

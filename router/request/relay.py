@@ -1,0 +1,115 @@
+"""Carries an engine's answer to the client: whole once it is there, a stream as it comes, from its first content on."""
+
+from collections.abc import Callable
+
+import orjson
+
+from engines.client import EngineResponse, Headers
+from engines.errors import StreamInterrupted
+from router.openai_request import TERMINATED_PATHS
+from router.request.meter import EventStream, Meter
+from router.request.state import RequestState, ResponseSink
+from router.types import Status
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "host",
+        "content-length",
+        "expect",
+        "accept-encoding",
+    }
+)
+NOT_SENT = _HOP_BY_HOP | {"origin"}
+"""Request headers that stay here."""
+_NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
+_CORS = "access-control-"
+_HELD_BYTES = 2**16
+_REFUSALS = frozenset({429})
+
+
+async def relay(
+    state: RequestState, answer: EngineResponse, reply: ResponseSink, meter: Meter, can_retry: Callable[[], bool]
+) -> Status:
+    """Send an answer to the client, or nothing of a refusal after which another engine may be tried.
+
+    Raises `StreamInterrupted` for an answer that is none or stops, `EngineTimeout` for one that does not begin.
+    """
+    refused = answer.status >= 500 or answer.status in _REFUSALS
+    if (refused and can_retry()) or (state.started and answer.status >= 400):
+        return "engine_error"
+    headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
+    headers += state.own_headers()
+    kind = next((v for k, v in headers if k.lower() == "content-type"), "")
+    generated = answer.status < 400 and state.incoming.request.path in TERMINATED_PATHS
+    if kind.startswith("text/event-stream"):
+        await _relay_events(state, answer, reply, meter, headers)
+        if meter.failed:
+            return "broken"
+    else:
+        body = b"".join([chunk async for chunk in answer.chunks])
+        is_json = meter.observe_body(body)
+        if state.started:
+            raise StreamInterrupted("the rest of a stream is no stream")
+        if generated and (not is_json or state.incoming.request.stream):
+            raise StreamInterrupted("the answer is not what was asked for")
+        state.started = True
+        await reply.send_complete(answer.status, headers, body)
+    if refused:
+        return "engine_error"
+    return "ok" if answer.status < 400 else "client_error"
+
+
+async def _relay_events(
+    state: RequestState, answer: EngineResponse, reply: ResponseSink, meter: Meter, headers: Headers
+) -> None:
+    stream = EventStream(meter, hide_usage=state.incoming.request.hide_usage, resume_state=state.continuation)
+    generated = state.incoming.request.path in TERMINATED_PATHS
+    held = b""
+    async for chunk in answer.chunks:
+        data = stream.feed(chunk)
+        if not data:
+            continue
+        if not state.started:
+            # Until content comes, another engine can still answer: what comes before it waits.
+            held, data = b"", held + data
+            if generated and not meter.has_content and len(data) < _HELD_BYTES:
+                if meter.failed:
+                    raise StreamInterrupted("the stream began with an error")
+                if not meter.terminated:
+                    held = data
+                    continue
+            state.started = True
+            await reply.start(answer.status, headers)
+        await reply.write(data)
+    if not meter.terminated and generated:
+        raise StreamInterrupted("the stream ended without its terminator")
+    if rest := held + stream.end():
+        if not state.started:
+            state.started = True
+            await reply.start(answer.status, headers)
+        await reply.write(rest)
+
+
+def _is_dropped(name: str) -> bool:
+    """Headers of an engine's answer that stay here: of its connection, and what it would allow other origins."""
+    return name in _NOT_RETURNED or name.startswith(_CORS)
+
+
+BROKEN_EVENT = b"data: %s\n\n" % orjson.dumps(
+    {
+        "error": {
+            "message": "the engine stopped in the middle of its answer",
+            "type": "api_connection_error",
+            "param": None,
+            "code": "engine_broken",
+        }
+    }
+)

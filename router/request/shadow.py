@@ -1,0 +1,92 @@
+"""Shadow replay: some finished requests are asked again of all other engines, when there is room, and nobody waits.
+
+So it is known of them what every engine would have taken: labels for retraining, and news of engines that get little
+traffic. What was asked is kept in memory until then, and nowhere else.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import numpy as np
+
+from engines.client import Headers
+from router.config.sections import ShadowConfig
+from router.online.events import Event
+from router.request.state import RequestState
+
+_WAITING = 16
+WORKERS = 4
+"""How many run at once."""
+_EAGER_SHARE, _EAGER_REQUESTS = 0.3, 200
+
+
+class NullSink:
+    """A reply that goes nowhere."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        return
+
+    async def write(self, data: bytes) -> None:
+        return
+
+    async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
+        return
+
+
+class Shadow:
+    """Takes finished requests (`enqueue`), and repeats a share of them (`run`)."""
+
+    def __init__(
+        self,
+        config: ShadowConfig,
+        in_flight: Callable[[], int],
+        eligible: Callable[[], list[str]],
+        rng: np.random.Generator,
+    ) -> None:
+        self._config, self._in_flight, self._eligible, self._rng = config, in_flight, eligible, rng
+        self._queue: asyncio.Queue[RequestState] = asyncio.Queue(_WAITING)
+        self.requests_sent = self.boosted_requests = 0
+
+    def enqueue(self, state: RequestState) -> None:
+        """Take a finished request, perhaps; never waits."""
+        if not self._config.share or not state.incoming.explore:
+            return
+        share = max(self._config.share, _EAGER_SHARE if self.boosted_requests else 0.0)
+        self.boosted_requests = max(self.boosted_requests - 1, 0)
+        if state.decided.reason != "policy" or self._rng.random() >= share or self._queue.full():
+            return
+        self._queue.put_nowait(state)
+
+    def on_event(self, event: Event) -> None:
+        """News is worth most after a change."""
+        if event.kind in ("arm_changed", "inputs_changed"):
+            self.boost()
+
+    def boost(self) -> None:
+        """Ask more of the next requests again: something has changed, and news is worth most then."""
+        self.boosted_requests = _EAGER_REQUESTS
+
+    async def run(self, repeat: Callable[[RequestState], Awaitable[object]]) -> None:
+        """Let `repeat` ask what was taken of every other engine that is eligible, for ever."""
+        while True:
+            state = await self._queue.get()
+            while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.05)
+            decision = state.decided
+            others = [arm for arm in self._eligible() if arm != decision.arm and arm in decision.probabilities]
+            self.requests_sent += len(others)
+            await asyncio.gather(*(repeat(shadow_attempt(state, arm)) for arm in others))
+
+
+def shadow_attempt(state: RequestState, arm: str) -> RequestState:
+    """The same request on another arm."""
+    original = state.decided
+    probabilities = {name: float(name == arm) for name in original.probabilities}
+    decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
+    if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
+        pairs = zip(original.predicted_tpot_s, original.load.stretch, strict=True)
+        decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
+    incoming = replace(state.incoming, deadline=None, count_tokens=None, accepted=time.perf_counter())
+    return RequestState(incoming, context=state.context, decision=decision)

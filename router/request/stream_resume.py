@@ -1,0 +1,132 @@
+"""Goes on with a greedy stream that broke, on another engine, from the text that the client has.
+
+The rest of a greedy answer follows from the prompt and the answer so far: vLLM is asked to continue the last message.
+Only where that is the same answer: one choice, no tools or formats, nothing that counts over the answer's own tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import orjson
+
+from engines.client import EngineClient
+from engines.errors import EngineUnavailable
+from router.openai_request import Request
+
+_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_JSON = [("content-type", "application/json")]
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_HINDERS = (
+    *("tools", "functions", "response_format", "structured_outputs", "logprobs", "top_logprobs", "prompt_logprobs"),
+    *("echo", "suffix", "best_of", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_tokens"),
+    *("continue_final_message", "add_generation_prompt", "return_token_ids"),
+)
+"""Fields that make the rest of an answer depend on more than its text so far, or that already say how to go on."""
+
+
+@dataclass(slots=True)
+class StreamResume:
+    """What the client has of a stream. `tokens`: how many `text` holds, known once it is resumed."""
+
+    fields: dict[str, Any]
+    text: str = ""
+    tokens: int = 0
+    resumed: bool = False
+    possible: bool = True
+
+    @classmethod
+    def from_request(cls, request: Request) -> Self | None:
+        """None for a request whose stream cannot be continued, or that was parsed without keeping its fields."""
+        greedy = request.stream and (request.sampling or {}).get("temperature") == 0
+        if not greedy or request.path not in _PATHS:
+            return None
+        fields = request.fields
+        if fields is None or fields.get("n") not in (None, 1) or any(fields.get(name) for name in _HINDERS):
+            return None
+        said = fields.get("messages" if request.path == "/v1/chat/completions" else "prompt")
+        return cls(fields) if isinstance(said, list | str) and said and _is_text(said) else None
+
+    def forward(self, event: bytes) -> bytes:
+        """An event on its way to the client: as it is, empty for one that the client has, or with the whole usage."""
+        fields = _fields(event)
+        if fields is None:
+            return event
+        for choice in fields["choices"]:
+            self._append(choice)
+        if not self.resumed:
+            return event
+        if isinstance(usage := fields.get("usage"), dict):
+            return b"data: %b" % orjson.dumps({**fields, "usage": self._complete_usage(usage)})
+        return b"" if fields["choices"] and all(map(_is_opening, fields["choices"])) else event
+
+    def _append(self, choice: dict[str, Any]) -> None:
+        delta = choice.get("delta", choice)
+        text = delta.get("content" if "delta" in choice else "text")
+        others = [name for name in ("tool_calls", "reasoning", "reasoning_content") if delta.get(name)]
+        # After its last token there is nothing to go on with, and what is no text cannot be put into a message.
+        self.possible = self.possible and not others and choice.get("finish_reason") is None
+        self.text += text or ""
+
+    def _complete_usage(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """The usage of the whole answer: what was continued counts as output, not as prompt."""
+        prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if not (isinstance(prompt, int) and isinstance(output, int)):
+            return usage
+        return {**usage, "prompt_tokens": prompt - self.tokens, "completion_tokens": output + self.tokens}
+
+    async def resume(self, client: EngineClient, url: str) -> bytes:
+        """The request for the rest, to the engine at `url`, which counts the tokens so far.
+
+        Raises `EngineUnavailable` when it cannot.
+        """
+        self.tokens, self.resumed = await self._count(client, url), True
+        fields = dict(self.fields)
+        if "messages" in fields:
+            so_far = {"role": "assistant", "content": self.text}
+            more = {"continue_final_message": True, "add_generation_prompt": False}
+            fields |= {"messages": [*fields["messages"], so_far], **more}
+        else:
+            fields["prompt"] += self.text
+        for name in _LIMITS:
+            if isinstance(fields.get(name), int):
+                fields[name] -= self.tokens
+                if fields[name] < 1:
+                    self.possible = False
+                    raise EngineUnavailable("nothing is left to be said")
+        return orjson.dumps(fields)
+
+    async def _count(self, client: EngineClient, url: str) -> int:
+        asked = {"model": self.fields.get("model"), "prompt": self.text, "add_special_tokens": False}
+        sending = client.send(f"{url}/tokenize", "POST", _JSON, orjson.dumps(asked), stream=False, within_s=5.0)
+        async with sending as answer:
+            body = b"".join([chunk async for chunk in answer.chunks])
+        try:
+            return int(orjson.loads(body)["count"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise EngineUnavailable("the engine counts no tokens") from error
+
+
+def _fields(event: bytes) -> dict[str, Any] | None:
+    """The chunk in an event, if it is one."""
+    at = event.find(b"data: {")
+    if at < 0:
+        return None
+    try:
+        fields = orjson.loads(event[at + 6 :])
+    except orjson.JSONDecodeError:
+        return None
+    choices = fields.get("choices")
+    return fields if isinstance(choices, list) and all(isinstance(one, dict) for one in choices) else None
+
+
+def _is_opening(choice: dict[str, Any]) -> bool:
+    """Whether a choice only says who speaks."""
+    delta = choice.get("delta")
+    return isinstance(delta, dict) and "role" in delta and not delta.get("content") and not choice.get("finish_reason")
+
+
+def _is_text(prompt: list[Any] | str) -> bool:
+    """Whether a prompt is one text, or messages, the last of them not the model's own."""
+    return isinstance(prompt, str) or (
+        all(isinstance(one, dict) and "role" in one for one in prompt) and prompt[-1]["role"] != "assistant"
+    )

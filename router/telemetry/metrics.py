@@ -1,0 +1,322 @@
+"""What a router counts and measures of its requests, as Prometheus metrics.
+
+The counts are plain numbers that `Metrics.collect` puts into families of prometheus_client when somebody asks: its own
+counters take a lock and several calls each, ours a few hundred nanoseconds a request in all. One event loop feeds them.
+"""
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, get_args
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
+
+from router.errors import RequestError
+from router.online.events import Event
+from router.types import Attempt, Decision, Outcome, Reason, Status
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+REASONS: tuple[Reason, ...] = get_args(Reason)
+EVENTS = (
+    "arm_changed",
+    "inputs_changed",
+    "policy_loses",
+    "policy_tried_again",
+    "policy_taken",
+    "policy_refused",
+    "arm_quarantined",
+    "arm_readmitted",
+)
+"""Kinds of events."""
+FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
+FAILING_PARTS = ("features", "learning", "events")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFamily:
+    """A metric as the page says it. `name`: whole, of a counter with `_total`; `buckets`: upper bounds."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    def family(self, samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
+        """A counter's or gauge's samples, each with the values of its labels."""
+        kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        family = kind(self.name, self.help, labels=self.labels)
+        for labels, value in samples:
+            family.add_metric(labels, value)
+        return family
+
+    def histograms(self, samples: Iterable[tuple[Sequence[str], "Series"]]) -> Metric:
+        """A histogram's samples, each with the values of its labels."""
+        family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
+        bounds = [*map(floatToGoString, self.buckets), "+Inf"]
+        for labels, series in samples:
+            family.add_metric(labels, list(zip(bounds, accumulate(series.counts), strict=True)), series.total)
+        return family
+
+
+class Series:
+    """Observations of one histogram: how many in each bucket, and their sum. A bound belongs to the bucket below it."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, described: MetricFamily) -> None:
+        self.bounds = described.buckets
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+
+def _by_factor(first: float, factor: float, n: int) -> tuple[float, ...]:
+    """Upper bounds of `n` buckets, each `factor` times the one before, to three digits."""
+    return tuple(float(f"{first * factor**i:.3g}") for i in range(n))
+
+
+# A bucket is twice the one before where thresholds are what matters: from a small model's to a long prompt's or a
+# long answer's. TPOT is what routing gains, mostly a tenth to a half, so its buckets are a quarter apart.
+_OVERHEAD_S = (*_by_factor(0.000125, 2, 12), 1.0, 4.0, 16.0, 64.0)
+_TTFT_S = _by_factor(0.005, 2, 16)
+_TPOT_S = _by_factor(0.001, 1.25, 25)
+_E2E_S = _by_factor(0.05, 2, 16)
+_QUEUE_S = _by_factor(0.001, 4, 9)
+_LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0)
+_RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
+
+REQUESTS = MetricFamily(
+    "draftpick_requests_total",
+    "counter",
+    "Requests for which an engine was chosen, by the last one and how it ended.",
+    ("arm", "status"),
+)
+ATTEMPTS = MetricFamily(
+    "draftpick_attempts_total",
+    "counter",
+    "Attempts for clients by engine and how they ended; a request has several when engines fail.",
+    ("arm", "status"),
+)
+SHADOWS = MetricFamily(
+    "draftpick_shadow_attempts_total",
+    "counter",
+    "Finished requests asked again of other engines, for which no client waits.",
+    ("arm", "status"),
+)
+DECISIONS = MetricFamily(
+    "draftpick_decisions_total", "counter", "Decisions that led to an attempt, by engine and reason.", ("arm", "reason")
+)
+EXPLORED = MetricFamily(
+    "draftpick_explored_total",
+    "counter",
+    "Decisions of a policy that explores for another engine than its likeliest.",
+    ("arm",),
+)
+PROMPT_TOKENS = MetricFamily(
+    "draftpick_prompt_tokens_total", "counter", "Prompt tokens of answered requests, as engines count them.", ("arm",)
+)
+OUTPUT_TOKENS = MetricFamily(
+    "draftpick_output_tokens_total", "counter", "Output tokens of answered requests, as engines count them.", ("arm",)
+)
+DECODING_S = MetricFamily(
+    "draftpick_decoding_seconds_total",
+    "counter",
+    "Seconds from first to last token of answers that a policy chose the engine for and had predicted.",
+    ("arm",),
+)
+DECODING_BASELINE_S = MetricFamily(
+    "draftpick_decoding_plain_seconds_total",
+    "counter",
+    "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
+    ("arm",),
+)
+ERRORS = MetricFamily(
+    "draftpick_errors_total",
+    "counter",
+    "Errors that the router itself answered with, by HTTP status and code.",
+    ("code", "status"),
+)
+EVENTS_TOTAL = MetricFamily("draftpick_events_total", "counter", "Events of the loop, by kind.", ("kind",))
+OVERHEAD = MetricFamily(
+    "draftpick_router_overhead_seconds",
+    "histogram",
+    "From a request's first byte to when its first attempt leaves for an engine, waiting in the router included.",
+    (),
+    _OVERHEAD_S,
+)
+TTFT = MetricFamily(
+    "draftpick_ttft_seconds",
+    "histogram",
+    "From a request's first byte to the first content forwarded.",
+    ("arm",),
+    _TTFT_S,
+)
+TPOT = MetricFamily(
+    "draftpick_tpot_seconds",
+    "histogram",
+    "Seconds per output token after the first, of an answer.",
+    ("arm",),
+    _TPOT_S,
+)
+E2E = MetricFamily(
+    "draftpick_e2e_seconds", "histogram", "From a request's first byte to its answer's last.", ("arm",), _E2E_S
+)
+QUEUE = MetricFamily(
+    "draftpick_engine_queue_seconds",
+    "histogram",
+    "How long requests waited at the engine until they ran, as it reports; part of TTFT.",
+    ("arm",),
+    _QUEUE_S,
+)
+ACCEPTANCE = MetricFamily(
+    "draftpick_acceptance_length_tokens",
+    "histogram",
+    "Tokens per decoding step of an answer, the bonus token included.",
+    ("arm",),
+    _LENGTHS,
+)
+PREDICTION = MetricFamily(
+    "draftpick_tpot_prediction_ratio",
+    "histogram",
+    "Measured TPOT over what the choice was made by; above 1: slower than predicted.",
+    ("arm",),
+    _RATIOS,
+)
+_PER_ARM = (TTFT, TPOT, E2E, QUEUE, ACCEPTANCE, PREDICTION)
+METRICS = (
+    *(REQUESTS, ATTEMPTS, DECISIONS, EXPLORED, SHADOWS, ERRORS, EVENTS_TOTAL),
+    *(PROMPT_TOKENS, OUTPUT_TOKENS, DECODING_S, DECODING_BASELINE_S),
+    *(OVERHEAD, *_PER_ARM),
+)
+"""All that are fed here."""
+
+
+class _ArmCounters:
+    """The counts of one arm."""
+
+    __slots__ = (
+        "attempts",
+        "decisions",
+        "decoding_baseline_s",
+        "decoding_s",
+        "explored",
+        "output_tokens",
+        "prompt_tokens",
+        "requests",
+        "series",
+        "shadows",
+    )
+
+    def __init__(self) -> None:
+        self.requests, self.attempts, self.shadows = (dict.fromkeys(STATUSES, 0) for _ in range(3))
+        self.decisions = dict.fromkeys(REASONS, 0)
+        self.explored = self.prompt_tokens = self.output_tokens = 0
+        self.decoding_s = self.decoding_baseline_s = 0.0
+        self.series = tuple(map(Series, _PER_ARM))
+
+
+class Metrics:
+    """Counts of a router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
+
+    def __init__(self, arms: Iterable[str], baseline: str) -> None:
+        """`plain`: the engine that saved time is counted against."""
+        self._arms, self._baseline = {arm: _ArmCounters() for arm in arms}, baseline
+        self._overhead = Series(OVERHEAD)
+        self.errors: Counter[tuple[str, str]] = Counter()
+        self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
+        self.fallbacks: Counter[str] = Counter(dict.fromkeys(FALLBACK_REASONS, 0))
+        self.failures: Counter[tuple[str, str]] = Counter()
+        self.streams_resumed = 0
+
+    def attempts(self) -> dict[Status, int]:
+        """Attempts by how they ended, shadows among them."""
+        return {s: sum(arm.attempts[s] + arm.shadows[s] for arm in self._arms.values()) for s in STATUSES}
+
+    def counts(self) -> dict[str, int]:
+        """What `/ready` shows of them."""
+        found = {f"attempts_{status}": n for status, n in self.attempts().items()}
+        found |= {f"fallback_{reason}": n for reason, n in self.fallbacks.items()}
+        found |= {f"failed_{part}_{error}": n for (part, error), n in self.failures.items()}
+        return {name: n for name, n in {**found, "streams_resumed": self.streams_resumed}.items() if n}
+
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Count an attempt."""
+        number, decision, outcome = attempt.number, attempt.decision, attempt.outcome
+        arm, status = self._arms[decision.arm], outcome.status
+        arm.decisions[decision.reason] += 1
+        if decision.reason == "shadow":
+            arm.shadows[status] += 1
+            return
+        arm.attempts[status] += 1
+        if number == 1 and outcome.overhead_s is not None:
+            self._overhead.counts[bisect_left(_OVERHEAD_S, outcome.overhead_s)] += 1
+            self._overhead.total += outcome.overhead_s
+        if decision.explore and decision.reason == "policy":
+            arm.explored += decision.propensity < max(decision.probabilities.values())
+        if status == "ok":
+            self._observe_answer(arm, decision, outcome)
+
+    def _observe_answer(self, arm: _ArmCounters, decision: Decision, outcome: Outcome) -> None:
+        arm.prompt_tokens += outcome.prompt_tokens or 0
+        arm.output_tokens += outcome.output_tokens or 0
+        ttft_s, tpot_s, ratio = outcome.ttft_s, outcome.tpot_s, None
+        if decision.reason == "continued":  # of a stream whose first token came from another engine
+            ttft_s = tpot_s = None
+        elif tpot_s is not None and tpot_s <= 0:  # by an engine's own clock, of a whole answer
+            tpot_s = None
+        elif tpot_s is not None and decision.predicted_tpot_s is not None and decision.reason == "policy":
+            ratio = self._compare_to_baseline(arm, decision, outcome, tpot_s)
+        values = (ttft_s, tpot_s, outcome.e2e_s, outcome.queue_s, outcome.acceptance_length, ratio)
+        for series, value in zip(arm.series, values, strict=True):
+            if value is not None:
+                series.counts[bisect_left(series.bounds, value)] += 1
+                series.total += value
+
+    def _compare_to_baseline(self, arm: _ArmCounters, decision: Decision, outcome: Outcome, tpot_s: float) -> float:
+        """Measured over predicted TPOT; counts what the plain engine would have taken."""
+        predicted_s, shift = decision.predicted_tpot_s, decision.shift
+        assert predicted_s is not None
+        arms, tokens = list(decision.probabilities), (outcome.output_tokens or 1) - 1
+        at = arms.index(decision.arm)
+        expected_s = predicted_s[at] * (1.0 if shift is None else math.exp(shift[at]))
+        measured_s = plain_s = tpot_s * tokens
+        if self._baseline in decision.probabilities and decision.arm != self._baseline:
+            at = arms.index(self._baseline)
+            plain_s = tokens * predicted_s[at] * (1.0 if shift is None else math.exp(shift[at]))
+        arm.decoding_s += measured_s
+        arm.decoding_baseline_s += plain_s
+        return tpot_s / expected_s
+
+    def on_event(self, event: Event) -> None:
+        """Count an event."""
+        self.events[event.kind] += 1
+
+    def request_ended(self, arm: str, status: Status) -> None:
+        """Count a request by its last attempt."""
+        self._arms[arm].requests[status] += 1
+
+    def count_error(self, error: RequestError) -> None:
+        """Count an error that a client gets."""
+        self.errors[error.code or error.type, str(error.status)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """Families of all metrics, as they are now."""
+        arms = self._arms.items()
+        yield REQUESTS.family(((name, status), n) for name, arm in arms for status, n in arm.requests.items())
+        yield ATTEMPTS.family(((name, status), n) for name, arm in arms for status, n in arm.attempts.items())
+        yield DECISIONS.family(((name, reason), n) for name, arm in arms for reason, n in arm.decisions.items())
+        yield EXPLORED.family(((name,), arm.explored) for name, arm in arms)
+        yield SHADOWS.family(((name, status), n) for name, arm in arms for status, n in arm.shadows.items())
+        yield ERRORS.family(self.errors.items())
+        yield EVENTS_TOTAL.family(((kind,), n) for kind, n in self.events.items())
+        yield PROMPT_TOKENS.family(((name,), arm.prompt_tokens) for name, arm in arms)
+        yield OUTPUT_TOKENS.family(((name,), arm.output_tokens) for name, arm in arms)
+        yield DECODING_S.family(((name,), arm.decoding_s) for name, arm in arms)
+        yield DECODING_BASELINE_S.family(((name,), arm.decoding_baseline_s) for name, arm in arms)
+        yield OVERHEAD.histograms([((), self._overhead)])
+        for i, described in enumerate(_PER_ARM):
+            yield described.histograms(((name,), arm.series[i]) for name, arm in arms)

@@ -1,0 +1,151 @@
+"""API keys: which are taken, what they may use of a minute, and files that are wrong."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from engines.errors import ConfigError
+from router.config.sections import KeysConfig
+from router.errors import Forbidden, RateLimited, Unauthorized
+from router.http.auth import ANONYMOUS, Keyring, digest, new_key, read_keys, require_scope
+
+
+def write(path: Path, *keys: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(list(keys)))
+    return path
+
+
+def ring(path: Path, *keys: dict[str, Any]) -> Keyring:
+    return Keyring(KeysConfig(file=write(path / "keys.yaml", *keys)), {})
+
+
+def line(name: str, secret: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "sha256": digest(secret), **fields}
+
+
+def test_without_keys_anybody_may_ask() -> None:
+    keys = Keyring(KeysConfig(), {})
+    assert not keys
+    assert keys.authenticate(None) is ANONYMOUS
+
+
+def test_a_known_key_is_taken(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1"), line("boss", "s2", scopes=["chat", "admin"]))
+    assert keys.authenticate("Bearer s1").name == "team"
+    assert keys.authenticate("bearer  s2 ").scopes == ("chat", "admin")
+
+
+@pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic s1", "s1", "Bearer s1 s1"])
+def test_anything_else_is_not(tmp_path: Path, sent: str | None) -> None:
+    with pytest.raises(Unauthorized):
+        ring(tmp_path, line("team", "s1")).authenticate(sent)
+
+
+def test_a_key_expires(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    keys = ring(
+        tmp_path,
+        line("old", "s1", expires=(now - timedelta(seconds=1)).isoformat()),
+        line("new", "s2", expires=(now + timedelta(hours=1)).isoformat()),
+    )
+    assert keys.authenticate("Bearer s2").name == "new"
+    with pytest.raises(Unauthorized, match="expired"):
+        keys.authenticate("Bearer s1")
+
+
+def test_keys_come_from_the_environment_in_plain() -> None:
+    keys = Keyring(KeysConfig(), {"DRAFTPICK_API_KEYS": "one, two", "DRAFTPICK_ADMIN_KEYS": "three"})
+    assert keys.authenticate("Bearer two").scopes == ("chat",)
+    assert keys.authenticate("Bearer three").scopes == ("chat", "admin")
+    assert not Keyring(KeysConfig(environment=False), {"DRAFTPICK_API_KEYS": "one"})
+
+
+def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+    keys = ring(tmp_path)
+    assert keys
+    with pytest.raises(Unauthorized):
+        keys.authenticate(None)
+
+
+def test_a_scope_is_needed(tmp_path: Path) -> None:
+    key = ring(tmp_path, line("team", "s1")).authenticate("Bearer s1")
+    require_scope(key, "chat", "to ask")
+    with pytest.raises(Forbidden, match="to pin needs a key with the scope 'admin'"):
+        require_scope(key, "admin", "to pin")
+
+
+def test_requests_of_a_minute_are_counted_by_key(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1", requests_per_minute=2), line("other", "s2", requests_per_minute=2))
+    team, other = keys.authenticate("Bearer s1"), keys.authenticate("Bearer s2")
+    keys.check_rate_limit(team)
+    keys.check_rate_limit(team)
+    with pytest.raises(RateLimited) as caught:
+        keys.check_rate_limit(team)
+    assert 1 <= int(caught.value.headers()[0][1]) <= 60
+    assert caught.value.code == "requests_per_minute"
+    keys.check_rate_limit(other)
+
+
+def test_tokens_of_a_minute_are_counted_when_they_are_known(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1", tokens_per_minute=100))
+    key = keys.authenticate("Bearer s1")
+    keys.check_rate_limit(key)
+    keys.count_tokens(key, 60)
+    keys.check_rate_limit(key)
+    keys.count_tokens(key, 60)
+    with pytest.raises(RateLimited, match="100 tokens a minute"):
+        keys.check_rate_limit(key)
+
+
+def test_a_file_is_read_again(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1"))
+    write(tmp_path / "keys.yaml", line("team", "s2"))
+    keys.reload()
+    assert keys.authenticate("Bearer s2").name == "team"
+    with pytest.raises(Unauthorized):
+        keys.authenticate("Bearer s1")
+
+
+def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1"))
+    (tmp_path / "keys.yaml").write_text("- {name: team}")
+    with pytest.raises(ConfigError):
+        keys.reload()
+    assert keys.authenticate("Bearer s1").name == "team"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- {name: a, sha256: plainsecret}", "0.sha256"),
+        ("- {sha256: %s}" % ("a" * 64), "0.name"),
+        ("- {name: a, sha256: %s, scopes: [root]}" % ("a" * 64), "0.scopes.0"),
+        ("- {name: a, sha256: %s, rpm: 1}" % ("a" * 64), "0.rpm"),
+        ("- {name: a, sha256: %s, expires: 2030-01-01T00:00:00}" % ("a" * 64), "time zone"),
+        ("- &k {name: a, sha256: %s}\n- *k" % ("a" * 64), "twice"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_field_and_without_its_values(
+    tmp_path: Path, text: str, on_progress: str
+) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_keys(path)
+    assert on_progress in str(caught.value)
+    assert "plainsecret" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keyring(KeysConfig(file=tmp_path / "none.yaml"), {})
+
+
+def test_new_keys_are_long_and_different() -> None:
+    made = {new_key() for _ in range(100)}
+    assert len(made) == 100
+    assert all(len(key) > 40 and key.startswith("dp-") for key in made)

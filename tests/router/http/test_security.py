@@ -1,0 +1,316 @@
+"""Who gets in and what gets out: keys, scopes, limits, sizes, headers, and secrets that stay where they are."""
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import yaml
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from router.http.auth import digest
+from router.policies.baselines import FixedPolicy
+from tests.fleet import CHAT, FAILS, FAST, Routed, Servers, StartRouter, asked
+from tests.leaks import PROMPT as CANARY
+from tests.leaks import Trace, found
+from tests.router.http.test_app import echo
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ONE = {"a": FAST}
+SECRET, ADMIN = "dp-secret-of-a-team", "dp-secret-of-an-admin"
+PROMPT = "a-prompt-that-must-not-be-seen-anywhere"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "keys.yaml"
+    rows = [
+        {"name": "team", "sha256": digest(SECRET), "requests_per_minute": 1000},
+        {"name": "admin", "sha256": digest(ADMIN), "scopes": ["chat", "admin"]},
+        {"name": "late", "sha256": digest("dp-late"), "expires": "2020-01-01T00:00:00Z"},
+        {"name": "few", "sha256": digest("dp-few"), "requests_per_minute": 2},
+        {"name": "small", "sha256": digest("dp-small"), "tokens_per_minute": 10},
+    ]
+    path.write_text(yaml.safe_dump(rows))
+    return {"file": str(path)}
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+def told(answer: httpx.Response, status: int, kind: str, code: str) -> None:
+    """The answer is an OpenAI error of this kind."""
+    assert answer.status_code == status
+    assert (answer.json()["error"]["type"], answer.json()["error"]["code"]) == (kind, code)
+
+
+# --- keys ---
+
+
+async def test_a_missing_key_is_refused(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    answer = await app.post()
+    told(answer, 401, "authentication_error", "invalid_api_key")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert app.engines["a"].engine.started == 0
+
+
+async def test_a_wrong_key_is_refused(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    told(await app.post(headers=bearer("dp-guessed")), 401, "authentication_error", "invalid_api_key")
+
+
+async def test_an_expired_key_is_refused(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    told(await app.post(headers=bearer("dp-late")), 401, "authentication_error", "invalid_api_key")
+
+
+async def test_a_good_key_is_taken_and_does_not_reach_the_engine(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    assert (await app.post(headers=bearer(SECRET))).status_code == 200
+    assert "authorization" not in app.engines["a"].engine.state()["last_headers"]
+
+
+async def test_without_keys_the_authorization_is_the_engines(router_app: StartRouter) -> None:
+    app = await router_app(ONE)
+    await app.post(headers=bearer("of-the-engine"))
+    assert app.engines["a"].engine.state()["last_headers"]["authorization"] == "Bearer of-the-engine"
+
+
+async def test_the_request_limit_is_kept(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    answers = [await app.post(headers=bearer("dp-few")) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    told(answers[-1], 429, "rate_limit_error", "requests_per_minute")
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+    assert (await app.post(headers=bearer(SECRET))).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_token_limit_is_kept(router_app: StartRouter, keys: dict[str, Any], stream: bool) -> None:
+    app = await router_app(ONE, keys=keys)
+    first = await app.post(headers=bearer("dp-small"), stream=stream)
+    assert first.status_code == 200
+    told(await app.post(headers=bearer("dp-small")), 429, "rate_limit_error", "tokens_per_minute")
+
+
+async def test_models_ask_for_a_key_and_health_does_not(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    assert (await app.client.get("/health")).status_code == 200
+    assert (await app.client.get("/v1/models")).status_code == 401
+    assert (await app.client.get("/v1/models", headers=bearer(SECRET))).status_code == 200
+
+
+async def test_the_state_is_for_admins_and_readiness_for_all(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    for headers in ({}, bearer(SECRET), bearer("dp-guessed")):
+        assert (await app.client.get("/ready", headers=headers)).json() == {"ready": True}
+    assert "policy" in (await app.client.get("/ready", headers=bearer(ADMIN))).json()
+
+
+# --- scopes ---
+
+
+async def test_a_pin_needs_the_admin_scope(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app({"a": FAST, "b": FAST}, keys=keys)
+    pin = {"x-draftpick-arm": "b"}
+    told(await app.post(headers={**bearer(SECRET), **pin}), 403, "permission_error", "missing_scope")
+    assert (await app.post(headers={**bearer(ADMIN), **pin})).headers["x-draftpick-arm"] == "b"
+
+
+@pytest.mark.parametrize(
+    "path", ["/sleep", "/v1/load_lora_adapter", "/reset_prefix_cache", "/metrics", "/docs", "/v1/chat/completions/x"]
+)
+async def test_an_engines_own_paths_need_the_admin_scope(
+    router_app: StartRouter, servers: Servers, keys: dict[str, Any], path: str
+) -> None:
+    app = await router_app({"a": (await servers.serve(echo)).url}, keys=keys)
+    told(await app.client.post(path, headers=bearer(SECRET)), 403, "permission_error", "missing_scope")
+    assert (await app.client.post(path, headers=bearer(ADMIN))).status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/v1/route/explain", "/v1/route/policy"])
+async def test_to_explain_and_to_reload_need_the_admin_scope(
+    router_app: StartRouter, keys: dict[str, Any], path: str
+) -> None:
+    app = await router_app(ONE, keys=keys)
+    body = {**asked(), "policy": "uniform"}
+    assert (await app.client.post(path, json=body)).status_code == 401
+    told(await app.client.post(path, json=body, headers=bearer(SECRET)), 403, "permission_error", "missing_scope")
+    assert (await app.client.post(path, json=body, headers=bearer(ADMIN))).status_code == 200
+    assert app.engines["a"].engine.started == 0
+
+
+async def test_a_policy_over_http_is_checked(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app(ONE, keys=keys)
+    for body in (b"{", b"[]", b"{}", b'{"policy": 1}', b'{"policy": "/nowhere"}'):
+        answer = await app.client.post("/v1/route/policy", content=body, headers=bearer(ADMIN))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "policy")
+    assert app.parts.serving.policy.id == "fixed:a"
+
+
+async def test_without_keys_nobody_changes_the_policy_over_http(router_app: StartRouter) -> None:
+    app = await router_app(ONE)
+    told(
+        await app.client.post("/v1/route/policy", json={"policy": "uniform"}),
+        405,
+        "invalid_request_error",
+        "keys_needed",
+    )
+
+
+# --- sizes ---
+
+
+async def test_an_oversized_body_is_refused(router_app: StartRouter) -> None:
+    app = await router_app(ONE, max_body_bytes=1024)
+    told(await app.post(x="x" * 1024), 413, "invalid_request_error", "body_too_large")
+
+
+async def test_oversized_headers_are_refused(router_app: StartRouter) -> None:
+    app = await router_app(ONE, max_header_bytes=2048)
+    told(await app.post(headers={"x": "y" * 2048}), 431, "invalid_request_error", "headers_too_large")
+    many = {f"x-{i}": "1" for i in range(200)}
+    told(await app.post(headers=many), 431, "invalid_request_error", "headers_too_large")
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+async def test_a_deeply_nested_body_is_refused(router_app: StartRouter, opening: bytes, closing: bytes) -> None:
+    app = await router_app(ONE, max_json_depth=32)
+    for depth, status in ((20, 200), (40, 400), (900, 400), (50_000, 400)):
+        nested = opening * depth + b"1" + closing * depth
+        body = orjson.dumps(asked())[:-1] + b',"x":' + nested + b"}"
+        assert (await app.client.post(CHAT, content=body)).status_code == status
+    assert app.engines["a"].engine.started == 1
+
+
+async def test_brackets_in_a_text_are_no_depth(router_app: StartRouter) -> None:
+    app = await router_app(ONE, max_json_depth=8)
+    assert (await app.post(text="[{" * 1000)).status_code == 200
+
+
+# --- headers and hosts ---
+
+
+async def test_a_header_cannot_be_injected(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    """A line break in what comes back as a header never gets there."""
+    app = await router_app(ONE, keys=keys)
+    host, port = app.server.url.removeprefix("http://").split(":")
+    body = orjson.dumps(asked())
+    for bad in (b"x\r\nx-evil: 1", b"x\nx-evil: 1", b"x\x00y", b"\xff\xfe", b"a" * 500):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST %s HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer %s\r\nx-request-id: %s\r\n"
+            b"content-length: %d\r\n\r\n%s" % (CHAT.encode(), SECRET.encode(), bad, len(body), body)
+        )
+        answer = (await reader.read()).split(b"\r\n\r\n")[0].lower()
+        writer.close()
+        assert b"\nx-evil" not in answer
+        if answer.startswith(b"http/1.1 200"):
+            (given,) = [v for v in answer.split(b"\r\n") if v.startswith(b"x-draftpick-request-id:")]
+            assert given.removeprefix(b"x-draftpick-request-id: ") == b"x" or len(given.split(b": ")[1]) == 32
+
+
+async def test_no_request_steers_the_router_to_another_host(router_app: StartRouter, servers: Servers) -> None:
+    reached: list[str] = []
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["path"])
+        await Response()(scope, receive, send)
+
+    other = (await servers.serve(elsewhere)).url
+    app = await router_app({"a": (await servers.serve(echo)).url})
+    host, port = app.server.url.removeprefix("http://").split(":")
+    targets = (
+        other + CHAT,
+        "//" + other.removeprefix("http://") + "/x",
+        "/@" + other.removeprefix("http://"),
+        "/..//x",
+    )
+    for target in targets:
+        with socket.create_connection((host, int(port))) as raw:
+            request = f"GET {target} HTTP/1.1\r\nhost: {other.removeprefix('http://')}\r\nconnection: close\r\n\r\n"
+            await asyncio.to_thread(raw.sendall, request.encode())
+            await asyncio.to_thread(raw.recv, 65536)
+    await app.client.get("/x", headers={"x-forwarded-host": other, "forwarded": f"host={other}", "location": other})
+    assert reached == []
+
+
+async def test_a_redirect_of_an_engine_is_not_followed(router_app: StartRouter, servers: Servers) -> None:
+    async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(status_code=307, headers={"location": "http://127.0.0.1:9/"})(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(redirect)).url})
+    assert (await app.client.get("/x", follow_redirects=False)).status_code == 307
+
+
+async def test_other_origins_are_not_let_in(router_app: StartRouter, servers: Servers) -> None:
+    async def open_to_all(scope: Scope, receive: Receive, send: Send) -> None:
+        assert not [name for name, _ in scope["headers"] if name == b"origin"]
+        await Response(b"{}", headers={"access-control-allow-origin": "*"})(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(open_to_all)).url})
+    origin = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
+    for answer in (await app.client.get("/x", headers=origin), await app.client.options(CHAT, headers=origin)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert (await app.client.options(CHAT, headers=origin)).status_code == 405
+
+
+# --- what must not be seen ---
+
+
+async def test_no_secret_and_no_prompt_in_logs_records_state_or_errors(
+    router_app: StartRouter, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    app = await router_app({"a": FAILS, "b": FAST}, keys=keys)
+    answers = [await _ask(app, secret) for secret in (SECRET, ADMIN, "dp-guessed-secret", "dp-late")]
+    bad = await app.client.post(CHAT, content=b'{"x": "' + PROMPT.encode(), headers=bearer(SECRET))
+    state = (await app.client.get("/ready", headers=bearer(ADMIN))).text
+    await app.records(4)
+    records = "".join(path.read_text() for path in app.folder.iterdir())
+    assert [answer.status_code for answer in answers] == [200, 200, 401, 401]
+    errors = "".join(answer.text for answer in [*answers[2:], bad])
+    for where in (caplog.text, records, state, errors):
+        for hidden in (SECRET, ADMIN, "dp-guessed-secret", digest(SECRET), PROMPT):
+            assert hidden not in where
+
+
+async def test_what_must_be_hidden_would_be_found(
+    router_app: StartRouter, nothing_leaks: Trace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The search after the whole suite sees logs, answers, spans and records."""
+    app = await router_app(ONE, policy=Broken())
+    before = dict(nothing_leaks.seen)
+    assert (await app.post()).status_code == 200
+    assert (await app.post(headers={"x-draftpick-arm": "none"})).status_code == 400
+    await app.records(1)
+    assert nothing_leaks.seen["logged"] > before["logged"]  # that the policy failed
+    assert nothing_leaks.seen["answers"] == before["answers"] + 1
+    assert nothing_leaks.seen["spans"] > before["spans"]
+    bad = tmp_path / "bad" / "records-1.jsonl"
+    bad.parent.mkdir()
+    bad.write_text(f'{{"text": "{CANARY}"}}\n')
+    assert found(bad, bad.parent)[0].startswith("records-1.jsonl: ")
+    bad.unlink()
+
+
+class Broken(FixedPolicy):
+    """A policy that fails."""
+
+    def __init__(self) -> None:
+        super().__init__(("a",), "a")
+
+    def probabilities(self, context: Any, eligible: Any) -> Any:
+        raise RuntimeError("broken")
+
+
+async def _ask(app: Routed, secret: str) -> httpx.Response:
+    return await app.client.post(CHAT, json=asked(text=PROMPT), headers=bearer(secret))

@@ -1,0 +1,515 @@
+"""The page as somebody sees it, in a real browser: what it shows and follows, keys, shortcuts, and who can use it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import yaml
+
+from engines.http import LocalServer
+from router.config.router_config import load_config
+from router.http.auth import digest
+from router.policies.baselines import UniformPolicy
+from router.registry.pointer_file import write_pointer
+from router.registry.registry import Registry
+from router.router import Router, fixed_address
+from tests import browser
+from tests.browser import Tab
+from tests.engine_process import EngineProcess
+from tests.fleet import CHAT, FAST, MODEL, SLOW, Routed, StartRouter, asked
+from tests.leaks import PROMPT
+from tests.router.registry.test_registry_service import ARMS, fixed_policy, served
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(browser.executable() is None, reason="no Chromium here"),
+]
+
+KEY = "dp-secret-of-an-admin"
+TWO = {"plain": FAST, "ngram": FAST}
+ROWS = "document.querySelectorAll('.engines tbody tr').length"
+SECTIONS = ["engines", "kinds", "decisions", "try", "policies", "events"]
+needs_axe = pytest.mark.skipif(not browser.has_axe(), reason="axe-core is not installed")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def opened() -> AsyncIterator[Tab]:
+    async with browser.tab() as page:
+        yield page
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(opened: Tab) -> AsyncIterator[Tab]:
+    """A page of which nobody is left: no key, no theme, the size of a desk.
+
+    It must have told of no error, and have asked nobody but this machine.
+    """
+    opened.told.clear()
+    opened.asked.clear()
+    await opened.look(1280, 900)
+    yield opened
+    told = [line for line in opened.told if not line.startswith("Failed to load resource")]
+    await opened.run("sessionStorage.clear(); localStorage.clear()")
+    assert not told, told
+    assert all(host.startswith("127.0.0.1:") for host in opened.hosts()), opened.hosts()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "keys.yaml").write_text(
+        yaml.safe_dump([{"name": "boss", "sha256": digest(KEY), "scopes": ["chat", "admin"]}])
+    )
+    return {"file": str(tmp_path / "keys.yaml")}
+
+
+async def uniform(router_app: StartRouter, **more: Any) -> Routed:
+    return await router_app(TWO, policy=UniformPolicy(("plain", "ngram")), **more)
+
+
+async def type_into(page: Tab, selector: str, text: str) -> None:
+    await page.run(f"document.querySelector('{selector}').focus()")
+    await page.command("Input.insertText", text=text)
+
+
+# --- what it shows ---
+
+
+async def test_an_idle_router_shows_its_engines_and_says_what_is_empty(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    assert await page.text("#status") == "Ready"
+    assert "No requests yet" in await page.text("#kinds-body")
+    assert "No decisions yet" in await page.text("#decisions-body")
+    assert "No registry" in await page.text("#policies-body")
+    assert "Nothing has happened" in await page.text("#events-body")
+
+
+async def test_traffic_appears_by_itself(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    for _ in range(6):
+        await app.post(headers={"x-request-id": "mine-12345"})
+    await page.until("document.querySelectorAll('.decisions tbody tr').length === 6")
+    assert "mine-123" in await page.text(".decisions tbody tr")
+    assert PROMPT not in await page.text("body")
+    assert "all requests" in await page.text(".kinds tbody")
+
+
+async def test_it_stops_asking_when_nobody_looks_or_it_is_paused(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    asked = "performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/state')).length"
+    await page.run("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    before = await page.run(asked)
+    await page.run("new Promise((done) => setTimeout(done, 2600))")
+    assert await page.run(asked) == before
+    await page.run("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    await page.until(f"{asked} === {before} + 1")
+    await page.click("#pause")
+    assert "Paused" in await page.text("#status")
+    assert await page.run("document.getElementById('pause').getAttribute('aria-pressed')") == "true"
+
+
+async def test_an_engine_that_fails_is_seen(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    app.replicas.by_arm["ngram"][0].breaker.trip()
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    assert "breaker open" in await page.text(".engines tbody tr:nth-child(2)")
+
+
+# --- what it follows, without being loaded again ---
+
+LOADED = "window.loadedOnce = true"
+ABOUT = "document.getElementById('about').innerText"
+PILL = "document.querySelector('.engines tbody tr:nth-child(2) .pill')"
+
+
+async def test_a_policy_that_is_put_to_use_is_seen(page: Tab, tmp_path: Path) -> None:
+    pointer = tmp_path / "active"
+    write_pointer(pointer, str(fixed_policy(tmp_path / "a", "plain")))
+    async with served(pointer, tmp_path / "records") as (_, client):
+        await page.open(f"{client.base_url}/ui/")
+        await page.until(f"{ABOUT}.includes('policy fixed:plain')")
+        await page.run(LOADED)
+        write_pointer(pointer, str(fixed_policy(tmp_path / "b", "ngram")))
+        await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
+        assert "fixed:ngram serves" in await page.text("#policies-body")
+        await client.post(CHAT, json=asked())
+        await page.until("document.querySelector('.decisions tbody .arm')?.innerText === 'ngram'")
+        assert await page.run("window.loadedOnce")
+
+
+async def test_an_engine_that_is_killed_and_comes_back_is_seen(page: Tab, tmp_path: Path) -> None:
+    async with two_processes(tmp_path) as (engines, client):
+        asking = asyncio.create_task(ask_on(client))
+        await page.open(f"{client.base_url}/ui/")
+        await page.until(f"{PILL}?.innerText === 'ok'")
+        await page.run(LOADED)
+        await engines["ngram"].kill()
+        await page.until(f"['breaker open', 'unreachable', '0 of 1 up'].includes({PILL}.innerText)")
+        assert await page.run(f"{PILL}.dataset.tone") in ("bad", "warn")
+        assert await page.text("#status") == "Ready"
+        await engines["ngram"].start()
+        await page.until(f"{PILL}.innerText === 'ok'", timeout_s=20)
+        assert await page.run("window.loadedOnce")
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+
+@asynccontextmanager
+async def two_processes(tmp_path: Path) -> AsyncIterator[tuple[dict[str, EngineProcess], httpx.AsyncClient]]:
+    """Two engines that are processes, and a client of a router over them, which tries again soon."""
+    engines = {arm: EngineProcess(FAST, MODEL, arm) for arm in TWO}
+    settings = {"policy": "uniform", "default_engine": "plain", "records": {"dir": str(tmp_path / "records")}}
+    settings |= {"breaker": {"open_s": 0.3, "max_open_s": 0.5, "slow_start_s": 1}}
+    listed = [{"name": arm, "url": engine.url} for arm, engine in engines.items()]
+    config = load_config({"target": {"name": MODEL}, "engines": listed, "router": settings})
+    router = Router(config, {arm: fixed_address(engine.url) for arm, engine in engines.items()})
+    server = LocalServer(router.app)
+    try:
+        await asyncio.gather(*(engine.start() for engine in engines.values()))
+        await router.start()
+        await server.start()
+        async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
+            yield engines, client
+    finally:
+        await server.drain(0.1)
+        await router.stop()
+        await asyncio.gather(*(engine.kill() for engine in engines.values()))
+
+
+async def ask_on(client: httpx.AsyncClient) -> None:
+    """Ask until cancelled; each request must be answered whole."""
+    while True:
+        assert (await client.post(CHAT, json=asked())).status_code == 200
+        await asyncio.sleep(0.02)
+
+
+# --- try a prompt ---
+
+
+async def test_a_prompt_is_explained_and_answered(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    await page.press("/")
+    await page.command("Input.insertText", text="hello")
+    await page.click("#explain")
+    await page.until("document.querySelector('.tipped')")
+    assert "predicts no times" in await page.text(".tipped")
+    assert app.engines["plain"].engine.started + app.engines["ngram"].engine.started == 0
+    await page.click("#ask")
+    await page.until("document.getElementById('try-status').innerText.includes('tokens a second')")
+    assert await page.text("#answer")
+    assert app.engines["plain"].engine.started + app.engines["ngram"].engine.started == 1
+
+
+async def test_an_answer_can_be_stopped(page: Tab, router_app: StartRouter) -> None:
+    app = await router_app({"plain": SLOW})
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 1")
+    await type_into(page, "#prompt", "hello")
+    await page.click("#ask")
+    await page.until("document.getElementById('answer').innerText.length > 3")
+    await page.click("#ask")
+    await page.until("document.getElementById('try-status').innerText === 'Stopped.'")
+    assert await page.text("#ask") == "Ask"
+
+
+async def test_a_refusal_is_said_in_words(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    for arm in TWO:
+        app.replicas.update(arm, [])
+    await type_into(page, "#prompt", "hello")
+    await page.click("#explain")
+    await page.until("document.getElementById('try-status').innerText.includes('no engine is ready')")
+    assert await page.run("document.getElementById('try-status').dataset.tone") == "bad"
+
+
+async def test_a_router_that_is_gone_is_told_of(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    await app.server.drain(0.0)
+    await page.until("document.getElementById('status').innerText.includes('cannot be reached, last heard')")
+    assert await page.run(ROWS) == 2
+
+
+# --- keys ---
+
+
+async def test_a_key_is_asked_for_kept_in_the_tab_and_nowhere_else(
+    page: Tab, router_app: StartRouter, keys: dict[str, str]
+) -> None:
+    app = await uniform(router_app, keys=keys)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until("document.getElementById('key-dialog').open")
+    assert "asks for a key" in await page.text("#key-why")
+    assert await page.run(ROWS) == 0
+    await page.command("Input.insertText", text="dp-guessed")
+    await page.press("Enter")
+    await page.until("document.getElementById('key-why').innerText.includes('not known here')")
+    await page.command("Input.insertText", text=KEY)
+    await page.press("Enter")
+    await page.until(f"{ROWS} === 2")
+    assert await page.run("sessionStorage.getItem('draftpick.key')") == KEY
+    assert KEY not in await page.run(
+        "location.href + document.documentElement.outerHTML + JSON.stringify(localStorage)"
+    )
+    assert await page.run("document.getElementById('key-value').value") == ""
+    await page.press("k")
+    await page.until("document.getElementById('key-dialog').open")
+    await page.click("button[value=forget]")
+    await page.until(f"{ROWS} === 0 && document.getElementById('key-dialog').open")
+    assert await page.run("sessionStorage.getItem('draftpick.key')") is None
+
+
+# --- policies ---
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """`p0001` serves; `p0002` decides a tenth."""
+    made = Registry(tmp_path / "registry")
+    for arm in ARMS:
+        made.add(fixed_policy(tmp_path / arm, arm), {"reason": f"<b>{arm}</b>"}, "test")
+    made.promote("p0001", "test")
+    made.set_canary_share("p0002", 0.1, "test", start=True)
+    return made
+
+
+async def test_a_policy_is_promoted_after_a_question_and_not_without(
+    page: Tab, registry: Registry, tmp_path: Path, keys: dict[str, str]
+) -> None:
+    async with served(registry.path, tmp_path / "records", keys=keys) as (_, client):
+        await page.open(f"{client.base_url}/ui/")
+        await page.until("document.getElementById('key-dialog').open")
+        await page.command("Input.insertText", text=KEY)
+        await page.press("Enter")
+        promote = "#policies-body [data-action=promote][data-id=p0002]"
+        await page.until(f"document.querySelector('{promote}')")
+        assert "<b>ngram</b>" in await page.text("#policies-body"), "text of others is text"
+        await page.click(promote)
+        await page.until("document.getElementById('confirm-dialog').open")
+        assert "p0002 decides all requests from now on. p0001 can be rolled back to" in await page.text("#confirm-what")
+        await page.press("Escape")
+        await page.until("!document.getElementById('confirm-dialog').open")
+        assert registry.state().active == "p0001"
+        await page.click(promote)
+        await type_into(page, "#confirm-reason", "looks good")
+        await page.click("#confirm-do")
+        await page.until("document.querySelector('#policies-body [data-action=rollback]')")
+        state = registry.state()
+        assert (state.active, state.history[-1].reason, state.history[-1].by) == ("p0002", "looks good", "key boss")
+        await page.click("#policies-body [data-action=rollback]")
+        await page.click("#confirm-do")
+        await page.until("document.querySelector('#policies-body .head strong').innerText === 'p0001'")
+
+
+async def test_a_promotion_elsewhere_is_seen(page: Tab, registry: Registry, tmp_path: Path) -> None:
+    async with served(registry.path, tmp_path / "records") as (_, client):
+        await page.open(f"{client.base_url}/ui/")
+        await page.until("document.querySelector('#policies-body .head strong')?.innerText === 'p0001'")
+        await page.run(LOADED)
+        registry.promote("p0002", "retrain", "all gates passed")
+        await page.until("document.querySelector('#policies-body .head strong').innerText === 'p0002'")
+        await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
+        assert "all gates passed" in await page.run("document.getElementById('policies-body').textContent")
+        assert await page.run("window.loadedOnce")
+
+
+async def test_without_keys_policies_are_seen_and_cannot_be_changed(
+    page: Tab, registry: Registry, tmp_path: Path
+) -> None:
+    async with served(registry.path, tmp_path / "records") as (_, client):
+        await page.open(f"{client.base_url}/ui/")
+        await page.until("document.querySelector('#policies-body [data-action]')")
+        assert await page.run("document.querySelectorAll('#policies-body button:not(:disabled)').length") == 0
+        assert "Nobody can change policies here" in await page.text("#policies-body")
+
+
+# --- keyboard, themes, sizes ---
+
+
+async def test_all_can_be_reached_by_keys(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    await page.press("?")
+    assert await page.run("document.getElementById('help-dialog').open")
+    await page.press("Escape")
+    await page.until("!document.getElementById('help-dialog').open")
+    for i, section in enumerate(SECTIONS, start=1):
+        await page.press(str(i))
+        await page.until(f"document.activeElement.id === '{section}'")
+    await page.run("document.activeElement.blur(); document.querySelector('.skip').focus()")
+    order = []
+    for _ in range(20):
+        await page.press("Tab")
+        order.append(await page.run("document.activeElement.id"))
+        seen = "document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle"
+        assert await page.run(f"({seen}) !== 'none'"), f"the focus cannot be seen on {order[-1]!r}"
+    found = [name for name in order if name in ("pause", "theme", "engines-body", "prompt", "explain", "ask")]
+    assert found[:6] == ["pause", "theme", "engines-body", "prompt", "explain", "ask"]
+
+
+async def test_shortcuts_leave_typing_alone(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    await page.run("document.getElementById('prompt').focus()")
+    for key in "pt?1":
+        await page.press(key)
+    assert await page.run("document.getElementById('prompt').value") == "pt?1"
+    assert await page.run("document.getElementById('pause').getAttribute('aria-pressed')") == "false"
+
+
+async def test_themes_follow_the_system_until_one_is_chosen(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    dark = "getComputedStyle(document.body).backgroundColor === 'rgb(19, 21, 25)'"
+    await page.look(1280, 900, "dark")
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    assert await page.run(dark)
+    await page.click("#theme")
+    assert (await page.text("#theme"), await page.run(dark)) == ("Theme: light", False)
+    await page.look(1280, 900, "light")
+    await page.click("#theme")
+    assert (await page.text("#theme"), await page.run(dark)) == ("Theme: dark", True)
+    await page.open(f"{app.server.url}/ui/")
+    assert await page.run(dark)
+
+
+@pytest.mark.parametrize("width", [360, 700, 1024, 1920])
+async def test_nothing_is_wider_than_the_screen(page: Tab, router_app: StartRouter, width: int) -> None:
+    app = await uniform(router_app)
+    for _ in range(3):
+        await app.post()
+    await page.look(width, 800)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until("document.querySelectorAll('.decisions tbody tr').length === 3")
+    await type_into(page, "#prompt", "hello")
+    await page.click("#explain")
+    await page.until("document.querySelector('.explained')")
+    assert await page.run("document.documentElement.scrollWidth") <= width
+
+
+CONTRAST = """
+(() => {
+  const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const solid = (c) => c.length === 3 || c[3] === 1;
+  const behind = (e) => {
+    const own = rgb(getComputedStyle(e).backgroundColor);
+    return solid(own) || !e.parentElement ? own : behind(e.parentElement);
+  };
+  const poor = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !e.checkVisibility() || e.closest(':disabled, .unseen, .skip, noscript')) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push(`${e.className || e.tagName} ${e.textContent.trim()} ${ratio.toFixed(2)}`);
+  }
+  return poor;
+})()
+"""
+
+
+@needs_axe
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_no_fault(page: Tab, router_app: StartRouter, scheme: str, width: int) -> None:
+    app = await uniform(router_app)
+    await page.look(width, 900, scheme)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    assert await page.faults() == [], "idle"
+    for _ in range(3):
+        await app.post()
+    await app.post(headers={"x-draftpick-arm": "plain"}, model="another")
+    app.replicas.by_arm["ngram"][0].breaker.trip()
+    await type_into(page, "#prompt", "hello")
+    await page.click("#explain")
+    await page.until("document.querySelector('.explained')")
+    await page.click("#ask")
+    await page.until("document.getElementById('try-status').innerText.includes('tokens a second')")
+    await page.until("document.querySelectorAll('.decisions tbody tr').length >= 4")
+    assert await page.faults() == [], "with traffic"
+    for key in "?k":
+        await page.run("document.activeElement.blur()")
+        await page.press(key)
+        await page.until("document.querySelector('dialog[open]')")
+        assert await page.faults() == [], f"the dialog of {key}"
+        await page.press("Escape")
+        await page.until("!document.querySelector('dialog[open]')")
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_no_fault_in_policies(
+    page: Tab, registry: Registry, tmp_path: Path, keys: dict[str, str], scheme: str
+) -> None:
+    async with served(registry.path, tmp_path / "records", keys=keys) as (_, client):
+        await page.look(1280, 900, scheme)
+        await page.open(f"{client.base_url}/ui/")
+        await page.until("document.getElementById('key-dialog').open")
+        assert await page.faults() == [], "locked"
+        await page.command("Input.insertText", text=KEY)
+        await page.press("Enter")
+        await page.until("document.querySelector('#policies-body [data-action=promote]')")
+        await page.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert await page.faults() == [], "policies"
+        await page.click("#policies-body [data-action=canary]")
+        await page.until("document.getElementById('confirm-dialog').open")
+        assert await page.faults() == [], "the question"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_all_text_stands_out_from_its_ground(page: Tab, router_app: StartRouter, scheme: str) -> None:
+    app = await uniform(router_app)
+    await app.post()
+    app.replicas.by_arm["ngram"][0].breaker.trip()
+    await page.look(1280, 900, scheme)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until("document.querySelectorAll('.decisions tbody tr').length === 1")
+    assert await page.run(CONTRAST) == []
+
+
+async def test_every_control_has_a_name(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    await page.open(f"{app.server.url}/ui/")
+    await page.until(f"{ROWS} === 2")
+    await page.command("Accessibility.enable")
+    tree = (await page.command("Accessibility.getFullAXTree"))["nodes"]
+    named = ("button", "link", "textbox", "spinbutton", "region", "navigation")
+    for node in tree:
+        if not node.get("ignored") and (role := node.get("role", {}).get("value")) in named:
+            assert node.get("name", {}).get("value"), f"a {role} without a name"
+
+
+async def test_it_works_below_a_route_prefix(page: Tab, router_app: StartRouter) -> None:
+    app = await uniform(router_app)
+    inner = app.server._app  # as a proxy that mounts it does
+
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        await inner({**scope, "root_path": "/llm"}, receive, send)
+
+    app.server._app = mounted
+    async with httpx.AsyncClient(follow_redirects=True) as client:
+        assert str((await client.get(f"{app.server.url}/llm/ui")).url).endswith("/llm/ui/")
+    await page.open(f"{app.server.url}/llm/ui/")
+    await page.until(f"{ROWS} === 2")

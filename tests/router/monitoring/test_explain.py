@@ -1,0 +1,325 @@
+"""Why a request goes to an engine: the parts of a forecast, who may take it, and the sentence on what tipped it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.config.router_config import RouterConfig
+from router.config.sections import Objective
+from router.features.featurizer import LexicalFeaturizer
+from router.features.lexical import stored_context
+from router.monitoring.cluster_labels import cluster_names
+from router.monitoring.explain import INELIGIBLE_REASONS, DecisionExplanation, EngineStatus, _causes, explain_terms
+from router.online.online_learner import OnlineLearner
+from router.policies import load
+from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
+from router.policies.baselines import FixedPolicy, UniformPolicy
+from router.registry.active_policy import PolicyInService
+from router.types import Context, LoadTerms
+from tests.fleet import FAST, REFUSING_URL, StartRouter, asked
+from tests.leaks import PROMPT
+
+ARMS = ("plain", "ngram", "math")
+CONTEXT = stored_context(np.zeros(2, np.float32), "features")
+CONFIG = RouterConfig(default_engine="plain", seed=0)
+EXPLAIN = "/v1/route/explain"
+PLAIN = Terms(tau=1.0, step_s=0.02, tokens=20, prompt_s=0.0)
+NGRAM = replace(PLAIN, tau=1.3)
+MATH = replace(PLAIN, tau=2.0, step_s=0.022)
+
+
+class Foretells(Policy):
+    """Expects of each arm what it is told, and takes the one that counts least; `plain` is its default."""
+
+    id, arms, featurizer, default_arm = "foretells", ARMS, "features", 0
+    uses_load = True
+
+    def __init__(self, *terms: Terms, failing: bool = False) -> None:
+        self._terms, self._failing = terms, failing
+
+    def terms(
+        self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
+    ) -> Sequence[Terms] | None:
+        return self._terms
+
+    def score(
+        self,
+        context: Context | None,
+        eligible: npt.NDArray[np.bool_],
+        shifts: Shifts | None = None,
+        load: LoadTerms | None = None,
+    ) -> tuple[Probabilities, Forecast | None]:
+        if self._failing:
+            raise ValueError("it fails")
+        seconds = [one.counted_s for one in self._terms]
+        best = min((i for i, may in enumerate(eligible) if may), key=seconds.__getitem__)
+        if eligible[0] and seconds[0] - seconds[best] <= self._terms[best].margin_s:
+            best = 0
+        return one_hot_with_floor(best, eligible, 0.0), Forecast(seconds, seconds)
+
+    def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
+        return self.score(context, eligible)[0]
+
+
+def explained(
+    *terms: Terms,
+    loads: Sequence[int] = (0, 0, 0),
+    out: dict[str, str] | None = None,
+    objective: Objective = "throughput",
+    **changes: Any,
+) -> DecisionExplanation:
+    """What is told of a decision under these terms. `out`: arms that may not take it, and why."""
+    policy, why = Foretells(*terms), out or {}
+    may = [arm for arm in ARMS if arm not in why]
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
+    decision = replace(policy.decide(DecisionInput(CONTEXT, may), np.random.default_rng(0)), **changes)
+    there = {arm: EngineStatus(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
+    known = explain_terms(decision, served, CONTEXT)
+    return DecisionExplanation(decision, served, CONTEXT, may, there, objective, "plain", known)
+
+
+# --- the sentence ---
+
+
+def test_drafts_tip_it() -> None:
+    told = "math is expected to take 0.22 s, 45 % less than plain: its drafts are accepted, 2.0 tokens a step on such"
+    assert explained(PLAIN, NGRAM, MATH).deciding_reason() == f"{told} requests (plain: 1.0)"
+
+
+TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
+    (PLAIN, replace(PLAIN, step_s=0.025, tau=1.1), (0, 0, 0), "its steps take 20 ms, those of math 25 ms"),
+    (PLAIN, replace(PLAIN, stretch=3.0, price=3.0), (1, 0, 14), "it has 1 request there, math 14"),
+    (PLAIN, replace(PLAIN, shift=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
+    (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "a request would wait 1.20 s at math"),
+    (replace(PLAIN, prompt_s=0.5, known_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
+    (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "it reads the prompt in 0 ms, math in 0.50 s"),
+]
+
+
+@pytest.mark.parametrize(("plain", "math", "loads", "told"), TIPPED)
+def test_what_makes_most_of_the_difference_tips_it(
+    baseline: Terms, math: Terms, loads: Sequence[int], on_progress: str
+) -> None:
+    sentence = explained(baseline, NGRAM, math, loads=loads, out={"ngram": "full"}).deciding_reason()
+    assert sentence.startswith("plain is expected to take")
+    assert on_progress in sentence
+
+
+def test_the_default_keeps_what_another_promises_too_little_of() -> None:
+    sentence = explained(PLAIN, replace(PLAIN, tau=1.05, margin_s=0.03), replace(MATH, tau=1.0)).deciding_reason()
+    assert sentence == "plain keeps it, the default: ngram promises only 19 ms less, and it takes 30 ms to leave it"
+
+
+BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
+    (MATH, (0, 0, 0), {"math": "quarantined"}, "; math would be faster but has lost its drafts"),
+    (MATH, (0, 0, 0), {"math": "no_replica"}, "; math would be faster but has no replica"),
+    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would be done sooner but would slow the 14 requests there"),
+    (replace(MATH, stretch=4.0, price=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
+    (replace(MATH, tau=1.0), (0, 0, 0), {}, "(plain: 1.0)"),
+]
+
+
+@pytest.mark.parametrize(("math", "loads", "out", "told"), BUTS)
+def test_who_would_be_faster_is_told_with_the_reason(
+    math: Terms, loads: Sequence[int], out: dict[str, str], on_progress: str
+) -> None:
+    sentence = explained(PLAIN, NGRAM, math, loads=loads, out=out).deciding_reason()
+    assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its drafts are accepted")
+    assert on_progress in sentence
+
+
+def test_under_another_objective_the_longer_one_may_count_less() -> None:
+    sentence = explained(replace(PLAIN, price=0.1), NGRAM, MATH, objective="cost").deciding_reason()
+    assert sentence == "plain is expected to take 0.40 s, 82 % more than math, but math counts more for cost"
+
+
+def test_of_a_shorter_one_that_would_slow_others_it_is_told_once() -> None:
+    slow = replace(MATH, price=4.0)
+    sentence = explained(PLAIN, replace(NGRAM, tau=1.0), slow, loads=(0, 0, 2), out={"ngram": "full"}).deciding_reason()
+    told = "plain is expected to take 0.40 s, 82 % more than math, but math would slow the 2 requests there"
+    assert sentence == told
+
+
+def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
+    shares = {"plain": 0.01, "ngram": 0.01, "math": 0.98}
+    sentence = explained(PLAIN, NGRAM, MATH, arm="ngram", probabilities=shares).deciding_reason()
+    assert sentence.startswith("ngram is tried out, as 1 % of such requests; else it would be math: math is expected")
+
+
+def test_the_only_engine_and_a_policy_put_aside() -> None:
+    only = explained(PLAIN, NGRAM, MATH, out={"ngram": "full", "math": "breaker_open"})
+    assert only.deciding_reason() == "plain is the only engine that can take a request now"
+    aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").deciding_reason()
+    assert aside == "policy foretells has lost time against plain of late and is put aside: plain serves"
+
+
+def test_fallbacks_say_what_was_missing() -> None:
+    stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
+    assert "failed on this request" in stale.deciding_reason()
+    all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
+    assert "no engine has told its load" in replace(stale, standings=all_stale).deciding_reason()
+    assert "the features of the request are not there" in replace(stale, context=None, terms={}).deciding_reason()
+
+
+@pytest.mark.parametrize("policy", [FixedPolicy(ARMS, "math"), UniformPolicy(ARMS)])
+def test_a_policy_without_times_says_so(policy: Policy) -> None:
+    decision = policy.decide(DecisionInput(None, ARMS), np.random.default_rng(0))
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
+    there = dict.fromkeys(ARMS, EngineStatus(1, 0, 0, None))
+    told = DecisionExplanation(
+        decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None)
+    )
+    assert f"policy {policy.id} predicts no times; it gives {decision.arm}" in told.deciding_reason()
+    assert [row["predicted"] for row in told.as_json()["arms"]] == [None] * 3  # type: ignore[attr-defined]
+
+
+seconds = st.floats(0.001, 10)
+terms = st.builds(
+    Terms,
+    tau=st.floats(1, 8), step_s=seconds, tokens=st.floats(0, 500), prompt_s=seconds, known_s=st.floats(0, 0.001),
+    wait_s=st.floats(0, 5), stretch=st.floats(1, 9), price=st.floats(0.1, 20), read_price=st.floats(1, 20),
+    shift=st.floats(-1, 1), margin_s=st.floats(0, 1),
+)  # fmt: skip
+
+
+@given(terms, terms)
+def test_the_causes_add_up_to_the_difference(a: Terms, b: Terms) -> None:
+    b = replace(b, tokens=a.tokens)
+    assert sum(_causes(a, b).values()) == pytest.approx(b.counted_s - a.counted_s, rel=1e-6, abs=1e-6)
+
+
+@given(
+    terms,
+    terms,
+    terms,
+    st.sampled_from(["", *INELIGIBLE_REASONS]),
+    st.lists(st.integers(0, 20), min_size=3, max_size=3),
+)
+def test_there_is_always_one_plain_sentence(a: Terms, b: Terms, c: Terms, why: str, loads: list[int]) -> None:
+    told = explained(a, b, c, loads=loads, out={"ngram": why} if why else {})
+    sentence = told.deciding_reason()
+    assert told.decision.arm in sentence
+    assert len(sentence) < 300
+    assert not {"None", "nan", "{", "\n"} & set(sentence.split())
+
+
+# --- the parts of a forecast ---
+
+
+@cache
+def shipped() -> Policy:
+    return load("embedded", ("plain", "suffix"), "plain")
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+    st.none() | st.lists(st.floats(-0.5, 0.5), min_size=7, max_size=7),
+    st.none() | st.lists(st.floats(1, 5), min_size=7, max_size=7),
+)
+def test_the_parts_make_up_what_the_policy_decides_by(
+    seed: int, sampled: bool, shift: list[float] | None, stretch: list[float] | None
+) -> None:
+    policy = shipped()
+    vector = np.random.default_rng(seed).normal(0, 0.3, policy.dimension).astype(np.float32)  # type: ignore[attr-defined]
+    vector[-12:] = [0.7 * sampled, 0.5, 0.6, 0.7, 0, 0, 0, 0, 0, 0, 1, 0]
+    context, shifts = stored_context(vector, policy.featurizer or ""), None if shift is None else [shift]
+    known = [9, 0, 500, 0, 1, 0, 0]
+    loaded = None if stretch is None else LoadTerms(stretch, [2 * x for x in stretch], stretch, known, stretch)
+    forecast = policy.score(context, np.ones(7, bool), shifts, loaded)[1]
+    parts = policy.terms(context, shifts, loaded)
+    assert forecast is not None
+    assert parts is not None
+    assert [part.counted_s for part in parts] == pytest.approx(list(forecast.seconds))
+    assert [part.step_s * part.stretch / part.tau for part in parts] == pytest.approx(list(forecast.tpot_s))
+    if forecast.unloaded_arm is not None:
+        assert min(range(7), key=lambda i: parts[i].alone_s) == forecast.unloaded_arm
+    assert all(part.known_s >= 0 and part.tau >= 1 and part.seconds > 0 for part in parts)
+
+
+def test_kinds_have_names_that_differ() -> None:
+    policy = shipped()
+    assert policy.clusters is not None
+    names = cluster_names(policy.clusters)
+    assert len(names) == len(set(names)) == 2 * len(policy.clusters)
+    assert cluster_names(None) == ["all requests"]
+
+
+# --- over HTTP ---
+
+TWO = {"plain": FAST, "ngram": FAST}
+over_http = pytest.mark.asyncio(loop_scope="module")
+
+
+async def explanation(app: Any, **fields: Any) -> dict[str, Any]:
+    answer = await app.client.post(EXPLAIN, json=asked(**fields))
+    assert answer.status_code == 200, answer.text
+    assert PROMPT not in answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@over_http
+async def test_it_tells_all_and_sends_and_counts_nothing(router_app: StartRouter) -> None:
+    app = await router_app(TWO, policy=UniformPolicy(("plain", "ngram")), featurizer=LexicalFeaturizer())
+    told = await explanation(app)
+    assert set(told) == {
+        *("arm", "propensity", "probabilities", "policy", "reason", "tipped", "objective", "output_tokens", "kind"),
+        "arms",
+    }
+    row = {"arm": "plain", "probability": 0.5, "eligible": True, "predicted": None}
+    assert told["arms"][0] == {**row, **asdict(EngineStatus(1, 0, 0, breakers={"closed": 1}))}
+    assert app.engines["plain"].engine.started == app.engines["ngram"].engine.started == 0
+    assert app.parts.demand.unmet() == {}
+    assert app.parts.recent.last(1) == []
+
+
+@over_http
+@pytest.mark.parametrize("why", ["no_replica", "full", "breaker_open", "quarantined", "stale"])
+async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRouter, why: str) -> None:
+    app = await router_app(TWO, policy=UniformPolicy(("plain", "ngram")))
+    table, parts = app.replicas, app.parts
+    match why:
+        case "no_replica":
+            table.update("ngram", [])
+        case "full":
+            table.by_arm["ngram"][0].in_flight = table.max_in_flight
+        case "breaker_open":
+            table.by_arm["ngram"][0].breaker.trip()
+        case "quarantined":
+            watch = parts.watch
+            for tau in [3.0] * 60 + [1.0] * 200:
+                watch.observe("ngram", tau, 32)
+        case "stale":
+            parts.load.stale = frozenset({"ngram"})
+    told = await explanation(app)
+    plain, ngram = told["arms"]
+    assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
+    assert (ngram["why_not"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
+    assert told["tipped"] == "plain is the only engine that can take a request now"
+
+
+@over_http
+async def test_where_none_may_all_may(router_app: StartRouter) -> None:
+    app = await router_app(TWO, policy=UniformPolicy(("plain", "ngram")))
+    for there in app.replicas.by_arm.values():
+        there[0].breaker.trip()
+    assert [row["eligible"] for row in (await explanation(app))["arms"]] == [True, True]
+    app.parts.load.stale = frozenset(TWO)
+    told = await explanation(app)
+    assert (told["reason"], told["arm"]) == ("fallback", "plain")
+    assert "the least risk" in told["tipped"]
+
+
+@over_http
+async def test_of_an_engine_that_is_gone(router_app: StartRouter) -> None:
+    app = await router_app(TWO | {"gone": REFUSING_URL}, policy=FixedPolicy(("plain", "ngram", "gone"), "gone"))
+    await app.post()
+    assert (await explanation(app))["arms"][2]["why_not"] == "gone"

@@ -1,0 +1,204 @@
+"""Tests of change: how often they are wrong, how soon they notice, and what they say of how far."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from router.config.sections import DriftConfig
+from router.online.drift import ArmDriftDetector, InputDriftDetector, PageHinkley, RegretMonitor, stability_index
+
+CONFIG = DriftConfig()
+Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
+SEEDS = range(4)
+
+
+def normal(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    return rng.normal(0.0, 0.3, n)
+
+
+def heavy_tailed(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    return 0.2 * rng.standard_t(4, n)
+
+
+def skewed(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    """As the acceptance of a drafter that copies: next to nothing, or much."""
+    return np.where(rng.random(n) < 0.35, rng.normal(1.2, 0.2, n), rng.normal(0.0, 0.02, n))
+
+
+def noticed(watch: PageHinkley, values: npt.NDArray[np.float64]) -> tuple[int, float] | None:
+    """(how many values it took, how far it says they moved), when they are taken for a change."""
+    for number, value in enumerate(values, 1):
+        if (moved := watch.update(float(value))) is not None:
+            return number, moved
+    return None
+
+
+# --- Page-Hinkley ---
+
+
+@pytest.mark.parametrize("draw", [normal, heavy_tailed, skewed])
+def test_a_false_alarm_comes_less_than_once_in_20000_values(draw: Draw) -> None:
+    alarms = 0
+    for seed in SEEDS:
+        watch = PageHinkley(CONFIG)
+        for value in draw(np.random.default_rng(seed), 20_000):
+            if watch.update(float(value)) is not None:
+                alarms, watch = alarms + 1, PageHinkley(CONFIG)
+    assert alarms <= 2
+
+
+@pytest.mark.parametrize("times", [2.0, 0.5])
+def test_twice_or_half_as_much_is_noticed_within_twelve_answers(times: float) -> None:
+    found = []
+    for seed in range(100):
+        rng, watch = np.random.default_rng(seed), PageHinkley(CONFIG)
+        assert noticed(watch, normal(rng, 300)) is None
+        found.append(noticed(watch, math.log(times) + normal(rng, 40)))
+    delays, moved = np.asarray([one for one in found if one is not None]).T
+    assert len(delays) == 100
+    assert np.quantile(delays, 0.9) <= 12
+    assert (np.sign(moved) == np.sign(math.log(times))).all()
+
+
+@pytest.mark.parametrize(("times", "within"), [(2.0, 0.2), (1.6, 0.15), (1.3, 0.1)])
+def test_it_says_how_far_the_values_moved(times: float, within: float) -> None:
+    found = []
+    for seed in range(100):
+        rng, watch = np.random.default_rng(seed), PageHinkley(CONFIG)
+        noticed(watch, rng.normal(0.0, 0.25, 400))
+        told = noticed(watch, math.log(times) + rng.normal(0.0, 0.25, 400))
+        assert told is not None
+        found.append(told[1])
+    assert np.median(found) == pytest.approx(math.log(times), abs=0.1)
+    assert np.std(found) <= within
+
+
+def test_a_collapse_is_told_of_in_full() -> None:
+    rng, watch = np.random.default_rng(0), PageHinkley(CONFIG)
+    noticed(watch, rng.normal(0.0, 0.1, 200))
+    told = noticed(watch, math.log(1 / 4) + rng.normal(0.0, 0.1, 20))
+    assert told is not None
+    assert told[1] == pytest.approx(math.log(1 / 4), abs=0.15)
+
+
+def test_outliers_are_no_change() -> None:
+    rng, watch = np.random.default_rng(0), PageHinkley(CONFIG)
+    values = normal(rng, 2000)
+    values[::50] = 1000.0
+    assert noticed(watch, values) is None
+
+
+def test_while_it_learns_what_is_usual_nothing_is_a_change() -> None:
+    watch = PageHinkley(CONFIG)
+    assert all(watch.update(float(10**i)) is None for i in range(CONFIG.reference))
+
+
+def test_values_that_are_all_alike_are_usual() -> None:
+    watch = PageHinkley(CONFIG)
+    assert noticed(watch, np.full(500, 3.0)) is None
+
+
+# --- kinds of requests ---
+
+
+def kinds(rng: np.random.Generator, bins: int) -> npt.NDArray[np.float64]:
+    """Shares of kinds: some frequent, some rare, and of each a few that are unusually far."""
+    near = rng.dirichlet(np.ones(bins // 2))
+    return np.concatenate([0.95 * near, 0.05 * near])
+
+
+@pytest.mark.parametrize("bins", [16, 48])
+def test_5000_draws_of_one_distribution_are_no_change(bins: int) -> None:
+    alarms = 0
+    for seed in SEEDS:
+        rng, inputs = np.random.default_rng(seed), InputDriftDetector(CONFIG, bins)
+        for bin in rng.choice(bins, 5000, p=kinds(rng, bins)):
+            if inputs.update(int(bin)) is not None:
+                alarms, inputs = alarms + 1, InputDriftDetector(CONFIG, bins)
+    assert alarms <= 1
+
+
+@pytest.mark.parametrize("bins", [16, 48])
+def test_another_distribution_is_noticed_within_two_windows(bins: int) -> None:
+    delays = []
+    for seed in range(10):
+        rng, inputs = np.random.default_rng(seed), InputDriftDetector(CONFIG, bins)
+        before, after = (kinds(rng, bins) for _ in range(2))
+        for bin in rng.choice(bins, 3 * CONFIG.window, p=before):
+            assert inputs.update(int(bin)) is None
+        found = [inputs.update(int(bin)) for bin in rng.choice(bins, 10 * CONFIG.window, p=after)]
+        delays.append(next(i for i, index in enumerate(found, 1) if index is not None))
+    assert np.quantile(delays, 0.8) <= 2 * CONFIG.window
+
+
+def test_what_is_usual_may_be_given() -> None:
+    inputs = InputDriftDetector(CONFIG, 4, baseline=np.asarray([0.7, 0.3, 0.0, 0.0]))
+    found = [inputs.update(2) for _ in range(2 * CONFIG.window)]
+    assert found[: CONFIG.window - 1] == [None] * (CONFIG.window - 1)
+    assert found[-1] is None or found[-1] > CONFIG.stability
+    assert any(index is not None for index in found)
+
+
+def test_the_stability_index_grows_with_the_distance_and_is_symmetric() -> None:
+    near, far = np.asarray([0.5, 0.3, 0.2]), np.asarray([0.0, 0.0, 1.0])
+    usual = np.asarray([0.6, 0.3, 0.1])
+    assert 0 < stability_index(usual, near) < stability_index(usual, far) < math.inf
+    assert stability_index(usual, far) == pytest.approx(stability_index(far, usual))
+
+
+# --- savings ---
+
+
+@pytest.mark.parametrize(("mean", "loses"), [(0.05, False), (0.0, False), (-0.3, True)])
+def test_only_what_surely_loses_does(mean: float, loses: bool) -> None:
+    found = []
+    for seed in range(20):
+        savings = RegretMonitor()
+        told = [savings.update(float(x)) for x in np.random.default_rng(seed).normal(mean, 0.4, 300)]
+        found.append(next((one for one in told if one is not None), None))
+        assert all(one is None for one in told[:59])
+    assert sum(one is not None for one in found) == (20 if loses else 0)
+    assert all(one is None or one > 0 for one in found)
+
+
+# --- an arm ---
+
+
+def answers(
+    watch: ArmDriftDetector, n: int, *, step_s: float = 0.01, tau: float | None = 2.0, in_flight: int = 1
+) -> list[str]:
+    """What is told of n answers with some noise: `costs` or `drafts`."""
+    rng = np.random.default_rng(n)
+    told = []
+    for _ in range(n):
+        accepted = None if tau is None else max(tau * float(rng.lognormal(0, 0.1)), 0.0)
+        tpot_s = step_s / (accepted or 1.0) * float(rng.lognormal(0, 0.05))
+        told.append(watch.update(0, in_flight, tpot_s, accepted, 0.005))
+    return [one[0] for one in told if one is not None]
+
+
+def test_a_step_and_what_is_accepted_are_told_apart() -> None:
+    for change, expected in (({"step_s": 0.02}, "costs"), ({"tau": 1.05}, "drafts")):
+        watch = ArmDriftDetector(CONFIG)
+        assert answers(watch, 200) == []
+        assert answers(watch, 20, **change)[:1] == [expected]  # type: ignore[arg-type]
+
+
+def test_more_load_makes_a_step_dearer_and_is_no_change() -> None:
+    watch = ArmDriftDetector(CONFIG)
+    assert answers(watch, 100) + answers(watch, 100, step_s=0.03, in_flight=8) + answers(watch, 100) == []
+
+
+def test_an_arm_without_drafts_is_watched_by_its_times() -> None:
+    watch = ArmDriftDetector(CONFIG)
+    assert answers(watch, 100, tau=None) == []
+    assert answers(watch, 20, step_s=0.02, tau=None) == ["costs"]
+
+
+def test_an_engine_that_says_it_accepts_nothing_tells_nothing_of_its_drafts() -> None:
+    watch = ArmDriftDetector(CONFIG)
+    assert answers(watch, 100, tau=0.0) == []
+    assert watch.drafts == {}

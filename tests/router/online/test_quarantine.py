@@ -1,0 +1,126 @@
+"""An arm whose drafter is silently lost is taken out within 50 requests, and probed back; others are left in peace."""
+
+import random
+
+import pytest
+
+from router.config.sections import QuarantineConfig
+from router.online.quarantine import AcceptanceMonitor
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def watch(clock: Clock, **config: float) -> AcceptanceMonitor:
+    return AcceptanceMonitor(["a", "b"], QuarantineConfig(quarantine_s=60, **config), clock)
+
+
+def head(rng: random.Random) -> float:
+    """Acceptance length of an EAGLE head: always some gain."""
+    return max(1.0, rng.gauss(2.0, 0.4))
+
+
+def copier(rng: random.Random) -> float:
+    """Of a drafter that copies: much on a third of the requests, next to nothing on the others."""
+    return rng.uniform(2.5, 5.0) if rng.random() < 0.35 else rng.uniform(1.0, 1.02)
+
+
+@pytest.mark.parametrize("usual", [head, copier])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lost_drafter_is_out_within_fifty_requests(clock: Clock, usual: object, seed: int) -> None:
+    rng, watched = random.Random(seed), watch(clock)
+    for _ in range(400):
+        watched.observe("a", usual(rng), 64)  # type: ignore[operator]
+    assert watched.state()["a"] == "ok"
+    for _ in range(50):
+        watched.observe("a", 1.0, 64)
+    assert watched.state() == {"a": "quarantined", "b": "ok"}
+    assert not watched.admits("a", 0)
+
+
+@pytest.mark.parametrize("usual", [head, copier])
+def test_a_healthy_arm_stays(clock: Clock, usual: object) -> None:
+    rng, watched = random.Random(1), watch(clock)
+    for _ in range(20_000):
+        watched.observe("a", usual(rng), 64)  # type: ignore[operator]
+    assert watched.quarantined == 0
+
+
+def lose(watched: AcceptanceMonitor) -> None:
+    for _ in range(100):
+        watched.observe("a", 2.0, 64)
+    while watched.admits("a", 0):
+        watched.observe("a", 1.0, 64)
+
+
+def test_it_is_probed_after_a_while_with_few_requests_at_once(clock: Clock) -> None:
+    watched = watch(clock)
+    lose(watched)
+    clock.now += 60
+    assert watched.state()["a"] == "probed"
+    assert [watched.admits("a", n) for n in (0, 1, 2)] == [True, True, False]
+
+
+def test_it_comes_back_when_its_drafts_are_accepted_again(clock: Clock) -> None:
+    watched = watch(clock)
+    lose(watched)
+    clock.now += 60
+    watched.observe("a", 1.9, 64)
+    assert watched.state()["a"] == "ok"
+    assert watched.admits("a", 100)
+
+
+def test_probes_that_fail_double_the_quarantine(clock: Clock) -> None:
+    watched = watch(clock)
+    lose(watched)
+    clock.now += 60
+    for _ in range(4):
+        watched.observe("a", 1.0, 64)
+    assert watched.state()["a"] == "quarantined"
+    clock.now += 119
+    assert not watched.admits("a", 0)
+    clock.now += 1
+    assert watched.admits("a", 0)
+
+
+def test_answers_that_began_before_the_quarantine_say_nothing(clock: Clock) -> None:
+    watched = watch(clock)
+    lose(watched)
+    watched.observe("a", 2.0, 64)
+    assert watched.state()["a"] == "quarantined"
+
+
+def test_an_arm_without_drafts_is_never_suspected(clock: Clock) -> None:
+    watched = watch(clock)
+    for _ in range(500):
+        watched.observe("a", 1.0, 64)
+        watched.observe("b", None, 64)
+    assert watched.state() == {"a": "ok", "b": "ok"}
+
+
+def test_short_answers_say_nothing(clock: Clock) -> None:
+    watched = watch(clock)
+    for _ in range(100):
+        watched.observe("a", 2.0, 64)
+    for _ in range(100):
+        watched.observe("a", 1.0, 3)
+    assert watched.state()["a"] == "ok"
+
+
+def test_it_can_be_switched_off(clock: Clock) -> None:
+    watched = watch(clock, enabled=False)
+    for tau in [2.0] * 100 + [1.0] * 100:
+        watched.observe("a", tau, 64)
+    assert watched.state()["a"] == "ok"

@@ -1,0 +1,111 @@
+"""Corrections: bounded steps whatever is measured, news of other routers, and files that are none of theirs."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.config.sections import CorrectionConfig
+from router.online.residual_correction import ResidualCorrection
+
+BINS, ARMS = 3, 2
+CONFIG = CorrectionConfig(enabled=True)
+residuals = st.floats(-1e6, 1e6)
+answers = st.lists(st.tuples(st.integers(0, BINS - 1), st.integers(0, ARMS - 1), residuals), max_size=60)
+
+
+def made(*seen: tuple[int, int, float], config: CorrectionConfig = CONFIG) -> ResidualCorrection:
+    correction = ResidualCorrection(config, BINS, ARMS)
+    for one in seen:
+        correction.update(*one)
+    return correction
+
+
+@given(answers, st.tuples(st.integers(0, BINS - 1), st.integers(0, ARMS - 1), residuals))
+def test_one_answer_moves_no_cell_by_more_than_a_step(
+    before: list[tuple[int, int, float]], last: tuple[int, int, float]
+) -> None:
+    correction = made(*before)
+    old = correction.residuals()
+    correction.update(*last)
+    assert np.abs(correction.residuals() - old).max() <= CONFIG.most_step
+
+
+@given(answers)
+def test_all_shifts_are_finite_and_are_those_of_the_cells(seen: list[tuple[int, int, float]]) -> None:
+    correction = made(*seen)
+    cells = [[correction.residual(bin, arm) for arm in range(ARMS)] for bin in range(BINS)]
+    assert np.isfinite(correction.residuals()).all()
+    assert correction.residuals() == pytest.approx(np.asarray(cells))
+
+
+@given(st.lists(st.floats(-0.6, 0.6), min_size=1, max_size=60))
+def test_a_shift_stays_within_what_was_seen(seen: list[float]) -> None:
+    correction = made(*((0, 0, one) for one in seen))
+    assert min(0.0, *seen) - 1e-12 <= correction.residual(0, 0) <= max(0.0, *seen) + 1e-12
+
+
+def test_a_full_memory_moves_by_a_step_over_its_length() -> None:
+    rng = np.random.default_rng(0)
+    correction = made(*((0, 0, float(rng.normal(0.2, 0.1))) for _ in range(400)))
+    before = correction.residual(0, 0)
+    correction.update(0, 0, 100.0)
+    assert correction.residual(0, 0) - before == pytest.approx(CONFIG.most_step / CONFIG.memory, rel=0.2)
+
+
+def test_it_follows_a_truth_that_changes_within_its_memory() -> None:
+    rng = np.random.default_rng(1)
+    correction = made(*((0, 0, float(rng.normal(0.0, 0.2))) for _ in range(400)))
+    for _ in range(3 * int(CONFIG.memory)):
+        correction.update(0, 0, float(rng.normal(0.6, 0.2)))
+    assert correction.residual(0, 0) == pytest.approx(0.6, abs=0.12)
+
+
+@pytest.mark.parametrize(("seen", "least", "most"), [(1, 0.15, 0.5), (5, 0.5, 0.8), (200, 0.85, 0.9)])
+def test_a_cell_of_few_answers_leans_on_its_arm(seen: int, least: float, most: float) -> None:
+    # The arm is as it was predicted elsewhere; here it takes exp(0.9) times as long.
+    correction = made(*((1, 0, 0.0) for _ in range(200)), config=CorrectionConfig(most_step=5.0))
+    for _ in range(seen):
+        correction.update(0, 0, 0.9)
+    assert least <= correction.residual(0, 0) <= most
+    assert abs(correction.residual(1, 0)) < 0.05
+
+
+# --- of other routers ---
+
+
+def test_news_are_taken_instead_of_those_before_and_cost_nothing_of_ones_own() -> None:
+    one, other = made((0, 0, 0.5)), made(*((0, 1, 0.5) for _ in range(30)))
+    alone = one.residuals()
+    for _ in range(3):
+        one.merge([other.local_state()])
+    assert one.weight(0, 1) == pytest.approx(other.weight(0, 1))
+    assert one.local_state() == made((0, 0, 0.5)).local_state()
+    one.merge([])
+    assert one.residuals() == pytest.approx(alone)
+
+
+def test_what_others_saw_of_a_forgotten_arm_is_forgotten_too() -> None:
+    one, other = made((0, 0, 0.5)), made(*((0, 1, 0.5) for _ in range(30)))
+    one.merge([other.local_state()])
+    one.reset_arm(1)
+    assert one.weight(0, 1) == 0
+    assert one.weight(0, 0) > 0
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [], "x", None, {}, {"weights": 1, "sums": 2}, {"weights": [[1.0]] * BINS, "sums": [[1.0, 2.0]] * BINS},
+        {"weights": [[1.0, 1.0]] * BINS, "sums": [[1.0, "x"]] * BINS},
+        {"weights": [[1.0, 1.0]] * BINS, "sums": [[1.0, float("nan")]] * BINS},
+        {"weights": [[-40.0, 1.0]] * BINS, "sums": [[1.0, 1.0]] * BINS},
+        {"weights": [[1.0] * 5] * BINS, "sums": [[1.0] * 5] * BINS},
+    ],
+)  # fmt: skip
+def test_what_is_no_news_is_left_out_and_the_rest_is_taken(found: Any) -> None:
+    one, other = made(), made((0, 0, 0.5))
+    one.merge([found, other.local_state()])
+    assert one.residuals() == pytest.approx(other.residuals())

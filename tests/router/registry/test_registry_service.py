@@ -1,0 +1,217 @@
+"""A router that follows a registry: canaries, promotions and rollbacks without a restart, over HTTP, and its events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engines.http import LocalServer
+from engines.mock import mock_app
+from router.config.router_config import load_config
+from router.online.events import EVENTS, Event, decode_events
+from router.online.peer_store import PeerStore
+from router.policies import artifact
+from router.registry.registry import Registry
+from router.router import Router, fixed_address
+from tests.deploy.artefact import write_policy
+from tests.fleet import CHAT, FAST, MODEL, asked, until
+
+ARMS = ("plain", "ngram")
+ADMIN = {"authorization": "Bearer boss"}
+
+
+def fixed_policy(folder: Path, arm: str) -> Path:
+    """A policy that always takes one arm."""
+    artifact.write(folder, {"kind": "fixed", "arms": list(ARMS), "featurizer": "", "options": {"arm": arm}}, {})
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """`p0001` takes `plain` and serves, `p0002` takes `ngram`."""
+    made = Registry(tmp_path / "registry")
+    for arm in ARMS:
+        made.add(fixed_policy(tmp_path / arm, arm), {"reason": "test"}, "test")
+    made.promote("p0001", "test")
+    return made
+
+
+@asynccontextmanager
+async def served(registry: Path, records: Path, **more: Any) -> AsyncIterator[tuple[Router, httpx.AsyncClient]]:
+    """A router that follows the registry, over one mock engine for both arms."""
+    engine = LocalServer(mock_app(FAST, model=MODEL, engine="x"))
+    await engine.start()
+    settings = {"policy": str(registry), "default_engine": "plain", "featurizer": "none", "seed": 0, **more}
+    engines = [{"name": arm, "url": engine.url} for arm in ARMS]
+    config = load_config({"engines": engines, "router": {**settings, "records": {"dir": str(records)}}})
+    router = Router(config, dict.fromkeys(ARMS, fixed_address(engine.url)))
+    await router.start()
+    server = LocalServer(router.app)
+    await server.start()
+    try:
+        async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
+            yield router, client
+    finally:
+        await asyncio.gather(server.drain(0.1), engine.drain(0.1))
+        await router.stop()
+
+
+async def arms_of(client: httpx.AsyncClient, n: int) -> list[str]:
+    answers = [await client.post(CHAT, json=asked()) for _ in range(n)]
+    assert all(answer.status_code == 200 for answer in answers)
+    return [answer.headers["x-draftpick-arm"] for answer in answers]
+
+
+async def test_a_canary_a_promotion_and_a_rollback_are_followed(registry: Registry, tmp_path: Path) -> None:
+    async with served(registry.path, tmp_path / "records") as (router, client):
+        assert set(await arms_of(client, 5)) == {"plain"}
+        registry.set_canary_share("p0002", 0.3, "test", start=True)
+        await until(lambda: router.parts.serving.share == 0.3)
+        assert 20 < (await arms_of(client, 150)).count("ngram") < 75
+        assert router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.3}
+        registry.promote("p0002", "test")
+        await until(lambda: router.state()["policy"] == "fixed:ngram")
+        assert set(await arms_of(client, 5)) == {"ngram"}
+        registry.rollback("test")
+        await until(lambda: router.state()["policy"] == "fixed:plain")
+        assert router.state()["candidate"] is None
+    written = (tmp_path / "records" / "online" / EVENTS).read_bytes()
+    kinds = [event.kind for event in decode_events(written)]
+    assert kinds == ["policy_taken", "policy_taken"]
+
+
+async def test_a_folder_that_becomes_a_registry_is_followed(tmp_path: Path) -> None:
+    home = tmp_path / "registry"
+    home.mkdir()
+    async with served(home, tmp_path / "records") as (router, client):
+        assert set(await arms_of(client, 3)) == {"plain"}
+        assert "no active policy" in str(router.rejected)
+        registry = Registry(home)
+        registry.promote(registry.add(fixed_policy(tmp_path / "new", "ngram"), {}, "test"), "test")
+        await until(lambda: router.rejected is None)
+        assert set(await arms_of(client, 3)) == {"ngram"}
+
+
+async def test_a_candidate_that_cannot_serve_is_told_of_and_the_active_one_goes_on(
+    registry: Registry, tmp_path: Path
+) -> None:
+    id = registry.add(write_policy(tmp_path / "mlp", ARMS), {}, "test")
+    async with served(registry.path, tmp_path / "records") as (router, client):
+        registry.set_canary_share(id, 0.9, "test", start=True)
+        await until(lambda: router.candidate_rejected is not None)
+        assert "needs the features" in str(router.state()["candidate_refused"])
+        assert set(await arms_of(client, 5)) == {"plain"}
+
+
+async def test_a_state_that_cannot_be_read_leaves_what_serves(registry: Registry, tmp_path: Path) -> None:
+    async with served(registry.path, tmp_path / "records") as (router, client):
+        (registry.path / "state.json").write_text("{")
+        await until(lambda: router.rejected is not None)
+        assert set(await arms_of(client, 3)) == {"plain"}
+        assert [event.kind for event in router.events.recent] == ["policy_refused"]
+
+
+# --- over HTTP ---
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTPICK_API_KEYS", "team")
+    monkeypatch.setenv("DRAFTPICK_ADMIN_KEYS", "boss")
+
+
+@pytest.mark.usefixtures("keys")
+async def test_policies_are_seen_and_changed_by_admins(registry: Registry, tmp_path: Path) -> None:
+    async with served(registry.path, tmp_path / "records") as (_, client):
+        path = "/v1/route/policies"
+        assert (await client.get(path)).status_code == 401
+        assert (await client.get(path, headers={"authorization": "Bearer team"})).status_code == 403
+        assert (await client.get(path, headers=ADMIN)).json()["active"] == "p0001"
+
+        async def change(**body: Any) -> httpx.Response:
+            return await client.post(path, json=body, headers=ADMIN)
+
+        assert (await change(action="canary", id="p0002", share=0.5)).json()["candidate"]["share"] == 0.5
+        assert (await change(action="promote", id="p0002", reason="it is better")).json()["active"] == "p0002"
+        assert (await change(action="rollback")).json()["active"] == "p0001"
+        assert (await change(action="pin", id="p0001")).json()["pinned"]
+        refused = await change(action="promote", id="p0002")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "policy_refused")
+        assert not (await change(action="unpin")).json()["pinned"]
+        events = (await client.get("/v1/route/events", headers=ADMIN)).json()["data"]
+        assert {event["kind"] for event in events} <= {"policy_taken"}
+        assert (await client.get("/v1/route/events")).status_code == 401
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"{", None), (b"[]", None), (b'{"action": "explode"}', "action"),
+        (b'{"action": "canary", "id": "p0002", "share": 2}', "share"), (b'{"action": "unpin", "more": 1}', "more"),
+        (b'{"action": "promote", "id": "../p0002"}', "id"),
+    ],
+)  # fmt: skip
+async def test_a_change_that_is_none_is_refused_by_field(
+    registry: Registry, tmp_path: Path, body: bytes, param: str | None
+) -> None:
+    async with served(registry.path, tmp_path / "records") as (_, client):
+        answer = await client.post("/v1/route/policies", content=body, headers=ADMIN)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert registry.state().active == "p0001"
+
+
+async def test_without_keys_nobody_changes_policies_and_without_a_registry_there_are_none(
+    registry: Registry, tmp_path: Path
+) -> None:
+    async with served(registry.path, tmp_path / "records") as (_, client):
+        answer = await client.post("/v1/route/policies", json={"action": "unpin"})
+        assert answer.json()["error"]["code"] == "keys_needed"
+    async with served(Path("uniform"), tmp_path / "records") as (_, client):
+        answer = await client.get("/v1/route/policies")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_registry")
+
+
+# --- what replicas tell each other ---
+
+
+def test_events_are_kept_in_order_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+    events = [Event(1.0 + i, "arm_changed", f"text {i}", "plain", "p", {"costs": 0.5}) for i in range(3)]
+    for event in events:
+        PeerStore(tmp_path).write_events([event])
+    with (tmp_path / EVENTS).open("a") as file:
+        file.write('{"time": 9')
+    written = (tmp_path / EVENTS).read_bytes()
+    assert decode_events(written) == events
+    assert decode_events(written, since=2.0) == events[2:]
+
+
+def test_corrections_are_swapped_and_taken_away(tmp_path: Path) -> None:
+    one, other = PeerStore(tmp_path), PeerStore(tmp_path)
+    assert one.sync({"p": {"weights": [1]}}) == {"p": []}
+    assert other.sync({"p": {"weights": [2]}, "q": {}}) == {"p": [{"weights": [1]}], "q": []}
+    other.withdraw()
+    assert one.sync({"p": {}}) == {"p": []}
+
+
+async def test_a_folder_that_cannot_be_written_costs_news_and_no_request(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    online = {"dir": str(tmp_path / "file"), "correction": {"enabled": True}}
+    async with served(registry.path, tmp_path / "records", online=online) as (router, client):
+        registry.promote("p0002", "test")
+        await until(lambda: any(part == "events" for part, _ in router.parts.metrics.failures), 5.0)
+        assert set(await arms_of(client, 3)) == {"ngram"}
+
+
+async def test_shadows_are_asked_of_all_other_engines_and_recorded_as_such(registry: Registry, tmp_path: Path) -> None:
+    async with served(registry.path, tmp_path / "records", shadow={"share": 1.0}) as (router, client):
+        await arms_of(client, 5)
+        await until(lambda: router.parts.metrics.attempts()["ok"] == 10)
+    lines = [json.loads(x) for path in (tmp_path / "records").glob("*.jsonl") for x in path.read_text().splitlines()]
+    shadows = [line["decision"] for line in lines if line["decision"]["reason"] == "shadow"]
+    assert [(one["arm"], one["probabilities"]) for one in shadows] == [("ngram", {"plain": 0.0, "ngram": 1.0})] * 5

@@ -1,0 +1,232 @@
+"""Places and the queue before them: bounds, order, fairness, who is sent away, and that nothing is lost on the way."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.config.sections import LimitsConfig
+from router.errors import Overloaded, RequestError, TimedOut
+from router.request.admission import Admission
+
+
+def admission(places: int = 1, queued: int = 8, **limits: float) -> Admission:
+    return Admission(LimitsConfig(max_in_flight=places, max_queued=queued, **limits))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def full(made: Admission) -> AsyncIterator[AsyncExitStack]:
+    """All places taken by the key `first`; leaving the stack's contexts frees them one by one."""
+    async with AsyncExitStack() as stack:
+        for _ in range(made.limits.max_in_flight):
+            await stack.enter_async_context(made.slot("first"))
+        yield stack
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Line:
+    """Requests that wait for a place, and in which order they got it."""
+
+    def __init__(self, made: Admission) -> None:
+        self.made, self.order, self.tasks = made, list[str](), dict[str, asyncio.Task[None]]()
+
+    async def join(self, name: str, key: str = "k", priority: int = 0) -> None:
+        async def wait() -> None:
+            async with self.made.slot(key, priority):
+                self.order.append(name)
+
+        self.tasks[name] = asyncio.create_task(wait())
+        await settle()
+
+    def refused(self) -> list[str]:
+        return [n for n, t in self.tasks.items() if t.done() and isinstance(t.exception(), Overloaded)]
+
+    async def finish(self) -> list[str]:
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        return self.order
+
+
+async def test_those_who_wait_come_in_order() -> None:
+    made = admission()
+    line = Line(made)
+    async with full(made):
+        for name in "abc":
+            await line.join(name)
+        assert made.state() == {"in_flight": 1, "queued": 3}
+    assert await line.finish() == ["a", "b", "c"]
+    assert made.state() == {"in_flight": 0, "queued": 0}
+    assert not made.slots_by_key
+
+
+async def test_the_higher_priority_goes_first() -> None:
+    made = admission()
+    line = Line(made)
+    async with full(made):
+        await line.join("low", priority=-1)
+        await line.join("normal")
+        await line.join("high", priority=1)
+    assert await line.finish() == ["high", "normal", "low"]
+
+
+async def test_a_free_place_goes_to_the_key_that_holds_fewest() -> None:
+    made = admission(places=2)
+    line = Line(made)
+    async with made.slot("greedy"):
+        async with made.slot("greedy"):
+            await line.join("greedy-3", key="greedy")
+            await line.join("modest-1", key="modest")
+        await settle()
+        assert line.order[0] == "modest-1"
+    await line.finish()
+
+
+async def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
+    made = admission(queued=1, retry_after_s=7)
+    line = Line(made)
+    async with full(made):
+        await line.join("a")
+        with pytest.raises(Overloaded) as caught:
+            async with made.slot("k"):
+                pass
+        assert caught.value.status == 503
+        assert caught.value.headers() == [("retry-after", "7")]
+    assert await line.finish() == ["a"]
+
+
+async def test_the_cheapest_to_lose_makes_room() -> None:
+    made = admission(queued=2)
+    line = Line(made)
+    async with full(made):
+        await line.join("low", priority=-1)
+        await line.join("normal")
+        await line.join("high", priority=1)
+        assert line.refused() == ["low"]
+        await line.join("low again", priority=-1)
+        assert line.refused() == ["low", "low again"]
+    assert await line.finish() == ["high", "normal"]
+
+
+async def test_a_key_that_fills_the_queue_makes_room_for_others() -> None:
+    made = admission(queued=3)
+    line = Line(made)
+    async with full(made):
+        for i in range(3):
+            await line.join(f"greedy-{i}", key="greedy")
+        await line.join("modest", key="modest")
+        assert line.refused() == ["greedy-2"]
+        await line.join("greedy-4", key="greedy")
+        assert line.refused() == ["greedy-2", "greedy-4"]
+    await line.finish()
+
+
+async def test_nobody_waits_for_ever() -> None:
+    made = admission(queue_timeout_s=0.05)
+    async with full(made):
+        with pytest.raises(Overloaded):
+            async with made.slot("k"):
+                pass
+        assert made.state()["queued"] == 0
+
+
+async def test_nobody_waits_beyond_the_own_deadline() -> None:
+    made = admission()
+    async with full(made):
+        with pytest.raises(TimedOut):
+            async with made.slot("k", deadline=time.perf_counter() + 0.05):
+                pass
+    assert made.state()["in_flight"] == 0
+
+
+async def test_who_leaves_the_queue_leaves_no_trace() -> None:
+    made = admission()
+    line = Line(made)
+    async with full(made):
+        await line.join("a")
+        await line.join("b")
+        line.tasks["a"].cancel()
+        await settle()
+        assert made.state()["queued"] == 1
+    assert await line.finish() == ["b"]
+    assert made.state()["in_flight"] == 0
+
+
+async def test_a_turn_that_comes_to_one_who_leaves_goes_on() -> None:
+    made = admission()
+    line = Line(made)
+    async with full(made):
+        await line.join("a")
+        await line.join("b")
+    line.tasks["a"].cancel()  # its turn has come, and it does not know yet
+    assert await line.finish() == ["b"]
+    assert made.state()["in_flight"] == 0
+
+
+async def test_larger_limits_let_in_who_waits() -> None:
+    made = admission()
+    line = Line(made)
+    async with full(made):
+        await line.join("a")
+        await line.join("b")
+        made.configure(LimitsConfig(max_in_flight=3))
+        assert await line.finish() == ["a", "b"]
+    assert made.state()["in_flight"] == 0
+
+
+async def test_smaller_limits_let_nobody_in_until_enough_have_left() -> None:
+    made = admission(places=2)
+    line = Line(made)
+    async with made.slot("x"):
+        async with made.slot("y"):
+            made.configure(LimitsConfig(max_in_flight=1))
+            await line.join("a")
+        await settle()
+        assert line.order == []
+    assert await line.finish() == ["a"]
+    assert made.state() == {"in_flight": 0, "queued": 0}
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["x", "y", "z"]), st.integers(-1, 1), st.integers(0, 3), st.booleans()), max_size=40
+    ),
+    st.integers(1, 3),
+    st.integers(0, 6),
+)
+def test_places_are_never_lost_nor_given_twice(
+    requests: list[tuple[str, int, int, bool]], places: int, queued: int
+) -> None:
+    async def run() -> None:
+        made = admission(places=places, queued=queued)
+        inside = 0
+
+        async def one(key: str, priority: int, steps: int) -> None:
+            nonlocal inside
+            async with made.slot(key, priority):
+                inside += 1
+                try:
+                    assert inside <= places
+                    for _ in range(steps):
+                        await asyncio.sleep(0)
+                finally:
+                    inside -= 1
+
+        tasks = []
+        for key, priority, steps, leaves in requests:
+            task = asyncio.create_task(one(key, priority, steps))
+            tasks.append(task)
+            await asyncio.sleep(0)
+            if leaves:
+                task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(r is None or isinstance(r, RequestError | asyncio.CancelledError) for r in results)
+        assert (made.state()["in_flight"], made.state()["queued"], len(made.slots_by_key)) == (0, 0, 0)
+
+    asyncio.run(run())

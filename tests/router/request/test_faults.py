@@ -1,0 +1,386 @@
+"""Engines that fail and clients that leave: a new decision before the first byte, never a silent retry after it."""
+
+import asyncio
+import random
+from collections import Counter
+from itertools import groupby
+
+import httpx
+import orjson
+import pytest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engines.mock import MockSpec
+from router.policies.baselines import UniformPolicy
+from router.types import Record
+from tests.fleet import (
+    BREAKS,
+    CHAT,
+    COMPLETIONS,
+    FAILS,
+    FAST,
+    HANGS,
+    REFUSING_URL,
+    RESPONSES,
+    SLOW,
+    Routed,
+    Servers,
+    StartRouter,
+    asked,
+    until,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+REFUSES = FAST.model_copy(update={"refuse_share": 1.0})
+
+
+def story(records: list[Record]) -> list[tuple[int, str, str]]:
+    return [(one.attempt, one.decision.arm, one.outcome.status) for one in records]
+
+
+def timeouts(fault: MockSpec | str, seconds: float) -> dict[str, float]:
+    """Short timeouts for an engine that hangs; others need none."""
+    return {"first_byte_timeout_s": seconds, "timeout_s": seconds} if fault is HANGS else {}
+
+
+# --- before the first byte ---
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "status", "http_status"),
+    [
+        (FAILS, "engine_error", 500),
+        (REFUSES, "engine_error", 503),
+        (HANGS, "timeout", None),
+        (REFUSING_URL, "engine_error", None),
+    ],
+    ids=["fails", "refuses", "hangs", "gone"],
+)
+async def test_another_engine_answers(
+    router_app: StartRouter, fault: MockSpec | str, status: str, http_status: int | None, stream: bool
+) -> None:
+    app = await router_app({"a": fault, "b": FAST}, **timeouts(fault, 1.0))
+    answer = await app.post(stream=stream, headers={"x-request-id": "r"})
+    assert answer.status_code == 200
+    assert answer.headers.get_list("x-draftpick-arm") == ["b"]
+    records = await app.records(2)
+    assert story(records) == [(1, "a", status), (2, "b", "ok")]
+    assert records[0].outcome.http_status == http_status
+    assert [one.request_id for one in records] == ["r", "r"]
+    assert records[1].decision.probabilities == {"a": 0.0, "b": 1.0}
+    assert records[1].decision.reason == "policy"
+
+
+async def test_another_engine_answers_when_a_whole_answer_breaks(router_app: StartRouter) -> None:
+    app = await router_app({"a": BREAKS, "b": FAST})
+    answer = await app.post()
+    assert answer.json()["usage"]["completion_tokens"] == FAST.output_tokens
+    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_another_engine_answers_when_one_answers_garbage(router_app: StartRouter, stream: bool) -> None:
+    app = await router_app({"a": FAST.model_copy(update={"garbage_share": 1.0}), "b": FAST})
+    answer = await app.post(stream=stream)
+    assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "b")
+    assert answer.headers["x-draftpick-attempts"] == "2"
+    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+
+
+async def test_when_all_answer_garbage_the_client_gets_an_openai_error(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST.model_copy(update={"garbage_share": 1.0})})
+    answer = await app.post()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_unavailable")
+
+
+@pytest.mark.parametrize("ending", [b"", b'data: {"error": {"message": "lost", "code": 500}}\n\ndata: [DONE]\n\n'])
+async def test_another_engine_answers_when_a_stream_ends_before_its_content(
+    router_app: StartRouter, servers: Servers, ending: bytes
+) -> None:
+    async def begins(scope: Scope, receive: Receive, send: Send) -> None:
+        role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+        await Response(role + ending, media_type="text/event-stream")(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(begins)).url, "b": FAST})
+    answer = await app.post(stream=True)
+    assert answer.headers["x-draftpick-arm"] == "b"
+    assert answer.content.count(b'"role"') == 1
+    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+
+
+async def test_an_error_in_a_stream_is_no_good_answer(router_app: StartRouter, servers: Servers) -> None:
+    async def fails_late(scope: Scope, receive: Receive, send: Send) -> None:
+        data = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'
+        await Response(data, media_type="text/event-stream")(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(fails_late)).url, "b": FAST})
+    answer = await app.post(stream=True)
+    assert answer.content.endswith(b'data: {"error": {"code": 500}}\n\ndata: [DONE]\n\n')
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
+async def test_a_stream_that_stalls_ends_with_an_error_event(router_app: StartRouter) -> None:
+    stalls = FAST.model_copy(update={"step_s": 30, "prefill_s": 0})
+    app = await router_app({"a": stalls, "b": FAST}, stall_timeout_s=0.3)
+    answer = await app.post(stream=True)
+    assert answer.content.endswith(b"}}\n\n")
+    assert b"engine_broken" in answer.content
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
+async def test_another_replica_of_the_same_engine_answers_when_there_is_no_other_engine(
+    router_app: StartRouter, servers: Servers
+) -> None:
+    app = await router_app({"a": FAILS})
+    good = await servers.mock(FAST, "a")
+    app.replicas.update("a", [app.engines["a"].url, good.url])
+    answers = [await app.post() for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    pinned = [await app.post(headers={"x-draftpick-arm": "a"}) for _ in range(4)]
+    assert [answer.status_code for answer in pinned] == [200] * 4
+
+
+async def test_a_failing_engine_is_left_alone_and_probed_back(router_app: StartRouter) -> None:
+    breaker = {"failures": 2, "open_s": 2, "slow_start_s": 0}
+    app = await router_app({"a": FAILS, "b": FAST}, breaker=breaker)
+    for _ in range(6):
+        await app.post()
+    assert app.engines["a"].engine.ended["failed"] == 2
+    app.engines["a"].engine.reconfigure({"fail_share": 0.0})
+    await until(lambda: "half_open" in app.replicas.health()["a"].values())
+    assert (await app.post()).headers["x-draftpick-arm"] == "a"
+    assert app.replicas.health()["a"] == {app.engines["a"].url: "closed"}
+
+
+async def test_an_engine_whose_drafts_are_lost_is_left_alone(router_app: StartRouter) -> None:
+    drafts = FAST.model_copy(update={"num_speculative_tokens": 4, "acceptance_length": 3.0, "output_tokens": 24})
+    app = await router_app({"a": drafts, "b": FAST})
+    for _ in range(60):
+        await app.post()
+    app.engines["a"].engine.reconfigure({"acceptance_length": 1.0})
+    arms = [(await app.post()).headers["x-draftpick-arm"] for _ in range(60)]
+    assert arms.index("b") < 50
+    assert arms[-1] == "b"
+    assert app.parts.watch.state()["a"] == "quarantined"
+
+
+async def test_another_engine_answers_when_one_has_too_many_requests(router_app: StartRouter, servers: Servers) -> None:
+    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"{}", 429)(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(busy)).url, "b": FAST})
+    assert (await app.post()).headers["x-draftpick-arm"] == "b"
+    assert story(await app.records(2)) == [(1, "a", "engine_error"), (2, "b", "ok")]
+
+
+async def test_a_hanging_engine_is_left(router_app: StartRouter) -> None:
+    app = await router_app({"a": HANGS, "b": FAST}, first_byte_timeout_s=0.5)
+    await app.post(stream=True)
+    await until(lambda: app.engines["a"].aborted == 1, timeout_s=1)
+
+
+async def test_a_replica_that_refuses_connections_is_not_asked_again(router_app: StartRouter) -> None:
+    app = await router_app({"a": REFUSING_URL, "b": FAST})
+    for _ in range(3):
+        assert (await app.post()).status_code == 200
+    assert story(await app.records(4)) == [(1, "a", "engine_error"), *[(n, "b", "ok") for n in (2, 1, 1)]]
+    assert app.replicas.health()["a"] == {REFUSING_URL: "open"}
+
+
+async def test_attempts_are_bounded(router_app: StartRouter) -> None:
+    arms = ("a", "b", "c", "d")
+    app = await router_app(dict.fromkeys(arms, HANGS), first_byte_timeout_s=0.1, max_attempts=2)
+    answer = await app.post(stream=True)
+    assert answer.status_code == 504
+    records = await app.records(2)
+    assert [one.attempt for one in records] == [1, 2]
+    assert records[0].decision.arm == "a" != records[1].decision.arm
+
+
+async def test_a_pinned_request_is_tried_once(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST, "b": FAILS})
+    answer = await app.post(headers={"x-draftpick-arm": "b"})
+    assert answer.status_code == 500
+    assert story(await app.records(1)) == [(1, "b", "engine_error")]
+
+
+# --- no engine answers ---
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [(REFUSING_URL, 502, "engine_unavailable"), (HANGS, 504, "engine_timeout")],
+    ids=["gone", "hangs"],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_when_no_engine_answers_the_client_gets_an_openai_error(
+    router_app: StartRouter, fault: MockSpec | str, status: int, code: str, stream: bool
+) -> None:
+    app = await router_app({"a": fault, "b": fault}, wait_for_engine_s=0, **timeouts(fault, 0.1))
+    answer = await app.post(stream=stream)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"] == {
+        "message": "no engine answered (a, b tried)",
+        "type": "api_connection_error",
+        "param": None,
+        "code": code,
+    }
+    assert [one.attempt for one in await app.records(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("url", [[], [REFUSING_URL]], ids=["none", "gone"])
+async def test_a_request_waits_while_all_engines_are_being_replaced(router_app: StartRouter, url: list[str]) -> None:
+    app = await router_app({"a": FAST})
+    there = app.replicas.urls()["a"]
+    app.replicas.update("a", url)
+    asked = asyncio.create_task(app.post())
+    await asyncio.sleep(0.2)
+    app.replicas.update("a", there)
+    answer = await asked
+    assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "a")
+
+
+async def test_when_no_engine_is_there_the_client_gets_an_openai_error(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST}, wait_for_engine_s=0.1)
+    app.replicas.update("a", [])
+    answer = await app.post()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "service_unavailable_error"
+    assert answer.json()["error"]["code"] == "no_engine"
+    assert await app.records(0) == []
+
+
+@pytest.mark.parametrize(("fault", "status"), [(FAILS, 500), (REFUSES, 503)])
+async def test_when_all_engines_refuse_the_last_refusal_passes_through(
+    router_app: StartRouter, fault: MockSpec, status: int
+) -> None:
+    app = await router_app({"a": fault, "b": fault})
+    answer = await app.post()
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"].startswith("The mock engine")
+    assert answer.headers["x-draftpick-arm"] == "b"
+    assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert story(await app.records(2)) == [(1, "a", "engine_error"), (2, "b", "engine_error")]
+
+
+async def test_what_the_engine_blames_on_the_request_passes_through(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST, "b": FAST})
+    for fields, status in (({"model": "other"}, 404), ({"max_tokens": 0}, 400)):
+        answer = await app.post(**fields)
+        async with httpx.AsyncClient(base_url=app.engines["a"].url) as direct:
+            assert answer.content == (await direct.post(CHAT, json=asked(**fields))).content
+        assert answer.status_code == status
+        assert answer.headers["x-draftpick-arm"] == "a"
+    assert story(await app.records(2)) == [(1, "a", "client_error")] * 2
+
+
+# --- after the first byte ---
+
+
+@pytest.mark.parametrize("api", [CHAT, COMPLETIONS, RESPONSES])
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_tried_again(
+    router_app: StartRouter, api: str
+) -> None:
+    app = await router_app({"a": BREAKS, "b": FAST})
+    answer = await app.post(api, stream=True)
+    *events, last, rest = answer.content.split(b"\n\n")
+    assert answer.status_code == 200
+    assert rest == b""
+    assert events
+    assert orjson.loads(last.removeprefix(b"data: "))["error"] == {
+        "message": "the engine stopped in the middle of its answer",
+        "type": "api_connection_error",
+        "param": None,
+        "code": "engine_broken",
+    }
+    assert b"[DONE]" not in answer.content
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+    assert app.engines["b"].engine.started == 0
+
+
+async def test_a_stream_that_ends_without_its_terminator_is_broken(router_app: StartRouter, servers: Servers) -> None:
+    async def stops(scope: Scope, receive: Receive, send: Send) -> None:
+        half = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: {"choi'
+        await Response(half, media_type="text/event-stream")(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(stops)).url, "b": FAST})
+    answer = await app.post(stream=True)
+    assert b"engine_broken" in answer.content
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
+# --- clients that leave ---
+
+
+async def left(app: Routed, record: Record) -> None:
+    """Check that the engine was told and the record says so."""
+    await until(lambda: app.engines["a"].aborted == 1, timeout_s=1)
+    assert story([record]) == [(1, "a", "cancelled")]
+    assert app.replicas.in_flight() == {"a": 0, "b": 0}
+    assert app.engines["b"].engine.started == 0
+
+
+async def test_a_client_that_leaves_a_stream_stops_the_engine(router_app: StartRouter) -> None:
+    app = await router_app({"a": SLOW, "b": FAST})
+    async with app.client.stream("POST", CHAT, json=asked(stream=True)) as answer:
+        chunks = answer.aiter_raw()
+        await anext(chunks)
+    (record,) = await app.records(1, timeout_s=1)
+    await left(app, record)
+    assert record.outcome.ttft_s is not None
+    assert record.outcome.output_tokens is None
+
+
+@pytest.mark.parametrize("spec", [HANGS, MockSpec(prefill_s=5)], ids=["hangs", "slow"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_before_the_answer_stops_the_engine(
+    router_app: StartRouter, spec: MockSpec, stream: bool
+) -> None:
+    app = await router_app({"a": spec, "b": FAST})
+    request = asyncio.create_task(app.post(stream=stream))
+    await until(lambda: app.engines["a"].engine.started == 1)
+    request.cancel()
+    (record,) = await app.records(1, timeout_s=1)
+    await left(app, record)
+    assert record.outcome.ttft_s is None
+
+
+# --- all of it together ---
+
+
+async def test_every_attempt_leaves_exactly_one_record_whatever_happens(router_app: StartRouter) -> None:
+    shares = {"fail_share": 0.15, "refuse_share": 0.15, "break_share": 0.15, "hang_share": 0.05}
+    specs = {arm: MockSpec(step_s=0.002, output_tokens=5000, **shares) for arm in ("a", "b", "c")}
+    app = await router_app(specs, policy=UniformPolicy(("a", "b", "c")), first_byte_timeout_s=0.5, timeout_s=2)
+    rng = random.Random(0)
+
+    async def request(number: int, stream: bool, leaves: bool) -> None:
+        body, headers = asked(text=f"{number}", stream=stream), {"x-request-id": f"{number}"}
+        if not leaves:
+            body["max_tokens"] = 20
+        async with app.client.stream("POST", CHAT, json=body, headers=headers) as answer:
+            async for _ in answer.aiter_bytes():
+                if leaves:
+                    return
+
+    kinds = rng.choices(["whole", "stream", "leaves"], [0.2, 0.6, 0.2], k=60)
+    draws = [(number, kind != "whole", kind == "leaves") for number, kind in enumerate(kinds)]
+    await asyncio.gather(*(request(*draw) for draw in draws))
+    await until(lambda: app.replicas.in_flight() == {"a": 0, "b": 0, "c": 0})
+    records = await app.records(app.num_attempts)
+    assert len(records) >= sum(mock.engine.started for mock in app.engines.values())
+    statuses = Counter(one.outcome.status for one in records)
+    assert {"ok", "engine_error", "broken", "cancelled"} <= set(statuses)
+    by_request = groupby(
+        sorted(records, key=lambda one: (int(one.request_id), one.attempt)), lambda one: one.request_id
+    )
+    attempts = {request_id: list(group) for request_id, group in by_request}
+    assert len(attempts) == 60
+    for tried in attempts.values():
+        assert [one.attempt for one in tried] == list(range(1, len(tried) + 1))
+        assert len({one.decision.arm for one in tried}) == len(tried)
+        assert all(one.outcome.status in ("engine_error", "timeout", "broken") for one in tried[:-1])

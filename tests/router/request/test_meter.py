@@ -1,0 +1,234 @@
+"""Measuring: TTFT, TPOT, tokens and acceptance from event streams and whole answers in vLLM's form."""
+
+import time
+from typing import Any
+
+import orjson
+import pytest
+
+from router.request.meter import EventStream, Meter, acceptance
+from router.types import Outcome
+from tests.router.events import (
+    CHAT_EVENTS,
+    DONE,
+    METRICS,
+    RESPONSES_EVENTS,
+    ROLE,
+    USAGE,
+    USAGE_CHUNK,
+    delta,
+    event,
+    joined,
+    text,
+)
+
+
+class Timed:
+    """A meter of a stream that begins now."""
+
+    def __init__(self, *, hide_usage: bool = False) -> None:
+        self.start = time.perf_counter()
+        self.meter = Meter(self.start)
+        self.meter.mark_sent()
+        self.stream = EventStream(self.meter, hide_usage=hide_usage)
+
+    def feed(self, *events: bytes) -> float:
+        """Feed events; seconds since the start."""
+        self.stream.feed(joined(*events))
+        return time.perf_counter() - self.start
+
+    def outcome(self) -> Outcome:
+        self.meter.http_status = 200
+        return self.meter.outcome("ok")
+
+
+# --- time ---
+
+
+def test_the_role_is_no_content() -> None:
+    timed = Timed()
+    timed.feed(ROLE)
+    assert timed.outcome().ttft_s is None
+    time.sleep(0.01)
+    latest = timed.feed(delta(content="The"))
+    ttft_s = timed.outcome().ttft_s
+    assert ttft_s is not None
+    assert 0.01 <= ttft_s <= latest
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        delta(content="x"),
+        delta(reasoning="x"),
+        delta(reasoning_content="x"),
+        delta(tool_calls=[{"index": 0, "function": {"arguments": ""}}]),
+        text("x"),
+        event({"type": "response.output_text.delta", "delta": "x"}, "response.output_text.delta"),
+        event({"type": "response.reasoning_text.delta", "delta": "x"}, "response.reasoning_text.delta"),
+        event({"type": "response.function_call_arguments.delta", "delta": "x"}),
+    ],
+)
+def test_text_reasoning_and_tool_calls_are_content(first: bytes) -> None:
+    timed = Timed()
+    latest = timed.feed(first)
+    ttft_s = timed.outcome().ttft_s
+    assert ttft_s is not None
+    assert 0 <= ttft_s <= latest
+
+
+@pytest.mark.parametrize("empty", [ROLE, delta("stop"), text(""), DONE, USAGE_CHUNK, RESPONSES_EVENTS[0], b": ping"])
+def test_events_without_content_do_not_count_as_first(empty: bytes) -> None:
+    timed = Timed()
+    timed.feed(empty)
+    assert timed.outcome().ttft_s is None
+
+
+def test_later_content_does_not_move_ttft() -> None:
+    timed = Timed()
+    timed.feed(delta(content="a"))
+    before = timed.outcome().ttft_s
+    time.sleep(0.002)
+    timed.feed(delta(content="b"))
+    assert timed.outcome().ttft_s == before
+
+
+def test_tpot_divides_by_the_tokens_of_usage_whatever_number_of_chunks_brought_them() -> None:
+    timed = Timed()
+    timed.feed(ROLE, delta(content="one chunk"))
+    time.sleep(0.02)
+    timed.feed(delta(content=" of four tokens"), USAGE_CHUNK, DONE)
+    made = timed.outcome()
+    assert made.ttft_s is not None
+    assert made.e2e_s is not None
+    assert made.tpot_s == pytest.approx((made.e2e_s - made.ttft_s) / 4)
+    assert made.e2e_s - made.ttft_s >= 0.02
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_tpot_of_one_token_is_undefined(tokens: int) -> None:
+    timed = Timed()
+    timed.feed(delta(content="x"), event({"choices": [], "usage": {**USAGE, "completion_tokens": tokens}}))
+    assert timed.outcome().output_tokens == tokens
+    assert timed.outcome().tpot_s is None
+
+
+def test_nothing_is_defined_before_anything_came() -> None:
+    assert Meter(0.0).outcome("timeout") == Outcome("timeout")
+
+
+def test_the_overhead_ends_when_the_request_leaves() -> None:
+    start = time.perf_counter()
+    meter = Meter(start)
+    time.sleep(0.005)
+    meter.mark_sent()
+    latest = time.perf_counter() - start
+    time.sleep(0.005)
+    overhead_s = meter.outcome("ok").overhead_s
+    assert overhead_s is not None
+    assert 0.005 <= overhead_s <= latest
+
+
+def test_status_is_what_the_caller_says() -> None:
+    meter = Meter(0.0)
+    meter.http_status = 404
+    made = meter.outcome("client_error")
+    assert (made.status, made.http_status) == ("client_error", 404)
+
+
+# --- tokens and acceptance ---
+
+
+def test_usage_and_acceptance_of_a_stream() -> None:
+    timed = Timed(hide_usage=True)
+    timed.feed(*CHAT_EVENTS)
+    made = timed.outcome()
+    assert (made.prompt_tokens, made.output_tokens) == (7, 5)
+    assert (made.acceptance_length, made.acceptance_rate) == (2.5, 0.5)
+
+
+def test_a_broken_stream_has_neither_usage_nor_end() -> None:
+    timed = Timed()
+    timed.feed(*CHAT_EVENTS[:3])
+    made = timed.outcome()
+    assert not timed.meter.terminated
+    assert (made.output_tokens, made.acceptance_length, made.tpot_s) == (None, None, None)
+    assert made.ttft_s is not None
+
+
+@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
+def test_a_response_ends_with_its_last_event(kind: str) -> None:
+    timed = Timed()
+    timed.feed(*RESPONSES_EVENTS[:3])
+    assert not timed.meter.terminated
+    timed.feed(event({"type": f"response.{kind}", "response": {"usage": None}}, f"response.{kind}"))
+    assert timed.meter.terminated
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"metrics": METRICS}, (2.5, 0.5)),
+        ({"metrics": {"speculative_decoding": {"mean_acceptance_length": 1}}}, (1.0, None)),
+        ({"metrics": {"speculative_decoding": None}}, (None, None)),
+        ({"metrics": {}}, (None, None)),
+        ({"metrics": None}, (None, None)),
+        ({"metrics": {"speculative_decoding": {"mean_acceptance_length": "2"}}}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_acceptance_of_an_answer(answer: dict[str, Any], expected: tuple[float | None, float | None]) -> None:
+    assert acceptance(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "steps", "accepted", "length"),
+    [
+        (10, 3, 6, 3.0),  # every step drafted: 1 + 3 + 6 tokens
+        (10, 2, 4, 1 + 4 / 5),  # three steps without a draft
+        (9, 3, 6, 8 / 3),  # the last step's tokens were cut off
+        (1, 0, 0, 1.0),
+    ],
+)
+def test_acceptance_length_counts_all_steps(output: int, steps: int, accepted: int, length: float) -> None:
+    speculation = {"mean_acceptance_length": 9, "num_spec_steps": steps, "num_accepted_draft_tokens": accepted}
+    answer = {"usage": {"completion_tokens": output}, "metrics": {"speculative_decoding": speculation}}
+    assert acceptance(answer)[0] == pytest.approx(length)
+
+
+# --- whole answers ---
+
+
+def whole(answer: bytes) -> Outcome:
+    timed = Timed()
+    timed.meter.observe_body(answer)
+    return timed.outcome()
+
+
+def test_a_whole_answer_tells_tokens_acceptance_and_the_engines_own_ttft() -> None:
+    made = whole(orjson.dumps({"choices": [{}], "usage": USAGE, "metrics": METRICS}))
+    assert (made.prompt_tokens, made.output_tokens) == (7, 5)
+    assert (made.acceptance_length, made.acceptance_rate) == (2.5, 0.5)
+    assert made.overhead_s is not None
+    assert made.ttft_s == pytest.approx(made.overhead_s + 0.040)
+
+
+def test_a_whole_answer_without_metrics_has_no_ttft() -> None:
+    made = whole(orjson.dumps({"choices": [{}], "usage": USAGE}))
+    assert (made.output_tokens, made.ttft_s, made.tpot_s) == (5, None, None)
+    assert made.e2e_s is not None
+
+
+def test_a_whole_response_spells_its_tokens_otherwise() -> None:
+    made = whole(orjson.dumps({"object": "response", "usage": {"input_tokens": 7, "output_tokens": 5}}))
+    assert (made.prompt_tokens, made.output_tokens) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"\x00\xff<garbage>\n", b"[]", b"3", b'{"usage":3}', b'{"usage":{"prompt_tokens":"7"}}', b'{"error":{}}'],
+)
+def test_a_whole_answer_that_is_no_answer_tells_nothing(answer: bytes) -> None:
+    made = whole(answer)
+    assert (made.prompt_tokens, made.output_tokens, made.ttft_s, made.acceptance_length) == (None,) * 4
+    assert made.e2e_s is not None

@@ -1,0 +1,58 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.config.sections import PrefixConfig
+from router.request.prefix_index import PrefixIndex
+
+LONG = bytes(range(256)) * 20  # five blocks
+
+
+def test_a_conversation_that_goes_on_is_known() -> None:
+    index = PrefixIndex()
+    index.insert(index.hashes(LONG), "a")
+    assert index.lookup(index.hashes(LONG + b"more" * 1000)) == {"a": 5120}
+
+
+def test_only_what_is_equal_from_the_beginning_counts() -> None:
+    index = PrefixIndex()
+    index.insert(index.hashes(LONG), "a")
+    assert index.lookup(index.hashes(LONG[:2048] + b"!" + LONG[2049:])) == {"a": 2048}
+    assert index.lookup(index.hashes(b"!" + LONG)) == {}
+
+
+def test_each_replica_has_read_what_it_was_sent() -> None:
+    index = PrefixIndex()
+    index.insert(index.hashes(LONG[:2048]), "a")
+    index.insert(index.hashes(LONG), "b")
+    assert index.lookup(index.hashes(LONG)) == {"a": 2048, "b": 5120}
+
+
+def test_a_later_block_without_the_earlier_ones_is_no_use() -> None:
+    index = PrefixIndex(PrefixConfig(max_blocks=6))
+    index.insert(index.hashes(LONG), "a")
+    index.insert(index.hashes(b"other" * 500), "b")  # two more blocks: the oldest of a's is gone
+    assert index.lookup(index.hashes(LONG)) == {}
+
+
+@pytest.mark.parametrize("body", [b"", b"short", bytes(1023)])
+def test_short_requests_are_not_looked_at(body: bytes) -> None:
+    index = PrefixIndex()
+    index.insert(index.hashes(body), "a")
+    assert index.lookup(index.hashes(body)) == {}
+
+
+def test_it_can_be_switched_off() -> None:
+    index = PrefixIndex(PrefixConfig(enabled=False))
+    index.insert(index.hashes(LONG), "a")
+    assert index.lookup(index.hashes(LONG)) == {}
+
+
+@given(st.lists(st.tuples(st.binary(max_size=4000), st.sampled_from("abc")), max_size=20), st.binary(max_size=4000))
+def test_it_never_says_more_than_was_sent(sent: list[tuple[bytes, str]], http_request: bytes) -> None:
+    index = PrefixIndex(PrefixConfig(max_blocks=8))
+    for body, url in sent:
+        index.insert(index.hashes(body), url)
+    for url, known in index.lookup(index.hashes(http_request)).items():
+        assert known <= len(http_request)
+        assert any(body[:known] == http_request[:known] for body, to in sent if to == url)

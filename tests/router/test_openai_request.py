@@ -1,0 +1,197 @@
+"""Reading a request: its text in every form, and a body that stays as it is."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.errors import BadRequest
+from router.openai_request import MAX_TEXT_CHARS, parse
+from tests.fleet import CHAT, COMPLETIONS, RESPONSES
+
+TEXT_PART = {"type": "text", "text": "seen"}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+SPLICED = b',"stream_options":{"include_usage":true}'
+
+words = st.text(st.characters(codec="utf-8"), max_size=8)
+numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=10,
+)
+objects = st.dictionaries(words, values, max_size=6)
+
+
+def text(path: str, **fields: Any) -> str:
+    return parse(path, orjson.dumps(fields)).text
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "user", "content": "one"}], "one"),
+        ([{"role": "system", "content": "be brief"}, {"role": "user", "content": "one"}], "be brief\none"),
+        ([{"role": "user", "content": [TEXT_PART, IMAGE_PART, TEXT_PART]}], "seen\nseen"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}, {"role": "user", "content": "one"}], "one"),
+        ([{"role": "user"}, "no message", 3, None], ""),
+        ([{"role": "user", "content": {"text": "no list"}}], ""),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}, "bare"]}], ""),
+        ([], ""),
+        ("no list", ""),
+        (None, ""),
+    ],
+)
+def test_text_of_a_chat(messages: Any, expected: str) -> None:
+    assert text(CHAT, messages=messages) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("one", "one"), (["one", "two"], "one\ntwo"), ([1, 2], ""), ([[1], [2]], ""), (None, ""), (3, "")],
+)
+def test_text_of_a_completion(prompt: Any, expected: str) -> None:
+    assert text(COMPLETIONS, prompt=prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("one", "one"),
+        ([{"role": "user", "content": "one"}], "one"),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "one"}]}], "one"),
+        (None, ""),
+    ],
+)
+def test_text_of_a_response(value: Any, expected: str) -> None:
+    assert text(RESPONSES, input=value) == expected
+
+
+def test_a_body_without_a_prompt_is_left_to_the_engine() -> None:
+    for path in (CHAT, COMPLETIONS, RESPONSES):
+        assert parse(path, b"{}").text == ""
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
+    cut = text(COMPLETIONS, prompt="a" * MAX_TEXT_CHARS + "b" * MAX_TEXT_CHARS)
+    half = MAX_TEXT_CHARS // 2
+    assert cut == "a" * half + "\n" + "b" * half
+    assert text(COMPLETIONS, prompt="a" * MAX_TEXT_CHARS) == "a" * MAX_TEXT_CHARS
+
+
+def test_the_numeric_sampling_fields_are_read() -> None:
+    fields = {"temperature": 0, "top_p": 0.5, "max_tokens": 7, "n": 2, "seed": 3, "stop": ["x"]}
+    request = parse(CHAT, orjson.dumps(fields))
+    assert request.sampling == {"temperature": 0.0, "top_p": 0.5, "max_tokens": 7.0, "n": 2.0}
+
+
+@pytest.mark.parametrize("value", [None, "0.5", True, [1]])
+def test_sampling_fields_that_are_no_numbers_are_left_out(value: Any) -> None:
+    assert parse(CHAT, orjson.dumps({"temperature": value})).sampling == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nope", b'{"a":1', b"\xff\xfe", b'{"a":NaN}', b'{"a":1} {"b":2}'],
+)
+def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest, match="not valid JSON") as caught:
+        parse(CHAT, body)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"3", b'"text"', b"null"])
+def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest, match="must be a JSON object"):
+        parse(CHAT, body)
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/embeddings", "/metrics"])
+def test_other_paths_are_not_read(path: str) -> None:
+    request = parse(path, b"\xff not json")
+    assert (request.body, request.text, request.stream) == (b"\xff not json", "", False)
+
+
+# --- asking for usage ---
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"stream":true,"messages":[]}',
+        b' \n{ "stream" : true ,\n "unknown":{"a":[1.50,1e2,"\\u00e9\xc3\xa9"]} }\n',
+        b'{"stream":true,"seed":123456789012345678901234567890,"x":0.1000000000000000000001,"y":-0}',
+        b'{"stream":true,"a":1,"a":2}',
+        b'{"note":"stream_options","stream":true}',
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_usage_is_asked_for_and_every_other_byte_stays(path: str, body: bytes) -> None:
+    request = parse(path, body)
+    assert request.hide_usage
+    assert request.body.replace(SPLICED, b"", 1) == body
+    assert orjson.loads(request.body)["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (None, {"include_usage": True}),
+        ({}, {"include_usage": True}),
+        ({"include_usage": False}, {"include_usage": True}),
+        ({"include_usage": None}, {"include_usage": True}),
+        ({"other": [1]}, {"other": [1], "include_usage": True}),
+    ],
+)
+def test_usage_is_asked_for_beside_options_that_are_there(options: Any, expected: dict[str, Any]) -> None:
+    fields = {"stream": True, "stream_options": options, "unknown": {"a": [1.5]}}
+    request = parse(CHAT, orjson.dumps(fields))
+    assert request.hide_usage
+    assert orjson.loads(request.body) == {**fields, "stream_options": expected}
+
+
+@pytest.mark.parametrize("options", ["text", 3, [1], True])
+def test_options_that_are_no_object_are_left_to_the_engine(options: Any) -> None:
+    body = orjson.dumps({"stream": True, "stream_options": options})
+    assert parse(CHAT, body).body == body
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"stream": True, "stream_options": {"include_usage": True}}),
+        (CHAT, {"stream": False}),
+        (CHAT, {}),
+        (CHAT, {"stream": None}),
+        (RESPONSES, {"stream": True}),
+    ],
+)
+def test_usage_that_comes_anyway_is_not_asked_for(path: str, fields: dict[str, Any]) -> None:
+    body = orjson.dumps(fields, option=orjson.OPT_INDENT_2)
+    request = parse(path, body)
+    assert request.body == body
+    assert not request.hide_usage
+    assert request.stream is (fields.get("stream") is True)
+
+
+@given(objects, st.sampled_from([CHAT, COMPLETIONS, RESPONSES]), st.booleans())
+def test_any_object_keeps_its_fields(fields: dict[str, Any], path: str, stream: bool) -> None:
+    fields = {**fields, "stream": stream}
+    options = fields.get("stream_options")
+    sent = orjson.loads(parse(path, orjson.dumps(fields)).body)
+    added = sent.pop("stream_options", None)
+    fields.pop("stream_options", None)
+    assert sent == fields
+    if isinstance(options, dict):
+        assert {k: v for k, v in added.items() if k != "include_usage"} == {
+            k: v for k, v in options.items() if k != "include_usage"
+        }
+
+
+@given(objects, st.sampled_from([None, orjson.OPT_INDENT_2]))
+def test_any_body_without_stream_options_keeps_its_bytes(fields: dict[str, Any], layout: int | None) -> None:
+    fields.pop("stream_options", None)
+    body = orjson.dumps({**fields, "stream": True}, option=layout)
+    assert parse(CHAT, body).body.replace(SPLICED, b"", 1) == body
