@@ -9,7 +9,7 @@ from typing import Any
 from ray import serve
 
 from deploy.config import resolve
-from engines.serve import build_engine
+from engines.deployment import build_engine
 from router.deployment import RouterDeployment
 
 APP_NAME = "draftpick"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.config import did_you_mean
-from engines.drafters.options import DRAFTERS
+from engines.drafter_options import DRAFTERS
 from engines.errors import ConfigError
-from engines.preflight import check_models
+from engines.preflight_checks import check_models
 from router.config.router_config import EMBEDDED, DraftpickConfig, load_config
 from router.errors import PolicyRejected
 from router.http.auth import Keyring

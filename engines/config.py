@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from engines.drafters.options import DRAFTERS, DrafterSpec
-from engines.mock_spec import MockSpec
+from engines.drafter_options import DRAFTERS, DrafterSpec
+from engines.mock.spec import MockSpec
 
 DRAFTER_METHODS = tuple(DRAFTERS)
 """Methods that an engine may name: the values of vLLM's `speculative_config.method`, and our own."""

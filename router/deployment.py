@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from engines.client import Headers
+from engines.http.client import Headers
 from router.config.router_config import LiveConfig, load_config
 from router.errors import PolicyRejected
 from router.http.app import RouterApp

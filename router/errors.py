@@ -19,8 +19,8 @@ import copyreg
 import math
 from typing import Any
 
-from engines.client import Headers
 from engines.errors import DraftpickError
+from engines.http.client import Headers
 
 
 class RequestError(DraftpickError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.client import EngineClient
+from engines.http.client import EngineClient
 from engines.replicas import ReplicaTable
 from router.config.router_config import RouterConfig
 from router.features.featurizer import Featurizer

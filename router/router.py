@@ -10,9 +10,9 @@ from pathlib import Path
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
-from engines.client import EngineClient
-from engines.embedded import ENCODER_NAME, encoder_path
 from engines.errors import ConfigError
+from engines.http.client import EngineClient
+from engines.models.embedded import ENCODER_NAME, encoder_path
 from engines.replicas import ReplicaTable
 from router.config.router_config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
 from router.errors import PolicyRejected

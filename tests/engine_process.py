@@ -6,7 +6,7 @@ import sys
 import httpx
 import uvicorn
 
-from engines.mock import MockSpec, mock_app
+from engines.mock.app import MockSpec, mock_app
 
 _START_S = 30.0
 

@@ -12,9 +12,9 @@ import httpx
 from opentelemetry.sdk.trace import SpanProcessor
 from starlette.types import ASGIApp
 
-from engines.client import EngineClient
-from engines.http import LocalServer
-from engines.mock import MockEngine, MockSpec, mock_app
+from engines.http.client import EngineClient
+from engines.http.server import LocalServer
+from engines.mock.app import MockEngine, MockSpec, mock_app
 from engines.replicas import ReplicaTable
 from router.config.router_config import RecordsConfig, RouterConfig
 from router.features.featurizer import Featurizer

@@ -179,10 +179,10 @@ def distill(
     """
     from deploy.workflows.drafter_corpus import Corpus
     from deploy.workflows.drafter_training import run_distill
-    from engines.drafters.distill import DistillOptions
-    from engines.drafters.fit import FitOptions
-    from engines.drafters.losses import LOSSES
-    from engines.drafters.small_llama import Size
+    from engines.drafters.training.distill import DistillOptions
+    from engines.drafters.training.losses import LOSSES
+    from engines.drafters.training.small_llama import Size
+    from engines.drafters.training.trainer import FitOptions
 
     if loss not in LOSSES:
         raise typer.BadParameter(f"unknown loss {loss!r} ({', '.join(LOSSES)})", param_hint="--loss")
@@ -222,8 +222,8 @@ def eagle(
     """
     from deploy.workflows.drafter_corpus import Corpus
     from deploy.workflows.drafter_training import run_eagle
-    from engines.drafters.eagle import EagleOptions
-    from engines.drafters.fit import FitOptions
+    from engines.drafters.training.eagle3 import EagleOptions
+    from engines.drafters.training.trainer import FitOptions
 
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
     corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
@@ -255,10 +255,10 @@ def losses(
     from deploy.workflows.drafter_corpus import Corpus
     from deploy.workflows.drafter_training import compare_losses
     from deploy.workflows.results import write
-    from engines.drafters.distill import DistillOptions
-    from engines.drafters.fit import FitOptions
-    from engines.drafters.losses import LOSSES
-    from engines.drafters.small_llama import Size
+    from engines.drafters.training.distill import DistillOptions
+    from engines.drafters.training.losses import LOSSES
+    from engines.drafters.training.small_llama import Size
+    from engines.drafters.training.trainer import FitOptions
     from policy_training.evaluation.evaluate import Interval
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)

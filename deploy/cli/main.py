@@ -117,7 +117,7 @@ def models(
     """
     from engines.cache_dir import cache_dir
     from engines.config import EMBEDDED, Engine, FleetConfig, Target
-    from engines.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
+    from engines.models.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
 
     if prepare:
         prepare_models(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))

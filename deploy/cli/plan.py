@@ -179,7 +179,7 @@ def plan(
 
 
 def _arms(paths: Sequence[Path], needs: Sequence[str]) -> dict[str, Any]:
-    from engines.profile import Profile, ProfileError
+    from engines.profile.profile import Profile, ProfileError
     from policy_training.simulator.engine import Arm
 
     wanted = _pairs(needs, "--needs")

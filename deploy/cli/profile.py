@@ -12,7 +12,7 @@ from rich.table import Table
 from deploy.console import Json, err, out, progress_bar, say
 from deploy.workflows.prepare_models import prepare_models
 from engines.errors import ConfigError
-from engines.profile import GREEDY, SAMPLED, Profile
+from engines.profile.profile import GREEDY, SAMPLED, Profile
 
 profile_app = typer.Typer()
 
@@ -42,7 +42,7 @@ def profile(
 
     Each engine is started alone and measured for about a minute. Nothing else may run on the machine meanwhile; what
     was measured on a busy one is not kept. An engine that somebody else runs finds its profile if it is measured on its
-    own machine and was started with `--middleware engines.vllm_pages.VLLMPages`.
+    own machine and was started with `--middleware engines.vllm.middleware.VLLMPages`.
 
     Examples:
 
@@ -52,7 +52,7 @@ def profile(
     """
     from deploy.config import resolve
     from deploy.workflows.profile import plot, save, subjects
-    from engines.profiling import ProfilePlan
+    from engines.profile.measure import ProfilePlan
 
     # A profile begins with one request alone.
     plan = ProfilePlan(tuple(sorted({1, *_numbers("--batches", batches)})), _numbers("--contexts", contexts))
@@ -74,8 +74,8 @@ def profile(
 def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[str, str]]:
     """(profiles, the files of those that are kept) of all engines, one after another."""
     from deploy.workflows.profile import measured
-    from engines import profile_cache
-    from engines.self_profile import MAX_DISAGREEMENT
+    from engines.profile import cache as profile_cache
+    from engines.profile.on_startup import MAX_DISAGREEMENT
 
     found: dict[str, Profile] = {}
     kept: dict[str, str] = {}

@@ -280,7 +280,7 @@ def encoder(
 
     Example: draftpick encoder --out runs/static
     """
-    from engines.embedded import encoder_path
+    from engines.models.embedded import encoder_path
     from policy_training.distill_encoder import distill_encoder
     from policy_training.workloads import generate
 

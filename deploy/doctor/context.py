@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from deploy.doctor.probe import RunningEngine
 from engines.config import Drafter, Engine
-from engines.cpu import computes_bfloat16
-from engines.drafters.options import DRAFTERS
+from engines.drafter_options import DRAFTERS
+from engines.models.cpu import computes_bfloat16
 from policy_training.data.dataset import DatasetError
 from policy_training.data.record_store import RecordStore
 from router.config.router_config import DraftpickConfig

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines import load
+from engines import load_report as load
 from policy_training.data.collect import answer_text
 
 PATIENCE_S = 5.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.generate.markdown import slug
-from engines.drafters.options import DRAFTERS
+from engines.drafter_options import DRAFTERS
 from router.config.router_config import DraftpickConfig, LiveConfig
 from router.http.auth import Key
 

@@ -13,9 +13,15 @@ import numpy as np
 
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED
-from engines.drafters.answers import GenerationRequest, ResponseGenerator, Responses, cache_key, weight_files
-from engines.drafters.rows import Tokens
-from engines.embedded import TARGET_NAME, prepare_target
+from engines.drafters.request_tracking import Tokens
+from engines.drafters.training.responses import (
+    GenerationRequest,
+    ResponseGenerator,
+    Responses,
+    cache_key,
+    weight_files,
+)
+from engines.models.embedded import TARGET_NAME, prepare_target
 
 ProgressCallback = Callable[[str, float, str], None]
 """Called with (what is being done, share done, how it goes)."""
@@ -112,7 +118,7 @@ def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int]
     target."""
     import torch
 
-    from engines.drafters.teacher import TargetOutputs, collect_target_outputs
+    from engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
 
     target, parts = target_folder(corpus.target), corpus.parts()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +143,7 @@ def make_table(
     """Write a tri-gram drafter's starting table of text files and token sequences; returns its size."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from engines.drafters.trigram_table import save_table, table_of
+    from engines.drafters.trigram.table import save_table, table_of
 
     tokenizer = AutoTokenizer.from_pretrained(target)
     tokenized = [

@@ -13,7 +13,7 @@ from deploy.workflows.model_card import model_card
 
 def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
     """Distil a drafter and write it to `out`, `training.json` and a model card beside it; returns the former."""
-    from engines.drafters.distill import distill
+    from engines.drafters.training.distill import distill
 
     answers = _answers(corpus, progress)
     teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
@@ -26,7 +26,7 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallbac
     """The same for an EAGLE-3 head."""
     from transformers import AutoConfig
 
-    from engines.drafters.eagle import feature_layers, train
+    from engines.drafters.training.eagle3 import feature_layers, train
 
     target, answers = target_folder(corpus.target), _answers(corpus, progress)
     layers = feature_layers(AutoConfig.from_pretrained(target).num_hidden_layers)

@@ -16,7 +16,7 @@ from deploy.workflows.label import label_prompts
 from deploy.workflows.train import matrix_of
 from engines.config import EMBEDDED
 from engines.errors import ConfigError
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from policy_training.data.dataset import Dataset, DatasetError, load, smallest_featurizer
 from policy_training.data.matrix import Matrix, matrix
 from policy_training.data.record_store import RecordStore

@@ -9,7 +9,7 @@ from deploy.console import progress_bar
 from deploy.workflows.featurizers import featurizers
 from deploy.workflows.prepare_models import prepare_models
 from engines.errors import ConfigError
-from engines.model_paths import target_path
+from engines.models.paths import target_path
 from policy_training.data.contexts import refresh_contexts
 from policy_training.data.dataset import DatasetParts
 from policy_training.data.replay_labels import PART, Labeller, on_ray

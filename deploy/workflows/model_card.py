@@ -5,7 +5,7 @@ from typing import Any
 
 from deploy.workflows.results import command_line
 from engines.config import EMBEDDED
-from engines.embedded import TARGET_NAME
+from engines.models.embedded import TARGET_NAME
 
 _OF_TRAINING = ("corpus", "options", "parameters", "python")
 

@@ -8,7 +8,7 @@ from deploy.console import progress_bar
 def prepare_models(config: Any) -> None:
     """Prepare the embedded target, with a bar, when the fleet uses it."""
     from engines.config import EMBEDDED
-    from engines.embedded import prepare_target
+    from engines.models.embedded import prepare_target
 
     if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
         return

@@ -14,8 +14,8 @@ from deploy.config import resolve
 from deploy.launch.ray_serve import free_port, running
 from engines.config import did_you_mean
 from engines.errors import ConfigError, EngineError
-from engines.profile import GREEDY, SAMPLED, Profile, ProfileError
-from engines.profiling import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
+from engines.profile.measure import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
+from engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
 from policy_training.workloads import generate
 from router.config.router_config import DraftpickConfig
 

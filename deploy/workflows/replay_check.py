@@ -11,8 +11,8 @@ import numpy as np
 from engines.config import Engine
 from engines.drafters.acceptance import DrafterReplay
 from engines.drafters.replay import LENGTHS, replayer
-from engines.drafters.rows import Tokens
-from engines.model_paths import target_path
+from engines.drafters.request_tracking import Tokens
+from engines.models.paths import target_path
 from policy_training.data.collect import arms_of, authorization, model_of
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt

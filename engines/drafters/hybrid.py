@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.drafters.lookup import NgramDrafter, SuffixDrafter
-from engines.drafters.options import HybridOptions
+from engines.drafter_options import HybridOptions
+from engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter
 from engines.drafters.proposer import Draft, Drafter, Proposer
-from engines.drafters.rows import Tokens
-from engines.drafters.trigram import TrigramDrafter
+from engines.drafters.request_tracking import Tokens
+from engines.drafters.trigram.proposer import TrigramDrafter
 
 LEVELS = 16
 """Levels of confidence that are told apart."""

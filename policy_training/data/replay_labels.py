@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 
 from engines.config import Engine
-from engines.drafters.alone import StandaloneGenerator, standalone_generator
-from engines.drafters.answers import GenerationRequest, ResponseGenerator
 from engines.drafters.replay import LENGTHS, compute_dtype, replayer
-from engines.drafters.rows import Tokens
+from engines.drafters.request_tracking import Tokens
+from engines.drafters.standalone_generation import StandaloneGenerator, standalone_generator
+from engines.drafters.training.responses import GenerationRequest, ResponseGenerator
 from policy_training.data.collect import has_degenerate_repetition
 from policy_training.data.contexts import contexts
 from policy_training.data.dataset import Contexts, DatasetParts, Measurement

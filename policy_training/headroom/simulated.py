@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.profile import GREEDY, SAMPLED, Profile, ProfileError
+from engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
 from policy_training.data.matrix import Matrix
 from policy_training.data.step_costs import Costs
 from policy_training.evaluation.evaluate import Interval

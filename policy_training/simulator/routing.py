@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from engines.profile import GREEDY, SAMPLED
+from engines.profile.profile import GREEDY, SAMPLED
 from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests

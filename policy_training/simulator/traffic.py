@@ -11,7 +11,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from engines.profile import GREEDY, SAMPLED, Profile
+from engines.profile.profile import GREEDY, SAMPLED, Profile
 from policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
 from policy_training.data.from_records import impute_missing_arms
 from policy_training.data.matrix import matrix

@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from engines.breaker import BreakerConfig
+from engines.circuit_breaker import BreakerConfig
 from engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
 from engines.errors import ConfigError
 from router.config.sections import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from engines.client import Headers
+from engines.http.client import Headers
 from router.config.router_config import RouterConfig
 from router.errors import BadRequest, PayloadTooLarge
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.client import Headers
+from engines.http.client import Headers
 from router.http.asgi import AsgiSink, HttpRequest
 
 FOLDER = Path(__file__).parent / "ui"

@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable
 
-from engines import load, profile
-from engines.client import EngineClient
+from engines import load_report as load
 from engines.errors import EngineError
-from engines.load import LoadReport
-from engines.profile import Profile, ProfileError
+from engines.http.client import EngineClient
+from engines.load_report import LoadReport
+from engines.profile import profile
+from engines.profile.profile import Profile, ProfileError
 from engines.replicas import Replica, ReplicaTable
 from router.load.load_model import LoadModel
 

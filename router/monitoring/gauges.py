@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 from prometheus_client.metrics_core import Metric
 
-from engines.breaker import State
-from engines.client import redact_userinfo
+from engines.circuit_breaker import State
+from engines.http.client import redact_userinfo
 from router.parts import Parts
 from router.telemetry.metrics import FAILING_PARTS, MetricFamily
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engines.client import EngineClient, redact_userinfo
 from engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
+from engines.http.client import EngineClient, redact_userinfo
 from engines.replicas import Lease, ReplicaTable
 from router.config.router_config import RouterConfig
 from router.errors import EngineFailed

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import orjson
 
-from engines.client import EngineResponse, Headers
 from engines.errors import StreamInterrupted
+from engines.http.client import EngineResponse, Headers
 from router.openai_request import TERMINATED_PATHS
 from router.request.meter import EventStream, Meter
 from router.request.state import RequestState, ResponseSink

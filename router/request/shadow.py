@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engines.client import Headers
+from engines.http.client import Headers
 from router.config.sections import ShadowConfig
 from router.online.events import Event
 from router.request.state import RequestState

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engines.client import Headers
+from engines.http.client import Headers
 from engines.replicas import Replica
 from router import headers
 from router.config.sections import Objective

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import orjson
 
-from engines.client import EngineClient
 from engines.errors import EngineUnavailable
+from engines.http.client import EngineClient
 from router.openai_request import Request
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})

@@ -20,7 +20,7 @@ from router.types import Decision, Outcome
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
-    from engines.client import Headers
+    from engines.http.client import Headers
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = frozenset(_W3C.fields)

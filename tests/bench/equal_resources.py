@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 
 from deploy.console import out, progress_bar
 from deploy.workflows.results import write
-from engines.profile import GREEDY, SAMPLED, Profile
+from engines.profile.profile import GREEDY, SAMPLED, Profile
 from policy_training.evaluation.evaluate import Interval
 from policy_training.simulator.capacity_plan import WARM_UP, PlanQuestion, plan
 from policy_training.simulator.engine import Arm

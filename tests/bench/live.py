@@ -18,7 +18,7 @@ from deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
 from deploy.workflows.featurizers import featurizers
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
-from engines.model_paths import target_path
+from engines.models.paths import target_path
 from policy_training.data.collect import measure, pinned_tasks
 from policy_training.data.dataset import Dataset, load, save
 from policy_training.data.matrix import matrix

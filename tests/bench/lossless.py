@@ -14,7 +14,7 @@ from typing import Any
 
 from deploy.config import resolve
 from deploy.workflows.results import write
-from engines.serve import llm_config
+from engines.deployment import llm_config
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import generate
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.workflows.results import write
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from policy_training.data.dataset import load
 from policy_training.evaluation.evaluate import Interval
 from policy_training.simulator.requests import Requests

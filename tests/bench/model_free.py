@@ -12,14 +12,14 @@ import numpy as np
 
 from deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of, target_folder
 from deploy.workflows.results import write
-from engines.drafters.answers import Responses
+from engines.drafter_options import HybridOptions, TrigramOptions
 from engines.drafters.hybrid import HybridProposer
-from engines.drafters.options import HybridOptions, TrigramOptions
 from engines.drafters.proposer import Drafter
 from engines.drafters.replay import replay_drafter
-from engines.drafters.rows import RequestTracker
-from engines.drafters.trigram import TrigramProposer
-from engines.drafters.trigram_table import save_table, table_of
+from engines.drafters.request_tracking import RequestTracker
+from engines.drafters.training.responses import Responses
+from engines.drafters.trigram.proposer import TrigramProposer
+from engines.drafters.trigram.table import save_table, table_of
 from policy_training.evaluation.bootstrap import Bootstrap, bounds
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import KINDS

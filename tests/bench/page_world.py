@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from engines.http import LocalServer
-from engines.mock import MockSpec, mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import MockSpec, mock_app
 from policy_training.workloads import Prompt, generate
 from router.config.router_config import load_config
 from router.policies import SHIPPED, artifact

@@ -14,7 +14,7 @@ import uvicorn
 
 async def engine(name: str) -> None:
     """A mock engine that takes no time."""
-    from engines.mock import MockSpec, mock_app
+    from engines.mock.app import MockSpec, mock_app
 
     await _serve(mock_app(MockSpec(step_s=0, prefill_s=0, output_tokens=16), model="mock-model", engine=name))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from deploy.workflows.results import write
 from engines.config import FleetConfig
-from engines.serve import llm_config
+from engines.deployment import llm_config
 from policy_training.evaluation.evaluate import Interval
 from tests.engines.drafters.tiny import VOCABULARY, write_head, write_noisy_copy, write_target
 

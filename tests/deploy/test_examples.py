@@ -9,7 +9,7 @@ import yaml
 
 from deploy.config import FLEETS, resolve
 from deploy.generate.manifests import DEPLOY, EXAMPLES, PLAIN, example
-from engines.serve import deployment_options
+from engines.deployment import deployment_options
 from router.config.router_config import DraftpickConfig
 from tests.deploy import kube
 from tests.deploy.kube import ray_service_args

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engines.embedded import drafter_path
+from engines.models.embedded import drafter_path
 from policy_training.workloads import KINDS
 from policy_training.workloads.rewording import _SYNONYMS
 from router.policies import SHIPPED, artifact

@@ -17,14 +17,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
 from deploy.launch.ray_serve import free_port, running
-from engines import identity, load, profile, profile_cache
+from engines import load_report as load
 from engines.cache_dir import cache_dir
-from engines.embedded import TARGET_NAME
-from engines.identity import EngineIdentity
-from engines.load import LoadReport
-from engines.profile import Profile
-from engines.profile_prompts import TEXTS
-from engines.profiling import ProfilePlan, measure_profile
+from engines.load_report import LoadReport
+from engines.models.embedded import TARGET_NAME
+from engines.profile import cache as profile_cache
+from engines.profile import identity, profile
+from engines.profile.identity import EngineIdentity
+from engines.profile.measure import ProfilePlan, measure_profile
+from engines.profile.profile import Profile
+from engines.profile.prompts import TEXTS
 from router import records
 from tests.e2e.conftest import fleet
 from tests.e2e.official_client import bench_serve

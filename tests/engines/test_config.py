@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from engines.config import DRAFTER_METHODS, Drafter, Engine, FleetConfig, did_you_mean
-from engines.mock import MockSpec
+from engines.mock.app import MockSpec
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.breaker import BreakerConfig
+from engines.circuit_breaker import BreakerConfig
 from engines.errors import EngineUnavailable
 from engines.replicas import Lease, ReplicaTable
 

@@ -15,8 +15,8 @@ import pytest
 
 from deploy.config import resolve
 from deploy.launch.standalone import RouterProcesses
-from engines.http import LocalServer
-from engines.mock import mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import mock_app
 from policy_training.retraining.pipeline import retrain
 from router.policies import artifact, read
 from router.registry.registry import Registry

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from policy_training.simulator.engine import Arm, Mode, Steps
 from policy_training.simulator.requests import Requests
 

@@ -10,10 +10,10 @@ from deploy.doctor.context import DoctorContext
 from deploy.doctor.findings import Finding, check, note, problem, warning
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Drafter
-from engines.embedded import TARGET_NAME
 from engines.errors import ConfigError
-from engines.model_paths import drafter_model
-from engines.preflight import check_models
+from engines.models.embedded import TARGET_NAME
+from engines.models.paths import drafter_model
+from engines.preflight_checks import check_models
 
 _TREE_DEPTH = 24
 _NGRAM = 5

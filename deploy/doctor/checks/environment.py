@@ -13,7 +13,7 @@ from deploy.doctor.context import LOOPBACK, DoctorContext
 from deploy.doctor.findings import Finding, check, note, problem, warning
 from engines.cache_dir import cache_dir
 from engines.config import EMBEDDED, Engine
-from engines.embedded import TARGET_NAME
+from engines.models.embedded import TARGET_NAME
 
 SUPPORTED = SpecifierSet(">=0.29,<0.33")
 """Versions of vLLM."""

@@ -160,7 +160,7 @@ def load_pages(context: DoctorContext) -> Iterator[Finding]:
     if dark := [name for name, one in context.answering.items() if not one.load]:
         yield note(
             ", ".join(dark), "GET /draftpick/load is 404",
-            "vllm serve ... --middleware engines.vllm_pages.VLLMPages, with Draftpick installed there",
+            "vllm serve ... --middleware engines.vllm.middleware.VLLMPages, with Draftpick installed there",
             "the router knows its own requests alone: what others send there, and what waits, it cannot see",
         )  # fmt: skip
 

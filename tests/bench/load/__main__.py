@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 
 from deploy.console import progress_bar
 from deploy.workflows.results import write
-from engines.http import LocalServer
+from engines.http.server import LocalServer
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import Prompt
 from tests.bench.figures import show, spread

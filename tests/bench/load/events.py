@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 
 from deploy.console import progress_bar
 from deploy.workflows.results import write
-from engines.http import LocalServer
+from engines.http.server import LocalServer
 from policy_training.evaluation.evaluate import Interval
 from router.router import Router
 from tests.bench.figures import show

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.workflows.results import write
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from policy_training.evaluation.evaluate import Interval
 from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet, Pools

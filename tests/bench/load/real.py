@@ -23,7 +23,7 @@ from deploy.console import progress_bar
 from deploy.launch.ray_serve import free_port, running
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.results import write
-from engines.http import LocalServer
+from engines.http.server import LocalServer
 from policy_training.evaluation.evaluate import Interval
 from policy_training.workloads import generate
 from router.config.router_config import DraftpickConfig, load_config

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engines.mock_spec import MockSpec
+from engines.mock.spec import MockSpec
 from policy_training.data.contexts import contexts
 from policy_training.data.matrix import Matrix
 from policy_training.data.step_costs import Costs

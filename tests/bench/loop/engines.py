@@ -8,8 +8,8 @@ import json
 
 import uvloop
 
-from engines.http import LocalServer
-from engines.mock import mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import mock_app
 from tests.bench.loop.world import ENGINES, MODEL
 
 

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from engines.mock_spec import MockSpec
+from engines.mock.spec import MockSpec
 from policy_training.workloads import KINDS, Prompt, generate, reword
 
 MODEL, TOKENS = "mock-model", 24

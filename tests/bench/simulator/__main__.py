@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from deploy.console import progress_bar
 from deploy.workflows.results import merge_into, write
-from engines.mock import MockSpec
+from engines.mock.app import MockSpec
 from policy_training.evaluation.evaluate import Interval
 from policy_training.simulator.arrivals import Bursts, poisson
 from policy_training.simulator.engine import Arm
@@ -113,7 +113,7 @@ def run(setup: Setup, seed: int, on_progress: Callable[[], None]) -> dict[str, f
 
 def million(n: int = 1_000_000, replicas: int = 1000) -> dict[str, float]:
     """Seconds and gigabytes of simulating so many requests, routed by load."""
-    from engines.profile import Profile
+    from engines.profile.profile import Profile
 
     spec = read_spec("six_kinds")
     names = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")

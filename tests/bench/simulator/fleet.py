@@ -11,8 +11,8 @@ from typing import Any
 
 import uvloop
 
-from engines.http import LocalServer
-from engines.mock import MockSpec, mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import MockSpec, mock_app
 from router.config.router_config import load_config
 from router.router import Router
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from engines.mock import MockSpec
+from engines.mock.app import MockSpec
 from policy_training.simulator.fleet import Fleet
 from policy_training.simulator.requests import Requests
 from policy_training.simulator.routing import Strategy

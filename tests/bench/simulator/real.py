@@ -18,9 +18,9 @@ from rich.progress import Progress
 from deploy.config import resolve
 from deploy.workflows.prepare_models import prepare_models
 from deploy.workflows.profile import measured, save, subjects
-from engines.held import SAMPLING
-from engines.profile import GREEDY, Profile
-from engines.profiling import ProfilePlan
+from engines.profile.concurrent_decode import SAMPLING
+from engines.profile.measure import ProfilePlan
+from engines.profile.profile import GREEDY, Profile
 from policy_training.simulator.arrivals import poisson
 from policy_training.simulator.engine import Arm
 from policy_training.simulator.fleet import Fleet

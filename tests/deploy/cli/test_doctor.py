@@ -22,8 +22,8 @@ from typer.testing import CliRunner, Result
 from deploy.cli import main as cli
 from deploy.doctor.probe import ServedModel, ask
 from engines.errors import ConfigError
-from engines.http import LocalServer
-from engines.mock import MockSpec, mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import MockSpec, mock_app
 from policy_training.data.dataset import DatasetError, Measurement, Source, save
 from policy_training.data.matrix import Matrix
 from router.records import encode

@@ -12,8 +12,8 @@ import pytest
 
 from deploy.cli.explain import explained
 from engines.errors import DraftpickError
-from engines.http import LocalServer
-from engines.mock import mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import mock_app
 from router.config.router_config import load_config
 from router.router import Router, fixed_address
 from tests.deploy.cli.test_main import draftpick, invoke, words

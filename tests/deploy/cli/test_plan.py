@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from engines.profile import Profile, ProfileError
+from engines.profile.profile import Profile, ProfileError
 from policy_training.data.dataset import Measurement, save
 from router.records import encode
 from router.types import Outcome

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from deploy.cli import main as cli
 from deploy.cli.profile import _numbers
 from deploy.workflows.profile import Subject, subjects
-from engines import profile_cache
 from engines.config import Engine
 from engines.errors import ConfigError
-from engines.http import LocalServer
-from engines.mock import MockSpec, mock_app
-from engines.profile import Profile, ProfileError
+from engines.http.server import LocalServer
+from engines.mock.app import MockSpec, mock_app
+from engines.profile import cache as profile_cache
+from engines.profile.profile import Profile, ProfileError
 from router.config.router_config import DraftpickConfig, load_config
 from tests.deploy.cli.test_main import words
 
@@ -85,7 +85,7 @@ def test_a_table_for_people(url: str) -> None:
 def test_what_a_busy_machine_gave_is_not_kept(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.self_profile.MAX_DISAGREEMENT", -1.0)
+    monkeypatch.setattr("engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.ERROR):
         run = CliRunner().invoke(
             cli.app, ["profile", "--url", f"here={url}", "--batches", "1", "--contexts", "20", "--json"]

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.workflows import drafter_corpus as corpora
 from deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of
-from engines.drafters.answers import GenerationRequest, Responses
+from engines.drafters.training.responses import GenerationRequest, Responses
 
 
 @pytest.fixture

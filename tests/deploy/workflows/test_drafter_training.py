@@ -11,8 +11,8 @@ from deploy.workflows import layer_skip
 from deploy.workflows.drafter_corpus import Corpus
 from deploy.workflows.drafter_training import compare_losses
 from deploy.workflows.layer_skip import run_layer_skip
-from engines.drafters.distill import DistillOptions
-from engines.drafters.fit import FitOptions
+from engines.drafters.training.distill import DistillOptions
+from engines.drafters.training.trainer import FitOptions
 
 CORPUS = Corpus(("generated",), n=2)
 

@@ -4,14 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.drafter_options import HybridOptions, TrigramOptions
 from engines.drafters.acceptance import DrafterReplay
 from engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, build_parts
-from engines.drafters.lookup import NgramDrafter, SuffixDrafter, longest_match
-from engines.drafters.options import HybridOptions, TrigramOptions
+from engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter, longest_match
 from engines.drafters.proposer import Drafter
 from engines.drafters.replay import VLLMNgramDrafter, replay_drafter, replay_matches
-from engines.drafters.trigram import CAP, RATE, TrigramDrafter, TrigramProposer
-from engines.drafters.trigram_table import find
+from engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
+from engines.drafters.trigram.table import find
 
 pytest.importorskip("arctic_inference")
 

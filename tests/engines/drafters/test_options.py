@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from engines.config import Drafter, Engine
-from engines.drafters.options import DRAFTERS
+from engines.drafter_options import DRAFTERS
 from engines.drafters.proposer import Proposer
 from engines.drafters.replay import model_free_drafter, replay_drafter, replayer
-from engines.drafters.trigram import TrigramProposer
+from engines.drafters.trigram.proposer import TrigramProposer
 
 pytest.importorskip("arctic_inference")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engines.mock import MockSpec
+from engines.mock.app import MockSpec
 from policy_training.data.collect import PIN_HEADER, Task, measure, model_of, pinned_tasks
 from policy_training.data.dataset import Dataset, DatasetError, Measurement, load, save
 from policy_training.data.matrix import matrix

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from policy_training.data.dataset import Dataset, DatasetError, Measurement
 from policy_training.data.matrix import Matrix
 from policy_training.data.step_costs import Costs

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from policy_training.data.dataset import Dataset, DatasetError, Measurement
 from policy_training.data.from_records import from_records
 from policy_training.simulator.arrivals import Bursts, poisson, rotate

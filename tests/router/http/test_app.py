@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from engines.client import EngineClient
+from engines.http.client import EngineClient
 from router.config.router_config import RouterConfig
 from router.config.sections import KeysConfig
 from router.http.app import RouterApp

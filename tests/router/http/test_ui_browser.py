@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from engines.http import LocalServer
+from engines.http.server import LocalServer
 from router.config.router_config import load_config
 from router.http.auth import digest
 from router.policies.baselines import UniformPolicy

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from starlette.applications import Starlette
 
-from engines.client import EngineClient
+from engines.http.client import EngineClient
 from engines.replicas import ReplicaTable
 from router.config.sections import LoadConfig
 from router.load.engine_poller import EnginePoller

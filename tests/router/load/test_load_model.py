@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engines.load import LoadReport
-from engines.profile import Profile
+from engines.load_report import LoadReport
+from engines.profile.profile import Profile
 from engines.replicas import ReplicaTable
 from router.config.sections import LoadConfig, Objective
 from router.features.lexical import FEATURES, stored_context

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.profile import Profile
+from engines.profile.profile import Profile
 from router.load.step_time import MAX_BATCH, StepTimeModel
 
 PROFILE = Profile("b", "m", (1, 4, 16), (64,), (((0.01,), (0.01,), (0.04,)), ((0.02,), (0.03,), (0.09,))), 0.0, 0.0, 32)

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from engines.client import EngineClient
+from engines.http.client import EngineClient
 from router.monitoring.fleet_metrics import fleet_metrics, page_of
 from router.telemetry.metrics import Metrics
 from tests.fleet import FAST, REFUSING_URL, Servers, StartMock, StartRouter

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engines.http import LocalServer
-from engines.mock import mock_app
+from engines.http.server import LocalServer
+from engines.mock.app import mock_app
 from router.config.router_config import load_config
 from router.online.events import EVENTS, Event, decode_events
 from router.online.peer_store import PeerStore

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engines.mock import MockSpec
+from engines.mock.app import MockSpec
 from router.features.featurizer import Featurizer, LexicalFeaturizer
 from router.openai_request import Request
 from router.policies.base import Policy, Probabilities

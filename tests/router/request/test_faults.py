@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engines.mock import MockSpec
+from engines.mock.app import MockSpec
 from router.policies.baselines import UniformPolicy
 from router.types import Record
 from tests.fleet import (

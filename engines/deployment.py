@@ -1,0 +1,221 @@
+"""Engines as Ray Serve deployments: each replica serves an OpenAI-compatible HTTP application on a port of its own.
+
+Ray Serve places, scales, heals and drains the replicas; requests reach them over HTTP, one hop from the router. vLLM is
+imported in the replica alone, never by the process that builds the application.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+
+from engines.config import EMBEDDED, Drafter, Engine, FleetConfig
+from engines.http.server import LocalServer
+from engines.mock.app import MockSpec, mock_app
+from engines.models.cpu import computes_bfloat16
+from engines.models.paths import drafter_model, target_path
+from engines.profile.on_startup import measure_once, starting
+from engines.vllm.plugin import KERNELS
+
+_NORMS = [KERNELS, "native"]
+_CPU_ENGINE_KWARGS = {
+    # A seeded request with a split prefill kills vLLM's CPU worker (0.29: "CPU Generator does not use offset").
+    "enable_chunked_prefill": False,
+    "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
+}
+_TARGET_MAX_AGE_S = 15.0
+"""How long what a router wants holds."""
+_METRICS_KWARGS = {"enable_per_request_metrics": True}
+_PAGES = "engines.vllm.middleware.VLLMPages"
+
+
+class EngineReplica:
+    """What all served engines share: an HTTP application on its own port, its address, its load, its drain."""
+
+    _server: LocalServer
+    _drain_timeout_s: float
+    _target: tuple[int, float] = (0, 0.0)
+
+    async def listen(self, app: Any, host: str, drain_timeout_s: float) -> None:
+        """Serve `app`; `host` may be `node` for the address of this node."""
+        self._drain_timeout_s = drain_timeout_s
+        self._server = LocalServer(app, ray.util.get_node_ip_address() if host == "node" else host)
+        await self._server.start()
+
+    async def address(self) -> str:
+        """Base URL of this replica."""
+        return self._server.url
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Requests in flight: Serve does not see them, since they do not come through its handles.
+
+        And how many replicas the routers want, 0 where none has said so of late.
+        """
+        wanted, at = self._target
+        fresh = time.monotonic() - at < _TARGET_MAX_AGE_S
+        return {"in_flight": float(self._server.in_flight), "wanted": float(wanted if fresh else 0)}
+
+    async def set_target(self, replicas: int) -> None:
+        """Be told by a router how many replicas of this engine there should be."""
+        self._target = replicas, time.monotonic()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_server"):
+            await self._server.drain(self._drain_timeout_s)
+
+
+class MockReplica(EngineReplica):
+    """A mock engine."""
+
+    async def __init__(self, engine: dict[str, Any], target: str, host: str) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        spec = Engine.model_validate(engine)
+        app = mock_app(spec.mock or MockSpec(), model=target, engine=spec.name)
+        await self.listen(app, host, spec.deployment.drain_timeout_s)
+
+
+class VLLMReplica(EngineReplica):
+    """Ray Serve LLM's `LLMServer` with vLLM's own HTTP application beside it."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self, llm_config: dict[str, Any], host: str, drain_timeout_s: float, profile: str
+    ) -> None:
+        from engines.vllm.llm_server import start
+
+        model = llm_config["model_loading_config"]["model_id"]
+        async with starting():
+            self._llm = await start(llm_config)
+            app = await self._llm.engine.build_asgi_app()
+            await self.listen(app, host, drain_timeout_s)
+            await self._warm_up(model)
+        if profile == "auto":
+            await measure_once(self._server.url, model)
+
+    async def _warm_up(self, model: str) -> None:
+        """Answer once before the replica counts as ready: the first answer is seconds slower than the second."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        async with httpx.AsyncClient(base_url=self._server.url, timeout=300) as client:
+            await client.post("/v1/chat/completions", json=body)
+
+    async def check_health(self) -> None:
+        """Raise when vLLM's core is dead, so that Serve replaces the replica."""
+        await self._llm.check_health()
+
+
+def scale_on_demand(ctx: Any) -> tuple[float, dict[str, Any]]:
+    """Serve autoscaling policy: as many replicas as the routers want, who know all engines and the budget.
+
+    Without routers that say so: replicas for `in_flight` requests at `target_ongoing_requests` each.
+    """
+    told = ctx.aggregated_metrics or {}
+    if wanted := max(told.get("wanted", {}).values(), default=0.0):
+        return math.ceil(wanted - 1e-6), {}
+    reported = told.get("in_flight", {})
+    if not reported:
+        return ctx.target_num_replicas, {}
+    return math.ceil(sum(reported.values()) / ctx.config.get_target_ongoing_requests()), {}
+
+
+def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
+    """The Serve application of one engine of kind `vllm` or `mock`."""
+    options = deployment_options(config, engine)
+    if engine.kind == "mock":
+        deployment = serve.deployment(MockReplica, **options)
+        return deployment.bind(engine.model_dump(mode="json"), config.target.name, config.engine_host)
+    deployment = serve.deployment(VLLMReplica, **options)
+    asked = engine.deployment
+    return deployment.bind(llm_config(config, engine), config.engine_host, asked.drain_timeout_s, asked.profile)
+
+
+def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
+    """The arguments of Ray Serve LLM's `LLMConfig` for one engine."""
+    kwargs = _engine_kwargs(config, engine)
+    kwargs["middleware"] = [*kwargs.get("middleware", []), _PAGES]
+    if engine.drafter is not None:
+        kwargs["speculative_config"], options = speculation(engine.drafter)
+        if options:
+            kwargs["additional_config"] = {**kwargs.get("additional_config", {}), "drafter": options}
+        # vLLM refuses this flag at start on an engine without a drafter.
+        kwargs.setdefault("per_request_spec_decode_metrics", "summary")
+    result: dict[str, Any] = {
+        "model_loading_config": {"model_id": config.target.name, "model_source": target_path(config.target)},
+        "engine_kwargs": kwargs,
+        "accelerator_config": {"kind": engine.deployment.accelerator},
+        "placement_group_config": {"bundles": _bundles(engine, kwargs)},
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+        # Otherwise vLLM's figures go to Ray's agent alone, and the engine's own /metrics has none of them.
+        "log_engine_metrics": False,
+    }
+    if Path(result["model_loading_config"]["model_source"]).is_dir():
+        result["callback_config"] = {"callback_class": "engines.vllm.llm_server.LocalModel"}
+    if engine.deployment.accelerator_type:
+        result["accelerator_type"] = engine.deployment.accelerator_type
+    return result
+
+
+def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(vLLM's `speculative_config`, options of a drafter of our own, which go into `additional_config`)."""
+    if (class_path := drafter.spec.class_path) is not None:
+        k = drafter.num_speculative_tokens
+        return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
+    config = drafter.model_dump(exclude_none=True)
+    if model := drafter_model(drafter):
+        config["model"] = model
+    return config, {}
+
+
+def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
+    """Options of the Serve deployment of one engine; the user's own `options` win."""
+    deployment = engine.deployment
+    env = {"HF_HUB_OFFLINE": "1"} if config.target.source == EMBEDDED else {}
+    if engine.kind == "vllm" and deployment.accelerator == "cpu":
+        env |= _cpu_threads(deployment.num_cpus)
+    options: dict[str, Any] = {
+        "name": f"engine-{engine.name}",
+        "max_ongoing_requests": 1000,
+        "graceful_shutdown_timeout_s": deployment.drain_timeout_s + 10,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": {**env, **deployment.env}}},
+    }
+    if deployment.autoscaling is None:
+        options["num_replicas"] = deployment.num_replicas
+    else:
+        policy = {"policy_function": "engines.deployment:scale_on_demand"}
+        options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling.model_dump(exclude_none=True)}
+    if engine.kind == "vllm":
+        first, *rest = _bundles(engine, _engine_kwargs(config, engine))
+        # The replica's own actor shares the first bundle with the first worker.
+        options["placement_group_bundles"] = [{**first, "CPU": first.get("CPU", 0) + 0.1}, *rest]
+        options["placement_group_strategy"] = "PACK"
+    return {**options, **deployment.options}
+
+
+def _cpu_threads(num_cpus: float) -> dict[str, str]:
+    """Threads of an engine's worker. Left alone, vLLM binds the workers of all engines of a node to the same cores."""
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, round(num_cpus)))}
+
+
+def _engine_kwargs(config: FleetConfig, engine: Engine) -> dict[str, Any]:
+    """vLLM's arguments of an engine, without its drafter: ours, then the fleet's, then its own; the last wins."""
+    defaults: dict[str, Any] = {}
+    if engine.deployment.accelerator == "cpu":
+        defaults = dict(_CPU_ENGINE_KWARGS)
+        # Twice the memory, which is not ours to take for a target of any size.
+        if config.target.source == EMBEDDED and not computes_bfloat16():
+            defaults["dtype"] = "float32"
+    return {**_METRICS_KWARGS, **defaults, **config.engine_kwargs, **engine.engine_kwargs}
+
+
+def _bundles(engine: Engine, kwargs: dict[str, Any]) -> list[dict[str, float]]:
+    """One bundle for each worker of one replica."""
+    workers = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
+    if engine.deployment.accelerator == "cpu":
+        return [{"CPU": engine.deployment.num_cpus} for _ in range(workers)]
+    bundle = {"GPU": 1.0, "CPU": engine.deployment.num_cpus}
+    if engine.deployment.accelerator_type:
+        bundle[f"accelerator_type:{engine.deployment.accelerator_type}"] = 0.001
+    return [dict(bundle) for _ in range(workers)]

@@ -1,0 +1,148 @@
+"""The table of drafters: how they differ, for all code that asks, and the options of our own. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FULL_DEPTH = 4
+"""Longest drafts of the full search, which may visit 24 successors at each token."""
+
+
+class _DrafterOptions(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def problem(self, num_speculative_tokens: int) -> str | None:
+        """Why these options do not go with a draft length; None: they do."""
+        return None
+
+    def components(self) -> tuple[str, ...]:
+        """Methods of the drafters that it is made of."""
+        return ()
+
+
+class TrigramOptions(_DrafterOptions):
+    """A tri-gram table with tree search (ADED, arXiv 2407.12021); the search depth is `num_speculative_tokens`."""
+
+    table: str | None = Field(None, description="starting table, of `draftpick drafters corpus`; absent: empty")
+    search: Literal["tree", "greedy", "full"] = Field("tree", description="how the chain of tokens is found")
+    iterations: int = Field(150, ge=1, le=10_000, description="iterations of the tree search")
+    shared: bool = Field(False, description="requests learn from one another's text, which then shows in their speed")
+    num_bigrams: int = Field(65_536, ge=8, le=2**24, description="size of the shared table, 120 bytes each")
+    num_own_bigrams: int = Field(1024, ge=8, le=2**20, description="size of one request's own table")
+    learn_prompt: bool = Field(True, description="the prompt counts as if it had been decoded token by token")
+    seed: int = Field(0, ge=0, description="seed of the tree search")
+
+    def problem(self, num_speculative_tokens: int) -> str | None:
+        """The full search bounds the draft length."""
+        if self.search != "full" or num_speculative_tokens <= FULL_DEPTH:
+            return None
+        return f"search: `full` visits every chain; num_speculative_tokens may be {FULL_DEPTH} at most"
+
+
+class HybridOptions(_DrafterOptions):
+    """Several model-free drafters, of which each step takes the best."""
+
+    parts: tuple[Literal["ngram", "suffix", "trigram"], ...] = Field(
+        ("ngram", "suffix", "trigram"), min_length=1, description="drafters to choose from"
+    )
+    token_cost: float = Field(0.03, ge=0, le=1, description="time to verify one more token, as a share of a step")
+    trigram: TrigramOptions = Field(default_factory=TrigramOptions, description="options of the tri-gram part")
+
+    def problem(self, num_speculative_tokens: int) -> str | None:
+        """That of its tri-gram part."""
+        return self.trigram.problem(num_speculative_tokens)
+
+    def components(self) -> tuple[str, ...]:
+        """The parts."""
+        return self.parts
+
+
+@dataclass(frozen=True, slots=True)
+class SharedText:
+    """The option by which a drafter keeps text of one request for the next; `off`: its value for none."""
+
+    path: tuple[str, ...]
+    default: int
+    off: int
+
+    def value(self, options: Mapping[str, Any]) -> Any:
+        """What a drafter's options say of it."""
+        for name in self.path:
+            if not isinstance(options, Mapping) or options.get(name) is None:
+                return self.default
+            options = options[name]
+        return options
+
+    def switch_off(self, options: dict[str, Any]) -> None:
+        """Change a drafter's options so that it keeps no text."""
+        if self.value(options) != self.off:
+            *above, name = self.path
+            for one in above:
+                options = options.setdefault(one, {})
+            options[name] = self.off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterSpec:
+    """What Draftpick knows of a drafting method.
+
+    `needs_model`: `model` must be given, a path or an id, or a class. `model_free`: it drafts without a trained model.
+    `weights`: the format of the model, where it is checked. `same_as_target`: keys of `config.json` that it must share
+    with the target. `replayable`: what it accepts of an answer follows from the answer. `shares_text_across_requests`:
+    the option that makes it do so, if there is one. `packages`: distributions that it imports, apart from vLLM.
+    `options`, `class_path`: of our own drafters, and the class that vLLM's `custom_class` loads for them.
+    """
+
+    needs_model: bool = False
+    model_free: bool = False
+    weights: Literal["causal_lm", "eagle3"] | None = None
+    same_as_target: tuple[str, ...] = ()
+    replayable: bool = False
+    shares_text_across_requests: SharedText | None = None
+    packages: tuple[str, ...] = ()
+    options: type[_DrafterOptions] | None = None
+    class_path: str | None = None
+
+    def needed_packages(self, options: Mapping[str, Any]) -> set[str]:
+        """Packages that a drafter with these options imports, those of the drafters that it is made of among them."""
+        parts = self.options.model_validate(options).components() if self.options is not None else ()
+        return {*self.packages, *(package for part in parts for package in DRAFTERS[part].packages)}
+
+
+DRAFTERS: dict[str, DrafterSpec] = {
+    "ngram": DrafterSpec(model_free=True, replayable=True),
+    "suffix": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("suffix_decoding_max_cached_requests",), default=10_000, off=0),
+        packages=("arctic-inference",),
+    ),
+    "draft_model": DrafterSpec(needs_model=True, weights="causal_lm", same_as_target=("vocab_size",), replayable=True),
+    "eagle": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
+    "eagle3": DrafterSpec(
+        needs_model=True, weights="eagle3", same_as_target=("vocab_size", "hidden_size"), replayable=True
+    ),
+    "custom_class": DrafterSpec(needs_model=True, model_free=True),
+    "medusa": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
+    "mlp_speculator": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
+    "mtp": DrafterSpec(),
+    "dflash": DrafterSpec(needs_model=True),
+    "ngram_gpu": DrafterSpec(model_free=True),
+    "trigram": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("shared",), default=False, off=False),
+        options=TrigramOptions,
+        class_path="engines.drafters.trigram.proposer.TrigramProposer",
+    ),
+    "hybrid": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("trigram", "shared"), default=False, off=False),
+        options=HybridOptions,
+        class_path="engines.drafters.hybrid.HybridProposer",
+    ),
+}
+"""Methods that an engine may name: the values of vLLM's `speculative_config.method`, then our own."""

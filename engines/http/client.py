@@ -1,0 +1,200 @@
+"""Sends a request to an engine and gives back its bytes as they come.
+
+Its own connections and not httpx or aiohttp: on the request path they take several times as long (README, "Fast").
+"""
+
+import asyncio
+import re
+import ssl
+from base64 import b64encode
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from urllib.parse import unquote, urlsplit
+
+from engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable
+from engines.http.connection import Connection, Exchange, Headers
+
+__all__ = ["EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
+
+_CONNECT_S = 5.0
+_IDLE_S = 60.0
+"""The engines keep idle connections longer than this, so that none closes under a request."""
+_SWEEP_S = 15.0
+_TARGET = re.compile(r"/[\x21-\x7e]*")
+_FULL_BODY_HEADERS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResponse:
+    """An engine's answer: status, headers, and the body as chunks of bytes as they came."""
+
+    status: int
+    headers: Headers
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class _Origin:
+    """Where connections of one scheme, host and port lead, and those that wait for a request.
+
+    `credentials`: the `authorization` that the address asks for, where the request brings none.
+    """
+
+    host: str
+    port: int
+    netloc: str
+    tls: ssl.SSLContext | None
+    credentials: str | None
+    idle: deque[Connection] = field(default_factory=deque)
+
+    @classmethod
+    def from_url(cls, url: str) -> "_Origin":
+        parts = urlsplit(url)
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        user, _, netloc = parts.netloc.rpartition("@")
+        credentials = f"Basic {b64encode(unquote(user).encode()).decode()}" if user else None
+        return cls(parts.hostname or "", parts.port or (443 if tls else 80), netloc, tls, credentials)
+
+
+class EngineClient:
+    """A pool of connections to engines.
+
+    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stall_timeout_s` the wait for each further one,
+    `timeout_s` an answer as a whole.
+    """
+
+    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stall_timeout_s: float = 120.0) -> None:
+        self._first_byte_timeout_s, self._timeout_s = first_byte_timeout_s, timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._origins: dict[str, _Origin] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def send(
+        self, url: str, method: str, headers: Headers, body: bytes, *, stream: bool, within_s: float | None = None
+    ) -> "_PendingRequest":
+        """One request. Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after
+        it.
+
+        `within_s`: the first byte has to come sooner than the timeouts say. Leaving the block before the last chunk
+        closes the connection, at which the engine stops its work.
+        """
+        return _PendingRequest(self, url, method, headers, body, stream, within_s)
+
+    def response_timeout_s(self, stream: bool) -> float:
+        """Longest wait for the first byte of an answer."""
+        return self._first_byte_timeout_s if stream else self._timeout_s
+
+    async def close(self) -> None:
+        """Close all idle connections."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for origin in self._origins.values():
+            while origin.idle:
+                origin.idle.pop().transport.close()
+
+    async def begin(self, sending: "_PendingRequest") -> tuple[_Origin, Exchange]:
+        """Write a request to a connection, and wait for status and headers of its answer."""
+        slash = sending.url.find("/", 8)
+        base, target = (sending.url, "/") if slash < 0 else (sending.url[:slash], sending.url[slash:])
+        origin = self._origins.get(base) or self._origins.setdefault(base, _Origin.from_url(base))
+        loop, patience_s = asyncio.get_running_loop(), self.response_timeout_s(sending.stream)
+        first_s = patience_s if sending.within_s is None else min(patience_s, sending.within_s)
+        data = _head(sending, target, origin)
+        began = loop.time()
+        connection = await self._connected(origin, first_s)
+        stall_s = self._stall_timeout_s if sending.stream else None
+        exchange = Exchange(connection, began, first_s, stall_s, self._timeout_s)
+        try:
+            if len(sending.body) < _FULL_BODY_HEADERS:
+                connection.transport.write(data + sending.body)
+            else:
+                connection.transport.writelines((data, sending.body))
+            await exchange.head()
+        except BaseException:
+            self.leave(origin, connection, exchange)
+            raise
+        return origin, exchange
+
+    def leave(self, origin: _Origin, connection: Connection, exchange: Exchange) -> None:
+        """Keep the connection of an exchange that is over, close one whose answer was not read to its end."""
+        if not exchange.end():
+            connection.transport.abort()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        origin.idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    async def _connected(self, origin: _Origin, within_s: float) -> Connection:
+        while origin.idle:
+            connection = origin.idle.pop()
+            if not connection.closed and not connection.transport.is_closing():
+                return connection
+        connect_s = min(_CONNECT_S, within_s)
+        try:
+            async with asyncio.timeout(connect_s):
+                _, made = await asyncio.get_running_loop().create_connection(
+                    Connection, origin.host, origin.port, ssl=origin.tls
+                )
+        except TimeoutError as error:
+            raise EngineTimeout(f"no connection within {connect_s:g} s") from error
+        except OSError as error:
+            raise EngineUnreachable("nobody listens there") from error
+        return made
+
+    def _sweep(self) -> None:
+        """Close connections that were idle for long; the oldest of an origin are at its left end."""
+        loop = asyncio.get_running_loop()
+        for origin in self._origins.values():
+            while origin.idle and (origin.idle[0].closed or origin.idle[0].idle_since + _IDLE_S < loop.time()):
+                origin.idle.popleft().transport.close()
+        waiting = any(origin.idle for origin in self._origins.values())
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if waiting else None
+
+
+def redact_userinfo(url: str) -> str:
+    """An address as it may be shown: without a name and a password in it."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+@dataclass(slots=True)
+class _PendingRequest:
+    """`async with` gives the `Answer`."""
+
+    client: EngineClient
+    url: str
+    method: str
+    headers: Headers
+    body: bytes
+    stream: bool
+    within_s: float | None
+    _exchange: tuple[_Origin, Exchange] | None = None
+
+    async def __aenter__(self) -> EngineResponse:
+        self._exchange = _, exchange = await self.client.begin(self)
+        return EngineResponse(exchange.status, exchange.headers, exchange)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._exchange is not None
+        origin, exchange = self._exchange
+        self.client.leave(origin, exchange.connection, exchange)
+
+
+def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:
+    """The request's first lines. Raises `EngineUnavailable` for what would be another request on the wire."""
+    lines = [f"{name}: {value}\r\n" for name, value in sending.headers]
+    if origin.credentials and all(name.lower() != "authorization" for name, _ in sending.headers):
+        lines.append(f"authorization: {origin.credentials}\r\n")
+    if sending.body:
+        lines.append(f"content-length: {len(sending.body)}\r\n")
+    head = f"{sending.method} {target} HTTP/1.1\r\nhost: {origin.netloc}\r\n{''.join(lines)}\r\n"
+    number = len(lines) + 3
+    if _TARGET.fullmatch(target) is None or head.count("\n") != number or head.count("\r") != number:
+        raise EngineUnavailable("the request cannot be written as HTTP")
+    return head.encode("latin-1")

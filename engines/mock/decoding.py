@@ -1,0 +1,225 @@
+"""What a mock engine says and how fast it says it: text, speed and acceptance, drawn from seeds; no HTTP here.
+
+The text follows from the request and `MockSpec.seed` alone, so that all mock engines give the same answer to the same
+prompt, as lossless speculation does. Acceptance and jitter are drawn per engine and prompt.
+"""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+import orjson
+
+from engines.mock.spec import MockRequest, MockSpec
+
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")
+_WORDS = ("the", "a", "of", "to", "in", "and", "is", "that", "we", "it", "as", "for", "with", "on", "from", "are")
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sequence that the target generates: the texts of its tokens and why it ends."""
+
+    tokens: tuple[str, ...]
+    finish_reason: FinishReason
+    stop_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step adds to sequence `index`: its tokens from `start` up to `end`; `last` when the sequence is over."""
+
+    index: int
+    start: int
+    end: int
+    last: bool
+
+
+@dataclass(slots=True)
+class Decoding:
+    """One request in the making. The first step is the prefill and yields one token per sequence, as in vLLM; each
+    further step yields 1 + accepted tokens. Times are seconds of the monotonic clock.
+    """
+
+    answers: list[Answer]
+    prompt_tokens: int
+    acceptance_rate: float
+    rng: random.Random
+    histogram: list[int]
+    ends: list[int] = field(default_factory=list)
+    queued_s: float = 0.0
+    scheduled_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    due_s: float = 0.0
+
+    @classmethod
+    def start(cls, request: MockRequest, spec: MockSpec, engine: str) -> Self:
+        """The decoding of a request on the engine of that name."""
+        prompts, num_drafted = request.prompts, spec.num_speculative_tokens
+        text = "\n".join(prompts)
+        return cls(
+            answers=[answer(request, prompt, i, spec) for prompt in prompts for i in range(request.num_samples)],
+            prompt_tokens=sum(max(1, len(split(prompt))) for prompt in prompts),
+            acceptance_rate=acceptance_rate(spec.tau(text, request.mock_class), num_drafted),
+            rng=random.Random(f"{spec.seed}|{engine}|{text}"),
+            histogram=[0] * (num_drafted + 1),
+            queued_s=time.monotonic(),
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether all sequences are over."""
+        return self.output_tokens == sum(len(one.tokens) for one in self.answers)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated so far, over all sequences."""
+        return sum(self.ends)
+
+    def schedule(self) -> None:
+        """The request has got its slot."""
+        self.scheduled_s = self.due_s = time.monotonic()
+
+    async def step(self, duration_s: float) -> list[Piece]:
+        """Takes one step of that duration with each unfinished sequence."""
+        # Steps follow a timetable: what one sleep is late, the next one makes up for.
+        self.due_s += duration_s
+        await asyncio.sleep(max(0.0, self.due_s - time.monotonic()))
+        self.last_token_s = time.monotonic()
+        return self._decode() if self.ends else self._prefill()
+
+    def _prefill(self) -> list[Piece]:
+        self.first_token_s, self.ends = self.last_token_s, [0] * len(self.answers)
+        return [self._advance(index, 1) for index in range(len(self.answers))]
+
+    def _decode(self) -> list[Piece]:
+        unfinished = [i for i, one in enumerate(self.answers) if self.ends[i] < len(one.tokens)]
+        return [self._advance(index, 1 + self._accept()) for index in unfinished]
+
+    def _accept(self) -> int:
+        """Number of drafted tokens that the target accepts: each one only if all before it were accepted."""
+        accepted, most = 0, len(self.histogram) - 1
+        while accepted < most and self.rng.random() < self.acceptance_rate:
+            accepted += 1
+        self.histogram[accepted] += 1
+        return accepted
+
+    def _advance(self, index: int, num_tokens: int) -> Piece:
+        start, total = self.ends[index], len(self.answers[index].tokens)
+        self.ends[index] = min(start + num_tokens, total)
+        return Piece(index, start, self.ends[index], last=self.ends[index] == total)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """The `metrics` object of vLLM's `enable_per_request_metrics`; None with several sequences, as there."""
+        if len(self.answers) > 1:
+            return None
+        decode_s, total_s = self.last_token_s - self.first_token_s, self.last_token_s - self.scheduled_s
+        metrics: dict[str, Any] = {
+            "time_to_first_token_ms": (self.first_token_s - self.scheduled_s) * 1000,
+            "generation_time_ms": decode_s * 1000,
+            "queue_time_ms": (self.scheduled_s - self.queued_s) * 1000,
+            "mean_itl_ms": decode_s / (self.output_tokens - 1) * 1000 if self.output_tokens > 1 else None,
+            "tokens_per_second": self.output_tokens / total_s if total_s > 0 else None,
+        }
+        return metrics if len(self.histogram) == 1 else {**metrics, "speculative_decoding": self._speculation()}
+
+    def _speculation(self) -> dict[str, Any]:
+        """Names and formulas as in vLLM 0.29 (`RequestSpecDecodeMetrics.to_dict`)."""
+        num_steps, most = sum(self.histogram), len(self.histogram) - 1
+        accepted = sum(length * count for length, count in enumerate(self.histogram))
+        return {
+            "mean_acceptance_length": 1 + accepted / num_steps if num_steps else 1.0,
+            "draft_acceptance_rate": accepted / (num_steps * most) if num_steps else 0.0,
+            "acceptance_histogram": self.histogram,
+            "num_spec_steps": num_steps,
+            "num_accepted_draft_tokens": accepted,
+            "num_draft_tokens": num_steps * most,
+            "num_spec_tokens": most,
+        }
+
+
+def split(text: str) -> list[str]:
+    """The tokens of a text; joined, they are the text again."""
+    return _TOKEN.findall(text)
+
+
+@lru_cache(maxsize=256)
+def acceptance_rate(tau: float, num_speculative_tokens: int) -> float:
+    """Chance p that a drafted token is accepted after its predecessors: solves p + p^2 + ... + p^k = tau - 1."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        short = sum(middle**i for i in range(1, num_speculative_tokens + 1)) < tau - 1
+        low, high = (middle, high) if short else (low, middle)
+    return high if tau > 1 else 0.0
+
+
+def answer(request: MockRequest, prompt: str, sample: int, spec: MockSpec) -> Answer:
+    """The target's answer number `sample` to a prompt."""
+    rng, schema = random.Random(f"{spec.seed}|{sample}|{prompt}"), request.schema_of_answer
+    endless = request.ignore_eos and request.limit is not None
+    count = 1 + (request.limit or 0) if endless else spec.output_tokens
+    tokens = _words(rng, count) if schema is None else _json_tokens(schema, rng)
+    tokens, stop_reason = _cut(tokens, request.stops)
+    if request.limit is not None and request.limit < len(tokens):
+        return Answer(tuple(tokens[: request.limit]), "length")
+    return Answer(tuple(tokens), "stop", stop_reason)
+
+
+def _words(rng: random.Random, count: int) -> list[str]:
+    first, *others = rng.choices(_WORDS, k=count)
+    return [first, *(f" {word}" for word in others)]
+
+
+def _json_tokens(schema: dict[str, Any], rng: random.Random) -> list[str]:
+    return split(orjson.dumps(_json_value(schema, rng)).decode())
+
+
+def _json_value(schema: Any, rng: random.Random) -> Any:
+    """A value for a plain schema (no references, no combinations: these become a string)."""
+    if not isinstance(schema, dict):
+        return rng.choice(_WORDS)
+    if schema.get("enum"):
+        return rng.choice(schema["enum"])
+    match schema.get("type"):
+        case "object":
+            return {name: _json_value(inner, rng) for name, inner in schema.get("properties", {}).items()}
+        case "array":
+            return [_json_value(schema.get("items"), rng)]
+        case "integer" | "number":
+            return rng.randint(0, 99)
+        case "boolean":
+            return rng.random() < 0.5
+        case "null":
+            return None
+        case _:
+            return rng.choice(_WORDS)
+
+
+def _cut(tokens: list[str], stops: Sequence[str]) -> tuple[list[str], str | None]:
+    """Ends tokens before the first stop string; the token with the stop string's end still counts, as in vLLM."""
+    text = "".join(tokens)
+    found = [(text.index(stop), stop) for stop in stops if stop in text]
+    if not found:
+        return tokens, None
+    at, stop = min(found)
+    kept: list[str] = []
+    position = 0
+    while position < at + len(stop):
+        token = tokens[len(kept)]
+        kept.append(token[: max(0, at - position)])
+        position += len(token)
+    return kept, stop

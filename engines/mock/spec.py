@@ -1,0 +1,198 @@
+"""What is asked of a mock engine: by its configuration (`MockSpec`) and by a request (`MockRequest`)."""
+
+import random
+import re
+from typing import Annotated, Any, Self
+
+import pydantic
+from pydantic import Field
+
+from engines.profile.identity import EngineIdentity, digest
+from engines.profile.profile import Profile
+
+DEFAULT_CLASS = "default"
+_SHORTEST_STEP_S = 1e-6
+_CLASS = re.compile(r"\[class:([\w-]+)\]")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+AcceptanceLength = Annotated[float, Field(ge=1)]
+
+
+class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """The `mock:` block of an engine's configuration: the speed, the acceptance and the faults of a mock engine."""
+
+    step_s: float = Field(0.002, ge=0, description="seconds of one decoding step at batch 1")
+    step_s_per_request: float = Field(0.0, ge=0, description="more seconds per step for each further running request")
+    free_requests: int = Field(
+        0, ge=0, description="further requests that run along at no cost, as while a step is bound by memory"
+    )
+    prefill_s: float = Field(0.001, ge=0, description="seconds from a request's slot to its first token")
+    prefill_s_per_token: float = Field(0.0, ge=0, description="more seconds of prefill per prompt token")
+    acceptance_length: AcceptanceLength = Field(
+        1.0, description="tau: mean tokens per step, bonus token included, of the classes that are not listed"
+    )
+    acceptance_by_class: dict[str, AcceptanceLength] = Field({}, description="tau by prompt class")
+    num_speculative_tokens: int = Field(0, ge=0, description="upper bound of the tokens accepted per step")
+    jitter: float = Field(0.0, ge=0, description="standard deviation of a step's duration over its mean")
+    output_tokens: int = Field(32, ge=1, description="tokens of an answer, unless the request allows fewer")
+    max_running: int = Field(256, ge=1, description="requests that run at once; the others wait in arrival order")
+    fail_share: Share = Field(0.0, description="share of requests that get a 500 at once")
+    refuse_share: Share = Field(0.0, description="share of requests that get a 503 with Retry-After at once")
+    hang_share: Share = Field(0.0, description="share of requests that take a slot and never get an answer")
+    break_share: Share = Field(0.0, description="share of requests whose connection is cut in mid-answer")
+    garbage_share: Share = Field(0.0, description="share of requests that get 200 and bytes that are no JSON or SSE")
+    seed: int = Field(0, description="seed of all draws; engines that shall give the same text need the same seed")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        most = 1 + self.num_speculative_tokens
+        for name, tau in {"acceptance_length": self.acceptance_length, **self.acceptance_by_class}.items():
+            if tau > most:
+                raise ValueError(f"{name}: {tau} is more than 1 + num_speculative_tokens = {most}")
+        if sum(self.fault_shares.values()) > 1 + 1e-9:
+            raise ValueError("the shares of faults add up to more than 1")
+        return self
+
+    @property
+    def fault_shares(self) -> dict[str, float]:
+        """Share of requests by fault; the faults exclude one another."""
+        names = ("fail", "refuse", "hang", "break", "garbage")
+        return {name: getattr(self, f"{name}_share") for name in names}
+
+    def prefill_duration_s(self, prompt_tokens: int) -> float:
+        """Seconds from a request's slot to its first token."""
+        return self.prefill_s + self.prefill_s_per_token * prompt_tokens
+
+    def step_duration_s(self, running: int, rng: random.Random) -> float:
+        """Seconds of one decoding step while `running` requests share the batch."""
+        return max(0.0, self.mean_step_s(running) * rng.gauss(1.0, self.jitter))
+
+    def mean_step_s(self, running: int) -> float:
+        """The same without jitter: flat for as long as further requests are free, a line from there on."""
+        return self.step_s + self.step_s_per_request * max(0, running - 1 - self.free_requests)
+
+    def identity(self) -> EngineIdentity:
+        """Of engines of this specification, all of which are alike."""
+        return EngineIdentity(digest(self.model_dump(mode="json")), "mock", self.max_running)
+
+    def profile(self) -> Profile:
+        """What measuring an engine of this kind would find, with no noise."""
+        bend = min(1 + self.free_requests, self.max_running)
+        batches = sorted({1, bend, self.max_running})
+        # A profile knows no steps that take no time.
+        steps = tuple((max(self.mean_step_s(running), _SHORTEST_STEP_S),) for running in batches)
+        who = self.identity()
+        return Profile(
+            build=who.build, machine=who.machine, batches=tuple(batches), contexts=(0,), step_s=(steps, steps),
+            prefill_s=self.prefill_s, prefill_s_per_token=self.prefill_s_per_token, max_running=self.max_running,
+        )  # fmt: skip
+
+    def tau(self, text: str, named: str | None = None) -> float:
+        """Mean tokens per step, bonus token included, for a prompt of the class `named`, else of its first marker
+        `[class:NAME]`."""
+        return self.acceptance_by_class.get(named or prompt_class(text), self.acceptance_length)
+
+
+class StreamOptions(pydantic.BaseModel, frozen=True):
+    """The `stream_options` of a request."""
+
+    include_usage: bool = False
+
+
+class MockRequest(pydantic.BaseModel, frozen=True):
+    """The fields of an OpenAI request that a mock engine heeds; it accepts and ignores all others."""
+
+    model: str | None = None
+    messages: list[dict[str, Any]] | None = Field(None, min_length=1)
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    input: str | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    n: int = Field(1, ge=1, le=128)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool | int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    mock_class: str | None = Field(None, description="the prompt's class, which then stands nowhere in its text")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Text of each prompt; only `/v1/completions` may send several."""
+        if self.messages is not None:
+            return (_text_of(self.messages),)
+        if self.input is not None:
+            return (_text_of([self.instructions, self.input]),)
+        if isinstance(self.prompt, list) and not all(isinstance(token, int) for token in self.prompt):
+            return tuple(_text_of(prompt) for prompt in self.prompt)
+        return (_text_of(self.prompt),)
+
+    @property
+    def num_samples(self) -> int:
+        """Answers per prompt; `/v1/responses` knows no `n`."""
+        return 1 if self.input is not None else self.n
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens that one answer may have; None: no limit was asked for."""
+        return self.max_completion_tokens or self.max_tokens or self.max_output_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings that are not empty."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream shall end with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def forced_tool(self) -> dict[str, Any] | None:
+        """The function (`name`, `parameters`) that `tool_choice` forces the answer to call."""
+        functions: list[dict[str, Any]] = [tool.get("function", tool) for tool in self.tools or []]
+        if self.messages is None or not functions or self.tool_choice in (None, "auto", "none"):
+            return None
+        if isinstance(self.tool_choice, str):
+            return functions[0]
+        name = self.tool_choice.get("function", {}).get("name")
+        return next((function for function in functions if function.get("name") == name), None)
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """JSON schema that the answer's text follows; None: plain text."""
+        if self.forced_tool is not None:
+            return self.forced_tool.get("parameters") or {"type": "object"}
+        form = self.response_format or (self.text or {}).get("format") or {}
+        if form.get("type") == "json_object":
+            return {"type": "object", "properties": {"answer": {"type": "string"}}}
+        schema = form.get("json_schema", form).get("schema") if form.get("type") == "json_schema" else None
+        return schema if isinstance(schema, dict) else None
+
+
+def prompt_class(text: str) -> str:
+    """Name in the first marker `[class:NAME]` of a prompt, else `DEFAULT_CLASS`."""
+    found = _CLASS.search(text)
+    return found[1] if found else DEFAULT_CLASS
+
+
+def _text_of(content: Any) -> str:
+    """All text in a message, a list of messages or of parts, or a list of token ids."""
+    match content:
+        case str():
+            return content
+        case int():
+            return str(content)
+        case list():
+            return "\n".join(_text_of(part) for part in content)
+        case {"text": inner} | {"content": inner}:
+            return _text_of(inner)
+        case _:
+            return ""

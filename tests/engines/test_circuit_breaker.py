@@ -1,0 +1,123 @@
+"""The circuit breaker: what opens it, how it is probed, how it comes back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.circuit_breaker import BreakerConfig, CircuitBreaker
+
+CONFIG = BreakerConfig(failures=3, open_s=1, max_open_s=4, slow_start_s=3)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker(CONFIG, clock)
+
+
+def ask(breaker: CircuitBreaker, ok: bool | None) -> None:
+    """One request that passes and ends so."""
+    assert breaker.admits(0)
+    breaker.end(ok=ok, probe=breaker.begin())
+
+
+def test_failures_in_a_row_open_it(breaker: CircuitBreaker) -> None:
+    for ok in (False, False, True, False, False):
+        ask(breaker, ok)
+    assert breaker.state == "closed"
+    ask(breaker, False)
+    assert breaker.state == "open"
+    assert not breaker.admits(0)
+
+
+def test_a_large_share_of_failures_opens_it(clock: Clock) -> None:
+    breaker = CircuitBreaker(CONFIG.model_copy(update={"failures": 1000}), clock)
+    asked = 0
+    while breaker.state == "closed" and asked < 200:
+        ask(breaker, asked % 4 == 3)
+        asked += 1
+    assert breaker.state == "open"
+    assert asked > 10
+
+
+def test_every_second_failure_in_few_requests_does_not(breaker: CircuitBreaker) -> None:
+    for i in range(20):
+        ask(breaker, i % 2 == 0)
+    assert breaker.state == "closed"
+
+
+def test_one_request_probes_it_and_brings_it_back(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.trip()
+    clock.now += 1
+    assert breaker.state == "half_open"
+    probe = breaker.begin()
+    assert probe
+    assert not breaker.admits(0)
+    breaker.end(ok=True, probe=probe)
+    assert breaker.state == "closed"
+
+
+def test_a_probe_that_fails_doubles_the_wait_up_to_a_bound(breaker: CircuitBreaker, clock: Clock) -> None:
+    waits = []
+    breaker.trip()
+    for _ in range(4):
+        start = clock.now
+        while not breaker.admits(0):
+            clock.now += 0.5
+        waits.append(clock.now - start)
+        breaker.end(ok=False, probe=breaker.begin())
+    assert waits == [1.0, 2.0, 4.0, 4.0]
+    assert breaker.opened == 5
+
+
+def test_a_probe_that_says_nothing_lets_another_one_pass(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.trip()
+    clock.now += 1
+    ask(breaker, None)
+    assert breaker.state == "half_open"
+    assert breaker.admits(0)
+
+
+def test_requests_from_before_it_opened_decide_nothing(breaker: CircuitBreaker) -> None:
+    old = [breaker.begin() for _ in range(3)]
+    breaker.trip()
+    for ok, probe in zip((True, False, True), old, strict=True):
+        breaker.end(ok=ok, probe=probe)
+    assert breaker.state == "open"
+
+
+def test_after_recovery_requests_come_back_slowly(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.trip()
+    clock.now += 1
+    ask(breaker, True)
+    assert [breaker.admits(n) for n in (0, 1)] == [True, False]
+    clock.now += 2
+    assert [breaker.admits(n) for n in (3, 4)] == [True, False]
+    clock.now += 1
+    assert breaker.admits(1000)
+
+
+@given(st.lists(st.tuples(st.sampled_from([True, False, None]), st.floats(0, 5)), max_size=80))
+def test_it_never_shuts_for_good(steps: list[tuple[bool | None, float]]) -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(CONFIG, clock)
+    for ok, passes_s in steps:
+        clock.now += passes_s
+        if breaker.admits(0):
+            breaker.end(ok=ok, probe=breaker.begin())
+    clock.now += CONFIG.max_open_s
+    assert breaker.admits(0)

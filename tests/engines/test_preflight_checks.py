@@ -1,0 +1,180 @@
+"""Models that cannot fit are refused from their `config.json` alone, with the path of the field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from engines.config import FleetConfig
+from engines.errors import ConfigError
+from engines.models.embedded import shipped_drafters
+from engines.models.paths import drafter_model, target_path
+from engines.preflight_checks import check_models
+
+SHAPE = {"vocab_size": 1000, "hidden_size": 64}
+
+
+def model_folder(path: Path, **shape: Any) -> str:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({**SHAPE, **shape}))
+    return str(path)
+
+
+def fleet(target: str, **drafter: Any) -> FleetConfig:
+    """A plain engine and one with this drafter."""
+    engines = [{"name": "plain"}, {"name": "drafted", "drafter": {"num_speculative_tokens": 3, **drafter}}]
+    return FleetConfig.model_validate({"target": {"source": target}, "engines": engines})
+
+
+def refusal(config: FleetConfig) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        check_models(config)
+    return caught.value
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    return model_folder(tmp_path / "target")
+
+
+def test_a_draft_model_of_the_same_vocabulary_fits(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", hidden_size=16)
+    check_models(fleet(target, method="draft_model", model=drafter))
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", vocab_size=999)
+    error = refusal(fleet(target, method="draft_model", model=drafter))
+    assert error.field == "engines.1.drafter.model"
+    assert "'drafted' has vocab_size 999, the target has 1000" in error.problem
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3", "medusa", "mlp_speculator"])
+def test_a_head_of_another_hidden_size_is_refused(tmp_path: Path, target: str, method: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", hidden_size=32)
+    error = refusal(fleet(target, method=method, model=drafter))
+    assert error.field == "engines.1.drafter.model"
+    assert "hidden_size 32, the target has 64" in error.problem
+
+
+def test_a_head_of_the_same_hidden_size_fits_with_a_draft_vocabulary_of_its_own(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", draft_vocab_size=10)
+    check_models(fleet(target, method="eagle3", model=drafter))
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture"), [("eagle3", "LlamaForCausalLM"), ("draft_model", "LlamaForCausalLMEagle3")]
+)
+def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path, target: str, method: str, architecture: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", architectures=[architecture])
+    error = refusal(fleet(target, method=method, model=drafter))
+    assert error.field == "engines.1.drafter.model"
+    assert f"{architecture} is not what method {method} runs" in error.problem
+
+
+def head_folder(path: Path, **shapes: tuple[int, ...]) -> str:
+    folder = model_folder(path, architectures=["LlamaForCausalLMEagle3"])
+    tensors = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    save_file(tensors, path / "model.safetensors")
+    return folder
+
+
+def test_a_head_of_other_features_is_refused(tmp_path: Path, target: str) -> None:
+    drafter = head_folder(tmp_path / "head", **{"fc.weight": (64, 3 * 48)})
+    error = refusal(fleet(target, method="eagle3", model=drafter))
+    assert "reads 144 features, no multiple of the target's hidden size 64" in error.problem
+
+
+def test_parallel_drafting_needs_a_head_with_a_mask(tmp_path: Path, target: str) -> None:
+    drafter = head_folder(tmp_path / "head", **{"fc.weight": (64, 192)})
+    error = refusal(fleet(target, method="eagle3", model=drafter, parallel_drafting=True))
+    assert "`mask_hidden`" in error.problem
+    masked = head_folder(tmp_path / "masked", **{"fc.weight": (64, 192)}, mask_hidden=(192,))
+    check_models(fleet(target, method="eagle3", model=masked, parallel_drafting=True))
+
+
+def test_a_head_without_weights_is_refused(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "head", architectures=["LlamaForCausalLMEagle3"])
+    assert "holds no weights" in refusal(fleet(target, method="eagle3", model=drafter)).problem
+    (tmp_path / "head" / "pytorch_model.bin").write_bytes(b"not looked into")
+    check_models(fleet(target, method="eagle3", model=drafter))
+
+
+def test_weights_that_are_none_are_refused(tmp_path: Path, target: str) -> None:
+    drafter = head_folder(tmp_path / "head")
+    (tmp_path / "head" / "model.safetensors").write_bytes(b"no weights")
+    assert "is no safetensors file" in refusal(fleet(target, method="eagle3", model=drafter)).problem
+
+
+def test_a_size_that_is_not_told_is_not_compared(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "drafter", vocab_size=None)
+    check_models(fleet(target, method="draft_model", model=drafter))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, target: str, text: str) -> None:
+    drafter = model_folder(tmp_path / "drafter")
+    (tmp_path / "drafter" / "config.json").write_text(text)
+    error = refusal(fleet(target, method="draft_model", model=drafter))
+    assert error.field == "engines.1.drafter.model"
+    assert str(tmp_path / "drafter" / "config.json") in error.problem
+
+
+def test_a_config_that_is_no_text_is_refused(tmp_path: Path, target: str) -> None:
+    drafter = model_folder(tmp_path / "drafter")
+    (tmp_path / "drafter" / "config.json").write_bytes(b"\xff\xfe")
+    assert refusal(fleet(target, method="draft_model", model=drafter)).field == "engines.1.drafter.model"
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "empty").mkdir()
+    error = refusal(fleet(target, method="draft_model", model=str(tmp_path / "empty")))
+    assert error.field == "engines.1.drafter.model"
+    assert "no config.json" in error.problem
+
+
+def test_a_target_without_a_config_is_refused(tmp_path: Path) -> None:
+    error = refusal(fleet(str(tmp_path / "nowhere"), method="ngram"))
+    assert error.field == "target.source"
+
+
+def test_an_unknown_embedded_drafter_is_refused_at_its_field(target: str) -> None:
+    error = refusal(fleet(target, method="draft_model", model="embedded:no-such-drafter"))
+    assert error.field == "engines.1.drafter.model"
+    assert "no embedded drafter 'no-such-drafter'" in error.problem
+    assert error.fix
+
+
+def test_an_embedded_drafter_cannot_name_a_folder_outside(target: str) -> None:
+    error = refusal(fleet(target, method="draft_model", model="embedded:../weights"))
+    assert "no embedded drafter" in error.problem
+
+
+@pytest.mark.parametrize("drafter", shipped_drafters(), ids=lambda path: path.name)
+def test_every_shipped_drafter_fits_the_embedded_target(drafter: Path) -> None:
+    check_models(fleet("embedded", method="eagle3", model=f"embedded:{drafter.name}"))
+
+
+def test_a_drafter_class_is_left_to_vllm(target: str) -> None:
+    check_models(fleet(target, method="custom_class", model="package.module.Class"))
+
+
+def test_a_model_of_the_hub_that_is_not_cached_is_left_to_vllm(target: str) -> None:
+    check_models(fleet(target, method="draft_model", model="nobody/no-such-model"))
+
+
+def test_engines_that_are_not_started_here_are_not_checked(tmp_path: Path) -> None:
+    missing = {"source": str(tmp_path / "nowhere")}
+    engines = [{"name": "m", "kind": "mock"}, {"name": "u", "url": "http://10.0.0.7:8000"}]
+    check_models(FleetConfig.model_validate({"target": missing, "engines": engines}))
+
+
+def test_what_vllm_loads_as_model_and_drafter(target: str) -> None:
+    config = fleet(target, method="draft_model", model="some/drafter")
+    assert target_path(config.target) == target
+    drafter = config.engines[1].drafter
+    assert drafter is not None
+    assert drafter_model(drafter) == "some/drafter"

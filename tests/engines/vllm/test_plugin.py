@@ -1,0 +1,50 @@
+import importlib.metadata
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engines.vllm.plugin import KERNELS, expand, register
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_values_are_spread_over_their_rows(dtype: torch.dtype) -> None:
+    output = torch.full((5,), 9, dtype=dtype)
+    expand(output, torch.tensor([0, 3, 2], dtype=dtype), torch.tensor([2, 2, 5], dtype=torch.int32), 0, 1)
+    assert output.tolist() == [1, 1, 2, 2, 2]
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that vLLM imports
+def test_the_kernels_of_rms_norm_agree_with_vllm_s_own() -> None:
+    from vllm import ir
+
+    register()
+    generator = torch.Generator().manual_seed(0)
+    x, residual, weight = (torch.randn(shape, generator=generator) for shape in ((4, 64), (4, 64), (64,)))
+    norm, fused = ir.ops.rms_norm.impls, ir.ops.fused_add_rms_norm.impls
+    torch.testing.assert_close(norm[KERNELS].impl_fn(x, weight, 1e-5), norm["native"].impl_fn(x, weight, 1e-5))
+    wanted = fused["native"].impl_fn(x.clone(), residual.clone(), weight, 1e-5)
+    torch.testing.assert_close(fused[KERNELS].impl_fn(x.clone(), residual.clone(), weight, 1e-5), wanted)
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_head_s_likeliest_draft_token_in_the_target_s_words() -> None:
+    from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+
+    class Processor:
+        def get_top_tokens(self, lm_head: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+            return (hidden_states @ lm_head.T).argmax(-1)
+
+    register()
+    head = SimpleNamespace(
+        logits_processor=Processor(), lm_head=torch.eye(3), draft_id_to_target_id=torch.tensor([5, 6, 7])
+    )
+    tokens = Eagle3LlamaForCausalLM.get_top_tokens(head, torch.tensor([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0]]))
+    assert tokens.tolist() == [1 + 6, 0 + 5]
+
+
+def test_vllm_finds_the_plugin() -> None:
+    (plugin,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="draftpick")
+    assert plugin.value == "engines.vllm.plugin:register"
