@@ -127,7 +127,7 @@ bench-crossover: $(READY)  ## Routed against every other way to use as many engi
 	$(BIN)/python -m tests.bench.equal_resources --json tests/bench/results/equal_resources.json
 
 manifests: $(READY)  ## Make anew what follows from the code: chart schema, manifests, dashboard, generated pages
-	$(BIN)/python -m deploy.generate
+	$(BIN)/python -m draftpick.deploy.generate
 	$(BIN)/python -m tests.bench.evidence
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)

@@ -1,6 +1,6 @@
 """The composition root: a configuration becomes one Ray Serve application, engines and router together.
 
-`serve run deploy.app:build config=embedded`, a Serve YAML file with `import_path: deploy.app:build`, and
+`serve run draftpick.deploy.app:build config=embedded`, a Serve YAML file with `import_path: draftpick.deploy.app:build`, and
 `draftpick serve` all come here.
 """
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from ray import serve
 
-from deploy.config import resolve
-from engines.deployment import build_engine
-from router.deployment import RouterDeployment
+from draftpick.deploy.config import resolve
+from draftpick.engines.deployment import build_engine
+from draftpick.router.deployment import RouterDeployment
 
 APP_NAME = "draftpick"
 _IN_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.config import did_you_mean
-from engines.drafter_options import DRAFTERS
-from engines.errors import ConfigError
-from engines.preflight_checks import check_models
-from router.config.router_config import EMBEDDED, DraftpickConfig, load_config
-from router.errors import PolicyRejected
-from router.http.auth import Keyring
-from router.policies import SHIPPED, check_arms, read
-from router.registry.registry import Registry
-from router.registry.resolve import could_be_registry, read_named
+from draftpick.engines.config import did_you_mean
+from draftpick.engines.drafter_options import DRAFTERS
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.preflight_checks import check_models
+from draftpick.router.config.router_config import EMBEDDED, DraftpickConfig, load_config
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.http.auth import Keyring
+from draftpick.router.policies import SHIPPED, check_arms, read
+from draftpick.router.registry.registry import Registry
+from draftpick.router.registry.resolve import could_be_registry, read_named
 
 HIDDEN = "***"
 _ENVIRONMENTS = frozenset({"env", "env_vars"})

@@ -54,7 +54,7 @@ def load_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max
 
     Lines of a file that say their own temperature and max_tokens keep them.
     """
-    from policy_training.workloads import SAMPLED_TEMPERATURE, generate, interleaved, read_jsonl
+    from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, generate, interleaved, read_jsonl
 
     if path is None:
         return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)

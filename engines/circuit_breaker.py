@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from engines.config import Model
+from draftpick.engines.config import Model
 
 State = Literal["closed", "open", "half_open"]
 _SHARE_WEIGHT = 0.05

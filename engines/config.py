@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from engines.drafter_options import DRAFTERS, DrafterSpec
-from engines.mock.spec import MockSpec
+from draftpick.engines.drafter_options import DRAFTERS, DrafterSpec
+from draftpick.engines.mock.spec import MockSpec
 
 DRAFTER_METHODS = tuple(DRAFTERS)
 """Methods that an engine may name: the values of vLLM's `speculative_config.method`, and our own."""
@@ -96,7 +96,7 @@ class Autoscaling(Model):
     """Serve's `autoscaling_config`, on requests in flight. One replica stays at least: none would ask for another."""
 
     min_replicas: int = Field(1, ge=1, description="fewest replicas")
-    max_replicas: int = Field(1, ge=1, description="most replicas, within `router.load.autoscaler.budget`")
+    max_replicas: int = Field(1, ge=1, description="most replicas, within `draftpick.router.load.autoscaler.budget`")
     initial_replicas: int | None = Field(None, ge=1, description="replicas to begin with; absent: `min_replicas`")
     target_ongoing_requests: float = Field(8.0, gt=0, description="requests in flight that one replica should have")
     upscale_delay_s: float = Field(30.0, ge=0, description="how long more must be wanted until replicas are added")

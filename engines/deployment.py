@@ -13,13 +13,13 @@ import httpx
 import ray
 from ray import serve
 
-from engines.config import EMBEDDED, Drafter, Engine, FleetConfig
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from engines.models.cpu import computes_bfloat16
-from engines.models.paths import drafter_model, target_path
-from engines.profile.on_startup import measure_once, starting
-from engines.vllm.plugin import KERNELS
+from draftpick.engines.config import EMBEDDED, Drafter, Engine, FleetConfig
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.engines.models.cpu import computes_bfloat16
+from draftpick.engines.models.paths import drafter_model, target_path
+from draftpick.engines.profile.on_startup import measure_once, starting
+from draftpick.engines.vllm.plugin import KERNELS
 
 _NORMS = [KERNELS, "native"]
 _CPU_ENGINE_KWARGS = {
@@ -30,7 +30,7 @@ _CPU_ENGINE_KWARGS = {
 _TARGET_MAX_AGE_S = 15.0
 """How long what a router wants holds."""
 _METRICS_KWARGS = {"enable_per_request_metrics": True}
-_PAGES = "engines.vllm.middleware.VLLMPages"
+_PAGES = "draftpick.engines.vllm.middleware.VLLMPages"
 
 
 class EngineReplica:
@@ -83,7 +83,7 @@ class VLLMReplica(EngineReplica):
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, llm_config: dict[str, Any], host: str, drain_timeout_s: float, profile: str
     ) -> None:
-        from engines.vllm.llm_server import start
+        from draftpick.engines.vllm.llm_server import start
 
         model = llm_config["model_loading_config"]["model_id"]
         async with starting():
@@ -150,7 +150,7 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         "log_engine_metrics": False,
     }
     if Path(result["model_loading_config"]["model_source"]).is_dir():
-        result["callback_config"] = {"callback_class": "engines.vllm.llm_server.LocalModel"}
+        result["callback_config"] = {"callback_class": "draftpick.engines.vllm.llm_server.LocalModel"}
     if engine.deployment.accelerator_type:
         result["accelerator_type"] = engine.deployment.accelerator_type
     return result
@@ -184,7 +184,7 @@ def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     if deployment.autoscaling is None:
         options["num_replicas"] = deployment.num_replicas
     else:
-        policy = {"policy_function": "engines.deployment:scale_on_demand"}
+        policy = {"policy_function": "draftpick.engines.deployment:scale_on_demand"}
         options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling.model_dump(exclude_none=True)}
     if engine.kind == "vllm":
         first, *rest = _bundles(engine, _engine_kwargs(config, engine))

@@ -135,14 +135,14 @@ DRAFTERS: dict[str, DrafterSpec] = {
         replayable=True,
         shares_text_across_requests=SharedText(("shared",), default=False, off=False),
         options=TrigramOptions,
-        class_path="engines.drafters.trigram.proposer.TrigramProposer",
+        class_path="draftpick.engines.drafters.trigram.proposer.TrigramProposer",
     ),
     "hybrid": DrafterSpec(
         model_free=True,
         replayable=True,
         shares_text_across_requests=SharedText(("trigram", "shared"), default=False, off=False),
         options=HybridOptions,
-        class_path="engines.drafters.hybrid.HybridProposer",
+        class_path="draftpick.engines.drafters.hybrid.HybridProposer",
     ),
 }
 """Methods that an engine may name: the values of vLLM's `speculative_config.method`, then our own."""

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engines.cache_dir import cache_dir
-from engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
-from engines.drafters.trigram.table_file import table_vocab_size
-from engines.errors import ConfigError
-from engines.models.embedded import TARGET_NAME, package_folder
-from engines.models.paths import drafter_model
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
+from draftpick.engines.drafters.trigram.table_file import table_vocab_size
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.models.embedded import TARGET_NAME, package_folder
+from draftpick.engines.models.paths import drafter_model
 
 # The embedded target is converted on first use; its shape is known before that.
 _EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}

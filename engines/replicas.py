@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
-from engines.circuit_breaker import BreakerConfig, CircuitBreaker, State
-from engines.errors import EngineUnavailable
-from engines.load_report import LoadReport
+from draftpick.engines.circuit_breaker import BreakerConfig, CircuitBreaker, State
+from draftpick.engines.errors import EngineUnavailable
+from draftpick.engines.load_report import LoadReport
 
 _MIN_TIMES, _MIN_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 _NEAR = 2

@@ -1,4 +1,4 @@
-"""Distils a sentence encoder into a vector per token, which the router averages (`router.features.static_embedding`)."""
+"""Distils a sentence encoder into a vector per token, which the router averages (`draftpick.router.features.static_embedding`)."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from router.features.static_embedding import MAX_CHARS, TOKENIZER, VECTORS
-from router.openai_request import truncate
+from draftpick.router.features.static_embedding import MAX_CHARS, TOKENIZER, VECTORS
+from draftpick.router.openai_request import truncate
 
 Floats = npt.NDArray[np.float32]
 ProgressCallback = Callable[[float], None]

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Learner, LearnerSetting
-from router import policies
-from router.features.lexical import stored_context
-from router.policies import artifact
-from router.policies.base import Policy
-from router.policies.shapes import Arrays
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Learner, LearnerSetting
+from draftpick.router import policies
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.policies import artifact
+from draftpick.router.policies.base import Policy
+from draftpick.router.policies.shapes import Arrays
 
 MIN_TRAINING_REQUESTS = 16
 """Fewer tell nothing of kinds of text: a policy of so few is refused."""

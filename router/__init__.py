@@ -1,0 +1,4 @@
+if __name__ != "draftpick.router":
+    from draftpick.former_names import redirect
+
+    redirect(__name__)

@@ -14,18 +14,18 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from engines.http.client import Headers
-from router.config.router_config import LiveConfig, load_config
-from router.errors import PolicyRejected
-from router.http.app import RouterApp
-from router.load.autoscaler import TargetSetter
-from router.monitoring.explain import explain
-from router.monitoring.ray_metrics import RayMetricsExporter
-from router.openai_request import parse
-from router.parts import Parts
-from router.request.state import ClientRequest
-from router.router import Addresses, Router, fixed_address
-from router.telemetry import logging as logs
+from draftpick.engines.http.client import Headers
+from draftpick.router.config.router_config import LiveConfig, load_config
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.http.app import RouterApp
+from draftpick.router.load.autoscaler import TargetSetter
+from draftpick.router.monitoring.explain import explain
+from draftpick.router.monitoring.ray_metrics import RayMetricsExporter
+from draftpick.router.openai_request import parse
+from draftpick.router.parts import Parts
+from draftpick.router.request.state import ClientRequest
+from draftpick.router.router import Addresses, Router, fixed_address
+from draftpick.router.telemetry import logging as logs
 
 log = logging.getLogger("draftpick.router")
 

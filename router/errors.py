@@ -1,4 +1,4 @@
-"""Errors that a client sees, one tree; `router.http.app` turns them into OpenAI error bodies in one place.
+"""Errors that a client sees, one tree; `draftpick.router.http.app` turns them into OpenAI error bodies in one place.
 
 RequestError           carries an HTTP status and an OpenAI error type
 ├── BadRequest         400, the request cannot be read
@@ -19,8 +19,8 @@ import copyreg
 import math
 from typing import Any
 
-from engines.errors import DraftpickError
-from engines.http.client import Headers
+from draftpick.engines.errors import DraftpickError
+from draftpick.engines.http.client import Headers
 
 
 class RequestError(DraftpickError):

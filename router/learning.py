@@ -2,11 +2,11 @@
 
 import logging
 
-from router.load.load_model import LoadModel
-from router.online.quarantine import AcceptanceMonitor
-from router.registry.active_policy import ActivePolicies
-from router.telemetry.metrics import Metrics
-from router.types import Attempt
+from draftpick.router.load.load_model import LoadModel
+from draftpick.router.online.quarantine import AcceptanceMonitor
+from draftpick.router.registry.active_policy import ActivePolicies
+from draftpick.router.telemetry.metrics import Metrics
+from draftpick.router.types import Attempt
 
 log = logging.getLogger("draftpick.router")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from router.errors import BadRequest
+from draftpick.router.errors import BadRequest
 
 MAX_TEXT_CHARS = 4000
 """Longer prompts are cut for the embedding alone: their beginning and end are kept."""

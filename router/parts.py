@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.http.client import EngineClient
-from engines.replicas import ReplicaTable
-from router.config.router_config import RouterConfig
-from router.features.featurizer import Featurizer
-from router.learning import Learning
-from router.load.demand import Demand
-from router.load.load_model import LoadModel
-from router.online.events import Event, EventLog
-from router.online.quarantine import AcceptanceMonitor
-from router.policies.base import Policy
-from router.records import RecordWriter
-from router.registry.active_policy import ActivePolicies
-from router.request.admission import Admission
-from router.request.decision import DecisionMaker
-from router.request.dispatcher import Dispatcher
-from router.request.prefix_index import PrefixIndex
-from router.request.shadow import Shadow
-from router.telemetry.metrics import Metrics
-from router.telemetry.recent_requests import RecentRequests
-from router.telemetry.tracing import Tracing
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.learning import Learning
+from draftpick.router.load.demand import Demand
+from draftpick.router.load.load_model import LoadModel
+from draftpick.router.online.events import Event, EventLog
+from draftpick.router.online.quarantine import AcceptanceMonitor
+from draftpick.router.policies.base import Policy
+from draftpick.router.records import RecordWriter
+from draftpick.router.registry.active_policy import ActivePolicies
+from draftpick.router.request.admission import Admission
+from draftpick.router.request.decision import DecisionMaker
+from draftpick.router.request.dispatcher import Dispatcher
+from draftpick.router.request.prefix_index import PrefixIndex
+from draftpick.router.request.shadow import Shadow
+from draftpick.router.telemetry.metrics import Metrics
+from draftpick.router.telemetry.recent_requests import RecentRequests
+from draftpick.router.telemetry.tracing import Tracing
 
 event_log = logging.getLogger("draftpick.events")
 

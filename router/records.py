@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from router.config.router_config import RecordsConfig
-from router.features.lexical import stored_context
-from router.types import Attempt, Decision, LoadTerms, Outcome, Record
+from draftpick.router.config.router_config import RecordsConfig
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, Record
 
 SCHEMA = 1
 _FLUSH_S = 0.5

@@ -10,34 +10,34 @@ from pathlib import Path
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
-from engines.errors import ConfigError
-from engines.http.client import EngineClient
-from engines.models.embedded import ENCODER_NAME, encoder_path
-from engines.replicas import ReplicaTable
-from router.config.router_config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
-from router.errors import PolicyRejected
-from router.features.featurizer import Featurizer, LexicalFeaturizer, SentenceFeaturizer
-from router.features.sentence_encoder import load_sentence_encoder
-from router.features.static_embedding import StaticFeaturizer
-from router.http.app import RouterApp
-from router.http.auth import Keyring
-from router.load.autoscaler import Autoscaler, TargetSetter
-from router.load.engine_poller import EnginePoller
-from router.monitoring.fleet_metrics import fleet_metrics, page_of
-from router.monitoring.gauges import StateCollector
-from router.online.events import Event, EventLog
-from router.online.peer_store import PeerStore
-from router.online.peer_sync import PeerSync
-from router.parts import build_parts
-from router.policies import check_features
-from router.policies.base import Policy
-from router.policies.baselines import FixedPolicy
-from router.records import RecordWriter
-from router.registry.pointer_file import FileWatcher
-from router.registry.registry import STATE, Registry
-from router.registry.resolve import ResolvedPolicy, could_be_registry, resolve, resolve_configured
-from router.request.shadow import WORKERS
-from router.telemetry.tracing import Tracing
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.models.embedded import ENCODER_NAME, encoder_path
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.router_config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.features.featurizer import Featurizer, LexicalFeaturizer, SentenceFeaturizer
+from draftpick.router.features.sentence_encoder import load_sentence_encoder
+from draftpick.router.features.static_embedding import StaticFeaturizer
+from draftpick.router.http.app import RouterApp
+from draftpick.router.http.auth import Keyring
+from draftpick.router.load.autoscaler import Autoscaler, TargetSetter
+from draftpick.router.load.engine_poller import EnginePoller
+from draftpick.router.monitoring.fleet_metrics import fleet_metrics, page_of
+from draftpick.router.monitoring.gauges import StateCollector
+from draftpick.router.online.events import Event, EventLog
+from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.online.peer_sync import PeerSync
+from draftpick.router.parts import build_parts
+from draftpick.router.policies import check_features
+from draftpick.router.policies.base import Policy
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.records import RecordWriter
+from draftpick.router.registry.pointer_file import FileWatcher
+from draftpick.router.registry.registry import STATE, Registry
+from draftpick.router.registry.resolve import ResolvedPolicy, could_be_registry, resolve, resolve_configured
+from draftpick.router.request.shadow import WORKERS
+from draftpick.router.telemetry.tracing import Tracing
 
 log = logging.getLogger("draftpick.router")
 

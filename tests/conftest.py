@@ -11,7 +11,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, settings
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from engines.mock.app import MockSpec
+from draftpick.engines.mock.app import MockSpec
 from tests import fleet
 from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
 from tests.leaks import Exporter, Trace, found

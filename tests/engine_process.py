@@ -6,7 +6,7 @@ import sys
 import httpx
 import uvicorn
 
-from engines.mock.app import MockSpec, mock_app
+from draftpick.engines.mock.app import MockSpec, mock_app
 
 _START_S = 30.0
 
@@ -15,7 +15,7 @@ class EngineProcess:
     """Serves `model` on a port that it keeps."""
 
     def __init__(self, spec: MockSpec, model: str, name: str) -> None:
-        from deploy.launch.ray_serve import free_port  # the process itself needs no Ray
+        from draftpick.deploy.launch.ray_serve import free_port  # the process itself needs no Ray
 
         self._arguments = [model, name, spec.model_dump_json()]
         self._port = free_port()

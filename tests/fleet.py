@@ -12,25 +12,25 @@ import httpx
 from opentelemetry.sdk.trace import SpanProcessor
 from starlette.types import ASGIApp
 
-from engines.http.client import EngineClient
-from engines.http.server import LocalServer
-from engines.mock.app import MockEngine, MockSpec, mock_app
-from engines.replicas import ReplicaTable
-from router.config.router_config import RecordsConfig, RouterConfig
-from router.features.featurizer import Featurizer
-from router.http.app import RouterApp
-from router.http.auth import Keyring
-from router.monitoring.fleet_metrics import fleet_metrics, page_of
-from router.monitoring.gauges import StateCollector
-from router.online.events import EventLog
-from router.parts import Parts, build_parts
-from router.policies import load
-from router.policies.base import Policy
-from router.policies.baselines import FixedPolicy
-from router.records import RecordWriter, read
-from router.registry.registry import Registry
-from router.telemetry.tracing import Tracing
-from router.types import Record
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockEngine, MockSpec, mock_app
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.router_config import RecordsConfig, RouterConfig
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.http.app import RouterApp
+from draftpick.router.http.auth import Keyring
+from draftpick.router.monitoring.fleet_metrics import fleet_metrics, page_of
+from draftpick.router.monitoring.gauges import StateCollector
+from draftpick.router.online.events import EventLog
+from draftpick.router.parts import Parts, build_parts
+from draftpick.router.policies import load
+from draftpick.router.policies.base import Policy
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.records import RecordWriter, read
+from draftpick.router.registry.registry import Registry
+from draftpick.router.telemetry.tracing import Tracing
+from draftpick.router.types import Record
 from tests.leaks import PROMPT
 
 MODEL = "mock-model"
@@ -60,7 +60,7 @@ def asked(api: str = CHAT, text: str = f"hello {PROMPT}", **fields: Any) -> dict
 
 
 def router_pids() -> list[int]:
-    """The processes of `deploy.launch.standalone.RouterProcesses` that run now, in the order of their numbers."""
+    """The processes of `draftpick.deploy.launch.standalone.RouterProcesses` that run now, in the order of their numbers."""
     running = sorted(multiprocessing.active_children(), key=lambda process: process.name)
     return [process.pid for process in running if process.name.startswith("router-") and process.pid is not None]
 

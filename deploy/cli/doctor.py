@@ -11,13 +11,13 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from deploy.console import Json, Seed, fail, out, progress_bar
-from engines.errors import ConfigError
+from draftpick.deploy.console import Json, Seed, fail, out, progress_bar
+from draftpick.engines.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deploy.doctor import Finding
-    from deploy.workflows.headroom import HeadroomOptions, HeadroomResult
-    from policy_training.evaluation.evaluate import Interval
+    from draftpick.deploy.doctor import Finding
+    from draftpick.deploy.workflows.headroom import HeadroomOptions, HeadroomResult
+    from draftpick.policy_training.evaluation.evaluate import Interval
 
 doctor_app = typer.Typer()
 
@@ -74,7 +74,7 @@ def doctor(
         raise typer.Exit(_examined(config, url, host, patience, everything, as_json))
     if url:
         fail("--url goes without --headroom", 2)
-    from deploy.workflows.headroom import HeadroomOptions
+    from draftpick.deploy.workflows.headroom import HeadroomOptions
 
     asked = HeadroomOptions(
         config, records, data, prompts, profiles, rate, worth, learner, n, max_tokens, sampled_share, output, seed
@@ -86,9 +86,9 @@ def _examined(
     config: str | None, urls: Sequence[str], host: str, patience_s: float, everything: bool, as_json: bool
 ) -> int:
     """Ask every check, show what they found, and give the exit code."""
-    from deploy.doctor import examine
-    from deploy.doctor.findings import LEVELS
-    from deploy.doctor.inputs import addresses_of, read_context
+    from draftpick.deploy.doctor import examine
+    from draftpick.deploy.doctor.findings import LEVELS
+    from draftpick.deploy.doctor.inputs import addresses_of, read_context
 
     try:
         case = read_context(config, addresses_of(urls), host, patience_s)
@@ -126,14 +126,14 @@ def _show(found: "Sequence[Finding]", everything: bool) -> None:
 
 def _judged(options: "HeadroomOptions", plot: Path | None, as_json: bool) -> None:
     """Judge the requests, show the verdict, and write the picture."""
-    from deploy.workflows.headroom import FITS, evaluate_headroom
-    from deploy.workflows.headroom import as_json as for_a_program
+    from draftpick.deploy.workflows.headroom import FITS, evaluate_headroom
+    from draftpick.deploy.workflows.headroom import as_json as for_a_program
 
     with progress_bar() as bar:
         row = bar.add_task("judging", total=FITS)
         found = evaluate_headroom(options, lambda: bar.advance(row))
     if plot is not None:
-        from deploy.plots.headroom import plot_headroom
+        from draftpick.deploy.plots.headroom import plot_headroom
 
         plot_headroom(found.evidence.found, options.worth, plot)
     if as_json:
@@ -143,7 +143,7 @@ def _judged(options: "HeadroomOptions", plot: Path | None, as_json: bool) -> Non
 
 
 def _advise(found: "HeadroomResult") -> None:
-    from policy_training.headroom.verdict import crossovers, describe, reasons_against
+    from draftpick.policy_training.headroom.verdict import crossovers, describe, reasons_against
 
     evidence, colours = found.evidence, {"worth it": "green", "not worth it": "red", "cannot tell": "yellow"}
     colour = colours[evidence.verdict]

@@ -8,8 +8,8 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deploy.console import Config, Json, Port, Prompts, Seed, load_prompts, out, progress_bar, say
-from deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.console import Config, Json, Port, Prompts, Seed, load_prompts, out, progress_bar, say
+from draftpick.deploy.workflows.prepare_models import prepare_models
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
 
@@ -62,9 +62,9 @@ def table(
 
     Example: draftpick drafters table --config embedded -n 36 --repeats 3
     """
-    from deploy.config import resolve
-    from deploy.workflows.drafter_benchmark import read_table, report, run_table
-    from policy_training.workloads import interleaved
+    from draftpick.deploy.config import resolve
+    from draftpick.deploy.workflows.drafter_benchmark import read_table, report, run_table
+    from draftpick.policy_training.workloads import interleaved
 
     fleet = resolve(config)
     if again:
@@ -98,11 +98,11 @@ def replay(
 
     Example: draftpick drafters replay --config embedded
     """
-    from deploy.config import resolve, with_router
-    from deploy.launch.ray_serve import running
-    from deploy.workflows.replay_check import replay_fleet
-    from deploy.workflows.results import write
-    from engines.drafters.replay import LENGTHS
+    from draftpick.deploy.config import resolve, with_router
+    from draftpick.deploy.launch.ray_serve import running
+    from draftpick.deploy.workflows.replay_check import replay_fleet
+    from draftpick.deploy.workflows.results import write
+    from draftpick.engines.drafters.replay import LENGTHS
 
     fleet = resolve(config)
     if not any(engine.can_replay for engine in fleet.engines if engine.drafter is not None):
@@ -142,7 +142,7 @@ def corpus(
 
     Example: draftpick drafters corpus --prompts generated --out table.safetensors
     """
-    from deploy.workflows.drafter_corpus import Corpus, answers_of, make_table, target_folder
+    from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of, make_table, target_folder
 
     if not texts and not prompts:
         raise typer.BadParameter("give --text or --prompts")
@@ -177,12 +177,12 @@ def distill(
 
     Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter --loss kl
     """
-    from deploy.workflows.drafter_corpus import Corpus
-    from deploy.workflows.drafter_training import run_distill
-    from engines.drafters.training.distill import DistillOptions
-    from engines.drafters.training.losses import LOSSES
-    from engines.drafters.training.small_llama import Size
-    from engines.drafters.training.trainer import FitOptions
+    from draftpick.deploy.workflows.drafter_corpus import Corpus
+    from draftpick.deploy.workflows.drafter_training import run_distill
+    from draftpick.engines.drafters.training.distill import DistillOptions
+    from draftpick.engines.drafters.training.losses import LOSSES
+    from draftpick.engines.drafters.training.small_llama import Size
+    from draftpick.engines.drafters.training.trainer import FitOptions
 
     if loss not in LOSSES:
         raise typer.BadParameter(f"unknown loss {loss!r} ({', '.join(LOSSES)})", param_hint="--loss")
@@ -220,10 +220,10 @@ def eagle(
 
     Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated:math@500 --out heads/math
     """
-    from deploy.workflows.drafter_corpus import Corpus
-    from deploy.workflows.drafter_training import run_eagle
-    from engines.drafters.training.eagle3 import EagleOptions
-    from engines.drafters.training.trainer import FitOptions
+    from draftpick.deploy.workflows.drafter_corpus import Corpus
+    from draftpick.deploy.workflows.drafter_training import run_eagle
+    from draftpick.engines.drafters.training.eagle3 import EagleOptions
+    from draftpick.engines.drafters.training.trainer import FitOptions
 
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
     corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
@@ -252,14 +252,14 @@ def losses(
 
     Example: draftpick drafters losses --prompts gsm8k.jsonl --out runs/losses
     """
-    from deploy.workflows.drafter_corpus import Corpus
-    from deploy.workflows.drafter_training import compare_losses
-    from deploy.workflows.results import write
-    from engines.drafters.training.distill import DistillOptions
-    from engines.drafters.training.losses import LOSSES
-    from engines.drafters.training.small_llama import Size
-    from engines.drafters.training.trainer import FitOptions
-    from policy_training.evaluation.evaluate import Interval
+    from draftpick.deploy.workflows.drafter_corpus import Corpus
+    from draftpick.deploy.workflows.drafter_training import compare_losses
+    from draftpick.deploy.workflows.results import write
+    from draftpick.engines.drafters.training.distill import DistillOptions
+    from draftpick.engines.drafters.training.losses import LOSSES
+    from draftpick.engines.drafters.training.small_llama import Size
+    from draftpick.engines.drafters.training.trainer import FitOptions
+    from draftpick.policy_training.evaluation.evaluate import Interval
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))
@@ -294,8 +294,8 @@ def layer_skip(
 
     Example: draftpick drafters layer-skip --prompts prompts.jsonl --out runs/self --heal-minutes 20
     """
-    from deploy.workflows.drafter_corpus import Corpus
-    from deploy.workflows.layer_skip import run_layer_skip
+    from draftpick.deploy.workflows.drafter_corpus import Corpus
+    from draftpick.deploy.workflows.layer_skip import run_layer_skip
 
     corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
     with progress_bar() as bar:

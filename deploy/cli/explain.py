@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.console import Json, Url, fail, out
-from engines.errors import DraftpickError
+from draftpick.deploy.console import Json, Url, fail, out
+from draftpick.engines.errors import DraftpickError
 
 explain_app = typer.Typer()
 
@@ -55,8 +55,8 @@ def explain(
 
 def explained(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """What the router at `url` tells of a request. Raises `DraftpickError`, and httpx.HTTPError where none answers."""
-    from policy_training.data.collect import authorization
-    from router.config.sections import ADMIN_KEY_VARIABLE
+    from draftpick.policy_training.data.collect import authorization
+    from draftpick.router.config.sections import ADMIN_KEY_VARIABLE
 
     answer = httpx.post(f"{url}/v1/route/explain", json=body, timeout=_PATIENCE_S, headers=authorization())
     try:

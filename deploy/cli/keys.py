@@ -9,9 +9,9 @@ import typer
 import yaml
 from rich.table import Table
 
-from deploy.console import Json, err, fail, out
-from engines.atomic_write import atomic_write
-from router.http.auth import Key, digest, new_key, read_keys
+from draftpick.deploy.console import Json, err, fail, out
+from draftpick.engines.atomic_write import atomic_write
+from draftpick.router.http.auth import Key, digest, new_key, read_keys
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the router: `router.keys.file` holds their hashes.")
 

@@ -13,20 +13,20 @@ import httpx
 import typer
 from rich.table import Table
 
-from deploy.cli.doctor import doctor_app
-from deploy.cli.drafters import drafters_app
-from deploy.cli.explain import explain_app
-from deploy.cli.keys import keys_app
-from deploy.cli.plan import plan_app
-from deploy.cli.policies import registry_app
-from deploy.cli.profile import profile_app
-from deploy.cli.report import report_app
-from deploy.cli.retrain import retrain_app
-from deploy.cli.serve import serve_app
-from deploy.cli.train import policy_app
-from deploy.console import Config, Json, Port, Seed, err, fail, out, progress_bar
-from deploy.workflows.prepare_models import prepare_models
-from engines.errors import ConfigError, DraftpickError
+from draftpick.deploy.cli.doctor import doctor_app
+from draftpick.deploy.cli.drafters import drafters_app
+from draftpick.deploy.cli.explain import explain_app
+from draftpick.deploy.cli.keys import keys_app
+from draftpick.deploy.cli.plan import plan_app
+from draftpick.deploy.cli.policies import registry_app
+from draftpick.deploy.cli.profile import profile_app
+from draftpick.deploy.cli.report import report_app
+from draftpick.deploy.cli.retrain import retrain_app
+from draftpick.deploy.cli.serve import serve_app
+from draftpick.deploy.cli.train import policy_app
+from draftpick.deploy.console import Config, Json, Port, Seed, err, fail, out, progress_bar
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.engines.errors import ConfigError, DraftpickError
 
 app = typer.Typer(
     name="draftpick",
@@ -85,8 +85,8 @@ def check_config(
 
     Example: draftpick check-config fleet.yaml
     """
-    from deploy.config import policy_warning, redacted, resolve
-    from router.config.router_config import ConfigProblems
+    from draftpick.deploy.config import policy_warning, redacted, resolve
+    from draftpick.router.config.router_config import ConfigProblems
 
     try:
         fleet = resolve(config)
@@ -115,9 +115,9 @@ def models(
 
     Example: draftpick models --prepare
     """
-    from engines.cache_dir import cache_dir
-    from engines.config import EMBEDDED, Engine, FleetConfig, Target
-    from engines.models.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
+    from draftpick.engines.cache_dir import cache_dir
+    from draftpick.engines.config import EMBEDDED, Engine, FleetConfig, Target
+    from draftpick.engines.models.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
 
     if prepare:
         prepare_models(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))
@@ -149,10 +149,10 @@ def demo(
 
     Example: draftpick demo --minutes 5 --out runs/demo
     """
-    from deploy.config import resolve
+    from draftpick.deploy.config import resolve
 
     fleet = resolve(config)
-    from deploy.workflows.demo import run_demo
+    from draftpick.deploy.workflows.demo import run_demo
 
     prepare_models(fleet)
     run_demo(

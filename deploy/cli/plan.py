@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from deploy.console import Json, Seed, fail, out, progress_bar
-from engines.config import EMBEDDED
+from draftpick.deploy.console import Json, Seed, fail, out, progress_bar
+from draftpick.engines.config import EMBEDDED
 
 plan_app = typer.Typer()
 
@@ -71,12 +71,12 @@ def simulate(
 
     Example: draftpick simulate --profiles profiles --traffic six_kinds --rate 4 --fleet general=2,suffix=2
     """
-    from policy_training.simulator.capacity_plan import WARM_UP
-    from policy_training.simulator.fleet import Fleet
-    from policy_training.simulator.routing import strategy
-    from policy_training.simulator.simulate import Run, intervals
-    from policy_training.simulator.simulate import simulate as run
-    from policy_training.simulator.traffic import predicted_tau
+    from draftpick.policy_training.simulator.capacity_plan import WARM_UP
+    from draftpick.policy_training.simulator.fleet import Fleet
+    from draftpick.policy_training.simulator.routing import strategy
+    from draftpick.policy_training.simulator.simulate import Run, intervals
+    from draftpick.policy_training.simulator.simulate import simulate as run
+    from draftpick.policy_training.simulator.traffic import predicted_tau
 
     arms = _arms(profiles, needs)
     counts = {name: _whole(count, "--fleet") for name, count in _pairs(fleet.split(","), "--fleet").items()}
@@ -97,7 +97,7 @@ def simulate(
                 bar.advance(row)
     found = {name: intervals([one.figures(WARM_UP) for one in several]) for name, several in runs.items()}
     if plot is not None:
-        from deploy.plots.plan import plot_latencies
+        from draftpick.deploy.plots.plan import plot_latencies
 
         plot_latencies({name: several[0].latency_s for name, several in runs.items()}, plot)
     if as_json:
@@ -142,8 +142,8 @@ def plan(
       draftpick plan -a 8 --profiles profiles --records records
       draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --needs big=2
     """
-    from policy_training.simulator.capacity_plan import PlanQuestion
-    from policy_training.simulator.capacity_plan import plan as search
+    from draftpick.policy_training.simulator.capacity_plan import PlanQuestion
+    from draftpick.policy_training.simulator.capacity_plan import plan as search
 
     arms = _arms(profiles, needs)
     source = _traffic(arms, traffic, data, records, policy, rate, requests)
@@ -156,7 +156,7 @@ def plan(
             question, lambda tried, best: bar.update(row, description=f"searching, best {best:.3g} s", completed=tried)
         )
     if plot is not None:
-        from deploy.plots.plan import plot_plan
+        from draftpick.deploy.plots.plan import plot_plan
 
         plot_plan(found, plot)
     within = None if limit is None else (found.value if found.better else found.single_value).high <= limit
@@ -179,8 +179,8 @@ def plan(
 
 
 def _arms(paths: Sequence[Path], needs: Sequence[str]) -> dict[str, Any]:
-    from engines.profile.profile import Profile, ProfileError
-    from policy_training.simulator.engine import Arm
+    from draftpick.engines.profile.profile import Profile, ProfileError
+    from draftpick.policy_training.simulator.engine import Arm
 
     wanted = _pairs(needs, "--needs")
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
@@ -209,16 +209,16 @@ def _traffic(
     n: int,
 ) -> Any:
     """The traffic that was asked for, of these engines."""
-    from policy_training.data.dataset import load
-    from policy_training.data.from_records import from_records
-    from policy_training.simulator.traffic import (
+    from draftpick.policy_training.data.dataset import load
+    from draftpick.policy_training.data.from_records import from_records
+    from draftpick.policy_training.simulator.traffic import (
         RecordedTraffic,
         SyntheticTraffic,
         dataset_traffic,
         read_spec,
         records_traffic,
     )
-    from router.policies import SHIPPED, read
+    from draftpick.router.policies import SHIPPED, read
 
     if sum([spec is not None, bool(data), records is not None]) != 1:
         fail("give one of --traffic, --data and --records", 2)

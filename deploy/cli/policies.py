@@ -8,10 +8,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.console import Json, err, out, say
+from draftpick.deploy.console import Json, err, out, say
 
 if TYPE_CHECKING:
-    from router.registry.registry import Registry, RegistryState
+    from draftpick.router.registry.registry import Registry, RegistryState
 
 registry_app = typer.Typer(
     no_args_is_help=True, help="The registry of policies: what serves, what is on its way, and what was before."
@@ -49,7 +49,7 @@ def show(id: Id, registry: Folder, as_json: Json = False) -> None:
 
     Example: draftpick policies show p0001 --registry /shared/policies
     """
-    from router.policies import artifact
+    from draftpick.router.policies import artifact
 
     policies = _opened(registry)
     entry = policies.state().entry(id)
@@ -79,7 +79,7 @@ def add(
 
     Example: draftpick policies add runs/policy --registry /shared/policies
     """
-    from router.registry.registry import Registry
+    from draftpick.router.registry.registry import Registry
 
     policies = Registry(registry)
     id = policies.add(folder, {"reason": reason}, _BY)
@@ -188,8 +188,8 @@ def prune(
 
 def _opened(path: Path) -> "Registry":
     """The registry in `path`. Raises `PolicyRejected` when there is none."""
-    from router.errors import PolicyRejected
-    from router.registry.registry import Registry, is_registry
+    from draftpick.router.errors import PolicyRejected
+    from draftpick.router.registry.registry import Registry, is_registry
 
     if not is_registry(path):
         raise PolicyRejected(f"{path} is no registry (make one: draftpick policies add FOLDER --registry {path})")

@@ -9,10 +9,10 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from deploy.console import Json, err, out, progress_bar, say
-from deploy.workflows.prepare_models import prepare_models
-from engines.errors import ConfigError
-from engines.profile.profile import GREEDY, SAMPLED, Profile
+from draftpick.deploy.console import Json, err, out, progress_bar, say
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
 
 profile_app = typer.Typer()
 
@@ -42,7 +42,7 @@ def profile(
 
     Each engine is started alone and measured for about a minute. Nothing else may run on the machine meanwhile; what
     was measured on a busy one is not kept. An engine that somebody else runs finds its profile if it is measured on its
-    own machine and was started with `--middleware engines.vllm.middleware.VLLMPages`.
+    own machine and was started with `--middleware draftpick.engines.vllm.middleware.VLLMPages`.
 
     Examples:
 
@@ -50,9 +50,9 @@ def profile(
       draftpick profile fleet.yaml --batches 1,2,4,8,16,32 --contexts 64,1024 --plot steps.png
       draftpick profile --url mine=http://10.0.0.7:8000 --json
     """
-    from deploy.config import resolve
-    from deploy.workflows.profile import plot, save, subjects
-    from engines.profile.measure import ProfilePlan
+    from draftpick.deploy.config import resolve
+    from draftpick.deploy.workflows.profile import plot, save, subjects
+    from draftpick.engines.profile.measure import ProfilePlan
 
     # A profile begins with one request alone.
     plan = ProfilePlan(tuple(sorted({1, *_numbers("--batches", batches)})), _numbers("--contexts", contexts))
@@ -73,9 +73,9 @@ def profile(
 
 def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[str, str]]:
     """(profiles, the files of those that are kept) of all engines, one after another."""
-    from deploy.workflows.profile import measured
-    from engines.profile import cache as profile_cache
-    from engines.profile.on_startup import MAX_DISAGREEMENT
+    from draftpick.deploy.workflows.profile import measured
+    from draftpick.engines.profile import cache as profile_cache
+    from draftpick.engines.profile.on_startup import MAX_DISAGREEMENT
 
     found: dict[str, Profile] = {}
     kept: dict[str, str] = {}

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy.cli.train import Data, Default, Homes
-from deploy.console import Json, out, progress_bar, say
-from engines.config import EMBEDDED
+from draftpick.deploy.cli.train import Data, Default, Homes
+from draftpick.deploy.console import Json, out, progress_bar, say
+from draftpick.engines.config import EMBEDDED
 
 report_app = typer.Typer()
 
@@ -34,13 +34,13 @@ def report(
 
     Example: draftpick report --data runs/live --data runs/replayed --out runs/report.html
     """
-    from deploy.workflows.featurizers import read_training_domains
-    from deploy.workflows.report import PaperSection, ReportOptions, as_rows, fits, run_report
-    from deploy.workflows.train import matrix_of
-    from policy_training.benchmark.experiments import ExperimentSetup
-    from policy_training.data.dataset import load, smallest_featurizer
-    from policy_training.data.step_costs import Costs
-    from policy_training.learners import DEFAULT, LEARNERS, learner
+    from draftpick.deploy.workflows.featurizers import read_training_domains
+    from draftpick.deploy.workflows.report import PaperSection, ReportOptions, as_rows, fits, run_report
+    from draftpick.deploy.workflows.train import matrix_of
+    from draftpick.policy_training.benchmark.experiments import ExperimentSetup
+    from draftpick.policy_training.data.dataset import load, smallest_featurizer
+    from draftpick.policy_training.data.step_costs import Costs
+    from draftpick.policy_training.learners import DEFAULT, LEARNERS, learner
 
     wanted = _listed(learners) or list(LEARNERS)
     for name in wanted:
@@ -108,11 +108,11 @@ def curve(
 
     Example: draftpick curve --data runs/judged --more runs/more
     """
-    from deploy.workflows.featurizers import read_training_domains
-    from deploy.workflows.learning_curve import costs_of, run_learning_curve
-    from policy_training.benchmark.experiments import ExperimentSetup
-    from policy_training.data.dataset import load, smallest_featurizer
-    from policy_training.learners import learner
+    from draftpick.deploy.workflows.featurizers import read_training_domains
+    from draftpick.deploy.workflows.learning_curve import costs_of, run_learning_curve
+    from draftpick.policy_training.benchmark.experiments import ExperimentSetup
+    from draftpick.policy_training.data.dataset import load, smallest_featurizer
+    from draftpick.policy_training.learners import learner
 
     learner(name)
     known = costs_of(costs)
@@ -142,7 +142,7 @@ def _listed(text: str) -> list[str]:
 
 def matrix_from(paths: list[Path], featurizer: str, arms: Any, costs: Any) -> Any:
     """The matrix of replayed datasets under costs that are known; None where there are none."""
-    from policy_training.data.dataset import load
-    from policy_training.data.matrix import matrix
+    from draftpick.policy_training.data.dataset import load
+    from draftpick.policy_training.data.matrix import matrix
 
     return matrix(load(*paths), arms, featurizer=featurizer, costs=costs) if paths else None

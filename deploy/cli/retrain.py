@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy.cli.train import Checkpoints, Default, Homes, workers_of
-from deploy.console import Json, Seed, err, fail, out, progress_bar
+from draftpick.deploy.cli.train import Checkpoints, Default, Homes, workers_of
+from draftpick.deploy.console import Json, Seed, err, fail, out, progress_bar
 
 retrain_app = typer.Typer()
 _CLUSTER_BEGINS_S = 30.0
@@ -76,13 +76,13 @@ def retrain(
     """
     if submit is not None:
         sys.exit(_submitted(submit))
-    from policy_training.data.dataset import load
-    from policy_training.data.record_store import RecordStore
-    from policy_training.learners import learner as learner_of
-    from policy_training.retraining.canary import Limits
-    from policy_training.retraining.controller import RolloutConfig, RolloutController
-    from policy_training.retraining.pipeline import RetrainingPlan
-    from router.registry.registry import Registry
+    from draftpick.policy_training.data.dataset import load
+    from draftpick.policy_training.data.record_store import RecordStore
+    from draftpick.policy_training.learners import learner as learner_of
+    from draftpick.policy_training.retraining.canary import Limits
+    from draftpick.policy_training.retraining.controller import RolloutConfig, RolloutController
+    from draftpick.policy_training.retraining.pipeline import RetrainingPlan
+    from draftpick.router.registry.registry import Registry
 
     if reworded and not data:
         fail("--reworded needs --data: the same requests in their own words", 2)
@@ -115,8 +115,8 @@ def retrain(
 
 def _keep(keeper: Any, poll_s: float) -> None:
     """Step for ever; what fails is told of and tried again."""
-    from policy_training.data.dataset import DatasetError
-    from router.errors import PolicyRejected
+    from draftpick.policy_training.data.dataset import DatasetError
+    from draftpick.router.errors import PolicyRejected
 
     said = ""
     while True:
@@ -140,7 +140,7 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _homes(homes: list[str], featurizer: str | None) -> Any:
-    from deploy.workflows.featurizers import read_training_domains
+    from draftpick.deploy.workflows.featurizers import read_training_domains
 
     if homes and featurizer is None:
         fail("--home needs --featurizer: whose contexts of these texts", 2)
@@ -162,7 +162,7 @@ def _submitted(address: str) -> int:
     at = next(i for i, one in enumerate(arguments) if one.split("=")[0] == "--submit")
     del arguments[at : at + (1 if "=" in arguments[at] else 2)]
     client = JobSubmissionClient(address)
-    job = _job(client, shlex.join([sys.executable, "-m", "deploy.cli.main", *arguments]), address)
+    job = _job(client, shlex.join([sys.executable, "-m", "draftpick.deploy.cli.main", *arguments]), address)
     err.print(f"job {job} on {address}", highlight=False)
     shown = 0
     while True:
@@ -198,7 +198,7 @@ def events(
 
     Example: draftpick events --records records --since 24
     """
-    from policy_training.data.record_store import RecordStore
+    from draftpick.policy_training.data.record_store import RecordStore
 
     found = RecordStore(records).events(time.time() - 3600 * since if since else 0.0)
     for event in found:

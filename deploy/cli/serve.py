@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from deploy.console import Config, err, out, progress_bar
-from deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.console import Config, err, out, progress_bar
+from draftpick.deploy.workflows.prepare_models import prepare_models
 
 serve_app = typer.Typer()
 
@@ -45,7 +45,7 @@ def serve(
 
     Example: draftpick serve --config embedded --port 8000
     """
-    from deploy.config import policy_warning, resolve, with_engines, with_router
+    from draftpick.deploy.config import policy_warning, resolve, with_engines, with_router
 
     fleet = resolve(config)
     if engines:
@@ -56,7 +56,7 @@ def serve(
         _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
     _warn_if_open(fleet, host)
     prepare_models(fleet)
-    from deploy.launch.ray_serve import running
+    from draftpick.deploy.launch.ray_serve import running
 
     stop = threading.Event()
     with progress_bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
@@ -83,8 +83,8 @@ def route(
 
     Example: draftpick route --config engines.yaml --port 8000 --processes 2
     """
-    from deploy.config import policy_warning, resolve, with_router
-    from deploy.launch.standalone import RouterProcesses
+    from draftpick.deploy.config import policy_warning, resolve, with_router
+    from draftpick.deploy.launch.standalone import RouterProcesses
 
     fleet = resolve(config)
     if policy is not None:
@@ -109,7 +109,7 @@ def _warn(text: str) -> None:
 
 
 def _warn_if_open(fleet: Any, host: str) -> None:
-    from router.http.auth import Keyring
+    from draftpick.router.http.auth import Keyring
 
     if host not in _LOOPBACK and not Keyring(fleet.router.keys):
         _warn(

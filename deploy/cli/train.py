@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deploy.console import Config, Json, Port, Prompts, Seed, Url, fail, load_prompts, out, progress_bar, say
+from draftpick.deploy.console import (
+    Config,
+    Json,
+    Port,
+    Prompts,
+    Seed,
+    Url,
+    fail,
+    load_prompts,
+    out,
+    progress_bar,
+    say,
+)
 
 policy_app = typer.Typer()
 
@@ -54,10 +66,10 @@ def collect(
 
     Example: draftpick collect --config embedded --out runs/live -n 60
     """
-    from deploy.workflows.collect import fleet_at, measure_parts
-    from deploy.workflows.featurizers import featurizers
-    from policy_training.data.contexts import refresh_contexts
-    from policy_training.data.dataset import DatasetParts, load
+    from draftpick.deploy.workflows.collect import fleet_at, measure_parts
+    from draftpick.deploy.workflows.featurizers import featurizers
+    from draftpick.policy_training.data.contexts import refresh_contexts
+    from draftpick.policy_training.data.dataset import DatasetParts, load
 
     chosen, parts, made = load_prompts(prompts, n, seed, sampled_share, max_tokens), DatasetParts(output), featurizers()
     renewed = refresh_contexts(output, chosen, made)
@@ -99,9 +111,9 @@ def label(
 
     Example: draftpick label --out runs/replayed -n 2000
     """
-    from deploy.config import resolve
-    from deploy.workflows.label import label_prompts
-    from policy_training.workloads import reword
+    from draftpick.deploy.config import resolve
+    from draftpick.deploy.workflows.label import label_prompts
+    from draftpick.policy_training.workloads import reword
 
     chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens)
     if reworded:
@@ -131,9 +143,9 @@ def show_dataset(
 
     Example: draftpick dataset runs/live runs/replayed
     """
-    from policy_training.data.data_card import card
-    from policy_training.data.dataset import Dataset, load
-    from policy_training.data.from_records import from_records
+    from draftpick.policy_training.data.data_card import card
+    from draftpick.policy_training.data.dataset import Dataset, load
+    from draftpick.policy_training.data.from_records import from_records
 
     data = sum(map(from_records, paths), Dataset(())) if records else load(*paths)
     found = card(data)
@@ -174,8 +186,8 @@ def train(
 
     Example: draftpick train --data runs/live --data runs/replayed --out runs/policy
     """
-    from deploy.workflows.train import TrainOptions, train_on_data, train_on_records
-    from policy_training.learners import learner as learner_of
+    from draftpick.deploy.workflows.train import TrainOptions, train_on_data, train_on_records
+    from draftpick.policy_training.learners import learner as learner_of
 
     if bool(data) == (from_records is not None):
         fail("give either --data or --from-records", 2)
@@ -209,12 +221,12 @@ def evaluate(
 
     Example: draftpick evaluate --policy runs/policy --data runs/held-out
     """
-    from deploy.workflows.demo import show
-    from deploy.workflows.train import matrix_of
-    from policy_training.data.dataset import load
-    from policy_training.evaluation.evaluate import evaluate as judge
-    from policy_training.train import policy_probabilities
-    from router.policies import read
+    from draftpick.deploy.workflows.demo import show
+    from draftpick.deploy.workflows.train import matrix_of
+    from draftpick.policy_training.data.dataset import load
+    from draftpick.policy_training.evaluation.evaluate import evaluate as judge
+    from draftpick.policy_training.train import policy_probabilities
+    from draftpick.router.policies import read
 
     judged = read(policy)
     matrix = matrix_of(load(*data), judged.featurizer, list(judged.arms))[0]
@@ -242,9 +254,9 @@ def use(
       draftpick use runs/policy
       draftpick use runs/policy --pointer /shared/active
     """
-    from deploy.launch.ray_serve import use_policy
-    from router.policies import NAMES, read
-    from router.registry.pointer_file import write_pointer
+    from draftpick.deploy.launch.ray_serve import use_policy
+    from draftpick.router.policies import NAMES, read
+    from draftpick.router.registry.pointer_file import write_pointer
 
     name = str(Path(policy).resolve()) if Path(policy).exists() else policy
     if pointer is not None:
@@ -259,7 +271,7 @@ def use(
 
 def workers_of(number: int, checkpoints: str | None, beside: Path) -> Any:
     """The workers that fit a network; None for none."""
-    from policy_training.learners.ray_train import Workers
+    from draftpick.policy_training.learners.ray_train import Workers
 
     return Workers(number, checkpoints or str(beside.resolve())) if number else None
 
@@ -280,9 +292,9 @@ def encoder(
 
     Example: draftpick encoder --out runs/static
     """
-    from engines.models.embedded import encoder_path
-    from policy_training.distill_encoder import distill_encoder
-    from policy_training.workloads import generate
+    from draftpick.engines.models.embedded import encoder_path
+    from draftpick.policy_training.distill_encoder import distill_encoder
+    from draftpick.policy_training.workloads import generate
 
     texts = [prompt.text for prompt in generate(n, seed=_ENCODER_SEED + seed)]
     with progress_bar() as bar:

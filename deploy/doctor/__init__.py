@@ -5,8 +5,8 @@ A new check is one function under `@check`, in the file of its subject.
 
 from importlib import import_module
 
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import CHECKS, Finding
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import CHECKS, Finding
 
 __all__ = ["DoctorContext", "Finding", "examine"]
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deploy.doctor.probe import RunningEngine
-from engines.config import Drafter, Engine
-from engines.drafter_options import DRAFTERS
-from engines.models.cpu import computes_bfloat16
-from policy_training.data.dataset import DatasetError
-from policy_training.data.record_store import RecordStore
-from router.config.router_config import DraftpickConfig
-from router.types import Record
+from draftpick.deploy.doctor.probe import RunningEngine
+from draftpick.engines.config import Drafter, Engine
+from draftpick.engines.drafter_options import DRAFTERS
+from draftpick.engines.models.cpu import computes_bfloat16
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.types import Record
 
 About = Literal["fleet", "router", "engines", "records"]
 """What a check looks at: the fleet as configured, the router as configured, running engines, records."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deploy.doctor.context import About, DoctorContext
+from draftpick.deploy.doctor.context import About, DoctorContext
 
 Level = Literal["ok", "note", "warning", "problem"]
 LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "ok")

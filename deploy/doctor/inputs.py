@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from deploy.config import FLEETS, resolve
-from deploy.doctor.context import DoctorContext, Machine, last_records
-from deploy.doctor.probe import RunningEngine, ask
-from engines.config import EMBEDDED
-from engines.errors import ConfigError
-from router.config.router_config import ConfigProblems, DraftpickConfig, load_config
+from draftpick.deploy.config import FLEETS, resolve
+from draftpick.deploy.doctor.context import DoctorContext, Machine, last_records
+from draftpick.deploy.doctor.probe import RunningEngine, ask
+from draftpick.engines.config import EMBEDDED
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.router_config import ConfigProblems, DraftpickConfig, load_config
 
 
 def addresses_of(texts: Sequence[str]) -> dict[str, str]:
@@ -22,7 +22,7 @@ def addresses_of(texts: Sequence[str]) -> dict[str, str]:
 def fleet_of(config: str | None) -> DraftpickConfig:
     """The configuration of a file or of a shipped fleet, as far as its fields are right. Raises `ConfigError`.
 
-    What `deploy.config.resolve` would refuse beyond that is left to the checks, which tell of it with all the rest.
+    What `draftpick.deploy.config.resolve` would refuse beyond that is left to the checks, which tell of it with all the rest.
     """
     source = config or EMBEDDED
     try:

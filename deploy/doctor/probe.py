@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines import load_report as load
-from policy_training.data.collect import answer_text
+from draftpick.engines import load_report as load
+from draftpick.policy_training.data.collect import answer_text
 
 PATIENCE_S = 5.0
 _TEXT = "Write the numbers from one to twenty in words, separated by commas."

@@ -1,7 +1,7 @@
 """A client of the router, by its URL: whole answers and streams, a priority, a deadline, and errors as they come.
 
-    python -m deploy.examples.ask "What is 12 * 7?" --url http://127.0.0.1:8000
-    python -m deploy.examples.ask "Tell me a story." --stream --priority low --patience 20
+    python -m draftpick.deploy.examples.ask "What is 12 * 7?" --url http://127.0.0.1:8000
+    python -m draftpick.deploy.examples.ask "Tell me a story." --stream --priority low --patience 20
 
 Any OpenAI client does the same with its `base_url` and extra headers; this one shows what goes over the wire. A key,
 where the router asks for one, is read from OPENAI_API_KEY. Exit codes: 0 answered, 1 refused, or broken in the middle.

@@ -1,7 +1,7 @@
 """A retraining from the router's records, for a scheduler: here, or as a Ray Job on the cluster that has the records.
 
-    python -m deploy.examples.nightly --records records --registry registry
-    python -m deploy.examples.nightly --records s3://fleet/records --registry /shared/policies --cluster
+    python -m draftpick.deploy.examples.nightly --records records --registry registry
+    python -m draftpick.deploy.examples.nightly --records s3://fleet/records --registry /shared/policies --cluster
     http://HEAD:8265
 
 The fleet has `router: {policy: registry, explore: 0.03, records: {dir: records}}` and follows the registry by itself.

@@ -2,12 +2,12 @@
 
 Beside `draftpick serve --config mock` (a fleet without a model):
 
-    python -m deploy.examples.summaries --model mock-model
+    python -m draftpick.deploy.examples.summaries --model mock-model
     curl http://127.0.0.1:8000/summaries/ -H 'content-type: application/json' -d '{"text": "A long text."}'
 
 On a cluster that `serve deploy` runs, one more entry of `applications` in its file (deploy/serve/cluster.yaml):
 
-    - {name: summaries, route_prefix: /summaries, import_path: "deploy.examples.summaries:build", args: {model: MODEL}}
+    - {name: summaries, route_prefix: /summaries, import_path: "draftpick.deploy.examples.summaries:build", args: {model: MODEL}}
 """
 
 import argparse
@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayTaskError
 
-from deploy.app import APP_NAME
-from router.errors import RequestError
+from draftpick.deploy.app import APP_NAME
+from draftpick.router.errors import RequestError
 
 NAME, PREFIX = "summaries", "/summaries"
 app = FastAPI(title="Summaries")

@@ -1,4 +1,4 @@
 """What follows from the code: chart schema, manifests, dashboard and pages of `docs/`.
 
-`python -m deploy.generate` writes all in a checkout, `python -m deploy.generate.NAME` one; tests hold them up to date.
+`python -m draftpick.deploy.generate` writes all in a checkout, `python -m draftpick.deploy.generate.NAME` one; tests hold them up to date.
 """

@@ -1,6 +1,6 @@
 """Write everything that is generated."""
 
-from deploy.generate import cli_page, config_page, dashboard, manifests, metrics_page
+from draftpick.deploy.generate import cli_page, config_page, dashboard, manifests, metrics_page
 
 for part in (manifests, dashboard, metrics_page, config_page, cli_page):
     part.main()

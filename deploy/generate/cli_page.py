@@ -1,4 +1,4 @@
-"""docs/cli.md: `python -m deploy.generate.cli_page` makes it of the commands, a test says whether it is up to date."""
+"""docs/cli.md: `python -m draftpick.deploy.generate.cli_page` makes it of the commands, a test says whether it is up to date."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -7,14 +7,14 @@ from typing import Any
 
 import typer
 
-from deploy.cli import main as cli
-from deploy.generate.markdown import slug
+from draftpick.deploy.cli import main as cli
+from draftpick.deploy.generate.markdown import slug
 
 FILE = Path(__file__).parents[2] / "docs" / "cli.md"
 _HEAD = """\
 # Command line
 
-What `draftpick COMMAND --help` says of every command; `python -m deploy.generate.cli_page` makes this page of them.
+What `draftpick COMMAND --help` says of every command; `python -m draftpick.deploy.generate.cli_page` makes this page of them.
 
 - `--json` prints for a program what is otherwise printed for a person, on standard output alone; progress, warnings and
   errors go to standard error. Commands that measure for minutes (`demo`, `drafters table`, `replay` and `losses`) take

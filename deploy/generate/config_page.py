@@ -1,4 +1,4 @@
-"""docs/configuration.md: `python -m deploy.generate.config_page` makes it of the models, a test holds it up to date."""
+"""docs/configuration.md: `python -m draftpick.deploy.generate.config_page` makes it of the models, a test holds it up to date."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.generate.markdown import slug
-from engines.drafter_options import DRAFTERS
-from router.config.router_config import DraftpickConfig, LiveConfig
-from router.http.auth import Key
+from draftpick.deploy.generate.markdown import slug
+from draftpick.engines.drafter_options import DRAFTERS
+from draftpick.router.config.router_config import DraftpickConfig, LiveConfig
+from draftpick.router.http.auth import Key
 
 Schema = Mapping[str, Any]
 
@@ -18,7 +18,7 @@ _HEAD = """\
 # Configuration
 
 Every field of a fleet, the one YAML file that `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart take;
-`python -m deploy.generate.config_page` makes this page of the code. `draftpick check-config FILE` says what is wrong
+`python -m draftpick.deploy.generate.config_page` makes this page of the code. `draftpick check-config FILE` says what is wrong
 with a file, and starts nothing. Names that are not here are refused, except for vLLM's own, which go to vLLM as they
 stand: all of `engine_kwargs`, and what `drafter` holds beside the fields below.
 
@@ -75,7 +75,7 @@ router:
   explore: 0.03
   records: {dir: records}""",
     "router.load": "router: {load: {objective: latency}}",
-    "router.load.autoscaler": "router: {scaling: {budget: 8}}",
+    "draftpick.router.load.autoscaler": "router: {scaling: {budget: 8}}",
     "router.keys": "router: {keys: {file: keys.yaml}}",
     "router.limits": "router: {limits: {max_in_flight: 512, max_queued: 256, queue_timeout_s: 10}}",
     "router.records": "router: {records: {dir: records, segment_bytes: 16777216, keep_segments: 256}}",

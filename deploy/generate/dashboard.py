@@ -1,4 +1,4 @@
-"""The Grafana dashboard: `python -m deploy.generate.dashboard` makes it of `deploy/grafana/panels.yaml`."""
+"""The Grafana dashboard: `python -m draftpick.deploy.generate.dashboard` makes it of `deploy/grafana/panels.yaml`."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from router.monitoring import gauges
-from router.telemetry import metrics
+from draftpick.router.monitoring import gauges
+from draftpick.router.telemetry import metrics
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 FILE, PANELS = GRAFANA / "dashboards" / "draftpick.json", GRAFANA / "panels.yaml"

@@ -1,4 +1,4 @@
-"""What is generated below `deploy/`; `python -m deploy.generate.manifests` writes it.
+"""What is generated below `deploy/`; `python -m draftpick.deploy.generate.manifests` writes it.
 
 The chart's schema of a fleet comes from the configuration itself, and the plain manifests of Kubernetes from the chart.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from router.config.router_config import DraftpickConfig
+from draftpick.router.config.router_config import DraftpickConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "draftpick"
@@ -20,7 +20,7 @@ PLAIN = DEPLOY / "kubernetes"
 
 _HEADS = {
     "rayservice.yaml": """\
-# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `python -m deploy.generate.manifests`.
+# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `python -m draftpick.deploy.generate.manifests`.
 # KubeRay (operator 1.5 or newer) runs it. Set the image, the storage class and what your GPU nodes need, then:
 #
 #   kubectl create secret generic draftpick --from-file=hf-token=/dev/stdin       # paste, Ctrl-D
@@ -31,10 +31,10 @@ _HEADS = {
 # over by the running cluster; any other starts a second one beside it, with as many GPUs, until that serves.
 """,
     "networkpolicy.yaml": """\
-# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m deploy.generate.manifests`.
+# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m draftpick.deploy.generate.manifests`.
 """,
     "retraining.yaml": """\
-# Learns from the records of rayservice.yaml. Made of deploy/helm by `python -m deploy.generate.manifests`.
+# Learns from the records of rayservice.yaml. Made of deploy/helm by `python -m draftpick.deploy.generate.manifests`.
 """,
 }
 _TEMPLATES = {

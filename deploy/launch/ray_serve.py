@@ -14,9 +14,9 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from deploy.app import APP_NAME, build
-from engines.errors import ConfigError, DraftpickError
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.app import APP_NAME, build
+from draftpick.engines.errors import ConfigError, DraftpickError
+from draftpick.router.config.router_config import DraftpickConfig
 
 _PROXY = {
     # HAProxy, which Ray brings along, sends requests straight to the router's replicas. Serve's own proxy, in Python,

@@ -13,8 +13,8 @@ from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
-from engines.errors import ConfigError, DraftpickError
-from router.config.router_config import DraftpickConfig, load_config
+from draftpick.engines.errors import ConfigError, DraftpickError
+from draftpick.router.config.router_config import DraftpickConfig, load_config
 
 _BACKLOG = 4096
 _POLL_S = 0.1
@@ -108,9 +108,9 @@ def serve_one(
     import uvicorn
     import uvloop
 
-    from router.monitoring.peer_metrics import PeerSockets
-    from router.router import Router, fixed_address
-    from router.telemetry import logging as logs
+    from draftpick.router.monitoring.peer_metrics import PeerSockets
+    from draftpick.router.router import Router, fixed_address
+    from draftpick.router.telemetry import logging as logs
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     made = load_config(config)

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import TwoSlopeNorm
 
-from policy_training.evaluation.evaluate import Evaluation
+from draftpick.policy_training.evaluation.evaluate import Evaluation
 
 
 def plot_demo(result: Evaluation, default: str, path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from policy_training.evaluation.evaluate import Interval
-from policy_training.headroom.estimate import Headroom
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.headroom.estimate import Headroom
 
 _OWN, _OTHERS, _ORACLE = "#d9622b", "#7a8ca3", "#b9c4cf"
 

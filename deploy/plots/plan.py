@@ -10,7 +10,7 @@ import numpy.typing as npt
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from policy_training.simulator.capacity_plan import Plan
+from draftpick.policy_training.simulator.capacity_plan import Plan
 
 _OWN, _OTHERS = "#d9622b", "#7a8ca3"
 _FIGURES = {"mean": "latency_s/mean", "P50": "latency_s/p50", "P95": "latency_s/p95", "P99": "latency_s/p99"}

@@ -11,9 +11,9 @@ import numpy.typing as npt
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from policy_training.benchmark.paper_replication import Alpha
-from policy_training.evaluation.evaluate import Interval
-from policy_training.learners import DEFAULT
+from draftpick.policy_training.benchmark.paper_replication import Alpha
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import DEFAULT
 
 Floats = npt.NDArray[np.float64]
 _OWN, _OTHERS = "#d9622b", "#7a8ca3"

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from rich.progress import Progress
 
-from deploy.config import resolve, with_router
-from deploy.launch.ray_serve import running
-from deploy.workflows.prepare_models import prepare_models
-from policy_training.data.collect import arms_of, measure, model_of, pinned_tasks
-from policy_training.data.contexts import contexts
-from policy_training.data.dataset import DatasetParts, Measurement
-from policy_training.workloads import Prompt
-from router.features.featurizer import Featurizer
+from draftpick.deploy.config import resolve, with_router
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.policy_training.data.collect import arms_of, measure, model_of, pinned_tasks
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.dataset import DatasetParts, Measurement
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.features.featurizer import Featurizer
 
 _WARM_UP = Prompt("warm-up", "chat", "Say hello.", max_tokens=8)
 

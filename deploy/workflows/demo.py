@@ -13,23 +13,23 @@ from ray import serve
 from rich.console import Console
 from rich.table import Table
 
-from deploy.app import APP_NAME
-from deploy.config import with_router
-from deploy.launch.ray_serve import running
-from deploy.plots.demo import plot_demo
-from deploy.workflows.results import write
-from policy_training.data.collect import Task, measure, pinned_tasks
-from policy_training.data.contexts import contexts
-from policy_training.data.dataset import Dataset, Measurement, save
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Evaluation, Interval, evaluate
-from policy_training.learners import DEFAULT, learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import train_policy
-from policy_training.workloads import Prompt, generate, interleaved
-from router.config.router_config import DraftpickConfig
-from router.features.featurizer import Featurizer
+from draftpick.deploy.app import APP_NAME
+from draftpick.deploy.config import with_router
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.plots.demo import plot_demo
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.data.collect import Task, measure, pinned_tasks
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.dataset import Dataset, Measurement, save
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval, evaluate
+from draftpick.policy_training.learners import DEFAULT, learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import train_policy
+from draftpick.policy_training.workloads import Prompt, generate, interleaved
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.features.featurizer import Featurizer
 
 POLICY = "policy"
 _MAX_TOKENS = 64
@@ -73,8 +73,8 @@ def run_demo(
 
 def _featurizer(config: DraftpickConfig) -> Featurizer:
     """Mock fleets do with words alone; real ones embed."""
-    from router.features.featurizer import LexicalFeaturizer
-    from router.router import static_featurizer
+    from draftpick.router.features.featurizer import LexicalFeaturizer
+    from draftpick.router.router import static_featurizer
 
     return LexicalFeaturizer() if all(e.kind == "mock" for e in config.engines) else static_featurizer()
 

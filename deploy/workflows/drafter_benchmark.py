@@ -12,17 +12,17 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from deploy.config import with_router, without_shared_text
-from deploy.launch.ray_serve import running
-from deploy.plots.demo import heat_map
-from deploy.workflows.results import write
-from engines.config import Engine
-from policy_training.data.collect import measure, pinned_tasks
-from policy_training.data.dataset import Dataset, Measurement, load, save
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import Prompt
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.config import with_router, without_shared_text
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.plots.demo import heat_map
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.config import Engine
+from draftpick.policy_training.data.collect import measure, pinned_tasks
+from draftpick.policy_training.data.dataset import Dataset, Measurement, load, save
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.config.router_config import DraftpickConfig
 
 ALL = "all"
 Floats = npt.NDArray[np.float64]

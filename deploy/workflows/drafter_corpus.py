@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from engines.cache_dir import cache_dir
-from engines.config import EMBEDDED
-from engines.drafters.request_tracking import Tokens
-from engines.drafters.training.responses import (
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.config import EMBEDDED
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.drafters.training.responses import (
     GenerationRequest,
     ResponseGenerator,
     Responses,
     cache_key,
     weight_files,
 )
-from engines.models.embedded import TARGET_NAME, prepare_target
+from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
 
 ProgressCallback = Callable[[str, float, str], None]
 """Called with (what is being done, share done, how it goes)."""
@@ -65,8 +65,8 @@ class Corpus:
         return parts
 
     def _of(self, source: str) -> list[list[str]]:
-        from policy_training.workloads import KINDS, read_jsonl
-        from policy_training.workloads import generate as prompts_of
+        from draftpick.policy_training.workloads import KINDS, read_jsonl
+        from draftpick.policy_training.workloads import generate as prompts_of
 
         parsed = _SOURCE.fullmatch(source)
         assert parsed is not None
@@ -118,7 +118,7 @@ def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int]
     target."""
     import torch
 
-    from engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
+    from draftpick.engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
 
     target, parts = target_folder(corpus.target), corpus.parts()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,7 +143,7 @@ def make_table(
     """Write a tri-gram drafter's starting table of text files and token sequences; returns its size."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from engines.drafters.trigram.table import save_table, table_of
+    from draftpick.engines.drafters.trigram.table import save_table, table_of
 
     tokenizer = AutoTokenizer.from_pretrained(target)
     tokenized = [

@@ -7,13 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.workflows.drafter_corpus import Corpus, ProgressCallback, answers_of, target_folder, teacher_of
-from deploy.workflows.model_card import model_card
+from draftpick.deploy.workflows.drafter_corpus import Corpus, ProgressCallback, answers_of, target_folder, teacher_of
+from draftpick.deploy.workflows.model_card import model_card
 
 
 def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
     """Distil a drafter and write it to `out`, `training.json` and a model card beside it; returns the former."""
-    from engines.drafters.training.distill import distill
+    from draftpick.engines.drafters.training.distill import distill
 
     answers = _answers(corpus, progress)
     teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
@@ -26,7 +26,7 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallbac
     """The same for an EAGLE-3 head."""
     from transformers import AutoConfig
 
-    from engines.drafters.training.eagle3 import feature_layers, train
+    from draftpick.engines.drafters.training.eagle3 import feature_layers, train
 
     target, answers = target_folder(corpus.target), _answers(corpus, progress)
     layers = feature_layers(AutoConfig.from_pretrained(target).num_hidden_layers)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deploy.workflows.drafter_corpus import Corpus
-from policy_training.data.contexts import contexts
-from policy_training.workloads import Prompt
-from router.features.featurizer import Featurizer
-from router.router import sentence_featurizer, static_featurizer
-from router.types import Vector
+from draftpick.deploy.workflows.drafter_corpus import Corpus
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.router import sentence_featurizer, static_featurizer
+from draftpick.router.types import Vector
 
 _HOME = 300  # texts that tell what a drafter is for
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from deploy.config import resolve
-from deploy.console import err, load_prompts
-from deploy.workflows.label import label_prompts
-from deploy.workflows.train import matrix_of
-from engines.config import EMBEDDED
-from engines.errors import ConfigError
-from engines.profile.profile import Profile
-from policy_training.data.dataset import Dataset, DatasetError, load, smallest_featurizer
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.record_store import RecordStore
-from policy_training.data.step_costs import Costs
-from policy_training.headroom.crossover import Bucket, buckets_by_load
-from policy_training.headroom.estimate import (
+from draftpick.deploy.config import resolve
+from draftpick.deploy.console import err, load_prompts
+from draftpick.deploy.workflows.label import label_prompts
+from draftpick.deploy.workflows.train import matrix_of
+from draftpick.engines.config import EMBEDDED
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.profile.profile import Profile
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, load, smallest_featurizer
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.headroom.crossover import Bucket, buckets_by_load
+from draftpick.policy_training.headroom.estimate import (
     FOLDS,
     MIN_REQUESTS,
     SPLITS,
@@ -35,13 +35,13 @@ from policy_training.headroom.estimate import (
     cross_fit,
     evaluate_choice,
 )
-from policy_training.headroom.from_logged import evaluate_logged, is_rejected
-from policy_training.headroom.from_records import Traffic, drawn_costs
-from policy_training.headroom.simulated import Loaded, read_profiles, under_load, unloaded_costs
-from policy_training.headroom.slices import find_slices
-from policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
-from policy_training.learners import learner as learner_of
-from router.config.router_config import DraftpickConfig
+from draftpick.policy_training.headroom.from_logged import evaluate_logged, is_rejected
+from draftpick.policy_training.headroom.from_records import Traffic, drawn_costs
+from draftpick.policy_training.headroom.simulated import Loaded, read_profiles, under_load, unloaded_costs
+from draftpick.policy_training.headroom.slices import find_slices
+from draftpick.policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
+from draftpick.policy_training.learners import learner as learner_of
+from draftpick.router.config.router_config import DraftpickConfig
 
 FITS = FOLDS * SPLITS
 """Policies that are fitted; twice as many where single answers are refused."""
@@ -229,7 +229,7 @@ def _matrix(
         replayed = any(m.source == "replay" for m in loaded.measurements)
         drawn = drawn_costs(loaded, arms, _COSTS_DRAWN, options.seed) if replayed else []
         return data, costs, drawn, "replayed acceptance, and steps as measured" if replayed else "measured times"
-    from deploy.workflows.learning_curve import costs_of
+    from draftpick.deploy.workflows.learning_curve import costs_of
 
     policy = fleet.router.policy if fleet is not None else EMBEDDED
     try:

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.console import progress_bar
-from deploy.workflows.featurizers import featurizers
-from deploy.workflows.prepare_models import prepare_models
-from engines.errors import ConfigError
-from engines.models.paths import target_path
-from policy_training.data.contexts import refresh_contexts
-from policy_training.data.dataset import DatasetParts
-from policy_training.data.replay_labels import PART, Labeller, on_ray
-from policy_training.workloads import Prompt
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.featurizers import featurizers
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.models.paths import target_path
+from draftpick.policy_training.data.contexts import refresh_contexts
+from draftpick.policy_training.data.dataset import DatasetParts
+from draftpick.policy_training.data.replay_labels import PART, Labeller, on_ray
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.config.router_config import DraftpickConfig
 
 
 @dataclass(frozen=True, slots=True)

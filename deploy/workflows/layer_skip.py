@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.plots.demo import plot_search
-from deploy.workflows.drafter_corpus import Corpus, ProgressCallback, answers_of, target_folder
-from deploy.workflows.drafter_training import run_distill
+from draftpick.deploy.plots.demo import plot_search
+from draftpick.deploy.workflows.drafter_corpus import Corpus, ProgressCallback, answers_of, target_folder
+from draftpick.deploy.workflows.drafter_training import run_distill
 
 
 def run_layer_skip(
@@ -17,8 +17,8 @@ def run_layer_skip(
 
     A search whose healing was interrupted is not made again.
     """
-    from engines.drafters.training.distill import DistillOptions
-    from engines.drafters.training.trainer import FitOptions
+    from draftpick.engines.drafters.training.distill import DistillOptions
+    from draftpick.engines.drafters.training.trainer import FitOptions
 
     told, cut = out / "search.json", out / "cut"
     asked = {"corpus": json.loads(json.dumps(corpus.as_json())), "trials": trials}
@@ -39,7 +39,7 @@ def run_layer_skip(
 
 def _search(corpus: Corpus, trials: int, out: Path, cut: Path, progress: ProgressCallback) -> dict[str, Any]:
     """Search, write the best cut and the plot; returns the best choice and all that were tried."""
-    from engines.drafters.training.layer_skip import SearchOptions, export, search
+    from draftpick.engines.drafters.training.layer_skip import SearchOptions, export, search
 
     def tell(number: int, trial: Any, best: Any) -> None:
         progress("search", number / trials, f"best {best.speedup:.2f}x with {best.layers} layers")

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from deploy.plots import report as plots
-from deploy.workflows.results import merge_into, write
-from engines.config import EMBEDDED
-from policy_training.benchmark.experiments import SIZES, ExperimentSetup, learning_curve
-from policy_training.benchmark.paper_claims import Claim, few_examples
-from policy_training.data.dataset import DatasetError
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Interval
-from router.policies import SHIPPED
+from draftpick.deploy.plots import report as plots
+from draftpick.deploy.workflows.results import merge_into, write
+from draftpick.engines.config import EMBEDDED
+from draftpick.policy_training.benchmark.experiments import SIZES, ExperimentSetup, learning_curve
+from draftpick.policy_training.benchmark.paper_claims import Claim, few_examples
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.router.policies import SHIPPED
 
 FILE = "learning-curve.json"
 _PAPER = "paper.json"

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from deploy.workflows.results import command_line
-from engines.config import EMBEDDED
-from engines.models.embedded import TARGET_NAME
+from draftpick.deploy.workflows.results import command_line
+from draftpick.engines.config import EMBEDDED
+from draftpick.engines.models.embedded import TARGET_NAME
 
 _OF_TRAINING = ("corpus", "options", "parameters", "python")
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from deploy.console import progress_bar
+from draftpick.deploy.console import progress_bar
 
 
 def prepare_models(config: Any) -> None:
     """Prepare the embedded target, with a bar, when the fleet uses it."""
-    from engines.config import EMBEDDED
-    from engines.models.embedded import prepare_target
+    from draftpick.engines.config import EMBEDDED
+    from draftpick.engines.models.embedded import prepare_target
 
     if config.target.source != EMBEDDED or all(e.kind != "vllm" for e in config.engines):
         return

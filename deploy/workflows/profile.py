@@ -9,15 +9,15 @@ from pathlib import Path
 import orjson
 from ray import serve
 
-from deploy.app import APP_NAME
-from deploy.config import resolve
-from deploy.launch.ray_serve import free_port, running
-from engines.config import did_you_mean
-from engines.errors import ConfigError, EngineError
-from engines.profile.measure import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
-from engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
-from policy_training.workloads import generate
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.app import APP_NAME
+from draftpick.deploy.config import resolve
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.engines.config import did_you_mean
+from draftpick.engines.errors import ConfigError, EngineError
+from draftpick.engines.profile.measure import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
+from draftpick.policy_training.workloads import generate
+from draftpick.router.config.router_config import DraftpickConfig
 
 _PROMPTS = 24
 

@@ -8,17 +8,17 @@ from typing import Any
 import httpx
 import numpy as np
 
-from engines.config import Engine
-from engines.drafters.acceptance import DrafterReplay
-from engines.drafters.replay import LENGTHS, replayer
-from engines.drafters.request_tracking import Tokens
-from engines.models.paths import target_path
-from policy_training.data.collect import arms_of, authorization, model_of
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import Prompt
-from router import headers
-from router.config.router_config import DraftpickConfig
-from router.request.meter import acceptance
+from draftpick.engines.config import Engine
+from draftpick.engines.drafters.acceptance import DrafterReplay
+from draftpick.engines.drafters.replay import LENGTHS, replayer
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.models.paths import target_path
+from draftpick.policy_training.data.collect import arms_of, authorization, model_of
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router import headers
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.request.meter import acceptance
 
 
 @dataclass(frozen=True, slots=True)

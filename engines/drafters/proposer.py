@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from engines.drafters.request_tracking import RequestTracker, Tokens
+from draftpick.engines.drafters.request_tracking import RequestTracker, Tokens
 
 Draft = tuple[npt.NDArray[np.int32], float]
 """(tokens, confidence: higher is surer, comparable within one drafter)."""

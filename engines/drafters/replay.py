@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.config import Drafter as Configured
-from engines.drafters.acceptance import DrafterReplay
-from engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter
-from engines.drafters.proposer import Draft, Drafter, Proposer
-from engines.drafters.request_tracking import Tokens
-from engines.models.cpu import computes_bfloat16
-from engines.models.paths import drafter_model
+from draftpick.engines.config import Drafter as Configured
+from draftpick.engines.drafters.acceptance import DrafterReplay
+from draftpick.engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter
+from draftpick.engines.drafters.proposer import Draft, Drafter, Proposer
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.models.cpu import computes_bfloat16
+from draftpick.engines.models.paths import drafter_model
 
 
 def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> DrafterReplay:
@@ -139,7 +139,7 @@ class TargetStates:
 
     def features(self, ids: Any, layers: Sequence[int]) -> Any:
         """Inputs of these layers side by side [t, 3 h], of token ids [t]."""
-        from engines.drafters.training.eagle3 import target_features
+        from draftpick.engines.drafters.training.eagle3 import target_features
 
         asked = (ids.numpy().tobytes(), tuple(layers))
         if asked != self._last:
@@ -158,7 +158,7 @@ def _head_replayer(
 ) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:
     import torch
 
-    from engines.drafters.training.eagle3 import chain_matches, load_head, replay_chains
+    from draftpick.engines.drafters.training.eagle3 import chain_matches, load_head, replay_chains
 
     states = target_states(target)
     head, embed = load_head(Path(source), states.model), states.model.get_input_embeddings()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.config import Drafter as Configured
-from engines.drafters.proposer import Drafter
-from engines.drafters.replay import compute_dtype, model_free_drafter, target_states
-from engines.drafters.request_tracking import Tokens
-from engines.models.paths import drafter_model
+from draftpick.engines.config import Drafter as Configured
+from draftpick.engines.drafters.proposer import Drafter
+from draftpick.engines.drafters.replay import compute_dtype, model_free_drafter, target_states
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.models.paths import drafter_model
 
 StandaloneGenerator = Callable[[Tokens, int], Tokens]
 """From a prompt's token ids and a length: at most so many tokens of its own answer, greedily."""
@@ -57,7 +57,7 @@ def _model(source: str) -> StandaloneGenerator:
 def _head(source: str, target: str) -> StandaloneGenerator:
     import torch
 
-    from engines.drafters.training.eagle3 import generate_standalone, load_head
+    from draftpick.engines.drafters.training.eagle3 import generate_standalone, load_head
 
     states = target_states(target)
     head, embed = load_head(Path(source), states.model), states.model.get_input_embeddings()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
-from engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable
-from engines.http.connection import Connection, Exchange, Headers
+from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable
+from draftpick.engines.http.connection import Connection, Exchange, Headers
 
 __all__ = ["EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
 

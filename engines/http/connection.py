@@ -9,7 +9,7 @@ from typing import Any
 
 import httptools
 
-from engines.errors import EngineError, EngineTimeout, EngineUnavailable, StreamInterrupted
+from draftpick.engines.errors import EngineError, EngineTimeout, EngineUnavailable, StreamInterrupted
 
 Headers = list[tuple[str, str]]
 _MAX_UNREAD = 2**18

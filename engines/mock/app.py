@@ -24,14 +24,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from engines import load_report as load
-from engines.http.status_pages import Endpoint, EndpointTable
-from engines.load_report import LoadReport
-from engines.mock.decoding import Decoding, Piece, split
-from engines.mock.metrics import MockMetrics
-from engines.mock.openai_format import ChatWire, CompletionWire, Json, ResponsesWire, Wire
-from engines.mock.spec import MockRequest, MockSpec
-from engines.profile import identity, profile
+from draftpick.engines import load_report as load
+from draftpick.engines.http.status_pages import Endpoint, EndpointTable
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.mock.decoding import Decoding, Piece, split
+from draftpick.engines.mock.metrics import MockMetrics
+from draftpick.engines.mock.openai_format import ChatWire, CompletionWire, Json, ResponsesWire, Wire
+from draftpick.engines.mock.spec import MockRequest, MockSpec
+from draftpick.engines.profile import identity, profile
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 

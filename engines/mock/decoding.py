@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import orjson
 
-from engines.mock.spec import MockRequest, MockSpec
+from draftpick.engines.mock.spec import MockRequest, MockSpec
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")
 _WORDS = ("the", "a", "of", "to", "in", "and", "is", "that", "we", "it", "as", "for", "with", "on", "from", "are")

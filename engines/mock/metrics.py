@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from engines.mock.decoding import Decoding
+from draftpick.engines.mock.decoding import Decoding
 
 _LABELS = ("model_name", "engine")
 _COUNTERS = {

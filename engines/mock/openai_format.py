@@ -10,8 +10,8 @@ from zlib import crc32
 
 import orjson
 
-from engines.mock.decoding import Answer, Decoding, Piece
-from engines.mock.spec import MockRequest
+from draftpick.engines.mock.decoding import Answer, Decoding, Piece
+from draftpick.engines.mock.spec import MockRequest
 
 Json = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic import Field
 
-from engines.profile.identity import EngineIdentity, digest
-from engines.profile.profile import Profile
+from draftpick.engines.profile.identity import EngineIdentity, digest
+from draftpick.engines.profile.profile import Profile
 
 DEFAULT_CLASS = "default"
 _SHORTEST_STEP_S = 1e-6

@@ -8,9 +8,9 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from engines.atomic_write import atomic_folder
-from engines.cache_dir import cache_dir
-from engines.errors import ConfigError
+from draftpick.engines.atomic_write import atomic_folder
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.errors import ConfigError
 
 TARGET_NAME = "smollm2-135m-instruct"
 ENCODER_NAME = "all-MiniLM-L6-v2"

@@ -1,7 +1,7 @@
 """Where the weights of a target and of a drafter lie."""
 
-from engines.config import EMBEDDED, Drafter, Target
-from engines.models.embedded import drafter_path, prepare_target
+from draftpick.engines.config import EMBEDDED, Drafter, Target
+from draftpick.engines.models.embedded import drafter_path, prepare_target
 
 
 def target_path(target: Target) -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import orjson
 
-from engines.atomic_write import atomic_write
-from engines.cache_dir import cache_dir
-from engines.profile.identity import EngineIdentity
-from engines.profile.profile import Profile, ProfileError
+from draftpick.engines.atomic_write import atomic_write
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.profile.identity import EngineIdentity
+from draftpick.engines.profile.profile import Profile, ProfileError
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from engines.http.client import EngineClient, EngineResponse
-from engines.profile.profile import ProfileError
+from draftpick.engines.http.client import EngineClient, EngineResponse
+from draftpick.engines.profile.profile import ProfileError
 
 SAMPLING: tuple[dict[str, float], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})
 """What the requests of each half ask for: greedy, sampled."""

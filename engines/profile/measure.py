@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from engines import load_report as load
-from engines.http.client import EngineClient
-from engines.load_report import LoadReport
-from engines.profile import identity
-from engines.profile.concurrent_decode import Target, first_token_s, sustain_batch
-from engines.profile.identity import EngineIdentity, digest
-from engines.profile.profile import Profile, ProfileError
-from engines.profile.prompts import TEXTS, fitted
+from draftpick.engines import load_report as load
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile import identity
+from draftpick.engines.profile.concurrent_decode import Target, first_token_s, sustain_batch
+from draftpick.engines.profile.identity import EngineIdentity, digest
+from draftpick.engines.profile.profile import Profile, ProfileError
+from draftpick.engines.profile.prompts import TEXTS, fitted
 
 ProgressCallback = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""

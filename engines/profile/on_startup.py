@@ -15,11 +15,11 @@ from typing import IO
 
 import httpx
 
-from engines.errors import DraftpickError
-from engines.profile import cache as profile_cache
-from engines.profile import identity
-from engines.profile.identity import EngineIdentity
-from engines.profile.measure import measure_profile
+from draftpick.engines.errors import DraftpickError
+from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile import identity
+from draftpick.engines.profile.identity import EngineIdentity
+from draftpick.engines.profile.measure import measure_profile
 
 _log = logging.getLogger(__name__)
 MAX_DISAGREEMENT = 0.15

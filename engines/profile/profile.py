@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engines.errors import DraftpickError
+from draftpick.engines.errors import DraftpickError
 
 SCHEMA = 1
 PATH = "/draftpick/profile"

@@ -6,8 +6,8 @@ send them: a conversation, code, arithmetic, an edit.
 
 from collections.abc import Sequence
 
-from engines.profile.concurrent_decode import Target
-from engines.profile.profile import ProfileError
+from draftpick.engines.profile.concurrent_decode import Target
+from draftpick.engines.profile.profile import ProfileError
 
 TEXTS: tuple[str, ...] = (
     "My neighbour starts drumming every evening at nine. How do I bring it up without starting a quarrel? "

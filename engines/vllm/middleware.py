@@ -1,4 +1,4 @@
-"""What a vLLM engine shows of itself: `vllm serve MODEL --middleware engines.vllm.middleware.VLLMPages`.
+"""What a vLLM engine shows of itself: `vllm serve MODEL --middleware draftpick.engines.vllm.middleware.VLLMPages`.
 
 Its load comes from `engines/vllm/stat_logger.py`, which vLLM finds by itself; its profile from the cache of profiles.
 """
@@ -10,13 +10,13 @@ from typing import Any
 from starlette.datastructures import State
 from starlette.types import ASGIApp
 
-from engines import load_report as load
-from engines.http.status_pages import EndpointTable
-from engines.load_report import LoadReport
-from engines.profile import cache as profile_cache
-from engines.profile import identity, profile
-from engines.profile.identity import EngineIdentity, described, digest, machine_name
-from engines.profile.profile import Profile
+from draftpick.engines import load_report as load
+from draftpick.engines.http.status_pages import EndpointTable
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile import identity, profile
+from draftpick.engines.profile.identity import EngineIdentity, described, digest, machine_name
+from draftpick.engines.profile.profile import Profile
 
 _NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
 """Arguments that say nothing of what a step takes."""
@@ -31,7 +31,7 @@ class VLLMPages(EndpointTable):
 
 def load_report(state: State) -> LoadReport | None:
     """The load of the engine behind vLLM's application; None where vLLM keeps no statistics."""
-    from engines.vllm.stat_logger import LoadStats
+    from draftpick.engines.vllm.stat_logger import LoadStats
 
     kept = getattr(state.engine_client, "logger_manager", None)
     return next((one.report() for one in kept.stat_loggers if isinstance(one, LoadStats)), None) if kept else None

@@ -5,8 +5,8 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from engines.load_report import LoadReport
-from engines.vllm.rolling_stats import RecentSteps
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.vllm.rolling_stats import RecentSteps
 
 
 class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no types here

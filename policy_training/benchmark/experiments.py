@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.benchmark import splits as ladder
-from policy_training.benchmark.splits import Score, Split
-from policy_training.data.dataset import Dataset, DatasetError
-from policy_training.data.matrix import Matrix, each_answer, matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Interval, shares_by_task
-from policy_training.learners import LEARNERS, learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import fitted, policy_probabilities
-from router.features.lexical import FEATURES
+from draftpick.policy_training.benchmark import splits as ladder
+from draftpick.policy_training.benchmark.splits import Score, Split
+from draftpick.policy_training.data.dataset import Dataset, DatasetError
+from draftpick.policy_training.data.matrix import Matrix, each_answer, matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Interval, shares_by_task
+from draftpick.policy_training.learners import LEARNERS, learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import fitted, policy_probabilities
+from draftpick.router.features.lexical import FEATURES
 
 Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[], None]

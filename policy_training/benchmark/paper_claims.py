@@ -6,13 +6,13 @@ from math import comb
 
 import numpy as np
 
-from policy_training.benchmark import paper_replication as paper
-from policy_training.benchmark import splits as ladder
-from policy_training.benchmark.experiments import ExperimentSetup
-from policy_training.data.dataset import Dataset
-from policy_training.data.matrix import matrix
-from policy_training.data.text_similarity import STATISTICS
-from policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.benchmark import paper_replication as paper
+from draftpick.policy_training.benchmark import splits as ladder
+from draftpick.policy_training.benchmark.experiments import ExperimentSetup
+from draftpick.policy_training.data.dataset import Dataset
+from draftpick.policy_training.data.matrix import matrix
+from draftpick.policy_training.data.text_similarity import STATISTICS
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 ENOUGH = 0.98
 """A learning curve has arrived at this share of its last gain."""

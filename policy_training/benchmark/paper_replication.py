@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from policy_training.benchmark import splits as ladder
-from policy_training.benchmark.experiments import ExperimentSetup, interval
-from policy_training.data.dataset import Dataset, DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.data.reward import alignment_and_cost
-from policy_training.data.text_similarity import STATISTICS
-from policy_training.evaluation.evaluate import Interval
-from policy_training.learners import learner
-from policy_training.learners.networks import fit_softmax
-from policy_training.learners.policy_gradient import ExactGradient
-from policy_training.train import fitted, policy_probabilities
-from router import policies
+from draftpick.policy_training.benchmark import splits as ladder
+from draftpick.policy_training.benchmark.experiments import ExperimentSetup, interval
+from draftpick.policy_training.data.dataset import Dataset, DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.reward import alignment_and_cost
+from draftpick.policy_training.data.text_similarity import STATISTICS
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.networks import fit_softmax
+from draftpick.policy_training.learners.policy_gradient import ExactGradient
+from draftpick.policy_training.train import fitted, policy_probabilities
+from draftpick.router import policies
 
 Floats = npt.NDArray[np.float64]
 ALPHAS = tuple(i / 8 for i in range(9))

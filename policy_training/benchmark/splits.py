@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.learners import learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import fitted, policy_probabilities
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import fitted, policy_probabilities
 
 Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[str], None]

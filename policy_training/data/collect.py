@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import orjson
 
-from engines.errors import DraftpickError
-from policy_training.data.dataset import Measurement
-from policy_training.workloads import Prompt
-from router import headers
-from router.config.sections import ADMIN_KEY_VARIABLE
-from router.request.meter import EventStream, Meter
-from router.types import Outcome, Status
+from draftpick.engines.errors import DraftpickError
+from draftpick.policy_training.data.dataset import Measurement
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router import headers
+from draftpick.router.config.sections import ADMIN_KEY_VARIABLE
+from draftpick.router.request.meter import EventStream, Meter
+from draftpick.router.types import Outcome, Status
 
 ProgressCallback = Callable[[int, int, Measurement], None]
 """Called after each request with (done, total, what was measured)."""

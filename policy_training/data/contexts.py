@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from policy_training.data.dataset import Contexts, load, save
-from policy_training.workloads import Prompt
-from router.features.featurizer import Featurizer
-from router.openai_request import Request, truncate
-from router.types import Vector
+from draftpick.policy_training.data.dataset import Contexts, load, save
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.openai_request import Request, truncate
+from draftpick.router.types import Vector
 
 
 def contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]) -> Contexts:

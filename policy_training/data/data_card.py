@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from policy_training.data.dataset import Dataset, Measurement
+from draftpick.policy_training.data.dataset import Dataset, Measurement
 
 
 def card(data: Dataset) -> dict[str, Any]:

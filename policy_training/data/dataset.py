@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engines.atomic_write import atomic_path
-from policy_training.workloads import Prompt
-from router.types import Outcome, Vector
+from draftpick.engines.atomic_write import atomic_path
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.types import Outcome, Vector
 
 SCHEMA = 2
 Source = Literal["live", "replay", "record"]

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset, DatasetError, Measurement
-from policy_training.data.logged_feedback import LoggedFeedback
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.ope import predict, ridge
-from router.policies.base import Policy
-from router.records import read
-from router.types import Context, Record, Vector
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.logged_feedback import LoggedFeedback
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.ope import predict, ridge
+from draftpick.router.policies.base import Policy
+from draftpick.router.records import read
+from draftpick.router.types import Context, Record, Vector
 
 KIND = "traffic"
 _MIN_ANSWERS = 20

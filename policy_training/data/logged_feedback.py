@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.dataset import DatasetError
 
 Floats = npt.NDArray[np.float64]
 

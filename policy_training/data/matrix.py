@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset, DatasetError, Measurement
-from policy_training.data.step_costs import Costs
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.step_costs import Costs
 
 Floats = npt.NDArray[np.float64]
 _CELLS = ("time_s", "acceptance_length", "acceptance_rate")

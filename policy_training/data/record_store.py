@@ -6,10 +6,10 @@ from typing import Any
 
 import fsspec
 
-from policy_training.data.dataset import DatasetError
-from router.online.events import EVENTS, Event, decode_events, encode_events
-from router.records import decode
-from router.types import Record
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.router.online.events import EVENTS, Event, decode_events, encode_events
+from draftpick.router.records import decode
+from draftpick.router.types import Record
 
 _AT_ONCE = 16
 """Segments that are read before it is asked whether these are enough."""

@@ -11,18 +11,18 @@ from typing import Any
 
 import orjson
 
-from engines.config import Engine
-from engines.drafters.replay import LENGTHS, compute_dtype, replayer
-from engines.drafters.request_tracking import Tokens
-from engines.drafters.standalone_generation import StandaloneGenerator, standalone_generator
-from engines.drafters.training.responses import GenerationRequest, ResponseGenerator
-from policy_training.data.collect import has_degenerate_repetition
-from policy_training.data.contexts import contexts
-from policy_training.data.dataset import Contexts, DatasetParts, Measurement
-from policy_training.data.text_similarity import alignment
-from policy_training.workloads import Prompt
-from router.features.featurizer import Featurizer
-from router.types import Outcome
+from draftpick.engines.config import Engine
+from draftpick.engines.drafters.replay import LENGTHS, compute_dtype, replayer
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.drafters.standalone_generation import StandaloneGenerator, standalone_generator
+from draftpick.engines.drafters.training.responses import GenerationRequest, ResponseGenerator
+from draftpick.policy_training.data.collect import has_degenerate_repetition
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.dataset import Contexts, DatasetParts, Measurement
+from draftpick.policy_training.data.text_similarity import alignment
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.types import Outcome
 
 PART = 128
 """Answers that are given in one batch and written as one part: what an interrupted run loses."""
@@ -131,7 +131,7 @@ class _Worker:
     """One process of `on_ray`; it loads the models once."""
 
     def __init__(self, target: str, engines: list[dict[str, Any]], folder: Path, options: dict[str, Any]) -> None:
-        from router.router import sentence_featurizer, static_featurizer
+        from draftpick.router.router import sentence_featurizer, static_featurizer
 
         made = [Engine.model_validate(engine) for engine in engines]
         self._labeller = Labeller(target, made, (sentence_featurizer(), static_featurizer()), **options)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset, DatasetError
-from router.types import Outcome
+from draftpick.policy_training.data.dataset import Dataset, DatasetError
+from draftpick.router.types import Outcome
 
 Floats = npt.NDArray[np.float64]
 _MIN_ANSWERS = 4

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 
 Floats = npt.NDArray[np.float64]
 

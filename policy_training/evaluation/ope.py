@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.logged_feedback import Floats, LoggedFeedback
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedback
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 MIN_EFFECTIVE = 200.0
 """A verdict needs logged decisions worth at least so many drawn by the judged policy itself."""

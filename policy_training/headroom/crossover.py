@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset
-from policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.data.dataset import Dataset
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 Floats = npt.NDArray[np.float64]
 _MIN_ANSWERS = 20

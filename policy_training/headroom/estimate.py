@@ -12,15 +12,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.evaluation.evaluate import Interval
-from policy_training.learners import learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import fitted, policy_probabilities
-from router.policies.base import Policy
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import fitted, policy_probabilities
+from draftpick.router.policies.base import Policy
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]

@@ -12,11 +12,17 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.from_records import contexts_of
-from policy_training.data.logged_feedback import LoggedFeedback
-from policy_training.data.matrix import Matrix
-from policy_training.evaluation.ope import MIN_EFFECTIVE, doubly_robust, effective_sample_size, reward_model, weights
-from policy_training.headroom.estimate import (
+from draftpick.policy_training.data.from_records import contexts_of
+from draftpick.policy_training.data.logged_feedback import LoggedFeedback
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.evaluation.ope import (
+    MIN_EFFECTIVE,
+    doubly_robust,
+    effective_sample_size,
+    reward_model,
+    weights,
+)
+from draftpick.policy_training.headroom.estimate import (
     CrossFittedChoice,
     Headroom,
     Ids,
@@ -25,7 +31,7 @@ from policy_training.headroom.estimate import (
     build_headroom,
     time_columns,
 )
-from policy_training.headroom.from_records import Traffic
+from draftpick.policy_training.headroom.from_records import Traffic
 
 Floats = npt.NDArray[np.float64]
 SUPPORTED = 0.95

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
-from policy_training.data.from_records import dataset_of, impute_missing_arms, random_arm_rows
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.step_costs import Costs
-from policy_training.headroom.crossover import bucket_of
-from policy_training.retraining.pipeline import changed_since
-from router.online.events import Event
-from router.types import Record
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
+from draftpick.policy_training.data.from_records import dataset_of, impute_missing_arms, random_arm_rows
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.headroom.crossover import bucket_of
+from draftpick.policy_training.retraining.pipeline import changed_since
+from draftpick.router.online.events import Event
+from draftpick.router.types import Record
 
 Floats = npt.NDArray[np.float64]
 MIN_REQUESTS = 40

@@ -1,6 +1,6 @@
 """Headroom at a rate of requests, with equal numbers of engines: the fleet against the best single engine, many times.
 
-Requests are simulated on profiles of the engines (`policy_training.simulator`). The router knows of each request what
+Requests are simulated on profiles of the engines (`draftpick.policy_training.simulator`). The router knows of each request what
 the judged policies foresaw.
 """
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Interval
-from policy_training.headroom.estimate import Floats, Verdict
-from policy_training.simulator.capacity_plan import WARM_UP
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import strategy
-from policy_training.simulator.simulate import interval, simulate
-from policy_training.simulator.traffic import SyntheticTraffic
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.headroom.estimate import Floats, Verdict
+from draftpick.policy_training.simulator.capacity_plan import WARM_UP
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import strategy
+from draftpick.policy_training.simulator.simulate import interval, simulate
+from draftpick.policy_training.simulator.traffic import SyntheticTraffic
 
 SEEDS = 4
 _REQUESTS = 2000

@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import FeatureScaling, contexts_of
-from router.features.lexical import FEATURES
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import FeatureScaling, contexts_of
+from draftpick.router.features.lexical import FEATURES
 
 _MAX_SLICES = 8
 _MIN_EACH = 40

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policy_training.evaluation.ope import MIN_EFFECTIVE
-from policy_training.headroom.crossover import Bucket, crossover, lost_share
-from policy_training.headroom.estimate import Headroom, Verdict
-from policy_training.headroom.from_logged import SUPPORTED
-from policy_training.headroom.simulated import Loaded
+from draftpick.policy_training.evaluation.ope import MIN_EFFECTIVE
+from draftpick.policy_training.headroom.crossover import Bucket, crossover, lost_share
+from draftpick.policy_training.headroom.estimate import Headroom, Verdict
+from draftpick.policy_training.headroom.from_logged import SUPPORTED
+from draftpick.policy_training.headroom.simulated import Loaded
 
 _ALL = 0.95
 _MOSTLY = 0.5

@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-from engines.config import did_you_mean
-from policy_training.data.dataset import DatasetError
-from policy_training.learners.base import Learner
+from draftpick.engines.config import did_you_mean
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.learners.base import Learner
 
 _LEARNERS = {
     "best_fixed": "best_fixed:BestFixed",

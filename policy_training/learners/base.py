@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data import reward
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.learners.ray_train import Workers
-from router.features.lexical import FEATURES
-from router.policies.shapes import Arrays
+from draftpick.policy_training.data import reward
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.learners.ray_train import Workers
+from draftpick.router.features.lexical import FEATURES
+from draftpick.router.policies.shapes import Arrays
 
 Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[int, int], None]

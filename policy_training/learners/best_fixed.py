@@ -1,7 +1,7 @@
 """The arm of the least total time, for every request: what routing must beat."""
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Fit, Learner, LearnerSetting
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting
 
 
 class BestFixed(Learner):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import (
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import (
     FeatureScaling,
     Fit,
     Floats,
@@ -42,7 +42,7 @@ class KernelRegression(Learner):
     def regressor(
         self, data: Matrix, setting: LearnerSetting, known: Floats | float = 0.0
     ) -> tuple[dict[str, npt.NDArray[np.float32]], FeatureScaling, npt.NDArray[np.float32]]:
-        """Arrays of `router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts.
+        """Arrays of `draftpick.router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts.
 
         `known`: the part of the steps per token [n, arms] that something else tells; it is not learned.
         """

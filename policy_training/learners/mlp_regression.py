@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
-from policy_training.learners.ray_train import WorkerShard, fit_on
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting, deviations, prepared, regression
+from draftpick.policy_training.learners.ray_train import WorkerShard, fit_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Members:
                 on_progress(step + 1, steps)
 
     def work(self, rows: torch.Tensor, part: WorkerShard) -> None:
-        """On one of several workers (`policy_training.learners.ray_train`), each with batches of its own."""
+        """On one of several workers (`draftpick.policy_training.learners.ray_train`), each with batches of its own."""
         x, target, numbers = rows[:, : self.inputs], rows[:, self.inputs : -1], rows[:, -1]
         kept: dict[str, Any] = part.last_state() or {"models": [], "unseen": []}
         for member in range(len(kept["models"]), self.options.members):

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import FeatureScaling, Fit, LearnerSetting, contexts_of
-from policy_training.learners.ray_train import WorkerShard, fit_on
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import FeatureScaling, Fit, LearnerSetting, contexts_of
+from draftpick.policy_training.learners.ray_train import WorkerShard, fit_on
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of logits and rewards, each [batch, arms]."""
@@ -70,7 +70,7 @@ class Softmax:
             yield epoch + 1
 
     def work(self, rows: torch.Tensor, part: WorkerShard) -> None:
-        """On one of several workers (`policy_training.learners.ray_train`)."""
+        """On one of several workers (`draftpick.policy_training.learners.ray_train`)."""
         own = self.model()
         model, optimizer, first = part.shared(own), self.optimizer(own), 0
         if kept := part.last_state():

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from policy_training.data.matrix import Matrix
-from policy_training.data.reward import relative_seconds_saved
-from policy_training.learners.base import Fit, Learner, LearnerSetting
-from policy_training.learners.networks import SoftmaxOptions, fit_softmax
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.reward import relative_seconds_saved
+from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting
+from draftpick.policy_training.learners.networks import SoftmaxOptions, fit_softmax
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ Where it is told what drafters were made for, it begins from that.
 from dataclasses import dataclass, field
 from typing import Any
 
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Fit, Learner, LearnerSetting, regression
-from policy_training.learners.kernel import KernelRegression
-from policy_training.learners.training_domains import TrainingDomains
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting, regression
+from draftpick.policy_training.learners.kernel import KernelRegression
+from draftpick.policy_training.learners.training_domains import TrainingDomains
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.learners.base import Floats, LearnerSetting, prepared
-from router.features.lexical import FEATURES
-from router.policies.regressors import NoveltyMargin
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners.base import Floats, LearnerSetting, prepared
+from draftpick.router.features.lexical import FEATURES
+from draftpick.router.policies.regressors import NoveltyMargin
 
 CENTRES = 16
 _PENALTY = 1.0
@@ -21,7 +21,7 @@ _PENALTY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingDomains:
-    """`arrays`: those of `router.policies.regressors.DomainKernel`; `steps` [n, arms]: what homes say of the data's
+    """`arrays`: those of `draftpick.router.policies.regressors.DomainKernel`; `steps` [n, arms]: what homes say of the data's
     steps per token, against each other (0 for arms without a home)."""
 
     arrays: dict[str, npt.NDArray[np.float32]]

@@ -1,7 +1,7 @@
 """Gates of live traffic: how far a candidate may go, stage by stage, and whether a promoted policy must go back.
 
 Look as often as you like: every check holds at all sample sizes at once, and evidence adds up over the stages. All of
-them read both policies' choices for every request (`policy_training.retraining.canary_data`), so few requests suffice.
+them read both policies' choices for every request (`draftpick.policy_training.retraining.canary_data`), so few requests suffice.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.evaluation.confidence_sequence import Floats, confidence_bounds, p_value
-from policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, PairedSavings
-from policy_training.retraining.offline_gate import MARGIN, Check, as_json
+from draftpick.policy_training.evaluation.confidence_sequence import Floats, confidence_bounds, p_value
+from draftpick.policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, PairedSavings
+from draftpick.policy_training.retraining.offline_gate import MARGIN, Check, as_json
 
 STAGES = (0.01, 0.1, 0.5)
 """Shares of requests that a candidate decides, one stage after the other, before it decides all."""

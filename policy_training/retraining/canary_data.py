@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.evaluation.confidence_sequence import Floats
-from policy_training.evaluation.ope import doubly_robust, predict, ridge
-from router.types import Decision, Record
+from draftpick.policy_training.evaluation.confidence_sequence import Floats
+from draftpick.policy_training.evaluation.ope import doubly_robust, predict, ridge
+from draftpick.router.types import Decision, Record
 
 MIN_EARLIER = 100
 """Earlier requests, for a trial to be compared with what was usual."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
-from policy_training.data.record_store import RecordStore
-from policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
-from policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, canary_experiment
-from policy_training.retraining.pipeline import RETRAINING_EVENTS, RetrainingPlan, RetrainingResult, retrain
-from router.online.events import Event
-from router.registry.registry import Candidate, Registry, RegistryState
-from router.types import Record
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
+from draftpick.policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, canary_experiment
+from draftpick.policy_training.retraining.pipeline import RETRAINING_EVENTS, RetrainingPlan, RetrainingResult, retrain
+from draftpick.router.online.events import Event
+from draftpick.router.registry.registry import Candidate, Registry, RegistryState
+from draftpick.router.types import Record
 
 BY = "keeper"
 _LOSES = "policy_loses"

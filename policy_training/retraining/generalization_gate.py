@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset, DatasetError
-from policy_training.data.matrix import Floats, Matrix, matrix
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.learners.base import FeatureScaling, contexts_of
-from policy_training.retraining.offline_gate import MARGIN, MIN_PAIRED, Check
-from policy_training.train import policy_probabilities
-from router.policies.base import Policy
+from draftpick.policy_training.data.dataset import Dataset, DatasetError
+from draftpick.policy_training.data.matrix import Floats, Matrix, matrix
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.learners.base import FeatureScaling, contexts_of
+from draftpick.policy_training.retraining.offline_gate import MARGIN, MIN_PAIRED, Check
+from draftpick.policy_training.train import policy_probabilities
+from draftpick.router.policies.base import Policy
 
 MIN_KEPT_GAIN = 0.95
 """Of what is saved against the default arm, other words for the same tasks must leave so much."""

@@ -1,4 +1,4 @@
-"""The gate of a retrained policy before any live traffic: logged decisions judge it (`policy_training.retraining.canary`: after).
+"""The gate of a retrained policy before any live traffic: logged decisions judge it (`draftpick.policy_training.retraining.canary`: after).
 
 A gain is the share of time per output token that is saved against the active policy (0.05: 5 % less time).
 """
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from policy_training.data.logged_feedback import Floats, LoggedFeedback
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.evaluation.ope import MIN_EFFECTIVE, doubly_robust, effective_sample_size, weights
+from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedback
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.ope import MIN_EFFECTIVE, doubly_robust, effective_sample_size, weights
 
 MARGIN = 0.02
 MIN_PAIRED = 20

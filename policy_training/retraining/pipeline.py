@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
-from policy_training.data.from_records import (
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
+from draftpick.policy_training.data.from_records import (
     by_time,
     contexts_of,
     dataset_of,
@@ -19,25 +19,25 @@ from policy_training.data.from_records import (
     paired_rows,
     random_arm_rows,
 )
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.step_costs import ARRAYS, Costs
-from policy_training.evaluation.ope import reward_model
-from policy_training.learners.base import Learner, LearnerSetting
-from policy_training.learners.ray_train import Workers
-from policy_training.retraining.generalization_gate import (
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.step_costs import ARRAYS, Costs
+from draftpick.policy_training.evaluation.ope import reward_model
+from draftpick.policy_training.learners.base import Learner, LearnerSetting
+from draftpick.policy_training.learners.ray_train import Workers
+from draftpick.policy_training.retraining.generalization_gate import (
     domains_from_records,
     domains_from_tasks,
     leave_domain_out_checks,
     rewording_checks,
 )
-from policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
-from policy_training.train import fitted, train_policy
-from router.features.lexical import stored_context
-from router.online.events import Event
-from router.policies import artifact, read
-from router.policies.base import Policy
-from router.registry.registry import Registry
-from router.types import Record
+from draftpick.policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
+from draftpick.policy_training.train import fitted, train_policy
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.online.events import Event
+from draftpick.router.policies import artifact, read
+from draftpick.router.policies.base import Policy
+from draftpick.router.registry.registry import Registry
+from draftpick.router.types import Record
 
 RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_loses")
 """Events after which a policy is trained anew, and judged by what came after them."""

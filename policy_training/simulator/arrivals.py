@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.requests import Requests
 
 Floats = npt.NDArray[np.float64]
 

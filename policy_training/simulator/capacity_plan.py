@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from policy_training.data.dataset import DatasetError
-from policy_training.evaluation.evaluate import Interval
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import Floats, strategy
-from policy_training.simulator.simulate import interval, intervals, simulate
-from policy_training.simulator.traffic import Traffic, predicted_tau
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import Floats, strategy
+from draftpick.policy_training.simulator.simulate import interval, intervals, simulate
+from draftpick.policy_training.simulator.traffic import Traffic, predicted_tau
 
 OBJECTIVES = ("latency_s/mean", "latency_s/p95", "latency_s/p99", "tpot_s/mean", "tpot_s/p95", "ttft_s/p95")
 WARM_UP = 0.1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.profile.profile import GREEDY, SAMPLED, Profile
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
 
 PREFILL_TOKENS = 8192
 

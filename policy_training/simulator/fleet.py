@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from policy_training.data.dataset import DatasetError
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.replica import Replica, RequestLog, TaskClass, replica
-from policy_training.simulator.requests import Requests
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.replica import Replica, RequestLog, TaskClass, replica
+from draftpick.policy_training.simulator.requests import Requests
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from array import array
 from collections import deque
 from heapq import heapify, heappop, heappush
 
-from policy_training.simulator.engine import Arm, Steps
-from policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.engine import Arm, Steps
+from draftpick.policy_training.simulator.requests import Requests
 
 _EPS = 1e-6
 

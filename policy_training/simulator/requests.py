@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]

@@ -21,10 +21,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from engines.profile.profile import GREEDY, SAMPLED
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
+from draftpick.engines.profile.profile import GREEDY, SAMPLED
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
 
 Floats = npt.NDArray[np.float64]
 Objective = Literal["latency", "throughput", "cost"]

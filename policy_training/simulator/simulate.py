@@ -8,11 +8,11 @@ from heapq import heappop, heappush
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.evaluation.evaluate import Interval
-from policy_training.simulator.fleet import Fleet, Pools
-from policy_training.simulator.replica import Replica, RequestLog
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import Strategy
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.simulator.fleet import Fleet, Pools
+from draftpick.policy_training.simulator.replica import Replica, RequestLog
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import Strategy
 
 Floats = npt.NDArray[np.float64]
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

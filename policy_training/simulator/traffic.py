@@ -11,14 +11,14 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from engines.profile.profile import GREEDY, SAMPLED, Profile
-from policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
-from policy_training.data.from_records import impute_missing_arms
-from policy_training.data.matrix import matrix
-from policy_training.data.step_costs import Costs
-from policy_training.simulator.arrivals import Bursts, poisson, rotate
-from policy_training.simulator.requests import Requests
-from router.policies.base import Policy
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
+from draftpick.policy_training.data.from_records import impute_missing_arms
+from draftpick.policy_training.data.matrix import matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.simulator.arrivals import Bursts, poisson, rotate
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.router.policies.base import Policy
 
 Floats = npt.NDArray[np.float64]
 _ROWS = 20_000

@@ -1,7 +1,7 @@
 """Prompts to train and judge policies on: generated from a seed, or read from a file."""
 
-from policy_training.workloads.jsonl import read_jsonl
-from policy_training.workloads.prompts import KINDS, SAMPLED_TEMPERATURE, Prompt, generate, interleaved
-from policy_training.workloads.rewording import reword
+from draftpick.policy_training.workloads.jsonl import read_jsonl
+from draftpick.policy_training.workloads.prompts import KINDS, SAMPLED_TEMPERATURE, Prompt, generate, interleaved
+from draftpick.policy_training.workloads.rewording import reword
 
 __all__ = ["KINDS", "SAMPLED_TEMPERATURE", "Prompt", "generate", "interleaved", "read_jsonl", "reword"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from policy_training.workloads.prompts import Prompt
+from draftpick.policy_training.workloads.prompts import Prompt
 
 UNLABELLED = "other"
 

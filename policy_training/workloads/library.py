@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from policy_training.workloads.data import read
+from draftpick.policy_training.workloads.data import read
 
 _MAX_SENTENCE_WORDS = 55
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\")”]))(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z\"“(])")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from random import Random
 
-from policy_training.workloads.templates import Templates
+from draftpick.policy_training.workloads.templates import Templates
 
 KINDS: tuple[str, ...] = ("math", "code", "edit", "summary", "chat", "json")
 SAMPLED_TEMPERATURE = 0.7

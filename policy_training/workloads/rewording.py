@@ -5,8 +5,8 @@ import re
 from dataclasses import replace
 from random import Random
 
-from policy_training.workloads.data import read
-from policy_training.workloads.prompts import Prompt
+from draftpick.policy_training.workloads.data import read
+from draftpick.policy_training.workloads.prompts import Prompt
 
 _FENCE = re.compile(r"(```.*?```)", re.DOTALL)
 _MAX_SYNONYMS = 3

@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined, Template, pass_context
 from jinja2.environment import TemplateExpression
 from jinja2.runtime import Context
 
-from policy_training.workloads import exercises, library
-from policy_training.workloads.data import read
+from draftpick.policy_training.workloads import exercises, library
+from draftpick.policy_training.workloads.data import read
 
 _JINJA = Environment(  # noqa: S701  plain text
     variable_start_string="{", variable_end_string="}", undefined=StrictUndefined, keep_trailing_newline=True

@@ -7,10 +7,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from engines.circuit_breaker import BreakerConfig
-from engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
-from engines.errors import ConfigError
-from router.config.sections import (
+from draftpick.engines.circuit_breaker import BreakerConfig
+from draftpick.engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.sections import (
     ExplorationConfig,
     KeysConfig,
     LimitsConfig,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from engines.config import Model
+from draftpick.engines.config import Model
 
 Objective = Literal["latency", "throughput", "cost"]
 

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from router.features.lexical import FEATURES, VERSION, context_of
-from router.openai_request import Request
-from router.types import Context, Vector
+from draftpick.router.features.lexical import FEATURES, VERSION, context_of
+from draftpick.router.openai_request import Request
+from draftpick.router.types import Context, Vector
 
 
 class Featurizer(ABC):
-    """Makes contexts: what it makes of the text, and behind it the features of `router.features.lexical`.
+    """Makes contexts: what it makes of the text, and behind it the features of `draftpick.router.features.lexical`.
 
     `id` changes whenever the meaning of a vector changes; `dimension` is its length.
     """

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from router.openai_request import Request, truncate
-from router.types import DEFAULT_MAX_TOKENS, Context, Vector
+from draftpick.router.openai_request import Request, truncate
+from draftpick.router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
 _CHARS_PER_TOKEN = 4.0
 _INSTRUCTION_CHARS = 400

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router.types import Vector
+from draftpick.router.types import Vector
 
 
 def load_sentence_encoder(path: Path) -> tuple[Callable[[Sequence[str]], Vector], int]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from router.features.featurizer import Featurizer
-from router.features.lexical import FEATURES, VERSION, context_of
-from router.features.wordpiece_cache import WordPieceCache
-from router.openai_request import Request, truncate
-from router.types import Context, Vector
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.features.lexical import FEATURES, VERSION, context_of
+from draftpick.router.features.wordpiece_cache import WordPieceCache
+from draftpick.router.openai_request import Request, truncate
+from draftpick.router.types import Context, Vector
 
 SHIPPED = Path(__file__).parent / "static"
 """Vectors of all-MiniLM-L6-v2's own vocabulary, made by `draftpick encoder`."""

@@ -8,16 +8,16 @@ from typing import Literal, Protocol
 import orjson
 from pydantic import Field, ValidationError
 
-from engines.config import Model
-from router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
-from router.http.asgi import AsgiSink, HttpRequest
-from router.http.auth import Key, Keyring, require_scope
-from router.monitoring.explain import explain
-from router.monitoring.status import FleetStatus
-from router.online.events import EventLog
-from router.openai_request import parse
-from router.parts import Parts
-from router.registry.registry import Registry, RegistryState
+from draftpick.engines.config import Model
+from draftpick.router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
+from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.auth import Key, Keyring, require_scope
+from draftpick.router.monitoring.explain import explain
+from draftpick.router.monitoring.status import FleetStatus
+from draftpick.router.online.events import EventLog
+from draftpick.router.openai_request import parse
+from draftpick.router.parts import Parts
+from draftpick.router.registry.registry import Registry, RegistryState
 
 CHAT = "/v1/chat/completions"
 _LONGEST_NAME = 100

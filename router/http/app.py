@@ -11,19 +11,19 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from router import headers
-from router.config.router_config import RouterConfig
-from router.errors import BadRequest, NotAllowed, RequestError
-from router.http.admin import AdminPages, Owner
-from router.http.asgi import AsgiSink, HttpRequest
-from router.http.auth import Key, Keyring, require_scope
-from router.http.openapi import description
-from router.http.ui import ui_pages
-from router.monitoring.fleet_metrics import CONTENT_TYPE
-from router.openai_request import parse
-from router.parts import Parts
-from router.request.admission import PRIORITIES
-from router.request.state import ClientRequest
+from draftpick.router import headers
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.errors import BadRequest, NotAllowed, RequestError
+from draftpick.router.http.admin import AdminPages, Owner
+from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.auth import Key, Keyring, require_scope
+from draftpick.router.http.openapi import description
+from draftpick.router.http.ui import ui_pages
+from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
+from draftpick.router.openai_request import parse
+from draftpick.router.parts import Parts
+from draftpick.router.request.admission import PRIORITIES
+from draftpick.router.request.state import ClientRequest
 
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where OpenAI's own clients say, in seconds, how long they wait."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from engines.http.client import Headers
-from router.config.router_config import RouterConfig
-from router.errors import BadRequest, PayloadTooLarge
+from draftpick.engines.http.client import Headers
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.errors import BadRequest, PayloadTooLarge
 
 _MAX_HEADERS = 128
 

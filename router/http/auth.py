@@ -20,10 +20,10 @@ from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from pydantic import Field, TypeAdapter, ValidationError
 
-from engines.config import Model, Name
-from engines.errors import ConfigError
-from router.config.sections import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, KeysConfig, Objective
-from router.errors import Forbidden, RateLimited, Unauthorized
+from draftpick.engines.config import Model, Name
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.sections import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, KeysConfig, Objective
+from draftpick.router.errors import Forbidden, RateLimited, Unauthorized
 
 Scope = Literal["chat", "admin"]
 PREFIX = "dp-"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from router import headers
-from router.http.admin import PolicyChange
+from draftpick.router import headers
+from draftpick.router.http.admin import PolicyChange
 
 _ERROR = {
     "type": "object",

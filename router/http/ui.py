@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.http.client import Headers
-from router.http.asgi import AsgiSink, HttpRequest
+from draftpick.engines.http.client import Headers
+from draftpick.router.http.asgi import AsgiSink, HttpRequest
 
 FOLDER = Path(__file__).parent / "ui"
 PATH = "/ui/"

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from engines.replicas import ReplicaTable
-from router.config.router_config import DraftpickConfig
-from router.load.demand import Demand, Scalable, replicas
-from router.load.load_model import LoadModel
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.load.demand import Demand, Scalable, replicas
+from draftpick.router.load.load_model import LoadModel
 
 TargetSetter = Callable[[int], Awaitable[object]]
 

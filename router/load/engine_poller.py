@@ -7,14 +7,14 @@ import math
 import time
 from collections.abc import Callable
 
-from engines import load_report as load
-from engines.errors import EngineError
-from engines.http.client import EngineClient
-from engines.load_report import LoadReport
-from engines.profile import profile
-from engines.profile.profile import Profile, ProfileError
-from engines.replicas import Replica, ReplicaTable
-from router.load.load_model import LoadModel
+from draftpick.engines import load_report as load
+from draftpick.engines.errors import EngineError
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile import profile
+from draftpick.engines.profile.profile import Profile, ProfileError
+from draftpick.engines.replicas import Replica, ReplicaTable
+from draftpick.router.load.load_model import LoadModel
 
 log = logging.getLogger("draftpick.router")
 

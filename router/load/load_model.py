@@ -15,10 +15,10 @@ Where a request would have to wait it runs, later, as the last that has room.
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from engines.replicas import Replica, ReplicaTable
-from router.config.sections import LoadConfig, Objective
-from router.load.step_time import MAX_BATCH, StepTimeModel
-from router.types import Context, LoadTerms, Outcome
+from draftpick.engines.replicas import Replica, ReplicaTable
+from draftpick.router.config.sections import LoadConfig, Objective
+from draftpick.router.load.step_time import MAX_BATCH, StepTimeModel
+from draftpick.router.types import Context, LoadTerms, Outcome
 
 _OWN_OF_COST = 0.1
 """Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""

@@ -4,8 +4,8 @@ from itertools import count
 
 import numpy as np
 
-from router.features.lexical import FEATURES
-from router.policies.clusters import Clusters
+from draftpick.router.features.lexical import FEATURES
+from draftpick.router.policies.clusters import Clusters
 
 _MIN_DEVIATION = 0.5
 """Deviations from the mean kind that are worth a word."""
@@ -25,7 +25,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "asks_new": ("", "new text"),
     "asks_json": ("", "JSON or table"),
 }
-"""What a low and a high value of a feature of `router.features.lexical` means; empty: a low one means nothing."""
+"""What a low and a high value of a feature of `draftpick.router.features.lexical` means; empty: a low one means nothing."""
 
 
 def cluster_names(clusters: Clusters | None) -> list[str]:

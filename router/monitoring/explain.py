@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from engines.replicas import ReplicaTable
-from router.config.sections import Objective
-from router.load.load_model import LoadModel
-from router.monitoring.cluster_labels import cluster_names
-from router.online.quarantine import AcceptanceMonitor
-from router.openai_request import Request
-from router.parts import Parts
-from router.policies.base import Terms
-from router.registry.active_policy import PolicyInService
-from router.types import Context, Decision
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.sections import Objective
+from draftpick.router.load.load_model import LoadModel
+from draftpick.router.monitoring.cluster_labels import cluster_names
+from draftpick.router.online.quarantine import AcceptanceMonitor
+from draftpick.router.openai_request import Request
+from draftpick.router.parts import Parts
+from draftpick.router.policies.base import Terms
+from draftpick.router.registry.active_policy import PolicyInService
+from draftpick.router.types import Context, Decision
 
 _TIE_SHARE = 0.005
 """Times that differ by less than this share are told as the same."""

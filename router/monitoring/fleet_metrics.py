@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engines.errors import EngineError
-from engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.errors import EngineError
+from draftpick.engines.http.client import EngineClient, redact_userinfo
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PATIENCE_S = 5.0

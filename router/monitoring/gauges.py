@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 from prometheus_client.metrics_core import Metric
 
-from engines.circuit_breaker import State
-from engines.http.client import redact_userinfo
-from router.parts import Parts
-from router.telemetry.metrics import FAILING_PARTS, MetricFamily
+from draftpick.engines.circuit_breaker import State
+from draftpick.engines.http.client import redact_userinfo
+from draftpick.router.parts import Parts
+from draftpick.router.telemetry.metrics import FAILING_PARTS, MetricFamily
 
 BUILD = MetricFamily("draftpick_build_info", "gauge", "1, with the version that runs.", ("version",))
 READY = MetricFamily("draftpick_ready", "gauge", "Whether an engine can take requests.")

@@ -10,8 +10,8 @@ from typing import Any
 
 from prometheus_client.registry import Collector
 
-from router.monitoring import gauges
-from router.telemetry import metrics
+from draftpick.router.monitoring import gauges
+from draftpick.router.telemetry import metrics
 
 _EVERY_S = 10.0
 _TOTAL = "_total"

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from router.errors import PolicyRejected
-from router.monitoring.cluster_labels import cluster_names
-from router.monitoring.explain import EngineStatus, engine_statuses
-from router.parts import Parts
-from router.policies.base import Policy
-from router.registry.pointer_file import FileWatcher
-from router.registry.registry import STATE, Registry
-from router.registry.state import RegistryState
-from router.telemetry.recent_requests import KEPT, WindowTotals, total
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.monitoring.cluster_labels import cluster_names
+from draftpick.router.monitoring.explain import EngineStatus, engine_statuses
+from draftpick.router.parts import Parts
+from draftpick.router.policies.base import Policy
+from draftpick.router.registry.pointer_file import FileWatcher
+from draftpick.router.registry.registry import STATE, Registry
+from draftpick.router.registry.state import RegistryState
+from draftpick.router.telemetry.recent_requests import KEPT, WindowTotals, total
 
 DECISIONS, EVENTS = 100, 40
 _KINDS, _POLICIES, _CHANGES, _CHECKS = 12, 20, 30, 30
@@ -126,7 +126,7 @@ class RegistryStatus:
         }
 
     def _why(self, id: str) -> dict[str, object]:
-        """What the report on a policy says, as far as it is one of `policy_training.retraining.pipeline`."""
+        """What the report on a policy says, as far as it is one of `draftpick.policy_training.retraining.pipeline`."""
         try:
             report = self._registry.report(id)
         except PolicyRejected:

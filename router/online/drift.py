@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from router.config.sections import DriftConfig
+from draftpick.router.config.sections import DriftConfig
 
 _CHECK_EVERY = 8
 """Requests between two looks at their kinds."""

@@ -2,7 +2,7 @@
 
 The ladder: an arm that changed loses its history and must promise more for a while; a policy whose times are not
 corrected, and which loses against its own default engine, is put aside for that engine; an arm whose drafts collapse
-is quarantined (`router.online.quarantine`); and every finding is an event, which a retraining job reads.
+is quarantined (`draftpick.router.online.quarantine`); and every finding is an event, which a retraining job reads.
 """
 
 import math
@@ -10,12 +10,12 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from router.config.sections import OnlineConfig
-from router.online.drift import ArmDriftDetector, InputDriftDetector, RegretMonitor
-from router.online.events import Event, Tell
-from router.online.residual_correction import ResidualCorrection
-from router.policies.base import Policy, Shifts
-from router.types import Decision, Outcome
+from draftpick.router.config.sections import OnlineConfig
+from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector, RegretMonitor
+from draftpick.router.online.events import Event, Tell
+from draftpick.router.online.residual_correction import ResidualCorrection
+from draftpick.router.policies.base import Policy, Shifts
+from draftpick.router.types import Decision, Outcome
 
 _MIN_TOKENS = 4
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30

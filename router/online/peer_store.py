@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.atomic_write import atomic_write
-from router.online.events import EVENTS, Event, encode_events
+from draftpick.engines.atomic_write import atomic_write
+from draftpick.router.online.events import EVENTS, Event, encode_events
 
 _FRESH_S = 60.0
 

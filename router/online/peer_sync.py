@@ -6,10 +6,10 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from router.online.events import Event
-from router.online.online_learner import OnlineLearner
-from router.online.peer_store import PeerStore
-from router.telemetry.metrics import Metrics
+from draftpick.router.online.events import Event
+from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.telemetry.metrics import Metrics
 
 log = logging.getLogger("draftpick.router")
 

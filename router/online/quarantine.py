@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal
 
-from router.config.sections import QuarantineConfig
-from router.online.events import Event
+from draftpick.router.config.sections import QuarantineConfig
+from draftpick.router.online.events import Event
 
 _MIN_TOKENS = 8
 _HISTORY_WEIGHT = 0.005

@@ -2,7 +2,7 @@
 
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
 exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, as
-`router.policies.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers. One answer moves a
+`draftpick.router.policies.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers. One answer moves a
 mean by no more than about `most_step / memory`.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.config.sections import CorrectionConfig
+from draftpick.router.config.sections import CorrectionConfig
 
 Floats = npt.NDArray[np.float64]
 _PRIOR = 1.5

@@ -4,21 +4,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engines.config import EMBEDDED, did_you_mean
-from router.errors import PolicyRejected
-from router.policies import artifact
-from router.policies.base import Policy
-from router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
-from router.policies.shapes import Arrays
+from draftpick.engines.config import EMBEDDED, did_you_mean
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import artifact
+from draftpick.router.policies.base import Policy
+from draftpick.router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
+from draftpick.router.policies.shapes import Arrays
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The policy that `embedded` names: trained on measurements of the embedded fleet."""
 
 # kind of an artefact -> where its class is; a new kind is one file and one line
 _POLICY_TYPES = {
-    "fixed": "router.policies.baselines:FixedPolicy",
-    "mlp": "router.policies.mlp:MLPPolicy",
-    "tau_cost": "router.policies.tau_cost:TauCostPolicy",
+    "fixed": "draftpick.router.policies.baselines:FixedPolicy",
+    "mlp": "draftpick.router.policies.mlp:MLPPolicy",
+    "tau_cost": "draftpick.router.policies.tau_cost:TauCostPolicy",
 }
 
 

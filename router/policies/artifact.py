@@ -13,8 +13,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from engines.atomic_write import atomic_folder
-from router.errors import PolicyRejected
+from draftpick.engines.atomic_write import atomic_folder
+from draftpick.router.errors import PolicyRejected
 
 SCHEMA = 1
 MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"

@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from router.config.sections import ExplorationConfig
-from router.features.lexical import stored_context
-from router.policies.clusters import Clusters
-from router.policies.exploration import apply_exploration
-from router.types import Context, Decision, LoadTerms
+from draftpick.router.config.sections import ExplorationConfig
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.policies.clusters import Clusters
+from draftpick.router.policies.exploration import apply_exploration
+from draftpick.router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
 LoadOf = Callable[[Sequence[str]], LoadTerms | None]
@@ -134,7 +134,7 @@ class Policy(ABC):
     """Kinds of requests that it tells apart; None: it tells none apart."""
 
     def cluster(self, context: Context | None) -> int:
-        """The kind of request that a context is of (`router.policies.clusters.Clusters.bin`); 0 where none are told apart."""
+        """The kind of request that a context is of (`draftpick.router.policies.clusters.Clusters.bin`); 0 where none are told apart."""
         return 0
 
     def tau(self, context: Context) -> Probabilities | None:

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRejected
-from router.policies.base import Policy, Probabilities
-from router.policies.shapes import Arrays
-from router.types import Context
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies.base import Policy, Probabilities
+from draftpick.router.policies.shapes import Arrays
+from draftpick.router.types import Context
 
 
 class FixedPolicy(Policy):

@@ -8,7 +8,7 @@ it costs a request at most arms / gamma of its time, and beside that the floor o
 from collections.abc import Sequence
 from itertools import compress
 
-from router.config.sections import ExplorationConfig
+from draftpick.router.config.sections import ExplorationConfig
 
 _MIN_S = 1e-9
 """A time of 0 is possible: of a single token, where nothing is known of the time to the first one."""

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRejected
-from router.policies.base import Policy, Probabilities, masked_softmax, one_hot_with_floor
-from router.policies.shapes import Arrays, Shapes, check_shapes
-from router.types import Context
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies.base import Policy, Probabilities, masked_softmax, one_hot_with_floor
+from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
+from draftpick.router.types import Context
 
 LAYERS = 3
 _SHAPES: Shapes = {
@@ -43,7 +43,7 @@ class MLPPolicy(Policy):
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "MLPPolicy":
-        """The policy of an artefact (see `router.policies.artifact`)."""
+        """The policy of an artefact (see `draftpick.router.policies.artifact`)."""
         arms, options = tuple(manifest["arms"]), manifest.get("options", {})
         greedy, floor = options.get("greedy", True), options.get("floor", 0.0)
         if not isinstance(greedy, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1 / len(arms):

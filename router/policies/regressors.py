@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from engines.config import did_you_mean
-from router.errors import PolicyRejected
-from router.policies.shapes import Arrays, Shapes, check_shapes
-from router.types import Vector
+from draftpick.engines.config import did_you_mean
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
+from draftpick.router.types import Vector
 
 Floats = npt.NDArray[np.float32]
 

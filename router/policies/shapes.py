@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRejected
+from draftpick.router.errors import PolicyRejected
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Shapes = Mapping[str, tuple[str | int, ...]]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.errors import PolicyRejected
-from router.policies import regressors
-from router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
-from router.policies.clusters import Clusters
-from router.policies.regressors import Regressor
-from router.policies.shapes import Arrays, Shapes, check_shapes
-from router.types import Context, LoadTerms, Vector
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import regressors
+from draftpick.router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
+from draftpick.router.policies.clusters import Clusters
+from draftpick.router.policies.regressors import Regressor
+from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
+from draftpick.router.types import Context, LoadTerms, Vector
 
 _LONGEST = math.log(1e6)
 _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
@@ -61,7 +61,7 @@ class TauCostPolicy(Policy):
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "TauCostPolicy":
-        """The policy of an artefact (see `router.policies.artifact`). Raises `PolicyRejected`."""
+        """The policy of an artefact (see `draftpick.router.policies.artifact`). Raises `PolicyRejected`."""
         arms = tuple(manifest["arms"])
         options = {"z": 0.0, "switch_cost": 0.0, "floor": 0.0, **manifest.get("options", {})}
         if options.get("default") not in arms:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router.config.router_config import RouterConfig
-from router.online.events import Event, EventLog
-from router.online.online_learner import OnlineLearner
-from router.policies.base import DecisionInput, Policy
-from router.policies.baselines import FixedPolicy
-from router.types import Context, Decision, LoadTerms, Outcome
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.online.events import Event, EventLog
+from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.policies.base import DecisionInput, Policy
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.types import Context, Decision, LoadTerms, Outcome
 
 
 @dataclass(frozen=True, slots=True)

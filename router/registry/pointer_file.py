@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from engines.atomic_write import atomic_write
-from router.errors import PolicyRejected
-from router.policies.baselines import NAMES
+from draftpick.engines.atomic_write import atomic_write
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies.baselines import NAMES
 
 _MAX_BYTES = 4096
 

@@ -22,10 +22,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engines.atomic_write import atomic_write, sync
-from router.errors import PolicyRejected
-from router.policies import artifact, read
-from router.registry.state import (
+from draftpick.engines.atomic_write import atomic_write, sync
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import artifact, read
+from draftpick.router.registry.state import (
     EMPTY,
     ID,
     Candidate,

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.config.router_config import RouterConfig
-from router.errors import PolicyRejected
-from router.policies import load
-from router.policies.artifact import MANIFEST
-from router.policies.base import Policy
-from router.policies.baselines import NAMES, FixedPolicy
-from router.registry.pointer_file import read_pointer
-from router.registry.registry import Registry, is_registry
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import load
+from draftpick.router.policies.artifact import MANIFEST
+from draftpick.router.policies.base import Policy
+from draftpick.router.policies.baselines import NAMES, FixedPolicy
+from draftpick.router.registry.pointer_file import read_pointer
+from draftpick.router.registry.registry import Registry, is_registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from engines.config import Model, did_you_mean
-from router.errors import PolicyRejected
+from draftpick.engines.config import Model, did_you_mean
+from draftpick.router.errors import PolicyRejected
 
 ID = re.compile(r"p[0-9]{4,}")
 """Ids of policies."""

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from router.config.sections import LimitsConfig
-from router.errors import Overloaded, TimedOut
+from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.errors import Overloaded, TimedOut
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 

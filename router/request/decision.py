@@ -6,19 +6,19 @@ from functools import partial
 
 import numpy as np
 
-from engines.replicas import Replica, ReplicaTable
-from router import headers
-from router.config.router_config import RouterConfig
-from router.config.sections import Objective
-from router.errors import BadRequest, NoEngineAvailable, Overloaded
-from router.load.load_model import LoadModel
-from router.online.quarantine import AcceptanceMonitor
-from router.policies.base import DecisionInput
-from router.policies.baselines import FixedPolicy
-from router.registry.active_policy import ActivePolicies
-from router.request.admission import Admission
-from router.telemetry.metrics import Metrics
-from router.types import Context, Decision
+from draftpick.engines.replicas import Replica, ReplicaTable
+from draftpick.router import headers
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.config.sections import Objective
+from draftpick.router.errors import BadRequest, NoEngineAvailable, Overloaded
+from draftpick.router.load.load_model import LoadModel
+from draftpick.router.online.quarantine import AcceptanceMonitor
+from draftpick.router.policies.base import DecisionInput
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.registry.active_policy import ActivePolicies
+from draftpick.router.request.admission import Admission
+from draftpick.router.telemetry.metrics import Metrics
+from draftpick.router.types import Context, Decision
 
 log = logging.getLogger("draftpick.router")
 

@@ -7,27 +7,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
-from engines.http.client import EngineClient, redact_userinfo
-from engines.replicas import Lease, ReplicaTable
-from router.config.router_config import RouterConfig
-from router.errors import EngineFailed
-from router.features.featurizer import Featurizer
-from router.load.demand import Demand
-from router.openai_request import Request
-from router.registry.active_policy import ActivePolicies
-from router.request.admission import Admission
-from router.request.decision import DecisionMaker
-from router.request.meter import Meter
-from router.request.prefix_index import PrefixIndex
-from router.request.relay import BROKEN_EVENT, NOT_SENT, relay
-from router.request.shadow import NullSink, Shadow
-from router.request.state import ClientRequest, RequestState, ResponseSink
-from router.request.stream_resume import StreamResume
-from router.telemetry.logging import REQUEST_ID, request_ended
-from router.telemetry.metrics import Metrics
-from router.telemetry.tracing import Trace, Tracing
-from router.types import Attempt, AttemptObserver, Context, Outcome, Status
+from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
+from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.replicas import Lease, ReplicaTable
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.errors import EngineFailed
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.load.demand import Demand
+from draftpick.router.openai_request import Request
+from draftpick.router.registry.active_policy import ActivePolicies
+from draftpick.router.request.admission import Admission
+from draftpick.router.request.decision import DecisionMaker
+from draftpick.router.request.meter import Meter
+from draftpick.router.request.prefix_index import PrefixIndex
+from draftpick.router.request.relay import BROKEN_EVENT, NOT_SENT, relay
+from draftpick.router.request.shadow import NullSink, Shadow
+from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
+from draftpick.router.request.stream_resume import StreamResume
+from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
+from draftpick.router.telemetry.metrics import Metrics
+from draftpick.router.telemetry.tracing import Trace, Tracing
+from draftpick.router.types import Attempt, AttemptObserver, Context, Outcome, Status
 
 log = logging.getLogger("draftpick.router")
 

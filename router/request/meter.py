@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from router.types import Outcome, Status
+from draftpick.router.types import Outcome, Status
 
 if TYPE_CHECKING:
-    from router.request.stream_resume import StreamResume
+    from draftpick.router.request.stream_resume import StreamResume
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")

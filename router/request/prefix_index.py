@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from router.config.sections import PrefixConfig
+from draftpick.router.config.sections import PrefixConfig
 
 _BLOCK = 1024
 _NONE: Mapping[str, int] = {}

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import orjson
 
-from engines.errors import StreamInterrupted
-from engines.http.client import EngineResponse, Headers
-from router.openai_request import TERMINATED_PATHS
-from router.request.meter import EventStream, Meter
-from router.request.state import RequestState, ResponseSink
-from router.types import Status
+from draftpick.engines.errors import StreamInterrupted
+from draftpick.engines.http.client import EngineResponse, Headers
+from draftpick.router.openai_request import TERMINATED_PATHS
+from draftpick.router.request.meter import EventStream, Meter
+from draftpick.router.request.state import RequestState, ResponseSink
+from draftpick.router.types import Status
 
 _HOP_BY_HOP = frozenset(
     {

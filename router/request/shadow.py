@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from engines.http.client import Headers
-from router.config.sections import ShadowConfig
-from router.online.events import Event
-from router.request.state import RequestState
+from draftpick.engines.http.client import Headers
+from draftpick.router.config.sections import ShadowConfig
+from draftpick.router.online.events import Event
+from draftpick.router.request.state import RequestState
 
 _WAITING = 16
 WORKERS = 4

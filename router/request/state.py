@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engines.http.client import Headers
-from engines.replicas import Replica
-from router import headers
-from router.config.sections import Objective
-from router.errors import TimedOut
-from router.openai_request import Request
-from router.request.stream_resume import StreamResume
-from router.telemetry.tracing import Trace
-from router.types import Attempt, Context, Decision
+from draftpick.engines.http.client import Headers
+from draftpick.engines.replicas import Replica
+from draftpick.router import headers
+from draftpick.router.config.sections import Objective
+from draftpick.router.errors import TimedOut
+from draftpick.router.openai_request import Request
+from draftpick.router.request.stream_resume import StreamResume
+from draftpick.router.telemetry.tracing import Trace
+from draftpick.router.types import Attempt, Context, Decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import orjson
 
-from engines.errors import EngineUnavailable
-from engines.http.client import EngineClient
-from router.openai_request import Request
+from draftpick.engines.errors import EngineUnavailable
+from draftpick.engines.http.client import EngineClient
+from draftpick.router.openai_request import Request
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _JSON = [("content-type", "application/json")]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from router.config.sections import LogsConfig
+from draftpick.router.config.sections import LogsConfig
 
 if TYPE_CHECKING:
-    from router.types import Decision, Outcome
+    from draftpick.router.types import Decision, Outcome
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that the present task works on."""

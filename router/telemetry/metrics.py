@@ -15,9 +15,9 @@ from typing import Literal, get_args
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
-from router.errors import RequestError
-from router.online.events import Event
-from router.types import Attempt, Decision, Outcome, Reason, Status
+from draftpick.router.errors import RequestError
+from draftpick.router.online.events import Event
+from draftpick.router.types import Attempt, Decision, Outcome, Reason, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 REASONS: tuple[Reason, ...] = get_args(Reason)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from router.types import Attempt, Decision, Outcome
+from draftpick.router.types import Attempt, Decision, Outcome
 
 KEPT = 500
 """Attempts that are remembered."""

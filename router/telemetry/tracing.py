@@ -13,14 +13,14 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from router.config.sections import TracingConfig
-from router.errors import RequestError
-from router.types import Decision, Outcome
+from draftpick.router.config.sections import TracingConfig
+from draftpick.router.errors import RequestError
+from draftpick.router.types import Decision, Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
-    from engines.http.client import Headers
+    from draftpick.engines.http.client import Headers
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = frozenset(_W3C.fields)

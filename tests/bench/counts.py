@@ -16,8 +16,8 @@ from typing import Any
 
 import orjson
 
-from router.config.router_config import load_config
-from router.router import Router, fixed_address
+from draftpick.router.config.router_config import load_config
+from draftpick.router.router import Router, fixed_address
 from tests.bench.overhead.contestants import config
 from tests.bench.overhead.engine import Engine
 from tests.bench.overhead.measures import LONG, SHORT, body

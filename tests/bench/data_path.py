@@ -19,9 +19,9 @@ import aiohttp
 import numpy as np
 import psutil
 
-from deploy.console import progress_bar
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.bench.figures import show
 from tests.load.clients import CHAT
 

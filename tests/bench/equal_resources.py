@@ -26,17 +26,17 @@ from rich.progress import Progress
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deploy.console import out, progress_bar
-from deploy.workflows.results import write
-from engines.profile.profile import GREEDY, SAMPLED, Profile
-from policy_training.evaluation.evaluate import Interval
-from policy_training.simulator.capacity_plan import WARM_UP, PlanQuestion, plan
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import Floats, strategy
-from policy_training.simulator.simulate import interval, simulate
-from policy_training.simulator.traffic import SyntheticTraffic, predicted_tau
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.simulator.capacity_plan import WARM_UP, PlanQuestion, plan
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import Floats, strategy
+from draftpick.policy_training.simulator.simulate import interval, simulate
+from draftpick.policy_training.simulator.traffic import SyntheticTraffic, predicted_tau
 from tests.bench.measured_engines import LENGTHS, column, names, on_cpus, on_gpu, requests
 from tests.policy_training.simulated import with_schedule
 

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploy.workflows.featurizers import read_training_domains
-from deploy.workflows.results import write
-from deploy.workflows.train import matrix_of
-from policy_training.benchmark import splits as ladder
-from policy_training.benchmark.experiments import interval
-from policy_training.data.dataset import load
-from policy_training.evaluation.evaluate import Interval
-from policy_training.learners import DEFAULT
-from policy_training.learners.base import LearnerSetting
-from policy_training.workloads import generate
-from router.features.featurizer import Featurizer
-from router.openai_request import Request
-from router.router import sentence_featurizer, static_featurizer
+from draftpick.deploy.workflows.featurizers import read_training_domains
+from draftpick.deploy.workflows.results import write
+from draftpick.deploy.workflows.train import matrix_of
+from draftpick.policy_training.benchmark import splits as ladder
+from draftpick.policy_training.benchmark.experiments import interval
+from draftpick.policy_training.data.dataset import load
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import DEFAULT
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.workloads import generate
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.openai_request import Request
+from draftpick.router.router import sentence_featurizer, static_featurizer
 
 WORDS = 200
 

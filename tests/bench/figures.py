@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich.table import Table
 
-from deploy.console import out
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.console import out
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 
 def spread(values: Sequence[float]) -> Interval:

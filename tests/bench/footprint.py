@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 
 def main() -> None:

@@ -17,16 +17,16 @@ import numpy.typing as npt
 from scipy.special import ndtr
 from scipy.stats import beta
 
-from deploy.console import progress_bar
-from deploy.workflows.results import write
-from policy_training.data.logged_feedback import Floats, LoggedFeedback
-from policy_training.evaluation.confidence_sequence import confidence_bounds
-from policy_training.evaluation.evaluate import Interval
-from policy_training.evaluation.ope import reward_model
-from policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
-from policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, ExpectedTpot
-from policy_training.retraining.controller import RolloutConfig
-from policy_training.retraining.offline_gate import evaluate_offline
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedback
+from draftpick.policy_training.evaluation.confidence_sequence import confidence_bounds
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.evaluation.ope import reward_model
+from draftpick.policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
+from draftpick.policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, ExpectedTpot
+from draftpick.policy_training.retraining.controller import RolloutConfig
+from draftpick.policy_training.retraining.offline_gate import evaluate_offline
 from tests.bench.figures import show
 
 Ints = npt.NDArray[np.int64]

@@ -18,14 +18,14 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import Prompt, generate, reword
-from policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS
-from router.features.lexical import _ASKS, lexical_features
-from router.openai_request import Request
-from router.policies import SHIPPED, read
-from router.router import static_featurizer
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import Prompt, generate, reword
+from draftpick.policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS
+from draftpick.router.features.lexical import _ASKS, lexical_features
+from draftpick.router.openai_request import Request
+from draftpick.router.policies import SHIPPED, read
+from draftpick.router.router import static_featurizer
 from tests.bench.figures import show
 
 APART = {
@@ -60,7 +60,7 @@ _TRAINING_SEED, _HELD_OUT_SEED, _LIVE_SEED = 1, 5000, 900
 
 
 def reword_apart(prompt: Prompt, seed: int) -> Prompt:
-    """As `policy_training.workloads.reword`, with the verbs of `APART`."""
+    """As `draftpick.policy_training.workloads.reword`, with the verbs of `APART`."""
     rng, left = Random(f"{seed} {prompt.id}"), [_MAX_SYNONYMS]
 
     def other(match: re.Match[str]) -> str:

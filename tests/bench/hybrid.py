@@ -8,12 +8,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deploy.config import resolve
-from deploy.console import out, progress_bar
-from deploy.workflows.drafter_benchmark import run_table
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import KINDS, generate, interleaved
+from draftpick.deploy.config import resolve
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.workflows.drafter_benchmark import run_table
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import KINDS, generate, interleaved
 
 PARTS: list[dict[str, Any]] = [
     {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4, "prompt_lookup_min": 2},

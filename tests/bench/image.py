@@ -20,9 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from deploy.console import out
-from deploy.workflows.results import merge_into, write
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.console import out
+from draftpick.deploy.workflows.results import merge_into, write
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.bench.figures import show
 from tests.bench.recipe import Recipe
 

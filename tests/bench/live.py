@@ -11,23 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.config import resolve, with_router
-from deploy.console import out, progress_bar
-from deploy.launch.ray_serve import running
-from deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
-from deploy.workflows.featurizers import featurizers
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import write
-from engines.models.paths import target_path
-from policy_training.data.collect import measure, pinned_tasks
-from policy_training.data.dataset import Dataset, load, save
-from policy_training.data.matrix import matrix
-from policy_training.data.replay_labels import Labeller
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Interval, evaluate
-from policy_training.train import policy_probabilities
-from policy_training.workloads import generate, interleaved
-from router.policies import SHIPPED, read
+from draftpick.deploy.config import resolve, with_router
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
+from draftpick.deploy.workflows.featurizers import featurizers
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.models.paths import target_path
+from draftpick.policy_training.data.collect import measure, pinned_tasks
+from draftpick.policy_training.data.dataset import Dataset, load, save
+from draftpick.policy_training.data.matrix import matrix
+from draftpick.policy_training.data.replay_labels import Labeller
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Interval, evaluate
+from draftpick.policy_training.train import policy_probabilities
+from draftpick.policy_training.workloads import generate, interleaved
+from draftpick.router.policies import SHIPPED, read
 
 SEED = 900
 ANSWERS = 4

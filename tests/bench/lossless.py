@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deploy.config import resolve
-from deploy.workflows.results import write
-from engines.deployment import llm_config
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import generate
+from draftpick.deploy.config import resolve
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.deployment import llm_config
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import generate
 
 
 def main() -> None:

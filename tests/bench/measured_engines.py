@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.workflows.results import write
-from engines.profile.profile import Profile
-from policy_training.data.dataset import load
-from policy_training.evaluation.evaluate import Interval
-from policy_training.simulator.requests import Requests
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.profile.profile import Profile
+from draftpick.policy_training.data.dataset import load
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.simulator.requests import Requests
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS: Mapping[str, int] = {"plain": 0, "suffix": 8, "hybrid": 8, "general": 4, "math": 4, "code": 4, "chat": 4}

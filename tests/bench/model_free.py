@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of, target_folder
-from deploy.workflows.results import write
-from engines.drafter_options import HybridOptions, TrigramOptions
-from engines.drafters.hybrid import HybridProposer
-from engines.drafters.proposer import Drafter
-from engines.drafters.replay import replay_drafter
-from engines.drafters.request_tracking import RequestTracker
-from engines.drafters.training.responses import Responses
-from engines.drafters.trigram.proposer import TrigramProposer
-from engines.drafters.trigram.table import save_table, table_of
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import KINDS
+from draftpick.deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of, target_folder
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.drafter_options import HybridOptions, TrigramOptions
+from draftpick.engines.drafters.hybrid import HybridProposer
+from draftpick.engines.drafters.proposer import Drafter
+from draftpick.engines.drafters.replay import replay_drafter
+from draftpick.engines.drafters.request_tracking import RequestTracker
+from draftpick.engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.trigram.proposer import TrigramProposer
+from draftpick.engines.drafters.trigram.table import save_table, table_of
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import KINDS
 
 
 def main() -> None:

@@ -32,14 +32,14 @@ import promql_parser
 import pytest
 import yaml
 
-from deploy.config import FLEETS, resolve, with_engines
-from deploy.console import out, progress_bar
-from deploy.generate.manifests import example
-from deploy.launch.ray_serve import free_port, running
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import merge_into, write
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import generate
+from draftpick.deploy.config import FLEETS, resolve, with_engines
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.generate.manifests import example
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import merge_into, write
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import generate
 from tests.bench.figures import show
 from tests.deploy import kube, test_assets, test_examples, test_helm, test_monitoring
 from tests.deploy.prometheus import Prometheus, dashboard_queries, hurried, prometheus, rules, why_empty

@@ -27,13 +27,13 @@ import numpy as np
 import orjson
 from PIL import Image
 
-from deploy.launch.ray_serve import free_port, running
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
-from router.config.router_config import load_config
-from router.http.ui import FOLDER
-from router.registry.registry import Registry
-from router.router import Router
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.router.config.router_config import load_config
+from draftpick.router.http.ui import FOLDER
+from draftpick.router.registry.registry import Registry
+from draftpick.router.router import Router
 from tests import browser
 from tests.bench.figures import show, spread
 from tests.bench.page_world import KILLED, MODEL, STEP_S, engine, fill, registry, traffic, world

@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from policy_training.workloads import Prompt, generate
-from router.config.router_config import load_config
-from router.policies import SHIPPED, artifact
-from router.registry.registry import Registry
-from router.router import Router, fixed_address
-from router.telemetry.recent_requests import KEPT
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.policy_training.workloads import Prompt, generate
+from draftpick.router.config.router_config import load_config
+from draftpick.router.policies import SHIPPED, artifact
+from draftpick.router.registry.registry import Registry
+from draftpick.router.router import Router, fixed_address
+from draftpick.router.telemetry.recent_requests import KEPT
 from tests.engine_process import EngineProcess
 
 MODEL = "smollm2-135m-instruct"

@@ -18,18 +18,18 @@ from random import Random
 
 import numpy as np
 
-from deploy.config import resolve, with_router
-from deploy.console import out, progress_bar
-from deploy.launch.ray_serve import running
-from deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import write
-from policy_training.data.collect import measure, pinned_tasks
-from policy_training.data.dataset import Dataset, save
-from policy_training.data.matrix import matrix
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved
+from draftpick.deploy.config import resolve, with_router
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.data.collect import measure, pinned_tasks
+from draftpick.policy_training.data.dataset import Dataset, save
+from draftpick.policy_training.data.matrix import matrix
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved
 
 SEED = 11
 TOP_P = 0.9

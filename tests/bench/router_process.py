@@ -14,15 +14,15 @@ import uvicorn
 
 async def engine(name: str) -> None:
     """A mock engine that takes no time."""
-    from engines.mock.app import MockSpec, mock_app
+    from draftpick.engines.mock.app import MockSpec, mock_app
 
     await _serve(mock_app(MockSpec(step_s=0, prefill_s=0, output_tokens=16), model="mock-model", engine=name))
 
 
 async def router(url: str, *options: str) -> None:
     """A router over the engine at `url` with the shipped static features and records off."""
-    from router.config.router_config import load_config
-    from router.router import Router
+    from draftpick.router.config.router_config import load_config
+    from draftpick.router.router import Router
 
     settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
     settings = {"default_engine": "plain", "policy": "uniform", "featurizer": "static", **settings}

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from deploy.workflows.results import write
-from engines.config import FleetConfig
-from engines.deployment import llm_config
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.config import FleetConfig
+from draftpick.engines.deployment import llm_config
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.engines.drafters.tiny import VOCABULARY, write_head, write_noisy_copy, write_target
 
 PROMPT = [3, 9, 27, 3, 9, 40, 3, 9, 27, 5, 3, 9]

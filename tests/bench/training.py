@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploy.workflows.results import write
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Interval
-from policy_training.learners import DEFAULT, learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import fit
-from router.router import static_featurizer
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import DEFAULT, learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import fit
+from draftpick.router.router import static_featurizer
 
 ARMS = ("plain", "suffix", "hybrid", "math", "code", "chat")
 

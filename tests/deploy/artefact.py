@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router.policies import artifact
+from draftpick.router.policies import artifact
 
 
 def write_policy(path: Path, arms: Sequence[str] = ("plain", "ngram"), dimension: int = 3) -> Path:

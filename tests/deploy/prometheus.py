@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import yaml
 
-from deploy.generate import dashboard
-from deploy.launch.ray_serve import free_port
+from draftpick.deploy.generate import dashboard
+from draftpick.deploy.launch.ray_serve import free_port
 from tests.deploy.test_assets import PROMETHEUS, tool
 
 RULES = PROMETHEUS / "rules" / "draftpick.yaml"

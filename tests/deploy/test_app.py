@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.errors import ConfigError
+from draftpick.engines.errors import ConfigError
 
 FLEET: dict[str, Any] = {
     "target": {"name": "m"},
@@ -19,7 +19,7 @@ def build(args: dict[str, Any]) -> Any:
     """The deployment of the router that `build` binds."""
     import ray
 
-    from deploy.app import build
+    from draftpick.deploy.app import build
 
     bound = build(args)._bound_deployment
     assert not ray.is_initialized()

@@ -15,9 +15,9 @@ import yaml
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from deploy.app import APP_NAME, build
-from deploy.config import FLEETS
-from router.config.router_config import DraftpickConfig, load_config
+from draftpick.deploy.app import APP_NAME, build
+from draftpick.deploy.config import FLEETS
+from draftpick.router.config.router_config import DraftpickConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "deploy" / "serve"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config import FLEETS, policy_warning, resolve, with_engines, with_router, without_shared_text
-from engines.errors import ConfigError
-from router.config.router_config import ConfigProblems, DraftpickConfig
+from draftpick.deploy.config import FLEETS, policy_warning, resolve, with_engines, with_router, without_shared_text
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.router_config import ConfigProblems, DraftpickConfig
 from tests.deploy.artefact import write_policy
 
 PLAIN, NGRAM = {"name": "plain", "kind": "mock"}, {"name": "ngram", "kind": "mock"}

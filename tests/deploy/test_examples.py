@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config import FLEETS, resolve
-from deploy.generate.manifests import DEPLOY, EXAMPLES, PLAIN, example
-from engines.deployment import deployment_options
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.config import FLEETS, resolve
+from draftpick.deploy.generate.manifests import DEPLOY, EXAMPLES, PLAIN, example
+from draftpick.engines.deployment import deployment_options
+from draftpick.router.config.router_config import DraftpickConfig
 from tests.deploy import kube
 from tests.deploy.kube import ray_service_args
 

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from engines.models.embedded import drafter_path
-from policy_training.workloads import KINDS
-from policy_training.workloads.rewording import _SYNONYMS
-from router.policies import SHIPPED, artifact
+from draftpick.engines.models.embedded import drafter_path
+from draftpick.policy_training.workloads import KINDS
+from draftpick.policy_training.workloads.rewording import _SYNONYMS
+from draftpick.router.policies import SHIPPED, artifact
 from tests.bench.evidence import Row, specification
 from tests.bench.figure_references import ROOT, results
 from tests.bench.held_out import APART, listed

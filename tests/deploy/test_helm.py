@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
-from deploy.app import APP_NAME, build
-from deploy.config import resolve
-from deploy.generate.manifests import CHART, PLAIN, SCHEMA, example, plain, render, schema
-from deploy.launch import ray_serve as running
+from draftpick.deploy.app import APP_NAME, build
+from draftpick.deploy.config import resolve
+from draftpick.deploy.generate.manifests import CHART, PLAIN, SCHEMA, example, plain, render, schema
+from draftpick.deploy.launch import ray_serve as running
 from tests.deploy import kube
 from tests.deploy.kube import ray_service_args, serve_config
 from tests.deploy.test_examples import as_the_head_checks, each_example
@@ -71,7 +71,7 @@ def pods(ray_service: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_schema_is_that_of_the_configuration() -> None:
     text = SCHEMA.read_text()
-    assert json.loads(text) == json.loads(schema(text)), "python -m deploy.generate.manifests"
+    assert json.loads(text) == json.loads(schema(text)), "python -m draftpick.deploy.generate.manifests"
 
 
 def test_schema_knows_the_values_and_no_others() -> None:
@@ -116,7 +116,7 @@ def test_wrong_values_are_refused_with_their_path(over: dict[str, Any], path: st
 @needs_helm
 def test_generated_files_are_those_of_the_chart() -> None:
     there = {path.name: path.read_text() for path in PLAIN.glob("*.yaml")}
-    assert there == plain(), "python -m deploy.generate.manifests"
+    assert there == plain(), "python -m draftpick.deploy.generate.manifests"
 
 
 @needs_helm

@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.generate import dashboard, metrics_page
-from router.config.router_config import load_config
-from router.router import Router, fixed_address
+from draftpick.deploy.generate import dashboard, metrics_page
+from draftpick.router.config.router_config import load_config
+from draftpick.router.router import Router, fixed_address
 from tests.deploy.prometheus import (
     MAY_BE_EMPTY,
     RULES,
@@ -113,8 +113,8 @@ async def labels(url: str) -> dict[str, set[str]]:
 
 
 async def test_the_dashboard_and_the_table_of_metrics_are_up_to_date() -> None:
-    assert dashboard.FILE.read_text() == dashboard.text(), "python -m deploy.generate.dashboard"
-    assert metrics_page.FILE.read_text() == metrics_page.text(), "python -m deploy.generate.metrics_page"
+    assert dashboard.FILE.read_text() == dashboard.text(), "python -m draftpick.deploy.generate.dashboard"
+    assert metrics_page.FILE.read_text() == metrics_page.text(), "python -m draftpick.deploy.generate.metrics_page"
 
 
 async def test_every_panel_says_what_it_shows_and_has_a_place_of_its_own() -> None:

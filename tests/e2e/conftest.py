@@ -8,9 +8,9 @@ import pytest
 import ray
 import yaml
 
-from deploy.config import FLEETS, resolve
-from deploy.launch.ray_serve import free_port, running
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.config import FLEETS, resolve
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.router.config.router_config import DraftpickConfig
 
 
 def fleet(name: str, records: Path, **router: Any) -> DraftpickConfig:

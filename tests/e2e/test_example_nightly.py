@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from router.registry.registry import Registry
+from draftpick.router.registry.registry import Registry
 from tests.policy_training.retraining.test_pipeline import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -19,7 +19,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def nightly(*arguments: str) -> tuple[int, str]:
     """Exit code and line of a night."""
-    command = [sys.executable, "-m", "deploy.examples.nightly", *arguments]
+    command = [sys.executable, "-m", "draftpick.deploy.examples.nightly", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     return done.returncode, done.stdout
 

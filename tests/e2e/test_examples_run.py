@@ -13,10 +13,10 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from deploy.app import APP_NAME
-from deploy.examples import summaries
-from deploy.examples.ask import Client, RequestRejected
-from deploy.examples.ask import _pieces as pieces_of
+from draftpick.deploy.app import APP_NAME
+from draftpick.deploy.examples import summaries
+from draftpick.deploy.examples.ask import Client, RequestRejected
+from draftpick.deploy.examples.ask import _pieces as pieces_of
 
 pytestmark = pytest.mark.ray
 ARMS = {"plain", "ngram", "suffix", "math"}
@@ -25,7 +25,7 @@ DOCUMENT = {"text": "Draft tokens are guessed, then checked by the target all at
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """An example, run as its first lines say."""
-    command = [sys.executable, "-m", f"deploy.examples.{module}", *arguments]
+    command = [sys.executable, "-m", f"draftpick.deploy.examples.{module}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

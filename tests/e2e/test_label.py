@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from policy_training.data.dataset import load
-from router.router import static_featurizer
+from draftpick.policy_training.data.dataset import load
+from draftpick.router.router import static_featurizer
 
 pytestmark = pytest.mark.vllm
 
@@ -36,7 +36,7 @@ FLEET = {
 def label(folder: Path, config: Path, n: int) -> dict[str, object]:
     options = ["-n", str(n), "--max-tokens", "12", "--answers", "2", "--alone", "8", "--json"]
     run = subprocess.run(
-        [sys.executable, "-m", "deploy.cli.main", "label", "--config", str(config), "--out", str(folder), *options],
+        [sys.executable, "-m", "draftpick.deploy.cli.main", "label", "--config", str(config), "--out", str(folder), *options],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

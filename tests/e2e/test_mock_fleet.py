@@ -15,18 +15,18 @@ import pytest
 import ray
 from ray import serve
 
-from deploy.app import APP_NAME
-from policy_training.data.contexts import contexts
-from policy_training.data.dataset import Dataset, Measurement
-from policy_training.data.matrix import matrix
-from policy_training.data.step_costs import Costs
-from policy_training.learners import learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import train_policy
-from policy_training.workloads import generate
-from router import records
-from router.features.featurizer import LexicalFeaturizer
-from router.types import Outcome
+from draftpick.deploy.app import APP_NAME
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.dataset import Dataset, Measurement
+from draftpick.policy_training.data.matrix import matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import train_policy
+from draftpick.policy_training.workloads import generate
+from draftpick.router import records
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.types import Outcome
 from tests.e2e.conftest import fleet
 
 pytestmark = pytest.mark.ray
@@ -159,7 +159,10 @@ def test_a_new_policy_serves_without_restart_and_a_bad_one_is_refused(mock_url: 
 def _draftpick(*arguments: str) -> dict[str, Any]:
     """What a command says with `--json`, run as a program of its own."""
     run = subprocess.run(
-        [sys.executable, "-m", "deploy.cli.main", *arguments, "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "draftpick.deploy.cli.main", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return dict(json.loads(run.stdout.splitlines()[-1]))

@@ -11,7 +11,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ray_serve import free_port, running
 from tests.e2e.conftest import fleet
 
 pytestmark = pytest.mark.ray

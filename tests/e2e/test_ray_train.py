@@ -16,14 +16,14 @@ import pytest
 import ray
 import torch
 
-from policy_training.learners import learner
-from policy_training.learners.networks import SoftmaxOptions
-from policy_training.learners.ray_train import Workers
-from policy_training.train import fit
-from router.features.lexical import stored_context
-from router.policies.mlp import MLPPolicy
-from router.policies.shapes import Arrays
-from router.registry.registry import Registry
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.networks import SoftmaxOptions
+from draftpick.policy_training.learners.ray_train import Workers
+from draftpick.policy_training.train import fit
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.policies.mlp import MLPPolicy
+from draftpick.router.policies.shapes import Arrays
+from draftpick.router.registry.registry import Registry
 from tests.policy_training.bandit import SETTING, Bandit
 from tests.policy_training.retraining.test_pipeline import good_share, log, put
 
@@ -43,7 +43,7 @@ def test_two_workers_make_a_candidate_that_passes_its_gate(cluster: str, tmp_pat
     registry = Registry(tmp_path / "registry")
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "deploy.cli.main", "retrain", "--records", put(tmp_path / "records", log(range(2400)))),
+            *(sys.executable, "-m", "draftpick.deploy.cli.main", "retrain", "--records", put(tmp_path / "records", log(range(2400)))),
             *("--registry", str(registry.path), "--learner", "mlp_regression", "--workers", "2"),
         ],
         capture_output=True, text=True, check=False, env={**os.environ, "RAY_ADDRESS": cluster},

@@ -16,18 +16,18 @@ import pytest
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
-from deploy.launch.ray_serve import free_port, running
-from engines import load_report as load
-from engines.cache_dir import cache_dir
-from engines.load_report import LoadReport
-from engines.models.embedded import TARGET_NAME
-from engines.profile import cache as profile_cache
-from engines.profile import identity, profile
-from engines.profile.identity import EngineIdentity
-from engines.profile.measure import ProfilePlan, measure_profile
-from engines.profile.profile import Profile
-from engines.profile.prompts import TEXTS
-from router import records
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.engines import load_report as load
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.models.embedded import TARGET_NAME
+from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile import identity, profile
+from draftpick.engines.profile.identity import EngineIdentity
+from draftpick.engines.profile.measure import ProfilePlan, measure_profile
+from draftpick.engines.profile.profile import Profile
+from draftpick.engines.profile.prompts import TEXTS
+from draftpick.router import records
 from tests.e2e.conftest import fleet
 from tests.e2e.official_client import bench_serve
 from tests.fleet import Servers, routed

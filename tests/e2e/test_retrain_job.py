@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from policy_training.data.record_store import RecordStore
-from router.registry.registry import Registry
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.router.registry.registry import Registry
 from tests.policy_training.retraining.test_pipeline import log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -20,7 +20,7 @@ def records(tmp_path: Path) -> str:
 
 
 def retrain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.cli.main", "retrain", *arguments]
+    command = [sys.executable, "-m", "draftpick.deploy.cli.main", "retrain", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

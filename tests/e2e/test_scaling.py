@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy.config import resolve
-from deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.config import resolve
+from draftpick.deploy.launch.ray_serve import free_port, running
 
 pytestmark = pytest.mark.ray
 _SCALING = {

@@ -1,4 +1,4 @@
-"""`serve run deploy.app:build config=...` and a Serve YAML file start the same application."""
+"""`serve run draftpick.deploy.app:build config=...` and a Serve YAML file start the same application."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ray_serve import free_port
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_import_path_and_yaml_start_the_same_application(tmp_path: Path) -> None
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) == 0:
             pytest.skip(f"port {DEFAULT_PORT} is taken, and `serve run` with an import path takes no other")
-    with serve_run("deploy.app:build", "config=mock"):
+    with serve_run("draftpick.deploy.app:build", "config=mock"):
         by_import_path = application(DEFAULT_PORT)
     config = yaml.safe_load((ROOT / "deploy/serve/one-machine.yaml").read_text())
     config["http_options"]["port"] = port = free_port()

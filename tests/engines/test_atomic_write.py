@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines.atomic_write import atomic_folder, atomic_path, atomic_write
+from draftpick.engines.atomic_write import atomic_folder, atomic_path, atomic_write
 
 
 def mode_of(path: Path) -> int:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.circuit_breaker import BreakerConfig, CircuitBreaker
+from draftpick.engines.circuit_breaker import BreakerConfig, CircuitBreaker
 
 CONFIG = BreakerConfig(failures=3, open_s=1, max_open_s=4, slow_start_s=3)
 

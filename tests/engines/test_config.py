@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.config import DRAFTER_METHODS, Drafter, Engine, FleetConfig, did_you_mean
-from engines.mock.app import MockSpec
+from draftpick.engines.config import DRAFTER_METHODS, Drafter, Engine, FleetConfig, did_you_mean
+from draftpick.engines.mock.app import MockSpec
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6}
 

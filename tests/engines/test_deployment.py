@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import ray
 
-from engines.config import FleetConfig
-from engines.deployment import build_engine, deployment_options, llm_config, scale_on_demand
-from engines.models.embedded import TARGET_NAME
+from draftpick.engines.config import FleetConfig
+from draftpick.engines.deployment import build_engine, deployment_options, llm_config, scale_on_demand
+from draftpick.engines.models.embedded import TARGET_NAME
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}
 
@@ -80,7 +80,7 @@ def test_an_engines_arguments_win_over_the_fleets_and_both_over_ours() -> None:
 
 
 def test_pages_go_after_the_user_s_own_middleware() -> None:
-    pages = "engines.vllm.middleware.VLLMPages"
+    pages = "draftpick.engines.vllm.middleware.VLLMPages"
     assert llm()["engine_kwargs"]["middleware"] == [pages]
     assert llm(shared={"middleware": ["mine.Own"]})["engine_kwargs"]["middleware"] == ["mine.Own", pages]
 
@@ -95,7 +95,7 @@ def test_the_embedded_target_is_computed_in_what_the_processor_computes_in(
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
     (tmp_path / TARGET_NAME).mkdir()
     (tmp_path / TARGET_NAME / "config.json").write_text("{}")
-    monkeypatch.setattr("engines.deployment.computes_bfloat16", lambda: able)
+    monkeypatch.setattr("draftpick.engines.deployment.computes_bfloat16", lambda: able)
     assert llm(target=target)["engine_kwargs"].get("dtype") == dtype
     assert llm(target=target, shared={"dtype": "bfloat16"})["engine_kwargs"]["dtype"] == "bfloat16"
     assert "dtype" not in llm(target=target, deployment={"accelerator": "gpu"})["engine_kwargs"]
@@ -159,7 +159,7 @@ def test_autoscaling_takes_the_place_of_a_fixed_number_and_looks_at_requests_in_
     asked = options(deployment={"autoscaling": {"max_replicas": 4, "target_ongoing_requests": 5}})
     assert "num_replicas" not in asked
     scaling = asked["autoscaling_config"]
-    assert scaling["policy"] == {"policy_function": "engines.deployment:scale_on_demand"}
+    assert scaling["policy"] == {"policy_function": "draftpick.engines.deployment:scale_on_demand"}
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (1, 4, 5)
     assert None not in scaling.values()
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from engines.config import FleetConfig
-from engines.errors import ConfigError
-from engines.models.embedded import shipped_drafters
-from engines.models.paths import drafter_model, target_path
-from engines.preflight_checks import check_models
+from draftpick.engines.config import FleetConfig
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.models.embedded import shipped_drafters
+from draftpick.engines.models.paths import drafter_model, target_path
+from draftpick.engines.preflight_checks import check_models
 
 SHAPE = {"vocab_size": 1000, "hidden_size": 64}
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.circuit_breaker import BreakerConfig
-from engines.errors import EngineUnavailable
-from engines.replicas import Lease, ReplicaTable
+from draftpick.engines.circuit_breaker import BreakerConfig
+from draftpick.engines.errors import EngineUnavailable
+from draftpick.engines.replicas import Lease, ReplicaTable
 
 
 def table(*urls: str) -> ReplicaTable:

@@ -18,16 +18,16 @@ from typing import Any
 
 import yaml
 
-from deploy.config import FLEETS, resolve, with_engines
-from deploy.console import out, progress_bar
-from deploy.launch.ray_serve import running
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
-from router.config.router_config import DraftpickConfig
-from router.policies import artifact
-from router.records import read
-from router.registry.pointer_file import write_pointer
+from draftpick.deploy.config import FLEETS, resolve, with_engines
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.policies import artifact
+from draftpick.router.records import read
+from draftpick.router.registry.pointer_file import write_pointer
 from tests.load.clients import Clients, ProgressCallback
 from tests.load.faults import Chaos, Fault, State, small_disk
 

@@ -16,12 +16,12 @@ import httpx
 import numpy as np
 from ray import serve
 
-from deploy.app import APP_NAME
-from deploy.config import resolve
-from deploy.console import out, progress_bar
-from deploy.launch.ray_serve import running
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.app import APP_NAME
+from draftpick.deploy.config import resolve
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.load.clients import CHAT
 from tests.load.faults import processes
 

@@ -12,9 +12,9 @@ import httpx
 import psutil
 from ray import serve
 
-from deploy.app import APP_NAME, build
-from router.config.router_config import DraftpickConfig
-from router.registry.pointer_file import write_pointer
+from draftpick.deploy.app import APP_NAME, build
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.registry.pointer_file import write_pointer
 
 State = dict[str, Any]
 Do = Callable[[], Awaitable[None]]

@@ -25,13 +25,13 @@ from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 from schemathesis import GenerationMode
 
-from deploy.console import out, progress_bar
-from deploy.workflows.results import write
-from engines.errors import ConfigError
-from policy_training.evaluation.evaluate import Interval
-from router.config.router_config import load_config
-from router.records import encode, read
-from router.request.meter import EventStream, Meter
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.errors import ConfigError
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.router.config.router_config import load_config
+from draftpick.router.records import encode, read
+from draftpick.router.request.meter import EventStream, Meter
 from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, Servers, asked, routed
 
 ProgressCallback = Callable[[], None]

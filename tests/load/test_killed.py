@@ -13,13 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy.config import resolve
-from deploy.launch.standalone import RouterProcesses
-from engines.http.server import LocalServer
-from engines.mock.app import mock_app
-from policy_training.retraining.pipeline import retrain
-from router.policies import artifact, read
-from router.registry.registry import Registry
+from draftpick.deploy.config import resolve
+from draftpick.deploy.launch.standalone import RouterProcesses
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import mock_app
+from draftpick.policy_training.retraining.pipeline import retrain
+from draftpick.router.policies import artifact, read
+from draftpick.router.registry.registry import Registry
 from tests.fleet import CHAT, FAST, MODEL, asked, router_pids
 from tests.policy_training.retraining.test_pipeline import PLAN, log
 

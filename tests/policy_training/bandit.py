@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from policy_training.data.logged_feedback import LoggedFeedback
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.learners.base import LearnerSetting
-from router.features.lexical import FEATURES
+from draftpick.policy_training.data.logged_feedback import LoggedFeedback
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.router.features.lexical import FEATURES
 
 ARMS = ("plain", "ngram", "suffix", "math")
 TAU = np.asarray(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from engines.profile.profile import Profile
-from policy_training.simulator.engine import Arm, Mode, Steps
-from policy_training.simulator.requests import Requests
+from draftpick.engines.profile.profile import Profile
+from draftpick.policy_training.simulator.engine import Arm, Mode, Steps
+from draftpick.policy_training.simulator.requests import Requests
 
 
 def profile(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 
-from policy_training.workloads import KINDS, generate, reword
+from draftpick.policy_training.workloads import KINDS, generate, reword
 
 PYTHON = (3, 11, 7)
 """Prompts of some kinds quote the standard library, whose texts change with every release."""

@@ -8,15 +8,15 @@ import numpy as np
 import orjson
 import pytest
 
-from policy_training.data.contexts import contexts, request_from_prompt
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.learners import LEARNERS, learner
-from policy_training.train import fitted, policy_probabilities, train_policy
-from policy_training.workloads import Prompt
-from router.features.featurizer import Featurizer, LexicalFeaturizer
-from router.openai_request import parse
-from router.policies import read
+from draftpick.policy_training.data.contexts import contexts, request_from_prompt
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners import LEARNERS, learner
+from draftpick.policy_training.train import fitted, policy_probabilities, train_policy
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.features.featurizer import Featurizer, LexicalFeaturizer
+from draftpick.router.openai_request import parse
+from draftpick.router.policies import read
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
 FEATURIZER = LexicalFeaturizer()

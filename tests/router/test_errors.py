@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from router import errors
+from draftpick.router import errors
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import BadRequest
-from router.openai_request import MAX_TEXT_CHARS, parse
+from draftpick.router.errors import BadRequest
+from draftpick.router.openai_request import MAX_TEXT_CHARS, parse
 from tests.fleet import CHAT, COMPLETIONS, RESPONSES
 
 TEXT_PART = {"type": "text", "text": "seen"}

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.router_config import RecordsConfig
-from router.records import RecordWriter, decode, encode, read
-from router.types import Context, Decision, LoadTerms, Outcome, Record
+from draftpick.router.config.router_config import RecordsConfig
+from draftpick.router.records import RecordWriter, decode, encode, read
+from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until
 
 words = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -92,7 +92,7 @@ def segments(folder: Path) -> list[Path]:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers write a hundred times a second."""
-    monkeypatch.setattr("router.records._FLUSH_S", 0.01)
+    monkeypatch.setattr("draftpick.router.records._FLUSH_S", 0.01)
 
 
 # --- one line ---
@@ -244,8 +244,8 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, monkeypatch: py
             raise OSError(errno.ENOSPC, "no space left")
         return really(file, data[: len(data) // 2])
 
-    monkeypatch.setattr("router.records._FLUSH_S", 0.01)
-    monkeypatch.setattr("router.records.os.write", write)
+    monkeypatch.setattr("draftpick.router.records._FLUSH_S", 0.01)
+    monkeypatch.setattr("draftpick.router.records.os.write", write)
     opened = writer(tmp_path)
     opened.write(record("before"))
     wait(lambda: opened.written == 1)
@@ -285,7 +285,7 @@ def test_a_writer_that_is_killed_loses_its_last_moment_alone(tmp_path: Path) -> 
 
 def test_a_clock_that_steps_back_neither_hides_nor_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments, really = iter([2_000_000_000, 2_000_000_000, 1_000_000_000]), time.gmtime
-    monkeypatch.setattr("router.records.time.gmtime", lambda: really(next(moments)))
+    monkeypatch.setattr("draftpick.router.records.time.gmtime", lambda: really(next(moments)))
     for name in ("first", "second", "third"):
         opened = writer(tmp_path)
         opened.write(record(name))

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from router.config.router_config import LiveConfig, load_config
-from router.config.sections import LimitsConfig
-from router.errors import PolicyRejected
-from router.features.featurizer import LexicalFeaturizer
-from router.http.auth import digest
-from router.policies import artifact
-from router.policies.base import DecisionInput
-from router.policies.baselines import FixedPolicy, UniformPolicy
-from router.records import read
-from router.registry.pointer_file import read_pointer, write_pointer
-from router.registry.resolve import resolve_configured
-from router.router import Router, make_featurizer
+from draftpick.router.config.router_config import LiveConfig, load_config
+from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.http.auth import digest
+from draftpick.router.policies import artifact
+from draftpick.router.policies.base import DecisionInput
+from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
+from draftpick.router.records import read
+from draftpick.router.registry.pointer_file import read_pointer, write_pointer
+from draftpick.router.registry.resolve import resolve_configured
+from draftpick.router.router import Router, make_featurizer
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 from tests.router.policies.test_policies import mlp, weights
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest_asyncio.fixture(loop_scope="module")
 async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartedRouter]:
     """Starts routers that look for replicas fifty times a second."""
-    monkeypatch.setattr("router.router._REFRESH_S", 0.02)
+    monkeypatch.setattr("draftpick.router.router._REFRESH_S", 0.02)
     routers: list[Router] = []
 
     async def start(sources: dict[str, Addresses] | None = None, **router: Any) -> Router:

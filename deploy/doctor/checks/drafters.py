@@ -6,14 +6,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from engines.cache_dir import cache_dir
-from engines.config import EMBEDDED, Drafter
-from engines.errors import ConfigError
-from engines.models.embedded import TARGET_NAME
-from engines.models.paths import drafter_model
-from engines.preflight_checks import check_models
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.config import EMBEDDED, Drafter
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.models.embedded import TARGET_NAME
+from draftpick.engines.models.paths import drafter_model
+from draftpick.engines.preflight_checks import check_models
 
 _TREE_DEPTH = 24
 _NGRAM = 5

@@ -9,11 +9,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from deploy.doctor.context import LOOPBACK, DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from engines.cache_dir import cache_dir
-from engines.config import EMBEDDED, Engine
-from engines.models.embedded import TARGET_NAME
+from draftpick.deploy.doctor.context import LOOPBACK, DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.config import EMBEDDED, Engine
+from draftpick.engines.models.embedded import TARGET_NAME
 
 SUPPORTED = SpecifierSet(">=0.29,<0.33")
 """Versions of vLLM."""

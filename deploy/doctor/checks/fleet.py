@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
 
 _OUTPUT = (
     *("dtype", "quantization", "quantization_config", "kv_cache_dtype", "revision", "tokenizer_revision"),

@@ -5,10 +5,10 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from deploy.doctor.checks.environment import SUPPORTED
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from deploy.doctor.probe import RunningEngine
+from draftpick.deploy.doctor.checks.environment import SUPPORTED
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.deploy.doctor.probe import RunningEngine
 
 _MIN_DRAFTED = 200
 _LOST = 0.01
@@ -160,7 +160,7 @@ def load_pages(context: DoctorContext) -> Iterator[Finding]:
     if dark := [name for name, one in context.answering.items() if not one.load]:
         yield note(
             ", ".join(dark), "GET /draftpick/load is 404",
-            "vllm serve ... --middleware engines.vllm.middleware.VLLMPages, with Draftpick installed there",
+            "vllm serve ... --middleware draftpick.engines.vllm.middleware.VLLMPages, with Draftpick installed there",
             "the router knows its own requests alone: what others send there, and what waits, it cannot see",
         )  # fmt: skip
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from deploy.doctor.context import LOOPBACK, DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from engines.errors import ConfigError
-from router.http.auth import Keyring
+from draftpick.deploy.doctor.context import LOOPBACK, DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.errors import ConfigError
+from draftpick.router.http.auth import Keyring
 
 
 @check("router", "engines listen no wider than they must")

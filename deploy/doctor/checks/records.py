@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from router.types import Record
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.router.types import Record
 
 _MIN_RECORDS = 50
 _LOST = 1.02

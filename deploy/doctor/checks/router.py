@@ -7,16 +7,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from engines.config import EMBEDDED
-from router.config.router_config import RouterConfig
-from router.errors import PolicyRejected
-from router.features.lexical import VERSION
-from router.policies import NAMES, SHIPPED, artifact, check_arms, read
-from router.policies.base import Policy
-from router.registry.registry import Registry
-from router.registry.resolve import could_be_registry, read_named
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.config import EMBEDDED
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.features.lexical import VERSION
+from draftpick.router.policies import NAMES, SHIPPED, artifact, check_arms, read
+from draftpick.router.policies.base import Policy
+from draftpick.router.registry.registry import Registry
+from draftpick.router.registry.resolve import could_be_registry, read_named
 
 _OLD = timedelta(days=60)
 _FEW_REQUESTS = 200

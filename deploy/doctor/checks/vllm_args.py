@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding, check, note, problem, warning
-from engines.config import did_you_mean
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.config import did_you_mean
 
 _ARGUMENTS = {
     "engine/arg_utils.py": ("EngineArgs", "AsyncEngineArgs"),

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.drafters.replay import replay_matches
-from engines.drafters.training.losses import LOSSES
-from engines.drafters.training.responses import Responses
-from engines.drafters.training.small_llama import Size, make_drafter
-from engines.drafters.training.target_outputs import TargetOutputs
-from engines.drafters.training.trainer import (
+from draftpick.engines.drafters.replay import replay_matches
+from draftpick.engines.drafters.training.losses import LOSSES
+from draftpick.engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.training.small_llama import Size, make_drafter
+from draftpick.engines.drafters.training.target_outputs import TargetOutputs
+from draftpick.engines.drafters.training.trainer import (
     Batch,
     Batches,
     FitOptions,

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from engines.drafters.acceptance import DrafterReplay
-from engines.drafters.training.responses import Responses
-from engines.drafters.training.target_outputs import TargetOutputs
-from engines.drafters.training.trainer import (
+from draftpick.engines.drafters.acceptance import DrafterReplay
+from draftpick.engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.training.target_outputs import TargetOutputs
+from draftpick.engines.drafters.training.trainer import (
     Batch,
     Batches,
     FitOptions,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.drafters.replay import model_matches, replay_matches
-from engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.replay import model_matches, replay_matches
+from draftpick.engines.drafters.training.responses import Responses
 
 ProgressCallback = Callable[[int, "Trial", "Trial"], None]
 """Called with (number of the trial, that trial, the best one so far)."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.atomic_write import atomic_path
+from draftpick.engines.atomic_write import atomic_path
 
 
 @dataclass(frozen=True, slots=True)

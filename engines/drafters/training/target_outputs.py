@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.atomic_write import atomic_folder
-from engines.drafters.training.responses import Responses
+from draftpick.engines.atomic_write import atomic_folder
+from draftpick.engines.drafters.training.responses import Responses
 
 TOP = 32
 """Tokens kept at each place; beyond the 32 likeliest a small target has a few per cent of its mass."""

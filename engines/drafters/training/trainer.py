@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.atomic_write import atomic_write
-from engines.drafters.training.responses import Responses, weight_files
-from engines.drafters.training.target_outputs import TOP, TargetOutputs
+from draftpick.engines.atomic_write import atomic_write
+from draftpick.engines.drafters.training.responses import Responses, weight_files
+from draftpick.engines.drafters.training.target_outputs import TOP, TargetOutputs
 
 ProgressCallback = Callable[[float, float, float], None]
 """Called with (share done 0 to 1, training loss, block efficiency of the last check)."""

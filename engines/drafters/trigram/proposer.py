@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.drafter_options import TrigramOptions
-from engines.drafters.proposer import Draft, Proposer
-from engines.drafters.request_tracking import Tokens
-from engines.drafters.trigram.table import Table, add_all, empty_table, load_table
-from engines.drafters.trigram.tree_search import full_search, greedy_search, tree_search
+from draftpick.engines.drafter_options import TrigramOptions
+from draftpick.engines.drafters.proposer import Draft, Proposer
+from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.drafters.trigram.table import Table, add_all, empty_table, load_table
+from draftpick.engines.drafters.trigram.tree_search import full_search, greedy_search, tree_search
 
 RATE, CAP, WINDOW = 0.04, 3.0, 16
 """ADED's constants: each step adds RATE to every tri-gram of the last WINDOW tokens, up to CAP (arXiv 2407.12021)."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from engines.drafters.trigram.table_file import read_table, write_table
+from draftpick.engines.drafters.trigram.table_file import read_table, write_table
 
 SUCCESSORS = 12
 """Successors that a bigram keeps."""

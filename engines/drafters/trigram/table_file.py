@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.atomic_write import atomic_path
+from draftpick.engines.atomic_write import atomic_path
 
 _FORMAT = "draftpick-trigram-1"
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from engines.drafters.trigram.table import SUCCESSORS, Table, find
+from draftpick.engines.drafters.trigram.table import SUCCESSORS, Table, find
 
 C1, C2 = 32.0, 8.0
 """ADED's constants of exploration (arXiv 2407.12021)."""

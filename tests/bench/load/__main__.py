@@ -25,11 +25,11 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deploy.console import progress_bar
-from deploy.workflows.results import write
-from engines.http.server import LocalServer
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import Prompt
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.http.server import LocalServer
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import Prompt
 from tests.bench.figures import show, spread
 from tests.bench.load.driver import answered
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, strategies, train

@@ -13,9 +13,9 @@ import uvloop
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engines import load_report as load
-from engines.http.server import LocalServer
-from engines.mock.app import mock_app
+from draftpick.engines import load_report as load
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import mock_app
 from tests.bench.load.world import ENGINES, MODEL
 
 

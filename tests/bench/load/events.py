@@ -26,11 +26,11 @@ import numpy.typing as npt
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deploy.console import progress_bar
-from deploy.workflows.results import write
-from engines.http.server import LocalServer
-from policy_training.evaluation.evaluate import Interval
-from router.router import Router
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.http.server import LocalServer
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.router.router import Router
 from tests.bench.figures import show
 from tests.bench.load.world import ARMS, Strategy, body, prompts, routed, train
 

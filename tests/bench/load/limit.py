@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.workflows.results import write
-from engines.profile.profile import Profile
-from policy_training.evaluation.evaluate import Interval
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet, Pools
-from policy_training.simulator.replica import Replica, RequestLog
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import Strategy, strategy
-from policy_training.simulator.simulate import interval
-from policy_training.simulator.traffic import predicted_tau
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.profile.profile import Profile
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet, Pools
+from draftpick.policy_training.simulator.replica import Replica, RequestLog
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import Strategy, strategy
+from draftpick.policy_training.simulator.simulate import interval
+from draftpick.policy_training.simulator.traffic import predicted_tau
 from tests.bench.equal_resources import skill_of
 from tests.bench.figures import show
 from tests.bench.measured_engines import on_cpus, on_gpu, requests

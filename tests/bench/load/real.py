@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from deploy.app import APP_NAME
-from deploy.config import resolve, with_engines, without_shared_text
-from deploy.console import progress_bar
-from deploy.launch.ray_serve import free_port, running
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import write
-from engines.http.server import LocalServer
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import generate
-from router.config.router_config import DraftpickConfig, load_config
-from router.router import Router
+from draftpick.deploy.app import APP_NAME
+from draftpick.deploy.config import resolve, with_engines, without_shared_text
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.http.server import LocalServer
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import generate
+from draftpick.router.config.router_config import DraftpickConfig, load_config
+from draftpick.router.router import Router
 from tests.bench.figures import show, spread
 from tests.bench.load.driver import answered
 

@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engines.mock.spec import MockSpec
-from policy_training.data.contexts import contexts
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.learners import learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import train_policy
-from policy_training.workloads import Prompt, generate
-from router.config.router_config import load_config
-from router.features.featurizer import Featurizer
-from router.features.lexical import FEATURES, context_of
-from router.openai_request import Request
-from router.policies.regressors import make
-from router.policies.tau_cost import TauCostPolicy
-from router.router import Router, static_featurizer
-from router.types import Context
+from draftpick.engines.mock.spec import MockSpec
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import train_policy
+from draftpick.policy_training.workloads import Prompt, generate
+from draftpick.router.config.router_config import load_config
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.features.lexical import FEATURES, context_of
+from draftpick.router.openai_request import Request
+from draftpick.router.policies.regressors import make
+from draftpick.router.policies.tau_cost import TauCostPolicy
+from draftpick.router.router import Router, static_featurizer
+from draftpick.router.types import Context
 
 MODEL, TOKENS = "mock-model", 32
 KINDS = ("math", "code", "edit", "chat")

@@ -31,22 +31,22 @@ from rich.progress import Progress
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deploy.config import resolve
-from deploy.console import out, progress_bar
-from deploy.launch.standalone import RouterProcesses
-from deploy.workflows.results import write
-from policy_training.data.contexts import contexts
-from policy_training.data.matrix import Matrix
-from policy_training.data.record_store import RecordStore
-from policy_training.data.step_costs import Costs
-from policy_training.learners import learner
-from policy_training.learners.base import LearnerSetting
-from policy_training.train import train_policy
-from policy_training.workloads import Prompt, generate
-from router.policies import read as read_policy
-from router.policies.base import Policy
-from router.registry.registry import Registry
-from router.router import static_featurizer
+from draftpick.deploy.config import resolve
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.standalone import RouterProcesses
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.learners.base import LearnerSetting
+from draftpick.policy_training.train import train_policy
+from draftpick.policy_training.workloads import Prompt, generate
+from draftpick.router.policies import read as read_policy
+from draftpick.router.policies.base import Policy
+from draftpick.router.registry.registry import Registry
+from draftpick.router.router import static_featurizer
 from tests.bench.figures import show, spread
 from tests.bench.loop.outcome import WINDOW, Loop, Run, choices, figures, figures_alone
 from tests.bench.loop.world import ARMS, ENGINES, MODEL, TOKENS, Happening, Traffic, happenings, traffic
@@ -154,7 +154,7 @@ def run(n: int, seed: int, folder: Path, on_progress: Any, corrected: bool) -> L
         stack.callback(routers.stop)
         routers.wait()
         places = ["--records", str(records), "--registry", str(folder / "registry")]
-        keeper = stack.enter_context(_process("deploy.cli.main", "retrain", *places, *_KEEPING, niceness=19))
+        keeper = stack.enter_context(_process("draftpick.deploy.cli.main", "retrain", *places, *_KEEPING, niceness=19))
         seen = asyncio.run(drive(routers.url, engines, made, story, on_progress))
         time.sleep(2.0)
         keeper.terminate()

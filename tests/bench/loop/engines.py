@@ -8,8 +8,8 @@ import json
 
 import uvloop
 
-from engines.http.server import LocalServer
-from engines.mock.app import mock_app
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import mock_app
 from tests.bench.loop.world import ENGINES, MODEL
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_training.data.contexts import contexts
-from router.features.lexical import stored_context
-from router.online.events import Event
-from router.policies.base import Policy
-from router.registry.registry import RegistryState
-from router.router import static_featurizer
-from router.types import Record
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.online.events import Event
+from draftpick.router.policies.base import Policy
+from draftpick.router.registry.registry import RegistryState
+from draftpick.router.router import static_featurizer
+from draftpick.router.types import Record
 from tests.bench.loop.world import ARMS, Floats, Happening, Traffic
 
 WINDOW, _RECOVERED = 100, 1.08

@@ -16,25 +16,25 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from deploy.config import resolve, with_engines, with_router
-from deploy.console import out, progress_bar
-from deploy.launch.ray_serve import free_port, running
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import write
-from policy_training.data.collect import measure, pinned_tasks
-from policy_training.data.contexts import contexts
-from policy_training.data.dataset import Dataset
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.record_store import RecordStore
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
-from policy_training.evaluation.evaluate import Interval
-from policy_training.learners import learner
-from policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
-from policy_training.train import policy_probabilities
-from policy_training.workloads import Prompt, generate
-from router.policies import read
-from router.registry.registry import Registry
-from router.router import static_featurizer
+from draftpick.deploy.config import resolve, with_engines, with_router
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.data.collect import measure, pinned_tasks
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.dataset import Dataset
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
+from draftpick.policy_training.train import policy_probabilities
+from draftpick.policy_training.workloads import Prompt, generate
+from draftpick.router.policies import read
+from draftpick.router.registry.registry import Registry
+from draftpick.router.router import static_featurizer
 from tests.bench.figures import show
 
 _ENGINES = ("plain", "suffix", "math", "code")

@@ -10,8 +10,8 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from engines.mock.spec import MockSpec
-from policy_training.workloads import KINDS, Prompt, generate, reword
+from draftpick.engines.mock.spec import MockSpec
+from draftpick.policy_training.workloads import KINDS, Prompt, generate, reword
 
 MODEL, TOKENS = "mock-model", 24
 Floats = npt.NDArray[np.float64]

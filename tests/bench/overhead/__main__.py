@@ -19,9 +19,9 @@ import psutil
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deploy.console import progress_bar
-from deploy.workflows.results import write
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.bench.figures import show, spread
 from tests.bench.overhead.contestants import PEERS, Contestant, draftpick, engines, on_serve, peer
 from tests.bench.overhead.decision import decisions

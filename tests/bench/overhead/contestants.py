@@ -19,8 +19,8 @@ import httpx
 import psutil
 import yaml
 
-from deploy.launch.ray_serve import free_port
-from engines.errors import DraftpickError
+from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.engines.errors import DraftpickError
 from tests.bench.overhead.engine import MODEL
 
 ROOT = Path(__file__).parents[3]
@@ -72,7 +72,17 @@ def draftpick(urls: Sequence[str], folder: Path, processes: int = 1) -> Iterator
     """`draftpick route`."""
     file, port = folder / "route.yaml", free_port()
     file.write_text(yaml.safe_dump(config(urls, folder)))
-    command = ["-m", "deploy.cli.main", "route", "-c", str(file), "--port", str(port), "--processes", str(processes)]
+    command = [
+        "-m",
+        "draftpick.deploy.cli.main",
+        "route",
+        "-c",
+        str(file),
+        "--port",
+        str(port),
+        "--processes",
+        str(processes),
+    ]
     with _process([sys.executable, *command]) as process:
         _wait(f"http://127.0.0.1:{port}/health", process)
         found = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in "".join(p.cmdline())]

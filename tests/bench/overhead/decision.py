@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.replicas import ReplicaTable
-from policy_training.workloads import generate
-from router.config.router_config import load_config
-from router.openai_request import parse
-from router.records import RecordWriter
-from router.request.meter import Meter
-from router.router import Router, fixed_address
-from router.types import Record
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.policy_training.workloads import generate
+from draftpick.router.config.router_config import load_config
+from draftpick.router.openai_request import parse
+from draftpick.router.records import RecordWriter
+from draftpick.router.request.meter import Meter
+from draftpick.router.router import Router, fixed_address
+from draftpick.router.types import Record
 from tests.bench.overhead.contestants import config
 
 _CHAT = "/v1/chat/completions"
@@ -53,7 +53,7 @@ async def _decisions(n: int, featurizer: str) -> dict[str, float]:
         await router.start()
         records, other = RecordWriter(made.router.records), None
         if featurizer == "sentence":
-            from router.router import sentence_featurizer
+            from draftpick.router.router import sentence_featurizer
 
             other = sentence_featurizer()
         times = []

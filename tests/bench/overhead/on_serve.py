@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ray import serve
 
-from deploy.config import resolve
-from deploy.launch.ray_serve import running
+from draftpick.deploy.config import resolve
+from draftpick.deploy.launch.ray_serve import running
 from tests.bench.overhead.ray_llm import application
 
 

@@ -75,7 +75,7 @@ def application() -> Any:
         placement_group_config={"bundles": [{"CPU": 0.1}]},
         deployment_config={"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0.1}},
         experimental_configs={"stream_batching_interval_ms": 0},
-        callback_config={"callback_class": "engines.vllm.llm_server.LocalModel"},
+        callback_config={"callback_class": "draftpick.engines.vllm.llm_server.LocalModel"},
     )
     deployment = {"max_ongoing_requests": 1000, "num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}}
     return build_openai_app({"llm_configs": [config], "ingress_deployment_config": deployment})

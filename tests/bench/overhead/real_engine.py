@@ -14,13 +14,13 @@ import numpy as np
 import uvloop
 import yaml
 
-from deploy.config import resolve, with_engines, with_router
-from deploy.console import progress_bar
-from deploy.launch.ray_serve import free_port, running
-from deploy.launch.standalone import RouterProcesses
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.results import write
-from policy_training.workloads import generate
+from draftpick.deploy.config import resolve, with_engines, with_router
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.standalone import RouterProcesses
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import write
+from draftpick.policy_training.workloads import generate
 from tests.bench.figures import show, spread
 from tests.bench.overhead.load import Connection, Seen, as_bytes
 

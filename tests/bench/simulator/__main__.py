@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from deploy.console import progress_bar
-from deploy.workflows.results import merge_into, write
-from engines.mock.app import MockSpec
-from policy_training.evaluation.evaluate import Interval
-from policy_training.simulator.arrivals import Bursts, poisson
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import strategy
-from policy_training.simulator.simulate import simulate
-from policy_training.simulator.traffic import predicted_tau, read_spec
+from draftpick.deploy.console import progress_bar
+from draftpick.deploy.workflows.results import merge_into, write
+from draftpick.engines.mock.app import MockSpec
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.simulator.arrivals import Bursts, poisson
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import strategy
+from draftpick.policy_training.simulator.simulate import simulate
+from draftpick.policy_training.simulator.traffic import predicted_tau, read_spec
 from tests.bench.figures import show, spread
 from tests.bench.simulator.live import mock_body, mock_fleet, send
 
@@ -113,7 +113,7 @@ def run(setup: Setup, seed: int, on_progress: Callable[[], None]) -> dict[str, f
 
 def million(n: int = 1_000_000, replicas: int = 1000) -> dict[str, float]:
     """Seconds and gigabytes of simulating so many requests, routed by load."""
-    from engines.profile.profile import Profile
+    from draftpick.engines.profile.profile import Profile
 
     spec = read_spec("six_kinds")
     names = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")

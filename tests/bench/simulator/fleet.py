@@ -11,10 +11,10 @@ from typing import Any
 
 import uvloop
 
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from router.config.router_config import load_config
-from router.router import Router
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.router.config.router_config import load_config
+from draftpick.router.router import Router
 
 MODEL = "mock-model"
 

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from engines.mock.app import MockSpec
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import Strategy
-from router.request.meter import acceptance
+from draftpick.engines.mock.app import MockSpec
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import Strategy
+from draftpick.router.request.meter import acceptance
 from tests.bench.simulator.fleet import MODEL, asked
 
 _ROOT = Path(__file__).parents[3]

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from deploy.config import resolve
-from deploy.workflows.prepare_models import prepare_models
-from deploy.workflows.profile import measured, save, subjects
-from engines.profile.concurrent_decode import SAMPLING
-from engines.profile.measure import ProfilePlan
-from engines.profile.profile import GREEDY, Profile
-from policy_training.simulator.arrivals import poisson
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import LeastLoaded
-from policy_training.simulator.simulate import simulate
-from policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, generate
+from draftpick.deploy.config import resolve
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.profile import measured, save, subjects
+from draftpick.engines.profile.concurrent_decode import SAMPLING
+from draftpick.engines.profile.measure import ProfilePlan
+from draftpick.engines.profile.profile import GREEDY, Profile
+from draftpick.policy_training.simulator.arrivals import poisson
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import LeastLoaded
+from draftpick.policy_training.simulator.simulate import simulate
+from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, generate
 from tests.bench.simulator.__main__ import compared
 from tests.bench.simulator.live import Live, send
 

@@ -19,15 +19,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from typer.testing import CliRunner, Result
 
-from deploy.cli import main as cli
-from deploy.doctor.probe import ServedModel, ask
-from engines.errors import ConfigError
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from policy_training.data.dataset import DatasetError, Measurement, Source, save
-from policy_training.data.matrix import Matrix
-from router.records import encode
-from router.types import Outcome, Record
+from draftpick.deploy.cli import main as cli
+from draftpick.deploy.doctor.probe import ServedModel, ask
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.policy_training.data.dataset import DatasetError, Measurement, Source, save
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.router.records import encode
+from draftpick.router.types import Outcome, Record
 from tests.deploy.doctor.ward import PLAIN, drafting, fleet, logged
 from tests.policy_training.bandit import ARMS, COSTS
 from tests.policy_training.headroom.test_headroom import drawn, profile
@@ -333,7 +333,7 @@ def test_prompts_are_replayed_first(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "deploy.cli.main",
+        "draftpick.deploy.cli.main",
         "doctor",
         "embedded",
         "--headroom",

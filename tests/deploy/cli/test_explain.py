@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from deploy.cli.explain import explained
-from engines.errors import DraftpickError
-from engines.http.server import LocalServer
-from engines.mock.app import mock_app
-from router.config.router_config import load_config
-from router.router import Router, fixed_address
+from draftpick.deploy.cli.explain import explained
+from draftpick.engines.errors import DraftpickError
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import mock_app
+from draftpick.router.config.router_config import load_config
+from draftpick.router.router import Router, fixed_address
 from tests.deploy.cli.test_main import draftpick, invoke, words
 from tests.fleet import FAST, MODEL, REFUSING_URL
 from tests.leaks import PROMPT

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deploy.cli import main as cli
-from deploy.generate.cli_page import commands, said
+from draftpick.deploy.cli import main as cli
+from draftpick.deploy.generate.cli_page import commands, said
 from tests.deploy.docs.command_lines import refusal
 
 COMMANDS = commands()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from router.config.sections import KeysConfig
-from router.http.auth import Keyring, digest
+from draftpick.router.config.sections import KeysConfig
+from draftpick.router.http.auth import Keyring, digest
 from tests.deploy.cli.test_main import FLEET, fleet_file, invoke, words
 
 

@@ -16,18 +16,18 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from deploy.cli import main as cli
-from deploy.console import load_prompts
-from deploy.workflows import featurizers as features
-from deploy.workflows.results import write
-from engines.errors import ConfigError
-from policy_training.data.contexts import contexts
-from policy_training.data.dataset import DatasetError, Measurement, load, save
-from policy_training.data.text_similarity import STATISTICS
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import Prompt, generate
-from router.features.featurizer import LexicalFeaturizer
-from router.types import Outcome
+from draftpick.deploy.cli import main as cli
+from draftpick.deploy.console import load_prompts
+from draftpick.deploy.workflows import featurizers as features
+from draftpick.deploy.workflows.results import write
+from draftpick.engines.errors import ConfigError
+from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.dataset import DatasetError, Measurement, load, save
+from draftpick.policy_training.data.text_similarity import STATISTICS
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import Prompt, generate
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.types import Outcome
 from tests.deploy.artefact import write_policy
 
 MOCK = {"kind": "mock"}
@@ -56,7 +56,7 @@ def fleet_file(folder: Path, **changes: Any) -> str:
 
 def draftpick(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it."""
-    command = [sys.executable, "-m", "deploy.cli.main", *arguments]
+    command = [sys.executable, "-m", "draftpick.deploy.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 

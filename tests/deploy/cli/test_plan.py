@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from engines.profile.profile import Profile, ProfileError
-from policy_training.data.dataset import Measurement, save
-from router.records import encode
-from router.types import Outcome
+from draftpick.engines.profile.profile import Profile, ProfileError
+from draftpick.policy_training.data.dataset import Measurement, save
+from draftpick.router.records import encode
+from draftpick.router.types import Outcome
 from tests.deploy.cli.test_main import invoke, words
 from tests.policy_training.bandit import ARMS
 from tests.policy_training.data.test_from_records import record

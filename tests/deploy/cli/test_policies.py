@@ -10,11 +10,11 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from deploy.cli import main as cli
-from deploy.cli.policies import registry_app
-from router.errors import PolicyRejected
-from router.policies import read
-from router.registry.registry import Registry
+from draftpick.deploy.cli import main as cli
+from draftpick.deploy.cli.policies import registry_app
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import read
+from draftpick.router.registry.registry import Registry
 from tests.deploy.artefact import write_policy
 from tests.deploy.cli.test_main import words
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deploy.cli import main as cli
-from deploy.cli.profile import _numbers
-from deploy.workflows.profile import Subject, subjects
-from engines.config import Engine
-from engines.errors import ConfigError
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from engines.profile import cache as profile_cache
-from engines.profile.profile import Profile, ProfileError
-from router.config.router_config import DraftpickConfig, load_config
+from draftpick.deploy.cli import main as cli
+from draftpick.deploy.cli.profile import _numbers
+from draftpick.deploy.workflows.profile import Subject, subjects
+from draftpick.engines.config import Engine
+from draftpick.engines.errors import ConfigError
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile.profile import Profile, ProfileError
+from draftpick.router.config.router_config import DraftpickConfig, load_config
 from tests.deploy.cli.test_main import words
 
 SPEC = MockSpec(step_s=0.01, step_s_per_request=0.002, max_running=8)
@@ -85,7 +85,7 @@ def test_a_table_for_people(url: str) -> None:
 def test_what_a_busy_machine_gave_is_not_kept(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
+    monkeypatch.setattr("draftpick.engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.ERROR):
         run = CliRunner().invoke(
             cli.app, ["profile", "--url", f"here={url}", "--batches", "1", "--contexts", "20", "--json"]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deploy.cli.retrain import REFUSED, retrain_app
-from router.online.events import Event
-from router.online.peer_store import PeerStore
-from router.registry.registry import Registry
+from draftpick.deploy.cli.retrain import REFUSED, retrain_app
+from draftpick.router.online.events import Event
+from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.registry.registry import Registry
 from tests.policy_training.retraining.test_pipeline import log, put
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from deploy.generate.cli_page import commands, main_command
+from draftpick.deploy.generate.cli_page import commands, main_command
 
 _DEEPEST = 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from deploy.generate.markdown import slug
+from draftpick.deploy.generate.markdown import slug
 
 _IN_HTML = re.compile(r"""(?:href|src)=["']([^"']+)""")
 

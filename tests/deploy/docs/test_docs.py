@@ -15,16 +15,16 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from deploy.generate import cli_page, config_page
-from deploy.generate.markdown import slug
-from engines.errors import ConfigError
-from router.config.router_config import load_config
-from router.features.lexical import stored_context
-from router.http.auth import Key
-from router.online.events import EVENTS, Event, decode_events
-from router.online.peer_store import PeerStore
-from router.records import encode
-from router.types import Decision, LoadTerms, Outcome, Record
+from draftpick.deploy.generate import cli_page, config_page
+from draftpick.deploy.generate.markdown import slug
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.router_config import load_config
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.http.auth import Key
+from draftpick.router.online.events import EVENTS, Event, decode_events
+from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.records import encode
+from draftpick.router.types import Decision, LoadTerms, Outcome, Record
 from tests.deploy.docs.code_blocks import Block, blocks
 from tests.deploy.docs.command_lines import refusal
 from tests.deploy.docs.links import anchors, code, links
@@ -95,8 +95,8 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    assert config_page.FILE.read_text() == config_page.text(), "python -m deploy.generate.config_page"
-    assert cli_page.FILE.read_text() == cli_page.text(), "python -m deploy.generate.cli_page"
+    assert config_page.FILE.read_text() == config_page.text(), "python -m draftpick.deploy.generate.config_page"
+    assert cli_page.FILE.read_text() == cli_page.text(), "python -m draftpick.deploy.generate.cli_page"
 
 
 def test_every_field_of_the_configuration_says_what_it_is() -> None:

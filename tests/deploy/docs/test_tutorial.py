@@ -17,9 +17,9 @@ import psutil
 import pytest
 import yaml
 
-from deploy.config import resolve
-from deploy.launch.ray_serve import free_port
-from router import records
+from draftpick.deploy.config import resolve
+from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.router import records
 from tests.deploy.docs.code_blocks import blocks
 
 ROOT = Path(__file__).parents[2]

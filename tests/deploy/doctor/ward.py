@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.doctor import examine
-from deploy.doctor.context import DoctorContext, Machine
-from deploy.doctor.findings import Finding
-from deploy.doctor.probe import DoctorAnswer, RunningEngine, ServedModel
-from router.config.router_config import load_config
-from router.types import Record
+from draftpick.deploy.doctor import examine
+from draftpick.deploy.doctor.context import DoctorContext, Machine
+from draftpick.deploy.doctor.findings import Finding
+from draftpick.deploy.doctor.probe import DoctorAnswer, RunningEngine, ServedModel
+from draftpick.router.config.router_config import load_config
+from draftpick.router.types import Record
 from tests.policy_training.data.test_from_records import record
 
 GIB = 2**30

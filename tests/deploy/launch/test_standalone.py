@@ -13,9 +13,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.launch.standalone import RouterProcesses
-from engines.errors import ConfigError
-from router.config.router_config import load_config
+from draftpick.deploy.launch.standalone import RouterProcesses
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.router_config import load_config
 from tests.fleet import CHAT, FAST, SLOW, Servers, asked, router_pids, until
 
 
@@ -57,7 +57,7 @@ async def test_several_processes_answer_on_one_port_and_finish_what_they_began()
 
 
 async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.launch.standalone._MIN_LIFE_S", 0.1)
+    monkeypatch.setattr("draftpick.deploy.launch.standalone._MIN_LIFE_S", 0.1)
     servers = Servers()
     engine = (await servers.mock(FAST)).url
     with routers(engine, 1) as made:
@@ -70,7 +70,7 @@ async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPa
 
 
 async def test_whoever_is_scraped_shows_the_counts_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.launch.standalone._MIN_LIFE_S", 0.1)
+    monkeypatch.setattr("draftpick.deploy.launch.standalone._MIN_LIFE_S", 0.1)
     servers = Servers()
     engine = (await servers.mock(FAST)).url
     with routers(engine) as made:

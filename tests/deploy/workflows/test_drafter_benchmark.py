@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deploy.workflows.drafter_benchmark import read_table, report
-from engines.config import Engine
-from policy_training.data.dataset import Measurement, save
-from policy_training.evaluation.evaluate import Interval
-from policy_training.workloads import Prompt
-from router.types import Outcome
+from draftpick.deploy.workflows.drafter_benchmark import read_table, report
+from draftpick.engines.config import Engine
+from draftpick.policy_training.data.dataset import Measurement, save
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.types import Outcome
 
 ENGINES = [
     Engine.model_validate(fields)

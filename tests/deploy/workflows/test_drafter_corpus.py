@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.workflows import drafter_corpus as corpora
-from deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of
-from engines.drafters.training.responses import GenerationRequest, Responses
+from draftpick.deploy.workflows import drafter_corpus as corpora
+from draftpick.deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of
+from draftpick.engines.drafters.training.responses import GenerationRequest, Responses
 
 
 @pytest.fixture

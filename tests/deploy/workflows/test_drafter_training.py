@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from deploy.workflows import drafter_training as distill
-from deploy.workflows import layer_skip
-from deploy.workflows.drafter_corpus import Corpus
-from deploy.workflows.drafter_training import compare_losses
-from deploy.workflows.layer_skip import run_layer_skip
-from engines.drafters.training.distill import DistillOptions
-from engines.drafters.training.trainer import FitOptions
+from draftpick.deploy.workflows import drafter_training as distill
+from draftpick.deploy.workflows import layer_skip
+from draftpick.deploy.workflows.drafter_corpus import Corpus
+from draftpick.deploy.workflows.drafter_training import compare_losses
+from draftpick.deploy.workflows.layer_skip import run_layer_skip
+from draftpick.engines.drafters.training.distill import DistillOptions
+from draftpick.engines.drafters.training.trainer import FitOptions
 
 CORPUS = Corpus(("generated",), n=2)
 

@@ -1,4 +1,4 @@
-from deploy.workflows.model_card import model_card
+from draftpick.deploy.workflows.model_card import model_card
 
 RESULT = {
     "survival/1": 0.5, "block_efficiency": 1.8, "parameters": 7.45e6, "python": "3.11.7",

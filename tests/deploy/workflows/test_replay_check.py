@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.workflows import replay_check as replay
-from deploy.workflows.replay_check import LiveAnswer, compare, replay_fleet
-from engines.config import Engine
-from policy_training.workloads import Prompt
-from router.config.router_config import DraftpickConfig
+from draftpick.deploy.workflows import replay_check as replay
+from draftpick.deploy.workflows.replay_check import LiveAnswer, compare, replay_fleet
+from draftpick.engines.config import Engine
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.config.router_config import DraftpickConfig
 
 SUFFIX = {"method": "suffix", "num_speculative_tokens": 8, "suffix_decoding_max_cached_requests": 0}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.workflows.results import command_line, machine, versions, write
-from policy_training.evaluation.evaluate import Interval
+from draftpick.deploy.workflows.results import command_line, machine, versions, write
+from draftpick.policy_training.evaluation.evaluate import Interval
 
 FIGURES = {"policy_vs_plain": Interval(1.234567, 1.1, 1.39999), "speedup/ngram": Interval(0.5, 0.5, 0.5)}
 

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engines.drafters.training import trainer as fitting
-from engines.drafters.training.distill import DistillOptions, distill
-from engines.drafters.training.responses import Responses
-from engines.drafters.training.small_llama import Size
-from engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
-from engines.drafters.training.trainer import FitOptions
+from draftpick.engines.drafters.training import trainer as fitting
+from draftpick.engines.drafters.training.distill import DistillOptions, distill
+from draftpick.engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.training.small_llama import Size
+from draftpick.engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
+from draftpick.engines.drafters.training.trainer import FitOptions
 from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
 
 FIT = FitOptions(epochs=3, batch_tokens=256)

@@ -4,14 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.drafter_options import HybridOptions, TrigramOptions
-from engines.drafters.acceptance import DrafterReplay
-from engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, build_parts
-from engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter, longest_match
-from engines.drafters.proposer import Drafter
-from engines.drafters.replay import VLLMNgramDrafter, replay_drafter, replay_matches
-from engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
-from engines.drafters.trigram.table import find
+from draftpick.engines.drafter_options import HybridOptions, TrigramOptions
+from draftpick.engines.drafters.acceptance import DrafterReplay
+from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, build_parts
+from draftpick.engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter, longest_match
+from draftpick.engines.drafters.proposer import Drafter
+from draftpick.engines.drafters.replay import VLLMNgramDrafter, replay_drafter, replay_matches
+from draftpick.engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
+from draftpick.engines.drafters.trigram.table import find
 
 pytest.importorskip("arctic_inference")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.drafters.training.eagle3 import (
+from draftpick.engines.drafters.training.eagle3 import (
     EagleOptions,
     chain_matches,
     copy_weights,
@@ -18,9 +18,9 @@ from engines.drafters.training.eagle3 import (
     target_features,
     train,
 )
-from engines.drafters.training.responses import Responses
-from engines.drafters.training.target_outputs import collect_target_outputs
-from engines.drafters.training.trainer import FitOptions
+from draftpick.engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.training.target_outputs import collect_target_outputs
+from draftpick.engines.drafters.training.trainer import FitOptions
 from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
 
 FIT = FitOptions(epochs=25, batch_tokens=512, learning_rate=3e-3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.drafters.training.layer_skip import SearchOptions, Trial, drop_layers, export, search
+from draftpick.engines.drafters.training.layer_skip import SearchOptions, Trial, drop_layers, export, search
 from tests.engines.drafters.tiny import greedy_answers, write_target
 
 DEPTH = 4

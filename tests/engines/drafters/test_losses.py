@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engines.drafters.training.losses import LOSSES, ce, kl, tvd, tvd_plus
+from draftpick.engines.drafters.training.losses import LOSSES, ce, kl, tvd, tvd_plus
 
 VOCABULARY, PLACES = 12, 5
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.config import Drafter, Engine
-from engines.drafter_options import DRAFTERS
-from engines.drafters.proposer import Proposer
-from engines.drafters.replay import model_free_drafter, replay_drafter, replayer
-from engines.drafters.trigram.proposer import TrigramProposer
+from draftpick.engines.config import Drafter, Engine
+from draftpick.engines.drafter_options import DRAFTERS
+from draftpick.engines.drafters.proposer import Proposer
+from draftpick.engines.drafters.replay import model_free_drafter, replay_drafter, replayer
+from draftpick.engines.drafters.trigram.proposer import TrigramProposer
 
 pytest.importorskip("arctic_inference")
 
@@ -33,7 +33,7 @@ def without_shared_text(method: str) -> Drafter:
 def test_a_drafter_of_our_own_has_the_class_that_vllm_loads_and_its_options(method: str) -> None:
     spec = DRAFTERS[method]
     assert spec.class_path is not None
-    assert spec.class_path.startswith("engines.drafters.")
+    assert spec.class_path.startswith("draftpick.engines.drafters.")
     made = model_free_drafter(drafter(method), 4)
     proposers = {f"{one.__module__}.{one.__name__}": one for one in Proposer.__subclasses__()}
     assert proposers[spec.class_path].options is spec.options

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.drafters.request_tracking import RequestTracker
+from draftpick.engines.drafters.request_tracking import RequestTracker
 
 SIZE = 40
 

@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.drafters.trigram.table import Table, add, empty_table
-from engines.drafters.trigram.tree_search import full_search, greedy_search, tree_search
+from draftpick.engines.drafters.trigram.table import Table, add, empty_table
+from draftpick.engines.drafters.trigram.tree_search import full_search, greedy_search, tree_search
 
 
 def table(*trigrams: tuple[int, int, int, float]) -> Table:

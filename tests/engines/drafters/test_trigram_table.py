@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.drafters.trigram.table import SUCCESSORS, WAYS, add, empty_table, find, load_table, save_table, table_of
-from engines.drafters.trigram.table_file import table_vocab_size
+from draftpick.engines.drafters.trigram.table import (
+    SUCCESSORS,
+    WAYS,
+    add,
+    empty_table,
+    find,
+    load_table,
+    save_table,
+    table_of,
+)
+from draftpick.engines.drafters.trigram.table_file import table_vocab_size
 
 
 def weights(table: object, a: int, b: int) -> dict[int, float]:

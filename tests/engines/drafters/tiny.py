@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from engines.drafters.training.eagle3 import export, make_head
-from engines.drafters.training.responses import Responses
+from draftpick.engines.drafters.training.eagle3 import export, make_head
+from draftpick.engines.drafters.training.responses import Responses
 
 VOCABULARY = 64
 

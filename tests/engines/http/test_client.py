@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engines.errors import EngineTimeout, EngineUnavailable, StreamInterrupted
-from engines.http.client import EngineClient, Headers
+from draftpick.engines.errors import EngineTimeout, EngineUnavailable, StreamInterrupted
+from draftpick.engines.http.client import EngineClient, Headers
 from tests.fleet import BREAKS, CHAT, FAST, HANGS, REFUSING_URL, SLOW, Servers, StartMock, asked, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -281,8 +281,8 @@ async def test_a_stream_that_stalls_is_broken(servers: Servers) -> None:
 
 
 async def test_idle_connections_are_closed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.http.client._SWEEP_S", 0.05)
-    monkeypatch.setattr("engines.http.client._IDLE_S", 0.1)
+    monkeypatch.setattr("draftpick.engines.http.client._SWEEP_S", 0.05)
+    monkeypatch.setattr("draftpick.engines.http.client._IDLE_S", 0.1)
     url = (await servers.mock()).url
     own = EngineClient(first_byte_timeout_s=30, timeout_s=60)
     await read(own, url, stream=False)

@@ -6,7 +6,7 @@ import socket
 import httpx
 import pytest
 
-from engines.mock.app import mock_app
+from draftpick.engines.mock.app import mock_app
 from tests.fleet import CHAT, FAST, MODEL, SLOW, StartMock, asked, serve, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from engines import load_report as load
-from engines.http.status_pages import Endpoint, EndpointTable
-from engines.load_report import LoadReport
-from engines.profile import profile
-from engines.profile.profile import Profile
+from draftpick.engines import load_report as load
+from draftpick.engines.http.status_pages import Endpoint, EndpointTable
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile import profile
+from draftpick.engines.profile.profile import Profile
 
 REPORT = LoadReport(running=3, waiting=1, kv_cache_usage=0.25, tokens_per_s=90.0, acceptance_length=2.5, step_s=0.03)
 PROFILE = Profile("b", "m", (1, 8), (0,), (((0.03,), (0.05,)), ((0.04,), (0.06,))), 0.01, 0.001, 16)

@@ -15,13 +15,13 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines import load_report as load
-from engines.load_report import LoadReport
-from engines.mock.app import MockSpec, mock_app
-from engines.mock.decoding import acceptance_rate, split
-from engines.profile import identity, profile
-from engines.profile.identity import EngineIdentity
-from engines.profile.profile import Profile
+from draftpick.engines import load_report as load
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.engines.mock.decoding import acceptance_rate, split
+from draftpick.engines.profile import identity, profile
+from draftpick.engines.profile.identity import EngineIdentity
+from draftpick.engines.profile.profile import Profile
 
 MODEL = "target"
 FAST = MockSpec(step_s=0.0, prefill_s=0.0)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-import engines.models.cpu
-from engines.models.cpu import computes_bfloat16
+import draftpick.engines.models.cpu
+from draftpick.engines.models.cpu import computes_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_what_the_processor_says(
     file = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         file.write_text(cpuinfo)
-    monkeypatch.setattr(engines.models.cpu, "_CPUINFO", file)
+    monkeypatch.setattr(draftpick.engines.models.cpu, "_CPUINFO", file)
     computes_bfloat16.cache_clear()
     assert computes_bfloat16() is able
     computes_bfloat16.cache_clear()

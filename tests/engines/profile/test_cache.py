@@ -6,9 +6,9 @@ from threading import Thread
 
 import pytest
 
-from engines.profile import cache as profile_cache
-from engines.profile.identity import EngineIdentity, described, digest, machine_name
-from engines.profile.profile import Profile
+from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile.identity import EngineIdentity, described, digest, machine_name
+from draftpick.engines.profile.profile import Profile
 
 WHO = EngineIdentity("build", "machine", 16)
 MINE = Profile("build", "machine", (1, 8), (64,), (((0.03,), (0.05,)), ((0.04,), (0.06,))), 0.01, 0.001, 16)

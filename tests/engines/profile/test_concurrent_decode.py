@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.http.client import EngineClient
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from engines.profile.concurrent_decode import Target, _Batch, sustain_batch
-from engines.profile.profile import ProfileError
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.engines.profile.concurrent_decode import Target, _Batch, sustain_batch
+from draftpick.engines.profile.profile import ProfileError
 
 
 def test_gaps_count_while_all_run() -> None:

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engines import load_report as load
-from engines.errors import EngineUnavailable
-from engines.http.server import LocalServer
-from engines.mock.app import MockSpec, mock_app
-from engines.profile import identity, profile
-from engines.profile.identity import EngineIdentity
-from engines.profile.measure import ProfilePlan, ProfileResult, check_increasing, measure_profile
-from engines.profile.profile import ProfileError
+from draftpick.engines import load_report as load
+from draftpick.engines.errors import EngineUnavailable
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.engines.profile import identity, profile
+from draftpick.engines.profile.identity import EngineIdentity
+from draftpick.engines.profile.measure import ProfilePlan, ProfileResult, check_increasing, measure_profile
+from draftpick.engines.profile.profile import ProfileError
 
 QUICK = ProfilePlan(batches=(1, 3), contexts=(40,), steps=5, min_prompts=2)
 
@@ -113,7 +113,7 @@ async def test_an_engine_that_stops_early_is_not_measured() -> None:
 
 
 async def test_an_engine_that_answers_others_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.profile.measure._IDLE_WITHIN_S", 0.2)
+    monkeypatch.setattr("draftpick.engines.profile.measure._IDLE_WITHIN_S", 0.2)
     app = mock_app(MockSpec(step_s=0.005, output_tokens=100_000), model="target")
     async with serving(app) as url, httpx.AsyncClient(base_url=url) as other:
         body = {"model": "target", "prompt": "mine", "stream": True}

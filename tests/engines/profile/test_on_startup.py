@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from engines.http.server import LocalServer
-from engines.mock.app import MockEngine, MockSpec, mock_app
-from engines.profile import cache as profile_cache
-from engines.profile.measure import ProfilePlan
-from engines.profile.on_startup import measure_once, starting
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockEngine, MockSpec, mock_app
+from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile.measure import ProfilePlan
+from draftpick.engines.profile.on_startup import measure_once, starting
 
 SPEC = MockSpec(step_s=0.004, prefill_s=0, max_running=2)
 MODEL = "target"
@@ -21,7 +21,7 @@ MODEL = "target"
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
-    monkeypatch.setattr("engines.profile.on_startup.MAX_DISAGREEMENT", 9.0)  # this machine may be busy
+    monkeypatch.setattr("draftpick.engines.profile.on_startup.MAX_DISAGREEMENT", 9.0)  # this machine may be busy
     monkeypatch.setattr(ProfilePlan.__init__, "__defaults__", ((1, 2), (20,), 4, 1.0, 1))
     return tmp_path / "profiles"
 
@@ -74,7 +74,7 @@ async def test_engines_that_measure_take_turns_and_the_second_finds_what_the_fir
 async def test_what_a_busy_machine_gave_is_not_kept(
     engine: tuple[str, MockEngine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
+    monkeypatch.setattr("draftpick.engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.WARNING):
         await measure_once(engine[0], MODEL)
     assert "the machine was busy" in caplog.text

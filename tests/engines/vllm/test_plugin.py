@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engines.vllm.plugin import KERNELS, expand, register
+from draftpick.engines.vllm.plugin import KERNELS, expand, register
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
@@ -47,4 +47,4 @@ def test_a_head_s_likeliest_draft_token_in_the_target_s_words() -> None:
 
 def test_vllm_finds_the_plugin() -> None:
     (plugin,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="draftpick")
-    assert plugin.value == "engines.vllm.plugin:register"
+    assert plugin.value == "draftpick.engines.vllm.plugin:register"

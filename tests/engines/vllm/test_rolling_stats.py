@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.vllm.rolling_stats import RecentSteps
+from draftpick.engines.vllm.rolling_stats import RecentSteps
 
 
 class Clock:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines.load_report import LoadReport
+from draftpick.engines.load_report import LoadReport
 
 pytestmark = [
     pytest.mark.vllm,
@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def stats(cores: int = 1, drafts: bool = True) -> Any:
-    from engines.vllm.stat_logger import LoadStats
+    from draftpick.engines.vllm.stat_logger import LoadStats
 
     return LoadStats(SimpleNamespace(speculative_config=object() if drafts else None), list(range(cores)))
 
@@ -44,7 +44,7 @@ def stepped(tokens: int, gaps: list[float], first: int = 0) -> Any:
 def test_vllm_finds_and_accepts_it() -> None:
     from vllm.v1.metrics.loggers import load_stat_logger_plugin_factories
 
-    from engines.vllm.stat_logger import LoadStats
+    from draftpick.engines.vllm.stat_logger import LoadStats
 
     (plugin,) = importlib.metadata.entry_points(group="vllm.stat_logger_plugins", name="draftpick")
     assert plugin.load() is LoadStats

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from policy_training.benchmark import paper_claims as claims
-from policy_training.benchmark.experiments import ExperimentSetup
-from policy_training.data.dataset import Dataset, Measurement
-from policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.benchmark import paper_claims as claims
+from draftpick.policy_training.benchmark.experiments import ExperimentSetup
+from draftpick.policy_training.data.dataset import Dataset, Measurement
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.policy_training.bandit import ARMS, COSTS, Bandit
 from tests.policy_training.data.test_dataset import measured
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_training.benchmark import experiments
-from policy_training.benchmark import paper_replication as paper
-from policy_training.benchmark import splits as ladder
-from policy_training.benchmark.experiments import ExperimentSetup
-from policy_training.benchmark.splits import Score
-from policy_training.data.dataset import Dataset, DatasetError, Measurement
-from policy_training.evaluation.evaluate import Interval
-from router.features.lexical import FEATURES
-from router.types import Outcome
+from draftpick.policy_training.benchmark import experiments
+from draftpick.policy_training.benchmark import paper_replication as paper
+from draftpick.policy_training.benchmark import splits as ladder
+from draftpick.policy_training.benchmark.experiments import ExperimentSetup
+from draftpick.policy_training.benchmark.splits import Score
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.router.features.lexical import FEATURES
+from draftpick.router.types import Outcome
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 from tests.policy_training.data.test_dataset import measured
 

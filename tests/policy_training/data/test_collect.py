@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engines.mock.app import MockSpec
-from policy_training.data.collect import PIN_HEADER, Task, measure, model_of, pinned_tasks
-from policy_training.data.dataset import Dataset, DatasetError, Measurement, load, save
-from policy_training.data.matrix import matrix
-from policy_training.workloads import Prompt
+from draftpick.engines.mock.app import MockSpec
+from draftpick.policy_training.data.collect import PIN_HEADER, Task, measure, model_of, pinned_tasks
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, load, save
+from draftpick.policy_training.data.matrix import matrix
+from draftpick.policy_training.workloads import Prompt
 from tests.fleet import BREAKS, FAILS, FAST, MODEL, REFUSING_URL, Mock, StartMock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from policy_training.data.collect import pinned_tasks
-from policy_training.workloads import Prompt
+from draftpick.policy_training.data.collect import pinned_tasks
+from draftpick.policy_training.workloads import Prompt
 
 ARMS = ("plain", "ngram", "suffix", "math")
 PROMPTS = [Prompt(f"chat-{i}", "chat", f"Tell me about city {i}.") for i in range(10)]

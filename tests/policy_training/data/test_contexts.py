@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from policy_training.data.contexts import contexts, refresh_contexts
-from policy_training.data.dataset import Measurement, load, save
-from policy_training.workloads import generate
-from router.features.featurizer import LexicalFeaturizer
-from router.types import Outcome
+from draftpick.policy_training.data.contexts import contexts, refresh_contexts
+from draftpick.policy_training.data.dataset import Measurement, load, save
+from draftpick.policy_training.workloads import generate
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.types import Outcome
 
 PROMPTS = generate(6, seed=1, sampled_share=0.5, max_tokens=32)
 OLD, NEW = LexicalFeaturizer(32), LexicalFeaturizer(64)

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_training.data.data_card import card
-from policy_training.data.dataset import Dataset, DatasetError, DatasetParts, Measurement, Source, load, save
-from policy_training.workloads import Prompt
-from router.types import Outcome, Status
+from draftpick.policy_training.data.data_card import card
+from draftpick.policy_training.data.dataset import (
+    Dataset,
+    DatasetError,
+    DatasetParts,
+    Measurement,
+    Source,
+    load,
+    save,
+)
+from draftpick.policy_training.workloads import Prompt
+from draftpick.router.types import Outcome, Status
 
 PROMPT = Prompt("edit-1", "edit", "Rewrite this secret.", 0.7, 64)
 OK = Outcome("ok", 200, ttft_s=0.5, tpot_s=0.1, e2e_s=1.4, prompt_tokens=5, output_tokens=10, acceptance_length=2.0)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.from_records import (
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.from_records import (
     by_time,
     contexts_of,
     dataset_of,
@@ -15,13 +15,13 @@ from policy_training.data.from_records import (
     impute_missing_arms,
     logged_feedback,
 )
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.ope import estimate_all, reward_model
-from policy_training.learners import learner
-from policy_training.train import fitted, policy_probabilities
-from router.features.lexical import stored_context
-from router.records import encode
-from router.types import Decision, LoadTerms, Outcome, Record
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.ope import estimate_all, reward_model
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.train import fitted, policy_probabilities
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.records import encode
+from draftpick.router.types import Decision, LoadTerms, Outcome, Record
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
 
 BANDIT = Bandit.draw(600, seed=2)

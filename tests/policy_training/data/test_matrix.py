@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import Contexts, Dataset, DatasetError, Measurement
-from policy_training.data.matrix import Matrix, matrix
-from policy_training.data.step_costs import Costs
-from router.types import Outcome
+from draftpick.policy_training.data.dataset import Contexts, Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.router.types import Outcome
 from tests.policy_training.data.test_dataset import measured
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from policy_training.data.reward import alignment_and_cost, log_tau, relative_seconds_saved, seconds_saved
+from draftpick.policy_training.data.reward import alignment_and_cost, log_tau, relative_seconds_saved, seconds_saved
 from tests.policy_training.bandit import Bandit
 
 TIMES = np.asarray([[4.0, 3.0, 6.0], [1.0, 2.5, 0.5]])

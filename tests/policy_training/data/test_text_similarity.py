@@ -2,7 +2,7 @@
 
 import pytest
 
-from policy_training.data.text_similarity import STATISTICS, alignment
+from draftpick.policy_training.data.text_similarity import STATISTICS, alignment
 
 TEXT = "the cat sat on the mat"
 

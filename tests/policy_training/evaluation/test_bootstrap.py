@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 
 DRAWS = [Bootstrap.of_counts, Bootstrap.of_places]
 Draw = Callable[[int, int, np.random.Generator], Bootstrap]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_training.evaluation.confidence_sequence import confidence_bounds, p_value
+from draftpick.policy_training.evaluation.confidence_sequence import confidence_bounds, p_value
 
 RUNS = 200
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from policy_training.evaluation.evaluate import Evaluation, Interval, evaluate, shares_by_task
+from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval, evaluate, shares_by_task
 from tests.policy_training.bandit import ARMS, BEST, Bandit
 
 TIMES = np.asarray([[4.0, 2, 8, 9], [4, 8, 2, 9], [4, 2, 8, 9], [4, 8, 1, 9]])

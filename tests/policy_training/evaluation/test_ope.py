@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.logged_feedback import LoggedFeedback
-from policy_training.evaluation.ope import ESTIMATORS, effective_sample_size, estimate_all, reward_model, weights
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.logged_feedback import LoggedFeedback
+from draftpick.policy_training.evaluation.ope import (
+    ESTIMATORS,
+    effective_sample_size,
+    estimate_all,
+    reward_model,
+    weights,
+)
 from tests.policy_training.bandit import ARMS, BEST, Bandit
 
 BANDIT = Bandit.draw(4000, seed=5)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.profile.profile import Profile
-from policy_training.data.dataset import Dataset, DatasetError, Measurement
-from policy_training.data.matrix import Matrix
-from policy_training.data.step_costs import Costs
-from policy_training.evaluation.evaluate import Interval
-from policy_training.headroom.crossover import Bucket, bucket_of, buckets_by_load, crossover, lost_share
-from policy_training.headroom.estimate import (
+from draftpick.engines.profile.profile import Profile
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.headroom.crossover import Bucket, bucket_of, buckets_by_load, crossover, lost_share
+from draftpick.policy_training.headroom.estimate import (
     CrossFittedChoice,
     Gain,
     Headroom,
@@ -26,12 +26,12 @@ from policy_training.headroom.estimate import (
     decide_verdict,
     evaluate_choice,
 )
-from policy_training.headroom.simulated import under_load, unloaded_costs
-from policy_training.headroom.slices import find_slices
-from policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
-from policy_training.learners import learner
-from policy_training.train import fitted, policy_probabilities
-from router.types import Outcome
+from draftpick.policy_training.headroom.simulated import under_load, unloaded_costs
+from draftpick.policy_training.headroom.slices import find_slices
+from draftpick.policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.train import fitted, policy_probabilities
+from draftpick.router.types import Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
 
 Floats = npt.NDArray[np.float64]

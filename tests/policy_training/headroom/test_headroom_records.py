@@ -7,18 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import Dataset, DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.data.record_store import RecordStore
-from policy_training.evaluation.evaluate import Interval
-from policy_training.headroom.estimate import CrossFittedChoice, Headroom, context_groups, cross_fit, evaluate_choice
-from policy_training.headroom.from_logged import evaluate_logged, is_rejected
-from policy_training.headroom.from_records import Traffic, drawn_costs
-from policy_training.headroom.verdict import Evidence, reasons_against
-from router.features.lexical import stored_context
-from router.online.events import Event
-from router.records import encode
-from router.types import Decision, Outcome, Record
+from draftpick.policy_training.data.dataset import Dataset, DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.headroom.estimate import (
+    CrossFittedChoice,
+    Headroom,
+    context_groups,
+    cross_fit,
+    evaluate_choice,
+)
+from draftpick.policy_training.headroom.from_logged import evaluate_logged, is_rejected
+from draftpick.policy_training.headroom.from_records import Traffic, drawn_costs
+from draftpick.policy_training.headroom.verdict import Evidence, reasons_against
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.online.events import Event
+from draftpick.router.records import encode
+from draftpick.router.types import Decision, Outcome, Record
 from tests.policy_training.bandit import ARMS, COSTS
 from tests.policy_training.headroom.test_headroom import drawn, gain_of
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.matrix import Matrix
-from policy_training.learners import LEARNERS, learner
-from policy_training.learners.base import FeatureScaling
-from policy_training.learners.networks import SoftmaxOptions
-from policy_training.learners.policy_gradient import ExactGradient
-from policy_training.learners.tau_cost import TauCost
-from policy_training.train import fit, fitted, policy_probabilities
-from router import policies
-from router.errors import PolicyRejected
-from router.features.lexical import FEATURES, stored_context
-from router.policies.mlp import MLPPolicy
-from router.policies.tau_cost import TauCostPolicy
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners import LEARNERS, learner
+from draftpick.policy_training.learners.base import FeatureScaling
+from draftpick.policy_training.learners.networks import SoftmaxOptions
+from draftpick.policy_training.learners.policy_gradient import ExactGradient
+from draftpick.policy_training.learners.tau_cost import TauCost
+from draftpick.policy_training.train import fit, fitted, policy_probabilities
+from draftpick.router import policies
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.features.lexical import FEATURES, stored_context
+from draftpick.router.policies.mlp import MLPPolicy
+from draftpick.router.policies.tau_cost import TauCostPolicy
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, TAU, Bandit
 
 FIT, FRESH = Bandit.draw(300, seed=0), Bandit.draw(400, seed=1)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from policy_training.retraining.canary import STAGES, Limits, Step, evaluate_holdout, evaluate_stage
-from policy_training.retraining.canary_data import CanaryExperiment
+from draftpick.policy_training.retraining.canary import STAGES, Limits, Step, evaluate_holdout, evaluate_stage
+from draftpick.policy_training.retraining.canary_data import CanaryExperiment
 from tests.bench.gates import BAD, World, before, joined
 
 RNG = np.random.default_rng(0)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_training.retraining.canary_data import MIN_EARLIER, BaselineStats, canary_experiment
-from router.types import Record
+from draftpick.policy_training.retraining.canary_data import MIN_EARLIER, BaselineStats, canary_experiment
+from draftpick.router.types import Record
 from tests.bench.gates import ARMS as MANY
 from tests.bench.gates import POOL, World, before
 from tests.policy_training.bandit import ARMS, Bandit

@@ -6,18 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import DatasetError
-from policy_training.data.from_records import dataset_of
-from policy_training.data.matrix import Matrix
-from policy_training.learners import learner
-from policy_training.retraining.generalization_gate import (
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.from_records import dataset_of
+from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.retraining.generalization_gate import (
     domains_from_records,
     domains_from_tasks,
     leave_domain_out_checks,
     rewording_checks,
 )
-from policy_training.train import fitted
-from router.policies.base import Policy
+from draftpick.policy_training.train import fitted
+from draftpick.router.policies.base import Policy
 from tests.policy_training.bandit import SETTING, Bandit
 from tests.policy_training.retraining.test_pipeline import log
 

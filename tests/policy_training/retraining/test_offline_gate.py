@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_training.data.logged_feedback import Floats, LoggedFeedback
-from policy_training.evaluation.ope import reward_model
-from policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
+from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedback
+from draftpick.policy_training.evaluation.ope import reward_model
+from draftpick.policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
 from tests.bench.gates import ARMS, EXPLORE, POOL, World
 
 BETTER = World.draw(0.08, np.random.default_rng(1))

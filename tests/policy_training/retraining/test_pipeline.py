@@ -10,18 +10,18 @@ import fsspec
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import Dataset, DatasetError, Measurement
-from policy_training.data.record_store import RecordStore
-from policy_training.learners import learner
-from policy_training.retraining.canary import Limits
-from policy_training.retraining.controller import RolloutConfig, RolloutController
-from policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
-from router.features.lexical import stored_context
-from router.online.events import Event
-from router.policies import read
-from router.records import encode
-from router.registry.registry import Registry
-from router.types import Decision, Outcome, Record, Vector
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.record_store import RecordStore
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.retraining.canary import Limits
+from draftpick.policy_training.retraining.controller import RolloutConfig, RolloutController
+from draftpick.policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.online.events import Event
+from draftpick.router.policies import read
+from draftpick.router.records import encode
+from draftpick.router.registry.registry import Registry
+from draftpick.router.types import Decision, Outcome, Record, Vector
 from tests.policy_training.bandit import ARMS, BEST, COSTS, Bandit
 
 BANDIT = Bandit.draw(2400, seed=5)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from policy_training.data.dataset import DatasetError
-from policy_training.simulator.capacity_plan import Plan, PlanQuestion, plan
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.traffic import SyntheticTraffic
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.simulator.capacity_plan import Plan, PlanQuestion, plan
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.traffic import SyntheticTraffic
 from tests.policy_training.simulated import arm, requests
 
 

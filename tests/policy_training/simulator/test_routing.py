@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_training.simulator.arrivals import poisson
-from policy_training.simulator.engine import Arm
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.requests import Requests
-from policy_training.simulator.routing import STRATEGIES, Floats, Objective, Routed, StrategyCosts, strategy
-from policy_training.simulator.simulate import simulate
-from policy_training.simulator.traffic import predicted_tau
+from draftpick.policy_training.simulator.arrivals import poisson
+from draftpick.policy_training.simulator.engine import Arm
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.requests import Requests
+from draftpick.policy_training.simulator.routing import STRATEGIES, Floats, Objective, Routed, StrategyCosts, strategy
+from draftpick.policy_training.simulator.simulate import simulate
+from draftpick.policy_training.simulator.traffic import predicted_tau
 from tests.policy_training.simulated import arm, requests
 
 FAST_ALONE = arm("spec", 0.012, 0.006, most=4)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_training.data.dataset import DatasetError
-from policy_training.simulator.arrivals import poisson
-from policy_training.simulator.engine import Arm, Mode
-from policy_training.simulator.fleet import Fleet
-from policy_training.simulator.routing import LeastLoaded, strategy
-from policy_training.simulator.simulate import Run, interval, simulate
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.simulator.arrivals import poisson
+from draftpick.policy_training.simulator.engine import Arm, Mode
+from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.routing import LeastLoaded, strategy
+from draftpick.policy_training.simulator.simulate import Run, interval, simulate
 from tests.policy_training.simulated import arm, profile, requests, with_schedule
 
 

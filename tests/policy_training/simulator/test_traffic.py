@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.profile.profile import Profile
-from policy_training.data.dataset import Dataset, DatasetError, Measurement
-from policy_training.data.from_records import from_records
-from policy_training.simulator.arrivals import Bursts, poisson, rotate
-from policy_training.simulator.traffic import (
+from draftpick.engines.profile.profile import Profile
+from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.from_records import from_records
+from draftpick.policy_training.simulator.arrivals import Bursts, poisson, rotate
+from draftpick.policy_training.simulator.traffic import (
     RecordedTraffic,
     SyntheticTraffic,
     dataset_traffic,
     read_spec,
     records_traffic,
 )
-from router.types import Outcome
+from draftpick.router.types import Outcome
 from tests.policy_training.bandit import ARMS
 from tests.policy_training.data.test_from_records import record, write
 from tests.policy_training.simulated import profile, requests

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policy_training.workloads import KINDS, Prompt, generate, reword
+from draftpick.policy_training.workloads import KINDS, Prompt, generate, reword
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,8 @@ from random import Random
 
 import pytest
 
-from policy_training.workloads import KINDS, Prompt, generate, interleaved, read_jsonl
-from policy_training.workloads.library import functions, passage
+from draftpick.policy_training.workloads import KINDS, Prompt, generate, interleaved, read_jsonl
+from draftpick.policy_training.workloads.library import functions, passage
 
 MAX_WORDS = 350
 MAX_CHARACTERS = 4000  # a tokenizer makes about 1,300 tokens of that much code
@@ -29,7 +29,7 @@ def test_same_seed_same_prompts() -> None:
 
 
 def test_same_seed_same_prompts_in_another_process() -> None:
-    code = "from policy_training.workloads import generate; print([p.text for p in generate(40, seed=9)])"
+    code = "from draftpick.policy_training.workloads import generate; print([p.text for p in generate(40, seed=9)])"
     command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
     assert ast.literal_eval(found) == [prompt.text for prompt in generate(40, seed=9)]

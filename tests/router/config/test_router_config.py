@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.errors import ConfigError
-from router.config.router_config import ConfigProblems, DraftpickConfig, load_config
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.router_config import ConfigProblems, DraftpickConfig, load_config
 
 ENGINES = [{"name": "plain"}, {"name": "ngram", "drafter": {"method": "ngram", "num_speculative_tokens": 6}}]
 GOOD = {"engines": ENGINES, "router": {"default_engine": "plain"}}

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.features.featurizer import LexicalFeaturizer, SentenceFeaturizer
-from router.features.lexical import FEATURES
-from router.openai_request import Request
-from router.types import Vector
+from draftpick.router.features.featurizer import LexicalFeaturizer, SentenceFeaturizer
+from draftpick.router.features.lexical import FEATURES
+from draftpick.router.openai_request import Request
+from draftpick.router.types import Vector
 from tests.fleet import CHAT, until
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.features.lexical import FEATURES, lexical_features
-from router.openai_request import Request
+from draftpick.router.features.lexical import FEATURES, lexical_features
+from draftpick.router.openai_request import Request
 from tests.fleet import CHAT
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from router.features.lexical import FEATURES
-from router.features.static_embedding import SHIPPED, TOKENIZER, VECTORS, StaticFeaturizer
-from router.features.wordpiece_cache import WordPieceCache
-from router.openai_request import Request
+from draftpick.router.features.lexical import FEATURES
+from draftpick.router.features.static_embedding import SHIPPED, TOKENIZER, VECTORS, StaticFeaturizer
+from draftpick.router.features.wordpiece_cache import WordPieceCache
+from draftpick.router.openai_request import Request
 from tests.fleet import CHAT
 
 

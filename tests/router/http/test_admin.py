@@ -9,9 +9,9 @@ import httpx
 import orjson
 import pytest
 
-from router.online.events import Event
-from router.registry.registry import STATE, Registry
-from router.router import Router
+from draftpick.router.online.events import Event
+from draftpick.router.registry.registry import STATE, Registry
+from draftpick.router.router import Router
 from tests.leaks import PROMPT
 from tests.router.registry.test_registry_service import ADMIN, ARMS, fixed_policy, served
 

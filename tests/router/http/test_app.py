@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from engines.http.client import EngineClient
-from router.config.router_config import RouterConfig
-from router.config.sections import KeysConfig
-from router.http.app import RouterApp
-from router.http.auth import Keyring
+from draftpick.engines.http.client import EngineClient
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.config.sections import KeysConfig
+from draftpick.router.http.app import RouterApp
+from draftpick.router.http.auth import Keyring
 from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Owned, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

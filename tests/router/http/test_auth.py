@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.errors import ConfigError
-from router.config.sections import KeysConfig
-from router.errors import Forbidden, RateLimited, Unauthorized
-from router.http.auth import ANONYMOUS, Keyring, digest, new_key, read_keys, require_scope
+from draftpick.engines.errors import ConfigError
+from draftpick.router.config.sections import KeysConfig
+from draftpick.router.errors import Forbidden, RateLimited, Unauthorized
+from draftpick.router.http.auth import ANONYMOUS, Keyring, digest, new_key, read_keys, require_scope
 
 
 def write(path: Path, *keys: dict[str, Any]) -> Path:

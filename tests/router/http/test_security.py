@@ -13,8 +13,8 @@ import yaml
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.http.auth import digest
-from router.policies.baselines import FixedPolicy
+from draftpick.router.http.auth import digest
+from draftpick.router.policies.baselines import FixedPolicy
 from tests.fleet import CHAT, FAILS, FAST, Routed, Servers, StartRouter, asked
 from tests.leaks import PROMPT as CANARY
 from tests.leaks import Trace, found

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from router.http.ui import FOLDER
+from draftpick.router.http.ui import FOLDER
 from tests.fleet import FAST, Routed, StartRouter
 
 FILES = sorted(path.name for path in FOLDER.iterdir())

@@ -11,13 +11,13 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from engines.http.server import LocalServer
-from router.config.router_config import load_config
-from router.http.auth import digest
-from router.policies.baselines import UniformPolicy
-from router.registry.pointer_file import write_pointer
-from router.registry.registry import Registry
-from router.router import Router, fixed_address
+from draftpick.engines.http.server import LocalServer
+from draftpick.router.config.router_config import load_config
+from draftpick.router.http.auth import digest
+from draftpick.router.policies.baselines import UniformPolicy
+from draftpick.router.registry.pointer_file import write_pointer
+from draftpick.router.registry.registry import Registry
+from draftpick.router.router import Router, fixed_address
 from tests import browser
 from tests.browser import Tab
 from tests.engine_process import EngineProcess

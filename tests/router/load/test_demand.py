@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.load.demand import Demand, Scalable, replicas
+from draftpick.router.load.demand import Demand, Scalable, replicas
 
 
 class Clock:

@@ -7,11 +7,11 @@ import pytest
 import pytest_asyncio
 from starlette.applications import Starlette
 
-from engines.http.client import EngineClient
-from engines.replicas import ReplicaTable
-from router.config.sections import LoadConfig
-from router.load.engine_poller import EnginePoller
-from router.load.load_model import LoadModel
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.sections import LoadConfig
+from draftpick.router.load.engine_poller import EnginePoller
+from draftpick.router.load.load_model import LoadModel
 from tests.fleet import FAST, REFUSING_URL, SLOW, Servers, StartRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from engines.load_report import LoadReport
-from engines.profile.profile import Profile
-from engines.replicas import ReplicaTable
-from router.config.sections import LoadConfig, Objective
-from router.features.lexical import FEATURES, stored_context
-from router.load.load_model import LoadModel
-from router.load.step_time import StepTimeModel
-from router.types import Context, Outcome
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile.profile import Profile
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.config.sections import LoadConfig, Objective
+from draftpick.router.features.lexical import FEATURES, stored_context
+from draftpick.router.load.load_model import LoadModel
+from draftpick.router.load.step_time import StepTimeModel
+from draftpick.router.types import Context, Outcome
 
 A, A2, B = "http://a", "http://a2", "http://b"
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.profile.profile import Profile
-from router.load.step_time import MAX_BATCH, StepTimeModel
+from draftpick.engines.profile.profile import Profile
+from draftpick.router.load.step_time import MAX_BATCH, StepTimeModel
 
 PROFILE = Profile("b", "m", (1, 4, 16), (64,), (((0.01,), (0.01,), (0.04,)), ((0.02,), (0.03,), (0.09,))), 0.0, 0.0, 32)
 

@@ -11,18 +11,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.router_config import RouterConfig
-from router.config.sections import Objective
-from router.features.featurizer import LexicalFeaturizer
-from router.features.lexical import stored_context
-from router.monitoring.cluster_labels import cluster_names
-from router.monitoring.explain import INELIGIBLE_REASONS, DecisionExplanation, EngineStatus, _causes, explain_terms
-from router.online.online_learner import OnlineLearner
-from router.policies import load
-from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
-from router.policies.baselines import FixedPolicy, UniformPolicy
-from router.registry.active_policy import PolicyInService
-from router.types import Context, LoadTerms
+from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.config.sections import Objective
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.monitoring.cluster_labels import cluster_names
+from draftpick.router.monitoring.explain import (
+    INELIGIBLE_REASONS,
+    DecisionExplanation,
+    EngineStatus,
+    _causes,
+    explain_terms,
+)
+from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.policies import load
+from draftpick.router.policies.base import (
+    DecisionInput,
+    Forecast,
+    Policy,
+    Probabilities,
+    Shifts,
+    Terms,
+    one_hot_with_floor,
+)
+from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
+from draftpick.router.registry.active_policy import PolicyInService
+from draftpick.router.types import Context, LoadTerms
 from tests.fleet import FAST, REFUSING_URL, StartRouter, asked
 from tests.leaks import PROMPT
 

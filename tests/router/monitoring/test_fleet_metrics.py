@@ -8,9 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from engines.http.client import EngineClient
-from router.monitoring.fleet_metrics import fleet_metrics, page_of
-from router.telemetry.metrics import Metrics
+from draftpick.engines.http.client import EngineClient
+from draftpick.router.monitoring.fleet_metrics import fleet_metrics, page_of
+from draftpick.router.telemetry.metrics import Metrics
 from tests.fleet import FAST, REFUSING_URL, Servers, StartMock, StartRouter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

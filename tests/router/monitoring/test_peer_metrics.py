@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from router.monitoring.peer_metrics import PeerSockets
+from draftpick.router.monitoring.peer_metrics import PeerSockets
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

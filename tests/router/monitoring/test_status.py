@@ -7,9 +7,9 @@ import httpx
 import orjson
 import pytest
 
-from router.monitoring.status import DECISIONS, EVENTS, RegistryStatus
-from router.registry.registry import STATE, Registry
-from router.telemetry.recent_requests import KEPT
+from draftpick.router.monitoring.status import DECISIONS, EVENTS, RegistryStatus
+from draftpick.router.registry.registry import STATE, Registry
+from draftpick.router.telemetry.recent_requests import KEPT
 from tests.fleet import CHAT, FAILS, FAST, StartRouter, asked
 from tests.leaks import PROMPT
 from tests.router.registry.test_registry_service import ADMIN, ARMS, fixed_policy, served

@@ -7,8 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from router.config.sections import DriftConfig
-from router.online.drift import ArmDriftDetector, InputDriftDetector, PageHinkley, RegretMonitor, stability_index
+from draftpick.router.config.sections import DriftConfig
+from draftpick.router.online.drift import (
+    ArmDriftDetector,
+    InputDriftDetector,
+    PageHinkley,
+    RegretMonitor,
+    stability_index,
+)
 
 CONFIG = DriftConfig()
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_training.learners import learner
-from policy_training.train import fitted
-from router.config.sections import CorrectionConfig, DriftConfig, OnlineConfig
-from router.features.lexical import stored_context
-from router.online.drift import InputDriftDetector, PageHinkley, RegretMonitor, stability_index
-from router.online.events import Event
-from router.online.online_learner import OnlineLearner
-from router.online.residual_correction import ResidualCorrection
-from router.policies.base import DecisionInput, Policy
-from router.types import Outcome
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.train import fitted
+from draftpick.router.config.sections import CorrectionConfig, DriftConfig, OnlineConfig
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.online.drift import InputDriftDetector, PageHinkley, RegretMonitor, stability_index
+from draftpick.router.online.events import Event
+from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.online.residual_correction import ResidualCorrection
+from draftpick.router.policies.base import DecisionInput, Policy
+from draftpick.router.types import Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
 
 CONFIG = DriftConfig()

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from router.config.router_config import load_config
-from router.online.events import EVENTS, Event, decode_events
-from router.online.peer_store import PeerStore
-from router.records import read
-from router.router import Router, fixed_address
+from draftpick.router.config.router_config import load_config
+from draftpick.router.online.events import EVENTS, Event, decode_events
+from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.records import read
+from draftpick.router.router import Router, fixed_address
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 
 SUMS = {"weights": [[1.0]], "sums": [[0.5]]}
@@ -127,7 +127,7 @@ class TestRouter:
 
     @pytest.fixture(autouse=True)
     def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("router.router._REFRESH_S", 0.02)
+        monkeypatch.setattr("draftpick.router.router._REFRESH_S", 0.02)
 
     @pytest.mark.parametrize("text", ["[]", '{"fixed:a": []}', '{"fixed:a": {"weights": 1}}', "{"])
     async def test_what_others_leave_never_ends_its_news(

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from router.config.sections import QuarantineConfig
-from router.online.quarantine import AcceptanceMonitor
+from draftpick.router.config.sections import QuarantineConfig
+from draftpick.router.online.quarantine import AcceptanceMonitor
 
 
 class Clock:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.sections import CorrectionConfig
-from router.online.residual_correction import ResidualCorrection
+from draftpick.router.config.sections import CorrectionConfig
+from draftpick.router.online.residual_correction import ResidualCorrection
 
 BINS, ARMS = 3, 2
 CONFIG = CorrectionConfig(enabled=True)

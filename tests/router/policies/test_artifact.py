@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import PolicyRejected
-from router.policies import artifact, read
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import artifact, read
 from tests.router.policies.test_policies import ARMS, weights
 
 MANIFEST: dict[str, Any] = {"kind": "mlp", "arms": list(ARMS), "featurizer": "lexical", "options": {}}

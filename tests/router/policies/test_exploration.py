@@ -12,11 +12,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.sections import ExplorationConfig
-from router.http.auth import digest
-from router.policies.base import Forecast, Policy, Probabilities, Shifts
-from router.policies.exploration import apply_exploration
-from router.types import Context, LoadTerms
+from draftpick.router.config.sections import ExplorationConfig
+from draftpick.router.http.auth import digest
+from draftpick.router.policies.base import Forecast, Policy, Probabilities, Shifts
+from draftpick.router.policies.exploration import apply_exploration
+from draftpick.router.types import Context, LoadTerms
 from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter, until
 from tests.router.request.test_stream_resume import ask, engine
 

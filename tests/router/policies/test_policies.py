@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.errors import PolicyRejected
-from router.policies import artifact, check_features, load
-from router.policies.base import DecisionInput, Policy, Probabilities
-from router.policies.baselines import FixedPolicy, UniformPolicy
-from router.policies.mlp import MLPPolicy
-from router.types import Context, Vector
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import artifact, check_features, load
+from draftpick.router.policies.base import DecisionInput, Policy, Probabilities
+from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
+from draftpick.router.policies.mlp import MLPPolicy
+from draftpick.router.types import Context, Vector
 
 ARMS = ("a", "b", "c", "d")
 DIMENSION, WIDTH = 3, 5

@@ -5,15 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from policy_training.learners import learner
-from policy_training.train import fitted
-from router.config.sections import ExplorationConfig
-from router.features.featurizer import Featurizer
-from router.features.lexical import stored_context
-from router.openai_request import Request
-from router.policies.base import DecisionInput, Policy
-from router.records import decode, encode
-from router.types import Context, Decision, LoadTerms, Outcome, Record
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.train import fitted
+from draftpick.router.config.sections import ExplorationConfig
+from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.features.lexical import stored_context
+from draftpick.router.openai_request import Request
+from draftpick.router.policies.base import DecisionInput, Policy
+from draftpick.router.records import decode, encode
+from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 

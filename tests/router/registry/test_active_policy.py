@@ -9,20 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from router.config.router_config import RouterConfig, load_config
-from router.errors import PolicyRejected
-from router.features.featurizer import LexicalFeaturizer
-from router.online.events import Event, EventLog
-from router.online.online_learner import OnlineLearner
-from router.policies import artifact
-from router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, one_hot_with_floor
-from router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
-from router.registry.active_policy import ActivePolicies
-from router.registry.pointer_file import write_pointer
-from router.registry.registry import Registry
-from router.registry.resolve import could_be_registry, resolve
-from router.router import Router
-from router.types import Context, Decision, LoadTerms, Outcome
+from draftpick.router.config.router_config import RouterConfig, load_config
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.online.events import Event, EventLog
+from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.policies import artifact
+from draftpick.router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, one_hot_with_floor
+from draftpick.router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
+from draftpick.router.registry.active_policy import ActivePolicies
+from draftpick.router.registry.pointer_file import write_pointer
+from draftpick.router.registry.registry import Registry
+from draftpick.router.registry.resolve import could_be_registry, resolve
+from draftpick.router.router import Router
+from draftpick.router.types import Context, Decision, LoadTerms, Outcome
 from tests.fleet import FAST, MODEL, StartRouter, until
 from tests.router.registry.test_registry_service import fixed_policy
 
@@ -322,7 +322,7 @@ async def test_a_change_while_the_router_is_made_is_not_missed(
     def slow_features(config: RouterConfig, policy: Policy) -> None:
         registry.promote("p0002", "test")  # as a model of features takes seconds to load
 
-    monkeypatch.setattr("router.router.make_featurizer", slow_features)
+    monkeypatch.setattr("draftpick.router.router.make_featurizer", slow_features)
     router = router_of(registry.path)
     monkeypatch.undo()
     assert router.state()["policy"] == "fixed:plain"

@@ -18,9 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.errors import PolicyRejected
-from router.policies import artifact, read
-from router.registry.registry import HISTORY, POLICIES, REPORT, STATE, Candidate, Registry, RegistryState, is_registry
+from draftpick.router.errors import PolicyRejected
+from draftpick.router.policies import artifact, read
+from draftpick.router.registry.registry import (
+    HISTORY,
+    POLICIES,
+    REPORT,
+    STATE,
+    Candidate,
+    Registry,
+    RegistryState,
+    is_registry,
+)
 from tests.deploy.artefact import write_policy
 
 ROOT = Path(__file__).parents[2]
@@ -634,7 +643,7 @@ WRITER = """if True:
     import sys
     import time
     from pathlib import Path
-    from router.registry.registry import Registry
+    from draftpick.router.registry.registry import Registry
     registry = Registry(Path(sys.argv[1]))
     print("ready", flush=True)
     sys.stdin.readline()

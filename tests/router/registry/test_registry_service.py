@@ -10,14 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from engines.http.server import LocalServer
-from engines.mock.app import mock_app
-from router.config.router_config import load_config
-from router.online.events import EVENTS, Event, decode_events
-from router.online.peer_store import PeerStore
-from router.policies import artifact
-from router.registry.registry import Registry
-from router.router import Router, fixed_address
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import mock_app
+from draftpick.router.config.router_config import load_config
+from draftpick.router.online.events import EVENTS, Event, decode_events
+from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.policies import artifact
+from draftpick.router.registry.registry import Registry
+from draftpick.router.router import Router, fixed_address
 from tests.deploy.artefact import write_policy
 from tests.fleet import CHAT, FAST, MODEL, asked, until
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.sections import LimitsConfig
-from router.errors import Overloaded, RequestError, TimedOut
-from router.request.admission import Admission
+from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.errors import Overloaded, RequestError, TimedOut
+from draftpick.router.request.admission import Admission
 
 
 def admission(places: int = 1, queued: int = 8, **limits: float) -> Admission:

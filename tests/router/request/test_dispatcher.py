@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engines.mock.app import MockSpec
-from router.features.featurizer import Featurizer, LexicalFeaturizer
-from router.openai_request import Request
-from router.policies.base import Policy, Probabilities
-from router.policies.baselines import FixedPolicy, UniformPolicy
-from router.types import Context
+from draftpick.engines.mock.app import MockSpec
+from draftpick.router.features.featurizer import Featurizer, LexicalFeaturizer
+from draftpick.router.openai_request import Request
+from draftpick.router.policies.base import Policy, Probabilities
+from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
+from draftpick.router.types import Context
 from tests.fleet import CHAT, FAST, SLOW, StartRouter, asked, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

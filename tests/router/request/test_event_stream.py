@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.request.meter import EventStream, Meter
+from draftpick.router.request.meter import EventStream, Meter
 from tests.router.events import DONE, HEAD, ROLE, STREAMS, USAGE, USAGE_CHUNK, delta, event, joined
 
 

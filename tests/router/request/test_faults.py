@@ -11,9 +11,9 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engines.mock.app import MockSpec
-from router.policies.baselines import UniformPolicy
-from router.types import Record
+from draftpick.engines.mock.app import MockSpec
+from draftpick.router.policies.baselines import UniformPolicy
+from draftpick.router.types import Record
 from tests.fleet import (
     BREAKS,
     CHAT,

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from router.request.meter import EventStream, Meter, acceptance
-from router.types import Outcome
+from draftpick.router.request.meter import EventStream, Meter, acceptance
+from draftpick.router.types import Outcome
 from tests.router.events import (
     CHAT_EVENTS,
     DONE,

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.sections import PrefixConfig
-from router.request.prefix_index import PrefixIndex
+from draftpick.router.config.sections import PrefixConfig
+from draftpick.router.request.prefix_index import PrefixIndex
 
 LONG = bytes(range(256)) * 20  # five blocks
 

@@ -10,9 +10,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router.openai_request import parse
-from router.policies.baselines import FixedPolicy
-from router.request.stream_resume import StreamResume
+from draftpick.router.openai_request import parse
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.request.stream_resume import StreamResume
 from tests.fleet import CHAT, COMPLETIONS, MODEL, RESPONSES, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

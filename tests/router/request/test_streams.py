@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from engines.mock.app import MockSpec
+from draftpick.engines.mock.app import MockSpec
 from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, SLOW, Routed, StartRouter, asked, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from router.config.sections import LogsConfig
-from router.policies.baselines import FixedPolicy
-from router.telemetry import logging as logs
-from router.telemetry.logging import JsonLines, TextLines
+from draftpick.router.config.sections import LogsConfig
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.telemetry import logging as logs
+from draftpick.router.telemetry.logging import JsonLines, TextLines
 from tests.fleet import BREAKS, FAILS, FAST, REFUSING_URL, StartRouter, until
 from tests.router.request.test_dispatcher import Raising
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.monitoring import gauges
-from router.policies.baselines import FixedPolicy
-from router.telemetry import metrics
-from router.telemetry.metrics import REASONS, STATUSES, Metrics
-from router.types import Attempt, Decision, Outcome
+from draftpick.router.monitoring import gauges
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.telemetry import metrics
+from draftpick.router.telemetry.metrics import REASONS, STATUSES, Metrics
+from draftpick.router.types import Attempt, Decision, Outcome
 from tests.fleet import BREAKS, CHAT, FAILS, FAST, HANGS, REFUSING_URL, SLOW, Routed, StartRouter, asked, until
 from tests.router.request.test_dispatcher import NeedsContext
 

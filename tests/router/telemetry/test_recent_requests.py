@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.telemetry.recent_requests import KEPT, RecentRequests, WindowTotals, total
-from router.types import Attempt, Decision, Outcome, Status
+from draftpick.router.telemetry.recent_requests import KEPT, RecentRequests, WindowTotals, total
+from draftpick.router.types import Attempt, Decision, Outcome, Status
 from tests.leaks import PROMPT
 
 ARMS = ("plain", "ngram", "math")

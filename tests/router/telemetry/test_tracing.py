@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.config.sections import TracingConfig
-from router.telemetry.tracing import Tracing
+from draftpick.router.config.sections import TracingConfig
+from draftpick.router.telemetry.tracing import Tracing
 from tests.fleet import BREAKS, CHAT, FAILS, FAST, REFUSING_URL, SLOW, Mock, Servers, StartRouter, asked, until
 from tests.leaks import HIDDEN, PROMPT
 
@@ -168,8 +168,6 @@ async def test_spans_go_to_a_collector_over_http(servers: Servers) -> None:
 
 
 async def test_nothing_of_the_sdk_is_loaded_without_tracing() -> None:
-    code = (
-        "import sys, router.request.dispatcher; sys.exit(any(n.startswith('opentelemetry.sdk') for n in sys.modules))"
-    )
+    code = "import sys, draftpick.router.request.dispatcher; sys.exit(any(n.startswith('opentelemetry.sdk') for n in sys.modules))"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await process.wait() == 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from deploy.doctor import examine
-from deploy.doctor.context import DoctorContext, Machine
-from deploy.doctor.findings import CHECKS
-from router.config.router_config import load_config
+from draftpick.deploy.doctor import examine
+from draftpick.deploy.doctor.context import DoctorContext, Machine
+from draftpick.deploy.doctor.findings import CHECKS
+from draftpick.router.config.router_config import load_config
 from tests.deploy.doctor.ward import (
     CPU_MACHINE,
     GPU,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.doctor import examine
-from deploy.doctor.context import DoctorContext
-from deploy.doctor.findings import Finding
-from deploy.doctor.probe import RunningEngine, ServedModel
-from router.config.router_config import load_config
+from draftpick.deploy.doctor import examine
+from draftpick.deploy.doctor.context import DoctorContext
+from draftpick.deploy.doctor.findings import Finding
+from draftpick.deploy.doctor.probe import RunningEngine, ServedModel
+from draftpick.router.config.router_config import load_config
 from tests.deploy.doctor.ward import CPU_MACHINE, DRAFTING, WELL, fleet, found, one
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from router.policies import artifact
+from draftpick.router.policies import artifact
 from tests.deploy.artefact import write_policy
 from tests.deploy.doctor.ward import GIB, PLAIN, SUFFIX, fleet, found, model, one
 
