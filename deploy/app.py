@@ -1,7 +1,7 @@
 """The composition root: a configuration becomes one Ray Serve application, engines and router together.
 
-`serve run draftpick.deploy.app:build config=embedded`, a Serve YAML file with `import_path: draftpick.deploy.app:build`, and
-`draftpick serve` all come here.
+`serve run draftpick.deploy.app:build config=embedded`, a Serve YAML file with `import_path:
+draftpick.deploy.app:build`, and `draftpick serve` all come here.
 """
 
 from typing import Any

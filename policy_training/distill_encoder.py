@@ -1,4 +1,5 @@
-"""Distils a sentence encoder into a vector per token, which the router averages (`draftpick.router.features.static_embedding`)."""
+"""Distils a sentence encoder into a vector per token, which the router averages
+(`draftpick.router.features.static_embedding`)."""
 
 import json
 from collections.abc import Callable, Sequence

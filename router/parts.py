@@ -10,7 +10,6 @@ from draftpick.engines.http.client import EngineClient
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.features.featurizer import Featurizer
-from draftpick.router.learning import Learning
 from draftpick.router.load.demand import Demand
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.online.events import Event, EventLog
@@ -21,6 +20,7 @@ from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.dispatcher import Dispatcher
+from draftpick.router.request.learning import Learning
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics

@@ -134,7 +134,7 @@ class Router:
         folder = router.online.dir or beside
         if folder is None:
             return None
-        return PeerSync(PeerStore(folder), parts.events.unwritten, parts.serving.learners, parts.metrics)
+        return PeerSync(PeerStore(folder), parts.events.unwritten, parts.serving.learners, parts.metrics.failures)
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""

@@ -151,15 +151,15 @@ class Tab:
             else:
                 self._note(told["method"], told["params"])
 
-    def _note(self, event: str, on_progress: dict[str, Any]) -> None:
+    def _note(self, event: str, params: dict[str, Any]) -> None:
         if event == "Runtime.exceptionThrown":
-            self.told.append(str(on_progress["exceptionDetails"].get("exception", {}).get("description")))
-        elif event == "Log.entryAdded" and on_progress["entry"]["level"] == "error":
-            self.told.append(on_progress["entry"]["text"])
+            self.told.append(str(params["exceptionDetails"].get("exception", {}).get("description")))
+        elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.told.append(params["entry"]["text"])
         elif event == "Network.requestWillBeSent":
-            self.asked.append(on_progress["request"]["url"])
+            self.asked.append(params["request"]["url"])
         elif event == "Network.webSocketCreated":
-            self.asked.append(on_progress["url"])
+            self.asked.append(params["url"])
 
     async def close(self) -> None:
         """Read no more."""

@@ -60,7 +60,8 @@ def asked(api: str = CHAT, text: str = f"hello {PROMPT}", **fields: Any) -> dict
 
 
 def router_pids() -> list[int]:
-    """The processes of `draftpick.deploy.launch.standalone.RouterProcesses` that run now, in the order of their numbers."""
+    """The processes of `draftpick.deploy.launch.standalone.RouterProcesses` that run now, in the order of their
+    numbers."""
     running = sorted(multiprocessing.active_children(), key=lambda process: process.name)
     return [process.pid for process in running if process.name.startswith("router-") and process.pid is not None]
 

@@ -162,7 +162,7 @@ def _submitted(address: str) -> int:
     at = next(i for i, one in enumerate(arguments) if one.split("=")[0] == "--submit")
     del arguments[at : at + (1 if "=" in arguments[at] else 2)]
     client = JobSubmissionClient(address)
-    job = _job(client, shlex.join([sys.executable, "-m", "draftpick.deploy.cli.main", *arguments]), address)
+    job = _job(client, shlex.join([sys.executable, "-m", "draftpick", *arguments]), address)
     err.print(f"job {job} on {address}", highlight=False)
     shown = 0
     while True:

@@ -22,7 +22,8 @@ def addresses_of(texts: Sequence[str]) -> dict[str, str]:
 def fleet_of(config: str | None) -> DraftpickConfig:
     """The configuration of a file or of a shipped fleet, as far as its fields are right. Raises `ConfigError`.
 
-    What `draftpick.deploy.config.resolve` would refuse beyond that is left to the checks, which tell of it with all the rest.
+    What `draftpick.deploy.config.resolve` would refuse beyond that is left to the checks, which tell of it with all the
+    rest.
     """
     source = config or EMBEDDED
     try:

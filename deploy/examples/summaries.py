@@ -7,7 +7,8 @@ Beside `draftpick serve --config mock` (a fleet without a model):
 
 On a cluster that `serve deploy` runs, one more entry of `applications` in its file (deploy/serve/cluster.yaml):
 
-    - {name: summaries, route_prefix: /summaries, import_path: "draftpick.deploy.examples.summaries:build", args: {model: MODEL}}
+    - {name: summaries, route_prefix: /summaries, import_path: "draftpick.deploy.examples.summaries:build", args:
+    {model: MODEL}}
 """
 
 import argparse

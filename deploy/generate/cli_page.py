@@ -1,4 +1,5 @@
-"""docs/cli.md: `python -m draftpick.deploy.generate.cli_page` makes it of the commands, a test says whether it is up to date."""
+"""docs/cli.md: `python -m draftpick.deploy.generate.cli_page` makes it of the commands, a test says whether it is up to
+date."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -10,11 +11,11 @@ import typer
 from draftpick.deploy.cli import main as cli
 from draftpick.deploy.generate.markdown import slug
 
-FILE = Path(__file__).parents[2] / "docs" / "cli.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 _HEAD = """\
 # Command line
 
-What `draftpick COMMAND --help` says of every command; `python -m draftpick.deploy.generate.cli_page` makes this page of them.
+What `draftpick COMMAND --help` says of every command. `make manifests` makes this page of them.
 
 - `--json` prints for a program what is otherwise printed for a person, on standard output alone; progress, warnings and
   errors go to standard error. Commands that measure for minutes (`demo`, `drafters table`, `replay` and `losses`) take

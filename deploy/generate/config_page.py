@@ -1,4 +1,5 @@
-"""docs/configuration.md: `python -m draftpick.deploy.generate.config_page` makes it of the models, a test holds it up to date."""
+"""docs/configuration.md: `python -m draftpick.deploy.generate.config_page` makes it of the models, a test holds it up
+to date."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,12 +14,12 @@ from draftpick.router.http.auth import Key
 
 Schema = Mapping[str, Any]
 
-FILE = Path(__file__).parents[2] / "docs" / "configuration.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 _HEAD = """\
 # Configuration
 
 Every field of a fleet, the one YAML file that `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart take;
-`python -m draftpick.deploy.generate.config_page` makes this page of the code. `draftpick check-config FILE` says what is wrong
+`make manifests` makes this page of the code. `draftpick check-config FILE` says what is wrong
 with a file, and starts nothing. Names that are not here are refused, except for vLLM's own, which go to vLLM as they
 stand: all of `engine_kwargs`, and what `drafter` holds beside the fields below.
 

@@ -11,7 +11,7 @@ import yaml
 from draftpick.router.monitoring import gauges
 from draftpick.router.telemetry import metrics
 
-GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
+GRAFANA = Path(__file__).resolve().parents[2] / "deploy" / "grafana"
 FILE, PANELS = GRAFANA / "dashboards" / "draftpick.json", GRAFANA / "panels.yaml"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _HAS_ARM = {m.name for m in (*metrics.METRICS, *gauges.METRICS) if "arm" in m.labels}

@@ -12,7 +12,7 @@ import yaml
 
 from draftpick.router.config.router_config import DraftpickConfig
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "draftpick"
 EXAMPLES = DEPLOY / "helm" / "examples"
 SCHEMA = CHART / "values.schema.json"
@@ -20,7 +20,7 @@ PLAIN = DEPLOY / "kubernetes"
 
 _HEADS = {
     "rayservice.yaml": """\
-# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `python -m draftpick.deploy.generate.manifests`.
+# For clusters without Helm: the example llama-8b of deploy/helm, rendered by `make manifests`.
 # KubeRay (operator 1.5 or newer) runs it. Set the image, the storage class and what your GPU nodes need, then:
 #
 #   kubectl create secret generic draftpick --from-file=hf-token=/dev/stdin       # paste, Ctrl-D
@@ -31,10 +31,10 @@ _HEADS = {
 # over by the running cluster; any other starts a second one beside it, with as many GPUs, until that serves.
 """,
     "networkpolicy.yaml": """\
-# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `python -m draftpick.deploy.generate.manifests`.
+# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `make manifests`.
 """,
     "retraining.yaml": """\
-# Learns from the records of rayservice.yaml. Made of deploy/helm by `python -m draftpick.deploy.generate.manifests`.
+# Learns from the records of rayservice.yaml. Made of deploy/helm by `make manifests`.
 """,
 }
 _TEMPLATES = {

@@ -6,11 +6,11 @@ from draftpick.router.monitoring import gauges
 from draftpick.router.telemetry import metrics
 from draftpick.router.telemetry.metrics import MetricFamily
 
-FILE = Path(__file__).parents[2] / "docs" / "metrics.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 _HEAD = """\
 # Metrics
 
-What `/metrics` of a router shows; `python -m draftpick.deploy.generate.metrics_page` makes this page of the code. The routers'
+What `/metrics` of a router shows; `make manifests` makes this page of the code. The routers'
 own metrics come first, each with the label `router`; then those of all engines under vLLM's names, as
 `vllm:spec_decode_num_drafts_total`, with `arm` and `replica`. Any router shows all routers and all engines: scrape one
 address.

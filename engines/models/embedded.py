@@ -15,7 +15,7 @@ from draftpick.engines.errors import ConfigError
 TARGET_NAME = "smollm2-135m-instruct"
 ENCODER_NAME = "all-MiniLM-L6-v2"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHIPPED_DRAFTERS = Path(__file__).parent / "drafters" / "weights"
+_SHIPPED_DRAFTERS = Path(__file__).parents[1] / "drafters" / "weights"
 
 ProgressCallback = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback
 from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.data.ridge import predict, ridge
 from draftpick.policy_training.data.step_costs import Costs
-from draftpick.policy_training.evaluation.ope import predict, ridge
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import read
 from draftpick.router.types import Context, Record, Vector

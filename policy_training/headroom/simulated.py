@@ -1,7 +1,7 @@
 """Headroom at a rate of requests, with equal numbers of engines: the fleet against the best single engine, many times.
 
-Requests are simulated on profiles of the engines (`draftpick.policy_training.simulator`). The router knows of each request what
-the judged policies foresaw.
+Requests are simulated on profiles of the engines (`draftpick.policy_training.simulator`). The router knows of each
+request what the judged policies foresaw.
 """
 
 from collections.abc import Mapping

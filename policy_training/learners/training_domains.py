@@ -21,8 +21,8 @@ _PENALTY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingDomains:
-    """`arrays`: those of `draftpick.router.policies.regressors.DomainKernel`; `steps` [n, arms]: what homes say of the data's
-    steps per token, against each other (0 for arms without a home)."""
+    """`arrays`: those of `draftpick.router.policies.regressors.DomainKernel`; `steps` [n, arms]: what homes say of the
+    data's steps per token, against each other (0 for arms without a home)."""
 
     arrays: dict[str, npt.NDArray[np.float32]]
     steps: Floats

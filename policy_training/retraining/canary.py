@@ -1,7 +1,8 @@
 """Gates of live traffic: how far a candidate may go, stage by stage, and whether a promoted policy must go back.
 
 Look as often as you like: every check holds at all sample sizes at once, and evidence adds up over the stages. All of
-them read both policies' choices for every request (`draftpick.policy_training.retraining.canary_data`), so few requests suffice.
+them read both policies' choices for every request (`draftpick.policy_training.retraining.canary_data`), so few requests
+suffice.
 """
 
 from dataclasses import dataclass

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.policy_training.data.ridge import predict, ridge
 from draftpick.policy_training.evaluation.confidence_sequence import Floats
-from draftpick.policy_training.evaluation.ope import doubly_robust, predict, ridge
+from draftpick.policy_training.evaluation.ope import doubly_robust
 from draftpick.router.types import Decision, Record
 
 MIN_EARLIER = 100

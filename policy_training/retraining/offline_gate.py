@@ -1,4 +1,5 @@
-"""The gate of a retrained policy before any live traffic: logged decisions judge it (`draftpick.policy_training.retraining.canary`: after).
+"""The gate of a retrained policy before any live traffic: logged decisions judge it
+(`draftpick.policy_training.retraining.canary`: after).
 
 A gain is the share of time per output token that is saved against the active policy (0.05: 5 % less time).
 """

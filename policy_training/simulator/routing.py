@@ -2,8 +2,8 @@
 
     score_a = wait_a + prefill_a * read_price_a + steps_a * price_a             steps_a = (E[tokens] - 1) / tau_a(x)
 
-Prices are those of the router's objectives (`router/load/load_model.py`). With B requests at the arm's least loaded replica, of a
-step and of a second of a prefill:
+Prices are those of the router's objectives (`router/load/load_model.py`). With B requests at the arm's least loaded
+replica, of a step and of a second of a prefill:
 
     latency       t(B+1)                              1              the request's own time
     throughput    t(B+1) + B (t(B+1) - t(B))          B + 1          the time of all that are there

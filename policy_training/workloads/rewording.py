@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
@@ -12,33 +13,37 @@ _FENCE = re.compile(r"(```.*?```)", re.DOTALL)
 _MAX_SYNONYMS = 3
 
 
-def reword(prompt: Prompt, seed: int) -> Prompt:
-    """The prompt in another frame and with other verbs; its id stays, since the task does.
+def synonyms() -> dict[str, str]:
+    """The words that a rewording replaces, and by what."""
+    return dict(read("rewording")["synonyms"])
 
-    Quoted code is left as it is. The same prompt and seed give the same words.
+
+def reword(prompt: Prompt, seed: int, words: Mapping[str, str] | None = None) -> Prompt:
+    """The prompt in another frame and with other `words` (`synonyms()`); its id stays, since the task does.
+
+    Quoted code is left as it is. The same arguments give the same text.
     """
-    rng = Random(f"{seed} {prompt.id}")
+    rng, replacements = Random(f"{seed} {prompt.id}"), synonyms() if words is None else words
     pieces, left = _FENCE.split(prompt.text), [_MAX_SYNONYMS]
-    words = "".join(piece if piece.startswith("```") else _other_words(piece, left) for piece in pieces)
-    return replace(prompt, text=rng.choice(read("rewording")["frames"]).format(text=words))
+    pattern = _pattern(tuple(replacements))
+    text = "".join(p if p.startswith("```") else _other_words(p, pattern, replacements, left) for p in pieces)
+    return replace(prompt, text=rng.choice(read("rewording")["frames"]).format(text=text))
 
 
 @functools.cache
-def _words() -> re.Pattern[str]:
-    """Matches words that have a synonym, outside names and quotes."""
-    words = "|".join(map(re.escape, read("rewording")["synonyms"]))
-    return re.compile(rf"(?<![\w`\"'])({words})(?![\w`\"'(])", re.IGNORECASE)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches these words outside names and quotes."""
+    return re.compile(rf"(?<![\w`\"'])({'|'.join(map(re.escape, words))})(?![\w`\"'(])", re.IGNORECASE)
 
 
-def _other_words(text: str, left: list[int]) -> str:
-    """The first few words that have a synonym, by it; `left` counts down."""
-    synonyms: dict[str, str] = read("rewording")["synonyms"]
+def _other_words(text: str, pattern: re.Pattern[str], replacements: Mapping[str, str], left: list[int]) -> str:
+    """The first few words that have a replacement, by it; `left` counts down."""
 
     def other(match: re.Match[str]) -> str:
         if left[0] == 0:
             return match[0]
         left[0] -= 1
-        word = synonyms[match[0].lower()]
+        word = replacements[match[0].lower()]
         return word.capitalize() if match[0][0].isupper() else word
 
-    return _words().sub(other, text)
+    return pattern.sub(other, text)

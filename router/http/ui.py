@@ -9,7 +9,7 @@ from pathlib import Path
 from draftpick.engines.http.client import Headers
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 
-FOLDER = Path(__file__).parent / "ui"
+FOLDER = Path(__file__).parent / "assets"
 PATH = "/ui/"
 _INDEX = "index.html"
 _TYPES = {

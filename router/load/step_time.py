@@ -1,8 +1,8 @@
 """How much longer a decoding step of an engine takes the more requests run at once: profiled, and learned from answers.
 
-Time by batch is the engine's profile (`draftpick.engines.profile.profile`), where it has one, else a guess; answers bend it, by a smooth
-factor of batch size, as `log step = profile + level(greedy or sampled) + bend(batch)`. Where all answers are of one
-batch size, they cannot tell level from bend, and the guess is what spreads requests.
+Time by batch is the engine's profile (`draftpick.engines.profile.profile`), where it has one, else a guess; answers
+bend it, by a smooth factor of batch size, as `log step = profile + level(greedy or sampled) + bend(batch)`. Where all
+answers are of one batch size, they cannot tell level from bend, and the guess is what spreads requests.
 """
 
 import math

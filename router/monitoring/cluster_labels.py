@@ -25,7 +25,8 @@ _WORDS: dict[str, tuple[str, str]] = {
     "asks_new": ("", "new text"),
     "asks_json": ("", "JSON or table"),
 }
-"""What a low and a high value of a feature of `draftpick.router.features.lexical` means; empty: a low one means nothing."""
+"""What a low and a high value of a feature of `draftpick.router.features.lexical` means; empty: a low one means
+nothing."""
 
 
 def cluster_names(clusters: Clusters | None) -> list[str]:

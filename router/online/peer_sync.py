@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from draftpick.router.online.events import Event
 from draftpick.router.online.online_learner import OnlineLearner
 from draftpick.router.online.peer_store import PeerStore
-from draftpick.router.telemetry.metrics import Metrics
 
 log = logging.getLogger("draftpick.router")
 
@@ -24,13 +23,13 @@ class PeerSync:
         exchange: PeerStore,
         unwritten: deque[Event],
         online: Callable[[], list[tuple[str, OnlineLearner]]],
-        metrics: Metrics,
+        failures: Counter[tuple[str, str]],
     ) -> None:
         """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
 
-        Events that cannot be written are counted in `metrics`.
+        Events that cannot be written are counted in `failures`, by part of the router and error.
         """
-        self._store, self._unwritten, self._online, self._metrics = exchange, unwritten, online, metrics
+        self._store, self._unwritten, self._online, self._failures = exchange, unwritten, online, failures
 
     async def run(self) -> None:
         """Write events, and swap corrections with the other replicas, for ever."""
@@ -56,7 +55,7 @@ class PeerSync:
             try:
                 self._store.write_events(events)
             except OSError as error:
-                self._metrics.failures["events", type(error).__name__] += len(events)
+                self._failures["events", type(error).__name__] += len(events)
                 raise
 
     async def _sync_corrections(self) -> None:

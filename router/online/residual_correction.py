@@ -2,8 +2,8 @@
 
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
 exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, as
-`draftpick.router.policies.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers. One answer moves a
-mean by no more than about `most_step / memory`.
+`draftpick.router.policies.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers.
+One answer moves a mean by no more than about `most_step / memory`.
 """
 
 from collections.abc import Iterable, Mapping

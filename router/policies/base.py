@@ -134,7 +134,8 @@ class Policy(ABC):
     """Kinds of requests that it tells apart; None: it tells none apart."""
 
     def cluster(self, context: Context | None) -> int:
-        """The kind of request that a context is of (`draftpick.router.policies.clusters.Clusters.bin`); 0 where none are told apart."""
+        """The kind of request that a context is of (`draftpick.router.policies.clusters.Clusters.bin`); 0 where none
+        are told apart."""
         return 0
 
     def tau(self, context: Context) -> Probabilities | None:

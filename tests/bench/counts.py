@@ -1,7 +1,7 @@
 """What a request costs in counts that no machine changes: calls of our own functions, and calls that these make.
 
-`python -m tests.bench.counts` writes them to counts.json, to which `tests/router/request/test_counts.py` holds the path:
-a change that makes it dearer is seen at once, one that makes it cheaper asks for a new file.
+`python -m tests.bench.counts` writes them to counts.json, to which `tests/router/request/test_counts.py` holds the
+path: a change that makes it dearer is seen at once, one that makes it cheaper asks for a new file.
 """
 
 import asyncio

@@ -11,9 +11,7 @@ import argparse
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,7 @@ import numpy.typing as npt
 from draftpick.deploy.workflows.results import write
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt, generate, reword
-from draftpick.policy_training.workloads.rewording import _FENCE, _FRAMES, _MAX_SYNONYMS, _SYNONYMS
+from draftpick.policy_training.workloads.rewording import synonyms
 from draftpick.router.features.lexical import _ASKS, lexical_features
 from draftpick.router.openai_request import Request
 from draftpick.router.policies import SHIPPED, read
@@ -55,23 +53,12 @@ APART = {
     "what is": "state",
 }
 """Verbs for those that the held-out rewording replaces; none is in a word list of `router/features/lexical.py`."""
-_WORDS = re.compile(r"(?<![\w`\"'])(" + "|".join(map(re.escape, APART)) + r")(?![\w`\"'(])", re.IGNORECASE)
 _TRAINING_SEED, _HELD_OUT_SEED, _LIVE_SEED = 1, 5000, 900
 
 
 def reword_apart(prompt: Prompt, seed: int) -> Prompt:
     """As `draftpick.policy_training.workloads.reword`, with the verbs of `APART`."""
-    rng, left = Random(f"{seed} {prompt.id}"), [_MAX_SYNONYMS]
-
-    def other(match: re.Match[str]) -> str:
-        if left[0] == 0:
-            return match[0]
-        left[0] -= 1
-        word = APART[match[0].lower()]
-        return word.capitalize() if match[0][0].isupper() else word
-
-    pieces = (piece if piece.startswith("```") else _WORDS.sub(other, piece) for piece in _FENCE.split(prompt.text))
-    return replace(prompt, text=rng.choice(_FRAMES).format(text="".join(pieces)))
+    return reword(prompt, seed, APART)
 
 
 def listed(synonym: str) -> set[str]:
@@ -116,7 +103,7 @@ def main() -> None:
         "same_but_for_names_and_numbers": share(np.asarray([mask(one.text) in templates for one in prompts])),
         "live/same_but_for_names_and_numbers": share(np.asarray([mask(one.text) in templates for one in live])),
     }
-    share_listed = sum(map(bool, map(listed, _SYNONYMS.values()))) / len(_SYNONYMS)
+    share_listed = sum(map(bool, map(listed, synonyms().values()))) / len(synonyms())
     figures["reworded/listed"] = Interval(share_listed, share_listed, share_listed)
     arms, asks = choose(prompts)
     for words, change in (("reworded", reword), ("reworded_apart", reword_apart)):

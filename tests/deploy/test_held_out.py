@@ -6,7 +6,7 @@ import pytest
 
 from draftpick.engines.models.embedded import drafter_path
 from draftpick.policy_training.workloads import KINDS
-from draftpick.policy_training.workloads.rewording import _SYNONYMS
+from draftpick.policy_training.workloads.rewording import synonyms
 from draftpick.router.policies import SHIPPED, artifact
 from tests.bench.evidence import Row, specification
 from tests.bench.figure_references import ROOT, results
@@ -53,12 +53,12 @@ def test_a_kind_left_out_is_not_trained_on_unless_its_row_says_so(training_domai
 
 
 def test_new_verbs_are_in_no_word_list_unless_the_row_says_so() -> None:
-    overlap = {word for synonym in _SYNONYMS.values() for word in listed(synonym)}
+    overlap = {word for synonym in synonyms().values() for word in listed(synonym)}
     assert set(re.findall(r"`(\w+)`", row("tau_cost/rewording/vs_best_fixed").what)) == overlap
 
 
 def test_the_verbs_apart_are_in_no_word_list() -> None:
-    assert APART.keys() == _SYNONYMS.keys()
+    assert APART.keys() == synonyms().keys()
     assert not {word for synonym in APART.values() for word in listed(synonym)}
 
 

@@ -159,7 +159,7 @@ def test_a_new_policy_serves_without_restart_and_a_bad_one_is_refused(mock_url: 
 def _draftpick(*arguments: str) -> dict[str, Any]:
     """What a command says with `--json`, run as a program of its own."""
     run = subprocess.run(
-        [sys.executable, "-m", "draftpick.deploy.cli.main", *arguments, "--json"],
+        [sys.executable, "-m", "draftpick", *arguments, "--json"],
         capture_output=True,
         text=True,
         check=False,

@@ -43,7 +43,7 @@ def test_two_workers_make_a_candidate_that_passes_its_gate(cluster: str, tmp_pat
     registry = Registry(tmp_path / "registry")
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "draftpick.deploy.cli.main", "retrain", "--records", put(tmp_path / "records", log(range(2400)))),
+            *(sys.executable, "-m", "draftpick", "retrain", "--records", put(tmp_path / "records", log(range(2400)))),
             *("--registry", str(registry.path), "--learner", "mlp_regression", "--workers", "2"),
         ],
         capture_output=True, text=True, check=False, env={**os.environ, "RAY_ADDRESS": cluster},

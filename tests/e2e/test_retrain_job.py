@@ -20,7 +20,7 @@ def records(tmp_path: Path) -> str:
 
 
 def retrain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "draftpick.deploy.cli.main", "retrain", *arguments]
+    command = [sys.executable, "-m", "draftpick", "retrain", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -28,7 +28,7 @@ from draftpick.router.config.router_config import DraftpickConfig
 from draftpick.router.policies import artifact
 from draftpick.router.records import read
 from draftpick.router.registry.pointer_file import write_pointer
-from tests.load.clients import Clients, ProgressCallback
+from tests.load.clients import ClientResult, Clients
 from tests.load.faults import Chaos, Fault, State, small_disk
 
 _TAIL_S = 1.0
@@ -131,7 +131,7 @@ async def _recovery_s(chaos: Chaos, fault: Fault, since: float) -> float:
 
 
 def judge(
-    on_progress: Sequence[ProgressCallback], folder: Path, story: Story, states: Sequence[State]
+    results: Sequence[ClientResult], folder: Path, story: Story, states: Sequence[State]
 ) -> tuple[dict[str, float], Counter[str]]:
     """(figures, errors by code)."""
     records = defaultdict(list)
@@ -139,9 +139,9 @@ def judge(
         records[record.request_id].append(record)
     killed = story.done.get("kill_router", float("inf"))
     disk = (story.done.get("disk_full", float("inf")), story.over.get("disk_full", float("-inf")))
-    figures: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0), requests=len(on_progress))
+    figures: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0), requests=len(results))
     errors: Counter[str] = Counter()
-    for one in on_progress:
+    for one in results:
         cut_by_router = one.sent < killed + _ROUTER_DOWN_S and one.ended > killed and not one.error.startswith("engine")
         figures["answered"] += one.done
         if not one.done:
@@ -198,7 +198,7 @@ def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
             return story, await chaos.states()
 
         story, states = asyncio.run(run())
-        figures, errors = judge(clients.told, scratch / "disk" / "records", story, states)
+        figures, errors = judge(clients.results, scratch / "disk" / "records", story, states)
     figures["peak_rss_mb"] = chaos.peak_rss_mb
     figures |= {f"recovery_s/{name}": seconds for name, seconds in story.recovery_s.items()}
     for name, value in figures.items():
@@ -207,7 +207,7 @@ def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
     if args.json:
         shown = {name: Interval(*(3 * (float(value),))) for name, value in figures.items()}
         more = {"clients": clients.num_clients, "small_disk": disk is not None, "errors": dict(errors)}
-        write(args.json, len(clients.told), shown, **more)
+        write(args.json, len(clients.results), shown, **more)
 
 
 if __name__ == "__main__":

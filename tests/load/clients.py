@@ -16,7 +16,7 @@ CLASSES = ("default", "edit", "code", "summary", "math")
 
 
 @dataclass(slots=True)
-class ProgressCallback:
+class ClientResult:
     """One request: when it went, how it ended. Times are of `time.monotonic()`.
 
     `began`: the first byte of an answer below 400 came. `done`: the answer came whole. `attempts`, `arm`: as its
@@ -44,7 +44,7 @@ class Clients:
     num_clients: int
     max_tokens: int = 40
     seed: int = 0
-    told: list[ProgressCallback] = field(default_factory=list)
+    results: list[ClientResult] = field(default_factory=list)
     _stop: bool = False
 
     async def run(self) -> None:
@@ -60,46 +60,46 @@ class Clients:
     async def _client(self, session: aiohttp.ClientSession, number: int) -> None:
         rng = random.Random(f"{self.seed}|{number}")
         while not self._stop:
-            told = ProgressCallback(uuid.uuid4().hex, rng.random() < 0.5, time.monotonic())
-            self.told.append(told)
+            result = ClientResult(uuid.uuid4().hex, rng.random() < 0.5, time.monotonic())
+            self.results.append(result)
             try:
-                await self._ask(session, told, rng)
+                await self._ask(session, result, rng)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                told.error = told.error or type(error).__name__
-            told.ended = time.monotonic()
-            if not told.done:
+                result.error = result.error or type(error).__name__
+            result.ended = time.monotonic()
+            if not result.done:
                 await asyncio.sleep(0.05)  # a refused client that comes back at once would drown the others' figures
 
-    async def _ask(self, session: aiohttp.ClientSession, on_progress: ProgressCallback, rng: random.Random) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, result: ClientResult, rng: random.Random) -> None:
         text = f"[class:{rng.choice(CLASSES)}] {rng.randrange(10**6)} " + "word " * rng.randrange(1, 60)
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
             "max_tokens": self.max_tokens,
-            "stream": on_progress.stream,
+            "stream": result.stream,
         }
-        async with session.post(CHAT, json=body, headers={"x-request-id": on_progress.request_id}) as answer:
-            _read_headers(on_progress, answer.status, answer.headers)
+        async with session.post(CHAT, json=body, headers={"x-request-id": result.request_id}) as answer:
+            _read_headers(result, answer.status, answer.headers)
             if answer.status >= 400:
-                on_progress.error = _code(await answer.read()) or f"http_{answer.status}"
+                result.error = _code(await answer.read()) or f"http_{answer.status}"
                 return
-            if not on_progress.stream:
+            if not result.stream:
                 whole = orjson.loads(await answer.read())
-                on_progress.began = on_progress.done = bool(whole["choices"])
+                result.began = result.done = bool(whole["choices"])
                 return
             last = b""
             async for chunk in answer.content.iter_any():
-                on_progress.began = True
+                result.began = True
                 last = (last + chunk)[-600:]
-            on_progress.done = last.rstrip().endswith(b"data: [DONE]") and b'"error"' not in last
-            if not on_progress.done:
-                on_progress.error = _code(last[last.rfind(b"data: ") + 6 :]) or "cut"
+            result.done = last.rstrip().endswith(b"data: [DONE]") and b'"error"' not in last
+            if not result.done:
+                result.error = _code(last[last.rfind(b"data: ") + 6 :]) or "cut"
 
 
-def _read_headers(on_progress: ProgressCallback, status: int, headers: Mapping[str, str]) -> None:
-    on_progress.status = status
-    on_progress.attempts = int(headers.get("x-draftpick-attempts", "0"))
-    on_progress.arm = headers.get("x-draftpick-arm", "")
+def _read_headers(result: ClientResult, status: int, headers: Mapping[str, str]) -> None:
+    result.status = status
+    result.attempts = int(headers.get("x-draftpick-attempts", "0"))
+    result.arm = headers.get("x-draftpick-arm", "")
 
 
 def _code(body: bytes) -> str:

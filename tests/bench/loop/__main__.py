@@ -154,7 +154,7 @@ def run(n: int, seed: int, folder: Path, on_progress: Any, corrected: bool) -> L
         stack.callback(routers.stop)
         routers.wait()
         places = ["--records", str(records), "--registry", str(folder / "registry")]
-        keeper = stack.enter_context(_process("draftpick.deploy.cli.main", "retrain", *places, *_KEEPING, niceness=19))
+        keeper = stack.enter_context(_process("draftpick", "retrain", *places, *_KEEPING, niceness=19))
         seen = asyncio.run(drive(routers.url, engines, made, story, on_progress))
         time.sleep(2.0)
         keeper.terminate()

@@ -74,7 +74,7 @@ def draftpick(urls: Sequence[str], folder: Path, processes: int = 1) -> Iterator
     file.write_text(yaml.safe_dump(config(urls, folder)))
     command = [
         "-m",
-        "draftpick.deploy.cli.main",
+        "draftpick",
         "route",
         "-c",
         str(file),

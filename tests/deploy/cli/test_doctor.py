@@ -333,7 +333,7 @@ def test_prompts_are_replayed_first(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "draftpick.deploy.cli.main",
+        "draftpick",
         "doctor",
         "embedded",
         "--headroom",

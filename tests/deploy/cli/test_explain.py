@@ -120,10 +120,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("status", "body", "told"), WRONG)
-async def test_what_is_no_explanation_is_said_in_words(status: int, body: bytes, on_progress: str) -> None:
+@pytest.mark.parametrize(("status", "body", "message"), WRONG)
+async def test_what_is_no_explanation_is_said_in_words(status: int, body: bytes, message: str) -> None:
     server = LocalServer(Answers(status, body))
     await server.start()
-    with pytest.raises(DraftpickError, match=re.escape(on_progress)):
+    with pytest.raises(DraftpickError, match=re.escape(message)):
         await asyncio.to_thread(explained, server.url, {})
     await server.drain(0.1)

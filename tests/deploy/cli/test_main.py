@@ -36,7 +36,7 @@ FLEET: dict[str, Any] = {
     "engines": [{"name": "plain", **MOCK}, {"name": "ngram", **MOCK}],
     "router": {"default_engine": "plain"},
 }
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def invoke(*arguments: str) -> Result:
@@ -56,7 +56,7 @@ def fleet_file(folder: Path, **changes: Any) -> str:
 
 def draftpick(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it."""
-    command = [sys.executable, "-m", "draftpick.deploy.cli.main", *arguments]
+    command = [sys.executable, "-m", "draftpick", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 

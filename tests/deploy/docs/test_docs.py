@@ -29,7 +29,7 @@ from tests.deploy.docs.code_blocks import Block, blocks
 from tests.deploy.docs.command_lines import refusal
 from tests.deploy.docs.links import anchors, code, links
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OPERATIONS = ROOT / "docs" / "operations.md"
 TEXTS = sorted(
     [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]

@@ -9,24 +9,24 @@ _NO_FIGURES = {"acceptance_rows.json"}  # what the simulator draws requests from
 
 
 @pytest.fixture
-def told() -> Evidence:
+def evidence() -> Evidence:
     return specification()
 
 
-def test_the_page_is_up_to_date(on_progress: Evidence) -> None:
-    assert PAGE.read_text() == page(on_progress), "python -m tests.bench.evidence"
+def test_the_page_is_up_to_date(evidence: Evidence) -> None:
+    assert PAGE.read_text() == page(evidence), "python -m tests.bench.evidence"
 
 
-def test_every_result_and_every_picture_is_told_of(on_progress: Evidence) -> None:
-    results = [name for section in on_progress.sections for name in section.made_by]
+def test_every_result_and_every_picture_is_told_of(evidence: Evidence) -> None:
+    results = [name for section in evidence.sections for name in section.made_by]
     assert sorted(results) == sorted({path.name for path in RESULTS.glob("*.json")} - _NO_FIGURES)
-    pictures = {name for section in on_progress.sections for name in section.pictures}
+    pictures = {name for section in evidence.sections for name in section.pictures}
     elsewhere = {"demo.png"}  # of an earlier fleet
     assert {path.name for path in RESULTS.glob("*.png")} - elsewhere == pictures
 
 
-def test_every_figure_is_of_a_result_whose_command_is_given(on_progress: Evidence) -> None:
-    for section in on_progress.sections:
+def test_every_figure_is_of_a_result_whose_command_is_given(evidence: Evidence) -> None:
+    for section in evidence.sections:
         assert {row.of for row in section.rows} <= set(section.made_by), section.title
 
 

@@ -49,7 +49,7 @@ def test_what_the_page_builds_passes_its_own_tests_and_those_of_the_tree(tree: P
 
 
 def test_the_fleet_of_the_page_is_valid_there(tree: Path) -> None:
-    run(tree, "draftpick.deploy.cli.main", "check-config", "fleet.yaml")
+    run(tree, "draftpick", "check-config", "fleet.yaml")
 
 
 def test_the_code_of_the_page_is_formatted_and_linted(tree: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = ("engines", "router", "policy_training", "deploy")
 HEADING = "Where things are"
 _NAMED = re.compile(r"[\w*./-]*[\w*]\.(?:py|md|yaml)\b|[\w*./-]+/(?=\s)")

@@ -22,7 +22,7 @@ from draftpick.deploy.launch.ray_serve import free_port
 from draftpick.router import records
 from tests.deploy.docs.code_blocks import blocks
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 TEXTS = {block.name: block.text for block in blocks(TUTORIAL) if block.name is not None}
 PROMPTS, TOKENS = 40, 8  # fewer prompts would give no verdict

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from draftpick.engines.mock.app import MockSpec
-from draftpick.policy_training.data.collect import PIN_HEADER, Task, measure, model_of, pinned_tasks
+from draftpick.policy_training.data.collect import Task, measure, model_of, pinned_tasks
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, load, save
 from draftpick.policy_training.data.matrix import matrix
 from draftpick.policy_training.workloads import Prompt
+from draftpick.router import headers
 from tests.fleet import BREAKS, FAILS, FAST, MODEL, REFUSING_URL, Mock, StartMock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -62,20 +63,20 @@ async def test_the_request_is_the_prompt_pinned_to_its_arm(
     mock = await mock_engine()
     monkeypatch.setenv("DRAFTPICK_ADMIN_KEYS", "secret")
     await one(mock.url, Task(PROMPTS[1], "math", "math"))
-    body, headers = last(mock)
+    body, sent = last(mock)
     assert body["model"] == MODEL
     assert body["messages"] == [{"role": "user", "content": PROMPTS[1].text}]
     assert (body["temperature"], body["max_tokens"], body["stream"]) == (0.7, 20, True)
-    assert headers[PIN_HEADER] == "math"
-    assert headers["authorization"] == "Bearer secret"
+    assert sent[headers.ARM] == "math"
+    assert sent["authorization"] == "Bearer secret"
 
 
 async def test_where_the_policy_chooses_no_arm_is_pinned(mock_engine: StartMock) -> None:
     mock = await mock_engine()
     result = await one(mock.url, Task(PROMPTS[0], None, "policy"))
-    _, headers = last(mock)
-    assert PIN_HEADER not in headers
-    assert "authorization" not in headers
+    _, sent = last(mock)
+    assert headers.ARM not in sent
+    assert "authorization" not in sent
     assert (result.label, result.arm) == ("policy", "")
 
 

@@ -30,7 +30,7 @@ def test_same_seed_same_prompts() -> None:
 
 def test_same_seed_same_prompts_in_another_process() -> None:
     code = "from draftpick.policy_training.workloads import generate; print([p.text for p in generate(40, seed=9)])"
-    command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[3]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
     assert ast.literal_eval(found) == [prompt.text for prompt in generate(40, seed=9)]
 

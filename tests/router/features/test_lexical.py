@@ -68,9 +68,9 @@ def test_what_is_asked_is_read_at_the_ends(text: str, edit: float, json: float) 
         ("The changed rewritten completion.", set()),
     ],
 )
-def test_what_is_asked_is_whole_words_and_pairs_of_words(text: str, http_request: set[str]) -> None:
+def test_what_is_asked_is_whole_words_and_pairs_of_words(text: str, asked: set[str]) -> None:
     found = features(text)
-    assert {name for name in FEATURES if name.startswith("asks_") and found[name]} == http_request
+    assert {name for name in FEATURES if name.startswith("asks_") and found[name]} == asked
 
 
 def test_a_prescribed_format_and_the_turns_count() -> None:

@@ -118,7 +118,7 @@ def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("- {name: a, sha256: plainsecret}", "0.sha256"),
         ("- {sha256: %s}" % ("a" * 64), "0.name"),
@@ -129,14 +129,12 @@ def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
         ("{", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_with_its_field_and_without_its_values(
-    tmp_path: Path, text: str, on_progress: str
-) -> None:
+def test_a_wrong_file_is_refused_with_its_field_and_without_its_values(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_keys(path)
-    assert on_progress in str(caught.value)
+    assert message in str(caught.value)
     assert "plainsecret" not in str(caught.value)
 
 

@@ -117,13 +117,13 @@ TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("plain", "math", "loads", "told"), TIPPED)
+@pytest.mark.parametrize(("baseline", "math", "loads", "message"), TIPPED)
 def test_what_makes_most_of_the_difference_tips_it(
-    baseline: Terms, math: Terms, loads: Sequence[int], on_progress: str
+    baseline: Terms, math: Terms, loads: Sequence[int], message: str
 ) -> None:
     sentence = explained(baseline, NGRAM, math, loads=loads, out={"ngram": "full"}).deciding_reason()
     assert sentence.startswith("plain is expected to take")
-    assert on_progress in sentence
+    assert message in sentence
 
 
 def test_the_default_keeps_what_another_promises_too_little_of() -> None:
@@ -140,13 +140,13 @@ BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("math", "loads", "out", "told"), BUTS)
+@pytest.mark.parametrize(("math", "loads", "out", "message"), BUTS)
 def test_who_would_be_faster_is_told_with_the_reason(
-    math: Terms, loads: Sequence[int], out: dict[str, str], on_progress: str
+    math: Terms, loads: Sequence[int], out: dict[str, str], message: str
 ) -> None:
     sentence = explained(PLAIN, NGRAM, math, loads=loads, out=out).deciding_reason()
     assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its drafts are accepted")
-    assert on_progress in sentence
+    assert message in sentence
 
 
 def test_under_another_objective_the_longer_one_may_count_less() -> None:

@@ -32,7 +32,7 @@ from draftpick.router.registry.registry import (
 )
 from tests.deploy.artefact import write_policy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REPORT_OF_A_RUN = {"reason": "5,000 new requests", "gates": {"held_out": True, "gain": 0.04}}
 
 
@@ -479,7 +479,7 @@ CANARY = {"id": "p0003", "stage": "canary", "share": 0.1, "since": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"schema": 2}, "field 'schema': Input should be 1"),
         ({"schema": "1"}, "field 'schema'"),
@@ -503,8 +503,8 @@ CANARY = {"id": "p0003", "stage": "canary", "share": 0.1, "since": 1.0}
         ({"history": None}, "field 'history'"),
     ],
 )
-def test_a_wrong_field_is_named(three: Registry, changes: dict[str, Any], on_progress: str) -> None:
-    assert on_progress in damaged(three, lambda content: content.update(changes))
+def test_a_wrong_field_is_named(three: Registry, changes: dict[str, Any], message: str) -> None:
+    assert message in damaged(three, lambda content: content.update(changes))
 
 
 def test_what_is_pinned_is_active(registry: Registry, artefact: Path) -> None:

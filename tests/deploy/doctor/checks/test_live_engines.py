@@ -29,7 +29,7 @@ LATER = WELL.answer and replace(WELL.answer, text="one, too")
 
 
 @pytest.mark.parametrize(
-    ("check", "plain", "level", "what"),
+    ("check", "baseline", "level", "what"),
     [
         ("answers", RunningEngine("http://e", error="does not answer"), "problem", "does not answer"),
         ("answers", replace(WELL, answer=None), "problem", "no answer to a short chat"),
