@@ -73,7 +73,7 @@ def build_parts(
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
 ) -> Parts:
-    """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
+    """`baseline`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     events = EventLog()
     serving = ActivePolicies(config, policy, events)

@@ -67,7 +67,7 @@ class Router:
 
         `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
         `set_targets` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
-        `others`: what a scrape shows beside it.
+        `peer_pages`: what a scrape shows beside it.
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms

@@ -46,7 +46,7 @@ class PaperSection:
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """What a report is to judge. `name`: the learner that all but the ladder is about; `often`: see
+    """What a report is to judge. `name`: the learner that all but the ladder is about; `repeated_answers`: see
     `answer_predictability`."""
 
     question: ExperimentSetup

@@ -88,8 +88,8 @@ def engine_statuses(
 class DecisionExplanation:
     """A decision, and all that it came of.
 
-    `served`: the policy that decided, or for which another one stood in. `may`: the arms that it was made among;
-    `plain`: the engine that people know the others by. `terms`: of `explain_terms`.
+    `in_service`: the policy that decided, or for which another one stood in. `candidates`: the arms that it was made
+    among; `baseline`: the engine that people know the others by. `terms`: of `explain_terms`.
     """
 
     decision: Decision

@@ -106,7 +106,7 @@ _STATES: tuple[State, ...] = ("closed", "open", "half_open")
 
 @dataclass(frozen=True, slots=True)
 class StateCollector:
-    """Reads the parts of a router. `wanted`: replicas by arm; `refused`: whether its policy was."""
+    """Reads the parts of a router. `targets`: replicas by arm; `rejected`: whether its policy was."""
 
     parts: Parts
     targets: Callable[[], Mapping[str, int]] = dict

@@ -60,8 +60,8 @@ class OnlineLearner:
     def observe(
         self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
     ) -> None:
-        """Take one answer into account. `bin`: the kind of its request; `in_flight`: on its arm, itself among them;
-        `stretch`: by how much that made its steps longer."""
+        """Take one answer into account. `cluster`: the kind of its request; `in_flight`: on its arm, itself among them;
+        `slowdown`: by how much that made its steps longer."""
         self._num_answers += 1
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster)

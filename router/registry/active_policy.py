@@ -38,7 +38,7 @@ class PolicyInService:
 
 
 def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms: Sequence[str]) -> LoadTerms | None:
-    """Load by `arms` as load by the arms `wanted`; None where it says nothing of one of these."""
+    """Load by `arms` as load by the arms `target_arms`; None where it says nothing of one of these."""
     if load is None or tuple(arms) == tuple(target_arms):
         return load
     if not set(arms) >= set(target_arms):
@@ -120,7 +120,7 @@ class ActivePolicies:
     ) -> None:
         """Let both policies learn from a finished answer, whichever decided; its client has it already.
 
-        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `stretch`: by how much that made
+        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `slowdown`: by how much that made
         its steps longer.
         """
         for served in (self._active, self._candidate):
