@@ -13,8 +13,7 @@ class LoadReport:
     """Running and waiting requests of all clients, and recent throughput.
 
     `kv_cache_usage`: share of the cache's blocks; `tokens_per_s`, `acceptance_length` (None: no drafter, or no steps)
-    and
-    `step_s` (None: no steps): means of the last seconds.
+    and `step_s` (None: no steps): means of the last seconds.
     """
 
     running: int

@@ -82,8 +82,9 @@ class ReplicaTable:
         max_in_flight: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_in_flight`: maximum requests per replica. `busy` counts those on all replicas."""
+        """`max_in_flight`: maximum per replica. `busy`: requests on all replicas; `by_arm`: replicas by arm."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self.by_arm: Mapping[str, Sequence[Replica]] = self._replicas
         self._in_flight = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight, self.busy = max_in_flight, 0
@@ -101,8 +102,7 @@ class ReplicaTable:
         """Return the arms with an admitting replica that is not in `tried`, in configuration order.
 
         Panic mode: if the breakers admit none, every reachable replica with a free slot counts, since an attempt costs
-        less
-        than a rejection.
+        less than a rejection.
         """
         arms = [arm for arm, replicas in self._replicas.items() if self._any_admits(replicas, tried)]
         return arms or [
@@ -144,9 +144,8 @@ class ReplicaTable:
     ) -> Replica | None:
         """Return the least loaded admitting replica of an arm, or None.
 
-        `cached_prefix`: cached prefix length of the request by replica address. Among the replicas with nearly the
-        lowest
-        load, the one with the longest cached prefix is chosen.
+        `cached_prefix`: cached prefix of the request in bytes, by replica address. Among the replicas with nearly the
+        lowest load, the one with the longest cached prefix is chosen.
         """
         replicas = _without(self._replicas[arm], tried)
         candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
@@ -158,11 +157,6 @@ class ReplicaTable:
         limit = least + max(_NEAR, least // 4)
         near = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
         return max(near, key=lambda r: (cached_prefix.get(r.url, 0), -r.in_flight - r.foreign_in_flight))
-
-    @property
-    def by_arm(self) -> Mapping[str, Sequence[Replica]]:
-        """Replicas of every arm."""
-        return self._replicas
 
     @contextmanager
     def lease(

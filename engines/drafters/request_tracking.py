@@ -1,8 +1,7 @@
 """Identifies each request among the rows of a batch.
 
 vLLM passes token rows without request ids to a `custom_class` proposer, and rows move when requests end. A row
-continues
-a request if its tokens begin with all tokens of that request; only identical texts may share a state.
+continues a request if its tokens begin with all tokens of that request; only identical texts may share a state.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -78,8 +78,7 @@ class EngineClient:
 
         Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after it. `within_s`: a
         tighter limit for the first byte. Leaving the block before the last chunk closes the connection, which aborts
-        the
-        request in the engine.
+        the request in the engine.
         """
         return _PendingRequest(self, url, method, headers, body, stream, within_s)
 

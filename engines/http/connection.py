@@ -44,8 +44,7 @@ class Exchange(AsyncIterator[bytes]):
     """One request and its answer; iterating yields the chunks of its body.
 
     `first_s`: maximum wait for the first byte of the body; `stall_s`: for each further chunk; `total_s`: for the
-    complete
-    answer; all count from `began` (loop time) or from the last byte.
+    complete answer; all count from `began` (loop time) or from the last byte.
     """
 
     def __init__(

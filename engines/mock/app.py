@@ -1,10 +1,8 @@
 """A mock engine: an OpenAI-compatible HTTP server with vLLM's wire format, for scale and fault tests without a model.
 
 `mock_app` builds the ASGI app; `MockEngine` holds its state and behaviour. `GET /mock/state` returns the counters and
-the
-last request; `POST /mock/state` replaces fields of a running engine's `MockSpec`. Load and profile have the endpoints
-of
-every engine (`engines/http/status_pages.py`).
+the last request; `POST /mock/state` replaces fields of a running engine's `MockSpec`. Load and profile have the
+endpoints of every engine (`engines/http/status_pages.py`).
 """
 
 import random

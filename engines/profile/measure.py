@@ -1,8 +1,7 @@
 """Measures the profile of any engine with vLLM's API, over HTTP alone.
 
 For every batch size, that many requests run concurrently; the gaps between their chunks are the step times. Each point
-is
-measured twice, far apart in time, and the shorter step counts: a disagreement shows that the machine was busy.
+is measured twice, far apart in time, and the shorter step counts: a disagreement shows that the machine was busy.
 """
 
 import asyncio
@@ -40,8 +39,7 @@ class ProfilePlan:
     """Measurement points: `batches` of requests, each with about `contexts` tokens before its answer.
 
     Each point takes `steps` steps, or `longest_s` seconds of them, twice. A batch smaller than `min_prompts` is
-    measured
-    with several prompts in succession, since a drafter's steps depend on them.
+    measured with several prompts in succession, since a drafter's steps depend on them.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)

@@ -26,8 +26,7 @@ class Profile:
 
     `build`: hash of target, drafter, arguments and versions; `machine`: where it was measured.
     `step_s[sampled][batch][context]`: of a decoding step, greedy (0) and sampled (1), with `batches` running requests
-    of
-    `contexts` tokens each; nondecreasing along both. `prefill_s` and `prefill_s_per_token`: time to the first token.
+    of `contexts` tokens each; nondecreasing along both. `prefill_s` and `prefill_s_per_token`: time to the first token.
     `max_running`: maximum concurrent requests; more of them wait.
     """
 

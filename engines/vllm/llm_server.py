@@ -11,8 +11,7 @@ class CompactEngine(VLLMEngine):
     """`VLLMEngine` with its one CPU worker inside vLLM's engine process.
 
     vLLM gives a CPU worker its own process for thread binding, which we do not use; the engine process would then spin
-    on
-    one core while the worker computes, and take 0.5 GB.
+    on one core while the worker computes, and take 0.5 GB.
     """
 
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:

@@ -10,8 +10,7 @@ def register() -> None:
     """Fix and speed up vLLM 0.29 on CPUs; give EAGLE-3 heads a cheaper argmax.
 
     The argmax is what `use_local_argmax_reduction` needs from a model; other models of vLLM have it. Without it a
-    head's
-    few thousand logits are scattered over the target's whole vocabulary before the argmax.
+    head's few thousand logits are scattered over the target's whole vocabulary before the argmax.
     """
     from vllm.model_executor.models.interfaces import LocalArgmaxMixin
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM

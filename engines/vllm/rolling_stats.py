@@ -11,8 +11,7 @@ _BUCKET_S = 1.0
 @dataclass(slots=True)
 class _Bucket:
     """Sums of one second that starts at `began_s`. `tokens`: all tokens; `decoded` of them in `turns`, one request in
-    one
-    step each; `steps` took `step_s` in total.
+    one step each; `steps` took `step_s` in total.
     """
 
     began_s: float

@@ -1,6 +1,5 @@
 """vLLM's load, from its statistics hook: vLLM creates a `LoadStats` in the process of `AsyncLLM` and calls it after
-every
-step. Imported there only: it loads vLLM.
+every step. Imported there only: it loads vLLM.
 """
 
 from typing import Any
@@ -15,8 +14,7 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
     """Running and waiting requests on all cores of one engine, and their recent statistics.
 
     vLLM reports a step after removing the finished requests, and runs an empty step when clients disconnect. So the
-    last
-    report is always that nothing runs, and no report becomes stale.
+    last report is always that nothing runs, and no report becomes stale.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:

@@ -3,8 +3,7 @@
 At position t a head reads the target's features of token t and the embedding of token t + 1, and drafts token t + 2.
 Further steps read the head's own hidden state instead of the features; training unrolls those steps too (training-time
 test), so that acceptance does not drop after the first token. A parallel head (P-EAGLE) reads a learned mask state and
-a
-mask token for unknown positions, and drafts all tokens in one pass.
+a mask token for unknown positions, and drafts all tokens in one pass.
 """
 
 import json

@@ -130,8 +130,7 @@ def fit(
     """Minimise `loss_of` over the chosen answers. `check()` is called periodically and its result reported.
 
     The state is kept in `checkpoint_dir`, which the caller removes after writing the result; a run of the same
-    `identity`
-    (from `identity_of`) resumes from there.
+    `identity` (from `identity_of`) resumes from there.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.95))

@@ -102,8 +102,7 @@ def tree_search(
     """Monte Carlo tree search with PUCT; follows the most visited children, then greedily beyond the visited tree.
 
     `PUCT = score/visits + (C1 + ln((N + C2 + 1)/C2)) P sqrt(N)/(1 + visits)`; a rollout samples successors by M, and
-    the
-    backed-up value is 1 + the sum of M along the path.
+    the backed-up value is 1 + the sum of M along the path.
     """
     k = len(draft)
     size = iterations * _FAN + 1
