@@ -113,6 +113,7 @@ def label(
     """
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.label import label_prompts
+    from draftpick.engines.errors import ConfigError
     from draftpick.policy_training.workloads import reword
 
     chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens)
