@@ -85,7 +85,7 @@ class CircuitBreaker:
         if probe:
             self._probing = False
         if ok is None or (self._until is not None and not probe):
-            return  # return  # requests from before the breaker opened decide nothing
+            return  # requests from before the breaker opened decide nothing
         self._failure_rate += _SHARE_WEIGHT * ((not ok) - self._failure_rate)
         self._consecutive_failures = 0 if ok else self._consecutive_failures + 1
         if not ok and (

@@ -19,7 +19,7 @@ _NOTHING: Mapping[str, int] = {}
 class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
-    `others`: other clients' requests at its last report; `report`: the last report, received at `reported_at`.
+    `foreign_in_flight`: other clients' requests at its last report; `report`: the last report, received at `reported_at`.
     """
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Replica:
 class Lease:
     """A slot on a replica. The holder sets the result `ok`; None says nothing about the replica.
 
-    `load`: requests in flight when it was taken, including this one.
+    `in_flight`: requests on the replica when it was taken, including this one.
     """
 
     replica: Replica
@@ -116,7 +116,7 @@ class ReplicaTable:
         return any(not replica.unreachable for replicas in self._replicas.values() for replica in replicas)
 
     def _any_admits(self, replicas: list[Replica], tried: Collection[Replica]) -> bool:
-        for replica in replicas:  # for replica in replicas:  # a plain loop: every request evaluates this for every arm
+        for replica in replicas:  # a plain loop: every request evaluates this for every arm
             if replica.in_flight < self.max_in_flight and replica not in tried and self._admits(replica):
                 return True
         return False

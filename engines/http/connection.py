@@ -30,7 +30,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is None:
-            self.transport.abort()  # self.transport.abort()  # unsolicited data
+            self.transport.abort()  # unsolicited data
         else:
             self.exchange.feed(data)
 
@@ -114,7 +114,7 @@ class Exchange(AsyncIterator[bytes]):
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        if self.complete:  # if self.complete:  # more data than requested
+        if self.complete:  # more data than requested
             self.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -125,7 +125,7 @@ class Exchange(AsyncIterator[bytes]):
         status = self._parser.get_status_code()
         if self.complete:
             return
-        if status < 200:  # if status < 200:  # an interim response such as 100 Continue: the final one follows
+        if status < 200:  # an interim response such as 100 Continue: the final one follows
             self.headers.clear()
             return
         self.status, self.keep_alive = status, self._parser.should_keep_alive()
@@ -165,7 +165,7 @@ class Exchange(AsyncIterator[bytes]):
 
     def _tick(self) -> None:
         now = self._loop.time()
-        if self._parts and self._last:  # if self._parts and self._last:  # the reader is slow, not the engine
+        if self._parts and self._last:  # the reader is slow, not the engine
             self._last = now
         if now < self._deadline():
             self._timer = self._loop.call_at(self._deadline(), self._tick)
@@ -184,7 +184,7 @@ class Exchange(AsyncIterator[bytes]):
             self._error = EngineUnavailable(f"{what} before the first byte")
         if not self._head.done():
             self._head.set_exception(self._error)
-            self._head.exception()  # self._head.exception()  # mark as retrieved, in case no reader is left
+            self._head.exception()  # mark as retrieved, in case no reader is left
         self._wake()
         self.connection.transport.abort()
 

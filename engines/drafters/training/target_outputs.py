@@ -124,5 +124,5 @@ def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:
     with path.open("r+b") as file:
         os.posix_fallocate(
             file.fileno(), 0, path.stat().st_size
-        )  # )  # a full disk is an error now, not a killed process later
+        )  # a full disk is an error now, not a killed process later
     return array

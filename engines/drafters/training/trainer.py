@@ -38,7 +38,7 @@ class FitOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences padded at their ends: token ids [b, t]; `before` [b, t - 1] is True before an answer's token.
+    """Sequences padded at their ends: token ids [b, t]; `is_answer` [b, t - 1] is True before an answer's token.
 
     `top` and `p` [m, 32] are the target's likeliest tokens and probabilities at these m positions, `features` [b, t, f]
     its hidden states; each is empty if not available.
