@@ -19,7 +19,7 @@ _NOTHING: Mapping[str, int] = {}
 class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
-    `foreign_in_flight`: other clients' requests at its last report; `report`: the last report, received at `reported_at`.
+    `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
     """
 
     __slots__ = (

@@ -29,8 +29,8 @@ _WEIGHTS = {"asks_": 2.0, "_share": 0.5}
 class LearnerSetting:
     """Settings besides the data: default arm, step costs of every arm, seed.
 
-    `training_domains`: contexts [n, d] of requests from the training domain of an arm's drafter, by arm. `workers`: where to fit a
-    network; None: in this process.
+    `training_domains`: contexts [n, d] of requests from the training domain of an arm's drafter, by arm. `workers`:
+    where to fit a network; None: in this process.
     """
 
     default: str

@@ -23,7 +23,7 @@ _BEYOND = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`margin`: maximum loss of a stage as a share of total time; `max_p99_ratio`: maximum ratio of P99 to its baseline.
+    """`margin`: maximum loss of a stage, a share of total time; `max_p99_ratio`: maximum P99 over its baseline.
 
     `min_requests`: the candidate's own per stage; `max_requests`: in all stages, until it is rejected as undecided.
     `alpha`: error probability of the proof of a gain, and of all harm checks together, per rollout.

@@ -35,8 +35,8 @@ _MIN_OF_ARM, _MAX_EARLIER, _MAX_BASELINE = 10, 4000, 1000
 class CanaryExperiment:
     """Requests in order of `time` [n], in seconds since the epoch. Durations in seconds, NaN where undefined.
 
-    `share` [n]: the probability that the candidate was drawn, `by_candidate` [n]: whether it was. `candidate`, `active` [n,
-    arms]: probabilities of either; `arm` [n]: the chosen arm. `expected_s` [n, arms]: TPOT predicted beforehand.
+    `share` [n]: the probability that the candidate was drawn, `by_candidate` [n]: whether it was. `candidate`, `active`
+    [n, arms]: probabilities of either; `arm` [n]: the chosen arm. `expected_s` [n, arms]: TPOT predicted beforehand.
     `failed` [n]: by the engine's fault. Raises ValueError.
     """
 

@@ -27,8 +27,9 @@ _LOSES = "policy_loses"
 class RolloutConfig:
     """`stages`: canary shares by stage; ascending, in (0, 1).
 
-    `holdout`: share of the previous policy after a promotion, 0: none; `holdout_requests`: number of requests with a holdout.
-    `min_new_records`: records after an event, and between two trainings. `interval_s`: interval of trainings without an event.
+    `holdout`: share of the previous policy after a promotion, 0: none; `holdout_requests`: number of requests with a
+    holdout. `min_new_records`: records after an event, and between two trainings. `interval_s`: interval of trainings
+    without an event.
     """
 
     stages: Sequence[float] = STAGES

@@ -29,7 +29,7 @@ Labels = npt.NDArray[np.str_]
 
 @dataclass(frozen=True, slots=True)
 class Domains:
-    """Evaluation requests with the times of all arms, and domains [n]: `labels` of these, `training` of the training data."""
+    """Evaluation requests with all times, and domains [n]: `labels` of these, `training` of the training data."""
 
     evaluation: Matrix
     labels: Labels

@@ -53,9 +53,9 @@ class RetrainingPlan:
     """Settings of candidates. `featurizer`: None: the active policy's, or the smallest in the records.
 
     `base`: additional measured or replayed training requests; `reworded`: some of them in other words, for evaluation.
-    `require_significance`: whether records must prove a gain before live traffic. `workers`: where to fit a network; policies for
-    evaluation only are fitted in this process. Step costs of arms with too few records are taken from the active
-    policy.
+    `require_significance`: whether records must prove a gain before live traffic. `workers`: where to fit a network;
+    policies for evaluation only are fitted in this process. Step costs of arms with too few records are taken from the
+    active policy.
     """
 
     learner: Learner
@@ -72,7 +72,7 @@ class RetrainingPlan:
 
 @dataclass(frozen=True, slots=True)
 class RetrainingResult:
-    """`action`: `candidate` goes to live traffic; `promoted` is the first of its registry; `refused` failed its gate."""
+    """`action`: `candidate` gets live traffic; `promoted` is the first of its registry; `refused` failed its gate."""
 
     action: Literal["candidate", "promoted", "refused"]
     id: str | None

@@ -29,8 +29,8 @@ Counts = tuple[int, ...]
 class PlanQuestion:
     """The planning problem.
 
-    `objective`: the figure to minimise, one of `OBJECTIVES`. `strategy` and `predictability`: of the router. `seeds`: of the
-    search's requests; the evaluation uses as many others, at least `evaluation_seeds`.
+    `objective`: the figure to minimise, one of `OBJECTIVES`. `strategy` and `predictability`: of the router. `seeds`:
+    of the search's requests; the evaluation uses as many others, at least `evaluation_seeds`.
     """
 
     arms: Mapping[str, Arm]
