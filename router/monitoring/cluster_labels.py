@@ -1,4 +1,4 @@
-"""Names for the kinds of requests that a policy tells apart, from what stands out in them: no text is needed."""
+"""Names of a policy's clusters of requests, from their characteristic features; uses no text."""
 
 from itertools import count
 
@@ -8,7 +8,7 @@ from draftpick.router.features.lexical import FEATURES
 from draftpick.router.policies.clusters import Clusters
 
 _MIN_DEVIATION = 0.5
-"""Deviations from the mean kind that are worth a word."""
+"""Minimum deviations from the mean cluster for a label."""
 _SMALLEST = 0.1
 _USUAL_WORDS = 3
 _WORDS: dict[str, tuple[str, str]] = {
@@ -30,7 +30,7 @@ nothing."""
 
 
 def cluster_names(clusters: Clusters | None) -> list[str]:
-    """One for every bin of `Clusters.assign`, all different: the kinds, and behind them what is unusual for each."""
+    """One name per bin of `Clusters.assign`, all different: the clusters, followed by the outliers of each."""
     if clusters is None:
         return ["all requests"]
     values = clusters.centres[:, -len(FEATURES) :]
@@ -42,7 +42,7 @@ def cluster_names(clusters: Clusters | None) -> list[str]:
 
 
 def _name(deviations: list[float], used_names: list[str]) -> str:
-    """The words of what deviates most, as many as tell it from those that are taken."""
+    """The labels of the largest deviations, as many as distinguish it from the used names."""
     words = _words(deviations)
     for n in range(min(_USUAL_WORDS, len(words)), len(words) + 1):
         if (name := ", ".join(words[:n]) or "ordinary") not in used_names:

@@ -1,4 +1,4 @@
-"""What the parts of a router hold, read when somebody asks for its metrics: a request pays nothing for these."""
+"""State of the router's parts as metrics, read at scrape time: no cost per request."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,85 +13,76 @@ from draftpick.engines.http.client import redact_userinfo
 from draftpick.router.parts import Parts
 from draftpick.router.telemetry.metrics import FAILING_PARTS, MetricFamily
 
-BUILD = MetricFamily("draftpick_build_info", "gauge", "1, with the version that runs.", ("version",))
-READY = MetricFamily("draftpick_ready", "gauge", "Whether an engine can take requests.")
-IN_FLIGHT = MetricFamily("draftpick_requests_in_flight", "gauge", "Requests that the router answers now.")
-QUEUED = MetricFamily("draftpick_requests_queued", "gauge", "Requests that wait in the router for a place.")
+BUILD = MetricFamily("draftpick_build_info", "gauge", "1, labelled with the running version.", ("version",))
+READY = MetricFamily("draftpick_ready", "gauge", "1 if an engine can take requests.")
+IN_FLIGHT = MetricFamily("draftpick_requests_in_flight", "gauge", "Requests in flight in the router.")
+QUEUED = MetricFamily("draftpick_requests_queued", "gauge", "Requests in the router's queue.")
 QUEUE_REJECTED = MetricFamily(
-    "draftpick_queue_refused_total", "counter", "Requests that found the queue full, or were put out of it."
+    "draftpick_queue_refused_total", "counter", "Requests rejected because the queue was full, or shed from it."
 )
-TOO_LONG = MetricFamily("draftpick_queue_timeouts_total", "counter", "Requests that waited too long in the queue.")
+TOO_LONG = MetricFamily("draftpick_queue_timeouts_total", "counter", "Requests that timed out in the queue.")
 FALLBACKS = MetricFamily(
     "draftpick_fallbacks_total",
     "counter",
-    "Decisions that fell back to a fixed engine, by what was missing.",
+    "Decisions that fell back to a fixed engine, by reason.",
     ("reason",),
 )
 FAILURES = MetricFamily(
     "draftpick_internal_failures_total",
     "counter",
-    "What failed inside and cost no request: features, learning, events that could not be written.",
+    "Internal failures without a failed request: features, learning, writing events.",
     ("part",),
 )
-STREAMS_RESUMED = MetricFamily(
-    "draftpick_continued_total", "counter", "Broken streams that another engine went on with."
-)
+STREAMS_RESUMED = MetricFamily("draftpick_continued_total", "counter", "Broken streams resumed on another engine.")
 ARM_IN_FLIGHT = MetricFamily(
-    "draftpick_arm_requests_in_flight", "gauge", "This router's requests at each engine.", ("arm",)
+    "draftpick_arm_requests_in_flight", "gauge", "This router's requests in flight by engine.", ("arm",)
 )
-ARM_LOAD = MetricFamily("draftpick_arm_load_requests", "gauge", "Requests at each engine, whoever sent them.", ("arm",))
+ARM_LOAD = MetricFamily("draftpick_arm_load_requests", "gauge", "Requests of all clients by engine.", ("arm",))
 ARM_WAITING = MetricFamily(
-    "draftpick_arm_waiting_requests", "gauge", "Requests that wait at each engine, as it last reported.", ("arm",)
+    "draftpick_arm_waiting_requests", "gauge", "Waiting requests by engine, as last reported.", ("arm",)
 )
 ARM_SERVICE = MetricFamily(
-    "draftpick_arm_service_seconds", "gauge", "Moving mean of what a request takes, its wait left out.", ("arm",)
+    "draftpick_arm_service_seconds", "gauge", "Moving mean of a request's service time, without waiting.", ("arm",)
 )
-ARM_STALE = MetricFamily(
-    "draftpick_arm_stale", "gauge", "Whether an engine that reported its load has stopped to.", ("arm",)
-)
-REPLICAS = MetricFamily(
-    "draftpick_replicas", "gauge", "Replicas of each engine by the state of their breaker.", ("arm", "state")
-)
+ARM_STALE = MetricFamily("draftpick_arm_stale", "gauge", "1 if the engine's load reports have stopped.", ("arm",))
+REPLICAS = MetricFamily("draftpick_replicas", "gauge", "Replicas by engine and breaker state.", ("arm", "state"))
 BREAKER_OPENED = MetricFamily(
-    "draftpick_breaker_opened_total", "counter", "How often a replica's breaker opened.", ("arm", "replica")
+    "draftpick_breaker_opened_total", "counter", "Openings of a replica's breaker.", ("arm", "replica")
 )
 DRAFTS = MetricFamily(
     "draftpick_arm_drafts",
     "gauge",
-    "1 for the present one of `ok`, `quarantined`, `probed`: are drafts lost.",
+    "1 for the current state of the drafter: `ok`, `quarantined`, `probed`.",
     ("arm", "state"),
 )
 QUARANTINES = MetricFamily(
-    "draftpick_quarantines_total", "counter", "How often an engine was quarantined for lost drafts."
+    "draftpick_quarantines_total", "counter", "Quarantines of an engine for a collapsed acceptance."
 )
-WANTED = MetricFamily(
-    "draftpick_arm_replicas_wanted", "gauge", "Replicas that the demand for each engine asks for.", ("arm",)
-)
+WANTED = MetricFamily("draftpick_arm_replicas_wanted", "gauge", "Target replicas by engine.", ("arm",))
 UNMET = MetricFamily(
     "draftpick_arm_unmet_demand_ratio",
     "gauge",
-    "How much more often an engine would be chosen if no engine had load: 0.3 is 30 % more.",
+    "Relative excess of unloaded choices of an engine over actual ones: 0.3 is 30 % more.",
     ("arm",),
 )
 POLICY = MetricFamily(
     "draftpick_policy_info",
     "gauge",
-    "1, with the id of the policy that is `active`, or `candidate`.",
+    "1, labelled with the id of the `active` policy and of the `candidate`.",
     ("policy", "role"),
 )
-SHARE = MetricFamily("draftpick_candidate_share_ratio", "gauge", "Share of the requests that the candidate decides.")
-EXPLORE = MetricFamily(
-    "draftpick_explore_ratio", "gauge", "Share of a decision that may go to engines that are tried out."
-)
+SHARE = MetricFamily("draftpick_candidate_share_ratio", "gauge", "Share of requests decided by the candidate.")
+EXPLORE = MetricFamily("draftpick_explore_ratio", "gauge", "Exploration rate.")
 POLICY_SUSPENDED = MetricFamily(
-    "draftpick_policy_put_aside", "gauge", "Whether a policy loses against its default engine, which serves.", ("role",)
+    "draftpick_policy_put_aside",
+    "gauge",
+    "1 if the policy is suspended, since it lost time against its default engine.",
+    ("role",),
 )
-POLICY_REJECTED = MetricFamily(
-    "draftpick_policy_refused", "gauge", "Whether the policy that the configuration names was refused."
-)
-WRITTEN = MetricFamily("draftpick_records_written_total", "counter", "Records of attempts on the disk.")
+POLICY_REJECTED = MetricFamily("draftpick_policy_refused", "gauge", "1 if the configured policy was rejected.")
+WRITTEN = MetricFamily("draftpick_records_written_total", "counter", "Records of attempts written to disk.")
 DROPPED = MetricFamily(
-    "draftpick_records_dropped_total", "counter", "Records that the disk did not take, or not in time."
+    "draftpick_records_dropped_total", "counter", "Records dropped, since the disk failed or was too slow."
 )
 METRICS = (
     *(BUILD, READY, IN_FLIGHT, QUEUED, QUEUE_REJECTED, TOO_LONG, FALLBACKS, FAILURES, STREAMS_RESUMED),
@@ -99,21 +90,20 @@ METRICS = (
     *(REPLICAS, BREAKER_OPENED, DRAFTS, QUARANTINES),
     *(POLICY, SHARE, EXPLORE, POLICY_SUSPENDED, POLICY_REJECTED, WRITTEN, DROPPED),
 )
-"""All that are read here."""
+"""All metrics of this collector."""
 
 _STATES: tuple[State, ...] = ("closed", "open", "half_open")
 
 
 @dataclass(frozen=True, slots=True)
 class StateCollector:
-    """Reads the parts of a router. `targets`: replicas by arm; `rejected`: whether its policy was."""
+    """Collects the state of a router. `targets`: replicas by arm; `rejected`: whether its policy was rejected."""
 
     parts: Parts
     targets: Callable[[], Mapping[str, int]] = dict
     rejected: Callable[[], bool] = bool
 
     def collect(self) -> Iterator[Metric]:
-        """Families of all metrics, as they are now."""
         yield BUILD.family([((_version(),), 1)])
         yield READY.family([((), self.parts.replicas.reachable())])
         yield from self._requests()

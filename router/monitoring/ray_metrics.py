@@ -1,7 +1,7 @@
-"""The figures of a router on Ray's own metrics page, for those who watch a whole cluster by it (`ray_draftpick_...`).
+"""Exports a router's metrics to Ray's metrics page (`ray_draftpick_...`).
 
-They are copied every few seconds, so that a request pays nothing for them. Of histograms Ray gets sum and count, by
-which means are made over any number of routers.
+They are copied every few seconds, at no cost per request. Histograms are exported as sum and count, which give means
+over any number of routers.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _VALUES = (gauges.IN_FLIGHT, gauges.QUEUED, gauges.ARM_LOAD, gauges.ARM_WAITING,
 
 
 class RayMetricsExporter:
-    """Copies what is collected in this process, of the router `name`. Needs a Ray worker."""
+    """Exports this process's collectors, for the router `name`. Needs a Ray worker."""
 
     def __init__(self, collectors: Sequence[Collector], name: str) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -41,13 +41,13 @@ class RayMetricsExporter:
         self._gauges = {d.name: Gauge(d.name, d.help, ("router", *d.labels)) for d in _VALUES}
 
     async def run(self) -> None:
-        """Copy for ever."""
+        """Export periodically, forever."""
         while True:
             await asyncio.sleep(_EVERY_S)
             self.export()
 
     def export(self) -> None:
-        """Copy once: what was added since the last time, and what is so now."""
+        """Export once: increments of counters since the last export, and current gauges."""
         for collector in self._collectors:
             for family in collector.collect():
                 for sample in family.samples:

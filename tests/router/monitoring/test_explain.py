@@ -128,7 +128,7 @@ def test_what_makes_most_of_the_difference_tips_it(
 
 def test_the_default_keeps_what_another_promises_too_little_of() -> None:
     sentence = explained(PLAIN, replace(PLAIN, tau=1.05, margin_s=0.03), replace(MATH, tau=1.0)).deciding_reason()
-    assert sentence == "plain keeps it, the default: ngram promises only 19 ms less, and it takes 30 ms to leave it"
+    assert sentence == "plain, the default, serves: ngram is predicted to save only 19 ms, and a switch needs 30 ms"
 
 
 BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
@@ -164,22 +164,22 @@ def test_of_a_shorter_one_that_would_slow_others_it_is_told_once() -> None:
 def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
     shares = {"plain": 0.01, "ngram": 0.01, "math": 0.98}
     sentence = explained(PLAIN, NGRAM, MATH, arm="ngram", probabilities=shares).deciding_reason()
-    assert sentence.startswith("ngram is tried out, as 1 % of such requests; else it would be math: math is expected")
+    assert sentence.startswith("ngram is explored (1 % of such requests); otherwise math would serve: math is expected")
 
 
 def test_the_only_engine_and_a_policy_put_aside() -> None:
     only = explained(PLAIN, NGRAM, MATH, out={"ngram": "full", "math": "breaker_open"})
     assert only.deciding_reason() == "plain is the only engine that can take a request now"
     aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").deciding_reason()
-    assert aside == "policy foretells has lost time against plain of late and is put aside: plain serves"
+    assert aside == "policy foretells has recently lost time against plain and is suspended: plain serves"
 
 
 def test_fallbacks_say_what_was_missing() -> None:
     stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
     assert "failed on this request" in stale.deciding_reason()
     all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
-    assert "no engine has told its load" in replace(stale, standings=all_stale).deciding_reason()
-    assert "the features of the request are not there" in replace(stale, context=None, terms={}).deciding_reason()
+    assert "all load reports are outdated" in replace(stale, standings=all_stale).deciding_reason()
+    assert "the request has no features" in replace(stale, context=None, terms={}).deciding_reason()
 
 
 @pytest.mark.parametrize("policy", [FixedPolicy(ARMS, "math"), UniformPolicy(ARMS)])
