@@ -103,7 +103,7 @@ def explained(
 
 
 def test_drafts_tip_it() -> None:
-    told = "math is expected to take 0.22 s, 45 % less than plain: its drafts are accepted, 2.0 tokens a step on such"
+    told = "math is expected to take 0.22 s, 45 % less than plain: its acceptance length is 2.0 on such"
     assert explained(PLAIN, NGRAM, MATH).deciding_reason() == f"{told} requests (plain: 1.0)"
 
 
@@ -111,9 +111,9 @@ TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
     (PLAIN, replace(PLAIN, step_s=0.025, tau=1.1), (0, 0, 0), "its steps take 20 ms, those of math 25 ms"),
     (PLAIN, replace(PLAIN, stretch=3.0, price=3.0), (1, 0, 14), "it has 1 request there, math 14"),
     (PLAIN, replace(PLAIN, shift=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
-    (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "a request would wait 1.20 s at math"),
+    (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "math has a queue of 1.20 s"),
     (replace(PLAIN, prompt_s=0.5, known_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
-    (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "it reads the prompt in 0 ms, math in 0.50 s"),
+    (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "its prefill takes 0 ms, that of math 0.50 s"),
 ]
 
 
@@ -134,7 +134,7 @@ def test_the_default_keeps_what_another_promises_too_little_of() -> None:
 BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
     (MATH, (0, 0, 0), {"math": "quarantined"}, "; math would be faster but has lost its drafts"),
     (MATH, (0, 0, 0), {"math": "no_replica"}, "; math would be faster but has no replica"),
-    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would be done sooner but would slow the 14 requests there"),
+    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would finish sooner but would slow the 14 requests there"),
     (replace(MATH, stretch=4.0, price=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
     (replace(MATH, tau=1.0), (0, 0, 0), {}, "(plain: 1.0)"),
 ]
@@ -145,7 +145,7 @@ def test_who_would_be_faster_is_told_with_the_reason(
     math: Terms, loads: Sequence[int], out: dict[str, str], message: str
 ) -> None:
     sentence = explained(PLAIN, NGRAM, math, loads=loads, out=out).deciding_reason()
-    assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its drafts are accepted")
+    assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its acceptance length is")
     assert message in sentence
 
 
@@ -169,7 +169,7 @@ def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
 
 def test_the_only_engine_and_a_policy_put_aside() -> None:
     only = explained(PLAIN, NGRAM, MATH, out={"ngram": "full", "math": "breaker_open"})
-    assert only.deciding_reason() == "plain is the only engine that can take a request now"
+    assert only.deciding_reason() == "plain is the only eligible engine"
     aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").deciding_reason()
     assert aside == "policy foretells has recently lost time against plain and is suspended: plain serves"
 
@@ -317,7 +317,7 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
     plain, ngram = told["arms"]
     assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
     assert (ngram["why_not"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
-    assert told["tipped"] == "plain is the only engine that can take a request now"
+    assert told["tipped"] == "plain is the only eligible engine"
 
 
 @over_http
@@ -329,7 +329,7 @@ async def test_where_none_may_all_may(router_app: StartRouter) -> None:
     app.parts.load.stale = frozenset(TWO)
     told = await explanation(app)
     assert (told["reason"], told["arm"]) == ("fallback", "plain")
-    assert "the least risk" in told["tipped"]
+    assert "the lowest risk" in told["tipped"]
 
 
 @over_http
