@@ -17,10 +17,12 @@ _HEAD = """\
 
 The help of every command, as in `draftpick COMMAND --help`. Generated from the code by `make manifests`.
 
-- `--json` prints JSON in place of text, on standard output; progress, warnings and errors go to standard error. Commands that
-  measure for minutes (`demo`, `drafters benchmark`, `replay` and `losses`) take `--json-file PATH` and print text as well.
+- `--json` prints JSON in place of text, on standard output; progress, warnings and errors go to standard error.
+  Commands that measure for minutes (`demo`, `drafters benchmark`, `replay` and `losses`) take `--json-file PATH` and
+  print text as well.
 - {epilog}
-- Without a terminal, or with `TERM=dumb`, output has no colours; without a terminal on standard error, no progress bars.
+- Without a terminal, or with `TERM=dumb`, output has no colours; without a terminal on standard error, no progress
+  bars.
 - `draftpick --install-completion` installs completion of commands and options for bash, zsh, fish and PowerShell;
   `draftpick --show-completion` prints it.
 

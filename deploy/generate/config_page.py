@@ -18,9 +18,10 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 _HEAD = """\
 # Configuration
 
-Every field of a fleet, the YAML file of `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart. Generated from
-the code by `make manifests`. `draftpick check-config FILE` reports the errors of a file and starts nothing. Unknown fields
-are rejected, except vLLM's own, which are passed to vLLM unchanged: all of `engine_kwargs`, and further fields of `drafter`.
+Every field of a fleet, the YAML file of `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart. Generated
+from the code by `make manifests`. `draftpick check-config FILE` reports the errors of a file and starts nothing.
+Unknown fields are rejected, except vLLM's own, which are passed to vLLM unchanged: all of `engine_kwargs`, and further
+fields of `drafter`.
 
 In a path, `[]` means each item of a list. Fields ending in `_s` are in seconds, in `_bytes` in bytes. Fields without
 "required" are optional.
@@ -95,7 +96,7 @@ router:
     user_config: {policy: uniform, explore: 0.1}""",
 }
 _KEYS = (
-    "The content of `router.keys.file`: a list, to which `draftpick keys new` appends. Routers reload it when it changes. "
+    "The content of `router.keys.file`: a list, to which `draftpick keys new` appends. Routers reload it on a change. "
     "The keys below are examples."
 )
 _LIVE = "{} `draftpick route` has none: it follows the pointer file or registry that `router.policy` names."

@@ -10,13 +10,13 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 _HEAD = """\
 # Metrics
 
-The metrics on `/metrics` of a router. Generated from the code by `make manifests`. The routers' own metrics come first, with
-the label `router`; then those of all engines under vLLM's names, such as `vllm:spec_decode_num_drafts_total`, with `arm` and
-`replica`. Any router shows all routers and all engines: scrape one address.
+The metrics on `/metrics` of a router. Generated from the code by `make manifests`. The routers' own metrics come first,
+with the label `router`; then those of all engines under vLLM's names, such as `vllm:spec_decode_num_drafts_total`, with
+`arm` and `replica`. Any router shows all routers and all engines: scrape one address.
 
-Sum counters over routers (`sum by (arm) (rate(...))`); for gauges of the same engine from several routers take the maximum
-(`max by (arm) (draftpick_arm_load_requests)`). On Ray Serve the most important ones are also on Ray's own metrics page
-(`ray_draftpick_...`), copied every ten seconds, histograms as sum and count.
+Sum counters over routers (`sum by (arm) (rate(...))`); for gauges of the same engine from several routers take the
+maximum (`max by (arm) (draftpick_arm_load_requests)`). On Ray Serve the most important ones are also on Ray's own
+metrics page (`ray_draftpick_...`), copied every ten seconds, histograms as sum and count.
 
 """
 _BUCKETS = """

@@ -1,10 +1,13 @@
-"""The folders in docs/architecture.md: every folder with Python modules has one line, and no line lacks its folder."""
+"""docs/architecture.md against the code: every folder with Python modules has one line, no line lacks its folder, and
+every name in the text is a name in the code."""
 
 import re
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+
+from tests.deploy.docs.links import code
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -38,6 +41,14 @@ def with_modules(root: Path) -> list[str]:
 
 def test_every_folder_has_one_line_and_every_line_a_folder() -> None:
     assert listed(PAGE.read_text()) == with_modules(ROOT)
+
+
+def test_every_name_is_in_the_code() -> None:
+    modules = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    words = {word for path in modules for word in re.findall(r"\w+", path.read_text())}
+    named = {one.text for one in code(PAGE) if re.fullmatch(r"\w+", one.text)}
+    assert len(named) > 15
+    assert not named - words
 
 
 def test_folders_are_read_from_the_page_and_from_disk(tmp_path: Path) -> None:
