@@ -99,7 +99,7 @@ _KEYS = (
     "The content of `router.keys.file`: a list, to which `draftpick keys new` appends. Routers reload it on a change. "
     "The keys below are examples."
 )
-_LIVE = "{} `draftpick route` has none: it follows the pointer file or registry that `router.policy` names."
+_LIVE = "{} `draftpick route` has none: it follows the registry that `router.policy` names."
 _TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "object": "map"}
 _FORMATS = {"path": "path", "uri": "URL", "date-time": "time"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
