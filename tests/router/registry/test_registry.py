@@ -288,7 +288,7 @@ def test_the_history_is_bounded(registry: Registry, artefact: Path) -> None:
 
 
 def test_what_is_not_there(three: Registry) -> None:
-    told = "there is no policy 'p003' (did you mean 'p0003'? see: draftpick policies list)"
+    told = "unknown policy 'p003' (did you mean 'p0003'? see: draftpick policies list)"
     calls = (three.start_shadow, three.promote, three.pin, three.reject)
     with unchanged(three):
         assert {refusal(call, "p003", "job") for call in calls} == {told}
@@ -322,7 +322,7 @@ def test_only_the_candidate_advances(three: Registry) -> None:
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
 def test_a_canary_has_a_share(three: Registry, share: float) -> None:
     three.start_shadow("p0003", "job")
-    assert "must be above 0 and at most 1" in refusal(three.set_canary_share, "p0003", share, "job", "")
+    assert "must be in (0, 1]" in refusal(three.set_canary_share, "p0003", share, "job", "")
 
 
 def test_there_is_nothing_to_serve_or_unpin(registry: Registry, artefact: Path) -> None:
@@ -406,7 +406,7 @@ def test_another_policy_in_the_folder_does_not_rise(three: Registry) -> None:
 def test_a_report_that_is_gone(three: Registry) -> None:
     three.folder("p0003").chmod(0o755)
     (three.folder("p0003") / REPORT).unlink()
-    assert "the report of p0003 cannot be read" in refusal(three.report, "p0003")
+    assert "the report of p0003 is not readable" in refusal(three.report, "p0003")
 
 
 # --- what is old ---
@@ -523,8 +523,8 @@ def test_what_is_no_state_is_refused(three: Registry, data: bytes) -> None:
 def test_a_state_that_cannot_be_read(three: Registry) -> None:
     (three.path / STATE).unlink()
     (three.path / STATE).mkdir()
-    assert "cannot be read" in refusal(three.state)
-    assert "cannot be read" in refusal(Registry(three.folder("p0001") / artifact.MANIFEST).state)
+    assert "is not readable" in refusal(three.state)
+    assert "is not readable" in refusal(Registry(three.folder("p0001") / artifact.MANIFEST).state)
 
 
 def test_the_file_is_for_people_and_comes_back(three: Registry) -> None:
