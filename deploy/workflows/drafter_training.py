@@ -1,4 +1,4 @@
-"""`draftpick drafters distill`, `losses`, `eagle`: a corpus, training, and what came of it beside the weights."""
+"""`draftpick drafters distill`, `losses`, `eagle`: a corpus, training, and the results next to the weights."""
 
 import json
 import platform
@@ -12,7 +12,7 @@ from draftpick.deploy.workflows.model_card import model_card
 
 
 def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
-    """Distil a drafter and write it to `out`, `training.json` and a model card beside it; returns the former."""
+    """Distil a drafter and write it to `out` with `training.json` and a model card; return the former."""
     from draftpick.engines.drafters.training.distill import distill
 
     answers = _answers(corpus, progress)
@@ -23,7 +23,7 @@ def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallb
 
 
 def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
-    """The same for an EAGLE-3 head."""
+    """Train an EAGLE-3 head, with the outputs of `run_distill`."""
     from transformers import AutoConfig
 
     from draftpick.engines.drafters.training.eagle3 import feature_layers, train
@@ -38,9 +38,9 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallbac
 def compare_losses(
     corpus: Corpus, options: Any, out: Path, losses: Sequence[str], progress: ProgressCallback
 ) -> dict[str, dict[str, float]]:
-    """One drafter trained with `ce`, then fine-tuned with each loss for as long again; metrics by loss.
+    """Train one drafter with `ce`, then fine-tune it with each loss for the same time; return metrics by loss.
 
-    Drafters of an interrupted comparison that are there already are taken as they are.
+    Finished drafters of an interrupted comparison are reused.
     """
     start = out / "start"
     slower = replace(options.fit, learning_rate=options.fit.learning_rate / 4)
@@ -73,7 +73,7 @@ def _asked(corpus: Corpus, options: Any) -> dict[str, Any]:
 
 
 def _done(corpus: Corpus, options: Any, out: Path) -> dict[str, Any] | None:
-    """What an earlier run of the same question wrote to `out`."""
+    """The result of an earlier run with the same options in `out`, if any."""
     told = out / "training.json"
     result = json.loads(told.read_text()) if told.is_file() else {}
     return result if _asked(corpus, options).items() <= result.items() else None

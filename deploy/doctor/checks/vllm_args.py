@@ -138,7 +138,7 @@ def chunked_prefill(context: DoctorContext) -> Iterator[Finding]:
         if isinstance(batch, int) and isinstance(longest, int) and not chunked and batch < longest:
             yield problem(
                 context.place(at, "max_num_batched_tokens"), f"{batch}, below max_model_len {longest}",
-                f"max_num_batched_tokens: {longest}", "vLLM does not start: an unchunked prompt must fit into one batch",
+                f"max_num_batched_tokens: {longest}", "vLLM does not start: an unchunked prompt must fit a batch",
             )  # fmt: skip
         if isinstance(batch, int) and isinstance(running, int) and batch < running:
             yield problem(
