@@ -12,7 +12,7 @@ TargetSetter = Callable[[int], Awaitable[object]]
 
 
 class Autoscaler:
-    """Scales all engines started here. `wanted`: target replicas by engine; `tells`: whether targets are sent."""
+    """Scales all engines started here. `targets`: replicas by engine; `enabled`: whether targets are sent."""
 
     def __init__(
         self,
