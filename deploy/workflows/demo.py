@@ -102,10 +102,12 @@ class _Story:
         data = Dataset(tuple(measured), made)
         row = self.bar.add_task("training", total=1.0)
 
-        def told(done: int, total: int) -> None:
+        def report_progress(done: int, total: int) -> None:
             self.bar.update(row, completed=done / total)
 
-        setting = LearnerSetting(self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, told)
+        setting = LearnerSetting(
+            self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, report_progress
+        )
         provenance = {"source": "draftpick demo", "requests_sent": len(measured)}
         every = matrix(data, self.arms, featurizer=self.featurizer.id)
         train_policy(every, learner(DEFAULT), setting, self.folder / "policy", provenance)
@@ -128,11 +130,11 @@ class _Story:
         began = time.monotonic()
         row = self.bar.add_task(what, total=min(len(tasks), round(min(budget_s, 1e9))))
 
-        def told(done: int, total: int, last: Measurement) -> None:
+        def report_progress(done: int, total: int, last: Measurement) -> None:
             self.bar.update(row, completed=done if budget_s == math.inf else round(time.monotonic() - began))
 
         model = self.config.target.name
-        return asyncio.run(measure(self.url, model, tasks, progress=told, budget_s=budget_s))
+        return asyncio.run(measure(self.url, model, tasks, progress=report_progress, budget_s=budget_s))
 
     def _prompts(self, n: int, offset: int) -> list[Prompt]:
         """Prompts interleaved by kind, so that every prefix of the list is balanced."""

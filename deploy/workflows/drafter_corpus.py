@@ -126,8 +126,8 @@ def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int]
         folder = cache_dir() / "teachers" / "-".join([key, *map(str, layers)])
         if not folder.is_dir():
             answers = Responses.load(cache_dir() / "answers" / f"{key}.npz")
-            told = partial(_report_progress, progress, f"the target's states, {number} of {len(parts)}")
-            collect_target_outputs(target, answers, folder, told, layers, device)
+            on_progress = partial(_report_progress, progress, f"the target's states, {number} of {len(parts)}")
+            collect_target_outputs(target, answers, folder, on_progress, layers, device)
         teachers.append(TargetOutputs.load(folder))
     return TargetOutputs.join(teachers)
 

@@ -17,8 +17,8 @@ def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallb
 
     answers = _answers(corpus, progress)
     teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
-    told = _told(f"training {out.name} with {options.loss}", progress)
-    result = distill(target_folder(corpus.target), answers, teacher, out, options, told)
+    on_progress = _progress_callback(f"training {out.name} with {options.loss}", progress)
+    result = distill(target_folder(corpus.target), answers, teacher, out, options, on_progress)
     return _write("An independent draft model", corpus, options, result, out)
 
 
@@ -31,7 +31,7 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallbac
     target, answers = target_folder(corpus.target), _answers(corpus, progress)
     layers = feature_layers(AutoConfig.from_pretrained(target).num_hidden_layers)
     teacher = teacher_of(corpus, progress, layers)
-    result = train(target, answers, teacher, out, options, _told("training", progress))
+    result = train(target, answers, teacher, out, options, _progress_callback("training", progress))
     return _write("An EAGLE-3 head", corpus, options, result, out)
 
 
@@ -63,19 +63,19 @@ def _answers(corpus: Corpus, progress: ProgressCallback) -> Any:
     return answers
 
 
-def _told(what: str, progress: ProgressCallback) -> Callable[[float, float, float], None]:
+def _progress_callback(what: str, progress: ProgressCallback) -> Callable[[float, float, float], None]:
     return lambda done, loss, tau: progress(what, done, f"loss {loss:.3f}, tau {tau:.2f}")
 
 
 def _asked(corpus: Corpus, options: Any) -> dict[str, Any]:
-    told = {"corpus": corpus.as_json(), "options": asdict(options)}
-    return dict(json.loads(json.dumps(told, default=lambda path: path.name)))
+    fields = {"corpus": corpus.as_json(), "options": asdict(options)}
+    return dict(json.loads(json.dumps(fields, default=lambda path: path.name)))
 
 
 def _done(corpus: Corpus, options: Any, out: Path) -> dict[str, Any] | None:
     """The result of an earlier run with the same options in `out`, if any."""
-    told = out / "training.json"
-    result = json.loads(told.read_text()) if told.is_file() else {}
+    result_file = out / "training.json"
+    result = json.loads(result_file.read_text()) if result_file.is_file() else {}
     return result if _asked(corpus, options).items() <= result.items() else None
 
 

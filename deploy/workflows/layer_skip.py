@@ -21,13 +21,13 @@ def run_layer_skip(
     from draftpick.engines.drafters.training.distill import DistillOptions
     from draftpick.engines.drafters.training.trainer import FitOptions
 
-    told, cut = out / "search.json", out / "cut"
+    search_file, cut = out / "search.json", out / "cut"
     asked = {"corpus": json.loads(json.dumps(corpus.as_json())), "trials": trials}
-    found = json.loads(told.read_text()) if told.is_file() else {}
+    found = json.loads(search_file.read_text()) if search_file.is_file() else {}
     if found.get("asked") != asked:
         found = {"asked": asked, **_search(corpus, trials, out, cut, progress)}
         out.mkdir(parents=True, exist_ok=True)
-        told.write_text(json.dumps(found, indent=1) + "\n")
+        search_file.write_text(json.dumps(found, indent=1) + "\n")
     best = found["best"]
     result: dict[str, Any] = {"best": best, "drafter": str(cut)}
     if heal_minutes > 0:

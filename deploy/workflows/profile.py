@@ -115,7 +115,7 @@ def plot(profiles: Mapping[str, Profile], path: Path) -> None:
         axes.set_xscale("log", base=2)
         grid = sorted({batch for profile in profiles.values() for batch in profile.batches})
         axes.set_xticks(grid, [str(batch) for batch in grid])
-        axes.set_xlabel("requests that run at once")
+        axes.set_xlabel("concurrent requests")
         axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
     both[0].set_ylim(bottom=0)

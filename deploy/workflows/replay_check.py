@@ -42,13 +42,13 @@ def replay_fleet(
             continue
         done = 0
 
-        def told(name: str = engine.name) -> None:
+        def advance(name: str = engine.name) -> None:
             nonlocal done
             done += 1
             progress(name, done / (2 * len(prompts)), "")
 
-        answers = ask(url, model, engine.name, prompts, told)
-        results[engine.name] = compare(engine, target_path(fleet.target), answers, told)
+        answers = ask(url, model, engine.name, prompts, advance)
+        results[engine.name] = compare(engine, target_path(fleet.target), answers, advance)
     return results
 
 

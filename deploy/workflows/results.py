@@ -69,9 +69,9 @@ def merge_into(path: Path, figures: Mapping[str, Interval], **more: dict[str, An
     result["figures"] |= _rounded(figures)
     for name, entries in more.items():
         result[name] = result.get(name, {}) | entries
-    told = {"figures": list(figures), **_origin()}
-    kept = [one for one in result.get("amended", ()) if one["figures"] != told["figures"]]
-    _save(path, {**result, "amended": [*kept, told]})
+    amendment = {"figures": list(figures), **_origin()}
+    kept = [one for one in result.get("amended", ()) if one["figures"] != amendment["figures"]]
+    _save(path, {**result, "amended": [*kept, amendment]})
 
 
 def _origin() -> dict[str, Any]:

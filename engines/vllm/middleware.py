@@ -67,8 +67,8 @@ def _arguments(args: Any) -> dict[str, Any]:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     given = {one.name: _plain(getattr(args, one.name, None), one.name) for one in fields(AsyncEngineArgs)}
-    usual = {one.name: one.default for one in fields(AsyncEngineArgs)}
-    return {name: v for name, v in given.items() if v not in (None, usual[name]) and name not in _NOT_OF_A_BUILD}
+    defaults = {one.name: one.default for one in fields(AsyncEngineArgs)}
+    return {name: v for name, v in given.items() if v not in (None, defaults[name]) and name not in _NOT_OF_A_BUILD}
 
 
 def _plain(value: Any, name: str = "") -> Any:

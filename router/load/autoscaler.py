@@ -38,8 +38,8 @@ class Autoscaler:
             scale = 1.0 + others / own if own else 1.0
             demand = self._demand.in_flight(self._load.service_s)
             self.targets = replicas({arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.budget)
-            told = [self._set_target[arm](n) for arm, n in self.targets.items() if arm in self._set_target]
-            await asyncio.gather(*told, return_exceptions=True)
+            updates = [self._set_target[arm](n) for arm, n in self.targets.items() if arm in self._set_target]
+            await asyncio.gather(*updates, return_exceptions=True)
 
 
 def scalable_engines(config: DraftpickConfig) -> dict[str, Scalable]:

@@ -38,8 +38,8 @@ class Demand:
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
         """Requests by arm with service times `service_s`; an arm without one takes that of the slowest."""
         self._fade()
-        usual = max(service_s.values(), default=0.0)
-        return {arm: n / _MEMORY_S * (service_s.get(arm) or usual) for arm, n in self._preferred.items()}
+        slowest_s = max(service_s.values(), default=0.0)
+        return {arm: n / _MEMORY_S * (service_s.get(arm) or slowest_s) for arm, n in self._preferred.items()}
 
     def unmet(self) -> dict[str, float]:
         """Relative excess of unloaded choices over actual ones by arm: 0.3 is 30 % more."""

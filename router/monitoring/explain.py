@@ -20,11 +20,11 @@ _TIE_SHARE = 0.005
 """Times within this relative difference are reported as equal."""
 INELIGIBLE_REASONS = {
     "no_replica": "has no replica",
-    "gone": "cannot be reached",
-    "breaker_open": "keeps failing and is left alone",
+    "gone": "is unreachable",
+    "breaker_open": "is ejected after repeated failures",
     "full": "is full",
-    "quarantined": "has lost its drafts and is in quarantine",
-    "stale": "has not told its load for long",
+    "quarantined": "has lost its drafts and is quarantined",
+    "stale": "has outdated load reports",
 }
 """Why an engine may not take a request."""
 
@@ -199,7 +199,7 @@ class DecisionExplanation:
         a, b = self.terms[chosen], self.terms[other]
         causes = _causes(a, b)
         there = self.standings[chosen].load, self.standings[other].load
-        told: dict[str, Callable[[], str]] = {
+        messages: dict[str, Callable[[], str]] = {
             "drafts": lambda: f"its acceptance length is {a.tau:.1f} on such requests ({other}: {b.tau:.1f})",
             "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
             "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
@@ -208,7 +208,7 @@ class DecisionExplanation:
             "read": lambda: f"it has the beginning of this request in its prefix cache, which saves {_time(a.known_s)}",
             "prompt": lambda: f"its prefill takes {_time(a.prompt_s)}, that of {other} {_time(b.prompt_s)}",
         }
-        return told[max(causes, key=causes.__getitem__)]()
+        return messages[max(causes, key=causes.__getitem__)]()
 
     def _faster_alternative(self, chosen: str, other: str) -> str:
         """A faster arm, and why it is not chosen; "" without one, or if already mentioned."""
