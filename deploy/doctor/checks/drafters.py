@@ -153,13 +153,13 @@ def synthetic(context: DoctorContext) -> Iterator[Finding]:
 @check("fleet", "no two engines draft alike")
 def duplicate_drafters(context: DoctorContext) -> Iterator[Finding]:
     """Engines that differ only by name give a policy nothing to choose from."""
-    told = {
+    drafting = {
         engine.name: (drafter.model_dump(), {k: v for k, v in kwargs.items() if k != "seed"})
         for _, engine, kwargs in context.started
         if (drafter := engine.drafter) is not None
     }
     plain = {engine.name: (None, kwargs) for _, engine, kwargs in context.started if engine.drafter is None}
-    for group in (told, plain):
+    for group in (drafting, plain):
         for one, other in combinations(group, 2):
             if group[one] == group[other]:
                 yield warning(
