@@ -107,7 +107,7 @@ def _describe_savings(saved: PairedSavings, bounds: tuple[float, float]) -> str:
     now = float(np.average(saved.baseline, weights=1.0 / saved.max_below))
     middle = float(np.average(saved.per_request, weights=1.0 / saved.max_below))
     middle, low, high = (value / now for value in (middle, *bounds))
-    return f"saves {middle:.1%} of the time, between {low:.1%} and {high:.1%} (anytime-valid)"
+    return f"saves {middle:.1%} of the time, anytime-valid bounds {low:.1%} to {high:.1%}"
 
 
 def _tail(name: str, trial: CanaryExperiment, times_s: Floats, limit_s: float, alpha: float) -> Check:

@@ -145,7 +145,7 @@ def cpu_memory(context: DoctorContext) -> Iterator[Finding]:
     say = problem if here and wanted > total else warning
     what = f"{count} engine replica(s) would take {wanted / 2**30:.1f} of {total / 2**30:.1f} GiB"
     if open_ended:
-        fix = f"set for {', '.join(open_ended)} engine_kwargs.kv_cache_memory_bytes"
+        fix = f"set engine_kwargs.kv_cache_memory_bytes for {', '.join(open_ended)}"
         why = "without it vLLM claims 0.92 of all memory for every engine, on CPUs too, and does not start with less"
     else:
         fix, why = "lower kv_cache_memory_bytes, or remove engines", "engines on CPUs share one memory"
