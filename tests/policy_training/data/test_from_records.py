@@ -104,7 +104,9 @@ def test_a_thin_log_makes_a_good_policy_whose_worth_is_estimated(tmp_path: Path)
 def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
     rows = [i for i in range(200) if LOG.arm[i] != 3] + [i for i in range(200) if LOG.arm[i] == 3][:5]
     data = from_records(write(tmp_path, [record(i) for i in rows]))
-    with pytest.raises(DatasetError, match=r"arm 'math' has 5 records: at least 20 are needed \(increase exploration\)"):
+    with pytest.raises(
+        DatasetError, match=r"arm 'math' has 5 records: at least 20 are needed \(increase exploration\)"
+    ):
         impute_missing_arms(data, ARMS, "features", COSTS)
     with pytest.raises(DatasetError, match="no record has a context of 'others'"):
         impute_missing_arms(data, ARMS, "others", COSTS)

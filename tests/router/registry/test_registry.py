@@ -201,9 +201,7 @@ def test_a_policy_is_refused(three: Registry, begun: bool) -> None:
 def test_a_refused_policy_comes_back_by_pin_alone(three: Registry) -> None:
     three.reject("p0003", "guard", "slower")
     for call in (three.start_shadow, three.promote):
-        assert refusal(call, "p0003", "job") == (
-            "p0003 was rejected (to use it anyway: draftpick policies pin p0003)"
-        )
+        assert refusal(call, "p0003", "job") == ("p0003 was rejected (to use it anyway: draftpick policies pin p0003)")
     three.pin("p0003", "person")
     assert three.state().active == "p0003"
 
