@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -72,10 +73,6 @@ def _repetition(request: Request) -> float:
     return 1 - len(set(itertools.pairwise(words))) / pairs if pairs > 0 else 0.0
 
 
-def _structured(request: Request) -> float:
-    return float(request.structured)
-
-
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One number of a request, roughly in [0, 2].
@@ -127,7 +124,7 @@ TABLE = (
     ),
     Feature(
         "asks_json",
-        _structured,
+        attrgetter("structured"),
         words=("json", "schema", "yaml", "yml", "csv", "xml", "key-value", "table"),
         labels=("", "JSON or table"),
         weight=2.0,

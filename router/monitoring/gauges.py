@@ -142,7 +142,7 @@ class StateCollector:
         waiting = {arm: sum(r.report.waiting for r in there if r.report is not None) for arm, there in by_arm.items()}
         yield ARM_WAITING.family(((arm,), n) for arm, n in waiting.items())
         yield ARM_SERVICE.family(((arm,), seconds) for arm, seconds in load.service_s.items())
-        yield ARM_STALE.family(((arm,), arm in load.stale) for arm in by_arm)
+        yield ARM_STALE.family(((arm,), arm in load.staleness.suspects) for arm in by_arm)
         yield WANTED.family(((arm,), n) for arm, n in self.targets().items())
         yield UNMET.family(((arm,), share) for arm, share in demand.unmet().items())
 

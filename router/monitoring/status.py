@@ -34,7 +34,7 @@ class FleetStatus:
         """All of it, for JSON. Of the registry `None` where there is none, `{"error": ...}` where it is damaged."""
         serving, recent = self._parts.active_policies, self._parts.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
-        engines = engine_statuses(self._parts.replicas, self._parts.acceptance_monitor, self._parts.load)
+        engines = engine_statuses(self._parts)
         return {
             "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
