@@ -14,6 +14,13 @@ _MIN_TIMES, _MIN_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 _NEAR = 2
 """Maximum excess over the least loaded replica at which a cached prefix still decides."""
 _NOTHING: Mapping[str, int] = {}
+UNAVAILABLE_REASONS = {
+    "no_replica": "has no replica",
+    "gone": "is unreachable",
+    "breaker_open": "is ejected after repeated failures",
+    "full": "is full",
+}
+"""Why no replica of an arm may take a request."""
 
 
 class Replica:
@@ -110,6 +117,17 @@ class ReplicaTable:
             for arm, replicas in self._replicas.items()
             if any(map(self._admits_in_panic, _without(replicas, tried)))
         ]
+
+    def unavailable_reason(self, arm: str) -> str | None:
+        """A key of `UNAVAILABLE_REASONS` for an arm that is not eligible, else None."""
+        replicas = self._replicas[arm]
+        if not replicas:
+            return "no_replica"
+        if arm in self.eligible():
+            return None
+        if all(replica.in_flight >= self.max_in_flight for replica in replicas):
+            return "full"
+        return "gone" if all(replica.unreachable for replica in replicas) else "breaker_open"
 
     def reachable(self) -> bool:
         """True if any replica accepted a connection at the last attempt, whatever its state."""

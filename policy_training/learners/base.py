@@ -12,7 +12,7 @@ from draftpick.policy_training.data import reward
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.learners.ray_train import Workers
-from draftpick.router.features.lexical import FEATURES
+from draftpick.router.features.lexical import TABLE
 from draftpick.router.policies.shapes import Arrays
 
 Floats = npt.NDArray[np.float64]
@@ -21,8 +21,6 @@ ProgressCallback = Callable[[int, int], None]
 
 _CONSTANT = 1e-3
 _LENGTH_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
-_WEIGHTS = {"asks_": 2.0, "_share": 0.5}
-"""Weights of lexical features by name pattern: the task is more informative than the look of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +76,10 @@ class FeatureScaling:
         """Fit to contexts [n, d]."""
         deviation = contexts.std(axis=0)
         scale = np.where(deviation < _CONSTANT, 1.0, deviation)
-        embedded = max(contexts.shape[1] - len(FEATURES), 0)
+        embedded = max(contexts.shape[1] - len(TABLE), 0)
         scale[:embedded] = np.sqrt(np.square(deviation[:embedded]).sum()) or 1.0
-        weights = [next((w for part, w in _WEIGHTS.items() if part in name), 1.0) for name in FEATURES]
-        scale[embedded:] *= np.sqrt(len(FEATURES)) / np.asarray(weights)[-(contexts.shape[1] - embedded) :]
+        weights = [feature.weight for feature in TABLE]
+        scale[embedded:] *= np.sqrt(len(TABLE)) / np.asarray(weights)[-(contexts.shape[1] - embedded) :]
         return cls(contexts.mean(axis=0).astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, contexts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

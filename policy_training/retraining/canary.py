@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from draftpick.policy_training.evaluation.confidence_sequence import Floats, confidence_bounds, p_value
 from draftpick.policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, PairedSavings
-from draftpick.policy_training.retraining.offline_gate import MARGIN, Check, as_json
+from draftpick.policy_training.retraining.gates.base import MARGIN, Check, as_json
 
 STAGES = (0.01, 0.1, 0.5)
 """Canary shares of a candidate by stage, before it decides all requests."""

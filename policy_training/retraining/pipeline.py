@@ -24,13 +24,10 @@ from draftpick.policy_training.data.step_costs import ARRAYS, Costs
 from draftpick.policy_training.evaluation.ope import reward_model
 from draftpick.policy_training.learners.base import Learner, LearnerSetting
 from draftpick.policy_training.learners.ray_train import Workers
-from draftpick.policy_training.retraining.generalization_gate import (
-    domains_from_records,
-    domains_from_tasks,
-    leave_domain_out_checks,
-    rewording_checks,
-)
-from draftpick.policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
+from draftpick.policy_training.retraining.gates import OFFLINE, REFIT
+from draftpick.policy_training.retraining.gates.base import Verdict, evaluate, skipped
+from draftpick.policy_training.retraining.gates.generalization import RefitInputs
+from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
 from draftpick.policy_training.train import fitted, train_policy
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.events import Event
@@ -44,7 +41,6 @@ RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_loses")
 _EARLIER = 0.6
 _MAX_RECORDS = 20_000
 BY = "retraining"
-_FAILED_BEFORE = dict.fromkeys(("rewording", "left_out_domain"), "the gate had already failed")
 Floats = npt.NDArray[np.float64]
 
 
@@ -122,13 +118,14 @@ def retrain(
             {"records": len(data.measurements), **span},
         )
         on_progress("evaluating on later records")
-        verdict = _gate(read(artefact), active, later, featurizer, plan)
-        unseen, not_made = (
-            _unseen_checks(learned, base, data, setting, plan, on_progress) if verdict.passed else ([], _FAILED_BEFORE)
-        )
-        verdict = verdict.with_checks(unseen)
+        verdict = evaluate(OFFLINE, _logged_evidence(read(artefact), active, later, featurizer, plan))
+        if verdict.passed:
+            inputs = _refit_inputs(learned, base, data, setting, plan, on_progress)
+            verdict = verdict.joined(evaluate(REFIT, inputs))
+        else:
+            verdict = verdict.joined(skipped(REFIT, "the gate had already failed"))
         reason, counted = _reason(verdict), {"records": len(data.measurements), "dropped": dict(data.dropped)}
-        report = {"reason": reason, "gate": verdict.as_json(), "not_made": not_made, **counted}
+        report = {"reason": reason, "gate": verdict.as_json(), "not_made": dict(verdict.not_made), **counted}
         id = registry.add(artefact, report, BY)
     if not verdict.passed:
         registry.reject(id, BY, reason)
@@ -140,34 +137,28 @@ def retrain(
     return RetrainingResult("candidate", id, report)
 
 
-def _unseen_checks(
+def _refit_inputs(
     learned: Matrix,
     base: Matrix | None,
     data: Dataset,
     setting: LearnerSetting,
     plan: RetrainingPlan,
     on_progress: Callable[[str], None],
-) -> tuple[list[Check], dict[str, str]]:
-    """Return (checks on unseen requests, skipped checks with the reason)."""
-
-    def fit(rows: Matrix) -> Policy:
-        return fitted(rows, plan.learner, setting)
-
-    checks, not_made = list[Check](), dict[str, str]()
-    if plan.reworded is None or base is None:
-        not_made["rewording"] = "no reworded data with the same requests in their original words was given (--reworded)"
-    else:
-        on_progress("evaluating reworded requests")
-        other = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)
-        checks.append(rewording_checks(learned, base, other, setting.default, fit))
-    try:
-        domains = (
-            domains_from_tasks(learned, base) if base is not None else domains_from_records(learned, data, setting.seed)
-        )
-        checks.append(leave_domain_out_checks(learned, domains, fit, lambda name: on_progress(f"without {name}")))
-    except DatasetError as error:
-        not_made["left_out_domain"] = str(error)
-    return checks, not_made
+) -> RefitInputs:
+    """What the gates that train again are given."""
+    reworded = None
+    if plan.reworded is not None and base is not None:
+        reworded = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)
+    return RefitInputs(
+        learned,
+        data,
+        setting.default,
+        lambda rows: fitted(rows, plan.learner, setting),
+        setting.seed,
+        base,
+        reworded,
+        on_progress,
+    )
 
 
 def _reason(verdict: Verdict) -> str:
@@ -175,7 +166,10 @@ def _reason(verdict: Verdict) -> str:
     return "; ".join(failed) if failed and not verdict.passed else "the gate passed"
 
 
-def _gate(candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: RetrainingPlan) -> Verdict:
+def _logged_evidence(
+    candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: RetrainingPlan
+) -> LoggedEvidence:
+    """Raises `DatasetError` where no later record judges the candidate."""
     rows = random_arm_rows(later, featurizer)
     if not rows.measurements:
         raise DatasetError("no later record was drawn by a policy, so the candidate cannot be evaluated")
@@ -185,7 +179,7 @@ def _gate(candidate: Policy, active: Policy | None, later: Dataset, featurizer: 
     before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[logged.arm]
     times = paired_rows(later, rows, arms)
     slices = [str(active.cluster(stored_context(v, featurizer)) if active else 0) for v in contexts]
-    return evaluate_offline(
+    return LoggedEvidence(
         logged,
         own,
         before,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.config.sections import LoadConfig, Objective
+from draftpick.router.load.staleness import StaleReports
 from draftpick.router.load.step_time import MAX_BATCH, StepTimeModel
 from draftpick.router.types import Context, LoadTerms, Outcome
 
@@ -41,12 +42,12 @@ class LoadModel:
         accelerators: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`accelerators`: per replica, by arm (default 1)."""
-        self._config, self._replicas, self._clock = config, replicas, clock
+        """`accelerators`: how many each replica of an arm takes (1)."""
+        self._config, self._replicas = config, replicas
         self._accelerators = dict(accelerators or {})
         self.steps = {arm: StepTimeModel() for arm in replicas.arms}
         self.service_s = dict.fromkeys(replicas.arms, 0.0)
-        self.stale: frozenset[str] = frozenset()
+        self.staleness = StaleReports(replicas, config.stale_s, clock)
         self._has_foreign_load = False
 
     def terms_now(
@@ -124,10 +125,4 @@ class LoadModel:
         self._has_foreign_load = any(
             replica.foreign_in_flight for there in self._replicas.by_arm.values() for replica in there
         )
-        oldest = self._clock() - self._config.stale_s
-        self.stale = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
-
-
-def _all_stale(replicas: Sequence[Replica], oldest: float) -> bool:
-    """True if all of an arm's replicas have reported before, and none recently."""
-    return bool(replicas) and all(r.report is not None and r.reported_at < oldest for r in replicas)
+        self.staleness.refresh()

@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.sections import Objective
-from draftpick.router.load.load_model import LoadModel
+from draftpick.router.health import HealthSignal, ineligible_reasons
+from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
-from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.openai_request import Request
 from draftpick.router.parts import Parts
 from draftpick.router.policies.base import Terms
@@ -18,15 +17,6 @@ from draftpick.router.types import Context, Decision
 
 _TIE_SHARE = 0.005
 """Times within this relative difference are reported as equal."""
-INELIGIBLE_REASONS = {
-    "no_replica": "has no replica",
-    "gone": "is unreachable",
-    "breaker_open": "is ejected after repeated failures",
-    "full": "is full",
-    "quarantined": "has lost its drafts and is quarantined",
-    "stale": "has outdated load reports",
-}
-"""Why an engine may not take a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +43,34 @@ async def explain(
     context = await parts.dispatcher.featurize(request)
     read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
-    may = parts.decide.not_quarantined(parts.replicas.eligible())
-    known = [arm for arm in may if arm not in parts.load.stale] or may
+    candidates, _ = parts.decide.healthy(parts.replicas.eligible())
     served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective
     terms = explain_terms(decision, served, context)
-    now = engine_statuses(parts.replicas, parts.acceptance_monitor, parts.load)
-    return DecisionExplanation(decision, served, context, known, now, wanted, parts.baseline, terms).as_json()
+    reasons = ineligible_reasons(parts.health_signals)
+    return DecisionExplanation(
+        decision, served, context, candidates, engine_statuses(parts), wanted, parts.baseline, terms, reasons
+    ).as_json()
 
 
-def engine_statuses(
-    replicas: ReplicaTable, acceptance_monitor: AcceptanceMonitor, load: LoadModel
-) -> dict[str, EngineStatus]:
-    eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.in_flight(), acceptance_monitor.state(), {}
-    for arm, there in replicas.by_arm.items():
-        why_not = None
-        if not there:
-            why_not = "no_replica"
-        elif arm not in eligible:
-            full = all(replica.in_flight >= replicas.max_in_flight for replica in there)
-            why_not = "full" if full else "gone" if all(replica.unreachable for replica in there) else "breaker_open"
-        elif not acceptance_monitor.admits(arm, in_flight[arm]):
-            why_not = "quarantined"
-        elif arm in load.stale:
-            why_not = "stale"
-        breakers: dict[str, int] = dict(Counter(replica.breaker.state for replica in there))
-        there_now, stale = sum(replica.total_in_flight for replica in there), arm in load.stale
-        found[arm] = EngineStatus(len(there), in_flight[arm], there_now, why_not, breakers, drafts[arm], stale)
+def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
+    """The state of every engine, by arm."""
+    in_flight, quarantine_states, found = parts.replicas.in_flight(), parts.acceptance_monitor.state(), {}
+    for arm, there in parts.replicas.by_arm.items():
+        found[arm] = EngineStatus(
+            len(there),
+            in_flight[arm],
+            sum(replica.total_in_flight for replica in there),
+            parts.replicas.unavailable_reason(arm) or _suspicion(parts.health_signals, arm, in_flight[arm]),
+            dict(Counter(replica.breaker.state for replica in there)),
+            quarantine_states[arm],
+            arm in parts.load.staleness.suspects,
+        )
     return found
+
+
+def _suspicion(signals: Sequence[HealthSignal], arm: str, in_flight: int) -> str | None:
+    """The reason of the first signal that objects to an arm."""
+    return next((one.reason for one in signals if arm in one.suspects and not one.admits(arm, in_flight)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +89,7 @@ class DecisionExplanation:
     objective: Objective
     baseline: str
     terms: Mapping[str, Terms]
+    ineligible_reasons: Mapping[str, str]
 
     def as_json(self) -> dict[str, object]:
         """All fields; null for what a policy does not predict."""
@@ -148,7 +140,7 @@ class DecisionExplanation:
 
     def _fallback(self) -> str:
         arm = self.decision.arm
-        if all(self.standings[one].why_not == "stale" for one in self.candidates):
+        if all(self.standings[one].why_not == StaleReports.reason for one in self.candidates):
             return f"all load reports are outdated: {arm} serves, the lowest risk under unknown load"
         if self.in_service.policy.featurizer is not None and not self.in_service.accepts(self.context):
             return f"the request has no features (no text, or too late): {arm} serves by default"
@@ -217,7 +209,7 @@ class DecisionExplanation:
         if out:
             arm = min(out, key=self._weighted_s)
             why_not = self.standings[arm].why_not if arm in self.standings else None
-            return f"; {arm} would be faster but {INELIGIBLE_REASONS[why_not or 'no_replica']}"
+            return f"; {arm} would be faster but {self.ineligible_reasons[why_not or 'no_replica']}"
         rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:

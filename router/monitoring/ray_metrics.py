@@ -15,13 +15,7 @@ from draftpick.router.telemetry import metrics
 
 _EVERY_S = 10.0
 _TOTAL = "_total"
-_COUNTS = (
-    *(metrics.REQUESTS, metrics.ATTEMPTS, metrics.DECISIONS, metrics.ERRORS, metrics.EVENTS_TOTAL),
-    *(metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.DECODING_S, metrics.DECODING_BASELINE_S),
-    *(gauges.FALLBACKS, gauges.DROPPED),
-)
-_SUMS = (metrics.TTFT, metrics.TPOT, metrics.E2E, metrics.ACCEPTANCE, metrics.PREDICTION)
-_VALUES = (gauges.IN_FLIGHT, gauges.QUEUED, gauges.ARM_LOAD, gauges.ARM_WAITING, gauges.REPLICAS, gauges.DRAFTS)
+_COPIED = tuple(metric for metric in (*metrics.METRICS, *gauges.METRICS) if metric.on_ray)
 
 
 class RayMetricsExporter:
@@ -32,13 +26,18 @@ class RayMetricsExporter:
 
         self._collectors, self._name = collectors, name
         self._last: dict[tuple[str, tuple[str, ...]], float] = {}
-        counters = {described.name: described for described in _COUNTS}
-        counters |= {f"{described.name}{part}": described for described in _SUMS for part in ("_sum", "_count")}
+        counters = {described.name: described for described in _COPIED if described.kind == "counter"}
+        counters |= {
+            f"{described.name}{part}": described
+            for described in _COPIED
+            if described.kind == "histogram"
+            for part in ("_sum", "_count")
+        }
         self._counters = {
             name: Counter(name.removesuffix(_TOTAL), described.help, ("router", *described.labels))
             for name, described in counters.items()
         }
-        self._gauges = {d.name: Gauge(d.name, d.help, ("router", *d.labels)) for d in _VALUES}
+        self._gauges = {d.name: Gauge(d.name, d.help, ("router", *d.labels)) for d in _COPIED if d.kind == "gauge"}
 
     async def run(self) -> None:
         """Export periodically, forever."""

@@ -34,7 +34,7 @@ class FleetStatus:
         """All state, for JSON. The registry is None if there is none, `{"error": ...}` if damaged."""
         serving, recent = self._parts.active_policies, self._parts.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
-        engines = engine_statuses(self._parts.replicas, self._parts.acceptance_monitor, self._parts.load)
+        engines = engine_statuses(self._parts)
         return {
             "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
+from typing import ClassVar, Literal
 
 from draftpick.router.config.sections import QuarantineConfig
 from draftpick.router.online.events import Event
@@ -66,7 +66,14 @@ _gain = attrgetter("gain")
 
 
 class AcceptanceMonitor:
-    """Sequential test by arm. `doubt` sums log(1 / historical share of collapsed answers) over a run of them."""
+    """A `draftpick.router.health.HealthSignal`: a sequential test by arm.
+
+    `evidence` sums log(1 / share of collapsed answers in the past) over a run of them.
+    """
+
+    reason: ClassVar[str] = "quarantined"
+    text: ClassVar[str] = "has lost its drafts and is quarantined"
+    fallback: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -79,6 +86,7 @@ class AcceptanceMonitor:
         self._config, self._clock, self._on_event = config or QuarantineConfig(), clock, on_event
         self._arms = {arm: _ArmState(self._config.quarantine_s) for arm in arms}
         self.quarantined = 0
+        self.suspects: set[str] = set()
 
     def admits(self, arm: str, in_flight: int) -> bool:
         """True if an arm may take one more request: none in quarantine, two concurrent ones while probed."""
@@ -144,6 +152,7 @@ class AcceptanceMonitor:
                 return
         arm_state.collapsed_run = arm_state.collapsed_run + 1 if collapsed else 0
         if not collapsed:
+            self.suspects.discard(arm)
             arm_state.quarantined_until, arm_state.evidence, arm_state.quarantine_s = (
                 None,
                 0.0,
@@ -163,4 +172,5 @@ class AcceptanceMonitor:
         text = f"engine {arm}: {lost}; no requests for {arm_state.quarantine_s:g} s"
         self._on_event("arm_quarantined", text, arm)
         arm_state.quarantine_s = min(2 * arm_state.quarantine_s, self._config.max_quarantine_s)
+        self.suspects.add(arm)
         self.quarantined += 1

@@ -11,19 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.features.lexical import stored_context
+from draftpick.router.health import ineligible_reasons
+from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.monitoring.explain import (
-    INELIGIBLE_REASONS,
     DecisionExplanation,
     EngineStatus,
     _causes,
     explain_terms,
 )
 from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.policies import load
 from draftpick.router.policies.base import (
     DecisionInput,
@@ -44,6 +47,7 @@ ARMS = ("plain", "ngram", "math")
 CONTEXT = stored_context(np.zeros(2, np.float32), "features")
 CONFIG = RouterConfig(default_engine="plain", seed=0)
 EXPLAIN = "/v1/route/explain"
+REASONS = ineligible_reasons([AcceptanceMonitor(ARMS), StaleReports(ReplicaTable(ARMS), 1.0)])
 PLAIN = Terms(tau=1.0, step_s=0.02, tokens=20, prompt_s=0.0)
 NGRAM = replace(PLAIN, tau=1.3)
 MATH = replace(PLAIN, tau=2.0, step_s=0.022)
@@ -96,7 +100,7 @@ def explained(
     decision = replace(policy.decide(DecisionInput(CONTEXT, may), np.random.default_rng(0)), **changes)
     there = {arm: EngineStatus(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
     known = explain_terms(decision, served, CONTEXT)
-    return DecisionExplanation(decision, served, CONTEXT, may, there, objective, "plain", known)
+    return DecisionExplanation(decision, served, CONTEXT, may, there, objective, "plain", known, REASONS)
 
 
 # --- the sentence ---
@@ -188,7 +192,7 @@ def test_a_policy_without_times_says_so(policy: Policy) -> None:
     served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
     there = dict.fromkeys(ARMS, EngineStatus(1, 0, 0, None))
     told = DecisionExplanation(
-        decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None)
+        decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None), REASONS
     )
     assert f"policy {policy.id} predicts no times; it gives {decision.arm}" in told.deciding_reason()
     assert [row["predicted"] for row in told.as_json()["arms"]] == [None] * 3  # type: ignore[attr-defined]
@@ -213,7 +217,7 @@ def test_the_causes_add_up_to_the_difference(a: Terms, b: Terms) -> None:
     terms,
     terms,
     terms,
-    st.sampled_from(["", *INELIGIBLE_REASONS]),
+    st.sampled_from(["", *REASONS]),
     st.lists(st.integers(0, 20), min_size=3, max_size=3),
 )
 def test_there_is_always_one_plain_sentence(a: Terms, b: Terms, c: Terms, why: str, loads: list[int]) -> None:
@@ -312,7 +316,7 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
             for tau in [3.0] * 60 + [1.0] * 200:
                 watch.observe("ngram", tau, 32)
         case "stale":
-            parts.load.stale = frozenset({"ngram"})
+            parts.load.staleness.suspects = frozenset({"ngram"})
     told = await explanation(app)
     plain, ngram = told["arms"]
     assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
@@ -326,7 +330,7 @@ async def test_where_none_may_all_may(router_app: StartRouter) -> None:
     for there in app.replicas.by_arm.values():
         there[0].breaker.trip()
     assert [row["eligible"] for row in (await explanation(app))["arms"]] == [True, True]
-    app.parts.load.stale = frozenset(TWO)
+    app.parts.load.staleness.suspects = frozenset(TWO)
     told = await explanation(app)
     assert (told["reason"], told["arm"]) == ("fallback", "plain")
     assert "the lowest risk" in told["tipped"]

@@ -10,7 +10,7 @@ from draftpick.policy_training.data.dataset import DatasetError
 from draftpick.policy_training.data.from_records import dataset_of
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.learners import learner
-from draftpick.policy_training.retraining.generalization_gate import (
+from draftpick.policy_training.retraining.gates.generalization import (
     domains_from_records,
     domains_from_tasks,
     leave_domain_out_checks,

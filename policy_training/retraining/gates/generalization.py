@@ -13,7 +13,7 @@ from draftpick.policy_training.data.dataset import Dataset, DatasetError
 from draftpick.policy_training.data.matrix import Floats, Matrix, matrix
 from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 from draftpick.policy_training.learners.base import FeatureScaling, contexts_of
-from draftpick.policy_training.retraining.offline_gate import MARGIN, MIN_PAIRED, Check
+from draftpick.policy_training.retraining.gates.base import MARGIN, MIN_PAIRED, Check, NotMade
 from draftpick.policy_training.train import policy_probabilities
 from draftpick.router.policies.base import Policy
 
@@ -25,6 +25,46 @@ _MIN_DOMAINS = 3
 _RESAMPLES, _SURE = 2000, 0.05
 Fit = Callable[[Matrix], Policy]
 Labels = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True, slots=True)
+class RefitInputs:
+    """What a candidate was `learned` from, the records among it as `data`, and how to `fit` the same learner again.
+
+    `base`: its measured or replayed requests; `reworded`: some of them in other words. `default`: an arm.
+    `on_progress`: called with what is being done.
+    """
+
+    learned: Matrix
+    data: Dataset
+    default: str
+    fit: Fit
+    seed: int = 0
+    base: Matrix | None = None
+    reworded: Matrix | None = None
+    on_progress: Callable[[str], None] = lambda what: None
+
+
+def rewording(inputs: RefitInputs) -> Check | NotMade:
+    """Does the gain survive other words? See `rewording_checks`."""
+    if inputs.reworded is None or inputs.base is None:
+        return NotMade("no data in other words was given, with the same requests in their own (--reworded)")
+    inputs.on_progress("in other words")
+    return rewording_checks(inputs.learned, inputs.base, inputs.reworded, inputs.default, inputs.fit)
+
+
+def left_out_domain(inputs: RefitInputs) -> Check | NotMade:
+    """Is a domain that training never saw served well? See `leave_domain_out_checks`."""
+    learned, base = inputs.learned, inputs.base
+    try:
+        domains = (
+            domains_from_tasks(learned, base)
+            if base is not None
+            else domains_from_records(learned, inputs.data, inputs.seed)
+        )
+        return leave_domain_out_checks(learned, domains, inputs.fit, lambda name: inputs.on_progress(f"without {name}"))
+    except DatasetError as error:
+        return NotMade(str(error))
 
 
 @dataclass(frozen=True, slots=True)
