@@ -34,11 +34,11 @@ serve: $(READY)  ## Start the embedded fleet: real vLLM engines, the router, a t
 demo: $(READY)  ## Collect, train, activate the new policy, compare: a table, a plot, a verdict (15 minutes)
 	$(BIN)/draftpick demo --out $(RUNS)/demo
 
-test: $(READY)  ## Run all tests that this machine supports
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run all tests that this machine supports (15 minutes on two cores)
+	@bash -c 'time { $(UNIT) && $(BIN)/python -m pytest -m "ray or vllm or load"; }'
 
-test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM
-	$(BIN)/python -m pytest -m "not ray and not vllm and not load"
+test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM (3 minutes on two cores)
+	@bash -c 'time $(UNIT)'
 
 test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, as root)
 	apt-get update -q
