@@ -27,7 +27,7 @@ from tests.policy_training.retraining.test_pipeline import good_share, log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-DATA, FRESH, EPOCHS = Bandit.draw(1201, seed=3).matrix(), Bandit.draw(300, seed=9), 1500
+DATA, FRESH, EPOCHS = Bandit.draw(1201, seed=3).matrix(), Bandit.draw(300, seed=9), 800
 
 
 def test_two_workers_make_a_candidate_that_passes_its_gate(cluster: str, tmp_path: Path) -> None:
