@@ -193,19 +193,6 @@ def test_records_without_contexts_say_what_is_missing() -> None:
         Traffic.from_records([])
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [(None, "cannot be read"), (b"", "no record to learn from"), (b"{nonsense}\n", r"records-1\.jsonl: ")],
-)
-def test_damaged_and_empty_folders(tmp_path: Path, content: bytes | None, problem: str) -> None:
-    folder = tmp_path / "records"
-    if content is not None:
-        folder.mkdir()
-        (folder / "records-1.jsonl").write_bytes(content)
-    with pytest.raises(DatasetError, match=problem):
-        Traffic.from_records(RecordStore(str(folder)).records())
-
-
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
     lines = b"".join(map(encode, log(drawn(200, 0, room=0.5))))
     (tmp_path / "records-1.jsonl").write_bytes(lines[:-20])
