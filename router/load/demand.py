@@ -29,10 +29,13 @@ class Demand:
         self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
 
     def observe(self, preferred: str, routed: str) -> None:
-        """A request that `preferred` would have got without any load goes to `routed`."""
+        """A request that `preferred` would have got without any load goes to `routed`.
+
+        A policy may prefer an arm that it was trained for and the fleet does not have: nobody can start that one.
+        """
         self._fade()
-        self._preferred[preferred] = self._preferred.get(preferred, 0.0) + 1.0
-        self._routed[routed] = self._routed.get(routed, 0.0) + 1.0
+        self._preferred[preferred if preferred in self._preferred else routed] += 1.0
+        self._routed[routed] += 1.0
 
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
         """Requests by arm, where one takes `service_s` there; an arm that served none takes what the slowest does."""

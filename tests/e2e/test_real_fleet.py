@@ -253,7 +253,7 @@ def test_records_hold_what_was_measured_and_no_prompt(real_url: str, records_dir
     (record,) = [r for r in records.read(records_dir) if r.request_id == "measured"]
     assert record.outcome.output_tokens
     assert record.outcome.ttft_s
-    assert set(record.decision.probabilities) == set(ARMS)
+    assert {arm for arm, p in record.decision.probabilities.items() if p} <= set(ARMS)
     assert record.context is not None
     assert all("zebra" not in path.read_text() for path in records_dir.glob("*.jsonl"))
 
