@@ -8,8 +8,8 @@ RUNS ?= runs
 # What the embedded heads were trained on: no data of the policy, but known of its drafters
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
-# Tests that start neither Ray nor vLLM run in two processes, a file in one of them; all others one after the other
-UNIT := $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
+# Tests that start neither Ray nor vLLM run in two processes, each with one thread for numbers; all others one by one
+UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve demo test test-fast test-tools check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
