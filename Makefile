@@ -8,7 +8,7 @@ RUNS ?= runs
 # What the embedded heads were trained on: no data of the policy, but known of its drafters
 HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
 
-# Tests that start neither Ray nor vLLM run in two processes, each with one thread for numbers; all others one by one
+# Tests that start neither Ray nor vLLM, in two processes with one thread for numbers each
 UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
 
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ demo: $(READY)  ## Collect, train, activate the new policy, compare: a table, a 
 	$(BIN)/draftpick demo --out $(RUNS)/demo
 
 test: $(READY)  ## Run all tests that this machine supports (15 minutes on two cores)
-	@bash -c 'time { $(UNIT) && $(BIN)/python -m pytest -m "ray or vllm or load"; }'
+	@bash -c 'time { $(UNIT) && $(BIN)/python -m pytest -n 2 --dist loadgroup -m "ray or vllm or load"; }'
 
 test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM (3 minutes on two cores)
 	@bash -c 'time $(UNIT)'
