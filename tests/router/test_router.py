@@ -248,5 +248,3 @@ async def test_keys_that_change_are_taken(start: StartedRouter, servers: Servers
         path.write_text(f"- {{name: two, sha256: {digest('two')}}}")
         await asyncio.sleep(0.6)
         assert (await status("one"), await status("two")) == (401, 200)
-
-
