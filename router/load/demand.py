@@ -30,10 +30,13 @@ class Demand:
         self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
 
     def observe(self, preferred: str, routed: str) -> None:
-        """Record a request that prefers `preferred` without load, and is routed to `routed`."""
+        """Record a request that prefers `preferred` without load, and is routed to `routed`.
+
+        A policy may prefer an arm that the fleet does not have; such a request counts for `routed`.
+        """
         self._fade()
-        self._preferred[preferred] = self._preferred.get(preferred, 0.0) + 1.0
-        self._routed[routed] = self._routed.get(routed, 0.0) + 1.0
+        self._preferred[preferred if preferred in self._preferred else routed] += 1.0
+        self._routed[routed] += 1.0
 
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
         """Requests by arm with service times `service_s`; an arm without one takes that of the slowest."""

@@ -194,7 +194,7 @@ def test_read_jsonl_wrong_encoding(tmp_path: Path) -> None:
         read_jsonl(path)
 
 
-@pytest.mark.parametrize("damaged", [b"plain text", gzip.compress(b'{"prompt": "Hi"}\n' * 99)[:-12]])
+@pytest.mark.parametrize("damaged", [b"plain text", gzip.compress(b'{"prompt": "Hi"}\n' * 99, mtime=0)[:-12]])
 def test_read_jsonl_damaged_gzip(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "prompts.jsonl.gz"
     path.write_bytes(damaged)

@@ -134,6 +134,7 @@ WRONG: list[tuple[str, str | None]] = [
     (f'{{"action": "pin", "id": "{PROMPT}"}}', "id"),
     (f'{{"action": "pin", "id": "{PROMPT * 50}"}}', "id"),
     ('{"action": "canary", "id": "p0002", "share": 0}', "share"),
+    ('{"action": "canary", "id": "p0002", "share": 2}', "share"),
     ('{"action": "canary", "id": "p0002", "share": NaN}', "share"),
     (f'{{"action": "canary", "id": "p0002", "share": "{PROMPT}"}}', "share"),
     (f'{{"action": "unpin", "reason": "{PROMPT * 50}"}}', "reason"),
