@@ -21,7 +21,7 @@ _TIE_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """Current state of an engine. `load`: requests of all clients; `why_not`: a key of `INELIGIBLE_REASONS`, or None.
+    """Current state of an engine. `load`: requests of all clients; `why_not`: a key of `ineligible_reasons`, or None.
 
     `breakers`: number of replicas by breaker state; `drafts`: `ok`, `quarantined` or `probed`; `stale`: its load
     reports have stopped.

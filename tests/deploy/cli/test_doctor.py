@@ -129,7 +129,7 @@ def test_problems_are_shown_first_and_in_the_exit_code(tmp_path: Path) -> None:
     found = json.loads(as_json.stdout)
     assert found["findings"][0]["level"] == "problem"
     assert found["counts"]["problem"] == sum(one["level"] == "problem" for one in found["findings"])
-    assert "Draftpick sets it on engines that have one" in text.stdout
+    assert "Draftpick sets it on engines with one" in text.stdout
     assert "2 engines, 0 asked:" in text.stdout
 
 
@@ -141,8 +141,8 @@ def test_a_model_that_is_missing_hides_no_other_finding(tmp_path: Path) -> None:
 
 
 def test_all_lists_what_is_well() -> None:
-    assert "no drafter sleeps" not in invoke("mock").stdout
-    assert "no drafter sleeps" in invoke("mock", "--all").stdout
+    assert "engines with drafters do not sleep" not in invoke("mock").stdout
+    assert "engines with drafters do not sleep" in invoke("mock", "--all").stdout
 
 
 def test_addresses_alone_are_a_case() -> None:
@@ -308,7 +308,7 @@ def test_replayed_requests_need_times_from_somewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "cannot be read"), (b"", "no record to learn from"), (b"\x00\xff\n", "records-1")]
+    ("content", "problem"), [(None, "is not readable"), (b"", "no usable record"), (b"\x00\xff\n", "records-1")]
 )
 def test_damaged_and_empty_records(tmp_path: Path, content: bytes | None, problem: str) -> None:
     folder = tmp_path / "records"
