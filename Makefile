@@ -131,7 +131,7 @@ manifests: $(READY)  ## Make anew what follows from the code: chart schema, mani
 	$(BIN)/python -m tests.bench.evidence
 
 lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
+	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) $(RUNS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

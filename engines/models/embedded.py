@@ -30,7 +30,9 @@ def package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "target.source", f"package {package!r} is not installed", "run `make venv`, or name a model of your own"
+            "target.source",
+            f"package {package!r} is not installed",
+            "pip install 'draftpick[cpu]', or name a model of your own",
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -50,7 +52,11 @@ def drafter_path(name: str) -> Path:
     path = _SHIPPED_DRAFTERS / name
     if path not in shipped_drafters():
         known = ", ".join(p.name for p in shipped_drafters())
-        raise ConfigError("drafter.model", f"no embedded drafter {name!r}", f"use one of: {known or 'none is shipped'}")
+        raise ConfigError(
+            "drafter.model",
+            f"no embedded drafter {name!r}",
+            f"use one of: {known}" if known else "pip install 'draftpick[cpu]'",
+        )
     return path
 
 

@@ -192,7 +192,7 @@ def test_base_images_are_pinned(name: str) -> None:
 
 
 def test_versions_agree_with_the_project() -> None:
-    ray = pinned("ray", project()["dependencies"])
+    ray = pinned("ray", project()["optional-dependencies"]["serve"])
     vllm = pinned("vllm", project()["optional-dependencies"]["gpu"])
     values = yaml.safe_load((ROOT / "deploy" / "helm" / "draftpick" / "values.yaml").read_text())
     assert values["ray"]["version"] == ray
