@@ -23,10 +23,6 @@ FORMER = {
     "engines.vllm_plugin:register": "draftpick.engines.vllm.plugin:register",
 }
 """What Serve files, `--middleware`, entry points and vLLM's configurations named, and where it is."""
-NEEDS_VLLM = {
-    "engines.llm_server:LocalModel": "draftpick.engines.vllm.llm_server:LocalModel",
-    "engines.vllm_stats:LoadStats": "draftpick.engines.vllm.stat_logger:LoadStats",
-}
 
 
 def named(string: str) -> object:
@@ -62,10 +58,9 @@ def test_a_former_name_is_the_same_object_and_warns(former: str) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("former", NEEDS_VLLM)
-def test_a_former_name_of_what_needs_vllm(former: str) -> None:
+def test_a_former_name_of_what_needs_vllm() -> None:
     with pytest.warns(FutureWarning):
-        assert named(former) is named(NEEDS_VLLM[former])
+        assert named("engines.vllm_stats:LoadStats") is named("draftpick.engines.vllm.stat_logger:LoadStats")
 
 
 def test_modules_keep_their_own_names() -> None:
