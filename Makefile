@@ -41,11 +41,12 @@ test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, a
 	apt-get update -q
 	RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium prometheus  # 1: no daemon
 
-check: $(READY)  ## Formatting, lint, types, import rules
+check: $(READY)  ## Formatting, lint, types, import rules, structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.structure
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
