@@ -1,4 +1,4 @@
-"""Rules of structure that no linter has: `python -m tests.structure` prints each breach, and ends with 1 if there is one."""
+"""Rules of structure that no linter has: `python -m tests.structure` prints each breach, and fails if there is one."""
 
 import ast
 import sys
@@ -23,7 +23,8 @@ def breaches(root: Path = ROOT) -> Iterator[str]:
         for folder in (root / package, *(path for path in (root / package).rglob("*") if path.is_dir())):
             entries = [*folder.glob("[!_]*.py"), *(init.parent for init in folder.glob("*/__init__.py"))]
             if len(entries) > MAX_ENTRIES:
-                yield f"{folder.relative_to(root)}: {len(entries)} modules and folders, at most {MAX_ENTRIES} are allowed"
+                where = folder.relative_to(root)
+                yield f"{where}: {len(entries)} modules and folders, at most {MAX_ENTRIES} are allowed"
     for tree in (*PACKAGES, "tests"):
         for path in sorted((root / tree).rglob("*.py")):
             for line, problem in breaches_in(path.read_text()):
