@@ -67,7 +67,7 @@ def collect(
 
     Example: draftpick collect --config embedded --out runs/live -n 60
     """
-    require("serve", "train")
+    require("train", *(["serve"] if config else []))
     from draftpick.deploy.workflows.collect import fleet_at, measure_parts
     from draftpick.deploy.workflows.featurizers import featurizers
     from draftpick.policy_training.data.contexts import refresh_contexts

@@ -55,7 +55,7 @@ def drafter_path(name: str) -> Path:
         raise ConfigError(
             "drafter.model",
             f"no embedded drafter {name!r}",
-            f"use one of: {known}" if known else "pip install 'draftpick[cpu]'",
+            f"use one of: {known}" if known else "in a checkout, pip install ./engines/drafters/weights",
         )
     return path
 
