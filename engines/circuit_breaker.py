@@ -16,10 +16,12 @@ _CLOSE_SHARE = 0.25
 class BreakerConfig(Model):
     """When a replica is left alone, and how it comes back."""
 
-    failures: int = Field(3, ge=1, description="failures in a row that open a replica's breaker")
-    failure_share: float = Field(0.5, gt=0, le=1, description="share of failures, lately, that opens it as well")
-    open_s: float = Field(1.0, gt=0, description="first time without requests; doubles with each probe that fails")
-    max_open_s: float = Field(30.0, gt=0, description="longest time without requests")
+    consecutive_failures: int = Field(3, ge=1, description="failures in a row that open a replica's breaker")
+    failure_rate: float = Field(0.5, gt=0, le=1, description="share of failures, lately, that opens it as well")
+    base_ejection_s: float = Field(
+        1.0, gt=0, description="first time without requests; doubles with each probe that fails"
+    )
+    max_ejection_s: float = Field(30.0, gt=0, description="longest time without requests")
     slow_start_s: float = Field(
         6.0, ge=0, description="after recovery: one request at once, twice as many each second, for this long"
     )
@@ -49,7 +51,7 @@ class CircuitBreaker:
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
         self._consecutive_failures, self._failure_rate = 0, 0.0
-        self._open_s = config.open_s
+        self._open_s = config.base_ejection_s
         self._until: float | None = None
         self._probing = False
         self._recovered: float | None = None
@@ -91,8 +93,8 @@ class CircuitBreaker:
         self._consecutive_failures = 0 if ok else self._consecutive_failures + 1
         if not ok and (
             probe
-            or self._consecutive_failures >= self._config.failures
-            or self._failure_rate > self._config.failure_share
+            or self._consecutive_failures >= self._config.consecutive_failures
+            or self._failure_rate > self._config.failure_rate
         ):
             self.trip()
         elif ok and self._until is not None:
@@ -101,11 +103,11 @@ class CircuitBreaker:
     def trip(self) -> None:
         """Open, for twice as long as the last time unless a request ended well in between."""
         self._until = self._clock() + self._open_s
-        self._open_s = min(2 * self._open_s, self._config.max_open_s)
+        self._open_s = min(2 * self._open_s, self._config.max_ejection_s)
         self._probing = False
         self.opened += 1
 
     def _close(self) -> None:
         self._until, self._recovered = None, self._clock()
         self._consecutive_failures, self._failure_rate = 0, min(self._failure_rate, _CLOSE_SHARE)
-        self._open_s = self._config.open_s
+        self._open_s = self._config.base_ejection_s

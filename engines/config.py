@@ -96,7 +96,7 @@ class Autoscaling(Model):
     """Serve's `autoscaling_config`, on requests in flight. One replica stays at least: none would ask for another."""
 
     min_replicas: int = Field(1, ge=1, description="fewest replicas")
-    max_replicas: int = Field(1, ge=1, description="most replicas, within `draftpick.router.load.autoscaler.budget`")
+    max_replicas: int = Field(1, ge=1, description="most replicas, within `router.autoscaling.max_accelerators`")
     initial_replicas: int | None = Field(None, ge=1, description="replicas to begin with; absent: `min_replicas`")
     target_ongoing_requests: float = Field(8.0, gt=0, description="requests in flight that one replica should have")
     upscale_delay_s: float = Field(30.0, ge=0, description="how long more must be wanted until replicas are added")

@@ -77,8 +77,12 @@ def build_parts(
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     events = EventLog()
     serving = ActivePolicies(config, policy, events)
-    load, demand, prefixes = LoadModel(config.load, replicas, accelerators), Demand(arms), PrefixIndex(config.prefixes)
-    admission, metrics, recent = Admission(config.limits), Metrics(arms, baseline), RecentRequests(baseline)
+    load, demand, prefixes = (
+        LoadModel(config.load, replicas, accelerators),
+        Demand(arms),
+        PrefixIndex(config.prefix_cache),
+    )
+    admission, metrics, recent = Admission(config.admission), Metrics(arms, baseline), RecentRequests(baseline)
     watch = AcceptanceMonitor(arms, config.quarantine, on_event=serving.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
     decide = DecisionMaker(config, serving, replicas, load, watch, admission, metrics, baseline, rng)

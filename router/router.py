@@ -71,14 +71,14 @@ class Router:
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
-        self._replicas = ReplicaTable(config.arms, router.breaker, router.limits.max_in_flight_per_replica)
+        self._replicas = ReplicaTable(config.arms, router.breaker, router.admission.max_in_flight_per_replica)
         self._client = EngineClient(
             first_byte_timeout_s=router.first_byte_timeout_s,
             timeout_s=router.timeout_s,
-            stall_timeout_s=router.stall_timeout_s,
+            stream_idle_timeout_s=router.stream_idle_timeout_s,
         )
         self._name, self._peer_pages = name, peer_pages
-        self._tracing = Tracing(router.tracing) if router.tracing.share else None
+        self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
         # Before they are read: what changes meanwhile is seen then.
         self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
         self._watchers = [
@@ -104,7 +104,7 @@ class Router:
             tracing=self._tracing,
         )
         parts = self.parts
-        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_every_s)
+        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
         self._activate(chosen)
         self._peer_sync = self._peer_news()
         self._broadcast = broadcast_policy or self._use_policy_here
@@ -141,7 +141,7 @@ class Router:
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow_replicas(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch_file(watched, taken)) for watched, taken in self._watchers}
-        if self._config.shadow.share:
+        if self._config.shadow.sample_rate:
             self._tasks |= {
                 asyncio.create_task(self.parts.shadow.run(self.parts.dispatcher.run_shadow)) for _ in range(WORKERS)
             }
@@ -205,11 +205,11 @@ class Router:
 
     async def configure(self, live: LiveConfig) -> None:
         """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
-        if live.limits is not None:
-            self.parts.admission.configure(live.limits)
-            self._replicas.max_in_flight = live.limits.max_in_flight_per_replica
-        if live.explore is not None:
-            self.parts.serving.explore = live.explore
+        if live.admission is not None:
+            self.parts.admission.configure(live.admission)
+            self._replicas.max_in_flight = live.admission.max_in_flight_per_replica
+        if live.exploration is not None:
+            self.parts.serving.explore = live.exploration.rate
         if live.policy is not None:
             await self._try_policy(live.policy)
 

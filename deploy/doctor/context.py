@@ -58,6 +58,7 @@ class DoctorContext:
     """`running`: engines that were asked, by name. `records`: the last ones, or why they cannot be read.
 
     `host`: where the router is to listen. `written`: whether somebody wrote a configuration, or only named addresses.
+    `former_fields`: a line for each field that the configuration calls by its former name.
     """
 
     config: DraftpickConfig
@@ -66,6 +67,7 @@ class DoctorContext:
     records: Sequence[Record] | str = ()
     host: str = "127.0.0.1"
     written: bool = True
+    former_fields: Sequence[str] = ()
 
     def has(self, about: About) -> bool:
         """Whether there is something that such a check could look at."""

@@ -46,12 +46,12 @@ def _few(evidence: Evidence) -> list[str]:
     if found.supported is not None and found.supported < SUPPORTED:
         said.append(
             f"for {1 - found.supported:.0%} of the requests the log could not have taken what is judged: set "
-            "router.explore or router.shadow.share"
+            "router.exploration.rate or router.shadow.sample_rate"
         )
     elif found.effective is not None and found.effective < MIN_EFFECTIVE:
         said.append(
             f"the records are worth {found.effective:.0f} requests under the judged policy, and {MIN_EFFECTIVE:.0f} "
-            "are needed: set router.explore or router.shadow.share"
+            "are needed: set router.exploration.rate or router.shadow.sample_rate"
         )
     elif found.verdict == "cannot tell":
         gain = found.gain.routed

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from draftpick.policy_training.data.matrix import matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.simulator.arrivals import Bursts, poisson, rotate
 from draftpick.policy_training.simulator.requests import Requests
+from draftpick.router.config.former_fields import TRAFFIC, rename_former
 from draftpick.router.policies.base import Policy
 
 Floats = npt.NDArray[np.float64]
@@ -65,10 +66,10 @@ class RecordedTraffic:
         return made.select_rows(kept).with_arrivals(at_s[kept])
 
 
-class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """One kind of requests."""
+class TaskSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """One task: a kind of requests."""
 
-    share: Positive = Field(1.0, description="of the traffic, against the shares of other kinds")
+    share: Positive = Field(1.0, description="of the traffic, against the shares of other tasks")
     prompt_tokens: Positive = 200.0
     output_tokens: Annotated[float, Field(ge=1)] = 200.0
     sampled: Share = Field(0.5, description="share of its requests with a temperature above 0")
@@ -78,9 +79,9 @@ class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
 class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Flash crowds."""
 
-    every_s: Positive
-    lasts_s: Positive
-    times: Positive = 3.0
+    interval_s: Positive
+    duration_s: Positive
+    rate_factor: Positive = 3.0
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,28 +90,33 @@ class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     def bursts(self) -> Bursts:
         """The same, for arrivals."""
-        return Bursts(self.every_s, self.lasts_s, self.times)
+        return Bursts(self.interval_s, self.duration_s, self.rate_factor)
 
 
 class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A file that says what requests come: kinds, their lengths, and what every engine accepts of them."""
+    """A file that says what requests come: tasks, their lengths, and what every engine accepts of them."""
 
-    kinds: dict[str, KindSpec] = Field(min_length=1)
+    tasks: dict[str, TaskSpec] = Field(min_length=1)
     rate: Positive = Field(1.0, description="requests a second")
     spread: Annotated[float, Field(ge=0, le=2)] = Field(
         0.3, description="deviation of the logarithm of accepted tokens a step, from request to request of a kind"
     )
     length_spread: Annotated[float, Field(ge=0, le=2)] = Field(0.6, description="the same of lengths")
-    crowds: BurstSpec | None = None
+    bursts: BurstSpec | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _former_fields(cls, data: Any) -> Any:
+        return rename_former(data, TRAFFIC)
 
     def rows(self, columns: Sequence[str], seed: int = 0) -> Requests:
         """Requests as this file says, in the shares of their kinds, with acceptance lengths of `columns`."""
-        rng, kinds = np.random.default_rng(seed), tuple(self.kinds)
-        shares = np.asarray([one.share for one in self.kinds.values()])
+        rng, kinds = np.random.default_rng(seed), tuple(self.tasks)
+        shares = np.asarray([one.share for one in self.tasks.values()])
         kind = rng.choice(len(kinds), _ROWS, p=shares / shares.sum())
-        tau = np.asarray([[one.tau.get(column, 1.0) for column in columns] for one in self.kinds.values()])
+        tau = np.asarray([[one.tau.get(column, 1.0) for column in columns] for one in self.tasks.values()])
         prompt, output, sampled = (
-            np.asarray([getattr(one, name) for one in self.kinds.values()])[kind]
+            np.asarray([getattr(one, name) for one in self.tasks.values()])[kind]
             for name in ("prompt_tokens", "output_tokens", "sampled")
         )
         return Requests(

@@ -3,7 +3,7 @@
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
 exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, as
 `draftpick.router.policies.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers.
-One answer moves a mean by no more than about `most_step / memory`.
+One answer moves a mean by no more than about `max_log_step / window`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,10 +32,10 @@ class ResidualCorrection:
 
     def update(self, cluster: int, arm: int, residual: float) -> None:
         """Take log(TPOT observed / predicted) of one answer into account."""
-        so_far, step = self.residual(cluster, arm), self._config.most_step
+        so_far, step = self.residual(cluster, arm), self._config.max_log_step
         bounded = so_far + min(max(residual - so_far, -step), step)
         cell = self._local[:, cluster, arm]
-        cell *= 1.0 - 1.0 / self._config.memory
+        cell *= 1.0 - 1.0 / self._config.window
         cell += (1.0, bounded)
         self._total[:, cluster, arm] = cell + self._peers[:, cluster, arm]
 

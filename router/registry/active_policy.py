@@ -49,11 +49,11 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Decides. `explore`: the share of `RouterConfig.explore`, which may change."""
+    """Decides. `explore`: `exploration.rate`, which may change."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
-        self.explore = config.explore
+        self.explore = config.exploration.rate
         self._active = self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
         self.share = 0.0

@@ -58,7 +58,7 @@ class Dispatcher:
         self._config, self.featurizer, self.replicas, self._client = config, featurizer, replicas, client
         self._serving, self.decide, self._admission, self.prefixes = serving, decide, admission, prefixes
         self._demand, self._shadow, self._metrics, self._observers = demand, shadow, metrics, observers
-        self._tracing, self._logs = tracing, config.logs.requests
+        self._tracing, self._logs = tracing, config.logs.access_log
 
     async def run(self, incoming: ClientRequest, reply: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
@@ -125,7 +125,7 @@ class Dispatcher:
         """One attempt on one engine; observers get it, however it ends. Raises `TimedOut` before it."""
         incoming, decision = state.incoming, state.decided
         within_s = None if state.started else incoming.remaining_s()
-        if self._config.continue_streams and not state.started:
+        if self._config.resume_streams and not state.started:
             state.continuation = StreamResume.from_request(incoming.request)
         in_flight, meter = self.replicas.in_flight(), Meter(incoming.accepted)
         status: Status = "cancelled"

@@ -51,9 +51,9 @@ class Shadow:
 
     def enqueue(self, state: RequestState) -> None:
         """Take a finished request, perhaps; never waits."""
-        if not self._config.share or not state.incoming.explore:
+        if not self._config.sample_rate or not state.incoming.explore:
             return
-        share = max(self._config.share, _EAGER_SHARE if self.boosted_requests else 0.0)
+        share = max(self._config.sample_rate, _EAGER_SHARE if self.boosted_requests else 0.0)
         self.boosted_requests = max(self.boosted_requests - 1, 0)
         if state.decided.reason != "policy" or self._rng.random() >= share or self._queue.full():
             return

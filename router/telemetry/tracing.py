@@ -39,7 +39,9 @@ class Tracing:
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
         named = Resource.create({"service.name": "draftpick"}).merge(OTELResourceDetector().detect())
-        self._provider = TracerProvider(ParentBased(TraceIdRatioBased(config.share)), named, shutdown_on_exit=False)
+        self._provider = TracerProvider(
+            ParentBased(TraceIdRatioBased(config.sample_rate)), named, shutdown_on_exit=False
+        )
         for processor in processors or (_exporter(config.endpoint),):
             self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("draftpick")

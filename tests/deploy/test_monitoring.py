@@ -77,7 +77,7 @@ async def url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Asy
     """A router that has answered, refused and failed."""
     specs = {"plain": FAST, "drafts": DRAFTS, "fails": FAILS}
     engines = {arm: (await servers.mock(spec, arm)).url for arm, spec in specs.items()}
-    router_config = {"default_engine": "plain", "policy": "uniform", "explore": 0.1}
+    router_config = {"default_engine": "plain", "policy": "uniform", "exploration": {"rate": 0.1}}
     router_config["records"] = {"dir": str(tmp_path_factory.mktemp("records"))}
     listed = [{"name": arm, "url": engine} for arm, engine in engines.items()]
     config = load_config({"target": {"name": MODEL}, "engines": listed, "router": router_config})

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 def test_a_stream_that_runs_when_everything_stops_comes_to_its_end() -> None:
     slow = {"name": "plain", "kind": "mock", "mock": {"step_s": 0.02, "output_tokens": 300}}
-    live = {"user_config": {"policy": "uniform", "explore": 0.25, "limits": {"max_in_flight": 7}}}
+    live = {"user_config": {"policy": "uniform", "exploration": {"rate": 0.25}, "admission": {"max_in_flight": 7}}}
     router = {"policy": "fixed", "default_engine": "plain", "featurizer": "none", "deployment_options": live}
     config = resolve({"target": {"name": "mock-model"}, "engines": [slow], "router": router})
     body = {

@@ -67,12 +67,12 @@ def slow(mock_url: str) -> Iterator[None]:
 def full(mock_url: str, slow: None) -> Iterator[None]:
     """A router whose only place is taken."""
     router = serve.get_deployment_handle("router", APP_NAME)
-    router.broadcast("reconfigure", {"limits": {"max_in_flight": 1, "max_queued": 0}}).results(timeout_s=30)
+    router.broadcast("reconfigure", {"admission": {"max_in_flight": 1, "max_queued": 0}}).results(timeout_s=30)
     with httpx.stream("POST", f"{mock_url}/v1/chat/completions", json=asked(stream=True, max_tokens=32)) as answer:
         held = answer.iter_bytes()  # a generator that nobody holds would close the stream
         next(held)
         yield
-    router.broadcast("reconfigure", {"limits": {}}).results(timeout_s=30)
+    router.broadcast("reconfigure", {"admission": {}}).results(timeout_s=30)
 
 
 # --- by URL ---

@@ -130,7 +130,7 @@ async def _broken_after(chunks: int, engine: str, folder: Path) -> tuple[str, An
     servers = Servers()
     urls = {"cut": (await servers.serve(cut)).url, "plain": engine}
     asked = ask("List the numbers 1 to 20.", max_tokens=24, stream=True, stream_options={"include_usage": True})
-    async with routed(servers, folder, urls, model=MODEL, continue_streams=True) as app:
+    async with routed(servers, folder, urls, model=MODEL, resume_streams=True) as app:
         answer = await app.client.post(CHAT, json=asked)
         assert [one.decision.arm for one in await app.records(2)] == ["cut", "plain"]
     await servers.drain()

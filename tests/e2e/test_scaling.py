@@ -31,7 +31,7 @@ def url(tmp_path: Path) -> Iterator[str]:
         ],
         "router": {
             "policy": "fixed", "default_engine": "math", "records": {"dir": str(tmp_path)},
-            "scaling": {"budget": 4, "every_s": 0.5},
+            "autoscaling": {"max_accelerators": 4, "interval_s": 0.5},
         },
     }  # fmt: skip
     with running(resolve(config), port=free_port()) as url:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from draftpick.router.config.router_config import LiveConfig, load_config
-from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.config.router_config import LiveConfig, LiveExplorationConfig, load_config
+from draftpick.router.config.sections import AdmissionConfig
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.http.auth import digest
@@ -222,14 +222,18 @@ async def test_a_pointer_names_a_folder_beside_it_wherever_both_are_moved(folder
 
 async def test_policy_exploration_and_limits_change_while_it_runs(start: StartedRouter, mock_engine: StartMock) -> None:
     router = await start({"a": Addresses((await mock_engine()).url)})
-    await router.configure(LiveConfig(policy="uniform", explore=0.5, limits=LimitsConfig(max_in_flight=7)))
+    await router.configure(
+        LiveConfig(
+            policy="uniform", exploration=LiveExplorationConfig(rate=0.5), admission=AdmissionConfig(max_in_flight=7)
+        )
+    )
     assert router.state()["policy"] == "uniform"
     assert router.parts.serving.explore == 0.5
     assert router.parts.admission.limits.max_in_flight == 7
     await router.configure(LiveConfig(policy="/nowhere"))
     assert router.state()["policy"] == "uniform"
     assert "/nowhere" in str(router.rejected)
-    await router.configure(LiveConfig(explore=0.0))
+    await router.configure(LiveConfig(exploration=LiveExplorationConfig(rate=0.0)))
     assert router.parts.admission.limits.max_in_flight == 7
 
 

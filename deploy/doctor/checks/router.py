@@ -120,20 +120,27 @@ def policy_age(context: DoctorContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+@check("router", "every field has its present name")
+def former_fields(context: DoctorContext) -> Iterator[Finding]:
+    """Former names of fields are accepted for one release."""
+    for line in context.former_fields:
+        yield warning(line.split()[0], line, f"write {line.split()[-1]}", "the next release accepts its new name alone")
+
+
 @check("router", "the router goes on learning")
 def learning(context: DoctorContext) -> Iterator[Finding]:
     """A registry is for policies that follow the traffic; for that, other engines must be tried."""
     router = context.config.router
-    if could_be_registry(router.policy) and not router.explore and not router.shadow.share:
+    if could_be_registry(router.policy) and not router.exploration.rate and not router.shadow.sample_rate:
         yield warning(
-            "router.explore", "0, without shadows, and the policy is a registry",
-            "explore: 0.03, or shadow: {share: 0.01}",
+            "router.exploration.rate", "0, without shadows, and the policy is a registry",
+            "exploration: {rate: 0.03}, or shadow: {sample_rate: 0.01}",
             "records then tell of the chosen engines alone, and no retraining can find a better choice",
         )  # fmt: skip
-    extra = router.shadow.share * (len(context.config.arms) - 1)
+    extra = router.shadow.sample_rate * (len(context.config.arms) - 1)
     if extra > _DEAR_SHADOWS:
         yield note(
-            "router.shadow.share", f"shadows add {extra:.0%} to the requests", "shadow: {share: 0.01}",
+            "router.shadow.sample_rate", f"shadows add {extra:.0%} to the requests", "shadow: {sample_rate: 0.01}",
             "each shadowed request is answered by every other engine, too",
         )  # fmt: skip
     if router.seed is not None:
@@ -146,12 +153,12 @@ def learning(context: DoctorContext) -> Iterator[Finding]:
 @check("router", "places of the router and of the engines fit")
 def limits(context: DoctorContext) -> Iterator[Finding]:
     """A router that does not look at load fills an engine's own queue, while another engine may have room."""
-    bounds, blind = context.config.router.limits, not context.config.router.load.enabled
+    bounds, blind = context.config.router.admission, not context.config.router.load.enabled
     for at, engine, kwargs in context.started:
         running = kwargs.get("max_num_seqs")
         if blind and isinstance(running, int) and bounds.max_in_flight_per_replica > running:
             yield note(
-                "router.limits.max_in_flight_per_replica",
+                "router.admission.max_in_flight_per_replica",
                 f"{bounds.max_in_flight_per_replica}, and engine {engine.name} runs {running} at once "
                 f"({context.place(at, 'max_num_seqs')})",
                 f"max_in_flight_per_replica: {running} to {2 * running}",
@@ -164,7 +171,7 @@ def limits(context: DoctorContext) -> Iterator[Finding]:
         allowed = bounds.max_in_flight * context.config.router.num_replicas
         if allowed < places:
             yield note(
-                "router.limits.max_in_flight", f"{allowed}, and the engines run {places} at once",
+                "router.admission.max_in_flight", f"{allowed}, and the engines run {places} at once",
                 f"max_in_flight: {places}", "the engines are never full, and clients wait before the router",
             )  # fmt: skip
 
@@ -173,7 +180,7 @@ def limits(context: DoctorContext) -> Iterator[Finding]:
 def serve_options(context: DoctorContext) -> Iterator[Finding]:
     """Requests reach engines past Serve; the router's own come through it."""
     router, name = context.config.router, "max_ongoing_requests"
-    needed = router.limits.max_in_flight + router.limits.max_queued
+    needed = router.admission.max_in_flight + router.admission.max_queued
     ongoing = router.deployment_options.get(name)
     if isinstance(ongoing, int) and ongoing < needed:
         yield warning(
@@ -185,7 +192,8 @@ def serve_options(context: DoctorContext) -> Iterator[Finding]:
         place = f"engines.{i}.deployment.options"
         if name in engine.deployment.options:
             yield note(
-                f"{place}.{name}", "it does not bound an engine's requests", "router.limits.max_in_flight_per_replica",
+                f"{place}.{name}", "it does not bound an engine's requests",
+                "router.admission.max_in_flight_per_replica",
                 "requests reach engines over HTTP, past Serve's handles",
             )  # fmt: skip
         if "autoscaling_config" in engine.deployment.options:

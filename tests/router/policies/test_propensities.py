@@ -18,7 +18,7 @@ from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
 DRAWS = 100_000
-EXPLORATION = ExplorationConfig(gamma=20.0, floor=0.01)
+EXPLORATION = ExplorationConfig(gamma=20.0, min_probability=0.01)
 FRESH = Bandit.draw(400, seed=8)
 
 
@@ -105,7 +105,7 @@ async def test_what_a_router_records_can_be_replayed_while_it_learns_and_engines
     engines = {arm: FAST.model_copy(update={"step_s": 2e-4}) for arm in ARMS}
     online = {"correction": {"enabled": True}, "drift": {"enabled": False}}
     router = await router_app(
-        engines, policy=policy, featurizer=Drawn(), explore=0.3, exploration=EXPLORATION, online=online
+        engines, policy=policy, featurizer=Drawn(), exploration={**EXPLORATION.model_dump(), "rate": 0.3}, online=online
     )
     urls, rng = router.replicas.urls(), np.random.default_rng(0)
     for _ in range(60):

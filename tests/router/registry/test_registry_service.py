@@ -209,7 +209,7 @@ async def test_a_folder_that_cannot_be_written_costs_news_and_no_request(registr
 
 
 async def test_shadows_are_asked_of_all_other_engines_and_recorded_as_such(registry: Registry, tmp_path: Path) -> None:
-    async with served(registry.path, tmp_path / "records", shadow={"share": 1.0}) as (router, client):
+    async with served(registry.path, tmp_path / "records", shadow={"sample_rate": 1.0}) as (router, client):
         await arms_of(client, 5)
         await until(lambda: router.parts.metrics.attempts()["ok"] == 10)
     lines = [json.loads(x) for path in (tmp_path / "records").glob("*.jsonl") for x in path.read_text().splitlines()]

@@ -95,7 +95,7 @@ async def test_a_pin_to_an_engine_that_is_gone_is_unavailable(router_app: StartR
 
 
 async def test_pins_can_be_switched_off(router_app: StartRouter) -> None:
-    app = await router_app(TWO, allow_pin=False)
+    app = await router_app(TWO, allow_engine_pinning=False)
     answer = await app.post(headers={"x-draftpick-arm": "b"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "pin_not_allowed"

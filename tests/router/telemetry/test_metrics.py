@@ -190,7 +190,7 @@ async def test_a_broken_stream_and_a_client_that_leaves(router_app: StartRouter)
 
 async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
     limits = {"max_in_flight": 1, "max_queued": 1, "queue_timeout_s": 5.0}
-    app = await router_app({"a": HANGS}, limits=limits)
+    app = await router_app({"a": HANGS}, admission=limits)
     waiting = [asyncio.create_task(app.post()) for _ in range(3)]
     await until(lambda: any(task.done() for task in waiting))
     found = await page(app)
@@ -204,7 +204,7 @@ async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
 
 
 async def test_policies_fallbacks_and_events(router_app: StartRouter) -> None:
-    app = await router_app({"a": FAST, "b": FAST}, policy=NeedsContext(), explore=0.2)
+    app = await router_app({"a": FAST, "b": FAST}, policy=NeedsContext(), exploration={"rate": 0.2})
     await app.post()  # without features: the policy needs some
     app.parts.serving.activate(FixedPolicy(ARMS, "a"), NeedsContext(), 0.1)
     app.parts.serving.emit_for_arm("arm_quarantined", "engine b is lost", "b")
