@@ -49,19 +49,14 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Decides. `explore`: `exploration.rate`, which may change."""
+    """Decides. `explore`: `exploration.rate`, which may change. `policy`: the active one."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
         self.explore = config.exploration.rate
-        self._active = self._in_service(policy, {})
+        self.policy, self._active = policy, self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
         self.share = 0.0
-
-    @property
-    def policy(self) -> Policy:
-        """The active one."""
-        return self._active.policy
 
     @property
     def candidate(self) -> Policy | None:
@@ -71,7 +66,7 @@ class ActivePolicies:
     def activate(self, policy: Policy, candidate: Policy | None = None, share: float = 0.0) -> None:
         """Take these into service; what was learned of one that serves already is kept, by its id."""
         learned = dict(self.learners())
-        self._active = self._in_service(policy, learned)
+        self.policy, self._active = policy, self._in_service(policy, learned)
         self._candidate = None if candidate is None else self._in_service(candidate, learned)
         self.share = share if candidate is not None else 0.0
 
