@@ -1,6 +1,6 @@
 """What a user's engines and router suffer from, or soon will: `examine` asks every check.
 
-A new check is one function under `@check`, in the file of its subject.
+A new check is one function under `@check`, in the file of its subject below `checks/`.
 """
 
 from importlib import import_module

@@ -78,9 +78,9 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
                 plots.alphas(findings.alphas),
             )
         )
-    page = Environment(loader=PackageLoader("deploy"), autoescape=True, undefined=StrictUndefined).get_template(
-        "report.html"
-    )
+    page = Environment(
+        loader=PackageLoader("draftpick.deploy"), autoescape=True, undefined=StrictUndefined
+    ).get_template("report.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         page.render(
