@@ -163,9 +163,9 @@ def _apart() -> Iterator[Section]:
 
 def _former_names() -> str:
     """A table of the fields that are accepted under another name, too."""
-    tables = {"": FLEET, " (`user_config`)": LIVE, " (traffic)": TRAFFIC}
-    rows = [f"| `{old}`{whose} | `{new}` |" for whose, table in tables.items() for old, new in table.items()]
-    return "\n".join(["| former name | name |", "|---|---|", *rows])
+    tables = {"fleet": FLEET, "`user_config`": LIVE, "traffic": TRAFFIC}
+    rows = [f"| {whose} | `{old}` | `{new}` |" for whose, table in tables.items() for old, new in table.items()]
+    return "\n".join(["| in | former name | name |", "|---|---|---|", *rows])
 
 
 def _shown(section: Section, anchors: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ ASKED = 24
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Routers that have answered `ASKED` requests."""
-    logs = {"format": "json", "requests": True}
+    logs = {"format": "json", "access_log": True}
     config = fleet("mock", tmp_path_factory.mktemp("records"), num_replicas=2, logs=logs)
     with running(config, port=free_port()) as url:
         for i in range(ASKED):

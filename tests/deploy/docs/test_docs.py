@@ -87,7 +87,7 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
         "# One thing, *another*\n\n## `router.admission[]` it\n\n## Same\n\n## Same\n\n[a](#same-1) ![b](c.png) `d`\n"
     )
     (tmp_path / "x.md").write_text(text)
-    assert anchors(tmp_path / "x.md") == {"one-thing-another", "routerlimits-it", "same", "same-1"}
+    assert anchors(tmp_path / "x.md") == {"one-thing-another", "routeradmission-it", "same", "same-1"}
     assert [link.text for link in links(tmp_path / "x.md")] == ["#same-1", "c.png"]
     assert [(one.text, one.line) for one in code(tmp_path / "x.md")] == [("router.admission[]", 3), ("d", 9)]
     assert slug("What it's for") == "what-its-for"

@@ -150,8 +150,8 @@ def test_near_ties_get_more_than_far_ones() -> None:
 def test_what_is_wanted_beyond_the_budget_shrinks_but_for_the_floors() -> None:
     full = given_to([0.0, 0.1])
     half = given_to([0.0, 0.1], budget=0.5 * sum(full))
-    left = (0.5 * sum(full) - 2 * CONFIG.floor) / (sum(full) - 2 * CONFIG.floor)
-    assert half == pytest.approx([CONFIG.floor + left * (one - CONFIG.floor) for one in full])
+    left = (0.5 * sum(full) - 2 * CONFIG.min_probability) / (sum(full) - 2 * CONFIG.min_probability)
+    assert half == pytest.approx([CONFIG.min_probability + left * (one - CONFIG.min_probability) for one in full])
 
 
 def test_an_arm_that_seems_faster_than_the_policys_own_gets_most() -> None:
@@ -170,7 +170,7 @@ def test_answers_that_are_expected_to_take_no_time_are_no_fault(seconds: list[fl
     # Of a single token, where nothing is known of the time to the first one.
     made = apply_exploration([1.0, 0.0, 0.0], [True] * 3, seconds, 0.1, CONFIG)
     assert sum(made) == pytest.approx(1.0)
-    assert made[1] >= made[2] >= min(CONFIG.floor, 0.05)
+    assert made[1] >= made[2] >= min(CONFIG.min_probability, 0.05)
 
 
 # --- where it is switched off ---
