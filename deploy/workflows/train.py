@@ -62,7 +62,7 @@ class TrainOptions:
     @property
     def provenance(self) -> dict[str, Any]:
         """What a manifest should say of it."""
-        return {"homes": [Path(source).name for source in self.training_domains]}
+        return {"training_domains": [Path(source).name for source in self.training_domains]}
 
 
 def train_on_data(paths: Sequence[Path], options: TrainOptions, out: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What arms did with requests: typed, versioned, in Parquet. Prompt text is not in it.
 
-A dataset is a Parquet file or a folder of them, schema 2. A row is a request: what it is, its contexts (one a
-featurizer), and what was measured of it, one entry a condition. Rows come from `collect`, from counterfactual replay
-(`label`), and from the router's records.
+A dataset is a Parquet file or a folder of them, schema 3; schema 2, which differs in names alone, is read as well. A
+row is a request: what it is, its contexts (one a featurizer), and what was measured of it, one entry a condition. Rows
+come from `collect`, from counterfactual replay (`label`), and from the router's records.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,9 @@ from draftpick.engines.atomic_write import atomic_path
 from draftpick.policy_training.workloads import Prompt
 from draftpick.router.types import Outcome, Vector
 
-SCHEMA = 2
+SCHEMA = 3
+SCHEMA_2_NAMES = {"kind": "task", "loops": "degenerate_repetition", "stretch": "slowdown"}
+"""Columns and fields of schema 2, each with its name of today."""
 Source = Literal["live", "replay", "record"]
 """Measured on an engine, replayed from the target's answer, or logged by the router."""
 
@@ -32,29 +34,29 @@ class DatasetError(ValueError):
 class Measurement:
     """One request under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`.
 
-    `in_flight`: requests on the engines at the time, this one among them. `loops`: whether the answer says some eight
-    words twice, which flatters drafters that copy; None: not looked at. `propensity`: the probability that the arm was
-    chosen with, and `time`: when, in seconds since the epoch, of records. `tau_by_length`: acceptance length for every
-    draft length that was replayed. `stretch`: by how much load made its steps longer, as far as the router knew.
-    `alignment`: how like the target's answer the drafter's own is, by statistic, in
-    [0, 1].
+    `task`: the kind of request, as it is labelled. `in_flight`: requests on the engines at the time, this one among
+    them. `degenerate_repetition`: whether the answer says some eight words twice, which flatters drafters that copy;
+    None: not looked at. `propensity`: the probability that the arm was chosen with, and `time`: when, in seconds since
+    the epoch, of records. `tau_by_length`: acceptance length for every draft length that was replayed. `slowdown`: by
+    how much load made its steps longer, as far as the router knew. `alignment`: how like the target's answer the
+    drafter's own is, by statistic, in [0, 1].
     """
 
     prompt_id: str
-    kind: str
+    task: str
     label: str
     arm: str
     temperature: float
     max_tokens: int
     outcome: Outcome
-    loops: bool | None = None
+    degenerate_repetition: bool | None = None
     source: Source = "live"
     in_flight: int = 1
     propensity: float | None = None
     tau_by_length: Mapping[int, float] = field(default_factory=dict)
     alignment: Mapping[str, float] = field(default_factory=dict)
     time: float = 0.0
-    stretch: float = 1.0
+    slowdown: float = 1.0
 
     @classmethod
     def from_prompt(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
@@ -100,12 +102,12 @@ _MEASURED = pa.struct(
         ("label", pa.string()),
         ("arm", pa.string()),
         ("outcome", pa.struct([(f.name, _OUTCOME.get(f.name, pa.float64())) for f in fields(Outcome)])),
-        ("loops", pa.bool_()),
+        ("degenerate_repetition", pa.bool_()),
         ("source", pa.string()),
         ("in_flight", pa.int32()),
         ("propensity", pa.float64()),
         ("time", pa.float64()),
-        ("stretch", pa.float64()),
+        ("slowdown", pa.float64()),
         ("tau_by_length", pa.map_(pa.int32(), pa.float32())),
         ("alignment", pa.map_(pa.string(), pa.float32())),
     ]
@@ -113,7 +115,7 @@ _MEASURED = pa.struct(
 _ROW = pa.schema(
     [
         ("prompt_id", pa.string()),
-        ("kind", pa.string()),
+        ("task", pa.string()),
         ("temperature", pa.float64()),
         ("max_tokens", pa.int32()),
         ("contexts", pa.map_(pa.string(), pa.list_(pa.float32()))),
@@ -122,8 +124,8 @@ _ROW = pa.schema(
     metadata={"draftpick_schema": str(SCHEMA)},
 )
 _MAPS = ("tau_by_length", "alignment")
-_CELL = ("label", "arm", "loops", "source", "in_flight", "propensity", "time", "stretch")
-_PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
+_CELL = ("label", "arm", "degenerate_repetition", "source", "in_flight", "propensity", "time", "slowdown")
+_PROMPT_FIELDS = ("prompt_id", "task", "temperature", "max_tokens")
 
 
 def save(path: Path, measurements: Iterable[Measurement], contexts: Contexts | None = None) -> None:
@@ -154,7 +156,7 @@ def load(*paths: Path) -> Dataset:
     measurements: list[Measurement] = []
     contexts: dict[str, dict[str, Vector]] = {}
     for file in files:
-        for row in _read(file).to_pylist():
+        for row in _read(file):
             vectors = {name: np.asarray(vector, np.float32) for name, vector in row["contexts"] or ()}
             contexts.setdefault(row["prompt_id"], {}).update(vectors)
             measurements += [_measurement(row, cell) for cell in row["measured"]]
@@ -167,7 +169,7 @@ def _measurement(row: dict[str, Any], cell: dict[str, Any]) -> Measurement:
     return Measurement(**{**shared, **cell, **maps, "outcome": Outcome(**cell["outcome"])})
 
 
-def _read(file: Path) -> pa.Table:
+def _read(file: Path) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(file)
     except OSError as error:
@@ -175,11 +177,16 @@ def _read(file: Path) -> pa.Table:
     except pa.ArrowException as error:
         raise DatasetError(f"{file} is no Parquet file: {error}") from error
     found = (table.schema.metadata or {}).get(b"draftpick_schema", b"none").decode()
-    if found != str(SCHEMA):
-        raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}")
+    if found not in ("2", str(SCHEMA)):
+        raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}, and 2")
+    names = SCHEMA_2_NAMES if found == "2" else {}
+    table = table.rename_columns([names.get(name, name) for name in table.schema.names])
     if missing := [name for name in _ROW.names if name not in table.schema.names]:
         raise DatasetError(f"{file}: columns are missing: {', '.join(missing)}")
-    return table
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows if names else ():
+        row["measured"] = [{names.get(name, name): value for name, value in cell.items()} for cell in row["measured"]]
+    return rows
 
 
 def smallest_featurizer(data: Dataset, featurizer: str | None = None) -> str:

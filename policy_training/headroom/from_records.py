@@ -51,7 +51,7 @@ class Traffic:
         loads, offered, overheads = {}, {}, []
         for record in records:
             id, decision = f"{record.request_id}/{record.attempt}", record.decision
-            loads[id, decision.arm] = record.load.get(decision.arm, 0) + 1
+            loads[id, decision.arm] = record.in_flight.get(decision.arm, 0) + 1
             if decision.reason == "policy":
                 offered[id] = decision.probabilities
             if record.outcome.overhead_s is not None:

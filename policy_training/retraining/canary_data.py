@@ -1,7 +1,8 @@
 """Two policies in service at once, as records tell of it: the candidate, drawn with a known share, and the active one.
 
-Whatever the other policy would have done with a request is on record (`Decision.beside`), so every request tells of
-both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time that was to be expected, known before:
+Whatever the other policy would have done with a request is on record (`Decision.other_policy_probabilities`), so every
+request tells of both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time that was to be
+expected, known before:
 
     value of a policy on a request = sum_a pi_a h_a + pi_taken / p_taken * (t - h_taken)
 
@@ -192,8 +193,8 @@ def _is_in_experiment(record: Record, candidate: str) -> bool:
     """Whether two in service might have decided a request, it and another, and no client is to blame for the end."""
     made = record.decision
     return (
-        made.beside is not None
-        and (made.policy == candidate) != (candidate in made.beside)
+        made.other_policy_probabilities is not None
+        and (made.policy == candidate) != (candidate in made.other_policy_probabilities)
         and 0.0 < made.policy_share < 1.0
         and made.reason == "policy"
         and record.attempt == 1
@@ -227,7 +228,7 @@ def _build_experiment(
 
 def _other(decision: Decision) -> dict[str, float]:
     """What the policy that did not decide would have given the arms."""
-    return next(iter((decision.beside or {}).values()))
+    return next(iter((decision.other_policy_probabilities or {}).values()))
 
 
 def _contexts(rows: Sequence[Record]) -> npt.NDArray[np.float32]:

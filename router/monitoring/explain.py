@@ -130,7 +130,7 @@ class DecisionExplanation:
         terms = self.terms.get(arm)
         if terms is None:
             return {**row, "predicted": None}
-        names = ("seconds", "ttft_s", "decode_s", "counted_s", "alone_s")
+        names = ("seconds", "ttft_s", "decode_s", "weighted_s", "unloaded_s")
         return {**row, "predicted": {name: getattr(terms, name) for name in names} | asdict(terms)}
 
     def deciding_reason(self) -> str:
@@ -207,9 +207,9 @@ class DecisionExplanation:
             ),
             "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
             "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
-            "measured": lambda: f"answers of late were {_against(a.shift)}, those of {other} {_against(b.shift)}",
+            "measured": lambda: f"answers of late were {_against(a.residual)}, those of {other} {_against(b.residual)}",
             "wait": lambda: f"a request would wait {_time(b.wait_s)} at {other}",
-            "read": lambda: f"it has read the beginning of this request before, which saves {_time(a.known_s)}",
+            "read": lambda: f"it has read the beginning of this request before, which saves {_time(a.cached_prefix_s)}",
             "prompt": lambda: f"it reads the prompt in {_time(a.prompt_s)}, {other} in {_time(b.prompt_s)}",
         }
         return told[max(causes, key=causes.__getitem__)]()
@@ -217,7 +217,7 @@ class DecisionExplanation:
     def _faster_alternative(self, chosen: str, other: str) -> str:
         """Who would be faster, and why it is not taken; empty where nobody would, or where that is told already."""
         own = self.terms[chosen]
-        out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.counted_s]
+        out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.weighted_s]
         if out:
             arm = min(out, key=self._weighted_s)
             why_not = self.standings[arm].why_not if arm in self.standings else None
@@ -226,14 +226,14 @@ class DecisionExplanation:
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:
             return "" if soon == other else f"; {soon} would be done sooner but {self._cost_reason(soon)}"
-        idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
-        if idle == other or self.terms[idle].alone_s >= (1.0 - _TIE_SHARE) * own.alone_s:
+        idle = min(rest, key=lambda arm: self.terms[arm].unloaded_s)
+        if idle == other or self.terms[idle].unloaded_s >= (1.0 - _TIE_SHARE) * own.unloaded_s:
             return ""
         n = self.standings[idle].load
         return f"; {idle} would be faster but {f'has {_requests(n)} there' if n else self._cost_reason(idle)}"
 
     def _weighted_s(self, arm: str) -> float:
-        return self.terms[arm].counted_s
+        return self.terms[arm].weighted_s
 
 
 def explain_terms(decision: Decision, in_service: PolicyInService, context: Context | None) -> dict[str, Terms]:
@@ -241,7 +241,7 @@ def explain_terms(decision: Decision, in_service: PolicyInService, context: Cont
     if context is None or not in_service.accepts(context):
         return {}
     made = decision.policy == in_service.policy.id
-    shifts = [decision.shift] if made and decision.shift is not None else in_service.online.shifts
+    shifts = [decision.residual] if made and decision.residual is not None else in_service.online.shifts
     try:
         terms = in_service.policy.terms(context, shifts, decision.load if made else None)
     except Exception:  # a policy may be anybody's code: whatever it raises, the rest is told
@@ -254,18 +254,19 @@ def _causes(a: Terms, b: Terms) -> dict[str, float]:
 
     The logarithms of the factors of decoding share its difference by the logarithmic mean (Ang, Liu 2001).
     """
-    read_price = (a.read_price + b.read_price) / 2
+    prefill_weight = (a.prefill_weight + b.prefill_weight) / 2
     left, right = a.weighted_decode_s, b.weighted_decode_s
     log = math.log(right / left) if left > 0 and right > 0 else 0.0
     mean = (right - left) / log if abs(log) > 1e-12 else left
     return {
         "drafts": mean * math.log(a.tau / b.tau),
         "step": mean * math.log(b.step_s / a.step_s) if a.step_s > 0 and b.step_s > 0 else 0.0,
-        "load": mean * math.log(b.price / a.price) + (b.read_price - a.read_price) * (a.prefill_s + b.prefill_s) / 2,
-        "measured": mean * (b.shift - a.shift),
+        "load": mean * math.log(b.objective_weight / a.objective_weight)
+        + (b.prefill_weight - a.prefill_weight) * (a.prefill_s + b.prefill_s) / 2,
+        "measured": mean * (b.residual - a.residual),
         "wait": b.wait_s - a.wait_s,
-        "read": (a.known_s - b.known_s) * read_price,
-        "prompt": (b.prompt_s - a.prompt_s) * read_price,
+        "read": (a.cached_prefix_s - b.cached_prefix_s) * prefill_weight,
+        "prompt": (b.prompt_s - a.prompt_s) * prefill_weight,
     }
 
 
@@ -291,8 +292,8 @@ def _requests(n: int) -> str:
     return f"{n or 'no'} request{'' if n == 1 else 's'}"
 
 
-def _against(shift: float) -> str:
+def _against(residual: float) -> str:
     """How measured times were against the predicted ones."""
-    if abs(shift) < _TIE_SHARE:
+    if abs(residual) < _TIE_SHARE:
         return "as predicted"
-    return f"{_percent(abs(math.expm1(shift)))} {'slower' if shift > 0 else 'faster'} than predicted"
+    return f"{_percent(abs(math.expm1(residual)))} {'slower' if residual > 0 else 'faster'} than predicted"

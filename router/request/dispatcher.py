@@ -123,7 +123,7 @@ class Dispatcher:
             objective=client_request.objective,
         )
         if decision.reason == "policy":
-            self._demand.observe(decision.alone or decision.arm, decision.arm)
+            self._demand.observe(decision.unloaded_arm or decision.arm, decision.arm)
         state.decision = decision
 
     async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Status:
@@ -281,7 +281,7 @@ class Dispatcher:
         while status in _RETRYABLE and self._can_resume(state):
             state.failed.add(state.decision.arm)
             decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
-            state.decision = replace(decision, reason="continued")
+            state.decision = replace(decision, reason="resumed")
             state.number += 1
             self._metrics.streams_resumed += 1
             status = await self._run_attempt(state, sink)

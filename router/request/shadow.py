@@ -86,7 +86,7 @@ def shadow_attempt(state: RequestState, arm: str) -> RequestState:
     probabilities = {name: float(name == arm) for name in original.probabilities}
     decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
     if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
-        pairs = zip(original.predicted_tpot_s, original.load.stretch, strict=True)
+        pairs = zip(original.predicted_tpot_s, original.load.slowdown, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
     incoming = replace(state.client_request, deadline=None, count_tokens=None, accepted=time.perf_counter())
     return RequestState(incoming, context=state.context, decision=decision)

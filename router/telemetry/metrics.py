@@ -255,7 +255,7 @@ class Metrics:
         if number == 1 and outcome.overhead_s is not None:
             self._overhead.counts[bisect_left(_OVERHEAD_S, outcome.overhead_s)] += 1
             self._overhead.total += outcome.overhead_s
-        if decision.explore and decision.reason == "policy":
+        if decision.exploration_rate and decision.reason == "policy":
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
             self._observe_answer(arm, decision, outcome)
@@ -264,7 +264,7 @@ class Metrics:
         arm.prompt_tokens += outcome.prompt_tokens or 0
         arm.output_tokens += outcome.output_tokens or 0
         ttft_s, tpot_s, ratio = outcome.ttft_s, outcome.tpot_s, None
-        if decision.reason == "continued":  # of a stream whose first token came from another engine
+        if decision.reason == "resumed":  # of a stream whose first token came from another engine
             ttft_s = tpot_s = None
         elif tpot_s is not None and tpot_s <= 0:  # by an engine's own clock, of a whole answer
             tpot_s = None
@@ -278,7 +278,7 @@ class Metrics:
 
     def _compare_to_baseline(self, arm: _ArmCounters, decision: Decision, outcome: Outcome, tpot_s: float) -> float:
         """Measured over predicted TPOT; counts what the plain engine would have taken."""
-        predicted_s, shift = decision.predicted_tpot_s, decision.shift
+        predicted_s, shift = decision.predicted_tpot_s, decision.residual
         assert predicted_s is not None
         arms, tokens = list(decision.probabilities), (outcome.output_tokens or 1) - 1
         at = arms.index(decision.arm)

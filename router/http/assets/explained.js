@@ -53,11 +53,11 @@ function times(predicted, longest, colour) {
 
 function parts(one) {
   const more = [
-    `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.counted_s)}`,
-    `step ${seconds(one.step_s)}`, `stretched ${number(one.stretch, 2)} times by load`,
+    `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.weighted_s)}`,
+    `step ${seconds(one.step_s)}`, `stretched ${number(one.slowdown, 2)} times by load`,
   ];
   if (one.wait_s > 0) more.push(`wait ${seconds(one.wait_s)}`);
-  if (one.known_s > 0) more.push(`prompt known, saves ${seconds(one.known_s)}`);
-  if (one.shift) more.push(`corrected by ${percent(Math.expm1(one.shift), true)}`);
+  if (one.cached_prefix_s > 0) more.push(`prompt known, saves ${seconds(one.cached_prefix_s)}`);
+  if (one.residual) more.push(`corrected by ${percent(Math.expm1(one.residual), true)}`);
   return more.join(", ");
 }

@@ -267,7 +267,9 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
     arms, times = [f"engine-{i}" for i in range(7)], [0.0123456789] * 7
     context = stored_context(np.linspace(-1, 1, 140, dtype=np.float32), "static-128-0a1b2c3d+lexical-v3")
     load, shares = LoadTerms(times, times, times, [0] * 7, times), dict(zip(arms, times, strict=True))
-    decision = Decision(arms[0], 0.97, shares, "tau_cost:0a1b2c3d", predicted_tpot_s=times, load=load, alone=arms[1])
+    decision = Decision(
+        arms[0], 0.97, shares, "tau_cost:0a1b2c3d", predicted_tpot_s=times, load=load, unloaded_arm=arms[1]
+    )
     record = Record(
         request_id="0" * 32,
         attempt=1,
@@ -275,7 +277,7 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
         path="/v1/chat/completions",
         stream=True,
         sampling={"temperature": 0.7, "max_tokens": 128.0},
-        load=dict.fromkeys(arms, 1),
+        in_flight=dict.fromkeys(arms, 1),
         context=context,
         decision=decision,
         outcome=Outcome("ok", 200, times[0], times[0], times[0], 100, 64, 2.1, 0.4, times[0], times[0]),

@@ -60,7 +60,7 @@ def test_one_row_a_request_with_a_schema_and_without_the_text(tmp_path: Path) ->
     save(path, [measured("a", "plain"), measured("b", "plain"), measured("a", "ngram")])
     table = pq.read_table(path)
     assert table["prompt_id"].to_pylist() == ["a", "b"]
-    assert table.schema.metadata == {b"draftpick_schema": b"2"}
+    assert table.schema.metadata == {b"draftpick_schema": b"3"}
     assert b"secret" not in path.read_bytes()
 
 
@@ -73,12 +73,28 @@ def test_several_datasets_are_read_as_one(tmp_path: Path) -> None:
     assert found.arms == ["ngram", "plain"]
 
 
+def test_a_dataset_of_schema_2_is_read_in_the_names_of_today(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "dataset_schema2.parquet"  # written by a version of that schema
+    data = load(old)
+    replayed, logged = data.measurements
+    outcome = Outcome("ok", 200, 0.5, 0.125, 1.5, 5, 9, 2.0, 0.5, 0.0009765625, 0.0625)
+    assert replayed == Measurement(
+        "edit-1", "edit", "suffix", "suffix", 0.0, 64, outcome, degenerate_repetition=True, source="replay",
+        tau_by_length={4: 2.0, 8: 2.5}, alignment={"rouge": 0.5},
+    )  # fmt: skip
+    assert (logged.task, logged.slowdown, logged.in_flight, logged.propensity) == ("edit", 1.5, 3, 0.25)
+    assert data.contexts["edit-1"]["features"].tolist() == [0.5, -1.0]
+    save(tmp_path / "new.parquet", data.measurements, data.contexts)
+    assert load(tmp_path / "new.parquet").measurements == data.measurements
+    assert len(load(old, tmp_path / "new.parquet").measurements) == 4
+
+
 def other_schema(path: Path) -> None:
     pq.write_table(pa.table({"prompt_id": ["a"]}), path)
 
 
 def no_columns(path: Path) -> None:
-    pq.write_table(pa.table({"prompt_id": ["a"]}).replace_schema_metadata({"draftpick_schema": "2"}), path)
+    pq.write_table(pa.table({"prompt_id": ["a"]}).replace_schema_metadata({"draftpick_schema": "3"}), path)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +103,8 @@ def no_columns(path: Path) -> None:
         (lambda path: None, "cannot be read"),
         (lambda path: path.write_bytes(b"no parquet"), "is no Parquet file"),
         (lambda path: path.write_bytes(b""), "is no Parquet file"),
-        (other_schema, "schema none, this version reads 2"),
-        (no_columns, "columns are missing: kind, temperature"),
+        (other_schema, "schema none, this version reads 3, and 2"),
+        (no_columns, "columns are missing: task, temperature"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: Any, problem: str) -> None:

@@ -42,7 +42,7 @@ def record(i: int, arm: int, policy: str = "uniform", reason: str = "policy", at
     )
     return Record(
         request_id=f"r{i}", attempt=1, time=at or NOW + i / 100, path="/v1/chat/completions", stream=True,
-        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={},
+        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, in_flight={},
         context=stored_context(BANDIT.contexts[i], "features"), decision=decision, outcome=outcome,
     )  # fmt: skip
 
@@ -235,8 +235,8 @@ def tried(
         new = int(rng.random() < share)
         one = record(i % 900, (OLD, NEW)[new], names[new], at=at + i / 1e6)
         decision = replace(
-            one.decision, propensity=1.0, probabilities=sure[new], beside={names[1 - new]: sure[1 - new]},
-            policy_share=share if new else 1.0 - share,
+            one.decision, propensity=1.0, probabilities=sure[new],
+            other_policy_probabilities={names[1 - new]: sure[1 - new]}, policy_share=share if new else 1.0 - share,
         )  # fmt: skip
         outcome = replace(one.outcome, tpot_s=0.01 * float(rng.lognormal(0, 0.1)) * (slower if new else 1.0))
         failed = new and rng.random() < failing
@@ -295,7 +295,7 @@ def test_a_candidate_of_which_nothing_is_sure_waits(tmp_path: Path) -> None:
 
 def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(tmp_path: Path) -> None:
     keeper, registry, _ = canary(tmp_path, slower=0.8)
-    alone = [replace(r, decision=replace(r.decision, beside=None)) for r in keeper.store.records()]
+    alone = [replace(r, decision=replace(r.decision, other_policy_probabilities=None)) for r in keeper.store.records()]
     put(tmp_path / "alone", alone)
     rules = replace(keeper.config, limits=Limits(max_requests=900))
     keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), config=rules)

@@ -196,8 +196,10 @@ async def explored(router: Routed, requests: int = 4, **headers: str) -> list[fl
     for _ in range(requests):
         assert (await router.post(headers=headers)).status_code == 200
     found = await router.records(before + requests)
-    assert all(record.decision.probabilities["b"] == pytest.approx(record.decision.explore) for record in found)
-    return [record.decision.explore for record in found[before:]]
+    assert all(
+        record.decision.probabilities["b"] == pytest.approx(record.decision.exploration_rate) for record in found
+    )
+    return [record.decision.exploration_rate for record in found[before:]]
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -241,7 +243,7 @@ class TestServed:
         for _ in range(3):
             await ask(router, CHAT)
         decisions = [record.decision for record in await router.records(6)]
-        assert [(d.reason, d.explore) for d in decisions] == [("policy", 0.25), ("continued", 0.0)] * 3
+        assert [(d.reason, d.exploration_rate) for d in decisions] == [("policy", 0.25), ("resumed", 0.0)] * 3
 
     @pytest.mark.parametrize(("explore", "asked_again"), [(False, 0), (True, 4)])
     async def test_a_key_that_keeps_out_of_it_is_not_asked_again_of_others_either(

@@ -103,12 +103,12 @@ def test_the_propensity_is_that_of_the_policy_that_was_drawn() -> None:
 
 def test_what_the_other_policy_would_have_done_is_said_beside_it() -> None:
     made = serving(UniformPolicy(ARMS))
-    assert all((d.policy_share, d.beside) == (1.0, None) for d in drawn(made, 50))
+    assert all((d.policy_share, d.other_policy_probabilities) == (1.0, None) for d in drawn(made, 50))
     made.activate(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.2)
     both = {"uniform": {"plain": 0.5, "ngram": 0.5}, "fixed:ngram": {"plain": 0.0, "ngram": 1.0}}
     found = drawn(made)
     for decision in found:
-        assert {decision.policy: decision.probabilities, **(decision.beside or {})} == both
+        assert {decision.policy: decision.probabilities, **(decision.other_policy_probabilities or {})} == both
         assert decision.policy_share == {"uniform": 0.8, "fixed:ngram": 0.2}[decision.policy]
     # What is on record of a decision tells how probable each arm was before the policy was drawn.
     taken = sum(decision.arm == "ngram" for decision in found) / DRAWS
@@ -122,7 +122,7 @@ def test_a_policy_that_fails_costs_no_request_that_the_other_one_decides(monkeyp
     rng, found = np.random.default_rng(1), list[Decision]()
     while len(found) < 20:
         found.append(made.decide(DecisionInput(CONTEXT, ARMS), rng))
-    assert all((d.policy, d.policy_share, d.beside) == ("fixed:plain", 0.99, None) for d in found)
+    assert all((d.policy, d.policy_share, d.other_policy_probabilities) == ("fixed:plain", 0.99, None) for d in found)
 
 
 def test_without_a_candidate_its_share_is_gone() -> None:

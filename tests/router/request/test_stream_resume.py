@@ -87,7 +87,7 @@ async def test_another_engine_goes_on(router_app: StartRouter, servers: Servers,
     records = await app.records(2)
     assert [(one.attempt, one.decision.arm, one.decision.reason, one.outcome.status) for one in records] == [
         (1, "a", "policy", "broken"),
-        (2, "b", "continued", "ok"),
+        (2, "b", "resumed", "ok"),
     ]
 
 

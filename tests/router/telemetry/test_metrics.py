@@ -59,9 +59,9 @@ decisions = st.builds(
     decision,
     st.sampled_from(ARMS),
     reason=st.sampled_from(REASONS),
-    explore=st.sampled_from([0.0, 0.1]),
+    exploration_rate=st.sampled_from([0.0, 0.1]),
     predicted_tpot_s=st.none() | st.tuples(st.floats(1e-4, 1), st.floats(1e-4, 1)),
-    shift=st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+    residual=st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
 )
 
 
@@ -100,7 +100,7 @@ async def test_predicted_times_are_those_of_the_choice() -> None:
     counted = Metrics(ARMS, "b")
     outcome = Outcome("ok", tpot_s=0.03, ttft_s=0.1, e2e_s=3.1, output_tokens=101)
     shift = [0.6931471805599453, 0.0]
-    counted.on_attempt_end(ended(decision("a", predicted_tpot_s=[0.01, 0.04], shift=shift), outcome, 1))
+    counted.on_attempt_end(ended(decision("a", predicted_tpot_s=[0.01, 0.04], residual=shift), outcome, 1))
     counted.on_attempt_end(ended(decision("b", predicted_tpot_s=[0.01, 0.04]), outcome, 1))
     found = values(counted.collect())
     assert found["draftpick_tpot_prediction_ratio_sum", "a"] == pytest.approx(1.5)
@@ -112,7 +112,7 @@ async def test_predicted_times_are_those_of_the_choice() -> None:
 async def test_times_that_tell_nothing_are_left_out() -> None:
     counted = Metrics(ARMS, "a")
     rest = Outcome("ok", tpot_s=0.03, ttft_s=0.1, e2e_s=3.1, overhead_s=0.2)
-    counted.on_attempt_end(ended(decision(reason="continued", predicted_tpot_s=[0.01, 0.01]), rest, 2))
+    counted.on_attempt_end(ended(decision(reason="resumed", predicted_tpot_s=[0.01, 0.01]), rest, 2))
     counted.on_attempt_end(ended(decision(reason="shadow", predicted_tpot_s=[0.01, 0.01]), rest, 1))
     counted.on_attempt_end(ended(decision(), Outcome("ok", tpot_s=-0.001, e2e_s=0.1), 1))
     found = values(counted.collect())
@@ -126,7 +126,7 @@ async def test_exploration_is_a_draw_of_an_engine_that_is_not_the_likeliest() ->
     counted = Metrics(ARMS, "a")
     for arm, explore in (("a", 0.1), ("b", 0.1), ("b", 0.0)):
         probabilities = {"a": 0.9, "b": 0.1}
-        made = Decision(arm, probabilities[arm], probabilities, "p", explore=explore)
+        made = Decision(arm, probabilities[arm], probabilities, "p", exploration_rate=explore)
         counted.on_attempt_end(ended(made, Outcome("ok"), 1))
     found = values(counted.collect())
     assert (found["draftpick_explored_total", "a"], found["draftpick_explored_total", "b"]) == (0, 1)
