@@ -15,15 +15,16 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 _HEAD = """\
 # Command line
 
-What `draftpick COMMAND --help` says of every command. `make manifests` makes this page of them.
+The help of every command, as in `draftpick COMMAND --help`. Generated from the code by `make manifests`.
 
-- `--json` prints for a program what is otherwise printed for a person, on standard output alone; progress, warnings and
-  errors go to standard error. Commands that measure for minutes (`demo`, `drafters table`, `replay` and `losses`) take
-  `--json FILE`, beside what they print.
+- `--json` prints JSON in place of text, on standard output; progress, warnings and errors go to standard error.
+  Commands that measure for minutes (`demo`, `drafters benchmark`, `replay` and `losses`) take `--json-file PATH` and
+  print text as well.
 - {epilog}
-- Where the output is no terminal, or `TERM=dumb`, there are no colours; where standard error is none, no progress bars.
-- `draftpick --install-completion` lets bash, zsh, fish and PowerShell complete commands and options;
-  `draftpick --show-completion` prints what it would add to their settings.
+- Without a terminal, or with `TERM=dumb`, output has no colours; without a terminal on standard error, no progress
+  bars.
+- `draftpick --install-completion` installs completion of commands and options for bash, zsh, fish and PowerShell;
+  `draftpick --show-completion` prints it.
 
 """
 _EXAMPLES = ("Example: ", "Examples:")
