@@ -30,11 +30,11 @@ from draftpick.router.telemetry.tracing import Tracing
 event_log = logging.getLogger("draftpick.events")
 
 _LEVELS = {
-    "policy_taken": logging.INFO,
-    "policy_tried_again": logging.INFO,
+    "policy_activated": logging.INFO,
+    "policy_resumed": logging.INFO,
     "arm_quarantined": logging.ERROR,
-    "policy_refused": logging.ERROR,
-    "policy_loses": logging.ERROR,
+    "policy_rejected": logging.ERROR,
+    "policy_suspended": logging.ERROR,
 }
 """Of events; others are warnings."""
 

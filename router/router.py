@@ -194,7 +194,7 @@ class Router:
         serving.activate(resolved.policy, candidate, resolved.share)
         if resolved.policy.id != before:
             text = f"{resolved.policy.id} serves after {before}"
-            self.parts.events.emit(Event(time.time(), "policy_taken", text, policy=resolved.policy.id))
+            self.parts.events.emit(Event(time.time(), "policy_activated", text, policy=resolved.policy.id))
 
     @property
     def events(self) -> EventLog:
@@ -225,7 +225,7 @@ class Router:
             self.rejected = str(error)
             going_on = self.parts.active_policies.policy.id
             text = f"a policy is refused, {going_on} goes on: {error}"
-            self.parts.events.emit(Event(time.time(), "policy_refused", text, policy=going_on))
+            self.parts.events.emit(Event(time.time(), "policy_rejected", text, policy=going_on))
 
     async def _follow_pointer(self) -> None:
         await self._try_policy(self._config.policy)
@@ -248,18 +248,18 @@ class Router:
         return {
             "ready": self._replicas.reachable(),
             "policy": serving.policy.id,
-            "policy_refused": self.rejected,
+            "policy_rejected": self.rejected,
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
-            "candidate_refused": self.candidate_rejected,
-            "put_aside": [policy for policy, online in serving.learners() if online.suspended],
+            "candidate_rejected": self.candidate_rejected,
+            "suspended": [policy for policy, online in serving.learners() if online.suspended],
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.in_flight(),
             "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},
             "stale": sorted(self.parts.load.stale),
-            "wanted": self.autoscaler.targets,
-            "wished_more": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
+            "target_replicas": self.autoscaler.targets,
+            "unmet_demand": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
             "breakers": self._replicas.health(),
-            "drafts": self.parts.acceptance_monitor.state(),
+            "quarantine": self.parts.acceptance_monitor.state(),
             "admission": self.parts.admission.state(),
             "tasks": len(asyncio.all_tasks()),
             "counts": self.parts.metrics.counts(),

@@ -106,14 +106,14 @@ def _order(row: dict[str, Any]) -> tuple[float, float]:
 def _cells(row: dict[str, Any]) -> list[str]:
     one, chance = row["predicted"], f"{100 * row['probability']:.3g} %"
     if one is None:
-        return [chance, "", "", "", "", str(row["load"]), ""]
+        return [chance, "", "", "", "", str(row["total_in_flight"]), ""]
     times = [_time(one[name]) for name in ("seconds", "ttft_s", "decode_s")]
-    return [chance, *times, f"{one['tau']:.2f}", str(row["load"]), _time(one["weighted_s"])]
+    return [chance, *times, f"{one['tau']:.2f}", str(row["total_in_flight"]), _time(one["weighted_s"])]
 
 
 def _notes(row: dict[str, Any]) -> str:
     """What else there is to say of an engine: why it may not take the request, and what bends its times."""
-    notes = [] if row["eligible"] else [str(row["why_not"]).replace("_", " ")]
+    notes = [] if row["eligible"] else [str(row["ineligible_reason"]).replace("_", " ")]
     if (one := row["predicted"]) is not None:
         slowdown, wait_s, cached_prefix_s, residual = (
             one[name] for name in ("slowdown", "wait_s", "cached_prefix_s", "residual")

@@ -39,7 +39,7 @@ from draftpick.router.policies.base import Policy
 from draftpick.router.registry.registry import Registry
 from draftpick.router.types import Record
 
-RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_loses")
+RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_suspended")
 """Events after which a policy is trained anew, and judged by what came after them."""
 _EARLIER = 0.6
 _MAX_RECORDS = 20_000

@@ -31,19 +31,19 @@ INELIGIBLE_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """How an engine stands now. `load`: requests there, whoever sent them; `why_not`: a key of `INELIGIBLE_REASONS`, or
-    None.
+    """How an engine stands now. `total_in_flight`: requests there, whoever sent them; `ineligible_reason`: a key of
+    `INELIGIBLE_REASONS`, or None.
 
-    `breakers`: its replicas by the state of their breaker; `drafts`: `ok`, `quarantined` or `probed`; `stale`: it told
-    its load once, and does not any more.
+    `breakers`: its replicas by the state of their breaker; `quarantine_state`: `ok`, `quarantined` or `probed`;
+    `stale`: it told its load once, and does not any more.
     """
 
     replicas: int
     in_flight: int
-    load: int
-    why_not: str | None = None
+    total_in_flight: int
+    ineligible_reason: str | None = None
     breakers: Mapping[str, int] = field(default_factory=dict)
-    drafts: str = "ok"
+    quarantine_state: str = "ok"
     stale: bool = False
 
 
@@ -68,19 +68,23 @@ def engine_statuses(
     """The state of every engine, by arm."""
     eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.in_flight(), acceptance_monitor.state(), {}
     for arm, there in replicas.by_arm.items():
-        why_not = None
+        ineligible_reason = None
         if not there:
-            why_not = "no_replica"
+            ineligible_reason = "no_replica"
         elif arm not in eligible:
             full = all(replica.in_flight >= replicas.max_in_flight for replica in there)
-            why_not = "full" if full else "gone" if all(replica.unreachable for replica in there) else "breaker_open"
+            ineligible_reason = (
+                "full" if full else "gone" if all(replica.unreachable for replica in there) else "breaker_open"
+            )
         elif not acceptance_monitor.admits(arm, in_flight[arm]):
-            why_not = "quarantined"
+            ineligible_reason = "quarantined"
         elif arm in load.stale:
-            why_not = "stale"
+            ineligible_reason = "stale"
         breakers: dict[str, int] = dict(Counter(replica.breaker.state for replica in there))
         there_now, stale = sum(replica.total_in_flight for replica in there), arm in load.stale
-        found[arm] = EngineStatus(len(there), in_flight[arm], there_now, why_not, breakers, drafts[arm], stale)
+        found[arm] = EngineStatus(
+            len(there), in_flight[arm], there_now, ineligible_reason, breakers, drafts[arm], stale
+        )
     return found
 
 
@@ -150,7 +154,7 @@ class DecisionExplanation:
 
     def _fallback(self) -> str:
         arm = self.decision.arm
-        if all(self.standings[one].why_not == "stale" for one in self.candidates):
+        if all(self.standings[one].ineligible_reason == "stale" for one in self.candidates):
             return f"no engine has told its load for long: {arm} serves, the least risk under a load that nobody knows"
         if self.in_service.policy.featurizer is not None and not self.in_service.accepts(self.context):
             return f"the features of the request are not there (no text, or not in time): {arm} serves by default"
@@ -193,14 +197,14 @@ class DecisionExplanation:
 
     def _cost_reason(self, arm: str) -> str:
         """Why an arm counts more than its time."""
-        n = self.standings[arm].load if self.objective == "throughput" else 0
+        n = self.standings[arm].total_in_flight if self.objective == "throughput" else 0
         return f"would slow the {_requests(n)} there" if n else f"counts more for {self.objective}"
 
     def _main_cause(self, chosen: str, other: str) -> str:
         """What makes most of the difference between two arms."""
         a, b = self.terms[chosen], self.terms[other]
         causes = _causes(a, b)
-        there = self.standings[chosen].load, self.standings[other].load
+        there = self.standings[chosen].total_in_flight, self.standings[other].total_in_flight
         told: dict[str, Callable[[], str]] = {
             "drafts": lambda: (
                 f"its drafts are accepted, {a.tau:.1f} tokens a step on such requests ({other}: {b.tau:.1f})"
@@ -220,8 +224,8 @@ class DecisionExplanation:
         out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.weighted_s]
         if out:
             arm = min(out, key=self._weighted_s)
-            why_not = self.standings[arm].why_not if arm in self.standings else None
-            return f"; {arm} would be faster but {INELIGIBLE_REASONS[why_not or 'no_replica']}"
+            ineligible_reason = self.standings[arm].ineligible_reason if arm in self.standings else None
+            return f"; {arm} would be faster but {INELIGIBLE_REASONS[ineligible_reason or 'no_replica']}"
         rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:
@@ -229,7 +233,7 @@ class DecisionExplanation:
         idle = min(rest, key=lambda arm: self.terms[arm].unloaded_s)
         if idle == other or self.terms[idle].unloaded_s >= (1.0 - _TIE_SHARE) * own.unloaded_s:
             return ""
-        n = self.standings[idle].load
+        n = self.standings[idle].total_in_flight
         return f"; {idle} would be faster but {f'has {_requests(n)} there' if n else self._cost_reason(idle)}"
 
     def _weighted_s(self, arm: str) -> float:

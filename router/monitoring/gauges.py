@@ -18,7 +18,7 @@ READY = MetricFamily("draftpick_ready", "gauge", "Whether an engine can take req
 IN_FLIGHT = MetricFamily("draftpick_requests_in_flight", "gauge", "Requests that the router answers now.")
 QUEUED = MetricFamily("draftpick_requests_queued", "gauge", "Requests that wait in the router for a place.")
 QUEUE_REJECTED = MetricFamily(
-    "draftpick_queue_refused_total", "counter", "Requests that found the queue full, or were put out of it."
+    "draftpick_queue_rejected_total", "counter", "Requests that found the queue full, or were put out of it."
 )
 TOO_LONG = MetricFamily("draftpick_queue_timeouts_total", "counter", "Requests that waited too long in the queue.")
 FALLBACKS = MetricFamily(
@@ -34,7 +34,7 @@ FAILURES = MetricFamily(
     ("part",),
 )
 STREAMS_RESUMED = MetricFamily(
-    "draftpick_continued_total", "counter", "Broken streams that another engine went on with."
+    "draftpick_streams_resumed_total", "counter", "Broken streams that another engine resumed."
 )
 ARM_IN_FLIGHT = MetricFamily(
     "draftpick_arm_requests_in_flight", "gauge", "This router's requests at each engine.", ("arm",)
@@ -47,7 +47,7 @@ ARM_SERVICE = MetricFamily(
     "draftpick_arm_service_seconds", "gauge", "Moving mean of what a request takes, its wait left out.", ("arm",)
 )
 ARM_STALE = MetricFamily(
-    "draftpick_arm_stale", "gauge", "Whether an engine that reported its load has stopped to.", ("arm",)
+    "draftpick_arm_report_stale", "gauge", "Whether an engine that reported its load has stopped to.", ("arm",)
 )
 REPLICAS = MetricFamily(
     "draftpick_replicas", "gauge", "Replicas of each engine by the state of their breaker.", ("arm", "state")
@@ -55,8 +55,8 @@ REPLICAS = MetricFamily(
 BREAKER_OPENED = MetricFamily(
     "draftpick_breaker_opened_total", "counter", "How often a replica's breaker opened.", ("arm", "replica")
 )
-DRAFTS = MetricFamily(
-    "draftpick_arm_drafts",
+QUARANTINE_STATE = MetricFamily(
+    "draftpick_arm_quarantine_state",
     "gauge",
     "1 for the present one of `ok`, `quarantined`, `probed`: are drafts lost.",
     ("arm", "state"),
@@ -84,10 +84,10 @@ EXPLORE = MetricFamily(
     "draftpick_explore_ratio", "gauge", "Share of a decision that may go to engines that are tried out."
 )
 POLICY_SUSPENDED = MetricFamily(
-    "draftpick_policy_put_aside", "gauge", "Whether a policy loses against its default engine, which serves.", ("role",)
+    "draftpick_policy_suspended", "gauge", "Whether a policy loses against its default engine, which serves.", ("role",)
 )
 POLICY_REJECTED = MetricFamily(
-    "draftpick_policy_refused", "gauge", "Whether the policy that the configuration names was refused."
+    "draftpick_policy_rejected", "gauge", "Whether the policy that the configuration names was refused."
 )
 WRITTEN = MetricFamily("draftpick_records_written_total", "counter", "Records of attempts on the disk.")
 DROPPED = MetricFamily(
@@ -96,7 +96,7 @@ DROPPED = MetricFamily(
 METRICS = (
     *(BUILD, READY, IN_FLIGHT, QUEUED, QUEUE_REJECTED, TOO_LONG, FALLBACKS, FAILURES, STREAMS_RESUMED),
     *(ARM_IN_FLIGHT, ARM_LOAD, ARM_WAITING, ARM_SERVICE, ARM_STALE, WANTED, UNMET),
-    *(REPLICAS, BREAKER_OPENED, DRAFTS, QUARANTINES),
+    *(REPLICAS, BREAKER_OPENED, QUARANTINE_STATE, QUARANTINES),
     *(POLICY, SHARE, EXPLORE, POLICY_SUSPENDED, POLICY_REJECTED, WRITTEN, DROPPED),
 )
 """All that are read here."""
@@ -154,7 +154,7 @@ class StateCollector:
         yield BREAKER_OPENED.family(((arm, redact_userinfo(r.url)), r.breaker.opened) for arm, r in everywhere)
         drafts = watch.state().items()
         known = ("ok", "quarantined", "probed")
-        yield DRAFTS.family(((arm, state), state == now) for arm, now in drafts for state in known)
+        yield QUARANTINE_STATE.family(((arm, state), state == now) for arm, now in drafts for state in known)
         yield QUARANTINES.family([((), watch.quarantined)])
 
     def _policies(self) -> Iterator[Metric]:

@@ -21,7 +21,14 @@ _COUNTS = (
     *(gauges.FALLBACKS, gauges.DROPPED),
 )
 _SUMS = (metrics.TTFT, metrics.TPOT, metrics.E2E, metrics.ACCEPTANCE, metrics.PREDICTION)
-_VALUES = (gauges.IN_FLIGHT, gauges.QUEUED, gauges.ARM_LOAD, gauges.ARM_WAITING, gauges.REPLICAS, gauges.DRAFTS)
+_VALUES = (
+    gauges.IN_FLIGHT,
+    gauges.QUEUED,
+    gauges.ARM_LOAD,
+    gauges.ARM_WAITING,
+    gauges.REPLICAS,
+    gauges.QUARANTINE_STATE,
+)
 
 
 class RayMetricsExporter:

@@ -36,12 +36,12 @@ class FleetStatus:
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
         engines = engine_statuses(self._parts.replicas, self._parts.acceptance_monitor, self._parts.load)
         return {
-            "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
+            "ready": any(standing.ineligible_reason not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
             "model": self._model,
             "policy": serving.policy.id,
             "candidate": {"policy": candidate.id, "share": serving.share} if candidate is not None else None,
-            "put_aside": [policy for policy, online in serving.learners() if online.suspended],
+            "suspended": [policy for policy, online in serving.learners() if online.suspended],
             "explore": serving.explore,
             "objective": self._parts.config.load.objective,
             "plain": self._parts.baseline,

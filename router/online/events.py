@@ -4,7 +4,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,7 @@ class Event:
     """Something that happened to a router, for a person to read. `time`: seconds since the epoch.
 
     `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, how far, as a logarithm), `inputs_changed`,
-    `policy_loses`, `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
+    `policy_suspended`, `policy_resumed`, `policy_activated`, `policy_rejected`, `arm_quarantined`, `arm_readmitted`.
     """
 
     time: float
@@ -48,6 +48,14 @@ class EventLog:
 
 
 EVENTS = "events.jsonl"
+FORMER_KINDS = {
+    "policy_loses": "policy_suspended",
+    "policy_tried_again": "policy_resumed",
+    "policy_taken": "policy_activated",
+    "policy_refused": "policy_rejected",
+    "candidate_refused": "candidate_rejected",
+}
+"""Kinds of events as earlier versions wrote them, each with the one of today."""
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
@@ -56,7 +64,10 @@ def encode_events(events: Sequence[Event]) -> bytes:
 
 
 def decode_events(data: bytes, since: float = 0.0) -> list[Event]:
-    """Events in the lines of `events.jsonl` that are later than `since`; damaged and torn lines are passed over."""
+    """Events in the lines of `events.jsonl` that are later than `since`; damaged and torn lines are passed over.
+
+    Kinds of earlier versions become those of today.
+    """
     found = (_event(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n"))
     return [event for event in found if event is not None and event.time > since]
 
@@ -65,6 +76,8 @@ def _event(line: bytes) -> Event | None:
     """The event in a line; None where a replica ended in the middle of it, or one of another version wrote it."""
     try:
         event = Event(**json.loads(line))
+        if (kind := FORMER_KINDS.get(event.kind)) is not None:
+            event = replace(event, kind=kind)
         return event if math.isfinite(event.time) else None
     except (ValueError, TypeError):
         return None

@@ -55,7 +55,7 @@ class OnlineLearner:
         self._num_answers += 1
         if self.suspended and self._num_answers - self._suspended_at >= _SUSPENSION_ANSWERS:
             self.suspended, self._regret_monitor = False, RegretMonitor()
-            self._emit("policy_tried_again", f"{self._policy.id} serves again, to see whether it saves time now")
+            self._emit("policy_resumed", f"{self._policy.id} serves again, to see whether it saves time now")
 
     def observe(
         self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
@@ -143,7 +143,7 @@ class OnlineLearner:
             self.suspended, self._suspended_at = True, self._num_answers
             name = self._policy.arms[self._default]
             self._emit(
-                "policy_loses",
+                "policy_suspended",
                 f"{self._policy.id} loses {lost:.0%} against {name} alone, which serves for now",
                 name,
                 {"lost": lost},

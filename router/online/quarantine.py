@@ -96,7 +96,7 @@ class AcceptanceMonitor:
 
     def on_event(self, event: Event) -> None:
         """Forget what is usual where it is so no more, or where another policy tells other clusters apart."""
-        if event.kind in ("inputs_changed", "policy_taken"):
+        if event.kind in ("inputs_changed", "policy_activated"):
             self.reset_histories()
 
     def reset_histories(self) -> None:

@@ -24,10 +24,10 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 EVENTS = (
     "arm_changed",
     "inputs_changed",
-    "policy_loses",
-    "policy_tried_again",
-    "policy_taken",
-    "policy_refused",
+    "policy_suspended",
+    "policy_resumed",
+    "policy_activated",
+    "policy_rejected",
     "arm_quarantined",
     "arm_readmitted",
 )
@@ -129,7 +129,7 @@ DECODING_S = MetricFamily(
     ("arm",),
 )
 DECODING_BASELINE_S = MetricFamily(
-    "draftpick_decoding_plain_seconds_total",
+    "draftpick_decoding_baseline_seconds_total",
     "counter",
     "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
     ("arm",),

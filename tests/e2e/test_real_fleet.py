@@ -82,7 +82,7 @@ def test_the_shipped_policy_serves(real_url: str) -> None:
     state = httpx.get(f"{real_url}/ready").json()
     assert state["engines"] == dict.fromkeys(ARMS, 1)
     assert state["policy"].startswith("tau_cost:")
-    assert state["policy_refused"] is None
+    assert state["policy_rejected"] is None
 
 
 def test_every_engine_gives_the_target_s_answer_with_its_own_acceptance(real_url: str) -> None:

@@ -63,5 +63,5 @@ def test_replicas_follow_the_demand_up_to_the_budget(url: str) -> None:
         stop.set()
         for client in clients:
             client.join()
-    assert state["wanted"] == {"plain": 1, "math": 3}
+    assert state["target_replicas"] == {"plain": 1, "math": 3}
     assert state["engines"] == {"plain": 1, "math": 3}

@@ -80,7 +80,7 @@ async def test_the_router_serves_and_stops_with_its_records_written(
         state = (await client.get("/ready")).json()
     assert state["ready"]
     assert state["policy"] == "fixed:a"
-    assert state["policy_refused"] is None
+    assert state["policy_rejected"] is None
     assert state["engines"] == {"a": 1, "b": 0, "c": 0, "d": 0}
     assert state["in_flight"] == dict.fromkeys(ARMS, 0)
     assert state["counts"] == {"attempts_ok": 1}
@@ -122,7 +122,7 @@ async def test_a_policy_without_its_features_is_refused_and_the_default_engine_s
 ) -> None:
     router = await start(policy=str(folder), featurizer="none")
     assert router.parts.active_policies.policy.id == "fixed:a"
-    assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_refused"])
+    assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_rejected"])
 
 
 async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_serves(
@@ -130,7 +130,7 @@ async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_se
 ) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
     assert router.parts.active_policies.policy.id == "fixed:a"
-    assert "is no readable policy" in str(router.state()["policy_refused"])
+    assert "is no readable policy" in str(router.state()["policy_rejected"])
 
 
 async def test_another_policy_can_be_taken_into_service_and_back(start: StartedRouter, folder: Path) -> None:
@@ -151,7 +151,7 @@ async def test_a_refused_policy_leaves_the_one_that_serves(start: StartedRouter,
 async def test_a_good_policy_clears_the_refusal_of_another(start: StartedRouter, tmp_path: Path) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
     await router.use_policy("uniform")
-    assert router.state()["policy_refused"] is None
+    assert router.state()["policy_rejected"] is None
 
 
 async def test_choosing_a_policy_never_fails(folder: Path) -> None:

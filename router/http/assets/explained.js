@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { armName } from "./fleet.js";
-import { NOTHING, WHY_NOT, number, percent, seconds } from "./text.js";
+import { NOTHING, INELIGIBLE_REASONS, number, percent, seconds } from "./text.js";
 
 export function explained(told, colour) {
   return [
@@ -38,9 +38,9 @@ function arm(row, told, longest, colour) {
     h("td", { class: "right" }, percent(row.probability)),
     h("td", { title: predicted ? parts(predicted) : null },
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
-      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, WHY_NOT[row.why_not] ?? "not eligible")),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, INELIGIBLE_REASONS[row.ineligible_reason] ?? "not eligible")),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
-    h("td", { class: "right", title: "requests there now" }, number(row.load)));
+    h("td", { class: "right", title: "requests there now" }, number(row.total_in_flight)));
 }
 
 function times(predicted, longest, colour) {

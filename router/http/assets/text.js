@@ -50,7 +50,7 @@ export function ago(then, now = Date.now()) {
 }
 
 /** Why an engine may not take a request, in a word or two. */
-export const WHY_NOT = {
+export const INELIGIBLE_REASONS = {
   no_replica: "no replica",
   gone: "unreachable",
   breaker_open: "breaker open",
@@ -61,8 +61,8 @@ export const WHY_NOT = {
 
 /** How an engine stands: a word, and its tone (good, warn, bad). */
 export function standing(now) {
-  if (now.why_not) return [WHY_NOT[now.why_not] ?? now.why_not, now.why_not === "full" ? "warn" : "bad"];
-  if (now.drafts !== "ok") return [now.drafts, "warn"];
+  if (now.ineligible_reason) return [INELIGIBLE_REASONS[now.ineligible_reason] ?? now.ineligible_reason, now.ineligible_reason === "full" ? "warn" : "bad"];
+  if (now.quarantine_state !== "ok") return [now.quarantine_state, "warn"];
   const well = now.breakers.closed ?? 0;
   if (well < now.replicas) return [`${well} of ${now.replicas} up`, "warn"];
   return ["ok", "good"];

@@ -288,9 +288,9 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
 
 def test_events_may_be_moved_away_while_routers_run(tmp_path: Path) -> None:
     exchange = PeerStore(tmp_path)
-    exchange.write_events([Event(1.0, "policy_taken", "one")])
+    exchange.write_events([Event(1.0, "policy_activated", "one")])
     (tmp_path / EVENTS).rename(tmp_path / "events-old.jsonl")
-    exchange.write_events([Event(2.0, "policy_taken", "two")])
+    exchange.write_events([Event(2.0, "policy_activated", "two")])
     assert [event.text for event in decode_events((tmp_path / EVENTS).read_bytes())] == ["two"]
     old = (tmp_path / "events-old.jsonl").read_bytes()
     assert [event.text for event in decode_events(old)] == ["one"]

@@ -283,7 +283,7 @@ def test_a_candidate_that_is_slower_or_fails_is_refused(tmp_path: Path, slower: 
     assert (state.active, state.candidate) == ("p0001", None)
     assert state.entry("p0003").stage == "refused"
     assert "refused at 50%" in said[-1]
-    assert told(keeper) == ["candidate_refused"]
+    assert told(keeper) == ["candidate_rejected"]
 
 
 def test_a_candidate_of_which_nothing_is_sure_waits(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(tmp_path: Pa
     keeper, registry, said = canary(tmp_path, slower=0.8)
     keeper.step()
     keeper.store.append_event(
-        Event(time.time() + 5, "policy_loses", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
+        Event(time.time() + 5, "policy_suspended", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
     )
     keeper.step()
     assert registry.state().active == "p0001"
@@ -368,7 +368,7 @@ def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_o
     keeper.step()
     name = registry.state().policies["p0003"].policy
     keeper.store.append_event(Event(time.time() + 5, "inputs_changed", "other requests"))
-    keeper.store.append_event(Event(time.time() + 9, "policy_loses", "it loses 7%", "plain", name))
+    keeper.store.append_event(Event(time.time() + 9, "policy_suspended", "it loses 7%", "plain", name))
     keeper.step()
     assert registry.state().active == "p0003"
 

@@ -187,7 +187,7 @@ def test_the_only_engine_and_a_policy_put_aside() -> None:
 def test_fallbacks_say_what_was_missing() -> None:
     stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
     assert "failed on this request" in stale.deciding_reason()
-    all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
+    all_stale = {arm: replace(standing, ineligible_reason="stale") for arm, standing in stale.standings.items()}
     assert "no engine has told its load" in replace(stale, standings=all_stale).deciding_reason()
     assert "the features of the request are not there" in replace(stale, context=None, terms={}).deciding_reason()
 
@@ -326,8 +326,8 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
             parts.load.stale = frozenset({"ngram"})
     told = await explanation(app)
     plain, ngram = told["arms"]
-    assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
-    assert (ngram["why_not"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
+    assert (plain["ineligible_reason"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
+    assert (ngram["ineligible_reason"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
     assert told["tipped"] == "plain is the only engine that can take a request now"
 
 
@@ -347,4 +347,4 @@ async def test_where_none_may_all_may(router_app: StartRouter) -> None:
 async def test_of_an_engine_that_is_gone(router_app: StartRouter) -> None:
     app = await router_app(TWO | {"gone": REFUSING_URL}, policy=FixedPolicy(("plain", "ngram", "gone"), "gone"))
     await app.post()
-    assert (await explanation(app))["arms"][2]["why_not"] == "gone"
+    assert (await explanation(app))["arms"][2]["ineligible_reason"] == "gone"

@@ -187,7 +187,7 @@ def test_answers_to_contexts_of_other_features_teach_nothing() -> None:
 
 
 def loses(made: ActivePolicies) -> bool:
-    return "policy_loses" in {event.kind for event in made.events.recent}
+    return "policy_suspended" in {event.kind for event in made.events.recent}
 
 
 def test_a_policy_that_loses_gives_way_to_its_default_engine_and_comes_back() -> None:
@@ -213,7 +213,7 @@ def test_what_another_policy_chose_is_no_loss_of_this_one() -> None:
     for _ in range(3):
         answered(made, "plain", 0.01, 30, "one")
         answered(made, "ngram", 0.03, 60, "two")
-    assert {event.policy for event in made.events.recent if event.kind == "policy_loses"} == {"two"}
+    assert {event.policy for event in made.events.recent if event.kind == "policy_suspended"} == {"two"}
     assert not online(made, "one").suspended
 
 
@@ -306,13 +306,13 @@ def router_of(policy: Path | str) -> Router:
 async def test_a_damaged_candidate_is_told_of_and_the_next_one_is_followed(registry: Registry, tmp_path: Path) -> None:
     damage(registry, "p0002")
     router = router_of(registry.path)
-    assert "is no readable policy" in str(router.state()["candidate_refused"])
+    assert "is no readable policy" in str(router.state()["candidate_rejected"])
     assert (router.state()["policy"], router.state()["candidate"]) == ("fixed:plain", None)
     await router.start()
     id = registry.add(fixed_policy(tmp_path / "third", "ngram"), {}, "test")
     registry.set_canary_share(id, 0.25, "test", start=True)
     await until(lambda: router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.25})
-    assert router.state()["candidate_refused"] is None
+    assert router.state()["candidate_rejected"] is None
     await router.stop()
 
 

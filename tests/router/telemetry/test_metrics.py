@@ -105,8 +105,8 @@ async def test_predicted_times_are_those_of_the_choice() -> None:
     found = values(counted.collect())
     assert found["draftpick_tpot_prediction_ratio_sum", "a"] == pytest.approx(1.5)
     assert found["draftpick_decoding_seconds_total", "a"] == pytest.approx(3.0)
-    assert found["draftpick_decoding_plain_seconds_total", "a"] == pytest.approx(4.0)
-    assert found["draftpick_decoding_plain_seconds_total", "b"] == pytest.approx(3.0)  # as it was measured
+    assert found["draftpick_decoding_baseline_seconds_total", "a"] == pytest.approx(4.0)
+    assert found["draftpick_decoding_baseline_seconds_total", "b"] == pytest.approx(3.0)  # as it was measured
 
 
 async def test_times_that_tell_nothing_are_left_out() -> None:
@@ -196,7 +196,7 @@ async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
     found = await page(app)
     assert found["draftpick_requests_in_flight",] == 1
     assert found["draftpick_requests_queued",] == 1
-    assert found["draftpick_queue_refused_total",] == 1
+    assert found["draftpick_queue_rejected_total",] == 1
     assert found["draftpick_arm_requests_in_flight", "a"] == 1
     for task in waiting:
         task.cancel()
@@ -216,5 +216,5 @@ async def test_policies_fallbacks_and_events(router_app: StartRouter) -> None:
     assert found["draftpick_candidate_share_ratio",] == 0.1
     assert found["draftpick_explore_ratio",] == 0.2
     assert found["draftpick_events_total", "arm_quarantined"] == 1
-    assert found["draftpick_arm_drafts", "b", "ok"] == 1
+    assert found["draftpick_arm_quarantine_state", "b", "ok"] == 1
     assert found["draftpick_replicas", "a", "closed"] == 1
