@@ -30,6 +30,7 @@ from draftpick.router.records import (
 )
 from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until
+from tests.router.config.test_former_fields import upgrading
 
 words = st.text(st.characters(codec="utf-8"), max_size=12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -163,6 +164,12 @@ def test_segments_of_both_schemas_are_read_together(tmp_path: Path, schema_1: li
     (tmp_path / "records-1.jsonl").write_bytes(b"".join(schema_1))
     (tmp_path / "records-2.jsonl").write_bytes(encode(record("new")))
     assert ids(tmp_path) == ["r1", "r2", "r2", "r3", "r4", "r5", "new"]
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    lines = set(upgrading())
+    for prefix, names in (("", SCHEMA_1_FIELDS), ("decision.", SCHEMA_1_DECISION), ("decision.load.", SCHEMA_1_LOAD)):
+        assert {f"  - `{prefix}{old}` -> `{prefix}{new}`" for old, new in names.items()} <= lines
 
 
 @pytest.mark.parametrize("field", [*SCHEMA_1_DECISION])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from draftpick.policy_training.data.data_card import card
 from draftpick.policy_training.data.dataset import (
+    SCHEMA_2_NAMES,
     Dataset,
     DatasetError,
     DatasetParts,
@@ -23,6 +24,7 @@ from draftpick.policy_training.data.dataset import (
 )
 from draftpick.policy_training.workloads import Prompt
 from draftpick.router.types import Outcome, Status
+from tests.router.config.test_former_fields import upgrading
 
 PROMPT = Prompt("edit-1", "edit", "Rewrite this secret.", 0.7, 64)
 OK = Outcome("ok", 200, ttft_s=0.5, tpot_s=0.1, e2e_s=1.4, prompt_tokens=5, output_tokens=10, acceptance_length=2.0)
@@ -87,6 +89,10 @@ def test_a_dataset_of_schema_2_is_read_in_the_names_of_today(tmp_path: Path) -> 
     save(tmp_path / "new.parquet", data.measurements, data.contexts)
     assert load(tmp_path / "new.parquet").measurements == data.measurements
     assert len(load(old, tmp_path / "new.parquet").measurements) == 4
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    assert {f"  - `{old}` -> `{new}`" for old, new in SCHEMA_2_NAMES.items()} <= set(upgrading())
 
 
 def other_schema(path: Path) -> None:

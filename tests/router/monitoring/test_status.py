@@ -71,7 +71,7 @@ async def test_a_router_that_has_seen_nothing(registry: Registry, tmp_path: Path
         0,
         0,
     )
-    assert (shown["keys"], shown["ready"], shown["plain"], shown["model"]) == (
+    assert (shown["keys"], shown["ready"], shown["baseline"], shown["model"]) == (
         False,
         True,
         "plain",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies import SHIPPED, artifact, read
+from tests.router.config.test_former_fields import upgrading
 from tests.router.policies.test_policies import ARMS, weights
 
 MANIFEST: dict[str, Any] = {"kind": "mlp", "arms": list(ARMS), "featurizer": "lexical", "options": {}}
@@ -61,6 +62,17 @@ def test_an_artefact_of_schema_1_is_read_in_the_names_of_today() -> None:
     assert not set(artifact.SCHEMA_1_ARRAYS) & set(arrays)
     assert {"domain_centres", "domain_arms", "margin_weights"} <= set(arrays)
     assert read(SHIPPED).id == f"tau_cost:{on_disk['arrays_sha256'][:8]}"
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    lines = set(upgrading())
+    tables = {
+        "arrays.": artifact.SCHEMA_1_ARRAYS,
+        "options.regressor: ": artifact.SCHEMA_1_REGRESSORS,
+        "provenance.": artifact.SCHEMA_1_PROVENANCE,
+    }
+    for prefix, names in tables.items():
+        assert {f"  - `{prefix}{old}` -> `{prefix}{new}`" for old, new in names.items()} <= lines
 
 
 def test_an_artefact_of_schema_1_decides_alike_as_schema_2(tmp_path: Path) -> None:
