@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { armName } from "./fleet.js";
-import { NOTHING, INELIGIBLE_REASONS, number, percent, seconds } from "./text.js";
+import { NOTHING, number, percent, seconds, whyNot } from "./text.js";
 
 export function explained(told, colour) {
   return [
@@ -38,7 +38,7 @@ function arm(row, told, longest, colour) {
     h("td", { class: "right" }, percent(row.probability)),
     h("td", { title: predicted ? parts(predicted) : null },
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
-      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, INELIGIBLE_REASONS[row.ineligible_reason] ?? "not eligible")),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.ineligible_reason))),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
     h("td", { class: "right", title: "requests there now" }, number(row.total_in_flight)));
 }

@@ -49,8 +49,7 @@ export function ago(then, now = Date.now()) {
   return passed < 129600 ? `${Math.round(passed / 3600)} h ago` : `${Math.round(passed / 86400)} days ago`;
 }
 
-/** Why an engine may not take a request, in a word or two. */
-export const INELIGIBLE_REASONS = {
+const INELIGIBLE_REASONS = {
   no_replica: "no replica",
   gone: "unreachable",
   breaker_open: "breaker open",
@@ -59,9 +58,14 @@ export const INELIGIBLE_REASONS = {
   stale: "load unknown",
 };
 
+/** Why an engine may not take a request, in a word or two; a health signal that is not in the table by its name. */
+export function whyNot(reason) {
+  return INELIGIBLE_REASONS[reason] ?? reason?.replaceAll("_", " ") ?? "not eligible";
+}
+
 /** How an engine stands: a word, and its tone (good, warn, bad). */
 export function standing(now) {
-  if (now.ineligible_reason) return [INELIGIBLE_REASONS[now.ineligible_reason] ?? now.ineligible_reason, now.ineligible_reason === "full" ? "warn" : "bad"];
+  if (now.ineligible_reason) return [whyNot(now.ineligible_reason), now.ineligible_reason === "full" ? "warn" : "bad"];
   if (now.quarantine_state !== "ok") return [now.quarantine_state, "warn"];
   const well = now.breakers.closed ?? 0;
   if (well < now.replicas) return [`${well} of ${now.replicas} up`, "warn"];
