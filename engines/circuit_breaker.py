@@ -16,10 +16,10 @@ _CLOSE_SHARE = 0.25
 class BreakerConfig(Model):
     """Ejection and recovery of a replica."""
 
-    failures: int = Field(3, ge=1, description="consecutive failures that open a replica's breaker")
-    failure_share: float = Field(0.5, gt=0, le=1, description="recent failure rate that also opens it")
-    open_s: float = Field(1.0, gt=0, description="first ejection time; doubles with each failed probe")
-    max_open_s: float = Field(30.0, gt=0, description="longest ejection time")
+    consecutive_failures: int = Field(3, ge=1, description="consecutive failures that open a replica's breaker")
+    failure_rate: float = Field(0.5, gt=0, le=1, description="recent failure rate that also opens it")
+    base_ejection_s: float = Field(1.0, gt=0, description="first ejection time; doubles with each failed probe")
+    max_ejection_s: float = Field(30.0, gt=0, description="longest ejection time")
     slow_start_s: float = Field(
         6.0, ge=0, description="slow start after recovery: one concurrent request, doubling every second, for this long"
     )

@@ -58,6 +58,7 @@ class DoctorContext:
     """`running`: probed engines by name. `records`: the latest ones, or why they are unreadable.
 
     `host`: the router's address. `written`: whether there is a written configuration, or only URLs.
+    `former_fields`: a line for each field that the configuration calls by its former name.
     """
 
     config: DraftpickConfig

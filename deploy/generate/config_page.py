@@ -125,7 +125,7 @@ class Section:
 def text() -> str:
     """The page."""
     sections = [*_fleet(), *_apart()]
-    anchors = {one.schema["title"]: slug(one.heading.strip("# ")) for one in reversed(sections)}
+    anchors = {one.schema.get("title", ""): slug(one.heading.strip("# ")) for one in reversed(sections)}
     return _HEAD + "\n".join(_shown(section, anchors) for section in sections) + _request_headers()
 
 

@@ -52,6 +52,18 @@ def text() -> str:
     return _HEAD + "\n".join(tables) + _BUCKETS + _FORMER + _former_names()
 
 
+def _former_names() -> str:
+    """Tables of what dashboards and rules may still call by another name."""
+    tables = {"metric": former_metrics.METRICS, "alert": former_metrics.ALERTS, "series": former_metrics.LABELS}
+    return "\n".join(
+        "\n".join(
+            [f"| former {what} | {what} |", "|---|---|", *(f"| `{old}` | `{new}` |" for old, new in table.items())]
+        )
+        + "\n"
+        for what, table in tables.items()
+    )
+
+
 def _table(described: Sequence[MetricFamily]) -> str:
     rows = [f"| `{m.name}` | {m.kind} | {', '.join(f'`{name}`' for name in m.labels)} | {m.help} |" for m in described]
     return "\n".join(["| metric | kind | labels | what it is |", "|---|---|---|---|", *rows]) + "\n"

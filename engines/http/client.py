@@ -61,7 +61,7 @@ class _Origin:
 class EngineClient:
     """A pool of connections to engines.
 
-    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stall_timeout_s` the wait for each further chunk,
+    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stream_idle_timeout_s` the wait for each further chunk,
     `timeout_s` a complete answer.
     """
 

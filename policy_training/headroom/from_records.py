@@ -67,7 +67,7 @@ class Traffic:
             counted = ", ".join(f"{arm} {count}" for arm, count in counts.items())
             raise DatasetError(
                 f"fewer than two engines have {MIN_REQUESTS} finished answers ({counted}): no comparison is possible; "
-                "set router.explore or router.shadow.share"
+                "set router.exploration.rate or router.shadow.sample_rate"
             )
         data = Dataset(tuple(m for m in kept if m.arm in arms), found.contexts, found.dropped)
         left_out = {arm: count for arm, count in counts.items() if arm not in arms}

@@ -1,7 +1,8 @@
 """Paired data of two policies in service, from records: the candidate, drawn with a known share, and the active one.
 
-The other policy's probabilities are on record for each request (`Decision.beside`), so every request informs about
-both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time predicted beforehand:
+The other policy's probabilities are on record for each request (`Decision.other_policy_probabilities`), so every
+request informs about both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time predicted
+beforehand:
 
     value of a policy on a request = sum_a pi_a h_a + pi_taken / p_taken * (t - h_taken)
 
@@ -228,7 +229,7 @@ def _build_experiment(
 
 def _other(decision: Decision) -> dict[str, float]:
     """Probabilities of the policy that did not decide."""
-    return next(iter((decision.beside or {}).values()))
+    return next(iter((decision.other_policy_probabilities or {}).values()))
 
 
 def _contexts(rows: Sequence[Record]) -> npt.NDArray[np.float32]:

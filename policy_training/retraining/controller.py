@@ -149,7 +149,7 @@ class RolloutController:
             self.registry.end_holdout(BY, why)
             return
         self.registry.reject(candidate.id, BY, why)
-        self._append_event("candidate_refused", candidate.id, f"rejected at {candidate.share:.0%} ({why})")
+        self._append_event("candidate_rejected", candidate.id, f"rejected at {candidate.share:.0%} ({why})")
 
     def _routers_report_loss(self, state: RegistryState) -> bool:
         """Return to the previous policy if routers report a loss of the last promoted one, unless something else has

@@ -12,14 +12,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """Flash crowds: once per `every_s` seconds the rate is multiplied by `times`, for `lasts_s` seconds."""
+    """Flash crowds: once per `interval_s` seconds the rate is multiplied by `rate_factor`, for `duration_s` seconds."""
 
     interval_s: float
     duration_s: float
     rate_factor: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.lasts_s < self.every_s and self.times > 0):
+        if not (0 < self.duration_s < self.interval_s and self.rate_factor > 0):
             raise ValueError("lasts_s must be shorter than every_s, and times positive")
 
 

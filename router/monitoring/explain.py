@@ -21,10 +21,11 @@ _TIE_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """Current state of an engine. `load`: requests of all clients; `why_not`: a key of `INELIGIBLE_REASONS`, or None.
+    """Current state of an engine. `total_in_flight`: requests of all clients; `ineligible_reason`: a key of
+    `INELIGIBLE_REASONS`, or None.
 
-    `breakers`: number of replicas by breaker state; `drafts`: `ok`, `quarantined` or `probed`; `stale`: its load
-    reports have stopped.
+    `breakers`: number of replicas by breaker state; `quarantine_state`: `ok`, `quarantined` or `probed`; `stale`: its
+    load reports have stopped.
     """
 
     replicas: int
@@ -140,7 +141,7 @@ class DecisionExplanation:
 
     def _fallback(self) -> str:
         arm = self.decision.arm
-        if all(self.standings[one].why_not == StaleReports.reason for one in self.candidates):
+        if all(self.standings[one].ineligible_reason == StaleReports.reason for one in self.candidates):
             return f"all load reports are outdated: {arm} serves, the lowest risk under unknown load"
         if self.in_service.policy.featurizer is not None and not self.in_service.accepts(self.context):
             return f"the request has no features (no text, or too late): {arm} serves by default"
@@ -183,21 +184,23 @@ class DecisionExplanation:
 
     def _cost_reason(self, arm: str) -> str:
         """The reason why an arm's weighted time exceeds its time."""
-        n = self.standings[arm].load if self.objective == "throughput" else 0
+        n = self.standings[arm].total_in_flight if self.objective == "throughput" else 0
         return f"would slow the {_requests(n)} there" if n else f"counts more for {self.objective}"
 
     def _main_cause(self, chosen: str, other: str) -> str:
         """The main cause of the difference between two arms."""
         a, b = self.terms[chosen], self.terms[other]
         causes = _causes(a, b)
-        there = self.standings[chosen].load, self.standings[other].load
+        there = self.standings[chosen].total_in_flight, self.standings[other].total_in_flight
         messages: dict[str, Callable[[], str]] = {
             "drafts": lambda: f"its acceptance length is {a.tau:.1f} on such requests ({other}: {b.tau:.1f})",
             "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
             "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
-            "measured": lambda: f"recent answers were {_against(a.shift)}, those of {other} {_against(b.shift)}",
+            "measured": lambda: f"recent answers were {_against(a.residual)}, those of {other} {_against(b.residual)}",
             "wait": lambda: f"{other} has a queue of {_time(b.wait_s)}",
-            "read": lambda: f"it has the beginning of this request in its prefix cache, which saves {_time(a.known_s)}",
+            "read": lambda: (
+                f"it has the beginning of this request in its prefix cache, which saves {_time(a.cached_prefix_s)}"
+            ),
             "prompt": lambda: f"its prefill takes {_time(a.prompt_s)}, that of {other} {_time(b.prompt_s)}",
         }
         return messages[max(causes, key=causes.__getitem__)]()
@@ -208,14 +211,14 @@ class DecisionExplanation:
         out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.weighted_s]
         if out:
             arm = min(out, key=self._weighted_s)
-            why_not = self.standings[arm].why_not if arm in self.standings else None
-            return f"; {arm} would be faster but {self.ineligible_reasons[why_not or 'no_replica']}"
+            ineligible_reason = self.standings[arm].ineligible_reason if arm in self.standings else None
+            return f"; {arm} would be faster but {self.ineligible_reasons[ineligible_reason or 'no_replica']}"
         rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:
             return "" if soon == other else f"; {soon} would finish sooner but {self._cost_reason(soon)}"
-        idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
-        if idle == other or self.terms[idle].alone_s >= (1.0 - _TIE_SHARE) * own.alone_s:
+        idle = min(rest, key=lambda arm: self.terms[arm].unloaded_s)
+        if idle == other or self.terms[idle].unloaded_s >= (1.0 - _TIE_SHARE) * own.unloaded_s:
             return ""
         n = self.standings[idle].total_in_flight
         return f"; {idle} would be faster but {f'has {_requests(n)} there' if n else self._cost_reason(idle)}"
@@ -280,8 +283,8 @@ def _requests(n: int) -> str:
     return f"{n or 'no'} request{'' if n == 1 else 's'}"
 
 
-def _against(shift: float) -> str:
+def _against(residual: float) -> str:
     """Describe measured times relative to predictions."""
-    if abs(shift) < _TIE_SHARE:
+    if abs(residual) < _TIE_SHARE:
         return "as predicted"
     return f"{_percent(abs(math.expm1(residual)))} {'slower' if residual > 0 else 'faster'} than predicted"

@@ -107,7 +107,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: [((), c.parts.admission.queued)],
     ),
     StateMetric(
-        "draftpick_queue_refused_total",
+        "draftpick_queue_rejected_total",
         "counter",
         "Requests that found the queue full, or were put out of it.",
         read=lambda c: [((), c.parts.admission.counts["refused"])],
@@ -134,7 +134,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=_failures,
     ),
     StateMetric(
-        "draftpick_continued_total",
+        "draftpick_streams_resumed_total",
         "counter",
         "Broken streams that another engine went on with.",
         read=lambda c: [((), c.parts.metrics.streams_resumed)],
@@ -170,7 +170,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: _by_label(c.parts.load.service_s),
     ),
     StateMetric(
-        "draftpick_arm_stale",
+        "draftpick_arm_report_stale",
         "gauge",
         "Whether an engine that reported its load has stopped to.",
         ("arm",),
@@ -206,7 +206,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=_breakers_opened,
     ),
     StateMetric(
-        "draftpick_arm_drafts",
+        "draftpick_arm_quarantine_state",
         "gauge",
         "1 for the present one of `ok`, `quarantined`, `probed`: are drafts lost.",
         ("arm", "state"),
@@ -239,14 +239,14 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: [((), c.parts.active_policies.explore)],
     ),
     StateMetric(
-        "draftpick_policy_put_aside",
+        "draftpick_policy_suspended",
         "gauge",
         "Whether a policy loses against its default engine, which serves.",
         ("role",),
         read=_policies_suspended,
     ),
     StateMetric(
-        "draftpick_policy_refused",
+        "draftpick_policy_rejected",
         "gauge",
         "Whether the policy that the configuration names was refused.",
         read=lambda c: [((), c.rejected())],

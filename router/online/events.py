@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 class Event:
     """An event of a router, for operators. `time`: seconds since the epoch.
 
-    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`, `policy_loses`,
-    `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
+    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`, `policy_suspended`,
+    `policy_resumed`, `policy_activated`, `policy_rejected`, `arm_quarantined`, `arm_readmitted`.
     """
 
     time: float

@@ -103,7 +103,7 @@ class AcceptanceMonitor:
 
     def on_event(self, event: Event) -> None:
         """Reset outdated histories: after a change of an arm, or of the policy, which defines the clusters."""
-        if event.kind in ("inputs_changed", "policy_taken"):
+        if event.kind in ("inputs_changed", "policy_activated"):
             self.reset_histories()
 
     def reset_histories(self) -> None:

@@ -38,7 +38,7 @@ function arm(row, told, longest, colour) {
     h("td", { class: "right" }, percent(row.probability)),
     h("td", { title: predicted ? parts(predicted) : null },
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
-      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.why_not))),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.ineligible_reason))),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
     h("td", { class: "right", title: "requests there now" }, number(row.total_in_flight)));
 }

@@ -309,7 +309,7 @@ def test_a_candidate_that_is_slower_or_fails_is_refused(canary: Canary, slower: 
     assert (state.active, state.candidate) == ("p0001", None)
     assert state.entry("p0003").stage == "refused"
     assert "rejected at 50%" in said[-1]
-    assert told(keeper) == ["candidate_refused"]
+    assert told(keeper) == ["candidate_rejected"]
 
 
 def test_a_candidate_of_which_nothing_is_sure_waits(canary: Canary) -> None:
@@ -321,7 +321,7 @@ def test_a_candidate_of_which_nothing_is_sure_waits(canary: Canary) -> None:
 
 def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(canary: Canary, tmp_path: Path) -> None:
     keeper, registry, _ = canary(slower=0.8)
-    alone = [replace(r, decision=replace(r.decision, beside=None)) for r in keeper.store.records()]
+    alone = [replace(r, decision=replace(r.decision, other_policy_probabilities=None)) for r in keeper.store.records()]
     put(tmp_path / "alone", alone)
     rules = replace(keeper.config, limits=Limits(max_requests=900))
     keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), config=rules)

@@ -113,10 +113,10 @@ def test_drafts_tip_it() -> None:
 
 TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
     (PLAIN, replace(PLAIN, step_s=0.025, tau=1.1), (0, 0, 0), "its steps take 20 ms, those of math 25 ms"),
-    (PLAIN, replace(PLAIN, stretch=3.0, price=3.0), (1, 0, 14), "it has 1 request there, math 14"),
-    (PLAIN, replace(PLAIN, shift=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
+    (PLAIN, replace(PLAIN, slowdown=3.0, objective_weight=3.0), (1, 0, 14), "it has 1 request there, math 14"),
+    (PLAIN, replace(PLAIN, residual=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
     (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "math has a queue of 1.20 s"),
-    (replace(PLAIN, prompt_s=0.5, known_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
+    (replace(PLAIN, prompt_s=0.5, cached_prefix_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
     (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "its prefill takes 0 ms, that of math 0.50 s"),
 ]
 
@@ -139,8 +139,8 @@ HEAVY = replace(MATH, objective_weight=4.0)
 BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
     (MATH, (0, 0, 0), {"math": "quarantined"}, "; math would be faster but has lost its drafts"),
     (MATH, (0, 0, 0), {"math": "no_replica"}, "; math would be faster but has no replica"),
-    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would finish sooner but would slow the 14 requests there"),
-    (replace(MATH, stretch=4.0, price=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
+    (HEAVY, (0, 0, 14), {}, "; math would finish sooner but would slow the 14 requests there"),
+    (replace(HEAVY, slowdown=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
     (replace(MATH, tau=1.0), (0, 0, 0), {}, "(plain: 1.0)"),
 ]
 
@@ -182,7 +182,7 @@ def test_the_only_engine_and_a_policy_put_aside() -> None:
 def test_fallbacks_say_what_was_missing() -> None:
     stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
     assert "failed on this request" in stale.deciding_reason()
-    all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
+    all_stale = {arm: replace(standing, ineligible_reason="stale") for arm, standing in stale.standings.items()}
     assert "all load reports are outdated" in replace(stale, standings=all_stale).deciding_reason()
     assert "the request has no features" in replace(stale, context=None, terms={}).deciding_reason()
 
@@ -321,8 +321,8 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
             parts.load.staleness.suspects = frozenset({"ngram"})
     told = await explanation(app)
     plain, ngram = told["arms"]
-    assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
-    assert (ngram["why_not"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
+    assert (plain["ineligible_reason"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
+    assert (ngram["ineligible_reason"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
     assert told["tipped"] == "plain is the only eligible engine"
 
 

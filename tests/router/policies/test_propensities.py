@@ -18,7 +18,7 @@ from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
 DRAWS = 30_000
-EXPLORATION = ExplorationConfig(gamma=20.0, floor=0.01)
+EXPLORATION = ExplorationConfig(gamma=20.0, min_probability=0.01)
 FRESH = Bandit.draw(400, seed=8)
 
 
