@@ -61,8 +61,8 @@ class _Origin:
 class EngineClient:
     """A pool of connections to engines.
 
-    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stream_idle_timeout_s` the wait for each further chunk,
-    `timeout_s` a complete answer.
+    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stream_idle_timeout_s` the wait for each further
+    chunk, `timeout_s` a complete answer.
     """
 
     def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stream_idle_timeout_s: float = 120.0) -> None:
