@@ -228,8 +228,8 @@ def _traffic(
     profiles = {name: arm.modes[0].profile for name, arm in arms.items()}
     if spec is not None:
         said = read_spec(spec)
-        crowds = said.crowds.bursts() if said.crowds else None
-        return SyntheticTraffic(said.rows(list(arms)), n, rate or said.rate, crowds)
+        bursts = said.bursts.bursts() if said.bursts else None
+        return SyntheticTraffic(said.rows(list(arms)), n, rate or said.rate, bursts)
     if data:
         return SyntheticTraffic(dataset_traffic(load(*data), profiles), n, rate or 1.0)
     assert records is not None

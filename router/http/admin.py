@@ -153,7 +153,7 @@ class AdminPages:
             await asyncio.to_thread(change.apply, self._registry(), f"key {key.name}")
         except PolicyRejected as error:
             param = "id" if change.takes_id else None
-            raise BadRequest(str(error), param=param, code="policy_refused") from error
+            raise BadRequest(str(error), param=param, code="policy_rejected") from error
         except OSError as error:
             raise RegistryFailed(f"the registry cannot be changed: {error.strerror}", code="registry_failed") from error
         await self._show_policies(reply)
@@ -176,4 +176,4 @@ class AdminPages:
         try:
             await reply.json(200, {"policies": await self._owner.broadcast_policy(name)})
         except PolicyRejected as error:
-            raise BadRequest(str(error), param="policy", code="policy_refused") from error
+            raise BadRequest(str(error), param="policy", code="policy_rejected") from error

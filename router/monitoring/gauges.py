@@ -107,7 +107,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: [((), c.parts.admission.queued)],
     ),
     StateMetric(
-        "draftpick_queue_refused_total",
+        "draftpick_queue_rejected_total",
         "counter",
         "Requests rejected because the queue was full, or shed from it.",
         read=lambda c: [((), c.parts.admission.counts["refused"])],
@@ -134,7 +134,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=_failures,
     ),
     StateMetric(
-        "draftpick_continued_total",
+        "draftpick_streams_resumed_total",
         "counter",
         "Broken streams resumed on another engine.",
         read=lambda c: [((), c.parts.metrics.streams_resumed)],
@@ -170,7 +170,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: _by_label(c.parts.load.service_s),
     ),
     StateMetric(
-        "draftpick_arm_stale",
+        "draftpick_arm_report_stale",
         "gauge",
         "1 if the engine's load reports have stopped.",
         ("arm",),
@@ -206,7 +206,7 @@ METRICS: tuple[StateMetric, ...] = (
         read=_breakers_opened,
     ),
     StateMetric(
-        "draftpick_arm_drafts",
+        "draftpick_arm_quarantine_state",
         "gauge",
         "1 for the current state of the drafter: `ok`, `quarantined`, `probed`.",
         ("arm", "state"),
@@ -239,14 +239,14 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: [((), c.parts.active_policies.explore)],
     ),
     StateMetric(
-        "draftpick_policy_put_aside",
+        "draftpick_policy_suspended",
         "gauge",
         "1 if the policy is suspended, since it lost time against its default engine.",
         ("role",),
         read=_policies_suspended,
     ),
     StateMetric(
-        "draftpick_policy_refused",
+        "draftpick_policy_rejected",
         "gauge",
         "1 if the configured policy was rejected.",
         read=lambda c: [((), c.rejected())],

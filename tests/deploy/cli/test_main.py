@@ -150,6 +150,14 @@ def test_a_policy_for_other_engines_is_a_warning(tmp_path: Path) -> None:
     assert "was made for the engines ['plain', 'math']" in json.loads(as_json.stdout)["warnings"][0]
 
 
+def test_a_former_field_is_a_warning(tmp_path: Path) -> None:
+    path = fleet_file(tmp_path, router={"default_engine": "plain", "explore": 0.1})
+    text, as_json = invoke("check-config", path), invoke("check-config", path, "--json")
+    assert (text.exit_code, as_json.exit_code) == (0, 0)
+    assert words(text.stderr) == "warning: router.explore is now called router.exploration.rate"
+    assert json.loads(as_json.stdout)["warnings"] == ["router.explore is now called router.exploration.rate"]
+
+
 # --- models ---
 
 
