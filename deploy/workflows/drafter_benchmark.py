@@ -1,4 +1,4 @@
-"""`draftpick drafters table`: every engine on every domain, live, with spread, and the headroom that routing has."""
+"""`draftpick drafters benchmark`: every engine on every domain, live, with spread, and the headroom that routing has."""
 
 import asyncio
 import math

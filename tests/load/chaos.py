@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--only", default="", help="these faults alone, by name, with commas")
     parser.add_argument("--real", action="store_true", help="real vLLM engines (plain and suffix)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="draftpick-chaos-"))
     try:
@@ -204,10 +204,10 @@ def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
     for name, value in figures.items():
         out.print(f"{name:<40} {value:>10.2f}".replace(".00", ""), highlight=False)
     out.print(f"what failed or broke: {dict(errors) or 'nothing'}", highlight=False)
-    if args.json:
+    if args.json_file:
         shown = {name: Interval(*(3 * (float(value),))) for name, value in figures.items()}
         more = {"clients": clients.num_clients, "small_disk": disk is not None, "errors": dict(errors)}
-        write(args.json, len(clients.results), shown, **more)
+        write(args.json_file, len(clients.results), shown, **more)
 
 
 if __name__ == "__main__":

@@ -116,12 +116,12 @@ def traffic(context: DoctorContext) -> Iterator[Finding]:
     sampled = float(np.mean([float((record.sampling or {}).get("temperature", 1.0)) > 0 for record in some]))
     if sampled > _SAMPLED:
         yield note(
-            "router.records", f"{sampled:.0%} of the requests sample", "draftpick doctor --headroom --records FOLDER",
+            "router.records", f"{sampled:.0%} of the requests sample", "draftpick headroom --records FOLDER",
             "drafts are accepted less often there, and some drafters then cost time",
         )  # fmt: skip
     tokens = float(np.median([record.outcome.output_tokens or 0 for record in some]))
     if tokens < _TINY:
         yield note(
             "router.records", f"half of the answers have {tokens:.0f} tokens or fewer",
-            "draftpick doctor --headroom --records FOLDER", "drafts speed up what follows the first token alone",
+            "draftpick headroom --records FOLDER", "drafts speed up what follows the first token alone",
         )  # fmt: skip

@@ -127,8 +127,9 @@ def _process(*command: str, niceness: int = 0) -> Iterator[subprocess.Popen[str]
 
 
 _KEEPING = (
-    "--watch", "--no-prove", "--poll", "1", "--stages", "0.1,0.5", "--min-requests", "20", "--fewest-new", "300",
-    "--watched", "1000",
+    "--watch", "--no-require-significance", "--poll-interval", "1", "--canary-shares", "0.1,0.5", "--min-requests", "20",
+    "--min-new-records", "300",
+    "--holdout-requests", "1000",
 )  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs, with another seed each")
     parser.add_argument("--alone", type=int, default=2, help="runs without corrections")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
+    parser.add_argument("--json-file", type=Path, help="also write the figures, and the plot beside them")
     parser.add_argument("--keep", type=Path, help="folder that records, registry and events stay in")
     args = parser.parse_args()
     story, total = happenings(args.n), args.repeats + args.alone
@@ -217,9 +218,9 @@ def main() -> None:
     runs = [[figures(loop, story) for loop in loops], [figures_alone(loop) for loop in alone]]
     found = {name: spread([figure[name] for figure in of]) for of in runs if of for name in of[0]}
     show(found)
-    if args.json:
-        write(args.json, args.n * total, found)
-        plot(args.json.with_suffix(".png"), loops[0], alone[0] if alone else None, story)
+    if args.json_file:
+        write(args.json_file, args.n * total, found)
+        plot(args.json_file.with_suffix(".png"), loops[0], alone[0] if alone else None, story)
 
 
 def _tell(bar: Progress, loop: Loop) -> None:

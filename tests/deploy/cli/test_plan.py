@@ -76,7 +76,19 @@ def test_plan_says_what_to_run(profiles: str, tmp_path: Path) -> None:
 
 def test_tensor_parallel_engines_need_several_accelerators(profiles: str) -> None:
     common = ("--profiles", profiles, "--traffic", "six_kinds", "-n", "200", "--rate", "5", "--seeds", "2")
-    told = json.loads(ran("plan", *common, "-a", "3", "--needs", "suffix=2", "--needs", "math=3", "--json").stdout)
+    told = json.loads(
+        ran(
+            "plan",
+            *common,
+            "-a",
+            "3",
+            "--replica-accelerators",
+            "suffix=2",
+            "--replica-accelerators",
+            "math=3",
+            "--json",
+        ).stdout
+    )
     needs = {"plain": 1, "suffix": 2, "math": 3}
     assert sum(needs[name] * count for name, count in told["replicas"].items()) <= 3
 
@@ -113,7 +125,7 @@ def test_requests_of_a_dataset_and_of_records(profiles: str, tmp_path: Path) -> 
         (("--fleet", "suffix"), "ENGINE=NUMBER"),
         (("--fleet", "suffix=0"), "1 or more"),
         (("--fleet", "suffix=1", "--data", "x"), "give one of"),
-        (("--fleet", "suffix=1", "--needs", "eagle=2"), "no profile of eagle"),
+        (("--fleet", "suffix=1", "--replica-accelerators", "eagle=2"), "no profile of eagle"),
     ],
 )
 def test_wrong_usage_is_told_and_ends_with_2(
@@ -133,4 +145,4 @@ def test_a_file_that_is_no_profile_is_named(tmp_path: Path) -> None:
 
 def test_help_teaches() -> None:
     assert "Example:" in words(invoke("simulate", "--help").stdout)
-    assert "one engine is the better choice" in words(invoke("plan", "--help").stdout)
+    assert "Recommends the single engine unless" in words(invoke("plan", "--help").stdout)
