@@ -1,9 +1,9 @@
-# Every target sets up its own virtual environment when there is none. `make help` lists them.
+# Every target creates the virtual environment if it is missing. `make help` lists them.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A folder of its own for test and demo output
+# Folder of test and demo output
 RUNS ?= runs
 # Prompts that the embedded heads were trained on
 TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code=generated:code --training-domain chat=generated:chat
@@ -28,16 +28,16 @@ $(READY): requirements-cpu.lock requirements-dev.lock pyproject.toml
 serve: $(READY)  ## Start the embedded fleet: real vLLM engines, the router, a trained policy
 	$(BIN)/draftpick serve --config embedded
 
-demo: $(READY)  ## Collect, train, serve the new policy, compare: a table, a plot, a verdict (15 minutes)
+demo: $(READY)  ## Collect, train, activate the new policy, compare: a table, a plot, a verdict (15 minutes)
 	$(BIN)/draftpick demo --output-dir $(RUNS)/demo
 
-test: $(READY)  ## Run all tests that this machine can run
+test: $(READY)  ## Run all tests that this machine supports
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest -m "not ray and not vllm and not load"
 
-test-tools:  ## Install what some tests use and skip without: Chromium, Prometheus (Debian, as root)
+test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, as root)
 	apt-get update -q
 	RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium prometheus  # 1: no daemon
 
@@ -51,13 +51,13 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: $(READY)  ## Kill, hang, slow, cut and refill everything under load, with mock engines (6 minutes)
+chaos: $(READY)  ## Kill, hang, slow, cut and restart everything under load, with mock engines (6 minutes)
 	$(BIN)/python -m tests.load.chaos --json-file tests/bench/results/chaos.json
 
-loop: $(READY)  ## The loop that keeps getting better: kinds, engines and words change, with mock engines (6 minutes)
+loop: $(READY)  ## The retraining loop under changes of traffic, engines and words, with mock engines (6 minutes)
 	$(BIN)/python -m tests.bench.loop --json-file tests/bench/results/loop.json
 
-fuzz: $(READY)  ## Ask and configure 20,000 things that nobody meant (5 minutes)
+fuzz: $(READY)  ## Send 20,000 random requests and configurations (5 minutes)
 	$(BIN)/python -m tests.load.fuzz --json-file tests/bench/results/fuzz.json
 
 bench: $(READY)  ## Measure footprint, losslessness and sampling again (80 minutes)
@@ -66,7 +66,7 @@ bench: $(READY)  ## Measure footprint, losslessness and sampling again (80 minut
 	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json-file tests/bench/results/lossless-alone.json
 	$(BIN)/python -m tests.bench.sampling --json-file tests/bench/results/sampling.json
 
-bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, losses, replay (3 hours)
+bench-drafters: $(READY)  ## Measure drafters again: benchmark, hybrid, search, losses, replay (3 hours)
 	$(BIN)/draftpick drafters benchmark --output-dir $(RUNS)/drafters --seed 1 --json-file tests/bench/results/drafters.json
 	cp $(RUNS)/drafters/all.png tests/bench/results/drafters.png
 	$(BIN)/python -m tests.bench.hybrid --json-file tests/bench/results/hybrid.json
@@ -75,7 +75,7 @@ bench-drafters: $(READY)  ## Measure drafters again: table, hybrid, search, loss
 	$(BIN)/draftpick drafters layer-skip --prompts generated:math@200 --trials 40 --distill-minutes 3 --output-dir runs/self
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --seed 2 --json-file tests/bench/results/replay.json
 
-policy: $(READY)  ## Make the policy that ships from nothing, and its report: measure, label, train, judge (3 hours)
+policy: $(READY)  ## Make the shipped policy from scratch, and its report: measure, label, train, evaluate (3 hours)
 	$(BIN)/draftpick collect --config embedded --output-dir $(RUNS)/policy/live -n 84
 	$(BIN)/draftpick collect --config embedded --output-dir $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
 	$(BIN)/draftpick label --output-dir $(RUNS)/policy/replayed -n 2048 --seed 1 --answers 3 --workers 2
@@ -89,7 +89,7 @@ policy: $(READY)  ## Make the policy that ships from nothing, and its report: me
 	  --paper $(RUNS)/policy/paper-live --paper $(RUNS)/policy/paper-replayed --self-drafting self \
 	  --output $(RUNS)/policy/report.html --output-dir tests/bench/results
 
-bench-policy: $(READY)  ## Measure the policy that ships: live, its contexts, its training (40 minutes)
+bench-policy: $(READY)  ## Measure the shipped policy: live, its contexts, its training (40 minutes)
 	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json-file tests/bench/results/live.json
 	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(TRAINING_DOMAINS) --json-file tests/bench/results/featurizer.json
 	$(BIN)/python -m tests.bench.training --json-file tests/bench/results/training.json
@@ -100,7 +100,7 @@ curve: $(READY)  ## How many examples suffice: label 10,828 prompts, train on 50
 	$(BIN)/draftpick label --output-dir $(RUNS)/curve/judged -n 1400 --seed 3 --no-draft-lengths --workers 2
 	$(BIN)/draftpick learning-curve --data $(RUNS)/curve/judged --train-data $(RUNS)/curve/more --train-data $(RUNS)/curve/rest $(TRAINING_DOMAINS) --output-dir tests/bench/results
 
-bench-overhead: $(READY)  ## What the router adds, beside its peers, which are installed under runs/peers (15 minutes)
+bench-overhead: $(READY)  ## Time added by the router and by other routers, which are installed under runs/peers (15 minutes)
 	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --output-dir tests/bench/results
 	$(BIN)/python -m tests.bench.overhead.real_engine --json-file tests/bench/results/real_engine.json
 
@@ -108,17 +108,17 @@ bench-loop: $(READY)  ## Promotion gates over 200 trials, and the loop on real e
 	$(BIN)/python -m tests.bench.gates --json-file tests/bench/results/gates.json
 	$(BIN)/python -m tests.bench.loop.real --json-file tests/bench/results/loop_real.json
 
-bench-page: $(READY)  ## The page in a browser, with its pictures; queries, alerts, manifests, the image's recipe (35 minutes)
+bench-page: $(READY)  ## The dashboard in a browser, with screenshots; queries, alerts, manifests, the image's Dockerfile (35 minutes)
 	$(BIN)/python -m tests.bench.page --json-file tests/bench/results/page.json --pictures tests/bench/results
 	$(BIN)/python -m tests.bench.operations --json-file tests/bench/results/operations.json
 	$(BIN)/python -m tests.bench.image --json-file tests/bench/results/operations.json  # as root, 25 GB of disk
 
-bench-load: $(READY)  ## Hold 1,000 streams, leave 10,000 requests, break things around real vLLM (15 minutes)
+bench-load: $(READY)  ## Hold 1,000 streams, disconnect 10,000 requests, inject faults into real vLLM (15 minutes)
 	$(BIN)/python -m tests.load.streams --json-file tests/bench/results/streams.json
 	$(BIN)/python -m tests.load.disconnects --json-file tests/bench/results/disconnects.json
 	$(BIN)/python -m tests.load.chaos --real --seconds 90 --json-file tests/bench/results/chaos-real.json
 
-bench-crossover: $(READY)  ## Routed against every other way to use as many engines, by load; simulated fleets (80 minutes)
+bench-crossover: $(READY)  ## Routing against every other way to use the same engines, by load; simulated fleets (80 minutes)
 	$(BIN)/python -m tests.bench.load --json-file tests/bench/results/load.json
 	$(BIN)/python -m tests.bench.load.events --json-file tests/bench/results/load_events.json
 	$(BIN)/python -m tests.bench.load.real --json-file tests/bench/results/load_real.json
@@ -126,12 +126,12 @@ bench-crossover: $(READY)  ## Routed against every other way to use as many engi
 	$(BIN)/python -m tests.bench.simulator --json-file tests/bench/results/simulator.json
 	$(BIN)/python -m tests.bench.equal_resources --json-file tests/bench/results/equal_resources.json
 
-manifests: $(READY)  ## Make anew what follows from the code: chart schema, manifests, dashboard, generated pages
+manifests: $(READY)  ## Generate files from the code: chart schema, manifests, dashboard, pages of docs/
 	$(BIN)/python -m draftpick.deploy.generate
 	$(BIN)/python -m tests.bench.evidence
 
-lock: $(READY)  ## Resolve requirements-cpu.lock anew (needs uv)
+lock: $(READY)  ## Resolve requirements-cpu.lock again (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
 
-clean:  ## Remove what the targets made
+clean:  ## Remove the output of all targets
 	rm -rf $(VENV) $(RUNS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -82,8 +82,9 @@ class ReplicaTable:
         max_in_flight: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_in_flight`: requests that one replica holds at most. `busy` counts those on all of them."""
+        """`max_in_flight`: of one replica. `busy`: requests on all replicas; `by_arm`: replicas by arm."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self.by_arm: Mapping[str, Sequence[Replica]] = self._replicas
         self._in_flight = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight, self.busy = max_in_flight, 0
@@ -143,8 +144,8 @@ class ReplicaTable:
     ) -> Replica | None:
         """The least loaded replica of an arm that may take a request, if there is one.
 
-        `read`: how much of the request each replica, by its address, has read before. Of those that have hardly more
-        to do than the least loaded one, the one that has read most is taken.
+        `cached_prefix`: bytes of the request that each replica, by its address, has read before. Of those that have
+        hardly more to do than the least loaded one, the one that has read most is taken.
         """
         replicas = _without(self._replicas[arm], tried)
         candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
@@ -156,11 +157,6 @@ class ReplicaTable:
         limit = least + max(_NEAR, least // 4)
         near = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
         return max(near, key=lambda r: (cached_prefix.get(r.url, 0), -r.in_flight - r.foreign_in_flight))
-
-    @property
-    def by_arm(self) -> Mapping[str, Sequence[Replica]]:
-        """The replicas of every arm."""
-        return self._replicas
 
     @contextmanager
     def lease(

@@ -20,7 +20,7 @@ from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.dispatcher import Dispatcher
-from draftpick.router.request.learning import Learning
+from draftpick.router.request.learning import AttemptLearning
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
@@ -41,18 +41,18 @@ _LEVELS = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a router is made of. `plain`: the engine that serves while no load is known."""
+    """What a router is made of. `baseline`: the engine that serves while no load is known."""
 
     config: RouterConfig
-    plain: str
+    baseline: str
     replicas: ReplicaTable
     events: EventLog
-    serving: ActivePolicies
+    active_policies: ActivePolicies
     load: LoadModel
     demand: Demand
     prefixes: PrefixIndex
     admission: Admission
-    watch: AcceptanceMonitor
+    acceptance_monitor: AcceptanceMonitor
     metrics: Metrics
     recent: RecentRequests
     shadow: Shadow
@@ -73,32 +73,29 @@ def build_parts(
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
 ) -> Parts:
-    """`plain`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
+    """`baseline`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     events = EventLog()
-    serving = ActivePolicies(config, policy, events)
+    active_policies = ActivePolicies(config, policy, events)
     load, demand, prefixes = LoadModel(config.load, replicas, accelerators), Demand(arms), PrefixIndex(config.prefixes)
     admission, metrics, recent = Admission(config.limits), Metrics(arms, baseline), RecentRequests(baseline)
-    watch = AcceptanceMonitor(arms, config.quarantine, on_event=serving.emit_for_arm)
+    acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
-    decide = DecisionMaker(config, serving, replicas, load, watch, admission, metrics, baseline, rng)
-    # Who observes attempts: a new one is a line here.
-    observers = [
-        Learning(serving, watch, load, metrics).on_attempt_end,
-        metrics.on_attempt_end,
-        recent.on_attempt_end,
-        *([records.on_attempt_end] if records is not None else []),
-    ]
-    # Who hears of events.
-    events.subscribe(metrics.on_event)
-    events.subscribe(_log_event)
-    events.subscribe(shadow.on_event)
-    events.subscribe(watch.on_event)
+    decide = DecisionMaker(
+        config, active_policies, replicas, load, acceptance_monitor, admission, metrics, baseline, rng
+    )
+    learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
+    # Who observes attempts: a new observer is one entry here.
+    observers = [learning.on_attempt_end, metrics.on_attempt_end, recent.on_attempt_end]
+    if records is not None:
+        observers.append(records.on_attempt_end)
+    for subscriber in (metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event):
+        events.subscribe(subscriber)
     dispatcher = Dispatcher(
         config,
         replicas=replicas,
         client=client,
-        serving=serving,
+        active_policies=active_policies,
         decide=decide,
         admission=admission,
         prefixes=prefixes,
@@ -110,9 +107,23 @@ def build_parts(
         tracing=tracing,
     )
     return Parts(
-        config, baseline, replicas, events, serving, load, demand, prefixes, admission, watch, metrics, recent, shadow,
-        decide, dispatcher, records,
-    )  # fmt: skip
+        config=config,
+        baseline=baseline,
+        replicas=replicas,
+        events=events,
+        active_policies=active_policies,
+        load=load,
+        demand=demand,
+        prefixes=prefixes,
+        admission=admission,
+        acceptance_monitor=acceptance_monitor,
+        metrics=metrics,
+        recent=recent,
+        shadow=shadow,
+        decide=decide,
+        dispatcher=dispatcher,
+        records=records,
+    )
 
 
 def _log_event(event: Event) -> None:

@@ -67,7 +67,7 @@ class Router:
 
         `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
         `set_targets` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
-        `others`: what a scrape shows beside it.
+        `peer_pages`: what a scrape shows beside it.
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
@@ -134,7 +134,9 @@ class Router:
         folder = router.online.dir or beside
         if folder is None:
             return None
-        return PeerSync(PeerStore(folder), parts.events.unwritten, parts.serving.learners, parts.metrics.failures)
+        return PeerSync(
+            PeerStore(folder), parts.events.unwritten, parts.active_policies.learners, parts.metrics.failures
+        )
 
     async def start(self) -> None:
         """Begin to follow the engines' replicas."""
@@ -179,7 +181,7 @@ class Router:
 
     def _activate(self, resolved: ResolvedPolicy) -> None:
         """Take policies into service; a candidate that needs other features stays out, and is told of."""
-        serving, featurizer = self.parts.serving, self.parts.dispatcher.featurizer
+        serving, featurizer = self.parts.active_policies, self.parts.dispatcher.featurizer
         before, candidate = serving.policy.id, resolved.candidate
         self.candidate_rejected = resolved.candidate_rejected
         if candidate is not None:
@@ -209,7 +211,7 @@ class Router:
             self.parts.admission.configure(live.limits)
             self._replicas.max_in_flight = live.limits.max_in_flight_per_replica
         if live.explore is not None:
-            self.parts.serving.explore = live.explore
+            self.parts.active_policies.explore = live.explore
         if live.policy is not None:
             await self._try_policy(live.policy)
 
@@ -221,7 +223,7 @@ class Router:
             await self.use_policy(name)
         except PolicyRejected as error:
             self.rejected = str(error)
-            going_on = self.parts.serving.policy.id
+            going_on = self.parts.active_policies.policy.id
             text = f"a policy is refused, {going_on} goes on: {error}"
             self.parts.events.emit(Event(time.time(), "policy_refused", text, policy=going_on))
 
@@ -242,7 +244,7 @@ class Router:
 
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
-        records, serving = self._records, self.parts.serving
+        records, serving = self._records, self.parts.active_policies
         return {
             "ready": self._replicas.reachable(),
             "policy": serving.policy.id,
@@ -257,7 +259,7 @@ class Router:
             "wanted": self.autoscaler.targets,
             "wished_more": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
             "breakers": self._replicas.health(),
-            "drafts": self.parts.watch.state(),
+            "drafts": self.parts.acceptance_monitor.state(),
             "admission": self.parts.admission.state(),
             "tasks": len(asyncio.all_tasks()),
             "counts": self.parts.metrics.counts(),

@@ -141,11 +141,11 @@ class Owned:
         self.steps.append("stop")
 
     def state(self) -> dict[str, object]:
-        return {"ready": self._parts.replicas.reachable(), "policy": self._parts.serving.policy.id}
+        return {"ready": self._parts.replicas.reachable(), "policy": self._parts.active_policies.policy.id}
 
     async def broadcast_policy(self, name: str) -> list[str]:
-        self._parts.serving.activate(load(name, self._parts.replicas.arms, self._parts.config.default_engine))
-        return [self._parts.serving.policy.id]
+        self._parts.active_policies.activate(load(name, self._parts.replicas.arms, self._parts.config.default_engine))
+        return [self._parts.active_policies.policy.id]
 
     async def metrics(self) -> str:
         own = await page_of([self._parts.metrics, StateCollector(self._parts)])

@@ -126,21 +126,25 @@ def label(
     """
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.label import label_prompts
+    from draftpick.engines.errors import ConfigError
     from draftpick.policy_training.workloads import reword
 
     chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens)
     if paraphrase:
         chosen = [reword(prompt, seed) for prompt in chosen]
-    labelled = label_prompts(
-        resolve(config),
-        chosen,
-        output_dir,
-        seed=seed,
-        answers=answers,
-        alone_tokens=standalone_tokens,
-        lengths=draft_lengths,
-        workers=workers,
-    )
+    try:
+        labelled = label_prompts(
+            resolve(config),
+            chosen,
+            output_dir,
+            seed=seed,
+            answers=answers,
+            alone_tokens=standalone_tokens,
+            lengths=draft_lengths,
+            workers=workers,
+        )
+    except ConfigError as error:
+        fail(f"{config}: {error}", 2)
     note = _renewed(labelled.renewed) + (f"; left out: {', '.join(labelled.left_out)}" if labelled.left_out else "")
     text = f"{labelled.prompts} prompts labelled under {len(labelled.engines)} engines in {output_dir}{note}"
     say(as_json, {**asdict(labelled), "out": str(output_dir)}, text)

@@ -65,7 +65,7 @@ CHECKS: list[Check] = []
 
 
 def check(about: About, ok_message: str) -> Callable[[CheckFunction], CheckFunction]:
-    """Register a check under the name of its function. `well`: what is true where it finds nothing."""
+    """Register a check under the name of its function. `ok_message`: what is true where it finds nothing."""
 
     def register(looks: CheckFunction) -> CheckFunction:
         CHECKS.append(Check(looks.__name__, about, ok_message, looks))

@@ -18,13 +18,13 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 _HEAD = """\
 # Configuration
 
-Every field of a fleet, the one YAML file that `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart take;
-`make manifests` makes this page of the code. `draftpick check-config FILE` says what is wrong
-with a file, and starts nothing. Names that are not here are refused, except for vLLM's own, which go to vLLM as they
-stand: all of `engine_kwargs`, and what `drafter` holds beside the fields below.
+Every field of a fleet, the YAML file of `draftpick serve`, `draftpick route`, Ray Serve and the Helm chart. Generated
+from the code by `make manifests`. `draftpick check-config FILE` reports the errors of a file and starts nothing.
+Unknown fields are rejected, except vLLM's own, which are passed to vLLM unchanged: all of `engine_kwargs`, and further
+fields of `drafter`.
 
-In a path, `[]` stands for every item of a list. What ends in `_s` is in seconds, in `_bytes` in bytes. What is not
-required may be absent.
+In a path, `[]` means each item of a list. Fields ending in `_s` are in seconds, in `_bytes` in bytes. Fields without
+"required" are optional.
 
 ```yaml
 target: {name: my-model, source: meta-llama/Llama-3.1-8B-Instruct}
@@ -41,7 +41,7 @@ _EXAMPLES = {
 engine_kwargs: {max_model_len: 16384}                # of every engine
 engines:
   - {name: plain, deployment: {accelerator: gpu}}
-  - {name: elsewhere, url: "http://10.0.0.7:8000"}   # somebody else runs it: any `vllm serve`
+  - {name: elsewhere, url: "http://10.0.0.7:8000"}   # external: any `vllm serve`
 router: {default_engine: plain}""",
     "engines[].drafter": """\
 engines:
@@ -96,10 +96,10 @@ router:
     user_config: {policy: uniform, explore: 0.1}""",
 }
 _KEYS = (
-    "What `router.keys.file` holds: a list, to which `draftpick keys new` adds. Routers read it again when it changes. "
-    "Nobody has the keys below."
+    "The content of `router.keys.file`: a list, to which `draftpick keys new` appends. Routers reload it on a change. "
+    "The keys below are examples."
 )
-_LIVE = "{} `draftpick route` takes none: there `router.policy` may name a file or a registry, which are followed."
+_LIVE = "{} `draftpick route` has none: it follows the registry that `router.policy` names."
 _TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "object": "map"}
 _FORMATS = {"path": "path", "uri": "URL", "date-time": "time"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

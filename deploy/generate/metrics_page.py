@@ -10,27 +10,26 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 _HEAD = """\
 # Metrics
 
-What `/metrics` of a router shows; `make manifests` makes this page of the code. The routers'
-own metrics come first, each with the label `router`; then those of all engines under vLLM's names, as
-`vllm:spec_decode_num_drafts_total`, with `arm` and `replica`. Any router shows all routers and all engines: scrape one
-address.
+The metrics on `/metrics` of a router. Generated from the code by `make manifests`. The routers' own metrics come first,
+with the label `router`; then those of all engines under vLLM's names, such as `vllm:spec_decode_num_drafts_total`, with
+`arm` and `replica`. Any router shows all routers and all engines: scrape one address.
 
-Sum over routers what is counted (`sum by (arm) (rate(...))`); of what several routers see of the same engines take the
-greatest (`max by (arm) (draftpick_arm_load_requests)`). On Ray Serve the most important of them are also on Ray's own
-metrics page (`ray_draftpick_...`), copied every ten seconds, of histograms sum and count.
+Sum counters over routers (`sum by (arm) (rate(...))`); for gauges of the same engine from several routers take the
+maximum (`max by (arm) (draftpick_arm_load_requests)`). On Ray Serve the most important ones are also on Ray's own
+metrics page (`ray_draftpick_...`), copied every ten seconds, histograms as sum and count.
 
 """
 _BUCKETS = """
-Buckets of times are twice as long each as the one before, from a small model's to a long answer's, wide enough for any
-threshold. Those of `draftpick_tpot_seconds` are a quarter apart, since what routing gains is mostly a tenth to a half.
+Buckets of times double from one to the next, from the times of a small model to those of a long answer. Buckets of
+`draftpick_tpot_seconds` are a quarter apart, because routing mostly gains a tenth to a half.
 """
 
 
 def text() -> str:
     """The page."""
     parts = [
-        ("Counted and measured of requests", metrics.METRICS),
-        ("Read when somebody asks", gauges.METRICS),
+        ("Per request", metrics.METRICS),
+        ("State, read at scrape time", gauges.METRICS),
     ]
     tables = [f"## {title}\n\n{_table(described)}" for title, described in parts]
     return _HEAD + "\n".join(tables) + _BUCKETS

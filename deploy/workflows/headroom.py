@@ -75,7 +75,7 @@ class HeadroomOptions:
 
 @dataclass(frozen=True, slots=True)
 class HeadroomResult:
-    """The evidence; `source`: of what kind it is; `left_out`: what was not looked at, and why, in counts."""
+    """The evidence; `source`: of what kind it is; `excluded`: what was not looked at, and why, in counts."""
 
     evidence: Evidence
     source: str
@@ -83,7 +83,8 @@ class HeadroomResult:
 
 
 def evaluate_headroom(options: HeadroomOptions, on_progress: ProgressCallback) -> HeadroomResult:
-    """Judge what was asked for. `told`: called after each of some `FITS` fits. Raises `DatasetError`, `ConfigError`."""
+    """Judge what was asked for. `on_progress`: called after each of some `FITS` fits. Raises `DatasetError`,
+    `ConfigError`."""
     learner_of(options.learner)
     fleet = options.fleet()
     records = options.records

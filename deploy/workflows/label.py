@@ -59,7 +59,7 @@ def label_prompts(
     todo = parts.pending(prompts, max(PART // answers, 1))
     done = sum(map(len, todo))
     target = target_path(fleet.target)
-    options: dict[str, Any] = {"seed": seed, "answers": answers, "alone_tokens": alone_tokens, "lengths": lengths}
+    options: dict[str, Any] = {"seed": seed, "answers": answers, "standalone_tokens": alone_tokens, "lengths": lengths}
     if workers:
         on_ray(target, engines, todo, output, workers, **options)
     elif todo:

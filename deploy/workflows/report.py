@@ -52,7 +52,7 @@ class PaperSection:
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """What a report is to judge. `name`: the learner that all but the ladder is about; `often`: see
+    """What a report is to judge. `name`: the learner that all but the ladder is about; `repeated_answers`: see
     `answer_predictability`."""
 
     question: ExperimentSetup
@@ -141,9 +141,9 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
                 plots.alphas(findings.alphas),
             )
         )
-    page = Environment(loader=PackageLoader("deploy"), autoescape=True, undefined=StrictUndefined).get_template(
-        "report.html"
-    )
+    page = Environment(
+        loader=PackageLoader("draftpick.deploy"), autoescape=True, undefined=StrictUndefined
+    ).get_template("report.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         page.render(

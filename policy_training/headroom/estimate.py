@@ -189,13 +189,13 @@ def evaluate_choice(
     routed = [(times * one).sum(2) for one in choice.shares]
     columns = time_columns(times, [(times * one).sum(2) for one in single], routed, times.min(2))
     wins = np.bincount(data.time_s.argmin(1), minlength=len(data.arms)) / len(data)
-    return build_headroom(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=wins)
+    return build_headroom(data, choice, BootstrapHeadroom(columns, groups, seed), slices, worth=worth, wins=wins)
 
 
 def build_headroom(
     data: Matrix,
     choice: CrossFittedChoice,
-    times: "Resampled",
+    times: "BootstrapHeadroom",
     slices: Mapping[str, Mask],
     *,
     worth: float,
@@ -256,7 +256,7 @@ def sampling_masks(temperatures: Floats) -> dict[str, Mask]:
     return {"greedy": temperatures == 0, "sampled": temperatures > 0}
 
 
-class Resampled:
+class BootstrapHeadroom:
     """Sums of columns [draws, n, columns] in resamples of groups: ratios of two of them keep what is common.
 
     The first draw gives the values; the others, if there are any, their spread.

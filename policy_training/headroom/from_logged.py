@@ -23,11 +23,11 @@ from draftpick.policy_training.evaluation.ope import (
     weights,
 )
 from draftpick.policy_training.headroom.estimate import (
+    BootstrapHeadroom,
     CrossFittedChoice,
     Headroom,
     Ids,
     Mask,
-    Resampled,
     build_headroom,
     time_columns,
 )
@@ -62,7 +62,7 @@ def evaluate_logged(
     columns = time_columns(
         arms[None], [log.times(one)[None] for one in single], [one[None] for one in routed], no_oracle[None]
     )
-    found = build_headroom(data, choice, Resampled(columns, groups, seed), slices, worth=worth, wins=None)
+    found = build_headroom(data, choice, BootstrapHeadroom(columns, groups, seed), slices, worth=worth, wins=None)
     judged = (choice.shares.mean(0), np.mean(single, axis=0))
     effective = min(effective_sample_size(log.weights(pi)) for pi in judged)
     supported = min(float((pi * (log.offered >= _POSSIBLE)).sum(1).mean()) for pi in judged)

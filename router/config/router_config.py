@@ -133,7 +133,7 @@ class DraftpickConfig(FleetConfig):
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:
-        named = {"router.default_engine": self.router.default_engine, "router.load.plain": self.router.load.baseline}
+        named = {"router.default_engine": self.router.default_engine, "router.load.plain": self.router.load.plain}
         for field, engine in named.items():
             if engine is not None and engine not in self.arms:
                 raise ValueError(
@@ -146,7 +146,7 @@ class DraftpickConfig(FleetConfig):
     def baseline(self) -> str:
         """The engine that is the least risk under a load that nobody knows: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
-        return self.router.load.baseline or next(plain, self.router.default_engine)
+        return self.router.load.plain or next(plain, self.router.default_engine)
 
 
 class ConfigProblems(ConfigError):

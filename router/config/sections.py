@@ -22,7 +22,7 @@ class LoadConfig(Model):
     stale_s: float = Field(
         5.0, gt=0, description="an engine that reported and has not for so long is left alone while others report"
     )
-    baseline: str | None = Field(
+    plain: str | None = Field(
         None, description="who serves while no load is known; absent: the first engine without a drafter"
     )
 

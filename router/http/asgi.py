@@ -14,7 +14,7 @@ _MAX_HEADERS = 128
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request before its body is read. `headers` are lower case, `named` the last of each name."""
+    """A request before its body is read. `headers` are lower case, `header_values` the last of each name."""
 
     scope: Scope
     receive: Receive

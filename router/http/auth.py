@@ -119,7 +119,7 @@ class Keyring:
 
 
 def require_scope(key: Key, scope: Scope, purpose: str) -> None:
-    """Raise `Forbidden` unless the key has the scope that `what` needs."""
+    """Raise `Forbidden` unless the key has the scope that `purpose` needs."""
     if scope not in key.scopes:
         raise Forbidden(f"{purpose} needs a key with the scope {scope!r}", code="missing_scope")
 

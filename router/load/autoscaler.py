@@ -22,7 +22,7 @@ class Autoscaler:
         load: LoadModel,
         set_target: Mapping[str, TargetSetter],
     ) -> None:
-        """`tell` tells the replicas of an arm how many of them are wanted."""
+        """`set_target` tells the replicas of an arm how many of them are wanted."""
         self._config, self._table, self._set_target = config.router.scaling, table, set_target
         self._demand, self._load = demand, load
         self._fleet = scalable_engines(config)

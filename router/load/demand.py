@@ -29,7 +29,7 @@ class Demand:
         self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
 
     def observe(self, preferred: str, routed: str) -> None:
-        """A request that `preferred` would have got without any load goes to `chosen`."""
+        """A request that `preferred` would have got without any load goes to `routed`."""
         self._fade()
         self._preferred[preferred] = self._preferred.get(preferred, 0.0) + 1.0
         self._routed[routed] = self._routed.get(routed, 0.0) + 1.0

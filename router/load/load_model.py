@@ -58,7 +58,7 @@ class LoadModel:
     ) -> LoadTerms | None:
         """What load adds on each of `arms` at the replica that would be picked; None: no engine has any.
 
-        `read`: see `ReplicaTable.pick`.
+        `cached_prefix`: see `ReplicaTable.pick`.
         """
         wanted = objective or self._config.objective
         if not cached_prefix and not self._has_foreign_load and wanted != "cost" and not self._replicas.busy:

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 class StepTimeModel:
     """Of one arm. `curves[half][n]`: seconds of a step with n requests running, over those with one; it never falls.
 
-    `half`: 0 greedy, 1 sampled. `max_running`: requests that run at once, as far as the profile tells.
+    `sampled`: 0 greedy, 1 sampled. `max_running`: requests that run at once, as far as the profile tells.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:

@@ -56,10 +56,10 @@ async def explain(
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
     may = parts.decide.not_quarantined(parts.replicas.eligible())
     known = [arm for arm in may if arm not in parts.load.stale] or may
-    served, wanted = parts.serving.by_id(decision.policy), objective or parts.config.load.objective
+    served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective
     terms = explain_terms(decision, served, context)
-    now = engine_statuses(parts.replicas, parts.watch, parts.load)
-    return DecisionExplanation(decision, served, context, known, now, wanted, parts.plain, terms).as_json()
+    now = engine_statuses(parts.replicas, parts.acceptance_monitor, parts.load)
+    return DecisionExplanation(decision, served, context, known, now, wanted, parts.baseline, terms).as_json()
 
 
 def engine_statuses(
@@ -88,8 +88,8 @@ def engine_statuses(
 class DecisionExplanation:
     """A decision, and all that it came of.
 
-    `served`: the policy that decided, or for which another one stood in. `may`: the arms that it was made among;
-    `plain`: the engine that people know the others by. `terms`: of `explain_terms`.
+    `in_service`: the policy that decided, or for which another one stood in. `candidates`: the arms that it was made
+    among; `baseline`: the engine that people know the others by. `terms`: of `explain_terms`.
     """
 
     decision: Decision

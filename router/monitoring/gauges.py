@@ -106,7 +106,7 @@ _STATES: tuple[State, ...] = ("closed", "open", "half_open")
 
 @dataclass(frozen=True, slots=True)
 class StateCollector:
-    """Reads the parts of a router. `wanted`: replicas by arm; `refused`: whether its policy was."""
+    """Reads the parts of a router. `targets`: replicas by arm; `rejected`: whether its policy was."""
 
     parts: Parts
     targets: Callable[[], Mapping[str, int]] = dict
@@ -147,7 +147,7 @@ class StateCollector:
         yield UNMET.family(((arm,), share) for arm, share in demand.unmet().items())
 
     def _health(self) -> Iterator[Metric]:
-        by_arm, watch = self.parts.replicas.by_arm, self.parts.watch
+        by_arm, watch = self.parts.replicas.by_arm, self.parts.acceptance_monitor
         states = {arm: Counter(r.breaker.state for r in there) for arm, there in by_arm.items()}
         yield REPLICAS.family(((arm, state), n[state]) for arm, n in states.items() for state in _STATES)
         everywhere = [(arm, r) for arm, there in by_arm.items() for r in there]
@@ -158,7 +158,7 @@ class StateCollector:
         yield QUARANTINES.family([((), watch.quarantined)])
 
     def _policies(self) -> Iterator[Metric]:
-        serving = self.parts.serving
+        serving = self.parts.active_policies
         candidate = serving.candidate
         roles = {"active": serving.policy.id} | ({} if candidate is None else {"candidate": candidate.id})
         yield POLICY.family(((policy, role), 1) for role, policy in roles.items())

@@ -32,9 +32,9 @@ class FleetStatus:
 
     async def state(self) -> dict[str, object]:
         """All of it, for JSON. Of the registry `None` where there is none, `{"error": ...}` where it is damaged."""
-        serving, recent = self._parts.serving, self._parts.recent
+        serving, recent = self._parts.active_policies, self._parts.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
-        engines = engine_statuses(self._parts.replicas, self._parts.watch, self._parts.load)
+        engines = engine_statuses(self._parts.replicas, self._parts.acceptance_monitor, self._parts.load)
         return {
             "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
@@ -44,7 +44,7 @@ class FleetStatus:
             "put_aside": [policy for policy, online in serving.learners() if online.suspended],
             "explore": serving.explore,
             "objective": self._parts.config.load.objective,
-            "plain": self._parts.plain,
+            "plain": self._parts.baseline,
             "window": {"most": KEPT, "seconds": recent.span_s(), **total(cells.values()).means()},
             "arms": self._arms(cells, engines),
             "kinds": self._clusters(cells),
@@ -81,7 +81,7 @@ class FleetStatus:
         ]
 
     def _decisions(self) -> list[dict[str, object]]:
-        names, policy = self._current_cluster_names(), self._parts.serving.policy.id
+        names, policy = self._current_cluster_names(), self._parts.active_policies.policy.id
         return [
             {
                 **seen.row,
@@ -91,7 +91,7 @@ class FleetStatus:
         ]
 
     def _current_cluster_names(self) -> list[str]:
-        policy = self._parts.serving.policy
+        policy = self._parts.active_policies.policy
         if self._cluster_names[0] is not policy:
             self._cluster_names = policy, cluster_names(policy.clusters)
         return self._cluster_names[1]

@@ -72,7 +72,7 @@ class PageHinkley:
 @dataclass(slots=True)
 class InputDriftDetector:
     """Whether the kinds of requests (bins) are those that were usual: the first `window` after the policy's start,
-    where `usual` [bins] is not given."""
+    where `baseline` [bins] is not given."""
 
     config: DriftConfig
     num_clusters: int

@@ -23,7 +23,7 @@ class Event:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-Tell = Callable[[Event], None]
+EventHandler = Callable[[Event], None]
 _KEPT = 200
 
 
@@ -33,9 +33,9 @@ class EventLog:
     def __init__(self) -> None:
         self.recent: deque[Event] = deque(maxlen=_KEPT)
         self.unwritten: deque[Event] = deque(maxlen=_KEPT)
-        self._subscribers: list[Tell] = []
+        self._subscribers: list[EventHandler] = []
 
-    def subscribe(self, subscriber: Tell) -> None:
+    def subscribe(self, subscriber: EventHandler) -> None:
         """Call `subscriber` with every event from now on."""
         self._subscribers.append(subscriber)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from draftpick.router.config.sections import OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector, RegretMonitor
-from draftpick.router.online.events import Event, Tell
+from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.policies.base import Policy, Shifts
 from draftpick.router.types import Decision, Outcome
@@ -32,7 +32,7 @@ class OnlineLearner:
     `suspended`: the policy loses against its own default engine, which shall serve instead.
     """
 
-    def __init__(self, config: OnlineConfig, policy: Policy, on_event: Tell = lambda event: None) -> None:
+    def __init__(self, config: OnlineConfig, policy: Policy, on_event: EventHandler = lambda event: None) -> None:
         self._config, self._policy, self._on_event = config, policy, on_event
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms))
@@ -60,8 +60,8 @@ class OnlineLearner:
     def observe(
         self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
     ) -> None:
-        """Take one answer into account. `bin`: the kind of its request; `in_flight`: on its arm, itself among them;
-        `stretch`: by how much that made its steps longer."""
+        """Take one answer into account. `cluster`: the kind of its request; `in_flight`: on its arm, itself among them;
+        `slowdown`: by how much that made its steps longer."""
         self._num_answers += 1
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster)

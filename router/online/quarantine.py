@@ -75,7 +75,7 @@ class AcceptanceMonitor:
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[str, str, str], None] = lambda kind, text, arm: None,
     ) -> None:
-        """`tell`: called with the kind of an event, what happened, and the arm."""
+        """`on_event`: called with the kind of an event, what happened, and the arm."""
         self._config, self._clock, self._on_event = config or QuarantineConfig(), clock, on_event
         self._arms = {arm: _ArmState(self._config.quarantine_s) for arm in arms}
         self.quarantined = 0
@@ -116,8 +116,8 @@ class AcceptanceMonitor:
     ) -> None:
         """Take one finished answer into account. Those too short to tell, or without a figure, are passed over.
 
-        `kind`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm. `shadow`:
-        no client waited for it, so that it may probe an arm in quarantine at any time.
+        `cluster`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm.
+        `shadow`: no client waited for it, so that it may probe an arm in quarantine at any time.
         """
         if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _MIN_TOKENS:
             return

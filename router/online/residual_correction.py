@@ -63,7 +63,8 @@ class ResidualCorrection:
             sums[:, :, arm] = 0.0
 
     def discount(self, factor: float) -> None:
-        """Let what was seen count less, `kept` of it: other requests come, even where they fall into the same bins."""
+        """Let what was seen count less, `factor` of it: other requests come, even where they fall into the same
+        bins."""
         self._local *= factor
         self._total = self._local + self._peers
 

@@ -40,8 +40,8 @@ class DecisionInput:
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a policy expects of every arm: `seconds` of a whole answer, corrected by `shift`, and `tpot_s` of each token
-    after the first, before it. Under load, `seconds` are what the objective makes of them. `alone`: the number of the
-    arm of the least time if there were no load. `cluster`: of the request."""
+    after the first, before it. Under load, `seconds` are what the objective makes of them. `unloaded_arm`: the number
+    of the arm of the least time if there were no load. `cluster`: of the request."""
 
     seconds: Sequence[float]
     tpot_s: Sequence[float]

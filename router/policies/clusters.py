@@ -14,7 +14,8 @@ _ROUNDS = 20
 class Clusters:
     """Centres [k, d] of requests that a policy was made of, scaled as it scales contexts.
 
-    `squares` [k]: of their lengths. `far` [k]: the squared distance to its centre that 95 % of them stay within.
+    `squared_norms` [k]: of their lengths. `radius` [k]: the squared distance to its centre that 95 % of them stay
+    within.
     """
 
     centres: Floats

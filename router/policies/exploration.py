@@ -21,7 +21,7 @@ def apply_exploration(
     budget: float,
     config: ExplorationConfig,
 ) -> list[float]:
-    """`shares` [arms] with at most `budget` of them moved to other arms that `may` be chosen.
+    """`probabilities` [arms] with at most `budget` of them moved to other arms that `eligible` be chosen.
 
     `seconds` [arms]: what the policy predicts; None: `budget` is drawn from all alike.
     """

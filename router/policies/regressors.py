@@ -190,7 +190,7 @@ class DomainKernel(Kernel):
 class Trees(Regressor):
     """Sums of regression trees, one ensemble an arm. In node i: `left[i]` if `z[feature[i]] <= threshold[i]`.
 
-    `feature` is -1 at a leaf, which leads to itself; `half` counts as feature number d.
+    `feature` is -1 at a leaf, which leads to itself; `sampled` counts as feature number d.
     """
 
     shapes: ClassVar[Shapes] = {

@@ -38,7 +38,7 @@ class PolicyInService:
 
 
 def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms: Sequence[str]) -> LoadTerms | None:
-    """Load by `arms` as load by the arms `wanted`; None where it says nothing of one of these."""
+    """Load by `arms` as load by the arms `target_arms`; None where it says nothing of one of these."""
     if load is None or tuple(arms) == tuple(target_arms):
         return load
     if not set(arms) >= set(target_arms):
@@ -49,19 +49,14 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Decides. `explore`: the share of `RouterConfig.explore`, which may change."""
+    """Decides. `explore`: the share of `RouterConfig.explore`, which may change. `policy`: the active one."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
         self.explore = config.explore
-        self._active = self._in_service(policy, {})
+        self.policy, self._active = policy, self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
         self.share = 0.0
-
-    @property
-    def policy(self) -> Policy:
-        """The active one."""
-        return self._active.policy
 
     @property
     def candidate(self) -> Policy | None:
@@ -71,7 +66,7 @@ class ActivePolicies:
     def activate(self, policy: Policy, candidate: Policy | None = None, share: float = 0.0) -> None:
         """Take these into service; what was learned of one that serves already is kept, by its id."""
         learned = dict(self.learners())
-        self._active = self._in_service(policy, learned)
+        self.policy, self._active = policy, self._in_service(policy, learned)
         self._candidate = None if candidate is None else self._in_service(candidate, learned)
         self.share = share if candidate is not None else 0.0
 
@@ -120,7 +115,7 @@ class ActivePolicies:
     ) -> None:
         """Let both policies learn from a finished answer, whichever decided; its client has it already.
 
-        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `stretch`: by how much that made
+        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `slowdown`: by how much that made
         its steps longer.
         """
         for served in (self._active, self._candidate):

@@ -115,7 +115,7 @@ class Registry:
     def set_canary_share(self, id: str, share: float, by: str, reason: str = "", *, start: bool = False) -> None:
         """Let the candidate `id` decide a share of the requests, above 0 and up to 1.
 
-        With `begin`, a policy that is not the candidate becomes it in the same change.
+        With `start`, a policy that is not the candidate becomes it in the same change.
         """
         if not 0 < share <= 1:
             raise PolicyRejected(f"the share of a canary must be above 0 and at most 1, not {share}")

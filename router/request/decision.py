@@ -40,7 +40,7 @@ class DecisionMaker:
         baseline: str,
         rng: np.random.Generator,
     ) -> None:
-        """`plain`: the engine that serves while no load is known."""
+        """`baseline`: the engine that serves while no load is known."""
         self._config, self._active_policies, self._replicas = config, active_policies, replicas
         self._load, self._acceptance_monitor, self._admission = load, acceptance_monitor, admission
         self._metrics, self._rng = metrics, rng
@@ -60,7 +60,7 @@ class DecisionMaker:
     ) -> Decision:
         """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
 
-        `explore`: whether it may be one that is tried out; `read`: see `ReplicaTable.pick`.
+        `explore`: whether it may be one that is tried out; `cached_prefix`: see `ReplicaTable.pick`.
 
         Raises `NoEngineAvailable`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
         """

@@ -44,7 +44,7 @@ class Dispatcher:
         *,
         replicas: ReplicaTable,
         client: EngineClient,
-        serving: ActivePolicies,
+        active_policies: ActivePolicies,
         decide: DecisionMaker,
         admission: Admission,
         prefixes: PrefixIndex,
@@ -56,23 +56,28 @@ class Dispatcher:
         tracing: Tracing | None = None,
     ) -> None:
         self._config, self.featurizer, self.replicas, self._client = config, featurizer, replicas, client
-        self._serving, self.decide, self._admission, self.prefixes = serving, decide, admission, prefixes
+        self._active_policies, self.decide, self._admission, self.prefixes = (
+            active_policies,
+            decide,
+            admission,
+            prefixes,
+        )
         self._demand, self._shadow, self._metrics, self._observers = demand, shadow, metrics, observers
         self._tracing, self._logs = tracing, config.logs.requests
 
-    async def run(self, incoming: ClientRequest, reply: ResponseSink) -> None:
+    async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
-        REQUEST_ID.set(incoming.request_id)
-        state = RequestState(incoming, self._begin_trace(incoming) if self._tracing is not None else None)
+        REQUEST_ID.set(client_request.request_id)
+        state = RequestState(client_request, self._begin_trace(client_request) if self._tracing is not None else None)
         try:
-            async with self._admission.slot(incoming.key, incoming.priority, incoming.deadline):
+            async with self._admission.slot(client_request.key, client_request.priority, client_request.deadline):
                 await self._prepare(state)
-                status = await self._run_attempt(state, reply)
+                status = await self._run_attempt(state, sink)
                 while not state.started and status in _RETRYABLE:
                     await self._before_retry(state, status)
-                    status = await self._run_attempt(state, reply)
+                    status = await self._run_attempt(state, sink)
                 if state.started and status == "broken":
-                    await self._resume_stream(state, reply)
+                    await self._resume_stream(state, sink)
                 elif status == "ok":
                     self._shadow.enqueue(state)
         finally:
@@ -80,17 +85,17 @@ class Dispatcher:
 
     async def _prepare(self, state: RequestState) -> None:
         """Find out what the decision needs to know, and make it."""
-        request, trace = state.incoming.request, state.trace
+        request, trace = state.client_request.request, state.trace
         if trace is not None:
             trace.decision_started()
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
-            await self._wait_for_engine(state.incoming)
+            await self._wait_for_engine(state.client_request)
         state.prefix = self.prefixes.hashes(request.body)
         state.cached_prefix = self.prefixes.lookup(state.prefix)
         self._make_decision(state)
         if trace is not None:
-            trace.decision_made(state.decided)
+            trace.decision_made(state.decision)
 
     async def featurize(self, request: Request) -> Context | None:
         """The context that the policy needs; None when it needs none, or when it could not be made in time."""
@@ -107,27 +112,27 @@ class Dispatcher:
 
     def _make_decision(self, state: RequestState) -> None:
         """Make the decision for the next attempt."""
-        incoming = state.incoming
+        client_request = state.client_request
         decision = self.decide(
             state.context,
-            incoming.pin,
+            client_request.pin,
             failed=state.failed,
             tried=state.tried,
-            explore=incoming.explore,
+            explore=client_request.explore,
             cached_prefix=state.cached_prefix,
-            objective=incoming.objective,
+            objective=client_request.objective,
         )
         if decision.reason == "policy":
             self._demand.observe(decision.alone or decision.arm, decision.arm)
         state.decision = decision
 
-    async def _run_attempt(self, state: RequestState, reply: ResponseSink) -> Status:
+    async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Status:
         """One attempt on one engine; observers get it, however it ends. Raises `TimedOut` before it."""
-        incoming, decision = state.incoming, state.decided
-        within_s = None if state.started else incoming.remaining_s()
+        client_request, decision = state.client_request, state.decision
+        within_s = None if state.started else client_request.remaining_s()
         if self._config.continue_streams and not state.started:
-            state.continuation = StreamResume.from_request(incoming.request)
-        in_flight, meter = self.replicas.in_flight(), Meter(incoming.accepted)
+            state.resume = StreamResume.from_request(client_request.request)
+        in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted)
         status: Status = "cancelled"
         outcome: Outcome | None = None
         running: float | None = None
@@ -135,7 +140,7 @@ class Dispatcher:
             with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
                 state.tried.add(lease.replica)
                 self.prefixes.insert(state.prefix, lease.replica.url)
-                status = await self._send(state, lease, reply, meter, within_s)
+                status = await self._send(state, lease, sink, meter, within_s)
                 outcome = meter.outcome(status)
                 running = self._report_health(state, lease, meter, outcome)
         except EngineUnavailable:
@@ -146,28 +151,38 @@ class Dispatcher:
         return status
 
     async def _send(
-        self, state: RequestState, lease: Lease, reply: ResponseSink, meter: Meter, within_s: float | None
+        self, state: RequestState, lease: Lease, sink: ResponseSink, meter: Meter, within_s: float | None
     ) -> Status:
         """Send the request to the leased replica and its answer to the client."""
-        incoming, request, trace, url = state.incoming, state.incoming.request, state.trace, lease.replica.url
+        client_request, request, trace, url = (
+            state.client_request,
+            state.client_request.request,
+            state.trace,
+            lease.replica.url,
+        )
         sent = (
-            incoming.headers
+            client_request.headers
             if trace is None
-            else trace.attempt_started(state.decided, state.number, incoming.headers, redact_userinfo(url))
+            else trace.attempt_started(state.decision, state.number, client_request.headers, redact_userinfo(url))
         )
         headers = [(name, value) for name, value in sent if name.lower() not in NOT_SENT]
         meter.mark_sent()
         try:
             body = request.body
-            if state.started and state.continuation is not None:
-                body = await state.continuation.resume(self._client, url)
+            if state.started and state.resume is not None:
+                body = await state.resume.resume(self._client, url)
             async with self._client.send(
-                url + incoming.target, incoming.method, headers, body, stream=request.stream, within_s=within_s
+                url + client_request.target,
+                client_request.method,
+                headers,
+                body,
+                stream=request.stream,
+                within_s=within_s,
             ) as answer:
                 meter.http_status = answer.status
                 if trace is not None:
                     trace.response_started(answer.status)
-                return await relay(state, answer, reply, meter, lambda: self._can_retry(state))
+                return await relay(state, answer, sink, meter, lambda: self._can_retry(state))
         except EngineTimeout:
             return "timeout"
         except StreamInterrupted:
@@ -178,10 +193,10 @@ class Dispatcher:
 
     def _report_health(self, state: RequestState, lease: Lease, meter: Meter, outcome: Outcome) -> float | None:
         """Tell the replica's circuit breaker how it went; requests at the replica meanwhile, if an answer came."""
-        incoming, status = state.incoming, outcome.status
+        client_request, status = state.client_request, outcome.status
         # A client-side timeout shorter than ours is not an engine failure.
-        hasty = status == "timeout" and incoming.deadline is not None
-        hasty = hasty and meter.elapsed_s() < self._client.response_timeout_s(incoming.request.stream)
+        hasty = status == "timeout" and client_request.deadline is not None
+        hasty = hasty and meter.elapsed_s() < self._client.response_timeout_s(client_request.request.stream)
         lease.ok = None if hasty else status in ("ok", "client_error")
         if status != "ok":
             return None
@@ -190,27 +205,30 @@ class Dispatcher:
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
         """Hand an attempt that has ended to all who observe."""
-        incoming, request, cluster = state.incoming, state.incoming.request, None
+        client_request, request, cluster = state.client_request, state.client_request.request, None
         if running is not None:
             try:
-                cluster = self._serving.policy.id, self._serving.cluster(state.context, state.decided)
+                cluster = (
+                    self._active_policies.policy.id,
+                    self._active_policies.cluster(state.context, state.decision),
+                )
             except Exception as error:  # a policy may be anybody's code: whatever it raises, the answer stands
                 self._metrics.failures["learning", type(error).__name__] += 1
         state.last = Attempt(
-            incoming.request_id,
+            client_request.request_id,
             state.number,
             request.path,
             request.stream,
             request.sampling or {},
             state.context,
-            state.decided,
+            state.decision,
             outcome,
             in_flight,
             running,
             cluster,
         )
-        if incoming.count_tokens is not None:
-            incoming.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
+        if client_request.count_tokens is not None:
+            client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
         for observe in self._observers:
             observe(state.last)
         if state.trace is not None:
@@ -219,9 +237,9 @@ class Dispatcher:
     async def _before_retry(self, state: RequestState, status: Status) -> None:
         """Choose another engine, or raise `EngineFailed` where none may be asked any more."""
         if not self._can_retry(state) and not await self._wait_for_recovery(state, status):
-            tried = ", ".join(sorted({*state.failed, state.decided.arm}))
+            tried = ", ".join(sorted({*state.failed, state.decision.arm}))
             raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
-        state.failed.add(state.decided.arm)
+        state.failed.add(state.decision.arm)
         self._make_decision(state)
         state.number += 1
 
@@ -230,72 +248,72 @@ class Dispatcher:
         if state.number >= self._config.max_attempts:
             return False
         arms = self.replicas.eligible(state.tried)
-        return state.decided.arm in arms if state.decided.reason == "pinned" else bool(arms)
+        return state.decision.arm in arms if state.decision.reason == "pinned" else bool(arms)
 
     async def _wait_for_recovery(self, state: RequestState, status: Status) -> bool:
         """After all were tried: wait, twice as long each time, if the last one could not even be reached.
 
         So it is while all engines are being replaced. Whether to begin again.
         """
-        incoming = state.incoming
+        client_request = state.client_request
         wait_s = _POLL_S * 2**state.retry_rounds
-        out_of_time = time.perf_counter() + wait_s > incoming.accepted + self._config.wait_for_engine_s
+        out_of_time = time.perf_counter() + wait_s > client_request.accepted + self._config.wait_for_engine_s
         answered = state.last is not None and state.last.outcome.http_status is not None
         if status != "engine_error" or answered or out_of_time:
             return False
         await asyncio.sleep(wait_s)
-        await self._wait_for_engine(incoming)
+        await self._wait_for_engine(client_request)
         state.retry_rounds += 1
         state.tried.clear()
         state.failed.clear()
         return True
 
-    async def _wait_for_engine(self, incoming: ClientRequest) -> None:
+    async def _wait_for_engine(self, client_request: ClientRequest) -> None:
         """Wait while no engine listens, for a bounded time."""
-        until = incoming.accepted + self._config.wait_for_engine_s
+        until = client_request.accepted + self._config.wait_for_engine_s
         while not self.replicas.reachable() and not self.replicas.eligible() and time.perf_counter() < until:
-            incoming.remaining_s()
+            client_request.remaining_s()
             await asyncio.sleep(_POLL_S)
 
-    async def _resume_stream(self, state: RequestState, reply: ResponseSink) -> None:
+    async def _resume_stream(self, state: RequestState, sink: ResponseSink) -> None:
         """Let another engine go on with a stream that broke, if it can be; else say that it broke."""
         status: Status = "broken"
         while status in _RETRYABLE and self._can_resume(state):
-            state.failed.add(state.decided.arm)
+            state.failed.add(state.decision.arm)
             decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
             state.decision = replace(decision, reason="continued")
             state.number += 1
             self._metrics.streams_resumed += 1
-            status = await self._run_attempt(state, reply)
+            status = await self._run_attempt(state, sink)
         if status in _RETRYABLE and not state.error_sent:
-            await reply.write(BROKEN_EVENT)
+            await sink.write(BROKEN_EVENT)
 
     def _can_resume(self, state: RequestState) -> bool:
-        resume = state.continuation
-        wanted = resume is not None and resume.possible and state.incoming.pin is None
+        resume = state.resume
+        wanted = resume is not None and resume.possible and state.client_request.pin is None
         return wanted and not state.error_sent and self._can_retry(state)
 
     async def run_shadow(self, state: RequestState) -> None:
         """Make an attempt that no client waits for."""
         await self._run_attempt(state, NullSink())
 
-    def _begin_trace(self, incoming: ClientRequest) -> Trace:
+    def _begin_trace(self, client_request: ClientRequest) -> Trace:
         """The trace of a request, under its path if that is one of the configured ones: span names stay bounded."""
         assert self._tracing is not None
-        request = incoming.request
+        request = client_request.request
         path = request.path if request.path in self._config.paths else "other"
         return self._tracing.start_trace(
-            incoming.request_id,
-            incoming.method,
+            client_request.request_id,
+            client_request.method,
             path,
-            incoming.headers,
+            client_request.headers,
             stream=request.stream,
-            accepted=incoming.accepted,
+            accepted=client_request.accepted,
         )
 
     def _finish(self, state: RequestState) -> None:
         """Count a request, and log and trace it, with its last attempt or with the error that ends it now."""
-        incoming, last = state.incoming, state.last
+        client_request, last = state.client_request, state.last
         decision, outcome = (last.decision, last.outcome) if last is not None else (None, None)
         if decision is not None and outcome is not None:
             self._metrics.request_ended(decision.arm, outcome.status)
@@ -304,5 +322,5 @@ class Dispatcher:
                 decision.arm if decision is not None else None, state.number, outcome, sys.exception()
             )
         if self._logs:
-            path, stream = incoming.request.path, incoming.request.stream
-            request_ended(incoming.request_id, path, stream, decision, state.number, outcome, sys.exception())
+            path, stream = client_request.request.path, client_request.request.stream
+            request_ended(client_request.request_id, path, stream, decision, state.number, outcome, sys.exception())

@@ -11,11 +11,18 @@ from draftpick.router.types import Attempt
 log = logging.getLogger("draftpick.router")
 
 
-class Learning:
+class AttemptLearning:
     """Observes attempts. Its client has an answer already when anything is learned from it."""
 
-    def __init__(self, serving: ActivePolicies, watch: AcceptanceMonitor, load: LoadModel, metrics: Metrics) -> None:
-        self._serving, self._watch, self._load, self._metrics = serving, watch, load, metrics
+    def __init__(
+        self, active_policies: ActivePolicies, acceptance_monitor: AcceptanceMonitor, load: LoadModel, metrics: Metrics
+    ) -> None:
+        self._active_policies, self._acceptance_monitor, self._load, self._metrics = (
+            active_policies,
+            acceptance_monitor,
+            load,
+            metrics,
+        )
 
     def on_attempt_end(self, attempt: Attempt) -> None:
         """Learn from a finished answer; failures are counted in `metrics`."""
@@ -25,11 +32,13 @@ class Learning:
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
         try:
-            self._watch.observe(decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow)
+            self._acceptance_monitor.observe(
+                decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow
+            )
             if shadow or decision.reason == "policy":
                 stretch = self._load.slowdown(decision.arm, attempt.context, attempt.running)
                 in_flight = attempt.in_flight[decision.arm] + 1
-                self._serving.observe(attempt.context, cluster, decision, outcome, in_flight, stretch)
+                self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, stretch)
         except Exception as error:  # a policy may be anybody's code: whatever it raises, the answer stands
-            log.exception("policy %s cannot learn", self._serving.policy.id)
+            log.exception("policy %s cannot learn", self._active_policies.policy.id)
             self._metrics.failures["learning", type(error).__name__] += 1

@@ -104,7 +104,7 @@ class EventStream:
     """Cuts a byte stream into server-sent events and drops the usage chunk that the router alone asked for."""
 
     def __init__(self, meter: Meter, *, hide_usage: bool, resume_state: "StreamResume | None" = None) -> None:
-        """`continuation` is told of each event, and may change or drop it."""
+        """`resume_state` is told of each event, and may change or drop it."""
         self._meter, self._hide_usage, self._resume_state = meter, hide_usage, resume_state
         self._rest = b""
         self._blank = b"\n\n"

@@ -36,7 +36,7 @@ _REFUSALS = frozenset({429})
 
 
 async def relay(
-    state: RequestState, answer: EngineResponse, reply: ResponseSink, meter: Meter, can_retry: Callable[[], bool]
+    state: RequestState, answer: EngineResponse, sink: ResponseSink, meter: Meter, can_retry: Callable[[], bool]
 ) -> Status:
     """Send an answer to the client, or nothing of a refusal after which another engine may be tried.
 
@@ -48,9 +48,9 @@ async def relay(
     headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
     headers += state.own_headers()
     kind = next((v for k, v in headers if k.lower() == "content-type"), "")
-    generated = answer.status < 400 and state.incoming.request.path in TERMINATED_PATHS
+    generated = answer.status < 400 and state.client_request.request.path in TERMINATED_PATHS
     if kind.startswith("text/event-stream"):
-        await _relay_events(state, answer, reply, meter, headers)
+        await _relay_events(state, answer, sink, meter, headers)
         if meter.failed:
             return "broken"
     else:
@@ -58,20 +58,20 @@ async def relay(
         is_json = meter.observe_body(body)
         if state.started:
             raise StreamInterrupted("the rest of a stream is no stream")
-        if generated and (not is_json or state.incoming.request.stream):
+        if generated and (not is_json or state.client_request.request.stream):
             raise StreamInterrupted("the answer is not what was asked for")
         state.started = True
-        await reply.send_complete(answer.status, headers, body)
+        await sink.send_complete(answer.status, headers, body)
     if refused:
         return "engine_error"
     return "ok" if answer.status < 400 else "client_error"
 
 
 async def _relay_events(
-    state: RequestState, answer: EngineResponse, reply: ResponseSink, meter: Meter, headers: Headers
+    state: RequestState, answer: EngineResponse, sink: ResponseSink, meter: Meter, headers: Headers
 ) -> None:
-    stream = EventStream(meter, hide_usage=state.incoming.request.hide_usage, resume_state=state.continuation)
-    generated = state.incoming.request.path in TERMINATED_PATHS
+    stream = EventStream(meter, hide_usage=state.client_request.request.hide_usage, resume_state=state.resume)
+    generated = state.client_request.request.path in TERMINATED_PATHS
     held = b""
     async for chunk in answer.chunks:
         data = stream.feed(chunk)
@@ -87,15 +87,15 @@ async def _relay_events(
                     held = data
                     continue
             state.started = True
-            await reply.start(answer.status, headers)
-        await reply.write(data)
+            await sink.start(answer.status, headers)
+        await sink.write(data)
     if not meter.terminated and generated:
         raise StreamInterrupted("the stream ended without its terminator")
     if rest := held + stream.end():
         if not state.started:
             state.started = True
-            await reply.start(answer.status, headers)
-        await reply.write(rest)
+            await sink.start(answer.status, headers)
+        await sink.write(rest)
 
 
 def _is_dropped(name: str) -> bool:

@@ -51,11 +51,11 @@ class Shadow:
 
     def enqueue(self, state: RequestState) -> None:
         """Take a finished request, perhaps; never waits."""
-        if not self._config.share or not state.incoming.explore:
+        if not self._config.share or not state.client_request.explore:
             return
         share = max(self._config.share, _EAGER_SHARE if self.boosted_requests else 0.0)
         self.boosted_requests = max(self.boosted_requests - 1, 0)
-        if state.decided.reason != "policy" or self._rng.random() >= share or self._queue.full():
+        if state.decision.reason != "policy" or self._rng.random() >= share or self._queue.full():
             return
         self._queue.put_nowait(state)
 
@@ -74,7 +74,7 @@ class Shadow:
             state = await self._queue.get()
             while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.05)
-            decision = state.decided
+            decision = state.decision
             others = [arm for arm in self._eligible() if arm != decision.arm and arm in decision.probabilities]
             self.requests_sent += len(others)
             await asyncio.gather(*(repeat(shadow_attempt(state, arm)) for arm in others))
@@ -82,11 +82,11 @@ class Shadow:
 
 def shadow_attempt(state: RequestState, arm: str) -> RequestState:
     """The same request on another arm."""
-    original = state.decided
+    original = state.decision
     probabilities = {name: float(name == arm) for name in original.probabilities}
     decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
     if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
         pairs = zip(original.predicted_tpot_s, original.load.stretch, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
-    incoming = replace(state.incoming, deadline=None, count_tokens=None, accepted=time.perf_counter())
+    incoming = replace(state.client_request, deadline=None, count_tokens=None, accepted=time.perf_counter())
     return RequestState(incoming, context=state.context, decision=decision)

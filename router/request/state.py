@@ -62,42 +62,40 @@ class ResponseSink(Protocol):
         """Send all of an answer, with its content-length."""
 
 
+UNDECIDED = Decision("", 0.0, {}, "")
+"""The decision of a request that has none yet."""
+
+
 @dataclass(slots=True)
 class RequestState:
     """A request on its way: what it brought, what was found out about it, and the attempt that is under way.
 
     `prefix`: hashes of what its body begins with; `cached_prefix`: how many bytes of that each replica, by its address,
     has read before. `number`: of the attempt. `started`: bytes have gone to the client. `error_sent`: among them an
-    error event of the engine's own. `retry_rounds`: how often all engines were tried in vain. `continuation`: of a
+    error event of the engine's own. `retry_rounds`: how often all engines were tried in vain. `resume`: of a
     stream that another engine could go on with, what the client has. `last`: the last attempt that has ended.
     """
 
-    incoming: ClientRequest
+    client_request: ClientRequest
     trace: Trace | None = None
     context: Context | None = None
     prefix: Sequence[int] = ()
     cached_prefix: Mapping[str, int] = field(default_factory=dict)
-    decision: Decision | None = None
+    decision: Decision = UNDECIDED
     number: int = 1
     started: bool = False
     error_sent: bool = False
     retry_rounds: int = 0
-    continuation: StreamResume | None = None
+    resume: StreamResume | None = None
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     last: Attempt | None = None
 
-    @property
-    def decided(self) -> Decision:
-        """The decision of the attempt that is under way."""
-        assert self.decision is not None, "decisions are made before attempts"
-        return self.decision
-
     def own_headers(self) -> Headers:
         """What the answer says of how it was routed."""
         return [
-            (headers.ARM, self.decided.arm),
-            (headers.POLICY, self.decided.policy),
-            (headers.REQUEST_ID, self.incoming.request_id),
+            (headers.ARM, self.decision.arm),
+            (headers.POLICY, self.decision.policy),
+            (headers.REQUEST_ID, self.client_request.request_id),
             (headers.ATTEMPTS, str(self.number)),
         ]

@@ -223,7 +223,7 @@ class Metrics:
     """Counts of a router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
 
     def __init__(self, arms: Iterable[str], baseline: str) -> None:
-        """`plain`: the engine that saved time is counted against."""
+        """`baseline`: the engine that saved time is counted against."""
         self._arms, self._baseline = {arm: _ArmCounters() for arm in arms}, baseline
         self._overhead = Series(OVERHEAD)
         self.errors: Counter[tuple[str, str]] = Counter()

@@ -23,7 +23,7 @@ class WindowTotals(NamedTuple):
 
     `steps`: of answers whose acceptance is known, for `step_tokens`. `predicted_s`: what the policy predicted for
     answers that took `measured_s`. `saved_s`: what it predicted of plain decoding, less what was measured; of
-    `plain_s`, which it predicted. An answer that the plain engine gave itself saved nothing.
+    `baseline_s`, which it predicted. An answer that the plain engine gave itself saved nothing.
     """
 
     attempts: float = 0.0
@@ -71,7 +71,7 @@ class RecentRequests:
     ones."""
 
     def __init__(self, baseline: str, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`plain`: the engine that savings are counted against."""
+        """`baseline`: the engine that savings are counted against."""
         self._baseline, self._clock = baseline, clock
         self._pending_ring: deque[tuple[float, Attempt]] = deque(maxlen=KEPT)
         self._processed: deque[RecentRequest] = deque(maxlen=KEPT)

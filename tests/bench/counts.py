@@ -1,7 +1,10 @@
-"""What a request costs in counts that no machine changes: calls of our own functions, and calls that these make.
+"""What a request enters, in counts that no machine changes: our files and functions, calls of these, and calls into C.
 
-`python -m tests.bench.counts` writes them to counts.json, to which `tests/router/request/test_counts.py` holds the
-path: a change that makes it dearer is seen at once, one that makes it cheaper asks for a new file.
+`python -m tests.bench.counts` writes counts.json, to which `tests/router/request/test_counts.py` holds the request
+path:
+a change that makes it dearer fails, one that makes it much cheaper asks for a new file. `functions` are those with a
+name
+and lambdas; `frames` count comprehensions and generator expressions as well. Tracing is off.
 """
 
 import asyncio
@@ -9,13 +12,15 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import orjson
 
+import draftpick
 from draftpick.router.config.router_config import load_config
 from draftpick.router.router import Router, fixed_address
 from tests.bench.overhead.contestants import config
@@ -23,13 +28,31 @@ from tests.bench.overhead.engine import Engine
 from tests.bench.overhead.measures import LONG, SHORT, body
 
 FILE = Path(__file__).parent / "counts.json"
-_ROOT = Path(__file__).parents[2]
-_OURS = tuple(f"{_ROOT / package}/" for package in ("engines", "router"))
+_PACKAGE = Path(draftpick.__file__).parent
+_OURS = tuple(f"{_PACKAGE / package}/" for package in ("engines", "router"))
 _WARM, _REQUESTS, _CHUNKS = 20, 40, 50
+_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+
+
+@dataclass
+class Entered:
+    """What ran: code objects of ours by file and name with their calls, and calls from ours into C."""
+
+    frames: Counter[tuple[str, str]] = field(default_factory=Counter)
+    c_calls: int = 0
+
+    def calls(self) -> int:
+        """Calls of our functions, comprehensions among them."""
+        return self.frames.total()
+
+    def sizes(self) -> dict[str, int]:
+        """Files, functions and frames that were entered at least once."""
+        named = {one for one in self.frames if not one[1].endswith(_COMPREHENSIONS)}
+        return {"files": len({file for file, _ in self.frames}), "functions": len(named), "frames": len(self.frames)}
 
 
 def counts() -> dict[str, float]:
-    """`calls` of our functions and `c_calls` from them: of a whole answer to a long prompt, and of a streamed chunk."""
+    """Of a whole answer to a long prompt (`whole/`), of a stream (`stream/`), and of one streamed chunk (`chunk/`)."""
     return asyncio.run(_counts())
 
 
@@ -45,33 +68,39 @@ async def _counts() -> dict[str, float]:
         await router.start()
         whole, stream = body(LONG, 16), body(SHORT, _CHUNKS, pace_ms=2)
         empty = body(SHORT, 1, pace_ms=2)
-        found = {}
         for _ in range(_WARM):
             await _ask(router.app, whole)
         await _ask(router.app, stream)
-        one = await _counted(lambda: _several(router.app, whole, _REQUESTS))
-        many, first = await _counted(lambda: _ask(router.app, stream)), await _counted(lambda: _ask(router.app, empty))
-        for name in ("calls", "c_calls"):
-            found[f"request/{name}"] = one[name] / _REQUESTS
-            found[f"chunk/{name}"] = (many[name] - first[name]) / (_CHUNKS - 1)
+        one = await _entered(lambda: _several(router.app, whole, _REQUESTS))
+        many, first = await _entered(lambda: _ask(router.app, stream)), await _entered(lambda: _ask(router.app, empty))
         await router.stop()
     server.close()
-    return found
+    return {
+        **{f"whole/{name}": n for name, n in one.sizes().items()},
+        "whole/calls": one.calls() / _REQUESTS,
+        "whole/c_calls": one.c_calls / _REQUESTS,
+        **{f"stream/{name}": n for name, n in many.sizes().items()},
+        "chunk/calls": (many.calls() - first.calls()) / (_CHUNKS - 1),
+        "chunk/c_calls": (many.c_calls - first.c_calls) / (_CHUNKS - 1),
+    }
 
 
-async def _counted(work: Callable[[], Any]) -> Counter[str]:
-    counter: Counter[str] = Counter()
+async def _entered(work: Callable[[], Awaitable[None]]) -> Entered:
+    found = Entered()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
-        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(_OURS):
-            counter[f"{event}s"] += 1
+        if frame.f_code.co_filename.startswith(_OURS):
+            if event == "call":
+                found.frames[frame.f_code.co_filename, frame.f_code.co_qualname] += 1
+            elif event == "c_call":
+                found.c_calls += 1
 
     sys.setprofile(note)
     try:
         await work()
     finally:
         sys.setprofile(None)
-    return counter
+    return found
 
 
 async def _several(app: Any, asked: dict[str, Any], n: int) -> None:

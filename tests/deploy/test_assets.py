@@ -298,7 +298,7 @@ def test_grafana_finds_prometheus_and_its_dashboards() -> None:
 def test_docker_context_holds_what_the_build_needs() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     kept = {line[1:] for line in lines if line.startswith("!")}
-    packages = {"engines", "router", "policy_training", "deploy"}
+    packages = {"draftpick", "engines", "router", "policy_training", "deploy"}
     assert "*" in lines
     assert kept == {
         *packages,

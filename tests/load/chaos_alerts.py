@@ -47,7 +47,7 @@ _AWAY = frozenset(
     {("DraftpickNoEngine", "")}
     | {
         (f"Draftpick{name}", arm)
-        for name in ("EngineUnreachable", "EngineFails", "BreakerOpen", "LoadUnknown")
+        for name in ("EngineGone", "EngineFails", "BreakerOpen", "LoadUnknown")
         for arm in ("plain", "ngram", "suffix", "math")
     }
 )

@@ -114,14 +114,14 @@ async def test_a_policy_brings_its_features(start: StartedRouter, folder: Path) 
     router = await start(policy=str(folder))
     assert router.rejected is None
     assert isinstance(router.parts.dispatcher.featurizer, LexicalFeaturizer)
-    assert router.parts.serving.policy.id.startswith("mlp:")
+    assert router.parts.active_policies.policy.id.startswith("mlp:")
 
 
 async def test_a_policy_without_its_features_is_refused_and_the_default_engine_serves(
     start: StartedRouter, folder: Path
 ) -> None:
     router = await start(policy=str(folder), featurizer="none")
-    assert router.parts.serving.policy.id == "fixed:a"
+    assert router.parts.active_policies.policy.id == "fixed:a"
     assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_refused"])
 
 
@@ -129,7 +129,7 @@ async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_se
     start: StartedRouter, tmp_path: Path
 ) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
-    assert router.parts.serving.policy.id == "fixed:a"
+    assert router.parts.active_policies.policy.id == "fixed:a"
     assert "is no readable policy" in str(router.state()["policy_refused"])
 
 
@@ -224,7 +224,7 @@ async def test_policy_exploration_and_limits_change_while_it_runs(start: Started
     router = await start({"a": Addresses((await mock_engine()).url)})
     await router.configure(LiveConfig(policy="uniform", explore=0.5, limits=LimitsConfig(max_in_flight=7)))
     assert router.state()["policy"] == "uniform"
-    assert router.parts.serving.explore == 0.5
+    assert router.parts.active_policies.explore == 0.5
     assert router.parts.admission.limits.max_in_flight == 7
     await router.configure(LiveConfig(policy="/nowhere"))
     assert router.state()["policy"] == "uniform"

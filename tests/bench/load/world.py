@@ -154,7 +154,7 @@ def routed(strategy: Strategy, urls: Sequence[str], seed: int) -> Router:
     router = Router(config, {arm: _addresses(urls) for arm, urls in sources.items()})
     if strategy.policy == "oracle":
         router.parts.dispatcher.featurizer = KindFeaturizer()
-        router.parts.serving.activate(oracle())
+        router.parts.active_policies.activate(oracle())
     return router
 
 

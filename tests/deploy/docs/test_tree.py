@@ -1,98 +1,66 @@
-"""The tree in the README: what it names is there, and every module of the packages has its line."""
+"""docs/architecture.md against the code: every folder with Python modules has one line, no line lacks its folder, and
+every name in the text is a name in the code."""
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from markdown_it import MarkdownIt
 
+from tests.deploy.docs.links import code
+
 ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "architecture.md"
 PACKAGES = ("engines", "router", "policy_training", "deploy")
-HEADING = "Where things are"
-_NAMED = re.compile(r"[\w*./-]*[\w*]\.(?:py|md|yaml)\b|[\w*./-]+/(?=\s)")
+HEADING = "Folders"
+_LINE = re.compile(r"(\S+)/ +\S.*")
 
 
-@dataclass(slots=True)
-class Line:
-    """A line of the tree: the folder that it stands in, what it names, and whether lines below it tell of its parts."""
-
-    folder: Path
-    named: list[str]
-    text: str
-    has_lines: bool = False
-    found: set[Path] = field(default_factory=set)
-
-    @property
-    def own(self) -> Path:
-        """The folder that the line is of; else where it stands."""
-        return self.folder / self.named[0] if self.named and self.named[0].endswith("/") else self.folder
-
-    @property
-    def covers(self) -> bool:
-        """Whether it tells of all that is in its folder: no lines do, or they are `one file each`, but for some."""
-        return self.own != self.folder and (not self.has_lines or "one file each" in self.text)
-
-
-def tree(text: str) -> list[Line]:
-    """The lines of the tree in a README."""
+def listed(text: str) -> list[str]:
+    """The folders that the page lists, in its order. Raises ValueError for a line without a folder or a text."""
     tokens = MarkdownIt().parse(text)
-    at = next(i for i, token in enumerate(tokens) if token.content == HEADING)
-    block = next(token.content for token in tokens[at:] if token.type == "code_block")
-    lines, above = [], list[tuple[int, Line]]()
-    for one in filter(str.strip, block.splitlines()):
-        indent = len(one) - len(one.lstrip())
-        while above and above[-1][0] >= indent:
-            above.pop()
-        line = Line(above[-1][1].own if above else Path(), _NAMED.findall(f"{one} "), one.strip())
-        if above:
-            above[-1][1].has_lines = True
-        above.append((indent, line))
-        lines.append(line)
-    return lines
+    start = next(i for i, token in enumerate(tokens) if token.content == HEADING)
+    block = next(token.content for token in tokens[start:] if token.type == "code_block")
+    folders = []
+    for line in block.splitlines():
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"not `FOLDER/ TEXT`: {line!r}")
+        folders.append(found[1])
+    return folders
 
 
-def not_there(lines: list[Line], root: Path = ROOT) -> list[str]:
-    """What the tree names and is not there, whether of a line's own folder, of where it stands, or of the root."""
-    wrong = []
-    for line in lines:
-        for name in line.named:
-            found = {path for base in (line.own, line.folder, Path()) for path in root.glob(str(base / name))}
-            line.found |= found
-            wrong += [f"{name} in: {line.text}"] * (not found)
-    return wrong
+def with_modules(root: Path) -> list[str]:
+    """The folders of the four packages that hold Python modules, sorted by package and path."""
+    return [
+        folder.relative_to(root).as_posix()
+        for name in PACKAGES
+        for folder in sorted({path.parent for path in (root / name).rglob("*.py")})
+    ]
 
 
-def without_a_line(lines: list[Line], root: Path = ROOT) -> list[str]:
-    """Modules that no line names, and no folder's line covers."""
-    assert not not_there(lines, root)
-    named = {path for line in lines for path in line.found}
-    covered = {root / line.own for line in lines if line.covers}
-    modules = [path for name in PACKAGES for path in (root / name).rglob("*.py") if path.name != "__init__.py"]
-    return [str(path.relative_to(root)) for path in modules if path not in named and not covered & {*path.parents}]
+def test_every_folder_has_one_line_and_every_line_a_folder() -> None:
+    assert listed(PAGE.read_text()) == with_modules(ROOT)
 
 
-def test_what_the_tree_names_is_there() -> None:
-    assert not not_there(tree((ROOT / "README.md").read_text()))
+def test_every_name_is_in_the_code() -> None:
+    modules = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    words = {word for path in modules for word in re.findall(r"\w+", path.read_text())}
+    named = {one.text for one in code(PAGE) if re.fullmatch(r"\w+", one.text)}
+    assert len(named) > 15
+    assert not named - words
 
 
-def test_every_module_has_its_line() -> None:
-    assert not without_a_line(tree((ROOT / "README.md").read_text()))
-
-
-def test_what_is_missing_on_either_side_is_told(tmp_path: Path) -> None:
-    for name in ("engines/a.py", "engines/mock_b.py", "engines/own/c.py", "engines/own/d.py", "router/whole/e.py"):
+def test_folders_are_read_from_the_page_and_from_disk(tmp_path: Path) -> None:
+    for name in ("engines/a.py", "engines/own/c.py", "engines/own/d.py", "router/deep/er/e.py", "deploy/helm/x.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    shown = f"""# {HEADING}
+    assert with_modules(tmp_path) == ["engines", "engines/own", "router/deep/er"]
+    page = f"# A\n\n    no/ folder\n\n## {HEADING}\n\n    engines/      what runs\n    engines/own/  ours\n"
+    assert listed(page) == ["engines", "engines/own"]
 
-    engines/     what runs
-      mock_*.py    mocks
-      own/         ours
-        c.py         first
-    router/      where to
-      whole/       all of it; e.py: best of all
-"""
-    assert without_a_line(tree(shown), tmp_path) == ["engines/a.py", "engines/own/d.py"]
-    assert not_there(tree(shown.replace("e.py", "f.py")), tmp_path) == [
-        "f.py in: whole/       all of it; f.py: best of all"
-    ]
+
+@pytest.mark.parametrize("line", ["engines", "engines/", "what runs"])
+def test_a_line_that_names_no_folder_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError, match="FOLDER"):
+        listed(f"## {HEADING}\n\n    {line}\n")

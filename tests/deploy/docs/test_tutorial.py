@@ -170,8 +170,8 @@ def train(reader: Reader) -> None:
 
 
 def use(reader: Reader, router: str) -> None:
-    """Step 8."""
-    assert "policy tau_cost:" in reader.type("use")
+    """Step 8, after the restart."""
+    assert "policy tau_cost:" in reader.type("explain")
     assert header(reader.type("curl"), "x-draftpick-policy").startswith("tau_cost:")
     assert httpx.get(f"{router}/ready").json()["policy_refused"] is None
     assert "plain" in reader.type("records")
@@ -208,16 +208,20 @@ def test_the_file_says_what_the_engines_are_started_with() -> None:
 def test_every_step_does_what_the_tutorial_says(reader: Reader) -> None:
     router, engines = reader.url("8000"), {"plain": reader.url("8001"), "suffix": reader.url("8002")}
     reader.write("engines.yaml")
-    with ExitStack() as stack, ExitStack() as plain:
+    with ExitStack() as stack, ExitStack() as plain, ExitStack() as routing:
         stack.enter_context(reader.terminal("suffix"))
         plain.enter_context(reader.terminal("plain"))
         for name, url in engines.items():
             reader.wait(f"{url}/health", name)
         reader.type("check")
-        stack.enter_context(reader.terminal("router"))
+        routing.enter_context(reader.terminal("router"))
         reader.wait(f"{router}/ready", "router")
         ask(reader, router)
         train(reader)
+        assert " is active" in reader.type("activate")
+        routing.close()
+        routing.enter_context(reader.terminal("router"))
+        reader.wait(f"{router}/ready", "router")
         use(reader, router)
         plain.close()
         assert arm_of(reader.type("curl")) == "suffix"

@@ -66,7 +66,7 @@ async def test_a_profile_is_what_the_engine_takes() -> None:
     )  # fmt: skip
     shares: list[float] = []
     plan = ProfilePlan(batches=(1, 2, 6), contexts=(40, 200), steps=6, min_prompts=2)
-    found = await measured(spec, plan, told=shares.append)
+    found = await measured(spec, plan, on_progress=shares.append)
     for batch in (1, 2, 4, 6):
         for half in (0, 1):
             assert found.profile.step(batch, 100, half) == pytest.approx(spec.mean_step_s(batch), rel=0.25)

@@ -153,7 +153,7 @@ async def test_a_policy_over_http_is_checked(router_app: StartRouter, keys: dict
     for body in (b"{", b"[]", b"{}", b'{"policy": 1}', b'{"policy": "/nowhere"}'):
         answer = await app.client.post("/v1/route/policy", content=body, headers=bearer(ADMIN))
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "policy")
-    assert app.parts.serving.policy.id == "fixed:a"
+    assert app.parts.active_policies.policy.id == "fixed:a"
 
 
 async def test_without_keys_nobody_changes_the_policy_over_http(router_app: StartRouter) -> None:

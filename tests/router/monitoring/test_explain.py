@@ -308,7 +308,7 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
         case "breaker_open":
             table.by_arm["ngram"][0].breaker.trip()
         case "quarantined":
-            watch = parts.watch
+            watch = parts.acceptance_monitor
             for tau in [3.0] * 60 + [1.0] * 200:
                 watch.observe("ngram", tau, 32)
         case "stale":

@@ -102,7 +102,7 @@ async def test_what_it_shows_is_bounded(registry: Registry, tmp_path: Path) -> N
     async with served(registry.path, tmp_path / "records") as (router, client):
         for _ in range(3):
             await client.post(CHAT, json=asked())
-        recent, serving = router.parts.recent, router.parts.serving
+        recent, serving = router.parts.recent, router.parts.active_policies
         for i in range(3 * KEPT):
             recent._pending_ring.append(recent._pending_ring[0])
             recent.num_unprocessed += 1

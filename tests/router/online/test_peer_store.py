@@ -159,7 +159,7 @@ class TestRouter:
     ) -> None:
         url = (await mock_engine()).url
         one, other = await started(tmp_path, url), await started(tmp_path, url)
-        ((_, mine),), ((_, theirs),) = one.parts.serving.learners(), other.parts.serving.learners()
+        ((_, mine),), ((_, theirs),) = one.parts.active_policies.learners(), other.parts.active_policies.learners()
         for _ in range(20):
             mine.correction.update(0, 0, 0.5)
         await until(lambda: theirs.correction.weight(0, 0) == mine.correction.weight(0, 0) > 0)

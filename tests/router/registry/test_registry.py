@@ -650,7 +650,7 @@ WRITER = """if True:
     for i in range(25):
         time.sleep(0.02)  # the other one comes in between, on a busy machine too
         if i % 2:
-            registry.begin(id, sys.argv[3])
+            registry.start_shadow(id, sys.argv[3])
         else:
             id = registry.add(Path(sys.argv[2]), {"reason": str(i)}, sys.argv[3])
             print(id, flush=True)

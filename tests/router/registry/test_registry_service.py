@@ -71,7 +71,7 @@ async def test_a_canary_a_promotion_and_a_rollback_are_followed(registry: Regist
     async with served(registry.path, tmp_path / "records") as (router, client):
         assert set(await arms_of(client, 5)) == {"plain"}
         registry.set_canary_share("p0002", 0.3, "test", start=True)
-        await until(lambda: router.parts.serving.share == 0.3)
+        await until(lambda: router.parts.active_policies.share == 0.3)
         assert 20 < (await arms_of(client, 150)).count("ngram") < 75
         assert router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.3}
         registry.promote("p0002", "test")

@@ -1,4 +1,4 @@
-"""The request path costs no more than was written down (`python -m tests.bench.counts`)."""
+"""The request path costs no more than is written down (`python -m tests.bench.counts`)."""
 
 import json
 
@@ -7,10 +7,10 @@ from tests.bench.counts import FILE, counts
 _TOLERANCE = 0.05
 
 
-def test_a_request_and_a_chunk_cost_what_they_did() -> None:
+def test_a_request_and_a_chunk_cost_no_more_than_before() -> None:
     known, found = json.loads(FILE.read_text()), counts()
     assert known.keys() == found.keys()
     dearer = {name: (value, known[name]) for name, value in found.items() if value > (1 + _TOLERANCE) * known[name]}
-    assert not dearer, f"dearer than tests/bench/counts.json (now, then): {dearer}"
+    assert not dearer, f"more than in tests/bench/counts.json (now, then): {dearer}"
     cheaper = {name: (value, known[name]) for name, value in found.items() if value < 0.8 * known[name]}
-    assert not cheaper, f"cheaper: write it down with `python -m tests.bench.counts` (now, then): {cheaper}"
+    assert not cheaper, f"less: write it down with `python -m tests.bench.counts` (now, then): {cheaper}"

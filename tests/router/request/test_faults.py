@@ -164,7 +164,7 @@ async def test_an_engine_whose_drafts_are_lost_is_left_alone(router_app: StartRo
     arms = [(await app.post()).headers["x-draftpick-arm"] for _ in range(60)]
     assert arms.index("b") < 50
     assert arms[-1] == "b"
-    assert app.parts.watch.state()["a"] == "quarantined"
+    assert app.parts.acceptance_monitor.state()["a"] == "quarantined"
 
 
 async def test_another_engine_answers_when_one_has_too_many_requests(router_app: StartRouter, servers: Servers) -> None:

@@ -79,7 +79,7 @@ async def test_what_fails_under_way_says_of_which_request(router_app: StartRoute
 
 async def test_events_are_logged_with_what_they_are_about(router_app: StartRouter, written: io.StringIO) -> None:
     app = await router_app({"a": FAST}, policy=FixedPolicy(("a",), "a"))
-    app.parts.serving.emit_for_arm("arm_quarantined", "engine a is lost", "a")
+    app.parts.active_policies.emit_for_arm("arm_quarantined", "engine a is lost", "a")
     (line,) = lines(written)
     assert (line["event"], line["arm"], line["policy"], line["level"]) == ("arm_quarantined", "a", "fixed:a", "ERROR")
     assert line["message"] == "engine a is lost"

@@ -206,8 +206,8 @@ async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
 async def test_policies_fallbacks_and_events(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST, "b": FAST}, policy=NeedsContext(), explore=0.2)
     await app.post()  # without features: the policy needs some
-    app.parts.serving.activate(FixedPolicy(ARMS, "a"), NeedsContext(), 0.1)
-    app.parts.serving.emit_for_arm("arm_quarantined", "engine b is lost", "b")
+    app.parts.active_policies.activate(FixedPolicy(ARMS, "a"), NeedsContext(), 0.1)
+    app.parts.active_policies.emit_for_arm("arm_quarantined", "engine b is lost", "b")
     found = await page(app)
     assert found["draftpick_fallbacks_total", "no_context"] == 1
     assert found["draftpick_decisions_total", "a", "fallback"] == 1

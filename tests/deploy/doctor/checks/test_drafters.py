@@ -87,7 +87,7 @@ def test_synthetic_acceptance(tmp_path: Path, deployment: dict[str, Any], why: s
 
 def test_engines_that_are_the_same(tmp_path: Path) -> None:
     twin = {**SUFFIX, "name": "twin"}
-    assert one(found(fleet(tmp_path, PLAIN, SUFFIX, twin), "twins")).where == "engines.2"
-    assert one(found(fleet(tmp_path, PLAIN, {"name": "again"}), "twins")).where == "engines.1"
+    assert one(found(fleet(tmp_path, PLAIN, SUFFIX, twin), "duplicate_drafters")).where == "engines.2"
+    assert one(found(fleet(tmp_path, PLAIN, {"name": "again"}), "duplicate_drafters")).where == "engines.1"
     longer = {**twin, "drafter": {**SUFFIX["drafter"], "num_speculative_tokens": 4}}
-    assert not found(fleet(tmp_path, PLAIN, SUFFIX, longer), "twins")
+    assert not found(fleet(tmp_path, PLAIN, SUFFIX, longer), "duplicate_drafters")

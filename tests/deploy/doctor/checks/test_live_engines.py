@@ -101,9 +101,9 @@ def test_drafts_that_are_too_long(tmp_path: Path) -> None:
 
 def test_lumps_of_an_engine_without_a_drafter(tmp_path: Path) -> None:
     assert WELL.answer is not None
-    assert not asked(tmp_path, "lumps")  # the other engine drafts: several tokens at a time are its business
+    assert not asked(tmp_path, "uneven_streams")  # the other engine drafts: several tokens at a time are its business
     lumpy = replace(WELL, answer=replace(WELL.answer, events=2))
-    assert "4.0 tokens at a time" in one(asked(tmp_path, "lumps", baseline=lumpy)).what
+    assert "4.0 tokens at a time" in one(asked(tmp_path, "uneven_streams", baseline=lumpy)).what
 
 
 def test_caches_that_differ_or_are_too_small(tmp_path: Path) -> None:
