@@ -1,4 +1,4 @@
-"""`draftpick drafters benchmark`: every engine on every domain, live, with spread, and the headroom that routing has."""
+"""`draftpick drafters benchmark`: every engine on every task, live, with spread, and the headroom of routing."""
 
 import asyncio
 import math

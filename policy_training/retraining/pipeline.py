@@ -155,9 +155,7 @@ def _unseen_checks(
 
     checks, not_made = list[Check](), dict[str, str]()
     if plan.reworded is None or base is None:
-        not_made["rewording"] = (
-            "no data in other words was given, with the same requests in their own (--paraphrased-data)"
-        )
+        not_made["rewording"] = "no --paraphrased-data was given with the --data of the same prompts"
     else:
         on_progress("in other words")
         other = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)

@@ -1,4 +1,4 @@
-"""Why not one engine? `python -m tests.bench.equal_resources --json-file FILE` (half an hour of one core, no quiet needed).
+"""Why not one engine? `python -m tests.bench.equal_resources --json-file FILE` (half an hour of one core).
 
 Simulated: n replicas of n different engines, routed by load and text, against n replicas of the single engine that is
 the best one for this traffic at this load (hindsight chooses it), and against n replicas of the best engine that

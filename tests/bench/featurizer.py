@@ -1,4 +1,4 @@
-"""What a context costs, and what a cheaper one loses: `python -m tests.bench.featurizer --data DATASET --json-file FILE`.
+"""Time of a context, and the gain it brings: `python -m tests.bench.featurizer --data DATASET --json-file FILE`.
 
 Time of the static featurizer and of the sentence encoder for texts of 200 words on one core, and the routing gain of
 the default learner with the contexts of each, on the same splits of a dataset that holds both.
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, action="append", required=True, help="dataset; may be repeated")
     parser.add_argument(
         "--training-domain",
-        dest="training_domains",
+        dest="domains",
         action="append",
         default=[],
         help="ENGINE=PROMPTS, as for `draftpick train`",
@@ -54,9 +54,7 @@ def main() -> None:
     gains: dict[str, list[float]] = {}
     for name, featurizer in (("static", static), ("sentence", sentence)):
         matrix, costs = matrix_of(data, featurizer.id, data.arms)
-        setting = LearnerSetting(
-            "plain", costs, training_domains=read_training_domains(args.training_domains, featurizer.id)
-        )
+        setting = LearnerSetting("plain", costs, training_domains=read_training_domains(args.domains, featurizer.id))
         scores = [
             ladder.evaluate_learner(DEFAULT, ladder.iid(matrix, s), replace(setting, seed=s)) for s in range(args.seeds)
         ]

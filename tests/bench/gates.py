@@ -1,4 +1,4 @@
-"""Whether the gates promote what is better and nothing else: `python -m tests.bench.gates --trials 200 --json-file FILE`.
+"""Whether the gates promote only better policies: `python -m tests.bench.gates --trials 200 --json-file FILE`.
 
 Each trial is a world whose values are known, and a candidate that is truly worse than the active policy (by 1 to 10 %)
 or better (by 5 to 10 %). It goes the whole way: offline gate on logged decisions, then stage by stage, until it is

@@ -1,4 +1,4 @@
-"""The CPU image's recipe, step by step on a clean root: `python -m tests.bench.image --json-file FILE` (10 minutes, root).
+"""The CPU image's recipe, step by step on a clean root: `python -m tests.bench.image --json-file FILE` (10 minutes).
 
 Where there is no container engine, `deploy/docker/cpu.Dockerfile` is executed all the same: each stage is a folder that
 begins as a Debian made by debootstrap, RUN runs in it (chroot) with the environment, the folder and the user that the

@@ -1,6 +1,6 @@
 """The shipped policy over HTTP, beside every fixed engine, and beside what was predicted of it.
 
-`python -m tests.bench.live --costs DATASET --json-file FILE` starts the embedded fleet, sends held-out prompts under every
+`python -m tests.bench.live --costs DATASET --json-file FILE` starts the embedded fleet, sends held-out prompts to every
 engine and under the policy in random order, and then predicts the same from replayed answers and the costs of a live
 dataset: the gain over the best fixed engine should agree within 5 points.
 """

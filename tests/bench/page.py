@@ -1,4 +1,4 @@
-"""What the page at /ui costs, and what is wrong with it: `python -m tests.bench.page --json-file FILE [--pictures FOLDER]`.
+"""Cost of the page at /ui, and its errors: `python -m tests.bench.page --json-file FILE [--pictures FOLDER]`.
 
 A router with the policy that ships, a registry with a candidate, and mock engines under some traffic, all on loopback.
 Bytes of its files; seconds from an address to the running fleet on the screen, in a browser that was just started and

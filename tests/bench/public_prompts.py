@@ -1,6 +1,6 @@
 """The embedded fleet as it ships, on prompts that people wrote: routed beside every fixed engine.
 
-`python -m tests.bench.public_prompts --prompts FILE --json-file FILE` reads JSON lines with `prompt` and `kind` (plain or
+`python -m tests.bench.public_prompts --prompts FILE --json-file FILE` reads JSON lines with `prompt` and `kind` (may be
 gzipped), takes as many of each kind, and sends each prompt to every engine and to the router, in random order and one
 at a time. Half are sampled at temperature 0.7 and top_p 0.9. A request carries a `cache_salt` of its own, so that no
 engine reads a prompt from its prefix cache. Brackets are 95 % bootstrap intervals over prompts.

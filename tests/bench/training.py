@@ -1,4 +1,4 @@
-"""How long the default policy takes to train, and whether it repeats: `python -m tests.bench.training --json-file FILE`.
+"""Training time of the default policy, and whether it repeats: `python -m tests.bench.training --json-file FILE`.
 
 Synthetic requests of the shape that counts: 10,000 of them, 6 arms, static contexts; one thread.
 """

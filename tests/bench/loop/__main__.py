@@ -127,9 +127,8 @@ def _process(*command: str, niceness: int = 0) -> Iterator[subprocess.Popen[str]
 
 
 _KEEPING = (
-    "--watch", "--no-require-significance", "--poll-interval", "1", "--canary-shares", "0.1,0.5", "--min-requests", "20",
-    "--min-new-records", "300",
-    "--holdout-requests", "1000",
+    "--watch", "--no-require-significance", "--poll-interval", "1", "--canary-shares", "0.1,0.5",
+    "--min-requests", "20", "--min-new-records", "300", "--holdout-requests", "1000",
 )  # fmt: skip
 
 
