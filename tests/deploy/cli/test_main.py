@@ -150,6 +150,14 @@ def test_a_policy_for_other_engines_is_a_warning(tmp_path: Path) -> None:
     assert "was made for the engines ['plain', 'math']" in json.loads(as_json.stdout)["warnings"][0]
 
 
+def test_a_file_that_names_a_policy_is_an_error_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "active").write_text("uniform")
+    path = fleet_file(tmp_path, router={"default_engine": "plain", "policy": str(tmp_path / "active")})
+    result = invoke("check-config", path)
+    assert isinstance(result.exception, ConfigError)
+    assert "draftpick policies activate FOLDER --registry REGISTRY" in str(result.exception)
+
+
 # --- models ---
 
 
