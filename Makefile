@@ -8,6 +8,9 @@ RUNS ?= runs
 # Prompts that the embedded heads were trained on
 TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code=generated:code --training-domain chat=generated:chat
 
+# Tests that start neither Ray nor vLLM, in two processes with one thread for numbers each
+UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
+
 .DEFAULT_GOAL := help
 .PHONY: help venv serve demo test test-fast test-tools check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
 
@@ -31,11 +34,11 @@ serve: $(READY)  ## Start the embedded fleet: real vLLM engines, the router, a t
 demo: $(READY)  ## Collect, train, activate the new policy, compare: a table, a plot, a verdict (15 minutes)
 	$(BIN)/draftpick demo --output-dir $(RUNS)/demo
 
-test: $(READY)  ## Run all tests that this machine supports
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run all tests that this machine supports (15 minutes on two cores)
+	@bash -c 'time { $(UNIT) && $(BIN)/python -m pytest -n 2 --dist loadgroup -m "ray or vllm or load"; }'
 
-test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM
-	$(BIN)/python -m pytest -m "not ray and not vllm and not load"
+test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM (3 minutes on two cores)
+	@bash -c 'time $(UNIT)'
 
 test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, as root)
 	apt-get update -q

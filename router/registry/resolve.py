@@ -1,4 +1,4 @@
-"""Which policies a configuration names: one, or those of a registry, where a candidate may be on its way."""
+"""Resolves the configured policy: a single one, or those of a registry, with a possible candidate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from draftpick.router.registry.registry import Registry, is_registry
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPolicy:
-    """The policy that shall serve, and a candidate that decides a share of the requests, if it can be read."""
+    """The policy to serve, and a readable candidate that decides a share of the requests."""
 
     policy: Policy
     candidate: Policy | None = None
@@ -23,7 +23,7 @@ class ResolvedPolicy:
 
 
 def read_named(name: str) -> str:
-    """The active policy's folder of a registry; any other name as it is. Raises `PolicyRejected`."""
+    """Resolve a registry to its active policy's folder; other names stay. Raises `PolicyRejected`."""
     if name not in NAMES and Path(name).is_file():
         raise PolicyRejected(
             f"{name} is a file: files that name a policy are no longer read (make a registry with `draftpick policies "
@@ -33,7 +33,7 @@ def read_named(name: str) -> str:
 
 
 def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
-    """The policies of a name, a folder or a registry. Raises `PolicyRejected`."""
+    """Load the policies of a name, a folder or a registry. Raises `PolicyRejected`."""
     policy = load(read_named(name), arms, default)
     if not could_be_registry(name):
         return ResolvedPolicy(policy)
@@ -49,13 +49,13 @@ def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
 
 
 def could_be_registry(name: str) -> bool:
-    """Whether a registry lies in this folder, or may once lie there."""
+    """True if the folder contains a registry, or may later."""
     path = Path(name)
     return name not in NAMES and (is_registry(path) or (path.is_dir() and not (path / MANIFEST).is_file()))
 
 
 def resolve_configured(config: RouterConfig, arms: tuple[str, ...]) -> tuple[ResolvedPolicy, str | None]:
-    """(policies, None), or (the default engine, why the configured policy was refused)."""
+    """Return (policies, None), or (the default engine, why the configured policy was rejected)."""
     try:
         return resolve(config.policy, arms, config.default_engine), None
     except PolicyRejected as error:

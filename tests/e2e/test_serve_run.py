@@ -19,6 +19,11 @@ from draftpick.deploy.launch.ray_serve import free_port
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 DEFAULT_PORT = 8000
+FLEET = {
+    "target": {"name": "mock-model"},
+    "engines": [{"name": "plain", "kind": "mock"}],
+    "router": {"policy": "uniform", "default_engine": "plain"},
+}
 
 
 @contextmanager
@@ -59,11 +64,13 @@ def test_import_path_and_yaml_start_the_same_application(tmp_path: Path) -> None
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) == 0:
             pytest.skip(f"port {DEFAULT_PORT} is taken, and `serve run` with an import path takes no other")
-    with serve_run("draftpick.deploy.app:build", "config=mock"):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(yaml.safe_dump(FLEET))
+    with serve_run("draftpick.deploy.app:build", f"config={fleet}"):
         by_import_path = application(DEFAULT_PORT)
     config = yaml.safe_load((ROOT / "deploy/serve/one-machine.yaml").read_text())
     config["http_options"]["port"] = port = free_port()
-    config["applications"][0]["args"] = {"config": "mock"}
+    config["applications"][0]["args"] = {"config": str(fleet)}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     with serve_run(os.fspath(path)):

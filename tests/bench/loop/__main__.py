@@ -194,12 +194,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=9000, help="requests of a run")
     parser.add_argument("--repeats", type=int, default=3, help="runs, with another seed each")
-    parser.add_argument("--alone", type=int, default=2, help="runs without corrections")
+    parser.add_argument("--uncorrected-runs", type=int, default=2, help="runs without corrections")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json-file", type=Path, help="also write the figures, and the plot beside them")
     parser.add_argument("--keep", type=Path, help="folder that records, registry and events stay in")
     args = parser.parse_args()
-    story, total = happenings(args.n), args.repeats + args.alone
+    story, total = happenings(args.n), args.repeats + args.uncorrected_runs
     with progress_bar() as bar:
         row = bar.add_task("requests", total=args.n * total)
 
@@ -213,7 +213,7 @@ def main() -> None:
                 return made
 
         loops = [one(number, True) for number in range(args.repeats)]
-        alone = [one(number, False) for number in range(args.alone)]
+        alone = [one(number, False) for number in range(args.uncorrected_runs)]
     runs = [[figures(loop, story) for loop in loops], [figures_alone(loop) for loop in alone]]
     found = {name: spread([figure[name] for figure in of]) for of in runs if of for name in of[0]}
     show(found)

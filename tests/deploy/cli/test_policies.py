@@ -186,7 +186,7 @@ def test_an_error_is_one_line(two: Person, monkeypatch: pytest.MonkeyPatch, caps
         cli.main()
     told = capsys.readouterr().err
     assert ended.value.code == 1
-    assert words(told) == "error: there is no policy 'p0007' (did you mean 'p0002'? see: draftpick policies list)"
+    assert words(told) == "error: unknown policy 'p0007' (did you mean 'p0002'? see: draftpick policies list)"
     assert told.count("\n") == 1
 
 

@@ -110,24 +110,24 @@ def chosen(data: Matrix) -> npt.NDArray[np.intp]:
 
 def test_intervals_of_what_is_learned_cover_its_true_gain() -> None:
     verdicts, covered, room = Counter[str](), 0, 0.3
-    for seed in range(50):
+    for seed in range(24):
         data = drawn(120, seed, room)
         assert data.contexts is not None
         choice = cross_fit(data, "ridge", COSTS, context_groups(data.contexts), seed=seed)
         found = gain_of(data, choice)
         verdicts[found.verdict] += 1
         covered += found.gain.routed.low <= truth(data, room, seed) <= found.gain.routed.high
-    assert covered >= 44
-    assert verdicts["worth it"] >= 30
+    assert covered >= 21
+    assert verdicts["worth it"] >= 14
     assert verdicts["not worth it"] == 0
 
 
 def test_where_nothing_is_to_be_gained_it_is_not_worth_it() -> None:
-    quiet = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.05)).verdict for seed in range(10))
-    noisy = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.3)).verdict for seed in range(50))
-    assert quiet["not worth it"] >= 9
-    assert noisy["worth it"] <= 2
-    assert noisy["not worth it"] >= 5
+    quiet = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.05)).verdict for seed in range(6))
+    noisy = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.3)).verdict for seed in range(24))
+    assert quiet["not worth it"] >= 5
+    assert noisy["worth it"] <= 1
+    assert noisy["not worth it"] >= 2
 
 
 def test_one_engine_that_is_the_best_for_everything() -> None:
@@ -200,7 +200,7 @@ def test_costs_that_are_not_sure_widen_the_interval() -> None:
 
 
 def test_too_few_requests_are_no_evidence() -> None:
-    with pytest.raises(DatasetError, match="39 requests were seen under all engines: at least 40"):
+    with pytest.raises(DatasetError, match="39 requests have measurements of all engines: at least 40"):
         judged(drawn(39, 0, 1.0), always(np.ones((39, 4)) / 4))
 
 
@@ -306,8 +306,8 @@ def test_what_speaks_against_it() -> None:
     buckets = [Bucket(1, 1, 0.9, {"plain": Interval(1, 1, 1), "ngram": Interval(2, 2, 2)})]
     said = " | ".join(reasons_against(Evidence(poor, 0.03, buckets, "plain", None, overhead=0.02, sampled=0.95)))
     for part in (
-        "routing is slower than", "odd (-20.0%)", "95% of the requests sample", "6 tokens or fewer",
-        "takes 2.0% of a request's time", "90% of the answers came at a load at which plain",
+        "routing is slower than", "odd (-20.0%)", "95% of the requests are sampled", "6 tokens or fewer",
+        "takes 2.0% of a request's time", "90% of the answers were at loads where plain",
     ):  # fmt: skip
         assert part in said
     assert describe(Evidence(found, 0.03)).startswith("on 200 requests routing takes")

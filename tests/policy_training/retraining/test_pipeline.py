@@ -1,7 +1,8 @@
 """A retraining makes a gated candidate of records, and the keeper takes it on: on a bandit whose truth is known."""
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,6 +86,20 @@ def trained(
     return retrain(records, events, Registry(tmp_path / "registry"), plan)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry whose first policy serves: trained once, for tests to copy."""
+    folder = tmp_path_factory.mktemp("first") / "registry"
+    retrain(log(range(2400)), (), Registry(folder), PLAN)
+    return folder
+
+
+@pytest.fixture
+def registry(first: Path, tmp_path: Path) -> Registry:
+    """A copy of `first`, where `trained` looks for it."""
+    return Registry(shutil.copytree(first, tmp_path / "registry"))
+
+
 def test_the_first_policy_of_a_registry_serves_when_it_passes_its_gate(tmp_path: Path) -> None:
     result = trained(tmp_path, log(range(2400)))
     registry = Registry(tmp_path / "registry")
@@ -94,10 +109,9 @@ def test_the_first_policy_of_a_registry_serves_when_it_passes_its_gate(tmp_path:
     assert registry.report(str(result.id))["gate"]["passed"]
 
 
-def test_what_is_no_better_than_the_active_policy_is_refused_with_a_report(tmp_path: Path) -> None:
-    trained(tmp_path, log(range(2400)))
+def test_what_is_no_better_than_the_active_policy_is_refused_with_a_report(registry: Registry, tmp_path: Path) -> None:
     result = trained(tmp_path, log(range(2400), seed=1))
-    state = Registry(tmp_path / "registry").state()
+    state = registry.state()
     assert result.action == "refused"
     assert "gain" in result.report["reason"]
     assert state.active == "p0001"
@@ -147,9 +161,10 @@ def test_checks_that_were_not_made_are_named_with_the_reason(tmp_path: Path) -> 
     assert "3 must" in again["not_made"]["left_out_domain"]
 
 
-def test_an_arm_that_changed_is_learned_anew_and_the_candidate_goes_on_its_way(tmp_path: Path) -> None:
+def test_an_arm_that_changed_is_learned_anew_and_the_candidate_goes_on_its_way(
+    registry: Registry, tmp_path: Path
+) -> None:
     """After the event the arm `math` takes four times as long: the old policy still trusts it, shadows show it."""
-    trained(tmp_path, log(range(2400)))
     slow = {"math": 4.0}
     after = [
         replace(r, outcome=replace(r.outcome, tpot_s=slow.get(r.decision.arm, 1.0) * (r.outcome.tpot_s or 0)))
@@ -157,18 +172,15 @@ def test_an_arm_that_changed_is_learned_anew_and_the_candidate_goes_on_its_way(t
     ]
     event = Event(NOW + 2.99, "arm_changed", "engine math: slower", "math")
     result = trained(tmp_path, [*log(range(300)), *after], [event])
-    registry = Registry(tmp_path / "registry")
     assert result.action == "candidate", result.report["reason"]
     assert any(name.startswith("before_change:math") for name in result.report["dropped"])
     of_math = BANDIT.contexts[BANDIT.clusters == 2][:40]
     assert chosen(registry, str(result.id), of_math).count("math") < 4
 
 
-def test_an_arm_without_records_keeps_what_the_active_policy_knows_of_it(tmp_path: Path) -> None:
-    trained(tmp_path, log(range(2400)))
+def test_an_arm_without_records_keeps_what_the_active_policy_knows_of_it(registry: Registry, tmp_path: Path) -> None:
     no_suffix = [r for r in log(range(2400), seed=3) if r.decision.arm != "suffix"]
     result = trained(tmp_path, no_suffix)
-    registry = Registry(tmp_path / "registry")
     assert set(read(registry.folder(str(result.id))).arms) == set(ARMS)
     assert good_share(registry, str(result.id)) > 0.85
 
@@ -244,19 +256,33 @@ def tried(
     return made
 
 
-def canary(tmp_path: Path, slower: float, failing: float = 0.0) -> tuple[RolloutController, Registry, list[str]]:
-    """A registry with a candidate at 50 % that takes `slower` times the active policy's time, and their records."""
-    registry, said = Registry(tmp_path / "registry"), list[str]()
-    retrain(log(range(2400)), (), registry, PLAN)
-    retrain(log(range(2400), seed=2), (), registry, replace(PLAN, seed=7))
-    id = registry.add(registry.folder("p0002"), {"reason": "test"}, "test")
-    registry.set_canary_share(id, 0.5, "test", start=True)
-    names = [registry.state().policies[one].policy for one in ("p0001", id)]
-    earlier = [record(i, OLD, names[0], at=NOW - 200 + i / 10) for i in range(200)]
-    records = [*earlier, *tried(names, 1600, 0.5, time.time(), slower, failing)]
-    store = RecordStore(put(tmp_path / "records", records))
-    limits = Limits(min_requests=100, max_requests=10_000)
-    return RolloutController(store, registry, PLAN, RolloutConfig((0.5,), limits, 10_000), said.append), registry, said
+Canary = Callable[..., tuple[RolloutController, Registry, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def two(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `first` with a second policy: for tests to copy."""
+    folder = Path(shutil.copytree(first, tmp_path_factory.mktemp("two") / "registry"))
+    retrain(log(range(2400), seed=2), (), Registry(folder), replace(PLAN, seed=7))
+    return folder
+
+
+@pytest.fixture
+def canary(two: Path, tmp_path: Path) -> Canary:
+    """Makes a registry with a candidate at 50 % that takes `slower` times the active policy's time; their records."""
+
+    def start(slower: float, failing: float = 0.0) -> tuple[RolloutController, Registry, list[str]]:
+        registry, said = Registry(shutil.copytree(two, tmp_path / "registry")), list[str]()
+        id = registry.add(registry.folder("p0002"), {"reason": "test"}, "test")
+        registry.set_canary_share(id, 0.5, "test", start=True)
+        names = [registry.state().policies[one].policy for one in ("p0001", id)]
+        earlier = [record(i, OLD, names[0], at=NOW - 200 + i / 10) for i in range(200)]
+        records = [*earlier, *tried(names, 1600, 0.5, time.time(), slower, failing)]
+        store = RecordStore(put(tmp_path / "records", records))
+        config = RolloutConfig((0.5,), Limits(min_requests=100, max_requests=10_000), 10_000)
+        return RolloutController(store, registry, PLAN, config, said.append), registry, said
+
+    return start
 
 
 def told(keeper: RolloutController) -> list[str]:
@@ -264,8 +290,8 @@ def told(keeper: RolloutController) -> list[str]:
     return [event.kind for event in keeper.store.events()]
 
 
-def test_a_candidate_that_is_faster_serves_all_requests_in_the_end(tmp_path: Path) -> None:
-    keeper, registry, said = canary(tmp_path, slower=0.8)
+def test_a_candidate_that_is_faster_serves_all_requests_in_the_end(canary: Canary) -> None:
+    keeper, registry, said = canary(slower=0.8)
     keeper.step()
     state = registry.state()
     assert (state.active, state.previous) == ("p0003", "p0001")
@@ -276,25 +302,25 @@ def test_a_candidate_that_is_faster_serves_all_requests_in_the_end(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("slower", "failing"), [(1.3, 0.0), (1.0, 0.2)])
-def test_a_candidate_that_is_slower_or_fails_is_refused(tmp_path: Path, slower: float, failing: float) -> None:
-    keeper, registry, said = canary(tmp_path, slower, failing)
+def test_a_candidate_that_is_slower_or_fails_is_refused(canary: Canary, slower: float, failing: float) -> None:
+    keeper, registry, said = canary(slower, failing)
     keeper.step()
     state = registry.state()
     assert (state.active, state.candidate) == ("p0001", None)
     assert state.entry("p0003").stage == "refused"
-    assert "refused at 50%" in said[-1]
+    assert "rejected at 50%" in said[-1]
     assert told(keeper) == ["candidate_refused"]
 
 
-def test_a_candidate_of_which_nothing_is_sure_waits(tmp_path: Path) -> None:
-    keeper, registry, said = canary(tmp_path, slower=1.0)
+def test_a_candidate_of_which_nothing_is_sure_waits(canary: Canary) -> None:
+    keeper, registry, said = canary(slower=1.0)
     keeper.step()
     assert registry.state().candidate is not None
     assert said == []
 
 
-def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(tmp_path: Path) -> None:
-    keeper, registry, _ = canary(tmp_path, slower=0.8)
+def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(canary: Canary, tmp_path: Path) -> None:
+    keeper, registry, _ = canary(slower=0.8)
     alone = [replace(r, decision=replace(r.decision, beside=None)) for r in keeper.store.records()]
     put(tmp_path / "alone", alone)
     rules = replace(keeper.config, limits=Limits(max_requests=900))
@@ -305,18 +331,18 @@ def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(tmp_path: Path) 
     assert registry.state().entry("p0003").stage == "refused"
 
 
-def test_a_candidate_of_a_world_that_is_no_more_makes_room_for_the_next(tmp_path: Path) -> None:
-    keeper, registry, said = canary(tmp_path, slower=1.0)
+def test_a_candidate_of_a_world_that_is_no_more_makes_room_for_the_next(canary: Canary) -> None:
+    keeper, registry, said = canary(slower=1.0)
     keeper = replace(keeper, config=replace(keeper.config, min_new_records=700))
     keeper.store.append_event(Event(keeper.store.records()[-800].time, "inputs_changed", "other requests"))
     keeper.step()
     assert registry.state().entry("p0003").stage == "refused"
-    assert "the world has changed since" in said[-1]
+    assert "engines or traffic have changed since" in said[-1]
 
 
-def promoted(tmp_path: Path, n: int, **after: float) -> tuple[RolloutController, Registry, list[str]]:
+def promoted(canary: Canary, tmp_path: Path, n: int, **after: float) -> tuple[RolloutController, Registry, list[str]]:
     """A policy that was promoted, and n requests since, of which the one before decides a tenth."""
-    keeper, registry, said = canary(tmp_path, slower=0.8)
+    keeper, registry, said = canary(slower=0.8)
     keeper.step()
     state = registry.state()
     names = [state.policies[one].policy for one in ("p0001", "p0003")]
@@ -329,8 +355,10 @@ def promoted(tmp_path: Path, n: int, **after: float) -> tuple[RolloutController,
 @pytest.mark.parametrize(
     ("after", "why"), [({"slower": 1.3}, "saves -"), ({"failing": 0.1}, "fails in"), ({}, "")], ids=str
 )
-def test_a_promoted_policy_that_goes_bad_is_rolled_back(tmp_path: Path, after: dict[str, float], why: str) -> None:
-    keeper, registry, said = promoted(tmp_path, 3000, **after)
+def test_a_promoted_policy_that_goes_bad_is_rolled_back(
+    canary: Canary, tmp_path: Path, after: dict[str, float], why: str
+) -> None:
+    keeper, registry, said = promoted(canary, tmp_path, 3000, **after)
     keeper.step()
     state = registry.state()
     if not after:
@@ -343,17 +371,17 @@ def test_a_promoted_policy_that_goes_bad_is_rolled_back(tmp_path: Path, after: d
     assert told(keeper) == ["policy_promoted", "policy_rolled_back"]
 
 
-def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(tmp_path: Path) -> None:
-    keeper, registry, said = promoted(tmp_path, 3000)
+def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(canary: Canary, tmp_path: Path) -> None:
+    keeper, registry, said = promoted(canary, tmp_path, 3000)
     keeper = replace(keeper, config=replace(keeper.config, holdout_requests=3000))
     keeper.step()
     state = registry.state()
     assert (state.active, state.previous, state.candidate) == ("p0003", "p0001", None)
-    assert said[-1] == "p0003: decides alone (no harm in 3000 requests)"
+    assert said[-1] == "p0003: decides all requests (no harm in 3000 requests)"
 
 
-def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(tmp_path: Path) -> None:
-    keeper, registry, said = canary(tmp_path, slower=0.8)
+def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(canary: Canary) -> None:
+    keeper, registry, said = canary(slower=0.8)
     keeper.step()
     keeper.store.append_event(
         Event(time.time() + 5, "policy_loses", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
@@ -363,8 +391,8 @@ def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(tmp_path: Pa
     assert "rolled back" in said[-1]
 
 
-def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_old_one(tmp_path: Path) -> None:
-    keeper, registry, _ = canary(tmp_path, slower=0.8)
+def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_old_one(canary: Canary) -> None:
+    keeper, registry, _ = canary(slower=0.8)
     keeper.step()
     name = registry.state().policies["p0003"].policy
     keeper.store.append_event(Event(time.time() + 5, "inputs_changed", "other requests"))

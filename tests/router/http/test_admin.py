@@ -103,9 +103,9 @@ async def test_a_change_says_who_made_it_and_why(registry: Registry, tmp_path: P
 
 
 REFUSED: list[tuple[dict[str, str], str | None, str]] = [
-    ({"action": "promote"}, "id", "there is no policy"),
-    ({"action": "canary", "id": "p0001"}, "id", "active already"),
-    ({"action": "pin", "id": "p0009"}, "id", "there is no policy"),
+    ({"action": "promote"}, "id", "unknown policy"),
+    ({"action": "canary", "id": "p0001"}, "id", "already active"),
+    ({"action": "pin", "id": "p0009"}, "id", "unknown policy"),
     ({"action": "rollback"}, None, "no previous policy"),
     ({"action": "unpin"}, None, "no policy is pinned"),
 ]
@@ -133,6 +133,7 @@ WRONG: list[tuple[str, str | None]] = [
     (f'{{"action": "pin", "id": "{PROMPT}"}}', "id"),
     (f'{{"action": "pin", "id": "{PROMPT * 50}"}}', "id"),
     ('{"action": "canary", "id": "p0002", "share": 0}', "share"),
+    ('{"action": "canary", "id": "p0002", "share": 2}', "share"),
     ('{"action": "canary", "id": "p0002", "share": NaN}', "share"),
     (f'{{"action": "canary", "id": "p0002", "share": "{PROMPT}"}}', "share"),
     (f'{{"action": "unpin", "reason": "{PROMPT * 50}"}}', "reason"),

@@ -29,6 +29,13 @@ def test_how_much_more_an_arm_is_wished_for() -> None:
     assert demand.unmet() == pytest.approx({"a": 0.3})
 
 
+def test_an_arm_that_the_fleet_does_not_have_is_not_wished_for() -> None:
+    demand = Demand(("a", "b"), Clock())
+    for chosen in ("a", "b"):
+        demand.observe("of a policy for more engines", chosen)
+    assert demand.unmet() == pytest.approx({"a": 0.0, "b": 0.0})
+
+
 def test_an_arm_that_has_served_none_takes_what_the_slowest_does() -> None:
     clock = Clock()
     demand = Demand(("a", "b"), clock)

@@ -51,6 +51,7 @@ def test_a_damaged_line_costs_itself_alone(tmp_path: Path, damage: str) -> None:
         file.write(damage + "\n")
     exchange.write_events([event(1)])
     assert decode_events((tmp_path / EVENTS).read_bytes()) == [event(0), event(1)]
+    assert decode_events((tmp_path / EVENTS).read_bytes(), since=1.5) == [event(1)]
 
 
 def test_a_disk_that_takes_half_of_them_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,13 +263,6 @@ def test_a_registry_names_the_active_policy_and_its_candidate(registry: Registry
     assert chosen.candidate.id == "fixed:ngram"
 
 
-def test_a_damaged_candidate_leaves_the_active_policy(registry: Registry) -> None:
-    damage(registry, "p0002")
-    chosen = resolve(str(registry.path), ARMS, "plain")
-    assert (chosen.policy.id, chosen.candidate, chosen.share) == ("fixed:plain", None, 0.0)
-    assert "is no readable policy" in str(chosen.candidate_rejected)
-
-
 def test_a_damaged_active_policy_is_refused(registry: Registry) -> None:
     damage(registry, "p0001")
     with pytest.raises(PolicyRejected, match="is no readable policy"):

@@ -13,8 +13,7 @@ import pytest
 from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import mock_app
 from draftpick.router.config.router_config import load_config
-from draftpick.router.online.events import EVENTS, Event, decode_events
-from draftpick.router.online.peer_store import PeerStore
+from draftpick.router.online.events import EVENTS, decode_events
 from draftpick.router.policies import artifact
 from draftpick.router.registry.registry import Registry
 from draftpick.router.router import Router, fixed_address
@@ -148,55 +147,7 @@ async def test_policies_are_seen_and_changed_by_admins(registry: Registry, tmp_p
         assert (await client.get("/v1/route/events")).status_code == 401
 
 
-@pytest.mark.usefixtures("keys")
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        (b"{", None), (b"[]", None), (b'{"action": "explode"}', "action"),
-        (b'{"action": "canary", "id": "p0002", "share": 2}', "share"), (b'{"action": "unpin", "more": 1}', "more"),
-        (b'{"action": "promote", "id": "../p0002"}', "id"),
-    ],
-)  # fmt: skip
-async def test_a_change_that_is_none_is_refused_by_field(
-    registry: Registry, tmp_path: Path, body: bytes, param: str | None
-) -> None:
-    async with served(registry.path, tmp_path / "records") as (_, client):
-        answer = await client.post("/v1/route/policies", content=body, headers=ADMIN)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert registry.state().active == "p0001"
-
-
-async def test_without_keys_nobody_changes_policies_and_without_a_registry_there_are_none(
-    registry: Registry, tmp_path: Path
-) -> None:
-    async with served(registry.path, tmp_path / "records") as (_, client):
-        answer = await client.post("/v1/route/policies", json={"action": "unpin"})
-        assert answer.json()["error"]["code"] == "keys_needed"
-    async with served(Path("uniform"), tmp_path / "records") as (_, client):
-        answer = await client.get("/v1/route/policies")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_registry")
-
-
 # --- what replicas tell each other ---
-
-
-def test_events_are_kept_in_order_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
-    events = [Event(1.0 + i, "arm_changed", f"text {i}", "plain", "p", {"costs": 0.5}) for i in range(3)]
-    for event in events:
-        PeerStore(tmp_path).write_events([event])
-    with (tmp_path / EVENTS).open("a") as file:
-        file.write('{"time": 9')
-    written = (tmp_path / EVENTS).read_bytes()
-    assert decode_events(written) == events
-    assert decode_events(written, since=2.0) == events[2:]
-
-
-def test_corrections_are_swapped_and_taken_away(tmp_path: Path) -> None:
-    one, other = PeerStore(tmp_path), PeerStore(tmp_path)
-    assert one.sync({"p": {"weights": [1]}}) == {"p": []}
-    assert other.sync({"p": {"weights": [2]}, "q": {}}) == {"p": [{"weights": [1]}], "q": []}
-    other.withdraw()
-    assert one.sync({"p": {}}) == {"p": []}
 
 
 async def test_a_folder_that_cannot_be_written_costs_news_and_no_request(registry: Registry, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -17,9 +18,9 @@ from draftpick.deploy.app import APP_NAME
 from draftpick.deploy.examples import summaries
 from draftpick.deploy.examples.ask import Client, RequestRejected
 from draftpick.deploy.examples.ask import _pieces as pieces_of
+from tests.e2e.mock_fleet.conftest import ARMS, counted, mock_state
 
 pytestmark = pytest.mark.ray
-ARMS = {"plain", "ngram", "suffix", "math"}
 DOCUMENT = {"text": "Draft tokens are guessed, then checked by the target all at once."}
 
 
@@ -31,18 +32,6 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def asked(**more: Any) -> dict[str, Any]:
     return {"model": "mock-model", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, **more}
-
-
-def mock_state(url: str, arm: str, **changes: Any) -> dict[str, Any]:
-    """Of a mock engine, after these changes of its specification."""
-    pinned = {"x-draftpick-arm": arm}
-    answer = httpx.request("POST" if changes else "GET", f"{url}/mock/state", json=changes or None, headers=pinned)
-    return dict(answer.raise_for_status().json())
-
-
-def counted(url: str, what: str) -> int:
-    """Over all mock engines."""
-    return sum(mock_state(url, arm)[what] for arm in ARMS)
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -65,12 +54,17 @@ def slow(mock_url: str) -> Iterator[None]:
 
 @pytest.fixture
 def full(mock_url: str, slow: None) -> Iterator[None]:
-    """A router whose only place is taken."""
+    """Two routers whose only places are taken."""
     router = serve.get_deployment_handle("router", APP_NAME)
     router.broadcast("reconfigure", {"limits": {"max_in_flight": 1, "max_queued": 0}}).results(timeout_s=30)
-    with httpx.stream("POST", f"{mock_url}/v1/chat/completions", json=asked(stream=True, max_tokens=32)) as answer:
-        held = answer.iter_bytes()  # a generator that nobody holds would close the stream
-        next(held)
+    held: list[Iterator[bytes]] = []  # a generator that nobody holds would close its stream
+    with ExitStack() as streams:
+        while len(held) < 2:
+            body = asked(stream=True, max_tokens=100)
+            answer = streams.enter_context(httpx.stream("POST", f"{mock_url}/v1/chat/completions", json=body))
+            if answer.status_code == 200:
+                held.append(answer.iter_bytes())
+                next(held[-1])
         yield
     router.broadcast("reconfigure", {"limits": {}}).results(timeout_s=30)
 

@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from draftpick.policy_training.learners import learner
@@ -29,14 +27,7 @@ from tests.policy_training.retraining.test_pipeline import good_share, log, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-DATA, FRESH, EPOCHS = Bandit.draw(1201, seed=3).matrix(), Bandit.draw(300, seed=9), 3000
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield str(context.address_info["gcs_address"])
-    ray.shutdown()
+DATA, FRESH, EPOCHS = Bandit.draw(1201, seed=3).matrix(), Bandit.draw(300, seed=9), 800
 
 
 def test_two_workers_make_a_candidate_that_passes_its_gate(cluster: str, tmp_path: Path) -> None:
@@ -55,8 +46,8 @@ def test_two_workers_make_a_candidate_that_passes_its_gate(cluster: str, tmp_pat
 
 
 _RUN = """
-import sys
-from tests.e2e.test_ray_train import *
+import ray, sys
+from tests.e2e.jobs.test_ray_train import *
 if __name__ == "__main__":
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     fitted_on(Workers(2, sys.argv[1]), EPOCHS)
