@@ -22,6 +22,7 @@ from draftpick.deploy.cli.options import (
     Seed,
 )
 from draftpick.deploy.console import load_prompts, out, progress_bar, say
+from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Train drafters for a target, and measure them.")
@@ -74,6 +75,7 @@ def benchmark(
 
     Example: draftpick drafters benchmark --config embedded -n 36 --repeats 3
     """
+    require("serve", "train")
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.drafter_benchmark import read_table, report, run_table
     from draftpick.policy_training.workloads import interleaved
@@ -110,6 +112,7 @@ def replay(
 
     Example: draftpick drafters replay --config embedded
     """
+    require("serve", "train")
     from draftpick.deploy.config import resolve, with_router
     from draftpick.deploy.launch.ray_serve import running
     from draftpick.deploy.workflows.replay_check import replay_fleet
@@ -156,6 +159,7 @@ def corpus(
 
     Example: draftpick drafters corpus --prompts generated --output table.safetensors
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of, make_table, target_folder
 
     if not texts and not prompts:
@@ -191,6 +195,7 @@ def distill(
 
     Example: draftpick drafters distill --prompts gsm8k.jsonl --output-dir drafter --loss kl
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.drafter_training import run_distill
     from draftpick.engines.drafters.training.distill import DistillOptions
@@ -239,6 +244,7 @@ def eagle(
 
     Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated:math@500 --output-dir heads/math
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.drafter_training import run_eagle
     from draftpick.engines.drafters.training.eagle3 import EagleOptions
@@ -272,6 +278,7 @@ def losses(
 
     Example: draftpick drafters losses --prompts gsm8k.jsonl --output-dir runs/losses
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.drafter_training import compare_losses
     from draftpick.deploy.workflows.results import write
@@ -316,6 +323,7 @@ def layer_skip(
 
     Example: draftpick drafters layer-skip --prompts prompts.jsonl --output-dir runs/self --distill-minutes 20
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.layer_skip import run_layer_skip
 

@@ -19,6 +19,7 @@ from draftpick.deploy.cli.options import (
     Seed,
 )
 from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.extras import require
 
 if TYPE_CHECKING:
     from draftpick.deploy.workflows.headroom import HeadroomOptions, HeadroomResult
@@ -71,6 +72,7 @@ def headroom(
       draftpick headroom fleet.yaml --prompts prompts.jsonl
       draftpick headroom --data runs/live --profiles profiles --rate 20
     """
+    require("train")
     from draftpick.deploy.workflows.headroom import HeadroomOptions
 
     options = HeadroomOptions(

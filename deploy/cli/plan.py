@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from draftpick.deploy.cli.options import DEFAULT_SEED, Data, Json, Plot, RecordsDir, Seed
 from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.extras import require
 
 if TYPE_CHECKING:
     from draftpick.policy_training.simulator.capacity_plan import Plan
@@ -84,6 +85,7 @@ def simulate(
 
     Example: draftpick simulate --profiles profiles --traffic six_kinds --rate 4 --fleet general=2,suffix=2
     """
+    require("train")
     from draftpick.deploy.workflows import fleet_size
     from draftpick.policy_training.simulator.fleet import Fleet
 
@@ -147,6 +149,7 @@ def plan(
       draftpick plan -a 8 --profiles profiles --records records
       draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --replica-accelerators big=2
     """
+    require("train")
     from draftpick.deploy.workflows.fleet_size import TrafficOptions, read_arms
     from draftpick.policy_training.simulator.capacity_plan import PlanQuestion
 

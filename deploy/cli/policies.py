@@ -10,6 +10,7 @@ from rich.table import Table
 
 from draftpick.deploy.cli.options import Json, RayAddress, RegistryDir
 from draftpick.deploy.console import err, fail, out, say
+from draftpick.deploy.extras import require
 
 if TYPE_CHECKING:
     from draftpick.router.registry.registry import Registry, RegistryState
@@ -48,6 +49,7 @@ def activate(
       draftpick policies activate fixed --ray-address auto
     """
     if registry is None:
+        require("serve")
         from draftpick.deploy.launch.ray_serve import use_policy
 
         name = str(Path(policy).resolve()) if Path(policy).exists() else policy

@@ -19,6 +19,7 @@ from draftpick.deploy.cli.options import (
     TrainingDomains,
 )
 from draftpick.deploy.console import out, progress_bar, say
+from draftpick.deploy.extras import require
 from draftpick.engines.config import EMBEDDED
 
 report_app = typer.Typer()
@@ -56,6 +57,7 @@ def report(
 
     Example: draftpick report --data runs/live --data runs/replayed --output runs/report.html
     """
+    require("train")
     from draftpick.deploy.workflows.report import EvaluationData, as_rows, fits, read_options, run_report
 
     datasets = EvaluationData(
@@ -100,6 +102,7 @@ def learning_curve(
 
     Example: draftpick learning-curve --data runs/judged --train-data runs/more
     """
+    require("train")
     from draftpick.deploy.workflows.featurizers import read_training_domains
     from draftpick.deploy.workflows.learning_curve import costs_of, run_learning_curve
     from draftpick.policy_training.benchmark.experiments import ExperimentSetup

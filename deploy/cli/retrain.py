@@ -27,6 +27,7 @@ from draftpick.deploy.cli.options import (
 )
 from draftpick.deploy.cli.train import workers_of
 from draftpick.deploy.console import err, fail, out, progress_bar
+from draftpick.deploy.extras import require
 
 if TYPE_CHECKING:
     from draftpick.policy_training.retraining.controller import RolloutController
@@ -120,6 +121,7 @@ def retrain(
         fail("--paraphrased-data needs --data: the original prompts", 2)
     if training_domains and featurizer is None:
         fail("--training-domain needs --featurizer", 2)
+    require("train", *(["serve"] if workers else []))
     from draftpick.deploy.workflows.retrain import RetrainOptions
     from draftpick.policy_training.retraining.canary import Limits
     from draftpick.policy_training.retraining.controller import RolloutConfig
@@ -182,6 +184,7 @@ def _notify(text: str, as_json: bool) -> None:
 
 def _submitted(address: str) -> int:
     """Run this command as a Ray Job without --submit: prints its output, returns its exit code."""
+    require("serve")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     arguments = modernise(sys.argv[1:])[0]

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from draftpick.deploy.cli.options import Config, RayAddress
 from draftpick.deploy.console import err, out, progress_bar
+from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
 serve_app = typer.Typer()
@@ -49,6 +50,7 @@ def serve(
 
     Example: draftpick serve --config embedded --port 8000
     """
+    require("serve")
     from draftpick.deploy.config import policy_warning, resolve, with_engines, with_router
 
     fleet = resolve(config)

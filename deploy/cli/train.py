@@ -29,8 +29,22 @@ from draftpick.deploy.cli.options import (
     Workers,
 )
 from draftpick.deploy.console import fail, load_prompts, out, progress_bar, say
+from draftpick.deploy.extras import require
 
 policy_app = typer.Typer()
+
+DraftLengths = Annotated[
+    bool,
+    typer.Option("--draft-lengths/--no-draft-lengths", help="Also replay other draft lengths; takes twice as long."),
+]
+StandaloneTokens = Annotated[
+    int,
+    typer.Option(
+        "--standalone-tokens",
+        min=0,
+        help="Also generate this many tokens with each drafter alone, and score their similarity to the target's.",
+    ),
+]
 
 _PART = 8  # prompts per file of a dataset
 _ENCODER_SEED = 20_000  # so that its texts differ from all other generated ones
@@ -62,6 +76,7 @@ def collect(
 
     Example: draftpick collect --config embedded --output-dir runs/live -n 60
     """
+    require("train", *(["serve"] if config else []))
     from draftpick.deploy.workflows.collect import fleet_at, measure_parts
     from draftpick.deploy.workflows.featurizers import featurizers
     from draftpick.policy_training.data.contexts import refresh_contexts
@@ -99,20 +114,8 @@ def label(
     answers: Annotated[
         int, typer.Option("--answers", min=1, help="Answers per sampled prompt; labels are their means.")
     ] = 1,
-    draft_lengths: Annotated[
-        bool,
-        typer.Option(
-            "--draft-lengths/--no-draft-lengths", help="Also replay other draft lengths; takes twice as long."
-        ),
-    ] = True,
-    standalone_tokens: Annotated[
-        int,
-        typer.Option(
-            "--standalone-tokens",
-            min=0,
-            help="Also generate this many tokens with each drafter alone, and score their similarity to the target's.",
-        ),
-    ] = 0,
+    draft_lengths: DraftLengths = True,
+    standalone_tokens: StandaloneTokens = 0,
     workers: Workers = 0,
     seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
@@ -124,6 +127,7 @@ def label(
 
     Example: draftpick label --output-dir runs/replayed -n 2000 --seed 1
     """
+    require("train", *(["serve"] if workers else []))
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.label import label_prompts
     from draftpick.engines.errors import ConfigError
@@ -163,6 +167,7 @@ def show_dataset(
       draftpick dataset runs/live runs/replayed
       draftpick dataset --records records
     """
+    require("train")
     from draftpick.policy_training.data.data_card import card
     from draftpick.policy_training.data.dataset import Dataset, load
     from draftpick.policy_training.data.from_records import from_records
@@ -208,6 +213,7 @@ def train(
       draftpick train --data runs/live --data runs/replayed --output-dir runs/policy
       draftpick train --records records --output-dir runs/policy
     """
+    require("train", *(["serve"] if workers else []))
     from draftpick.deploy.workflows.train import TrainOptions, train_on_data, train_on_records
     from draftpick.policy_training.learners import learner as learner_of
 
@@ -243,6 +249,7 @@ def evaluate(
 
     Example: draftpick evaluate --policy runs/policy --data runs/held-out
     """
+    require("train")
     from draftpick.deploy.workflows.demo import show
     from draftpick.deploy.workflows.train import matrix_of
     from draftpick.policy_training.data.dataset import load
@@ -283,6 +290,7 @@ def encoder(
 
     Example: draftpick encoder --output-dir runs/static
     """
+    require("train")
     from draftpick.engines.models.embedded import encoder_path
     from draftpick.policy_training.distill_encoder import distill_encoder
     from draftpick.policy_training.workloads import generate
