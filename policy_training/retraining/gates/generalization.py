@@ -48,7 +48,7 @@ class RefitInputs:
 def rewording(inputs: RefitInputs) -> Check | NotMade:
     """Does the gain survive rewording? See `rewording_checks`."""
     if inputs.reworded is None or inputs.base is None:
-        return NotMade("no reworded data with the same requests in their original words was given (--reworded)")
+        return NotMade("no --paraphrased-data was given with the --data of the same prompts")
     inputs.on_progress("evaluating reworded requests")
     return rewording_checks(inputs.learned, inputs.base, inputs.reworded, inputs.default, inputs.fit)
 

@@ -64,6 +64,20 @@ def two(person: Person) -> Person:
     return person
 
 
+def test_a_folder_is_added_and_activated_in_one_step(two: Person) -> None:
+    policy = write_policy(two.folder / "third", dimension=5)
+    assert two.gets("activate", str(policy), "--reason", "better") == {"id": "p0003", "active": True}
+    state = Registry(two.registry).state()
+    assert (state.active, state.previous, state.history[-1].reason) == ("p0003", "p0001", "better")
+    assert "is no readable policy" in two.is_told("activate", "uniform")
+
+
+def test_a_registry_and_a_cluster_exclude_each_other(two: Person) -> None:
+    run = two.types("activate", str(two.folder / "policy"), "--ray-address", "auto")
+    assert run.exit_code == 2
+    assert "not both" in words(run.stderr)
+
+
 def test_the_first_policy_becomes_active(person: Person) -> None:
     assert person.adds() == "p0001"
     assert person.adds(4) == "p0002"
