@@ -78,11 +78,7 @@ def build_parts(
     """`baseline`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
-    load, demand, prefixes = (
-        LoadModel(config.load, replicas, accelerators),
-        Demand(arms),
-        PrefixIndex(config.prefix_cache),
-    )
+    load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
     admission, metrics, recent = Admission(config.admission), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
@@ -91,7 +87,7 @@ def build_parts(
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
     # A new observer of attempts is one entry here.
-    observers = [observer.on_attempt_end for observer in (learning, metrics, recent, records) if observer is not None]
+    observers = (learning, metrics, recent, records)
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,
@@ -101,10 +97,10 @@ def build_parts(
         decide=decide,
         admission=admission,
         prefixes=prefixes,
-        demand=demand,
+        demand=(demand := Demand(arms)),
         shadow=shadow,
         metrics=metrics,
-        observers=observers,
+        observers=[one.on_attempt_end for one in observers if one is not None],
         featurizer=featurizer,
         tracing=tracing,
     )

@@ -39,7 +39,7 @@ def training_domains() -> dict[str, str]:
 
 
 def test_the_recipe_names_the_training_domains_of_the_policy_that_ships(training_domains: dict[str, str]) -> None:
-    [line] = re.findall(r"^HOMES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    [line] = re.findall(r"^TRAINING_DOMAINS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert dict(_DOMAIN.findall(line)) == training_domains
 
 
