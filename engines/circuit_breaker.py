@@ -16,10 +16,10 @@ _CLOSE_SHARE = 0.25
 class BreakerConfig(Model):
     """Ejection and recovery of a replica."""
 
-    failures: int = Field(3, ge=1, description="consecutive failures that open a replica's breaker")
-    failure_share: float = Field(0.5, gt=0, le=1, description="recent failure rate that also opens it")
-    open_s: float = Field(1.0, gt=0, description="first ejection time; doubles with each failed probe")
-    max_open_s: float = Field(30.0, gt=0, description="longest ejection time")
+    consecutive_failures: int = Field(3, ge=1, description="consecutive failures that open a replica's breaker")
+    failure_rate: float = Field(0.5, gt=0, le=1, description="recent failure rate that also opens it")
+    base_ejection_s: float = Field(1.0, gt=0, description="first ejection time; doubles with each failed probe")
+    max_ejection_s: float = Field(30.0, gt=0, description="longest ejection time")
     slow_start_s: float = Field(
         6.0, ge=0, description="slow start after recovery: one concurrent request, doubling every second, for this long"
     )
@@ -49,7 +49,7 @@ class CircuitBreaker:
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
         self._consecutive_failures, self._failure_rate = 0, 0.0
-        self._open_s = config.open_s
+        self._open_s = config.base_ejection_s
         self._until: float | None = None
         self._probing = False
         self._recovered: float | None = None
@@ -90,8 +90,8 @@ class CircuitBreaker:
         self._consecutive_failures = 0 if ok else self._consecutive_failures + 1
         if not ok and (
             probe
-            or self._consecutive_failures >= self._config.failures
-            or self._failure_rate > self._config.failure_share
+            or self._consecutive_failures >= self._config.consecutive_failures
+            or self._failure_rate > self._config.failure_rate
         ):
             self.trip()
         elif ok and self._until is not None:
@@ -100,11 +100,11 @@ class CircuitBreaker:
     def trip(self) -> None:
         """Open the breaker, for twice the previous time unless a request succeeded in between."""
         self._until = self._clock() + self._open_s
-        self._open_s = min(2 * self._open_s, self._config.max_open_s)
+        self._open_s = min(2 * self._open_s, self._config.max_ejection_s)
         self._probing = False
         self.opened += 1
 
     def _close(self) -> None:
         self._until, self._recovered = None, self._clock()
         self._consecutive_failures, self._failure_rate = 0, min(self._failure_rate, _CLOSE_SHARE)
-        self._open_s = self._config.open_s
+        self._open_s = self._config.base_ejection_s

@@ -41,7 +41,7 @@ def fit(data: Matrix, learner: Learner, setting: LearnerSetting) -> tuple[dict[s
             "learner_options": asdict(learner) if is_dataclass(learner) else {},
             "seed": setting.seed,
             "requests": len(data),
-            "kinds": sorted(set(data.kinds)),
+            "tasks": sorted(set(data.kinds)),
             "dropped": data.dropped,
             "costs": setting.costs.select(data.arms).as_json(),
         },

@@ -176,7 +176,7 @@ async def _pages() -> dict[str, str]:
 
 def _target_setter(handle: DeploymentHandle) -> TargetSetter:
     async def tell(wanted: int) -> object:
-        return await handle.broadcast("want", wanted).results_async(return_exceptions=True)
+        return await handle.broadcast("set_target", wanted).results_async(return_exceptions=True)
 
     return tell
 

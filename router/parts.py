@@ -31,11 +31,11 @@ from draftpick.router.telemetry.tracing import Tracing
 event_log = logging.getLogger("draftpick.events")
 
 _LEVELS = {
-    "policy_taken": logging.INFO,
-    "policy_tried_again": logging.INFO,
+    "policy_activated": logging.INFO,
+    "policy_resumed": logging.INFO,
     "arm_quarantined": logging.ERROR,
-    "policy_refused": logging.ERROR,
-    "policy_loses": logging.ERROR,
+    "policy_rejected": logging.ERROR,
+    "policy_suspended": logging.ERROR,
 }
 """Of events; others are warnings."""
 
@@ -78,8 +78,12 @@ def build_parts(
     """`baseline`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
-    load, demand, prefixes = LoadModel(config.load, replicas, accelerators), Demand(arms), PrefixIndex(config.prefixes)
-    admission, metrics, recent = Admission(config.limits), Metrics(arms, baseline), RecentRequests(baseline)
+    load, demand, prefixes = (
+        LoadModel(config.load, replicas, accelerators),
+        Demand(arms),
+        PrefixIndex(config.prefix_cache),
+    )
+    admission, metrics, recent = Admission(config.admission), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
     # A new signal of engines' health is one entry here.

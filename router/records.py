@@ -1,6 +1,7 @@
 """Records on disk: JSON Lines segments, written by a thread of their own. The request path only appends to a queue.
 
-Schema 1 is a public interface: one object a line, the vector as base64 of little-endian float32.
+Schema 2 is a public interface: one object a line, the vector as base64 of little-endian float32. Schema 1, which
+differs in names alone, is read as well.
 """
 
 import base64
@@ -22,7 +23,22 @@ from draftpick.router.config.router_config import RecordsConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, Record
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMA_1_FIELDS = {"load": "in_flight"}
+SCHEMA_1_DECISION = {
+    "explore": "exploration_rate",
+    "shift": "residual",
+    "alone": "unloaded_arm",
+    "beside": "other_policy_probabilities",
+}
+SCHEMA_1_LOAD = {
+    "stretch": "slowdown",
+    "price": "objective_weight",
+    "known_tokens": "cached_prefix_tokens",
+    "read_price": "prefill_weight",
+}
+SCHEMA_1_REASONS = {"continued": "resumed"}
+"""Names of schema 1, each with the one of today: of a record, of its decision, of the load there, and of reasons."""
 _FLUSH_S = 0.5
 
 
@@ -59,7 +75,7 @@ class RecordWriter:
                 path=attempt.path,
                 stream=attempt.stream,
                 sampling=dict(attempt.sampling),
-                load=attempt.in_flight,
+                in_flight=attempt.in_flight,
                 context=attempt.context,
                 decision=attempt.decision,
                 outcome=attempt.outcome,
@@ -158,18 +174,21 @@ def _vector(value: Any) -> str:
 
 
 def decode(line: bytes) -> Record:
-    """The record in a line. Raises `ValueError` for a damaged line or another schema."""
+    """The record in a line, in the names of today. Raises `ValueError` for a damaged line or another schema."""
     fields = orjson.loads(line)
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        raise ValueError(f"no record of schema {SCHEMA}")
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if schema not in (1, SCHEMA):
+        raise ValueError(f"no record of schema {SCHEMA}, or 1")
     try:
+        if schema == 1:
+            fields = _from_schema_1(fields)
         context = fields.pop("context")
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
             context = stored_context(vector, context["featurizer"])
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
-            decision["load"] = LoadTerms(**{"read_price": [1.0] * len(load["price"]), **load})
+            decision["load"] = LoadTerms(**load)
         return Record(
             context=context,
             decision=Decision(**decision),
@@ -178,6 +197,22 @@ def decode(line: bytes) -> Record:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from error
+
+
+def _from_schema_1(fields: dict[str, Any]) -> dict[str, Any]:
+    renamed = _renamed(fields, SCHEMA_1_FIELDS)
+    decision = _renamed(fields["decision"], SCHEMA_1_DECISION)
+    if (reason := decision.get("reason")) in SCHEMA_1_REASONS:
+        decision["reason"] = SCHEMA_1_REASONS[reason]
+    if (load := decision.get("load")) is not None:
+        # The oldest lines do not say what a second of reading a prompt counted as.
+        unweighted = {"prefill_weight": [1.0] * len(load["price"])}
+        decision["load"] = unweighted | _renamed(load, SCHEMA_1_LOAD)
+    return {**renamed, "decision": decision, "schema": SCHEMA}
+
+
+def _renamed(fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in fields.items()}
 
 
 def read(folder: Path) -> Iterator[Record]:

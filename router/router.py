@@ -69,14 +69,14 @@ class Router:
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
-        self._replicas = ReplicaTable(config.arms, router.breaker, router.limits.max_in_flight_per_replica)
+        self._replicas = ReplicaTable(config.arms, router.breaker, router.admission.max_in_flight_per_replica)
         self._client = EngineClient(
             first_byte_timeout_s=router.first_byte_timeout_s,
             timeout_s=router.timeout_s,
-            stall_timeout_s=router.stall_timeout_s,
+            stream_idle_timeout_s=router.stream_idle_timeout_s,
         )
         self._name, self._peer_pages = name, peer_pages
-        self._tracing = Tracing(router.tracing) if router.tracing.share else None
+        self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
         # Before they are read: what changes meanwhile is seen then.
         self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
         self._watchers: list[tuple[FileWatcher, Callable[[], Awaitable[None]]]] = []
@@ -100,7 +100,7 @@ class Router:
             tracing=self._tracing,
         )
         parts = self.parts
-        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_every_s)
+        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
         self._activate(chosen)
         self._peer_sync = self._peer_news()
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
@@ -138,7 +138,7 @@ class Router:
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow_replicas(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch_file(watched, taken)) for watched, taken in self._watchers}
-        if self._config.shadow.share:
+        if self._config.shadow.sample_rate:
             self._tasks |= {
                 asyncio.create_task(self.parts.shadow.run(self.parts.dispatcher.run_shadow)) for _ in range(WORKERS)
             }
@@ -189,7 +189,7 @@ class Router:
         serving.activate(resolved.policy, candidate, resolved.share)
         if resolved.policy.id != before:
             text = f"{resolved.policy.id} serves after {before}"
-            self.parts.events.emit(Event(time.time(), "policy_taken", text, policy=resolved.policy.id))
+            self.parts.events.emit(Event(time.time(), "policy_activated", text, policy=resolved.policy.id))
 
     @property
     def events(self) -> EventLog:
@@ -198,11 +198,11 @@ class Router:
 
     async def configure(self, live: LiveConfig) -> None:
         """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
-        if live.limits is not None:
-            self.parts.admission.configure(live.limits)
-            self._replicas.max_in_flight = live.limits.max_in_flight_per_replica
-        if live.explore is not None:
-            self.parts.active_policies.explore = live.explore
+        if live.admission is not None:
+            self.parts.admission.configure(live.admission)
+            self._replicas.max_in_flight = live.admission.max_in_flight_per_replica
+        if live.exploration is not None:
+            self.parts.active_policies.explore = live.exploration.rate
         if live.policy is not None:
             await self._try_policy(live.policy)
 
@@ -213,7 +213,7 @@ class Router:
             self.rejected = str(error)
             going_on = self.parts.active_policies.policy.id
             text = f"a policy is refused, {going_on} goes on: {error}"
-            self.parts.events.emit(Event(time.time(), "policy_refused", text, policy=going_on))
+            self.parts.events.emit(Event(time.time(), "policy_rejected", text, policy=going_on))
 
     async def _follow_registry(self) -> None:
         await self._try_policy(self._config.policy)
@@ -236,10 +236,10 @@ class Router:
         return {
             "ready": self._replicas.reachable(),
             "policy": serving.policy.id,
-            "policy_refused": self.rejected,
+            "policy_rejected": self.rejected,
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
-            "candidate_refused": self.candidate_rejected,
-            "put_aside": [policy for policy, online in serving.learners() if online.suspended],
+            "candidate_rejected": self.candidate_rejected,
+            "suspended": [policy for policy, online in serving.learners() if online.suspended],
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.in_flight(),
             "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},
@@ -247,7 +247,7 @@ class Router:
             "wanted": self.autoscaler.targets,
             "wished_more": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
             "breakers": self._replicas.health(),
-            "drafts": self.parts.acceptance_monitor.state(),
+            "quarantine": self.parts.acceptance_monitor.state(),
             "admission": self.parts.admission.state(),
             "tasks": len(asyncio.all_tasks()),
             "counts": self.parts.metrics.counts(),

@@ -16,7 +16,7 @@ Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "can
 ok: answered below 400. client_error: 4xx, the engine blames the request. engine_error: no answer, or 5xx, before the
 first byte. timeout: no first byte in time. broken: stopped after its first byte. cancelled: the client went away.
 """
-Reason = Literal["policy", "continued", "shadow", "pinned", "fallback"]
+Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 """Why an arm was taken: see `Decision`."""
 
 
@@ -39,30 +39,30 @@ class Context:
 class LoadTerms:
     """What the load of the engines adds, each by arm, in the order of a policy's arms (`router.load`).
 
-    `stretch`: seconds of a step, this request among the others, over those of a request alone. `price`: what a step
-    counts as in the choice, in the same unit. `wait_s`: until it begins to run. `known_tokens`: of its prompt, that
-    the replica has read before. `read_price`: what a second of reading the rest of it counts as.
+    `slowdown`: seconds of a step, this request among the others, over those of a request alone. `objective_weight`:
+    what a step counts as in the choice, in the same unit. `wait_s`: until it begins to run. `cached_prefix_tokens`: of
+    its prompt, that the replica has read before. `prefill_weight`: what a second of reading the rest of it counts as.
     """
 
-    stretch: Sequence[float]
-    price: Sequence[float]
+    slowdown: Sequence[float]
+    objective_weight: Sequence[float]
     wait_s: Sequence[float]
-    known_tokens: Sequence[int]
-    read_price: Sequence[float]
+    cached_prefix_tokens: Sequence[int]
+    prefill_weight: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The arm that was chosen, and with which probability every arm could have been.
 
-    `reason`: `continued` is a choice for the rest of a stream that broke on another arm; `shadow`, one that no client
-    waited for; like the last two, they are no draw of the policy for a whole request. `explore` and `shift` are what
-    it was made with: the share that might go to other arms, and the corrections of log TPOT by arm; `load`, too.
-    `predicted_tpot_s`: what the policy expects of every arm under that load, before any correction. All lists are in
-    the order of `probabilities`. `alone`: the arm of the least time if no engine had any load. `cluster`: of
-    the request, as the policy that decided tells them apart. `policy_share`: the
-    probability that the policy was drawn to decide, where two were in service; `beside`: probabilities of all arms
-    under the other one, by its id.
+    `reason`: `resumed` is a choice for the rest of a stream that broke on another arm; `shadow`, one that no client
+    waited for; like the last two, they are no draw of the policy for a whole request. `exploration_rate` and
+    `residual` are what it was made with: the share that might go to other arms, and the corrections of log TPOT by arm;
+    `load`, too. `predicted_tpot_s`: what the policy expects of every arm under that load, before any correction. All
+    lists are in the order of `probabilities`. `unloaded_arm`: the arm of the least time if no engine had any load.
+    `cluster`: of the request, as the policy that decided tells them apart. `policy_share`: the probability that the
+    policy was drawn to decide, where two were in service; `other_policy_probabilities`: probabilities of all arms under
+    the other one, by its id.
     """
 
     arm: str
@@ -70,19 +70,19 @@ class Decision:
     probabilities: dict[str, float]
     policy: str
     reason: Reason = "policy"
-    explore: float = 0.0
+    exploration_rate: float = 0.0
     predicted_tpot_s: Sequence[float] | None = None
-    shift: Sequence[float] | None = None
+    residual: Sequence[float] | None = None
     load: LoadTerms | None = None
-    alone: str | None = None
+    unloaded_arm: str | None = None
     cluster: int | None = None
     policy_share: float = 1.0
-    beside: dict[str, dict[str, float]] | None = None
+    other_policy_probabilities: dict[str, dict[str, float]] | None = None
 
     @property
-    def stretch(self) -> float:
+    def slowdown(self) -> float:
         """By how much load made a step on the chosen arm longer, as the decision had it."""
-        return 1.0 if self.load is None else self.load.stretch[list(self.probabilities).index(self.arm)]
+        return 1.0 if self.load is None else self.load.slowdown[list(self.probabilities).index(self.arm)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ AttemptObserver = Callable[[Attempt], None]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attempt as it is logged. `time` is seconds since the epoch, for ordering only."""
+    """One attempt as it is logged. `time` is seconds since the epoch, for ordering only; `in_flight`: see `Attempt`."""
 
     request_id: str
     attempt: int
@@ -142,8 +142,8 @@ class Record:
     path: str
     stream: bool
     sampling: dict[str, Any]
-    load: dict[str, int]
+    in_flight: dict[str, int]
     context: Context | None
     decision: Decision
     outcome: Outcome
-    schema: int = field(default=1)
+    schema: int = field(default=2)

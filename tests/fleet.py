@@ -194,19 +194,24 @@ async def routed(
     """
     engines = {arm: await servers.mock(spec, arm) for arm, spec in specs.items() if isinstance(spec, MockSpec)}
     default = next(iter(specs))
-    usual = {"default_engine": default, "seed": 0, "records": RecordsConfig(dir=folder), "tracing": {"share": 1.0}}
+    usual = {
+        "default_engine": default,
+        "seed": 0,
+        "records": RecordsConfig(dir=folder),
+        "tracing": {"sample_rate": 1.0},
+    }
     config = RouterConfig(**{**usual, **router})
-    replicas = ReplicaTable(specs, config.breaker, config.limits.max_in_flight_per_replica)
+    replicas = ReplicaTable(specs, config.breaker, config.admission.max_in_flight_per_replica)
     for arm, spec in specs.items():
         replicas.update(arm, [spec if isinstance(spec, str) else engines[arm].url])
     writer = RecordWriter(config.records)
     engine_client = EngineClient(
         first_byte_timeout_s=config.first_byte_timeout_s,
         timeout_s=config.timeout_s,
-        stall_timeout_s=config.stall_timeout_s,
+        stream_idle_timeout_s=config.stream_idle_timeout_s,
     )
     chosen = policy or FixedPolicy(tuple(specs), default)
-    tracing = Tracing(config.tracing, *filter(None, (spans, *SPANS))) if config.tracing.share else None
+    tracing = Tracing(config.tracing, *filter(None, (spans, *SPANS))) if config.tracing.sample_rate else None
     parts = build_parts(config, chosen, featurizer, replicas, engine_client, writer, baseline=plain, tracing=tracing)
 
     owner = Owned(parts, engine_client)

@@ -101,26 +101,28 @@ def _table(on_progress: dict[str, Any]) -> Table:
 
 def _order(row: dict[str, Any]) -> tuple[float, float]:
     predicted = row["predicted"]
-    return -row["probability"], predicted["counted_s"] if predicted else 0.0
+    return -row["probability"], predicted["weighted_s"] if predicted else 0.0
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     one, chance = row["predicted"], f"{100 * row['probability']:.3g} %"
     if one is None:
-        return [chance, "", "", "", "", str(row["load"]), ""]
+        return [chance, "", "", "", "", str(row["total_in_flight"]), ""]
     times = [_time(one[name]) for name in ("seconds", "ttft_s", "decode_s")]
-    return [chance, *times, f"{one['tau']:.2f}", str(row["load"]), _time(one["counted_s"])]
+    return [chance, *times, f"{one['tau']:.2f}", str(row["total_in_flight"]), _time(one["weighted_s"])]
 
 
 def _notes(row: dict[str, Any]) -> str:
     """What else there is to say of an engine: why it may not take the request, and what bends its times."""
-    notes = [] if row["eligible"] else [str(row["why_not"]).replace("_", " ")]
+    notes = [] if row["eligible"] else [str(row["ineligible_reason"]).replace("_", " ")]
     if (one := row["predicted"]) is not None:
-        stretch, wait_s, known_s, shift = (one[name] for name in ("stretch", "wait_s", "known_s", "shift"))
-        notes += [f"steps x{stretch:.2f} by load"] * (stretch > _WORTH_TELLING + 1)
+        slowdown, wait_s, cached_prefix_s, residual = (
+            one[name] for name in ("slowdown", "wait_s", "cached_prefix_s", "residual")
+        )
+        notes += [f"steps x{slowdown:.2f} by load"] * (slowdown > _WORTH_TELLING + 1)
         notes += [f"waits {_time(wait_s)}"] * (wait_s > 0)
-        notes += [f"has read the prompt, saves {_time(known_s)}"] * (known_s > 0)
-        notes += [f"corrected by {100 * math.expm1(shift):+.0f} %"] * (abs(shift) > _WORTH_TELLING)
+        notes += [f"has read the prompt, saves {_time(cached_prefix_s)}"] * (cached_prefix_s > 0)
+        notes += [f"corrected by {100 * math.expm1(residual):+.0f} %"] * (abs(residual) > _WORTH_TELLING)
     return ", ".join(notes)
 
 

@@ -102,22 +102,25 @@ def check_config(
     Example: draftpick check-config fleet.yaml
     """
     from draftpick.deploy.config import policy_warning, redacted, resolve
+    from draftpick.router.config.former_fields import collected
     from draftpick.router.config.router_config import ConfigProblems
 
     try:
-        fleet = resolve(config)
+        with collected() as warnings:
+            fleet = resolve(config)
     except ConfigError as error:
         problems = error.problems if isinstance(error, ConfigProblems) else [str(error)]
         if as_json:
             print(json.dumps({"valid": False, "problems": problems}))
             raise typer.Exit(2) from error
         raise
-    warning = policy_warning(fleet)
+    if warning := policy_warning(fleet):
+        warnings.append(warning)
     if as_json:
-        found = {"valid": True, "warnings": [warning] if warning else [], "config": redacted(fleet)}
+        found = {"valid": True, "warnings": warnings, "config": redacted(fleet)}
         print(json.dumps(found))
         return
-    if warning:
+    for warning in warnings:
         err.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
     out.print(f"[green]valid[/green]: target {fleet.target.name}, engines {', '.join(fleet.arms)}", highlight=False)
 

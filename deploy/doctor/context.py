@@ -58,6 +58,7 @@ class DoctorContext:
     """`running`: probed engines by name. `records`: the latest ones, or why they are unreadable.
 
     `host`: the router's address. `written`: whether there is a written configuration, or only URLs.
+    `former_fields`: a line for each field that the configuration calls by its former name.
     """
 
     config: DraftpickConfig
@@ -66,6 +67,7 @@ class DoctorContext:
     records: Sequence[Record] | str = ()
     host: str = "127.0.0.1"
     written: bool = True
+    former_fields: Sequence[str] = ()
 
     def has(self, about: About) -> bool:
         """True if there is an input for checks of this subject."""

@@ -7,6 +7,7 @@ from draftpick.deploy.doctor.context import DoctorContext, Machine, last_records
 from draftpick.deploy.doctor.probe import RunningEngine, ask
 from draftpick.engines.config import EMBEDDED
 from draftpick.engines.errors import ConfigError
+from draftpick.router.config.former_fields import collected
 from draftpick.router.config.router_config import ConfigProblems, DraftpickConfig, load_config
 
 
@@ -42,11 +43,13 @@ def read_context(config: str | None, addresses: Mapping[str, str], host: str, pa
         running = ask(addresses, patience_s)
         fleet = load_config(_only_addresses(addresses, running))
         return DoctorContext(fleet, Machine.here(), running, host=host, written=False)
-    fleet = fleet_of(config)
+    with collected() as former_fields:
+        fleet = fleet_of(config)
     if unknown := sorted(addresses.keys() - set(fleet.arms)):
         raise ConfigError("--url", f"unknown engine {', '.join(unknown)}", f"engines: {', '.join(fleet.arms)}")
     places = {engine.name: str(engine.url) for engine in fleet.engines if engine.url} | dict(addresses)
-    return DoctorContext(fleet, Machine.here(), ask(places, patience_s), last_records(fleet), host)
+    running, records = ask(places, patience_s), last_records(fleet)
+    return DoctorContext(fleet, Machine.here(), running, records, host, former_fields=former_fields)
 
 
 def _only_addresses(addresses: Mapping[str, str], running: Mapping[str, RunningEngine]) -> dict[str, object]:

@@ -4,7 +4,8 @@
     python -m draftpick.deploy.examples.nightly --records s3://fleet/records --registry /shared/policies --cluster
     http://HEAD:8265
 
-The fleet has `router: {policy: registry, explore: 0.03, records: {dir: records}}` and follows the registry by itself.
+The fleet has `router: {policy: registry, exploration: {rate: 0.03}, records: {dir: records}}` and follows the
+registry by itself.
 Other options are those of `draftpick retrain`. Exit codes: 0 done (a refused candidate is a normal night), 1 failed,
 come again, 2 wrong usage, no further try will help.
 """

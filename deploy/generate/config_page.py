@@ -9,6 +9,7 @@ from typing import Any
 
 from draftpick.deploy.generate.markdown import slug
 from draftpick.engines.drafter_options import DRAFTERS
+from draftpick.router.config.former_fields import FLEET, LIVE, TRAFFIC
 from draftpick.router.config.router_config import DraftpickConfig, LiveConfig
 from draftpick.router.http.auth import Key
 from draftpick.router.http.request_headers import REQUEST_HEADERS
@@ -64,7 +65,7 @@ router: {default_engine: plain}""",
 engines:
   - name: plain
     deployment: {accelerator: gpu, autoscaling: {min_replicas: 1, max_replicas: 4, target_ongoing_requests: 32}}
-router: {default_engine: plain, scaling: {budget: 6}}""",
+router: {default_engine: plain, autoscaling: {max_accelerators: 6}}""",
     "engines[].mock": """\
 engines:
   - {name: plain, kind: mock, mock: {step_s: 0.004}}
@@ -74,15 +75,15 @@ router: {default_engine: plain}""",
 router:
   policy: registry               # a folder of policies: draftpick policies add runs/policy --registry registry
   default_engine: plain
-  explore: 0.03
+  exploration: {rate: 0.03}
   records: {dir: records}""",
     "router.load": "router: {load: {objective: latency}}",
-    "draftpick.router.load.autoscaler": "router: {scaling: {budget: 8}}",
+    "router.autoscaling": "router: {autoscaling: {max_accelerators: 8}}",
     "router.keys": "router: {keys: {file: keys.yaml}}",
-    "router.limits": "router: {limits: {max_in_flight: 512, max_queued: 256, queue_timeout_s: 10}}",
+    "router.admission": "router: {admission: {max_in_flight: 512, max_queued: 256, queue_timeout_s: 10}}",
     "router.records": "router: {records: {dir: records, segment_bytes: 16777216, keep_segments: 256}}",
-    "router.logs": "router: {logs: {format: json, requests: true}}",
-    "router.tracing": 'router: {tracing: {share: 0.01, endpoint: "http://collector:4318"}}',
+    "router.logs": "router: {logs: {format: json, access_log: true}}",
+    "router.tracing": 'router: {tracing: {sample_rate: 0.01, endpoint: "http://collector:4318"}}',
     "keys": """\
 - name: search-team
   sha256: fb16b25f1a2b6cf9350fa41fca051fc9233909c4598f2af092ec2a9b25899aeb
@@ -94,13 +95,17 @@ router:
     "user_config": """\
 router:
   deployment_options:
-    user_config: {policy: uniform, explore: 0.1}""",
+    user_config: {policy: uniform, exploration: {rate: 0.1}}""",
 }
 _KEYS = (
     "The content of `router.keys.file`: a list, to which `draftpick keys new` appends. Routers reload it on a change. "
     "The keys below are examples."
 )
 _LIVE = "{} `draftpick route` has none: it follows the registry that `router.policy` names."
+_FORMER = (
+    "The fields below were renamed. This release accepts their former names, too, and warns of each (`FutureWarning`, "
+    "`draftpick check-config`, `draftpick doctor`); the next release does not. A field under both names is wrong.\n\n"
+)
 _TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "object": "map"}
 _FORMATS = {"path": "path", "uri": "URL", "date-time": "time"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -120,7 +125,7 @@ class Section:
 def text() -> str:
     """The page."""
     sections = [*_fleet(), *_apart()]
-    anchors = {one.schema["title"]: slug(one.heading.strip("# ")) for one in reversed(sections)}
+    anchors = {one.schema.get("title", ""): slug(one.heading.strip("# ")) for one in reversed(sections)}
     return _HEAD + "\n".join(_shown(section, anchors) for section in sections) + _request_headers()
 
 
@@ -158,9 +163,20 @@ def _apart() -> Iterator[Section]:
     yield Section("## The file of keys", {**key, "description": _KEYS}, "[].", _EXAMPLES["keys"])
     about = _LIVE.format(live["description"])
     yield Section("## While it runs: `user_config`", {**live, "description": about}, "", _EXAMPLES["user_config"])
+    yield Section("### `exploration` of `user_config`", live["$defs"]["LiveExplorationConfig"], "exploration.")
+    yield Section("## Former names", {"description": _FORMER + _former_names()})
+
+
+def _former_names() -> str:
+    """A table of the fields that are accepted under another name, too."""
+    tables = {"fleet": FLEET, "`user_config`": LIVE, "traffic": TRAFFIC}
+    rows = [f"| {whose} | `{old}` | `{new}` |" for whose, table in tables.items() for old, new in table.items()]
+    return "\n".join(["| in | former name | name |", "|---|---|---|", *rows])
 
 
 def _shown(section: Section, anchors: Mapping[str, str]) -> str:
+    if "properties" not in section.schema:
+        return f"{section.heading}\n\n{section.schema['description']}\n"
     required = section.schema.get("required", ())
     rows = [
         _row(f"{section.begin}{name}", field, name in required, anchors)

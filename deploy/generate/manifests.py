@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from draftpick.router.config.former_fields import FLEET
 from draftpick.router.config.router_config import DraftpickConfig
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -47,9 +48,28 @@ _TEMPLATES = {
 def schema(text: str) -> str:
     """The chart's schema of values, whose part of the fleet is that of the configuration today."""
     whole, fleet = json.loads(text), DraftpickConfig.model_json_schema()
+    for old, new in FLEET.items():
+        _add_former(fleet, old, new)
     whole["$defs"] = fleet.pop("$defs")
     whole["properties"]["fleet"] = fleet
     return json.dumps(whole, indent=2) + "\n"
+
+
+def _add_former(fleet: dict[str, Any], old: str, new: str) -> None:
+    """Let the schema of a fleet take the field `new` by its former path, too."""
+    holder, name = _holder(fleet, old)
+    section, renamed = _holder(fleet, new)
+    former = {name: text for name, text in section["properties"][renamed].items() if name != "default"}
+    holder["properties"][name] = {**former, "deprecated": True, "description": f"the former name of `{new}`"}
+
+
+def _holder(fleet: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The schema that holds the last field of a path, and the name of that field."""
+    *above, name = path.split(".")
+    schema = fleet
+    for part in above:
+        schema = fleet["$defs"][schema["properties"][part]["$ref"].rpartition("/")[2]]
+    return schema, name
 
 
 def example(name: str) -> dict[str, Any]:

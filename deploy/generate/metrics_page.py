@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from draftpick.router.monitoring import gauges
-from draftpick.router.telemetry import metrics
+from draftpick.router.telemetry import former_metrics, metrics
 from draftpick.router.telemetry.metrics import MetricFamily
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+_ROOT = Path(__file__).resolve().parents[2]
+FILE = _ROOT / "docs" / "metrics.md"
+FORMER_NAMES = _ROOT / "deploy" / "prometheus" / "rules" / "former-names.yaml"
+_RULES_HEAD = """\
+# Metrics under their former names, for dashboards and rules of your own (docs/metrics.md, "Former names").
+# Made of the code by `make manifests`; the next release does not have this file.
+"""
 _HEAD = """\
 # Metrics
 
@@ -24,6 +32,14 @@ _BUCKETS = """
 Buckets of times double from one to the next, from the times of a small model to those of a long answer. Buckets of
 `draftpick_tpot_seconds` are a quarter apart, because routing mostly gains a tenth to a half.
 """
+_FORMER = """
+## Former names
+
+Some metrics and alerts were renamed. `deploy/prometheus/rules/former-names.yaml` records each metric under its former
+name as well, for dashboards and rules of your own; the next release does not have it. Alerts and label values are not
+aliased: rename them in silences, routes and queries.
+
+"""
 
 
 def text() -> str:
@@ -33,7 +49,19 @@ def text() -> str:
         ("State, read at scrape time", gauges.METRICS),
     ]
     tables = [f"## {title}\n\n{_table(described)}" for title, described in parts]
-    return _HEAD + "\n".join(tables) + _BUCKETS
+    return _HEAD + "\n".join(tables) + _BUCKETS + _FORMER + _former_names()
+
+
+def _former_names() -> str:
+    """Tables of what dashboards and rules may still call by another name."""
+    tables = {"metric": former_metrics.METRICS, "alert": former_metrics.ALERTS, "series": former_metrics.LABELS}
+    return "\n".join(
+        "\n".join(
+            [f"| former {what} | {what} |", "|---|---|", *(f"| `{old}` | `{new}` |" for old, new in table.items())]
+        )
+        + "\n"
+        for what, table in tables.items()
+    )
 
 
 def _table(described: Sequence[MetricFamily]) -> str:
@@ -41,9 +69,15 @@ def _table(described: Sequence[MetricFamily]) -> str:
     return "\n".join(["| metric | kind | labels | what it is |", "|---|---|---|---|", *rows]) + "\n"
 
 
+def former_names() -> str:
+    """The file of Prometheus that records metrics under their former names."""
+    return _RULES_HEAD + yaml.safe_dump(former_metrics.recording_rules(), sort_keys=False, width=160)
+
+
 def main() -> None:
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(text())
+    FORMER_NAMES.write_text(former_names())
     print(FILE)
 
 

@@ -199,7 +199,7 @@ def _request_oracle(runs: Sequence[Matrix], held: int, mask: Any) -> float:
 
 def _loops(measured: Sequence[Sequence[Measurement]], prompt_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Whether any answer to a prompt repeats eight words."""
-    looping = {m.prompt_id for repeat in measured for m in repeat if m.loops}
+    looping = {m.prompt_id for repeat in measured for m in repeat if m.degenerate_repetition}
     return np.asarray([i in looping for i in prompt_ids], bool)
 
 

@@ -45,7 +45,7 @@ class TrafficOptions:
         profiles = {name: arm.modes[0].profile for name, arm in arms.items()}
         if self.spec is not None:
             spec = read_spec(self.spec)
-            bursts = spec.crowds.bursts() if spec.crowds else None
+            bursts = spec.bursts.bursts() if spec.bursts else None
             return SyntheticTraffic(spec.rows(list(arms)), self.n, self.rate or spec.rate, bursts)
         if self.data:
             return SyntheticTraffic(dataset_traffic(load(*self.data), profiles), self.n, self.rate or 1.0)

@@ -137,7 +137,7 @@ def _judged(
     if max(n_paired, n_single) < MIN_REQUESTS:
         raise DatasetError(
             f"cannot tell: {n_single} answers that a policy drew, {n_paired} requests that all engines answered; at "
-            f"least {MIN_REQUESTS} of one kind are needed (router.shadow.share makes the latter)"
+            f"least {MIN_REQUESTS} of one kind are needed (router.shadow.sample_rate makes the latter)"
         )
     if n_paired < _ENOUGH_PAIRED and n_single >= MIN_REQUESTS:
         data = traffic.matrix(single)

@@ -61,13 +61,13 @@ class _Origin:
 class EngineClient:
     """A pool of connections to engines.
 
-    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stall_timeout_s` the wait for each further chunk,
-    `timeout_s` a complete answer.
+    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stream_idle_timeout_s` the wait for each further
+    chunk, `timeout_s` a complete answer.
     """
 
-    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stall_timeout_s: float = 120.0) -> None:
+    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stream_idle_timeout_s: float = 120.0) -> None:
         self._first_byte_timeout_s, self._timeout_s = first_byte_timeout_s, timeout_s
-        self._stall_timeout_s = stall_timeout_s
+        self._stream_idle_timeout_s = stream_idle_timeout_s
         self._origins: dict[str, _Origin] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -104,7 +104,7 @@ class EngineClient:
         data = _head(sending, target, origin)
         began = loop.time()
         connection = await self._connected(origin, first_s)
-        stall_s = self._stall_timeout_s if sending.stream else None
+        stall_s = self._stream_idle_timeout_s if sending.stream else None
         exchange = Exchange(connection, began, first_s, stall_s, self._timeout_s)
         try:
             if len(sending.body) < _FULL_BODY_HEADERS:

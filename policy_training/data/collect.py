@@ -112,7 +112,9 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str,
     except httpx.HTTPError:
         pass  # before the first byte: engine_error; after it: broken
     loops = has_degenerate_repetition(answer_text(received)) if outcome.status == "ok" else None
-    return Measurement.from_prompt(task.prompt, task.label, arm, outcome, loops=loops, in_flight=in_flight)
+    return Measurement.from_prompt(
+        task.prompt, task.label, arm, outcome, degenerate_repetition=loops, in_flight=in_flight
+    )
 
 
 def answer_text(stream: bytes | bytearray) -> str:

@@ -11,12 +11,12 @@ from draftpick.policy_training.data.dataset import Dataset, Measurement
 def card(data: Dataset) -> dict[str, Any]:
     """Return counts and means that describe coverage."""
     arms = sorted({m.label for m in data.measurements})
-    kinds = sorted({m.kind for m in data.measurements})
+    kinds = sorted({m.task for m in data.measurements})
     return {
         "requests": len({m.prompt_id for m in data.measurements}),
         "featurizers": data.featurizers,
         "arms": {arm: _row([m for m in data.measurements if m.label == arm]) for arm in arms},
-        "kinds": {kind: _row([m for m in data.measurements if m.kind == kind]) for kind in kinds},
+        "kinds": {kind: _row([m for m in data.measurements if m.task == kind]) for kind in kinds},
         "dropped": dict(sorted(data.dropped.items())),
     }
 

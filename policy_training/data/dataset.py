@@ -1,8 +1,8 @@
 """Measurements of requests under arms: typed, versioned, in Parquet. Prompt text is not stored.
 
-A dataset is a Parquet file or a folder of them, schema 2. A row is a request: its properties, its contexts (one per
-featurizer), and its measurements, one per condition. Rows come from `collect`, from counterfactual replay (`label`),
-and from the router's records.
+A dataset is a Parquet file or a folder of them, schema 3; schema 2, which differs in names alone, is readable, too. A
+row is a request: its properties, its contexts (one per featurizer), and its measurements, one per condition. Rows come
+from `collect`, from counterfactual replay (`label`), and from the router's records.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,9 @@ from draftpick.router.types import Outcome, Vector
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA = 2
+SCHEMA = 3
+SCHEMA_2_NAMES = {"kind": "task", "loops": "degenerate_repetition", "stretch": "slowdown"}
+"""Columns and fields of schema 2, each with its name of today."""
 Source = Literal["live", "replay", "record"]
 """Measured live on an engine, replayed from the target's answer, or logged by the router."""
 
@@ -34,28 +36,28 @@ class DatasetError(ValueError):
 class Measurement:
     """One request under one arm. `label` is the condition: an arm's name, or `policy` if the router chose `arm`.
 
-    `in_flight`: requests on the engines at the time, including this one. `loops`: whether the answer repeats some eight
-    words, which favours drafters that copy; None: not checked. `propensity`: probability of the chosen arm, and `time`:
-    seconds since the epoch, both of records only. `tau_by_length`: acceptance length by replayed draft length.
-    `stretch`: slowdown of its steps by load, as known to the router. `alignment`: similarity of the drafter's own
-    answer to the target's, by statistic, in [0, 1].
+    `in_flight`: requests on the engines at the time, including this one. `degenerate_repetition`: whether the answer
+    repeats some eight words, which favours drafters that copy; None: not checked. `propensity`: probability of the
+    chosen arm, and `time`: seconds since the epoch, both of records only. `tau_by_length`: acceptance length by
+    replayed draft length. `slowdown`: of its steps by load, as known to the router. `alignment`: similarity of the
+    drafter's own answer to the target's, by statistic, in [0, 1].
     """
 
     prompt_id: str
-    kind: str
+    task: str
     label: str
     arm: str
     temperature: float
     max_tokens: int
     outcome: Outcome
-    loops: bool | None = None
+    degenerate_repetition: bool | None = None
     source: Source = "live"
     in_flight: int = 1
     propensity: float | None = None
     tau_by_length: Mapping[int, float] = field(default_factory=dict)
     alignment: Mapping[str, float] = field(default_factory=dict)
     time: float = 0.0
-    stretch: float = 1.0
+    slowdown: float = 1.0
 
     @classmethod
     def from_prompt(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
@@ -91,8 +93,8 @@ class Dataset:
 
 
 _MAPS = ("tau_by_length", "alignment")
-_CELL = ("label", "arm", "loops", "source", "in_flight", "propensity", "time", "stretch")
-_PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
+_CELL = ("label", "arm", "degenerate_repetition", "source", "in_flight", "propensity", "time", "slowdown")
+_PROMPT_FIELDS = ("prompt_id", "task", "temperature", "max_tokens")
 
 
 @cache
@@ -107,19 +109,19 @@ def _schema() -> "pa.Schema":
             ("label", text),
             ("arm", text),
             ("outcome", pa.struct([(f.name, of_outcome.get(f.name, number)) for f in fields(Outcome)])),
-            ("loops", pa.bool_()),
+            ("degenerate_repetition", pa.bool_()),
             ("source", text),
             ("in_flight", count),
             ("propensity", number),
             ("time", number),
-            ("stretch", number),
+            ("slowdown", number),
             ("tau_by_length", pa.map_(count, pa.float32())),
             ("alignment", pa.map_(text, pa.float32())),
         ]
     )
     row = [
         ("prompt_id", text),
-        ("kind", text),
+        ("task", text),
         ("temperature", number),
         ("max_tokens", count),
         ("contexts", pa.map_(text, pa.list_(pa.float32()))),
@@ -159,7 +161,7 @@ def load(*paths: Path) -> Dataset:
     measurements: list[Measurement] = []
     contexts: dict[str, dict[str, Vector]] = {}
     for file in files:
-        for row in _read(file).to_pylist():
+        for row in _read(file):
             vectors = {name: np.asarray(vector, np.float32) for name, vector in row["contexts"] or ()}
             contexts.setdefault(row["prompt_id"], {}).update(vectors)
             measurements += [_measurement(row, cell) for cell in row["measured"]]
@@ -172,7 +174,7 @@ def _measurement(row: dict[str, Any], cell: dict[str, Any]) -> Measurement:
     return Measurement(**{**shared, **cell, **maps, "outcome": Outcome(**cell["outcome"])})
 
 
-def _read(file: Path) -> "pa.Table":
+def _read(file: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -183,11 +185,16 @@ def _read(file: Path) -> "pa.Table":
     except pa.ArrowException as error:
         raise DatasetError(f"{file} is not a Parquet file: {error}") from error
     found = (table.schema.metadata or {}).get(b"draftpick_schema", b"none").decode()
-    if found != str(SCHEMA):
-        raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}")
+    if found not in ("2", str(SCHEMA)):
+        raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}, and 2")
+    names = SCHEMA_2_NAMES if found == "2" else {}
+    table = table.rename_columns([names.get(name, name) for name in table.schema.names])
     if missing := [name for name in _schema().names if name not in table.schema.names]:
         raise DatasetError(f"{file}: missing columns: {', '.join(missing)}")
-    return table
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows if names else ():
+        row["measured"] = [{names.get(name, name): value for name, value in cell.items()} for cell in row["measured"]]
+    return rows
 
 
 def smallest_featurizer(data: Dataset, featurizer: str | None = None) -> str:

@@ -76,17 +76,17 @@ def _measurement(record: Record) -> Measurement:
     sampling = record.sampling or {}
     return Measurement(
         prompt_id=f"{record.request_id}/{record.attempt}",
-        kind=KIND,
+        task=KIND,
         label=record.decision.arm,
         arm=record.decision.arm,
         temperature=float(sampling.get("temperature", 1.0)),
         max_tokens=int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0),
         outcome=record.outcome,
         source="record",
-        in_flight=sum(record.load.values()) + 1,
+        in_flight=sum(record.in_flight.values()) + 1,
         propensity=record.decision.propensity if record.decision.reason == "policy" else None,
         time=record.time,
-        stretch=record.decision.stretch,
+        slowdown=record.decision.slowdown,
     )
 
 
@@ -124,7 +124,7 @@ def impute_missing_arms(
     temperatures = np.asarray([m.temperature for m in first])
     return Matrix(
         prompt_ids=tuple(requests),
-        kinds=tuple(m.kind for m in first),
+        kinds=tuple(m.task for m in first),
         arms=tuple(arms),
         time_s=costs.select(arms).time_s(tau, prompt_tokens, tokens, temperatures > 0),
         acceptance_length=tau,

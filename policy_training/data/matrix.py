@@ -128,7 +128,7 @@ def _matrix(
         time_s = costs.select(labels).time_s(tau, prompt_tokens, tokens, temperatures > 0)
     return Matrix(
         prompt_ids=tuple(m.prompt_id for m in first),
-        kinds=tuple(m.kind for m in first),
+        kinds=tuple(m.task for m in first),
         arms=tuple(labels),
         time_s=time_s,
         acceptance_length=tau,

@@ -70,7 +70,7 @@ class Labeller:
             loops = has_degenerate_repetition(self._decode(answer))
             for engine, replayed in self._engines:
                 outcome, lengths = replayed(tokens, answer)
-                more: dict[str, Any] = {"source": "replay", "loops": loops, "tau_by_length": lengths}
+                more: dict[str, Any] = {"source": "replay", "degenerate_repetition": loops, "tau_by_length": lengths}
                 if self._standalone_tokens and prompt.temperature == 0 and engine.drafter is not None:
                     more["alignment"] = self._alignment(replayed.generate(tokens, self._standalone_tokens), answer)
                 measurements.append(Measurement.from_prompt(prompt, engine.name, engine.name, outcome, **more))

@@ -95,7 +95,7 @@ def _timed(data: Dataset, arm: str) -> list[_Timed]:
     found = [
         _Timed(
             m.prompt_id,
-            o.tpot_s * (o.acceptance_length or 1.0) / m.stretch,
+            o.tpot_s * (o.acceptance_length or 1.0) / m.slowdown,
             _served_s(o),
             o.prompt_tokens or 0,
             m.temperature > 0,

@@ -51,7 +51,7 @@ class Traffic:
         loads, offered, overheads = {}, {}, []
         for record in records:
             id, decision = f"{record.request_id}/{record.attempt}", record.decision
-            loads[id, decision.arm] = record.load.get(decision.arm, 0) + 1
+            loads[id, decision.arm] = record.in_flight.get(decision.arm, 0) + 1
             if decision.reason == "policy":
                 offered[id] = decision.probabilities
             if record.outcome.overhead_s is not None:
@@ -67,7 +67,7 @@ class Traffic:
             counted = ", ".join(f"{arm} {count}" for arm, count in counts.items())
             raise DatasetError(
                 f"fewer than two engines have {MIN_REQUESTS} finished answers ({counted}): no comparison is possible; "
-                "set router.explore or router.shadow.share"
+                "set router.exploration.rate or router.shadow.sample_rate"
             )
         data = Dataset(tuple(m for m in kept if m.arm in arms), found.contexts, found.dropped)
         left_out = {arm: count for arm, count in counts.items() if arm not in arms}

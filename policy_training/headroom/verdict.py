@@ -50,12 +50,12 @@ def _insufficient_data(evidence: Evidence) -> list[str]:
     if found.supported is not None and found.supported < SUPPORTED:
         reasons.append(
             f"for {1 - found.supported:.0%} of the requests the logging policy never takes the evaluated choice: "
-            "set router.explore or router.shadow.share"
+            "set router.exploration.rate or router.shadow.sample_rate"
         )
     elif found.effective is not None and found.effective < MIN_EFFECTIVE:
         reasons.append(
             f"the effective sample size is {found.effective:.0f} requests, and {MIN_EFFECTIVE:.0f} "
-            "are needed: set router.explore or router.shadow.share"
+            "are needed: set router.exploration.rate or router.shadow.sample_rate"
         )
     elif found.verdict == "cannot tell":
         gain = found.gain.routed

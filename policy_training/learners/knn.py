@@ -21,7 +21,7 @@ class Knn(Learner):
         arrays = {
             "points": z,
             "values": y.astype(np.float32),
-            "halves": half.astype(np.float32),
+            "sampled": half.astype(np.float32),
             "neighbours": np.asarray([k], np.float32),
         }
         return regression("neighbours", arrays, scaling, sigma, data, setting)

@@ -27,4 +27,4 @@ class TauCost(Learner):
             return regression("kernel", *self.model.regressor(data, setting), data, setting, **options)
         homes = TrainingDomains.fit(data, setting)
         arrays, scaling, sigma = self.model.regressor(data, setting, homes.steps)
-        return regression("home_kernel", {**arrays, **homes.arrays}, scaling, sigma, data, setting, **options)
+        return regression("domain_kernel", {**arrays, **homes.arrays}, scaling, sigma, data, setting, **options)

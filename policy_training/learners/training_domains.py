@@ -54,4 +54,7 @@ class TrainingDomains:
         pull = Ridge(_PENALTY, fit_intercept=False).fit(features.reshape(-1, 3), against.ravel()).coef_
         steps = np.zeros_like(log_tau)
         steps[:, at] = features @ pull
-        return cls({"homes": homes, "homed": at.astype(np.int32), "pull": pull.astype(np.float32)}, steps)
+        return cls(
+            {"domain_centres": homes, "domain_arms": at.astype(np.int32), "margin_weights": pull.astype(np.float32)},
+            steps,
+        )

@@ -1,7 +1,8 @@
 """Paired data of two policies in service, from records: the candidate, drawn with a known share, and the active one.
 
-The other policy's probabilities are on record for each request (`Decision.beside`), so every request informs about
-both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time predicted beforehand:
+The other policy's probabilities are on record for each request (`Decision.other_policy_probabilities`), so every
+request informs about both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time predicted
+beforehand:
 
     value of a policy on a request = sum_a pi_a h_a + pi_taken / p_taken * (t - h_taken)
 
@@ -193,8 +194,8 @@ def _is_in_experiment(record: Record, candidate: str) -> bool:
     """True if the candidate and another policy could have decided a request, and its end was not the client's fault."""
     made = record.decision
     return (
-        made.beside is not None
-        and (made.policy == candidate) != (candidate in made.beside)
+        made.other_policy_probabilities is not None
+        and (made.policy == candidate) != (candidate in made.other_policy_probabilities)
         and 0.0 < made.policy_share < 1.0
         and made.reason == "policy"
         and record.attempt == 1
@@ -228,7 +229,7 @@ def _build_experiment(
 
 def _other(decision: Decision) -> dict[str, float]:
     """Probabilities of the policy that did not decide."""
-    return next(iter((decision.beside or {}).values()))
+    return next(iter((decision.other_policy_probabilities or {}).values()))
 
 
 def _contexts(rows: Sequence[Record]) -> npt.NDArray[np.float32]:

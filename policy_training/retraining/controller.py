@@ -20,7 +20,7 @@ from draftpick.router.registry.registry import Candidate, Registry, RegistryStat
 from draftpick.router.types import Record
 
 BY = "keeper"
-_LOSES = "policy_loses"
+_SUSPENDED = "policy_suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class RolloutController:
             self.registry.end_holdout(BY, why)
             return
         self.registry.reject(candidate.id, BY, why)
-        self._append_event("candidate_refused", candidate.id, f"rejected at {candidate.share:.0%} ({why})")
+        self._append_event("candidate_rejected", candidate.id, f"rejected at {candidate.share:.0%} ({why})")
 
     def _routers_report_loss(self, state: RegistryState) -> bool:
         """Return to the previous policy if routers report a loss of the last promoted one, unless something else has
@@ -159,7 +159,7 @@ class RolloutController:
             return False
         assert state.active is not None
         since = [e for e in self.store.events(promoted.time.timestamp()) if e.kind in RETRAINING_EVENTS]
-        if not since or since[0].kind != _LOSES or since[0].policy != state.policies[state.active].policy:
+        if not since or since[0].kind != _SUSPENDED or since[0].policy != state.policies[state.active].policy:
             return False
         self._roll_back(state.active, since[0].text)
         return True

@@ -12,14 +12,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """Flash crowds: once per `every_s` seconds the rate is multiplied by `times`, for `lasts_s` seconds."""
+    """Flash crowds: once per `interval_s` seconds the rate is multiplied by `rate_factor`, for `duration_s` seconds."""
 
-    every_s: float
-    lasts_s: float
-    times: float
+    interval_s: float
+    duration_s: float
+    rate_factor: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.lasts_s < self.every_s and self.times > 0):
+        if not (0 < self.duration_s < self.interval_s and self.rate_factor > 0):
             raise ValueError("lasts_s must be shorter than every_s, and times positive")
 
 
@@ -31,11 +31,11 @@ def poisson(n: int, rate: float, rng: np.random.Generator, bursts: Bursts | None
     clock = np.cumsum(rng.exponential(1.0, n))
     if bursts is None:
         return np.asarray(clock / rate)
-    calm_s = bursts.every_s - bursts.lasts_s
-    calm, crowded = calm_s * rate, bursts.lasts_s * rate * bursts.times
+    calm_s = bursts.interval_s - bursts.duration_s
+    calm, crowded = calm_s * rate, bursts.duration_s * rate * bursts.rate_factor
     rounds, rest = np.divmod(clock, calm + crowded)
-    within = np.where(rest < calm, rest / rate, calm_s + (rest - calm) / (rate * bursts.times))
-    return np.asarray(rounds * bursts.every_s + within)
+    within = np.where(rest < calm, rest / rate, calm_s + (rest - calm) / (rate * bursts.rate_factor))
+    return np.asarray(rounds * bursts.interval_s + within)
 
 
 def rotate(requests: Requests, by: int) -> Requests:

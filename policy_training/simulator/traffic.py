@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from draftpick.policy_training.data.matrix import matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.simulator.arrivals import Bursts, poisson, rotate
 from draftpick.policy_training.simulator.requests import Requests
+from draftpick.router.config.former_fields import TRAFFIC, rename_former
 from draftpick.router.policies.base import Policy
 
 Floats = npt.NDArray[np.float64]
@@ -66,7 +67,7 @@ class RecordedTraffic:
         return made.select_rows(kept).with_arrivals(at_s[kept])
 
 
-class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
+class TaskSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     """One task of requests."""
 
     share: Positive = Field(1.0, description="relative share of the traffic")
@@ -77,9 +78,9 @@ class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
-    every_s: Positive
-    lasts_s: Positive
-    times: Positive = 3.0
+    interval_s: Positive
+    duration_s: Positive
+    rate_factor: Positive = 3.0
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -88,28 +89,33 @@ class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     def bursts(self) -> Bursts:
         """Convert for arrivals."""
-        return Bursts(self.every_s, self.lasts_s, self.times)
+        return Bursts(self.interval_s, self.duration_s, self.rate_factor)
 
 
 class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A traffic specification file: tasks, their lengths, and acceptance lengths by engine."""
 
-    kinds: dict[str, KindSpec] = Field(min_length=1)
+    tasks: dict[str, TaskSpec] = Field(min_length=1)
     rate: Positive = Field(1.0, description="requests per second")
     spread: Annotated[float, Field(ge=0, le=2)] = Field(
         0.3, description="standard deviation of log accepted tokens per step, between requests of a kind"
     )
     length_spread: Annotated[float, Field(ge=0, le=2)] = Field(0.6, description="standard deviation of log lengths")
-    crowds: BurstSpec | None = None
+    bursts: BurstSpec | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _former_fields(cls, data: Any) -> Any:
+        return rename_former(data, TRAFFIC)
 
     def rows(self, columns: Sequence[str], seed: int = 0) -> Requests:
         """Draw requests in the shares of their tasks, with acceptance lengths of `columns`."""
-        rng, kinds = np.random.default_rng(seed), tuple(self.kinds)
-        shares = np.asarray([one.share for one in self.kinds.values()])
+        rng, kinds = np.random.default_rng(seed), tuple(self.tasks)
+        shares = np.asarray([one.share for one in self.tasks.values()])
         kind = rng.choice(len(kinds), _ROWS, p=shares / shares.sum())
-        tau = np.asarray([[one.tau.get(column, 1.0) for column in columns] for one in self.kinds.values()])
+        tau = np.asarray([[one.tau.get(column, 1.0) for column in columns] for one in self.tasks.values()])
         prompt, output, sampled = (
-            np.asarray([getattr(one, name) for one in self.kinds.values()])[kind]
+            np.asarray([getattr(one, name) for one in self.tasks.values()])[kind]
             for name in ("prompt_tokens", "output_tokens", "sampled")
         )
         return Requests(

@@ -10,16 +10,17 @@ from pydantic_core import ErrorDetails
 from draftpick.engines.circuit_breaker import BreakerConfig
 from draftpick.engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
 from draftpick.engines.errors import ConfigError
+from draftpick.router.config.former_fields import FLEET, LIVE, rename_former
 from draftpick.router.config.sections import (
+    AdmissionConfig,
+    AutoscalingConfig,
     ExplorationConfig,
     KeysConfig,
-    LimitsConfig,
     LoadConfig,
     LogsConfig,
     OnlineConfig,
-    PrefixConfig,
+    PrefixCacheConfig,
     QuarantineConfig,
-    ScalingConfig,
     ShadowConfig,
     TracingConfig,
 )
@@ -59,24 +60,19 @@ class RouterConfig(Model):
         description="`embedded`, `fixed`, `uniform`, the folder of a policy or of a registry of them, or a file that "
         "holds one of these",
     )
-    explore: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of requests that may go to another engine than the policy's: among near-ties, where it "
-        "predicts times, else among all alike",
+    exploration: ExplorationConfig = Field(
+        default_factory=ExplorationConfig, description="requests that try other engines than the policy's choice"
     )
-    exploration: ExplorationConfig = Field(default_factory=ExplorationConfig, description="how that share is spent")
     shadow: ShadowConfig = Field(
         default_factory=ShadowConfig, description="finished requests that all other engines answer, too"
     )
     online: OnlineConfig = Field(default_factory=OnlineConfig, description="what a running router learns by itself")
     load: LoadConfig = Field(default_factory=LoadConfig, description="how the load of engines counts")
-    prefixes: PrefixConfig = Field(
-        default_factory=PrefixConfig, description="whether a conversation prefers the replica that has read it"
+    prefix_cache: PrefixCacheConfig = Field(
+        default_factory=PrefixCacheConfig, description="whether a conversation prefers the replica that has read it"
     )
-    scaling: ScalingConfig = Field(
-        default_factory=ScalingConfig, description="how engines with `autoscaling` are scaled together"
+    autoscaling: AutoscalingConfig = Field(
+        default_factory=AutoscalingConfig, description="how engines with `autoscaling` are scaled together"
     )
     default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
     featurizer: str = Field(
@@ -90,9 +86,9 @@ class RouterConfig(Model):
         10.0, ge=0, description="how long a request waits when no engine listens, as while all are being replaced"
     )
     first_byte_timeout_s: float = Field(120.0, gt=0, description="longest wait for the first byte of a stream")
-    stall_timeout_s: float = Field(120.0, gt=0, description="longest wait for each further byte of a stream")
+    stream_idle_timeout_s: float = Field(120.0, gt=0, description="longest wait for each further byte of a stream")
     timeout_s: float = Field(1800.0, gt=0, description="longest duration of one answer")
-    continue_streams: bool = Field(
+    resume_streams: bool = Field(
         False, description="whether another engine goes on with a greedy stream that broke, from the text so far"
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies are refused")
@@ -100,12 +96,12 @@ class RouterConfig(Model):
     max_json_depth: int = Field(128, ge=8, description="request bodies that are nested deeper are refused")
     paths: tuple[str, ...] = Field(PATHS, description="what any key may ask of an engine; `*` stands for anything")
     keys: KeysConfig = Field(default_factory=KeysConfig, description="who may ask")
-    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="how many at once")
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig, description="how many at once")
     breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="when a failing replica is left alone")
     quarantine: QuarantineConfig = Field(
         default_factory=QuarantineConfig, description="when an arm whose drafts are lost is left alone"
     )
-    allow_pin: bool = Field(True, description="whether the header x-draftpick-arm may choose the engine")
+    allow_engine_pinning: bool = Field(True, description="whether the header x-draftpick-arm may choose the engine")
     num_replicas: int = Field(1, ge=1, description="replicas of the router")
     seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the system")
     records: RecordsConfig = Field(default_factory=RecordsConfig, description="where attempts are recorded")
@@ -116,14 +112,25 @@ class RouterConfig(Model):
     )
 
 
+class LiveExplorationConfig(Model):
+    """What of exploration a running router takes."""
+
+    rate: float = Field(ge=0, le=1, description="in place of `router.exploration.rate`")
+
+
 class LiveConfig(Model):
     """What a running router takes without a restart, as Serve's `user_config`; what is absent stays as it is."""
 
     policy: str | None = Field(None, min_length=1, description="in place of `router.policy`")
-    explore: float | None = Field(None, ge=0, le=1, description="in place of `router.explore`")
-    limits: LimitsConfig | None = Field(
-        None, description="in place of `router.limits`; what it leaves out has its default"
+    exploration: LiveExplorationConfig | None = Field(None, description="of exploration, what may change")
+    admission: AdmissionConfig | None = Field(
+        None, description="in place of `router.admission`; what it leaves out has its default"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_fields(cls, data: Any) -> Any:
+        return rename_former(data, LIVE)
 
 
 class DraftpickConfig(FleetConfig):
@@ -131,9 +138,17 @@ class DraftpickConfig(FleetConfig):
 
     router: RouterConfig = Field(description="how requests are routed")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former_fields(cls, data: Any) -> Any:
+        return rename_former(data, FLEET)
+
     @model_validator(mode="after")
     def _default_exists(self) -> Self:
-        named = {"router.default_engine": self.router.default_engine, "router.load.plain": self.router.load.plain}
+        named = {
+            "router.default_engine": self.router.default_engine,
+            "router.load.baseline_engine": self.router.load.baseline_engine,
+        }
         for field, engine in named.items():
             if engine is not None and engine not in self.arms:
                 raise ValueError(
@@ -146,7 +161,7 @@ class DraftpickConfig(FleetConfig):
     def baseline(self) -> str:
         """The engine that is the least risk under a load that nobody knows: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
-        return self.router.load.plain or next(plain, self.router.default_engine)
+        return self.router.load.baseline_engine or next(plain, self.router.default_engine)
 
 
 class ConfigProblems(ConfigError):

@@ -148,7 +148,7 @@ class AdminPages:
             await asyncio.to_thread(change.apply, self._registry(), f"key {key.name}")
         except PolicyRejected as error:
             param = "id" if change.takes_id else None
-            raise BadRequest(str(error), param=param, code="policy_refused") from error
+            raise BadRequest(str(error), param=param, code="policy_rejected") from error
         except OSError as error:
             raise RegistryFailed(f"the registry cannot be changed: {error.strerror}", code="registry_failed") from error
         await self._show_policies(reply)

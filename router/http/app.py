@@ -109,7 +109,7 @@ class RouterApp:
             sent = [(name, value) for name, value in sent if name != "authorization"]
         return ClientRequest(
             request=parse(
-                http_request.path, body, self._config.max_json_depth, keep_fields=self._config.continue_streams
+                http_request.path, body, self._config.max_json_depth, keep_fields=self._config.resume_streams
             ),
             method=http_request.scope["method"],
             target=http_request.target(),

@@ -23,7 +23,7 @@ class Autoscaler:
         set_target: Mapping[str, TargetSetter],
     ) -> None:
         """`set_target` sends an arm's target number of replicas to its replicas."""
-        self._config, self._table, self._set_target = config.router.scaling, table, set_target
+        self._config, self._table, self._set_target = config.router.autoscaling, table, set_target
         self._demand, self._load = demand, load
         self._fleet = scalable_engines(config)
         self.enabled, self.targets = bool(set_target), dict[str, int]()
@@ -31,13 +31,14 @@ class Autoscaler:
     async def run(self) -> None:
         """Send targets periodically, forever."""
         while True:
-            await asyncio.sleep(self._config.every_s)
+            await asyncio.sleep(self._config.interval_s)
             everywhere = [replica for there in self._table.by_arm.values() for replica in there]
             own, others = sum(r.in_flight for r in everywhere), sum(r.foreign_in_flight for r in everywhere)
             # Assume that other routers have the same demand.
             scale = 1.0 + others / own if own else 1.0
             demand = self._demand.in_flight(self._load.service_s)
-            self.targets = replicas({arm: scale * n for arm, n in demand.items()}, self._fleet, self._config.budget)
+            scaled = {arm: scale * n for arm, n in demand.items()}
+            self.targets = replicas(scaled, self._fleet, self._config.max_accelerators)
             updates = [self._set_target[arm](n) for arm, n in self.targets.items() if arm in self._set_target]
             await asyncio.gather(*updates, return_exceptions=True)
 

@@ -21,18 +21,19 @@ _TIE_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """Current state of an engine. `load`: requests of all clients; `why_not`: a key of `INELIGIBLE_REASONS`, or None.
+    """Current state of an engine. `total_in_flight`: requests of all clients; `ineligible_reason`: a key of
+    `ineligible_reasons`, or None.
 
-    `breakers`: number of replicas by breaker state; `drafts`: `ok`, `quarantined` or `probed`; `stale`: its load
-    reports have stopped.
+    `breakers`: number of replicas by breaker state; `quarantine_state`: `ok`, `quarantined` or `probed`; `stale`: its
+    load reports have stopped.
     """
 
     replicas: int
     in_flight: int
-    load: int
-    why_not: str | None = None
+    total_in_flight: int
+    ineligible_reason: str | None = None
     breakers: Mapping[str, int] = field(default_factory=dict)
-    drafts: str = "ok"
+    quarantine_state: str = "ok"
     stale: bool = False
 
 
@@ -120,7 +121,7 @@ class DecisionExplanation:
         terms = self.terms.get(arm)
         if terms is None:
             return {**row, "predicted": None}
-        names = ("seconds", "ttft_s", "decode_s", "counted_s", "alone_s")
+        names = ("seconds", "ttft_s", "decode_s", "weighted_s", "unloaded_s")
         return {**row, "predicted": {name: getattr(terms, name) for name in names} | asdict(terms)}
 
     def deciding_reason(self) -> str:
@@ -140,7 +141,7 @@ class DecisionExplanation:
 
     def _fallback(self) -> str:
         arm = self.decision.arm
-        if all(self.standings[one].why_not == StaleReports.reason for one in self.candidates):
+        if all(self.standings[one].ineligible_reason == StaleReports.reason for one in self.candidates):
             return f"all load reports are outdated: {arm} serves, the lowest risk under unknown load"
         if self.in_service.policy.featurizer is not None and not self.in_service.accepts(self.context):
             return f"the request has no features (no text, or too late): {arm} serves by default"
@@ -183,21 +184,23 @@ class DecisionExplanation:
 
     def _cost_reason(self, arm: str) -> str:
         """The reason why an arm's weighted time exceeds its time."""
-        n = self.standings[arm].load if self.objective == "throughput" else 0
+        n = self.standings[arm].total_in_flight if self.objective == "throughput" else 0
         return f"would slow the {_requests(n)} there" if n else f"counts more for {self.objective}"
 
     def _main_cause(self, chosen: str, other: str) -> str:
         """The main cause of the difference between two arms."""
         a, b = self.terms[chosen], self.terms[other]
         causes = _causes(a, b)
-        there = self.standings[chosen].load, self.standings[other].load
+        there = self.standings[chosen].total_in_flight, self.standings[other].total_in_flight
         messages: dict[str, Callable[[], str]] = {
             "drafts": lambda: f"its acceptance length is {a.tau:.1f} on such requests ({other}: {b.tau:.1f})",
             "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
             "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
-            "measured": lambda: f"recent answers were {_against(a.shift)}, those of {other} {_against(b.shift)}",
+            "measured": lambda: f"recent answers were {_against(a.residual)}, those of {other} {_against(b.residual)}",
             "wait": lambda: f"{other} has a queue of {_time(b.wait_s)}",
-            "read": lambda: f"it has the beginning of this request in its prefix cache, which saves {_time(a.known_s)}",
+            "read": lambda: (
+                f"it has the beginning of this request in its prefix cache, which saves {_time(a.cached_prefix_s)}"
+            ),
             "prompt": lambda: f"its prefill takes {_time(a.prompt_s)}, that of {other} {_time(b.prompt_s)}",
         }
         return messages[max(causes, key=causes.__getitem__)]()
@@ -205,23 +208,23 @@ class DecisionExplanation:
     def _faster_alternative(self, chosen: str, other: str) -> str:
         """A faster arm, and why it is not chosen; "" without one, or if already mentioned."""
         own = self.terms[chosen]
-        out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.counted_s]
+        out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.weighted_s]
         if out:
             arm = min(out, key=self._weighted_s)
-            why_not = self.standings[arm].why_not if arm in self.standings else None
-            return f"; {arm} would be faster but {self.ineligible_reasons[why_not or 'no_replica']}"
+            ineligible_reason = self.standings[arm].ineligible_reason if arm in self.standings else None
+            return f"; {arm} would be faster but {self.ineligible_reasons[ineligible_reason or 'no_replica']}"
         rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:
             return "" if soon == other else f"; {soon} would finish sooner but {self._cost_reason(soon)}"
-        idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
-        if idle == other or self.terms[idle].alone_s >= (1.0 - _TIE_SHARE) * own.alone_s:
+        idle = min(rest, key=lambda arm: self.terms[arm].unloaded_s)
+        if idle == other or self.terms[idle].unloaded_s >= (1.0 - _TIE_SHARE) * own.unloaded_s:
             return ""
-        n = self.standings[idle].load
+        n = self.standings[idle].total_in_flight
         return f"; {idle} would be faster but {f'has {_requests(n)} there' if n else self._cost_reason(idle)}"
 
     def _weighted_s(self, arm: str) -> float:
-        return self.terms[arm].counted_s
+        return self.terms[arm].weighted_s
 
 
 def explain_terms(decision: Decision, in_service: PolicyInService, context: Context | None) -> dict[str, Terms]:
@@ -229,7 +232,7 @@ def explain_terms(decision: Decision, in_service: PolicyInService, context: Cont
     if context is None or not in_service.accepts(context):
         return {}
     made = decision.policy == in_service.policy.id
-    shifts = [decision.shift] if made and decision.shift is not None else in_service.online.shifts
+    shifts = [decision.residual] if made and decision.residual is not None else in_service.online.shifts
     try:
         terms = in_service.policy.terms(context, shifts, decision.load if made else None)
     except Exception:  # a policy may be third-party code: report the rest
@@ -242,18 +245,19 @@ def _causes(a: Terms, b: Terms) -> dict[str, float]:
 
     The logarithms of the factors of decoding share its difference by the logarithmic mean (Ang, Liu 2001).
     """
-    read_price = (a.read_price + b.read_price) / 2
+    prefill_weight = (a.prefill_weight + b.prefill_weight) / 2
     left, right = a.weighted_decode_s, b.weighted_decode_s
     log = math.log(right / left) if left > 0 and right > 0 else 0.0
     mean = (right - left) / log if abs(log) > 1e-12 else left
     return {
         "drafts": mean * math.log(a.tau / b.tau),
         "step": mean * math.log(b.step_s / a.step_s) if a.step_s > 0 and b.step_s > 0 else 0.0,
-        "load": mean * math.log(b.price / a.price) + (b.read_price - a.read_price) * (a.prefill_s + b.prefill_s) / 2,
-        "measured": mean * (b.shift - a.shift),
+        "load": mean * math.log(b.objective_weight / a.objective_weight)
+        + (b.prefill_weight - a.prefill_weight) * (a.prefill_s + b.prefill_s) / 2,
+        "measured": mean * (b.residual - a.residual),
         "wait": b.wait_s - a.wait_s,
-        "read": (a.known_s - b.known_s) * read_price,
-        "prompt": (b.prompt_s - a.prompt_s) * read_price,
+        "read": (a.cached_prefix_s - b.cached_prefix_s) * prefill_weight,
+        "prompt": (b.prompt_s - a.prompt_s) * prefill_weight,
     }
 
 
@@ -279,8 +283,8 @@ def _requests(n: int) -> str:
     return f"{n or 'no'} request{'' if n == 1 else 's'}"
 
 
-def _against(shift: float) -> str:
+def _against(residual: float) -> str:
     """Describe measured times relative to predictions."""
-    if abs(shift) < _TIE_SHARE:
+    if abs(residual) < _TIE_SHARE:
         return "as predicted"
-    return f"{_percent(abs(math.expm1(shift)))} {'slower' if shift > 0 else 'faster'} than predicted"
+    return f"{_percent(abs(math.expm1(residual)))} {'slower' if residual > 0 else 'faster'} than predicted"

@@ -36,15 +36,15 @@ class FleetStatus:
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
         engines = engine_statuses(self._parts)
         return {
-            "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
+            "ready": any(standing.ineligible_reason not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
             "model": self._model,
             "policy": serving.policy.id,
             "candidate": {"policy": candidate.id, "share": serving.share} if candidate is not None else None,
-            "put_aside": [policy for policy, online in serving.learners() if online.suspended],
-            "explore": serving.explore,
+            "suspended": [policy for policy, online in serving.learners() if online.suspended],
+            "exploration_rate": serving.explore,
             "objective": self._parts.config.load.objective,
-            "plain": self._parts.baseline,
+            "baseline": self._parts.baseline,
             "window": {"most": KEPT, "seconds": recent.span_s(), **total(cells.values()).means()},
             "arms": self._arms(cells, engines),
             "kinds": self._clusters(cells),

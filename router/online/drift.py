@@ -65,7 +65,11 @@ class PageHinkley:
             return None
         z = (value - before) / sigma
         sums = ((self.up, z), (self.down, -z))
-        over = [one for one, way in sums if one.add(way - self.config.allowance, deviation) > self.config.threshold]
+        over = [
+            one
+            for one, way in sums
+            if one.add(way - self.config.page_hinkley_delta, deviation) > self.config.page_hinkley_lambda
+        ]
         return over[0].deviations / over[0].count if over else None
 
 
@@ -101,7 +105,7 @@ class InputDriftDetector:
         # The expected index of two samples of one distribution.
         chance = 2.0 * (int(np.count_nonzero(self.baseline + now)) - 1) / self.config.window
         index = stability_index(self.baseline, now) - chance
-        return index if index > self.config.stability else None
+        return index if index > self.config.psi_threshold else None
 
     def _shares(self) -> npt.NDArray[np.float64]:
         return np.asarray([self.counts[i] for i in range(self.num_clusters)], np.float64) / len(self.recent)

@@ -4,15 +4,15 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """An event of a router, for operators. `time`: seconds since the epoch.
 
-    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`, `policy_loses`,
-    `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
+    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`, `policy_suspended`,
+    `policy_resumed`, `policy_activated`, `policy_rejected`, `arm_quarantined`, `arm_readmitted`.
     """
 
     time: float
@@ -48,6 +48,14 @@ class EventLog:
 
 
 EVENTS = "events.jsonl"
+FORMER_KINDS = {
+    "policy_loses": "policy_suspended",
+    "policy_tried_again": "policy_resumed",
+    "policy_taken": "policy_activated",
+    "policy_refused": "policy_rejected",
+    "candidate_refused": "candidate_rejected",
+}
+"""Kinds of events as earlier versions wrote them, each with the one of today."""
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
@@ -65,6 +73,8 @@ def _event(line: bytes) -> Event | None:
     """Parse one line; None if it is incomplete or of another version."""
     try:
         event = Event(**json.loads(line))
+        if (kind := FORMER_KINDS.get(event.kind)) is not None:
+            event = replace(event, kind=kind)
         return event if math.isfinite(event.time) else None
     except (ValueError, TypeError):
         return None

@@ -55,7 +55,7 @@ class OnlineLearner:
         self._num_answers += 1
         if self.suspended and self._num_answers - self._suspended_at >= _SUSPENSION_ANSWERS:
             self.suspended, self._regret_monitor = False, RegretMonitor()
-            self._emit("policy_tried_again", f"{self._policy.id} serves again, to test whether it saves time now")
+            self._emit("policy_resumed", f"{self._policy.id} serves again, to test whether it saves time now")
 
     def observe(
         self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
@@ -69,13 +69,13 @@ class OnlineLearner:
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _MIN_TOKENS:
             return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
-        alone_s = expected[arm] / decision.stretch  # the answer itself measures its load better
+        alone_s = expected[arm] / decision.slowdown  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
             self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
             own = decision.reason == "policy" and decision.policy == self._policy.id
             if (
-                max(slowdown, decision.stretch) < _MAX_UNLOADED_SLOWDOWN
+                max(slowdown, decision.slowdown) < _MAX_UNLOADED_SLOWDOWN
             ):  # under load, the default engine alone is no alternative
                 self._monitor_regret(arm, residual, expected, own)
         if self._config.correction.enabled:
@@ -145,7 +145,7 @@ class OnlineLearner:
             self.suspended, self._suspended_at = True, self._num_answers
             name = self._policy.arms[self._default]
             self._emit(
-                "policy_loses",
+                "policy_suspended",
                 f"{self._policy.id} loses {lost:.0%} against {name}, which serves for now",
                 name,
                 {"lost": lost},

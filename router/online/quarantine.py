@@ -103,7 +103,7 @@ class AcceptanceMonitor:
 
     def on_event(self, event: Event) -> None:
         """Reset outdated histories: after a change of an arm, or of the policy, which defines the clusters."""
-        if event.kind in ("inputs_changed", "policy_taken"):
+        if event.kind in ("inputs_changed", "policy_activated"):
             self.reset_histories()
 
     def reset_histories(self) -> None:
@@ -130,16 +130,16 @@ class AcceptanceMonitor:
             return
         arm_state, gain = self._arms[arm], acceptance_length - 1.0
         history = arm_state.histories.setdefault(cluster, _History())
-        collapsed = gain < self._config.collapse * history.gain
+        collapsed = gain < self._config.collapse_ratio * history.gain
         if arm_state.quarantined_until is not None:
             known = history if history.is_sufficient else max(arm_state.histories.values(), key=_gain)
-            if history.is_sufficient or gain >= self._config.collapse * known.gain:
+            if history.is_sufficient or gain >= self._config.collapse_ratio * known.gain:
                 self._observe_probe(arm, arm_state, known, collapsed and history.is_sufficient, shadow)
             return
         if history.is_sufficient:
             collapse_rate = min(max(history.collapse_rate + _MARGIN, _MIN_COLLAPSE_RATE), _MAX_COLLAPSE_RATE)
             arm_state.evidence = arm_state.evidence - math.log(collapse_rate) if collapsed else 0.0
-            if arm_state.evidence > -math.log(self._config.chance):
+            if arm_state.evidence > -math.log(self._config.false_alarm_probability):
                 self._quarantine(arm, arm_state, history)
                 return
         history.update(gain, collapsed)

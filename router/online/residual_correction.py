@@ -3,7 +3,7 @@
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
 exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and cluster
 (`draftpick.router.policies.clusters`). A cell with few answers is shrunk to its arm, an arm to the overall mean. One
-answer moves a mean by at most about `most_step / memory`.
+answer moves a mean by at most about `max_log_step / window`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,10 +32,10 @@ class ResidualCorrection:
 
     def update(self, cluster: int, arm: int, residual: float) -> None:
         """Add log(TPOT observed / predicted) of one answer."""
-        so_far, step = self.residual(cluster, arm), self._config.most_step
+        so_far, step = self.residual(cluster, arm), self._config.max_log_step
         bounded = so_far + min(max(residual - so_far, -step), step)
         cell = self._local[:, cluster, arm]
-        cell *= 1.0 - 1.0 / self._config.memory
+        cell *= 1.0 - 1.0 / self._config.window
         cell += (1.0, bounded)
         self._total[:, cluster, arm] = cell + self._peers[:, cluster, arm]
 

@@ -1,6 +1,7 @@
 """A policy on disk: a folder with `manifest.json` and `arrays.safetensors`. No pickle; nothing in it is executed.
 
-Manifest, schema 1: `schema`, `kind`, `arms`, `featurizer`, `options`, `arrays_sha256`, `provenance`.
+Manifest, schema 2: `schema`, `kind`, `arms`, `featurizer`, `options`, `arrays_sha256`, `provenance`. Schema 1, which
+differs in names alone, is read as well.
 """
 
 import hashlib
@@ -16,7 +17,16 @@ from safetensors.numpy import load, save
 from draftpick.engines.atomic_write import atomic_folder
 from draftpick.router.errors import PolicyRejected
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMA_1_ARRAYS = {
+    "homes": "domain_centres",
+    "homed": "domain_arms",
+    "pull": "margin_weights",
+    "halves": "sampled",
+}
+SCHEMA_1_REGRESSORS = {"home_kernel": "domain_kernel"}
+SCHEMA_1_PROVENANCE = {"kinds": "tasks", "homes": "training_domains"}
+"""Names of schema 1, each with the one of today."""
 MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"
 _FIELDS = {"kind": str, "arms": list, "featurizer": str, "arrays_sha256": str}
 
@@ -33,7 +43,7 @@ def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """Manifest and arrays of an artefact. Raises `PolicyRejected` with what is wrong with it."""
+    """Manifest and arrays of an artefact, in the names of today. Raises `PolicyRejected` with what is wrong with it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         data = (path / ARRAYS).read_bytes()
@@ -43,15 +53,28 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]
     if hashlib.sha256(data).hexdigest() != manifest["arrays_sha256"]:
         raise PolicyRejected(f"{path / ARRAYS} is not the file that the manifest describes (its sha256 differs)")
     try:
-        return manifest, load(data)
+        arrays = load(data)
     except (SafetensorError, KeyError) as error:
         raise PolicyRejected(f"{path / ARRAYS} is damaged: {error}") from error
+    return _from_schema_1(manifest, arrays) if manifest["schema"] == 1 else (manifest, arrays)
+
+
+def _from_schema_1(
+    manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+    options, provenance = dict(manifest.get("options", {})), manifest.get("provenance")
+    if (regressor := options.get("regressor")) in SCHEMA_1_REGRESSORS:
+        options["regressor"] = SCHEMA_1_REGRESSORS[regressor]
+    renamed = {**manifest, "schema": SCHEMA, "options": options}
+    if isinstance(provenance, dict):
+        renamed["provenance"] = {SCHEMA_1_PROVENANCE.get(name, name): value for name, value in provenance.items()}
+    return renamed, {SCHEMA_1_ARRAYS.get(name, name): array for name, array in arrays.items()}
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    if not isinstance(manifest, dict) or manifest.get("schema") not in (1, SCHEMA):
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise PolicyRejected(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA}")
+        raise PolicyRejected(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA}, and 1")
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
             raise PolicyRejected(f"{path / MANIFEST}: field {name!r} is missing or not a {kind.__name__}")

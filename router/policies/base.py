@@ -39,13 +39,13 @@ class DecisionInput:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a policy expects of every arm: `seconds` of a whole answer, corrected by `shift`, and `tpot_s` of each token
-    after the first, before it. Under load, `seconds` are what the objective makes of them. `unloaded_arm`: the number
-    of the arm of the least time if there were no load. `cluster`: of the request."""
+    """What a policy expects of every arm: `seconds` of a whole answer, corrected by `residual`, and `tpot_s` of each
+    token after the first, before it. Under load, `seconds` are what the objective makes of them. `unloaded_arm`: the
+    number of the arm of the least time if there were no load. `cluster`: of the request."""
 
     seconds: Sequence[float]
     tpot_s: Sequence[float]
-    shift: Sequence[float] | None = None
+    residual: Sequence[float] | None = None
     unloaded_arm: int | None = None
     cluster: int | None = None
 
@@ -55,26 +55,27 @@ class Terms:
     """What the forecast of one arm comes of, for people. Times in seconds.
 
     A step of a request alone takes `step_s` and yields `tau` tokens; `tokens` come after the first, which comes after
-    `prompt_s`, of which a prefix that was read before saves `known_s`. `stretch`, `price`, `wait_s` and `read_price`:
-    see `LoadTerms`; `shift`: the correction. Another arm than the default one must promise `margin_s` less than that.
+    `prompt_s`, of which a prefix that was read before saves `cached_prefix_s`. `slowdown`, `objective_weight`, `wait_s`
+    and `prefill_weight`: see `LoadTerms`; `residual`: the correction. Another arm than the default one must promise
+    `margin_s` less than that.
     """
 
     tau: float
     step_s: float
     tokens: float
     prompt_s: float
-    known_s: float = 0.0
+    cached_prefix_s: float = 0.0
     wait_s: float = 0.0
-    stretch: float = 1.0
-    price: float = 1.0
-    read_price: float = 1.0
-    shift: float = 0.0
+    slowdown: float = 1.0
+    objective_weight: float = 1.0
+    prefill_weight: float = 1.0
+    residual: float = 0.0
     margin_s: float = 0.0
 
     @property
     def prefill_s(self) -> float:
         """Reading what is new of the prompt."""
-        return self.prompt_s - self.known_s
+        return self.prompt_s - self.cached_prefix_s
 
     @property
     def ttft_s(self) -> float:
@@ -82,14 +83,14 @@ class Terms:
         return self.prefill_s + self.wait_s
 
     @property
-    def alone_s(self) -> float:
+    def unloaded_s(self) -> float:
         """All of the answer, if the engine had no load."""
         return self.prompt_s + self._decoding(1.0)
 
     @property
     def decode_s(self) -> float:
         """All tokens after the first."""
-        return self._decoding(self.stretch)
+        return self._decoding(self.slowdown)
 
     @property
     def seconds(self) -> float:
@@ -99,15 +100,15 @@ class Terms:
     @property
     def weighted_decode_s(self) -> float:
         """All tokens after the first, as the objective counts them."""
-        return self._decoding(self.price)
+        return self._decoding(self.objective_weight)
 
     @property
-    def counted_s(self) -> float:
+    def weighted_s(self) -> float:
         """What decides."""
-        return self.wait_s + self.prefill_s * self.read_price + self.weighted_decode_s
+        return self.wait_s + self.prefill_s * self.prefill_weight + self.weighted_decode_s
 
     def _decoding(self, factor: float) -> float:
-        return self.tokens * self.step_s / self.tau * factor * math.exp(self.shift)
+        return self.tokens * self.step_s / self.tau * factor * math.exp(self.residual)
 
 
 Shifts = Sequence[Sequence[float]]
@@ -178,15 +179,15 @@ class Policy(ABC):
             shares = apply_exploration(shares, is_eligible, seconds, given.explore, given.exploration)
         index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
-        decision = Decision(self.arms[index], shares[index], probabilities, self.id, explore=given.explore)
+        decision = Decision(self.arms[index], shares[index], probabilities, self.id, exploration_rate=given.explore)
         if forecast is None:
             return decision
         return replace(
             decision,
             predicted_tpot_s=forecast.tpot_s,
-            shift=forecast.shift,
+            residual=forecast.residual,
             load=load,
-            alone=None if forecast.unloaded_arm is None else self.arms[forecast.unloaded_arm],
+            unloaded_arm=None if forecast.unloaded_arm is None else self.arms[forecast.unloaded_arm],
             cluster=forecast.cluster,
         )
 

@@ -31,11 +31,11 @@ def apply_exploration(
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     least, arms = min(compress(seconds, eligible)), sum(eligible)
     unit = max(least, _MIN_S)
-    floor = min(config.floor, budget / max(arms - 1, 1))
+    floor = min(config.min_probability, budget / max(arms - 1, 1))
     more = [0.0] * len(probabilities)
     for arm, one in enumerate(eligible):
         slower = (seconds[arm] - least) / unit
-        if one and arm != best and slower <= config.near:
+        if one and arm != best and slower <= config.max_slowdown:
             more[arm] = max(1.0 / (arms + config.gamma * slower) - floor, 0.0)
     left, total = budget - floor * (arms - 1), sum(more)
     scale = min(1.0, left / total) if total else 0.0

@@ -76,15 +76,15 @@ class Centroids(Regressor):
 class Neighbours(Regressor):
     """The mean of the `neighbours[0]` nearest requests of the same half (all of them, where it has fewer)."""
 
-    shapes: ClassVar[Shapes] = {"points": ("n", "d"), "values": ("n", "arms"), "halves": ("n",), "neighbours": (1,)}
+    shapes: ClassVar[Shapes] = {"points": ("n", "d"), "values": ("n", "arms"), "sampled": ("n",), "neighbours": (1,)}
 
     def __init__(self, arrays: Arrays, arms: int) -> None:
         super().__init__(arrays, arms)
         if not arrays["neighbours"][0] >= 1:
             raise PolicyRejected("array neighbours must hold a number, 1 or more")
-        rows = [arrays["halves"] == half for half in (0, 1)]
+        rows = [arrays["sampled"] == half for half in (0, 1)]
         if not all(mask.any() for mask in rows):
-            rows = [np.ones(len(arrays["halves"]), bool)] * 2
+            rows = [np.ones(len(arrays["sampled"]), bool)] * 2
         self._points = [arrays["points"][mask] for mask in rows]
         self._values = [arrays["values"][mask] for mask in rows]
         self._squares = [np.square(points).sum(1) for points in self._points]
@@ -139,7 +139,7 @@ class Kernel(Regressor):
 
 
 class NoveltyMargin:
-    """How much nearer a request is to each home than to the others', from their centres [homed, centres, e]."""
+    """How much nearer a request is to each training domain than to the others, from `centres` [domains, centres, e]."""
 
     def __init__(self, centres: Floats) -> None:
         self._shape, self._embedded = centres.shape[:2], centres.shape[2]
@@ -147,43 +147,43 @@ class NoveltyMargin:
         self._squares = 0.5 * np.square(self._centres).sum(1)
 
     def margins(self, z: Vector) -> list[float]:
-        """Of each home [homed]: half the squared distance to the nearest other home, less that to itself."""
+        """Of each domain [domains]: half the squared distance to the nearest other domain, less that to itself."""
         near = (self._centres @ z[: self._embedded] - self._squares).reshape(self._shape).max(1).tolist()
         second, first = sorted(near)[-2:]
         return [one - (second if one == first else first) for one in near]
 
     def features(self, z: Vector, sampled: int) -> Floats:
-        """[homed, 3]: the margin, its positive part, and the margin again where the request samples."""
+        """[domains, 3]: the margin, its positive part, and the margin again where the request samples."""
         return np.asarray([[one, max(one, 0.0), sampled * one] for one in self.margins(z)], np.float32)
 
 
 class DomainKernel(Kernel):
-    """`Kernel`, and for the arms `homed` beside it what the nearness of their homes says: `Nearness.features` times
-    `pull`."""
+    """`Kernel`, and for the arms `domain_arms` beside it what the margins of their training domains say:
+    `NoveltyMargin.features` times `margin_weights`."""
 
     shapes: ClassVar[Shapes] = {
         **Kernel.shapes,
-        "homes": ("homed", "centres", "embedded"),
-        "homed": ("homed",),
-        "pull": (3,),
+        "domain_centres": ("domains", "centres", "embedded"),
+        "domain_arms": ("domains",),
+        "margin_weights": (3,),
     }
 
     def __init__(self, arrays: Arrays, arms: int) -> None:
         super().__init__(arrays, arms)
-        at = arrays["homed"].astype(np.int64)
+        at = arrays["domain_arms"].astype(np.int64)
         if len(at) < 2 or not ((at >= 0) & (at < arms)).all():
-            raise PolicyRejected("array homed must name two arms or more, by their number")
+            raise PolicyRejected("array domain_arms must name two arms or more, by their number")
         if self._sizes["embedded"] > self.dimension:
-            raise PolicyRejected(f"array homes is of {self._sizes['embedded']} directions, contexts have less")
+            raise PolicyRejected(f"array domain_centres is of {self._sizes['embedded']} directions, contexts have less")
         self._domain_arms = at.tolist()
-        self._novelty_margin = NoveltyMargin(arrays["homes"])
-        self._pull: list[float] = arrays["pull"].tolist()
+        self._novelty_margin = NoveltyMargin(arrays["domain_centres"])
+        self._margin_weights: list[float] = arrays["margin_weights"].tolist()
 
     def _steps(self, z: Vector, sampled: int) -> Floats:
         steps = super()._steps(z, sampled)
-        margin, positive, sampled_pull = self._pull
+        margin, positive, sampled_margin = self._margin_weights
         for arm, one in zip(self._domain_arms, self._novelty_margin.margins(z), strict=True):
-            steps[arm] += (margin + sampled * sampled_pull) * one + positive * max(one, 0.0)
+            steps[arm] += (margin + sampled * sampled_margin) * one + positive * max(one, 0.0)
         return steps
 
 
@@ -258,7 +258,7 @@ _REGRESSORS: dict[str, type[Regressor]] = {
     "centroids": Centroids,
     "neighbours": Neighbours,
     "kernel": Kernel,
-    "home_kernel": DomainKernel,
+    "domain_kernel": DomainKernel,
     "trees": Trees,
     "perceptrons": Perceptrons,
 }

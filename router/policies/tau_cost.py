@@ -123,13 +123,13 @@ class TauCostPolicy(Policy):
         default_s, found = forecast.seconds[self._default], []
         for i, tau in enumerate(self.tau(context).tolist()):
             tokens, tpot_s = self.tokens(context) - 1.0, unloaded.tpot_s[i]
-            shift = 0.0 if forecast.shift is None else float(forecast.shift[i])
-            term = Terms(tau, tpot_s * tau, tokens, unloaded.seconds[i] - tokens * tpot_s, shift=shift)
+            residual = 0.0 if forecast.residual is None else float(forecast.residual[i])
+            term = Terms(tau, tpot_s * tau, tokens, unloaded.seconds[i] - tokens * tpot_s, residual=residual)
             if load is not None:
-                known_s = min(load.known_tokens[i], context.prompt_tokens) * self._per_token_s.item(i)
+                cached_tokens = min(load.cached_prefix_tokens[i], context.prompt_tokens)
                 term = replace(
-                    term, stretch=load.stretch[i], price=load.price[i], wait_s=load.wait_s[i], known_s=known_s,
-                    read_price=load.read_price[i],
+                    term, slowdown=load.slowdown[i], objective_weight=load.objective_weight[i], wait_s=load.wait_s[i],
+                    cached_prefix_s=cached_tokens * self._per_token_s.item(i), prefill_weight=load.prefill_weight[i],
                 )  # fmt: skip
             margin_s = self._z * deviation.item(i) + self._switch_cost * default_s
             found.append(replace(term, margin_s=margin_s if i != self._default else 0.0))
@@ -165,7 +165,7 @@ class TauCostPolicy(Policy):
         if load is None:
             return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, None, cluster), decode_s * deviation
         unloaded = int((start_s + decode_s).argmin())
-        read_s = start_s - np.minimum(load.known_tokens, prompt_tokens) * self._per_token_s
-        start_s = read_s * load.read_price + load.wait_s
-        tpot_s, decode_s = tpot_s * load.stretch, decode_s * load.price
+        read_s = start_s - np.minimum(load.cached_prefix_tokens, prompt_tokens) * self._per_token_s
+        start_s = read_s * load.prefill_weight + load.wait_s
+        tpot_s, decode_s = tpot_s * load.slowdown, decode_s * load.objective_weight
         return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, unloaded, cluster), decode_s * deviation

@@ -44,7 +44,7 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
     if not set(arms) >= set(target_arms):
         return None
     at = [arms.index(arm) for arm in target_arms]
-    columns = load.stretch, load.price, load.wait_s, load.known_tokens, load.read_price
+    columns = load.slowdown, load.objective_weight, load.wait_s, load.cached_prefix_tokens, load.prefill_weight
     return LoadTerms(*([values[i] for i in at] for values in columns))  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ class ActivePolicies:
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
-        self.explore = config.explore
+        self.explore = config.exploration.rate
         self.policy, self._active = policy, self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
         self.share = 0.0
@@ -86,7 +86,7 @@ class ActivePolicies:
             would = self._decide_by(other, given, rng)
         except Exception:  # a policy may be third-party code, and this one is optional here
             return replace(decision, policy_share=share)
-        return replace(decision, policy_share=share, beside={would.policy: would.probabilities})
+        return replace(decision, policy_share=share, other_policy_probabilities={would.policy: would.probabilities})
 
     def _decide_by(self, served: PolicyInService, given: DecisionInput, rng: np.random.Generator) -> Decision:
         if served.fallback_policy is not None and served.online.suspended:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.config.sections import AdmissionConfig
 from draftpick.router.errors import Overloaded, TimedOut
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
@@ -29,8 +29,8 @@ class Admission:
     the lowest priority loses its newest request, there the key that has most waiting.
     """
 
-    def __init__(self, limits: LimitsConfig | None = None) -> None:
-        self.limits = limits or LimitsConfig()
+    def __init__(self, limits: AdmissionConfig | None = None) -> None:
+        self.limits = limits or AdmissionConfig()
         self.slots_by_key: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.in_flight, self._queued = 0, 0
@@ -62,7 +62,7 @@ class Admission:
                 del self.slots_by_key[key]
             self._admit_next()
 
-    def configure(self, limits: LimitsConfig) -> None:
+    def configure(self, limits: AdmissionConfig) -> None:
         """Take other limits; those who wait get the places that become free by it."""
         self.limits = limits
         while self._queued and self.in_flight < limits.max_in_flight:

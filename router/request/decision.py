@@ -108,7 +108,7 @@ class DecisionMaker:
         return 0.0 if most is not None and self._admission.in_flight >= most else self._active_policies.explore
 
     def _pinned_decision(self, pin: str, eligible: list[str]) -> Decision:
-        if not self._config.allow_pin:
+        if not self._config.allow_engine_pinning:
             raise BadRequest("pinning is switched off", param=headers.ARM, code="pin_not_allowed")
         if pin not in self._replicas.arms:
             known = ", ".join(self._replicas.arms)

@@ -63,7 +63,7 @@ class Dispatcher:
             prefixes,
         )
         self._demand, self._shadow, self._metrics, self._observers = demand, shadow, metrics, observers
-        self._tracing, self._logs = tracing, config.logs.requests
+        self._tracing, self._logs = tracing, config.logs.access_log
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
@@ -123,14 +123,14 @@ class Dispatcher:
             objective=client_request.objective,
         )
         if decision.reason == "policy":
-            self._demand.observe(decision.alone or decision.arm, decision.arm)
+            self._demand.observe(decision.unloaded_arm or decision.arm, decision.arm)
         state.decision = decision
 
     async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Status:
         """One attempt on one engine; observers get it, however it ends. Raises `TimedOut` before it."""
         client_request, decision = state.client_request, state.decision
         within_s = None if state.started else client_request.remaining_s()
-        if self._config.continue_streams and not state.started:
+        if self._config.resume_streams and not state.started:
             state.resume = StreamResume.from_request(client_request.request)
         in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted)
         status: Status = "cancelled"
@@ -281,7 +281,7 @@ class Dispatcher:
         while status in _RETRYABLE and self._can_resume(state):
             state.failed.add(state.decision.arm)
             decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
-            state.decision = replace(decision, reason="continued")
+            state.decision = replace(decision, reason="resumed")
             state.number += 1
             self._metrics.streams_resumed += 1
             status = await self._run_attempt(state, sink)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from draftpick.router.config.sections import PrefixConfig
+from draftpick.router.config.sections import PrefixCacheConfig
 
 _BLOCK = 1024
 _NONE: Mapping[str, int] = {}
@@ -16,8 +16,8 @@ class PrefixIndex:
     does not know what an engine has thrown away since: it is a guess.
     """
 
-    def __init__(self, config: PrefixConfig | None = None) -> None:
-        self._config = config or PrefixConfig()
+    def __init__(self, config: PrefixCacheConfig | None = None) -> None:
+        self._config = config or PrefixCacheConfig()
         self._blocks: OrderedDict[int, tuple[str, ...]] = OrderedDict()
 
     def hashes(self, body: bytes) -> Sequence[int]:
@@ -25,7 +25,7 @@ class PrefixIndex:
         if len(body) < _BLOCK or not self._config.enabled:
             return ()
         found, before = [], 0
-        for at in range(0, min(len(body), self._config.most_bytes) - _BLOCK + 1, _BLOCK):
+        for at in range(0, min(len(body), self._config.max_bytes) - _BLOCK + 1, _BLOCK):
             before = hash((before, body[at : at + _BLOCK]))
             found.append(before)
         return found

@@ -51,9 +51,9 @@ class Shadow:
 
     def enqueue(self, state: RequestState) -> None:
         """Take a finished request, perhaps; never waits."""
-        if not self._config.share or not state.client_request.explore:
+        if not self._config.sample_rate or not state.client_request.explore:
             return
-        share = max(self._config.share, _EAGER_SHARE if self.boosted_requests else 0.0)
+        share = max(self._config.sample_rate, _EAGER_SHARE if self.boosted_requests else 0.0)
         self.boosted_requests = max(self.boosted_requests - 1, 0)
         if state.decision.reason != "policy" or self._rng.random() >= share or self._queue.full():
             return
@@ -86,7 +86,7 @@ def shadow_attempt(state: RequestState, arm: str) -> RequestState:
     probabilities = {name: float(name == arm) for name in original.probabilities}
     decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
     if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
-        pairs = zip(original.predicted_tpot_s, original.load.stretch, strict=True)
+        pairs = zip(original.predicted_tpot_s, original.load.slowdown, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
     incoming = replace(state.client_request, deadline=None, count_tokens=None, accepted=time.perf_counter())
     return RequestState(incoming, context=state.context, decision=decision)

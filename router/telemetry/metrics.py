@@ -25,10 +25,10 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 EVENTS = (
     "arm_changed",
     "inputs_changed",
-    "policy_loses",
-    "policy_tried_again",
-    "policy_taken",
-    "policy_refused",
+    "policy_suspended",
+    "policy_resumed",
+    "policy_activated",
+    "policy_rejected",
     "arm_quarantined",
     "arm_readmitted",
 )
@@ -196,7 +196,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         read=lambda m: (((name,), arm.decoding_s) for name, arm in m.arms.items()),
     ),
     CountedMetric(
-        "draftpick_decoding_plain_seconds_total",
+        "draftpick_decoding_baseline_seconds_total",
         "counter",
         "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
         ("arm",),
@@ -342,14 +342,14 @@ class Metrics:
         if number == 1 and outcome.overhead_s is not None:
             self.overhead.counts[bisect_left(_OVERHEAD_S, outcome.overhead_s)] += 1
             self.overhead.total += outcome.overhead_s
-        if decision.explore and decision.reason == "policy":
+        if decision.exploration_rate and decision.reason == "policy":
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
             self._observe_answer(arm, decision, outcome)
 
     def _observe_answer(self, arm: _ArmCounters, decision: Decision, outcome: Outcome) -> None:
         tpot_s = outcome.tpot_s
-        if decision.reason == "continued":  # of a stream whose first token came from another engine
+        if decision.reason == "resumed":  # of a stream whose first token came from another engine
             outcome = replace(outcome, ttft_s=None, tpot_s=None)
         elif tpot_s is not None and tpot_s <= 0:  # by an engine's own clock, of a whole answer
             outcome = replace(outcome, tpot_s=None)
@@ -367,7 +367,7 @@ class Metrics:
 
     def _compare_to_baseline(self, arm: _ArmCounters, decision: Decision, outcome: Outcome, tpot_s: float) -> float:
         """Measured over predicted TPOT; counts what the plain engine would have taken."""
-        predicted_s, shift = decision.predicted_tpot_s, decision.shift
+        predicted_s, shift = decision.predicted_tpot_s, decision.residual
         assert predicted_s is not None
         arms, tokens = list(decision.probabilities), (outcome.output_tokens or 1) - 1
         at = arms.index(decision.arm)

@@ -174,7 +174,7 @@ def _summarise(at: float, attempt: Attempt, *, baseline: str, epoch: float) -> R
 
 def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:
     """Seconds by arm for so many tokens after the first, as the policy predicted them with all corrections."""
-    tpot_s, shift = decision.predicted_tpot_s, decision.shift
+    tpot_s, shift = decision.predicted_tpot_s, decision.residual
     if tpot_s is None:
         return None
     factors = [1.0] * len(tpot_s) if shift is None else map(math.exp, shift)

@@ -47,7 +47,9 @@ class Tracing:
             raise ConfigError("router.tracing", problem, "pip install 'draftpick[tracing]'") from error
 
         named = Resource.create({"service.name": "draftpick"}).merge(OTELResourceDetector().detect())
-        self._provider = TracerProvider(ParentBased(TraceIdRatioBased(config.share)), named, shutdown_on_exit=False)
+        self._provider = TracerProvider(
+            ParentBased(TraceIdRatioBased(config.sample_rate)), named, shutdown_on_exit=False
+        )
         for processor in processors or (_exporter(config.endpoint),):
             self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("draftpick")

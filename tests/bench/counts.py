@@ -62,7 +62,7 @@ async def _counts() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         asked = config([url], Path(folder))
         # What comes by the clock would be counted, the more the slower this machine is.
-        asked["router"]["load"] = {"report_every_s": 3600.0}
+        asked["router"]["load"] = {"report_interval_s": 3600.0}
         made = load_config(asked)
         router = Router(made, {engine.name: fixed_address(url) for engine in made.engines})
         await router.start()

@@ -154,7 +154,7 @@ def main() -> None:
     cells: dict[str, dict[str, object]] = {}
     tau: dict[str, dict[str, float]] = {}
     for m in load(args.dataset).measurements:
-        row = {"kind": m.kind, "prompt_tokens": m.outcome.prompt_tokens, "output_tokens": m.outcome.output_tokens}
+        row = {"kind": m.task, "prompt_tokens": m.outcome.prompt_tokens, "output_tokens": m.outcome.output_tokens}
         cells[m.prompt_id] = {**row, "sampled": int(m.temperature > 0)}
         of_request = tau.setdefault(m.prompt_id, {})
         of_request |= {f"{m.arm}@{k}": round(length, 3) for k, length in m.tau_by_length.items()}

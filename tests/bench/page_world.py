@@ -55,7 +55,7 @@ async def world(folder: Path) -> AsyncIterator[tuple[Router, str, EngineProcess]
     settings = {
         "policy": str(registry(folder / "policies").path),
         "default_engine": "plain",
-        "explore": 0.05,
+        "exploration": {"rate": 0.05},
         "seed": 0,
     }
     listed = [{"name": arm, "url": url} for arm, url in engines.items()]

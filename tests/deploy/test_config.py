@@ -253,7 +253,7 @@ def test_a_policy_that_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema": 2}, "has schema 2, this version reads 1"),
+        ({"schema": 3}, "has schema 3, this version reads 2, and 1"),
         ({"arms": None}, "field 'arms' is missing or not a list"),
         ({"kind": "mpl"}, "unknown kind of policy 'mpl' (did you mean 'mlp'? "),
         ({"arms": ["plain"]}, "array w3 has shape (4, 2), expected (4, 1)"),

@@ -35,7 +35,7 @@ def row(key: str) -> Row:
 @pytest.fixture(scope="module")
 def training_domains() -> dict[str, str]:
     """Arm and kind of the texts that the shipped policy knows its drafters to be made for."""
-    return dict(_DOMAIN.findall(" ".join(artifact.read(SHIPPED)[0]["provenance"]["homes"])))
+    return dict(_DOMAIN.findall(" ".join(artifact.read(SHIPPED)[0]["provenance"]["training_domains"])))
 
 
 def test_the_recipe_names_the_training_domains_of_the_policy_that_ships(training_domains: dict[str, str]) -> None:

@@ -99,7 +99,10 @@ def test_example_is_accepted(name: str) -> None:
         ({"imgae": {}}, ""),
         ({"image": {"tga": "1"}}, "image"),
         ({"fleet": {"engnies": []}}, "fleet"),
-        ({"fleet": {"router": {"default_engine": "plain", "explore": 2}}}, "fleet.router.explore"),
+        (
+            {"fleet": {"router": {"default_engine": "plain", "exploration": {"rate": 2}}}},
+            "fleet.router.exploration.rate",
+        ),
         ({"workerGroups": [{"name": "a", "replicas": 1, "cpus": "1", "memory": "1Gi"}]}, "workerGroups.0.cpus"),
         ({"head": {"podSpec": {"hostNetwork": True}}}, "head.podSpec"),
         ({"keys": {"existingSecret": "dp-Zm9v+/=="}}, "keys.existingSecret"),

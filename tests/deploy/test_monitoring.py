@@ -77,7 +77,7 @@ async def url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Asy
     """A router that has answered, refused and failed."""
     specs = {"plain": FAST, "drafts": DRAFTS, "fails": FAILS}
     engines = {arm: (await servers.mock(spec, arm)).url for arm, spec in specs.items()}
-    router_config = {"default_engine": "plain", "policy": "uniform", "explore": 0.1}
+    router_config = {"default_engine": "plain", "policy": "uniform", "exploration": {"rate": 0.1}}
     router_config["records"] = {"dir": str(tmp_path_factory.mktemp("records"))}
     listed = [{"name": arm, "url": engine} for arm, engine in engines.items()]
     config = load_config({"target": {"name": MODEL}, "engines": listed, "router": router_config})
@@ -115,6 +115,7 @@ async def labels(url: str) -> dict[str, set[str]]:
 async def test_the_dashboard_and_the_table_of_metrics_are_up_to_date() -> None:
     assert dashboard.FILE.read_text() == dashboard.text(), "python -m draftpick.deploy.generate.dashboard"
     assert metrics_page.FILE.read_text() == metrics_page.text(), "python -m draftpick.deploy.generate.metrics_page"
+    assert metrics_page.FORMER_NAMES.read_text() == metrics_page.former_names()
 
 
 async def test_every_panel_says_what_it_shows_and_has_a_place_of_its_own() -> None:
@@ -193,7 +194,7 @@ async def test_every_alert_says_what_to_do() -> None:
 async def test_promtool_takes_the_rules_also_hurried(tmp_path: Path) -> None:
     (tmp_path / "hurried.yaml").write_text(yaml.safe_dump(hurried(60)))
     found = subprocess.run(  # noqa: ASYNC221  # milliseconds
-        [tool("promtool"), "check", "rules", RULES, tmp_path / "hurried.yaml"],
+        [tool("promtool"), "check", "rules", RULES, metrics_page.FORMER_NAMES, tmp_path / "hurried.yaml"],
         capture_output=True,
         text=True,
         check=False,
@@ -227,8 +228,8 @@ ILL: dict[str, dict[str, str]] = {
         f'draftpick_requests_total{{{ARM},status="ok"}}': "0+57x120",
         f'draftpick_requests_total{{{ARM},status="broken"}}': "0+3x120",
     },
-    "DraftpickRequestsRefused": {
-        f"draftpick_queue_refused_total{{{A}}}": "0+1x120",
+    "DraftpickRequestsRejected": {
+        f"draftpick_queue_rejected_total{{{A}}}": "0+1x120",
         f"draftpick_queue_timeouts_total{{{A}}}": "0+0x120",
     },
     "DraftpickFirstTokenSlow": {
@@ -245,12 +246,12 @@ ILL: dict[str, dict[str, str]] = {
         f'draftpick_replicas{{{ARM},state="closed"}}': "1+0x120",
         f'draftpick_replicas{{{ARM},state="open"}}': "1+0x120",
     },
-    "DraftpickDraftsLost": {f'draftpick_arm_drafts{{{ARM},state="quarantined"}}': "1+0x120"},
+    "DraftpickDraftsLost": {f'draftpick_arm_quarantine_state{{{ARM},state="quarantined"}}': "1+0x120"},
     "DraftpickAcceptanceFell": {
         f"vllm:spec_decode_num_accepted_tokens_total{{{ARM}}}": "0+60x2820 169200+6x120",
         f"vllm:spec_decode_num_draft_tokens_total{{{ARM}}}": "0+120x2940",
     },
-    "DraftpickLoadUnknown": {f"draftpick_arm_stale{{{ARM}}}": "1+0x120"},
+    "DraftpickLoadUnknown": {f"draftpick_arm_report_stale{{{ARM}}}": "1+0x120"},
     "DraftpickReplicaMissing": {
         f"draftpick_arm_unmet_demand_ratio{{{ARM}}}": "0.8+0x120",
         f"draftpick_requests_in_flight{{{A}}}": "9+0x120",
@@ -259,20 +260,20 @@ ILL: dict[str, dict[str, str]] = {
         f'draftpick_fallbacks_total{{{A},reason="no_context"}}': "0+6x120",
         f'draftpick_decisions_total{{{ARM},reason="policy"}}': "0+60x120",
     },
-    "DraftpickPolicyRefused": {f"draftpick_policy_refused{{{A}}}": "1+0x120"},
-    "DraftpickPolicyLoses": {f'draftpick_policy_put_aside{{{A},role="active"}}': "1+0x120"},
-    "DraftpickSavesNothing": {
-        f"draftpick_decoding_plain_seconds_total{{{ARM}}}": "0+50x120",
+    "DraftpickPolicyRejected": {f"draftpick_policy_rejected{{{A}}}": "1+0x120"},
+    "DraftpickPolicySuspended": {f'draftpick_policy_suspended{{{A},role="active"}}': "1+0x120"},
+    "DraftpickNoSpeedup": {
+        f"draftpick_decoding_baseline_seconds_total{{{ARM}}}": "0+50x120",
         f"draftpick_decoding_seconds_total{{{ARM}}}": "0+60x120",
     },
     "DraftpickMispredicts": {
         f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="{le}"}}': f"0+{n}x120" for le, n in BUCKETS
     },
-    "DraftpickRoutersDisagree": {
+    "DraftpickRouterStateDivergence": {
         f'draftpick_policy_info{{job="d",router="{i}",policy="p{i}",role="active"}}': "1+0x120" for i in (0, 1)
     },
     "DraftpickRecordsDropped": {f"draftpick_records_dropped_total{{{A}}}": "0+1x120"},
-    "DraftpickFailsInside": {f'draftpick_internal_failures_total{{{A},part="learning"}}': "0+1x120"},
+    "DraftpickInternalFailures": {f'draftpick_internal_failures_total{{{A},part="learning"}}': "0+1x120"},
 }
 """Series, one value a minute, for two hours or two days, at whose end an alert fires."""
 WELL: dict[str, str] = {
@@ -282,21 +283,21 @@ WELL: dict[str, str] = {
     f'draftpick_requests_total{{{ARM},status="broken"}}': "0+0x120",
     f'draftpick_attempts_total{{{ARM},status="ok"}}': "0+60x120",
     f'draftpick_attempts_total{{{ARM},status="timeout"}}': "0+1x120",
-    f"draftpick_queue_refused_total{{{A}}}": "5+0x120",
+    f"draftpick_queue_rejected_total{{{A}}}": "5+0x120",
     f"draftpick_queue_timeouts_total{{{A}}}": "0+0x120",
     f'draftpick_ttft_seconds_bucket{{{ARM},le="0.64"}}': "0+60x120",
     f'draftpick_ttft_seconds_bucket{{{ARM},le="+Inf"}}': "0+60x120",
     f'draftpick_replicas{{{ARM},state="closed"}}': "1+0x120",
     f'draftpick_replicas{{{ARM},state="open"}}': "0+0x120",
-    f'draftpick_arm_drafts{{{ARM},state="quarantined"}}': "0+0x120",
-    f"draftpick_arm_stale{{{ARM}}}": "0+0x120",
+    f'draftpick_arm_quarantine_state{{{ARM},state="quarantined"}}': "0+0x120",
+    f"draftpick_arm_report_stale{{{ARM}}}": "0+0x120",
     f"draftpick_arm_unmet_demand_ratio{{{ARM}}}": "0.2+0x120",
     f"draftpick_requests_in_flight{{{A}}}": "9+0x120",
     f'draftpick_fallbacks_total{{{A},reason="no_context"}}': "3+0x120",
     f'draftpick_decisions_total{{{ARM},reason="policy"}}': "0+60x120",
-    f"draftpick_policy_refused{{{A}}}": "0+0x120",
-    f'draftpick_policy_put_aside{{{A},role="active"}}': "0+0x120",
-    f"draftpick_decoding_plain_seconds_total{{{ARM}}}": "0+75x120",
+    f"draftpick_policy_rejected{{{A}}}": "0+0x120",
+    f'draftpick_policy_suspended{{{A},role="active"}}': "0+0x120",
+    f"draftpick_decoding_baseline_seconds_total{{{ARM}}}": "0+75x120",
     f"draftpick_decoding_seconds_total{{{ARM}}}": "0+60x120",
     f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="0.9"}}': "0+20x120",
     f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="1.11"}}': "0+40x120",

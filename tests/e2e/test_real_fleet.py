@@ -87,7 +87,7 @@ def test_the_shipped_policy_serves(real_url: str) -> None:
     state = httpx.get(f"{real_url}/ready").json()
     assert state["engines"] == dict.fromkeys(ARMS, 1)
     assert state["policy"].startswith("tau_cost:")
-    assert state["policy_refused"] is None
+    assert state["policy_rejected"] is None
 
 
 def test_every_engine_gives_the_target_s_answer_with_its_own_acceptance(real_url: str) -> None:
@@ -135,7 +135,7 @@ async def _broken_after(chunks: int, engine: str, folder: Path) -> tuple[str, An
     servers = Servers()
     urls = {"cut": (await servers.serve(cut)).url, "plain": engine}
     asked = ask("List the numbers 1 to 20.", max_tokens=24, stream=True, stream_options={"include_usage": True})
-    async with routed(servers, folder, urls, model=MODEL, continue_streams=True) as app:
+    async with routed(servers, folder, urls, model=MODEL, resume_streams=True) as app:
         answer = await app.client.post(CHAT, json=asked)
         assert [one.decision.arm for one in await app.records(2)] == ["cut", "plain"]
     await servers.drain()

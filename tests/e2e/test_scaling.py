@@ -18,7 +18,7 @@ _SCALING = {
     "min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 2, "upscale_delay_s": 0.5,
     "downscale_delay_s": 600, "metrics_interval_s": 0.5, "look_back_period_s": 1.0,
 }  # fmt: skip
-_LIVE = {"policy": "fixed", "explore": 0.0, "limits": {"max_in_flight": 64}}
+_LIVE = {"policy": "fixed", "exploration": {"rate": 0.0}, "admission": {"max_in_flight": 64}}
 BODY = {"model": "mock-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 64}
 
 
@@ -36,7 +36,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
         ],
         "router": {
             "policy": "uniform", "default_engine": "math", "records": {"dir": str(tmp_path_factory.mktemp("records"))},
-            "scaling": {"budget": 4, "every_s": 0.5}, "deployment_options": {"user_config": _LIVE},
+            "autoscaling": {"max_accelerators": 4, "interval_s": 0.5}, "deployment_options": {"user_config": _LIVE},
         },
     }  # fmt: skip
     with ExitStack() as stack:
@@ -76,7 +76,7 @@ def test_replicas_follow_the_demand_up_to_the_budget(url: str) -> None:
         stop.set()
         for client in clients:
             client.join()
-    assert state["wanted"] == {"plain": 1, "math": 3}
+    assert state["target_replicas"] == {"plain": 1, "math": 3}
     assert state["engines"] == {"plain": 1, "math": 3}
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from draftpick.engines.circuit_breaker import BreakerConfig, CircuitBreaker
 
-CONFIG = BreakerConfig(failures=3, open_s=1, max_open_s=4, slow_start_s=3)
+CONFIG = BreakerConfig(consecutive_failures=3, base_ejection_s=1, max_ejection_s=4, slow_start_s=3)
 
 
 class Clock:
@@ -45,7 +45,7 @@ def test_failures_in_a_row_open_it(breaker: CircuitBreaker) -> None:
 
 
 def test_a_large_share_of_failures_opens_it(clock: Clock) -> None:
-    breaker = CircuitBreaker(CONFIG.model_copy(update={"failures": 1000}), clock)
+    breaker = CircuitBreaker(CONFIG.model_copy(update={"consecutive_failures": 1000}), clock)
     asked = 0
     while breaker.state == "closed" and asked < 200:
         ask(breaker, asked % 4 == 3)
@@ -119,5 +119,5 @@ def test_it_never_shuts_for_good(steps: list[tuple[bool | None, float]]) -> None
         clock.now += passes_s
         if breaker.admits(0):
             breaker.end(ok=ok, probe=breaker.begin())
-    clock.now += CONFIG.max_open_s
+    clock.now += CONFIG.max_ejection_s
     assert breaker.admits(0)

@@ -93,7 +93,7 @@ def test_a_replica_where_nobody_listens_is_left_alone_at_once() -> None:
 
 def test_an_arm_whose_replicas_all_fail_is_not_eligible_until_probed() -> None:
     clock = Clock()
-    made = ReplicaTable(["a", "b"], BreakerConfig(failures=2, open_s=1), clock=clock)
+    made = ReplicaTable(["a", "b"], BreakerConfig(consecutive_failures=2, base_ejection_s=1), clock=clock)
     made.update("a", ["u1"])
     made.update("b", ["u2"])
     for _ in range(2):

@@ -68,10 +68,10 @@ def fleet(folder: Path, registry: Path, real: bool) -> DraftpickConfig:
         "num_replicas": _ROUTERS,
         "records": {"dir": str(folder)},
         "first_byte_timeout_s": patience,
-        "stall_timeout_s": patience,
+        "stream_idle_timeout_s": patience,
         "timeout_s": 5 * patience if real else 3,
         "max_attempts": 4,
-        "breaker": {"open_s": 0.5, "max_open_s": 2, "slow_start_s": 3},
+        "breaker": {"base_ejection_s": 0.5, "max_ejection_s": 2, "slow_start_s": 3},
     }
     if real:
         return with_engines(resolve(fields), ["plain", "suffix"])

@@ -67,7 +67,7 @@ DUE: Mapping[str, Due] = {
     "fail": _ill("math"),
     "redeploy_and_scale_down": Due(may=_AWAY),
     "reload_policy": Due(),
-    "offer_broken_policy": Due(frozenset({("DraftpickPolicyRefused", "")})),
+    "offer_broken_policy": Due(frozenset({("DraftpickPolicyRejected", "")})),
     "disk_full": Due(frozenset({("DraftpickRecordsDropped", "")})),
     "kill_router": Due(),
 }

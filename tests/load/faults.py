@@ -60,7 +60,7 @@ class Chaos:
     def well(self, state: State) -> bool:
         """Every engine has its replicas, every breaker is closed, no arm is suspected."""
         closed = all(s == "closed" for replicas in state["breakers"].values() for s in replicas.values())
-        return closed and state["engines"] == self._replicas and set(state["drafts"].values()) == {"ok"}
+        return closed and state["engines"] == self._replicas and set(state["quarantine"].values()) == {"ok"}
 
     def mock_faults(self) -> list[Fault]:
         """All that mock engines can suffer."""
@@ -106,7 +106,7 @@ class Chaos:
             self._registry.promote("p0002", "chaos")
 
         return Fault(
-            "reload_policy", do, None, lambda s: s["policy"].startswith("fixed:") and s["policy_refused"] is None
+            "reload_policy", do, None, lambda s: s["policy"].startswith("fixed:") and s["policy_rejected"] is None
         )
 
     def broken_policy(self) -> Fault:
@@ -120,7 +120,7 @@ class Chaos:
 
         async def undo() -> None:
             state = await self.state()
-            if state["policy_refused"] is None or not state["policy"].startswith("fixed:"):
+            if state["policy_rejected"] is None or not state["policy"].startswith("fixed:"):
                 raise AssertionError(f"a broken policy was taken: {state['policy']}")
             atomic_write(file, whole, mode=0o644)
             self._registry.promote("p0001", "chaos")

@@ -139,7 +139,7 @@ class Fuzz:
             {"name": st.text(max_size=5)}, optional={"kind": JSON, "drafter": JSON, "url": JSON, "deployment": JSON}
         )
         router = st.dictionaries(
-            st.sampled_from(["policy", "default_engine", "limits", "keys", "breaker", "paths", "records", "x"]), JSON
+            st.sampled_from(["policy", "default_engine", "admission", "keys", "breaker", "paths", "records", "x"]), JSON
         )
         shaped = st.fixed_dictionaries({"engines": st.lists(engine, max_size=3) | JSON, "router": router | JSON})
 

@@ -14,7 +14,7 @@ def test_an_alert_belongs_to_the_last_fault_before_it() -> None:
         Alert("DraftpickAbsent", "", 1, 2),
         Alert("DraftpickEngineFails", "suffix", 12, 40),
         Alert("DraftpickEngineFails", "math", 13, 14),
-        Alert("DraftpickPolicyRefused", "", 31, 33),
+        Alert("DraftpickPolicyRejected", "", 31, 33),
     ]
     calm, hang, offer = raised(alerts, {"offer_broken_policy": 30, "hang": 10})
     assert calm.fault == ""

@@ -68,7 +68,7 @@ def test_the_manifest_tells_where_the_policy_comes_from(tmp_path: Path) -> None:
     provenance = manifest["provenance"]
     assert provenance["learner"] == "RidgeRegression"
     assert provenance["requests"] == 60
-    assert provenance["kinds"] == [f"cluster-{i}" for i in range(4)]
+    assert provenance["tasks"] == [f"cluster-{i}" for i in range(4)]
     assert provenance["dropped"] == {"missing:math": 2}
     assert provenance["costs"]["arms"] == list(ARMS)
     assert provenance["source"] == "a test"

@@ -18,9 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.router.config.router_config import RecordsConfig
-from draftpick.router.records import RecordWriter, decode, encode, read
+from draftpick.router.records import (
+    SCHEMA,
+    SCHEMA_1_DECISION,
+    SCHEMA_1_FIELDS,
+    SCHEMA_1_LOAD,
+    RecordWriter,
+    decode,
+    encode,
+    read,
+)
 from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until
+from tests.router.config.test_former_fields import upgrading
 
 words = st.text(st.characters(codec="utf-8"), max_size=12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -106,27 +116,83 @@ def test_a_record_survives_a_round_trip(value: Record) -> None:
     assert plain(decode(line)) == plain(value)
 
 
-def test_a_line_is_one_json_object_of_schema_1_without_any_prompt() -> None:
+def test_a_line_is_one_json_object_of_schema_2_without_any_prompt() -> None:
     fields = json.loads(encode(record()))
-    assert fields["schema"] == 1
+    assert fields["schema"] == 2
     assert fields["decision"]["probabilities"] == {"a": 1.0}
     assert fields["context"] == {"vector": "AAAAPwAAgL8=", "featurizer": "lexical"}
     assert set(fields) == set(Record.__slots__)
     assert not {"text", "body", "prompt", "messages"} & set(fields)
 
 
-def test_a_record_of_before_prompts_had_a_price() -> None:
-    load = LoadTerms([1.5], [2.0], [0.0], [0], [3.0])
-    line = json.loads(encode(replace(record(), decision=replace(record().decision, load=load))))
-    assert decode(json.dumps(line).encode()).decision.load == load
-    del line["decision"]["load"]["read_price"]
-    assert decode(json.dumps(line).encode()).decision.load == replace(load, read_price=[1.0])
+@pytest.fixture
+def schema_1() -> list[bytes]:
+    """Lines as the router wrote them under schema 1; the last is one of its oldest."""
+    return (Path(__file__).parent / "records_schema1.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_records_of_schema_1_are_read_in_the_names_of_today(schema_1: list[bytes]) -> None:
+    full, broken, resumed, shadow, fallback, old = map(decode, schema_1)
+    load = LoadTerms([1.5, 1.0], [2.0, 1.0], [0.25, 0.0], [1024, 0], [3.0, 1.0])
+    assert full.decision == Decision(
+        "suffix", 0.97, {"plain": 0.03, "suffix": 0.97}, "tau_cost:0a1b2c3d", "policy", 0.03,
+        predicted_tpot_s=[0.03125, 0.015625], residual=[0.125, -0.0625], load=load, unloaded_arm="suffix",
+        policy_share=0.75, other_policy_probabilities={"tau_cost:new": {"plain": 1.0, "suffix": 0.0}},
+    )  # fmt: skip
+    assert (full.in_flight, full.schema) == ({"plain": 2, "suffix": 1}, SCHEMA)
+    assert full.outcome == Outcome("ok", 200, 0.125, 0.015625, 1.0, 40, 57, 2.5, 0.5, 0.0009765625, 0.0625)
+    assert full.context is not None
+    assert full.context.vector.tolist() == [0.0, 0.5, 1.0, 0.25]
+    reasons = [one.decision.reason for one in (full, broken, resumed, shadow, fallback)]
+    assert reasons == ["policy", "policy", "resumed", "shadow", "fallback"]
+    assert (broken.outcome.status, fallback.outcome.status, fallback.context) == ("broken", "timeout", None)
+    assert old.decision.load == replace(load, prefill_weight=[1.0, 1.0])
+    assert old.decision.other_policy_probabilities is None
+
+
+def test_records_of_schema_1_are_written_again_as_schema_2(schema_1: list[bytes]) -> None:
+    for line in schema_1:
+        again = json.loads(encode(decode(line)))
+        assert again["schema"] == 2
+        assert not {*SCHEMA_1_FIELDS} & set(again)
+        assert not {*SCHEMA_1_DECISION} & set(again["decision"])
+        assert not {*SCHEMA_1_LOAD} & set(again["decision"]["load"] or ())
+        assert plain(decode(json.dumps(again).encode())) == plain(decode(line))
+
+
+def test_segments_of_both_schemas_are_read_together(tmp_path: Path, schema_1: list[bytes]) -> None:
+    (tmp_path / "records-1.jsonl").write_bytes(b"".join(schema_1))
+    (tmp_path / "records-2.jsonl").write_bytes(encode(record("new")))
+    assert ids(tmp_path) == ["r1", "r2", "r2", "r3", "r4", "r5", "new"]
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    lines = set(upgrading())
+    for prefix, names in (("", SCHEMA_1_FIELDS), ("decision.", SCHEMA_1_DECISION), ("decision.load.", SCHEMA_1_LOAD)):
+        assert {f"  - `{prefix}{old}` -> `{prefix}{new}`" for old, new in names.items()} <= lines
+
+
+@pytest.mark.parametrize("field", [*SCHEMA_1_DECISION])
+def test_a_name_of_schema_1_is_wrong_in_schema_2(field: str) -> None:
+    line = json.loads(encode(record()))
+    line["decision"][field] = None
+    with pytest.raises(ValueError, match="damaged record"):
+        decode(json.dumps(line).encode())
+
+
+@pytest.mark.parametrize("change", [{"decision": None}, {"decision": {"arm": "a"}}, {"unknown": 1}, {"load": 3}])
+def test_a_damaged_record_of_schema_1_is_refused(schema_1: list[bytes], change: dict[str, Any]) -> None:
+    fields = {**json.loads(schema_1[0]), **change}
+    if "load" in change:
+        fields["decision"]["load"] = change["load"]
+    with pytest.raises(ValueError, match="damaged record"):
+        decode(json.dumps(fields).encode())
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
         {"schema": None},
         {"decision": {"arm": "a"}},
         {"outcome": {"status": "ok", "unknown": 1}},

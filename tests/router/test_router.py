@@ -9,8 +9,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from draftpick.router.config.router_config import LiveConfig, load_config
-from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.config.router_config import LiveConfig, LiveExplorationConfig, load_config
+from draftpick.router.config.sections import AdmissionConfig
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.http.auth import digest
@@ -77,7 +77,7 @@ async def test_the_router_serves_and_stops_with_its_records_written(
         state = (await client.get("/ready")).json()
     assert state["ready"]
     assert state["policy"] == "fixed:a"
-    assert state["policy_refused"] is None
+    assert state["policy_rejected"] is None
     assert state["engines"] == {"a": 1, "b": 0, "c": 0, "d": 0}
     assert state["in_flight"] == dict.fromkeys(ARMS, 0)
     assert state["counts"] == {"attempts_ok": 1}
@@ -119,7 +119,7 @@ async def test_a_policy_without_its_features_is_refused_and_the_default_engine_s
 ) -> None:
     router = await start(policy=str(folder), featurizer="none")
     assert router.parts.active_policies.policy.id == "fixed:a"
-    assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_refused"])
+    assert "needs the features 'lexical-64+lexical-v3'" in str(router.state()["policy_rejected"])
 
 
 async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_serves(
@@ -127,7 +127,7 @@ async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_se
 ) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
     assert router.parts.active_policies.policy.id == "fixed:a"
-    assert "is no readable policy" in str(router.state()["policy_refused"])
+    assert "is no readable policy" in str(router.state()["policy_rejected"])
 
 
 async def test_another_policy_can_be_taken_into_service_and_back(start: StartedRouter, folder: Path) -> None:
@@ -148,7 +148,7 @@ async def test_a_refused_policy_leaves_the_one_that_serves(start: StartedRouter,
 async def test_a_good_policy_clears_the_refusal_of_another(start: StartedRouter, tmp_path: Path) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
     await router.use_policy("uniform")
-    assert router.state()["policy_refused"] is None
+    assert router.state()["policy_rejected"] is None
 
 
 async def test_choosing_a_policy_never_fails(folder: Path) -> None:
@@ -189,14 +189,18 @@ async def test_a_file_that_names_a_policy_is_rejected_with_the_way_out(start: St
 
 async def test_policy_exploration_and_limits_change_while_it_runs(start: StartedRouter, mock_engine: StartMock) -> None:
     router = await start({"a": Addresses((await mock_engine()).url)})
-    await router.configure(LiveConfig(policy="uniform", explore=0.5, limits=LimitsConfig(max_in_flight=7)))
+    await router.configure(
+        LiveConfig(
+            policy="uniform", exploration=LiveExplorationConfig(rate=0.5), admission=AdmissionConfig(max_in_flight=7)
+        )
+    )
     assert router.state()["policy"] == "uniform"
     assert router.parts.active_policies.explore == 0.5
     assert router.parts.admission.limits.max_in_flight == 7
     await router.configure(LiveConfig(policy="/nowhere"))
     assert router.state()["policy"] == "uniform"
     assert "/nowhere" in str(router.rejected)
-    await router.configure(LiveConfig(explore=0.0))
+    await router.configure(LiveConfig(exploration=LiveExplorationConfig(rate=0.0)))
     assert router.parts.admission.limits.max_in_flight == 7
 
 

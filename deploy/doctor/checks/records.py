@@ -106,7 +106,7 @@ def _missed(record: Record) -> float | None:
     if decision.predicted_tpot_s is None or measured is None or decision.arm not in decision.probabilities:
         return None
     at = list(decision.probabilities).index(decision.arm)
-    shift = decision.shift[at] if decision.shift else 0.0
+    shift = decision.residual[at] if decision.residual else 0.0
     return measured / (decision.predicted_tpot_s[at] * float(np.exp(shift)))
 
 

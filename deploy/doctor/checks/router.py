@@ -120,20 +120,27 @@ def policy_age(context: DoctorContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+@check("router", "no field has a former name")
+def former_fields(context: DoctorContext) -> Iterator[Finding]:
+    """Former names of fields are accepted for one release."""
+    for line in context.former_fields:
+        yield warning(line.split()[0], line, f"write {line.split()[-1]}", "the next release accepts its new name alone")
+
+
 @check("router", "the router collects data for retraining")
 def learning(context: DoctorContext) -> Iterator[Finding]:
     """A registry is for retraining on traffic, which needs exploration."""
     router = context.config.router
-    if could_be_registry(router.policy) and not router.explore and not router.shadow.share:
+    if could_be_registry(router.policy) and not router.exploration.rate and not router.shadow.sample_rate:
         yield warning(
-            "router.explore", "0, without shadows, and the policy is a registry",
-            "explore: 0.03, or shadow: {share: 0.01}",
+            "router.exploration.rate", "0, without shadows, and the policy is a registry",
+            "exploration: {rate: 0.03}, or shadow: {sample_rate: 0.01}",
             "records then only cover the chosen engines, and retraining cannot find better choices",
         )  # fmt: skip
-    extra = router.shadow.share * (len(context.config.arms) - 1)
+    extra = router.shadow.sample_rate * (len(context.config.arms) - 1)
     if extra > _DEAR_SHADOWS:
         yield note(
-            "router.shadow.share", f"shadows add {extra:.0%} to the requests", "shadow: {share: 0.01}",
+            "router.shadow.sample_rate", f"shadows add {extra:.0%} to the requests", "shadow: {sample_rate: 0.01}",
             "every other engine also answers each shadowed request",
         )  # fmt: skip
     if router.seed is not None:
@@ -146,12 +153,12 @@ def learning(context: DoctorContext) -> Iterator[Finding]:
 @check("router", "limits of the router and of the engines match")
 def limits(context: DoctorContext) -> Iterator[Finding]:
     """Otherwise the router fills one engine's queue, while another engine may be idle."""
-    bounds, blind = context.config.router.limits, not context.config.router.load.enabled
+    bounds, blind = context.config.router.admission, not context.config.router.load.enabled
     for at, engine, kwargs in context.started:
         running = kwargs.get("max_num_seqs")
         if blind and isinstance(running, int) and bounds.max_in_flight_per_replica > running:
             yield note(
-                "router.limits.max_in_flight_per_replica",
+                "router.admission.max_in_flight_per_replica",
                 f"{bounds.max_in_flight_per_replica}, and engine {engine.name} runs {running} concurrently "
                 f"({context.place(at, 'max_num_seqs')})",
                 f"max_in_flight_per_replica: {running} to {2 * running}",
@@ -164,7 +171,7 @@ def limits(context: DoctorContext) -> Iterator[Finding]:
         allowed = bounds.max_in_flight * context.config.router.num_replicas
         if allowed < places:
             yield note(
-                "router.limits.max_in_flight", f"{allowed}, and the engines run {places} concurrently",
+                "router.admission.max_in_flight", f"{allowed}, and the engines run {places} concurrently",
                 f"max_in_flight: {places}", "the engines are never full, and clients wait in the router's queue",
             )  # fmt: skip
 
@@ -173,7 +180,7 @@ def limits(context: DoctorContext) -> Iterator[Finding]:
 def serve_options(context: DoctorContext) -> Iterator[Finding]:
     """Requests to engines bypass Serve; the router's own pass through it."""
     router, name = context.config.router, "max_ongoing_requests"
-    needed = router.limits.max_in_flight + router.limits.max_queued
+    needed = router.admission.max_in_flight + router.admission.max_queued
     ongoing = router.deployment_options.get(name)
     if isinstance(ongoing, int) and ongoing < needed:
         yield warning(
@@ -185,7 +192,8 @@ def serve_options(context: DoctorContext) -> Iterator[Finding]:
         place = f"engines.{i}.deployment.options"
         if name in engine.deployment.options:
             yield note(
-                f"{place}.{name}", "it does not limit an engine's requests", "router.limits.max_in_flight_per_replica",
+                f"{place}.{name}", "it does not limit an engine's requests",
+                "router.admission.max_in_flight_per_replica",
                 "requests reach engines over HTTP and bypass Serve's handles",
             )  # fmt: skip
         if "autoscaling_config" in engine.deployment.options:

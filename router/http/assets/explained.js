@@ -38,9 +38,9 @@ function arm(row, told, longest, colour) {
     h("td", { class: "right" }, percent(row.probability)),
     h("td", { title: predicted ? parts(predicted) : null },
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
-      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.why_not))),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.ineligible_reason))),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
-    h("td", { class: "right", title: "requests there now" }, number(row.load)));
+    h("td", { class: "right", title: "requests there now" }, number(row.total_in_flight)));
 }
 
 function times(predicted, longest, colour) {
@@ -53,11 +53,11 @@ function times(predicted, longest, colour) {
 
 function parts(one) {
   const more = [
-    `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.counted_s)}`,
-    `step ${seconds(one.step_s)}`, `stretched ${number(one.stretch, 2)} times by load`,
+    `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.weighted_s)}`,
+    `step ${seconds(one.step_s)}`, `stretched ${number(one.slowdown, 2)} times by load`,
   ];
   if (one.wait_s > 0) more.push(`wait ${seconds(one.wait_s)}`);
-  if (one.known_s > 0) more.push(`prompt known, saves ${seconds(one.known_s)}`);
-  if (one.shift) more.push(`corrected by ${percent(Math.expm1(one.shift), true)}`);
+  if (one.cached_prefix_s > 0) more.push(`prompt known, saves ${seconds(one.cached_prefix_s)}`);
+  if (one.residual) more.push(`corrected by ${percent(Math.expm1(one.residual), true)}`);
   return more.join(", ");
 }

@@ -5,8 +5,8 @@ import { NOTHING, counted, number, percent, seconds, standing } from "./text.js"
 
 /** The class that gives each arm its colour: the plain engine grey, the others in their order. */
 export function colours(state) {
-  const others = state.arms.map((one) => one.arm).filter((arm) => arm !== state.plain);
-  return (arm) => (arm === state.plain ? "arm-plain" : `arm-${others.indexOf(arm) % 9}`);
+  const others = state.arms.map((one) => one.arm).filter((arm) => arm !== state.baseline);
+  return (arm) => (arm === state.baseline ? "arm-plain" : `arm-${others.indexOf(arm) % 9}`);
 }
 
 /** The name of an arm behind its colour. */
@@ -22,7 +22,7 @@ export function totals(state) {
     tile("In flight", number(inFlight), "requests of this router, now"),
     tile("Tokens a second", number(speed, speed < 10 ? 1 : 0), "answered, over the last minute"),
     tile("Acceptance", number(all.acceptance_length, 2), "tokens of a decoding step"),
-    tile(`Saved against ${state.plain}`, percent(all.saved_share), savedNote(all), tone(all.saved_share)),
+    tile(`Saved against ${state.baseline}`, percent(all.saved_share), savedNote(all), tone(all.saved_share)),
     tile("Requests", number(all.attempts), requestsNote(all)),
   ];
 }
@@ -62,7 +62,7 @@ const HEADS = [
 
 export function engines(state, colour) {
   const head = HEADS.map(([name, title, kind]) => h("th", { scope: "col", class: kind, title: title || null }, name));
-  const rows = state.arms.map((one) => engine(one, colour, state.plain));
+  const rows = state.arms.map((one) => engine(one, colour, state.baseline));
   return h("table", { class: "engines" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows));
 }
 

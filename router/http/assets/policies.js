@@ -17,7 +17,7 @@ export function policies(state) {
 }
 
 function serves(state) {
-  const aside = state.put_aside.length ? h("p", { "data-tone": "bad" }, `${state.put_aside.join(", ")} is put aside: it loses against its default engine, which serves.`) : null;
+  const aside = state.suspended.length ? h("p", { "data-tone": "bad" }, `${state.suspended.join(", ")} is put aside: it loses against its default engine, which serves.`) : null;
   return [h("p", {}, h("strong", {}, state.policy), " serves."), aside];
 }
 
@@ -29,7 +29,7 @@ function active(state) {
     h("p", { class: "head" }, h("strong", {}, one.id), h("span", { class: "pill", "data-tone": "good" }, registry.pinned ? "active, pinned" : "active"),
       h("span", { class: "code" }, one.policy)),
     one.policy === state.policy ? null : h("p", { "data-tone": "warn" }, `This router serves ${state.policy}.`),
-    state.put_aside.includes(one.policy) ? h("p", { "data-tone": "bad" }, "Put aside: it loses against its default engine, which serves.") : null,
+    state.suspended.includes(one.policy) ? h("p", { "data-tone": "bad" }, "Put aside: it loses against its default engine, which serves.") : null,
     gate(one),
     h("p", { class: "actions" },
       registry.pinned ? change(state, "unpin", null, "Unpin") : change(state, "pin", one.id, "Pin"),

@@ -49,7 +49,7 @@ export function ago(then, now = Date.now()) {
   return passed < 129600 ? `${Math.round(passed / 3600)} h ago` : `${Math.round(passed / 86400)} days ago`;
 }
 
-const WHY_NOT = {
+const INELIGIBLE_REASONS = {
   no_replica: "no replica",
   gone: "unreachable",
   breaker_open: "breaker open",
@@ -60,13 +60,13 @@ const WHY_NOT = {
 
 /** Why an engine may not take a request, in a word or two; a health signal that is not in the table by its name. */
 export function whyNot(reason) {
-  return WHY_NOT[reason] ?? reason?.replaceAll("_", " ") ?? "not eligible";
+  return INELIGIBLE_REASONS[reason] ?? reason?.replaceAll("_", " ") ?? "not eligible";
 }
 
 /** How an engine stands: a word, and its tone (good, warn, bad). */
 export function standing(now) {
-  if (now.why_not) return [whyNot(now.why_not), now.why_not === "full" ? "warn" : "bad"];
-  if (now.drafts !== "ok") return [now.drafts, "warn"];
+  if (now.ineligible_reason) return [whyNot(now.ineligible_reason), now.ineligible_reason === "full" ? "warn" : "bad"];
+  if (now.quarantine_state !== "ok") return [now.quarantine_state, "warn"];
   const well = now.breakers.closed ?? 0;
   if (well < now.replicas) return [`${well} of ${now.replicas} up`, "warn"];
   return ["ok", "good"];

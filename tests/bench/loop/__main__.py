@@ -143,9 +143,10 @@ def run(n: int, seed: int, folder: Path, on_progress: Any, corrected: bool) -> L
         engines = json.loads((stack.enter_context(_process("tests.bench.loop.engines")).stdout or sys.stdin).readline())
         file = folder / "fleet.yaml"
         router = {
-            "policy": str(folder / "registry"), "default_engine": "plain", "seed": seed, "explore": 0.03,
-            "featurizer": "static", "records": {"dir": str(records)}, "shadow": {"share": 0.04, "max_in_flight": 64},
-            "exploration": {"floor": 0.001},
+            "policy": str(folder / "registry"), "default_engine": "plain", "seed": seed,
+            "featurizer": "static", "records": {"dir": str(records)},
+            "shadow": {"sample_rate": 0.04, "max_in_flight": 64},
+            "exploration": {"rate": 0.03, "min_probability": 0.001},
             "online": {"correction": {"enabled": corrected}},
         }  # fmt: skip
         fleet = [{"name": name, "url": url} for name, url in engines.items()]

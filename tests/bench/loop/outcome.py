@@ -143,9 +143,9 @@ def tried_s(loop: Loop) -> Iterator[tuple[float, float]]:
     ids = {one.policy: id for id, one in loop.state.policies.items()}
     for record in loop.records:
         made, name = record.decision, record.request_id.removeprefix("loop-")
-        if made.reason != "policy" or not made.beside or not name.isdecimal():
+        if made.reason != "policy" or not made.other_policy_probabilities or not name.isdecimal():
             continue
-        both = {made.policy: made.probabilities, **made.beside}
+        both = {made.policy: made.probabilities, **made.other_policy_probabilities}
         if len(both) == 2 and set(both) <= set(ids):  # the later one is the candidate
             active, candidate = sorted(both, key=lambda policy: ids[policy])
             seconds = dict(zip(ARMS, loop.made.seconds[int(name)], strict=True))

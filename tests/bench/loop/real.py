@@ -76,7 +76,7 @@ def main() -> None:
         home = Path(folder)
         (home / "registry").mkdir()
         settings = {"policy": str(home / "registry"), "records": {"dir": str(home / "records")}}
-        more = {"featurizer": "static", "shadow": {"share": 1.0}}
+        more = {"featurizer": "static", "shadow": {"sample_rate": 1.0}}
         fleet = with_router(with_engines(resolve("embedded"), list(_ENGINES)), **settings, **more)
         prepare_models(fleet)
         registry, plan = Registry(home / "registry"), RetrainingPlan(learner("tau_cost"), "plain")

@@ -65,7 +65,7 @@ async def _decisions(n: int, featurizer: str) -> dict[str, float]:
             outcome = Meter(began).outcome("ok")
             record = Record(
                 request_id="r", attempt=1, time=time.time(), path=_CHAT, stream=False, sampling=request.sampling or {},
-                load=table.in_flight(), context=context, decision=decision, outcome=outcome,
+                in_flight=table.in_flight(), context=context, decision=decision, outcome=outcome,
             )  # fmt: skip
             records.write(record)
             took_s = time.perf_counter() - began

@@ -120,7 +120,7 @@ def test_problems_are_shown_first_and_in_the_exit_code(tmp_path: Path) -> None:
     found = json.loads(as_json.stdout)
     assert found["findings"][0]["level"] == "problem"
     assert found["counts"]["problem"] == sum(one["level"] == "problem" for one in found["findings"])
-    assert "Draftpick sets it on engines that have one" in text.stdout
+    assert "Draftpick sets it on engines with one" in text.stdout
     assert "2 engines, 0 asked:" in text.stdout
 
 
@@ -132,8 +132,8 @@ def test_a_model_that_is_missing_hides_no_other_finding(tmp_path: Path) -> None:
 
 
 def test_all_lists_what_is_well() -> None:
-    assert "no drafter sleeps" not in invoke("mock").stdout
-    assert "no drafter sleeps" in invoke("mock", "--all").stdout
+    assert "engines with drafters do not sleep" not in invoke("mock").stdout
+    assert "engines with drafters do not sleep" in invoke("mock", "--all").stdout
 
 
 def test_addresses_alone_are_a_case() -> None:

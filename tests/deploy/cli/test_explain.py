@@ -73,7 +73,7 @@ def test_json_is_what_the_router_says(url: str) -> None:
     assert {row["arm"] for row in told["arms"]} == set(ARMS)
     assert told["output_tokens"] == pytest.approx(9)
     row = next(row for row in told["arms"] if row["arm"] == told["arm"])
-    assert row["predicted"].keys() >= {"seconds", "ttft_s", "decode_s", "counted_s", "tau", "stretch", "shift"}
+    assert row["predicted"].keys() >= {"seconds", "ttft_s", "decode_s", "weighted_s", "tau", "slowdown", "residual"}
 
 
 def test_prompts_come_from_files_standard_input_and_whole_requests(url: str, tmp_path: Path) -> None:

@@ -83,11 +83,13 @@ def _anchors(path: Path) -> set[str]:
 
 
 def test_anchors_are_those_of_github(tmp_path: Path) -> None:
-    text = "# One thing, *another*\n\n## `router.limits[]` it\n\n## Same\n\n## Same\n\n[a](#same-1) ![b](c.png) `d`\n"
+    text = (
+        "# One thing, *another*\n\n## `router.admission[]` it\n\n## Same\n\n## Same\n\n[a](#same-1) ![b](c.png) `d`\n"
+    )
     (tmp_path / "x.md").write_text(text)
-    assert anchors(tmp_path / "x.md") == {"one-thing-another", "routerlimits-it", "same", "same-1"}
+    assert anchors(tmp_path / "x.md") == {"one-thing-another", "routeradmission-it", "same", "same-1"}
     assert [link.text for link in links(tmp_path / "x.md")] == ["#same-1", "c.png"]
-    assert [(one.text, one.line) for one in code(tmp_path / "x.md")] == [("router.limits[]", 3), ("d", 9)]
+    assert [(one.text, one.line) for one in code(tmp_path / "x.md")] == [("router.admission[]", 3), ("d", 9)]
     assert slug("What it's for") == "what-its-for"
 
 
@@ -265,7 +267,9 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
     arms, times = [f"engine-{i}" for i in range(7)], [0.0123456789] * 7
     context = stored_context(np.linspace(-1, 1, 140, dtype=np.float32), "static-128-0a1b2c3d+lexical-v3")
     load, shares = LoadTerms(times, times, times, [0] * 7, times), dict(zip(arms, times, strict=True))
-    decision = Decision(arms[0], 0.97, shares, "tau_cost:0a1b2c3d", predicted_tpot_s=times, load=load, alone=arms[1])
+    decision = Decision(
+        arms[0], 0.97, shares, "tau_cost:0a1b2c3d", predicted_tpot_s=times, load=load, unloaded_arm=arms[1]
+    )
     record = Record(
         request_id="0" * 32,
         attempt=1,
@@ -273,7 +277,7 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
         path="/v1/chat/completions",
         stream=True,
         sampling={"temperature": 0.7, "max_tokens": 128.0},
-        load=dict.fromkeys(arms, 1),
+        in_flight=dict.fromkeys(arms, 1),
         context=context,
         decision=decision,
         outcome=Outcome("ok", 200, times[0], times[0], times[0], 100, 64, 2.1, 0.4, times[0], times[0]),
@@ -284,9 +288,9 @@ def test_a_record_takes_about_as_much_as_the_guide_says() -> None:
 
 def test_events_may_be_moved_away_while_routers_run(tmp_path: Path) -> None:
     exchange = PeerStore(tmp_path)
-    exchange.write_events([Event(1.0, "policy_taken", "one")])
+    exchange.write_events([Event(1.0, "policy_activated", "one")])
     (tmp_path / EVENTS).rename(tmp_path / "events-old.jsonl")
-    exchange.write_events([Event(2.0, "policy_taken", "two")])
+    exchange.write_events([Event(2.0, "policy_activated", "two")])
     assert [event.text for event in decode_events((tmp_path / EVENTS).read_bytes())] == ["two"]
     old = (tmp_path / "events-old.jsonl").read_bytes()
     assert [event.text for event in decode_events(old)] == ["one"]

@@ -176,7 +176,7 @@ def use(reader: Reader, router: str) -> None:
     """Step 8, after the restart."""
     assert "policy tau_cost:" in reader.type("explain")
     assert header(reader.type("curl"), "x-draftpick-policy").startswith("tau_cost:")
-    assert httpx.get(f"{router}/ready").json()["policy_refused"] is None
+    assert httpx.get(f"{router}/ready").json()["policy_rejected"] is None
     assert "plain" in reader.type("records")
     kept = list(records.read(reader.folder / "records"))
     assert len(kept) > 2 * PROMPTS

@@ -93,7 +93,7 @@ async def test_whoever_is_scraped_shows_the_counts_of_all(monkeypatch: pytest.Mo
 async def test_lines_of_json_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     servers = Servers()
     engine = (await servers.mock(FAST)).url
-    with routers(engine, 1, logs={"format": "json", "requests": True}) as made:
+    with routers(engine, 1, logs={"format": "json", "access_log": True}) as made:
         async with httpx.AsyncClient(base_url=made.url, timeout=30) as client:
             assert (await client.post(CHAT, json=asked(), headers={"x-request-id": "one"})).status_code == 200
     await servers.drain()

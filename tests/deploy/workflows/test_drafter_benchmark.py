@@ -34,7 +34,7 @@ def measured(kind: str, number: int, arm: str, **changes: float) -> Measurement:
     fields = {"ttft_s": 0.0, "tpot_s": STEP_S[kind][arm], "output_tokens": 11, **changes}
     if arm != "plain":
         fields |= {"acceptance_length": 2.0, "acceptance_rate": 0.5}
-    return Measurement.from_prompt(prompt, arm, arm, Outcome("ok", 200, **fields), loops=number == 0)  # type: ignore[arg-type]
+    return Measurement.from_prompt(prompt, arm, arm, Outcome("ok", 200, **fields), degenerate_repetition=number == 0)  # type: ignore[arg-type]
 
 
 def repeat() -> list[Measurement]:
@@ -92,7 +92,7 @@ def test_the_oracles_choose_by_kind_and_by_request(tmp_path: Path, console: Cons
 
 def test_an_oracle_does_not_choose_by_its_own_luck(tmp_path: Path, console: Console) -> None:
     lucky = [
-        measured(m.kind, int(m.prompt_id[-1]), m.arm, tpot_s=0.001) if (m.kind, m.arm) == ("edit", "plain") else m
+        measured(m.task, int(m.prompt_id[-1]), m.arm, tpot_s=0.001) if (m.task, m.arm) == ("edit", "plain") else m
         for m in repeat()
     ]
     found = figures([repeat(), lucky], tmp_path, console)
@@ -102,7 +102,7 @@ def test_an_oracle_does_not_choose_by_its_own_luck(tmp_path: Path, console: Cons
 
 
 def test_the_spread_is_that_of_the_repeats(tmp_path: Path, console: Console) -> None:
-    slow = [measured(m.kind, int(m.prompt_id[-1]), m.arm, tpot_s=0.02) if m.arm == "head" else m for m in repeat()]
+    slow = [measured(m.task, int(m.prompt_id[-1]), m.arm, tpot_s=0.02) if m.arm == "head" else m for m in repeat()]
     speedup = figures([repeat(), slow], tmp_path, console)["speedup/head/math"]
     assert (speedup.low, speedup.high) == (pytest.approx(1.5), pytest.approx(2))
 

@@ -56,7 +56,7 @@ def slow(mock_url: str) -> Iterator[None]:
 def full(mock_url: str, slow: None) -> Iterator[None]:
     """Two routers whose only places are taken."""
     router = serve.get_deployment_handle("router", APP_NAME)
-    router.broadcast("reconfigure", {"limits": {"max_in_flight": 1, "max_queued": 0}}).results(timeout_s=30)
+    router.broadcast("reconfigure", {"admission": {"max_in_flight": 1, "max_queued": 0}}).results(timeout_s=30)
     held: list[Iterator[bytes]] = []  # a generator that nobody holds would close its stream
     with ExitStack() as streams:
         while len(held) < 2:
@@ -66,7 +66,7 @@ def full(mock_url: str, slow: None) -> Iterator[None]:
                 held.append(answer.iter_bytes())
                 next(held[-1])
         yield
-    router.broadcast("reconfigure", {"limits": {}}).results(timeout_s=30)
+    router.broadcast("reconfigure", {"admission": {}}).results(timeout_s=30)
 
 
 # --- by URL ---

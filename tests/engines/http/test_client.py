@@ -258,7 +258,7 @@ async def test_a_reader_that_does_not_read_stops_the_engine_and_not_the_clock(se
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     url = (await servers.serve(app)).url
-    hurried = EngineClient(first_byte_timeout_s=0.3, timeout_s=30, stall_timeout_s=0.3)
+    hurried = EngineClient(first_byte_timeout_s=0.3, timeout_s=30, stream_idle_timeout_s=0.3)
     async with hurried.send(url, "GET", [], b"", stream=True) as answer:
         await asyncio.sleep(1)
         assert sent < 300
@@ -273,7 +273,7 @@ async def test_a_stream_that_stalls_is_broken(servers: Servers) -> None:
         await asyncio.sleep(30)
 
     url = (await servers.serve(app)).url
-    hurried = EngineClient(first_byte_timeout_s=20, timeout_s=30, stall_timeout_s=0.2)
+    hurried = EngineClient(first_byte_timeout_s=20, timeout_s=30, stream_idle_timeout_s=0.2)
     with pytest.raises(StreamInterrupted, match="too late"):
         async with hurried.send(url, "GET", [], b"", stream=True) as answer:
             assert [chunk async for chunk in answer.chunks]

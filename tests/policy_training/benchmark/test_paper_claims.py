@@ -19,7 +19,7 @@ def said(i: int, a: int) -> Measurement:
     likeness = float(np.clip(np.log(BANDIT.tau[i, a]) / 1.5, 0, 1))
     m = measured(f"p{i}", ARMS[a], tpot_s=0.01 / BANDIT.tau[i, a], acceptance_length=BANDIT.tau[i, a])
     alike = {} if a == 0 else dict.fromkeys(("rouge_l", "bleu", "overlap"), likeness)
-    return replace(m, kind=f"cluster-{BANDIT.clusters[i]}", temperature=0.0, alignment=alike)
+    return replace(m, task=f"cluster-{BANDIT.clusters[i]}", temperature=0.0, alignment=alike)
 
 
 def test_every_claim_has_a_verdict_and_figures() -> None:

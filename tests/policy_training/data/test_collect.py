@@ -38,7 +38,7 @@ def last(mock: Mock) -> tuple[dict[str, Any], dict[str, str]]:
 async def test_an_answer_is_measured(mock_engine: StartMock) -> None:
     result = await one((await mock_engine(DRAFTS)).url)
     outcome = result.outcome
-    assert (result.prompt_id, result.kind, result.label, result.arm) == ("chat-0", "chat", "ngram", "ngram")
+    assert (result.prompt_id, result.task, result.label, result.arm) == ("chat-0", "chat", "ngram", "ngram")
     assert (result.temperature, result.max_tokens) == (0.0, 20)
     assert (outcome.status, outcome.http_status, outcome.output_tokens) == ("ok", 200, 20)
     assert outcome.ttft_s is not None

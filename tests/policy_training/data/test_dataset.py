@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from draftpick.policy_training.data.data_card import card
 from draftpick.policy_training.data.dataset import (
+    SCHEMA_2_NAMES,
     Dataset,
     DatasetError,
     DatasetParts,
@@ -23,6 +24,7 @@ from draftpick.policy_training.data.dataset import (
 )
 from draftpick.policy_training.workloads import Prompt
 from draftpick.router.types import Outcome, Status
+from tests.router.config.test_former_fields import upgrading
 
 PROMPT = Prompt("edit-1", "edit", "Rewrite this secret.", 0.7, 64)
 OK = Outcome("ok", 200, ttft_s=0.5, tpot_s=0.1, e2e_s=1.4, prompt_tokens=5, output_tokens=10, acceptance_length=2.0)
@@ -60,7 +62,7 @@ def test_one_row_a_request_with_a_schema_and_without_the_text(tmp_path: Path) ->
     save(path, [measured("a", "plain"), measured("b", "plain"), measured("a", "ngram")])
     table = pq.read_table(path)
     assert table["prompt_id"].to_pylist() == ["a", "b"]
-    assert table.schema.metadata == {b"draftpick_schema": b"2"}
+    assert table.schema.metadata == {b"draftpick_schema": b"3"}
     assert b"secret" not in path.read_bytes()
 
 
@@ -73,12 +75,32 @@ def test_several_datasets_are_read_as_one(tmp_path: Path) -> None:
     assert found.arms == ["ngram", "plain"]
 
 
+def test_a_dataset_of_schema_2_is_read_in_the_names_of_today(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "dataset_schema2.parquet"  # written by a version of that schema
+    data = load(old)
+    replayed, logged = data.measurements
+    outcome = Outcome("ok", 200, 0.5, 0.125, 1.5, 5, 9, 2.0, 0.5, 0.0009765625, 0.0625)
+    assert replayed == Measurement(
+        "edit-1", "edit", "suffix", "suffix", 0.0, 64, outcome, degenerate_repetition=True, source="replay",
+        tau_by_length={4: 2.0, 8: 2.5}, alignment={"rouge": 0.5},
+    )  # fmt: skip
+    assert (logged.task, logged.slowdown, logged.in_flight, logged.propensity) == ("edit", 1.5, 3, 0.25)
+    assert data.contexts["edit-1"]["features"].tolist() == [0.5, -1.0]
+    save(tmp_path / "new.parquet", data.measurements, data.contexts)
+    assert load(tmp_path / "new.parquet").measurements == data.measurements
+    assert len(load(old, tmp_path / "new.parquet").measurements) == 4
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    assert {f"  - `{old}` -> `{new}`" for old, new in SCHEMA_2_NAMES.items()} <= set(upgrading())
+
+
 def other_schema(path: Path) -> None:
     pq.write_table(pa.table({"prompt_id": ["a"]}), path)
 
 
 def no_columns(path: Path) -> None:
-    pq.write_table(pa.table({"prompt_id": ["a"]}).replace_schema_metadata({"draftpick_schema": "2"}), path)
+    pq.write_table(pa.table({"prompt_id": ["a"]}).replace_schema_metadata({"draftpick_schema": "3"}), path)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def record(number: int, **changes: object) -> Record:
     p = dict.fromkeys(ARMS, 0.25)
     made = Record(
         request_id=f"r{number}", attempt=1, time=float(number), path="/v1/chat/completions", stream=True,
-        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={"plain": 1},
+        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, in_flight={"plain": 1},
         context=stored_context(BANDIT.contexts[number], "features"),
         decision=Decision(ARMS[arm], float(LOG.propensity[number]), p, "uniform"), outcome=outcome,
     )  # fmt: skip

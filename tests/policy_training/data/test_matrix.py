@@ -120,7 +120,7 @@ def timed(arm: str, tau: float, step_s: float, prompt_tokens: int, number: int, 
         f"p{number}", arm, acceptance_length=tau, tpot_s=step_s / tau, ttft_s=0.1 + 0.001 * prompt_tokens,
         prompt_tokens=prompt_tokens,
     )  # fmt: skip
-    return Measurement(made.prompt_id, made.kind, arm, arm, temperature, 64, made.outcome)
+    return Measurement(made.prompt_id, made.task, arm, arm, temperature, 64, made.outcome)
 
 
 def test_costs_are_steps_and_a_line_of_first_tokens() -> None:

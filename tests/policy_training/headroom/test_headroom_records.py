@@ -51,7 +51,7 @@ def answer(data: Matrix, i: int, arm: int, p: Sequence[float], reason: str = "po
     )
     return Record(
         request_id=f"r{i}", attempt=1, time=1000.0 + i, path="/v1/chat/completions", stream=True,
-        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={ARMS[arm]: load},
+        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, in_flight={ARMS[arm]: load},
         context=stored_context(data.contexts[i], "features"), decision=decision, outcome=outcome,
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_too_few_single_answers_are_refused() -> None:
     assert found.verdict == "cannot tell"
     assert found.needs is not None
     assert 0 < found.needs < 2000
-    assert "are needed: set router.explore" in reasons_against(Evidence(found, 0.03))[0]
+    assert "are needed: set router.exploration.rate" in reasons_against(Evidence(found, 0.03))[0]
 
 
 def test_a_log_that_could_not_have_taken_the_other_arms_is_refused() -> None:

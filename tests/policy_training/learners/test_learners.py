@@ -102,16 +102,16 @@ def test_homes_that_tell_nothing_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"homed": [3, 4]}, "homed must name two arms or more"),
-        ({"homed": [1], "homes": 1}, "homed must name two arms or more"),
-        ({"homes": 30}, "homes is of 30 directions"),
+        ({"domain_arms": [3, 4]}, "domain_arms must name two arms or more"),
+        ({"domain_arms": [1], "domain_centres": 1}, "domain_arms must name two arms or more"),
+        ({"domain_centres": 30}, "domain_centres is of 30 directions"),
     ],
 )
 def test_homes_that_do_not_fit_are_refused(change: dict[str, Any], problem: str) -> None:
     manifest, arrays = fit(FIT.matrix(), TauCost(), replace(SETTING, training_domains=homes("ngram", "math")))
-    homed = np.asarray(change.get("homed", [1, 3]), np.int32)
-    directions = change["homes"] if change.get("homes", 1) != 1 else arrays["homes"].shape[2]
-    damaged = {**arrays, "homed": homed, "homes": np.zeros((len(homed), 16, directions), np.float32)}
+    homed = np.asarray(change.get("domain_arms", [1, 3]), np.int32)
+    directions = change["domain_centres"] if change.get("domain_centres", 1) != 1 else arrays["domain_centres"].shape[2]
+    damaged = {**arrays, "domain_arms": homed, "domain_centres": np.zeros((len(homed), 16, directions), np.float32)}
     with pytest.raises(PolicyRejected, match=problem):
         policies.make({**manifest, "arrays_sha256": "0" * 64}, damaged)
 

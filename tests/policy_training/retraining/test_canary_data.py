@@ -71,7 +71,7 @@ def both(i: int, at: float, policy: str = "old") -> Record:
     other = "new" if policy == "old" else "old"
     decision = replace(
         made.decision, arm=ARMS[(i + (policy == "new")) % 4], probabilities=sure[policy],
-        policy_share=0.25 if policy == "new" else 0.75, beside={other: sure[other]},
+        policy_share=0.25 if policy == "new" else 0.75, other_policy_probabilities={other: sure[other]},
     )  # fmt: skip
     return replace(made, decision=decision)
 
@@ -84,8 +84,8 @@ def test_records_make_a_trial() -> None:
         replace(later[1], attempt=2),
         replace(later[1], outcome=replace(later[1].outcome, status="cancelled")),
         replace(later[1], decision=replace(later[1].decision, reason="pinned")),
-        replace(later[1], decision=replace(later[1].decision, beside=None)),
-        replace(later[1], decision=replace(later[1].decision, beside={"newer": {}})),
+        replace(later[1], decision=replace(later[1].decision, other_policy_probabilities=None)),
+        replace(later[1], decision=replace(later[1].decision, other_policy_probabilities={"newer": {}})),
         replace(later[1], decision=replace(later[1].decision, policy_share=1.0)),
     ]
     found = canary_experiment([*earlier, *shadows, *left_out, *later], 150.0, "new")
@@ -110,7 +110,7 @@ def test_an_engine_that_stands_in_for_the_active_policy_is_compared_with() -> No
     aside = [
         replace(r, decision=replace(r.decision, policy="fixed:plain"))
         if r.decision.policy == "old"
-        else replace(r, decision=replace(r.decision, beside={"fixed:plain": {"plain": 1.0}}))
+        else replace(r, decision=replace(r.decision, other_policy_probabilities={"fixed:plain": {"plain": 1.0}}))
         for r in later[20:]
     ]
     found = canary_experiment([*earlier, *later[:20], *aside], 150.0, "new")

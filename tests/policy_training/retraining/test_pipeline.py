@@ -43,7 +43,7 @@ def record(i: int, arm: int, policy: str = "uniform", reason: str = "policy", at
     )
     return Record(
         request_id=f"r{i}", attempt=1, time=at or NOW + i / 100, path="/v1/chat/completions", stream=True,
-        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, load={},
+        sampling={"temperature": 0.7 * half, "max_tokens": 64.0}, in_flight={},
         context=stored_context(BANDIT.contexts[i], "features"), decision=decision, outcome=outcome,
     )  # fmt: skip
 
@@ -247,8 +247,8 @@ def tried(
         new = int(rng.random() < share)
         one = record(i % 900, (OLD, NEW)[new], names[new], at=at + i / 1e6)
         decision = replace(
-            one.decision, propensity=1.0, probabilities=sure[new], beside={names[1 - new]: sure[1 - new]},
-            policy_share=share if new else 1.0 - share,
+            one.decision, propensity=1.0, probabilities=sure[new],
+            other_policy_probabilities={names[1 - new]: sure[1 - new]}, policy_share=share if new else 1.0 - share,
         )  # fmt: skip
         outcome = replace(one.outcome, tpot_s=0.01 * float(rng.lognormal(0, 0.1)) * (slower if new else 1.0))
         failed = new and rng.random() < failing
@@ -309,7 +309,7 @@ def test_a_candidate_that_is_slower_or_fails_is_refused(canary: Canary, slower: 
     assert (state.active, state.candidate) == ("p0001", None)
     assert state.entry("p0003").stage == "refused"
     assert "rejected at 50%" in said[-1]
-    assert told(keeper) == ["candidate_refused"]
+    assert told(keeper) == ["candidate_rejected"]
 
 
 def test_a_candidate_of_which_nothing_is_sure_waits(canary: Canary) -> None:
@@ -321,7 +321,7 @@ def test_a_candidate_of_which_nothing_is_sure_waits(canary: Canary) -> None:
 
 def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(canary: Canary, tmp_path: Path) -> None:
     keeper, registry, _ = canary(slower=0.8)
-    alone = [replace(r, decision=replace(r.decision, beside=None)) for r in keeper.store.records()]
+    alone = [replace(r, decision=replace(r.decision, other_policy_probabilities=None)) for r in keeper.store.records()]
     put(tmp_path / "alone", alone)
     rules = replace(keeper.config, limits=Limits(max_requests=900))
     keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), config=rules)
@@ -384,7 +384,7 @@ def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(canary: Cana
     keeper, registry, said = canary(slower=0.8)
     keeper.step()
     keeper.store.append_event(
-        Event(time.time() + 5, "policy_loses", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
+        Event(time.time() + 5, "policy_suspended", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
     )
     keeper.step()
     assert registry.state().active == "p0001"
@@ -396,7 +396,7 @@ def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_o
     keeper.step()
     name = registry.state().policies["p0003"].policy
     keeper.store.append_event(Event(time.time() + 5, "inputs_changed", "other requests"))
-    keeper.store.append_event(Event(time.time() + 9, "policy_loses", "it loses 7%", "plain", name))
+    keeper.store.append_event(Event(time.time() + 9, "policy_suspended", "it loses 7%", "plain", name))
     keeper.step()
     assert registry.state().active == "p0003"
 

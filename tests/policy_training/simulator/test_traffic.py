@@ -62,7 +62,7 @@ def test_recorded_traffic_comes_as_fast_as_is_asked_for() -> None:
 def test_a_file_says_kinds_lengths_and_acceptance(tmp_path: Path) -> None:
     file = tmp_path / "traffic.yaml"
     file.write_text(
-        "{rate: 3, spread: 0.3, kinds: {math: {share: 3, output_tokens: 100, sampled: 0, tau: {eagle: 3.0}},"
+        "{rate: 3, spread: 0.3, tasks: {math: {share: 3, output_tokens: 100, sampled: 0, tau: {eagle: 3.0}},"
         " chat: {prompt_tokens: 50, output_tokens: 300, sampled: 1}}}"
     )
     made = SyntheticTraffic(read_spec(str(file)).rows(["eagle", "plain"]), 20_000, 3.0)(0)
@@ -80,14 +80,14 @@ def test_a_file_says_kinds_lengths_and_acceptance(tmp_path: Path) -> None:
 
 def test_the_file_that_ships_covers_the_embedded_fleet() -> None:
     spec = read_spec("six_kinds")
-    assert len(spec.kinds) == 6
-    assert all(set(kind.tau) == {"suffix", "hybrid", "general", "math", "code", "chat"} for kind in spec.kinds.values())
+    assert len(spec.tasks) == 6
+    assert all(set(kind.tau) == {"suffix", "hybrid", "general", "math", "code", "chat"} for kind in spec.tasks.values())
 
 
 def test_a_wrong_file_is_refused_with_the_field(tmp_path: Path) -> None:
     file = tmp_path / "traffic.yaml"
-    file.write_text("{kinds: {math: {tau: {eagle: 0.5}}}}")
-    with pytest.raises(DatasetError, match=r"kinds\.math\.tau\.eagle"):
+    file.write_text("{tasks: {math: {tau: {eagle: 0.5}}}}")
+    with pytest.raises(DatasetError, match=r"tasks\.math\.tau\.eagle"):
         read_spec(str(file))
     with pytest.raises(DatasetError, match="six_kinds"):
         read_spec("seven_kinds")

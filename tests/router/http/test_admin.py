@@ -116,7 +116,7 @@ async def test_what_the_registry_refuses_is_told_with_its_reason(registry: Regis
     async with admin(registry.path, tmp_path / "records") as (_, client):
         for change, param, told in REFUSED:
             error = refusal(await client.post(POLICIES, json=change), 400)
-            assert (error["code"], error["param"]) == ("policy_refused", param)
+            assert (error["code"], error["param"]) == ("policy_rejected", param)
             assert told in error["message"]
 
 

@@ -184,9 +184,9 @@ def test_numbers_read_as_people_write_them() -> None:
 
 @node
 def test_standings_read_as_words() -> None:
-    well = "{replicas: 2, breakers: {closed: 2}, drafts: 'ok', why_not: null}"
-    cases = ["", "breakers: {closed: 1, open: 1}", "drafts: 'probed'"]
-    cases += [f"why_not: '{reason}'" for reason in ("breaker_open", "full", "of_its_own")]
+    well = "{replicas: 2, breakers: {closed: 2}, quarantine_state: 'ok', ineligible_reason: null}"
+    cases = ["", "breakers: {closed: 1, open: 1}", "quarantine_state: 'probed'"]
+    cases += [f"ineligible_reason: '{reason}'" for reason in ("breaker_open", "full", "of_its_own")]
     told = said(
         f"[{','.join(f'{{...{well}, {one}}}' for one in cases)}].map((s) => text.standing(s).join(' ')).join('|')"
     )

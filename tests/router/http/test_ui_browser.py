@@ -172,7 +172,7 @@ async def two_processes(tmp_path: Path) -> AsyncIterator[tuple[dict[str, EngineP
     """Two engines that are processes, and a client of a router over them, which tries again soon."""
     engines = {arm: EngineProcess(FAST, MODEL, arm) for arm in TWO}
     settings = {"policy": "uniform", "default_engine": "plain", "records": {"dir": str(tmp_path / "records")}}
-    settings |= {"breaker": {"open_s": 0.3, "max_open_s": 0.5, "slow_start_s": 1}}
+    settings |= {"breaker": {"base_ejection_s": 0.3, "max_ejection_s": 0.5, "slow_start_s": 1}}
     listed = [{"name": arm, "url": engine.url} for arm, engine in engines.items()]
     config = load_config({"target": {"name": MODEL}, "engines": listed, "router": settings})
     router = Router(config, {arm: fixed_address(engine.url) for arm, engine in engines.items()})

@@ -52,19 +52,19 @@ def test_an_idle_fleet_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "price", "read_price"),
+    ("objective", "objective_weight", "prefill_weight"),
     [("latency", 1.4, 1.0), ("throughput", 1.4 + 4 * 0.1, 5.0), ("cost", 2 * 1.4 / 5 + 0.1 * 1.4, 2.1)],
 )
 def test_objectives_weigh_ones_own_time_and_that_of_the_others(
-    objective: Objective, price: float, read_price: float
+    objective: Objective, objective_weight: float, prefill_weight: float
 ) -> None:
     fleet = Fleet(objective=objective)
     fleet.holds("a", 4)
     terms = fleet.model.terms_now(("a", "b"), context(), {})
     assert terms is not None
-    assert terms.stretch == pytest.approx((1.4, 1.0))
-    assert terms.price[0] == pytest.approx(price)
-    assert terms.read_price[0] == pytest.approx(read_price)
+    assert terms.slowdown == pytest.approx((1.4, 1.0))
+    assert terms.objective_weight[0] == pytest.approx(objective_weight)
+    assert terms.prefill_weight[0] == pytest.approx(prefill_weight)
     assert terms == fleet.model.terms_now(("a", "b"), context(), {}, objective)
 
 
@@ -73,7 +73,7 @@ def test_a_policy_may_know_arms_that_the_fleet_has_not() -> None:
     fleet.holds("a", 4)
     terms = fleet.model.terms_now(("other", "b", "a"), context(), {})
     assert terms is not None
-    assert terms.stretch == pytest.approx((1.0, 1.0, 1.4))
+    assert terms.slowdown == pytest.approx((1.0, 1.0, 1.4))
 
 
 def test_a_full_replica_makes_one_wait() -> None:
@@ -88,7 +88,7 @@ def test_a_full_replica_makes_one_wait() -> None:
     terms = fleet.model.terms_now(("a",), context(), {})
     assert terms is not None
     assert terms.wait_s == pytest.approx((1.0,))
-    assert (terms.stretch, terms.read_price) == (pytest.approx((1.0,)), (4.0,))  # the fourth of four, once it runs
+    assert (terms.slowdown, terms.prefill_weight) == (pytest.approx((1.0,)), (4.0,))  # the fourth of four, once it runs
 
 
 def test_where_an_engine_lets_requests_wait_it_is_full() -> None:
@@ -104,7 +104,7 @@ def test_what_others_send_counts_too() -> None:
     fleet.holds("a", 1)
     fleet.reports("a", running=5)  # one of them is ours
     fleet.holds("a", 2)
-    assert fleet.model.terms_now(("a",), context(), {}).stretch == pytest.approx((1.6,))  # type: ignore[union-attr]
+    assert fleet.model.terms_now(("a",), context(), {}).slowdown == pytest.approx((1.6,))  # type: ignore[union-attr]
 
 
 def test_what_a_replica_has_read_is_told() -> None:
@@ -112,7 +112,7 @@ def test_what_a_replica_has_read_is_told() -> None:
     fleet.table.update("a", [A, A2])
     terms = fleet.model.terms_now(("a", "b"), context(), {A2: 4096})
     assert terms is not None
-    assert terms.known_tokens == (1024, 0)
+    assert terms.cached_prefix_tokens == (1024, 0)
 
 
 def test_an_arm_that_stops_reporting_is_stale_and_one_that_never_did_is_not() -> None:

@@ -76,7 +76,7 @@ class Foretells(Policy):
     ) -> tuple[Probabilities, Forecast | None]:
         if self._failing:
             raise ValueError("it fails")
-        seconds = [one.counted_s for one in self._terms]
+        seconds = [one.weighted_s for one in self._terms]
         best = min((i for i, may in enumerate(eligible) if may), key=seconds.__getitem__)
         if eligible[0] and seconds[0] - seconds[best] <= self._terms[best].margin_s:
             best = 0
@@ -113,10 +113,10 @@ def test_drafts_tip_it() -> None:
 
 TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
     (PLAIN, replace(PLAIN, step_s=0.025, tau=1.1), (0, 0, 0), "its steps take 20 ms, those of math 25 ms"),
-    (PLAIN, replace(PLAIN, stretch=3.0, price=3.0), (1, 0, 14), "it has 1 request there, math 14"),
-    (PLAIN, replace(PLAIN, shift=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
+    (PLAIN, replace(PLAIN, slowdown=3.0, objective_weight=3.0), (1, 0, 14), "it has 1 request there, math 14"),
+    (PLAIN, replace(PLAIN, residual=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
     (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "math has a queue of 1.20 s"),
-    (replace(PLAIN, prompt_s=0.5, known_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
+    (replace(PLAIN, prompt_s=0.5, cached_prefix_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
     (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "its prefill takes 0 ms, that of math 0.50 s"),
 ]
 
@@ -135,11 +135,12 @@ def test_the_default_keeps_what_another_promises_too_little_of() -> None:
     assert sentence == "plain, the default, serves: ngram is predicted to save only 19 ms, and a switch needs 30 ms"
 
 
+HEAVY = replace(MATH, objective_weight=4.0)
 BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
     (MATH, (0, 0, 0), {"math": "quarantined"}, "; math would be faster but has lost its drafts"),
     (MATH, (0, 0, 0), {"math": "no_replica"}, "; math would be faster but has no replica"),
-    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would finish sooner but would slow the 14 requests there"),
-    (replace(MATH, stretch=4.0, price=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
+    (HEAVY, (0, 0, 14), {}, "; math would finish sooner but would slow the 14 requests there"),
+    (replace(HEAVY, slowdown=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
     (replace(MATH, tau=1.0), (0, 0, 0), {}, "(plain: 1.0)"),
 ]
 
@@ -154,12 +155,12 @@ def test_who_would_be_faster_is_told_with_the_reason(
 
 
 def test_under_another_objective_the_longer_one_may_count_less() -> None:
-    sentence = explained(replace(PLAIN, price=0.1), NGRAM, MATH, objective="cost").deciding_reason()
+    sentence = explained(replace(PLAIN, objective_weight=0.1), NGRAM, MATH, objective="cost").deciding_reason()
     assert sentence == "plain is expected to take 0.40 s, 82 % more than math, but math counts more for cost"
 
 
 def test_of_a_shorter_one_that_would_slow_others_it_is_told_once() -> None:
-    slow = replace(MATH, price=4.0)
+    slow = replace(MATH, objective_weight=4.0)
     sentence = explained(PLAIN, replace(NGRAM, tau=1.0), slow, loads=(0, 0, 2), out={"ngram": "full"}).deciding_reason()
     told = "plain is expected to take 0.40 s, 82 % more than math, but math would slow the 2 requests there"
     assert sentence == told
@@ -181,7 +182,7 @@ def test_the_only_engine_and_a_policy_put_aside() -> None:
 def test_fallbacks_say_what_was_missing() -> None:
     stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
     assert "failed on this request" in stale.deciding_reason()
-    all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
+    all_stale = {arm: replace(standing, ineligible_reason="stale") for arm, standing in stale.standings.items()}
     assert "all load reports are outdated" in replace(stale, standings=all_stale).deciding_reason()
     assert "the request has no features" in replace(stale, context=None, terms={}).deciding_reason()
 
@@ -201,16 +202,17 @@ def test_a_policy_without_times_says_so(policy: Policy) -> None:
 seconds = st.floats(0.001, 10)
 terms = st.builds(
     Terms,
-    tau=st.floats(1, 8), step_s=seconds, tokens=st.floats(0, 500), prompt_s=seconds, known_s=st.floats(0, 0.001),
-    wait_s=st.floats(0, 5), stretch=st.floats(1, 9), price=st.floats(0.1, 20), read_price=st.floats(1, 20),
-    shift=st.floats(-1, 1), margin_s=st.floats(0, 1),
+    tau=st.floats(1, 8), step_s=seconds, tokens=st.floats(0, 500), prompt_s=seconds,
+    cached_prefix_s=st.floats(0, 0.001), wait_s=st.floats(0, 5), slowdown=st.floats(1, 9),
+    objective_weight=st.floats(0.1, 20),
+    prefill_weight=st.floats(1, 20), residual=st.floats(-1, 1), margin_s=st.floats(0, 1),
 )  # fmt: skip
 
 
 @given(terms, terms)
 def test_the_causes_add_up_to_the_difference(a: Terms, b: Terms) -> None:
     b = replace(b, tokens=a.tokens)
-    assert sum(_causes(a, b).values()) == pytest.approx(b.counted_s - a.counted_s, rel=1e-6, abs=1e-6)
+    assert sum(_causes(a, b).values()) == pytest.approx(b.weighted_s - a.weighted_s, rel=1e-6, abs=1e-6)
 
 
 @given(
@@ -255,11 +257,11 @@ def test_the_parts_make_up_what_the_policy_decides_by(
     parts = policy.terms(context, shifts, loaded)
     assert forecast is not None
     assert parts is not None
-    assert [part.counted_s for part in parts] == pytest.approx(list(forecast.seconds))
-    assert [part.step_s * part.stretch / part.tau for part in parts] == pytest.approx(list(forecast.tpot_s))
+    assert [part.weighted_s for part in parts] == pytest.approx(list(forecast.seconds))
+    assert [part.step_s * part.slowdown / part.tau for part in parts] == pytest.approx(list(forecast.tpot_s))
     if forecast.unloaded_arm is not None:
-        assert min(range(7), key=lambda i: parts[i].alone_s) == forecast.unloaded_arm
-    assert all(part.known_s >= 0 and part.tau >= 1 and part.seconds > 0 for part in parts)
+        assert min(range(7), key=lambda i: parts[i].unloaded_s) == forecast.unloaded_arm
+    assert all(part.cached_prefix_s >= 0 and part.tau >= 1 and part.seconds > 0 for part in parts)
 
 
 def test_kinds_have_names_that_differ() -> None:
@@ -319,8 +321,8 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
             parts.load.staleness.suspects = frozenset({"ngram"})
     told = await explanation(app)
     plain, ngram = told["arms"]
-    assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
-    assert (ngram["why_not"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
+    assert (plain["ineligible_reason"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
+    assert (ngram["ineligible_reason"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
     assert told["tipped"] == "plain is the only eligible engine"
 
 
@@ -340,4 +342,4 @@ async def test_where_none_may_all_may(router_app: StartRouter) -> None:
 async def test_of_an_engine_that_is_gone(router_app: StartRouter) -> None:
     app = await router_app(TWO | {"gone": REFUSING_URL}, policy=FixedPolicy(("plain", "ngram", "gone"), "gone"))
     await app.post()
-    assert (await explanation(app))["arms"][2]["why_not"] == "gone"
+    assert (await explanation(app))["arms"][2]["ineligible_reason"] == "gone"

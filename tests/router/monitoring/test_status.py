@@ -71,15 +71,21 @@ async def test_a_router_that_has_seen_nothing(registry: Registry, tmp_path: Path
         0,
         0,
     )
-    assert (shown["keys"], shown["ready"], shown["plain"], shown["model"]) == (
+    assert (shown["keys"], shown["ready"], shown["baseline"], shown["model"]) == (
         False,
         True,
         "plain",
         "smollm2-135m-instruct",
     )
     for row, arm in zip(shown["arms"], ARMS, strict=True):
-        standing = {"replicas": 1, "in_flight": 0, "load": 0, "why_not": None, "breakers": {"closed": 1}}
-        assert row["standing"] == {**standing, "drafts": "ok", "stale": False}
+        standing = {
+            "replicas": 1,
+            "in_flight": 0,
+            "total_in_flight": 0,
+            "ineligible_reason": None,
+            "breakers": {"closed": 1},
+        }
+        assert row["standing"] == {**standing, "quarantine_state": "ok", "stale": False}
         assert (row["arm"], row["share"], row["tokens_per_s"], row["saved_share"]) == (arm, None, 0.0, None)
 
 
@@ -123,7 +129,7 @@ async def test_failures_and_standings_show(router_app: StartRouter) -> None:
     shown = await state(app.client)
     ngram = shown["arms"][1]
     assert (ngram["attempts"], ngram["failed"]) == (3, 3)
-    assert (ngram["standing"]["why_not"], ngram["standing"]["breakers"]) == ("breaker_open", {"open": 1})
+    assert (ngram["standing"]["ineligible_reason"], ngram["standing"]["breakers"]) == ("breaker_open", {"open": 1})
     assert {row["status"] for row in shown["decisions"]} == {"engine_error"}
     assert shown["registry"] is None
 

@@ -144,7 +144,7 @@ def test_what_is_usual_may_be_given() -> None:
     inputs = InputDriftDetector(CONFIG, 4, baseline=np.asarray([0.7, 0.3, 0.0, 0.0]))
     found = [inputs.update(2) for _ in range(2 * CONFIG.window)]
     assert found[: CONFIG.window - 1] == [None] * (CONFIG.window - 1)
-    assert found[-1] is None or found[-1] > CONFIG.stability
+    assert found[-1] is None or found[-1] > CONFIG.psi_threshold
     assert any(index is not None for index in found)
 
 

@@ -182,12 +182,12 @@ def test_a_policy_that_loses_is_put_aside_and_tried_again(policy: Policy) -> Non
     for arm in range(len(ARMS)):
         world.times[arm] = 1.0 if arm == policy.default_arm else 3.0
     world.go(1200, seed=2)
-    assert "policy_loses" in {e.kind for e in world.events}
+    assert "policy_suspended" in {e.kind for e in world.events}
     assert world.online.suspended
     for _ in range(500):
         world.online.observe_fallback()
     assert not world.online.suspended
-    assert world.events[-1].kind == "policy_tried_again"
+    assert world.events[-1].kind == "policy_resumed"
 
 
 def test_what_is_switched_off_learns_nothing(policy: Policy) -> None:

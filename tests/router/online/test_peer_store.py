@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from draftpick.router.config.router_config import load_config
-from draftpick.router.online.events import EVENTS, Event, decode_events
+from draftpick.router.online.events import EVENTS, FORMER_KINDS, Event, decode_events
 from draftpick.router.online.peer_store import PeerStore
 from draftpick.router.records import read
 from draftpick.router.router import Router, fixed_address
@@ -39,6 +39,12 @@ def test_lines_of_replicas_that_write_at_once_do_not_mix(tmp_path: Path) -> None
     found = decode_events((tmp_path / EVENTS).read_bytes())
     assert sorted(one.time for one in found) == sorted(event(1000 * r + n).time for r in range(8) for n in range(80))
     assert {one.text for one in found} == {event(1000 * r + n).text for r in range(8) for n in range(80)}
+
+
+@pytest.mark.parametrize(("old", "new"), FORMER_KINDS.items())
+def test_a_line_of_an_earlier_version_has_the_kind_of_today(old: str, new: str) -> None:
+    line = f'{{"time": 9.0, "kind": "{old}", "text": "it loses 7%", "arm": null, "policy": "p", "figures": {{}}}}\n'
+    assert decode_events(line.encode()) == [Event(9.0, new, "it loses 7%", policy="p")]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_one_answer_moves_no_cell_by_more_than_a_step(
     correction = made(*before)
     old = correction.residuals()
     correction.update(*last)
-    assert np.abs(correction.residuals() - old).max() <= CONFIG.most_step
+    assert np.abs(correction.residuals() - old).max() <= CONFIG.max_log_step
 
 
 @given(answers)
@@ -52,13 +52,13 @@ def test_a_full_memory_moves_by_a_step_over_its_length() -> None:
     correction = made(*((0, 0, float(rng.normal(0.2, 0.1))) for _ in range(400)))
     before = correction.residual(0, 0)
     correction.update(0, 0, 100.0)
-    assert correction.residual(0, 0) - before == pytest.approx(CONFIG.most_step / CONFIG.memory, rel=0.2)
+    assert correction.residual(0, 0) - before == pytest.approx(CONFIG.max_log_step / CONFIG.window, rel=0.2)
 
 
 def test_it_follows_a_truth_that_changes_within_its_memory() -> None:
     rng = np.random.default_rng(1)
     correction = made(*((0, 0, float(rng.normal(0.0, 0.2))) for _ in range(400)))
-    for _ in range(3 * int(CONFIG.memory)):
+    for _ in range(3 * int(CONFIG.window)):
         correction.update(0, 0, float(rng.normal(0.6, 0.2)))
     assert correction.residual(0, 0) == pytest.approx(0.6, abs=0.12)
 
@@ -66,7 +66,7 @@ def test_it_follows_a_truth_that_changes_within_its_memory() -> None:
 @pytest.mark.parametrize(("seen", "least", "most"), [(1, 0.15, 0.5), (5, 0.5, 0.8), (200, 0.85, 0.9)])
 def test_a_cell_of_few_answers_leans_on_its_arm(seen: int, least: float, most: float) -> None:
     # The arm is as it was predicted elsewhere; here it takes exp(0.9) times as long.
-    correction = made(*((1, 0, 0.0) for _ in range(200)), config=CorrectionConfig(most_step=5.0))
+    correction = made(*((1, 0, 0.0) for _ in range(200)), config=CorrectionConfig(max_log_step=5.0))
     for _ in range(seen):
         correction.update(0, 0, 0.9)
     assert least <= correction.residual(0, 0) <= most

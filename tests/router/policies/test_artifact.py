@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.router.errors import PolicyRejected
-from draftpick.router.policies import artifact, read
+from draftpick.router.policies import SHIPPED, artifact, read
+from tests.router.config.test_former_fields import upgrading
 from tests.router.policies.test_policies import ARMS, weights
 
 MANIFEST: dict[str, Any] = {"kind": "mlp", "arms": list(ARMS), "featurizer": "lexical", "options": {}}
@@ -48,6 +49,40 @@ def test_manifest_and_arrays_come_back(folder: Path) -> None:
     assert MANIFEST.items() <= manifest.items()
     assert manifest["schema"] == artifact.SCHEMA
     assert {name: array.tolist() for name, array in arrays.items()} == {k: v.tolist() for k, v in weights().items()}
+
+
+def test_an_artefact_of_schema_1_is_read_in_the_names_of_today() -> None:
+    """The policy that ships was written under schema 1."""
+    on_disk = json.loads((SHIPPED / artifact.MANIFEST).read_text())
+    manifest, arrays = artifact.read(SHIPPED)
+    assert (on_disk["schema"], manifest["schema"]) == (1, 2)
+    assert (on_disk["options"]["regressor"], manifest["options"]["regressor"]) == ("home_kernel", "domain_kernel")
+    assert manifest["provenance"]["tasks"] == on_disk["provenance"]["kinds"]
+    assert manifest["provenance"]["training_domains"] == on_disk["provenance"]["homes"]
+    assert not set(artifact.SCHEMA_1_ARRAYS) & set(arrays)
+    assert {"domain_centres", "domain_arms", "margin_weights"} <= set(arrays)
+    assert read(SHIPPED).id == f"tau_cost:{on_disk['arrays_sha256'][:8]}"
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    lines = set(upgrading())
+    tables = {
+        "arrays.": artifact.SCHEMA_1_ARRAYS,
+        "options.regressor: ": artifact.SCHEMA_1_REGRESSORS,
+        "provenance.": artifact.SCHEMA_1_PROVENANCE,
+    }
+    for prefix, names in tables.items():
+        assert {f"  - `{prefix}{old}` -> `{prefix}{new}`" for old, new in names.items()} <= lines
+
+
+def test_an_artefact_of_schema_1_decides_alike_as_schema_2(tmp_path: Path) -> None:
+    manifest, arrays = artifact.read(SHIPPED)
+    artifact.write(tmp_path / "again", manifest, arrays)
+    old, new = read(SHIPPED), read(tmp_path / "again")
+    vectors = np.random.default_rng(0).normal(0, 0.3, (8, len(arrays["mean"]))).astype(np.float32)
+    taus = old.acceptance_lengths(vectors)
+    assert taus is not None
+    assert taus.tolist() == new.acceptance_lengths(vectors).tolist()  # type: ignore[union-attr]
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.lists(st.floats(width=32), max_size=5), max_size=4))
@@ -107,10 +142,10 @@ def test_a_manifest_that_is_no_object_is_refused(folder: Path, text: str) -> Non
     assert "has schema" in refusal(folder)
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None])
+@pytest.mark.parametrize("schema", [0, 3, "1", None])
 def test_another_schema_is_refused(folder: Path, schema: Any) -> None:
     change_manifest(folder, schema=schema)
-    assert f"has schema {schema!r}, this version reads 1" in refusal(folder)
+    assert f"has schema {schema!r}, this version reads 2, and 1" in refusal(folder)
 
 
 @pytest.mark.parametrize("field", ["kind", "arms", "featurizer", "arrays_sha256"])

@@ -23,7 +23,9 @@ from tests.router.request.test_stream_resume import ask, engine
 CONFIG = ExplorationConfig()
 seconds_of = st.floats(1e-3, 1e3)
 budgets = st.floats(0.0, 1.0, exclude_min=True)
-configs = st.builds(ExplorationConfig, gamma=st.floats(1.0, 1e4), near=st.floats(0.0, 2.0), floor=st.floats(0.0, 0.1))
+configs = st.builds(
+    ExplorationConfig, gamma=st.floats(1.0, 1e4), max_slowdown=st.floats(0.0, 2.0), min_probability=st.floats(0.0, 0.1)
+)
 
 
 @st.composite
@@ -96,8 +98,8 @@ def test_every_eligible_arm_keeps_the_floor_as_far_as_the_budget_allows(
     made = apply_exploration(shares, may, seconds, budget, config)
     own = max(range(len(shares)), key=shares.__getitem__)
     # Each of the others wants 1 / arms or the floor at most.
-    most_wanted = (arms - 1) * max(1 / arms, config.floor)
-    least = config.floor * min(1.0, budget / most_wanted) if most_wanted else 0.0
+    most_wanted = (arms - 1) * max(1 / arms, config.min_probability)
+    least = config.min_probability * min(1.0, budget / most_wanted) if most_wanted else 0.0
     assert all(made[arm] >= least - 1e-12 for arm in range(len(made)) if may[arm] and arm != own)
 
 
@@ -110,7 +112,7 @@ def test_it_costs_at_most_arms_over_gamma_of_the_best_time_and_what_the_floor_co
     least = min(s for s, one in zip(seconds, may, strict=True) if one)
     slower = [s / least - 1.0 if one else 0.0 for s, one in zip(seconds, may, strict=True)]
     dearer = sum((after - before) * one for after, before, one in zip(made, shares, slower, strict=True))
-    assert dearer <= sum(may) / config.gamma + config.floor * sum(slower) + 1e-9
+    assert dearer <= sum(may) / config.gamma + config.min_probability * sum(slower) + 1e-9
 
 
 @given(settings_of(), budgets)
@@ -119,7 +121,9 @@ def test_among_near_ties_alone_it_costs_at_most_arms_over_gamma(
 ) -> None:
     shares, may, drawn = setting
     seconds = [1.0 + 0.29 * (s - 1e-3) / 1e3 for s in drawn]
-    made = apply_exploration(shares, may, seconds, budget, ExplorationConfig(gamma=100, near=0.3, floor=0.0))
+    made = apply_exploration(
+        shares, may, seconds, budget, ExplorationConfig(gamma=100, max_slowdown=0.3, min_probability=0.0)
+    )
     least = min(s for s, one in zip(seconds, may, strict=True) if one)
     dearer = sum((after - before) * s / least for after, before, s in zip(made, shares, seconds, strict=True))
     assert dearer <= sum(may) / 100 + 1e-9
@@ -146,8 +150,8 @@ def test_near_ties_get_more_than_far_ones() -> None:
 def test_what_is_wanted_beyond_the_budget_shrinks_but_for_the_floors() -> None:
     full = given_to([0.0, 0.1])
     half = given_to([0.0, 0.1], budget=0.5 * sum(full))
-    left = (0.5 * sum(full) - 2 * CONFIG.floor) / (sum(full) - 2 * CONFIG.floor)
-    assert half == pytest.approx([CONFIG.floor + left * (one - CONFIG.floor) for one in full])
+    left = (0.5 * sum(full) - 2 * CONFIG.min_probability) / (sum(full) - 2 * CONFIG.min_probability)
+    assert half == pytest.approx([CONFIG.min_probability + left * (one - CONFIG.min_probability) for one in full])
 
 
 def test_an_arm_that_seems_faster_than_the_policys_own_gets_most() -> None:
@@ -166,7 +170,7 @@ def test_answers_that_are_expected_to_take_no_time_are_no_fault(seconds: list[fl
     # Of a single token, where nothing is known of the time to the first one.
     made = apply_exploration([1.0, 0.0, 0.0], [True] * 3, seconds, 0.1, CONFIG)
     assert sum(made) == pytest.approx(1.0)
-    assert made[1] >= made[2] >= min(CONFIG.floor, 0.05)
+    assert made[1] >= made[2] >= min(CONFIG.min_probability, 0.05)
 
 
 # --- where it is switched off ---
@@ -192,8 +196,10 @@ async def explored(router: Routed, requests: int = 4, **headers: str) -> list[fl
     for _ in range(requests):
         assert (await router.post(headers=headers)).status_code == 200
     found = await router.records(before + requests)
-    assert all(record.decision.probabilities["b"] == pytest.approx(record.decision.explore) for record in found)
-    return [record.decision.explore for record in found[before:]]
+    assert all(
+        record.decision.probabilities["b"] == pytest.approx(record.decision.exploration_rate) for record in found
+    )
+    return [record.decision.exploration_rate for record in found[before:]]
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -202,12 +208,12 @@ class TestServed:
 
     async def test_with_as_many_requests_in_flight_nothing_is_explored(self, router_app: StartRouter) -> None:
         busy = {"max_in_flight": 1}  # the request that is decided is in flight itself
-        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), explore=0.25, exploration=busy)
+        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), exploration={"rate": 0.25, **busy})
         assert await explored(router) == [0.0] * 4
 
     async def test_below_that_many_it_goes_on(self, router_app: StartRouter) -> None:
         calm = {"max_in_flight": 2}
-        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), explore=0.25, exploration=calm)
+        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), exploration={"rate": 0.25, **calm})
         assert await explored(router) == [0.25] * 4
 
     @pytest.mark.parametrize(("explore", "expected"), [(False, 0.0), (True, 0.25)])
@@ -217,7 +223,10 @@ class TestServed:
         key = {"name": "team", "sha256": digest("dp-team"), "explore": explore}
         (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
         router = await router_app(
-            {"a": FAST, "b": FAST}, policy=Foresees(), explore=0.25, keys={"file": str(tmp_path / "keys.yaml")}
+            {"a": FAST, "b": FAST},
+            policy=Foresees(),
+            exploration={"rate": 0.25},
+            keys={"file": str(tmp_path / "keys.yaml")},
         )
         assert await explored(router, authorization="Bearer dp-team") == [expected] * 4
 
@@ -226,11 +235,11 @@ class TestServed:
     ) -> None:
         seen: list[dict[str, Any]] = []
         urls = {arm: (await servers.serve(engine(seen, breaks_after=2))).url for arm in ("a", "b")}
-        router = await router_app(urls, policy=Foresees(), explore=0.25, continue_streams=True)
+        router = await router_app(urls, policy=Foresees(), exploration={"rate": 0.25}, resume_streams=True)
         for _ in range(3):
             await ask(router, CHAT)
         decisions = [record.decision for record in await router.records(6)]
-        assert [(d.reason, d.explore) for d in decisions] == [("policy", 0.25), ("continued", 0.0)] * 3
+        assert [(d.reason, d.exploration_rate) for d in decisions] == [("policy", 0.25), ("resumed", 0.0)] * 3
 
     @pytest.mark.parametrize(("explore", "asked_again"), [(False, 0), (True, 4)])
     async def test_a_key_that_keeps_out_of_it_is_not_asked_again_of_others_either(
@@ -239,7 +248,7 @@ class TestServed:
         key = {"name": "team", "sha256": digest("dp-team"), "explore": explore}
         (tmp_path / "keys.yaml").write_text(yaml.safe_dump([key]))
         keys = {"file": str(tmp_path / "keys.yaml")}
-        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), shadow={"share": 1.0}, keys=keys)
+        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), shadow={"sample_rate": 1.0}, keys=keys)
         shadows = asyncio.create_task(router.parts.shadow.run(router.parts.dispatcher.run_shadow))
         for _ in range(4):
             assert (await router.post(headers={"authorization": "Bearer dp-team"})).status_code == 200

@@ -18,7 +18,7 @@ from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
 DRAWS = 30_000
-EXPLORATION = ExplorationConfig(gamma=20.0, floor=0.01)
+EXPLORATION = ExplorationConfig(gamma=20.0, min_probability=0.01)
 FRESH = Bandit.draw(400, seed=8)
 
 
@@ -57,8 +57,8 @@ def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
     rng = np.random.default_rng(1)
     for vector in FRESH.contexts:
         shifts, eligible = shifts_of(policy, rng), some_of(rng)
-        stretch, price, wait_s, read_price = rng.uniform(1, 3, (4, len(ARMS))).tolist()
-        load = LoadTerms(stretch, price, wait_s, rng.integers(0, 50, len(ARMS)).tolist(), read_price)
+        slowdown, weight, wait_s, prefill_weight = rng.uniform(1, 3, (4, len(ARMS))).tolist()
+        load = LoadTerms(slowdown, weight, wait_s, rng.integers(0, 50, len(ARMS)).tolist(), prefill_weight)
         decision = policy.decide(
             DecisionInput(stored_context(vector, "features"), eligible, 0.2, EXPLORATION, lambda arms, load=load: load),
             rng,
@@ -67,7 +67,7 @@ def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
         found = decode(encode(logged(stored_context(vector, "features"), decision)))
         assert found.context is not None
         made = found.decision
-        assert made.shift is not None
+        assert made.residual is not None
         again = decided_again(policy, found, EXPLORATION)
         assert list(again.probabilities.values()) == pytest.approx(list(made.probabilities.values()), abs=1e-9)
         assert made.predicted_tpot_s == pytest.approx(again.predicted_tpot_s)
@@ -82,7 +82,7 @@ def test_a_decision_without_exploration_or_corrections_is_reproduced_too(policy:
     for vector in FRESH.contexts:
         decision = policy.decide(DecisionInput(stored_context(vector, "features"), some_of(rng)), rng)
         found = decode(encode(logged(stored_context(vector, "features"), decision)))
-        assert found.decision.shift is None
+        assert found.decision.residual is None
         assert replayed(policy, found, EXPLORATION) == list(found.decision.probabilities.values())
 
 
@@ -105,7 +105,7 @@ async def test_what_a_router_records_can_be_replayed_while_it_learns_and_engines
     engines = {arm: FAST.model_copy(update={"step_s": 2e-4}) for arm in ARMS}
     online = {"correction": {"enabled": True}, "drift": {"enabled": False}}
     router = await router_app(
-        engines, policy=policy, featurizer=Drawn(), explore=0.3, exploration=EXPLORATION, online=online
+        engines, policy=policy, featurizer=Drawn(), exploration={**EXPLORATION.model_dump(), "rate": 0.3}, online=online
     )
     urls, rng = router.replicas.urls(), np.random.default_rng(0)
     for _ in range(60):
@@ -115,7 +115,7 @@ async def test_what_a_router_records_can_be_replayed_while_it_learns_and_engines
         assert (await router.post(stream=True)).status_code == 200
     found = [record for record in await router.records(60) if record.decision.reason == "policy"]
     assert len(found) == 60
-    assert sum(record.decision.shift is not None for record in found) > 50
+    assert sum(record.decision.residual is not None for record in found) > 50
     assert len({arm for record in found for arm, p in record.decision.probabilities.items() if p == 0}) == len(ARMS)
     for record in found:
         again = replayed(policy, record, EXPLORATION)
@@ -132,6 +132,6 @@ def decided_again(policy: Policy, record: Record, exploration: ExplorationConfig
     """A decision by what its record says of the former one."""
     made = record.decision
     eligible = [arm for arm, probability in made.probabilities.items() if probability > 0]
-    shifts = None if made.shift is None else [made.shift]
-    given = DecisionInput(record.context, eligible, made.explore, exploration, lambda arms: made.load)
+    shifts = None if made.residual is None else [made.residual]
+    given = DecisionInput(record.context, eligible, made.exploration_rate, exploration, lambda arms: made.load)
     return policy.decide(given, np.random.default_rng(0), shifts)

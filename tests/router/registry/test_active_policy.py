@@ -102,12 +102,12 @@ def test_the_propensity_is_that_of_the_policy_that_was_drawn() -> None:
 
 def test_what_the_other_policy_would_have_done_is_said_beside_it() -> None:
     made = serving(UniformPolicy(ARMS))
-    assert all((d.policy_share, d.beside) == (1.0, None) for d in drawn(made, 50))
+    assert all((d.policy_share, d.other_policy_probabilities) == (1.0, None) for d in drawn(made, 50))
     made.activate(UniformPolicy(ARMS), FixedPolicy(ARMS, "ngram"), 0.2)
     both = {"uniform": {"plain": 0.5, "ngram": 0.5}, "fixed:ngram": {"plain": 0.0, "ngram": 1.0}}
     found = drawn(made)
     for decision in found:
-        assert {decision.policy: decision.probabilities, **(decision.beside or {})} == both
+        assert {decision.policy: decision.probabilities, **(decision.other_policy_probabilities or {})} == both
         assert decision.policy_share == {"uniform": 0.8, "fixed:ngram": 0.2}[decision.policy]
     # What is on record of a decision tells how probable each arm was before the policy was drawn.
     taken = sum(decision.arm == "ngram" for decision in found) / DRAWS
@@ -121,7 +121,7 @@ def test_a_policy_that_fails_costs_no_request_that_the_other_one_decides(monkeyp
     rng, found = np.random.default_rng(1), list[Decision]()
     while len(found) < 20:
         found.append(made.decide(DecisionInput(CONTEXT, ARMS), rng))
-    assert all((d.policy, d.policy_share, d.beside) == ("fixed:plain", 0.99, None) for d in found)
+    assert all((d.policy, d.policy_share, d.other_policy_probabilities) == ("fixed:plain", 0.99, None) for d in found)
 
 
 def test_without_a_candidate_its_share_is_gone() -> None:
@@ -186,7 +186,7 @@ def test_answers_to_contexts_of_other_features_teach_nothing() -> None:
 
 
 def loses(made: ActivePolicies) -> bool:
-    return "policy_loses" in {event.kind for event in made.events.recent}
+    return "policy_suspended" in {event.kind for event in made.events.recent}
 
 
 def test_a_policy_that_loses_gives_way_to_its_default_engine_and_comes_back() -> None:
@@ -212,7 +212,7 @@ def test_what_another_policy_chose_is_no_loss_of_this_one() -> None:
     for _ in range(3):
         answered(made, "plain", 0.01, 30, "one")
         answered(made, "ngram", 0.03, 60, "two")
-    assert {event.policy for event in made.events.recent if event.kind == "policy_loses"} == {"two"}
+    assert {event.policy for event in made.events.recent if event.kind == "policy_suspended"} == {"two"}
     assert not online(made, "one").suspended
 
 
@@ -293,13 +293,13 @@ def router_of(policy: Path | str) -> Router:
 async def test_a_damaged_candidate_is_told_of_and_the_next_one_is_followed(registry: Registry, tmp_path: Path) -> None:
     damage(registry, "p0002")
     router = router_of(registry.path)
-    assert "is no readable policy" in str(router.state()["candidate_refused"])
+    assert "is no readable policy" in str(router.state()["candidate_rejected"])
     assert (router.state()["policy"], router.state()["candidate"]) == ("fixed:plain", None)
     await router.start()
     id = registry.add(fixed_policy(tmp_path / "third", "ngram"), {}, "test")
     registry.set_canary_share(id, 0.25, "test", start=True)
     await until(lambda: router.state()["candidate"] == {"policy": "fixed:ngram", "share": 0.25})
-    assert router.state()["candidate_refused"] is None
+    assert router.state()["candidate_rejected"] is None
     await router.stop()
 
 

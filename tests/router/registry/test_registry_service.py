@@ -81,7 +81,7 @@ async def test_a_canary_a_promotion_and_a_rollback_are_followed(registry: Regist
         assert router.state()["candidate"] is None
     written = (tmp_path / "records" / "online" / EVENTS).read_bytes()
     kinds = [event.kind for event in decode_events(written)]
-    assert kinds == ["policy_taken", "policy_taken"]
+    assert kinds == ["policy_activated", "policy_activated"]
 
 
 async def test_a_folder_that_becomes_a_registry_is_followed(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_a_candidate_that_cannot_serve_is_told_of_and_the_active_one_goes_
     async with served(registry.path, tmp_path / "records") as (router, client):
         registry.set_canary_share(id, 0.9, "test", start=True)
         await until(lambda: router.candidate_rejected is not None)
-        assert "needs the features" in str(router.state()["candidate_refused"])
+        assert "needs the features" in str(router.state()["candidate_rejected"])
         assert set(await arms_of(client, 5)) == {"plain"}
 
 
@@ -112,7 +112,7 @@ async def test_a_state_that_cannot_be_read_leaves_what_serves(registry: Registry
         (registry.path / "state.json").write_text("{")
         await until(lambda: router.rejected is not None)
         assert set(await arms_of(client, 3)) == {"plain"}
-        assert [event.kind for event in router.events.recent] == ["policy_refused"]
+        assert [event.kind for event in router.events.recent] == ["policy_rejected"]
 
 
 # --- over HTTP ---
@@ -140,10 +140,10 @@ async def test_policies_are_seen_and_changed_by_admins(registry: Registry, tmp_p
         assert (await change(action="rollback")).json()["active"] == "p0001"
         assert (await change(action="pin", id="p0001")).json()["pinned"]
         refused = await change(action="promote", id="p0002")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "policy_refused")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "policy_rejected")
         assert not (await change(action="unpin")).json()["pinned"]
         events = (await client.get("/v1/route/events", headers=ADMIN)).json()["data"]
-        assert {event["kind"] for event in events} <= {"policy_taken"}
+        assert {event["kind"] for event in events} <= {"policy_activated"}
         assert (await client.get("/v1/route/events")).status_code == 401
 
 
@@ -160,7 +160,7 @@ async def test_a_folder_that_cannot_be_written_costs_news_and_no_request(registr
 
 
 async def test_shadows_are_asked_of_all_other_engines_and_recorded_as_such(registry: Registry, tmp_path: Path) -> None:
-    async with served(registry.path, tmp_path / "records", shadow={"share": 1.0}) as (router, client):
+    async with served(registry.path, tmp_path / "records", shadow={"sample_rate": 1.0}) as (router, client):
         await arms_of(client, 5)
         await until(lambda: router.parts.metrics.attempts()["ok"] == 10)
     lines = [json.loads(x) for path in (tmp_path / "records").glob("*.jsonl") for x in path.read_text().splitlines()]

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftpick.router.config.sections import LimitsConfig
+from draftpick.router.config.sections import AdmissionConfig
 from draftpick.router.errors import Overloaded, RequestError, TimedOut
 from draftpick.router.request.admission import Admission
 
 
 def admission(places: int = 1, queued: int = 8, **limits: float) -> Admission:
-    return Admission(LimitsConfig(max_in_flight=places, max_queued=queued, **limits))  # type: ignore[arg-type]
+    return Admission(AdmissionConfig(max_in_flight=places, max_queued=queued, **limits))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -175,7 +175,7 @@ async def test_larger_limits_let_in_who_waits() -> None:
     async with full(made):
         await line.join("a")
         await line.join("b")
-        made.configure(LimitsConfig(max_in_flight=3))
+        made.configure(AdmissionConfig(max_in_flight=3))
         assert await line.finish() == ["a", "b"]
     assert made.state()["in_flight"] == 0
 
@@ -185,7 +185,7 @@ async def test_smaller_limits_let_nobody_in_until_enough_have_left() -> None:
     line = Line(made)
     async with made.slot("x"):
         async with made.slot("y"):
-            made.configure(LimitsConfig(max_in_flight=1))
+            made.configure(AdmissionConfig(max_in_flight=1))
             await line.join("a")
         await settle()
         assert line.order == []

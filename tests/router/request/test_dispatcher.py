@@ -95,7 +95,7 @@ async def test_a_pin_to_an_engine_that_is_gone_is_unavailable(router_app: StartR
 
 
 async def test_pins_can_be_switched_off(router_app: StartRouter) -> None:
-    app = await router_app(TWO, allow_pin=False)
+    app = await router_app(TWO, allow_engine_pinning=False)
     answer = await app.post(headers={"x-draftpick-arm": "b"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "pin_not_allowed"
@@ -208,8 +208,8 @@ async def test_a_record_holds_the_load_at_its_decision(router_app: StartRouter) 
         await anext(chunks)
         await app.post(headers={"x-draftpick-arm": "b"})
     second, first = await app.records(2)
-    assert (first.decision.arm, first.load) == ("a", {"a": 0, "b": 0})
-    assert (second.decision.arm, second.load) == ("b", {"a": 1, "b": 0})
+    assert (first.decision.arm, first.in_flight) == ("a", {"a": 0, "b": 0})
+    assert (second.decision.arm, second.in_flight) == ("b", {"a": 1, "b": 0})
     assert app.replicas.in_flight() == {"a": 0, "b": 0}
 
 

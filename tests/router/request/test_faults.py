@@ -124,7 +124,7 @@ async def test_an_error_in_a_stream_is_no_good_answer(router_app: StartRouter, s
 
 async def test_a_stream_that_stalls_ends_with_an_error_event(router_app: StartRouter) -> None:
     stalls = FAST.model_copy(update={"step_s": 30, "prefill_s": 0})
-    app = await router_app({"a": stalls, "b": FAST}, stall_timeout_s=0.3)
+    app = await router_app({"a": stalls, "b": FAST}, stream_idle_timeout_s=0.3)
     answer = await app.post(stream=True)
     assert answer.content.endswith(b"}}\n\n")
     assert b"engine_broken" in answer.content
@@ -144,7 +144,7 @@ async def test_another_replica_of_the_same_engine_answers_when_there_is_no_other
 
 
 async def test_a_failing_engine_is_left_alone_and_probed_back(router_app: StartRouter) -> None:
-    breaker = {"failures": 2, "open_s": 2, "slow_start_s": 0}
+    breaker = {"consecutive_failures": 2, "base_ejection_s": 2, "slow_start_s": 0}
     app = await router_app({"a": FAILS, "b": FAST}, breaker=breaker)
     for _ in range(6):
         await app.post()

@@ -19,7 +19,7 @@ async def busy(app: Routed, **fields: object) -> "asyncio.Task[object]":
 
 
 async def test_beyond_the_queue_requests_are_refused_with_a_time_to_wait(router_app: StartRouter) -> None:
-    app = await router_app({"a": SLOW}, limits=ONE_AT_ONCE)
+    app = await router_app({"a": SLOW}, admission=ONE_AT_ONCE)
     first = await busy(app)
     waiting = asyncio.create_task(app.post(max_tokens=1))
     await until(lambda: app.parts.admission.state()["queued"] == 1)
@@ -33,7 +33,7 @@ async def test_beyond_the_queue_requests_are_refused_with_a_time_to_wait(router_
 
 
 async def test_the_low_priority_makes_room_for_the_high(router_app: StartRouter) -> None:
-    app = await router_app({"a": SLOW}, limits=ONE_AT_ONCE)
+    app = await router_app({"a": SLOW}, admission=ONE_AT_ONCE)
     first = await busy(app)
     low = asyncio.create_task(app.post(max_tokens=1, headers={"x-draftpick-priority": "low"}))
     await until(lambda: app.parts.admission.state()["queued"] == 1)
@@ -44,7 +44,7 @@ async def test_the_low_priority_makes_room_for_the_high(router_app: StartRouter)
 
 
 async def test_when_every_replica_is_full_requests_are_refused(router_app: StartRouter) -> None:
-    app = await router_app({"a": SLOW}, limits={"max_in_flight_per_replica": 1})
+    app = await router_app({"a": SLOW}, admission={"max_in_flight_per_replica": 1})
     first = await busy(app)
     refused = await app.post()
     first.cancel()
@@ -52,7 +52,7 @@ async def test_when_every_replica_is_full_requests_are_refused(router_app: Start
 
 
 async def test_a_full_engine_is_passed_over(router_app: StartRouter) -> None:
-    app = await router_app({"a": SLOW, "b": FAST}, limits={"max_in_flight_per_replica": 1})
+    app = await router_app({"a": SLOW, "b": FAST}, admission={"max_in_flight_per_replica": 1})
     first = await busy(app)
     assert (await app.post()).headers["x-draftpick-arm"] == "b"
     first.cancel()
@@ -72,7 +72,7 @@ async def test_a_deadline_ends_the_wait(router_app: StartRouter, header: str, st
 
 
 async def test_a_deadline_ends_the_wait_in_the_queue(router_app: StartRouter) -> None:
-    app = await router_app({"a": SLOW}, limits=ONE_AT_ONCE)
+    app = await router_app({"a": SLOW}, admission=ONE_AT_ONCE)
     first = await busy(app)
     answer = await app.post(headers={"x-draftpick-timeout": "0.1"})
     first.cancel()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftpick.router.config.sections import PrefixConfig
+from draftpick.router.config.sections import PrefixCacheConfig
 from draftpick.router.request.prefix_index import PrefixIndex
 
 LONG = bytes(range(256)) * 20  # five blocks
@@ -29,7 +29,7 @@ def test_each_replica_has_read_what_it_was_sent() -> None:
 
 
 def test_a_later_block_without_the_earlier_ones_is_no_use() -> None:
-    index = PrefixIndex(PrefixConfig(max_blocks=6))
+    index = PrefixIndex(PrefixCacheConfig(max_blocks=6))
     index.insert(index.hashes(LONG), "a")
     index.insert(index.hashes(b"other" * 500), "b")  # two more blocks: the oldest of a's is gone
     assert index.lookup(index.hashes(LONG)) == {}
@@ -43,14 +43,14 @@ def test_short_requests_are_not_looked_at(body: bytes) -> None:
 
 
 def test_it_can_be_switched_off() -> None:
-    index = PrefixIndex(PrefixConfig(enabled=False))
+    index = PrefixIndex(PrefixCacheConfig(enabled=False))
     index.insert(index.hashes(LONG), "a")
     assert index.lookup(index.hashes(LONG)) == {}
 
 
 @given(st.lists(st.tuples(st.binary(max_size=4000), st.sampled_from("abc")), max_size=20), st.binary(max_size=4000))
 def test_it_never_says_more_than_was_sent(sent: list[tuple[bytes, str]], http_request: bytes) -> None:
-    index = PrefixIndex(PrefixConfig(max_blocks=8))
+    index = PrefixIndex(PrefixCacheConfig(max_blocks=8))
     for body, url in sent:
         index.insert(index.hashes(body), url)
     for url, known in index.lookup(index.hashes(http_request)).items():

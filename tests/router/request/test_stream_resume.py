@@ -74,7 +74,7 @@ async def test_another_engine_goes_on(router_app: StartRouter, servers: Servers,
     first: list[dict[str, Any]] = []
     rest: list[dict[str, Any]] = []
     urls = {"a": (await servers.serve(engine(first, 4))).url, "b": (await servers.serve(engine(rest))).url}
-    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), continue_streams=True)
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     text, chunks = await ask(app, api, max_tokens=9, stream_options={"include_usage": True})
     assert text == "".join(WORDS[:9])
     roles = [one for chunk in chunks for one in chunk["choices"] if one.get("delta", {}).get("role")]
@@ -87,13 +87,13 @@ async def test_another_engine_goes_on(router_app: StartRouter, servers: Servers,
     records = await app.records(2)
     assert [(one.attempt, one.decision.arm, one.decision.reason, one.outcome.status) for one in records] == [
         (1, "a", "policy", "broken"),
-        (2, "b", "continued", "ok"),
+        (2, "b", "resumed", "ok"),
     ]
 
 
 async def test_it_may_break_again_and_again(router_app: StartRouter, servers: Servers) -> None:
     urls = {name: (await servers.serve(engine([], 4 if name != "c" else None))).url for name in "abc"}
-    app = await router_app(urls, policy=FixedPolicy(("a", "b", "c"), "a"), continue_streams=True)
+    app = await router_app(urls, policy=FixedPolicy(("a", "b", "c"), "a"), resume_streams=True)
     text, chunks = await ask(app, CHAT)
     assert text == "".join(WORDS)
     assert all("error" not in chunk for chunk in chunks)
@@ -108,7 +108,7 @@ async def test_what_could_go_on_otherwise_ends_with_an_error(
     router_app: StartRouter, servers: Servers, fields: dict[str, Any]
 ) -> None:
     urls = {"a": (await servers.serve(engine([], 4))).url, "b": (await servers.serve(engine([]))).url}
-    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), continue_streams=True)
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     text, chunks = await ask(app, CHAT, **fields)
     assert text == "".join(WORDS[:4])
     assert chunks[-1]["error"]["code"] == "engine_broken"
@@ -124,7 +124,7 @@ async def test_it_is_off_by_default(router_app: StartRouter, servers: Servers) -
 
 async def test_an_engine_that_counts_no_tokens_cannot_go_on(router_app: StartRouter, servers: Servers) -> None:
     urls = {"a": (await servers.serve(engine([], 4))).url, "b": (await servers.serve(engine([], counts=False))).url}
-    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), continue_streams=True)
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     _, chunks = await ask(app, CHAT)
     assert [chunk for chunk in chunks if "error" in chunk] == [chunks[-1]]
     assert [one.outcome.status for one in await app.records(2)] == ["broken", "engine_error"]
@@ -136,7 +136,7 @@ async def test_a_deadline_for_the_first_byte_does_not_end_the_rest(router_app: S
         await engine([], 4)(scope, receive, send)
 
     urls = {"a": (await servers.serve(slow)).url, "b": (await servers.serve(engine([]))).url}
-    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), continue_streams=True)
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     body = {**asked(), "stream": True, "temperature": 0}
     answer = await app.client.post(CHAT, json=body, headers={"x-draftpick-timeout": "0.255"})
     assert b"[DONE]" in answer.content or answer.status_code == 504

@@ -41,7 +41,7 @@ def lines(written: io.StringIO) -> list[dict[str, Any]]:
 
 
 async def test_every_finished_request_leaves_one_line(router_app: StartRouter, written: io.StringIO) -> None:
-    app = await router_app({"a": FAILS, "b": FAST}, logs={"requests": True})
+    app = await router_app({"a": FAILS, "b": FAST}, logs={"access_log": True})
     await app.post(max_tokens=8, headers={"x-request-id": "one"})
     await app.post(headers={"x-draftpick-arm": "nobody", "x-request-id": "two"})
     first, second = lines(written)
@@ -53,7 +53,7 @@ async def test_every_finished_request_leaves_one_line(router_app: StartRouter, w
 
 
 async def test_however_a_request_ends(router_app: StartRouter, written: io.StringIO) -> None:
-    app = await router_app({"a": BREAKS, "b": REFUSING_URL}, logs={"requests": True}, wait_for_engine_s=0)
+    app = await router_app({"a": BREAKS, "b": REFUSING_URL}, logs={"access_log": True}, wait_for_engine_s=0)
     await app.post(stream=True)
     await app.post(headers={"x-draftpick-arm": "b"})
     await until(lambda: len(lines(written)) == 2)

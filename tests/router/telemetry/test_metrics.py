@@ -60,9 +60,9 @@ decisions = st.builds(
     decision,
     st.sampled_from(ARMS),
     reason=st.sampled_from(REASONS),
-    explore=st.sampled_from([0.0, 0.1]),
+    exploration_rate=st.sampled_from([0.0, 0.1]),
     predicted_tpot_s=st.none() | st.tuples(st.floats(1e-4, 1), st.floats(1e-4, 1)),
-    shift=st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+    residual=st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
 )
 
 
@@ -101,19 +101,19 @@ async def test_predicted_times_are_those_of_the_choice() -> None:
     counted = Metrics(ARMS, "b")
     outcome = Outcome("ok", tpot_s=0.03, ttft_s=0.1, e2e_s=3.1, output_tokens=101)
     shift = [0.6931471805599453, 0.0]
-    counted.on_attempt_end(ended(decision("a", predicted_tpot_s=[0.01, 0.04], shift=shift), outcome, 1))
+    counted.on_attempt_end(ended(decision("a", predicted_tpot_s=[0.01, 0.04], residual=shift), outcome, 1))
     counted.on_attempt_end(ended(decision("b", predicted_tpot_s=[0.01, 0.04]), outcome, 1))
     found = values(counted.collect())
     assert found["draftpick_tpot_prediction_ratio_sum", "a"] == pytest.approx(1.5)
     assert found["draftpick_decoding_seconds_total", "a"] == pytest.approx(3.0)
-    assert found["draftpick_decoding_plain_seconds_total", "a"] == pytest.approx(4.0)
-    assert found["draftpick_decoding_plain_seconds_total", "b"] == pytest.approx(3.0)  # as it was measured
+    assert found["draftpick_decoding_baseline_seconds_total", "a"] == pytest.approx(4.0)
+    assert found["draftpick_decoding_baseline_seconds_total", "b"] == pytest.approx(3.0)  # as it was measured
 
 
 async def test_times_that_tell_nothing_are_left_out() -> None:
     counted = Metrics(ARMS, "a")
     rest = Outcome("ok", tpot_s=0.03, ttft_s=0.1, e2e_s=3.1, overhead_s=0.2)
-    counted.on_attempt_end(ended(decision(reason="continued", predicted_tpot_s=[0.01, 0.01]), rest, 2))
+    counted.on_attempt_end(ended(decision(reason="resumed", predicted_tpot_s=[0.01, 0.01]), rest, 2))
     counted.on_attempt_end(ended(decision(reason="shadow", predicted_tpot_s=[0.01, 0.01]), rest, 1))
     counted.on_attempt_end(ended(decision(), Outcome("ok", tpot_s=-0.001, e2e_s=0.1), 1))
     found = values(counted.collect())
@@ -127,7 +127,7 @@ async def test_exploration_is_a_draw_of_an_engine_that_is_not_the_likeliest() ->
     counted = Metrics(ARMS, "a")
     for arm, explore in (("a", 0.1), ("b", 0.1), ("b", 0.0)):
         probabilities = {"a": 0.9, "b": 0.1}
-        made = Decision(arm, probabilities[arm], probabilities, "p", explore=explore)
+        made = Decision(arm, probabilities[arm], probabilities, "p", exploration_rate=explore)
         counted.on_attempt_end(ended(made, Outcome("ok"), 1))
     found = values(counted.collect())
     assert (found["draftpick_explored_total", "a"], found["draftpick_explored_total", "b"]) == (0, 1)
@@ -191,13 +191,13 @@ async def test_a_broken_stream_and_a_client_that_leaves(router_app: StartRouter)
 
 async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
     limits = {"max_in_flight": 1, "max_queued": 1, "queue_timeout_s": 5.0}
-    app = await router_app({"a": HANGS}, limits=limits)
+    app = await router_app({"a": HANGS}, admission=limits)
     waiting = [asyncio.create_task(app.post()) for _ in range(3)]
     await until(lambda: any(task.done() for task in waiting))
     found = await page(app)
     assert found["draftpick_requests_in_flight",] == 1
     assert found["draftpick_requests_queued",] == 1
-    assert found["draftpick_queue_refused_total",] == 1
+    assert found["draftpick_queue_rejected_total",] == 1
     assert found["draftpick_arm_requests_in_flight", "a"] == 1
     for task in waiting:
         task.cancel()
@@ -205,7 +205,7 @@ async def test_what_waits_and_what_is_full(router_app: StartRouter) -> None:
 
 
 async def test_policies_fallbacks_and_events(router_app: StartRouter) -> None:
-    app = await router_app({"a": FAST, "b": FAST}, policy=NeedsContext(), explore=0.2)
+    app = await router_app({"a": FAST, "b": FAST}, policy=NeedsContext(), exploration={"rate": 0.2})
     await app.post()  # without features: the policy needs some
     app.parts.active_policies.activate(FixedPolicy(ARMS, "a"), NeedsContext(), 0.1)
     app.parts.active_policies.emit_for_arm("arm_quarantined", "engine b is lost", "b")
@@ -217,5 +217,5 @@ async def test_policies_fallbacks_and_events(router_app: StartRouter) -> None:
     assert found["draftpick_candidate_share_ratio",] == 0.1
     assert found["draftpick_explore_ratio",] == 0.2
     assert found["draftpick_events_total", "arm_quarantined"] == 1
-    assert found["draftpick_arm_drafts", "b", "ok"] == 1
+    assert found["draftpick_arm_quarantine_state", "b", "ok"] == 1
     assert found["draftpick_replicas", "a", "closed"] == 1

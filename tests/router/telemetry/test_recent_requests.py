@@ -36,7 +36,7 @@ def seen(*pairs: tuple[Decision, Outcome]) -> RecentRequests:
 
 
 def test_an_answer_is_shown_with_what_was_predicted_of_every_arm() -> None:
-    row = seen((decided(shift=[0.0, 0.0, math.log(2)]), ANSWERED)).last(10)[0].row
+    row = seen((decided(residual=[0.0, 0.0, math.log(2)]), ANSWERED)).last(10)[0].row
     assert row["predicted_decode_s"] == pytest.approx({"plain": 1.5, "ngram": 1.25, "math": 1.6})
     assert row["decode_s"] == pytest.approx(1.0)
     assert {row[name] for name in ("arm", "request_id", "status", "reason")} == {"math", "r", "ok", "policy"}
@@ -64,7 +64,7 @@ def test_acceptance_is_by_step_and_speed_by_token() -> None:
     assert row["tpot_s"] == pytest.approx(1.1 / 60)
 
 
-@pytest.mark.parametrize("reason", ["continued", "pinned", "fallback"])
+@pytest.mark.parametrize("reason", ["resumed", "pinned", "fallback"])
 def test_only_draws_of_the_policy_are_held_to_its_forecast(reason: str) -> None:
     row = total(seen((decided(reason=reason), ANSWERED)).sums("tau").values()).means()
     assert (row["attempts"], row["saved_s"], row["measured_over_predicted"]) == (1, None, None)
@@ -108,9 +108,9 @@ outcomes = st.builds(
 decisions = st.builds(
     decided,
     st.sampled_from(ARMS),
-    st.sampled_from(("policy", "continued", "shadow", "pinned", "fallback")),
+    st.sampled_from(("policy", "resumed", "shadow", "pinned", "fallback")),
     predicted_tpot_s=st.none() | st.just([0.03, 0.02, 0.01]),
-    shift=st.none() | st.just([0.1, 0.0, -0.1]),
+    residual=st.none() | st.just([0.1, 0.0, -0.1]),
 )
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = f"{PARENT[:-2]}00"
-TRACED = {"share": 1.0}
+TRACED = {"sample_rate": 1.0}
 
 
 class Kept:
@@ -84,7 +84,7 @@ async def test_a_request_its_decision_its_attempts_and_the_relay(router_app: Sta
 
 async def test_a_trace_goes_on_from_the_client_to_the_engine(router_app: StartRouter) -> None:
     kept = Kept()
-    app = await router_app({"a": FAST}, spans=kept.processor, tracing={"share": 1e-9})
+    app = await router_app({"a": FAST}, spans=kept.processor, tracing={"sample_rate": 1e-9})
     await app.post(headers={"traceparent": PARENT, "tracestate": "x=1"})
     (attempt,) = kept.spans("attempt")
     assert sent(app.engines["a"])["traceparent"] == f"00-{PARENT[3:35]}-{attempt.context.span_id:016x}-01"
@@ -99,7 +99,7 @@ async def test_a_trace_goes_on_from_the_client_to_the_engine(router_app: StartRo
 
 async def test_without_tracing_headers_pass_and_no_span_is_left(router_app: StartRouter) -> None:
     kept = Kept()
-    app = await router_app({"a": FAST}, spans=kept.processor, tracing={"share": 0.0})
+    app = await router_app({"a": FAST}, spans=kept.processor, tracing={"sample_rate": 0.0})
     await app.post(headers={"traceparent": PARENT})
     assert sent(app.engines["a"])["traceparent"] == PARENT
     await app.post()
@@ -159,7 +159,7 @@ async def test_spans_go_to_a_collector_over_http(servers: Servers) -> None:
         await Response()(scope, receive, send)
 
     url = (await servers.serve(collector)).url
-    tracing = Tracing(TracingConfig(share=1.0, endpoint=url))
+    tracing = Tracing(TracingConfig(sample_rate=1.0, endpoint=url))
     tracing._tracer.start_span("one").end()
     await asyncio.to_thread(tracing.close)
     ((path, body),) = got

@@ -22,7 +22,7 @@ from tests.deploy.doctor.ward import fleet, found, logged, one
 )
 def test_what_records_tell(tmp_path: Path, check: str, changes: dict[str, Any], what: str) -> None:
     assert what in one(found(fleet(tmp_path), check, records=logged(60, **changes))).what
-    healthy = logged(60, predicted_tpot_s=[0.01] * 4, shift=[0.0] * 4)
+    healthy = logged(60, predicted_tpot_s=[0.01] * 4, residual=[0.0] * 4)
     assert not found(fleet(tmp_path), check, records=healthy)
     assert not found(fleet(tmp_path), check, records=logged(10, **changes))
 

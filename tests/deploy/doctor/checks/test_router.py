@@ -61,9 +61,12 @@ def test_an_old_policy_and_one_of_few_requests(tmp_path: Path) -> None:
 def test_a_registry_that_learns_nothing_new(tmp_path: Path) -> None:
     (tmp_path / "registry").mkdir()
     registry = {"policy": str(tmp_path / "registry")}
-    assert one(found(fleet(tmp_path, router=registry), "learning")).where == "router.explore"
-    assert not found(fleet(tmp_path, router={**registry, "explore": 0.03}), "learning")
-    assert one(found(fleet(tmp_path, router={"shadow": {"share": 0.5}}), "learning")).where == "router.shadow.share"
+    assert one(found(fleet(tmp_path, router=registry), "learning")).where == "router.exploration.rate"
+    assert not found(fleet(tmp_path, router={**registry, "exploration": {"rate": 0.03}}), "learning")
+    assert (
+        one(found(fleet(tmp_path, router={"shadow": {"sample_rate": 0.5}}), "learning")).where
+        == "router.shadow.sample_rate"
+    )
     assert one(found(fleet(tmp_path, router={"seed": 1}), "learning")).where == "router.seed"
 
 
@@ -71,13 +74,14 @@ def test_places_of_router_and_engines(tmp_path: Path) -> None:
     few = {"max_num_seqs": 16}
     blind = {"load": {"enabled": False}}
     finding = one(found(fleet(tmp_path, engine_kwargs=few, router=blind), "limits"))
-    assert finding.where == "router.limits.max_in_flight_per_replica"
-    bounded = {**blind, "limits": {"max_in_flight_per_replica": 16}}
+    assert finding.where == "router.admission.max_in_flight_per_replica"
+    bounded = {**blind, "admission": {"max_in_flight_per_replica": 16}}
     assert not found(fleet(tmp_path, engine_kwargs=few, router=bounded), "limits")
     assert not found(fleet(tmp_path, engine_kwargs=few), "limits")
-    narrow = {"limits": {"max_in_flight_per_replica": 16, "max_in_flight": 8}}
+    narrow = {"admission": {"max_in_flight_per_replica": 16, "max_in_flight": 8}}
     assert (
-        one(found(fleet(tmp_path, engine_kwargs=few, router=narrow), "limits")).where == "router.limits.max_in_flight"
+        one(found(fleet(tmp_path, engine_kwargs=few, router=narrow), "limits")).where
+        == "router.admission.max_in_flight"
     )
 
 
@@ -99,3 +103,11 @@ def test_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for free, level in ((2**20, "warning"), (2 * GIB, "note"), (2**50, None)):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
         assert [one.level for one in found(fleet(tmp_path), "records")] == ([level] if level else [])
+
+
+def test_fields_under_their_former_names(tmp_path: Path) -> None:
+    lines = ["router.explore is now called router.exploration.rate"]
+    finding = one(found(fleet(tmp_path), "former_fields", former_fields=lines))
+    assert (finding.level, finding.where, finding.what) == ("warning", "router.explore", lines[0])
+    assert finding.cure == "write router.exploration.rate"
+    assert not found(fleet(tmp_path), "former_fields")
