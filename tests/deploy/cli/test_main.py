@@ -158,6 +158,14 @@ def test_a_file_that_names_a_policy_is_an_error_with_its_fix(tmp_path: Path) -> 
     assert "draftpick policies activate FOLDER --registry REGISTRY" in str(result.exception)
 
 
+def test_a_former_field_is_a_warning(tmp_path: Path) -> None:
+    path = fleet_file(tmp_path, router={"default_engine": "plain", "explore": 0.1})
+    text, as_json = invoke("check-config", path), invoke("check-config", path, "--json")
+    assert (text.exit_code, as_json.exit_code) == (0, 0)
+    assert words(text.stderr) == "warning: router.explore is now called router.exploration.rate"
+    assert json.loads(as_json.stdout)["warnings"] == ["router.explore is now called router.exploration.rate"]
+
+
 # --- models ---
 
 
