@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: made beside their place, then renamed into it."""
+"""Atomic writes of files and folders: built next to the destination, then renamed into place."""
 
 import errno
 import os
@@ -18,10 +18,10 @@ def atomic_write(path: Path, data: bytes | str, *, mode: int | None = None, dura
 
 @contextmanager
 def atomic_path(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[Path]:
-    """An empty file beside `path`, to be written; at the end it replaces `path`, after an error it is removed.
+    """Yield an empty file next to `path`; it replaces `path` on exit and is removed after an error.
 
-    `mode`: its permissions; None: those of the file that it replaces, else what the umask leaves of 0o666. `durable`:
-    wait until the disk has it. Raises OSError; `FileNotFoundError` names the folder where that is missing.
+    `mode`: permissions; None: those of the replaced file, else 0o666 less the umask. `durable`: wait until the data is
+    on disk. Raises OSError; `FileNotFoundError` names the folder if that is missing.
     """
     if mode is None and path.exists():
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -45,9 +45,9 @@ def atomic_path(path: Path, *, mode: int | None = None, durable: bool = False) -
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `path`, to be filled; at the end it becomes `path`, after an error it is removed.
+    """Yield an empty folder next to `path`; it becomes `path` on exit and is removed after an error.
 
-    A folder that is there already is replaced, or else OSError is raised. The folder above is made.
+    An existing folder is replaced; with `replace=False` it raises OSError. Missing parents are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as place:
@@ -65,7 +65,7 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The folder that models, profiles and other things worth keeping lie in."""
+"""The cache folder for models, profiles and other derived files."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,6 @@ import platformdirs
 
 
 def cache_dir() -> Path:
-    """`$DRAFTPICK_CACHE`, else the user's cache folder of this platform."""
+    """Return `$DRAFTPICK_CACHE`, or the user's cache folder of this platform."""
     override = os.environ.get("DRAFTPICK_CACHE")
     return Path(override) if override else platformdirs.user_cache_path("draftpick")

@@ -1,4 +1,4 @@
-"""A circuit breaker: an engine's replica that keeps failing is left alone for a while, then tried with one request."""
+"""A circuit breaker per replica: repeated failures eject the replica for a while, then one request probes it."""
 
 import time
 from collections.abc import Callable
@@ -14,24 +14,24 @@ _CLOSE_SHARE = 0.25
 
 
 class BreakerConfig(Model):
-    """When a replica is left alone, and how it comes back."""
+    """Ejection and recovery of a replica."""
 
-    failures: int = Field(3, ge=1, description="failures in a row that open a replica's breaker")
-    failure_share: float = Field(0.5, gt=0, le=1, description="share of failures, lately, that opens it as well")
-    open_s: float = Field(1.0, gt=0, description="first time without requests; doubles with each probe that fails")
-    max_open_s: float = Field(30.0, gt=0, description="longest time without requests")
+    failures: int = Field(3, ge=1, description="consecutive failures that open a replica's breaker")
+    failure_share: float = Field(0.5, gt=0, le=1, description="recent failure rate that also opens it")
+    open_s: float = Field(1.0, gt=0, description="first ejection time; doubles with each failed probe")
+    max_open_s: float = Field(30.0, gt=0, description="longest ejection time")
     slow_start_s: float = Field(
-        6.0, ge=0, description="after recovery: one request at once, twice as many each second, for this long"
+        6.0, ge=0, description="slow start after recovery: one concurrent request, doubling every second, for this long"
     )
     outlier_factor: float = Field(
-        4.0, gt=1, description="a replica that takes so many times its siblings' median time per token is left alone"
+        4.0, gt=1, description="eject a replica whose time per token exceeds its siblings' median by this factor"
     )
 
 
 class CircuitBreaker:
     """Health of one replica. `clock` is monotonic, in seconds.
 
-    closed: requests pass. open: none pass. half_open: one passes, and its end decides.
+    closed: requests pass. open: none pass. half_open: one probe passes, and its result decides.
     """
 
     __slots__ = (
@@ -57,13 +57,12 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """What passes now."""
         if self._until is None:
             return "closed"
         return "half_open" if self._clock() >= self._until else "open"
 
     def admits(self, in_flight: int) -> bool:
-        """Whether one more request may pass beside `in_flight` others."""
+        """Return True if one more request may pass while `in_flight` others run."""
         if self._until is not None:
             return not self._probing and self._clock() >= self._until
         if self._recovered is None:
@@ -75,18 +74,18 @@ class CircuitBreaker:
         return bool(in_flight < 2.0**elapsed_s)
 
     def begin(self) -> bool:
-        """A request passes; whether it is the probe of a half-open breaker."""
+        """Record that a request starts; return True if it is the probe of a half-open breaker."""
         if self._until is None or self._probing:
             return False
         self._probing = True
         return True
 
     def end(self, *, ok: bool | None, probe: bool) -> None:
-        """A request ended well, badly, or (None) in a way that says nothing of the engine."""
+        """Record the end of a request: success, failure, or None if it says nothing about the engine."""
         if probe:
             self._probing = False
         if ok is None or (self._until is not None and not probe):
-            return  # those that began before it opened decide nothing
+            return  # requests from before the breaker opened decide nothing
         self._failure_rate += _SHARE_WEIGHT * ((not ok) - self._failure_rate)
         self._consecutive_failures = 0 if ok else self._consecutive_failures + 1
         if not ok and (
@@ -99,7 +98,7 @@ class CircuitBreaker:
             self._close()
 
     def trip(self) -> None:
-        """Open, for twice as long as the last time unless a request ended well in between."""
+        """Open the breaker, for twice the previous time unless a request succeeded in between."""
         self._until = self._clock() + self._open_s
         self._open_s = min(2 * self._open_s, self._config.max_open_s)
         self._probing = False

@@ -1,7 +1,7 @@
-"""Engines as Ray Serve deployments: each replica serves an OpenAI-compatible HTTP application on a port of its own.
+"""Engines as Ray Serve deployments: each replica serves an OpenAI-compatible HTTP application on its own port.
 
-Ray Serve places, scales, heals and drains the replicas; requests reach them over HTTP, one hop from the router. vLLM is
-imported in the replica alone, never by the process that builds the application.
+Ray Serve places, scales, replaces and drains the replicas; requests reach them over HTTP, one hop from the router. Only
+the replica imports vLLM, never the process that builds the application.
 """
 
 import math
@@ -28,13 +28,13 @@ _CPU_ENGINE_KWARGS = {
     "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
 }
 _TARGET_MAX_AGE_S = 15.0
-"""How long what a router wants holds."""
+"""Validity of a router's target number of replicas."""
 _METRICS_KWARGS = {"enable_per_request_metrics": True}
 _PAGES = "draftpick.engines.vllm.middleware.VLLMPages"
 
 
 class EngineReplica:
-    """What all served engines share: an HTTP application on its own port, its address, its load, its drain."""
+    """Base of served engines: an HTTP application on its own port, with its address, load and drain."""
 
     _server: LocalServer
     _drain_timeout_s: float
@@ -47,20 +47,20 @@ class EngineReplica:
         await self._server.start()
 
     async def address(self) -> str:
-        """Base URL of this replica."""
+        """Return the base URL of this replica."""
         return self._server.url
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Requests in flight: Serve does not see them, since they do not come through its handles.
+        """Report requests in flight, which bypass Serve's handles, and the routers' target number of replicas.
 
-        And how many replicas the routers want, 0 where none has said so of late.
+        The target is 0 if no router has set one recently.
         """
         wanted, at = self._target
         fresh = time.monotonic() - at < _TARGET_MAX_AGE_S
         return {"in_flight": float(self._server.in_flight), "wanted": float(wanted if fresh else 0)}
 
     async def set_target(self, replicas: int) -> None:
-        """Be told by a router how many replicas of this engine there should be."""
+        """Set the number of replicas that a router wants for this engine."""
         self._target = replicas, time.monotonic()
 
     async def __del__(self) -> None:
@@ -69,8 +69,6 @@ class EngineReplica:
 
 
 class MockReplica(EngineReplica):
-    """A mock engine."""
-
     async def __init__(self, engine: dict[str, Any], target: str, host: str) -> None:  # type: ignore[misc]  # Serve awaits constructors
         spec = Engine.model_validate(engine)
         app = mock_app(spec.mock or MockSpec(), model=target, engine=spec.name)
@@ -78,7 +76,7 @@ class MockReplica(EngineReplica):
 
 
 class VLLMReplica(EngineReplica):
-    """Ray Serve LLM's `LLMServer` with vLLM's own HTTP application beside it."""
+    """Ray Serve LLM's `LLMServer` plus vLLM's own HTTP application."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, llm_config: dict[str, Any], host: str, drain_timeout_s: float, profile: str
@@ -95,32 +93,32 @@ class VLLMReplica(EngineReplica):
             await measure_once(self._server.url, model)
 
     async def _warm_up(self, model: str) -> None:
-        """Answer once before the replica counts as ready: the first answer is seconds slower than the second."""
+        """Answer one request before the replica reports ready: the first answer is seconds slower than the second."""
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
         async with httpx.AsyncClient(base_url=self._server.url, timeout=300) as client:
             await client.post("/v1/chat/completions", json=body)
 
     async def check_health(self) -> None:
-        """Raise when vLLM's core is dead, so that Serve replaces the replica."""
+        """Raise if vLLM's core is dead, so that Serve replaces the replica."""
         await self._llm.check_health()
 
 
 def scale_on_demand(ctx: Any) -> tuple[float, dict[str, Any]]:
-    """Serve autoscaling policy: as many replicas as the routers want, who know all engines and the budget.
+    """Serve autoscaling policy: the target set by the routers, which know all engines and the budget.
 
-    Without routers that say so: replicas for `in_flight` requests at `target_ongoing_requests` each.
+    Without such a target: replicas for `in_flight` requests at `target_ongoing_requests` each.
     """
-    told = ctx.aggregated_metrics or {}
-    if wanted := max(told.get("wanted", {}).values(), default=0.0):
+    metrics = ctx.aggregated_metrics or {}
+    if wanted := max(metrics.get("wanted", {}).values(), default=0.0):
         return math.ceil(wanted - 1e-6), {}
-    reported = told.get("in_flight", {})
+    reported = metrics.get("in_flight", {})
     if not reported:
         return ctx.target_num_replicas, {}
     return math.ceil(sum(reported.values()) / ctx.config.get_target_ongoing_requests()), {}
 
 
 def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
-    """The Serve application of one engine of kind `vllm` or `mock`."""
+    """Build the Serve application of one engine of kind `vllm` or `mock`."""
     options = deployment_options(config, engine)
     if engine.kind == "mock":
         deployment = serve.deployment(MockReplica, **options)
@@ -131,14 +129,14 @@ def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
 
 
 def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
-    """The arguments of Ray Serve LLM's `LLMConfig` for one engine."""
+    """Build the arguments of Ray Serve LLM's `LLMConfig` for one engine."""
     kwargs = _engine_kwargs(config, engine)
     kwargs["middleware"] = [*kwargs.get("middleware", []), _PAGES]
     if engine.drafter is not None:
         kwargs["speculative_config"], options = speculation(engine.drafter)
         if options:
             kwargs["additional_config"] = {**kwargs.get("additional_config", {}), "drafter": options}
-        # vLLM refuses this flag at start on an engine without a drafter.
+        # vLLM rejects this flag at startup on an engine without a drafter.
         kwargs.setdefault("per_request_spec_decode_metrics", "summary")
     result: dict[str, Any] = {
         "model_loading_config": {"model_id": config.target.name, "model_source": target_path(config.target)},
@@ -146,7 +144,7 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         "accelerator_config": {"kind": engine.deployment.accelerator},
         "placement_group_config": {"bundles": _bundles(engine, kwargs)},
         "experimental_configs": {"stream_batching_interval_ms": 0},
-        # Otherwise vLLM's figures go to Ray's agent alone, and the engine's own /metrics has none of them.
+        # Otherwise vLLM's metrics go only to Ray's agent, and the engine's own /metrics lacks them.
         "log_engine_metrics": False,
     }
     if Path(result["model_loading_config"]["model_source"]).is_dir():
@@ -157,7 +155,7 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
 
 
 def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(vLLM's `speculative_config`, options of a drafter of our own, which go into `additional_config`)."""
+    """Return (vLLM's `speculative_config`, options of our own drafter for `additional_config`)."""
     if (class_path := drafter.spec.class_path) is not None:
         k = drafter.num_speculative_tokens
         return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
@@ -168,7 +166,7 @@ def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
-    """Options of the Serve deployment of one engine; the user's own `options` win."""
+    """Return the Serve deployment options of one engine; the user's `options` take precedence."""
     deployment = engine.deployment
     env = {"HF_HUB_OFFLINE": "1"} if config.target.source == EMBEDDED else {}
     if engine.kind == "vllm" and deployment.accelerator == "cpu":
@@ -195,23 +193,24 @@ def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
 
 
 def _cpu_threads(num_cpus: float) -> dict[str, str]:
-    """Threads of an engine's worker. Left alone, vLLM binds the workers of all engines of a node to the same cores."""
+    """Set the threads of an engine's worker. By default vLLM binds the workers of all engines of a node to the same
+    cores."""
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, round(num_cpus)))}
 
 
 def _engine_kwargs(config: FleetConfig, engine: Engine) -> dict[str, Any]:
-    """vLLM's arguments of an engine, without its drafter: ours, then the fleet's, then its own; the last wins."""
+    """Merge vLLM's arguments without the drafter: ours, then the fleet's, then the engine's; the last wins."""
     defaults: dict[str, Any] = {}
     if engine.deployment.accelerator == "cpu":
         defaults = dict(_CPU_ENGINE_KWARGS)
-        # Twice the memory, which is not ours to take for a target of any size.
+        # Twice the memory, too much to claim for a target of any size.
         if config.target.source == EMBEDDED and not computes_bfloat16():
             defaults["dtype"] = "float32"
     return {**_METRICS_KWARGS, **defaults, **config.engine_kwargs, **engine.engine_kwargs}
 
 
 def _bundles(engine: Engine, kwargs: dict[str, Any]) -> list[dict[str, float]]:
-    """One bundle for each worker of one replica."""
+    """Return one placement bundle per worker of a replica."""
     workers = int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
     if engine.deployment.accelerator == "cpu":
         return [{"CPU": engine.deployment.num_cpus} for _ in range(workers)]

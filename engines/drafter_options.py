@@ -1,4 +1,4 @@
-"""The table of drafters: how they differ, for all code that asks, and the options of our own. Imports nothing heavy."""
+"""The table of drafters: their properties, and the options of our own drafters. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,42 +7,43 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 FULL_DEPTH = 4
-"""Longest drafts of the full search, which may visit 24 successors at each token."""
+"""Maximum draft length of the full search, which may visit 24 successors per token."""
 
 
 class _DrafterOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def problem(self, num_speculative_tokens: int) -> str | None:
-        """Why these options do not go with a draft length; None: they do."""
+        """Return why these options do not suit a draft length, or None."""
         return None
 
     def components(self) -> tuple[str, ...]:
-        """Methods of the drafters that it is made of."""
+        """Methods of the component drafters."""
         return ()
 
 
 class TrigramOptions(_DrafterOptions):
     """A tri-gram table with tree search (ADED, arXiv 2407.12021); the search depth is `num_speculative_tokens`."""
 
-    table: str | None = Field(None, description="starting table, of `draftpick drafters corpus`; absent: empty")
-    search: Literal["tree", "greedy", "full"] = Field("tree", description="how the chain of tokens is found")
+    table: str | None = Field(None, description="initial table from `draftpick drafters corpus`; absent: empty")
+    search: Literal["tree", "greedy", "full"] = Field("tree", description="search algorithm")
     iterations: int = Field(150, ge=1, le=10_000, description="iterations of the tree search")
-    shared: bool = Field(False, description="requests learn from one another's text, which then shows in their speed")
+    shared: bool = Field(
+        False, description="requests learn from each other's text; response times then leak information about it"
+    )
     num_bigrams: int = Field(65_536, ge=8, le=2**24, description="size of the shared table, 120 bytes each")
-    num_own_bigrams: int = Field(1024, ge=8, le=2**20, description="size of one request's own table")
-    learn_prompt: bool = Field(True, description="the prompt counts as if it had been decoded token by token")
+    num_own_bigrams: int = Field(1024, ge=8, le=2**20, description="size of a request's own table")
+    learn_prompt: bool = Field(True, description="learn from the prompt as if it had been decoded token by token")
     seed: int = Field(0, ge=0, description="seed of the tree search")
 
     def problem(self, num_speculative_tokens: int) -> str | None:
-        """The full search bounds the draft length."""
         if self.search != "full" or num_speculative_tokens <= FULL_DEPTH:
             return None
-        return f"search: `full` visits every chain; num_speculative_tokens may be {FULL_DEPTH} at most"
+        return f"search: `full` visits every chain; set num_speculative_tokens to at most {FULL_DEPTH}"
 
 
 class HybridOptions(_DrafterOptions):
-    """Several model-free drafters, of which each step takes the best."""
+    """Several model-free drafters; each step proposes the best draft."""
 
     parts: tuple[Literal["ngram", "suffix", "trigram"], ...] = Field(
         ("ngram", "suffix", "trigram"), min_length=1, description="drafters to choose from"
@@ -51,24 +52,22 @@ class HybridOptions(_DrafterOptions):
     trigram: TrigramOptions = Field(default_factory=TrigramOptions, description="options of the tri-gram part")
 
     def problem(self, num_speculative_tokens: int) -> str | None:
-        """That of its tri-gram part."""
         return self.trigram.problem(num_speculative_tokens)
 
     def components(self) -> tuple[str, ...]:
-        """The parts."""
         return self.parts
 
 
 @dataclass(frozen=True, slots=True)
 class SharedText:
-    """The option by which a drafter keeps text of one request for the next; `off`: its value for none."""
+    """The option that makes a drafter keep one request's text for later ones; `off` disables it."""
 
     path: tuple[str, ...]
     default: int
     off: int
 
     def value(self, options: Mapping[str, Any]) -> Any:
-        """What a drafter's options say of it."""
+        """Return the option's value in a drafter's options."""
         for name in self.path:
             if not isinstance(options, Mapping) or options.get(name) is None:
                 return self.default
@@ -76,7 +75,7 @@ class SharedText:
         return options
 
     def switch_off(self, options: dict[str, Any]) -> None:
-        """Change a drafter's options so that it keeps no text."""
+        """Set the option in place so that the drafter keeps no text."""
         if self.value(options) != self.off:
             *above, name = self.path
             for one in above:
@@ -86,13 +85,13 @@ class SharedText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrafterSpec:
-    """What Draftpick knows of a drafting method.
+    """Properties of a drafting method.
 
-    `needs_model`: `model` must be given, a path or an id, or a class. `model_free`: it drafts without a trained model.
-    `weights`: the format of the model, where it is checked. `same_as_target`: keys of `config.json` that it must share
-    with the target. `replayable`: what it accepts of an answer follows from the answer. `shares_text_across_requests`:
-    the option that makes it do so, if there is one. `packages`: distributions that it imports, apart from vLLM.
-    `options`, `class_path`: of our own drafters, and the class that vLLM's `custom_class` loads for them.
+    `needs_model`: `model` is required: a path, an id, or a class. `model_free`: drafts without a trained model.
+    `weights`: expected format of the model, if checked. `same_as_target`: keys of `config.json` that must equal the
+    target's. `replayable`: acceptance follows from the answer alone. `shares_text_across_requests`: the option that
+    enables sharing, if any. `packages`: required distributions besides vLLM. `options`, `class_path`: for our own
+    drafters, the options model and the class that vLLM's `custom_class` loads.
     """
 
     needs_model: bool = False
@@ -106,7 +105,7 @@ class DrafterSpec:
     class_path: str | None = None
 
     def needed_packages(self, options: Mapping[str, Any]) -> set[str]:
-        """Packages that a drafter with these options imports, those of the drafters that it is made of among them."""
+        """Return the packages required by a drafter with these options, including its component drafters'."""
         parts = self.options.model_validate(options).components() if self.options is not None else ()
         return {*self.packages, *(package for part in parts for package in DRAFTERS[part].packages)}
 
@@ -145,4 +144,4 @@ DRAFTERS: dict[str, DrafterSpec] = {
         class_path="draftpick.engines.drafters.hybrid.HybridProposer",
     ),
 }
-"""Methods that an engine may name: the values of vLLM's `speculative_config.method`, then our own."""
+"""Accepted methods: the values of vLLM's `speculative_config.method`, then our own."""

@@ -1,21 +1,21 @@
-"""Errors of the engines, one tree.
+"""Exceptions of the engines, one tree.
 
 DraftpickError
-├── ConfigError        wrong configuration: field path, what is wrong, the cure
-└── EngineError        an engine did not answer as asked
-    ├── EngineUnavailable   no replica, or a connection that failed before the first byte
-    │   └── EngineUnreachable      nobody listens at its address
-    ├── EngineTimeout       no first byte in time
-    └── StreamInterrupted        the answer stopped after its first byte
+├── ConfigError                  invalid configuration: field path, problem, fix
+└── EngineError                  an engine did not answer as requested
+    ├── EngineUnavailable        no replica, or the connection failed before the first byte
+    │   └── EngineUnreachable    connection refused
+    ├── EngineTimeout            no first byte in time
+    └── StreamInterrupted        the answer broke off after its first byte
 """
 
 
 class DraftpickError(Exception):
-    """Root of all errors that the project raises on purpose."""
+    """Root of all exceptions that the project raises on purpose."""
 
 
 class ConfigError(DraftpickError):
-    """A wrong configuration: `field` is its path, `cure` says what to write instead."""
+    """Invalid configuration: `field` is its path, `fix` the suggested correction."""
 
     def __init__(self, field: str, problem: str, fix: str = "") -> None:
         super().__init__(field, problem, fix)
@@ -26,20 +26,20 @@ class ConfigError(DraftpickError):
 
 
 class EngineError(DraftpickError):
-    """An engine did not answer as asked."""
+    """An engine did not answer as requested."""
 
 
 class EngineUnavailable(EngineError):
-    """No replica could be reached; nothing of the answer has been seen."""
+    """No replica is available; no part of the answer has arrived."""
 
 
 class EngineUnreachable(EngineUnavailable):
-    """Nobody listens at the engine's address."""
+    """The engine's address refuses connections."""
 
 
 class EngineTimeout(EngineError):
-    """No first byte came in time."""
+    """No first byte arrived in time."""
 
 
 class StreamInterrupted(EngineError):
-    """The answer stopped after its first byte."""
+    """The answer broke off after its first byte."""

@@ -1,4 +1,4 @@
-"""What an engine says of its own load, for the routers that send to it. It shows it at `GET /draftpick/load`."""
+"""An engine's report of its own load for the routers, at `GET /draftpick/load`."""
 
 import json
 import math
@@ -10,10 +10,10 @@ PATH = "/draftpick/load"
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Requests that are running and waiting, whoever sent them, and what the engine did of late.
+    """Running and waiting requests of all clients, and recent throughput.
 
-    `kv_cache_usage`: share of the cache's blocks; `tokens_per_s`, `acceptance_length` (None: it drafts nothing, or did
-    nothing) and `step_s` (None: no steps): means of the last seconds.
+    `kv_cache_usage`: share of the cache's blocks; `tokens_per_s`, `acceptance_length` (None: no drafter, or no steps)
+    and `step_s` (None: no steps): means of the last seconds.
     """
 
     running: int
@@ -24,12 +24,11 @@ class LoadReport:
     step_s: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For the page; `from_json` reads it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: bytes) -> "LoadReport | None":
-        """What a page shows; None where that is no report: other things may listen at an engine's address."""
+        """Parse a report; None for anything else, since other services may listen at an engine's address."""
         try:
             fields = json.loads(data)
             made = cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})

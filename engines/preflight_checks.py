@@ -1,4 +1,4 @@
-"""Checks of models by their `config.json`: a drafter that cannot fit its target fails before any engine starts."""
+"""Checks models by their `config.json`: an incompatible drafter fails before any engine starts."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from draftpick.engines.errors import ConfigError
 from draftpick.engines.models.embedded import TARGET_NAME, package_folder
 from draftpick.engines.models.paths import drafter_model
 
-# The embedded target is converted on first use; its shape is known before that.
+# The embedded target is converted on first use; its shape is known in advance.
 _EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
 
 
 def check_models(config: FleetConfig) -> None:
-    """Raise `ConfigError` for a model that is missing or does not fit. Reads local files only, loads no weights."""
+    """Raise `ConfigError` for a missing or incompatible model. Reads local files only, loads no weights."""
     if not any(engine.kind == "vllm" for engine in config.engines):
         return
     target = _target_shape(config.target)
@@ -54,7 +54,7 @@ def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[st
 
 
 def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: dict[str, Any]) -> None:
-    """A head is no draft model and the other way round; a head's weights must be what its method and target need."""
+    """Check that the model is what its method runs: a draft model or a head with the weights that the method needs."""
     architecture = next(iter(shape.get("architectures") or ()), None)
     if architecture is None:
         return
@@ -62,37 +62,37 @@ def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: d
     if drafter.spec.weights is not None and is_head != (drafter.spec.weights == "eagle3"):
         needed = "an EAGLE-3 head" if drafter.spec.weights == "eagle3" else "a causal language model"
         raise ConfigError(
-            field, f"{architecture} is not what method {drafter.method} runs", f"name {needed}, or another method"
+            field, f"method {drafter.method} does not support {architecture}", f"name {needed}, or another method"
         )
     weights = Path(drafter_model(drafter) or "") / "model.safetensors"
     if not is_head or not weights.parent.is_dir():
         return
     if not weights.is_file():
         if not any(any(weights.parent.glob(f"*{ending}")) for ending in (".safetensors", ".bin", ".pt")):
-            raise ConfigError(field, f"{weights.parent} holds no weights", "copy the whole folder")
+            raise ConfigError(field, f"{weights.parent} contains no weights", "copy the whole folder")
         return
     tensors = _tensor_shapes(field, weights)
     if (drafter.model_extra or {}).get("parallel_drafting") and "mask_hidden" not in tensors:
         raise ConfigError(
-            field, "the head holds no `mask_hidden`, which `parallel_drafting` needs", "train it with --parallel"
+            field, "`parallel_drafting` needs `mask_hidden`, which the head lacks", "train it with --parallel"
         )
     fc, hidden = tensors.get("fc.weight"), target.get("hidden_size")
     if fc is not None and hidden and fc[1] % hidden:
         raise ConfigError(
-            field, f"the head reads {fc[1]} features, no multiple of the target's hidden size {hidden}",
+            field, f"the head reads {fc[1]} features, not a multiple of the target's hidden size {hidden}",
             "train a head for this target with `draftpick drafters eagle`",
         )  # fmt: skip
 
 
 def _tensor_shapes(field: str, path: Path) -> dict[str, list[int]]:
-    """Shapes of a safetensors file, of its header alone."""
+    """Return the shapes of a safetensors file, reading its header only."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ConfigError(field, f"{path} is no safetensors file", "write it again") from error
+        raise ConfigError(field, f"{path} is not a safetensors file", "write it again") from error
 
 
 def _check_table(field: str, drafter: Drafter, target: dict[str, Any]) -> None:
@@ -101,24 +101,24 @@ def _check_table(field: str, drafter: Drafter, target: dict[str, Any]) -> None:
     if table is None:
         return
     field += ".table" if "table" in options else ".trigram.table"
-    cure = "make one for this target with `draftpick drafters corpus`"
+    fix = "build a table for this target with `draftpick drafters corpus`"
     try:
         vocab_size = table_vocab_size(Path(table))
     except ValueError as error:
-        raise ConfigError(field, str(error), cure) from error
+        raise ConfigError(field, str(error), fix) from error
     if target.get("vocab_size") and vocab_size != target["vocab_size"]:
-        raise ConfigError(field, f"table of vocab_size {vocab_size}, the target has {target['vocab_size']}", cure)
+        raise ConfigError(field, f"the table has vocab_size {vocab_size}, the target has {target['vocab_size']}", fix)
 
 
 def _model_config(field: str, source: str) -> dict[str, Any]:
-    """`config.json` of a model: of a folder, or of a hub model in the local cache; {} when it is not cached yet."""
+    """Return `config.json` of a model folder or of a cached hub model; {} if it is not cached."""
     folder = Path(source)
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
     if folder.is_dir() or looks_local:
         path = folder / "config.json"
         if not path.is_file():
             raise ConfigError(
-                field, f"{source!r} is no model folder (no config.json)", "name a folder or a Hugging Face id"
+                field, f"{source!r} is not a model folder (no config.json)", "name a folder or a Hugging Face id"
             )
         return _read_json(field, path)
     from huggingface_hub import try_to_load_from_cache
@@ -131,7 +131,7 @@ def _read_json(field: str, path: Path) -> dict[str, Any]:
     try:
         shape = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(field, f"{path} cannot be read: {error}", "write a valid config.json") from error
+        raise ConfigError(field, f"{path} is not readable: {error}", "write a valid config.json") from error
     if not isinstance(shape, dict):
-        raise ConfigError(field, f"{path} holds no JSON object", "write a valid config.json")
+        raise ConfigError(field, f"{path} does not contain a JSON object", "write a valid config.json")
     return shape

@@ -1,4 +1,4 @@
-"""Which addresses serve each arm, how many requests the router holds on each, and which of them are well."""
+"""Replicas of each arm: addresses, requests in flight, and health."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,14 +12,21 @@ from draftpick.engines.load_report import LoadReport
 
 _MIN_TIMES, _MIN_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 _NEAR = 2
-"""Requests that a replica may have more than the least loaded one, and still be preferred."""
+"""Maximum excess over the least loaded replica at which a cached prefix still decides."""
 _NOTHING: Mapping[str, int] = {}
+UNAVAILABLE_REASONS = {
+    "no_replica": "has no replica",
+    "gone": "is unreachable",
+    "breaker_open": "is ejected after repeated failures",
+    "full": "is full",
+}
+"""Why no replica of an arm may take a request."""
 
 
 class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
-    `others`: requests that others had there when it last reported; `report`: what it said then, at `reported_at`.
+    `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
     """
 
     __slots__ = (
@@ -43,25 +50,25 @@ class Replica:
 
     @property
     def total_in_flight(self) -> int:
-        """Requests there, whoever sent them."""
+        """Requests of all clients."""
         return self.in_flight + self.foreign_in_flight
 
     def record_report(self, report: LoadReport, at: float) -> None:
-        """Take a report of the engine into account. `at`: of the table's clock."""
+        """Record an engine's load report. `at`: time of the table's clock."""
         self.report, self.reported_at = report, at
         self.foreign_in_flight = max(report.running + report.waiting - self.in_flight, 0)
 
     def record_tpot(self, tpot_s: float) -> None:
-        """Take a time per output token into the moving mean."""
+        """Update the moving mean of the time per output token."""
         self.num_times += 1
         self.tpot_s += max(_TIME_WEIGHT, 1 / self.num_times) * (tpot_s - self.tpot_s)
 
 
 @dataclass(slots=True)
 class Lease:
-    """A place on a replica. The holder says how it went: `ok`, or None where that says nothing of the replica.
+    """A slot on a replica. The holder sets the result `ok`; None says nothing about the replica.
 
-    `load`: requests there when it was taken, itself among them.
+    `in_flight`: requests on the replica when it was taken, including this one.
     """
 
     replica: Replica
@@ -73,7 +80,7 @@ class Lease:
 
 
 class ReplicaTable:
-    """Replicas by arm. Read on every request, changed when the fleet changes; one event loop, so no lock."""
+    """Replicas by arm. Read on every request, updated when the fleet changes; one event loop, so no lock."""
 
     def __init__(
         self,
@@ -82,7 +89,7 @@ class ReplicaTable:
         max_in_flight: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_in_flight`: of one replica. `busy`: requests on all replicas; `by_arm`: replicas by arm."""
+        """`max_in_flight`: maximum per replica. `busy`: requests on all replicas; `by_arm`: replicas by arm."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
         self.by_arm: Mapping[str, Sequence[Replica]] = self._replicas
         self._in_flight = dict.fromkeys(self._replicas, 0)
@@ -91,7 +98,7 @@ class ReplicaTable:
         self.arms = tuple(self._replicas)
 
     def update(self, arm: str, urls: Iterable[str]) -> None:
-        """Make `urls` the replicas of an arm; those that stay keep their counts and their health."""
+        """Set the replicas of an arm to `urls`; existing ones keep their counts and health."""
         known = {replica.url: replica for replica in self._replicas[arm]}
         self._replicas[arm] = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
 
@@ -99,10 +106,10 @@ class ReplicaTable:
         return Replica(url, CircuitBreaker(self._breaker, self._clock))
 
     def eligible(self, tried: Collection[Replica] = ()) -> list[str]:
-        """Arms with a replica that may take a request and is not among `tried`, in configuration order.
+        """Return the arms with an admitting replica that is not in `tried`, in configuration order.
 
-        When the breakers leave none at all, every replica with room counts where somebody listened at the last try: a
-        try costs less than a refusal.
+        Panic mode: if the breakers admit none, every reachable replica with a free slot counts, since an attempt costs
+        less than a rejection.
         """
         arms = [arm for arm, replicas in self._replicas.items() if self._any_admits(replicas, tried)]
         return arms or [
@@ -111,12 +118,23 @@ class ReplicaTable:
             if any(map(self._admits_in_panic, _without(replicas, tried)))
         ]
 
+    def unavailable_reason(self, arm: str) -> str | None:
+        """A key of `UNAVAILABLE_REASONS` for an arm that is not eligible, else None."""
+        replicas = self._replicas[arm]
+        if not replicas:
+            return "no_replica"
+        if arm in self.eligible():
+            return None
+        if all(replica.in_flight >= self.max_in_flight for replica in replicas):
+            return "full"
+        return "gone" if all(replica.unreachable for replica in replicas) else "breaker_open"
+
     def reachable(self) -> bool:
-        """Whether somebody listened at any replica at the last try, whatever its state."""
+        """True if any replica accepted a connection at the last attempt, whatever its state."""
         return any(not replica.unreachable for replicas in self._replicas.values() for replica in replicas)
 
     def _any_admits(self, replicas: list[Replica], tried: Collection[Replica]) -> bool:
-        for replica in replicas:  # in a loop of its own, since every request asks this of every arm
+        for replica in replicas:  # a plain loop: every request evaluates this for every arm
             if replica.in_flight < self.max_in_flight and replica not in tried and self._admits(replica):
                 return True
         return False
@@ -128,7 +146,7 @@ class ReplicaTable:
         return replica.in_flight < self.max_in_flight and not replica.unreachable
 
     def in_flight(self) -> dict[str, int]:
-        """This router's requests in flight by arm, those on replicas that are leaving among them."""
+        """This router's requests in flight by arm, including those on removed replicas."""
         return self._in_flight.copy()
 
     def urls(self) -> dict[str, list[str]]:
@@ -136,16 +154,16 @@ class ReplicaTable:
         return {arm: [r.url for r in replicas] for arm, replicas in self._replicas.items()}
 
     def health(self) -> dict[str, dict[str, State]]:
-        """State of each replica's breaker, by arm and address."""
+        """Breaker state of each replica, by arm and address."""
         return {arm: {r.url: r.breaker.state for r in replicas} for arm, replicas in self._replicas.items()}
 
     def pick(
         self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING
     ) -> Replica | None:
-        """The least loaded replica of an arm that may take a request, if there is one.
+        """Return the least loaded admitting replica of an arm, or None.
 
-        `cached_prefix`: bytes of the request that each replica, by its address, has read before. Of those that have
-        hardly more to do than the least loaded one, the one that has read most is taken.
+        `cached_prefix`: cached prefix of the request in bytes, by replica address. Among the replicas with nearly the
+        lowest load, the one with the longest cached prefix is chosen.
         """
         replicas = _without(self._replicas[arm], tried)
         candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
@@ -162,7 +180,7 @@ class ReplicaTable:
     def lease(
         self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING
     ) -> Iterator[Lease]:
-        """The replica that `pick` gives, counted for as long as the block runs. Raises `EngineUnavailable`."""
+        """Lease the replica chosen by `pick` for the duration of the block. Raises `EngineUnavailable`."""
         replica = self.pick(arm, tried, cached_prefix)
         if replica is None:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
@@ -190,7 +208,7 @@ class ReplicaTable:
             self._eject_outlier(replica, self._replicas[arm])
 
     def _eject_outlier(self, replica: Replica, arm: list[Replica]) -> None:
-        """Leave a replica alone that is far slower than its siblings, unless half of them are left alone already."""
+        """Eject a replica far slower than its siblings, unless half of them are ejected already."""
         siblings = [r.tpot_s for r in arm if r is not replica and r.num_times >= _MIN_TIMES]
         if replica.num_times < _MIN_TIMES or len(siblings) < _MIN_SIBLINGS:
             return

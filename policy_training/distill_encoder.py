@@ -1,4 +1,4 @@
-"""Distils a sentence encoder into a vector per token, which the router averages
+"""Distils a sentence encoder into one vector per token, which the router averages
 (`draftpick.router.features.static_embedding`)."""
 
 import json
@@ -16,7 +16,7 @@ from draftpick.router.openai_request import truncate
 
 Floats = npt.NDArray[np.float32]
 ProgressCallback = Callable[[float], None]
-"""Called with the share of the work that is done."""
+"""Called with the fraction done."""
 _BATCH = 64
 _EPOCHS = 15
 
@@ -30,11 +30,11 @@ def distill_encoder(
     seed: int = 0,
     on_progress: ProgressCallback = lambda share: None,
 ) -> dict[str, float]:
-    """Write a vector for every token of the encoder; returns how alike held-out texts are to it (mean cosine).
+    """Write a vector for every token of the encoder; return the mean cosine similarity to it on held-out texts.
 
-    A token's vector starts as what the encoder says of it alone, in the main directions of what it says of the texts,
-    and weighted by rarity, as model2vec does; then all are fitted so that their mean over a text points where the
-    encoder's vector of the text does.
+    A token's vector is initialised with the encoder's output for it alone, projected on the principal components of the
+    texts' outputs and weighted by rarity, as model2vec does; then all are fitted so that their mean over a text has the
+    direction of the encoder's vector of the text.
     """
     from sentence_transformers import SentenceTransformer
     from sklearn.decomposition import TruncatedSVD
@@ -44,11 +44,13 @@ def distill_encoder(
     tokenizer.no_padding()
     tokenizer.no_truncation()
     words = [str(tokenizer.id_to_token(i)).removeprefix("##") for i in range(tokenizer.get_vocab_size())]
-    said = _encoded(teacher, [*texts, *words], on_progress)
-    directions = TruncatedSVD(dimension, random_state=seed).fit(said[: len(texts)])
-    goal = directions.transform(said[: len(texts)])
-    # A token's place in the vocabulary follows its frequency (Zipf's law).
-    start = directions.transform(said[len(texts) :]) * np.log(1 + np.arange(len(words)))[:, None] / np.log(len(words))
+    encoded = _encoded(teacher, [*texts, *words], on_progress)
+    directions = TruncatedSVD(dimension, random_state=seed).fit(encoded[: len(texts)])
+    goal = directions.transform(encoded[: len(texts)])
+    # Token ids are ordered by frequency (Zipf's law).
+    start = (
+        directions.transform(encoded[len(texts) :]) * np.log(1 + np.arange(len(words)))[:, None] / np.log(len(words))
+    )
     ids = [
         e.ids for e in tokenizer.encode_batch([truncate(text, MAX_CHARS) for text in texts], add_special_tokens=False)
     ]
@@ -80,12 +82,12 @@ def _fitted(start: Floats, ids: list[list[int]], goal: Floats, seed: int) -> tup
     table = torch.nn.EmbeddingBag.from_pretrained(torch.from_numpy(start), freeze=False, mode="mean")
     wanted = torch.from_numpy(goal)
     order = rng.permutation(len(ids))
-    held, seen = order[: len(ids) // 10], order[len(ids) // 10 :]
+    held, training = order[: len(ids) // 10], order[len(ids) // 10 :]
     with torch.inference_mode():
         before = float(_cosine(table, ids, wanted, held).mean())
     optimizer = torch.optim.Adam(table.parameters(), lr=3e-3)
     for _ in range(_EPOCHS):
-        for rows in np.array_split(rng.permutation(seen), max(1, len(seen) // 64)):
+        for rows in np.array_split(rng.permutation(training), max(1, len(training) // 64)):
             loss = 1 - _cosine(table, ids, wanted, rows).mean()
             optimizer.zero_grad()
             loss.backward()

@@ -1,4 +1,4 @@
-"""From a matrix of times to a policy, in memory or as an artefact, and from a policy to what it would have chosen."""
+"""Fits a policy to a matrix of times, in memory or as an artefact, and evaluates its probabilities."""
 
 import datetime
 from dataclasses import asdict, is_dataclass
@@ -19,14 +19,14 @@ from draftpick.router.policies.base import Policy
 from draftpick.router.policies.shapes import Arrays
 
 MIN_TRAINING_REQUESTS = 16
-"""Fewer tell nothing of kinds of text: a policy of so few is refused."""
+"""Minimum requests for training a policy."""
 
 
 def fit(data: Matrix, learner: Learner, setting: LearnerSetting) -> tuple[dict[str, Any], Arrays]:
-    """Manifest and arrays of a policy that is fitted to `data`. Raises `DatasetError` for data that cannot make one.
+    """Manifest and arrays of a policy fitted to `data`. Raises `DatasetError` for unsuitable data.
 
-    On one thread: on matrices this small, threads wait for each other longer than they compute, and sums must not
-    depend on their number.
+    Runs on one thread: on such small matrices, synchronisation takes longer than the computation, and sums must not
+    depend on the number of threads.
     """
     _check(data, setting.default)
     with threadpool_limits(1):
@@ -50,7 +50,7 @@ def fit(data: Matrix, learner: Learner, setting: LearnerSetting) -> tuple[dict[s
 
 
 def fitted(data: Matrix, learner: Learner, setting: LearnerSetting) -> Policy:
-    """The policy itself, as the router would read it."""
+    """Fit a policy and load it as the router would."""
     manifest, arrays = fit(data, learner, setting)
     return policies.make({**manifest, "arrays_sha256": "0" * 64}, arrays)
 
@@ -58,7 +58,7 @@ def fitted(data: Matrix, learner: Learner, setting: LearnerSetting) -> Policy:
 def train_policy(
     data: Matrix, learner: Learner, setting: LearnerSetting, out: Path, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fit a policy and write its artefact to `out`; returns the manifest."""
+    """Fit a policy and write its artefact to `out`; return the manifest."""
     manifest, arrays = fit(data, learner, setting)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest["provenance"] = {"created": now, **manifest["provenance"], **provenance}
@@ -68,7 +68,7 @@ def train_policy(
 
 def _check(data: Matrix, default: str) -> None:
     if data.contexts is None or data.featurizer is None:
-        raise DatasetError("the data has no contexts of one featurizer")
+        raise DatasetError("the data has no contexts of a single featurizer")
     if default not in data.arms:
         raise DatasetError(f"the default engine {default!r} was not measured (measured: {', '.join(data.arms)})")
     if len(data) < MIN_TRAINING_REQUESTS or len(data.arms) < 2:
@@ -78,11 +78,11 @@ def _check(data: Matrix, default: str) -> None:
             f"under 2 arms are needed (dropped: {data.dropped})"
         )
     if not (np.isfinite(data.time_s).all() and np.isfinite(data.contexts).all()):
-        raise DatasetError("times or contexts hold values that are not finite")
+        raise DatasetError("times and contexts must be finite")
 
 
 def policy_probabilities(policy: Policy, data: Matrix) -> npt.NDArray[np.float64]:
-    """The probabilities that served: shape [n, arms], in the arms' order of `data`."""
+    """Probabilities in service [n, arms], in the arms' order of `data`."""
     if policy.featurizer is not None and (data.contexts is None or data.featurizer != policy.featurizer):
         raise DatasetError(f"the policy needs contexts of {policy.featurizer!r}, the data has {data.featurizer!r}")
     if unknown := set(data.arms) ^ set(policy.arms):

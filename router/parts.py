@@ -1,7 +1,7 @@
 """The parts of one router, built from its configuration: what each is given stands here, and nowhere else."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from draftpick.engines.http.client import EngineClient
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.features.featurizer import Featurizer
+from draftpick.router.health import HealthSignal
 from draftpick.router.load.demand import Demand
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.online.events import Event, EventLog
@@ -53,6 +54,7 @@ class Parts:
     prefixes: PrefixIndex
     admission: Admission
     acceptance_monitor: AcceptanceMonitor
+    health_signals: Sequence[HealthSignal]
     metrics: Metrics
     recent: RecentRequests
     shadow: Shadow
@@ -81,9 +83,9 @@ def build_parts(
     admission, metrics, recent = Admission(config.limits), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
-    decide = DecisionMaker(
-        config, active_policies, replicas, load, acceptance_monitor, admission, metrics, baseline, rng
-    )
+    # What says which engines should get no request: a new signal is one entry here.
+    health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
+    decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
     # Who observes attempts: a new observer is one entry here.
     observers = [learning.on_attempt_end, metrics.on_attempt_end, recent.on_attempt_end]
@@ -117,6 +119,7 @@ def build_parts(
         prefixes=prefixes,
         admission=admission,
         acceptance_monitor=acceptance_monitor,
+        health_signals=health_signals,
         metrics=metrics,
         recent=recent,
         shadow=shadow,

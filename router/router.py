@@ -255,7 +255,7 @@ class Router:
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.in_flight(),
             "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},
-            "stale": sorted(self.parts.load.stale),
+            "stale": sorted(self.parts.load.staleness.suspects),
             "wanted": self.autoscaler.targets,
             "wished_more": {arm: round(n, 2) for arm, n in self.parts.demand.unmet().items()},
             "breakers": self._replicas.health(),

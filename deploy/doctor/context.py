@@ -1,4 +1,4 @@
-"""What the checks look at: the configuration, this machine, what running engines said, and the last records."""
+"""The input of checks: configuration, machine, running engines, and latest records."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ from draftpick.router.config.router_config import DraftpickConfig
 from draftpick.router.types import Record
 
 About = Literal["fleet", "router", "engines", "records"]
-"""What a check looks at: the fleet as configured, the router as configured, running engines, records."""
+"""Subject of a check: configured fleet, configured router, running engines, or records."""
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_RECORDS = 20_000
@@ -32,7 +32,7 @@ _PACKAGES = (
 class Machine:
     """This machine: Python's version, versions of installed packages by name, bytes of memory.
 
-    `bfloat16`: whether its processor computes in it.
+    `bfloat16`: whether its processor supports it.
     """
 
     python: str
@@ -42,7 +42,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """The one that this process runs on."""
+        """The machine of this process."""
         packages = {}
         for name in _PACKAGES:
             try:
@@ -55,9 +55,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class DoctorContext:
-    """`running`: engines that were asked, by name. `records`: the last ones, or why they cannot be read.
+    """`running`: probed engines by name. `records`: the latest ones, or why they are unreadable.
 
-    `host`: where the router is to listen. `written`: whether somebody wrote a configuration, or only named addresses.
+    `host`: the router's address. `written`: whether there is a written configuration, or only URLs.
     """
 
     config: DraftpickConfig
@@ -68,42 +68,42 @@ class DoctorContext:
     written: bool = True
 
     def has(self, about: About) -> bool:
-        """Whether there is something that such a check could look at."""
+        """True if there is an input for checks of this subject."""
         there = {"fleet": True, "router": self.written, "engines": bool(self.running), "records": bool(self.records)}
         return there[about]
 
     @property
     def started(self) -> Iterator[tuple[str, Engine, Mapping[str, Any]]]:
-        """Engines of vLLM that Draftpick starts: the field, the engine, and its arguments as the user gives them."""
+        """vLLM engines started by Draftpick: field, engine, and its arguments as configured."""
         for i, engine in enumerate(self.config.engines):
             if engine.kind == "vllm":
                 yield f"engines.{i}", engine, {**self.config.engine_kwargs, **engine.engine_kwargs}
 
     @property
     def drafters(self) -> Iterator[tuple[str, Engine, Drafter]]:
-        """Engines that Draftpick starts with a drafter: the field of it, the engine, the drafter."""
+        """Engines with a drafter started by Draftpick: field of the drafter, engine, drafter."""
         for i, engine in enumerate(self.config.engines):
             if engine.kind == "vllm" and engine.drafter is not None:
                 yield f"engines.{i}.drafter", engine, engine.drafter
 
     @property
     def answering(self) -> dict[str, RunningEngine]:
-        """Engines that were asked and answered."""
+        """Probed engines that answered."""
         return {name: one for name, one in self.running.items() if one.error is None}
 
     @property
     def attempts(self) -> Sequence[Record]:
-        """The last records that could be read."""
+        """The readable latest records."""
         return () if isinstance(self.records, str) else self.records
 
     def place(self, field: str, name: str) -> str:
-        """Where an argument of an engine stands: at the engine, or where all engines have it from."""
+        """The field of an engine's argument: its own, or the shared one."""
         at = self.config.engines[int(field.split(".")[1])]
         return f"{field}.engine_kwargs.{name}" if name in at.engine_kwargs else f"engine_kwargs.{name}"
 
 
 def last_records(config: DraftpickConfig) -> Sequence[Record] | str:
-    """The last records that the configuration's folder holds; none where there is none; or why they are unreadable."""
+    """The latest records in the configured folder, if any; or why they are unreadable."""
     folder = config.router.records.dir
     if folder is None or not any(folder.glob("records-*.jsonl")):
         return ()

@@ -14,7 +14,7 @@ note: worth knowing."""
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a check found. `where`: the field of the configuration, or the engine; `check`: who says so."""
+    """One finding of a check. `where`: the configuration field, or the engine; `check`: its name."""
 
     level: Level
     where: str
@@ -25,17 +25,17 @@ class Finding:
 
 
 def problem(where: str, what: str, fix: str, why: str) -> Finding:
-    """What fails, or makes figures or answers wrong."""
+    """A failure, or wrong figures or answers."""
     return Finding("problem", where, what, fix, why)
 
 
 def warning(where: str, what: str, fix: str, why: str) -> Finding:
-    """What costs time, safety or insight."""
+    """A loss of time, safety or insight."""
     return Finding("warning", where, what, fix, why)
 
 
 def note(where: str, what: str, fix: str, why: str) -> Finding:
-    """What is worth knowing."""
+    """Information."""
     return Finding("note", where, what, fix, why)
 
 
@@ -44,7 +44,7 @@ CheckFunction = Callable[[DoctorContext], Iterator[Finding]]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what it looks at, and what is true where it finds nothing."""
+    """One check: its subject, and the statement that holds without findings."""
 
     name: str
     about: About
@@ -52,12 +52,12 @@ class Check:
     function: CheckFunction
 
     def __call__(self, context: DoctorContext) -> list[Finding]:
-        """What it finds, or one finding that all is well."""
+        """Return the findings, or one finding that all is well."""
         try:
             found = [replace(finding, check=self.name) for finding in self.function(context)]
-        except (TypeError, ValueError) as error:  # vLLM's arguments are passed through, whatever a user wrote
-            said = f"a value of another type than vLLM's: {error}"
-            found = [Finding("problem", "engine_kwargs, drafter", said, "mend its type", check=self.name)]
+        except (TypeError, ValueError) as error:  # vLLM's arguments are passed through unvalidated
+            said = f"a value of the wrong type for vLLM: {error}"
+            found = [Finding("problem", "engine_kwargs, drafter", said, "fix its type", check=self.name)]
         return found or [Finding("ok", "", self.ok_message, check=self.name)]
 
 
@@ -65,7 +65,7 @@ CHECKS: list[Check] = []
 
 
 def check(about: About, ok_message: str) -> Callable[[CheckFunction], CheckFunction]:
-    """Register a check under the name of its function. `ok_message`: what is true where it finds nothing."""
+    """Register a check under the name of its function. `ok_message`: the statement that holds without findings."""
 
     def register(looks: CheckFunction) -> CheckFunction:
         CHECKS.append(Check(looks.__name__, about, ok_message, looks))

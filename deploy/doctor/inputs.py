@@ -1,4 +1,4 @@
-"""From what a user names to a case: a configuration, addresses, or both."""
+"""Builds the context of checks from a configuration, URLs, or both."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,19 +11,18 @@ from draftpick.router.config.router_config import ConfigProblems, DraftpickConfi
 
 
 def addresses_of(texts: Sequence[str]) -> dict[str, str]:
-    """What `NAME=URL` texts say. Raises `ConfigError`."""
+    """Parse `NAME=URL` texts. Raises `ConfigError`."""
     pairs = [text.partition("=") for text in texts]
     for text, (name, _, url) in zip(texts, pairs, strict=True):
         if not name or not url.startswith(("http://", "https://")):
-            raise ConfigError("--url", f"{text!r} is no NAME=URL", "as in suffix=http://10.0.0.8:8000")
+            raise ConfigError("--url", f"{text!r} is not NAME=URL", "for example suffix=http://10.0.0.8:8000")
     return {name: url for name, _, url in pairs}
 
 
 def fleet_of(config: str | None) -> DraftpickConfig:
-    """The configuration of a file or of a shipped fleet, as far as its fields are right. Raises `ConfigError`.
+    """The configuration of a file or of a shipped fleet with valid fields. Raises `ConfigError`.
 
-    What `draftpick.deploy.config.resolve` would refuse beyond that is left to the checks, which tell of it with all the
-    rest.
+    Further constraints of `draftpick.deploy.config.resolve` are left to the checks, which report all problems together.
     """
     source = config or EMBEDDED
     try:
@@ -38,20 +37,20 @@ def fleet_of(config: str | None) -> DraftpickConfig:
 
 
 def read_context(config: str | None, addresses: Mapping[str, str], host: str, patience_s: float) -> DoctorContext:
-    """Ask the engines that have an address, and gather all else that checks look at. Raises `ConfigError`."""
+    """Probe the engines with a URL, and collect all other inputs of checks. Raises `ConfigError`."""
     if config is None and addresses:
         running = ask(addresses, patience_s)
         fleet = load_config(_only_addresses(addresses, running))
         return DoctorContext(fleet, Machine.here(), running, host=host, written=False)
     fleet = fleet_of(config)
     if unknown := sorted(addresses.keys() - set(fleet.arms)):
-        raise ConfigError("--url", f"no engine {', '.join(unknown)}", f"engines: {', '.join(fleet.arms)}")
+        raise ConfigError("--url", f"unknown engine {', '.join(unknown)}", f"engines: {', '.join(fleet.arms)}")
     places = {engine.name: str(engine.url) for engine in fleet.engines if engine.url} | dict(addresses)
     return DoctorContext(fleet, Machine.here(), ask(places, patience_s), last_records(fleet), host)
 
 
 def _only_addresses(addresses: Mapping[str, str], running: Mapping[str, RunningEngine]) -> dict[str, object]:
-    """A configuration of these engines alone; the target is what the first of them serves."""
+    """A configuration of these engines only; the target is the model of the first."""
     served = [one.models[0].id for one in running.values() if one.models]
     return {
         "target": {"name": served[0] if served else "unknown"},

@@ -1,4 +1,4 @@
-"""Asks running engines what they are: their pages, and one short greedy answer. All waits are bounded."""
+"""Probes running engines: their pages, and one short greedy answer. All waits are bounded."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ _MESSAGES = [{"role": "user", "content": _TEXT}]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model of an engine, as `/v1/models` shows it."""
+    """One model of an engine, from `/v1/models`."""
 
     id: str
     root: str | None = None
@@ -29,7 +29,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class DoctorAnswer:
-    """One short greedy answer: its text, the events it came in, tokens, vLLM's metrics of it (None: it has none)."""
+    """One short greedy answer: its text, number of events and tokens, and vLLM's metrics (None: missing)."""
 
     text: str
     events: int
@@ -40,11 +40,11 @@ class DoctorAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """What an engine said; `error`: why it said nothing at all. None and empty: it has no such page.
+    """The pages of an engine; `error`: why it is unreachable. None and empty: no such page.
 
-    `tokens`: of one chat under its template. `samples`: sums of its metrics by name, `positions`: tokens accepted at
-    each place of a draft, `cache`: labels of vLLM's cache configuration. `load`: whether it shows its load;
-    `open_to_developers`: whether pages for development answer.
+    `tokens`: of one chat under its template. `samples`: sums of its metrics by name, `positions`: accepted tokens by
+    draft position, `cache`: labels of vLLM's cache configuration. `load`: whether it reports its load;
+    `open_to_developers`: whether development endpoints answer.
     """
 
     url: str
@@ -61,18 +61,18 @@ class RunningEngine:
 
     @property
     def drafts(self) -> bool | None:
-        """Whether its metrics know of drafts; None: it shows no metrics of vLLM."""
+        """True if its metrics include drafts; None without vLLM's metrics."""
         if not any(name.startswith("vllm:") for name in self.samples):
             return None
         return "vllm:spec_decode_num_drafts_total" in self.samples
 
     def sample(self, name: str) -> float:
-        """The sum of one of vLLM's metrics, 0 where it has none."""
+        """The sum of one of vLLM's metrics; 0 if missing."""
         return self.samples.get(f"vllm:{name}", 0.0)
 
 
 def ask(urls: Mapping[str, str], patience_s: float = PATIENCE_S) -> dict[str, RunningEngine]:
-    """Ask the engines at `urls` by name, all at once, each page for at most `patience_s`."""
+    """Probe the engines at `urls` by name, concurrently, each page for at most `patience_s`."""
 
     async def all_of_them() -> list[RunningEngine]:
         async with httpx.AsyncClient(timeout=patience_s) as client:
@@ -107,7 +107,7 @@ async def _ask(client: httpx.AsyncClient, url: str, patience_s: float) -> Runnin
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
-    """The pages of one engine. What takes longer than `patience_s` counts as absent."""
+    """The pages of one engine. Pages slower than `patience_s` count as missing."""
 
     client: httpx.AsyncClient
     url: str
@@ -144,7 +144,7 @@ def _models(listed: httpx.Response) -> list[ServedModel]:
 
 
 def _field(text: str | None, name: str) -> Any:
-    """A field of a JSON object; None where there is no object, or no such field."""
+    """A field of a JSON object; None if missing."""
     try:
         found = json.loads(text or "null")
     except ValueError:
@@ -161,7 +161,7 @@ def _metrics(page: str | None) -> tuple[dict[str, float], list[float], dict[str,
     except ValueError:
         return {}, [], {}
     for sample in found:
-        # Of a family with a label for states, each state is a name of its own.
+        # For families with a state label, each state is a separate name.
         state = sample.labels.get("sleep_state")
         name = f"{sample.name}:{state}" if state else sample.name
         samples[name] = samples.get(name, 0.0) + sample.value

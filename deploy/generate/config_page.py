@@ -11,6 +11,7 @@ from draftpick.deploy.generate.markdown import slug
 from draftpick.engines.drafter_options import DRAFTERS
 from draftpick.router.config.router_config import DraftpickConfig, LiveConfig
 from draftpick.router.http.auth import Key
+from draftpick.router.http.request_headers import REQUEST_HEADERS
 
 Schema = Mapping[str, Any]
 
@@ -120,7 +121,12 @@ def text() -> str:
     """The page."""
     sections = [*_fleet(), *_apart()]
     anchors = {one.schema["title"]: slug(one.heading.strip("# ")) for one in reversed(sections)}
-    return _HEAD + "\n".join(_shown(section, anchors) for section in sections)
+    return _HEAD + "\n".join(_shown(section, anchors) for section in sections) + _request_headers()
+
+
+def _request_headers() -> str:
+    rows = (f"| `{header.name}` | {header.description} |" for header in REQUEST_HEADERS)
+    return "\n".join(["\n## Request headers\n", "| header | what it does |", "|---|---|", *rows]) + "\n"
 
 
 def _fleet() -> Iterator[Section]:

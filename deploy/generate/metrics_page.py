@@ -1,5 +1,6 @@
 """docs/metrics.md: `python -m draftpick.deploy.generate.metrics_page` makes it of the code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from draftpick.router.monitoring import gauges
@@ -35,7 +36,7 @@ def text() -> str:
     return _HEAD + "\n".join(tables) + _BUCKETS
 
 
-def _table(described: tuple[MetricFamily, ...]) -> str:
+def _table(described: Sequence[MetricFamily]) -> str:
     rows = [f"| `{m.name}` | {m.kind} | {', '.join(f'`{name}`' for name in m.labels)} | {m.help} |" for m in described]
     return "\n".join(["| metric | kind | labels | what it is |", "|---|---|---|---|", *rows]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Starts and stops the application on Ray, and tells how far it has come."""
+"""Starts and stops the application on Ray, and reports its progress."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ from draftpick.engines.errors import ConfigError, DraftpickError
 from draftpick.router.config.router_config import DraftpickConfig
 
 _PROXY = {
-    # HAProxy, which Ray brings along, sends requests straight to the router's replicas. Serve's own proxy, in Python,
-    # would send each through Ray's object store.
+    # HAProxy, which ships with Ray, sends requests directly to the router's replicas. Serve's Python proxy would send
+    # each through Ray's object store.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # A router that ends before it answered at all: another one is asked. To generate anew changes nothing for a client.
+    # If a router ends before it answers, HAProxy tries another one. Generating again is safe for the client.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
@@ -37,7 +37,7 @@ ProgressCallback = Callable[[dict[str, str]], None]
 
 
 class StartFailed(DraftpickError):
-    """The application did not come up; says which part and why."""
+    """The application did not start; the message names the part and the reason."""
 
 
 @contextmanager
@@ -50,9 +50,9 @@ def running(
     timeout_s: float = 1800.0,
     progress: ProgressCallback | None = None,
 ) -> Iterator[str]:
-    """The base URL of the running application, which is drained and shut down at the end of the block.
+    """Yield the base URL of the running application, which is drained and shut down on exit.
 
-    Starts Ray on this machine, or joins the cluster at `address` (`auto`: the one that runs here).
+    Starts Ray on this machine, or joins the cluster at `address` (`auto`: the local one).
     """
     if address is None:
         _check_port(host, port)
@@ -72,7 +72,7 @@ def running(
 
 
 def use_policy(name: str, address: str) -> list[str]:
-    """Take a policy into service on every replica of the router that runs on this cluster; their ids."""
+    """Activate a policy on every router replica of this cluster; return their ids."""
     ray.init(address=address, log_to_driver=False, logging_level="error")
     try:
         handle = serve.get_deployment_handle("router", APP_NAME)
@@ -82,21 +82,23 @@ def use_policy(name: str, address: str) -> list[str]:
 
 
 def free_port() -> int:
-    """A port of the kernel's choice on the loopback address."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _check_port(host: str, port: int) -> None:
-    """Raise ConfigError where something listens already; Ray Serve's own error is a dead actor."""
+    """Raise ConfigError if the port is in use; Ray Serve would only report a dead actor."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                "port", f"cannot listen on {host}:{port}: {error.strerror}", "stop what listens there, or give --port"
+                "port",
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                "stop the process that listens there, or set --port",
             ) from error
 
 
@@ -109,13 +111,13 @@ def _start_ray(config: DraftpickConfig, address: str | None) -> None:
         return
     for name, value in [*_PROXY.items(), *((name, str(free_port())) for name in _PROXY_PORTS)]:
         os.environ.setdefault(name, value)
-    # Serve's own actors and the router take little; the engines' shares may exceed a small machine's cores.
+    # Serve's own actors and the router need little; the engines' shares may exceed a small machine's cores.
     wanted = 4 + sum(e.deployment.num_cpus * e.deployment.num_replicas + 0.1 for e in config.engines)
     ray.init(num_cpus=max(os.cpu_count() or 1, round(wanted)), include_dashboard=False, **quiet)
 
 
 def _drain(timeout_s: float) -> None:
-    """Delete the application, which lets its replicas finish their streams: `serve.shutdown` alone would cut them."""
+    """Delete the application, so that its replicas finish their streams: `serve.shutdown` alone would abort them."""
     serve.delete(APP_NAME, _blocking=False)
     deadline = time.monotonic() + timeout_s
     while APP_NAME in serve.status().applications and time.monotonic() < deadline:
@@ -139,7 +141,7 @@ def _wait(timeout_s: float, progress: ProgressCallback) -> None:
 
 
 def _wait_for_router(url: str, timeout_s: float = 60.0) -> None:
-    """Serve says that the replicas run; return when the router answers and has found them all."""
+    """Serve reports running replicas; wait until the router answers and has found them all."""
     deadline = time.monotonic() + timeout_s
     router = serve.get_deployment_handle("router", APP_NAME)
     while time.monotonic() < deadline:

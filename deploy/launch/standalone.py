@@ -1,4 +1,4 @@
-"""The router alone, without Ray, in front of engines that run already: one process or several on one port."""
+"""The router without Ray, in front of running engines: one process, or several on one port."""
 
 import asyncio
 import multiprocessing
@@ -19,18 +19,17 @@ from draftpick.router.config.router_config import DraftpickConfig, load_config
 _BACKLOG = 4096
 _POLL_S = 0.1
 _MIN_LIFE_S = 5.0
-"""A process that ends sooner than this is started anew only after as long."""
+"""Minimum interval between restarts of a process."""
 
 
 class RouteFailed(DraftpickError):
-    """The routers did not come up."""
+    """The routers did not start."""
 
 
 class RouterProcesses:
-    """`processes` routers that share one listening socket; one that dies is replaced. Raises `ConfigError`.
+    """`processes` routers that share one listening socket; failed ones are replaced. Raises `ConfigError`.
 
-    Each counts for itself: places, limits a minute, breakers and quarantine. `/metrics` shows all of them, whichever
-    answers.
+    Each has its own slots, rate limits, breakers and quarantine. `/metrics` covers all of them, whichever answers.
     """
 
     def __init__(self, config: DraftpickConfig, host: str, port: int, processes: int) -> None:
@@ -38,7 +37,7 @@ class RouterProcesses:
             raise ConfigError(
                 "engines",
                 f"{', '.join(started)} would have to be started",
-                "give each a `url`, or use `draftpick serve`",
+                "set `url` for each, or use `draftpick serve`",
             )
         self._config, self._drain_s = config.model_dump(mode="json"), config.drain_timeout_s
         self._socket = _listening(host, port)
@@ -51,27 +50,26 @@ class RouterProcesses:
 
     @property
     def url(self) -> str:
-        """Where they listen."""
         host, port = self._socket.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def wait(self, timeout_s: float = 60.0) -> None:
-        """Return when all of them answer. Raises `RouteFailed`."""
+        """Wait until all of them answer. Raises `RouteFailed`."""
         until, waiting = time.monotonic() + timeout_s, len(self._processes)
         while waiting and not self._stopping:
             if self._ready.acquire(timeout=_POLL_S):
                 waiting -= 1
             elif not all(process.is_alive() for process in self._processes):
-                raise RouteFailed("a router ended at once: see what it wrote above")
+                raise RouteFailed("a router exited immediately: see its output above")
             elif time.monotonic() > until:
                 raise RouteFailed(f"the routers did not answer within {timeout_s:g} s")
 
     def request_stop(self) -> None:
-        """Make `watch` return; safe in a signal handler."""
+        """Make `supervise` return; safe in a signal handler."""
         self._stopping = True
 
     def supervise(self) -> None:
-        """Replace processes that die, until `request_stop`."""
+        """Replace failed processes until `request_stop`."""
         while not self._stopping:
             for i, process in enumerate(self._processes):
                 if not process.is_alive() and time.monotonic() - self._started[i] > _MIN_LIFE_S:
@@ -79,7 +77,7 @@ class RouterProcesses:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Let all of them finish what they answer, for at most `drain_timeout_s`."""
+        """Let all of them finish their requests, for at most `drain_timeout_s`."""
         self._stopping = True
         for process in self._processes:
             process.terminate()
@@ -101,9 +99,9 @@ class RouterProcesses:
 def serve_one(
     config: dict[str, Any], listening: socket.socket, drain_s: float, ready: Semaphore, folder: Path, name: str
 ) -> None:
-    """One router in this process, until SIGTERM; `ready` is released when it answers.
+    """Run one router in this process until SIGTERM; `ready` is released once it answers.
 
-    `folder`: where it meets the others; `name`: its own among them.
+    `folder`: the sockets of all routers; `name`: its own among them.
     """
     import uvicorn
     import uvloop
@@ -134,7 +132,7 @@ def serve_one(
         )
         server = uvicorn.Server(settings)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn tells nobody
+        while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no such event
             await asyncio.sleep(0.01)
         ready.release()
         await serving
@@ -144,7 +142,7 @@ def serve_one(
 
 
 def _end_with_parent() -> None:
-    """When the process that started this one is killed, nobody else would end it."""
+    """End this process with its parent, even if that is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -153,7 +151,7 @@ def _end_with_parent() -> None:
 
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off only where the protocol is named.
+    # asyncio disables Nagle's algorithm only if the protocol is named.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -161,6 +159,6 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         made.close()
         problem = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise ConfigError("port", problem, "stop what listens there, or give --port") from error
+        raise ConfigError("port", problem, "stop the process that listens there, or set --port") from error
     made.listen(_BACKLOG)
     return made

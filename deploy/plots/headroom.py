@@ -1,4 +1,4 @@
-"""The picture of headroom: time of every engine alone, of routing and of the oracle; gains by kind of request."""
+"""The headroom plot: time of every single engine, of routing and of the oracle; gains by slice."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ _OWN, _OTHERS, _ORACLE = "#d9622b", "#7a8ca3", "#b9c4cf"
 
 
 def plot_headroom(found: Headroom, worth: float, path: Path) -> None:
-    """Write it to `path`, in the format of its suffix. Raises ValueError for one that matplotlib does not know."""
+    """Write to `path`, in the format of its suffix. Raises ValueError for an unsupported one."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     times = {name: arm.time for name, arm in sorted(found.arms.items(), key=lambda item: item[1].time.value)}
-    # Against the best single engine all three have the same scale.
+    # Relative to the best single engine, all three have the same scale.
     times["routing"] = _time(found.gain.routed)
     if found.gain.oracle is not None:
         times["oracle"] = _time(found.gain.oracle)
@@ -36,7 +36,7 @@ def plot_headroom(found: Headroom, worth: float, path: Path) -> None:
     right.barh(names, [100 * one.value for one in values], xerr=100 * _errors(values), color=colours)
     right.axvline(0, color="black", linewidth=0.8)
     right.axvline(100 * worth, color="black", linewidth=0.8, linestyle=":")
-    right.set_xlabel("% of time saved by routing (dotted: what pays)")
+    right.set_xlabel("% of time saved by routing (dotted: threshold)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

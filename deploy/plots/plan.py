@@ -1,4 +1,4 @@
-"""Pictures of simulated fleets."""
+"""Plots of simulated fleets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _FIGURES = {"mean": "latency_s/mean", "P50": "latency_s/p50", "P95": "latency_s/
 
 
 def plot_latencies(latency_s: Mapping[str, npt.NDArray[np.float64]], path: Path) -> None:
-    """Share of the requests that took at most so long, a line for each strategy; single engines are dashed."""
+    """Cumulative distribution of latency by strategy; single engines are dashed."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for name, seconds in latency_s.items():
         alone = name.startswith("[")
@@ -33,7 +33,7 @@ def plot_latencies(latency_s: Mapping[str, npt.NDArray[np.float64]], path: Path)
 
 
 def plot_plan(plan: Plan, path: Path) -> None:
-    """Replicas by engine, and latencies beside those of the best single engine."""
+    """Replicas by engine, and latencies compared with the best single engine."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     drawn = left.bar(list(plan.replicas), list(plan.replicas.values()), color=_OWN)
     left.bar_label(drawn)

@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG to stand inside a page."""
+"""The report's plots, as inline SVG."""
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -20,7 +20,7 @@ _OWN, _OTHERS = "#d9622b", "#7a8ca3"
 
 
 def ladder(results: Mapping[str, Mapping[str, Mapping[str, Interval]]], splits: Sequence[str]) -> str:
-    """Share of the oracle's gain by learner, one panel a split."""
+    """Share of the oracle's gain by learner, one panel per split."""
     figure, panels = plt.subplots(
         1, len(splits), figsize=(3.2 * len(splits), 3.6), sharey=True, layout="constrained", squeeze=False
     )
@@ -48,7 +48,7 @@ def curve(shares: Mapping[int, Interval]) -> str:
 
 
 def shares(by_kind: Mapping[str, Mapping[str, float]]) -> str:
-    """Share of each engine by kind of prompt."""
+    """Share of each engine by task."""
     kinds, arms = list(by_kind), list(next(iter(by_kind.values())))
     figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(arms), 1.2 + 0.4 * len(kinds)), layout="constrained")
     axes.imshow([[by_kind[k][a] for a in arms] for k in kinds], cmap="Oranges", vmin=0, vmax=1, aspect="auto")
@@ -61,7 +61,7 @@ def shares(by_kind: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def regret(lost: Mapping[str, Floats]) -> str:
-    """Seconds lost to the oracle, summed over requests."""
+    """Cumulative seconds lost to the oracle, by request."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for name, seconds in sorted(lost.items(), key=lambda item: item[1][-1]):
         own = name == "policy"
@@ -75,7 +75,7 @@ def regret(lost: Mapping[str, Floats]) -> str:
 
 
 def calibration(predicted: Floats, measured: Floats) -> str:
-    """Predicted against measured tau: every pair, and the mean in each tenth of the predictions."""
+    """Predicted against measured tau: every pair, and the mean of each decile of the predictions."""
     figure, axes = plt.subplots(figsize=(4.4, 4.2), layout="constrained")
     some = np.random.default_rng(0).permutation(len(predicted))[:3000]
     axes.scatter(predicted[some], measured[some], s=3, alpha=0.15, color=_OTHERS, rasterized=True)
@@ -91,7 +91,7 @@ def calibration(predicted: Floats, measured: Floats) -> str:
 
 
 def importance(lost: Mapping[str, float]) -> str:
-    """Share of the gain that is lost without each feature."""
+    """Share of the gain lost without each feature."""
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.3 * len(lost)), layout="constrained")
     names = sorted(lost, key=lambda name: lost[name])
     axes.barh(names, [lost[name] for name in names], color=_OTHERS)
@@ -100,7 +100,7 @@ def importance(lost: Mapping[str, float]) -> str:
 
 
 def alphas(swept: Sequence[Alpha]) -> str:
-    """What the seed paper's policy does at every alpha: what it chooses, and what comes of it."""
+    """The seed paper's policy at every alpha: its choices, and the resulting time."""
     figure, (chosen, time) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     at = [one.alpha for one in swept]
     chosen.plot(at, [one.alignment for one in swept], "o-", color=_OWN, label="alignment (ROUGE-L)")

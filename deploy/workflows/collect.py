@@ -20,7 +20,7 @@ _WARM_UP = Prompt("warm-up", "chat", "Say hello.", max_tokens=8)
 
 @contextmanager
 def fleet_at(config: str | None, url: str, port: int, bar: Progress) -> Iterator[str]:
-    """The base URL of the fleet that runs, or of one that is started for the block."""
+    """Yield the base URL of the running fleet, or of one started for the block."""
     if config is None:
         yield url
         return
@@ -44,15 +44,15 @@ def measure_parts(
     seed: int,
     bar: Progress,
 ) -> tuple[int, int]:
-    """Measure parts of prompts and write each; returns how many requests were sent and how many failed."""
+    """Measure parts of prompts and write each; return the numbers of sent and failed requests."""
     arms, model = asyncio.run(arms_of(url)), model_of(url)
     row = bar.add_task("collecting", total=sum(map(len, todo)) * len(arms))
     sent, failed = 0, 0
-    # An engine's first answer is slow.
+    # Warm up: an engine's first answer is slow.
     asyncio.run(measure(url, model, pinned_tasks([_WARM_UP], arms, seed)))
     for prompts in todo:
         tasks = pinned_tasks(prompts, arms, seed)
-        # Under load one engine after another: they would slow each other.
+        # Under load, one engine after another: concurrent ones would slow each other.
         groups = [[t for t in tasks if t.arm == arm] for arm in arms] if concurrency > 1 else [tasks]
         measured: list[Measurement] = []
         for group in groups:

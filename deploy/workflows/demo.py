@@ -1,4 +1,4 @@
-"""The whole story on a live fleet: collect, train, serve the new policy, compare it on held-out prompts."""
+"""The complete workflow on a live fleet: collect, train, activate the new policy, compare it on held-out prompts."""
 
 import asyncio
 import math
@@ -49,7 +49,7 @@ def run_demo(
     console: Console,
     bars: Callable[[], Any],
 ) -> Evaluation:
-    """Run the story and write `summary.json`, `plot.png`, the measurements and the policy below `folder`."""
+    """Run the workflow and write `summary.json`, `plot.png`, the measurements and the policy below `folder`."""
     config = with_router(config, policy="uniform", featurizer="auto")
     featurizer = _featurizer(config)
     started = time.monotonic()
@@ -72,7 +72,7 @@ def run_demo(
 
 
 def _featurizer(config: DraftpickConfig) -> Featurizer:
-    """Mock fleets do with words alone; real ones embed."""
+    """Lexical features for mock fleets, the sentence encoder for real ones."""
     from draftpick.router.features.featurizer import LexicalFeaturizer
     from draftpick.router.router import static_featurizer
 
@@ -80,7 +80,7 @@ def _featurizer(config: DraftpickConfig) -> Featurizer:
 
 
 class _Story:
-    """The demo's steps and what they share."""
+    """The demo's steps and their shared state."""
 
     def __init__(
         self, config: DraftpickConfig, url: str, folder: Path, seed: int, featurizer: Featurizer, bar: Any
@@ -102,21 +102,23 @@ class _Story:
         data = Dataset(tuple(measured), made)
         row = self.bar.add_task("training", total=1.0)
 
-        def told(done: int, total: int) -> None:
+        def report_progress(done: int, total: int) -> None:
             self.bar.update(row, completed=done / total)
 
-        setting = LearnerSetting(self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, told)
+        setting = LearnerSetting(
+            self.config.router.default_engine, Costs.fit(data, self.arms), self.seed, report_progress
+        )
         provenance = {"source": "draftpick demo", "requests_sent": len(measured)}
         every = matrix(data, self.arms, featurizer=self.featurizer.id)
         train_policy(every, learner(DEFAULT), setting, self.folder / "policy", provenance)
 
     def serve_new_policy(self) -> None:
-        """Take the new policy into service on every router replica, without a restart."""
+        """Activate the new policy on every router replica, without a restart."""
         handle = serve.get_deployment_handle("router", APP_NAME)
         handle.broadcast("use_policy", str((self.folder / "policy").resolve())).results(timeout_s=60)
 
     def compare(self, budget_s: float) -> Evaluation:
-        """Held-out prompts, each under every arm and under the policy in random order."""
+        """Measure held-out prompts under every arm and under the policy, in random order."""
         tasks = routed_tasks(self._prompts(_MAX_PROMPTS, 1), self.arms, self.seed)
         measured = self._measure("comparing", tasks, (1 - _TRAIN_SHARE) * budget_s)
         save(self.folder / "held-out.parquet", measured)
@@ -124,23 +126,23 @@ class _Story:
         return result
 
     def _measure(self, what: str, tasks: Sequence[Task], budget_s: float = math.inf) -> list[Measurement]:
-        """Measurements of as many tasks as the budget allows; the bar shows seconds where there is a budget."""
+        """Measure as many tasks as the budget allows; with a budget the bar shows seconds."""
         began = time.monotonic()
         row = self.bar.add_task(what, total=min(len(tasks), round(min(budget_s, 1e9))))
 
-        def told(done: int, total: int, last: Measurement) -> None:
+        def report_progress(done: int, total: int, last: Measurement) -> None:
             self.bar.update(row, completed=done if budget_s == math.inf else round(time.monotonic() - began))
 
         model = self.config.target.name
-        return asyncio.run(measure(self.url, model, tasks, progress=told, budget_s=budget_s))
+        return asyncio.run(measure(self.url, model, tasks, progress=report_progress, budget_s=budget_s))
 
     def _prompts(self, n: int, offset: int) -> list[Prompt]:
-        """Prompts in rounds of all kinds, so that any beginning of the list is balanced."""
+        """Prompts interleaved by kind, so that every prefix of the list is balanced."""
         seed = 100 * self.seed + offset
         return interleaved(generate(n, seed=seed, sampled_share=_SAMPLED_SHARE, max_tokens=_MAX_TOKENS))
 
     def write(self, result: Evaluation, json_file: Path | None) -> None:
-        """`summary.json` and `plot.png`, and the figures once more where `--json` says."""
+        """Write `summary.json` and `plot.png`, and the figures again to `json_file`."""
         figures = {
             "policy_vs_plain": result.policy_vs_plain,
             "policy_vs_best_fixed": result.policy_vs_best_fixed,
@@ -159,7 +161,7 @@ class _Story:
 
 
 def routed_tasks(prompts: Sequence[Prompt], arms: Sequence[str], seed: int) -> list[Task]:
-    """Every prompt under every arm and under the policy, these in random order."""
+    """Every prompt under every arm and under the policy, in random order."""
     rng = np.random.default_rng(seed)
     tasks: list[Task] = []
     for prompt in prompts:
@@ -171,7 +173,7 @@ def routed_tasks(prompts: Sequence[Prompt], arms: Sequence[str], seed: int) -> l
 def judge_routed(
     measured: Sequence[Measurement], arms: Sequence[str], default: str, seed: int
 ) -> tuple[Evaluation, Matrix]:
-    """What the policy did beside every arm, of measured `routed_tasks`; and the matrix of the arms."""
+    """Evaluate measured `routed_tasks`: the policy against every arm; also returns the matrix of the arms."""
     every = matrix(Dataset(tuple(measured)), [*arms, POLICY])
     taken = {m.prompt_id: m.arm for m in measured if m.label == POLICY}
     chosen = np.asarray([[float(taken[i] == arm) for arm in arms] for i in every.prompt_ids])
@@ -186,14 +188,14 @@ def _speedups(result: Evaluation, default: str) -> dict[str, Interval]:
 
 
 def _by_kind(data: Matrix) -> dict[str, dict[str, float]]:
-    """Seconds by kind of prompt and arm."""
+    """Seconds by task and arm."""
     kinds = sorted(set(data.kinds))
     masks = {kind: np.asarray(data.kinds) == kind for kind in kinds}
     return {k: dict(zip(data.arms, data.time_s[m].sum(0).round(3).tolist(), strict=True)) for k, m in masks.items()}
 
 
 def verdict(result: Evaluation) -> str:
-    """Whether the policy won, in one honest sentence."""
+    """State whether the policy won, in one sentence."""
     ratio = result.policy_vs_best_fixed
     text = f"the policy against always {result.best_fixed!r}: {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
     if ratio.low > 1:

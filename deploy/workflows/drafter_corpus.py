@@ -1,4 +1,4 @@
-"""What drafters are made from: prompts, the target's own answers to them and what it thought; made once, kept."""
+"""The training data of drafters: prompts, the target's own answers and its outputs; computed once and cached."""
 
 import random
 import re
@@ -24,23 +24,23 @@ from draftpick.engines.drafters.training.responses import (
 from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
 
 ProgressCallback = Callable[[str, float, str], None]
-"""Called with (what is being done, share done, how it goes)."""
+"""Called with (operation, fraction done, status)."""
 
 GENERATED = "generated"
-"""Stands for the project's own workload generator where a file of prompts is asked for."""
+"""Source name of the project's own workload generator, in place of a file of prompts."""
 
 _SOURCE = re.compile(r"(.*?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
 _GENERATED_SEED = 10_000
-"""Seeds of training prompts begin here; tests and tables draw theirs from below."""
+"""First seed of training prompts; tests and benchmarks use smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Prompts, of JSONL files or generated ones: at most `n` of each kind of each source; no kinds: all of them.
+    """Prompts from JSONL files or generated ones: at most `n` per kind and source; no `kinds` means all.
 
-    A source may say its own kind and number: `prompts.jsonl:math@500`.
-    Answer i of each such part is decoded at `temperatures[i % len(temperatures)]`.
+    A source may select a kind and a number: `prompts.jsonl:math@500`. Answer i of each part is decoded at
+    `temperatures[i % len(temperatures)]`.
     """
 
     prompts: tuple[str, ...]
@@ -52,11 +52,11 @@ class Corpus:
     seed: int = 0
 
     def parts(self) -> list[list[str]]:
-        """Texts of each kind of each source, in an order of the seed's. Raises ValueError if there are none."""
+        """Texts by kind and source, shuffled by seed. Raises ValueError if there are none."""
         parts: list[list[str]] = []
         seen: set[str] = set()
         for part in (part for source in self.prompts for part in self._of(source)):
-            # A prompt that comes twice could be trained on and held out.
+            # A duplicate prompt could be both trained on and held out.
             parts.append([text for text in dict.fromkeys(part) if text not in seen])
             seen.update(part)
         parts = [part for part in parts if part]
@@ -88,17 +88,17 @@ class Corpus:
         return parts
 
     def as_json(self) -> dict[str, Any]:
-        """What a model card should say of it; files by name alone."""
+        """Fields for a model card; files by name only."""
         return {**asdict(self), "prompts": [Path(source).name for source in self.prompts]}
 
 
 def target_folder(target: str) -> Path:
-    """Where the target's checkpoint lies; prepares the embedded one."""
+    """Folder of the target's checkpoint; creates the embedded one."""
     return prepare_target() if target == EMBEDDED else Path(target)
 
 
 def answers_of(corpus: Corpus) -> Responses:
-    """The target's answers, in the order of the parts; each part is answered once."""
+    """The target's answers, in the order of the parts; each part is generated once."""
     target, parts = target_folder(corpus.target), corpus.parts()
     files = [cache_dir() / "answers" / f"{key}.npz" for key in _keys(corpus, target, parts)]
     missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
@@ -109,13 +109,12 @@ def answers_of(corpus: Corpus) -> Responses:
         ]
         answer = ResponseGenerator(target, seed=corpus.seed, **_ENGINE)
         for file, part in zip(missing, asks, strict=True):
-            answer(part)[1].save(file)  # each as it comes: an interrupt loses one part
+            answer(part)[1].save(file)  # save each part, so that an interrupt loses only one
     return Responses.join([Responses.load(file) for file in files])
 
 
 def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int] = ()) -> Any:
-    """The `TargetOutputs` of the corpus's answers, which must be there; with hidden states of these layers of the
-    target."""
+    """The `TargetOutputs` of the corpus's existing answers; with hidden states of these target layers."""
     import torch
 
     from draftpick.engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
@@ -127,8 +126,8 @@ def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int]
         folder = cache_dir() / "teachers" / "-".join([key, *map(str, layers)])
         if not folder.is_dir():
             answers = Responses.load(cache_dir() / "answers" / f"{key}.npz")
-            told = partial(_report_progress, progress, f"the target's states, {number} of {len(parts)}")
-            collect_target_outputs(target, answers, folder, told, layers, device)
+            on_progress = partial(_report_progress, progress, f"the target's states, {number} of {len(parts)}")
+            collect_target_outputs(target, answers, folder, on_progress, layers, device)
         teachers.append(TargetOutputs.load(folder))
     return TargetOutputs.join(teachers)
 
@@ -140,7 +139,7 @@ def _report_progress(progress: ProgressCallback, what: str, done: int, total: in
 def make_table(
     texts: Sequence[Path], sequences: Sequence[Tokens], target: Path, out: Path, num_bigrams: int
 ) -> dict[str, int]:
-    """Write a tri-gram drafter's starting table of text files and token sequences; returns its size."""
+    """Write a tri-gram drafter's initial table from text files and token sequences; return its size."""
     from transformers import AutoConfig, AutoTokenizer
 
     from draftpick.engines.drafters.trigram.table import save_table, table_of

@@ -1,4 +1,4 @@
-"""`draftpick drafters distill`, `losses`, `eagle`: a corpus, training, and what came of it beside the weights."""
+"""`draftpick drafters distill`, `losses`, `eagle`: a corpus, training, and the results next to the weights."""
 
 import json
 import platform
@@ -12,18 +12,18 @@ from draftpick.deploy.workflows.model_card import model_card
 
 
 def run_distill(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
-    """Distil a drafter and write it to `out`, `training.json` and a model card beside it; returns the former."""
+    """Distil a drafter and write it to `out` with `training.json` and a model card; return the former."""
     from draftpick.engines.drafters.training.distill import distill
 
     answers = _answers(corpus, progress)
     teacher = None if options.loss == "ce" else teacher_of(corpus, progress)
-    told = _told(f"training {out.name} with {options.loss}", progress)
-    result = distill(target_folder(corpus.target), answers, teacher, out, options, told)
+    on_progress = _progress_callback(f"training {out.name} with {options.loss}", progress)
+    result = distill(target_folder(corpus.target), answers, teacher, out, options, on_progress)
     return _write("An independent draft model", corpus, options, result, out)
 
 
 def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallback) -> dict[str, Any]:
-    """The same for an EAGLE-3 head."""
+    """Train an EAGLE-3 head, with the outputs of `run_distill`."""
     from transformers import AutoConfig
 
     from draftpick.engines.drafters.training.eagle3 import feature_layers, train
@@ -31,16 +31,16 @@ def run_eagle(corpus: Corpus, options: Any, out: Path, progress: ProgressCallbac
     target, answers = target_folder(corpus.target), _answers(corpus, progress)
     layers = feature_layers(AutoConfig.from_pretrained(target).num_hidden_layers)
     teacher = teacher_of(corpus, progress, layers)
-    result = train(target, answers, teacher, out, options, _told("training", progress))
+    result = train(target, answers, teacher, out, options, _progress_callback("training", progress))
     return _write("An EAGLE-3 head", corpus, options, result, out)
 
 
 def compare_losses(
     corpus: Corpus, options: Any, out: Path, losses: Sequence[str], progress: ProgressCallback
 ) -> dict[str, dict[str, float]]:
-    """One drafter trained with `ce`, then fine-tuned with each loss for as long again; metrics by loss.
+    """Train one drafter with `ce`, then fine-tune it with each loss for the same time; return metrics by loss.
 
-    Drafters of an interrupted comparison that are there already are taken as they are.
+    Finished drafters of an interrupted comparison are reused.
     """
     start = out / "start"
     slower = replace(options.fit, learning_rate=options.fit.learning_rate / 4)
@@ -63,19 +63,19 @@ def _answers(corpus: Corpus, progress: ProgressCallback) -> Any:
     return answers
 
 
-def _told(what: str, progress: ProgressCallback) -> Callable[[float, float, float], None]:
+def _progress_callback(what: str, progress: ProgressCallback) -> Callable[[float, float, float], None]:
     return lambda done, loss, tau: progress(what, done, f"loss {loss:.3f}, tau {tau:.2f}")
 
 
 def _asked(corpus: Corpus, options: Any) -> dict[str, Any]:
-    told = {"corpus": corpus.as_json(), "options": asdict(options)}
-    return dict(json.loads(json.dumps(told, default=lambda path: path.name)))
+    fields = {"corpus": corpus.as_json(), "options": asdict(options)}
+    return dict(json.loads(json.dumps(fields, default=lambda path: path.name)))
 
 
 def _done(corpus: Corpus, options: Any, out: Path) -> dict[str, Any] | None:
-    """What an earlier run of the same question wrote to `out`."""
-    told = out / "training.json"
-    result = json.loads(told.read_text()) if told.is_file() else {}
+    """The result of an earlier run with the same options in `out`, if any."""
+    result_file = out / "training.json"
+    result = json.loads(result_file.read_text()) if result_file.is_file() else {}
     return result if _asked(corpus, options).items() <= result.items() else None
 
 

@@ -1,4 +1,4 @@
-"""What `draftpick label` does: prompts in, a dataset of replayed answers out."""
+"""`draftpick label`: from prompts to a dataset of replayed answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from draftpick.router.config.router_config import DraftpickConfig
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What was done. `prompts`: labelled now; `renewed`: labelled before, and given the features of now.
+    """Result. `prompts`: newly labelled; `renewed`: labelled before, with recomputed features.
 
-    `engines`: that were replayed; `left_out`: those whose drafters cannot be.
+    `engines`: the replayed ones; `left_out`: those without a replayable drafter.
     """
 
     prompts: int

@@ -1,4 +1,5 @@
-"""`draftpick drafters layer-skip`: searches a cut of the target, exports it, heals it, and draws the search."""
+"""`draftpick drafters layer-skip`: searches the sub-layers to drop, exports the drafter, distils it, and plots the
+search."""
 
 import json
 from dataclasses import asdict
@@ -13,20 +14,20 @@ from draftpick.deploy.workflows.drafter_training import run_distill
 def run_layer_skip(
     corpus: Corpus, out: Path, *, trials: int, heal_minutes: float, progress: ProgressCallback
 ) -> dict[str, Any]:
-    """Search, export and heal; returns the best choice, and the drafter's metrics after healing where it was healed.
+    """Search, export and distil; return the best choice, and the drafter's metrics after distillation, if any.
 
-    A search whose healing was interrupted is not made again.
+    A finished search with an interrupted distillation is not repeated.
     """
     from draftpick.engines.drafters.training.distill import DistillOptions
     from draftpick.engines.drafters.training.trainer import FitOptions
 
-    told, cut = out / "search.json", out / "cut"
+    search_file, cut = out / "search.json", out / "cut"
     asked = {"corpus": json.loads(json.dumps(corpus.as_json())), "trials": trials}
-    found = json.loads(told.read_text()) if told.is_file() else {}
+    found = json.loads(search_file.read_text()) if search_file.is_file() else {}
     if found.get("asked") != asked:
         found = {"asked": asked, **_search(corpus, trials, out, cut, progress)}
         out.mkdir(parents=True, exist_ok=True)
-        told.write_text(json.dumps(found, indent=1) + "\n")
+        search_file.write_text(json.dumps(found, indent=1) + "\n")
     best = found["best"]
     result: dict[str, Any] = {"best": best, "drafter": str(cut)}
     if heal_minutes > 0:
@@ -38,7 +39,7 @@ def run_layer_skip(
 
 
 def _search(corpus: Corpus, trials: int, out: Path, cut: Path, progress: ProgressCallback) -> dict[str, Any]:
-    """Search, write the best cut and the plot; returns the best choice and all that were tried."""
+    """Search, write the best drafter and the plot; return the best choice and all trials."""
     from draftpick.engines.drafters.training.layer_skip import SearchOptions, export, search
 
     def tell(number: int, trial: Any, best: Any) -> None:

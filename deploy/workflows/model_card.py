@@ -1,4 +1,4 @@
-"""The model card that lies beside trained weights: what they are, of what they were made, how they did."""
+"""The model card of trained weights: content, training data, and results."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ _OF_TRAINING = ("corpus", "options", "parameters", "python")
 
 
 def model_card(name: str, what: str, result: dict[str, Any], command: str = "") -> str:
-    """Markdown of what `training.json` holds."""
+    """Return the card as Markdown from the content of `training.json`."""
     corpus, options = result["corpus"], result["options"]
     temperatures = " and ".join(f"{t:g}" for t in corpus["temperatures"])
     prompts = ", ".join(f"`{source}`" for source in corpus["prompts"])
@@ -31,7 +31,7 @@ def model_card(name: str, what: str, result: dict[str, Any], command: str = "") 
 
 
 def _flat(options: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Nested options in one row; those that are not set left out."""
+    """Flatten nested options to one row, without unset ones."""
     rows: list[tuple[str, Any]] = []
     for key, value in options.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Makes the embedded models ready, with a progress bar."""
+"""Prepares the embedded models, with a progress bar."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from draftpick.deploy.console import progress_bar
 
 
 def prepare_models(config: Any) -> None:
-    """Prepare the embedded target, with a bar, when the fleet uses it."""
+    """Prepare the embedded target if the fleet uses it."""
     from draftpick.engines.config import EMBEDDED
     from draftpick.engines.models.embedded import prepare_target
 

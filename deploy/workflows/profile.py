@@ -1,4 +1,4 @@
-"""Measures the profiles of a fleet's engines, one at a time: each is started alone, or runs already."""
+"""Measures the profiles of a fleet's engines, one at a time: each is started alone, or already running."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ _PROMPTS = 24
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An engine to measure: one that runs at `url`, or one of a fleet that has to be started."""
+    """An engine to measure: running at `url`, or to be started from a fleet."""
 
     name: str
     url: str | None = None
@@ -32,7 +32,7 @@ class Subject:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Its address; where it has to be started, it has the machine for itself."""
+        """Yield its address; a started engine has the machine to itself."""
         if self.url is not None:
             yield self.url
             return
@@ -43,9 +43,9 @@ class Subject:
 
 
 def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence[str]) -> list[Subject]:
-    """The engines of these names in a fleet, all of them without names, and those at `NAME=URL`.
+    """The named engines of a fleet, by default all, and those at `NAME=URL`.
 
-    Raises `ConfigError` for what names no engine.
+    Raises `ConfigError` for an unknown engine.
     """
     at = dict(map(_named, urls))
     if fleet is None:
@@ -55,8 +55,8 @@ def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence
             raise ConfigError("config", "nothing to measure", "name a fleet, or give --url NAME=URL")
         return [Subject(name, url) for name, url in at.items()]
     if unknown := [name for name in names if name not in fleet.arms]:
-        cure = f"{did_you_mean(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
-        raise ConfigError("--engine", f"no engine is called {unknown[0]!r}", cure)
+        fix = f"{did_you_mean(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
+        raise ConfigError("--engine", f"no engine is called {unknown[0]!r}", fix)
     at = {one.name: str(one.url) for one in fleet.engines if one.url is not None} | at
     wanted = dict.fromkeys([*(one.name for one in fleet.engines if not names or one.name in names), *map(_name, urls)])
     return [
@@ -66,7 +66,7 @@ def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence
 
 
 def _single_engine_fleet(fleet: DraftpickConfig, name: str) -> DraftpickConfig:
-    """A fleet of one replica of this engine, which does not measure itself."""
+    """A fleet of one replica of this engine, without a measurement at startup."""
     fields = fleet.model_dump(mode="json")
     (one,) = [engine for engine in fields["engines"] if engine["name"] == name]
     one["deployment"] |= {"num_replicas": 1, "autoscaling": None, "profile": "off"}
@@ -95,14 +95,14 @@ def measured(name: str, url: str, plan: ProfilePlan, on_progress: ProgressCallba
 
 
 def save(profiles: Mapping[str, Profile], folder: Path) -> None:
-    """One JSON file for each engine."""
+    """Write one JSON file per engine."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, profile in profiles.items():
         (folder / f"{name}.json").write_bytes(orjson.dumps(profile.as_json(), option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def plot(profiles: Mapping[str, Profile], path: Path) -> None:
-    """Milliseconds of a step by requests that run at once, greedy beside sampled, at the shortest context."""
+    """Plot milliseconds of a step by concurrent requests, greedy and sampled, at the shortest context."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -115,7 +115,7 @@ def plot(profiles: Mapping[str, Profile], path: Path) -> None:
         axes.set_xscale("log", base=2)
         grid = sorted({batch for profile in profiles.values() for batch in profile.batches})
         axes.set_xticks(grid, [str(batch) for batch in grid])
-        axes.set_xlabel("requests that run at once")
+        axes.set_xlabel("concurrent requests")
         axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
     both[0].set_ylim(bottom=0)

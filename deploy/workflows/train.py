@@ -1,4 +1,4 @@
-"""What `draftpick train` and its like do with datasets: which times count, whose contexts, and what is said of it."""
+"""`draftpick train` and related commands: selects times and contexts of datasets, trains, and records provenance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _EARLIER = 0.75
 def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tuple[Matrix, Costs]:
     """The matrix of a dataset and the costs of its live measurements.
 
-    Replayed requests get their times from the costs; where all were measured, the measured times count.
+    Replayed requests get their times from the costs; if all were measured, the measured times count.
     """
     costs = Costs.fit(data, arms)
     replayed = any(m.source == "replay" for m in data.measurements)
@@ -41,9 +41,9 @@ def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tup
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What a policy is to be trained with: a featurizer (None: the lightest in the data) and what drafters are for.
+    """Options of training: a featurizer (None: the smallest in the data) and the drafters' training domains.
 
-    `workers`: where a network is fitted; None: in this process.
+    `workers`: where to fit a network; None: in this process.
     """
 
     learner: Learner
@@ -55,18 +55,18 @@ class TrainOptions:
     workers: Workers | None = None
 
     def setting(self, costs: Costs, featurizer: str) -> LearnerSetting:
-        """As a learner wants it. Raises ValueError for a home that cannot be read."""
+        """Convert to a learner's setting. Raises ValueError for an unreadable training domain."""
         homes = read_training_domains(self.training_domains, featurizer)
         return LearnerSetting(self.default, costs, self.seed, self.on_progress, homes, self.workers)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a manifest should say of it."""
+        """Fields for the manifest."""
         return {"homes": [Path(source).name for source in self.training_domains]}
 
 
 def train_on_data(paths: Sequence[Path], options: TrainOptions, out: Path) -> dict[str, Any]:
-    """Train on datasets and write the artefact; returns what a user wants to know of it."""
+    """Train on datasets and write the artefact; return a summary."""
     data = load(*paths)
     name = smallest_featurizer(data, options.featurizer)
     made, costs = matrix_of(data, name, data.arms)
@@ -77,7 +77,7 @@ def train_on_data(paths: Sequence[Path], options: TrainOptions, out: Path) -> di
 
 
 def train_on_records(folder: Path, options: TrainOptions, out: Path) -> dict[str, Any]:
-    """Train on the earlier records, write the artefact, estimate by the later ones what it would have earned."""
+    """Train on the earlier records, write the artefact, and estimate its value on the later ones."""
     data = from_records(folder)
     earlier, later = by_time(data, _EARLIER)
     name = smallest_featurizer(data, options.featurizer)

@@ -1,7 +1,7 @@
-"""Several model-free drafters in one engine: at every step the draft that has earned the most is proposed.
+"""Several model-free drafters in one engine: each step proposes the draft with the highest expected gain.
 
-After a step every part can be scored on the tokens that came, proposed or not, so there is nothing to explore. What is
-learned is survival, `S_i = P(the first i drafted tokens are accepted)`, by part and by how sure the part was.
+Every part can be scored on the decoded tokens, whether its draft was proposed or not, so no exploration is needed. The
+learned quantity is survival, `S_i = P(the first i drafted tokens are accepted)`, by part and confidence level.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ from draftpick.engines.drafters.request_tracking import Tokens
 from draftpick.engines.drafters.trigram.proposer import TrigramDrafter
 
 LEVELS = 16
-"""Levels of confidence that are told apart."""
+"""Number of confidence levels."""
 _DECAY = 0.998
 _SHRINK = 4.0
 
 
 class Survival:
-    """Counts of accepted drafts [parts, levels, k], forgetting slowly. Holds no text."""
+    """Exponentially discounted counts of accepted drafts [parts, levels, k]. Holds no text."""
 
     def __init__(self, num_parts: int, k: int, prior: float) -> None:
         self.hits = np.zeros((num_parts, LEVELS, k)) + prior * 0.6 ** np.arange(1, k + 1)
         self.trials = np.full((num_parts, LEVELS, k), prior)
 
     def score(self, part: int, draft: Draft, accepted_tokens: Tokens) -> None:
-        """Count a draft against the tokens that came. What lies beyond them stays unknown while all agreed."""
+        """Score a draft against the decoded tokens. Positions beyond them stay unknown if all tokens matched."""
         tokens, level = draft[0], _level(draft[1])
         seen = min(len(tokens), len(accepted_tokens))
         if seen == 0:
@@ -44,7 +44,7 @@ class Survival:
 
 
 class _Request:
-    """One request: the states of the parts, its own counts, and the drafts that wait for their verdict."""
+    """One request: states of the parts, its own counts, and the unscored drafts."""
 
     __slots__ = ("drafts", "states", "survival")
 
@@ -55,7 +55,7 @@ class _Request:
 
 
 class HybridDrafter:
-    """Holds the parts of one engine and what is known of them."""
+    """The parts of one engine and their survival statistics."""
 
     def __init__(self, parts: list[Drafter], num_speculative_tokens: int, token_cost: float) -> None:
         self._parts = parts
@@ -64,16 +64,16 @@ class HybridDrafter:
         self._cost = 1.0 + token_cost * np.arange(num_speculative_tokens + 1)
 
     def start(self, tokens: Tokens) -> _Request:
-        """State of a request that begins with `tokens`."""
+        """Create the state of a request that begins with `tokens`."""
         return _Request([part.start(tokens) for part in self._parts], Survival(len(self._parts), self._k, prior=0.0))
 
     def end(self, request: _Request) -> None:
-        """Forget a request."""
+        """Discard a request."""
         for part, state in zip(self._parts, request.states, strict=True):
             part.end(state)
 
     def learn(self, request: _Request, tokens: Tokens, new: int) -> None:
-        """Score every part's last draft on the tokens that came, and show them to the parts."""
+        """Score every part's last draft on the new tokens, and pass the tokens to the parts."""
         came = tokens[-new:]
         for i, (part, draft) in enumerate(zip(self._parts, request.drafts, strict=False)):
             self._shared.score(i, draft, came)
@@ -81,7 +81,7 @@ class HybridDrafter:
             part.learn(request.states[i], tokens, new)
 
     def draft(self, request: _Request, tokens: Tokens, limit: int) -> Draft:
-        """The draft, cut to the length, that yields most tokens for its time; empty if none is worth it."""
+        """Return the draft, truncated to the length with the most expected tokens per time; empty if none pays off."""
         request.drafts = []
         best, chosen = 1.0, tokens[:0]
         for i, (part, state) in enumerate(zip(self._parts, request.states, strict=True)):
@@ -96,7 +96,7 @@ class HybridDrafter:
         return chosen, best
 
     def _survival(self, request: _Request, part: int, level: int) -> npt.NDArray[np.float64]:
-        """The request's own survival, shrunk to that of all requests."""
+        """Survival of the request itself, shrunk towards that of all requests."""
         shared = self._shared.hits[part, level] / self._shared.trials[part, level]
         own = request.survival
         rate: npt.NDArray[np.float64] = (own.hits[part, level] + _SHRINK * shared) / (own.trials[part, level] + _SHRINK)
@@ -110,7 +110,6 @@ class HybridProposer(Proposer):
 
     @staticmethod
     def build(options: HybridOptions, num_speculative_tokens: int) -> HybridDrafter:
-        """The drafter of these options."""
         return HybridDrafter(build_parts(options, num_speculative_tokens), num_speculative_tokens, options.token_cost)
 
 
@@ -119,7 +118,7 @@ def _level(confidence: float) -> int:
 
 
 def build_parts(options: HybridOptions, num_speculative_tokens: int) -> list[Drafter]:
-    """The parts that the options name."""
+    """Build the parts named in the options."""
     makers: dict[str, Any] = {
         "ngram": lambda: NgramDrafter(num_speculative_tokens),
         "suffix": lambda: SuffixDrafter(num_speculative_tokens),

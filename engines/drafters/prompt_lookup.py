@@ -1,4 +1,4 @@
-"""Drafters that copy from the request's own text: the longest n-gram, and arctic-inference's suffix tree."""
+"""Drafters that copy from the request's own text: longest n-gram match, and arctic-inference's suffix tree."""
 
 from itertools import count
 from typing import Any
@@ -12,30 +12,31 @@ from draftpick.engines.drafters.request_tracking import Tokens
 
 
 class NgramDrafter:
-    """Copies what followed the last occurrence of the longest n-gram that ends the text (prompt lookup). Stateless."""
+    """Copies the continuation of the last occurrence of the longest n-gram that ends the text (prompt lookup).
+    Stateless."""
 
     def __init__(self, num_speculative_tokens: int, longest: int = 8) -> None:
         self._k = num_speculative_tokens
         self._longest = longest
 
     def start(self, tokens: Tokens) -> None:
-        """Nothing to keep: the text itself is searched."""
+        """Do nothing: the text itself is searched."""
 
     def learn(self, state: None, tokens: Tokens, new: int) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     def end(self, state: None) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
     def draft(self, state: None, tokens: Tokens, limit: int) -> Draft:
-        """(at most `limit` tokens, length of the n-gram that matched)."""
+        """Return (at most `limit` tokens, length of the matching n-gram)."""
         at, matched = longest_match(tokens, self._longest)
         return tokens[at : at + min(limit, self._k)].copy(), float(matched)
 
 
 @njit(cache=True)
 def longest_match(tokens: npt.NDArray[np.int32], longest: int) -> tuple[int, int]:
-    """(where the text went on after the longest, then latest, copy of its end; how long that is)."""
+    """Return (position after the latest copy of the longest repeated suffix, length of that suffix)."""
     n = len(tokens)
     at, best = n, 0
     for end in range(n - 2, -1, -1):
@@ -50,7 +51,7 @@ def longest_match(tokens: npt.NDArray[np.int32], longest: int) -> tuple[int, int
 
 
 class SuffixDrafter:
-    """Suffix decoding (arXiv 2411.04975) over one request's text; a state is a name in the library's cache."""
+    """Suffix decoding (arXiv 2411.04975) over one request's text; a state is a request id in the library's cache."""
 
     def __init__(
         self,
@@ -68,21 +69,21 @@ class SuffixDrafter:
         self._cache: Any = SuffixDecodingCache(max_tree_depth=max_tree_depth, max_cached_requests=0)
 
     def start(self, tokens: Tokens) -> int:
-        """The name of a request that begins with `tokens`."""
+        """Return the id of a request that begins with `tokens`."""
         name = next(self._names)
         self._cache.start_request(name, tokens)
         return name
 
     def learn(self, state: int, tokens: Tokens, new: int) -> None:
-        """Take in the last `new` tokens."""
+        """Add the last `new` tokens."""
         self._cache.add_active_response(state, tokens[-new:])
 
     def end(self, state: int) -> None:
-        """Forget the request."""
+        """Remove the request from the cache."""
         self._cache.stop_request(state)
 
     def draft(self, state: int, tokens: Tokens, limit: int) -> Draft:
-        """(at most `limit` tokens, how many of them the tree expects to be accepted)."""
+        """Return (at most `limit` tokens, how many of them the tree expects to be accepted)."""
         context = tokens[-self._depth :]
         found = self._cache.speculate(state, context, max_spec_tokens=min(limit, self._k), **self._options)
         return np.asarray(found.token_ids, np.int32), float(found.score)

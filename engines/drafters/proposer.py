@@ -1,4 +1,4 @@
-"""vLLM's `custom_class` interface, once for all our drafters; options lie in `additional_config["drafter"]`."""
+"""vLLM's `custom_class` interface for all our drafters; options are in `additional_config["drafter"]`."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
@@ -10,27 +10,27 @@ from pydantic import BaseModel
 from draftpick.engines.drafters.request_tracking import RequestTracker, Tokens
 
 Draft = tuple[npt.NDArray[np.int32], float]
-"""(tokens, confidence: higher is surer, comparable within one drafter)."""
+"""(tokens, confidence); confidence is comparable within one drafter."""
 
 
 class Drafter(Protocol):
-    """Proposes tokens for requests whose states it makes. `tokens` is all text of a request so far, the prompt too."""
+    """Proposes tokens for requests, whose states it creates. `tokens` is the whole text so far, prompt included."""
 
     def start(self, tokens: Tokens) -> Any:
-        """State of a request that begins with `tokens`."""
+        """Create the state of a request that begins with `tokens`."""
 
     def learn(self, state: Any, tokens: Tokens, new: int) -> None:
-        """Take in the last `new` tokens, which one decoding step brought."""
+        """Learn from the last `new` tokens, the output of one decoding step."""
 
     def draft(self, state: Any, tokens: Tokens, limit: int) -> Draft:
-        """At most `limit` tokens that may come next."""
+        """Propose at most `limit` next tokens."""
 
     def end(self, state: Any) -> None:
-        """Forget a request."""
+        """Discard a request."""
 
 
 class Proposer(ABC):
-    """Base of the classes that `speculative_config.model` names: each says its options and makes a drafter."""
+    """Base of the classes named in `speculative_config.model`: each declares its options and builds a drafter."""
 
     options: ClassVar[type[BaseModel]]
 
@@ -43,10 +43,10 @@ class Proposer(ABC):
     @staticmethod
     @abstractmethod
     def build(options: Any, num_speculative_tokens: int) -> Drafter:
-        """The drafter, for drafts of at most `num_speculative_tokens`."""
+        """Build the drafter, for drafts of at most `num_speculative_tokens`."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to load; what is compiled is compiled here, before the first request."""
+        """Compile before the first request; there is no model to load."""
         tokens = np.arange(8, dtype=np.int32)
         state = self._drafter.start(tokens)
         self._drafter.draft(state, tokens, 1)
@@ -56,7 +56,7 @@ class Proposer(ABC):
     def propose(
         self, sampled_token_ids: list[list[int]], num_tokens_no_spec: Any, token_ids_cpu: Any, slot_mappings: Any = None
     ) -> list[list[int]]:
-        """A draft for each row of the batch; an empty one for rows that are still being prefilled."""
+        """Return a draft per batch row, empty for rows that are still in prefill."""
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         for row, state, tokens, new in self._requests.sync(sampled_token_ids, num_tokens_no_spec, token_ids_cpu):
             if new:

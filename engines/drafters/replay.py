@@ -1,7 +1,7 @@
-"""Counterfactual replay: what a drafter would have accepted on an answer of the target that is already known.
+"""Counterfactual replay: the acceptance of a drafter on a known answer of the target.
 
-Decoding greedily, the answer is the same whichever drafter runs, so one answer labels every drafter and every draft
-length without traffic. A drafter that sees tokens alone is replayed as it is; a head needs a prefill of the target.
+Greedy decoding gives the same answer with every drafter, so one answer labels every drafter and every draft length
+without traffic. A token-only drafter is replayed directly; a head needs a prefill of the target.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from draftpick.engines.models.paths import drafter_model
 
 
 def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> DrafterReplay:
-    """Run a drafter as the engine would, on the token ids `prompt` [p] and `answer` [n] that the engine saw."""
+    """Run a drafter as the engine would, on the engine's token ids `prompt` [p] and `answer` [n]."""
     tokens = np.concatenate([prompt, answer]).astype(np.int32)
     done, drafted, accepted = len(prompt) + 1, [], []
     state = drafter.start(tokens[:done])
@@ -40,9 +40,9 @@ def replay_drafter(drafter: Drafter, prompt: Tokens, answer: Tokens) -> DrafterR
 
 
 def replay_matches(matches: npt.NDArray[np.bool_], k: int) -> DrafterReplay:
-    """Of a model drafter, from `matches` [n]: is its greedy token at this place of the answer the target's?
+    """Replay a model drafter from `matches` [n]: does its greedy token equal the target's at this position?
 
-    A run of r matches, at most k, gives r + 1 tokens a step. One prefill of the drafter labels every k.
+    A run of r <= k matches gives r + 1 tokens per step. One prefill of the drafter labels every k.
     """
     done, accepted = 1, []
     while done < len(matches):
@@ -54,7 +54,7 @@ def replay_matches(matches: npt.NDArray[np.bool_], k: int) -> DrafterReplay:
 
 
 def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.bool_]:
-    """Where a causal language model's greedy next token is the answer's [n]; one forward pass."""
+    """Compare a causal language model's greedy next tokens with the answer [n]; one forward pass."""
     import torch
 
     ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
@@ -64,13 +64,13 @@ def model_matches(model: Any, prompt: Tokens, answer: Tokens) -> npt.NDArray[np.
 
 
 LENGTHS = (1, 2, 3, 4, 6, 8)
-"""Draft lengths that an answer is replayed with, beside the engine's own."""
+"""Draft lengths to replay in addition to the engine's own."""
 
 
 def replayer(
     drafter: Configured, lengths: Sequence[int], target: str
 ) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:
-    """A function from (prompt, answer) to the replays of a configured drafter of `target`, one for each draft length.
+    """Return a function from (prompt, answer) to replays by draft length, for a configured drafter of `target`.
 
     Raises ValueError for a method that is not `replayable`.
     """
@@ -83,9 +83,9 @@ def replayer(
 
 
 def model_free_drafter(drafter: Configured, k: int) -> Drafter:
-    """The drafter that an engine with this configuration runs, at draft length k. Raises ValueError for others."""
+    """Build the drafter of an engine with this configuration, at draft length k. Raises ValueError otherwise."""
     if not (drafter.spec.replayable and drafter.spec.model_free):
-        raise ValueError(f"method {drafter.method!r} cannot be replayed")
+        raise ValueError(f"method {drafter.method!r} is not replayable")
     if drafter.spec.class_path is None:
         return {"ngram": _ngram, "suffix": _suffix}[drafter.method](drafter, k)
     module, name = drafter.spec.class_path.rsplit(".", 1)
@@ -102,7 +102,7 @@ def _ngram(drafter: Configured, k: int) -> Drafter:
 def _suffix(drafter: Configured, k: int) -> Drafter:
     options = drafter.model_extra or {}
     if options.get("suffix_decoding_max_cached_requests") != 0:
-        raise ValueError("suffix decoding that remembers requests cannot be replayed: max_cached_requests must be 0")
+        raise ValueError("suffix decoding with a cache across requests is not replayable: set max_cached_requests to 0")
     depth = options.get("suffix_decoding_max_tree_depth", 24)
     probability = options.get("suffix_decoding_min_token_prob", 0.1)
     return SuffixDrafter(k, depth, probability, options.get("suffix_decoding_max_spec_factor", 1.0))
@@ -121,14 +121,14 @@ def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, To
 
 
 def compute_dtype() -> Any:
-    """bfloat16 where this CPU computes in it, else float32."""
+    """bfloat16 if this CPU supports it natively, else float32."""
     import torch
 
     return torch.bfloat16 if computes_bfloat16() else torch.float32
 
 
 class TargetStates:
-    """The target, and what its layers said of the sequence that was asked for last: heads of one fleet share it."""
+    """The target and its layer inputs for the most recent sequence, shared by all heads of a fleet."""
 
     def __init__(self, target: str) -> None:
         from transformers import AutoModelForCausalLM
@@ -138,7 +138,7 @@ class TargetStates:
         self._features: Any = None
 
     def features(self, ids: Any, layers: Sequence[int]) -> Any:
-        """Inputs of these layers side by side [t, 3 h], of token ids [t]."""
+        """Return the inputs of these layers, concatenated [t, 3 h], for token ids [t]."""
         from draftpick.engines.drafters.training.eagle3 import target_features
 
         asked = (ids.numpy().tobytes(), tuple(layers))
@@ -149,7 +149,7 @@ class TargetStates:
 
 @lru_cache(maxsize=1)
 def target_states(target: str) -> TargetStates:
-    """The states of the target at this path, loaded once."""
+    """Load the target at this path once and return its states."""
     return TargetStates(target)
 
 
@@ -180,7 +180,7 @@ class VLLMNgramDrafter(NgramDrafter):
         self._shortest = shortest
 
     def draft(self, state: None, tokens: Tokens, limit: int) -> Draft:
-        """What vLLM would propose."""
+        """Return the draft that vLLM would propose."""
         from vllm.v1.spec_decode.ngram_proposer import _find_longest_matched_ngram_and_propose_tokens as propose
 
         return propose(tokens, self._shortest, self._longest, 2**30, min(self._k, limit)), 0.0

@@ -1,7 +1,7 @@
-"""Finds each request again among the rows of a batch.
+"""Identifies each request among the rows of a batch.
 
-vLLM hands a `custom_class` proposer token rows without request ids, and rows move when requests end. A row continues a
-request when its tokens begin with all that the request had; equal text may share a state, nothing else can.
+vLLM passes token rows without request ids to a `custom_class` proposer, and rows move when requests end. A row
+continues a request if its tokens begin with all tokens of that request; only identical texts may share a state.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,8 @@ class _Request(Generic[State]):
 
 
 class RequestTracker(Generic[State]):
-    """States of the requests in the batch; `start(all tokens so far)` makes one, `end` is told of each that left."""
+    """States of the requests in the batch; `start(all tokens so far)` creates one, `end` is called when a request
+    leaves."""
 
     def __init__(
         self, max_tokens: int, start: Callable[[Tokens], State], end: Callable[[State], None] = lambda state: None
@@ -36,7 +37,7 @@ class RequestTracker(Generic[State]):
     def sync(
         self, sampled: Sequence[Sequence[int]], lengths: npt.NDArray[Any], rows: npt.NDArray[Any]
     ) -> Iterator[tuple[int, State, Tokens, int]]:
-        """(row, state, all its tokens, how many are new to the state) of each row that got a token in this step."""
+        """Yield (row, state, all its tokens, number of new tokens) for each row that got a token in this step."""
         before, self._requests = self._requests, {}
         for row, new in enumerate(sampled):
             length = int(lengths[row])
@@ -57,7 +58,7 @@ class RequestTracker(Generic[State]):
     def _known(
         self, before: dict[int, _Request[State]], row: int, tokens: Tokens, length: int
     ) -> _Request[State] | None:
-        """The request that had exactly the first `length` tokens; the one of the same row is tried first."""
+        """Find the request with exactly the first `length` tokens, trying the same row first."""
         for candidate in (row, *before):
             request = before.get(candidate)
             if request and request.length == length and np.array_equal(request.tokens[:length], tokens[:length]):

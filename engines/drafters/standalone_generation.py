@@ -1,4 +1,4 @@
-"""What a drafter says on its own, with nobody to correct it: the seed paper likens that to the target's answer."""
+"""Greedy generation by a drafter alone, without verification; the seed paper compares it with the target's answer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,12 @@ from draftpick.engines.drafters.request_tracking import Tokens
 from draftpick.engines.models.paths import drafter_model
 
 StandaloneGenerator = Callable[[Tokens, int], Tokens]
-"""From a prompt's token ids and a length: at most so many tokens of its own answer, greedily."""
+"""(prompt token ids, maximum length) -> the drafter's own greedy answer."""
 
 
 def standalone_generator(drafter: Configured, target: str) -> StandaloneGenerator:
-    """The speaker of a configured drafter of `target`. Raises ValueError for a method that cannot speak alone."""
+    """Return the generator of a configured drafter of `target`. Raises ValueError for a method that cannot generate
+    alone."""
     if drafter.spec.weights == "causal_lm":
         return _model(drafter_model(drafter) or "")
     if drafter.spec.weights == "eagle3":
@@ -26,7 +27,7 @@ def standalone_generator(drafter: Configured, target: str) -> StandaloneGenerato
 
 
 def _generate_model_free(drafter: Drafter, prompt: Tokens, length: int) -> Tokens:
-    """A drafter that sees tokens alone, on its own words; it ends where it has nothing to propose."""
+    """Extend the prompt with a token-only drafter's own drafts until it proposes nothing."""
     tokens = np.asarray(prompt, np.int32)
     state = drafter.start(tokens)
     while (left := len(prompt) + length - len(tokens)) > 0:
@@ -45,13 +46,13 @@ def _model(source: str) -> StandaloneGenerator:
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=compute_dtype()).eval()
 
-    def say(prompt: Tokens, length: int) -> Tokens:
+    def generate(prompt: Tokens, length: int) -> Tokens:
         ids = torch.from_numpy(np.asarray(prompt, np.int64))[None]
         with torch.inference_mode():
-            said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
-        return np.asarray(said[0, ids.shape[1] :].numpy(), np.int32)
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
+        return np.asarray(generated[0, ids.shape[1] :].numpy(), np.int32)
 
-    return say
+    return generate
 
 
 def _head(source: str, target: str) -> StandaloneGenerator:
@@ -62,8 +63,8 @@ def _head(source: str, target: str) -> StandaloneGenerator:
     states = target_states(target)
     head, embed = load_head(Path(source), states.model), states.model.get_input_embeddings()
 
-    def say(prompt: Tokens, length: int) -> Tokens:
+    def generate(prompt: Tokens, length: int) -> Tokens:
         ids = torch.from_numpy(np.asarray(prompt, np.int64))
         return np.asarray(generate_standalone(head, embed, ids, states.features(ids, head.features), length), np.int32)
 
-    return say
+    return generate

@@ -1,6 +1,6 @@
-"""Sends a request to an engine and gives back its bytes as they come.
+"""The HTTP client for engines: sends a request and streams the answer.
 
-Its own connections and not httpx or aiohttp: on the request path they take several times as long (README, "Fast").
+It uses its own connections: httpx and aiohttp take several times as long on the request path (README, "Fast").
 """
 
 import asyncio
@@ -20,7 +20,7 @@ __all__ = ["EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
 
 _CONNECT_S = 5.0
 _IDLE_S = 60.0
-"""The engines keep idle connections longer than this, so that none closes under a request."""
+"""Shorter than the engines' keep-alive timeout, so that none closes a connection under a request."""
 _SWEEP_S = 15.0
 _TARGET = re.compile(r"/[\x21-\x7e]*")
 _FULL_BODY_HEADERS = 2**16
@@ -28,7 +28,7 @@ _FULL_BODY_HEADERS = 2**16
 
 @dataclass(frozen=True, slots=True)
 class EngineResponse:
-    """An engine's answer: status, headers, and the body as chunks of bytes as they came."""
+    """An engine's answer: status, headers, and the body as an iterator of raw chunks."""
 
     status: int
     headers: Headers
@@ -37,9 +37,9 @@ class EngineResponse:
 
 @dataclass(slots=True)
 class _Origin:
-    """Where connections of one scheme, host and port lead, and those that wait for a request.
+    """Destination of connections: scheme, host and port, with the idle connections to it.
 
-    `credentials`: the `authorization` that the address asks for, where the request brings none.
+    `credentials`: the `authorization` from the URL's userinfo, for requests without one.
     """
 
     host: str
@@ -61,8 +61,8 @@ class _Origin:
 class EngineClient:
     """A pool of connections to engines.
 
-    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stall_timeout_s` the wait for each further one,
-    `timeout_s` an answer as a whole.
+    `first_byte_timeout_s` bounds the wait for a stream's first byte, `stall_timeout_s` the wait for each further chunk,
+    `timeout_s` a complete answer.
     """
 
     def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stall_timeout_s: float = 120.0) -> None:
@@ -74,20 +74,19 @@ class EngineClient:
     def send(
         self, url: str, method: str, headers: Headers, body: bytes, *, stream: bool, within_s: float | None = None
     ) -> "_PendingRequest":
-        """One request. Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after
-        it.
+        """Prepare one request, an async context manager that yields the `EngineResponse`.
 
-        `within_s`: the first byte has to come sooner than the timeouts say. Leaving the block before the last chunk
-        closes the connection, at which the engine stops its work.
+        Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after it. `within_s`: a
+        tighter limit for the first byte. Leaving the block before the last chunk closes the connection, which aborts
+        the request in the engine.
         """
         return _PendingRequest(self, url, method, headers, body, stream, within_s)
 
     def response_timeout_s(self, stream: bool) -> float:
-        """Longest wait for the first byte of an answer."""
+        """Return the maximum wait for the first byte of an answer."""
         return self._first_byte_timeout_s if stream else self._timeout_s
 
     async def close(self) -> None:
-        """Close all idle connections."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -96,7 +95,7 @@ class EngineClient:
                 origin.idle.pop().transport.close()
 
     async def begin(self, sending: "_PendingRequest") -> tuple[_Origin, Exchange]:
-        """Write a request to a connection, and wait for status and headers of its answer."""
+        """Send a request on a connection, and wait for the status and headers of its answer."""
         slash = sending.url.find("/", 8)
         base, target = (sending.url, "/") if slash < 0 else (sending.url[:slash], sending.url[slash:])
         origin = self._origins.get(base) or self._origins.setdefault(base, _Origin.from_url(base))
@@ -119,7 +118,7 @@ class EngineClient:
         return origin, exchange
 
     def leave(self, origin: _Origin, connection: Connection, exchange: Exchange) -> None:
-        """Keep the connection of an exchange that is over, close one whose answer was not read to its end."""
+        """Keep the connection of a complete exchange; close one with an unread rest of the answer."""
         if not exchange.end():
             connection.transport.abort()
             return
@@ -142,11 +141,11 @@ class EngineClient:
         except TimeoutError as error:
             raise EngineTimeout(f"no connection within {connect_s:g} s") from error
         except OSError as error:
-            raise EngineUnreachable("nobody listens there") from error
+            raise EngineUnreachable("connection refused") from error
         return made
 
     def _sweep(self) -> None:
-        """Close connections that were idle for long; the oldest of an origin are at its left end."""
+        """Close connections with a long idle time; the oldest of an origin are at the left end."""
         loop = asyncio.get_running_loop()
         for origin in self._origins.values():
             while origin.idle and (origin.idle[0].closed or origin.idle[0].idle_since + _IDLE_S < loop.time()):
@@ -156,14 +155,14 @@ class EngineClient:
 
 
 def redact_userinfo(url: str) -> str:
-    """An address as it may be shown: without a name and a password in it."""
+    """Return a URL without user name and password, for display."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 @dataclass(slots=True)
 class _PendingRequest:
-    """`async with` gives the `Answer`."""
+    """`async with` yields the `EngineResponse`."""
 
     client: EngineClient
     url: str
@@ -187,7 +186,7 @@ class _PendingRequest:
 
 
 def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:
-    """The request's first lines. Raises `EngineUnavailable` for what would be another request on the wire."""
+    """Encode the request head. Raises `EngineUnavailable` for fields that could inject a second request."""
     lines = [f"{name}: {value}\r\n" for name, value in sending.headers]
     if origin.credentials and all(name.lower() != "authorization" for name, _ in sending.headers):
         lines.append(f"authorization: {origin.credentials}\r\n")

@@ -1,6 +1,6 @@
-"""One connection to an engine, and one exchange on it: a request that is sent, an answer whose parts are waited for.
+"""One connection to an engine, and one exchange on it: a request and its streamed answer.
 
-Nothing but parser callbacks and one future stands between the socket and who reads, since this runs for every chunk.
+Only parser callbacks and one future are between the socket and the reader, since this runs for every chunk.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from draftpick.engines.errors import EngineError, EngineTimeout, EngineUnavailab
 
 Headers = list[tuple[str, str]]
 _MAX_UNREAD = 2**18
-"""Bytes after which reading pauses until they are taken: a slow reader slows the engine, and no memory grows."""
+"""Buffered bytes at which reading pauses: backpressure from a slow reader reaches the engine, and memory is bounded."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection that carries one exchange at a time. `idle_since`: of the loop's clock."""
+    """A connection that carries one exchange at a time. `idle_since`: loop time."""
 
     def __init__(self) -> None:
         self.transport: Any = None
@@ -30,7 +30,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is None:
-            self.transport.abort()  # nobody asked
+            self.transport.abort()  # unsolicited data
         else:
             self.exchange.feed(data)
 
@@ -41,10 +41,10 @@ class Connection(asyncio.Protocol):
 
 
 class Exchange(AsyncIterator[bytes]):
-    """One request and its answer; iterating gives the parts of its body as they come.
+    """One request and its answer; iterating yields the chunks of its body.
 
-    `first_s`: longest wait for the first byte of the body; `stall_s`: for each further one; `total_s`: for all of it;
-    all count from `began` (the loop's clock) or from the last byte.
+    `first_s`: maximum wait for the first byte of the body; `stall_s`: for each further chunk; `total_s`: for the
+    complete answer; all count from `began` (loop time) or from the last byte.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Exchange(AsyncIterator[bytes]):
         await self._head
 
     async def __anext__(self) -> bytes:
-        """The next bytes. Raises `EngineTimeout` before the first byte, `StreamInterrupted` after it."""
+        """Return the next chunk. Raises `EngineTimeout` before the first byte, `StreamInterrupted` after it."""
         while not self._parts:
             if self._error is not None:
                 raise self._error
@@ -90,31 +90,31 @@ class Exchange(AsyncIterator[bytes]):
         return data
 
     def end(self) -> bool:
-        """Leave the connection; whether it can carry another exchange."""
+        """Leave the connection; return True if it can carry another exchange."""
         self._timer.cancel()
         self.connection.exchange = None
         return self.complete and self.keep_alive and not self.connection.closed and not self._paused
 
-    # --- what the connection says ---
+    # --- connection events ---
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the socket."""
+        """Parse bytes from the socket."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(f"no HTTP: {error}")
+            self._fail(f"invalid HTTP: {error}")
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is closed."""
+        """Handle a closed connection."""
         if self._to_the_end and error is None:
             self.on_message_complete()
         elif not self.complete:
             self._fail(type(error).__name__ if error else "closed")
 
-    # --- what the parser says ---
+    # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        if self.complete:  # more than was asked for
+        if self.complete:  # more data than requested
             self.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -125,7 +125,7 @@ class Exchange(AsyncIterator[bytes]):
         status = self._parser.get_status_code()
         if self.complete:
             return
-        if status < 200:  # "continue" and the like: the answer comes after it
+        if status < 200:  # an interim response such as 100 Continue: the final one follows
             self.headers.clear()
             return
         self.status, self.keep_alive = status, self._parser.should_keep_alive()
@@ -154,10 +154,10 @@ class Exchange(AsyncIterator[bytes]):
             self.complete = True
             self._wake()
 
-    # --- time ---
+    # --- timeouts ---
 
     def _deadline(self) -> float:
-        """When whoever waits now has waited too long."""
+        """Return the deadline of the current wait."""
         if self._last == 0.0:
             return self._began + self._first_s
         end = self._began + self._total_s
@@ -165,7 +165,7 @@ class Exchange(AsyncIterator[bytes]):
 
     def _tick(self) -> None:
         now = self._loop.time()
-        if self._parts and self._last:  # it is the reader who is slow
+        if self._parts and self._last:  # the reader is slow, not the engine
             self._last = now
         if now < self._deadline():
             self._timer = self._loop.call_at(self._deadline(), self._tick)
@@ -173,7 +173,7 @@ class Exchange(AsyncIterator[bytes]):
             self._fail("too late", timed_out=True)
 
     def _fail(self, what: str, timed_out: bool = False) -> None:
-        """The answer ends here: whoever waits for it is told, after what has come of it."""
+        """Fail the exchange; readers get the error after the chunks received so far."""
         if self._last:
             self._error = StreamInterrupted(f"{what} after the first byte")
         elif timed_out:
@@ -184,7 +184,7 @@ class Exchange(AsyncIterator[bytes]):
             self._error = EngineUnavailable(f"{what} before the first byte")
         if not self._head.done():
             self._head.set_exception(self._error)
-            self._head.exception()  # read here, in case nobody waits any more
+            self._head.exception()  # mark as retrieved, in case no reader is left
         self._wake()
         self.connection.transport.abort()
 

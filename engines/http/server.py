@@ -1,4 +1,4 @@
-"""An ASGI application served on a port of its own inside a running event loop, with a drain that finishes streams."""
+"""Serves an ASGI application on its own port inside a running event loop; the drain finishes running streams."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves the signals of its process alone."""
+    """A server that does not install signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -19,12 +19,12 @@ class _Server(uvicorn.Server):
 
 
 class LocalServer:
-    """Serves `app` on `host` and a port of the kernel's choice, as a task of the running loop."""
+    """Serves `app` on `host` and a port chosen by the kernel, as a task of the running loop."""
 
     def __init__(self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> None:
         self._app = app
         self._in_flight = 0
-        # asyncio switches Nagle's algorithm off only where the protocol is named; with it, small chunks wait for 40 ms.
+        # asyncio disables Nagle's algorithm only if the protocol is named; with it, small chunks are delayed by 40 ms.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((host, port))
@@ -50,11 +50,11 @@ class LocalServer:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered."""
+        """Number of requests in flight."""
         return self._in_flight
 
     async def start(self) -> None:
-        """Return when connections are accepted."""
+        """Start and return once connections are accepted."""
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started:
             if self._task.done():
@@ -62,7 +62,7 @@ class LocalServer:
             await asyncio.sleep(0.005)
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop accepting, finish what runs, cut what still runs after `timeout_s`."""
+        """Stop accepting, finish running requests, abort the remaining ones after `timeout_s`."""
         if self._task is None:
             self._socket.close()
             return

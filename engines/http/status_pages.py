@@ -1,4 +1,4 @@
-"""The pages on which an engine tells of itself, in front of its own ASGI application."""
+"""Status endpoints of an engine, in front of its own ASGI application."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -12,20 +12,20 @@ _METHODS = ("GET", "HEAD")
 
 
 class JsonReport(Protocol):
-    """What a page shows."""
+    """Content of a status endpoint."""
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields."""
+        """Return the fields."""
 
 
 Endpoint = Callable[[State], JsonReport | None]
-"""What a page shows now, of the state of a Starlette application; None: there is none."""
+"""Builds the current report from the state of a Starlette application; None: not available."""
 
 
 class EndpointTable:
-    """Middleware of a Starlette application: answers GET of `pages` by path, 404 for what there is none of.
+    """Starlette middleware that answers GET of the paths in `pages`, with 404 for a report that is not available.
 
-    Everything else goes through untouched.
+    All other requests pass through unchanged.
     """
 
     def __init__(self, app: ASGIApp, pages: Mapping[str, Endpoint]) -> None:

@@ -1,8 +1,8 @@
-"""A mock engine: an OpenAI-compatible HTTP server with vLLM's wire form, for scale and fault tests without a model.
+"""A mock engine: an OpenAI-compatible HTTP server with vLLM's wire format, for scale and fault tests without a model.
 
-`mock_app` makes the ASGI app; `MockEngine` holds its state and behaviour. `GET /mock/state` shows the counters and the
-last request; `POST /mock/state` replaces fields of the `MockSpec` of a running engine. Load and profile are shown as
-those of any engine (`engines/http/status_pages.py`).
+`mock_app` builds the ASGI app; `MockEngine` holds its state and behaviour. `GET /mock/state` returns the counters and
+the last request; `POST /mock/state` replaces fields of a running engine's `MockSpec`. Load and profile have the
+endpoints of every engine (`engines/http/status_pages.py`).
 """
 
 import random
@@ -42,7 +42,7 @@ _ABORTS_KEPT = 20_000
 
 
 def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
-    """The ASGI app of one mock engine that serves `model`; its `MockEngine` is `app.state.engine`."""
+    """Build the ASGI app of a mock engine that serves `model`; its `MockEngine` is `app.state.engine`."""
     mock = MockEngine(spec, model, engine)
     app = Starlette(
         routes=[
@@ -67,8 +67,9 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
 class MockEngine:
     """State and behaviour of one mock engine.
 
-    Each well-formed request counts once as `started` and ends as exactly one of `finished`, `aborted` (the client left)
-    and `failed` (a fault of `MockSpec`). It is counted, and its slot free, before the last bytes of the answer go out.
+    Each well-formed request counts once as `started` and once as one of `finished`, `aborted` (client disconnected) and
+    `failed` (a fault of `MockSpec`). It is counted, and its slot released, before the last bytes of the answer are
+    sent.
     """
 
     def __init__(self, spec: MockSpec, model: str, name: str) -> None:
@@ -84,16 +85,16 @@ class MockEngine:
 
     @property
     def running(self) -> int:
-        """Requests that have a slot."""
+        """Number of requests with a slot."""
         return self.slots.borrowed_tokens
 
     @property
     def waiting(self) -> int:
-        """Requests without one."""
+        """Number of requests without a slot."""
         return self.started - sum(self.ended.values()) - self.running
 
     def load(self) -> LoadReport:
-        """What runs and waits now, and the speed that the specification gives it; it has no cache that could fill."""
+        """Report current requests and the specified speed; the mock has no cache."""
         if not self.running:
             return LoadReport(0, self.waiting)
         tau, step_s = self.spec.acceptance_length, self.spec.mean_step_s(self.running)
@@ -106,13 +107,13 @@ class MockEngine:
         )
 
     def state(self) -> Json:
-        """The counters, the specification and the last request as it came in."""
+        """Return the counters, the specification and the last request as received."""
         counters: Json = {"running": self.running, "waiting": self.waiting, "started": self.started, **self.ended}
         last = {"last_body": self._last_body, "last_headers": self._last_headers}
         return {"engine": self.name, "model": self.model, **counters, **last, "spec": self.spec.model_dump()}
 
     def reconfigure(self, changes: Json) -> None:
-        """Replaces fields of the specification; running requests keep their text and acceptance.
+        """Replace fields of the specification; running requests keep their text and acceptance.
 
         Raises pydantic.ValidationError and then changes nothing.
         """
@@ -121,7 +122,7 @@ class MockEngine:
         self._faults = random.Random(f"{self.spec.seed}|{self.name}")
 
     def draw_fault(self) -> str | None:
-        """The fault of the next request, if it gets one."""
+        """Draw the fault of the next request, or None."""
         at = self._faults.random()
         for fault, share in self.spec.fault_shares.items():
             if at < share:
@@ -130,7 +131,7 @@ class MockEngine:
         return None
 
     async def advance(self, decoding: Decoding) -> list[Piece]:
-        """Waits as long as the next step takes, then returns what it adds."""
+        """Wait for the duration of the next step, then return its pieces."""
         if decoding.ends:
             duration_s = self.spec.step_duration_s(self.running, decoding.rng)
         else:
@@ -138,7 +139,7 @@ class MockEngine:
         return await decoding.step(duration_s)
 
     async def generate(self, http: Request, *, wire_type: type[Wire]) -> "Response | _Generation":
-        """POST of one of the three generating APIs."""
+        """POST to one of the three generating APIs."""
         body = await http.body()
         self._last_body, self._last_headers = body.decode(errors="replace"), dict(http.headers)
         try:
@@ -175,7 +176,7 @@ class MockEngine:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def tokenize(self, http: Request) -> Response:
-        """POST /tokenize of a prompt or of messages."""
+        """POST /tokenize, for a prompt or messages."""
         try:
             request = MockRequest.model_validate(orjson.loads(await http.body()))
         except (orjson.JSONDecodeError, pydantic.ValidationError) as error:
@@ -188,11 +189,11 @@ class MockEngine:
         return _json(self.state())
 
     async def show_aborts(self, http: Request) -> Response:
-        """GET /mock/aborts: id and time (seconds since the epoch) of the requests whose clients left."""
+        """GET /mock/aborts: id and time (seconds since the epoch) of requests with disconnected clients."""
         return _json({"aborts": list(self.aborts)})
 
     async def change_state(self, http: Request) -> Response:
-        """POST /mock/state: fields of `MockSpec` that replace the present ones."""
+        """POST /mock/state: replace fields of `MockSpec`."""
         try:
             self.reconfigure(orjson.loads(await http.body()))
         except (orjson.JSONDecodeError, pydantic.ValidationError, TypeError) as error:
@@ -202,7 +203,7 @@ class MockEngine:
 
 @dataclass(slots=True)
 class _Generation:
-    """The ASGI answer to one well-formed request; stops at once when the client leaves."""
+    """The ASGI response to one well-formed request; stops immediately when the client disconnects."""
 
     engine: MockEngine
     wire: Wire
@@ -220,7 +221,7 @@ class _Generation:
             group.cancel_scope.cancel()
 
     def _count(self, outcome: Outcome) -> None:
-        """Counts the request's end, the first time that it is called."""
+        """Count the request's end, on the first call only."""
         if not self._counted:
             self._counted = True
             self.engine.ended[outcome] += 1
@@ -241,7 +242,7 @@ class _Generation:
             await self._send_complete(send)
 
     async def _stream(self, send: Send) -> None:
-        # As in vLLM, the headers go out before the request has a slot.
+        # As in vLLM, the headers are sent before the request has a slot.
         await _send_start(send, {"content-type": "text/event-stream; charset=utf-8"})
         await _send_body(send, self.wire.preamble(), more=True)
         async with self.engine.slots:
@@ -262,7 +263,7 @@ class _Generation:
         await _send_body(send, body, more=False)
 
     async def _decode(self, send: Send | None) -> None:
-        """All steps of the request, or those before a break; with `send`, the tokens of a step go out together."""
+        """Run all steps of the request, or those before a break; with `send`, stream the tokens of each step."""
         decoding = self.wire.decoding
         decoding.schedule()
         num_steps = 0
@@ -278,7 +279,7 @@ def _json(content: Json, status: int = 200, headers: dict[str, str] | None = Non
 
 
 def _error(status: int, message: str, kind: str, code: str, param: str | None = None, **headers: str) -> Response:
-    """An error body as OpenAI spells it."""
+    """Build an error body in OpenAI's format."""
     return _json({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
 
 
@@ -291,7 +292,7 @@ _REFUSALS = {
     "refuse": _error(503, "The mock engine is full.", "ServiceUnavailableError", "overloaded", **{"retry-after": "1"}),
     "garbage": Response(b"\x00\xff<garbage>\n", media_type="application/json"),
 }
-"""Answers of the faults that end a request at once."""
+"""Responses of the faults that end a request immediately."""
 
 
 _PAGES: dict[str, Endpoint] = {

@@ -1,4 +1,4 @@
-"""What a mock engine says and how fast it says it: text, speed and acceptance, drawn from seeds; no HTTP here.
+"""Text, speed and acceptance of a mock engine, drawn from seeds; no HTTP.
 
 The text follows from the request and `MockSpec.seed` alone, so that all mock engines give the same answer to the same
 prompt, as lossless speculation does. Acceptance and jitter are drawn per engine and prompt.
@@ -25,7 +25,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sequence that the target generates: the texts of its tokens and why it ends."""
+    """One generated sequence: the texts of its tokens and its finish reason."""
 
     tokens: tuple[str, ...]
     finish_reason: FinishReason
@@ -33,13 +33,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The whole text."""
         return "".join(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step adds to sequence `index`: its tokens from `start` up to `end`; `last` when the sequence is over."""
+    """Output of one step for sequence `index`: tokens `start` up to `end`; `last` at the end of the sequence."""
 
     index: int
     start: int
@@ -49,7 +48,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Decoding:
-    """One request in the making. The first step is the prefill and yields one token per sequence, as in vLLM; each
+    """One request in progress. The first step is the prefill and yields one token per sequence, as in vLLM; each
     further step yields 1 + accepted tokens. Times are seconds of the monotonic clock.
     """
 
@@ -67,7 +66,7 @@ class Decoding:
 
     @classmethod
     def start(cls, request: MockRequest, spec: MockSpec, engine: str) -> Self:
-        """The decoding of a request on the engine of that name."""
+        """Create the decoding of a request on the named engine."""
         prompts, num_drafted = request.prompts, spec.num_speculative_tokens
         text = "\n".join(prompts)
         return cls(
@@ -81,7 +80,7 @@ class Decoding:
 
     @property
     def done(self) -> bool:
-        """Whether all sequences are over."""
+        """True if all sequences have ended."""
         return self.output_tokens == sum(len(one.tokens) for one in self.answers)
 
     @property
@@ -90,12 +89,12 @@ class Decoding:
         return sum(self.ends)
 
     def schedule(self) -> None:
-        """The request has got its slot."""
+        """Record that the request has got its slot."""
         self.scheduled_s = self.due_s = time.monotonic()
 
     async def step(self, duration_s: float) -> list[Piece]:
-        """Takes one step of that duration with each unfinished sequence."""
-        # Steps follow a timetable: what one sleep is late, the next one makes up for.
+        """Run one step of that duration for each unfinished sequence."""
+        # Steps follow a timetable: the next step makes up for a late wake-up.
         self.due_s += duration_s
         await asyncio.sleep(max(0.0, self.due_s - time.monotonic()))
         self.last_token_s = time.monotonic()
@@ -110,7 +109,7 @@ class Decoding:
         return [self._advance(index, 1 + self._accept()) for index in unfinished]
 
     def _accept(self) -> int:
-        """Number of drafted tokens that the target accepts: each one only if all before it were accepted."""
+        """Draw the number of accepted draft tokens: each only if all before it were accepted."""
         accepted, most = 0, len(self.histogram) - 1
         while accepted < most and self.rng.random() < self.acceptance_rate:
             accepted += 1
@@ -123,7 +122,7 @@ class Decoding:
         return Piece(index, start, self.ends[index], last=self.ends[index] == total)
 
     def metrics(self) -> dict[str, Any] | None:
-        """The `metrics` object of vLLM's `enable_per_request_metrics`; None with several sequences, as there."""
+        """Return `metrics` as vLLM's `enable_per_request_metrics` does; None with several sequences."""
         if len(self.answers) > 1:
             return None
         decode_s, total_s = self.last_token_s - self.first_token_s, self.last_token_s - self.scheduled_s
@@ -152,13 +151,13 @@ class Decoding:
 
 
 def split(text: str) -> list[str]:
-    """The tokens of a text; joined, they are the text again."""
+    """Split a text into tokens; joined, they equal the text."""
     return _TOKEN.findall(text)
 
 
 @lru_cache(maxsize=256)
 def acceptance_rate(tau: float, num_speculative_tokens: int) -> float:
-    """Chance p that a drafted token is accepted after its predecessors: solves p + p^2 + ... + p^k = tau - 1."""
+    """Probability p that a drafted token is accepted after its predecessors: solves p + p^2 + ... + p^k = tau - 1."""
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -168,7 +167,7 @@ def acceptance_rate(tau: float, num_speculative_tokens: int) -> float:
 
 
 def answer(request: MockRequest, prompt: str, sample: int, spec: MockSpec) -> Answer:
-    """The target's answer number `sample` to a prompt."""
+    """Return the target's answer number `sample` to a prompt."""
     rng, schema = random.Random(f"{spec.seed}|{sample}|{prompt}"), request.schema_of_answer
     endless = request.ignore_eos and request.limit is not None
     count = 1 + (request.limit or 0) if endless else spec.output_tokens
@@ -189,7 +188,7 @@ def _json_tokens(schema: dict[str, Any], rng: random.Random) -> list[str]:
 
 
 def _json_value(schema: Any, rng: random.Random) -> Any:
-    """A value for a plain schema (no references, no combinations: these become a string)."""
+    """Return a value for a plain schema; references and combinations become strings."""
     if not isinstance(schema, dict):
         return rng.choice(_WORDS)
     if schema.get("enum"):
@@ -210,7 +209,7 @@ def _json_value(schema: Any, rng: random.Random) -> Any:
 
 
 def _cut(tokens: list[str], stops: Sequence[str]) -> tuple[list[str], str | None]:
-    """Ends tokens before the first stop string; the token with the stop string's end still counts, as in vLLM."""
+    """Truncate before the first stop string; the token with the end of the stop string still counts, as in vLLM."""
     text = "".join(tokens)
     found = [(text.index(stop), stop) for stop in stops if stop in text]
     if not found:

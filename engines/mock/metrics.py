@@ -1,4 +1,4 @@
-"""The metrics page of a mock engine: vLLM's names and labels for what dashboards of a fleet read."""
+"""The metrics page of a mock engine, with the vLLM names and labels that fleet dashboards use."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ _COUNTERS = {
 
 
 class MockMetrics(Collector):
-    """Counts of one engine, whose cache never fills. `running` and `waiting` are set before a page is made."""
+    """Counters of one engine without a cache. Set `running` and `waiting` before rendering a page."""
 
     def __init__(self, model: str) -> None:
         self._values = (model, "0")
@@ -28,7 +28,7 @@ class MockMetrics(Collector):
         self.running = self.waiting = 0
 
     def ended(self, decoding: Decoding) -> None:
-        """Count what a request generated, however it ended."""
+        """Count the generated tokens of a request, regardless of its outcome."""
         self._counts["prompt_tokens"] += decoding.prompt_tokens
         self._counts["generation_tokens"] += decoding.output_tokens
         drafts, most = sum(decoding.histogram), len(decoding.histogram) - 1
@@ -42,7 +42,7 @@ class MockMetrics(Collector):
             self._accepted[position] += accepted
 
     def collect(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
-        """Families under vLLM's names; those of speculation only where something was drafted, as there."""
+        """Return the metric families under vLLM's names; those of speculation only after a draft, as in vLLM."""
         drafts = self._counts["spec_decode_num_drafts"] > 0
         families: list[CounterMetricFamily | GaugeMetricFamily] = []
         for name, text in _COUNTERS.items():
@@ -56,12 +56,11 @@ class MockMetrics(Collector):
                 families[-1].add_metric((*self._values, str(position)), accepted)
         now = {"num_requests_running": self.running, "num_requests_waiting": self.waiting, "kv_cache_usage_perc": 0}
         for name, value in now.items():
-            families.append(GaugeMetricFamily(f"vllm:{name}", "As it is now.", labels=_LABELS))
+            families.append(GaugeMetricFamily(f"vllm:{name}", "Current value.", labels=_LABELS))
             families[-1].add_metric(self._values, value)
         return families
 
     def page(self) -> bytes:
-        """The page."""
         registry = CollectorRegistry()
         registry.register(self)
         return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""How the three generating APIs spell a mock engine's answer, whole or as server-sent events, in vLLM's wire form."""
+"""The formats of a mock engine's answer in the three generating APIs, complete or as server-sent events, as in vLLM."""
 
 import time
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Wire(ABC):
-    """How one API spells an answer, whole or as server-sent events."""
+    """The format of one API, complete or as server-sent events."""
 
     required: ClassVar[str]
     request: MockRequest
@@ -28,28 +28,28 @@ class Wire(ABC):
     created: int = field(default_factory=lambda: int(time.time()))
 
     def preamble(self) -> bytes:
-        """What a stream sends before the prefill."""
+        """Return the events before the prefill."""
         return b""
 
     @abstractmethod
     def frames(self, piece: Piece) -> bytes:
-        """The events of what one step adds to one sequence."""
+        """Return the events of one step's output for one sequence."""
 
     @abstractmethod
     def closing(self) -> bytes:
-        """The events after the last token."""
+        """Return the events after the last token."""
 
     @abstractmethod
     def body(self) -> bytes:
-        """The body of an answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
 
     def tokens(self, piece: Piece) -> list[str]:
-        """Texts of a piece's tokens."""
+        """Return the texts of a piece's tokens."""
         return list(self.decoding.answers[piece.index].tokens[piece.start : piece.end])
 
 
 class _ChoicesWire(Wire):
-    """What chat and completions share: choices, usage, `[DONE]`."""
+    """Common to chat and completions: choices, usage, `[DONE]`."""
 
     prefix: ClassVar[str]
     whole_object: ClassVar[str]
@@ -70,7 +70,7 @@ class _ChoicesWire(Wire):
 
     @abstractmethod
     def _choice(self, index: int, answer: Answer) -> Json:
-        """One choice of a whole answer."""
+        """Return one choice of a complete answer."""
 
     def _head(self, kind: str) -> Json:
         return {"id": f"{self.prefix}-{self.request_id}", "object": kind, "created": self.created, "model": self.model}
@@ -83,7 +83,7 @@ class _ChoicesWire(Wire):
         return {"prompt_tokens": given, "total_tokens": given + made, "completion_tokens": made}
 
     def _end(self, piece: Piece) -> Json:
-        """How a chunk says whether its sequence is over."""
+        """Return a chunk's finish reason, null before the end of the sequence."""
         answer = self.decoding.answers[piece.index]
         return self._reason(answer) if piece.last else {"finish_reason": None}
 
@@ -126,7 +126,7 @@ class ChatWire(_ChoicesWire):
         return {"id": f"call-{self.request_id}-{index}", "type": "function", "function": call}
 
     def _reason(self, answer: Answer) -> Json:
-        # As in vLLM, "tool_calls" stands only where the model was free in which tool to call.
+        # As in vLLM, the reason is "tool_calls" only if the model was free to choose the tool.
         reason = super()._reason(answer)
         called = self.request.tool_choice == "required" and self.request.forced_tool and answer.finish_reason == "stop"
         return reason | {"finish_reason": "tool_calls"} if called else reason
@@ -165,7 +165,7 @@ class CompletionWire(_ChoicesWire):
 
 @dataclass(slots=True)
 class ResponsesWire(Wire):
-    """`/v1/responses`: named events with a running number, one message, no `[DONE]`, no `metrics`."""
+    """`/v1/responses`: numbered named events, one message, no `[DONE]`, no `metrics`."""
 
     required = "input"
     numbers: Iterator[int] = field(default_factory=count)
@@ -231,5 +231,5 @@ def _output_text(text: str) -> Json:
 
 
 def _logprob(token: str) -> float:
-    """A plausible log probability that is always the same for a token."""
+    """Return a plausible, deterministic log probability of a token."""
     return -(crc32(token.encode()) % 1000) / 1000

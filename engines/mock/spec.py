@@ -1,4 +1,4 @@
-"""What is asked of a mock engine: by its configuration (`MockSpec`) and by a request (`MockRequest`)."""
+"""Inputs of a mock engine: its configuration (`MockSpec`) and a request (`MockRequest`)."""
 
 import random
 import re
@@ -19,43 +19,47 @@ AcceptanceLength = Annotated[float, Field(ge=1)]
 
 
 class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """The `mock:` block of an engine's configuration: the speed, the acceptance and the faults of a mock engine."""
+    """The `mock:` block of an engine's configuration: speed, acceptance and faults of a mock engine."""
 
     step_s: float = Field(0.002, ge=0, description="seconds of one decoding step at batch 1")
-    step_s_per_request: float = Field(0.0, ge=0, description="more seconds per step for each further running request")
+    step_s_per_request: float = Field(
+        0.0, ge=0, description="additional seconds per step for each further running request"
+    )
     free_requests: int = Field(
-        0, ge=0, description="further requests that run along at no cost, as while a step is bound by memory"
+        0, ge=0, description="further requests without additional step time, as while a step is memory-bound"
     )
     prefill_s: float = Field(0.001, ge=0, description="seconds from a request's slot to its first token")
-    prefill_s_per_token: float = Field(0.0, ge=0, description="more seconds of prefill per prompt token")
+    prefill_s_per_token: float = Field(0.0, ge=0, description="additional seconds of prefill per prompt token")
     acceptance_length: AcceptanceLength = Field(
-        1.0, description="tau: mean tokens per step, bonus token included, of the classes that are not listed"
+        1.0, description="tau: mean tokens per step, bonus token included, of unlisted prompt classes"
     )
     acceptance_by_class: dict[str, AcceptanceLength] = Field({}, description="tau by prompt class")
-    num_speculative_tokens: int = Field(0, ge=0, description="upper bound of the tokens accepted per step")
-    jitter: float = Field(0.0, ge=0, description="standard deviation of a step's duration over its mean")
-    output_tokens: int = Field(32, ge=1, description="tokens of an answer, unless the request allows fewer")
-    max_running: int = Field(256, ge=1, description="requests that run at once; the others wait in arrival order")
-    fail_share: Share = Field(0.0, description="share of requests that get a 500 at once")
-    refuse_share: Share = Field(0.0, description="share of requests that get a 503 with Retry-After at once")
-    hang_share: Share = Field(0.0, description="share of requests that take a slot and never get an answer")
-    break_share: Share = Field(0.0, description="share of requests whose connection is cut in mid-answer")
-    garbage_share: Share = Field(0.0, description="share of requests that get 200 and bytes that are no JSON or SSE")
-    seed: int = Field(0, description="seed of all draws; engines that shall give the same text need the same seed")
+    num_speculative_tokens: int = Field(0, ge=0, description="maximum number of accepted tokens per step")
+    jitter: float = Field(0.0, ge=0, description="coefficient of variation of a step's duration")
+    output_tokens: int = Field(32, ge=1, description="tokens per answer, unless the request allows fewer")
+    max_running: int = Field(256, ge=1, description="maximum concurrent requests; the others wait in arrival order")
+    fail_share: Share = Field(0.0, description="share of requests that get an immediate 500")
+    refuse_share: Share = Field(0.0, description="share of requests that get an immediate 503 with Retry-After")
+    hang_share: Share = Field(0.0, description="share of requests that occupy a slot and get no answer")
+    break_share: Share = Field(0.0, description="share of requests with a connection cut in mid-answer")
+    garbage_share: Share = Field(
+        0.0, description="share of requests that get 200 and bytes that are neither JSON nor SSE"
+    )
+    seed: int = Field(0, description="random seed; engines with the same seed give the same text")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         most = 1 + self.num_speculative_tokens
         for name, tau in {"acceptance_length": self.acceptance_length, **self.acceptance_by_class}.items():
             if tau > most:
-                raise ValueError(f"{name}: {tau} is more than 1 + num_speculative_tokens = {most}")
+                raise ValueError(f"{name}: {tau} exceeds 1 + num_speculative_tokens = {most}")
         if sum(self.fault_shares.values()) > 1 + 1e-9:
-            raise ValueError("the shares of faults add up to more than 1")
+            raise ValueError("the fault shares sum to more than 1: reduce them")
         return self
 
     @property
     def fault_shares(self) -> dict[str, float]:
-        """Share of requests by fault; the faults exclude one another."""
+        """Share of requests by fault; faults are mutually exclusive."""
         names = ("fail", "refuse", "hang", "break", "garbage")
         return {name: getattr(self, f"{name}_share") for name in names}
 
@@ -64,22 +68,22 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         return self.prefill_s + self.prefill_s_per_token * prompt_tokens
 
     def step_duration_s(self, running: int, rng: random.Random) -> float:
-        """Seconds of one decoding step while `running` requests share the batch."""
+        """Seconds of one decoding step with `running` requests in the batch."""
         return max(0.0, self.mean_step_s(running) * rng.gauss(1.0, self.jitter))
 
     def mean_step_s(self, running: int) -> float:
-        """The same without jitter: flat for as long as further requests are free, a line from there on."""
+        """Mean of `step_duration_s`: constant within the free requests, linear beyond."""
         return self.step_s + self.step_s_per_request * max(0, running - 1 - self.free_requests)
 
     def identity(self) -> EngineIdentity:
-        """Of engines of this specification, all of which are alike."""
+        """The identity shared by all engines with this specification."""
         return EngineIdentity(digest(self.model_dump(mode="json")), "mock", self.max_running)
 
     def profile(self) -> Profile:
-        """What measuring an engine of this kind would find, with no noise."""
+        """The profile that a noise-free measurement of this engine would give."""
         bend = min(1 + self.free_requests, self.max_running)
         batches = sorted({1, bend, self.max_running})
-        # A profile knows no steps that take no time.
+        # A profile needs positive step times.
         steps = tuple((max(self.mean_step_s(running), _SHORTEST_STEP_S),) for running in batches)
         who = self.identity()
         return Profile(
@@ -88,19 +92,17 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         )  # fmt: skip
 
     def tau(self, text: str, named: str | None = None) -> float:
-        """Mean tokens per step, bonus token included, for a prompt of the class `named`, else of its first marker
+        """Mean tokens per step, bonus token included, for a prompt of class `named`, or of its first marker
         `[class:NAME]`."""
         return self.acceptance_by_class.get(named or prompt_class(text), self.acceptance_length)
 
 
 class StreamOptions(pydantic.BaseModel, frozen=True):
-    """The `stream_options` of a request."""
-
     include_usage: bool = False
 
 
 class MockRequest(pydantic.BaseModel, frozen=True):
-    """The fields of an OpenAI request that a mock engine heeds; it accepts and ignores all others."""
+    """Supported fields of an OpenAI request; all others are accepted and ignored."""
 
     model: str | None = None
     messages: list[dict[str, Any]] | None = Field(None, min_length=1)
@@ -120,7 +122,7 @@ class MockRequest(pydantic.BaseModel, frozen=True):
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
-    mock_class: str | None = Field(None, description="the prompt's class, which then stands nowhere in its text")
+    mock_class: str | None = Field(None, description="the prompt's class, instead of a marker in its text")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -135,12 +137,12 @@ class MockRequest(pydantic.BaseModel, frozen=True):
 
     @property
     def num_samples(self) -> int:
-        """Answers per prompt; `/v1/responses` knows no `n`."""
+        """Answers per prompt; `/v1/responses` has no `n`."""
         return 1 if self.input is not None else self.n
 
     @property
     def limit(self) -> int | None:
-        """Most tokens that one answer may have; None: no limit was asked for."""
+        """Maximum tokens of one answer; None: no limit requested."""
         return self.max_completion_tokens or self.max_tokens or self.max_output_tokens
 
     @property
@@ -151,12 +153,12 @@ class MockRequest(pydantic.BaseModel, frozen=True):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream shall end with a usage chunk."""
+        """True if a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def forced_tool(self) -> dict[str, Any] | None:
-        """The function (`name`, `parameters`) that `tool_choice` forces the answer to call."""
+        """The function (`name`, `parameters`) forced by `tool_choice`."""
         functions: list[dict[str, Any]] = [tool.get("function", tool) for tool in self.tools or []]
         if self.messages is None or not functions or self.tool_choice in (None, "auto", "none"):
             return None
@@ -167,7 +169,7 @@ class MockRequest(pydantic.BaseModel, frozen=True):
 
     @property
     def schema_of_answer(self) -> dict[str, Any] | None:
-        """JSON schema that the answer's text follows; None: plain text."""
+        """JSON schema of the answer; None: plain text."""
         if self.forced_tool is not None:
             return self.forced_tool.get("parameters") or {"type": "object"}
         form = self.response_format or (self.text or {}).get("format") or {}
@@ -178,13 +180,13 @@ class MockRequest(pydantic.BaseModel, frozen=True):
 
 
 def prompt_class(text: str) -> str:
-    """Name in the first marker `[class:NAME]` of a prompt, else `DEFAULT_CLASS`."""
+    """Return the name in the first marker `[class:NAME]` of a prompt, or `DEFAULT_CLASS`."""
     found = _CLASS.search(text)
     return found[1] if found else DEFAULT_CLASS
 
 
 def _text_of(content: Any) -> str:
-    """All text in a message, a list of messages or of parts, or a list of token ids."""
+    """Return all text in a message, a list of messages or parts, or a list of token ids."""
     match content:
         case str():
             return content

@@ -1,4 +1,4 @@
-"""What the processor of this machine computes in."""
+"""Numeric types supported natively by this machine's processor."""
 
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @cache
 def computes_bfloat16() -> bool:
-    """Whether it has instructions for bfloat16; true where that cannot be told.
+    """Return True if the CPU has bfloat16 instructions, or if that is unknown.
 
     Emulated, a step of eight tokens takes four times as long in bfloat16 as in float32, and a prefill six times.
     """

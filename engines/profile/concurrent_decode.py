@@ -1,4 +1,4 @@
-"""Requests that an engine decodes together, and the gaps between their chunks: in vLLM a chunk is a step."""
+"""Concurrent requests to an engine, and the gaps between their chunks: in vLLM a chunk is a step."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from draftpick.engines.http.client import EngineClient, EngineResponse
 from draftpick.engines.profile.profile import ProfileError
 
 SAMPLING: tuple[dict[str, float], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})
-"""What the requests of each half ask for: greedy, sampled."""
+"""Sampling parameters: greedy, sampled."""
 _JSON = [("content-type", "application/json")]
 _CHUNK_END = b"\n\n"
 _MAX_TOKENS = 2048
@@ -21,7 +21,7 @@ _PATIENCE_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to ask for which model. `max_model_len`: tokens that prompt and answer may have; None: unknown."""
+    """An engine's address and model. `max_model_len`: maximum tokens of prompt and answer; None: unknown."""
 
     client: EngineClient
     url: str
@@ -29,21 +29,21 @@ class Target:
     max_model_len: int | None = None
 
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
-        """The whole answer to a request. Raises `ProfileError` for a refusal."""
+        """Return the complete JSON answer to a request. Raises `ProfileError` for an error status."""
         async with self.client.send(self.url + path, "POST", _JSON, orjson.dumps(body), stream=False) as answer:
             return orjson.loads(await _read_body(answer))
 
     def stream(self, prompt: Sequence[int], sampled: int, max_tokens: int) -> Any:
-        """A completion that goes on for `max_tokens`, whatever it says."""
+        """Start a streamed completion of exactly `max_tokens` tokens."""
         body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
         asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[sampled]})
         return self.client.send(f"{self.url}/v1/completions", "POST", _JSON, asked, stream=True)
 
 
 class _Batch:
-    """When chunks of requests came: (seconds of the loop's clock, number of chunks that came together).
+    """Arrival of chunks by request: (loop time in seconds, number of chunks that arrived together).
 
-    It is full from the time when all requests have their first token.
+    The batch is full once all requests have their first token.
     """
 
     def __init__(self, size: int, steps: int, longest_s: float) -> None:
@@ -53,7 +53,7 @@ class _Batch:
         self.begun, self._full_s = 0, float("inf")
 
     def observe(self, i: int, at_s: float, chunks: int) -> bool:
-        """Request i got chunks; whether it has taken the steps that are wanted beside all others."""
+        """Record chunks of request i; return True once it has the wanted number of steps in the full batch."""
         came = self._arrivals[i]
         first = not came
         if not first and came[-1][0] >= self._full_s:
@@ -66,11 +66,11 @@ class _Batch:
         return self._steps_left[i] <= 0 or at_s - self._full_s > self._longest_s
 
     def finish(self, i: int) -> None:
-        """Request i got all that it gets: what came last says that it is over, perhaps together with a chunk."""
+        """Record the end of request i: its last arrival marks the end, possibly together with a chunk."""
         del self._arrivals[i][-1:]
 
     def gaps(self) -> list[float]:
-        """Seconds of each step of each request while all ran. Chunks that came together took equally long."""
+        """Seconds of each step of each request while all ran. Chunks that arrived together count as equal steps."""
         if not all(self._arrivals):
             return []
         end_s = min(came[-1][0] for came in self._arrivals)
@@ -86,10 +86,10 @@ class _Batch:
 async def sustain_batch(
     target: Target, prompts: Sequence[Sequence[int]], sampled: int, *, steps: int, longest_s: float
 ) -> list[float]:
-    """Seconds of the steps of as many requests as there are prompts, while all of them run.
+    """Run one request per prompt concurrently; return the seconds of their steps while all run.
 
-    After `steps` steps or `longest_s` seconds they are left, at which the engine stops them. Raises `ProfileError`
-    where they do not run at once, `EngineError` where the engine fails.
+    The requests are cancelled after `steps` steps or `longest_s` seconds. Raises `ProfileError` if they do not run
+    concurrently, `EngineError` if the engine fails.
     """
     batch = _Batch(len(prompts), steps, longest_s)
     try:
@@ -98,7 +98,7 @@ async def sustain_batch(
                 group.create_task(_decode(target, batch, i, prompt, sampled))
     except TimeoutError as error:
         raise ProfileError(
-            f"{batch.begun} of {len(prompts)} requests began within {_PATIENCE_S:g} s: ask for smaller batches"
+            f"{batch.begun} of {len(prompts)} requests started within {_PATIENCE_S:g} s: reduce `batches`"
         ) from error
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -106,7 +106,7 @@ async def sustain_batch(
 
 
 async def first_token_s(target: Target, prompt: Sequence[int]) -> float:
-    """Seconds from sending a request to its first token. Raises as `hold` does."""
+    """Return the seconds from sending a request to its first token. Raises as `sustain_batch` does."""
     clock = asyncio.get_running_loop().time
     began_s = clock()
     async with target.stream(prompt, 0, 1) as answer:

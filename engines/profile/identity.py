@@ -1,4 +1,4 @@
-"""Which engine this is, and on which machine: what a profile is kept under. Shown at `GET /draftpick/engine`."""
+"""Identity of an engine and its machine, the key of a profile. Served at `GET /draftpick/engine`."""
 
 import json
 import os
@@ -15,9 +15,9 @@ PATH = "/draftpick/engine"
 
 @dataclass(frozen=True, slots=True)
 class EngineIdentity:
-    """`build`: a hash of target, drafter, arguments and versions; `machine`: where it runs, as one word.
+    """`build`: hash of target, drafter, arguments and versions; `machine`: hardware, as one word.
 
-    `max_running`: requests that run at once; None: unknown.
+    `max_running`: maximum concurrent requests; None: unknown.
     """
 
     build: str
@@ -25,12 +25,11 @@ class EngineIdentity:
     max_running: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For the page; `from_json` reads it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: bytes) -> "EngineIdentity | None":
-        """What a page shows; None where that is no identity: other things may listen at an engine's address."""
+        """Parse an identity; None for anything else, since other services may listen at an engine's address."""
         try:
             fields = json.loads(data)
             made = cls(str(fields["build"]), str(fields["machine"]), fields.get("max_running"))
@@ -42,12 +41,12 @@ class EngineIdentity:
 
 
 def digest(what: Any) -> str:
-    """A hash of plain values, the same in every process."""
+    """Return a hash of plain values, equal in every process."""
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def machine_name(accelerators: Sequence[str] = ()) -> str:
-    """Accelerators, processor, and the threads that this process may use, as one word."""
+    """Return accelerators, processor, and usable threads of this process, as one word."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -58,9 +57,9 @@ def machine_name(accelerators: Sequence[str] = ()) -> str:
 
 
 def described(model: str) -> str:
-    """A model as an identity holds it: the shape of one in a folder, wherever the folder lies; else its name.
+    """Describe a model for an identity: its shape if it is in a folder, regardless of the path; else its name.
 
-    Models of one shape take the same time, so drafters that differ in their weights alone share a profile.
+    Models of one shape take the same time, so drafters with different weights share a profile.
     """
     config = Path(model) / "config.json"
     return digest(config.read_text()) if config.is_file() else model

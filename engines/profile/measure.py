@@ -1,8 +1,7 @@
-"""Measures the profile of an engine over HTTP alone; the engine may be anybody's that speaks vLLM's API.
+"""Measures the profile of any engine with vLLM's API, over HTTP alone.
 
-At every batch size as many requests run at once, and the gaps between their chunks are what a step takes. All points
-are measured twice, far from each other in time, and the shorter step counts: where the two disagree, the machine was
-not quiet.
+For every batch size, that many requests run concurrently; the gaps between their chunks are the step times. Each point
+is measured twice, far apart in time, and the shorter step counts: a disagreement shows that the machine was busy.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.engines.profile.prompts import TEXTS, fitted
 
 ProgressCallback = Callable[[float], None]
-"""Called with the share that is done, 0 to 1."""
+"""Called with the fraction done."""
 _PASSES = 2
 _MIN_GAPS, _STALL = 4, 3.0
 _ANSWER_TOKENS = 128
@@ -37,10 +36,10 @@ _IDLE_WITHIN_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ProfilePlan:
-    """What is measured: `batches` of requests, each with about `contexts` tokens before its answer.
+    """Measurement points: `batches` of requests, each with about `contexts` tokens before its answer.
 
-    At each point `steps` steps are taken, or `longest_s` seconds of them, and that twice. A batch smaller than
-    `min_prompts` is measured with several prompts after one another, since a drafter's steps depend on them.
+    Each point takes `steps` steps, or `longest_s` seconds of them, twice. A batch smaller than `min_prompts` is
+    measured with several prompts in succession, since a drafter's steps depend on them.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
@@ -52,14 +51,14 @@ class ProfilePlan:
     def __post_init__(self) -> None:
         for name, grid in (("batches", self.batches), ("contexts", self.contexts)):
             if not grid or list(grid) != sorted(set(grid)) or grid[0] < 1:
-                raise ProfileError(f"{name} must be numbers from 1 on that rise, not {list(grid)}")
+                raise ProfileError(f"{name} must be increasing numbers from 1, not {list(grid)}")
         if self.batches[0] != 1:
-            raise ProfileError("batches must begin with 1")
+            raise ProfileError("batches must start with 1")
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileResult:
-    """A profile, and by which share its two passes differ in the median point."""
+    """A profile, and the relative difference of its two passes at the median point."""
 
     profile: Profile
     disagreement: float
@@ -73,10 +72,10 @@ async def measure_profile(
     model: str | None = None,
     on_progress: ProgressCallback = lambda share: None,
 ) -> ProfileResult:
-    """Measure the engine at `url`, which must serve nobody else meanwhile.
+    """Measure the engine at `url`, which must not serve other requests meanwhile.
 
-    `prompts`: texts like those of its traffic; `model`: the first one that the engine names, where it is None. Raises
-    `ProfileError`, and `EngineError` where the engine cannot be reached.
+    `prompts`: texts like those of its traffic; `model`: None selects the first model that the engine lists. Raises
+    `ProfileError`, and `EngineError` if the engine is unreachable.
     """
     client = EngineClient(first_byte_timeout_s=180, timeout_s=180)
     try:
@@ -87,7 +86,7 @@ async def measure_profile(
 
 
 class _ProfileRun:
-    """One measurement under way."""
+    """One measurement in progress."""
 
     def __init__(
         self, target: Target, identity: EngineIdentity, plan: ProfilePlan, on_progress: ProgressCallback
@@ -97,14 +96,15 @@ class _ProfileRun:
         self._done, self._num_points = 0, 1
 
     async def run(self, texts: Sequence[str]) -> ProfileResult:
-        """All points in two passes, the second backwards, and a line through the times of first tokens."""
+        """Measure all points in two passes, the second in reverse order, and fit a line through the times to first
+        token."""
         self._check_room()
         number = max(self._plan.min_prompts, *self._batches)
         chosen = list(islice(cycle(texts), number))
         prompts = [await fitted(self._target, chosen, context) for context in self._plan.contexts]
         contexts = tuple(round(float(np.mean([len(one) for one in same]))) for same in prompts)
         if list(contexts) != sorted(set(contexts)):
-            raise ProfileError(f"contexts: they come out as {contexts} tokens, which do not rise: ask for others")
+            raise ProfileError(f"contexts: they yield {contexts} tokens, which do not increase: choose others")
         shape = (2, len(self._batches), len(prompts))
         points = list(np.ndindex(shape))
         lengths = self._prefill_lengths(prompts)
@@ -114,7 +114,7 @@ class _ProfileRun:
         for order, steps_s in zip((points, points[::-1]), passes, strict=True):
             for half, i, j in order:
                 steps_s[half, i, j] = await self._point(prompts[j], self._batches[i], half)
-        # What else the machine does makes steps longer, never shorter.
+        # Other load on the machine makes steps longer, never shorter.
         profile = self._profile(passes.min(0), contexts, start_s, per_token_s)
         return ProfileResult(profile, float(np.median(np.abs(np.log(passes[0] / passes[1])))))
 
@@ -122,8 +122,8 @@ class _ProfileRun:
         most, longest = self._target.max_model_len, max(self._plan.contexts)
         if most is not None and longest + _ANSWER_TOKENS > most:
             raise ProfileError(
-                f"contexts: {longest} tokens leave no room for an answer, the engine takes {most} in all: ask for "
-                f"{max(1, most - _ANSWER_TOKENS)} at most"
+                f"contexts: {longest} tokens leave no room for an answer, since max_model_len is {most}: use "
+                f"{max(1, most - _ANSWER_TOKENS)} or fewer"
             )
 
     def _profile(
@@ -141,7 +141,7 @@ class _ProfileRun:
         )
 
     async def _point(self, prompts: Sequence[Sequence[int]], batch: int, sampled: int) -> float:
-        """Seconds of a step. The mean, since TPOT is one; what takes several times the usual is a stall."""
+        """Return the seconds of a step: the mean, as in TPOT, without stalls of several times the median."""
         plan = self._plan
         gaps: list[float] = []
         for first in range(0, max(plan.min_prompts, batch), batch):
@@ -150,8 +150,8 @@ class _ProfileRun:
             gaps += await sustain_batch(self._target, held, sampled, steps=plan.steps, longest_s=plan.longest_s)
         if len(gaps) < _MIN_GAPS:
             raise ProfileError(
-                f"the engine ends its answers before {batch} requests ran for some steps together: it must heed "
-                "`ignore_eos`, and have room for them all"
+                f"the engine ended its answers before {batch} requests decoded together: it must support "
+                "`ignore_eos` and that many concurrent requests"
             )
         self._report_progress()
         found = np.asarray(gaps)
@@ -163,10 +163,10 @@ class _ProfileRun:
         return sorted(length for length in {*_PREFILL_TOKENS, *longest} if length < most)
 
     async def _prefill(self, lengths: Sequence[int], prompts: list[list[list[int]]]) -> tuple[float, float]:
-        """Seconds (of any first token, more of each token of the prompt), of prompts that no cache knows."""
+        """Return seconds (fixed time to first token, additional per prompt token), of uncached prompts."""
         known = [token for same in prompts for prompt in same for token in prompt]
         rng = random.SystemRandom()
-        await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the first of all is slow
+        await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the very first is slow
         shortest: list[float] = []
         for length in lengths:
             await _idle(self._target)
@@ -182,9 +182,9 @@ class _ProfileRun:
 
 
 def check_increasing(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Steps [half, batch, context] that fall along neither batch nor context; where they seem to, that is noise.
+    """Make steps [sampled, batch, context] nondecreasing along batch and context; violations are noise.
 
-    The nearest ones that rise along batches, and of these along contexts, which leaves the former as it is.
+    Isotonic along batches, then along contexts, which preserves the former.
     """
     from sklearn.isotonic import isotonic_regression
 
@@ -193,40 +193,40 @@ def check_increasing(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
 
 
 async def _target(client: EngineClient, url: str, model: str | None) -> Target:
-    """The engine at an address and the model that it is asked for."""
+    """Return the engine at an address and its model."""
     listed = await _page(client, f"{url}/v1/models")
     cards: list[dict[str, Any]] = listed.get("data", []) if isinstance(listed, dict) else []
     card = next((card for card in cards if model in (None, card.get("id"))), None)
     if card is None:
         names = ", ".join(str(card.get("id")) for card in cards)
-        raise ProfileError(f"the engine at {url} serves no model {model or ''} (it serves: {names or 'none'})")
+        raise ProfileError(f"the engine at {url} does not serve model {model or ''} (it serves: {names or 'none'})")
     return Target(client, url, str(card["id"]), card.get("max_model_len"))
 
 
 async def _identity(target: Target) -> EngineIdentity:
-    """What the engine says that it is; of one that says nothing: its address, model and version."""
+    """Return the engine's own identity, or one made of its address, model and version."""
     async with target.client.send(target.url + identity.PATH, "GET", [], b"", stream=False) as answer:
         body = b"".join([part async for part in answer.chunks])
-    if answer.status == 200 and (told := EngineIdentity.from_json(body)):
-        return told
+    if answer.status == 200 and (own := EngineIdentity.from_json(body)):
+        return own
     version = await _page(target.client, f"{target.url}/version")
     return EngineIdentity(digest([target.url, target.model, version]), "unknown")
 
 
 async def _idle(target: Target) -> None:
-    """Return when the engine has nothing to do, as far as it tells. Raises `ProfileError` where others keep it busy."""
+    """Wait until the engine is idle, if it reports its load. Raises `ProfileError` if other requests keep it busy."""
     for _ in range(round(_IDLE_WITHIN_S / 0.05)):
         async with target.client.send(target.url + load.PATH, "GET", [], b"", stream=False) as answer:
             body = b"".join([part async for part in answer.chunks])
-        told = LoadReport.from_json(body) if answer.status == 200 else None
-        if told is None or not (told.running or told.waiting):
+        report = LoadReport.from_json(body) if answer.status == 200 else None
+        if report is None or not (report.running or report.waiting):
             return
         await asyncio.sleep(0.05)
-    raise ProfileError(f"the engine at {target.url} answers others: measure it while nobody else uses it")
+    raise ProfileError(f"the engine at {target.url} serves other requests: measure it while it is idle")
 
 
 async def _page(client: EngineClient, url: str) -> Any:
-    """The JSON of a page; None where there is none."""
+    """Return the JSON of a page; None if it is not available."""
     async with client.send(url, "GET", [], b"", stream=False) as answer:
         body = b"".join([part async for part in answer.chunks])
     try:

@@ -1,7 +1,7 @@
-"""An engine that measures its own profile at its start (`deployment.profile: auto`), in its turn.
+"""Measures an engine's own profile at startup (`deployment.profile: auto`), one engine at a time.
 
-What is measured while other engines of the node start would be wrong for as long as it is kept. So all engines hold a
-lock of the node together while they start, and the one that measures holds it alone.
+A measurement while other engines of the node start would be wrong. So all starting engines hold a shared lock of the
+node, and the measuring engine holds it exclusively.
 """
 
 import asyncio
@@ -23,47 +23,47 @@ from draftpick.engines.profile.measure import measure_profile
 
 _log = logging.getLogger(__name__)
 MAX_DISAGREEMENT = 0.15
-"""Share by which the two passes of a measurement may differ that is kept."""
+"""Maximum relative difference between the two passes of a measurement."""
 
 
 @asynccontextmanager
 async def starting() -> AsyncIterator[None]:
-    """Hold this block back while another engine of the node measures itself."""
+    """Hold the shared lock; waits while another engine of the node measures itself."""
     async with _lock(fcntl.LOCK_SH):
         yield
 
 
 async def measure_once(url: str, model: str) -> None:
-    """Measure the engine at `url`, which is this one, unless it was measured on this machine before.
+    """Measure the engine at `url`, which is this one, unless this machine has its profile already.
 
-    An engine that cannot be measured serves all the same: that is logged, and nothing is kept.
+    A failed measurement does not stop the engine: it is logged, and no profile is written.
     """
     async with _lock(fcntl.LOCK_EX):
         try:
             async with httpx.AsyncClient(base_url=url) as client:
-                told = EngineIdentity.from_json((await client.get(identity.PATH)).content)
-            if told is not None and profile_cache.read(told) is None:
+                own = EngineIdentity.from_json((await client.get(identity.PATH)).content)
+            if own is not None and profile_cache.read(own) is None:
                 await _measure(url, model)
         except (DraftpickError, httpx.HTTPError, OSError) as error:
             _log.warning("no profile of %s: %s", model, error)
 
 
 async def _measure(url: str, model: str) -> None:
-    began = time.monotonic()
-    found = await measure_profile(url, model=model)
-    _log.info("profile of %s measured in %.0f s", model, time.monotonic() - began)
-    if found.disagreement > MAX_DISAGREEMENT:
+    start = time.monotonic()
+    result = await measure_profile(url, model=model)
+    _log.info("profile of %s measured in %.0f s", model, time.monotonic() - start)
+    if result.disagreement > MAX_DISAGREEMENT:
         _log.warning(
             "no profile of %s: its two passes differ by %.0f %%, so the machine was busy; run `draftpick profile`",
-            model, 100 * found.disagreement,
+            model, 100 * result.disagreement,
         )  # fmt: skip
         return
-    profile_cache.write(found.profile)
+    profile_cache.write(result.profile)
 
 
 @asynccontextmanager
 async def _lock(kind: int) -> AsyncIterator[None]:
-    """The lock of all engines that share this cache; none where it cannot be written to."""
+    """Lock all engines that share this cache; no lock if the cache is not writable."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(_lock_file())

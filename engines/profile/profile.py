@@ -1,6 +1,6 @@
-"""What a decoding step of an engine takes on its machine, by batch and context: measured, never learned from text.
+"""Measured times of an engine's decoding steps on its machine, by batch and context.
 
-A profile is JSON, schema 1. An engine shows its own at `GET /draftpick/profile`.
+A profile is JSON, schema 1. An engine serves its own at `GET /draftpick/profile`.
 """
 
 import json
@@ -17,17 +17,17 @@ GREEDY, SAMPLED = 0, 1
 
 
 class ProfileError(DraftpickError):
-    """A profile that cannot be read or measured: what is wrong with it."""
+    """A profile is unreadable or its measurement failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Seconds of one engine.
+    """Measured times of one engine, in seconds.
 
-    `build`: what was measured: a hash of target, drafter, arguments and versions; `machine`: where. `step_s[half]
-    [batch][context]`: of a decoding step, greedy (0) and sampled (1), at `batches` running requests that each have
-    `contexts` tokens behind them; it falls along neither. `prefill_s` and `prefill_s_per_token`: of the first token.
-    `max_running`: requests that run at once; more of them wait.
+    `build`: hash of target, drafter, arguments and versions; `machine`: where it was measured.
+    `step_s[sampled][batch][context]`: of a decoding step, greedy (0) and sampled (1), with `batches` running requests
+    of `contexts` tokens each; nondecreasing along both. `prefill_s` and `prefill_s_per_token`: time to the first token.
+    `max_running`: maximum concurrent requests; more of them wait.
     """
 
     build: str
@@ -42,44 +42,43 @@ class Profile:
     def __post_init__(self) -> None:
         for name, grid in (("batches", self.batches), ("contexts", self.contexts)):
             if not grid or list(grid) != sorted(set(grid)) or grid[0] < 0:
-                raise ProfileError(f"{name} must be numbers that rise, not {list(grid)}")
+                raise ProfileError(f"{name} must be increasing numbers, not {list(grid)}")
         if self.batches[0] != 1:
-            raise ProfileError("batches must begin with 1")
+            raise ProfileError("batches must start with 1")
         rows = [row for half in self.step_s for row in half]
         if len(self.step_s) != 2 or any(len(half) != len(self.batches) for half in self.step_s):
-            raise ProfileError("step_s must hold two tables, a row for each batch")
+            raise ProfileError("step_s must have two tables with one row per batch")
         if any(len(row) != len(self.contexts) for row in rows) or not all(0 < s < 1e6 for row in rows for s in row):
-            raise ProfileError("step_s must hold positive seconds, one for each context")
+            raise ProfileError("step_s must have one positive number of seconds per context")
         if not (0 <= self.prefill_s < 1e6 and 0 <= self.prefill_s_per_token < 1e6 and self.max_running >= 1):
             raise ProfileError("prefill_s and prefill_s_per_token must not be negative, max_running at least 1")
 
     def step(self, running: float, context: float = 0.0, sampled: int = GREEDY) -> float:
-        """Seconds of a step with so many requests running; between the measured points by lines, beyond them too."""
+        """Seconds of a step with `running` requests; linear between the measured points and beyond them."""
         table, (at, share) = self.step_s[sampled], _between(self.contexts, context)
         column = [row[at] + share * (row[min(at + 1, len(row) - 1)] - row[at]) for row in table]
         at, share = _between(self.batches, max(running, 1.0))
         return column[at] + share * (column[min(at + 1, len(column) - 1)] - column[at])
 
     def as_json(self) -> dict[str, Any]:
-        """For a file or a page; `from_json` reads it."""
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "Profile":
-        """What `as_json` gave. Raises `ProfileError`."""
+        """Parse the JSON form. Raises `ProfileError`."""
         try:
             fields = json.loads(data)
             if fields.pop("schema") != SCHEMA:
-                raise ProfileError(f"a profile of another schema; this version reads {SCHEMA}")
+                raise ProfileError(f"unsupported profile schema; this version reads {SCHEMA}: measure it again")
             fields["step_s"] = tuple(tuple(tuple(map(float, row)) for row in half) for half in fields["step_s"])
             fields["batches"], fields["contexts"] = tuple(fields["batches"]), tuple(fields["contexts"])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ProfileError(f"no profile: {error}") from error
+            raise ProfileError(f"invalid profile: {error}") from error
 
 
 def _between(grid: Sequence[int], value: float) -> tuple[int, float]:
-    """(index of the point below, share of the way to the next); beyond the last point along the last line."""
+    """Return (index of the point below, fraction of the way to the next); extrapolates along the last line."""
     if len(grid) == 1 or value <= grid[0]:
         return 0, 0.0
     at = min(bisect_right(grid, value), len(grid) - 1) - 1

@@ -1,7 +1,7 @@
-"""Texts to measure engines with, and how they are brought to a length.
+"""Prompts for measuring engines, and their adjustment to a length.
 
-A drafter takes other steps where it finds something to draft than where it does not, so these are requests as people
-send them: a conversation, code, arithmetic, an edit.
+A drafter's step time depends on whether it finds a draft, so these are typical requests: a conversation, code,
+arithmetic, an edit.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ TEXTS: tuple[str, ...] = (
 
 
 async def fitted(target: Target, texts: Sequence[str], length: int) -> list[list[int]]:
-    """The texts as chat prompts of about `length` tokens, each: cut, or with others of them before it."""
+    """Return the texts as chat prompts of about `length` tokens each: truncated, or preceded by other texts."""
     return [await _fit(target, texts, i, length) for i in range(len(texts))]
 
 
@@ -49,10 +49,10 @@ async def _fit(target: Target, texts: Sequence[str], i: int, length: int) -> lis
 
 
 async def _tokens(target: Target, text: str) -> list[int]:
-    """A text as the prompt of a chat."""
+    """Tokenize a text as a chat prompt."""
     messages = [{"role": "user", "content": text}]
     answer = await target.ask("/tokenize", {"model": target.model, "messages": messages})
     tokens = answer.get("tokens") if isinstance(answer, dict) else None
     if not tokens or not all(type(token) is int for token in tokens):
-        raise ProfileError("the engine's /tokenize gives no tokens: is it vLLM?")
+        raise ProfileError("the engine's /tokenize returned no tokens: check that it is vLLM")
     return list(tokens)

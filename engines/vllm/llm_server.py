@@ -1,4 +1,4 @@
-"""Ray Serve LLM's server as a replica runs it. Imported in replicas alone: it loads vLLM."""
+"""Ray Serve LLM's server, as a replica runs it. Imported in replicas only: it loads vLLM."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from ray.serve.llm import LLMConfig, LLMServer
 
 
 class CompactEngine(VLLMEngine):
-    """`VLLMEngine` whose one CPU worker runs inside vLLM's engine process.
+    """`VLLMEngine` with its one CPU worker inside vLLM's engine process.
 
-    vLLM gives a worker on CPUs a process of its own for the sake of its thread binding, which we leave out; the engine
-    process would then spin on a core while the worker computes, and take 0.5 GB.
+    vLLM gives a CPU worker its own process for thread binding, which we do not use; the engine process would then spin
+    on one core while the worker computes, and take 0.5 GB.
     """
 
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
@@ -22,14 +22,14 @@ class CompactEngine(VLLMEngine):
 
 
 class EngineServer(LLMServer):
-    """`LLMServer` that starts its engine and no telemetry actor (which would load vLLM once more, 0.25 GB)."""
+    """`LLMServer` without the telemetry actor (which would load vLLM again, 0.25 GB)."""
 
     async def _start_engine(self) -> None:
         await self.engine.start()
 
 
 class LocalModel(CallbackBase):
-    """For a model that is a folder on this node: no download task, which would load vLLM in one more process."""
+    """Skips the download task, which would load vLLM in another process, for a model in a local folder."""
 
     async def on_before_node_init(self) -> None:
         """Called by Ray Serve LLM before it would download the model."""
@@ -37,7 +37,7 @@ class LocalModel(CallbackBase):
 
 
 async def start(config: dict[str, Any]) -> EngineServer:
-    """A started server for the arguments of `LLMConfig`."""
+    """Return a started server for the arguments of `LLMConfig`."""
     server: EngineServer = EngineServer.sync_init(LLMConfig(**config), engine_cls=CompactEngine)
     await server.start()
     return server

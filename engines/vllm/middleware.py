@@ -1,6 +1,6 @@
-"""What a vLLM engine shows of itself: `vllm serve MODEL --middleware draftpick.engines.vllm.middleware.VLLMPages`.
+"""Status endpoints of a vLLM engine: `vllm serve MODEL --middleware draftpick.engines.vllm.middleware.VLLMPages`.
 
-Its load comes from `engines/vllm/stat_logger.py`, which vLLM finds by itself; its profile from the cache of profiles.
+The load comes from `engines/vllm/stat_logger.py`, a vLLM plugin; the profile from the profile cache.
 """
 
 from dataclasses import fields
@@ -19,18 +19,18 @@ from draftpick.engines.profile.identity import EngineIdentity, described, digest
 from draftpick.engines.profile.profile import Profile
 
 _NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
-"""Arguments that say nothing of what a step takes."""
+"""Arguments without influence on step times."""
 
 
 class VLLMPages(EndpointTable):
-    """vLLM's application with the pages of an engine; vLLM makes it of the application alone."""
+    """vLLM's application with the status endpoints of an engine; vLLM constructs it from the application alone."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, {load.PATH: load_report, profile.PATH: engine_profile, identity.PATH: engine_identity})
 
 
 def load_report(state: State) -> LoadReport | None:
-    """The load of the engine behind vLLM's application; None where vLLM keeps no statistics."""
+    """Return the load of the engine behind vLLM's application; None if vLLM keeps no statistics."""
     from draftpick.engines.vllm.stat_logger import LoadStats
 
     kept = getattr(state.engine_client, "logger_manager", None)
@@ -38,20 +38,20 @@ def load_report(state: State) -> LoadReport | None:
 
 
 def engine_profile(state: State) -> Profile | None:
-    """Its profile, if one was measured on this machine."""
+    """Return the engine's profile on this machine, or None."""
     return profile_cache.read(engine_identity(state))
 
 
 @lru_cache(maxsize=4)
 def engine_identity(state: State) -> EngineIdentity:
-    """What this engine was started with, and where."""
+    """Return the identity of this engine: its arguments and machine."""
     import torch
     import vllm
     from vllm.platforms import current_platform
 
     config = state.engine_client.vllm_config
     build = {
-        # vLLM's own hash covers what it resolves of models and compilation, but hardly drafters and scheduling.
+        # vLLM's own hash covers models and compilation, but hardly drafters and scheduling.
         "compiled": config.compute_hash(),
         "arguments": _arguments(state.args),
         "versions": [vllm.__version__, torch.__version__],
@@ -63,16 +63,16 @@ def engine_identity(state: State) -> EngineIdentity:
 
 
 def _arguments(args: Any) -> dict[str, Any]:
-    """vLLM's engine arguments that are not its defaults, as far as they are plain values."""
+    """Return vLLM's engine arguments that differ from the defaults, as plain values."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     given = {one.name: _plain(getattr(args, one.name, None), one.name) for one in fields(AsyncEngineArgs)}
-    usual = {one.name: one.default for one in fields(AsyncEngineArgs)}
-    return {name: v for name, v in given.items() if v not in (None, usual[name]) and name not in _NOT_OF_A_BUILD}
+    defaults = {one.name: one.default for one in fields(AsyncEngineArgs)}
+    return {name: v for name, v in given.items() if v not in (None, defaults[name]) and name not in _NOT_OF_A_BUILD}
 
 
 def _plain(value: Any, name: str = "") -> Any:
-    """The same without objects, and with models by their shapes."""
+    """Convert to plain values: without objects, with models replaced by their shapes."""
     match value:
         case dict():
             inner = {str(key): _plain(one, str(key)) for key, one in value.items()}

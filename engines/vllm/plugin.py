@@ -1,16 +1,16 @@
-"""What vLLM must be helped with, by its own plugin hook: it calls `register` in each of its processes."""
+"""Fixes and extensions of vLLM through its plugin hook, which calls `register` in each of its processes."""
 
 from typing import Any
 
 KERNELS = "draftpick"
-"""Our name of the kernels below in vLLM's `ir_op_priority`."""
+"""Name of the kernels below in vLLM's `ir_op_priority`."""
 
 
 def register() -> None:
-    """Mend and speed up what vLLM 0.29 leaves broken or slow on CPUs; give EAGLE-3 heads a cheaper argmax.
+    """Fix and speed up vLLM 0.29 on CPUs; give EAGLE-3 heads a cheaper argmax.
 
-    The latter is what `use_local_argmax_reduction` asks of a model; other models of vLLM have it. Without it a head's
-    few thousand logits are spread over the target's whole vocabulary before the argmax.
+    The argmax is what `use_local_argmax_reduction` needs from a model; other models of vLLM have it. Without it a
+    head's few thousand logits are scattered over the target's whole vocabulary before the argmax.
     """
     from vllm.model_executor.models.interfaces import LocalArgmaxMixin
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
@@ -28,19 +28,19 @@ def register() -> None:
 def expand(
     output: Any, values: Any, cu_num_tokens: Any, replace_from: float, replace_to: float, **_limits: int
 ) -> None:
-    """Write `values[i]` to the rows of request i, which end at `cu_num_tokens[i]`; replaced where it is to be.
+    """Write `values[i]`, with the given replacement, to the rows of request i, which end at `cu_num_tokens[i]`.
 
-    vLLM's own writes into a copy that is thrown away (vllm-project/vllm#42638): a request's temperature, top_k and
-    top_p never reached the rows of its drafted tokens, which were verified against whatever the memory held.
+    vLLM's own writes into a discarded copy (vllm-project/vllm#42638): a request's temperature, top_k and top_p never
+    reached the rows of its drafted tokens, which were verified against uninitialised memory.
     """
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     output.copy_(values.masked_fill(values == replace_from, replace_to).repeat_interleave(counts))
 
 
 def register_norms() -> None:
-    """Offer vLLM's C++ kernels of RMSNorm on CPUs too, where it would compose the norm of eight operations.
+    """Register vLLM's C++ RMSNorm kernels on CPUs too, where it would compose the norm of eight operations.
 
-    A second call changes nothing.
+    Idempotent.
     """
     import torch
     from vllm import ir

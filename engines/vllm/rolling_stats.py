@@ -1,4 +1,4 @@
-"""What an engine did in its last seconds: sums that a decoding step adds to in a microsecond, and their means."""
+"""Statistics of an engine's last seconds: sums, updated in a microsecond per decoding step, and their means."""
 
 import time
 from collections import deque
@@ -10,8 +10,9 @@ _BUCKET_S = 1.0
 
 @dataclass(slots=True)
 class _Bucket:
-    """Sums of one second that begins at `began_s`. `tokens`: all; of them `decoded` came of `turns`, one of which is
-    one request in one step; `steps` took `step_s` together."""
+    """Sums of one second that starts at `began_s`. `tokens`: all tokens; `decoded` of them in `turns`, one request in
+    one step each; `steps` took `step_s` in total.
+    """
 
     began_s: float
     tokens: int = 0
@@ -22,14 +23,14 @@ class _Bucket:
 
 
 class RecentSteps:
-    """Means of the last `window_s` seconds, whose beginning is known to a second."""
+    """Means of the last `window_s` seconds, with a resolution of one second."""
 
     def __init__(self, window_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._window_s, self._clock = window_s, clock
         self._buckets: deque[_Bucket] = deque()
 
     def add(self, tokens: int, decoded: int, turns: int, step_s: float | None) -> None:
-        """One step gave so many tokens; `step_s`: what it took, None where that says nothing."""
+        """Add the tokens of one step; `step_s`: its duration, None if not representative."""
         now = self._clock()
         if not self._buckets or now - self._buckets[-1].began_s >= _BUCKET_S:
             self._forget(now)
@@ -43,7 +44,7 @@ class RecentSteps:
             bucket.step_s += step_s
 
     def tokens_per_s(self) -> float:
-        """Tokens of all requests; since the first of them where that is less than the window ago."""
+        """Tokens per second over all requests, from the first token if that is within the window."""
         now = self._clock()
         self._forget(now)
         if not self._buckets:
@@ -51,11 +52,11 @@ class RecentSteps:
         return sum(bucket.tokens for bucket in self._buckets) / max(_BUCKET_S, now - self._buckets[0].began_s)
 
     def tokens_per_request_step(self) -> float | None:
-        """Tokens of a request in a decoding step, on the mean: the acceptance length."""
+        """Mean tokens of a request per decoding step: the acceptance length."""
         return self._mean("decoded", "turns")
 
     def step_s(self) -> float | None:
-        """Seconds of a decoding step, on the mean."""
+        """Mean seconds of a decoding step."""
         return self._mean("step_s", "steps")
 
     def _mean(self, sums: str, counts: str) -> float | None:

@@ -1,5 +1,6 @@
-"""vLLM's load, kept by its own hook for statistics: it makes a `LoadStats` in the process of `AsyncLLM` and tells it
-of every step. Imported there alone: it loads vLLM."""
+"""vLLM's load, from its statistics hook: vLLM creates a `LoadStats` in the process of `AsyncLLM` and calls it after
+every step. Imported there only: it loads vLLM.
+"""
 
 from typing import Any
 
@@ -10,10 +11,10 @@ from draftpick.engines.vllm.rolling_stats import RecentSteps
 
 
 class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
-    """What runs and waits on all cores of one engine, and what they did of late.
+    """Running and waiting requests on all cores of one engine, and their recent statistics.
 
-    vLLM tells of a step after it took the finished requests out; when clients leave, it runs an empty step for that. So
-    the last it tells of is that nothing runs, and no report grows old.
+    vLLM reports a step after removing the finished requests, and runs an empty step when clients disconnect. So the
+    last report is always that nothing runs, and no report becomes stale.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
@@ -29,19 +30,19 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
             self._cores[engine_idx] = scheduler_stats
         if iteration_stats is None:
             return
-        # Of each request that went on, what has passed since its last tokens, by the core's own clock. Who was
-        # preempted waited longer than a step.
+        # For each continuing request, the time since its last tokens, by the core's own clock. Preempted requests
+        # waited longer than a step.
         gaps, first = iteration_stats.inter_token_latencies_iter, len(iteration_stats.time_to_first_tokens_iter)
         tokens = iteration_stats.num_generation_tokens
-        # A step in which a request gets its first token contains a prefill.
+        # A step with a request's first token contains a prefill.
         step_s = min(gaps) if gaps and not first else None
         self._recent.add(tokens, max(0, tokens - first), len(gaps), step_s)
 
     def log_engine_initialized(self) -> None:
-        """Called by vLLM; nothing to say."""
+        """Called by vLLM; does nothing."""
 
     def report(self) -> LoadReport:
-        """The load of all cores now; `step_s` without those steps that contain a prefill, as far as vLLM tells."""
+        """Return the current load of all cores; `step_s` excludes steps with a prefill, as far as vLLM reports."""
         cores = list(self._cores.values())
         return LoadReport(
             running=sum(core.num_running_reqs for core in cores),

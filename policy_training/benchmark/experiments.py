@@ -1,4 +1,4 @@
-"""What the report is made of: each function is one question to the data, and answers with plain figures."""
+"""The experiments of the benchmark report: each function answers one question about the data in plain numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,15 +22,15 @@ Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[], None]
 """Called after each fit."""
 SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 10_000)
-"""Numbers of examples of a learning curve; those that the data has not are left out."""
+"""Sizes of a learning curve; sizes beyond the data are skipped."""
 _MIN_ANSWERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentSetup:
-    """The data of all experiments: requests, the same requests in other words, and costs of a step under load.
+    """The data of all experiments: requests, the same requests reworded, and step costs under load.
 
-    `more`: requests that only the learning curve trains on; `homes`: see `LearnerSetting`.
+    `more_training_data`: for the learning curve only; `training_domains`: see `LearnerSetting`.
     """
 
     data: Matrix
@@ -44,7 +44,6 @@ class ExperimentSetup:
     on_progress: ProgressCallback = lambda: None
 
     def setting(self, seed: int) -> LearnerSetting:
-        """What a learner is told."""
         return LearnerSetting(self.default, self.costs, seed, training_domains=self.training_domains)
 
 
@@ -72,7 +71,7 @@ def _splits(question: ExperimentSetup, name: str) -> dict[str, dict[str, Interva
 
 
 def _over_domains(name: str, question: ExperimentSetup, seed: int) -> Score:
-    """All kinds together, each judged by a policy that never saw it, against the arm that was best without it."""
+    """Score of all tasks together, each evaluated by a policy trained without it, against the best arm without it."""
     every = list(ladder.domains(question.data))
     routed, fixed, plain, oracle, worst = 0.0, 0.0, 0.0, 0.0, np.inf
     for split in every:
@@ -93,7 +92,7 @@ def _over_domains(name: str, question: ExperimentSetup, seed: int) -> Score:
 
 
 def _under_load(name: str, split: Split, costs_under_load: Costs, setting: LearnerSetting) -> Score:
-    """Judged by times under load. A policy that has costs is given the new ones; no policy is trained again on text."""
+    """Score with times under load. A policy with costs gets the new ones; no policy is retrained."""
     test = split.test
     sampled = test.temperatures > 0
     seconds = costs_under_load.select(test.arms).time_s(
@@ -110,13 +109,13 @@ def _spread(scores: Sequence[Score]) -> dict[str, Interval]:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean and range, which holds the mean of equal values however it is rounded."""
+    """Mean and range; the range includes the mean despite rounding."""
     mean = float(np.mean(values))
     return Interval(mean, min(mean, *values), max(mean, *values))
 
 
 def learning_curve(question: ExperimentSetup, name: str, sizes: Sequence[int]) -> dict[int, Interval]:
-    """Share of the oracle's gain by number of requests trained on; the other half judges."""
+    """Share of the oracle's gain by number of training requests, evaluated on the other half."""
     curve = {}
     for size in sizes:
         shares = []
@@ -135,28 +134,29 @@ def learning_curve(question: ExperimentSetup, name: str, sizes: Sequence[int]) -
 
 
 def answer_predictability(question: ExperimentSetup, data: Dataset, name: str) -> dict[str, Interval]:
-    """What can be known before a sampled answer, of requests that were answered several times.
+    """Predictability of a sampled answer, from requests with several answers.
 
-    Shares of the gain of the oracle that knows the answer: of an oracle that knows all other answers to the same
-    request in its place, and of the policy. Trained on the question's data, which must not hold these requests.
+    Returns shares of the gain of the oracle that knows the answer: for an oracle that knows the other answers to the
+    same request instead, and for the policy. Trained on the question's data, which must not contain these requests.
     """
-    judged = question.data
+    evaluation = question.data
     answers = [
-        matrix(one, judged.arms, featurizer=judged.featurizer, costs=question.costs) for one in each_answer(data)
+        matrix(one, evaluation.arms, featurizer=evaluation.featurizer, costs=question.costs)
+        for one in each_answer(data)
     ]
     if len(answers) < _MIN_ANSWERS:
-        raise DatasetError(f"{len(answers)} answers to a request tell little: {_MIN_ANSWERS} or more are needed")
-    # An answer of one token has no time; its request is left out.
+        raise DatasetError(f"{len(answers)} answers per request are too few: at least {_MIN_ANSWERS} are needed")
+    # An answer of one token has no TPOT; skip its request.
     usable = set.intersection(*(set(one.prompt_ids) for one in answers))
     answers = [one.select_rows(np.asarray([i in usable for i in one.prompt_ids])) for one in answers]
     times = np.stack([one.time_s for one in answers])
-    best_fixed = int(judged.time_s.sum(0).argmin())
+    best_fixed = int(evaluation.time_s.sum(0).argmin())
     room = times[:, :, best_fixed].sum() - times.min(2).sum()
     others = ((times.sum(0) - times) / (len(times) - 1)).argmin(2)
     informed = np.take_along_axis(times, others[:, :, None], 2).sum()
     shares = []
     for seed in question.seeds:
-        policy = fitted(judged, learner(name), question.setting(seed))
+        policy = fitted(evaluation, learner(name), question.setting(seed))
         routed = (policy_probabilities(policy, answers[0]) * times).sum()
         shares.append(float((times[:, :, best_fixed].sum() - routed) / room))
         question.on_progress()
@@ -165,7 +165,7 @@ def answer_predictability(question: ExperimentSetup, data: Dataset, name: str) -
 
 
 def choice_map(question: ExperimentSetup, name: str) -> dict[str, dict[str, float]]:
-    """Share of each arm by kind of prompt, on held-out requests of the first seed."""
+    """Share of each arm by task, on held-out requests of the first seed."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()
@@ -173,7 +173,7 @@ def choice_map(question: ExperimentSetup, name: str) -> dict[str, dict[str, floa
 
 
 def calibration(question: ExperimentSetup, name: str) -> tuple[Floats, Floats] | None:
-    """Predicted and measured tau of every arm that drafts, on held-out requests: two arrays [n * arms].
+    """Predicted and measured tau of every arm with a drafter, on held-out requests: two arrays [n * arms].
 
     None for a learner that does not predict tau.
     """
@@ -189,7 +189,7 @@ def calibration(question: ExperimentSetup, name: str) -> tuple[Floats, Floats] |
 
 
 def importance(question: ExperimentSetup, name: str) -> dict[str, float]:
-    """Share of the policy's gain over the best fixed arm that is lost when a feature is shuffled among requests."""
+    """Share of the policy's gain over the best fixed arm that is lost when a feature is permuted among requests."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()
@@ -212,7 +212,7 @@ def importance(question: ExperimentSetup, name: str) -> dict[str, float]:
 
 
 def regret(question: ExperimentSetup, name: str) -> dict[str, Floats]:
-    """Seconds lost to the oracle, summed request after request: of the policy and of every fixed arm."""
+    """Cumulative seconds lost to the oracle, by request: of the policy and of every fixed arm."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()

@@ -1,4 +1,4 @@
-"""Does what the seed paper found hold on our engines? Each claim with its figures and a plain verdict."""
+"""Replication of the seed paper's claims on our engines: each claim with its figures and a verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from draftpick.policy_training.data.text_similarity import STATISTICS
 from draftpick.policy_training.evaluation.evaluate import Interval
 
 ENOUGH = 0.98
-"""A learning curve has arrived at this share of its last gain."""
-_NEVER = 0.05  # of the requests: what still counts as refused
+"""Share of the final gain at which a learning curve counts as saturated."""
+_NEVER = 0.05  # of the requests: a smaller share counts as rejected
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`said`: what the paper found; `found`: what we did, in words; `figures`: the same in numbers."""
+    """`statement`: the paper's finding; `result`: ours, in words; `figures`: ours in numbers."""
 
     name: str
     statement: str
@@ -30,13 +30,13 @@ class Claim:
     figures: Mapping[str, float]
 
     def as_figures(self) -> dict[str, float]:
-        """Whether it holds, 0 or 1, and its figures, under names that begin with the claim's."""
+        """Whether the claim holds, 0 or 1, and its figures, with the claim's name as prefix."""
         return {f"{self.name}/holds": float(self.holds)} | {f"{self.name}/{k}": v for k, v in self.figures.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All claims, and the sweep over alpha, which is a picture of its own."""
+    """All claims, and the sweep over alpha, which has its own plot."""
 
     claims: list[Claim]
     alphas: list[paper.Alpha]
@@ -49,9 +49,9 @@ def check(
     curve: Mapping[int, Interval],
     self_drafting: Sequence[str] = (),
 ) -> Findings:
-    """Judge every claim on the paper's fleet; `data` holds live and replayed measurements, some with alignments.
+    """Check every claim on the paper's fleet; `data` contains live and replayed measurements, some with alignments.
 
-    `curve`: gain by number of examples, of any fleet. `self_drafting`: arms whose drafter is a cut of the target.
+    `curve`: gain by number of examples, of any fleet. `self_drafting`: arms with a layer-skip drafter of the target.
     """
     alignment = paper.alignments(data, question.data, question.default)
     alphas = paper.sweep(question, alignment["rouge_l"])
@@ -71,7 +71,7 @@ def check(
 
 
 def steps(question: ExperimentSetup, self_drafting: Sequence[str] = ()) -> int:
-    """How many times `check` tells of progress."""
+    """Number of progress steps of `check`."""
     drafters, seeds = len(question.data.arms) - 1, len(question.seeds)
     subsets = sum(min(comb(drafters, size), seeds) for size in range(2, drafters + 1))
     return len(paper.ALPHAS) + 3 + subsets + bool(self_drafting)
@@ -85,9 +85,9 @@ def _beats_every_drafter(question: ExperimentSetup, learner: str) -> Claim:
     question.on_progress()
     return Claim(
         "beats_every_drafter",
-        "over mixed domains the policy is faster than every single drafter",
+        "on mixed domains the policy is faster than every single drafter",
         min(ratios) > 1,
-        f"{np.mean(ratios):.3f} times the best one ({min(ratios):.3f} to {max(ratios):.3f} over the seeds)",
+        f"{np.mean(ratios):.3f} times as fast as the best one ({min(ratios):.3f} to {max(ratios):.3f} over the seeds)",
         {"vs_best_fixed": float(np.mean(ratios)), "low": min(ratios), "high": max(ratios)},
     )
 
@@ -99,11 +99,11 @@ def _alpha_trades(alphas: Sequence[paper.Alpha]) -> Claim:
     slowest = min(alphas, key=lambda one: one.vs_plain)
     return Claim(
         "alpha_trades_alignment_for_speed",
-        "a larger alpha takes better aligned drafters, a smaller one faster drafters",
+        "a larger alpha selects better aligned drafters, a smaller one faster drafters",
         last.alignment > first.alignment and last.speed <= first.speed,
         f"alignment {first.alignment:.3f} to {last.alignment:.3f} and drafting speed {first.speed:.3f} to "
-        f"{last.speed:.3f} from alpha {first.alpha:g} to {last.alpha:g}; total time is least at {fastest.alpha:g} "
-        f"({fastest.vs_plain:.3f} times as fast as without a drafter) and most at {slowest.alpha:g} "
+        f"{last.speed:.3f} from alpha {first.alpha:g} to {last.alpha:g}; total time is lowest at {fastest.alpha:g} "
+        f"({fastest.vs_plain:.3f} times as fast as without a drafter) and highest at {slowest.alpha:g} "
         f"({slowest.vs_plain:.3f})",
         {
             "alignment_first": first.alignment, "alignment_last": last.alignment,
@@ -126,13 +126,13 @@ def _none_where_drafters_do_not_help(question: ExperimentSetup, learner: str) ->
 
 
 def few_examples(curve: Mapping[int, Interval]) -> Claim:
-    """By a learning curve: share of the oracle's gain by number of examples, of any fleet."""
+    """From a learning curve: share of the oracle's gain by number of examples, of any fleet."""
     sizes, last = sorted(curve), curve[max(curve)].value
     enough = next(size for size in sizes if curve[size].value >= ENOUGH * last)
     return Claim(
         "few_examples_suffice",
         "fewer than 10,000 examples suffice",
-        enough < min(sizes[-1], 10_000),  # the last size itself shows nothing
+        enough < min(sizes[-1], 10_000),  # the last size proves nothing
         f"{ENOUGH:.0%} of the gain of {sizes[-1]} examples is reached with {enough}",
         {"enough": float(enough), "of": float(sizes[-1]), "share_of_oracle": last},
     )
@@ -142,10 +142,9 @@ def _refused(question: ExperimentSetup, learner: str) -> Claim:
     share, slower = paper.refused(question, learner)
     return Claim(
         "misaligned_drafters_are_refused",
-        "drafters of the wrong domain cost speed (17 % in the paper) and are refused",
+        "drafters of the wrong domain cost speed (17 % in the paper) and are rejected",
         share < _NEVER,
-        f"drafters that are slower than none on a kind of prompt take {slower:.2f} times as long and get {share:.1%} "
-        "of the requests",
+        f"drafters slower than none on a task take {slower:.2f} times as long and get {share:.1%} of the requests",
         {"share": share, "time_over_none": slower},
     )
 
@@ -158,7 +157,7 @@ def _two_to_six(question: ExperimentSetup, learner: str) -> Claim:
         "two_to_six_drafters",
         "it works with two to six drafters",
         all(gain.value >= 1 for gain in gains.values()),
-        f"against the best of each set (mean over sets), by number of drafters: {words}",
+        f"speed-up over the best of each set (mean over sets), by number of drafters: {words}",
         {f"vs_best_fixed_{size}": gain.value for size, gain in gains.items()},
     )
 
@@ -185,8 +184,8 @@ def _alignment_ranks(ranks: Mapping[str, float]) -> Claim:
     words = ", ".join(f"{name} {value:.2f}" for name, value in sorted(ranks.items(), key=lambda item: -item[1]))
     return Claim(
         "alignment_ranks_drafters",
-        "alignment with the target's answer tells which drafter is fastest",
+        "alignment with the target's answer predicts the fastest drafter",
         alike >= max(ranks["replayed_tau"], ranks["live_acceptance_rate"]),
-        f"{best} ranks the drafters of a kind best; rank correlation with measured speed: {words}",
+        f"{best} ranks the drafters of a task best; rank correlation with measured speed: {words}",
         dict(ranks),
     )

@@ -1,6 +1,6 @@
-"""The seed paper's claims on our engines: each with its figure, and whether it holds (arXiv 2408.08470).
+"""Experiments on the seed paper's claims with our engines (arXiv 2408.08470).
 
-Its reward is `alpha * alignment + (1 - alpha) * cost` over what each drafter says on its own.
+Its reward is `alpha * alignment + (1 - alpha) * cost` over each drafter's standalone answer.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ _ENTROPY = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Alpha:
-    """What the paper's policy does at one alpha: mean alignment and speed of the drafters it chose, and total time.
+    """The paper's policy at one alpha: mean alignment and speed of the chosen drafters, and total time.
 
-    `alignment` and `speed` are NaN where no drafter is chosen at all.
+    `alignment` and `speed` are NaN if no drafter is chosen.
     """
 
     alpha: float
@@ -45,9 +45,9 @@ class Alpha:
 
 
 def alignments(data: Dataset, matrix: Matrix, default: str) -> dict[str, Floats]:
-    """Each statistic [n, arms] of the matrix's requests; the arm without a drafter is perfectly aligned with itself.
+    """Each statistic [n, arms] of the matrix's requests; the arm without a drafter is perfectly aligned.
 
-    Requests without it are NaN: sampled answers have no greedy one to be likened to.
+    NaN for requests without alignments: sampled answers have no greedy one to compare with.
     """
     found = {name: np.full(matrix.time_s.shape, np.nan) for name in STATISTICS}
     place = {prompt_id: i for i, prompt_id in enumerate(matrix.prompt_ids)}
@@ -59,15 +59,15 @@ def alignments(data: Dataset, matrix: Matrix, default: str) -> dict[str, Floats]
         known = ~np.isnan(values).all(1)
         values[known, matrix.arms.index(default)] = 1.0
     if all(np.isnan(values).all() for values in found.values()):
-        raise DatasetError("no request tells what drafters say alone: label with --alone")
+        raise DatasetError("no request has standalone answers of the drafters: label with --alone")
     return found
 
 
 def sweep(question: ExperimentSetup, alignment: Floats) -> list[Alpha]:
-    """The paper's policy at every alpha, on requests whose alignment [n, arms] is known.
+    """The paper's policy at every alpha, on requests with known alignment [n, arms].
 
-    The cost of a drafter is 1 less what it adds to a step of the target. The arm without a drafter would always win,
-    being its own target: its reward is the constant that makes the choice by reward fastest on the training half.
+    The cost of a drafter is 1 minus the time it adds to a step of the target. The arm without a drafter is its own
+    target and would always win: its reward is the constant that minimises total time on the training half.
     """
     known = np.flatnonzero(~np.isnan(alignment).any(1))
     data, likeness = question.data.select_rows(known), alignment[known]
@@ -109,7 +109,7 @@ def _one_alpha(
 
 
 def reward_of_no_drafter(reward: Floats, time_s: Floats, none: int) -> float:
-    """Of some constants, the one with the least total time when each request takes its arm of the highest reward."""
+    """The constant, of a grid, with the lowest total time when each request takes its arm of the highest reward."""
     drafters = np.delete(reward, none, axis=1)
     best, total = 0.0, np.inf
     for constant in np.quantile(drafters.max(1), np.linspace(0, 1, 21)):
@@ -122,7 +122,7 @@ def reward_of_no_drafter(reward: Floats, time_s: Floats, none: int) -> float:
 
 
 def subsets(question: ExperimentSetup, name: str, drafters: Sequence[str]) -> dict[int, Interval]:
-    """Speed-up of the policy over the best fixed engine, by number of drafters beside none; mean over some subsets."""
+    """Speed-up of the policy over the best fixed engine, by number of drafters besides none; mean over some subsets."""
     found = {}
     rng = np.random.default_rng(0)
     for size in range(2, len(drafters) + 1):
@@ -138,7 +138,7 @@ def subsets(question: ExperimentSetup, name: str, drafters: Sequence[str]) -> di
 
 
 def refused(question: ExperimentSetup, name: str) -> tuple[float, float]:
-    """Of drafters that are slower than none on a kind: the share of requests they get, and their time over none's."""
+    """For drafters slower than none on a task: their share of the requests, and their time relative to none."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()
@@ -159,7 +159,7 @@ def refused(question: ExperimentSetup, name: str) -> tuple[float, float]:
 
 
 def none_where_it_helps(question: ExperimentSetup, name: str) -> tuple[float, float]:
-    """Share of no drafter where it is the fastest, and where it is not; on held-out requests."""
+    """Share of no drafter on held-out requests where it is the fastest, and where it is not."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()
@@ -170,9 +170,9 @@ def none_where_it_helps(question: ExperimentSetup, name: str) -> tuple[float, fl
 
 
 def proxies(live: Matrix, replayed: Matrix, alignment: dict[str, Floats], default: str) -> dict[str, float]:
-    """How well each statistic ranks the drafters of a kind of prompt: mean rank correlation (Spearman) with speed.
+    """How well each statistic ranks the drafters of a task: mean rank correlation (Spearman) with speed.
 
-    The speed is measured on engines (`live`); alignments and replayed tau are of other greedy prompts of the same kind.
+    The speed is measured on engines (`live`); alignments and replayed tau are of other greedy prompts of the same task.
     """
     from scipy.stats import spearmanr
 
@@ -195,7 +195,7 @@ def proxies(live: Matrix, replayed: Matrix, alignment: dict[str, Floats], defaul
 
 
 def _greedy(data: Matrix, values: Floats, kind: str) -> Floats:
-    """Means [arms] over the greedy requests of a kind, of those whose values are known; NaN where there are none."""
+    """Means [arms] over the greedy requests of a task with known values; NaN without any."""
     rows = (np.asarray(data.kinds) == kind) & (data.temperatures == 0)
     known = rows & ~np.isnan(values).all(1)
     if not known.any():

@@ -1,7 +1,7 @@
-"""The ladder: every learner on the same data, under splits that ask what a policy is worth when the world has changed.
+"""Splits of increasing distribution shift, and the score of a learner on each.
 
-iid: requests of the same kind. domain: a kind of prompt that training never saw, each in turn. rewording: the same
-tasks asked in other words. load: the costs of a step under load, with text as before.
+iid: requests of the same tasks. domain: leave one task out, each in turn. rewording: the same tasks in other words.
+load: step costs under load, with unchanged text.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from draftpick.policy_training.train import fitted, policy_probabilities
 
 Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[str], None]
-"""Called with what was just judged."""
+"""Called with the name of the split just evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What a learner sees and what it is judged by; `costs` are those that hold where it is judged."""
+    """Training and test data of a learner; `costs` hold for the test data."""
 
     name: str
     train: Matrix
@@ -35,8 +35,8 @@ class Split:
 class Score:
     """One learner on one split. Ratios of total time; above 1: the policy is faster.
 
-    `share_of_oracle`: what the policy gains over the best fixed arm of training, over what the oracle of each request
-    gains; `worst_domain_vs_plain`: the least speed-up over the default engine on any kind of prompt.
+    `share_of_oracle`: the policy's gain over the best fixed arm of training, relative to the per-request oracle's gain;
+    `worst_domain_vs_plain`: the minimum speed-up over the default engine on any task.
     """
 
     vs_best_fixed: float
@@ -47,7 +47,7 @@ class Score:
 
 
 def score(test: Matrix, probabilities: Floats, best_fixed: str, baseline: str) -> Score:
-    """Of the shares `chosen` [n, arms] that a policy gave the arms."""
+    """Score a policy by its arm probabilities [n, arms]."""
     routed = (probabilities * test.time_s).sum(1)
     fixed, default = test.time_s[:, test.arms.index(best_fixed)], test.time_s[:, test.arms.index(baseline)]
     oracle = test.time_s.min(1)
@@ -64,7 +64,7 @@ def score(test: Matrix, probabilities: Floats, best_fixed: str, baseline: str) -
 
 
 def evaluate_learner(name: str, split: Split, setting: LearnerSetting) -> Score:
-    """Fit the learner on the split's training half and score what it chooses on the other."""
+    """Fit the learner on the split's training half and score its choices on the other."""
     test = split.test
     policy = fitted(split.train, learner(name), setting)
     best_fixed = split.train.arms[int(split.train.time_s.sum(0).argmin())]
@@ -72,23 +72,22 @@ def evaluate_learner(name: str, split: Split, setting: LearnerSetting) -> Score:
 
 
 def iid(data: Matrix, seed: int, share: float = 0.5) -> Split:
-    """A random half to train on, the other half to judge by; every kind alike in both."""
+    """A random half for training, the other for the test, stratified by task."""
     train, test = split_half(data, seed, share)
     return Split("iid", data.select_rows(train), data.select_rows(test))
 
 
 def domains(data: Matrix) -> Iterator[Split]:
-    """Each kind of prompt in turn is what training did not see."""
+    """Leave out each task in turn."""
     kinds = np.asarray(data.kinds)
     for kind in sorted(set(data.kinds)):
         yield Split(f"domain:{kind}", data.select_rows(kinds != kind), data.select_rows(kinds == kind))
 
 
 def rewording(data: Matrix, reworded: Matrix, seed: int) -> tuple[Split, Split]:
-    """Train on half of the requests, judge by the other half in other words; `reworded` names them by the same ids.
+    """Train on half of the requests, test on the other half reworded; `reworded` has the same ids.
 
-    The second split judges by the same answers, but the policy reads each request in its first words: what it would
-    have chosen without the change.
+    The second split has the same answers, but the policy reads the original wording: its choice without the rewording.
     """
     train, test = split_half(data, seed, 0.5)
     ids = {data.prompt_ids[i]: i for i in test}
@@ -99,7 +98,7 @@ def rewording(data: Matrix, reworded: Matrix, seed: int) -> tuple[Split, Split]:
 
 
 def split_half(data: Matrix, seed: int, share: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Places of a share of the requests of every kind, and of the others."""
+    """Indices of a share of the requests of every task, and of the others."""
     rng, kinds = np.random.default_rng(seed), np.asarray(data.kinds)
     first = []
     for kind in sorted(set(data.kinds)):

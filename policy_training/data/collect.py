@@ -20,12 +20,12 @@ from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.types import Outcome, Status
 
 ProgressCallback = Callable[[int, int, Measurement], None]
-"""Called after each request with (done, total, what was measured)."""
+"""Called after each request with (done, total, measurement)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One request to send. `arm` None: the router's policy chooses; `label` is what the measurement is filed under."""
+    """One request. `arm` None: the router's policy chooses; `label`: the condition of the measurement."""
 
     prompt: Prompt
     arm: str | None
@@ -33,7 +33,7 @@ class Task:
 
 
 def pinned_tasks(prompts: Sequence[Prompt], arms: Sequence[str], seed: int) -> list[Task]:
-    """Every prompt once under every arm. Prompts come in order, the arms of each prompt in random order."""
+    """Every prompt once under every arm: prompts in order, the arms of each prompt in random order."""
     rng = random.Random(seed)
     return [Task(prompt, arm, arm) for prompt in prompts for arm in rng.sample(list(arms), len(arms))]
 
@@ -47,9 +47,9 @@ async def measure(
     progress: ProgressCallback | None = None,
     budget_s: float = float("inf"),
 ) -> list[Measurement]:
-    """Measure tasks in order, `concurrency` at a time. Failed requests are measurements too, with their status.
+    """Measure tasks in order, `concurrency` at a time. Failed requests are recorded with their status.
 
-    No task is begun after `budget_s` seconds; tasks that were not begun are left out.
+    No task starts after `budget_s` seconds; unstarted tasks are omitted.
     """
     deadline = time.monotonic() + budget_s
     limit = asyncio.Semaphore(concurrency)
@@ -71,22 +71,22 @@ async def measure(
 
 
 def authorization() -> dict[str, str]:
-    """The header of the first admin key in the environment, if there is one."""
+    """Return the header with the first admin key in the environment, if any."""
     key = os.environ.get(ADMIN_KEY_VARIABLE, "").split(",")[0].strip()
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
 async def arms_of(url: str) -> list[str]:
-    """Names of the engines behind a router."""
+    """Return the names of the engines behind a router. Raises `DraftpickError` if the router requires a key."""
     async with httpx.AsyncClient(base_url=url, timeout=10, headers=authorization()) as client:
         state = (await client.get("/ready")).json()
     if "engines" not in state:
-        raise DraftpickError(f"{url} asks for a key with the scope `admin`: put one into {ADMIN_KEY_VARIABLE}")
+        raise DraftpickError(f"{url} requires a key with the scope `admin`: set {ADMIN_KEY_VARIABLE}")
     return list(state["engines"])
 
 
 def model_of(url: str) -> str:
-    """Name of the target behind a router."""
+    """Return the name of the target behind a router."""
     answer = httpx.get(f"{url}/v1/models", timeout=10, headers=authorization())
     return str(answer.raise_for_status().json()["data"][0]["id"])
 
@@ -110,22 +110,22 @@ async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str,
     except httpx.TimeoutException:
         outcome = Outcome("timeout")
     except httpx.HTTPError:
-        pass  # refused: engine_error; cut after its first byte: broken
+        pass  # before the first byte: engine_error; after it: broken
     loops = has_degenerate_repetition(answer_text(received)) if outcome.status == "ok" else None
     return Measurement.from_prompt(task.prompt, task.label, arm, outcome, loops=loops, in_flight=in_flight)
 
 
 def answer_text(stream: bytes | bytearray) -> str:
-    """The text of a chat answer that came as server-sent events."""
+    """Return the text of a chat answer streamed as server-sent events."""
     events = (orjson.loads(line[6:]) for line in bytes(stream).splitlines() if line.startswith(b"data: {"))
     choices = (choice for event in events for choice in event.get("choices", ()))
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 def has_degenerate_repetition(text: str, words: int = 8) -> bool:
-    """Whether some `words` words in a row come twice."""
-    said = text.split()
-    runs = [tuple(said[i : i + words]) for i in range(len(said) - words + 1)]
+    """True if some `words` consecutive words occur twice."""
+    all_words = text.split()
+    runs = [tuple(all_words[i : i + words]) for i in range(len(all_words) - words + 1)]
     return len(set(runs)) < len(runs)
 
 
@@ -144,6 +144,6 @@ def _body(model: str, task: Task, salt: str) -> dict[str, Any]:
         "max_tokens": task.prompt.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
-        # Keeps one measurement's prefix cache from speeding up the next one.
+        # Prevents the prefix cache of one measurement from speeding up the next.
         "cache_salt": salt,
     }

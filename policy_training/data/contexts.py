@@ -1,4 +1,4 @@
-"""The contexts that the router would have made of prompts."""
+"""Computes the contexts that the router would compute for prompts."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from draftpick.router.types import Vector
 
 
 def contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]) -> Contexts:
-    """Feature vectors by prompt id and featurizer."""
+    """Return feature vectors by prompt id and featurizer."""
     return asyncio.run(_contexts(featurizers, prompts))
 
 
 def refresh_contexts(folder: Path, prompts: Sequence[Prompt], featurizers: Sequence[Featurizer]) -> int:
-    """Bring a folder of a dataset to these featurizers, without measuring anew; returns how many requests changed.
+    """Recompute the contexts of a dataset folder with these featurizers; return the number of changed requests.
 
-    Parts whose requests have all their contexts, and requests that are not among `prompts`, stay as they are.
+    Parts with complete contexts, and requests outside `prompts`, stay unchanged.
     """
     by_id, wanted, changed = {prompt.id: prompt for prompt in prompts}, {f.id for f in featurizers}, 0
     for file in sorted(folder.glob("*.parquet")):
@@ -46,6 +46,6 @@ async def _contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]
 
 
 def request_from_prompt(prompt: Prompt) -> Request:
-    """The request that a prompt is sent as, as far as features see it."""
+    """Return the request of a prompt, as featurizers see it."""
     sampling = {"temperature": prompt.temperature, "max_tokens": float(prompt.max_tokens)}
     return Request("/v1/chat/completions", b"", truncate(prompt.text), sampling=sampling)

@@ -1,4 +1,4 @@
-"""The data card: what a dataset covers, by arm and by kind of prompt, and what was left out."""
+"""The data card: coverage of a dataset by arm and task, and its dropped rows."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +9,7 @@ from draftpick.policy_training.data.dataset import Dataset, Measurement
 
 
 def card(data: Dataset) -> dict[str, Any]:
-    """Counts and means for a person or a program to judge coverage by."""
+    """Return counts and means that describe coverage."""
     arms = sorted({m.label for m in data.measurements})
     kinds = sorted({m.kind for m in data.measurements})
     return {

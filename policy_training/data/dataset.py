@@ -1,8 +1,8 @@
-"""What arms did with requests: typed, versioned, in Parquet. Prompt text is not in it.
+"""Measurements of requests under arms: typed, versioned, in Parquet. Prompt text is not stored.
 
-A dataset is a Parquet file or a folder of them, schema 2. A row is a request: what it is, its contexts (one a
-featurizer), and what was measured of it, one entry a condition. Rows come from `collect`, from counterfactual replay
-(`label`), and from the router's records.
+A dataset is a Parquet file or a folder of them, schema 2. A row is a request: its properties, its contexts (one per
+featurizer), and its measurements, one per condition. Rows come from `collect`, from counterfactual replay (`label`),
+and from the router's records.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,23 +21,22 @@ from draftpick.router.types import Outcome, Vector
 
 SCHEMA = 2
 Source = Literal["live", "replay", "record"]
-"""Measured on an engine, replayed from the target's answer, or logged by the router."""
+"""Measured live on an engine, replayed from the target's answer, or logged by the router."""
 
 
 class DatasetError(ValueError):
-    """Data that cannot be learned from: what is wrong, and where."""
+    """Data is unusable for training: the problem and its location."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One request under one arm. `label` is the condition: an arm's name, or `policy` where the router chose `arm`.
+    """One request under one arm. `label` is the condition: an arm's name, or `policy` if the router chose `arm`.
 
-    `in_flight`: requests on the engines at the time, this one among them. `loops`: whether the answer says some eight
-    words twice, which flatters drafters that copy; None: not looked at. `propensity`: the probability that the arm was
-    chosen with, and `time`: when, in seconds since the epoch, of records. `tau_by_length`: acceptance length for every
-    draft length that was replayed. `stretch`: by how much load made its steps longer, as far as the router knew.
-    `alignment`: how like the target's answer the drafter's own is, by statistic, in
-    [0, 1].
+    `in_flight`: requests on the engines at the time, including this one. `loops`: whether the answer repeats some eight
+    words, which favours drafters that copy; None: not checked. `propensity`: probability of the chosen arm, and `time`:
+    seconds since the epoch, both of records only. `tau_by_length`: acceptance length by replayed draft length.
+    `stretch`: slowdown of its steps by load, as known to the router. `alignment`: similarity of the drafter's own
+    answer to the target's, by statistic, in [0, 1].
     """
 
     prompt_id: str
@@ -58,7 +57,7 @@ class Measurement:
 
     @classmethod
     def from_prompt(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
-        """The measurement of a prompt."""
+        """Create the measurement of a prompt."""
         return cls(prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens, outcome, **more)
 
 
@@ -68,7 +67,7 @@ Contexts = Mapping[str, Mapping[str, Vector]]
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Measurements, the contexts of their requests, and the rows that were left out, counted by reason."""
+    """Measurements, the contexts of their requests, and the dropped rows, counted by reason."""
 
     measurements: tuple[Measurement, ...]
     contexts: Contexts = field(default_factory=dict)
@@ -76,12 +75,12 @@ class Dataset:
 
     @property
     def arms(self) -> list[str]:
-        """Conditions in which the arm was given, sorted: `policy` is none."""
+        """Conditions with a given arm, sorted; without `policy`."""
         return sorted({m.label for m in self.measurements if m.label == m.arm})
 
     @property
     def featurizers(self) -> list[str]:
-        """Featurizers that requests have contexts of, sorted."""
+        """Featurizers with contexts, sorted."""
         return sorted({name for m in self.measurements for name in self.contexts.get(m.prompt_id, ())})
 
     def __add__(self, other: "Dataset") -> "Dataset":
@@ -127,7 +126,7 @@ _PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
 
 
 def save(path: Path, measurements: Iterable[Measurement], contexts: Contexts | None = None) -> None:
-    """Write one Parquet file, which is there whole or not at all. Rows keep the order in which prompts come."""
+    """Write one Parquet file atomically. Rows keep the order of the prompts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(_rows(measurements, contexts or {}), schema=_ROW)
     with atomic_path(path) as scratch:
@@ -147,10 +146,10 @@ def _rows(measurements: Iterable[Measurement], contexts: Contexts) -> list[dict[
 
 
 def load(*paths: Path) -> Dataset:
-    """Read what `save` wrote: files, and folders of them. Raises `DatasetError` with the file and what is wrong."""
+    """Read the output of `save`: files, and folders of them. Raises `DatasetError` with the file and the problem."""
     files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
     if not files:
-        raise DatasetError(f"{', '.join(map(str, paths))} holds no Parquet file")
+        raise DatasetError(f"{', '.join(map(str, paths))} contains no Parquet file")
     measurements: list[Measurement] = []
     contexts: dict[str, dict[str, Vector]] = {}
     for file in files:
@@ -171,31 +170,31 @@ def _read(file: Path) -> pa.Table:
     try:
         table = pq.read_table(file)
     except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise DatasetError(f"{file} is not readable: {error.strerror or error}") from error
     except pa.ArrowException as error:
-        raise DatasetError(f"{file} is no Parquet file: {error}") from error
+        raise DatasetError(f"{file} is not a Parquet file: {error}") from error
     found = (table.schema.metadata or {}).get(b"draftpick_schema", b"none").decode()
     if found != str(SCHEMA):
         raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}")
     if missing := [name for name in _ROW.names if name not in table.schema.names]:
-        raise DatasetError(f"{file}: columns are missing: {', '.join(missing)}")
+        raise DatasetError(f"{file}: missing columns: {', '.join(missing)}")
     return table
 
 
 def smallest_featurizer(data: Dataset, featurizer: str | None = None) -> str:
-    """The featurizer that was asked for, or the one of the shortest vectors. Raises `DatasetError`."""
+    """Return the given featurizer, or the one with the shortest vectors. Raises `DatasetError`."""
     if featurizer is not None and featurizer not in data.featurizers:
-        raise DatasetError(f"no contexts of {featurizer!r} (there are: {', '.join(data.featurizers) or 'none'})")
+        raise DatasetError(f"no contexts of {featurizer!r} (available: {', '.join(data.featurizers) or 'none'})")
     if not data.featurizers:
-        raise DatasetError("the requests have no contexts: give data of `collect`, `label` or records")
+        raise DatasetError("the requests have no contexts: use data from `collect`, `label` or records")
     lengths = {name: len(vector) for of_request in data.contexts.values() for name, vector in of_request.items()}
     return featurizer or min(data.featurizers, key=lambda name: lengths[name])
 
 
 class DatasetParts:
-    """A folder of Parquet parts that grows as measurements come: an interrupted run loses the open part alone.
+    """A growing folder of Parquet parts: an interrupted run loses only the current part.
 
-    `done`: ids of the prompts that the folder held before.
+    `done`: ids of the prompts already in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -204,11 +203,11 @@ class DatasetParts:
         self.done = {m.prompt_id for m in load(folder).measurements} if there else set()
 
     def add(self, measurements: Sequence[Measurement], contexts: Contexts) -> None:
-        """Write one part, whose name comes from its first prompt: several processes may write into one folder."""
+        """Write one part, named after its first prompt: several processes may write into one folder."""
         name = sha256(measurements[0].prompt_id.encode()).hexdigest()[:12]
         save(self._folder / f"part-{name}.parquet", measurements, contexts)
 
     def pending(self, prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-        """The prompts that the folder does not hold, in parts of at most `size`."""
+        """Return the prompts missing from the folder, in parts of at most `size`."""
         left = [prompt for prompt in prompts if prompt.id not in self.done]
         return [left[i : i + size] for i in range(0, len(left), size)]

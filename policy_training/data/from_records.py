@@ -1,4 +1,4 @@
-"""The router's records as a dataset, and the matrix that they are too thin for: most were seen under one arm alone."""
+"""The router's records as a dataset, and as an imputed matrix, since most requests were served by one arm only."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,16 @@ from draftpick.router.types import Context, Record, Vector
 
 KIND = "traffic"
 _MIN_ANSWERS = 20
-"""Requests that an arm must have been seen with before anything is said of it, where no earlier policy says it."""
+"""Minimum requests per arm for a prediction without a prior policy."""
 _MAX_WEIGHT = 10.0
 _PRIOR = 10.0
 
 
 def from_records(folder: Path) -> Dataset:
-    """Finished answers of a folder's records. Raises `DatasetError` when it has none, or a damaged one."""
+    """Load the finished answers of a folder's records. Raises `DatasetError` for a folder without any, or a damaged
+    one."""
     if not any(folder.glob("records-*.jsonl")):
-        raise DatasetError(f"{folder} holds no records-*.jsonl (is `router.records.dir` set?)")
+        raise DatasetError(f"{folder} contains no records-*.jsonl: check `router.records.dir`")
     try:
         return dataset_of(read(folder))
     except ValueError as error:
@@ -34,10 +35,10 @@ def from_records(folder: Path) -> Dataset:
 
 
 def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = None) -> Dataset:
-    """Finished answers with a context and a propensity, in order of time; what is left out is counted.
+    """Finished answers with a context and a propensity, in order of time; dropped records are counted.
 
-    `since`: records of an arm before this time (seconds since the epoch) tell nothing of it any more. Shadows, which
-    nobody drew, have no propensity. Raises `DatasetError` when nothing is left.
+    `since`: time by arm (seconds since the epoch) before which its records are outdated. Shadows have no propensity,
+    since no policy drew them. Raises `DatasetError` if none is left.
     """
     dropped: Counter[str] = Counter()
     kept: list[tuple[float, Measurement, Context]] = []
@@ -50,7 +51,7 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
         else:
             kept.append((record.time, _measurement(record), record.context))
     if not kept:
-        raise DatasetError(f"there is no record to learn from (dropped: {dict(dropped)})")
+        raise DatasetError(f"no usable record (dropped: {dict(dropped)})")
     kept.sort(key=lambda row: row[0])
     contexts: dict[str, dict[str, Vector]] = {m.prompt_id: {c.featurizer: c.vector} for _, m, c in kept}
     return Dataset(tuple(m for _, m, _ in kept), contexts, dict(dropped))
@@ -92,10 +93,10 @@ def _measurement(record: Record) -> Measurement:
 def impute_missing_arms(
     data: Dataset, arms: Sequence[str], featurizer: str, costs: Costs, prior: Policy | None = None
 ) -> Matrix:
-    """A full matrix of records: tau as it was seen where it was, and elsewhere as a ridge regression of it expects.
+    """A full matrix from records: observed tau where available, elsewhere the prediction of a ridge regression.
 
-    With `prior`, a policy that predicts tau, the regression is of what that missed, and an arm may be unseen; without
-    one, an arm that was hardly taken raises `DatasetError`.
+    With `prior`, a policy that predicts tau, the regression fits its residuals, and an arm may be unobserved; without
+    one, an arm with too few records raises `DatasetError`.
     """
     requests = _by_request(data, featurizer)
     if not requests:
@@ -105,15 +106,15 @@ def impute_missing_arms(
     before = _log_tau_of(prior, arms, x, featurizer)
     log_tau = before.copy()
     for arm, name in enumerate(arms):
-        seen = [(i, m) for i, cells in enumerate(requests.values()) for m in cells if m.arm == name]
-        if len(seen) < _MIN_ANSWERS and prior is None:
+        observed = [(i, m) for i, cells in enumerate(requests.values()) for m in cells if m.arm == name]
+        if len(observed) < _MIN_ANSWERS and prior is None:
             raise DatasetError(
-                f"arm {name!r} has {len(seen)} records: at least {_MIN_ANSWERS} are needed (explore more)"
+                f"arm {name!r} has {len(observed)} records: at least {_MIN_ANSWERS} are needed (increase exploration)"
             )
-        if seen:
-            rows = np.asarray([i for i, _ in seen])
-            values = np.asarray([np.log(max(m.outcome.acceptance_length or 1.0, 1.0)) for _, m in seen])
-            weight = np.asarray([min(1.0 / (m.propensity or 1e-9), _MAX_WEIGHT) for _, m in seen])
+        if observed:
+            rows = np.asarray([i for i, _ in observed])
+            values = np.asarray([np.log(max(m.outcome.acceptance_length or 1.0, 1.0)) for _, m in observed])
+            weight = np.asarray([min(1.0 / (m.propensity or 1e-9), _MAX_WEIGHT) for _, m in observed])
             log_tau[:, arm] += _residual_correction(z, rows, values - before[rows, arm], weight)
             log_tau[rows, arm] = values
     tau = np.exp(np.maximum(log_tau, 0.0))
@@ -138,7 +139,7 @@ def impute_missing_arms(
 
 
 def _by_request(data: Dataset, featurizer: str) -> dict[str, list[Measurement]]:
-    """Measurements by request, of those with a context: the client's own, and those of its shadows."""
+    """Measurements by request with a context: the client's own, and those of its shadows."""
     found: dict[str, list[Measurement]] = {}
     for m in data.measurements:
         if featurizer in data.contexts.get(m.prompt_id, {}):
@@ -149,7 +150,7 @@ def _by_request(data: Dataset, featurizer: str) -> dict[str, list[Measurement]]:
 def _log_tau_of(
     prior: Policy | None, arms: Sequence[str], x: npt.NDArray[np.float64], featurizer: str
 ) -> npt.NDArray[np.float64]:
-    """Log tau [n, arms] as a policy predicts it; 0 for what it does not know, and without one."""
+    """Log tau [n, arms] predicted by a policy; 0 where unknown, or without a policy."""
     found = np.zeros((len(x), len(arms)))
     if prior is None or prior.featurizer != featurizer:
         return found
@@ -166,14 +167,14 @@ def _residual_correction(
     residual: npt.NDArray[np.float64],
     weight: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """What is to be added everywhere [n]: of few answers their mean, drawn to 0; of more, a ridge regression."""
+    """Correction for all rows [n]: the mean of few residuals, shrunk to 0; a ridge regression of more."""
     drawn_to_0, one_arm = residual.sum(keepdims=True) / (len(rows) + _PRIOR), np.zeros(len(rows), np.int64)
     weight = weight / weight.mean()
     return predict(z, ridge(z[rows], one_arm, residual, drawn_to_0, fewest=_MIN_ANSWERS, weight=weight))[:, 0]
 
 
 def random_arm_rows(data: Dataset, featurizer: str | None = None) -> Dataset:
-    """The records that a policy drew, without shadows; with a featurizer: those that have such a context."""
+    """The records drawn by a policy, without shadows; with a featurizer: those with its context."""
     rows = [m for m in data.measurements if m.propensity is not None]
     if featurizer is not None:
         rows = [m for m in rows if featurizer in data.contexts.get(m.prompt_id, {})]
@@ -181,7 +182,7 @@ def random_arm_rows(data: Dataset, featurizer: str | None = None) -> Dataset:
 
 
 def paired_rows(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Seconds per token [n, arms] of the requests of `rows`; NaN in all of a row unless `data` has every arm of it."""
+    """Seconds per token [n, arms] of the requests of `rows`; a row is NaN unless `data` has all of its arms."""
     cells: dict[str, dict[str, float]] = {}
     for m in data.measurements:
         cells.setdefault(m.prompt_id, {})[m.arm] = m.outcome.tpot_s or np.nan
@@ -193,7 +194,7 @@ def paired_rows(data: Dataset, rows: Dataset, arms: Sequence[str]) -> npt.NDArra
 
 
 def logged_feedback(data: Dataset, arms: Sequence[str]) -> LoggedFeedback:
-    """Decisions with the reward -TPOT in seconds, which compares answers of any length: higher is better."""
+    """Decisions with the reward -TPOT in seconds, independent of the answer's length: higher is better."""
     rows = random_arm_rows(data).measurements
     return LoggedFeedback(
         np.asarray([arms.index(m.arm) for m in rows], np.int64),
@@ -203,9 +204,9 @@ def logged_feedback(data: Dataset, arms: Sequence[str]) -> LoggedFeedback:
 
 
 def by_time(data: Dataset, share: float, since: float = 0.0) -> tuple[Dataset, Dataset]:
-    """The earlier records, and the later rest: traffic changes, and a policy serves the future.
+    """Split into the earlier and the later records: traffic changes, and a policy serves the future.
 
-    The rest begins after `share` of the records that are later than `since` (seconds since the epoch).
+    The second part starts after `share` of the records later than `since` (seconds since the epoch).
     """
     before = sum(m.time <= since for m in data.measurements)
     at = before + round(share * (len(data.measurements) - before))

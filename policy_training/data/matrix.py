@@ -1,4 +1,4 @@
-"""The matrix that learners and judges read: times of all arms on the same requests."""
+"""The matrix of learners and evaluations: times of all arms on the same requests."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Matrix:
 
     `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or
     None; `acceptance_length` [n, arms], 1 where none is reported; `acceptance_rate` [n, arms], NaN where nothing was
-    drafted; `output_tokens`, `prompt_tokens` [n]. `dropped`: requests left out, counted by reason.
+    drafted; `output_tokens`, `prompt_tokens` [n]. `dropped`: dropped requests, counted by reason.
     """
 
     prompt_ids: tuple[str, ...]
@@ -41,7 +41,7 @@ class Matrix:
         return len(self.prompt_ids)
 
     def __add__(self, other: "Matrix") -> "Matrix":
-        """The requests of both, which have the same arms and featurizer."""
+        """Concatenate the requests of matrices with equal arms and featurizer."""
         assert (self.arms, self.featurizer) == (other.arms, other.featurizer)
         assert self.contexts is not None
         assert other.contexts is not None
@@ -52,13 +52,13 @@ class Matrix:
         )  # fmt: skip
 
     def select_arms(self, arms: Sequence[str]) -> "Matrix":
-        """The same requests under these arms alone."""
+        """Return the same requests under these arms only."""
         columns = [self.arms.index(arm) for arm in arms]
         cells = {name: getattr(self, name)[:, columns] for name in _CELLS}
         return replace(self, arms=tuple(arms), **cells)
 
     def select_rows(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "Matrix":
-        """These requests alone, by index or by mask."""
+        """Return these requests only, by index or mask."""
         chosen = np.arange(len(self))[rows]
         arrays = {name: getattr(self, name)[chosen] for name in _ROWS}
         ids, kinds = (tuple(values[i] for i in chosen) for values in (self.prompt_ids, self.kinds))
@@ -69,10 +69,10 @@ class Matrix:
 def matrix(
     data: Dataset, labels: Sequence[str], *, featurizer: str | None = None, costs: Costs | None = None
 ) -> Matrix:
-    """The requests that were measured under all `labels`; with contexts of `featurizer`, if one is given.
+    """The requests measured under all `labels`; with contexts of `featurizer`, if given.
 
-    Of several measurements of a request under one label the means count. Replayed measurements have no times: `costs`
-    tells what theirs would be. Raises `DatasetError` when none is left.
+    Several measurements of a request under one label are averaged. Replayed measurements have no times: `costs`
+    provides them. Raises `DatasetError` if none is left.
     """
     measured: dict[str, dict[str, list[Measurement]]] = {}
     for m in data.measurements:
@@ -96,13 +96,13 @@ def matrix(
 
 
 def each_answer(data: Dataset) -> list[Dataset]:
-    """The first answers to all requests, the second ones, and so on, as far as every request was answered."""
-    seen: Counter[tuple[str, str]] = Counter()
+    """The first answers to all requests, the second ones, and so on, as long as every request has one."""
+    occurrences: Counter[tuple[str, str]] = Counter()
     rounds: dict[int, list[Measurement]] = {}
     for m in data.measurements:
-        rounds.setdefault(seen[m.prompt_id, m.label], []).append(m)
-        seen[m.prompt_id, m.label] += 1
-    return [replace(data, measurements=tuple(rounds[i])) for i in range(min(seen.values()))]
+        rounds.setdefault(occurrences[m.prompt_id, m.label], []).append(m)
+        occurrences[m.prompt_id, m.label] += 1
+    return [replace(data, measurements=tuple(rounds[i])) for i in range(min(occurrences.values()))]
 
 
 def _matrix(
@@ -115,7 +115,7 @@ def _matrix(
 ) -> Matrix:
     outcomes = [[m.outcome for m in row] for row in rows]
     first = [row[0] for row in rows]
-    # Lengths may differ by arm where sampling does.
+    # Lengths may differ by arm if sampled.
     tokens = np.median([[o.output_tokens or 0 for o in row] for row in outcomes], axis=1)
     prompt_tokens = np.asarray([row[0].prompt_tokens or 0 for row in outcomes], np.float64)
     temperatures = np.asarray([m.temperature for m in first], np.float64)
@@ -143,13 +143,13 @@ def _matrix(
 
 
 def _mean(several: Sequence[Measurement]) -> Measurement:
-    """One measurement for several of a request under one arm; those that failed count if there is no other."""
+    """The mean of several measurements of a request under one arm; failed ones count only without others."""
     usable = [m for m in several if m.outcome.status == "ok"] or several
     if len(usable) == 1:
         return usable[0]
     outcomes = [m.outcome for m in usable]
 
-    # Times follow steps per token, 1 / tau.
+    # Times are proportional to steps per token, 1 / tau.
     steps = [1 / (o.acceptance_length or 1.0) for o in outcomes]
     tokens = _mean_of([o.output_tokens for o in outcomes])
     outcome = replace(
@@ -169,7 +169,7 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def _unusable(cells: dict[str, Measurement], labels: Sequence[str], *, timed: bool) -> str | None:
-    """Why a request is left out; None when every label has a usable measurement."""
+    """The reason to drop a request; None if every label has a usable measurement."""
     for label in labels:
         if label not in cells:
             return f"missing:{label}"

@@ -1,4 +1,4 @@
-"""Where records lie: a folder, or any store that fsspec knows (`s3://bucket/records`, `gs://`, `memory://`, ...)."""
+"""Reads records from a folder, or any store supported by fsspec (`s3://bucket/records`, `gs://`, `memory://`, ...)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,36 +12,36 @@ from draftpick.router.records import decode
 from draftpick.router.types import Record
 
 _AT_ONCE = 16
-"""Segments that are read before it is asked whether these are enough."""
+"""Segments read between two checks of the record limit."""
 
 
 @dataclass(slots=True)
 class _Segment:
-    """What was read of a segment: up to byte `end`, after a whole line."""
+    """The content of a segment up to byte `end`, after a complete line."""
 
     end: int = 0
     records: list[Record] = field(default_factory=list)
 
 
 class RecordStore:
-    """Segments below `url`, and the events beside them. Raises `DatasetError` where they cannot be read."""
+    """Segments below `url`, and the events next to them. Raises `DatasetError` if they are not readable."""
 
     def __init__(self, url: str, workers: int = 0, max_records: int = 100_000) -> None:
-        """`workers`: tasks of Ray Data that read segments, on the cluster that Ray is connected to; 0: none.
+        """`workers`: Ray Data tasks that read segments, on the connected Ray cluster; 0: none.
 
-        `most`: of older segments nothing is read once there are so many records.
+        `max_records`: older segments are skipped beyond this number of records.
         """
         try:
             self._fs, self._root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise DatasetError(f"{url} cannot be opened: {error}") from error
+            raise DatasetError(f"{url} is not accessible: {error}") from error
         self.url, self._workers, self._max_records = url, workers, max_records
         self._segments: dict[str, _Segment] = {}
 
     def records(self, since: float = 0.0) -> list[Record]:
         """All records later than `since` (seconds since the epoch), in order of time.
 
-        Of a segment that was read before only what was added is read.
+        Reads only the new part of a known segment.
         """
         sizes = self._sizes()
         newest_first, kept = sorted(sizes, reverse=True), dict[str, _Segment]()
@@ -54,14 +54,14 @@ class RecordStore:
         return sorted(found, key=lambda record: record.time)
 
     def events(self, since: float = 0.0) -> list[Event]:
-        """What routers told of, later than `since`."""
+        """Events logged by routers later than `since`."""
         path = f"{self._root}/online/{EVENTS}"
         if not self._fs.exists(path):
             return []
         return decode_events(self._fs.cat_file(path), since)
 
     def append_event(self, event: Event) -> None:
-        """Add an event to what routers told of. Raises OSError."""
+        """Append an event to the routers' log. Raises OSError."""
         folder = f"{self._root}/online"
         self._fs.makedirs(folder, exist_ok=True)
         with self._fs.open(f"{folder}/{EVENTS}", "ab") as file:
@@ -72,15 +72,15 @@ class RecordStore:
         try:
             found = self._fs.ls(self._root, detail=True)
         except OSError as error:
-            raise DatasetError(f"{self.url} cannot be read: {error}") from error
+            raise DatasetError(f"{self.url} is not readable: {error}") from error
         sizes = {str(one["name"]): int(one["size"]) for one in found}
         segments = {name: size for name, size in sizes.items() if _is_segment(name.rsplit("/", 1)[-1])}
         if not segments:
-            raise DatasetError(f"{self.url} holds no records-*.jsonl (is `router.records.dir` set?)")
+            raise DatasetError(f"{self.url} contains no records-*.jsonl: check `router.records.dir`")
         return segments
 
     def _read(self, sizes: dict[str, int]) -> dict[str, _Segment]:
-        """These segments, with what was added to them since."""
+        """Read the new parts of these segments."""
         segments = {name: self._segments.get(name, _Segment()) for name in sizes}
         grown = {name: segments[name].end for name, size in sizes.items() if size > segments[name].end}
         if self._workers and len(grown) > 1:
@@ -97,7 +97,8 @@ def _is_segment(name: str) -> bool:
 
 
 def _added(fs: Any, name: str, start: int) -> tuple[int, list[Record]]:
-    """Where the last whole line ends, and the records from `start` to there; a torn last line waits for its rest."""
+    """The end of the last complete line, and the records from `start` to there; an incomplete last line is left for
+    later."""
     data = fs.cat_file(name, start=start)
     whole = data[: data.rfind(b"\n") + 1]
     return start + len(whole), list(_decoded(whole, name))
@@ -112,7 +113,7 @@ def _decoded(data: bytes, name: str) -> Iterator[Record]:
 
 
 def _on_ray(fs: Any, starts: dict[str, int], workers: int) -> dict[str, tuple[int, list[Record]]]:
-    """Every segment in a task of Ray Data, wherever in the cluster there is room."""
+    """Read every segment in a Ray Data task."""
     import ray
 
     def read(row: dict[str, Any]) -> dict[str, Any]:

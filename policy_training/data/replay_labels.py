@@ -1,7 +1,7 @@
-"""Labels by counterfactual replay: one answer of the target tells what every drafter would have accepted of it.
+"""Labels by counterfactual replay: one answer of the target gives the acceptance of every drafter.
 
-Exact for drafters that draft one fixed token at a place, which ours do, for sampled answers too: the target's sample is
-accepted if and only if it is the drafted token, with the drafter or without (Leviathan, Kalman, Matias 2023).
+Exact for drafters with deterministic drafts, such as ours, also for sampled answers: the target's sample is accepted if
+and only if it equals the drafted token (Leviathan, Kalman, Matias 2023).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.types import Outcome
 
 PART = 128
-"""Answers that are given in one batch and written as one part: what an interrupted run loses."""
+"""Answers per generated batch and written part, the maximum loss of an interrupted run."""
 
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": PART}
 ProgressCallback = Callable[[int], None]
@@ -33,11 +33,11 @@ ProgressCallback = Callable[[int], None]
 
 
 class Labeller:
-    """Labels prompts of the target at a path under engines that can be replayed.
+    """Labels prompts of the target at a path for replayable engines.
 
-    `answers`: to each sampled prompt; another sample is accepted otherwise, and only the mean of them can be foreseen.
-    `alone_tokens`: how much each drafter says on its own, to be likened to the target's greedy answer; 0: nothing.
-    `lengths`: replay other draft lengths than the engines' own, too.
+    `answers`: samples per sampled prompt; acceptance varies by sample, and only its mean is predictable.
+    `standalone_tokens`: length of each drafter's standalone answer, which is compared with the target's greedy answer;
+    0: none. `lengths`: also replay draft lengths other than the engines' own.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Labeller:
     def label(
         self, prompts: Sequence[Prompt], on_progress: ProgressCallback = lambda n: None
     ) -> tuple[list[Measurement], Contexts]:
-        """Measurements and contexts of a part. Prompts too long for the target are left out."""
+        """Return measurements and contexts of a part. Prompts too long for the target are skipped."""
         each = [prompt for prompt in prompts for _ in range(self._answers if prompt.temperature > 0 else 1)]
         places, answers = self._generator([GenerationRequest(p.text, p.temperature, p.max_tokens) for p in each])
         kept = [each[place] for place in places]
@@ -83,7 +83,7 @@ class Labeller:
 
 
 class _ReplayedEngine:
-    """One engine, replayed: from (prompt, answer) to the outcome and the acceptance length of every draft length."""
+    """One replayed engine: from (prompt, answer) to the outcome and the acceptance length by draft length."""
 
     def __init__(self, engine: Engine, target: str, lengths: Sequence[int]) -> None:
         self._drafter = engine.drafter
@@ -115,7 +115,7 @@ def on_ray(
     workers: int,
     **options: int,
 ) -> int:
-    """Label the parts on `workers` workers of the Ray cluster, which share `folder`; returns how many prompts."""
+    """Label the parts on `workers` workers of the Ray cluster, which share `folder`; return the number of prompts."""
     import ray.data
 
     if not parts:

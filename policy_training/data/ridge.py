@@ -1,4 +1,4 @@
-"""Ridge regression on contexts: one model for rewards and for acceptance."""
+"""Ridge regression on contexts, shared by reward and acceptance models."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ def ridge(
 ) -> Floats:
     """Ridge regression of y [n] on scaled z [n, d], by arm: coefficients, and the constant last [d + 1, arms].
 
-    An arm with fewer than `fewest` rows is expected to take `otherwise` [arms]. `weight` [n]: of the rows.
+    An arm with fewer than `fewest` rows gets the constant `otherwise` [arms]. `weight` [n]: of the rows.
     """
     from sklearn.linear_model import Ridge
 
@@ -32,5 +32,5 @@ def ridge(
 
 
 def predict(z: npt.NDArray[np.float32] | Floats, weights: Floats) -> Floats:
-    """What `ridge` expects of z [n, d]: [n, arms]."""
+    """Predict from z [n, d] with the weights of `ridge`: [n, arms]."""
     return np.asarray(z @ weights[:-1] + weights[-1])

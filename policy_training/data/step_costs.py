@@ -1,8 +1,8 @@
-"""What a decoding step takes on every arm: hardware and load decide it, never the text.
+"""Times of a decoding step on every arm: they depend on hardware and load, not on the text.
 
     time of a request = TTFT + (tokens - 1) * step / tau        TTFT = start + prompt tokens * per token
 
-tau is what a policy learns from text; these are profiled.
+Policies learn tau from text; these times are profiled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,31 +30,30 @@ class Costs:
 
     @classmethod
     def fit(cls, data: Dataset, arms: Sequence[str]) -> "Costs":
-        """Of live measurements: medians of TPOT times tau, of a request alone as far as load is known, and a line
+        """Fit to live measurements: medians of TPOT times tau, of unloaded requests if load is known, and a line
         through the TTFTs.
 
-        Requests that were measured under all arms are compared with themselves, so that a machine which is slower at
-        one time than at another favours nobody. A half (greedy, sampled) without measurements costs what the other
-        does.
-        Raises `DatasetError` for an arm that was measured less than four times.
+        Requests measured under all arms are compared pairwise, so that drift of the machine's speed favours no arm. A
+        sampling mode (greedy, sampled) without measurements takes the other's costs. Raises `DatasetError` for an arm
+        with fewer than four measurements.
         """
-        seen = [_timed(data, arm) for arm in arms]
+        timed = [_timed(data, arm) for arm in arms]
         step_s = np.zeros((len(arms), 2))
-        lines = [_line(rows[:, 1], rows[:, 0]) for rows in (np.asarray([t[2:4] for t in arm]) for arm in seen)]
+        lines = [_line(rows[:, 1], rows[:, 0]) for rows in (np.asarray([t[2:4] for t in arm]) for arm in timed)]
         for half in (False, True):
-            halves = [[t for t in arm if t.sampled == half] or arm for arm in seen]
+            halves = [[t for t in arm if t.sampled == half] or arm for arm in timed]
             step_s[:, int(half)] = np.exp(_levels([{t.prompt_id: np.log(t.step_s) for t in arm} for arm in halves]))
         return cls(tuple(arms), step_s, np.asarray([at for _, at in lines]), np.asarray([slope for slope, _ in lines]))
 
     def select(self, arms: Sequence[str]) -> "Costs":
-        """Of these arms, in this order. Raises `DatasetError` for an arm without costs."""
+        """Costs of these arms, in this order. Raises `DatasetError` for an arm without costs."""
         if unknown := [arm for arm in arms if arm not in self.arms]:
             raise DatasetError(f"no costs of {', '.join(unknown)} (known: {', '.join(self.arms)})")
         rows = [self.arms.index(arm) for arm in arms]
         return Costs(tuple(arms), self.step_s[rows], self.start_s[rows], self.per_token_s[rows])
 
     def slower(self, times: float) -> "Costs":
-        """Of a machine that takes so many times as long."""
+        """Costs of a machine that is slower by a factor."""
         return Costs(self.arms, *(times * getattr(self, name) for name in ARRAYS))
 
     def time_s(self, tau: Floats, prompt_tokens: Floats, tokens: Floats, sampled: npt.NDArray[np.bool_]) -> Floats:
@@ -63,19 +62,18 @@ class Costs:
         return np.asarray(ttft + (tokens[:, None] - 1) * self.step_s.T[sampled.astype(int)] / tau)
 
     def as_json(self) -> dict[str, Any]:
-        """For a manifest or a file; `from_json` reads it."""
         return {"arms": list(self.arms), **{k: getattr(self, k).tolist() for k in ARRAYS}}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Costs":
-        """What `as_json` wrote. Raises `DatasetError`."""
+        """Read the output of `as_json`. Raises `DatasetError`."""
         try:
             arms, arrays = tuple(fields["arms"]), [np.asarray(fields[name], np.float64) for name in ARRAYS]
         except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"no costs: {error}") from error
+            raise DatasetError(f"invalid costs: {error}") from error
         shapes = [(len(arms), 2), (len(arms),), (len(arms),)]
         if [a.shape for a in arrays] != shapes or not all(np.isfinite(a).all() for a in arrays):
-            raise DatasetError("costs must hold two finite seconds of a step and a line of TTFT for every arm")
+            raise DatasetError("costs must have two finite step times and a TTFT line for every arm")
         return cls(arms, *arrays)
 
 
@@ -83,7 +81,7 @@ ARRAYS = ("step_s", "start_s", "per_token_s")
 
 
 class _Timed(NamedTuple):
-    """What one measurement says of costs."""
+    """Timed values of one measurement."""
 
     prompt_id: str
     step_s: float
@@ -111,13 +109,13 @@ def _timed(data: Dataset, arm: str) -> list[_Timed]:
 
 
 def _served_s(outcome: Outcome) -> float:
-    """Seconds to the first token, without the wait at the engine."""
+    """Seconds to the first token, without queueing at the engine."""
     return (outcome.ttft_s or 0.0) - (outcome.queue_s or 0.0)
 
 
 def _levels(values: Sequence[Mapping[str, float]]) -> Floats:
-    """A level for each arm [arms], of its values by request: medians over requests that all arms have, each of which
-    is centred before; medians of an arm's own where there are few such requests."""
+    """A level for each arm [arms], of its values by request: medians over the requests common to all arms, centred per
+    request; medians of all of an arm's values if there are few such requests."""
     common = sorted(set.intersection(*(set(arm) for arm in values)))
     if len(common) < _MIN_ANSWERS:
         return np.asarray([np.median(list(arm.values())) for arm in values])

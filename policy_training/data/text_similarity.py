@@ -1,4 +1,4 @@
-"""How like the target's answer a drafter's own answer is: the seed paper's statistics, by the usual libraries."""
+"""Similarity of a drafter's own answer to the target's: the seed paper's statistics, by standard libraries."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +27,6 @@ def _scorer() -> Any:
 
 
 def _overlap(one: Sequence[int], other: Sequence[int]) -> float:
-    """F1 of the tokens as a bag: twice what is common over the length of both."""
+    """F1 of the tokens as multisets: twice the intersection over the sum of lengths."""
     common = sum((Counter(one) & Counter(other)).values())
     return 2 * common / max(len(one) + len(other), 1)

@@ -1,7 +1,6 @@
-"""The bootstrap: how figures of requests would differ, had others come in their place.
+"""The bootstrap: sampling variation of statistics over requests.
 
-A resample draws as many units as there are, with replacement. It is kept as how often it holds each unit, so that its
-sums are products.
+A resample draws n of n units with replacement. It is stored as counts per unit, so that sums are matrix products.
 """
 
 from dataclasses import dataclass
@@ -15,22 +14,22 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Resamples of n units: `counts` [resamples, n], of which every row sums to n.
+    """Resamples of n units: `counts` [resamples, n], every row sums to n.
 
-    Both constructors draw from the same distribution. They take other numbers from the generator, and a figure that was
-    published stays as it is only with its own.
+    Both constructors sample the same distribution but consume the generator differently; reproducing a published figure
+    needs its original constructor.
     """
 
     counts: Floats
 
     @classmethod
     def of_counts(cls, n: int, resamples: int, rng: np.random.Generator) -> "Bootstrap":
-        """Draws the counts themselves: the faster one."""
+        """Draw the counts directly: the faster one."""
         return cls(rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64))
 
     @classmethod
     def of_places(cls, n: int, resamples: int, rng: np.random.Generator) -> "Bootstrap":
-        """Draws the places [resamples, n] of the units, one by one."""
+        """Draw the indices [resamples, n] of the units, one by one."""
         places = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
         counts = np.bincount(places.ravel(), minlength=n * resamples)
         return cls(counts.reshape(resamples, n).astype(np.float64))
@@ -45,5 +44,5 @@ class Bootstrap:
 
 
 def bounds(resampled: Floats, alpha: float = 0.05, method: Literal["linear", "lower"] = "linear") -> Floats:
-    """The ends [2, ...] of the interval that holds all but `alpha` of the resampled figures [resamples, ...]."""
+    """Bounds [2, ...] of the 1 - `alpha` interval of resampled statistics [resamples, ...]."""
     return np.asarray(np.quantile(resampled, [alpha / 2, 1.0 - alpha / 2], axis=0, method=method))

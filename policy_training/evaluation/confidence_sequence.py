@@ -1,7 +1,7 @@
-"""What holds at every look: a gambler bets on numbers that a claim says to have no positive mean.
+"""Anytime-valid tests by betting: wealth against H0: mean <= 0.
 
-Where the claim is true, no strategy ever multiplies the stake by 1 / alpha with more than probability alpha (Ville
-1939; Waudby-Smith, Ramdas 2020, arXiv 2010.09686). So a claim may be given up at that moment, however often one looks.
+Under H0 no strategy reaches a wealth of 1 / alpha with more than probability alpha (Ville 1939; Waudby-Smith, Ramdas
+2020, arXiv 2010.09686). So H0 may be rejected at that moment, however often one tests.
 """
 
 import math
@@ -12,32 +12,32 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 _BETS = np.asarray([0.05, 0.1, 0.2, 0.4, 0.7, 0.95])
 _SHARES = np.log(_BETS / _BETS.sum())
-"""Of the stake that each bet begins with: where numbers are far from their least, only the high ones earn in time."""
+"""Share of the initial wealth per bet; if values stay far from their minimum, only the high bets grow in time."""
 _HALVINGS = 12
 
 
 def log_wealth(x: Floats) -> float:
-    """The highest logarithm that the stake of all bets on x > 0 ever had; x [n] in order of time, at least -1."""
+    """Maximum log wealth over time of the bets on x > 0; x [n] in order of time, at least -1."""
     logs = np.log1p(np.outer(_BETS, x)).cumsum(1) + _SHARES[:, None]
     top = logs.max(0)
     return float((top + np.log(np.exp(logs - top).sum(0))).max(initial=0.0))
 
 
 def p_value(x: Floats, max_below: Floats | float) -> float:
-    """Of the claim that x [n], in order of time, has no positive mean; x is at least `-least`, which is above 0."""
+    """p-value of H0: x [n], in order of time, has no positive mean; x is at least `-max_below` < 0."""
     return math.exp(-log_wealth(x / max_below))
 
 
 def confidence_bounds(x: Floats, max_below: Floats, max_above: Floats, alpha: float) -> tuple[float, float]:
-    """Bounds of the mean of x [n], in [-1, 1], that hold at all n at once with probability 1 - alpha.
+    """Bounds of the mean of x [n], in [-1, 1], simultaneously valid for all n with probability 1 - alpha.
 
-    x in order of time, between `-least` and `most` [n], each known before its x. Infinite: nothing is known yet.
+    x in order of time, between `-max_below` and `max_above` [n], each known before its x. Infinite without data.
     """
     return _lower_bound(x, max_below, alpha / 2), -_lower_bound(-x, max_above, alpha / 2)
 
 
 def _lower_bound(x: Floats, max_below: Floats, alpha: float) -> float:
-    """The highest mean from -1 on that the stake has refuted; the stake falls with the mean that it bets against."""
+    """The highest rejected mean from -1 on; wealth decreases with the mean of H0."""
     needed, low, high = math.log(1.0 / alpha), -1.0, 1.0
     if _log_wealth_against(low, x, max_below) < needed:
         return -math.inf

@@ -1,4 +1,4 @@
-"""What a policy is worth on held-out measurements: its total time beside every fixed arm and the oracle."""
+"""Value of a policy on held-out measurements: its total time against every fixed arm and the oracle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % interval."""
+    """An estimate with its 95 % interval."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Interval:
 class Evaluation:
     """Times in seconds over all prompts; speed-ups as ratios of total time (above 1: policy or oracle is faster).
 
-    `output_tokens`: what all of them wrote in that time.
+    `output_tokens`: total output in that time.
     """
 
     n: int
@@ -44,9 +44,9 @@ class Evaluation:
 def evaluate(
     data: Matrix, policy_time_s: Floats, probabilities: Floats, default: str, *, resamples: int = 2000, seed: int = 0
 ) -> Evaluation:
-    """Judge a policy that took `policy_time_s` [n] and gave the arms the shares `chosen` [n, arms].
+    """Evaluate a policy with times `policy_time_s` [n] and arm probabilities [n, arms].
 
-    Intervals are bootstraps over prompts. The best fixed arm is chosen anew in each resample, as hindsight would.
+    Intervals are bootstraps over prompts. The best fixed arm is selected in each resample, with hindsight.
     """
     if default not in data.arms:
         raise DatasetError(f"the default engine {default!r} was not measured (measured: {', '.join(data.arms)})")
@@ -76,6 +76,6 @@ def evaluate(
 
 
 def shares_by_task(tasks: Sequence[str], arms: Sequence[str], probabilities: Floats) -> dict[str, dict[str, float]]:
-    """Mean share of each arm, by kind of prompt and for all."""
+    """Mean share of each arm, by task and overall."""
     groups = {"all": np.ones(len(tasks), bool), **{k: np.asarray(tasks) == k for k in sorted(set(tasks))}}
     return {k: dict(zip(arms, probabilities[mask].mean(0).tolist(), strict=True)) for k, mask in groups.items()}

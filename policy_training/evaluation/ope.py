@@ -1,6 +1,6 @@
-"""Off-policy evaluation: what a policy would have earned, from decisions that another policy made and logged.
+"""Off-policy evaluation: the value of a policy, estimated from another policy's logged decisions.
 
-With `w = pi(a|x) / p0(a|x)` for the arm taken, `q` a model of rewards and `V = sum_a pi(a|x) q(x, a)`:
+With `w = pi(a|x) / p0(a|x)` for the logged arm, `q` a reward model and `V = sum_a pi(a|x) q(x, a)`:
 IPS mean(w r) · SNIPS sum(w r) / sum(w) · DM mean(V) · DR mean(V + w (r - q)) ·
 SWITCH mean(V + 1{w <= t} w (r - q)) (Wang, Agarwal, Dudik 2017, arXiv 1612.01205) ·
 DRos mean(V + l w / (w^2 + l) (r - q)) (Su et al. 2020, arXiv 1907.09623).
@@ -18,36 +18,36 @@ from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 from draftpick.policy_training.evaluation.evaluate import Interval
 
 MIN_EFFECTIVE = 200.0
-"""A verdict needs logged decisions worth at least so many drawn by the judged policy itself."""
+"""Minimum effective sample size for a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A policy's value with its 95 % bootstrap interval, and the effective number of decisions behind it."""
+    """A policy's value with its 95 % bootstrap interval, and the effective sample size."""
 
     value: Interval
     effective_sample_size: float
 
     @property
     def reliable(self) -> bool:
-        """Whether the decisions are enough for a verdict."""
+        """True if the effective sample size suffices for a verdict."""
         return self.effective_sample_size >= MIN_EFFECTIVE
 
 
 def weights(logged: LoggedFeedback, pi: Floats) -> Floats:
-    """Importance weights [n] of a policy that gives the arms the probabilities `pi` [n, arms]."""
+    """Importance weights [n] of a policy with probabilities `pi` [n, arms]."""
     return np.asarray(pi[np.arange(len(logged)), logged.arm] / logged.propensity)
 
 
 def effective_sample_size(w: Floats) -> float:
-    """Kish's effective sample size, (sum w)^2 / sum w^2; 0 where no weight is positive."""
+    """Kish's effective sample size, (sum w)^2 / sum w^2; 0 without a positive weight."""
     return float(w.sum() ** 2 / np.square(w).sum()) if w.any() else 0.0
 
 
 def estimate_all(
     logged: LoggedFeedback, pi: Floats, q: Floats, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Every estimator's estimate of the policy `pi` [n, arms], with a model of rewards `q` [n, arms]."""
+    """Estimate of the policy `pi` [n, arms] by every estimator, with a reward model `q` [n, arms]."""
     w = weights(logged, pi)
     effective = effective_sample_size(w)
     draws = Bootstrap.of_counts(len(w), resamples, np.random.default_rng(seed))
@@ -61,7 +61,7 @@ def estimate_all(
 
 
 Terms = tuple[Floats, Floats]
-"""Numerators and denominators of the decisions [n]: an estimate is the sum of the ones over the sum of the others."""
+"""Numerators and denominators by decision [n]: an estimate is the ratio of their sums."""
 
 
 def _ips(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
@@ -76,13 +76,13 @@ def _dm(logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
     return (pi * q).sum(1), np.ones_like(w)
 
 
-def doubly_robust(pi: Floats, q: Floats, w: Floats, arm: npt.NDArray[np.int64], seen: Floats) -> Floats:
-    """Terms [n] of the doubly robust estimate of a policy `pi` [n, arms]: sum_a pi q + w (seen - q_arm).
+def doubly_robust(pi: Floats, q: Floats, w: Floats, arm: npt.NDArray[np.int64], observed: Floats) -> Floats:
+    """Terms [n] of the doubly robust estimate of a policy `pi` [n, arms]: sum_a pi q + w (observed - q_arm).
 
-    The direct method by a model `q` [n, arms], corrected with weights `w` [n] by what the model missed of the value
-    that was `seen` [n] of the arm taken.
+    The direct method with a model `q` [n, arms], corrected by the weighted (`w` [n]) residuals of the observed values
+    `observed` [n] of the logged arm.
     """
-    return np.asarray((pi * q).sum(1) + w * (seen - q[np.arange(len(q)), arm]))
+    return np.asarray((pi * q).sum(1) + w * (observed - q[np.arange(len(q)), arm]))
 
 
 def _doubly_robust_terms(shrunk: Floats, logged: LoggedFeedback, pi: Floats, q: Floats) -> Terms:
@@ -106,7 +106,7 @@ _SHRINKAGE = tuple(10.0**e for e in range(-1, 7))
 
 
 def _least_error(candidates: Sequence[Floats], logged: LoggedFeedback, w: Floats, pi: Floats, q: Floats) -> Terms:
-    """The candidate weights of the least estimated squared error: variance, and the square of the bias against DR."""
+    """The candidate weights with the lowest estimated mean squared error: variance plus squared bias against DR."""
     full = _dr(logged, w, pi, q)[0]
     terms = [_doubly_robust_terms(shrunk, logged, pi, q) for shrunk in candidates]
     errors = [t.var() / len(w) + (t - full).mean() ** 2 for t, _ in terms]
@@ -125,17 +125,17 @@ ESTIMATORS = tuple(_ESTIMATORS)
 
 
 def reward_model(contexts: npt.NDArray[np.float32], logged: LoggedFeedback, arms: int, *, folds: int = 5) -> Floats:
-    """A model of rewards q [n, arms]: ridge regression per arm, cross-fitted so that no decision judges itself.
+    """A reward model q [n, arms]: ridge regression per arm, cross-fitted so that no decision predicts itself.
 
-    An arm that was hardly taken gets the mean of what was seen of it, or of all.
+    An arm with few decisions gets its mean reward, or the overall mean.
     """
     q, everywhere = np.zeros((len(logged), arms)), logged.reward.mean()
     fold = np.arange(len(logged)) % folds
     scale = contexts.std(0) + 1e-6
     x = (contexts - contexts.mean(0)) / scale
     for held in range(folds):
-        seen = fold != held
-        arm, reward = logged.arm[seen], logged.reward[seen]
+        training = fold != held
+        arm, reward = logged.arm[training], logged.reward[training]
         means = np.asarray([reward[arm == one].mean() if (arm == one).any() else everywhere for one in range(arms)])
-        q[~seen] = predict(x[~seen], ridge(x[seen], arm, reward, means, fewest=2 * folds))
+        q[~training] = predict(x[~training], ridge(x[training], arm, reward, means, fewest=2 * folds))
     return q

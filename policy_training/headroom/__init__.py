@@ -1,1 +1,1 @@
-"""What routing would save against the best single engine, and when it does not pay."""
+"""Estimated saving of routing against the best single engine, and when routing does not pay."""

@@ -1,8 +1,8 @@
-"""Where drafting stops to pay under load: seconds per token of every arm, by the requests in flight on it.
+"""The load at which drafting stops paying off: seconds per token of every arm, by its requests in flight.
 
     TPOT_a(B) = step_a(B) * mean(1 / tau_a)        step = TPOT * tau of each answer
 
-A step's time depends on the load alone and tau on the text alone, so that arms which got other requests compare.
+Step time depends on the load alone and tau on the text alone, so arms that served different requests are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _MIN_ANSWERS = 20
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """`least` to `most` requests in flight on an engine; `share`: of all answers. `tpot_s`: by arm, of those with
+    """`least` to `most` requests in flight on an engine; `share`: of all answers. `tpot_s`: by arm, for arms with
     enough answers at that load."""
 
     least: int
@@ -30,17 +30,16 @@ class Bucket:
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"{self.least}" if self.least == self.most else f"{self.least}-{self.most}"
 
 
 def bucket_of(in_flight: int) -> int:
-    """The number of the bucket: 0 for one request, 1 for two or three, 2 for four to seven, and so on."""
+    """Index of the bucket: 0 for one request, 1 for two or three, 2 for four to seven, and so on."""
     return max(in_flight, 1).bit_length() - 1
 
 
 def buckets_by_load(data: Dataset, arms: Sequence[str], steps_per_token: Mapping[str, float]) -> list[Bucket]:
-    """Buckets by rising load, of the timed answers; `steps_per_token`: mean of 1 / tau of all requests by arm."""
+    """Buckets of the timed answers, in order of load; `steps_per_token`: mean of 1 / tau of all requests by arm."""
     rows: dict[int, dict[str, list[float]]] = {}
     total = 0
     for m in data.measurements:
@@ -62,7 +61,7 @@ def buckets_by_load(data: Dataset, arms: Sequence[str], steps_per_token: Mapping
 
 
 def crossover(buckets: Sequence[Bucket], arm: str, baseline: str) -> Bucket | None:
-    """The first load from which on an arm is surely slower than the plain one, wherever both are known."""
+    """The lowest load from which on an arm is significantly slower than the baseline, wherever both are known."""
     known = [one for one in buckets if arm in one.tpot_s and baseline in one.tpot_s]
     found = None
     for one in reversed(known):
@@ -73,7 +72,7 @@ def crossover(buckets: Sequence[Bucket], arm: str, baseline: str) -> Bucket | No
 
 
 def lost_share(buckets: Sequence[Bucket], baseline: str) -> float:
-    """The share of the answers at loads at which the plain arm is the fastest of those known."""
+    """Share of the answers at loads where the baseline is the fastest known arm."""
     lost = [b for b in buckets if baseline in b.tpot_s and len(b.tpot_s) > 1 and _fastest(b) == baseline]
     return sum(one.share for one in lost)
 

@@ -1,7 +1,7 @@
-"""What routing would save against the best single engine, with its interval, and whether that pays.
+"""Estimated saving of routing against the best single engine, with its interval and a verdict.
 
-A gain is the share of the total time of all requests that is saved against the single engine that takes the least of it
-(0.05: 5 % less time). The policy that is judged never saw the requests that it is judged by (cross-fitting).
+A gain is the share of total time saved against the single engine with the lowest total time (0.05: 5 % less time). The
+evaluated policy never saw the requests of its evaluation (cross-fitting).
 """
 
 import math
@@ -27,27 +27,27 @@ Ids = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 Verdict = Literal["worth it", "not worth it", "cannot tell"]
 TrainingRows = Callable[[Ids], Matrix]
-"""What a policy learns from that may not see these requests: their places in the judged matrix."""
+"""From indices of held-out requests to the training data of a policy."""
 ProgressCallback = Callable[[], None]
 """Called after each fit."""
 
 MIN_WORTH = 0.03
 MIN_REQUESTS = 40
-"""Requests under all arms, below which nothing is said."""
+"""Minimum number of requests under all arms."""
 SPLITS, FOLDS = 3, 5
 _RESAMPLES = 1000
 _FINEST = 0.005
-"""Nobody needs to know a gain better than to half a percent."""
+"""A gain need not be known better than to half a percent."""
 _MIN_IN_SLICE = 40
 _UNITS = 1000
-"""Groups are drawn together where there are more."""
+"""Maximum bootstrap units; more groups are merged."""
 _APART = 2.0
-"""All splits learn from mostly the same requests, so that they differ less than policies of other requests would."""
+"""Splits share most training requests, so they differ less than policies of independent requests would."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Of `n` requests: what routing saves, and what an oracle would that has read each answer (None: not known)."""
+    """Of `n` requests: the saving of routing, and of an oracle that knows each answer (None: unknown)."""
 
     n: int
     routed: Interval
@@ -56,10 +56,10 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm as the only engine. `time`: its total time over that of the best single one (1: it is the best).
+    """One arm as the only engine. `time`: its total time relative to the best single one (1: it is the best).
 
-    `share`: of the requests that routing would send to it; `wins`: of those that it is the fastest on, None where that
-    is not known. `tau`: mean acceptance length.
+    `share`: of the requests that routing would send to it; `wins`: of the requests where it is the fastest, None if
+    unknown. `tau`: mean acceptance length.
     """
 
     time: Interval
@@ -70,11 +70,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """`best`: the best single arm. `slices`: gains by kind of request, and of those that sample and that do not.
+    """`best`: the best single arm. `slices`: gains by slice, and of sampled and greedy requests.
 
-    `effective`: how many requests the logged ones are worth where they were seen under one arm alone, else None;
-    `supported`: the share of them in which the log could have taken what is judged. `needs`: how many more requests
-    would tell, where the verdict is `cannot tell`.
+    `effective`: effective sample size of requests logged under one arm each, else None; `supported`: share of them
+    whose logging policy could have taken the evaluated choice. `needs`: number of additional requests for a verdict, if
+    it is `cannot tell`.
     """
 
     verdict: Verdict
@@ -90,18 +90,18 @@ class Headroom:
 
     @property
     def share_of_oracle(self) -> float | None:
-        """Which share of the oracle's gain routing gets."""
+        """Routing's share of the oracle's gain."""
         oracle = self.gain.oracle
         return self.gain.routed.value / oracle.value if oracle is not None and oracle.value > 0 else None
 
     @property
     def worst(self) -> tuple[str, Gain] | None:
-        """The kind of request on which routing gains least."""
+        """The slice with the lowest gain."""
         return min(self.slices.items(), key=lambda item: item[1].routed.value, default=None)
 
 
 def context_groups(contexts: npt.NDArray[np.float32]) -> Ids:
-    """Numbers [n] of requests: those of one text, with the same context, are one group and are judged together."""
+    """Group ids [n]: requests with the same context have the same text and stay in one group."""
     return np.unique(contexts, axis=0, return_inverse=True)[1].reshape(-1).astype(np.intp)
 
 
@@ -113,10 +113,10 @@ def assign_folds(groups: Ids, seed: int, folds: int = FOLDS) -> Ids:
 
 @dataclass(frozen=True, slots=True)
 class CrossFittedChoice:
-    """What is chosen for requests by policies that never saw them, from several splits into folds.
+    """Choices for requests by policies that never saw them, from several splits into folds.
 
-    `shares` [splits, n, arms]; `single` [splits, n]: the arm that was the best single one of what a policy learned
-    from; `predicted_tau` [n, arms]: acceptance lengths that were expected, None of policies that expect none.
+    `shares` [splits, n, arms]; `single` [splits, n]: the best single arm of the policy's training data; `predicted_tau`
+    [n, arms]: predicted acceptance lengths, None if the policies predict none.
     """
 
     shares: Floats
@@ -134,10 +134,9 @@ def cross_fit(
     training_rows: TrainingRows | None = None,
     on_progress: ProgressCallback = lambda: None,
 ) -> CrossFittedChoice:
-    """What policies of the learner `name` choose, and which arm is the best single one, fold by fold.
+    """Choices of policies of the learner `name`, and the best single arm, fold by fold.
 
-    `training_rows` gives the data that they learn from where that is more than the other requests. Raises
-    `DatasetError`.
+    `training_rows` returns training data beyond the other requests. Raises `DatasetError`.
     """
     shares, single = np.zeros((SPLITS, len(data), len(data.arms))), np.zeros((SPLITS, len(data)), np.intp)
     tau = np.zeros((len(data), len(data.arms)))
@@ -146,17 +145,17 @@ def cross_fit(
         for fold in range(int(folds.max()) + 1):
             held = np.flatnonzero(folds == fold)
             train = training_rows(held) if training_rows is not None else data.select_rows(folds != fold)
-            single[split, held] = usual = int(train.time_s.sum(0).argmin())
-            policy = fitted(train, learner(name), LearnerSetting(train.arms[usual], costs, seed))
-            judged = data.select_rows(held)
-            shares[split, held] = policy_probabilities(policy, judged)
-            tau[held] += _predicted_tau(policy, judged) / SPLITS
+            single[split, held] = best_fixed = int(train.time_s.sum(0).argmin())
+            policy = fitted(train, learner(name), LearnerSetting(train.arms[best_fixed], costs, seed))
+            held_out = data.select_rows(held)
+            shares[split, held] = policy_probabilities(policy, held_out)
+            tau[held] += _predicted_tau(policy, held_out) / SPLITS
             on_progress()
     return CrossFittedChoice(shares, single, tau if np.isfinite(tau).all() else None)
 
 
 def _predicted_tau(policy: Policy, data: Matrix) -> Floats:
-    """Acceptance lengths [n, arms] that a policy expects; NaN where it expects none."""
+    """Acceptance lengths [n, arms] predicted by a policy; NaN where it predicts none."""
     found = None if data.contexts is None else policy.acceptance_lengths(data.contexts)
     if found is None:
         return np.full((len(data), len(data.arms)), np.nan)
@@ -173,15 +172,15 @@ def evaluate_choice(
     drawn: Sequence[Costs] = (),
     seed: int = 0,
 ) -> Headroom:
-    """Judge a choice by the times of all arms. `drawn`: costs that the times might as well come from.
+    """Evaluate a choice by the times of all arms. `drawn`: resampled costs of the times.
 
-    Intervals are bootstraps over groups of requests, and over `drawn` where the times come from costs; what another
-    split into folds would change widens them. The best single arm is chosen without the judged requests, as the policy
-    is: one that hindsight takes among arms that are almost alike would be too good. Raises `DatasetError` for fewer
-    than `MIN_REQUESTS` requests.
+    Intervals are bootstraps over groups of requests, and over `drawn` where the times come from costs; the variation
+    between splits into folds widens them. The best single arm is chosen without the evaluated requests, like the
+    policy: a hindsight choice among similar arms would be optimistic. Raises `DatasetError` for fewer than
+    `MIN_REQUESTS` requests.
     """
     if len(data) < MIN_REQUESTS:
-        raise DatasetError(f"{len(data)} requests were seen under all engines: at least {MIN_REQUESTS} are needed")
+        raise DatasetError(f"{len(data)} requests have measurements of all engines: at least {MIN_REQUESTS} are needed")
     sampled = data.temperatures > 0
     sizes = data.acceptance_length, data.prompt_tokens, data.output_tokens, sampled
     times = np.stack([data.time_s, *(costs.select(data.arms).time_s(*sizes) for costs in drawn)])
@@ -201,7 +200,7 @@ def build_headroom(
     worth: float,
     wins: Floats | None,
 ) -> Headroom:
-    """All figures, of times in the columns of `time_columns`; without `wins` [arms] there is no oracle."""
+    """Compute all figures, from times in the columns of `time_columns`; without `wins` [arms] there is no oracle."""
     single, routed, oracle, n_arms = *range(len(data.arms), len(data.arms) + 3), len(data.arms)
 
     def gain(rows: Mask) -> Gain:
@@ -237,7 +236,7 @@ def time_columns(arms: Floats, single: Sequence[Floats], routed: Sequence[Floats
 
 
 def decide_verdict(gain: Gain, worth: float) -> Verdict:
-    """Worth it when the whole interval is above `worth`; not, when all of it is below, or all of the oracle's is."""
+    """Return "worth it" if the whole interval is above `worth`; "not worth it" if it, or the oracle's, is below."""
     if gain.routed.low > worth:
         return "worth it"
     ceiling = gain.routed.high if gain.oracle is None else min(gain.routed.high, gain.oracle.high)
@@ -245,32 +244,32 @@ def decide_verdict(gain: Gain, worth: float) -> Verdict:
 
 
 def additional_requests(gain: Interval, n: int, worth: float) -> int:
-    """How many more requests would bring the interval of a gain to one side of `worth`, or to half a percent."""
+    """Number of additional requests that bring the interval of a gain to one side of `worth`, or to half a percent."""
     half = max(gain.high - gain.low, 1e-9) / 2
     wanted = max(abs(gain.value - worth), _FINEST)
     return max(math.ceil(n * ((half / wanted) ** 2 - 1)), 1)
 
 
 def sampling_masks(temperatures: Floats) -> dict[str, Mask]:
-    """The requests that do not sample, and those that do."""
+    """Masks of greedy and of sampled requests."""
     return {"greedy": temperatures == 0, "sampled": temperatures > 0}
 
 
 class BootstrapHeadroom:
-    """Sums of columns [draws, n, columns] in resamples of groups: ratios of two of them keep what is common.
+    """Sums of columns [draws, n, columns] in resamples of groups: ratios of two of them cancel common variation.
 
-    The first draw gives the values; the others, if there are any, their spread.
+    The first draw gives the values; further draws, if any, their spread.
     """
 
     def __init__(self, columns: Floats, groups: Ids, seed: int) -> None:
         self._columns, self._groups, self._seed = columns, groups, seed
 
     def sums(self, rows: Mask) -> Floats:
-        """Every column's sum on these rows."""
+        """Sums of every column on these rows."""
         return np.asarray(self._columns[0, rows].sum(0))
 
     def ratios(self, rows: Mask, under: int, over: Sequence[int]) -> list[Interval]:
-        """The sums of the columns `over` on these rows, over that of the column `under`."""
+        """Ratios of the sums of the columns `over` on these rows to the sum of the column `under`."""
         columns = self._columns[:, rows][:, :, [under, *over]]
         names, group = np.unique(self._groups[rows], return_inverse=True)
         rng, units = np.random.default_rng(self._seed), min(len(names), _UNITS)
@@ -290,11 +289,11 @@ def _by_unit(columns: Floats, unit: Ids, units: int) -> Floats:
 
 
 def _widen(found: Interval, apart: float) -> Interval:
-    """With another half-width, of something that varies by itself."""
+    """Add the independent half-width `apart`."""
     low, high = (math.hypot(end - found.value, apart) for end in (found.low, found.high))
     return Interval(found.value, found.value - low, found.value + high)
 
 
 def _saving(ratio: Interval) -> Interval:
-    """The share that is saved, of a ratio of times."""
+    """The saved share, from a ratio of times."""
     return Interval(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)

@@ -1,8 +1,8 @@
-"""Headroom of records whose requests were seen under one arm each: doubly robust estimates of what others would take.
+"""Headroom from records with one arm per request: doubly robust estimates of the times of other arms.
 
     time(pi) = sum over requests of ttft(pi) + (tokens - 1) tpot(pi)        each DR: sum_a pi q + w (measured - q)
 
-The number of tokens does not depend on the arm, since the output is the target's whichever runs it.
+The number of tokens does not depend on the arm, since every arm returns the target's output.
 """
 
 import math
@@ -35,7 +35,7 @@ from draftpick.policy_training.headroom.from_records import Traffic
 
 Floats = npt.NDArray[np.float64]
 SUPPORTED = 0.95
-"""Of the requests, so many must have been such that the log could have taken what is judged."""
+"""Minimum share of requests where the logging policy could have taken the evaluated choice."""
 _POSSIBLE = 1e-3
 
 
@@ -49,10 +49,10 @@ def evaluate_logged(
     worth: float,
     seed: int,
 ) -> Headroom:
-    """Judge a choice by single answers. `data`: their requests, in the order of `traffic.single()`.
+    """Evaluate a choice by single answers. `data`: their requests, in the order of `traffic.single_answers()`.
 
-    The verdict is refused (`cannot tell`) where the answers are worth fewer than 200 that the judged policy, or the
-    best single arm, would have had itself, or where the log could hardly have taken what is judged.
+    The verdict is `cannot tell` if the effective sample size of the evaluated policy, or of the best single arm, is
+    below 200, or if the logging policy had too little support for the choice.
     """
     log = _LoggedTimes(traffic, len(data.arms))
     arms = np.stack([log.times(one) for one in _each(len(data), len(data.arms))], axis=1)
@@ -63,9 +63,9 @@ def evaluate_logged(
         arms[None], [log.times(one)[None] for one in single], [one[None] for one in routed], no_oracle[None]
     )
     found = build_headroom(data, choice, BootstrapHeadroom(columns, groups, seed), slices, worth=worth, wins=None)
-    judged = (choice.shares.mean(0), np.mean(single, axis=0))
-    effective = min(effective_sample_size(log.weights(pi)) for pi in judged)
-    supported = min(float((pi * (log.offered >= _POSSIBLE)).sum(1).mean()) for pi in judged)
+    evaluated = (choice.shares.mean(0), np.mean(single, axis=0))
+    effective = min(effective_sample_size(log.weights(pi)) for pi in evaluated)
+    supported = min(float((pi * (log.offered >= _POSSIBLE)).sum(1).mean()) for pi in evaluated)
     found = replace(found, effective=effective, supported=supported)
     if not is_rejected(found):
         return found
@@ -74,7 +74,7 @@ def evaluate_logged(
 
 
 def is_rejected(found: Headroom) -> bool:
-    """Whether single answers are too few, or of the wrong kind, for a verdict."""
+    """True if single answers are too few, or lack support, for a verdict."""
     few = found.effective is not None and found.effective < MIN_EFFECTIVE
     return few or (found.supported is not None and found.supported < SUPPORTED)
 
@@ -85,7 +85,7 @@ def _each(n: int, arms: int) -> list[Floats]:
 
 
 class _LoggedTimes:
-    """Single answers, and models of what they would have taken elsewhere."""
+    """Single answers, and models of their times under other arms."""
 
     def __init__(self, traffic: Traffic, n_arms: int) -> None:
         single, arms = traffic.single_answers(), list(traffic.arms)
@@ -108,7 +108,7 @@ class _LoggedTimes:
         return weights(self._parts[0][0], pi)
 
     def times(self, pi: Floats) -> Floats:
-        """Terms [n] whose sum is the doubly robust estimate of a policy's total time in seconds."""
+        """Terms [n]; their sum is the doubly robust estimate of a policy's total time in seconds."""
         w = self.weights(pi)
         tpot, ttft = (doubly_robust(pi, q, w, made.arm, made.reward) for made, q in self._parts)
         return np.asarray(ttft + self._tokens * tpot)

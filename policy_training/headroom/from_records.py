@@ -1,4 +1,4 @@
-"""What the router's records tell of headroom: requests with shadows under all arms, and single choices."""
+"""Headroom data from the router's records: requests with shadows under all arms, and single choices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from draftpick.router.types import Record
 
 Floats = npt.NDArray[np.float64]
 MIN_REQUESTS = 40
-"""Answers of an arm, below which nothing is said of it."""
+"""Minimum answers per arm."""
 _MAX_TIMED = 500
-"""Answers of an arm that costs are fitted to; of measured requests, for a bootstrap."""
+"""Maximum answers per arm for fitting costs, and requests of a bootstrap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Finished answers under the arms that have enough of them.
+    """Finished answers of the arms with enough of them.
 
-    `in_flight` of a measurement: requests on its arm at the time, it among them. `offered`: the probabilities that the
-    log drew from, by prompt id and arm. `costs`: what a step takes at the usual load. `left_out`: answers of the other
-    arms. `overhead_s`: median time that the router itself took of a request; None: not known.
+    `in_flight` of a measurement: requests on its arm at the time, including it. `offered`: the logging probabilities,
+    by prompt id and arm. `costs`: step costs at the baseline load. `excluded`: answers of the other arms. `overhead_s`:
+    median time of a request in the router itself; None: unknown.
     """
 
     data: Dataset
@@ -43,7 +43,7 @@ class Traffic:
     def from_records(
         cls, records: Sequence[Record], events: Sequence[Event] = (), featurizer: str | None = None
     ) -> "Traffic":
-        """Of records; what an arm did before it changed is left out. Raises `DatasetError`."""
+        """Build from records; an arm's records before its last change are dropped. Raises `DatasetError`."""
         if records and all(record.context is None for record in records):
             raise DatasetError("no record has a context: set router.featurizer (`lexical` needs no model)")
         found = dataset_of(records, changed_since(events))
@@ -64,9 +64,9 @@ class Traffic:
         counts = {arm: sum(m.arm == arm for m in kept) for arm in found.arms}
         arms = tuple(arm for arm, count in counts.items() if count >= MIN_REQUESTS)
         if len(arms) < 2:
-            said = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+            counted = ", ".join(f"{arm} {count}" for arm, count in counts.items())
             raise DatasetError(
-                f"fewer than two engines have {MIN_REQUESTS} finished answers ({said}): nothing can be compared; "
+                f"fewer than two engines have {MIN_REQUESTS} finished answers ({counted}): no comparison is possible; "
                 "set router.explore or router.shadow.share"
             )
         data = Dataset(tuple(m for m in kept if m.arm in arms), found.contexts, found.dropped)
@@ -75,10 +75,9 @@ class Traffic:
         return cls(data, arms, name, Costs.fit(_default_costs(data, arms), arms), offered, left_out, overhead_s)
 
     def paired_matrix(self) -> Matrix | None:
-        """Requests that were answered under all arms, with what each accepted; times are those of the usual load.
+        """Requests answered under all arms, with the acceptance of each; times are those of the baseline load.
 
-        Shadows wait until there is little to do: their own times would flatter them. None where there is no such
-        request.
+        Shadows run when load is low: their own times would be biased. None without such a request.
         """
         try:
             return matrix(self.data, self.arms, featurizer=self.featurizer, costs=self.costs)
@@ -86,23 +85,23 @@ class Traffic:
             return None
 
     def single_answers(self) -> Dataset:
-        """Answers that a policy drew, without shadows, in order of time."""
+        """Answers drawn by a policy, without shadows, in order of time."""
         return random_arm_rows(self.data, self.featurizer)
 
     def matrix(self, some: Dataset) -> Matrix:
-        """The requests of these measurements, one each, in their order; unseen cells are imputed."""
+        """The requests of these measurements, one each, in their order; unobserved cells are imputed."""
         every = self.impute()
         at = {id: i for i, id in enumerate(every.prompt_ids)}
         return every.select_rows(np.asarray([at[m.prompt_id] for m in some.measurements]))
 
     def impute(self, excluding: Sequence[str] = ()) -> Matrix:
-        """All requests but these and those of the same text: as it was seen, and elsewhere as is expected."""
+        """All requests except these and those of the same text, observed or imputed."""
         held = {self._text_of(id) for id in excluding}
         rows = tuple(m for m in self.data.measurements if self._text_of(m.prompt_id) not in held)
         return impute_missing_arms(Dataset(rows, self.data.contexts), self.arms, self.featurizer, self.costs)
 
     def _text_of(self, prompt_id: str) -> bytes:
-        """What tells one text from another."""
+        """Key of a text: its context."""
         return self.data.contexts[prompt_id][self.featurizer].tobytes()
 
     def drawn_costs(self, draws: int, seed: int) -> list[Costs]:
@@ -111,7 +110,7 @@ class Traffic:
 
 
 def drawn_costs(data: Dataset, arms: Sequence[str], draws: int, seed: int) -> list[Costs]:
-    """Costs that other measurements of the same requests might have given: a bootstrap over requests."""
+    """Bootstrap over requests of the costs."""
     by_request: dict[str, list[Measurement]] = {}
     for m in data.measurements:
         if m.source != "replay":
@@ -123,14 +122,14 @@ def drawn_costs(data: Dataset, arms: Sequence[str], draws: int, seed: int) -> li
         try:
             found.append(Costs.fit(Dataset(tuple(rows)), arms))
         except DatasetError:
-            continue  # an arm with few answers may be left with too few
+            continue  # the resample may have too few answers of an arm
     return found
 
 
 def _default_costs(data: Dataset, arms: Sequence[str]) -> Dataset:
-    """The answers at the load that most of them had, among loads at which every arm has enough; all, if there is none.
+    """The answers at the most frequent load, among loads with enough answers of every arm; all, if there is none.
 
-    At most `_MAX_TIMED` of an arm, the last ones.
+    At most `_MAX_TIMED` per arm, the latest ones.
     """
     by_bucket: dict[int, list[Measurement]] = {}
     for m in data.measurements:

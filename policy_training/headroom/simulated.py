@@ -1,7 +1,7 @@
-"""Headroom at a rate of requests, with equal numbers of engines: the fleet against the best single engine, many times.
+"""Headroom at a request rate, with equal numbers of engines: the fleet against replicas of the best single engine.
 
-Requests are simulated on profiles of the engines (`draftpick.policy_training.simulator`). The router knows of each
-request what the judged policies foresaw.
+Requests are simulated on profiles of the engines (`draftpick.policy_training.simulator`). The router knows the
+evaluated policies' prediction for each request.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ _TIME = "latency_s/mean"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """At `rate` requests a second: mean seconds of a request with one engine of every arm behind the router, and with
-    as many engines of the best single arm, `single`; `gain`: the share that routing saves, with its 95 % interval."""
+    """At `rate` requests per second: mean seconds of a request with one engine of every arm behind the router, and with
+    as many engines of the best single arm, `single`; `gain`: the share saved by routing, with its 95 % interval."""
 
     rate: float
     engines: int
@@ -41,21 +41,20 @@ class Loaded:
     gain: Interval
 
     def verdict(self, worth: float) -> Verdict:
-        """Whether it pays at this rate."""
         if self.gain.low > worth:
             return "worth it"
         return "not worth it" if self.gain.high < worth else "cannot tell"
 
 
 def unloaded_costs(profiles: Mapping[str, Profile]) -> Costs:
-    """What a step costs a request that is alone on its engine."""
+    """Step costs of a request alone on its engine."""
     step_s = np.asarray([[p.step(1, 0.0, half) for half in (GREEDY, SAMPLED)] for p in profiles.values()])
     start_s = np.asarray([p.prefill_s for p in profiles.values()])
     return Costs(tuple(profiles), step_s, start_s, np.asarray([p.prefill_s_per_token for p in profiles.values()]))
 
 
 def read_profiles(folder: Path) -> dict[str, Profile]:
-    """The profiles `<engine>.json` of a folder. Raises `ProfileError`."""
+    """Read the profiles `<engine>.json` of a folder. Raises `ProfileError`."""
     found = {}
     for file in sorted(folder.glob("*.json")):
         try:
@@ -63,20 +62,20 @@ def read_profiles(folder: Path) -> dict[str, Profile]:
         except ProfileError as error:
             raise ProfileError(f"{file}: {error}") from error
     if not found:
-        raise ProfileError(f"{folder} holds no <engine>.json (draftpick profile makes them)")
+        raise ProfileError(f"{folder} contains no <engine>.json: create them with `draftpick profile`")
     return found
 
 
 def under_load(
     data: Matrix, predicted_tau: Floats, profiles: Mapping[str, Profile], rate: float, seed: int = 0
 ) -> Loaded:
-    """Simulate requests like those of `data`, of which `predicted_tau` [n, arms] acceptance lengths were expected.
+    """Simulate requests like those of `data`, with predicted acceptance lengths `predicted_tau` [n, arms].
 
     `profiles`: of all arms of `data`. Raises `DatasetError`.
     """
     arms = {name: Arm.from_profile(name, profiles[name]) for name in data.arms}
     n, rows = len(arms), Requests.from_matrix(data)
-    # What is foreseen goes along as further columns, so that every drawn request keeps its own.
+    # Predictions are further columns, so that every drawn request keeps its own.
     both = np.concatenate([rows.tau, np.maximum(predicted_tau, 1.0)], axis=1)
     rows = replace(rows, columns=(*rows.columns, *(f"{name}?" for name in rows.columns)), tau=both)
     fleet, source = Fleet.from_counts(arms, dict.fromkeys(arms, 1)), SyntheticTraffic(rows, _REQUESTS, rate)

@@ -1,4 +1,4 @@
-"""Kinds of requests to look at one by one: those that the data names, or else clusters of contexts."""
+"""Slices of requests: the tasks in the data, or clusters of contexts."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,11 @@ from draftpick.router.features.lexical import FEATURES
 _MAX_SLICES = 8
 _MIN_EACH = 40
 _TELLING = 0.5
-"""Deviations above the mean of all requests, from which on a feature tells a cluster apart."""
+"""Minimum deviations above the overall mean for a feature to characterise a cluster."""
 
 
 def find_slices(data: Matrix, seed: int = 0) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks [n] by name. A cluster is named after the features that are above the mean in it."""
+    """Masks [n] by name. A cluster is named after the features above the mean in it."""
     if len(set(data.kinds)) > 1:
         return {kind: np.asarray([one == kind for one in data.kinds]) for kind in sorted(set(data.kinds))}
     number = min(_MAX_SLICES, len(data) // _MIN_EACH)
@@ -29,7 +29,7 @@ def find_slices(data: Matrix, seed: int = 0) -> dict[str, npt.NDArray[np.bool_]]
 
 
 def _named(contexts: npt.NDArray[np.float32], mine: npt.NDArray[np.bool_]) -> str:
-    """The two features that tell these requests apart most, as far as any does; contexts end with them."""
+    """The two most characteristic features of these requests, if any; contexts end with them."""
     lexical = contexts[:, -len(FEATURES) :].astype(np.float64)
     if lexical.shape[1] < len(FEATURES):
         return ""

@@ -1,4 +1,4 @@
-"""When routing does not pay, in words, and the verdict with all that is known."""
+"""Texts: the reasons against routing, and the verdict with all figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ _TINY = 16.0
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was found, and beside it: `buckets` of load; `plain`, the arm without a drafter, if one is known; `loaded`,
-    a simulation; `overhead`, the share of a request's time that the router takes; `sampled`, the share that samples."""
+    """Findings: `buckets` of load; `plain`, the baseline arm, if known; `loaded`, a simulation; `overhead`, the
+    router's share of a request's time; `sampled`, the share of sampled requests."""
 
     found: Headroom
     worth: float
@@ -30,81 +30,83 @@ class Evidence:
 
     @property
     def verdict(self) -> Verdict:
-        """Worth it only where it is so under load, too, if that was asked."""
+        """Return "worth it" only if that also holds under load, where simulated."""
         verdicts = [self.found.verdict, *([self.loaded.verdict(self.worth)] if self.loaded else [])]
         return next((one for one in ("not worth it", "cannot tell") if one in verdicts), "worth it")
 
 
 def reasons_against(evidence: Evidence) -> list[str]:
-    """All that speaks against routing here, one sentence each."""
-    return [*_few(evidence), *_one_engine(evidence), *_little(evidence), *_load(evidence)]
+    """All reasons against routing here, one sentence each."""
+    return [
+        *_insufficient_data(evidence),
+        *_one_engine_suffices(evidence),
+        *_small_potential(evidence),
+        *_slow_under_load(evidence),
+    ]
 
 
-def _few(evidence: Evidence) -> list[str]:
-    """Too little is known."""
-    found, said = evidence.found, []
+def _insufficient_data(evidence: Evidence) -> list[str]:
+    found, reasons = evidence.found, []
     if found.supported is not None and found.supported < SUPPORTED:
-        said.append(
-            f"for {1 - found.supported:.0%} of the requests the log could not have taken what is judged: set "
-            "router.explore or router.shadow.share"
+        reasons.append(
+            f"for {1 - found.supported:.0%} of the requests the logging policy never takes the evaluated choice: "
+            "set router.explore or router.shadow.share"
         )
     elif found.effective is not None and found.effective < MIN_EFFECTIVE:
-        said.append(
-            f"the records are worth {found.effective:.0f} requests under the judged policy, and {MIN_EFFECTIVE:.0f} "
+        reasons.append(
+            f"the effective sample size is {found.effective:.0f} requests, and {MIN_EFFECTIVE:.0f} "
             "are needed: set router.explore or router.shadow.share"
         )
     elif found.verdict == "cannot tell":
         gain = found.gain.routed
-        said.append(f"from {gain.low:.1%} to {gain.high:.1%} both a gain that pays and none that does are possible")
-    return said
+        reasons.append(f"the interval {gain.low:.1%} to {gain.high:.1%} includes gains that pay and gains that do not")
+    return reasons
 
 
-def _one_engine(evidence: Evidence) -> list[str]:
-    """One engine would do."""
-    found, said = evidence.found, []
+def _one_engine_suffices(evidence: Evidence) -> list[str]:
+    found, reasons = evidence.found, []
     name, most = max(found.arms.items(), key=lambda item: item[1].share)
     if most.share >= _ALL:
-        said.append(f"{name} would get {most.share:.0%} of the requests: it alone does nearly the same")
+        reasons.append(f"{name} would get {most.share:.0%} of the requests: it alone is nearly as fast")
     oracle = found.gain.oracle
     if oracle is not None and oracle.high < evidence.worth:
-        said.append(f"not even an oracle that has read each answer saves {evidence.worth:.1%}")
+        reasons.append(f"not even an oracle that knows each answer saves {evidence.worth:.1%}")
     losing = [f"{kind} ({gain.routed.value:.1%})" for kind, gain in found.slices.items() if gain.routed.high < 0]
     if losing:
-        said.append(f"routing is slower than {found.best} on {', '.join(losing)}")
-    return said
+        reasons.append(f"routing is slower than {found.best} on {', '.join(losing)}")
+    return reasons
 
 
-def _little(evidence: Evidence) -> list[str]:
-    """There is little to gain in such requests."""
-    found, said = evidence.found, []
+def _small_potential(evidence: Evidence) -> list[str]:
+    found, reasons = evidence.found, []
     half = found.halves.get("sampled")
     if evidence.sampled > _SAMPLED and half is not None and half.routed.high < evidence.worth:
-        said.append(f"{evidence.sampled:.0%} of the requests sample, where drafts gain little")
+        reasons.append(f"{evidence.sampled:.0%} of the requests are sampled, where drafts gain little")
     if found.output_tokens < _TINY:
-        said.append(
-            f"half of the answers have {found.output_tokens:.0f} tokens or fewer, and drafts speed up what follows the "
-            "first one"
+        reasons.append(
+            f"half of the answers have {found.output_tokens:.0f} tokens or fewer, and drafts only speed up "
+            "the tokens after the first one"
         )
     if evidence.overhead is not None and evidence.overhead > evidence.worth / 3:
-        said.append(f"the router itself takes {evidence.overhead:.1%} of a request's time")
-    return said
+        reasons.append(f"the router itself takes {evidence.overhead:.1%} of a request's time")
+    return reasons
 
 
-def _load(evidence: Evidence) -> list[str]:
-    """Under load drafts cost more than they save, or more engines of one kind do better."""
-    said, loaded = [], evidence.loaded
+def _slow_under_load(evidence: Evidence) -> list[str]:
+    """Drafting does not pay under load, or more replicas of one engine are faster."""
+    reasons, loaded = [], evidence.loaded
     if evidence.plain is not None and (lost := lost_share(evidence.buckets, evidence.plain)) > _MOSTLY:
-        said.append(f"{lost:.0%} of the answers came at a load at which {evidence.plain}, without drafts, is fastest")
+        reasons.append(f"{lost:.0%} of the answers were at loads where {evidence.plain}, without drafts, is fastest")
     if loaded is not None and loaded.verdict(evidence.worth) != "worth it":
-        said.append(
+        reasons.append(
             f"at {loaded.rate:g} requests a second, {loaded.engines} engines {loaded.single} take "
             f"{loaded.single_s.value:.3g} s a request, and one of each behind the router {loaded.routed_s.value:.3g} s"
         )
-    return said
+    return reasons
 
 
 def crossovers(evidence: Evidence) -> list[str]:
-    """From which load on each arm is slower than the plain one."""
+    """The load from which each arm is slower than the baseline."""
     plain = evidence.plain
     if plain is None:
         return []
@@ -121,7 +123,7 @@ def describe(evidence: Evidence) -> str:
     what = "less" if gain.value >= 0 else "more"
     text = (
         f"on {found.gain.n:,} requests routing takes {abs(gain.value):.1%} {what} time than {found.best} alone "
-        f"(95 %: {-gain.high:+.1%} to {-gain.low:+.1%}); {worth:.1%} less is what pays."
+        f"(95 %: {-gain.high:+.1%} to {-gain.low:+.1%}); {worth:.1%} less would pay."
     )
     if oracle is not None:
         share = found.share_of_oracle
@@ -131,5 +133,5 @@ def describe(evidence: Evidence) -> str:
         kind, least = found.worst[0], found.worst[1].routed
         text += f" It saves least on {kind}: {least.value:.1%} ({least.low:.1%} to {least.high:.1%})."
     if found.needs is not None:
-        text += f" It needs about {found.needs:,} more requests to tell."
+        text += f" A verdict needs about {found.needs:,} more requests."
     return text

@@ -1,4 +1,4 @@
-"""Learners by name: a matrix of times in, the parts of a policy's artefact out. A new one is one file and one line."""
+"""Learners by name: from a matrix of times to the parts of a policy artefact. To add one: one file, one line."""
 
 from importlib import import_module
 from typing import Any
@@ -25,7 +25,7 @@ DEFAULT = "tau_cost"
 
 
 def learner(name: str, **options: Any) -> Learner:
-    """The learner called `name`, with its own options. Raises `DatasetError` for one that is not known."""
+    """Create the learner `name` with its options. Raises `DatasetError` for an unknown name."""
     if name not in _LEARNERS:
         raise DatasetError(f"unknown learner {name!r} ({did_you_mean(name, LEARNERS)}known: {', '.join(LEARNERS)})")
     module, cls = _LEARNERS[name].split(":")

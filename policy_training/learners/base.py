@@ -1,4 +1,4 @@
-"""What all learners share: their interface, the scaling of contexts, and the labels of a regression on log tau."""
+"""Common to all learners: their interface, the scaling of contexts, and the labels of a regression on log tau."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,25 +12,23 @@ from draftpick.policy_training.data import reward
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.learners.ray_train import Workers
-from draftpick.router.features.lexical import FEATURES
+from draftpick.router.features.lexical import TABLE
 from draftpick.router.policies.shapes import Arrays
 
 Floats = npt.NDArray[np.float64]
 ProgressCallback = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, total steps)."""
 
 _CONSTANT = 1e-3
 _LENGTH_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
-_WEIGHTS = {"asks_": 2.0, "_share": 0.5}
-"""Of lexical features by a part of their name: what is asked tells more of a request than how its text looks."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSetting:
-    """What a learner is told beside the data: the default arm, costs of a step on every arm, a seed.
+    """Settings besides the data: default arm, step costs of every arm, seed.
 
-    `homes`: contexts [n, d] of requests like those that an arm's drafter was made for, by arm. `workers`: where a
-    network is fitted; None: in this process.
+    `training_domains`: contexts [n, d] of requests from the training domain of an arm's drafter, by arm. `workers`:
+    where to fit a network; None: in this process.
     """
 
     default: str
@@ -43,7 +41,7 @@ class LearnerSetting:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The parts of an artefact that are the learner's: kind of the policy, its options and arrays."""
+    """The learner's parts of an artefact: kind of the policy, its options and arrays."""
 
     kind: str
     options: dict[str, Any]
@@ -51,23 +49,23 @@ class Fit:
 
 
 class Learner(ABC):
-    """Fits a policy to times of all arms. The same data and seed give the same arrays bit for bit, in one process."""
+    """Fits a policy to times of all arms. The same data and seed give bit-identical arrays, in one process."""
 
     on_workers: ClassVar[bool] = False
-    """Whether it is a network that several workers can fit together."""
+    """Whether it is a network that several workers can fit in parallel."""
 
     @abstractmethod
     def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
-        """`data` has contexts [n, d] and times [n, arms]."""
+        """Fit to contexts [n, d] and times [n, arms] of `data`."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureScaling:
-    """z = (context - mean) / scale gives the lexical features together variance 1, and the embedding together too.
+    """z = (context - mean) / scale; the lexical features together have variance 1, and so does the embedding.
 
-    The embedding has one unit: its directions say less the less they vary. Each lexical feature has its own, and a
-    weight; one that is constant in the data keeps that of the context: it must not decide alone when it changes in
-    service.
+    The embedding has one scale: directions of low variance carry less information. Each lexical feature has its own
+    scale and a weight; a feature that is constant in the data keeps that of the context: it must not dominate when it
+    changes in service.
     """
 
     mean: npt.NDArray[np.float32]
@@ -75,13 +73,13 @@ class FeatureScaling:
 
     @classmethod
     def from_contexts(cls, contexts: npt.NDArray[np.float32]) -> "FeatureScaling":
-        """Of contexts [n, d]."""
+        """Fit to contexts [n, d]."""
         deviation = contexts.std(axis=0)
         scale = np.where(deviation < _CONSTANT, 1.0, deviation)
-        embedded = max(contexts.shape[1] - len(FEATURES), 0)
+        embedded = max(contexts.shape[1] - len(TABLE), 0)
         scale[:embedded] = np.sqrt(np.square(deviation[:embedded]).sum()) or 1.0
-        weights = [next((w for part, w in _WEIGHTS.items() if part in name), 1.0) for name in FEATURES]
-        scale[embedded:] *= np.sqrt(len(FEATURES)) / np.asarray(weights)[-(contexts.shape[1] - embedded) :]
+        weights = [feature.weight for feature in TABLE]
+        scale[embedded:] *= np.sqrt(len(TABLE)) / np.asarray(weights)[-(contexts.shape[1] - embedded) :]
         return cls(contexts.mean(axis=0).astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, contexts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -89,20 +87,20 @@ class FeatureScaling:
 
     @property
     def arrays(self) -> Arrays:
-        """As a policy wants them."""
+        """Return the arrays of a policy artefact."""
         return {"mean": self.mean, "scale": self.scale}
 
 
 def contexts_of(data: Matrix) -> npt.NDArray[np.float32]:
-    """The contexts [n, d], which learners must have."""
+    """The contexts [n, d], which learners require."""
     assert data.contexts is not None, "the data has no contexts"
     return data.contexts
 
 
 def prepared(data: Matrix) -> tuple[FeatureScaling, npt.NDArray[np.float32], Floats, npt.NDArray[np.int64]]:
-    """What a regression reads: the scaling, scaled contexts [n, d], log tau [n, arms], and halves [n].
+    """The inputs of a regression: scaling, scaled contexts [n, d], log tau [n, arms], and sampling modes [n].
 
-    Log tau is 0 where nothing is drafted; a half is 1 for requests that sample, 0 for greedy ones.
+    Log tau is 0 where nothing is drafted; the mode is 1 for sampled requests, 0 for greedy ones.
     """
     scaling = FeatureScaling.from_contexts(contexts_of(data))
     halves = np.asarray(data.temperatures > 0, np.int64)
@@ -110,7 +108,7 @@ def prepared(data: Matrix) -> tuple[FeatureScaling, npt.NDArray[np.float32], Flo
 
 
 def deviations(residuals: Floats, halves: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Root mean squares of residuals [n, arms], greedy and sampled [2, arms]; of all where a half is empty."""
+    """Root mean squares of residuals [n, arms], greedy and sampled [2, arms]; of all where a mode has no requests."""
     rows = [residuals[halves == half] if (halves == half).any() else residuals for half in (0, 1)]
     return np.asarray([np.sqrt(np.square(r).mean(0)) for r in rows], np.float32)
 
@@ -120,7 +118,7 @@ def regression(
     setting: LearnerSetting,
     **options: Any,
 ) -> Fit:  # fmt: skip
-    """A policy that takes the arm of the least expected time, by this regressor of log tau and the setting's costs."""
+    """A policy that minimises expected time, with this regressor of log tau and the setting's costs."""
     costs = setting.costs.select(data.arms)
     cost_arrays = {name: getattr(costs, name).astype(np.float32) for name in ("step_s", "start_s", "per_token_s")}
     named = {"regressor": regressor, "default": setting.default, "output_tokens": float(data.output_tokens.mean())}
@@ -129,9 +127,9 @@ def regression(
 
 
 def length_weights(data: Matrix, scaling: FeatureScaling) -> npt.NDArray[np.float32]:
-    """What an answer's expected number of tokens is: `exp(z w + b)`; w, and behind it b [d + 1].
+    """Weights of the expected number of tokens `exp(z w + b)`: w followed by b [d + 1].
 
-    A ridge regression of the logarithm; b holds half its residual variance, so that it is the mean of a log-normal.
+    A ridge regression of the logarithm; b includes half the residual variance, so that it is the mean of a log-normal.
     """
     from sklearn.linear_model import RidgeCV
 

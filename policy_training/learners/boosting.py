@@ -1,4 +1,4 @@
-"""Gradient-boosted trees on log tau, one ensemble an arm."""
+"""Gradient-boosted trees on log tau, one ensemble per arm."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting
 
 @dataclass(frozen=True, slots=True)
 class Boosting(Learner):
-    """Trees are added until a tenth of the requests, held out, gets no better."""
+    """Early stopping on a held-out tenth of the requests."""
 
     trees: int = 150
     leaves: int = 8
@@ -42,7 +42,7 @@ class Boosting(Learner):
 
 
 def _arrays(models: list[Any]) -> dict[str, npt.NDArray[np.float32]]:
-    """The trees of scikit-learn's models, padded with leaves of value 0 to one shape [arms, trees, nodes]."""
+    """Convert scikit-learn's trees, padded with leaves of value 0 to one shape [arms, trees, nodes]."""
     forests = [[predictors[0].nodes for predictors in model._predictors] for model in models]
     trees = max(len(forest) for forest in forests)
     nodes = max(len(tree) for forest in forests for tree in forest)
@@ -64,6 +64,6 @@ def _arrays(models: list[Any]) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _rounded_down(threshold: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """In float32, so that the same values of float32 lie at or below it."""
+    """Round down to float32, so that the same float32 values compare less or equal."""
     near = threshold.astype(np.float32)
     return np.where(near > threshold, np.nextafter(near, np.float32(-np.inf)), near)

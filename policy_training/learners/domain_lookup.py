@@ -1,4 +1,4 @@
-"""k-means over contexts, and the mean log tau of each cluster: a table of domains that nobody had to name."""
+"""k-means over contexts, and the mean log tau of each cluster: a lookup table of learned domains."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting
 
 @dataclass(frozen=True, slots=True)
 class DomainLookup(Learner):
-    """`clusters`: at most, and never more than a tenth of the requests. Small clusters lean on the mean of all."""
+    """`clusters`: maximum number, limited to a tenth of the requests. Small clusters are shrunk to the overall mean."""
 
     clusters: int = 24
     shrinkage: float = 3.0

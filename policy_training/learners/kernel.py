@@ -1,7 +1,7 @@
-"""Kernel ridge regression of steps per token (1 / tau): every request speaks for those near it.
+"""Kernel ridge regression of steps per token (1 / tau).
 
-The mean of 1 / tau is what an expected time needs; that of log tau flatters arms whose tau varies much. Far from all
-requests it predicts their mean, so that a policy falls back to the best fixed arm there.
+Expected time needs the mean of 1 / tau; the mean of log tau favours arms with a high variance of tau. Far from all
+requests it predicts their mean, so that a policy falls back to the best fixed arm.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from draftpick.policy_training.learners.base import (
 
 @dataclass(frozen=True, slots=True)
 class KernelRegression(Learner):
-    """`exp(-gamma |x - x'|^2)` at no more than `points` requests (Nystroem); the penalty leaves out each in turn.
+    """`exp(-gamma |x - x'|^2)` at up to `points` requests (Nystroem); the penalty is chosen by leave-one-out.
 
     `apart`: the distance between a greedy and a sampled request of the same text.
     """
@@ -42,9 +42,9 @@ class KernelRegression(Learner):
     def regressor(
         self, data: Matrix, setting: LearnerSetting, known: Floats | float = 0.0
     ) -> tuple[dict[str, npt.NDArray[np.float32]], FeatureScaling, npt.NDArray[np.float32]]:
-        """Arrays of `draftpick.router.policies.regressors.Kernel`, its scaling, and the deviations of what it predicts.
+        """Return arrays of `draftpick.router.policies.regressors.Kernel`, its scaling, and the residual deviations.
 
-        `known`: the part of the steps per token [n, arms] that something else tells; it is not learned.
+        `known`: a known offset of the steps per token [n, arms]; it is not learned.
         """
         from sklearn.kernel_approximation import Nystroem
         from sklearn.linear_model import RidgeCV

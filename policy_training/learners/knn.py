@@ -1,4 +1,4 @@
-"""The nearest requests of the same half: the baseline that learned routers often fail to beat."""
+"""k nearest neighbours within the same sampling mode: a baseline that learned routers often fail to beat."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting
 
 @dataclass(frozen=True, slots=True)
 class Knn(Learner):
-    """`neighbours`: how many answers are averaged; None: the root of the number of requests."""
+    """`neighbours`: number of averaged requests; None: square root of the number of requests."""
 
     neighbours: int | None = None
 
@@ -28,7 +28,7 @@ class Knn(Learner):
 
 
 def _without_oneself(z: np.ndarray, y: np.ndarray, half: np.ndarray, k: int) -> np.ndarray:
-    """What the other requests predict of each one, [n, arms]."""
+    """Leave-one-out predictions [n, arms]."""
     from sklearn.neighbors import NearestNeighbors
 
     predicted = np.tile(y.mean(0), (len(y), 1))

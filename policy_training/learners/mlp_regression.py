@@ -1,4 +1,4 @@
-"""Several small perceptrons on log tau: their mean predicts, and where they disagree they are not sure."""
+"""An ensemble of small perceptrons on log tau: the mean is the prediction, the disagreement its uncertainty."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from draftpick.policy_training.learners.ray_train import WorkerShard, fit_on
 
 @dataclass(frozen=True, slots=True)
 class MLPRegression(Learner):
-    """Each member sees its own bootstrap of the requests; what it has not seen tells how far it errs."""
+    """Each member fits a bootstrap of the requests; its out-of-bag requests give the residual deviations."""
 
     members: int = 5
     hidden: int = 48
@@ -51,14 +51,14 @@ class MLPRegression(Learner):
             )
             for name, array in (("w1", w1), ("b1", b1), ("w2", w2 * spread), ("b2", b2 * spread + centre)):
                 parts[name].append(np.array(array, np.float32, order="C"))
-        seen = votes > 0
-        sigma = deviations(missed[seen] / votes[seen, None], half[seen])
+        out_of_bag = votes > 0
+        sigma = deviations(missed[out_of_bag] / votes[out_of_bag, None], half[out_of_bag])
         arrays = {name: np.stack(members) for name, members in parts.items()}
         return regression("perceptrons", arrays, scaling, sigma, data, setting)
 
 
 Fitted = list[tuple[nn.Sequential, npt.NDArray[np.int64]]]
-"""Each member, and which requests it has not seen."""
+"""The members, and the out-of-bag requests of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +79,17 @@ class Members:
         )
 
     def fit_locally(self, x: torch.Tensor, target: torch.Tensor, setting: LearnerSetting) -> Fitted:
-        """Fit them in this process."""
+        """Fit all members in this process."""
         generator, members, made = np.random.default_rng(self.seed), self.options.members, Fitted()
         torch.manual_seed(self.seed)
         for member in range(members):
             drawn = generator.integers(0, len(x), len(x))
             model = self.model()
 
-            def told(step: int, steps: int, before: int = member) -> None:
+            def report_progress(step: int, steps: int, before: int = member) -> None:
                 setting.progress(before * steps + step, members * steps)
 
-            self.train(model, x[drawn], target[drawn], told)
+            self.train(model, x[drawn], target[drawn], report_progress)
             made.append((model.eval(), np.setdiff1d(np.arange(len(x)), drawn)))
         return made
 
@@ -100,7 +100,7 @@ class Members:
         target: torch.Tensor,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Train one of them on what it shall see."""
+        """Train one member on its bootstrap."""
         options = self.options
         optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         steps = options.epochs * max(1, len(x) // options.batch)
@@ -116,7 +116,7 @@ class Members:
                 on_progress(step + 1, steps)
 
     def work(self, rows: torch.Tensor, part: WorkerShard) -> None:
-        """On one of several workers (`draftpick.policy_training.learners.ray_train`), each with batches of its own."""
+        """Run on one of several workers (`draftpick.policy_training.learners.ray_train`), each with its own batches."""
         x, target, numbers = rows[:, : self.inputs], rows[:, self.inputs : -1], rows[:, -1]
         kept: dict[str, Any] = part.last_state() or {"models": [], "unseen": []}
         for member in range(len(kept["models"]), self.options.members):
@@ -131,7 +131,7 @@ class Members:
             part.save_state(kept, member + 1, self.options.members)
 
     def fitted(self, state: dict[str, Any]) -> Fitted:
-        """What workers kept."""
+        """Return the members saved by the workers."""
         made = Fitted()
         for learned, unseen in zip(state["models"], state["unseen"], strict=True):
             model = self.model()

@@ -1,4 +1,4 @@
-"""Training of small networks in torch, on one thread, repeatable under a seed, or on workers; numpy comes out."""
+"""Training of small networks in torch, on one thread, reproducible by seed, or on workers; returns numpy arrays."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from draftpick.policy_training.learners.base import FeatureScaling, Fit, Learner
 from draftpick.policy_training.learners.ray_train import WorkerShard, fit_on
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of logits and rewards, each [batch, arms]."""
+"""(logits, rewards), each [batch, arms] -> loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoftmaxOptions:
-    """Sizes and rates of the seed paper's perceptron, which states none: chosen by cross-validation on measurements."""
+    """Sizes and rates of the seed paper's perceptron, which are not published: chosen by cross-validation."""
 
     hidden: int = 64
     epochs: int = 100
@@ -29,7 +29,7 @@ class SoftmaxOptions:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """A 3-layer perceptron from contexts of `size` to logits, which begin with `bias` [arms] for every context."""
+    """A 3-layer perceptron from contexts of `size` to logits, initialised to `bias` [arms] for every context."""
 
     size: int
     bias: npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ class Softmax:
         first: int = 0,
         weight: float = 1.0,
     ) -> Iterator[int]:
-        """Train on rows [n, size + arms], contexts and rewards; after each epoch, the number of those done."""
+        """Train on rows [n, size + arms], contexts and rewards; yield the number of finished epochs after each."""
         x, target = rows[:, : self.size], rows[:, self.size :]
         for epoch in range(first, self.options.epochs):
             optimizer.zero_grad()
@@ -70,7 +70,7 @@ class Softmax:
             yield epoch + 1
 
     def work(self, rows: torch.Tensor, part: WorkerShard) -> None:
-        """On one of several workers (`draftpick.policy_training.learners.ray_train`)."""
+        """Run on one of several workers (`draftpick.policy_training.learners.ray_train`)."""
         own = self.model()
         model, optimizer, first = part.shared(own), self.optimizer(own), 0
         if kept := part.last_state():
@@ -81,14 +81,14 @@ class Softmax:
         for done in self.epochs(model, optimizer, rows, first, part.weight(len(rows))):
             state = {"model": own.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
             part.save_state(state, done, self.options.epochs)
-            part.seed(self.seed, done)  # so that a run that was killed goes on as if it had not been
+            part.seed(self.seed, done)  # so that a resumed run equals an uninterrupted one
 
 
 def fit_softmax(
     data: Matrix, reward: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], loss: Loss, options: SoftmaxOptions,
     setting: LearnerSetting,
 ) -> Fit:  # fmt: skip
-    """An `mlp` policy: a `Softmax` that is trained on rewards [n, arms]."""
+    """Train a `Softmax` on rewards [n, arms] and return it as an `mlp` policy."""
     scaling = FeatureScaling.from_contexts(contexts_of(data))
     x = scaling(contexts_of(data))
     network = Softmax(x.shape[1], bias, loss, options, setting.seed)

@@ -1,6 +1,6 @@
-"""The seed paper's learner, and the same without its sampling (arXiv 2408.08470).
+"""The seed paper's learner, and its variant without sampling (arXiv 2408.08470).
 
-`Reinforce` samples one arm an example, as the paper does. `ExactGradient` takes the same gradient in full, which is
+`Reinforce` samples one arm per example, as the paper does. `ExactGradient` computes the full gradient, which is
 possible since every arm's reward is known: dJ/dlogit_a = pi_a (r_a - sum_b pi_b r_b).
 """
 
@@ -16,9 +16,9 @@ from draftpick.policy_training.learners.networks import SoftmaxOptions, fit_soft
 
 @dataclass(frozen=True, slots=True)
 class ExactGradient(Learner):
-    """Maximises the expected reward, less an entropy bonus.
+    """Maximises the expected reward plus an entropy bonus.
 
-    It starts from the arms' mean rewards, so that it leaves the best fixed arm only where the data says so.
+    It starts from the arms' mean rewards, so that it departs from the best fixed arm only on evidence.
     """
 
     on_workers = True
@@ -28,7 +28,7 @@ class ExactGradient(Learner):
 
     def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
         reward = relative_seconds_saved(data.time_s, data.arms.index(setting.default))
-        # The optimum of the regularised objective for a policy that sees no context.
+        # The optimum of the regularised objective for a context-free policy.
         return fit_softmax(data, reward, reward.mean(0) / self.entropy, self.loss, self.options, setting)
 
     def loss(self, logits: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class ExactGradient(Learner):
 
 @dataclass(frozen=True, slots=True)
 class Reinforce(ExactGradient):
-    """The same objective by the gradient of sampled arms, with the batch's mean reward as baseline."""
+    """The same objective with gradients of sampled arms and the batch's mean reward as baseline."""
 
     def loss(self, logits: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         log_pi = logits.log_softmax(1)

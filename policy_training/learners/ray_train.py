@@ -1,9 +1,7 @@
-"""Networks that several workers fit together, on as many machines as there are: Ray Data deals out the rows, Ray Train
-runs the same loop on every worker.
+"""Distributed training of networks: Ray Data distributes the rows, Ray Train runs the same loop on every worker.
 
-Gradients are averaged (gloo), so that a step is the one that a single process would take with all rows. What is trained
-so far lies in checkpoints: a worker that dies is replaced, and a run that was killed goes on when it is run again with
-the same data.
+Gradients are averaged (gloo), so that a step equals that of a single process with all rows. Progress is checkpointed: a
+failed worker is replaced, and a killed run resumes when it is restarted with the same data.
 """
 
 import pickle
@@ -27,24 +25,23 @@ _CHECKPOINTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """`number`: how many, 1 or more; `storage`: a folder or URL that all of them see, for checkpoints."""
+    """`number`: of workers, at least 1; `storage`: a shared folder or URL for checkpoints."""
 
     number: int
     storage: str
 
 
 class Network(Protocol):
-    """What can be fitted so; it is sent to every worker."""
+    """A model that can be fitted on workers; it is sent to each of them."""
 
     def work(self, rows: "torch.Tensor", part: "WorkerShard") -> None:
-        """Fit to a shard of the rows, together with the others; what was learned is what is kept last."""
+        """Fit to a shard of the rows, together with the other workers; the last saved state is the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerShard:
-    """One worker's part, number `rank` of `world`. `rows`: of all of them; `shared` makes a model one whose gradients
-    are averaged.
-    """
+    """One worker's part, number `rank` of `world`. `rows`: total number of rows; `shared` wraps a model for averaged
+    gradients."""
 
     rank: int
     world: int
@@ -52,24 +49,24 @@ class WorkerShard:
     shared: Callable[[Any], Any]
 
     def weight(self, shard: int) -> float:
-        """Of the mean loss of a shard of so many rows: the mean of all shards is then that of all rows."""
+        """Weight of the mean loss of a shard of this size: the mean over shards is then the mean over rows."""
         return shard * self.world / self.rows
 
     def seed(self, *numbers: int) -> None:
-        """Begin random numbers anew: of this worker, and of this moment of the run."""
+        """Seed the random numbers by worker and by position in the run."""
         import torch
 
         torch.manual_seed(int(np.random.SeedSequence((*numbers, self.rank)).generate_state(1)[0]))
 
     def last_state(self) -> dict[str, Any] | None:
-        """What was kept last, of this run or of one that was killed."""
+        """The last saved state, of this run or of a killed one."""
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else _read(checkpoint)
 
     def save_state(self, state: dict[str, Any], done: int, total: int) -> None:
-        """Keep what is trained so far, a few times in all; every worker calls it after every one of `total` rounds."""
+        """Save a checkpoint, a few times per run; every worker calls it after each of `total` rounds."""
         import ray.train
         import torch
 
@@ -83,7 +80,7 @@ class WorkerShard:
             ray.train.report({"done": done, "total": total}, checkpoint=checkpoint)
 
     def gather(self, mine: "torch.Tensor") -> "torch.Tensor":
-        """The rows of all workers, one after the other."""
+        """Concatenate the rows of all workers."""
         import torch
         import torch.distributed
 
@@ -93,13 +90,13 @@ class WorkerShard:
 
 
 def fit_on(workers: Workers, network: Network, rows: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """What `network` learns of rows [n, columns]. Raises what Ray raises when workers die again and again."""
+    """Fit `network` to rows [n, columns] and return its state. Raises Ray's error if workers fail repeatedly."""
     import ray.data
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    told = sha256(rows.tobytes() + pickle.dumps((network, workers.number))).hexdigest()[:16]
+    digest = sha256(rows.tobytes() + pickle.dumps((network, workers.number))).hexdigest()[:16]
     trainer = TorchTrainer(
         _work,
         train_loop_config={"network": network, "rows": len(rows)},
@@ -107,7 +104,7 @@ def fit_on(workers: Workers, network: Network, rows: npt.NDArray[np.float32]) ->
         scaling_config=ray.train.ScalingConfig(num_workers=workers.number),
         torch_config=TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(
-            name=f"fit-{told}",
+            name=f"fit-{digest}",
             storage_path=workers.storage,
             failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -127,7 +124,7 @@ def _read(checkpoint: Any) -> dict[str, Any]:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker runs."""
+    """The training function of each worker."""
     import ray.train
     import torch
     from ray.train.torch import prepare_model

@@ -1,4 +1,4 @@
-"""Linear regression of log tau with a penalty, one model a half that shares what the halves have in common."""
+"""Ridge regression of log tau, one model per sampling mode with a shared part."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from draftpick.policy_training.learners.base import Fit, Learner, LearnerSetting
 
 @dataclass(frozen=True, slots=True)
 class RidgeRegression(Learner):
-    """The penalty is chosen among `penalties` by leaving out each request in turn."""
+    """The penalty is chosen among `penalties` by leave-one-out."""
 
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 

@@ -1,4 +1,4 @@
-"""Cross-entropy to softmax(reward / temperature): a classifier that knows how much each arm is worth."""
+"""Cross-entropy to softmax(reward / temperature): a classifier with graded labels."""
 
 from dataclasses import dataclass, field
 
@@ -13,9 +13,9 @@ from draftpick.policy_training.learners.networks import SoftmaxOptions, fit_soft
 
 @dataclass(frozen=True, slots=True)
 class SoftLabel(Learner):
-    """`temperature` in shares of the default's mean time: arms whose rewards differ by less are alike.
+    """`temperature` relative to the default's mean time: smaller reward differences count as ties.
 
-    What is often a little faster may win over what is seldom much faster: a classifier's price.
+    A weakness of classifiers: a frequent small gain may win over a rare large one.
     """
 
     on_workers = True

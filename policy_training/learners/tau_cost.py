@@ -1,6 +1,6 @@
-"""The default: `KernelRegression` that stays with the best fixed arm where it is not sure enough.
+"""The default: `KernelRegression` that keeps the best fixed arm unless the predicted gain is significant.
 
-Where it is told what drafters were made for, it begins from that.
+With the training domains of drafters it uses them as a prior.
 """
 
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from draftpick.policy_training.learners.training_domains import TrainingDomains
 
 @dataclass(frozen=True, slots=True)
 class TauCost(Learner):
-    """`z` and `switch_cost`: another arm must promise so many deviations, and this share of the time, less."""
+    """`z` and `switch_cost`: minimum predicted gain of another arm, in deviations and as a share of the time."""
 
     z: float = 0.02
     switch_cost: float = 0.0
     model: KernelRegression = field(default_factory=KernelRegression)
 
     def fit(self, data: Matrix, setting: LearnerSetting) -> Fit:
-        usual = data.arms[int(data.time_s.sum(0).argmin())]
-        options: dict[str, Any] = {"default": usual, "z": self.z, "switch_cost": self.switch_cost}
+        best_fixed = data.arms[int(data.time_s.sum(0).argmin())]
+        options: dict[str, Any] = {"default": best_fixed, "z": self.z, "switch_cost": self.switch_cost}
         if not setting.training_domains:
             return regression("kernel", *self.model.regressor(data, setting), data, setting, **options)
         homes = TrainingDomains.fit(data, setting)

@@ -1,7 +1,7 @@
-"""Where drafters are at home: a policy that never saw a kind of request still knows which drafter was made for it.
+"""Training domains of drafters as a prior: for an unseen task, the policy knows which drafter was trained for it.
 
-Of two drafters, the one whose training texts are nearer accepts more. How much more is learned from all arms with a
-home together, so that it holds for a kind of request, and for a drafter, that has not been measured yet.
+Of two drafters, the one with nearer training texts accepts more. How much more is fitted jointly over all arms with a
+training domain, so that it generalises to unmeasured tasks and drafters.
 """
 
 from dataclasses import dataclass
@@ -21,24 +21,24 @@ _PENALTY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingDomains:
-    """`arrays`: those of `draftpick.router.policies.regressors.DomainKernel`; `steps` [n, arms]: what homes say of the
-    data's steps per token, against each other (0 for arms without a home)."""
+    """`arrays`: those of `draftpick.router.policies.regressors.DomainKernel`; `steps` [n, arms]: relative effect of the
+    domains on the data's steps per token (0 for arms without a domain)."""
 
     arrays: dict[str, npt.NDArray[np.float32]]
     steps: Floats
 
     @classmethod
     def fit(cls, data: Matrix, setting: LearnerSetting) -> "TrainingDomains":
-        """Raises `DatasetError` for homes of arms that were not measured, and for less than two."""
+        """Fit; raises `DatasetError` for domains of arms without measurements, and for fewer than two."""
         from sklearn.cluster import KMeans
         from sklearn.linear_model import Ridge
 
         if unknown := sorted(setting.training_domains.keys() - set(data.arms)):
             raise DatasetError(
-                f"a home of {', '.join(unknown)}, which was not measured (measured: {', '.join(data.arms)})"
+                f"training domain of {', '.join(unknown)}, which was not measured (measured: {', '.join(data.arms)})"
             )
         if len(setting.training_domains) < 2:
-            raise DatasetError("a home of one arm alone tells nothing: give those of two or more")
+            raise DatasetError("a training domain of one arm has no effect: give those of two or more")
         scaling, z, log_tau, half = prepared(data)
         centres = min(CENTRES, *map(len, setting.training_domains.values()))
         clusters = (

@@ -1,12 +1,12 @@
-"""Two policies in service at once, as records tell of it: the candidate, drawn with a known share, and the active one.
+"""Paired data of two policies in service, from records: the candidate, drawn with a known share, and the active one.
 
-Whatever the other policy would have done with a request is on record (`Decision.beside`), so every request tells of
-both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time that was to be expected, known before:
+The other policy's probabilities are on record for each request (`Decision.beside`), so every request informs about
+both. With `p = share * pi_candidate + (1 - share) * pi_active` and `h` a time predicted beforehand:
 
     value of a policy on a request = sum_a pi_a h_a + pi_taken / p_taken * (t - h_taken)
 
-is unbiased (doubly robust, with the propensities of both together). Where both give the same, their values are equal
-to the last digit: only what they disagree on is noise.
+is unbiased (doubly robust, with the propensities of the mixture). If both policies agree, their values are exactly
+equal: only disagreements contribute noise.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from draftpick.policy_training.evaluation.ope import doubly_robust
 from draftpick.router.types import Decision, Record
 
 MIN_EARLIER = 100
-"""Earlier requests, for a trial to be compared with what was usual."""
+"""Minimum earlier requests for the baseline of a trial."""
 
 _FAILED = ("engine_error", "timeout", "broken")
 _NOT_THEIRS = ("client_error", "cancelled")
@@ -35,9 +35,9 @@ _MIN_OF_ARM, _MAX_EARLIER, _MAX_BASELINE = 10, 4000, 1000
 class CanaryExperiment:
     """Requests in order of `time` [n], in seconds since the epoch. Durations in seconds, NaN where undefined.
 
-    `share` [n]: the probability that the candidate was drawn, `own` [n]: whether it was. `candidate`, `active`
-    [n, arms]: what either gives the arms; `arm` [n]: which was taken. `expected_s` [n, arms]: TPOT that was to be
-    expected, by what was known before. `failed` [n]: by the engine's fault. Raises ValueError.
+    `share` [n]: the probability that the candidate was drawn, `by_candidate` [n]: whether it was. `candidate`, `active`
+    [n, arms]: probabilities of either; `arm` [n]: the chosen arm. `expected_s` [n, arms]: TPOT predicted beforehand.
+    `failed` [n]: by the engine's fault. Raises ValueError.
     """
 
     time: Floats
@@ -53,19 +53,19 @@ class CanaryExperiment:
 
     def __post_init__(self) -> None:
         if not ((self.share > 0) & (self.share < 1)).all():
-            raise ValueError("a request of a trial has a share of 0 or 1: one policy alone decided it")
+            raise ValueError("a request of a trial has a share of 0 or 1: only one policy could decide it")
         if len({len(x) for x in vars(self).values()}) != 1:
-            raise ValueError("the arrays of a trial must be of one length")
+            raise ValueError("the arrays of a trial must have equal length")
 
     def __len__(self) -> int:
         return len(self.arm)
 
     def head(self, n: int) -> "CanaryExperiment":
-        """Its first n requests."""
+        """The first n requests."""
         return CanaryExperiment(**{name: x[:n] for name, x in vars(self).items() if name in self.__dataclass_fields__})
 
     def swapped(self) -> "CanaryExperiment":
-        """The same, with the roles of the two exchanged."""
+        """The same trial with the roles of the policies exchanged."""
         return replace(
             self, share=1.0 - self.share, by_candidate=~self.by_candidate, candidate=self.active, active=self.candidate
         )
@@ -79,17 +79,17 @@ class CanaryExperiment:
         return ours / p, theirs / p
 
     def excess_rate(self, occurred: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """(x, least) [n]: how much more often it happens to the candidate's requests, and -x at most."""
+        """(x, bound) [n]: the excess rate of an event for the candidate's requests, and the maximum of -x."""
         ours, theirs = self.weights
         return (ours - theirs) * occurred, 1.0 / (1.0 - self.share)
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineStats:
-    """What was usual before a trial. Being known before, it favours nobody.
+    """The baseline before a trial. Since it is known beforehand, it favours neither policy.
 
-    `scale_s`: P99 of TPOT; times beyond count alike, since the tail is looked at apart. `mean`: of TPOT in this unit.
-    `low`, `high`: what may be expected of a request, in this unit. `ttft_p99_s`.
+    `scale_s`: P99 of TPOT; longer times are clipped, since the tail is checked separately. `mean`: of TPOT in this
+    unit. `low`, `high`: range of the predictions, in this unit. `ttft_p99_s`.
     """
 
     scale_s: float
@@ -100,17 +100,17 @@ class BaselineStats:
 
     @classmethod
     def from_earlier(cls, tpot_s: Floats, ttft_s: Floats, expected_s: Floats) -> "BaselineStats":
-        """Of earlier requests [n]. Raises ValueError where no TPOT or no TTFT is known."""
+        """Compute from earlier requests [n]. Raises ValueError if no TPOT or no TTFT is known."""
         if not (np.isfinite(tpot_s).any() and np.isfinite(ttft_s).any()):
-            raise ValueError("no time is known: give earlier finished requests")
+            raise ValueError("no TPOT or TTFT is known: pass earlier finished requests")
         scale_s = float(np.nanquantile(tpot_s, _CLIPPED))
         low, high = np.quantile(np.clip(expected_s / scale_s, 0.0, 1.0), _RANGE)
         mean = float(np.nanmean(np.minimum(tpot_s / scale_s, 1.0)))
         return cls(scale_s, mean, float(low), float(high), float(np.nanquantile(ttft_s, _CLIPPED)))
 
     def savings(self, experiment: CanaryExperiment) -> "PairedSavings":
-        """What the candidate saves. A failed request takes 1: failing is no way to be fast. Requests without a TPOT
-        are left out."""
+        """The candidate's savings. A failed request takes time 1: failing must not look fast. Requests without a TPOT
+        are dropped."""
         known = experiment.failed | np.isfinite(experiment.tpot_s)
         t = np.where(experiment.failed, 1.0, np.minimum(experiment.tpot_s / self.scale_s, 1.0))[known]
         h = np.clip(experiment.expected_s[known] / self.scale_s, self.low, self.high)
@@ -119,7 +119,8 @@ class BaselineStats:
             for pi, w in zip((experiment.candidate, experiment.active), experiment.weights, strict=True)
         )
         share, width = experiment.share[known], self.high - self.low
-        # share * w_candidate + (1 - share) * w_active = 1, so what is saved is a line in one of them, from end to end.
+        # share * w_candidate + (1 - share) * w_active = 1, so the saving is linear in one of them, with extremes at the
+        # ends.
         longest, shortest = 1.0 - self.low, self.high
         least = width + np.maximum(longest / share, shortest / (1.0 - share))
         return PairedSavings(
@@ -128,8 +129,8 @@ class BaselineStats:
 
 
 class PairedSavings(NamedTuple):
-    """Time saved on each request `x` [n], in the unit of `Usual.scale_s`: unbiased, between `-least` and `most`;
-    `of`: what the active policy takes, unbiased too."""
+    """Time saved `per_request` [n], in the unit of `BaselineStats.scale_s`: unbiased, between `-max_below` and
+    `max_above`; `baseline`: time of the active policy, also unbiased."""
 
     per_request: Floats
     max_below: Floats
@@ -139,7 +140,7 @@ class PairedSavings(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExpectedTpot:
-    """TPOT by context and arm, as earlier requests had it: ridge regression. `weights` [d + 1, arms]."""
+    """TPOT by context and arm of earlier requests: ridge regression. `weights` [d + 1, arms]."""
 
     centre: Floats
     scale: Floats
@@ -149,47 +150,47 @@ class ExpectedTpot:
     def fit(
         cls, contexts: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], tpot_s: Floats, arms: int
     ) -> "ExpectedTpot":
-        """Of requests [n]; an arm that was hardly seen is expected to take what all take in the mean."""
+        """Fit to requests [n]; an arm with few requests gets the overall mean."""
         centre, scale = contexts.mean(0).astype(np.float64), contexts.std(0) + 1e-6
-        usual = np.full(arms, tpot_s.mean())
-        return cls(centre, scale, ridge((contexts - centre) / scale, arm, tpot_s, usual, fewest=_MIN_OF_ARM))
+        overall_mean = np.full(arms, tpot_s.mean())
+        return cls(centre, scale, ridge((contexts - centre) / scale, arm, tpot_s, overall_mean, fewest=_MIN_OF_ARM))
 
     def __call__(self, contexts: npt.NDArray[np.float32]) -> Floats:
-        """Seconds [n, arms]; not below 0."""
+        """Predict seconds [n, arms], at least 0."""
         return np.maximum(predict((contexts - self.centre) / self.scale, self.weights), 0.0)
 
 
 def canary_experiment(
     records: Sequence[Record], began: float, candidate: str
 ) -> tuple[CanaryExperiment, BaselineStats] | None:
-    """The trial of a candidate, by its policy's id, that began at a time; `records` in order of time.
+    """The trial of a candidate, by its policy's id, from `began` on; `records` in order of time.
 
-    It is compared with what serves beside it: the active policy, or the engine that serves while that is put aside.
-    None while it has no request, or too few earlier ones are there.
+    The comparison is with the active policy, or with the fallback engine while that is suspended. None without a
+    request of the trial, or with too few earlier ones.
     """
     rows = [r for r in records if r.time > began and _is_in_experiment(r, candidate)]
     if not rows or rows[0].context is None:
         return None
     featurizer = rows[0].context.featurizer
-    rows, seen = (
+    rows, earlier = (
         [r for r in some if r.context is not None and r.context.featurizer == featurizer]
         for some in (rows, [r for r in records if r.time <= began and _is_timed(r)][-_MAX_EARLIER:])
     )
-    usual = [i for i, r in enumerate(seen) if r.decision.reason == "policy"][-_MAX_BASELINE:]
-    if len(usual) < MIN_EARLIER:
+    baseline = [i for i, r in enumerate(earlier) if r.decision.reason == "policy"][-_MAX_BASELINE:]
+    if len(baseline) < MIN_EARLIER:
         return None
-    arms = sorted({arm for r in (*rows, *seen) for arm in r.decision.probabilities})
-    taken, contexts = np.asarray([arms.index(r.decision.arm) for r in seen]), _contexts(seen)
-    tpot_s, ttft_s = _times(seen)
+    arms = sorted({arm for r in (*rows, *earlier) for arm in r.decision.probabilities})
+    taken, contexts = np.asarray([arms.index(r.decision.arm) for r in earlier]), _contexts(earlier)
+    tpot_s, ttft_s = _times(earlier)
     model = ExpectedTpot.fit(contexts, taken, tpot_s, len(arms))
-    expected_s = model(contexts)[np.arange(len(seen)), taken]
+    expected_s = model(contexts)[np.arange(len(earlier)), taken]
     return _build_experiment(rows, candidate, arms, model), BaselineStats.from_earlier(
-        tpot_s[usual], ttft_s[usual], expected_s[usual]
+        tpot_s[baseline], ttft_s[baseline], expected_s[baseline]
     )
 
 
 def _is_in_experiment(record: Record, candidate: str) -> bool:
-    """Whether two in service might have decided a request, it and another, and no client is to blame for the end."""
+    """True if the candidate and another policy could have decided a request, and its end was not the client's fault."""
     made = record.decision
     return (
         made.beside is not None
@@ -202,7 +203,7 @@ def _is_in_experiment(record: Record, candidate: str) -> bool:
 
 
 def _is_timed(record: Record) -> bool:
-    """Whether it says how long an arm took."""
+    """True if the record has an arm's time."""
     known = record.outcome.status == "ok" and record.outcome.tpot_s is not None and record.context is not None
     return known and record.decision.reason in ("policy", "shadow")
 
@@ -226,7 +227,7 @@ def _build_experiment(
 
 
 def _other(decision: Decision) -> dict[str, float]:
-    """What the policy that did not decide would have given the arms."""
+    """Probabilities of the policy that did not decide."""
     return next(iter((decision.beside or {}).values()))
 
 

@@ -1,7 +1,8 @@
-"""Keeps a registry's policies good: retrains when the world changed, and takes candidates step by step to all requests.
+"""Controls the policies of a registry: retrains after a change, and rolls out candidates in steps.
 
-candidate -> shadow -> canary (1, 10, 50 %) -> active -> compared with a holdout of the one before -> alone
-                                                          or refused, or rolled back, at any step
+    candidate -> shadow -> canary (1, 10, 50 %) -> active, with a holdout of the previous policy -> active alone
+
+At any step a candidate may be rejected or rolled back.
 """
 
 import time
@@ -24,10 +25,11 @@ _LOSES = "policy_loses"
 
 @dataclass(frozen=True, slots=True)
 class RolloutConfig:
-    """`stages`: shares of the requests that a candidate decides, one after the other; ascending, above 0 and below 1.
+    """`stages`: canary shares by stage; ascending, in (0, 1).
 
-    `holdout`: the share that the policy before keeps after a promotion, 0: none; `watched`: for so many requests.
-    `fewest_new`: records after an event, and between two trainings. `every_s`: a training is due without any event.
+    `holdout`: share of the previous policy after a promotion, 0: none; `holdout_requests`: number of requests with a
+    holdout. `min_new_records`: records after an event, and between two trainings. `interval_s`: interval of trainings
+    without an event.
     """
 
     stages: Sequence[float] = STAGES
@@ -40,7 +42,7 @@ class RolloutConfig:
 
 @dataclass(slots=True)
 class RolloutController:
-    """One step at a time; all that it knows is in the registry and in the records, so that it may be killed."""
+    """Performs one step at a time; its state is in the registry and the records, so it may be killed."""
 
     store: RecordStore
     registry: Registry
@@ -50,8 +52,8 @@ class RolloutController:
     _trained_at: float | None = None
 
     def step(self) -> None:
-        """Do what is due. Raises `DatasetError`, `PolicyRejected`."""
-        with threadpool_limits(1):  # on matrices this small, threads wait for each other longer than they compute
+        """Perform the next step. Raises `DatasetError`, `PolicyRejected`."""
+        with threadpool_limits(1):  # on such small matrices, thread synchronisation takes longer than the computation
             self._step()
 
     def _step(self) -> None:
@@ -60,14 +62,14 @@ class RolloutController:
         if (candidate is None or candidate.stage == "holdout") and self._routers_report_loss(state):
             return
         if candidate is not None and self._is_outdated(state, candidate):
-            self._reject(candidate, "the world has changed since")
+            self._reject(candidate, "engines or traffic have changed since")
         elif candidate is not None:
             self._evaluate_candidate(state, candidate)
         elif self._is_due(state):
             self.train()
 
     def train(self, on_progress: Callable[[str], None] = lambda what: None) -> RetrainingResult:
-        """Train a candidate now, and gate it."""
+        """Train and gate a candidate now."""
         records = self.store.records()
         self._trained_at = records[-1].time if records else time.time()
         with threadpool_limits(1):
@@ -86,20 +88,20 @@ class RolloutController:
         return self._has_new(max([trained, *calls[-1:]]))
 
     def _is_outdated(self, state: RegistryState, candidate: Candidate) -> bool:
-        """Whether something changed after a candidate was made, or a holdout began, and there is news to learn from."""
+        """True if an event happened after a candidate was created, or a holdout began, and there is new data."""
         made = state.entry(candidate.id).created.timestamp()
         calls = self._calls(candidate.since if candidate.stage == "holdout" else made)
         return bool(calls) and self._has_new(calls[-1])
 
     def _calls(self, since: float) -> list[float]:
-        """When routers last told of something that calls for a training."""
+        """Times of events that call for a training."""
         return [e.time for e in self.store.events(since) if e.kind in RETRAINING_EVENTS]
 
     def _has_new(self, since: float) -> bool:
         return sum(r.decision.reason == "policy" for r in self.store.records(since)) >= self.config.min_new_records
 
     def _evaluate_candidate(self, state: RegistryState, candidate: Candidate) -> None:
-        """Let the candidate go on, wait, or end; or the active policy, by what the one before it still decides."""
+        """Advance, hold, or reject the candidate, or the active policy by its holdout."""
         if candidate.stage == "shadow":
             self.registry.set_canary_share(candidate.id, self.config.stages[0], BY)
             self.notify(f"{candidate.id}: decides {self.config.stages[0]:.0%} of the requests")
@@ -129,7 +131,7 @@ class RolloutController:
     def _evaluate_holdout(
         self, state: RegistryState, found: tuple[CanaryExperiment, BaselineStats] | None, decided: int
     ) -> None:
-        """Roll the active policy back when it does worse than the one before; end the holdout in time."""
+        """Roll back the active policy if it is worse than the previous one; end the holdout in time."""
         active = state.active
         if active is None or state.pinned:
             return
@@ -137,21 +139,21 @@ class RolloutController:
         if step is not None and step.action == "roll_back":
             self._roll_back(active, step.why)
         elif decided >= self.config.holdout_requests:
-            said = f"no harm in {decided} requests"
-            self.registry.end_holdout(BY, said)
-            self.notify(f"{active}: decides alone ({said})")
+            reason = f"no harm in {decided} requests"
+            self.registry.end_holdout(BY, reason)
+            self.notify(f"{active}: decides all requests ({reason})")
 
     def _reject(self, candidate: Candidate, why: str) -> None:
-        """Give up a candidate, or a holdout."""
+        """Reject a candidate, or end a holdout."""
         if candidate.stage == "holdout":
             self.registry.end_holdout(BY, why)
             return
         self.registry.reject(candidate.id, BY, why)
-        self._append_event("candidate_refused", candidate.id, f"refused at {candidate.share:.0%} ({why})")
+        self._append_event("candidate_refused", candidate.id, f"rejected at {candidate.share:.0%} ({why})")
 
     def _routers_report_loss(self, state: RegistryState) -> bool:
-        """Go back to the policy before, when routers found that the one promoted last loses time, and nothing else has
-        changed since: where it has, a new policy is due."""
+        """Return to the previous policy if routers report a loss of the last promoted one, unless something else has
+        changed since: then a new policy is due."""
         promoted = next((c for c in reversed(state.history) if c.action == "promote"), None)
         if state.previous is None or state.pinned or promoted is None or promoted.policy != state.active:
             return False
@@ -167,7 +169,7 @@ class RolloutController:
         self._append_event("policy_rolled_back", id, f"rolled back ({why})")
 
     def _append_event(self, kind: str, id: str, text: str) -> None:
-        """Tell people here, and in the events."""
+        """Notify here, and in the events."""
         self.notify(f"{id}: {text}")
         self.store.append_event(
             Event(time.time(), kind, f"{id}: {text}", policy=self.registry.state().entry(id).policy)
@@ -175,5 +177,5 @@ class RolloutController:
 
 
 def _decided(records: Sequence[Record], since: float) -> int:
-    """Requests that policies decided."""
+    """Number of requests decided by policies."""
     return sum(r.decision.reason == "policy" and r.time > since for r in records)

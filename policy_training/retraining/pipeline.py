@@ -1,4 +1,4 @@
-"""One retraining: records of the router become a candidate, which goes into the registry and, past its gate, on."""
+"""One retraining: from the router's records to a candidate in the registry, and past its gate."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,13 +24,10 @@ from draftpick.policy_training.data.step_costs import ARRAYS, Costs
 from draftpick.policy_training.evaluation.ope import reward_model
 from draftpick.policy_training.learners.base import Learner, LearnerSetting
 from draftpick.policy_training.learners.ray_train import Workers
-from draftpick.policy_training.retraining.generalization_gate import (
-    domains_from_records,
-    domains_from_tasks,
-    leave_domain_out_checks,
-    rewording_checks,
-)
-from draftpick.policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
+from draftpick.policy_training.retraining.gates import OFFLINE, REFIT
+from draftpick.policy_training.retraining.gates.base import Verdict, evaluate, skipped
+from draftpick.policy_training.retraining.gates.generalization import RefitInputs
+from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
 from draftpick.policy_training.train import fitted, train_policy
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.events import Event
@@ -40,22 +37,21 @@ from draftpick.router.registry.registry import Registry
 from draftpick.router.types import Record
 
 RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_loses")
-"""Events after which a policy is trained anew, and judged by what came after them."""
+"""Events that trigger a retraining, evaluated on later records."""
 _EARLIER = 0.6
 _MAX_RECORDS = 20_000
 BY = "retraining"
-_FAILED_BEFORE = dict.fromkeys(("rewording", "left_out_domain"), "the gate had failed before")
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class RetrainingPlan:
-    """How candidates are made. `featurizer`: None: the active policy's, or else the lightest in the records.
+    """Settings of candidates. `featurizer`: None: the active policy's, or the smallest in the records.
 
-    `base`: measured or replayed requests that are learned from beside the records; `reworded`: some of them in other
-    words, to judge by. `prove`: whether records must prove a gain before live traffic does. `workers`: where a network
-    is fitted; those that only judge are fitted in this process. What a step costs on arms of which the records say too
-    little is taken from the active policy.
+    `base`: additional measured or replayed training requests; `reworded`: some of them in other words, for evaluation.
+    `require_significance`: whether records must prove a gain before live traffic. `workers`: where to fit a network;
+    policies for evaluation only are fitted in this process. Step costs of arms with too few records are taken from the
+    active policy.
     """
 
     learner: Learner
@@ -72,7 +68,7 @@ class RetrainingPlan:
 
 @dataclass(frozen=True, slots=True)
 class RetrainingResult:
-    """`candidate` goes to live traffic, `promoted` is the first of its registry, `refused` failed its gate."""
+    """`action`: `candidate` gets live traffic; `promoted` is the first of its registry; `refused` failed its gate."""
 
     action: Literal["candidate", "promoted", "refused"]
     id: str | None
@@ -80,7 +76,7 @@ class RetrainingResult:
 
 
 def changed_since(events: Sequence[Event]) -> dict[str, float]:
-    """When each arm last changed, by what routers told of."""
+    """Time of each arm's last change, from the routers' events."""
     return {event.arm: event.time for event in events if event.kind == "arm_changed" and event.arm is not None}
 
 
@@ -91,10 +87,10 @@ def retrain(
     plan: RetrainingPlan,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> RetrainingResult:
-    """Train on the earlier records, judge by the later ones. Raises `DatasetError`, `PolicyRejected`.
+    """Train on the earlier records, evaluate on the later ones. Raises `DatasetError`, `PolicyRejected`.
 
-    What an arm did before it changed is left out, but what the active policy knows of it is not. `told`: called with
-    what is being done.
+    An arm's records before its last change are dropped, but not the active policy's knowledge of it. `on_progress`:
+    called with the current operation.
     """
     state = registry.state()
     active = read(registry.active_folder()) if state.active else None
@@ -121,14 +117,15 @@ def retrain(
             artefact,
             {"records": len(data.measurements), **span},
         )
-        on_progress("judging by later records")
-        verdict = _gate(read(artefact), active, later, featurizer, plan)
-        unseen, not_made = (
-            _unseen_checks(learned, base, data, setting, plan, on_progress) if verdict.passed else ([], _FAILED_BEFORE)
-        )
-        verdict = verdict.with_checks(unseen)
+        on_progress("evaluating on later records")
+        verdict = evaluate(OFFLINE, _logged_evidence(read(artefact), active, later, featurizer, plan))
+        if verdict.passed:
+            inputs = _refit_inputs(learned, base, data, setting, plan, on_progress)
+            verdict = verdict.joined(evaluate(REFIT, inputs))
+        else:
+            verdict = verdict.joined(skipped(REFIT, "the gate had already failed"))
         reason, counted = _reason(verdict), {"records": len(data.measurements), "dropped": dict(data.dropped)}
-        report = {"reason": reason, "gate": verdict.as_json(), "not_made": not_made, **counted}
+        report = {"reason": reason, "gate": verdict.as_json(), "not_made": dict(verdict.not_made), **counted}
         id = registry.add(artefact, report, BY)
     if not verdict.passed:
         registry.reject(id, BY, reason)
@@ -140,56 +137,53 @@ def retrain(
     return RetrainingResult("candidate", id, report)
 
 
-def _unseen_checks(
+def _refit_inputs(
     learned: Matrix,
     base: Matrix | None,
     data: Dataset,
     setting: LearnerSetting,
     plan: RetrainingPlan,
     on_progress: Callable[[str], None],
-) -> tuple[list[Check], dict[str, str]]:
-    """Checks on requests that training has not seen; and those that were not made, with the reason."""
-
-    def fit(rows: Matrix) -> Policy:
-        return fitted(rows, plan.learner, setting)
-
-    checks, not_made = list[Check](), dict[str, str]()
-    if plan.reworded is None or base is None:
-        not_made["rewording"] = "no data in other words was given, with the same requests in their own (--reworded)"
-    else:
-        on_progress("in other words")
-        other = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)
-        checks.append(rewording_checks(learned, base, other, setting.default, fit))
-    try:
-        domains = (
-            domains_from_tasks(learned, base) if base is not None else domains_from_records(learned, data, setting.seed)
-        )
-        checks.append(leave_domain_out_checks(learned, domains, fit, lambda name: on_progress(f"without {name}")))
-    except DatasetError as error:
-        not_made["left_out_domain"] = str(error)
-    return checks, not_made
+) -> RefitInputs:
+    """What the gates that train again are given."""
+    reworded = None
+    if plan.reworded is not None and base is not None:
+        reworded = matrix(plan.reworded, learned.arms, featurizer=learned.featurizer, costs=setting.costs)
+    return RefitInputs(
+        learned,
+        data,
+        setting.default,
+        lambda rows: fitted(rows, plan.learner, setting),
+        setting.seed,
+        base,
+        reworded,
+        on_progress,
+    )
 
 
 def _reason(verdict: Verdict) -> str:
     failed = [f"{check.name}: {check.why}" for check in verdict.checks if not check.passed]
-    return "; ".join(failed) if failed and not verdict.passed else "the gate is passed"
+    return "; ".join(failed) if failed and not verdict.passed else "the gate passed"
 
 
-def _gate(candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: RetrainingPlan) -> Verdict:
+def _logged_evidence(
+    candidate: Policy, active: Policy | None, later: Dataset, featurizer: str, plan: RetrainingPlan
+) -> LoggedEvidence:
+    """Raises `DatasetError` where no later record judges the candidate."""
     rows = random_arm_rows(later, featurizer)
     if not rows.measurements:
-        raise DatasetError("no later record was drawn by a policy: nothing judges the candidate")
+        raise DatasetError("no later record was drawn by a policy, so the candidate cannot be evaluated")
     arms = list(candidate.arms)
-    seen, contexts = logged_feedback(rows, arms), contexts_of(rows, featurizer)
+    logged, contexts = logged_feedback(rows, arms), contexts_of(rows, featurizer)
     own = _probabilities(candidate, contexts, featurizer, arms)
-    before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[seen.arm]
+    before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[logged.arm]
     times = paired_rows(later, rows, arms)
     slices = [str(active.cluster(stored_context(v, featurizer)) if active else 0) for v in contexts]
-    return evaluate_offline(
-        seen,
+    return LoggedEvidence(
+        logged,
         own,
         before,
-        reward_model(contexts, seen, len(arms)),
+        reward_model(contexts, logged, len(arms)),
         default=arms.index(plan.default),
         slices=slices,
         require_significance=plan.require_significance,
@@ -199,7 +193,7 @@ def _gate(candidate: Policy, active: Policy | None, later: Dataset, featurizer: 
 
 
 def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer: str, arms: Sequence[str]) -> Floats:
-    """What a policy would choose, [n, arms]; 0 for an arm that it does not know."""
+    """Probabilities of a policy [n, arms]; 0 for an arm unknown to it."""
     everywhere, found = np.ones(len(policy.arms), bool), np.zeros((len(contexts), len(arms)))
     rows = [policy.probabilities(stored_context(v, featurizer), everywhere) for v in contexts]
     found[:, [arms.index(arm) for arm in policy.arms]] = np.stack(rows)
@@ -207,25 +201,27 @@ def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer
 
 
 def _costs_of(folder: Path) -> Costs | None:
-    """The costs that a policy was trained with, where its manifest tells them."""
+    """The costs in a policy's manifest, if any."""
     known = artifact.read(folder)[0].get("provenance", {}).get("costs")
     return Costs.from_json(known) if known else None
 
 
 def _costs(data: Dataset, arms: Sequence[str], known: Costs | None) -> Costs:
-    """Costs of the records; of an arm that they say too little of, the known ones, at the speed of this machine."""
-    seen, own = [], []
+    """Costs from the records; for an arm with too few, the known ones, scaled to the speed of this machine."""
+    measured_arms, own = [], []
     for arm in arms:
         try:
             own.append(Costs.fit(data, [arm]))
-            seen.append(arm)
+            measured_arms.append(arm)
         except DatasetError:
             if known is None or arm not in known.arms:
                 raise
     if known is None:
         return Costs.fit(data, arms)
-    measured = dict(zip(seen, own, strict=True))
-    ratios = [measured[arm].step_s[0, 0] / known.select([arm]).step_s[0, 0] for arm in seen if arm in known.arms]
+    measured = dict(zip(measured_arms, own, strict=True))
+    ratios = [
+        measured[arm].step_s[0, 0] / known.select([arm]).step_s[0, 0] for arm in measured_arms if arm in known.arms
+    ]
     speed = float(np.median(ratios)) if ratios else 1.0
     rows = [measured.get(arm) or known.select([arm]).slower(speed) for arm in arms]
     return Costs(tuple(arms), *(np.concatenate([getattr(row, name) for row in rows]) for name in ARRAYS))

@@ -1,4 +1,4 @@
-"""When requests come: at random, in crowds, or as they were recorded."""
+"""Arrival times: random, in bursts, or recorded."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """Flash crowds: once in `every_s` seconds the rate is `times` as high, for `lasts_s` seconds."""
+    """Flash crowds: once per `every_s` seconds the rate is multiplied by `times`, for `lasts_s` seconds."""
 
     every_s: float
     lasts_s: float
@@ -20,13 +20,13 @@ class Bursts:
 
     def __post_init__(self) -> None:
         if not (0 < self.lasts_s < self.every_s and self.times > 0):
-            raise ValueError("a crowd must last less long than the time from one to the next, and its rate be positive")
+            raise ValueError("lasts_s must be shorter than every_s, and times positive")
 
 
 def poisson(n: int, rate: float, rng: np.random.Generator, bursts: Bursts | None = None) -> Floats:
-    """Arrivals [n] in seconds that know nothing of one another, `rate` a second, between the crowds.
+    """Independent arrivals [n] in seconds, at `rate` per second outside the bursts.
 
-    A process of rate 1, whose clock runs as fast as the rate is at the time.
+    A Poisson process of rate 1 in the time scale of the cumulative rate.
     """
     clock = np.cumsum(rng.exponential(1.0, n))
     if bursts is None:
@@ -39,7 +39,7 @@ def poisson(n: int, rate: float, rng: np.random.Generator, bursts: Bursts | None
 
 
 def rotate(requests: Requests, by: int) -> Requests:
-    """The same traffic, begun at request `by`: pauses and neighbours stay, and what came before follows at the end."""
+    """The same traffic, starting at request `by`: intervals and neighbours stay, the beginning follows at the end."""
     n = len(requests)
     rows = np.roll(np.arange(n), -(by % n))
     last = (requests.arrival_s[-1] - requests.arrival_s[0]) / max(n - 1, 1)

@@ -1,8 +1,8 @@
-"""How many replicas of which engine a number of accelerators should run, and whether one engine alone would be better.
+"""Plans the replicas of each engine for a number of accelerators, and compares with the best single engine.
 
-A local search over allocations: it begins with the best single engine and moves accelerators from one engine to
-another, many at first, then fewer, for as long as that pays. All allocations see the same requests (common random
-numbers). What was found is judged on requests that the search has not seen.
+A local search over allocations: it starts from the best single engine and moves accelerators between engines, many at
+first, then fewer, while that improves the objective. All allocations get the same requests (common random numbers). The
+result is evaluated on unseen requests.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,16 +21,16 @@ from draftpick.policy_training.simulator.traffic import Traffic, predicted_tau
 
 OBJECTIVES = ("latency_s/mean", "latency_s/p95", "latency_s/p99", "tpot_s/mean", "tpot_s/p95", "ttft_s/p95")
 WARM_UP = 0.1
-"""Share of the requests that find an empty fleet and do not count."""
+"""Share of warm-up requests, which are not counted."""
 Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanQuestion:
-    """What a fleet is for.
+    """The planning problem.
 
-    `objective`: the figure to make small, one of `OBJECTIVES`. `strategy` and `skill`: of the router. `seeds`: of
-    requests that the search sees; as many others judge what it found, at least `evaluation_seeds`.
+    `objective`: the figure to minimise, one of `OBJECTIVES`. `strategy` and `predictability`: of the router. `seeds`:
+    of the search's requests; the evaluation uses as many others, at least `evaluation_seeds`.
     """
 
     arms: Mapping[str, Arm]
@@ -45,16 +45,15 @@ class PlanQuestion:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"no objective {self.objective!r} (there are: {', '.join(OBJECTIVES)})")
+            raise ValueError(f"unknown objective {self.objective!r} (known: {', '.join(OBJECTIVES)})")
         if not any(arm.accelerators <= self.accelerators for arm in self.arms.values()):
             raise DatasetError(f"{self.accelerators} accelerators are too few for any of these engines")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An allocation, beside the best single engine. Both figures are seconds, `speed` the ratio of the second to the
-    first: above 1, the plan is faster. `better`: whether that is certain; else one engine is the better choice.
-    """
+    """An allocation, and the best single engine. Both figures are seconds, `speed` the ratio of the second to the
+    first: above 1, the plan is faster. `better`: whether that is significant; else one engine is the better choice."""
 
     replicas: dict[str, int]
     single: dict[str, int]
@@ -69,12 +68,12 @@ class Plan:
 
     @property
     def chosen(self) -> dict[str, int]:
-        """What to run."""
+        """The recommended allocation."""
         return self.replicas if self.better else self.single
 
 
 ProgressCallback = Callable[[int, float], None]
-"""Called with the number of allocations tried, and the seconds of the best one."""
+"""Called with (number of allocations tried, seconds of the best one)."""
 
 
 class PlanEvaluator:
@@ -103,17 +102,17 @@ class PlanEvaluator:
         return [figures[self._question.objective] for figures in self.figures(counts)]
 
     def value(self, counts: Counts) -> float:
-        """The objective, the mean over seeds."""
+        """The objective, averaged over seeds."""
         return float(np.mean(self.values(counts)))
 
 
 def plan(question: PlanQuestion, on_progress: ProgressCallback = lambda tried, best: None) -> Plan:
-    """The best allocation that was found, judged on other requests than it was found with."""
+    """The best allocation found, evaluated on other requests than those of the search."""
     names, first = tuple(question.arms), question.first_seed
-    judge = PlanEvaluator(question, range(first, first + question.seeds))
+    evaluator = PlanEvaluator(question, range(first, first + question.seeds))
     singles = list(_singles(question))
-    single = min(singles, key=judge.value)
-    best = _search(question, judge, single, on_progress)
+    single = min(singles, key=evaluator.value)
+    best = _search(question, evaluator, single, on_progress)
     fresh = PlanEvaluator(question, range(first + question.seeds, first + question.seeds + question.evaluation_seeds))
     ours, theirs = fresh.values(best), fresh.values(single)
     speed = interval([b / a for a, b in zip(ours, theirs, strict=True)])
@@ -125,7 +124,7 @@ def plan(question: PlanQuestion, on_progress: ProgressCallback = lambda tried, b
         single_value=interval(theirs),
         speed=speed,
         better=best != single and speed.low > 1.0,
-        tried=len(judge.figures_by_counts),
+        tried=len(evaluator.figures_by_counts),
         figures=intervals(fresh.figures(best)),
         single_figures=intervals(fresh.figures(single)),
     )
@@ -142,12 +141,12 @@ def _singles(question: PlanQuestion) -> Iterator[Counts]:
             yield tuple(count if i == at else 0 for i in range(len(question.arms)))
 
 
-def _search(question: PlanQuestion, judge: PlanEvaluator, start: Counts, on_progress: ProgressCallback) -> Counts:
+def _search(question: PlanQuestion, evaluator: PlanEvaluator, start: Counts, on_progress: ProgressCallback) -> Counts:
     best, step = start, max(question.accelerators // 4, 1)
     while step:
-        better = min(_moves(question, best, step), key=judge.value, default=best)
-        on_progress(len(judge.figures_by_counts), judge.value(best))
-        if judge.value(better) < judge.value(best):
+        better = min(_moves(question, best, step), key=evaluator.value, default=best)
+        on_progress(len(evaluator.figures_by_counts), evaluator.value(best))
+        if evaluator.value(better) < evaluator.value(best):
             best = better
         else:
             step //= 2

@@ -1,4 +1,4 @@
-"""Engines as the simulator sees them: seconds of their steps by load, and whose acceptance lengths they have."""
+"""Engines in the simulator: step times by load, and their column of acceptance lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ PREFILL_TOKENS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One draft length of an engine: `profile` with it, and `column`, the acceptance lengths with it.
+    """One draft length of an engine: its `profile`, and `column`, its acceptance lengths.
 
-    `tau_ratio`: its mean tau over that of the engine's first mode, which is what policies predict.
+    `tau_ratio`: its mean tau relative to the engine's first mode, which policies predict.
     """
 
     profile: Profile
@@ -24,10 +24,10 @@ class Mode:
 class Arm:
     """An engine, of which a fleet may run many replicas.
 
-    `schedule`: the number of the mode at 1, 2, ... running requests, the last one for all above (vLLM's
+    `schedule`: index of the mode at 1, 2, ... running requests, the last one for all above (vLLM's
     `num_speculative_tokens_per_batch_size`). `accelerators` and `price` (per second) are of one replica.
-    `prefill_tokens`: of prompts that one step takes at most (vLLM's `max_num_batched_tokens`). `lock_step`: whether
-    its requests share their steps and prefills, as in vLLM; those of a mock engine do not.
+    `prefill_tokens`: maximum prompt tokens per step (vLLM's `max_num_batched_tokens`). `lock_step`: whether its
+    requests share their steps and prefills, as in vLLM; those of a mock engine do not.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Arm:
 
     @classmethod
     def from_profile(cls, name: str, profile: Profile, column: str | None = None, **more: float) -> "Arm":
-        """An engine of one draft length, whose acceptance lengths have its name."""
+        """Create an engine of one draft length; the column of its acceptance lengths defaults to its name."""
         return cls(name, (Mode(profile, column or name),), **more)  # type: ignore[arg-type]
 
     @property
     def max_running(self) -> int:
-        """Requests that run at once on a replica."""
+        """Maximum concurrent requests of a replica."""
         return self.modes[0].profile.max_running
 
     def mode_at(self, running: int) -> int:
-        """The number of the mode with so many requests running."""
+        """Index of the mode with `running` requests."""
         return self.schedule[min(max(running, 1), len(self.schedule)) - 1]
 
     def prefill_s(self, prompt_tokens: float) -> float:
@@ -58,7 +58,7 @@ class Arm:
         return profile.prefill_s + profile.prefill_s_per_token * prompt_tokens
 
     def step_s(self, running: int, context: float = 0.0, sampled: int = GREEDY) -> float:
-        """Seconds of a step, in steps of the first mode: those of another mode count by the tokens they bring."""
+        """Seconds of a step, in steps of the first mode: those of another mode are converted by their tokens."""
         mode = self.modes[self.mode_at(running)]
         return mode.profile.step(running, context, sampled) / mode.tau_ratio
 
@@ -66,8 +66,8 @@ class Arm:
 class Steps:
     """Seconds of a step by (running, mean context, whether any is sampled), from a table of all batch sizes.
 
-    One sampled request sends the logits of all through the sampler: vLLM's masks of top-p and top-k are of whole
-    batches (`apply_top_k_top_p`).
+    One sampled request sends the logits of all through the sampler: vLLM applies top-p and top-k masks to whole batches
+    (`apply_top_k_top_p`).
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -87,13 +87,13 @@ class Steps:
         return row[at] + share * (row[at + 1] - row[at])
 
     def expected(self, running: int, context: float, share: float) -> float:
-        """Where each of those that run is sampled with this probability."""
+        """Expected seconds if each running request is sampled with this probability."""
         none = (1 - share) ** running
         return none * self(running, context, False) + (1 - none) * self(running, context, True)
 
 
 def _between(grid: Sequence[int], value: float) -> tuple[int, float]:
-    """(index of the point below, share of the way to the next), the last line going on beyond the last point."""
+    """Return (index of the point below, fraction of the way to the next); extrapolates along the last line."""
     at = 0
     while at < len(grid) - 2 and value > grid[at + 1]:
         at += 1

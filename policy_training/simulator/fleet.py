@@ -1,4 +1,4 @@
-"""Replicas of a fleet by load: the least loaded one of an arm is found at once, however many there are."""
+"""Replicas of a fleet by load: finds the least loaded one of an arm in constant time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,25 +22,24 @@ class Fleet:
 
     @classmethod
     def from_counts(cls, arms: Mapping[str, Arm], counts: Mapping[str, int]) -> "Fleet":
-        """The arms of which `counts` wants replicas. Raises `DatasetError`."""
+        """The arms with replicas in `counts`. Raises `DatasetError`."""
         if unknown := [name for name in counts if name not in arms]:
-            raise DatasetError(f"no engine {', '.join(unknown)} (there are: {', '.join(arms)})")
+            raise DatasetError(f"unknown engine {', '.join(unknown)} (known: {', '.join(arms)})")
         wanted = {name: count for name, count in counts.items() if count}
         return cls(tuple(arms[name] for name in wanted), tuple(wanted.values()))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the arms."""
         return tuple(arm.name for arm in self.arms)
 
     @property
     def accelerators(self) -> int:
-        """What all replicas need."""
+        """Accelerators of all replicas."""
         return sum(arm.accelerators * count for arm, count in zip(self.arms, self.replicas, strict=True))
 
 
 class Pools:
-    """The replicas of all arms, each in a bucket of those with as many requests in flight.
+    """The replicas of all arms, in buckets by requests in flight.
 
     `least[arm]`: requests in flight of its least loaded replica.
     """
@@ -56,7 +55,7 @@ class Pools:
         self.least_loaded = [0] * len(fleet.arms)
 
     def lease(self, arm: int) -> Replica:
-        """The least loaded replica of an arm; it has one more request from now on."""
+        """Take the least loaded replica of an arm, adding one request."""
         buckets, load = self._buckets[arm], self.least_loaded[arm]
         chosen = buckets[load].pop()
         if load + 1 == len(buckets):
@@ -67,7 +66,7 @@ class Pools:
         return chosen
 
     def release(self, one: Replica, before: int) -> None:
-        """A replica that had `before` requests has fewer now."""
+        """Move a replica that had `before` requests and has fewer now."""
         buckets = self._buckets[one.number]
         bucket, last = buckets[before], buckets[before][-1]
         bucket[one.place] = last

@@ -1,10 +1,10 @@
-"""One replica of an engine, from event to event: who runs, who waits, and how many steps are done.
+"""One replica of an engine as a discrete-event simulation: running and waiting requests, and their finished steps.
 
-`LockStepReplica` is vLLM's engine core, which takes all its requests through every step together. A request joins at
-the end of the step that runs; the step with its prefill brings the others one step further, too, and takes what the
-prefill takes alone and what the others add to a step, at least a step of them all. So does vLLM, with chunked prefill
-and without, for prompts within `max_num_batched_tokens`. `DisaggregatedReplica` is a mock engine: every request has its
-own timetable, and a prefill slows nobody.
+`LockStepReplica` is vLLM's engine core, with all requests in every step. A request joins at the end of the current
+step; the step with its prefill also advances the others by one step, and takes the time of the prefill alone plus the
+others' addition to a step, at least a step of them all. vLLM does so with chunked prefill and without, for prompts
+within `max_num_batched_tokens`. `DisaggregatedReplica` is a mock engine: every request has its own timetable, and a
+prefill does not slow the others.
 """
 
 import math
@@ -20,7 +20,7 @@ _EPS = 1e-6
 
 
 class RequestLog:
-    """What replicas read of requests, and write about them: when the first token was there, and the last one."""
+    """Request data for the replicas, and their results: times of the first and the last token."""
 
     def __init__(self, requests: Requests) -> None:
         self.prompt_tokens: list[float] = requests.prompt_tokens.tolist()
@@ -32,7 +32,7 @@ class RequestLog:
 
 
 class TaskClass:
-    """What all replicas of an arm share: tables of its modes, and their columns of acceptance lengths."""
+    """Shared by all replicas of an arm: tables of its modes, and their columns of acceptance lengths."""
 
     def __init__(self, number: int, arm: Arm, requests: Requests) -> None:
         self.number, self.arm = number, arm
@@ -42,7 +42,7 @@ class TaskClass:
 
 
 class Replica(ABC):
-    """A replica between events. `next_s`: when the next one is; `in_flight`: requests running and waiting."""
+    """A replica between events. `next_s`: time of the next one; `in_flight`: running and waiting requests."""
 
     __slots__ = (
         "_ahead",
@@ -76,20 +76,20 @@ class Replica(ABC):
 
     @abstractmethod
     def arrive(self, now: float, i: int) -> None:
-        """Request i comes."""
+        """Request i arrives."""
 
     @abstractmethod
     def run(self, now: float) -> list[int]:
-        """What happens at `next_s`; the requests that end."""
+        """Process the event at `next_s`; return the finished requests."""
 
     def _count(self, running: int, seconds: float) -> None:
-        """Account for seconds with so many requests running."""
+        """Account for seconds with `running` requests."""
         if running:
             self.busy_s += seconds
             self.request_s += running * seconds
 
     def _enter(self, i: int) -> float:
-        """Request i runs from now on; the steps that it needs."""
+        """Start request i; return its number of steps."""
         book = self._log
         tokens = book.decode_tokens[i]
         self._context += book.prompt_tokens[i] + tokens / 2
@@ -104,12 +104,12 @@ class Replica(ABC):
         self.in_flight -= 1
 
     def _step(self, running: int) -> float:
-        """Seconds of a step of requests such as those that are running."""
+        """Seconds of a step of the current mix of requests."""
         context = self._context / max(len(self._running), 1)
         return self._task_class.steps[self._mode](running, context, self._sampled > 0)
 
     def _switch(self, running: int) -> None:
-        """Take the draft length for so many requests; what is left of each counts in its new steps."""
+        """Switch to the draft length for `running` requests; remaining steps are converted."""
         mode = self._task_class.arm.mode_at(running)
         if mode == self._mode:
             return
@@ -121,7 +121,7 @@ class Replica(ABC):
 
 
 class LockStepReplica(Replica):
-    """All requests take every step together. `_done`: steps at time `_since`, the last boundary that is known."""
+    """All requests share every step. `_done`: steps at time `_since`, the last known step boundary."""
 
     __slots__ = ()
 
@@ -151,7 +151,7 @@ class LockStepReplica(Replica):
         return ended
 
     def _prefill(self, now: float) -> None:
-        """A step that begins requests, as many as have room in it, and brings the others one step further."""
+        """A step that starts as many requests as fit, and advances the others by one step."""
         arm, waiting, before = self._task_class.arm, self._waiting, len(self._running)
         tokens, joined = 0.0, list[int]()
         while waiting and before + len(joined) < self._task_class.max_running:
@@ -175,7 +175,7 @@ class LockStepReplica(Replica):
     def _plan(self) -> None:
         running = len(self._running)
         if not running:
-            self.next_s, self._context = math.inf, 0.0  # no sum of roundings
+            self.next_s, self._context = math.inf, 0.0  # reset accumulated rounding errors
             return
         self._switch(running)
         self._step_s = self._step(running)
@@ -186,7 +186,7 @@ class LockStepReplica(Replica):
 
 
 class DisaggregatedReplica(Replica):
-    """Every request takes its own steps, as long as the number of requests says; a prefill slows nobody."""
+    """Every request has its own steps, with a duration by the number of requests; a prefill slows no other."""
 
     __slots__ = ("_prefills",)
 
@@ -239,5 +239,5 @@ class DisaggregatedReplica(Replica):
 
 
 def replica(task_class: TaskClass, log: RequestLog) -> Replica:
-    """A replica of an arm, with nothing to do yet."""
+    """Create an idle replica of an arm."""
     return LockStepReplica(task_class, log) if task_class.arm.lock_step else DisaggregatedReplica(task_class, log)

@@ -1,15 +1,15 @@
-"""Who chooses the arm of a request: from what is expected of it, and from the requests in flight on every arm.
+"""Routing strategies: choose a request's arm from its predictions, and from the requests in flight on every arm.
 
-    score_a = wait_a + prefill_a * read_price_a + steps_a * price_a             steps_a = (E[tokens] - 1) / tau_a(x)
+    score_a = wait_a + prefill_a * prefill_weight_a + steps_a * weight_a        steps_a = (E[tokens] - 1) / tau_a(x)
 
-Prices are those of the router's objectives (`router/load/load_model.py`). With B requests at the arm's least loaded
-replica, of a step and of a second of a prefill:
+Weights are those of the router's objectives (`router/load/load_model.py`). With B requests at the arm's least loaded
+replica, for a step and for a second of a prefill:
 
     latency       t(B+1)                              1              the request's own time
-    throughput    t(B+1) + B (t(B+1) - t(B))          B + 1          the time of all that are there
+    throughput    t(B+1) + B (t(B+1) - t(B))          B + 1          the time of all current requests
     cost          price t(B+1) / (B+1) + 0.1 t(B+1)   price + 0.1    its share of a replica
 
-Where a request would have to wait it runs, later, as the last that has room.
+Where a request would have to wait, it runs later, as the last one in a full batch.
 """
 
 from abc import ABC, abstractmethod
@@ -37,11 +37,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def choose(self, i: int, least_loaded: Sequence[int]) -> int:
-        """The arm of request i; `least[arm]`: requests in flight on its least loaded replica."""
+        """The arm of request i; `least_loaded[arm]`: requests in flight on its least loaded replica."""
 
 
 class RoundRobin(Strategy):
-    """The arms in turn, each as often as it has replicas."""
+    """The arms in turn, weighted by replicas."""
 
     def __init__(self, fleet: Fleet) -> None:
         most = max(fleet.replicas)
@@ -55,7 +55,7 @@ class RoundRobin(Strategy):
 
 
 class LeastLoaded(Strategy):
-    """The arm with the least requests in flight on a replica; those that tie in turn."""
+    """The arm with the fewest requests in flight on a replica; ties in turn."""
 
     def choose(self, i: int, least_loaded: Sequence[int]) -> int:
         n = len(least_loaded)
@@ -63,7 +63,7 @@ class LeastLoaded(Strategy):
 
 
 class TextOnly(Strategy):
-    """The arm of the least time were the request alone; what else runs is not seen."""
+    """The arm with the shortest time for the unloaded request; ignores load."""
 
     def __init__(self, costs: "StrategyCosts", tau: Floats, sampled: npt.NDArray[np.bool_]) -> None:
         steps = np.asarray([[row[1] for row in half] for half in costs.step_s])
@@ -75,9 +75,9 @@ class TextOnly(Strategy):
 
 @dataclass(frozen=True, slots=True)
 class StrategyCosts:
-    """What a router knows of its arms. `step_s[half][arm][n]`: of a step with n running, up to what runs at once.
+    """A router's knowledge of its arms. `step_s[sampled][arm][n]`: of a step with n running, up to the maximum.
 
-    `service_s` [arms]: of a usual request on a full replica, by which one that waits foresees when others end.
+    `service_s` [arms]: of a mean request on a full replica, to predict waiting times.
     """
 
     step_s: Sequence[Sequence[Sequence[float]]]
@@ -89,7 +89,7 @@ class StrategyCosts:
 
     @classmethod
     def from_arms(cls, arms: Sequence[Arm], requests: Requests, tau: Floats) -> "StrategyCosts":
-        """Of these arms; `tau` [n, arms]: what is expected of the requests."""
+        """Compute for these arms; `tau` [n, arms]: predicted for the requests."""
         curves = [[_curve(arm, requests.mean_context, half) for arm in arms] for half in (GREEDY, SAMPLED)]
         steps = max(requests.mean_output_tokens - 1, 0.0) * (1 / tau).mean(0)
         profiles = [arm.modes[0].profile for arm in arms]
@@ -103,7 +103,7 @@ class StrategyCosts:
         )
 
     def prices(self, objective: Objective) -> list[list[list[float]]]:
-        """By half, arm and requests that are there before: what a step counts. Raises KeyError."""
+        """Weight of a step, by sampling mode, arm and current requests. Raises KeyError."""
         price_of = _PRICES[objective]
         return [
             [
@@ -119,7 +119,7 @@ _PRICES: Mapping[Objective, Callable[[float, float, int, float], float]] = {
     "throughput": lambda step_s, before_s, there, price: step_s + there * (step_s - before_s),
     "cost": lambda step_s, before_s, there, price: price * step_s / (there + 1) + _OWN_OF_COST * step_s,
 }
-"""Of a step's seconds with one more request and without it, the number of those there, and the price of a replica."""
+"""From a step's seconds with and without one more request, the current requests, and a replica's price."""
 
 
 def _curve(arm: Arm, context: float, sampled: int) -> list[float]:
@@ -127,9 +127,9 @@ def _curve(arm: Arm, context: float, sampled: int) -> list[float]:
 
 
 class Routed(Strategy):
-    """The arm of the least score.
+    """The arm with the lowest score.
 
-    `tau` [n, arms]: acceptance lengths as they are foreseen; `tokens`: expected answer lengths, one for all, or [n].
+    `tau` [n, arms]: predicted acceptance lengths; `tokens`: expected answer lengths, one for all, or [n].
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Routed(Strategy):
         return scores.index(min(scores))
 
     def scores(self, i: int, least_loaded: Sequence[int]) -> list[float]:
-        """Seconds by arm, as the objective counts them."""
+        """Weighted seconds by arm."""
         costs, prices = self._costs, self._prices[self._sampled[i]]
         tokens, prompt, scores = self._tokens[i], self._prompt[i], []
         for arm, tau in enumerate(self._tau[i].tolist()):
@@ -170,13 +170,13 @@ class Routed(Strategy):
 
 
 def strategy(name: str, fleet: Fleet, requests: Requests, tau: Floats) -> Strategy:
-    """The strategy of that name; `tau` [n, columns]: what the policy foresees, in the columns of `made`.
+    """Create a strategy; `tau` [n, columns]: the policy's predictions, in the columns of `requests`.
 
-    `oracle` is `throughput` that knows the acceptance length and the number of tokens of every answer. Raises
-    ValueError for an unknown name.
+    `oracle` is `throughput` with known acceptance length and number of tokens of every answer. Raises ValueError for an
+    unknown name.
     """
     if name not in STRATEGIES:
-        raise ValueError(f"no strategy {name!r} (there are: {', '.join(STRATEGIES)})")
+        raise ValueError(f"unknown strategy {name!r} (known: {', '.join(STRATEGIES)})")
     if name == "round_robin":
         return RoundRobin(fleet)
     if name == "least_loaded":

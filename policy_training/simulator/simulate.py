@@ -1,4 +1,4 @@
-"""A simulation: requests come, a strategy chooses an arm, its least loaded replica takes them, and they end."""
+"""The simulation loop: requests arrive, a strategy chooses an arm, and its least loaded replica serves them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What became of every request: its arm, and when it had its first token and its last one, in seconds.
+    """Results by request: its arm, and the times of its first and last token, in seconds.
 
-    `busy_s` and `request_s` [arms]: seconds in which replicas ran something, and seconds times requests running.
+    `busy_s` and `request_s` [arms]: seconds with a busy replica, and seconds times running requests.
     """
 
     fleet: Fleet
@@ -50,7 +50,7 @@ class Run:
         return np.asarray((self.finish_s - self.first_s) / more)
 
     def figures(self, warm_up: float = 0.0) -> dict[str, float]:
-        """Seconds, tokens a second, utilisation and shares; without the requests that came first, a share of all."""
+        """Seconds, tokens per second, utilisation and shares; without a `warm_up` share of the first requests."""
         kept = slice(round(warm_up * len(self.arm)), None)
         found = {}
         for name in ("latency_s", "ttft_s", "tpot_s"):
@@ -71,7 +71,7 @@ class Run:
 
 
 def simulate(fleet: Fleet, requests: Requests, strategy: Strategy) -> Run:
-    """Run all requests through a fleet. Raises `DatasetError` where an engine's acceptance lengths are unknown."""
+    """Run all requests through a fleet. Raises `DatasetError` if an engine's acceptance lengths are unknown."""
     book = RequestLog(requests)
     pools = Pools(fleet, requests, book)
     events: list[tuple[float, int, Replica]] = []
@@ -102,7 +102,7 @@ def simulate(fleet: Fleet, requests: Requests, strategy: Strategy) -> Run:
 
 
 def _next(events: list[tuple[float, int, Replica]], pools: Pools, ticket: int) -> int:
-    """Let the next event happen, unless it has been overtaken by another one of its replica."""
+    """Process the next event, unless a later event of its replica has superseded it."""
     at, _, replica = heappop(events)
     if replica.next_s != at:
         return ticket
@@ -117,7 +117,7 @@ def _next(events: list[tuple[float, int, Replica]], pools: Pools, ticket: int) -
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean of a figure over seeds, with its 95 % interval by Student's t; without one for a single seed."""
+    """Mean of a figure over seeds, with its 95 % interval by Student's t; without an interval for a single seed."""
     from scipy.stats import t
 
     mean = float(np.mean(values))
@@ -128,6 +128,6 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def intervals(runs: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
-    """Every figure that all of these runs have."""
+    """Intervals of the figures common to all runs."""
     names = [name for name in runs[0] if all(name in one for one in runs)]
     return {name: interval([one[name] for one in runs]) for name in names}

@@ -1,4 +1,4 @@
-"""Traffic to simulate: a specification, a dataset or the router's records, from which every seed draws requests."""
+"""Traffic to simulate: a specification, a dataset or the router's records; every seed draws its own requests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Traffic(Protocol):
-    """Makes the requests of a seed: the same ones for the same seed, whatever fleet they are for."""
+    """Generates the requests of a seed, independent of the fleet."""
 
     def __call__(self, seed: int) -> Requests: ...
 
 
 @dataclass(frozen=True, slots=True)
 class SyntheticTraffic:
-    """`n` requests like those of `rows`, `rate` a second."""
+    """`n` requests like those of `rows`, at `rate` per second."""
 
     rows: Requests
     n: int
@@ -50,7 +50,8 @@ class SyntheticTraffic:
 
 @dataclass(frozen=True, slots=True)
 class RecordedTraffic:
-    """Requests as they came, begun at another one for each seed; `rate`: a second, instead of theirs; at most `n`."""
+    """Recorded requests, starting at another one for each seed; `rate`: per second, instead of the recorded one; at
+    most `n`."""
 
     rows: Requests
     rate: float | None = None
@@ -66,18 +67,16 @@ class RecordedTraffic:
 
 
 class KindSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """One kind of requests."""
+    """One task of requests."""
 
-    share: Positive = Field(1.0, description="of the traffic, against the shares of other kinds")
+    share: Positive = Field(1.0, description="relative share of the traffic")
     prompt_tokens: Positive = 200.0
     output_tokens: Annotated[float, Field(ge=1)] = 200.0
-    sampled: Share = Field(0.5, description="share of its requests with a temperature above 0")
-    tau: dict[str, Annotated[float, Field(ge=1)]] = Field({}, description="mean acceptance length by engine; else 1")
+    sampled: Share = Field(0.5, description="share of requests with a temperature above 0")
+    tau: dict[str, Annotated[float, Field(ge=1)]] = Field({}, description="mean acceptance length by engine; absent: 1")
 
 
 class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Flash crowds."""
-
     every_s: Positive
     lasts_s: Positive
     times: Positive = 3.0
@@ -88,23 +87,23 @@ class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self
 
     def bursts(self) -> Bursts:
-        """The same, for arrivals."""
+        """Convert for arrivals."""
         return Bursts(self.every_s, self.lasts_s, self.times)
 
 
 class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A file that says what requests come: kinds, their lengths, and what every engine accepts of them."""
+    """A traffic specification file: tasks, their lengths, and acceptance lengths by engine."""
 
     kinds: dict[str, KindSpec] = Field(min_length=1)
-    rate: Positive = Field(1.0, description="requests a second")
+    rate: Positive = Field(1.0, description="requests per second")
     spread: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.3, description="deviation of the logarithm of accepted tokens a step, from request to request of a kind"
+        0.3, description="standard deviation of log accepted tokens per step, between requests of a kind"
     )
-    length_spread: Annotated[float, Field(ge=0, le=2)] = Field(0.6, description="the same of lengths")
+    length_spread: Annotated[float, Field(ge=0, le=2)] = Field(0.6, description="standard deviation of log lengths")
     crowds: BurstSpec | None = None
 
     def rows(self, columns: Sequence[str], seed: int = 0) -> Requests:
-        """Requests as this file says, in the shares of their kinds, with acceptance lengths of `columns`."""
+        """Draw requests in the shares of their tasks, with acceptance lengths of `columns`."""
         rng, kinds = np.random.default_rng(seed), tuple(self.kinds)
         shares = np.asarray([one.share for one in self.kinds.values()])
         kind = rng.choice(len(kinds), _ROWS, p=shares / shares.sum())
@@ -131,13 +130,13 @@ def _around_1(rng: np.random.Generator, spread: float, shape: tuple[int, ...]) -
 
 
 def read_spec(name: str) -> TrafficSpec:
-    """The specification in a YAML file, or the one that ships under a name. Raises `DatasetError`."""
+    """Read the specification in a YAML file, or a shipped one by name. Raises `DatasetError`."""
     file = _FOLDER / f"{name}.yaml"
     if not file.is_file():
         file = Path(name)
     if not file.is_file():
         shipped = ", ".join(sorted(one.stem for one in _FOLDER.glob("*.yaml")))
-        raise DatasetError(f"{name} is no file, and none that ships ({shipped})")
+        raise DatasetError(f"{name} is neither a file nor a shipped specification ({shipped})")
     try:
         return TrafficSpec.model_validate(yaml.safe_load(file.read_text()))
     except (pydantic.ValidationError, yaml.YAMLError) as error:
@@ -145,21 +144,21 @@ def read_spec(name: str) -> TrafficSpec:
 
 
 def dataset_traffic(data: Dataset, profiles: Mapping[str, Profile]) -> Requests:
-    """Requests that were measured, or replayed, under all of these engines. Raises `DatasetError`."""
+    """Requests measured or replayed under all of these engines. Raises `DatasetError`."""
     return Requests.from_matrix(matrix(data, list(profiles), costs=_costs(profiles)))
 
 
 def records_traffic(data: Dataset, profiles: Mapping[str, Profile], prior: Policy | None = None) -> Requests:
-    """The router's requests as they came; what an engine would have accepted that had none of them is imputed.
+    """The router's recorded requests; missing acceptance lengths of engines are imputed.
 
-    With `prior`, a policy that predicts it, an engine may be unseen. Raises `DatasetError`.
+    With `prior`, a policy that predicts them, an engine may be unobserved. Raises `DatasetError`.
     """
     featurizer = prior.featurizer if prior is not None and prior.featurizer else smallest_featurizer(data)
     made = impute_missing_arms(data, list(profiles), featurizer, _costs(profiles), prior)
     began = {m.prompt_id: m.time - (m.outcome.e2e_s or 0.0) for m in data.measurements if m.propensity is not None}
     kept = [i for i, prompt_id in enumerate(made.prompt_ids) if prompt_id in began]
     if not kept:
-        raise DatasetError("there is no record of a request that a policy sent")
+        raise DatasetError("no record of a request that a policy routed")
     at_s = np.asarray([began[made.prompt_ids[i]] for i in kept])
     order = np.argsort(at_s)
     rows = Requests.from_matrix(made).select_rows(np.asarray(kept)[order])
@@ -167,17 +166,17 @@ def records_traffic(data: Dataset, profiles: Mapping[str, Profile], prior: Polic
 
 
 def _costs(profiles: Mapping[str, Profile]) -> Costs:
-    """Of one request alone, as other parts of this package want them."""
+    """Costs of one unloaded request."""
     step_s = np.asarray([[p.step(1, 0.0, half) for half in (GREEDY, SAMPLED)] for p in profiles.values()])
     start_s = np.asarray([p.prefill_s for p in profiles.values()])
     return Costs(tuple(profiles), step_s, start_s, np.asarray([p.prefill_s_per_token for p in profiles.values()]))
 
 
 def predicted_tau(tau: Floats, predictability: float, seed: int) -> Floats:
-    """What a policy of that skill foresees of acceptance lengths `tau` [n, columns].
+    """Simulated predictions of acceptance lengths `tau` [n, columns].
 
-    `skill`: the share of the variance of log tau that it explains: at 0 it knows every drafter's mean alone, at 1 all.
-    As of a good regression, what it foresees is the mean of what comes.
+    `predictability`: share of the variance of log tau that a policy explains: at 0 only every drafter's mean, at 1
+    everything. As for a calibrated regression, the prediction is the mean of the outcome.
     """
     log, rng = np.log(tau), np.random.default_rng(seed)
     middle, deviation = log.mean(0), log.std(0)

@@ -1,4 +1,4 @@
-"""Prompts to train and judge policies on: generated from a seed, or read from a file."""
+"""Prompts for training and evaluating policies: generated from a seed, or read from a file."""
 
 from draftpick.policy_training.workloads.jsonl import read_jsonl
 from draftpick.policy_training.workloads.prompts import KINDS, SAMPLED_TEMPERATURE, Prompt, generate, interleaved

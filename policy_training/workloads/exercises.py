@@ -1,4 +1,4 @@
-"""Reference solutions of the exercises in data/code.yaml, and the examples that they compute."""
+"""Reference solutions of the exercises in data/code.yaml, and the examples computed from them."""
 
 import re
 import string
@@ -14,7 +14,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "first letter": lambda word: word[0],
     "last letter": lambda word: word[-1],
 }
-# Each takes what was drawn for the exercise, then the arguments of one call.
+# Each takes the variables drawn for the exercise, then the arguments of one call.
 _SOLUTIONS: dict[str, Callable[..., object]] = {
     "count_multiples": lambda p, xs: sum(x % p.k == 0 and x > p.limit for x in xs),
     "sum_of_powers": lambda p, xs: sum(x**p.power for x in xs if x % 2 == (p.parity == "odd")),
@@ -53,13 +53,13 @@ def _digits(number: int, base: int) -> str:
 
 
 def examples(task: Mapping[str, Any]) -> str:
-    """One call with its result for each input of an exercise, as a doctest shows them."""
+    """Return one call with its result per input of an exercise, as a doctest."""
     name, solve = task["signature"].partition("(")[0], _SOLUTIONS[task["solve"]]
     drawn = SimpleNamespace(**task)
     return "\n".join(f">>> {name}({', '.join(map(repr, given))})\n{solve(drawn, *given)!r}" for given in task["inputs"])
 
 
 def stub(task: Mapping[str, Any], examples: str) -> str:
-    """The exercise as code with a docstring and no body."""
+    """Return the exercise as code with a docstring and no body."""
     body = "\n".join((*textwrap.wrap(task["doc"], 100), "", examples))
     return f'def {task["signature"]}:\n    """{textwrap.indent(body, "    ").lstrip()}\n    """'

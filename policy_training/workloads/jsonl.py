@@ -1,4 +1,4 @@
-"""Prompts read from a file of one JSON object a line, plain or gzipped; a wrong line is named in the error."""
+"""Reads prompts from a file of one JSON object per line, plain or gzipped; errors name the line."""
 
 import gzip
 import json
@@ -16,9 +16,9 @@ UNLABELLED = "other"
 def read_jsonl(path: Path, *, temperature: float = 0.0, max_tokens: int = 128) -> list[Prompt]:
     """Read `prompt` (or `text`) and optional `id`, `kind` (or `domain`), `temperature`, `max_tokens` of every line.
 
-    Blank lines are skipped, other fields ignored, null is as good as absent. Without a kind it is "other", without an
-    id "<kind>-<line number>", without a temperature or a number of tokens what the arguments say. Raises ValueError
-    with file, line and what is wrong; OSError if it cannot be opened.
+    Blank lines are skipped, other fields ignored, null counts as absent. The default kind is "other", the default id
+    "<kind>-<line number>"; temperature and number of tokens default to the arguments. Raises ValueError with file, line
+    and problem; OSError if the file is not readable.
     """
     absent = {"temperature": temperature, "max_tokens": max_tokens}
     return [_prompt(path, number, line, absent) for number, line in _lines(path) if line.strip()]
@@ -36,7 +36,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _prompt(path: Path, number: int, line: bytes, absent: dict[str, Any]) -> Prompt:
-    """Parse one line; say where it stands if it is wrong."""
+    """Parse one line. Raises ValueError with the file and the line number."""
     try:
         fields = _fields(line)
         kind = _text(fields, "kind", "domain") or UNLABELLED
@@ -52,7 +52,7 @@ def _prompt(path: Path, number: int, line: bytes, absent: dict[str, Any]) -> Pro
 
 
 def _fields(line: bytes) -> dict[str, Any]:
-    """The fields of one line that are not null."""
+    """Return the fields of one line that are not null."""
     fields = json.loads(line.decode("utf-8-sig"))
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
@@ -60,18 +60,17 @@ def _fields(line: bytes) -> dict[str, Any]:
 
 
 def _text(fields: dict[str, Any], *names: str) -> str | None:
-    """The first of the named fields that is there; it must be a string with something in it."""
+    """Return the first present of the named fields; it must be a string that is not empty."""
     name = next((n for n in names if n in fields), None)
     if name is None:
         return None
     value = fields[name]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"'{name}' must be a string that is not empty, found {value!r}")
+        raise ValueError(f"'{name}' must be a non-empty string, found {value!r}")
     return value
 
 
 def _required(fields: dict[str, Any]) -> str:
-    """The prompt's text."""
     text = _text(fields, "prompt", "text")
     if text is None:
         raise ValueError(f"'prompt' (or 'text') is missing; fields found: {', '.join(fields) or 'none'}")
@@ -79,20 +78,20 @@ def _required(fields: dict[str, Any]) -> str:
 
 
 def _id(fields: dict[str, Any]) -> str | None:
-    """The id, where a whole number is taken as its digits."""
+    """Return the id; an integer is converted to its digits."""
     value = fields.get("id")
     return str(value) if type(value) is int else _text(fields, "id")
 
 
 def _temperature(value: Any) -> float:
-    """A finite number, 0 or more."""
+    """Check for a finite number, 0 or more."""
     if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
         raise ValueError(f"'temperature' must be a number, 0 or more, found {value!r}")
     return float(value)
 
 
 def _max_tokens(value: Any) -> int:
-    """A whole number, 1 or more."""
+    """Check for an integer, 1 or more."""
     if type(value) is not int or value < 1:
-        raise ValueError(f"'max_tokens' must be a whole number, 1 or more, found {value!r}")
+        raise ValueError(f"'max_tokens' must be an integer, 1 or more, found {value!r}")
     return value

@@ -1,6 +1,6 @@
-"""Real code and prose that every Python installation has: functions and documentation of the standard library.
+"""Real code and prose of every Python installation: functions and documentation of the standard library.
 
-Which texts these are depends on the Python version, and on nothing else.
+The texts depend on the Python version only.
 """
 
 import ast
@@ -35,20 +35,20 @@ class Function:
 
     @property
     def is_special(self) -> bool:
-        """Python itself calls it, by a name such as `__init__`."""
+        """True for names such as `__init__`, which Python itself calls."""
         return self.name.startswith("__")
 
 
 @functools.cache
 def functions() -> tuple[Function, ...]:
-    """All functions and methods of data/library.yaml's modules, if 4 to 40 lines and 150 to 1,400 characters long."""
+    """All functions and methods of data/library.yaml's modules, 4 to 40 lines and 150 to 1,400 characters long."""
     found = (function for module in read("library")["modules"] for function in _contents(module)[0])
     return tuple({f.source: f for f in found if _is_readable(f)}.values())
 
 
 @functools.cache
 def documents() -> tuple[tuple[str, ...], ...]:
-    """Documents as sentences, each with the space or blank line that follows it, markup and code removed."""
+    """Documents as sentences, each with the following space or blank line, markup and code removed."""
     from pydoc_data.topics import topics
 
     texts = [text for _, text in sorted(topics.items())]
@@ -57,7 +57,7 @@ def documents() -> tuple[tuple[str, ...], ...]:
 
 
 def passage(rng: Random, min_words: int, max_words: int) -> str:
-    """Successive sentences of one document; `max_words` must be 60 or more above `min_words`."""
+    """Return consecutive sentences of one document; `max_words` must be at least `min_words` + 60."""
     wanted = rng.randint(min_words, max_words - _MAX_SENTENCE_WORDS)
     while True:
         document, start = rng.choice(_starts())
@@ -66,7 +66,7 @@ def passage(rng: Random, min_words: int, max_words: int) -> str:
 
 
 def misspelt(rng: Random, text: str) -> str:
-    """The text with two neighbouring letters swapped inside three to six of its words."""
+    """Return the text with two adjacent letters swapped inside three to six of its words."""
     places = [m.start() + rng.randint(1, len(m[0]) - 3) for m in re.finditer(r"\b[a-z]{5,}\b", text)]
     places = [i for i in places if text[i] != text[i + 1]]
     for i in rng.sample(places, min(len(places), rng.randint(3, 6))):
@@ -75,19 +75,19 @@ def misspelt(rng: Random, text: str) -> str:
 
 
 def frequent_words(text: str) -> list[str]:
-    """The five longer words that the text uses most."""
+    """Return the five most frequent long words of the text."""
     words = re.findall(r"\b[a-z]{5,}\b", text)
     return sorted(dict.fromkeys(words), key=words.count, reverse=True)[:5]
 
 
 @functools.cache
 def _starts() -> tuple[tuple[tuple[str, ...], int], ...]:
-    """Every document and place in it where a passage may begin."""
+    """Every document and start of a passage in it."""
     return tuple((document, i) for document in documents() for i in range(len(document)))
 
 
 def _take(sentences: tuple[str, ...], wanted: int) -> str:
-    """The first sentences that have `wanted` words together; nothing if they all have fewer."""
+    """Return the first sentences with `wanted` words in total; "" if there are fewer."""
     words = 0
     for end, sentence in enumerate(sentences, start=1):
         words += len(sentence.split())
@@ -98,14 +98,14 @@ def _take(sentences: tuple[str, ...], wanted: int) -> str:
 
 @functools.cache
 def _contents(module: str) -> tuple[tuple[Function, ...], tuple[str, ...]]:
-    """Functions and docstrings of a module, read in one go since syntax trees are too large to keep."""
+    """Functions and docstrings of a module, read together since syntax trees are too large to keep."""
     source = inspect.getsource(importlib.import_module(module))
     tree, lines = ast.parse(source), source.splitlines()
     return tuple(_function(module, node, lines) for node in _definitions(tree)), tuple(_docstrings(tree))
 
 
 def _definitions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    """Functions at the top of a module and methods of the classes there."""
+    """Yield functions at the top of a module and methods of its classes."""
     for node in tree.body:
         inside = node.body if isinstance(node, ast.ClassDef) else [node]
         yield from (n for n in inside if isinstance(n, ast.FunctionDef))
@@ -122,40 +122,40 @@ def _function(module: str, node: ast.FunctionDef, lines: list[str]) -> Function:
 
 
 def _is_readable(function: Function) -> bool:
-    """Long enough to be worth a question, short enough for a small model, and plain text."""
+    """True for plain text of a length suitable for a small model."""
     source = function.source
     return 150 <= len(source) <= 1400 and 4 <= source.count("\n") + 1 <= 40 and source.isascii() and "```" not in source
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
-    """Docstrings of a module, its classes and its functions."""
+    """Yield docstrings of a module, its classes and its functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             yield ast.get_docstring(node) or ""
 
 
 def _sentences(text: str) -> tuple[str, ...]:
-    """Prose of a document, one sentence an item; a paragraph with an endless sentence is dropped."""
+    """Sentences of a document's prose; a paragraph with an endless sentence is dropped."""
     paragraphs = (_unwrap(block) for block in re.split(r"\n\s*\n", text))
     return tuple(s for p in paragraphs if _is_prose(p) for s in _spaced(_SENTENCE_END.split(p)))
 
 
 def _spaced(sentences: list[str]) -> Iterator[str]:
-    """A paragraph's sentences with what follows each; nothing if one is endless."""
+    """Yield a paragraph's sentences with the following space; nothing if one is endless."""
     if max(len(s.split()) for s in sentences) <= _MAX_SENTENCE_WORDS:
         yield from (s + " " for s in sentences[:-1])
         yield sentences[-1] + "\n\n"
 
 
 def _unwrap(block: str) -> str:
-    """One paragraph on one line, without the term it defines, list marks and inline markup."""
+    """One paragraph on one line, without the defined term, list marks and inline markup."""
     block = _LIST_MARK.sub("", _TERM.sub("", block))
     block = re.sub(r"(?<=[a-z])-\n\s*(?=[a-z])", "-", block)
     return _FOOTNOTE.sub("", _MARKUP.sub(r"\2", " ".join(block.split())))
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Tell written sentences from code, grammar, tables, headings and notes on versions."""
+    """Distinguish written sentences from code, grammar, tables, headings and notes on versions."""
     letters = sum(c.isalpha() or c == " " for c in paragraph)
     return (
         len(paragraph.split()) >= 8

@@ -1,4 +1,4 @@
-"""Prompts generated from a seed: several kinds evenly mixed, no text twice.
+"""Prompts generated from a seed: several kinds evenly mixed, no duplicate text.
 
 To add a kind: write `data/<kind>.yaml` with an entry `prompt` (see templates.py) and add its name to `KINDS`.
 """
@@ -13,8 +13,8 @@ from draftpick.policy_training.workloads.templates import Templates
 
 KINDS: tuple[str, ...] = ("math", "code", "edit", "summary", "chat", "json")
 SAMPLED_TEMPERATURE = 0.7
-_TRIES = 1000  # repeats in a row after which a kind counts as exhausted
-_IDS_PER_SEED = 1_000_000  # the number in an id counts from seed times this, so that ids of two seeds differ
+_TRIES = 1000  # consecutive repeats after which a kind counts as exhausted
+_IDS_PER_SEED = 1_000_000  # ids count from seed times this, so that ids of two seeds differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ def generate(
     sampled_share: float = 0.0,
     max_tokens: int = 128,
 ) -> list[Prompt]:
-    """Return `n` distinct prompts in an order shuffled by `seed`; numbers of two kinds differ by one at most.
+    """Return `n` distinct prompts in an order shuffled by `seed`; counts of two kinds differ by at most one.
 
-    `sampled_share` of them (0 to 1, rounded to whole prompts) get temperature 0.7, the rest 0. Same arguments and
-    same Python version, same prompts. Raises ValueError on wrong arguments and when a kind runs out of texts.
+    `sampled_share` of them (0 to 1, rounded to whole prompts) get temperature 0.7, the rest 0. Same arguments and same
+    Python version, same prompts. Raises ValueError on wrong arguments and when a kind runs out of texts.
 
-    Two seeds share next to no prompt, but they draw on the same standard library: a function or a passage of one seed
-    may stand in a prompt of another, with another request or cut elsewhere (most passages of "summary" do).
+    Two seeds share almost no prompt, but both use the same standard library: a function or a passage of one seed may
+    occur in a prompt of another, with another request or cut elsewhere (most passages of "summary" do).
     """
     kinds = tuple(dict.fromkeys(kinds))
     _check(n, kinds, sampled_share, max_tokens)
@@ -60,7 +60,7 @@ def generate(
 
 
 def interleaved(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts in rounds of all kinds, so that any beginning of the list is balanced."""
+    """Interleave the prompts by kind, so that every prefix of the list is balanced."""
     by_kind: dict[str, list[Prompt]] = {kind: [] for kind in sorted({p.kind for p in prompts})}
     for prompt in prompts:
         by_kind[prompt.kind].append(prompt)
@@ -68,28 +68,28 @@ def interleaved(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _check(n: int, kinds: tuple[str, ...], sampled_share: float, max_tokens: int) -> None:
-    """Raise ValueError on the first argument of `generate` that is wrong."""
+    """Raise ValueError for the first wrong argument of `generate`."""
     if not 0 <= n <= _IDS_PER_SEED:
-        raise ValueError(f"n is {n}; it must be from 0 to {_IDS_PER_SEED}")
+        raise ValueError(f"n is {n}; it must be in [0, {_IDS_PER_SEED}]")
     if not kinds:
-        raise ValueError(f"no kind of prompt; choose from {', '.join(KINDS)}")
+        raise ValueError(f"kinds is empty; choose from {', '.join(KINDS)}")
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(_unknown(kind))
     if not 0 <= sampled_share <= 1:
-        raise ValueError(f"sampled_share is {sampled_share}; it must be from 0 to 1")
+        raise ValueError(f"sampled_share is {sampled_share}; it must be in [0, 1]")
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be 1 or more")
 
 
 def _unknown(kind: str) -> str:
-    """What to tell whoever asked for a kind that does not exist."""
+    """The error text for an unknown kind."""
     nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.0)
-    return f"unknown kind of prompt {kind!r}; kinds are {', '.join(KINDS)}; did you mean {nearest[0]!r}?"
+    return f"unknown kind of prompt {kind!r}; known: {', '.join(KINDS)}; did you mean {nearest[0]!r}?"
 
 
 def _shares(n: int, parts: int) -> list[int]:
-    """Split `n` into `parts` whole numbers that differ by one at most."""
+    """Split `n` into `parts` integers that differ by at most one."""
     return [n // parts + (i < n % parts) for i in range(parts)]
 
 
@@ -99,6 +99,6 @@ def _texts(kind: str, count: int, seed: int, seen: set[str]) -> Iterator[str]:
     for done in range(count):
         text = next((t for t in (templates.prompt() for _ in range(_TRIES)) if t not in seen), None)
         if text is None:
-            raise ValueError(f"kind {kind!r} has no more than about {done} distinct prompts; {count} were asked for")
+            raise ValueError(f"kind {kind!r} has only about {done} distinct prompts; {count} were requested")
         seen.add(text)
         yield text

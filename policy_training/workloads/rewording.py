@@ -1,4 +1,4 @@
-"""The same task in other words: what a router must not be fooled by."""
+"""Rewords prompts without changing the task, to test the robustness of a router."""
 
 import functools
 import re
@@ -14,14 +14,14 @@ _MAX_SYNONYMS = 3
 
 
 def synonyms() -> dict[str, str]:
-    """The words that a rewording replaces, and by what."""
+    """Replacements by word."""
     return dict(read("rewording")["synonyms"])
 
 
 def reword(prompt: Prompt, seed: int, words: Mapping[str, str] | None = None) -> Prompt:
-    """The prompt in another frame and with other `words` (`synonyms()`); its id stays, since the task does.
+    """Return the prompt in another frame and with other `words` (`synonyms()`); its id stays, since the task does.
 
-    Quoted code is left as it is. The same arguments give the same text.
+    Quoted code is unchanged. Deterministic.
     """
     rng, replacements = Random(f"{seed} {prompt.id}"), synonyms() if words is None else words
     pieces, left = _FENCE.split(prompt.text), [_MAX_SYNONYMS]
@@ -32,12 +32,12 @@ def reword(prompt: Prompt, seed: int, words: Mapping[str, str] | None = None) ->
 
 @functools.cache
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches these words outside names and quotes."""
+    """Match these words outside names and quotes."""
     return re.compile(rf"(?<![\w`\"'])({'|'.join(map(re.escape, words))})(?![\w`\"'(])", re.IGNORECASE)
 
 
 def _other_words(text: str, pattern: re.Pattern[str], replacements: Mapping[str, str], left: list[int]) -> str:
-    """The first few words that have a replacement, by it; `left` counts down."""
+    """Replace the first few words that have a replacement; `left` counts down."""
 
     def other(match: re.Match[str]) -> str:
         if left[0] == 0:

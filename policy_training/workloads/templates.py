@@ -1,9 +1,9 @@
 """Prompts drawn from the templates in `data/`.
 
 An entry is a Jinja template, or a mapping. A mapping's `draw` names variables, each a Jinja expression; its other
-fields are templates that may use them. All are evaluated in the order in which they stand, and so draw their numbers.
-A mapping with a `text` gives that text, any other gives its variables and fields. What an entry may use: the lists and
-entries of its file and of vocabulary.yaml, the variables of whoever draws it, and the functions in `Templates`.
+fields are templates that may use them. All are evaluated in order, and so draw their numbers. A mapping with a `text`
+gives that text, any other gives its variables and fields. An entry may use: the lists and entries of its file and of
+vocabulary.yaml, the variables of its caller, and the functions in `Templates`.
 """
 
 import functools
@@ -26,7 +26,7 @@ Entry = str | Mapping[str, Any]
 
 
 class Templates:
-    """The templates of one kind, filled with what `rng` draws."""
+    """The templates of one kind, filled with draws of `rng`."""
 
     def __init__(self, kind: str, rng: Random) -> None:
         self._rng = rng
@@ -56,13 +56,13 @@ class Templates:
         return [_filled(entry, context.get_all()) for _ in range(count)]
 
     def _numbers(self, low: int = -20, high: int = 60, count: int | None = None) -> list[int]:
-        """Draw whole numbers, both bounds included; four to eight unless told otherwise."""
+        """Draw integers, both bounds included; four to eight by default."""
         count = self._rng.randint(4, 8) if count is None else count
         return [self._rng.randint(low, high) for _ in range(count)]
 
 
 def _filled(entry: Entry, scope: Mapping[str, Any]) -> Any:
-    """The text of an entry, or its variables and fields."""
+    """Return the text of an entry, or its variables and fields."""
     if isinstance(entry, str):
         return _template(entry).render(scope)
     own: dict[str, Any] = {}

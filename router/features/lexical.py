@@ -5,6 +5,8 @@ import math
 import re
 import string
 from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -18,20 +20,6 @@ _MAX_WORDS = 400
 
 _CODE_MARKS, _DIGITS = b"{}()[];=<>_`", string.digits.encode()
 
-_ASKS = {
-    "asks_edit": (
-        *("change", "replace", "rename", "fix", "correct", "edit", "rewrite", "convert", "repeat", "add", "remove"),
-        *("delete", "insert", "keep", "refactor", "modify", "substitute", "reproduce", "update", "turn"),
-    ),
-    "asks_whole": ("full", "whole", "entire", "complete", "everything else", "nothing else", "unchanged"),
-    "asks_new": (
-        *("write", "implement", "create", "compose", "finish", "fill in", "explain", "summarise", "summarize"),
-        "describe",
-    ),
-    "asks_json": ("json", "schema", "yaml", "yml", "csv", "xml", "key-value", "table"),
-}
-"""What the instruction says: an edit, all of a text again, a new text, a form to fill. Words, or two in a row."""
-_PHRASES = tuple((name, f" {one} ") for name, wanted in _ASKS.items() for one in wanted if " " in one)
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 _DIGIT = re.compile(r"\d")
@@ -85,18 +73,68 @@ def _repetition(request: Request) -> float:
     return 1 - len(set(itertools.pairwise(words))) / pairs if pairs > 0 else 0.0
 
 
-_FEATURES: dict[str, Callable[[Request], float]] = {
-    "temperature": _temperature,
-    "log_max_tokens": _log_max_tokens,
-    "log_chars": _log_chars,
-    "log_turns": _log_turns,
-    "code_share": _code_share,
-    "digit_share": _digit_share,
-    "non_ascii_share": _non_ascii_share,
-    "repetition": _repetition,
-}
-FEATURES = (*_FEATURES, *_ASKS)
-"""Names of the lexical features, in their order; they are the end of every context."""
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One number of a request, roughly in [0, 2].
+
+    `function` reads it of the request; any of `words`, or of two in a row, at the beginning or the end of the request
+    makes it 1. `labels`: what a low and a high value mean to people (empty: nothing). `weight`: in the distances of
+    learners: what is asked tells more of a request than how its text looks.
+    """
+
+    name: str
+    function: Callable[[Request], float] | None = None
+    words: tuple[str, ...] = ()
+    labels: tuple[str, str] = ("", "")
+    weight: float = 1.0
+
+
+TABLE = (
+    Feature("temperature", _temperature, labels=("greedy", "sampled")),
+    Feature("log_max_tokens", _log_max_tokens, labels=("short answers", "long answers")),
+    Feature("log_chars", _log_chars, labels=("short prompt", "long prompt")),
+    Feature("log_turns", _log_turns, labels=("", "many turns")),
+    Feature("code_share", _code_share, labels=("", "code"), weight=0.5),
+    Feature("digit_share", _digit_share, labels=("", "numbers"), weight=0.5),
+    Feature("non_ascii_share", _non_ascii_share, labels=("", "other scripts"), weight=0.5),
+    Feature("repetition", _repetition, labels=("", "repetitive")),
+    Feature(
+        "asks_edit",
+        words=(
+            *("change", "replace", "rename", "fix", "correct", "edit", "rewrite", "convert", "repeat", "add", "remove"),
+            *("delete", "insert", "keep", "refactor", "modify", "substitute", "reproduce", "update", "turn"),
+        ),
+        labels=("", "edit"),
+        weight=2.0,
+    ),
+    Feature(
+        "asks_whole",
+        words=("full", "whole", "entire", "complete", "everything else", "nothing else", "unchanged"),
+        labels=("", "whole text"),
+        weight=2.0,
+    ),
+    Feature(
+        "asks_new",
+        words=(
+            *("write", "implement", "create", "compose", "finish", "fill in", "explain", "summarise", "summarize"),
+            "describe",
+        ),
+        labels=("", "new text"),
+        weight=2.0,
+    ),
+    Feature(
+        "asks_json",
+        attrgetter("structured"),
+        words=("json", "schema", "yaml", "yml", "csv", "xml", "key-value", "table"),
+        labels=("", "JSON or table"),
+        weight=2.0,
+    ),
+)
+"""The lexical features in their order; they are the end of every context."""
+FEATURES = tuple(feature.name for feature in TABLE)
+_FUNCTIONS = tuple((i, feature.function) for i, feature in enumerate(TABLE) if feature.function is not None)
+_WORDS = tuple((i, frozenset(feature.words)) for i, feature in enumerate(TABLE) if feature.words)
+_PHRASES = tuple((i, f" {one} ") for i, feature in enumerate(TABLE) for one in feature.words if " " in one)
 TEMPERATURE, LOG_MAX_TOKENS, LOG_CHARS = (
     FEATURES.index(name) - len(FEATURES) for name in ("temperature", "log_max_tokens", "log_chars")
 )
@@ -121,10 +159,15 @@ def stored_context(vector: Vector, featurizer: str) -> Context:
 
 def lexical_features(request: Request) -> Vector:
     """The features of `FEATURES`, each roughly in [0, 2]; shape [12], float32."""
+    values = [0.0] * len(FEATURES)
+    for i, function in _FUNCTIONS:
+        values[i] = function(request)
     words = _WORD.findall(truncate(request.text, _INSTRUCTION_CHARS).lower())
     said, text = set(words), f" {' '.join(words)} "
-    asks = {name: not said.isdisjoint(wanted) for name, wanted in _ASKS.items()}
-    for name, phrase in _PHRASES:
-        asks[name] |= phrase in text
-    asks["asks_json"] |= request.structured
-    return np.asarray([*(feature(request) for feature in _FEATURES.values()), *asks.values()], np.float32)
+    for i, wanted in _WORDS:
+        if not said.isdisjoint(wanted):
+            values[i] = 1.0
+    for i, phrase in _PHRASES:
+        if phrase in text:
+            values[i] = 1.0
+    return np.asarray(values, np.float32)

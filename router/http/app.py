@@ -1,8 +1,6 @@
 """The router as an ASGI application that speaks the OpenAI API: who may ask, what is read of it, how errors look."""
 
 import asyncio
-import math
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,13 +9,13 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from draftpick.router import headers
 from draftpick.router.config.router_config import RouterConfig
-from draftpick.router.errors import BadRequest, NotAllowed, RequestError
+from draftpick.router.errors import NotAllowed, RequestError
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 from draftpick.router.http.auth import Key, Keyring, require_scope
 from draftpick.router.http.openapi import description
+from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
 from draftpick.router.http.ui import ui_pages
 from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
 from draftpick.router.openai_request import parse
@@ -27,9 +25,7 @@ from draftpick.router.request.state import ClientRequest
 
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where OpenAI's own clients say, in seconds, how long they wait."""
-
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-_REQUEST_ID = re.compile(r"[\w.:/@=+-]{1,128}", re.ASCII)
 _CHAT = "/v1/chat/completions"
 
 
@@ -90,8 +86,9 @@ class RouterApp:
             raise NotAllowed(f"{http_request.scope['method']} is not answered here", code="method_not_allowed")
         if not self._is_public(http_request.path):
             require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
-        if headers.ARM in http_request.header_values:
-            require_scope(key, "admin", f"the header {headers.ARM}")
+        for name, scope in SCOPED_HEADERS:
+            if name in http_request.header_values:
+                require_scope(key, scope, f"the header {name}")
         self._keys.check_rate_limit(key)
         if (body := await http_request.body()) is not None:
             incoming = self._client_request(http_request, key, body)
@@ -107,10 +104,9 @@ class RouterApp:
         return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
     def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
-        named, sent = http_request.header_values, http_request.headers
+        sent = http_request.headers
         if self._keys:  # ours, not the engine's
             sent = [(name, value) for name, value in sent if name != "authorization"]
-        request_id = named.get(headers.CLIENT_REQUEST_ID, "")
         return ClientRequest(
             request=parse(
                 http_request.path, body, self._config.max_json_depth, keep_fields=self._config.continue_streams
@@ -118,15 +114,9 @@ class RouterApp:
             method=http_request.scope["method"],
             target=http_request.target(),
             headers=sent,
-            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
             accepted=http_request.accepted,
-            pin=named.get(headers.ARM),
-            key=key.name,
-            priority=_priority(named, key),
-            deadline=_deadline(named, http_request.accepted),
-            explore=key.explore,
-            objective=key.objective,
             count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
+            **_client_fields(http_request.header_values, key, http_request.accepted),
         )
 
     # --- its own pages ---
@@ -157,34 +147,31 @@ class RouterApp:
         await reply.json(200, description(self._model))
 
 
-def _priority(header_values: dict[str, str], key: Key) -> int:
-    """The priority that a request asks for, at most its key's own."""
-    name = header_values.get(headers.PRIORITY)
-    if name is None:
-        return min(0, PRIORITIES[key.priority])
-    if name not in PRIORITIES:
-        raise BadRequest(f"must be one of: {', '.join(PRIORITIES)}", param=headers.PRIORITY, code="bad_priority")
-    return min(PRIORITIES[name], PRIORITIES[key.priority])
+def _client_fields(header_values: dict[str, str], key: Key, accepted: float) -> dict[str, Any]:
+    """The fields of `ClientRequest` that headers and the client's key set. Raises `BadRequest`."""
+    fields: dict[str, Any] = {
+        "request_id": None,
+        "key": key.name,
+        "priority": min(0, PRIORITIES[key.priority]),
+        "deadline": _client_deadline(header_values, accepted),
+        "explore": key.explore,
+        "objective": key.objective,
+    }
+    for header in REQUEST_HEADERS:
+        if (text := header_values.get(header.name)) is not None:
+            fields[header.field] = header.parse(text, key, accepted)
+    fields["request_id"] = fields["request_id"] or uuid.uuid4().hex
+    return fields
 
 
-def _deadline(header_values: dict[str, str], accepted: float) -> float | None:
-    """When the client stops waiting for a first byte, by our header or by those of OpenAI's clients."""
-    if (own := header_values.get(headers.TIMEOUT)) is not None:
-        if (seconds := _seconds(own)) is None:
-            raise BadRequest("must be a positive number of seconds", param=headers.TIMEOUT, code="bad_timeout")
-        return accepted + seconds
+def _client_deadline(header_values: dict[str, str], accepted: float) -> float | None:
+    """When OpenAI's own clients stop waiting for a first byte, by what they say of it."""
     waits = [
-        seconds for name in _CLIENT_TIMEOUTS if name in header_values and (seconds := _seconds(header_values[name]))
+        seconds
+        for name in _CLIENT_TIMEOUTS
+        if name in header_values and (seconds := parse_seconds(header_values[name]))
     ]
     return accepted + min(waits) if waits else None
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
 async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

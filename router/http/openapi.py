@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from draftpick.router import headers
 from draftpick.router.http.admin import PolicyChange
+from draftpick.router.http.request_headers import REQUEST_HEADERS
 
 _ERROR = {
     "type": "object",
@@ -120,8 +120,8 @@ def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "summary": summary,
         "parameters": [
-            {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
-            for name, text in headers.OF_REQUESTS.items()
+            {"name": header.name, "in": "header", "description": header.description, "schema": {"type": "string"}}
+            for header in REQUEST_HEADERS
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {"200": {"description": summary, "content": ok}, **errors},

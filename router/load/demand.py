@@ -1,4 +1,4 @@
-"""Which engines requests would go to if no engine had any load, and how many replicas of each that would take."""
+"""Demand by arm: the unloaded choices of requests, and the number of replicas that they need."""
 
 import math
 import time
@@ -10,7 +10,7 @@ _MEMORY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Scalable:
-    """An engine, as far as its number of replicas goes. `target`: requests in flight that one replica should have."""
+    """Scaling properties of an engine. `target`: target requests in flight per replica."""
 
     accelerators: int
     min_replicas: int
@@ -19,9 +19,10 @@ class Scalable:
 
 
 class Demand:
-    """Counts the requests of each arm that would be there if every arm had replicas enough (`in_flight`).
+    """Estimates the requests in flight by arm if every arm had enough replicas (`in_flight`).
 
-    By Little's law: how often an arm is wished for, times how long it takes. Both are means of about half a minute.
+    By Little's law: rate of requests that prefer the arm, times their service time. Both are means of about half a
+    minute.
     """
 
     def __init__(self, arms: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,22 +30,22 @@ class Demand:
         self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
 
     def observe(self, preferred: str, routed: str) -> None:
-        """A request that `preferred` would have got without any load goes to `routed`.
+        """Record a request that prefers `preferred` without load, and is routed to `routed`.
 
-        A policy may prefer an arm that it was trained for and the fleet does not have: nobody can start that one.
+        A policy may prefer an arm that the fleet lacks: then the routed one counts as preferred.
         """
         self._fade()
         self._preferred[preferred if preferred in self._preferred else routed] += 1.0
         self._routed[routed] += 1.0
 
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
-        """Requests by arm, where one takes `service_s` there; an arm that served none takes what the slowest does."""
+        """Requests by arm with service times `service_s`; an arm without one takes that of the slowest."""
         self._fade()
-        usual = max(service_s.values(), default=0.0)
-        return {arm: n / _MEMORY_S * (service_s.get(arm) or usual) for arm, n in self._preferred.items()}
+        slowest_s = max(service_s.values(), default=0.0)
+        return {arm: n / _MEMORY_S * (service_s.get(arm) or slowest_s) for arm, n in self._preferred.items()}
 
     def unmet(self) -> dict[str, float]:
-        """By how much more often each arm would have been chosen without load: 0.3 is 30 % more often."""
+        """Relative excess of unloaded choices over actual ones by arm: 0.3 is 30 % more."""
         self._fade()
         return {arm: n / max(self._routed[arm], 1.0) - 1.0 for arm, n in self._preferred.items() if n >= 1.0}
 
@@ -57,9 +58,9 @@ class Demand:
 
 
 def replicas(demand: Mapping[str, float], fleet: Mapping[str, Scalable], budget: int | None) -> dict[str, int]:
-    """How many replicas of each arm of the fleet shall run for so many requests in flight, within the budget.
+    """Replicas of each arm for these requests in flight, within the budget.
 
-    Beyond its least number, a replica goes to the arm whose replicas would have most to do, as long as one fits.
+    Beyond the minimum, each replica goes to the arm with the highest load per replica, while one fits.
     """
     wanted = {arm: math.ceil(demand.get(arm, 0.0) / one.target - 1e-9) for arm, one in fleet.items()}
     given = {arm: one.min_replicas for arm, one in fleet.items()}

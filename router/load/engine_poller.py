@@ -1,4 +1,4 @@
-"""Asks engines what they do and what their steps take, twice a second; those that show no such page are left alone."""
+"""Polls the load and profile pages of engines, twice per second; engines without such pages are skipped."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ _MAX_BYTES = 2**20
 
 
 class EnginePoller:
-    """Follows the pages of all replicas (`run`). An arm's profile is that of its first replica that shows one."""
+    """Polls all replicas (`run`). An arm's profile is that of its first replica with one."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class EnginePoller:
         self._profile_due: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Ask for ever."""
+        """Poll periodically, forever."""
         while True:
             await self.poll()
             await asyncio.sleep(self._every_s)
 
     async def poll(self) -> None:
-        """Ask every replica once."""
+        """Poll every replica once."""
         everywhere = [(arm, r) for arm, there in self._replicas.by_arm.items() for r in there]
         await asyncio.gather(*(self._poll_replica(arm, replica) for arm, replica in everywhere))
         urls = {replica.url for _, replica in everywhere}
@@ -69,21 +69,21 @@ class EnginePoller:
 
     async def _poll_profile(self, arm: str, replica: Replica) -> None:
         page = await self._page(f"{replica.url}{profile.PATH}")
-        # One that has none yet may be measured later.
+        # A missing profile may be measured later.
         self._profile_due[replica.url] = self._clock() + _ASK_AGAIN_S if page is None else math.inf
         if page is None:
             return
         try:
             found = Profile.from_json(page)
         except ProfileError as error:
-            log.warning("engine %s shows a profile that is none: %s", arm, error)
+            log.warning("engine %s has an invalid profile: %s", arm, error)
             return
         table = self._model.steps[arm]
         if table.profile is None or table.profile.build != found.build:
             table.use_profile(found)
 
     async def _page(self, url: str) -> bytes | None:
-        """A page's body; None where there is none, or it does not come."""
+        """The body of a page; None if it is missing or too slow."""
         parts: list[bytes] = []
         with contextlib.suppress(EngineError, TimeoutError):
             async with asyncio.timeout(_PATIENCE_S), self._client.send(url, "GET", [], b"", stream=False) as answer:

@@ -1,15 +1,15 @@
-"""What the load of the engines adds to a request's time, and to that of the others there.
+"""The effect of engine load on a request's time, and on that of concurrent requests.
 
-With B requests at a replica, and t(n) the seconds of its step with n of them, one more makes its own steps take
-t(B+1), and those of the others longer by t(B+1) - t(B); while its prompt is read, the others wait (they get one step
-meanwhile, which is not counted: simulated, it makes no difference). Objectives weigh these, for a step and for a second
-of reading:
+With B requests at a replica, and t(n) the seconds of its step with n of them, one more request makes its own steps take
+t(B+1), and those of the others longer by t(B+1) - t(B); during its prefill, the others wait (they get one step
+meanwhile, which is ignored: in simulation it makes no difference). Objectives weight these, for a step and for a second
+of prefill:
 
     latency       t(B+1)                          1               the request's own time
-    throughput    t(B+1) + B (t(B+1) - t(B))      B + 1           the time of all that are there
+    throughput    t(B+1) + B (t(B+1) - t(B))      B + 1           the time of all current requests
     cost          accelerators t(B+1) / (B+1)     accelerators    its share of an engine: fills busy ones, frees others
 
-Where a request would have to wait it runs, later, as the last that has room.
+Where a request would have to wait, it runs later, as the last one in a full batch.
 """
 
 import time
@@ -17,21 +17,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.config.sections import LoadConfig, Objective
+from draftpick.router.load.staleness import StaleReports
 from draftpick.router.load.step_time import MAX_BATCH, StepTimeModel
 from draftpick.router.types import Context, LoadTerms, Outcome
 
 _OWN_OF_COST = 0.1
-"""Of its own time, what a request counts that is to be cheap: among equal shares the quicker engine is taken."""
+"""Weight of a request's own time in the objective `cost`: breaks ties in favour of the faster engine."""
 _BYTES_PER_TOKEN = 4
 _WEIGHT = 0.02
 _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
-"""Of an arm without a replica."""
+"""Load of an arm without a replica."""
 
 
 class LoadModel:
-    """Knows what a step takes on every arm at any load.
+    """Step times of every arm at any load.
 
-    `stale`: arms whose load is not known any more; `service_s`: what a request takes there, without its wait.
+    `stale`: arms with outdated load reports; `service_s`: service time by arm, without waiting.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class LoadModel:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`accelerators`: how many each replica of an arm takes (1)."""
-        self._config, self._replicas, self._clock = config, replicas, clock
+        self._config, self._replicas = config, replicas
         self._accelerators = dict(accelerators or {})
         self.steps = {arm: StepTimeModel() for arm in replicas.arms}
         self.service_s = dict.fromkeys(replicas.arms, 0.0)
-        self.stale: frozenset[str] = frozenset()
+        self.staleness = StaleReports(replicas, config.stale_s, clock)
         self._has_foreign_load = False
 
     def terms_now(
@@ -56,7 +57,7 @@ class LoadModel:
         cached_prefix: Mapping[str, int],
         objective: Objective | None = None,
     ) -> LoadTerms | None:
-        """What load adds on each of `arms` at the replica that would be picked; None: no engine has any.
+        """Load terms of each of `arms` at the replica that would be picked; None if no engine has a profile.
 
         `cached_prefix`: see `ReplicaTable.pick`.
         """
@@ -67,7 +68,7 @@ class LoadModel:
         rows = []
         for arm in arms:
             replicas = by_arm.get(arm)
-            # One that must not be picked is no eligible arm.
+            # An arm without an admitting replica is not eligible.
             replica = (replicas[0] if len(replicas) == 1 else pick(arm, (), cached_prefix)) if replicas else None
             if replica is None:
                 rows.append(_NO_LOAD)
@@ -97,18 +98,18 @@ class LoadModel:
         return LoadTerms(*zip(*rows, strict=True))
 
     def _wait_s(self, arm: str, replica: Replica, in_flight: int) -> float:
-        """Seconds until one more request begins to run."""
+        """Seconds until one more request starts to run."""
         report = replica.report
         room = report.running if report is not None and report.waiting else self.steps[arm].max_running
         return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[arm]
 
     def slowdown(self, arm: str, context: Context | None, running: float) -> float:
-        """By how much a step is longer with so many requests running there than with one."""
+        """Ratio of the step time with `running` requests to that with one."""
         curve = self.steps[arm].curves[context is not None and context.sampled]
         return curve[min(round(running), MAX_BATCH)]
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
-        """Take a finished answer into account. `running`: requests at its replica meanwhile, itself among them."""
+        """Learn from a finished answer. `running`: concurrent requests at its replica, including itself."""
         if outcome.e2e_s is not None:
             served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
             before = self.service_s[arm]
@@ -118,16 +119,10 @@ class LoadModel:
         self.steps[arm].update(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
     def refresh(self) -> None:
-        """Let what was seen count, and find who has not reported for long."""
+        """Refit on the new observations, and update the stale arms."""
         for table in self.steps.values():
             table.refit()
         self._has_foreign_load = any(
             replica.foreign_in_flight for there in self._replicas.by_arm.values() for replica in there
         )
-        oldest = self._clock() - self._config.stale_s
-        self.stale = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
-
-
-def _all_stale(replicas: Sequence[Replica], oldest: float) -> bool:
-    """Whether all of an arm's replicas have reported before, and none of late."""
-    return bool(replicas) and all(r.report is not None and r.reported_at < oldest for r in replicas)
+        self.staleness.refresh()

@@ -1,8 +1,8 @@
-"""How much longer a decoding step of an engine takes the more requests run at once: profiled, and learned from answers.
+"""Step time of an engine by batch size, relative to one request: profiled, and learned from answers.
 
-Time by batch is the engine's profile (`draftpick.engines.profile.profile`), where it has one, else a guess; answers
-bend it, by a smooth factor of batch size, as `log step = profile + level(greedy or sampled) + bend(batch)`. Where all
-answers are of one batch size, they cannot tell level from bend, and the guess is what spreads requests.
+The prior is the engine's profile (`draftpick.engines.profile.profile`), or a default; answers correct it by a smooth
+factor of batch size: `log step = profile + level(greedy or sampled) + bend(batch)`. If all answers have one batch size,
+level and bend are not identifiable, and the prior distributes requests.
 """
 
 import math
@@ -13,23 +13,24 @@ import numpy.typing as npt
 from draftpick.engines.profile.profile import Profile
 
 MAX_BATCH = 512
-"""Batches beyond this count as this."""
+"""Maximum batch size; larger ones are clipped."""
 _BUCKETS = MAX_BATCH.bit_length()
 _CENTRES = np.log2(1.5 * 2.0 ** np.arange(_BUCKETS)) * (np.arange(_BUCKETS) > 0)
-"""Of sizes 1, 2 to 3, 4 to 7, ..., as logarithms."""
+"""Log centres of the buckets of batch sizes 1, 2 to 3, 4 to 7, ..."""
 _GUESSED_GROWTH = 0.03
-"""Of a step, by each more request: between accelerators (0.01) and one core of a CPU (0.04 greedy, 0.14 sampled)."""
+"""Default growth of a step per request: between accelerators (0.01) and a CPU core (0.04 greedy, 0.14 sampled)."""
 _SMOOTHNESS = 3.0
-"""Answers that a difference between neighbouring batch sizes (1, 2, 4, ...) must have to be believed half."""
+"""Number of answers at which a difference between neighbouring batch sizes (1, 2, 4, ...) is shrunk by half."""
 _MEMORY = 200.0
 _MAX_RESIDUAL_STEP = 1.0
 Floats = npt.NDArray[np.float64]
 
 
 class StepTimeModel:
-    """Of one arm. `curves[half][n]`: seconds of a step with n requests running, over those with one; it never falls.
+    """Step times of one arm. `curves[sampled][n]`: seconds of a step with n requests over those with one;
+    nondecreasing.
 
-    `sampled`: 0 greedy, 1 sampled. `max_running`: requests that run at once, as far as the profile tells.
+    `sampled`: 0 greedy, 1 sampled. `max_running`: maximum concurrent requests, if the profile has it.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
@@ -38,7 +39,7 @@ class StepTimeModel:
         self.use_profile(profile)
 
     def use_profile(self, profile: Profile | None) -> None:
-        """Follow this profile; what answers have said of another one is forgotten."""
+        """Use this profile; corrections of another one are discarded."""
         self.profile = profile
         self.max_running = profile.max_running if profile is not None else MAX_BATCH
         sizes = range(1, MAX_BATCH + 1)
@@ -48,13 +49,13 @@ class StepTimeModel:
         self._set_curves(_CENTRES, np.zeros(_BUCKETS))
 
     def update(self, running: float, sampled: int, step_s: float) -> None:
-        """Take what a step took in an answer, while so many requests ran, into account; `renew` makes it count."""
+        """Record an answer's step time with `running` concurrent requests; `refit` applies it."""
         if step_s <= 0 or running < 1:
             return
         size = min(round(running), MAX_BATCH)
         residual = math.log(step_s) - float(self._base[sampled, size - 1])
         cell = self._sums[:, sampled, size.bit_length() - 1]
-        if cell[0] >= 1.0:  # an outlier is no change
+        if cell[0] >= 1.0:  # clip outliers
             mean = cell[1] / cell[0]
             residual = mean + min(max(residual - mean, -_MAX_RESIDUAL_STEP), _MAX_RESIDUAL_STEP)
         cell *= 1.0 - 1.0 / _MEMORY
@@ -62,14 +63,14 @@ class StepTimeModel:
         self._stale = True
 
     def refit(self) -> None:
-        """Make the curves anew, if there is news."""
+        """Recompute the curves if there are new observations."""
         if self._stale:
             self._stale = False
             weights, _, at = self._sums.sum(1)
             self._set_curves(np.where(weights > 0, at / np.maximum(weights, 1e-9), _CENTRES), self._fit_bends())
 
     def _fit_bends(self) -> Floats:
-        """The bend of each bucket of sizes, 0 of the first: ridge least squares over what was seen."""
+        """The bend of each size bucket, 0 for the first: ridge least squares over the observations."""
         weights, sums, _ = self._sums
         left, right = np.zeros((2 + _BUCKETS, 2 + _BUCKETS)), np.zeros(2 + _BUCKETS)
         for half, bucket in np.argwhere(weights > 0):
@@ -79,12 +80,12 @@ class StepTimeModel:
         for bucket in range(1, _BUCKETS):
             at = [1 + bucket, 2 + bucket]
             left[np.ix_(at, at)] += _SMOOTHNESS * np.asarray([[1, -1], [-1, 1]])
-        left[2, 2] += 1e6  # the bend of a batch of one is 0
+        left[2, 2] += 1e6  # the bend of batch size one is 0
         left[[0, 1], [0, 1]] += 1e-9
         return np.asarray(np.linalg.solve(left, right)[2:])
 
     def _set_curves(self, at: Floats, bends: Floats) -> None:
-        """Make the curves anew, bent so much at these logarithms of sizes."""
+        """Recompute the curves with these bends at these log sizes."""
         curves = np.exp(self._base + np.interp(np.log2(np.arange(1, MAX_BATCH + 1)), at, bends))
         curves = np.maximum.accumulate(curves, axis=1) / curves[:, :1]
         self.curves: list[list[float]] = [[1.0, *row] for row in curves.tolist()]

@@ -1,39 +1,23 @@
-"""Names for the kinds of requests that a policy tells apart, from what stands out in them: no text is needed."""
+"""Names of a policy's clusters of requests, from their characteristic features; uses no text."""
 
 from itertools import count
 
 import numpy as np
 
-from draftpick.router.features.lexical import FEATURES
+from draftpick.router.features.lexical import TABLE
 from draftpick.router.policies.clusters import Clusters
 
 _MIN_DEVIATION = 0.5
-"""Deviations from the mean kind that are worth a word."""
+"""Minimum deviations from the mean cluster for a label."""
 _SMALLEST = 0.1
 _USUAL_WORDS = 3
-_WORDS: dict[str, tuple[str, str]] = {
-    "temperature": ("greedy", "sampled"),
-    "log_max_tokens": ("short answers", "long answers"),
-    "log_chars": ("short prompt", "long prompt"),
-    "log_turns": ("", "many turns"),
-    "code_share": ("", "code"),
-    "digit_share": ("", "numbers"),
-    "non_ascii_share": ("", "other scripts"),
-    "repetition": ("", "repetitive"),
-    "asks_edit": ("", "edit"),
-    "asks_whole": ("", "whole text"),
-    "asks_new": ("", "new text"),
-    "asks_json": ("", "JSON or table"),
-}
-"""What a low and a high value of a feature of `draftpick.router.features.lexical` means; empty: a low one means
-nothing."""
 
 
 def cluster_names(clusters: Clusters | None) -> list[str]:
-    """One for every bin of `Clusters.assign`, all different: the kinds, and behind them what is unusual for each."""
+    """One name per bin of `Clusters.assign`, all different: the clusters, followed by the outliers of each."""
     if clusters is None:
         return ["all requests"]
-    values = clusters.centres[:, -len(FEATURES) :]
+    values = clusters.centres[:, -len(TABLE) :]
     spread = np.maximum(values.std(0), _SMALLEST)
     names: list[str] = []
     for deviations in ((values - values.mean(0)) / spread).tolist():
@@ -42,7 +26,7 @@ def cluster_names(clusters: Clusters | None) -> list[str]:
 
 
 def _name(deviations: list[float], used_names: list[str]) -> str:
-    """The words of what deviates most, as many as tell it from those that are taken."""
+    """The labels of the largest deviations, as many as distinguish it from the used names."""
     words = _words(deviations)
     for n in range(min(_USUAL_WORDS, len(words)), len(words) + 1):
         if (name := ", ".join(words[:n]) or "ordinary") not in used_names:
@@ -51,6 +35,6 @@ def _name(deviations: list[float], used_names: list[str]) -> str:
 
 
 def _words(deviations: list[float]) -> list[str]:
-    far = sorted(zip(deviations, FEATURES, strict=True), key=lambda pair: -abs(pair[0]))
-    said = (_WORDS[name][value > 0] for value, name in far if abs(value) >= _MIN_DEVIATION)
+    far = sorted(zip(deviations, TABLE, strict=True), key=lambda pair: -abs(pair[0]))
+    said = (feature.labels[value > 0] for value, feature in far if abs(value) >= _MIN_DEVIATION)
     return [word for word in said if word]

@@ -1,15 +1,14 @@
-"""Why a request would go to an engine: what is expected of every engine, and what tipped it, in one sentence."""
+"""Explains a decision: predictions for every engine, and the deciding cause in one sentence."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.sections import Objective
-from draftpick.router.load.load_model import LoadModel
+from draftpick.router.health import HealthSignal, ineligible_reasons
+from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
-from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.openai_request import Request
 from draftpick.router.parts import Parts
 from draftpick.router.policies.base import Terms
@@ -17,25 +16,15 @@ from draftpick.router.registry.active_policy import PolicyInService
 from draftpick.router.types import Context, Decision
 
 _TIE_SHARE = 0.005
-"""Times that differ by less than this share are told as the same."""
-INELIGIBLE_REASONS = {
-    "no_replica": "has no replica",
-    "gone": "cannot be reached",
-    "breaker_open": "keeps failing and is left alone",
-    "full": "is full",
-    "quarantined": "has lost its drafts and is in quarantine",
-    "stale": "has not told its load for long",
-}
-"""Why an engine may not take a request."""
+"""Times within this relative difference are reported as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """How an engine stands now. `load`: requests there, whoever sent them; `why_not`: a key of `INELIGIBLE_REASONS`, or
-    None.
+    """Current state of an engine. `load`: requests of all clients; `why_not`: a key of `INELIGIBLE_REASONS`, or None.
 
-    `breakers`: its replicas by the state of their breaker; `drafts`: `ok`, `quarantined` or `probed`; `stale`: it told
-    its load once, and does not any more.
+    `breakers`: number of replicas by breaker state; `drafts`: `ok`, `quarantined` or `probed`; `stale`: its load
+    reports have stopped.
     """
 
     replicas: int
@@ -50,46 +39,46 @@ class EngineStatus:
 async def explain(
     parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
 ) -> dict[str, object]:
-    """Which engine a request would go to, the probability of each engine, and why. Nothing is sent."""
+    """Explain which engine a request would get, with probabilities and the reason. Nothing is sent."""
     context = await parts.dispatcher.featurize(request)
     read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
-    may = parts.decide.not_quarantined(parts.replicas.eligible())
-    known = [arm for arm in may if arm not in parts.load.stale] or may
+    candidates, _ = parts.decide.healthy(parts.replicas.eligible())
     served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective
     terms = explain_terms(decision, served, context)
-    now = engine_statuses(parts.replicas, parts.acceptance_monitor, parts.load)
-    return DecisionExplanation(decision, served, context, known, now, wanted, parts.baseline, terms).as_json()
+    reasons = ineligible_reasons(parts.health_signals)
+    return DecisionExplanation(
+        decision, served, context, candidates, engine_statuses(parts), wanted, parts.baseline, terms, reasons
+    ).as_json()
 
 
-def engine_statuses(
-    replicas: ReplicaTable, acceptance_monitor: AcceptanceMonitor, load: LoadModel
-) -> dict[str, EngineStatus]:
+def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
     """The state of every engine, by arm."""
-    eligible, in_flight, drafts, found = set(replicas.eligible()), replicas.in_flight(), acceptance_monitor.state(), {}
-    for arm, there in replicas.by_arm.items():
-        why_not = None
-        if not there:
-            why_not = "no_replica"
-        elif arm not in eligible:
-            full = all(replica.in_flight >= replicas.max_in_flight for replica in there)
-            why_not = "full" if full else "gone" if all(replica.unreachable for replica in there) else "breaker_open"
-        elif not acceptance_monitor.admits(arm, in_flight[arm]):
-            why_not = "quarantined"
-        elif arm in load.stale:
-            why_not = "stale"
-        breakers: dict[str, int] = dict(Counter(replica.breaker.state for replica in there))
-        there_now, stale = sum(replica.total_in_flight for replica in there), arm in load.stale
-        found[arm] = EngineStatus(len(there), in_flight[arm], there_now, why_not, breakers, drafts[arm], stale)
+    in_flight, quarantine_states, found = parts.replicas.in_flight(), parts.acceptance_monitor.state(), {}
+    for arm, there in parts.replicas.by_arm.items():
+        found[arm] = EngineStatus(
+            len(there),
+            in_flight[arm],
+            sum(replica.total_in_flight for replica in there),
+            parts.replicas.unavailable_reason(arm) or _suspicion(parts.health_signals, arm, in_flight[arm]),
+            dict(Counter(replica.breaker.state for replica in there)),
+            quarantine_states[arm],
+            arm in parts.load.staleness.suspects,
+        )
     return found
+
+
+def _suspicion(signals: Sequence[HealthSignal], arm: str, in_flight: int) -> str | None:
+    """The reason of the first signal that objects to an arm."""
+    return next((one.reason for one in signals if arm in one.suspects and not one.admits(arm, in_flight)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionExplanation:
-    """A decision, and all that it came of.
+    """A decision and its inputs.
 
-    `in_service`: the policy that decided, or for which another one stood in. `candidates`: the arms that it was made
-    among; `baseline`: the engine that people know the others by. `terms`: of `explain_terms`.
+    `in_service`: the policy that decided, or that fell back. `candidates`: the eligible arms; `baseline`: the engine
+    for comparisons. `terms`: of `explain_terms`.
     """
 
     decision: Decision
@@ -100,9 +89,10 @@ class DecisionExplanation:
     objective: Objective
     baseline: str
     terms: Mapping[str, Terms]
+    ineligible_reasons: Mapping[str, str]
 
     def as_json(self) -> dict[str, object]:
-        """All of it; what a policy does not predict is null."""
+        """All fields; null for what a policy does not predict."""
         decision, known = self.decision, self.in_service.accepts(self.context)
         cluster = self.in_service.policy.cluster(self.context) if known else None
         kinds = cluster_names(self.in_service.policy.clusters)
@@ -134,15 +124,15 @@ class DecisionExplanation:
         return {**row, "predicted": {name: getattr(terms, name) for name in names} | asdict(terms)}
 
     def deciding_reason(self) -> str:
-        """What decided, in one sentence."""
+        """The deciding cause, in one sentence."""
         decision = self.decision
         if decision.reason == "fallback":
             return self._fallback()
         if decision.policy != self.in_service.policy.id:
-            lost = f"policy {self.in_service.policy.id} has lost time against {decision.arm} of late"
-            return f"{lost} and is put aside: {decision.arm} serves"
+            lost = f"policy {self.in_service.policy.id} has recently lost time against {decision.arm}"
+            return f"{lost} and is suspended: {decision.arm} serves"
         if len(self.candidates) == 1:
-            return f"{decision.arm} is the only engine that can take a request now"
+            return f"{decision.arm} is the only eligible engine"
         if not self.terms:
             given = f"gives {decision.arm} {_percent(decision.propensity)} of such requests"
             return f"policy {decision.policy} predicts no times; it {given}"
@@ -150,18 +140,18 @@ class DecisionExplanation:
 
     def _fallback(self) -> str:
         arm = self.decision.arm
-        if all(self.standings[one].why_not == "stale" for one in self.candidates):
-            return f"no engine has told its load for long: {arm} serves, the least risk under a load that nobody knows"
+        if all(self.standings[one].why_not == StaleReports.reason for one in self.candidates):
+            return f"all load reports are outdated: {arm} serves, the lowest risk under unknown load"
         if self.in_service.policy.featurizer is not None and not self.in_service.accepts(self.context):
-            return f"the features of the request are not there (no text, or not in time): {arm} serves by default"
-        return f"policy {self.in_service.policy.id} failed on this request (the log says how): {arm} serves by default"
+            return f"the request has no features (no text, or too late): {arm} serves by default"
+        return f"policy {self.in_service.policy.id} failed on this request (see the log): {arm} serves by default"
 
     def _compared(self) -> str:
         shares, chosen = self.decision.probabilities, self.decision.arm
         likeliest = max(shares, key=shares.__getitem__)
         if shares[chosen] < shares[likeliest]:
             tried = (
-                f"{chosen} is tried out, as {_percent(shares[chosen])} of such requests; else it would be {likeliest}"
+                f"{chosen} is explored ({_percent(shares[chosen])} of such requests); otherwise {likeliest} would serve"
             )
             return f"{tried}: {self._why(likeliest)}"
         return self._why(chosen)
@@ -181,8 +171,8 @@ class DecisionExplanation:
 
     def _keeps_default(self, chosen: str, first: str) -> str:
         saved_s, terms = self._weighted_s(chosen) - self._weighted_s(first), self.terms[first]
-        promised = f"{first} promises only {_time(saved_s)} less"
-        return f"{chosen} keeps it, the default: {promised}, and it takes {_time(terms.margin_s)} to leave it"
+        promised = f"{first} is predicted to save only {_time(saved_s)}"
+        return f"{chosen}, the default, serves: {promised}, and a switch needs {_time(terms.margin_s)}"
 
     def _comparison(self, chosen: str, other: str) -> str:
         own = self.terms[chosen].seconds
@@ -192,40 +182,38 @@ class DecisionExplanation:
         return lead
 
     def _cost_reason(self, arm: str) -> str:
-        """Why an arm counts more than its time."""
+        """The reason why an arm's weighted time exceeds its time."""
         n = self.standings[arm].load if self.objective == "throughput" else 0
         return f"would slow the {_requests(n)} there" if n else f"counts more for {self.objective}"
 
     def _main_cause(self, chosen: str, other: str) -> str:
-        """What makes most of the difference between two arms."""
+        """The main cause of the difference between two arms."""
         a, b = self.terms[chosen], self.terms[other]
         causes = _causes(a, b)
         there = self.standings[chosen].load, self.standings[other].load
-        told: dict[str, Callable[[], str]] = {
-            "drafts": lambda: (
-                f"its drafts are accepted, {a.tau:.1f} tokens a step on such requests ({other}: {b.tau:.1f})"
-            ),
+        messages: dict[str, Callable[[], str]] = {
+            "drafts": lambda: f"its acceptance length is {a.tau:.1f} on such requests ({other}: {b.tau:.1f})",
             "step": lambda: f"its steps take {_time(a.step_s)}, those of {other} {_time(b.step_s)}",
             "load": lambda: f"it has {_requests(there[0])} there, {other} {there[1]}",
-            "measured": lambda: f"answers of late were {_against(a.shift)}, those of {other} {_against(b.shift)}",
-            "wait": lambda: f"a request would wait {_time(b.wait_s)} at {other}",
-            "read": lambda: f"it has read the beginning of this request before, which saves {_time(a.known_s)}",
-            "prompt": lambda: f"it reads the prompt in {_time(a.prompt_s)}, {other} in {_time(b.prompt_s)}",
+            "measured": lambda: f"recent answers were {_against(a.shift)}, those of {other} {_against(b.shift)}",
+            "wait": lambda: f"{other} has a queue of {_time(b.wait_s)}",
+            "read": lambda: f"it has the beginning of this request in its prefix cache, which saves {_time(a.known_s)}",
+            "prompt": lambda: f"its prefill takes {_time(a.prompt_s)}, that of {other} {_time(b.prompt_s)}",
         }
-        return told[max(causes, key=causes.__getitem__)]()
+        return messages[max(causes, key=causes.__getitem__)]()
 
     def _faster_alternative(self, chosen: str, other: str) -> str:
-        """Who would be faster, and why it is not taken; empty where nobody would, or where that is told already."""
+        """A faster arm, and why it is not chosen; "" without one, or if already mentioned."""
         own = self.terms[chosen]
         out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.counted_s]
         if out:
             arm = min(out, key=self._weighted_s)
             why_not = self.standings[arm].why_not if arm in self.standings else None
-            return f"; {arm} would be faster but {INELIGIBLE_REASONS[why_not or 'no_replica']}"
+            return f"; {arm} would be faster but {self.ineligible_reasons[why_not or 'no_replica']}"
         rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:
-            return "" if soon == other else f"; {soon} would be done sooner but {self._cost_reason(soon)}"
+            return "" if soon == other else f"; {soon} would finish sooner but {self._cost_reason(soon)}"
         idle = min(rest, key=lambda arm: self.terms[arm].alone_s)
         if idle == other or self.terms[idle].alone_s >= (1.0 - _TIE_SHARE) * own.alone_s:
             return ""
@@ -237,20 +225,20 @@ class DecisionExplanation:
 
 
 def explain_terms(decision: Decision, in_service: PolicyInService, context: Context | None) -> dict[str, Terms]:
-    """By arm, under the load and the corrections of the decision; empty where nothing is predicted."""
+    """Terms by arm, under the load and corrections of the decision; empty if nothing is predicted."""
     if context is None or not in_service.accepts(context):
         return {}
     made = decision.policy == in_service.policy.id
     shifts = [decision.shift] if made and decision.shift is not None else in_service.online.shifts
     try:
         terms = in_service.policy.terms(context, shifts, decision.load if made else None)
-    except Exception:  # a policy may be anybody's code: whatever it raises, the rest is told
+    except Exception:  # a policy may be third-party code: report the rest
         return {}
     return dict(zip(in_service.policy.arms, terms or (), strict=False))
 
 
 def _causes(a: Terms, b: Terms) -> dict[str, float]:
-    """Seconds that `a` counts less than `b`, by cause; their sum is all of the difference.
+    """Weighted seconds saved by `a` against `b`, by cause; they sum to the difference.
 
     The logarithms of the factors of decoding share its difference by the logarithmic mean (Ang, Liu 2001).
     """
@@ -276,7 +264,7 @@ def _time(seconds: float) -> str:
 
 
 def _than(seconds: float, other: float) -> str:
-    """A time against another: `22 % less than`."""
+    """Compare two times: `22 % less than`."""
     saved = 1.0 - seconds / other if other else 0.0
     if abs(saved) < _TIE_SHARE:
         return "as long as"
@@ -292,7 +280,7 @@ def _requests(n: int) -> str:
 
 
 def _against(shift: float) -> str:
-    """How measured times were against the predicted ones."""
+    """Describe measured times relative to predictions."""
     if abs(shift) < _TIE_SHARE:
         return "as predicted"
     return f"{_percent(abs(math.expm1(shift)))} {'slower' if shift > 0 else 'faster'} than predicted"

@@ -1,8 +1,8 @@
-"""One Prometheus page for a fleet: the routers' own samples, then those of all engines, with arm and replica as labels.
+"""One Prometheus page for a fleet: samples of the routers, and of all engines with arm and replica labels.
 
-vLLM's names stay (`vllm:spec_decode_num_drafts_total`), so that a client which reads acceptance from an engine's
-`/metrics` (`vllm bench serve`) reads that of the whole fleet here. What engines say is not summed up: PromQL does that
-(`sum by (arm) (rate(...))`), and a sum over replicas that come and go is no counter.
+vLLM's names are kept (`vllm:spec_decode_num_drafts_total`), so that a client which reads acceptance from an engine's
+`/metrics` (`vllm bench serve`) gets that of the fleet. Samples are not summed: PromQL does that (`sum by (arm)
+(rate(...))`), and a sum over changing replicas is not a counter.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})? ([^{}]+)")
 async def fleet_metrics(
     client: EngineClient, urls: Mapping[str, Sequence[str]], routers: Mapping[str, str] | None = None
 ) -> str:
-    """The page for engines at `urls` by arm, and for the pages of `routers` by their names.
+    """Build the page for engines at `urls` by arm, and for the pages of `routers` by name.
 
-    An engine that does not answer in time, or has no such page, is left out.
+    An engine without an answer in time, or without such a page, is omitted.
     """
     places = [(arm, url) for arm, found in urls.items() for url in found]
     answers = await asyncio.gather(*(_page(client, url) for _, url in places))
@@ -38,14 +38,12 @@ async def fleet_metrics(
 
 
 async def page_of(collectors: Iterable[Collector]) -> str:
-    """The page of what is collected now, in this thread; it is written in another."""
+    """Collect in this thread and render in another one."""
     families = [family for collector in collectors for family in collector.collect()]
     return await asyncio.to_thread(_render, families)
 
 
 class _Collected(Collector):
-    """What was collected already."""
-
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
 
@@ -76,7 +74,7 @@ def _merged(pages: Iterable[tuple[str, str]]) -> str:
 
 
 def _merge(families: dict[str, list[str]], page: str, labels: str) -> None:
-    """Add a page to the families; all samples of one stand together, under what is said of it first."""
+    """Merge a page into the families; all samples of one follow its HELP and TYPE lines."""
     name, known = "", True
     for line in page.splitlines():
         if line.startswith(("# HELP ", "# TYPE ")):

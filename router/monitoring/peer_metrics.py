@@ -1,6 +1,6 @@
-"""Routers that share one port show each other their metrics, each on a socket in one folder.
+"""Router processes on one port exchange their metrics, each over a socket in a common folder.
 
-A scrape comes to one of them; it shows the pages of all, so that no count depends on who was asked.
+A scrape reaches one of them, which returns the pages of all, so that counts do not depend on the process.
 """
 
 import asyncio
@@ -12,33 +12,33 @@ _SUFFIX = ".sock"
 
 
 class PeerSockets:
-    """One router among those of a folder that nobody else may read. `name`: its own, which its successor takes over."""
+    """One router among those of a private folder. `name`: its own, which its successor takes over."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self.name = folder, name
         self._server: asyncio.Server | None = None
 
     async def serve(self, page: Callable[[], Awaitable[str]]) -> None:
-        """Show one's own page to the others, from now on."""
+        """Serve this router's page to the others."""
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 writer.write((await page()).encode())
                 await writer.drain()
             except ConnectionError:
-                pass  # whoever asked does not wait any more
+                pass  # the client has disconnected
             finally:
                 writer.close()
 
         self._server = await asyncio.start_unix_server(answer, self._path(self.name))
 
     def close(self) -> None:
-        """Show it no longer."""
+        """Stop serving."""
         if self._server is not None:
             self._server.close()
 
     async def pages(self) -> Mapping[str, str]:
-        """The pages of all others that answer, by name."""
+        """Pages of all reachable other routers, by name."""
         names = sorted(path.stem for path in self._folder.glob(f"*{_SUFFIX}") if path.stem != self.name)
         pages = await asyncio.gather(*(self._ask(name) for name in names))
         return {name: page for name, page in zip(names, pages, strict=True) if page}

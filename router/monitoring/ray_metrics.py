@@ -1,7 +1,7 @@
-"""The figures of a router on Ray's own metrics page, for those who watch a whole cluster by it (`ray_draftpick_...`).
+"""Exports a router's metrics to Ray's metrics page (`ray_draftpick_...`).
 
-They are copied every few seconds, so that a request pays nothing for them. Of histograms Ray gets sum and count, by
-which means are made over any number of routers.
+They are copied every few seconds, at no cost per request. Histograms are exported as sum and count, which give means
+over any number of routers.
 """
 
 import asyncio
@@ -15,39 +15,38 @@ from draftpick.router.telemetry import metrics
 
 _EVERY_S = 10.0
 _TOTAL = "_total"
-_COUNTS = (
-    *(metrics.REQUESTS, metrics.ATTEMPTS, metrics.DECISIONS, metrics.ERRORS, metrics.EVENTS_TOTAL),
-    *(metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.DECODING_S, metrics.DECODING_BASELINE_S),
-    *(gauges.FALLBACKS, gauges.DROPPED),
-)
-_SUMS = (metrics.TTFT, metrics.TPOT, metrics.E2E, metrics.ACCEPTANCE, metrics.PREDICTION)
-_VALUES = (gauges.IN_FLIGHT, gauges.QUEUED, gauges.ARM_LOAD, gauges.ARM_WAITING, gauges.REPLICAS, gauges.DRAFTS)
+_COPIED = tuple(metric for metric in (*metrics.METRICS, *gauges.METRICS) if metric.on_ray)
 
 
 class RayMetricsExporter:
-    """Copies what is collected in this process, of the router `name`. Needs a Ray worker."""
+    """Exports this process's collectors, for the router `name`. Needs a Ray worker."""
 
     def __init__(self, collectors: Sequence[Collector], name: str) -> None:
         from ray.util.metrics import Counter, Gauge
 
         self._collectors, self._name = collectors, name
         self._last: dict[tuple[str, tuple[str, ...]], float] = {}
-        counters = {described.name: described for described in _COUNTS}
-        counters |= {f"{described.name}{part}": described for described in _SUMS for part in ("_sum", "_count")}
+        counters = {described.name: described for described in _COPIED if described.kind == "counter"}
+        counters |= {
+            f"{described.name}{part}": described
+            for described in _COPIED
+            if described.kind == "histogram"
+            for part in ("_sum", "_count")
+        }
         self._counters = {
             name: Counter(name.removesuffix(_TOTAL), described.help, ("router", *described.labels))
             for name, described in counters.items()
         }
-        self._gauges = {d.name: Gauge(d.name, d.help, ("router", *d.labels)) for d in _VALUES}
+        self._gauges = {d.name: Gauge(d.name, d.help, ("router", *d.labels)) for d in _COPIED if d.kind == "gauge"}
 
     async def run(self) -> None:
-        """Copy for ever."""
+        """Export periodically, forever."""
         while True:
             await asyncio.sleep(_EVERY_S)
             self.export()
 
     def export(self) -> None:
-        """Copy once: what was added since the last time, and what is so now."""
+        """Export once: increments of counters since the last export, and current gauges."""
         for collector in self._collectors:
             for family in collector.collect():
                 for sample in family.samples:

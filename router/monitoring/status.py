@@ -1,4 +1,4 @@
-"""What `GET /v1/route/state` shows: engines, kinds of requests, the last decisions, policies. No text of a request."""
+"""The content of `GET /v1/route/state`: engines, clusters of requests, recent decisions, policies. No request text."""
 
 import asyncio
 import uuid
@@ -22,7 +22,7 @@ _Cells = Mapping[tuple[str, int | None], WindowTotals]
 
 
 class FleetStatus:
-    """Gathers the state of one router. Each replica tells of itself alone; `router` in the state says which it is."""
+    """The state of one router replica; `router` in the state identifies it."""
 
     def __init__(self, parts: Parts, model: str, registry: Registry | None) -> None:
         self._parts, self._model = parts, model
@@ -31,10 +31,10 @@ class FleetStatus:
         self._cluster_names: tuple[Policy | None, list[str]] = None, []
 
     async def state(self) -> dict[str, object]:
-        """All of it, for JSON. Of the registry `None` where there is none, `{"error": ...}` where it is damaged."""
+        """All state, for JSON. The registry is None if there is none, `{"error": ...}` if damaged."""
         serving, recent = self._parts.active_policies, self._parts.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
-        engines = engine_statuses(self._parts.replicas, self._parts.acceptance_monitor, self._parts.load)
+        engines = engine_statuses(self._parts)
         return {
             "ready": any(standing.why_not not in ("no_replica", "gone") for standing in engines.values()),
             "router": self._id,
@@ -64,7 +64,7 @@ class FleetStatus:
         return found
 
     def _clusters(self, cells: _Cells) -> list[dict[str, object]]:
-        """The kinds that most requests are of, those first; their names tell no text."""
+        """Clusters by number of requests, descending; their names contain no text."""
         by_kind: dict[int | None, dict[str, WindowTotals]] = {}
         for (arm, kind), sums in cells.items():
             by_kind.setdefault(kind, {})[arm] = sums
@@ -98,7 +98,7 @@ class FleetStatus:
 
 
 class RegistryStatus:
-    """What a registry holds, read again when it has changed. Raises nothing: what is wrong is told."""
+    """Content of a registry, reread after changes. Raises nothing: errors are reported."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -106,7 +106,7 @@ class RegistryStatus:
         self._known: dict[str, object] | None = None
 
     def state(self) -> dict[str, object]:
-        """The state, its newest policies and changes, and why each of these policies was made."""
+        """The state, its latest policies and changes, and the reasons for these policies."""
         if self._watcher.changed() or self._known is None:
             try:
                 self._known = self._read(self._registry.state())
@@ -126,7 +126,7 @@ class RegistryStatus:
         }
 
     def _why(self, id: str) -> dict[str, object]:
-        """What the report on a policy says, as far as it is one of `draftpick.policy_training.retraining.pipeline`."""
+        """The reason in a policy's report, if it is one of `draftpick.policy_training.retraining.pipeline`."""
         try:
             report = self._registry.report(id)
         except PolicyRejected:

@@ -1,8 +1,8 @@
-"""Notices that the world is no longer the one that a policy was made for.
+"""Detects drift from the conditions of a policy's training.
 
-By arm: two-sided Page-Hinkley tests (Page 1954) of what a decoding step takes, which hardware and load decide, and of
-how much more is accepted than predicted, which the drafter decides. Of inputs: the population stability index of the
-kinds of requests. Of the policy: whether it still saves time against its own default engine.
+By arm: two-sided Page-Hinkley tests (Page 1954) of step time, which depends on hardware and load, and of acceptance
+relative to the prediction, which depends on the drafter. Of inputs: the population stability index of clusters. Of the
+policy: whether it still saves time against its default engine.
 """
 
 import math
@@ -15,21 +15,21 @@ import numpy.typing as npt
 from draftpick.router.config.sections import DriftConfig
 
 _CHECK_EVERY = 8
-"""Requests between two looks at their kinds."""
+"""Requests between two checks of their clusters."""
 _MIN_SIGMA = 0.15
-"""As a logarithm: changes of a few percent are nobody's concern, however sure they are."""
+"""Log change below which drift is ignored, even if significant."""
 
 
 @dataclass(slots=True)
 class _CumulativeSum:
-    """One of the two sums, and by how much the `count` values since it was last 0 deviated in all."""
+    """One of the two sums, and the total deviation of the `count` values since it was last 0."""
 
     sum: float = 0.0
     deviations: float = 0.0
     count: int = 0
 
     def add(self, exceeding: float, deviation: float) -> float:
-        """The sum with one value more."""
+        """Add a value; return the sum."""
         self.sum += exceeding
         self.deviations, self.count = self.deviations + deviation, self.count + 1
         if self.sum <= 0.0:
@@ -39,9 +39,9 @@ class _CumulativeSum:
 
 @dataclass(slots=True)
 class PageHinkley:
-    """Sums of what exceeds the allowance, upwards and downwards, of values standardised by all before them.
+    """Sums of the excess over the allowance, upwards and downwards, of values standardised by their history.
 
-    The first `reference` values are only learned from. A sum above the threshold is a change.
+    The first `reference` values are baseline only. A sum above the threshold is a change.
     """
 
     config: DriftConfig
@@ -52,12 +52,12 @@ class PageHinkley:
     down: _CumulativeSum = field(default_factory=_CumulativeSum)
 
     def update(self, value: float) -> float | None:
-        """How far the values have moved, in their own unit, when they have: the mean since they began to."""
+        """Return the shift in the values' unit upon a change: their mean deviation since its start; else None."""
         self.count += 1
         deviation = value - self.mean
         before, has_baseline = self.mean, self.count > self.config.reference
         sigma = max(math.sqrt(self.squares / (self.count - 2)), _MIN_SIGMA) if has_baseline else _MIN_SIGMA
-        if has_baseline:  # an outlier is no change: one answer counts four deviations at most
+        if has_baseline:  # clip outliers at four deviations
             value = min(max(value, before - 4.0 * sigma), before + 4.0 * sigma)
         self.mean += (value - before) / self.count
         self.squares += (value - before) * (value - self.mean)
@@ -71,8 +71,8 @@ class PageHinkley:
 
 @dataclass(slots=True)
 class InputDriftDetector:
-    """Whether the kinds of requests (bins) are those that were usual: the first `window` after the policy's start,
-    where `baseline` [bins] is not given."""
+    """Compares the clusters of requests with the baseline: `baseline` [bins], or the first `window` after the policy's
+    start."""
 
     config: DriftConfig
     num_clusters: int
@@ -82,7 +82,7 @@ class InputDriftDetector:
     since_check: int = 0
 
     def update(self, cluster: int) -> float | None:
-        """The population stability index, when it is above its limit."""
+        """Return the population stability index if it exceeds its limit, else None."""
         self.recent.append(cluster)
         self.counts[cluster] += 1
         if len(self.recent) < self.config.window:
@@ -98,7 +98,7 @@ class InputDriftDetector:
             self.recent.clear()
             self.counts.clear()
             return None
-        # Two samples of one distribution differ, too: by about so much.
+        # The expected index of two samples of one distribution.
         chance = 2.0 * (int(np.count_nonzero(self.baseline + now)) - 1) / self.config.window
         index = stability_index(self.baseline, now) - chance
         return index if index > self.config.stability else None
@@ -114,9 +114,9 @@ def stability_index(baseline: npt.NDArray[np.float64], now: npt.NDArray[np.float
 
 
 class RegretMonitor:
-    """Whether the policy still saves time against its own default: a confidence bound on the mean of what it saved.
+    """Whether the policy still saves time against its default: a confidence bound on the mean saving.
 
-    Of answers that another arm gave: log(TPOT expected of the default, as that was last seen / TPOT observed).
+    Over answers of other arms: log(TPOT expected of the default, as last observed / TPOT observed).
     """
 
     def __init__(self, min_samples: int = 60) -> None:
@@ -124,7 +124,7 @@ class RegretMonitor:
         self._min_samples = min_samples
 
     def update(self, saved: float) -> float | None:
-        """The mean of what was lost, when the policy has surely lost."""
+        """Return the mean loss if it is significant, else None."""
         self._recent.append(saved)
         if len(self._recent) < self._min_samples:
             return None
@@ -135,9 +135,8 @@ class RegretMonitor:
 
 @dataclass(slots=True)
 class ArmDriftDetector:
-    """The tests of one arm: of acceptance, one for each kind of requests (a bin), since other kinds are no change of
-    the arm; of a step's time, one for each load (1, 2 to 3, 4 to 7, ... in flight). A change begins all anew.
-    """
+    """The tests of one arm: of acceptance, by cluster, since a change of traffic is no change of the arm; of step time,
+    by load (1, 2 to 3, 4 to 7, ... in flight). A change resets all."""
 
     config: DriftConfig
     drafts: dict[int, PageHinkley] = field(default_factory=dict)
@@ -146,12 +145,12 @@ class ArmDriftDetector:
     def update(
         self, cluster: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
     ) -> tuple[str, float] | None:
-        """(`costs` or `drafts`, how far, as a logarithm) when either has changed."""
+        """Return (`costs` or `drafts`, log change) when either has changed."""
         load, tau = in_flight.bit_length(), tau if tau and tau > 0 else None
         moved = self.steps.setdefault(load, PageHinkley(self.config)).update(math.log(tpot_s * (tau or 1.0)))
         found = ("costs", moved) if moved is not None else None
         if tau is not None:
-            # tau / predicted tau, but for a constant of the arm.
+            # tau / predicted tau, up to a constant of the arm.
             moved = self.drafts.setdefault(cluster, PageHinkley(self.config)).update(math.log(tau * predicted_tpot_s))
             found = found or (("drafts", moved) if moved is not None else None)
         if found:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a router, for a person to read. `time`: seconds since the epoch.
+    """An event of a router, for operators. `time`: seconds since the epoch.
 
-    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, how far, as a logarithm), `inputs_changed`,
-    `policy_loses`, `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
+    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`, `policy_loses`,
+    `policy_tried_again`, `policy_taken`, `policy_refused`, `arm_quarantined`, `arm_readmitted`.
     """
 
     time: float
@@ -28,7 +28,7 @@ _KEPT = 200
 
 
 class EventLog:
-    """The last events (`recent`), those that are not on disk yet (`unwritten`), and who is called with each."""
+    """Recent events (`recent`), those not yet on disk (`unwritten`), and subscribers."""
 
     def __init__(self) -> None:
         self.recent: deque[Event] = deque(maxlen=_KEPT)
@@ -36,11 +36,11 @@ class EventLog:
         self._subscribers: list[EventHandler] = []
 
     def subscribe(self, subscriber: EventHandler) -> None:
-        """Call `subscriber` with every event from now on."""
+        """Call `subscriber` with every future event."""
         self._subscribers.append(subscriber)
 
     def emit(self, event: Event) -> None:
-        """Keep an event, and pass it on."""
+        """Store an event and pass it to the subscribers."""
         for subscriber in self._subscribers:
             subscriber(event)
         self.recent.append(event)
@@ -51,18 +51,18 @@ EVENTS = "events.jsonl"
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
-    """Events as lines of `events.jsonl`."""
+    """Encode events as lines of `events.jsonl`."""
     return b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
 
 
 def decode_events(data: bytes, since: float = 0.0) -> list[Event]:
-    """Events in the lines of `events.jsonl` that are later than `since`; damaged and torn lines are passed over."""
+    """Decode lines of `events.jsonl` later than `since`; damaged and incomplete lines are skipped."""
     found = (_event(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n"))
     return [event for event in found if event is not None and event.time > since]
 
 
 def _event(line: bytes) -> Event | None:
-    """The event in a line; None where a replica ended in the middle of it, or one of another version wrote it."""
+    """Parse one line; None if it is incomplete or of another version."""
     try:
         event = Event(**json.loads(line))
         return event if math.isfinite(event.time) else None

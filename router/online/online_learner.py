@@ -1,8 +1,8 @@
-"""What a running router learns of one policy from its own answers, and what it does about a world that has changed.
+"""Online learning for one policy from live answers, and reactions to drift.
 
-The ladder: an arm that changed loses its history and must promise more for a while; a policy whose times are not
-corrected, and which loses against its own default engine, is put aside for that engine; an arm whose drafts collapse
-is quarantined (`draftpick.router.online.quarantine`); and every finding is an event, which a retraining job reads.
+Reactions: a changed arm loses its history and needs a larger predicted gain for a while; a policy without time
+corrections that loses against its default engine is suspended in favour of it; an arm with a collapsed acceptance is
+quarantined (`draftpick.router.online.quarantine`); every finding is an event, which a retraining job reads.
 """
 
 import math
@@ -21,15 +21,15 @@ _MIN_TOKENS = 4
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
 _SUSPENSION_ANSWERS = 500
 _MAX_UNLOADED_SLOWDOWN = 1.25
-"""Steps that load makes longer by more than this say nothing of a policy."""
+"""Maximum slowdown by load of answers that count for the policy's regret."""
 _MIN_SEEN, _MAX_SEEN = 5, 30
 _KEPT_WEIGHT = 0.2
 
 
 class OnlineLearner:
-    """Follows one policy. `shifts`: corrections of log TPOT [bins, arms], None while there are none.
+    """Learns for one policy. `shifts`: corrections of log TPOT [bins, arms], None without any.
 
-    `suspended`: the policy loses against its own default engine, which shall serve instead.
+    `suspended`: the policy loses against its default engine, which serves instead.
     """
 
     def __init__(self, config: OnlineConfig, policy: Policy, on_event: EventHandler = lambda event: None) -> None:
@@ -47,29 +47,29 @@ class OnlineLearner:
 
     @property
     def corrects_times(self) -> bool:
-        """Whether measured times correct those that the policy predicts."""
+        """True if measured times correct the policy's predictions."""
         return self._config.correction.enabled
 
     def observe_fallback(self) -> None:
-        """Count an answer of the engine that serves while the policy is put aside; try the policy again in time."""
+        """Count an answer of the fallback engine while the policy is suspended; resume the policy after a while."""
         self._num_answers += 1
         if self.suspended and self._num_answers - self._suspended_at >= _SUSPENSION_ANSWERS:
             self.suspended, self._regret_monitor = False, RegretMonitor()
-            self._emit("policy_tried_again", f"{self._policy.id} serves again, to see whether it saves time now")
+            self._emit("policy_tried_again", f"{self._policy.id} serves again, to test whether it saves time now")
 
     def observe(
         self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
     ) -> None:
-        """Take one answer into account. `cluster`: the kind of its request; `in_flight`: on its arm, itself among them;
-        `slowdown`: by how much that made its steps longer."""
+        """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
+        ratio by which load lengthened its steps."""
         self._num_answers += 1
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _MIN_TOKENS:
-            return  # by an engine's own clock, the first token of a whole answer may come after its last
+            return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
-        alone_s = expected[arm] / decision.stretch  # of its load, the answer itself tells better
+        alone_s = expected[arm] / decision.stretch  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
             self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
@@ -85,7 +85,7 @@ class OnlineLearner:
             self.refresh()
 
     def refresh(self) -> None:
-        """Make `shifts` anew, after what was seen here or by other routers."""
+        """Recompute `shifts` from local and other routers' observations."""
         caution = [_CAUTION if left else 0.0 for left in self._caution_left]
         if self._config.correction.enabled:
             self.shifts = (self.correction.residuals() + caution).tolist()
@@ -105,7 +105,9 @@ class OnlineLearner:
         self._caution_left[arm] = _CAUTIOUS_ANSWERS
         name, times = self._policy.arms[arm], math.exp(moved)
         said = (
-            f"a step takes {times:.2f} times as long" if what == "costs" else f"{times:.2f} times as much is accepted"
+            f"a step takes {times:.2f} times as long"
+            if what == "costs"
+            else f"{times:.2f} times as many tokens are accepted"
         )
         self._emit("arm_changed", f"engine {name}: {said} as before; its history is forgotten", name, {what: moved})
 
@@ -118,18 +120,18 @@ class OnlineLearner:
         self.correction.discount(_KEPT_WEIGHT)
         self._default_residuals.clear()
         for watch in self._arm_detectors:
-            watch.drafts.clear()  # an arm may do worse on other requests, and be well
+            watch.drafts.clear()  # acceptance may change with the requests, without a fault of the arm
         self._emit(
             "inputs_changed",
-            f"other kinds of requests come than before (stability index {index:.2f})",
+            f"the mix of requests has changed (stability index {index:.2f})",
             None,
             {"stability_index": index},
         )
 
     def _monitor_regret(self, arm: int, residual: float, expected: Sequence[float], own: bool) -> None:
-        """Compare with what the default engine would have taken, as it was seen of late.
+        """Compare with the recent times of the default engine.
 
-        `own`: the policy chose the arm itself. Others, and shadows, tell of the default engine alone.
+        `own`: the policy chose the arm itself. Other choices, and shadows, only update the default engine's times.
         """
         if self._default is None or self.suspended or self._config.correction.enabled:
             return
@@ -144,7 +146,7 @@ class OnlineLearner:
             name = self._policy.arms[self._default]
             self._emit(
                 "policy_loses",
-                f"{self._policy.id} loses {lost:.0%} against {name} alone, which serves for now",
+                f"{self._policy.id} loses {lost:.0%} against {name}, which serves for now",
                 name,
                 {"lost": lost},
             )

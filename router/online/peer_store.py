@@ -1,4 +1,4 @@
-"""What router replicas leave on a shared disk, without a lock: events for people, corrections for each other."""
+"""State exchanged by router replicas on a shared disk, without a lock: events, and corrections."""
 
 import json
 import os
@@ -15,25 +15,25 @@ _FRESH_S = 60.0
 
 
 class PeerStore:
-    """A folder that all replicas of a router see. All of it may fail with OSError, and nothing is lost but news."""
+    """A folder shared by all replicas of a router. All methods may raise OSError; only updates are lost then."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._own = folder / f"corrections-{platform.node()}-{os.getpid()}-{id(self):x}.json"
 
     def write_events(self, events: Sequence[Event]) -> None:
-        """Append events to `events.jsonl`, one object a line; one write, so that lines of replicas do not mix."""
+        """Append events to `events.jsonl`, one object per line; one write, so that lines of replicas do not mix."""
         self._folder.mkdir(parents=True, exist_ok=True)
         data = encode_events(events)
         handle = os.open(self._folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             if os.write(handle, data) < len(data):
-                raise OSError(f"the disk of {self._folder} did not take all events")
+                raise OSError(f"incomplete write to {self._folder}: not all events are on disk")
         finally:
             os.close(handle)
 
     def sync(self, local_state: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Leave one's own corrections by policy id; return those that others left within the last minute."""
+        """Write the own corrections by policy id; return the others' of the last minute."""
         self._folder.mkdir(parents=True, exist_ok=True)
         atomic_write(self._own, json.dumps(local_state))
         found: dict[str, list[dict[str, Any]]] = {policy: [] for policy in local_state}
@@ -45,12 +45,12 @@ class PeerStore:
         return found
 
     def withdraw(self) -> None:
-        """Take one's own corrections away."""
+        """Remove the own corrections."""
         self._own.unlink(missing_ok=True)
 
 
 def _read_peer_state(path: Path) -> dict[str, Any]:
-    """What another router left, by policy id; nothing where it is stale, which ends it, gone meanwhile, or damaged."""
+    """Another router's state by policy id; empty if it is stale (and removed), missing, or damaged."""
     try:
         if time.time() - path.stat().st_mtime > _FRESH_S:
             path.unlink(missing_ok=True)

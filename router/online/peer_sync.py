@@ -1,4 +1,4 @@
-"""Carries news between a router and the others: events for people, corrections for each other, once a second."""
+"""Synchronises a router with the others once per second: writes events, and exchanges corrections."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,6 @@ _EVERY_S = 1.0
 
 
 class PeerSync:
-    """Of one router."""
-
     def __init__(
         self,
         exchange: PeerStore,
@@ -25,30 +23,30 @@ class PeerSync:
         online: Callable[[], list[tuple[str, OnlineLearner]]],
         failures: Counter[tuple[str, str]],
     ) -> None:
-        """`unwritten`: events for the file, the oldest first; `online`: what is learned of each policy, by its id.
+        """`unwritten`: events for the file, oldest first; `online`: learners by policy id.
 
         Events that cannot be written are counted in `failures`, by part of the router and error.
         """
         self._store, self._unwritten, self._online, self._failures = exchange, unwritten, online, failures
 
     async def run(self) -> None:
-        """Write events, and swap corrections with the other replicas, for ever."""
+        """Write events and exchange corrections, forever."""
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
                 await asyncio.to_thread(self._write_events)
                 await self._sync_corrections()
             except (OSError, ValueError, KeyError) as error:
-                log.warning("no news for the other routers: %s", error)
+                log.warning("synchronisation with other routers failed: %s", error)
 
     def close(self) -> None:
-        """Write what is left, and leave. Raises OSError."""
+        """Write the remaining events and withdraw the corrections. Raises OSError."""
         self._write_events()
         self._store.withdraw()
 
     def _write_events(self) -> None:
         unwritten, events = self._unwritten, list[Event]()
-        with contextlib.suppress(IndexError):  # another thread may write the last of them while the router stops
+        with contextlib.suppress(IndexError):  # another thread may write the last of them during shutdown
             while unwritten:
                 events.append(unwritten.popleft())
         if events:

@@ -1,4 +1,4 @@
-"""Watches what each arm's drafts are worth: an arm whose drafter is silently lost is taken out, and probed back."""
+"""Monitors acceptance by arm: an arm with a silently lost drafter is quarantined, then probed and readmitted."""
 
 import math
 import time
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
+from typing import ClassVar, Literal
 
 from draftpick.router.config.sections import QuarantineConfig
 from draftpick.router.online.events import Event
@@ -15,7 +15,7 @@ _MIN_TOKENS = 8
 _HISTORY_WEIGHT = 0.005
 _RECENT_ANSWERS = 50
 _MARGIN = 0.05
-"""How far the share of collapsed answers may be above its estimate."""
+"""Upper margin on the estimated share of collapsed answers."""
 _MIN_SEEN = 40
 _MIN_COLLAPSE_RATE, _MAX_COLLAPSE_RATE = 0.3, 0.98
 _MIN_GAIN = 0.05
@@ -24,9 +24,9 @@ _HEALTHY_PROBES = 2
 
 @dataclass(slots=True)
 class _History:
-    """Of one arm on one kind of requests: its usual gain, and how usual a collapsed answer is.
+    """History of one arm on one cluster: its baseline gain, and the share of collapsed answers.
 
-    `recent`: the last answers, which are no part yet of the history that they are judged by.
+    `recent`: the latest answers, which are not yet part of the history.
     """
 
     recent: deque[tuple[float, bool]] = field(default_factory=deque)
@@ -36,7 +36,7 @@ class _History:
 
     @property
     def is_sufficient(self) -> bool:
-        """Whether there is enough of it to judge by."""
+        """True if the history suffices for a test."""
         return self.count >= _MIN_SEEN and self.gain >= _MIN_GAIN
 
     def update(self, gain: float, collapsed: bool) -> None:
@@ -52,7 +52,7 @@ class _History:
 
 @dataclass(slots=True)
 class _ArmState:
-    """One arm: its histories by kind of requests, since an arm may be good at some and bad at others."""
+    """One arm: its histories by cluster, since acceptance varies between clusters."""
 
     quarantine_s: float
     histories: dict[int, _History] = field(default_factory=dict)
@@ -66,7 +66,14 @@ _gain = attrgetter("gain")
 
 
 class AcceptanceMonitor:
-    """Sequential test by arm. `doubt` sums log(1 / share of collapsed answers in the past) over a run of them."""
+    """A `draftpick.router.health.HealthSignal`: a sequential test by arm.
+
+    `evidence` sums log(1 / share of collapsed answers in the past) over a run of them.
+    """
+
+    reason: ClassVar[str] = "quarantined"
+    text: ClassVar[str] = "has lost its drafts and is quarantined"
+    fallback: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -75,18 +82,18 @@ class AcceptanceMonitor:
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[str, str, str], None] = lambda kind, text, arm: None,
     ) -> None:
-        """`on_event`: called with the kind of an event, what happened, and the arm."""
+        """`on_event`: called with the event's kind, text, and arm."""
         self._config, self._clock, self._on_event = config or QuarantineConfig(), clock, on_event
         self._arms = {arm: _ArmState(self._config.quarantine_s) for arm in arms}
         self.quarantined = 0
+        self.suspects: set[str] = set()
 
     def admits(self, arm: str, in_flight: int) -> bool:
-        """Whether an arm may take one more request: none in quarantine, two at once while it is probed."""
+        """True if an arm may take one more request: none in quarantine, two concurrent ones while probed."""
         arm_state = self._arms[arm]
         return arm_state.quarantined_until is None or (self._clock() >= arm_state.quarantined_until and in_flight < 2)
 
     def state(self) -> dict[str, Literal["ok", "quarantined", "probed"]]:
-        """State by arm."""
         return {arm: self._state(watched) for arm, watched in self._arms.items()}
 
     def _state(self, arm_state: _ArmState) -> Literal["ok", "quarantined", "probed"]:
@@ -95,12 +102,12 @@ class AcceptanceMonitor:
         return "probed" if self._clock() >= arm_state.quarantined_until else "quarantined"
 
     def on_event(self, event: Event) -> None:
-        """Forget what is usual where it is so no more, or where another policy tells other clusters apart."""
+        """Reset outdated histories: after a change of an arm, or of the policy, which defines the clusters."""
         if event.kind in ("inputs_changed", "policy_taken"):
             self.reset_histories()
 
     def reset_histories(self) -> None:
-        """Other kinds of requests come than before: what is usual is learned anew. Quarantines stay."""
+        """Reset all baselines after a change of traffic. Quarantines stay."""
         for arm_state in self._arms.values():
             arm_state.histories.clear()
             arm_state.evidence = 0.0
@@ -114,10 +121,10 @@ class AcceptanceMonitor:
         *,
         shadow: bool = False,
     ) -> None:
-        """Take one finished answer into account. Those too short to tell, or without a figure, are passed over.
+        """Learn from one finished answer. Answers too short, or without an acceptance length, are skipped.
 
-        `cluster`: of the request, as the policy tells kinds apart; that other kinds come is no fault of an arm.
-        `shadow`: no client waited for it, so that it may probe an arm in quarantine at any time.
+        `cluster`: of the request, by the policy; a change of clusters is no fault of an arm. `shadow`: no client waits
+        for it, so it may probe a quarantined arm at any time.
         """
         if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _MIN_TOKENS:
             return
@@ -139,19 +146,20 @@ class AcceptanceMonitor:
 
     def _observe_probe(self, arm: str, arm_state: _ArmState, history: _History, collapsed: bool, shadow: bool) -> None:
         if self._clock() < (arm_state.quarantined_until or 0.0):
-            # A request of a client began before the quarantine; shadows go on, and two good ones in a row end it.
+            # Client requests here began before the quarantine; shadows continue, and two good ones in a row end it.
             arm_state.healthy_run = arm_state.healthy_run + 1 if shadow and not collapsed else 0
             if arm_state.healthy_run < _HEALTHY_PROBES:
                 return
         arm_state.collapsed_run = arm_state.collapsed_run + 1 if collapsed else 0
         if not collapsed:
+            self.suspects.discard(arm)
             arm_state.quarantined_until, arm_state.evidence, arm_state.quarantine_s = (
                 None,
                 0.0,
                 self._config.quarantine_s,
             )
             arm_state.healthy_run = 0
-            text = f"engine {arm}: its drafts are accepted again, it takes requests"
+            text = f"engine {arm}: its drafts are accepted again; readmitted"
             self._on_event("arm_readmitted", text, arm)
         elif arm_state.collapsed_run >= self._config.probes:
             self._quarantine(arm, arm_state, history)
@@ -160,8 +168,9 @@ class AcceptanceMonitor:
         arm_state.quarantined_until, arm_state.collapsed_run = self._clock() + arm_state.quarantine_s, 0
         for known in arm_state.histories.values():
             known.recent.clear()
-        lost = f"its drafts are hardly accepted any more (usual gain {history.gain:.2f})"
+        lost = f"its drafts are hardly accepted any more (baseline gain {history.gain:.2f})"
         text = f"engine {arm}: {lost}; no requests for {arm_state.quarantine_s:g} s"
         self._on_event("arm_quarantined", text, arm)
         arm_state.quarantine_s = min(2 * arm_state.quarantine_s, self._config.max_quarantine_s)
+        self.suspects.add(arm)
         self.quarantined += 1

@@ -1,9 +1,9 @@
-"""What answers say of a policy's times, at once: a factor for every arm and kind of requests.
+"""Corrects a policy's times from live answers: a factor for every arm and cluster.
 
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
-exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and bin (a kind, as
-`draftpick.router.policies.clusters` tells them apart). A cell of few answers leans on its arm, an arm on all answers.
-One answer moves a mean by no more than about `most_step / memory`.
+exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and cluster
+(`draftpick.router.policies.clusters`). A cell with few answers is shrunk to its arm, an arm to the overall mean. One
+answer moves a mean by at most about `most_step / memory`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,13 @@ from draftpick.router.config.sections import CorrectionConfig
 
 Floats = npt.NDArray[np.float64]
 _PRIOR = 1.5
-"""Answers that a cell's arm, or an arm's mean over all, counts as."""
+"""Prior weight, in answers, of a cell's arm, and of an arm's overall mean."""
 
 
 class ResidualCorrection:
-    """Sums of residuals by bin and arm.
+    """Sums of residuals by cluster and arm.
 
-    Several routers add up: each tells its own sums (`own`) and takes those of the others (`take`).
+    Several routers are summed: each shares its sums (`local_state`) and adds those of the others (`merge`).
     """
 
     def __init__(self, config: CorrectionConfig, num_clusters: int, num_arms: int) -> None:
@@ -31,7 +31,7 @@ class ResidualCorrection:
         self._total = np.zeros((2, num_clusters, num_arms))
 
     def update(self, cluster: int, arm: int, residual: float) -> None:
-        """Take log(TPOT observed / predicted) of one answer into account."""
+        """Add log(TPOT observed / predicted) of one answer."""
         so_far, step = self.residual(cluster, arm), self._config.most_step
         bounded = so_far + min(max(residual - so_far, -step), step)
         cell = self._local[:, cluster, arm]
@@ -40,7 +40,7 @@ class ResidualCorrection:
         self._total[:, cluster, arm] = cell + self._peers[:, cluster, arm]
 
     def weight(self, cluster: int, arm: int) -> float:
-        """How many answers count of an arm on a kind of requests."""
+        """Effective number of answers of an arm on a cluster."""
         return float(self._total[0, cluster, arm])
 
     def residual(self, cluster: int, arm: int) -> float:
@@ -58,22 +58,21 @@ class ResidualCorrection:
         return np.asarray((sums + _PRIOR * arms) / (weights + _PRIOR))
 
     def reset_arm(self, arm: int) -> None:
-        """What was seen of an arm holds no more: its drafter, its build or its machine is another one."""
+        """Discard an arm's sums: its drafter, build or machine has changed."""
         for sums in (self._local, self._peers, self._total):
             sums[:, :, arm] = 0.0
 
     def discount(self, factor: float) -> None:
-        """Let what was seen count less, `factor` of it: other requests come, even where they fall into the same
-        bins."""
+        """Discount all sums by `factor`, after a change of traffic within clusters."""
         self._local *= factor
         self._total = self._local + self._peers
 
     def local_state(self) -> dict[str, Any]:
-        """What other routers may want to know, for JSON."""
+        """Sums for other routers, as JSON."""
         return {"weights": self._local[0].tolist(), "sums": self._local[1].tolist()}
 
     def merge(self, others: Iterable[dict[str, Any]]) -> None:
-        """Count what other routers have seen, instead of what was taken before. What is no news is left out."""
+        """Replace the others' sums by these. Invalid states are skipped."""
         total = np.zeros_like(self._peers)
         for other in others:
             if (found := _parse_state(other)) is not None and found.shape == total.shape:
@@ -83,8 +82,7 @@ class ResidualCorrection:
 
 
 def _parse_state(state: Any) -> Floats | None:
-    """Weights and sums, as `ResidualCorrection.local_state` gives them; None for anything else: other versions write
-    there, too."""
+    """Parse weights and sums of `ResidualCorrection.local_state`; None for anything else, such as other versions'."""
     if not isinstance(state, Mapping):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The policies in service: the active one, and a candidate that decides a share of the requests while it is judged."""
+"""The policies in service: the active one, and a candidate that decides a share of the requests under test."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from draftpick.router.types import Context, Decision, LoadTerms, Outcome
 
 @dataclass(frozen=True, slots=True)
 class PolicyInService:
-    """A policy, what is learned of it online, and the engine that serves while it is put aside."""
+    """A policy, its online learner, and the fallback engine while it is suspended."""
 
     policy: Policy
     online: OnlineLearner
     fallback_policy: FixedPolicy | None
 
     def accepts(self, context: Context | None) -> bool:
-        """Whether a context is of the features that it was made for: another policy may have served meanwhile."""
+        """True if a context has the policy's features: another policy may have served when it was made."""
         return context is not None and context.featurizer == self.policy.featurizer
 
     def own_prediction(self, context: Context | None, decision: Decision) -> Decision | None:
-        """A decision with what this policy expects; None where it expects nothing. Raises what the policy raises."""
+        """A decision with this policy's predictions; None without any. Raises what the policy raises."""
         if not self.accepts(context) or decision.arm not in self.policy.arms:
             return None
         if decision.policy == self.policy.id:
@@ -38,7 +38,7 @@ class PolicyInService:
 
 
 def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms: Sequence[str]) -> LoadTerms | None:
-    """Load by `arms` as load by the arms `target_arms`; None where it says nothing of one of these."""
+    """Reorder load terms of `arms` to `target_arms`; None if one of these is missing."""
     if load is None or tuple(arms) == tuple(target_arms):
         return load
     if not set(arms) >= set(target_arms):
@@ -49,7 +49,7 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Decides. `explore`: the share of `RouterConfig.explore`, which may change. `policy`: the active one."""
+    """Makes decisions. `explore`: the mutable value of `RouterConfig.explore`. `policy`: the active one."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
@@ -60,20 +60,20 @@ class ActivePolicies:
 
     @property
     def candidate(self) -> Policy | None:
-        """The one that is judged, which decides the share `share` of the requests."""
+        """The policy under test, which decides the share `share` of the requests."""
         return self._candidate.policy if self._candidate is not None else None
 
     def activate(self, policy: Policy, candidate: Policy | None = None, share: float = 0.0) -> None:
-        """Take these into service; what was learned of one that serves already is kept, by its id."""
+        """Take these policies into service; learners of policies already in service are kept, by id."""
         learned = dict(self.learners())
         self.policy, self._active = policy, self._in_service(policy, learned)
         self._candidate = None if candidate is None else self._in_service(candidate, learned)
         self.share = share if candidate is not None else 0.0
 
     def decide(self, given: DecisionInput, rng: np.random.Generator) -> Decision:
-        """Draw the policy, then the arm; the propensity is that of the arm under the policy that was drawn.
+        """Draw the policy, then the arm; the propensity is the arm's probability under the drawn policy.
 
-        While two are in service, the decision also holds what the other one would have done. Raises what the policy
+        With two policies in service, the decision also holds the other one's probabilities. Raises what the policy
         raises.
         """
         served, other, share = self._active, self._candidate, 1.0 - self.share
@@ -84,7 +84,7 @@ class ActivePolicies:
         decision = self._decide_by(served, given, rng)
         try:
             would = self._decide_by(other, given, rng)
-        except Exception:  # a policy may be anybody's code: this one is not needed now
+        except Exception:  # a policy may be third-party code, and this one is optional here
             return replace(decision, policy_share=share)
         return replace(decision, policy_share=share, beside={would.policy: would.probabilities})
 
@@ -99,7 +99,7 @@ class ActivePolicies:
         return other if other is not None and other.policy.id == id else self._active
 
     def cluster(self, context: Context | None, decision: Decision) -> int:
-        """The cluster of a request, as the active policy tells them apart: its decision knows it, if it decided."""
+        """The request's cluster by the active policy: from its decision, if it decided."""
         if decision.cluster is not None and decision.policy == self.policy.id:
             return decision.cluster
         return self.policy.cluster(context) if self._active.accepts(context) else 0
@@ -113,10 +113,10 @@ class ActivePolicies:
         in_flight: int,
         slowdown: float = 1.0,
     ) -> None:
-        """Let both policies learn from a finished answer, whichever decided; its client has it already.
+        """Let both policies learn from a finished answer, off the request's path.
 
-        `cluster`: of `cluster`; `in_flight`: requests on its arm, itself among them; `slowdown`: by how much that made
-        its steps longer.
+        `cluster`: from `cluster`; `in_flight`: requests on its arm, including itself; `slowdown`: ratio by which load
+        lengthened its steps.
         """
         for served in (self._active, self._candidate):
             if served is None:
@@ -128,17 +128,16 @@ class ActivePolicies:
                 served.online.observe(own_cluster, own, outcome, in_flight, slowdown)
 
     def learners(self) -> list[tuple[str, OnlineLearner]]:
-        """What is learned of each policy in service, by its id."""
+        """Learners of the policies in service, by id."""
         return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
 
     def emit_for_arm(self, kind: str, text: str, arm: str) -> None:
-        """Emit an event of an arm."""
         self.events.emit(Event(time.time(), kind, text, arm, self.policy.id))
 
     def _in_service(self, policy: Policy, learned: Mapping[str, OnlineLearner]) -> PolicyInService:
         best = policy.default_arm
         fallback_policy = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
-        # An id says what a policy has learned, not its options: the new one decides.
+        # An id identifies what a policy has learned, not its options: the new one decides.
         return PolicyInService(
             policy,
             learned.get(policy.id) or OnlineLearner(self._config.online, policy, self.events.emit),

@@ -1,4 +1,4 @@
-"""A pointer: a small file that names the policy that serves. It is replaced whole: a reader sees the old or the new."""
+"""A pointer: a small file that names the policy in service. It is replaced atomically."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _MAX_BYTES = 4096
 
 
 def write_pointer(pointer: Path, policy: str) -> None:
-    """Let `pointer` name `policy`: a name, or a folder, which is relative to the pointer where it lies beside it."""
+    """Write `policy` to `pointer`: a name, or a folder, made relative if it is next to the pointer."""
     if policy not in NAMES:
         folder = Path(policy).resolve()
         home = pointer.resolve().parent
@@ -19,7 +19,7 @@ def write_pointer(pointer: Path, policy: str) -> None:
 
 
 def read_pointer(name: str) -> str:
-    """What `name` names: itself, or, when it is a file, the policy in it. Raises `PolicyRejected`."""
+    """Resolve `name`: itself, or the policy named in it if it is a file. Raises `PolicyRejected`."""
     path = Path(name)
     if name in NAMES or not path.is_file():
         return name
@@ -27,21 +27,21 @@ def read_pointer(name: str) -> str:
         with path.open() as file:
             inner = file.read(_MAX_BYTES).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyRejected(f"pointer {path} cannot be read: {error}") from error
+        raise PolicyRejected(f"pointer {path} is not readable: {error}") from error
     if not inner or "\n" in inner:
-        raise PolicyRejected(f"pointer {path} must hold one line: the name or the folder of a policy")
+        raise PolicyRejected(f"pointer {path} must contain one line: the name or the folder of a policy")
     return inner if inner in NAMES else str(path.resolve().parent / inner)
 
 
 class FileWatcher:
-    """Tells when a file has been replaced or written."""
+    """Detects that a file has been replaced or written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last_signature = self._signature()
 
     def changed(self) -> bool:
-        """Whether it differs from what it was at the last call."""
+        """True if the file has changed since the last call."""
         before, self._last_signature = self._last_signature, self._signature()
         return self._last_signature is not None and self._last_signature != before
 

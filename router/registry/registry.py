@@ -1,11 +1,11 @@
-"""The registry: all policies that there are, which one serves, and which one is on its way. A folder:
+"""The registry of policies, with the active one and a candidate. A folder:
 
-    state.json        what holds now, and the last changes; replaced whole, by one writer at a time (`.lock`)
-    policies/p0001/   an artefact that nobody changes any more, with `report.json`: why it was made
+    state.json        the current state and recent changes; replaced atomically, by one writer at a time (`.lock`)
+    policies/p0001/   an immutable artefact, with `report.json`: why it was made
 
 A policy is added (`shadow`), becomes the candidate (`shadow`, then `canary`) and then `active`, until it is `retired`,
-perhaps after a `holdout`, or `refused`. Readers need no lock. The file system must have `flock` (local ones and NFSv4
-do).
+possibly after a `holdout`, or `refused`. Readers need no lock. The file system must support `flock` (local ones and
+NFSv4 do).
 """
 
 import fcntl
@@ -39,18 +39,18 @@ from draftpick.router.registry.state import (
 
 STATE, LOCK, POLICIES, REPORT = "state.json", ".lock", "policies", "report.json"
 HISTORY = 200
-"""Changes that are remembered."""
+"""Maximum length of the history."""
 _SCRATCH_PREFIX = ".add-"
-_LEFTOVER_AGE_S = 3600.0  # no copy takes so long: whoever made it is gone
+_LEFTOVER_AGE_S = 3600.0  # longer than any copy takes: its writer is dead
 _EDITABLE = ("active", "previous", "pinned", "candidate", "policies")
 
 
 class Registry:
-    """The registry in the folder `path`, which the first `add` makes.
+    """The registry in the folder `path`, which the first `add` creates.
 
-    Every change is one revision: all of it is on the disk, or none. `by` and `reason` go into the history. A change
-    raises `PolicyRejected` when it is not allowed, when the state cannot be read, or when the artefact of a policy that
-    would become candidate or active is damaged; OSError when the disk fails.
+    Every change is one atomic revision. `by` and `reason` go into the history. A change raises `PolicyRejected` if it
+    is not allowed, if the state is unreadable, or if the artefact of a policy that would become candidate or active is
+    damaged; OSError if the disk fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,39 +58,39 @@ class Registry:
         self._policies = path / POLICIES
 
     def state(self) -> RegistryState:
-        """What holds now; empty where there is no registry. Raises `PolicyRejected` with the field that is wrong."""
+        """The current state; empty without a registry. Raises `PolicyRejected` with the wrong field."""
         path = self.path / STATE
         try:
             return RegistryState.model_validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
             return EMPTY
         except OSError as error:
-            raise PolicyRejected(f"{path} cannot be read: {error.strerror}") from error
+            raise PolicyRejected(f"{path} is not readable: {error.strerror}") from error
         except ValidationError as error:
-            raise PolicyRejected(f"{path}: {_first(error)} (mend it, or put back a copy of the file)") from None
+            raise PolicyRejected(f"{path}: {_first(error)} (fix it, or restore a backup of the file)") from None
 
     def folder(self, id: str) -> Path:
-        """Where the artefact of `id` lies. Raises `PolicyRejected` for what is no id."""
+        """The artefact folder of `id`. Raises `PolicyRejected` for an invalid id."""
         if not ID.fullmatch(id):
-            raise PolicyRejected(f"{id!r} is no id of a policy (ids are like p0001; see: draftpick policies list)")
+            raise PolicyRejected(f"{id!r} is not a policy id (ids are like p0001; see: draftpick policies list)")
         return self._policies / id
 
     def active_folder(self) -> Path:
-        """The artefact that serves. Raises `PolicyRejected` when there is none."""
+        """The active artefact's folder. Raises `PolicyRejected` without one."""
         if (active := self.state().active) is None:
             raise PolicyRejected(f"registry {self.path} has no active policy (draftpick policies promote ID)")
         return self.folder(active)
 
     def report(self, id: str) -> dict[str, Any]:
-        """Why `id` was made, as it was given to `add`. Raises `PolicyRejected`."""
+        """The report passed to `add` for `id`. Raises `PolicyRejected`."""
         try:
             found: dict[str, Any] = json.loads((self.folder(id) / REPORT).read_bytes())
         except (OSError, ValueError) as error:
-            raise PolicyRejected(f"the report of {id} cannot be read: {error}") from error
+            raise PolicyRejected(f"the report of {id} is not readable: {error}") from error
         return found
 
     def add(self, artefact: Path, report: Mapping[str, Any], by: str) -> str:
-        """Copy an artefact into the registry; returns its id. `report` is JSON; its `reason` goes into the history."""
+        """Copy an artefact into the registry; return its id. `report` is JSON; its `reason` goes into the history."""
         read(artefact)
         self._policies.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
@@ -99,7 +99,7 @@ class Registry:
             policy = _copy(artefact, report, scratch)
             with self._change("add", by, reason=str(report.get("reason", ""))) as draft:
                 id = draft.subject = self._free_id(draft)
-                # A crash from here on leaves a folder that no state names: its number is passed over.
+                # A crash from here on leaves a folder outside the state: its number is skipped.
                 os.rename(scratch, self.folder(id))
                 sync(self._policies)
                 draft.policies[id] = RegistryEntry(stage="shadow", policy=policy, created=_now())
@@ -113,28 +113,28 @@ class Registry:
             draft.start_shadow(id)
 
     def set_canary_share(self, id: str, share: float, by: str, reason: str = "", *, start: bool = False) -> None:
-        """Let the candidate `id` decide a share of the requests, above 0 and up to 1.
+        """Let the candidate `id` decide a share of the requests, in (0, 1].
 
         With `start`, a policy that is not the candidate becomes it in the same change.
         """
         if not 0 < share <= 1:
-            raise PolicyRejected(f"the share of a canary must be above 0 and at most 1, not {share}")
+            raise PolicyRejected(f"the share of a canary must be in (0, 1], not {share}")
         with self._change("advance", by, id, f"share {share:g}" + (f": {reason}" if reason else "")) as draft:
             draft.require_unpinned()
             entry_of(draft.policies, id)
             if start and id_of(draft.candidate) != id:
                 draft.start_shadow(id)
             if (current := id_of(draft.candidate)) != id:
-                raise PolicyRejected(f"{id} is not the candidate, which is {current} (begin with it first)")
+                raise PolicyRejected(f"{id} is not the candidate, which is {current} (make {id} the candidate first)")
             draft.set_candidate(id, "canary", share)
 
     def promote(self, id: str, by: str, reason: str = "", *, holdout: float = 0.0) -> None:
-        """Make `id` active; the one that was becomes `previous`, and goes on with the share `holdout`, below 1.
+        """Make `id` active; the former active one becomes `previous`, and keeps the share `holdout`, below 1.
 
-        Not one that was refused: that takes `pin`.
+        A rejected policy needs `pin`.
         """
         if not 0 <= holdout < 1:
-            raise PolicyRejected(f"the share of a holdout must be at least 0 and below 1, not {holdout}")
+            raise PolicyRejected(f"the share of a holdout must be in [0, 1), not {holdout}")
         with self._change("promote", by, id, reason) as draft:
             draft.require_unpinned()
             draft.require_promotable(id)
@@ -144,7 +144,7 @@ class Registry:
                 draft.set_candidate(draft.previous, "holdout", holdout)
 
     def end_holdout(self, by: str, reason: str = "") -> None:
-        """Let the active policy decide all; `previous` stays."""
+        """Let the active policy decide all requests; `previous` stays."""
         with self._change("end_holdout", by, reason=reason) as draft:
             if draft.candidate is None or draft.candidate.stage != "holdout":
                 raise PolicyRejected("there is no holdout (draftpick policies list)")
@@ -152,19 +152,20 @@ class Registry:
             draft.drop_candidate("retired")
 
     def reject(self, id: str, by: str, reason: str = "") -> None:
-        """Give up the candidate, or a policy that was added."""
+        """Reject the candidate, or a policy that was only added."""
         with self._change("refuse", by, id, reason) as draft:
             stage = entry_of(draft.policies, id).stage
             if stage not in ("shadow", "canary"):
-                cure = "draftpick policies rollback" if stage == "active" else "it serves no request"
-                raise PolicyRejected(f"{id} is {stage}, only what is on its way can be refused ({cure})")
+                fix = "draftpick policies rollback" if stage == "active" else "it serves no request"
+                raise PolicyRejected(f"{id} is {stage}, only a candidate or an added policy can be rejected ({fix})")
             if id_of(draft.candidate) == id:
                 draft.candidate = None
             draft.set_stage(id, "refused")
             draft.previous = None if draft.previous == id else draft.previous
 
     def rollback(self, by: str, reason: str = "") -> None:
-        """Go back to the previous policy; the active one and a candidate are refused. Once: then there is none."""
+        """Return to the previous policy and reject the active one and the candidate. Works once: then there is no
+        previous one."""
         with self._change("rollback", by, reason=reason) as draft:
             draft.require_unpinned()
             failed, draft.subject = draft.active, draft.previous
@@ -177,7 +178,7 @@ class Registry:
             draft.previous = None
 
     def pin(self, id: str, by: str, reason: str = "") -> None:
-        """Make `id` active, whatever its stage, and let nothing but `pin` and `unpin` change that."""
+        """Make `id` active, whatever its stage, and block all changes of it except `pin` and `unpin`."""
         with self._change("pin", by, id, reason) as draft:
             entry_of(draft.policies, id)
             if draft.active != id:
@@ -185,19 +186,19 @@ class Registry:
             draft.pinned = True
 
     def unpin(self, by: str, reason: str = "") -> None:
-        """Let the active policy be replaced again."""
+        """Allow changes of the active policy again."""
         with self._change("unpin", by, reason=reason) as draft:
             if not draft.pinned:
                 raise PolicyRejected("no policy is pinned (draftpick policies pin ID)")
             draft.subject, draft.pinned = draft.active, False
 
     def prune(self, keep: int, by: str = "prune") -> list[str]:
-        """Remove all retired and refused policies but the newest `keep` (at least 1), and folders of no policy.
+        """Remove all retired and rejected policies except the latest `keep` (at least 1), and folders without a policy.
 
-        Returns their ids. Never the active, the previous one or the candidate. Raises ValueError.
+        Returns their ids. Never removes the active or previous policy, or the candidate. Raises ValueError.
         """
         if keep < 1:
-            raise ValueError(f"keep must be at least 1, not {keep}: an id must not be given twice")
+            raise ValueError(f"keep must be at least 1, not {keep}: ids must not be reused")
         with self._change("prune", by) as draft:
             spared = {draft.active, draft.previous, id_of(draft.candidate)}
             ended = [id for id, one in draft.policies.items() if one.stage in ("retired", "refused")]
@@ -221,7 +222,7 @@ class Registry:
 
     @contextmanager
     def _change(self, action: str, by: str, subject: str | None = None, reason: str = "") -> Iterator[RegistryEdit]:
-        """One change: what the caller does to the draft becomes the next state, unless it raises or does nothing."""
+        """One change: the caller's edits become the next state, unless it raises or changes nothing."""
         with self._locked():
             old = self.state()
             draft = RegistryEdit(old.active, old.previous, old.pinned, old.candidate, {**old.policies}, subject, reason)
@@ -245,9 +246,9 @@ class Registry:
         try:
             found = read(self.folder(id)).id
         except PolicyRejected as error:
-            raise PolicyRejected(f"{id} is damaged: {error} (add it anew)") from error
+            raise PolicyRejected(f"{id} is damaged: {error} (add it again)") from error
         if found != entry.policy:
-            raise PolicyRejected(f"{id} is damaged: its folder holds {found}, not {entry.policy} (add it anew)")
+            raise PolicyRejected(f"{id} is damaged: its folder contains {found}, not {entry.policy} (add it again)")
 
     def _folders(self) -> list[Path]:
         return [folder for folder in self._policies.iterdir() if ID.fullmatch(folder.name)]
@@ -258,13 +259,13 @@ class Registry:
 
     def _remove_leftovers(self) -> None:
         for scratch in self._policies.glob(f"{_SCRATCH_PREFIX}*"):
-            with suppress(FileNotFoundError):  # another writer may clear it, too
+            with suppress(FileNotFoundError):  # another writer may remove it, too
                 if time.time() - scratch.stat().st_mtime > _LEFTOVER_AGE_S:
                     _remove(scratch)
 
 
 def is_registry(path: Path) -> bool:
-    """Whether a registry lies in `path`."""
+    """True if `path` contains a registry."""
     return (path / STATE).is_file()
 
 
@@ -283,11 +284,11 @@ def _first(error: ValidationError) -> str:
 
 
 def _copy(artefact: Path, report: Mapping[str, Any], to: Path) -> str:
-    """Copy an artefact and its report to the folder `to`, for good; returns the policy's id."""
+    """Copy an artefact and its report to the folder `to`, durably; return the policy's id."""
     try:
         text = json.dumps(report, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise PolicyRejected(f"the report on {artefact} is no JSON: {error}") from error
+        raise PolicyRejected(f"the report on {artefact} is not JSON: {error}") from error
     (to / REPORT).write_text(text + "\n")
     for name in (artifact.MANIFEST, artifact.ARRAYS):
         shutil.copyfile(artefact / name, to / name)

@@ -1,4 +1,4 @@
-"""Which policies a configuration names: one, or those of a registry, where a candidate may be on its way."""
+"""Resolves the configured policy: a single one, or those of a registry, with a possible candidate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from draftpick.router.registry.registry import Registry, is_registry
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPolicy:
-    """The policy that shall serve, and a candidate that decides a share of the requests, if it can be read."""
+    """The policy to serve, and a readable candidate that decides a share of the requests."""
 
     policy: Policy
     candidate: Policy | None = None
@@ -24,13 +24,13 @@ class ResolvedPolicy:
 
 
 def read_named(name: str) -> str:
-    """What a pointer or a registry names: a policy's name or folder. Raises `PolicyRejected`."""
+    """Resolve a pointer or a registry to a policy's name or folder. Raises `PolicyRejected`."""
     name = read_pointer(name)
     return str(Registry(Path(name)).active_folder()) if could_be_registry(name) else name
 
 
 def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
-    """What a name, a folder, a pointer or a registry names. Raises `PolicyRejected`."""
+    """Load the policies of a name, a folder, a pointer or a registry. Raises `PolicyRejected`."""
     policy = load(read_named(name), arms, default)
     if not could_be_registry(name):
         return ResolvedPolicy(policy)
@@ -46,13 +46,13 @@ def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
 
 
 def could_be_registry(name: str) -> bool:
-    """Whether a registry lies in this folder, or may once lie there."""
+    """True if the folder contains a registry, or may later."""
     path = Path(name)
     return name not in NAMES and (is_registry(path) or (path.is_dir() and not (path / MANIFEST).is_file()))
 
 
 def resolve_configured(config: RouterConfig, arms: tuple[str, ...]) -> tuple[ResolvedPolicy, str | None]:
-    """(policies, None), or (the default engine, why the configured policy was refused)."""
+    """Return (policies, None), or (the default engine, why the configured policy was rejected)."""
     try:
         return resolve(config.policy, arms, config.default_engine), None
     except PolicyRejected as error:

@@ -1,4 +1,4 @@
-"""What the registry of policies knows: the form of its `state.json`, and what may follow what."""
+"""The schema of the registry's `state.json`, and its allowed transitions."""
 
 import re
 import time
@@ -12,40 +12,34 @@ from draftpick.engines.config import Model, did_you_mean
 from draftpick.router.errors import PolicyRejected
 
 ID = re.compile(r"p[0-9]{4,}")
-"""Ids of policies."""
+"""Id of a policy."""
 
 Stage = Literal["shadow", "canary", "holdout", "active", "retired", "refused"]
 PolicyId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 
 
 class Candidate(Model):
-    """The policy on its way: asked beside the active one (`shadow`), or given a share of the requests (`canary`). Or
-    the one that was active before, which keeps a share for a while, to compare with (`holdout`).
-    """
+    """The policy under test: queried in addition to the active one (`shadow`), or with a share of the requests
+    (`canary`). Or the previously active one, which keeps a share for comparison (`holdout`)."""
 
     id: PolicyId
     stage: Literal["shadow", "canary", "holdout"]
-    share: float = Field(ge=0, le=1, description="of the requests that it decides")
+    share: float = Field(ge=0, le=1, description="share of requests that it decides")
     since: float = Field(allow_inf_nan=False, description="unix time of this stage and share, in seconds")
     began: float | None = Field(None, allow_inf_nan=False, description="unix time of the first share of this stage")
 
 
 def id_of(candidate: Candidate | None) -> str | None:
-    """The candidate's id, if there is one."""
     return None if candidate is None else candidate.id
 
 
 class RegistryEntry(Model):
-    """One policy of the registry."""
-
     stage: Stage
-    policy: str = Field(description="the id that decisions and records show")
+    policy: str = Field(description="the id in decisions and records")
     created: AwareDatetime
 
 
 class HistoryEntry(Model):
-    """One line of the history."""
-
     time: AwareDatetime
     action: str
     policy: PolicyId | None
@@ -54,19 +48,19 @@ class HistoryEntry(Model):
 
 
 class RegistryState(Model):
-    """What `state.json` holds, schema 1. Every field is needed, and what it names is there."""
+    """The content of `state.json`, schema 1. All fields are required, and references must exist."""
 
     schema_version: Literal[1] = Field(alias="schema")
     revision: int = Field(ge=0, description="number of changes so far")
-    active: PolicyId | None = Field(description="the policy that serves")
-    previous: PolicyId | None = Field(description="the one that `rollback` goes back to")
-    pinned: bool = Field(description="the active one stays until it is unpinned")
+    active: PolicyId | None = Field(description="the policy in service")
+    previous: PolicyId | None = Field(description="the policy restored by `rollback`")
+    pinned: bool = Field(description="the active policy stays until it is unpinned")
     candidate: Candidate | None
     policies: dict[PolicyId, RegistryEntry]
     history: tuple[HistoryEntry, ...]
 
     def entry(self, id: str) -> RegistryEntry:
-        """The policy `id`. Raises `PolicyRejected` when there is none."""
+        """The policy `id`. Raises `PolicyRejected` for an unknown one."""
         return entry_of(self.policies, id)
 
     @model_validator(mode="after")
@@ -75,7 +69,7 @@ class RegistryState(Model):
         named = {"active": self.active, "previous": self.previous, "candidate": id_of(candidate)}
         for field, id in named.items():
             if id is not None and id not in self.policies:
-                raise ValueError(f"field {field!r} names {id}, which is not among the policies")
+                raise ValueError(f"field {field!r} names {id}, which is not in `policies`")
         if serving != ([] if self.active is None else [self.active]):
             raise ValueError(f"field 'active' is {self.active}, but the stage of {serving} is active")
         if candidate is not None and self.policies[candidate.id].stage != candidate.stage:
@@ -86,9 +80,9 @@ class RegistryState(Model):
 
 
 def entry_of(policies: Mapping[str, RegistryEntry], id: str) -> RegistryEntry:
-    """The policy `id`. Raises `PolicyRejected` when there is none."""
+    """The policy `id`. Raises `PolicyRejected` for an unknown one."""
     if id not in policies:
-        raise PolicyRejected(f"there is no policy {id!r} ({did_you_mean(id, policies)}see: draftpick policies list)")
+        raise PolicyRejected(f"unknown policy {id!r} ({did_you_mean(id, policies)}see: draftpick policies list)")
     return policies[id]
 
 
@@ -99,7 +93,7 @@ EMPTY = RegistryState(
 
 @dataclass(slots=True)
 class RegistryEdit:
-    """A state while it changes, and what the history will say of the change."""
+    """A state under change, and the history entry of the change."""
 
     active: str | None
     previous: str | None
@@ -147,6 +141,6 @@ class RegistryEdit:
     def require_promotable(self, id: str) -> None:
         stage = entry_of(self.policies, id).stage
         if stage == "active":
-            raise PolicyRejected(f"{id} is active already")
+            raise PolicyRejected(f"{id} is already active")
         if stage == "refused":
-            raise PolicyRejected(f"{id} was refused (to use it all the same: draftpick policies pin {id})")
+            raise PolicyRejected(f"{id} was rejected (to use it anyway: draftpick policies pin {id})")

@@ -1,7 +1,7 @@
 """Which engine a request goes to: of those that may take it, the one that the policy draws, or a fallback."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,8 +11,8 @@ from draftpick.router import headers
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import BadRequest, NoEngineAvailable, Overloaded
+from draftpick.router.health import HealthSignal
 from draftpick.router.load.load_model import LoadModel
-from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.policies.base import DecisionInput
 from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.registry.active_policy import ActivePolicies
@@ -34,7 +34,7 @@ class DecisionMaker:
         active_policies: ActivePolicies,
         replicas: ReplicaTable,
         load: LoadModel,
-        acceptance_monitor: AcceptanceMonitor,
+        health_signals: Sequence[HealthSignal],
         admission: Admission,
         metrics: Metrics,
         baseline: str,
@@ -42,7 +42,7 @@ class DecisionMaker:
     ) -> None:
         """`baseline`: the engine that serves while no load is known."""
         self._config, self._active_policies, self._replicas = config, active_policies, replicas
-        self._load, self._acceptance_monitor, self._admission = load, acceptance_monitor, admission
+        self._load, self._health_signals, self._admission = load, health_signals, admission
         self._metrics, self._rng = metrics, rng
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._baseline = FixedPolicy(replicas.arms, baseline)
@@ -71,12 +71,9 @@ class DecisionMaker:
             if self._replicas.reachable():
                 raise Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
             raise NoEngineAvailable("no engine is ready", code="no_engine")
-        eligible = self.not_quarantined([arm for arm in arms if arm not in failed] or arms)
-        if self._load.stale:
-            known = [arm for arm in eligible if arm not in self._load.stale]
-            if not known:
-                return self._fallback_decision("stale_load", eligible, self._baseline)
-            eligible = known
+        eligible, fallback = self.healthy([arm for arm in arms if arm not in failed] or arms)
+        if fallback is not None:
+            return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
         if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
             return self._fallback_decision("no_context", eligible)
@@ -91,12 +88,19 @@ class DecisionMaker:
             log.exception("policy %s failed", self._active_policies.policy.id)
             return self._fallback_decision("policy_error", eligible)
 
-    def not_quarantined(self, arms: list[str]) -> list[str]:
-        """Of these arms, those that are not in quarantine; all of them, when all are."""
-        if not self._acceptance_monitor.quarantined:
-            return arms
-        load = self._replicas.in_flight()
-        return [arm for arm in arms if self._acceptance_monitor.admits(arm, load[arm])] or arms
+    def healthy(self, arms: list[str]) -> tuple[list[str], str | None]:
+        """Of these arms, those that no signal objects to, where one does not object to all.
+
+        And the reason of a fallback, if one does whose arms must not serve all alike.
+        """
+        for signal in self._health_signals:
+            if signal.suspects:
+                in_flight = self._replicas.in_flight()
+                admitted = [arm for arm in arms if arm not in signal.suspects or signal.admits(arm, in_flight[arm])]
+                if not admitted and signal.fallback is not None:
+                    return arms, signal.fallback
+                arms = admitted or arms
+        return arms, None
 
     def _exploration_rate(self) -> float:
         """The share that may go to engines that are tried out, now."""

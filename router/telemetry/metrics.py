@@ -7,10 +7,11 @@ counters take a lock and several calls each, ours a few hundred nanoseconds a re
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal, get_args
+from operator import attrgetter
+from typing import Any, Literal, get_args
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
@@ -38,24 +39,29 @@ FAILING_PARTS = ("features", "learning", "events")
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """A metric as the page says it. `name`: whole, of a counter with `_total`; `buckets`: upper bounds."""
+    """A metric as the page says it. `name`: complete, of a counter with `_total`; `buckets`: upper bounds.
+
+    `on_ray`: whether Ray's own metrics page shows it, too.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    on_ray: bool = False
 
-    def family(self, samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
-        """A counter's or gauge's samples, each with the values of its labels."""
+    def family(self, samples: Iterable["Sample"]) -> Metric:
+        """Its samples, each with the values of its labels."""
+        if self.kind == "histogram":
+            return self._histograms(samples)
         kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = kind(self.name, self.help, labels=self.labels)
         for labels, value in samples:
             family.add_metric(labels, value)
         return family
 
-    def histograms(self, samples: Iterable[tuple[Sequence[str], "Series"]]) -> Metric:
-        """A histogram's samples, each with the values of its labels."""
+    def _histograms(self, samples: Iterable["Sample"]) -> Metric:
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         bounds = [*map(floatToGoString, self.buckets), "+Inf"]
         for labels, series in samples:
@@ -63,15 +69,38 @@ class MetricFamily:
         return family
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedMetric(MetricFamily):
+    """`read`: what `Metrics` has counted of it."""
+
+    read: Callable[["Metrics"], Iterable["Sample"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerMetric(MetricFamily):
+    """Of every answer, by arm: a `field` of `Outcome` that a counter adds up, and a histogram observes, unless None."""
+
+    field: str
+    labels: tuple[str, ...] = ("arm",)
+
+    def read(self, metrics: "Metrics") -> Iterable["Sample"]:
+        """What `metrics` has counted of it."""
+        return (((name,), arm.answers[self.name]) for name, arm in metrics.arms.items())
+
+
 class Series:
     """Observations of one histogram: how many in each bucket, and their sum. A bound belongs to the bucket below it."""
 
     __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, described: MetricFamily) -> None:
-        self.bounds = described.buckets
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
+
+
+Sample = tuple[Sequence[str], Any]
+"""The values of a metric's labels, and a number or, of a histogram, a `Series`."""
 
 
 def _by_factor(first: float, factor: float, n: int) -> tuple[float, ...]:
@@ -89,114 +118,158 @@ _QUEUE_S = _by_factor(0.001, 4, 9)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0)
 _RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 
-REQUESTS = MetricFamily(
-    "draftpick_requests_total",
-    "counter",
-    "Requests for which an engine was chosen, by the last one and how it ended.",
-    ("arm", "status"),
+METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
+    CountedMetric(
+        "draftpick_requests_total",
+        "counter",
+        "Requests for which an engine was chosen, by the last one and how it ended.",
+        ("arm", "status"),
+        on_ray=True,
+        read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.requests.items()),
+    ),
+    CountedMetric(
+        "draftpick_attempts_total",
+        "counter",
+        "Attempts for clients by engine and how they ended; a request has several when engines fail.",
+        ("arm", "status"),
+        on_ray=True,
+        read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.attempts.items()),
+    ),
+    CountedMetric(
+        "draftpick_decisions_total",
+        "counter",
+        "Decisions that led to an attempt, by engine and reason.",
+        ("arm", "reason"),
+        on_ray=True,
+        read=lambda m: (((name, why), n) for name, arm in m.arms.items() for why, n in arm.decisions.items()),
+    ),
+    CountedMetric(
+        "draftpick_explored_total",
+        "counter",
+        "Decisions of a policy that explores for another engine than its likeliest.",
+        ("arm",),
+        read=lambda m: (((name,), arm.explored) for name, arm in m.arms.items()),
+    ),
+    CountedMetric(
+        "draftpick_shadow_attempts_total",
+        "counter",
+        "Finished requests asked again of other engines, for which no client waits.",
+        ("arm", "status"),
+        read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.shadows.items()),
+    ),
+    CountedMetric(
+        "draftpick_errors_total",
+        "counter",
+        "Errors that the router itself answered with, by HTTP status and code.",
+        ("code", "status"),
+        on_ray=True,
+        read=lambda m: m.errors.items(),
+    ),
+    CountedMetric(
+        "draftpick_events_total",
+        "counter",
+        "Events of the loop, by kind.",
+        ("kind",),
+        on_ray=True,
+        read=lambda m: (((kind,), n) for kind, n in m.events.items()),
+    ),
+    AnswerMetric(
+        "draftpick_prompt_tokens_total",
+        "counter",
+        "Prompt tokens of answered requests, as engines count them.",
+        field="prompt_tokens",
+        on_ray=True,
+    ),
+    AnswerMetric(
+        "draftpick_output_tokens_total",
+        "counter",
+        "Output tokens of answered requests, as engines count them.",
+        field="output_tokens",
+        on_ray=True,
+    ),
+    CountedMetric(
+        "draftpick_decoding_seconds_total",
+        "counter",
+        "Seconds from first to last token of answers that a policy chose the engine for and had predicted.",
+        ("arm",),
+        on_ray=True,
+        read=lambda m: (((name,), arm.decoding_s) for name, arm in m.arms.items()),
+    ),
+    CountedMetric(
+        "draftpick_decoding_plain_seconds_total",
+        "counter",
+        "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
+        ("arm",),
+        on_ray=True,
+        read=lambda m: (((name,), arm.decoding_baseline_s) for name, arm in m.arms.items()),
+    ),
+    CountedMetric(
+        "draftpick_router_overhead_seconds",
+        "histogram",
+        "From a request's first byte to when its first attempt leaves for an engine, waiting in the router included.",
+        (),
+        _OVERHEAD_S,
+        read=lambda m: [((), m.overhead)],
+    ),
+    AnswerMetric(
+        "draftpick_ttft_seconds",
+        "histogram",
+        "From a request's first byte to the first content forwarded.",
+        buckets=_TTFT_S,
+        field="ttft_s",
+        on_ray=True,
+    ),
+    AnswerMetric(
+        "draftpick_tpot_seconds",
+        "histogram",
+        "Seconds per output token after the first, of an answer.",
+        buckets=_TPOT_S,
+        field="tpot_s",
+        on_ray=True,
+    ),
+    AnswerMetric(
+        "draftpick_e2e_seconds",
+        "histogram",
+        "From a request's first byte to its answer's last.",
+        buckets=_E2E_S,
+        field="e2e_s",
+        on_ray=True,
+    ),
+    AnswerMetric(
+        "draftpick_engine_queue_seconds",
+        "histogram",
+        "How long requests waited at the engine until they ran, as it reports; part of TTFT.",
+        buckets=_QUEUE_S,
+        field="queue_s",
+    ),
+    AnswerMetric(
+        "draftpick_acceptance_length_tokens",
+        "histogram",
+        "Tokens per decoding step of an answer, the bonus token included.",
+        buckets=_LENGTHS,
+        field="acceptance_length",
+        on_ray=True,
+    ),
+    CountedMetric(
+        "draftpick_tpot_prediction_ratio",
+        "histogram",
+        "Measured TPOT over what the choice was made by; above 1: slower than predicted.",
+        ("arm",),
+        _RATIOS,
+        on_ray=True,
+        read=lambda m: (((name,), arm.predictions) for name, arm in m.arms.items()),
+    ),
 )
-ATTEMPTS = MetricFamily(
-    "draftpick_attempts_total",
-    "counter",
-    "Attempts for clients by engine and how they ended; a request has several when engines fail.",
-    ("arm", "status"),
-)
-SHADOWS = MetricFamily(
-    "draftpick_shadow_attempts_total",
-    "counter",
-    "Finished requests asked again of other engines, for which no client waits.",
-    ("arm", "status"),
-)
-DECISIONS = MetricFamily(
-    "draftpick_decisions_total", "counter", "Decisions that led to an attempt, by engine and reason.", ("arm", "reason")
-)
-EXPLORED = MetricFamily(
-    "draftpick_explored_total",
-    "counter",
-    "Decisions of a policy that explores for another engine than its likeliest.",
-    ("arm",),
-)
-PROMPT_TOKENS = MetricFamily(
-    "draftpick_prompt_tokens_total", "counter", "Prompt tokens of answered requests, as engines count them.", ("arm",)
-)
-OUTPUT_TOKENS = MetricFamily(
-    "draftpick_output_tokens_total", "counter", "Output tokens of answered requests, as engines count them.", ("arm",)
-)
-DECODING_S = MetricFamily(
-    "draftpick_decoding_seconds_total",
-    "counter",
-    "Seconds from first to last token of answers that a policy chose the engine for and had predicted.",
-    ("arm",),
-)
-DECODING_BASELINE_S = MetricFamily(
-    "draftpick_decoding_plain_seconds_total",
-    "counter",
-    "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
-    ("arm",),
-)
-ERRORS = MetricFamily(
-    "draftpick_errors_total",
-    "counter",
-    "Errors that the router itself answered with, by HTTP status and code.",
-    ("code", "status"),
-)
-EVENTS_TOTAL = MetricFamily("draftpick_events_total", "counter", "Events of the loop, by kind.", ("kind",))
-OVERHEAD = MetricFamily(
-    "draftpick_router_overhead_seconds",
-    "histogram",
-    "From a request's first byte to when its first attempt leaves for an engine, waiting in the router included.",
-    (),
-    _OVERHEAD_S,
-)
-TTFT = MetricFamily(
-    "draftpick_ttft_seconds",
-    "histogram",
-    "From a request's first byte to the first content forwarded.",
-    ("arm",),
-    _TTFT_S,
-)
-TPOT = MetricFamily(
-    "draftpick_tpot_seconds",
-    "histogram",
-    "Seconds per output token after the first, of an answer.",
-    ("arm",),
-    _TPOT_S,
-)
-E2E = MetricFamily(
-    "draftpick_e2e_seconds", "histogram", "From a request's first byte to its answer's last.", ("arm",), _E2E_S
-)
-QUEUE = MetricFamily(
-    "draftpick_engine_queue_seconds",
-    "histogram",
-    "How long requests waited at the engine until they ran, as it reports; part of TTFT.",
-    ("arm",),
-    _QUEUE_S,
-)
-ACCEPTANCE = MetricFamily(
-    "draftpick_acceptance_length_tokens",
-    "histogram",
-    "Tokens per decoding step of an answer, the bonus token included.",
-    ("arm",),
-    _LENGTHS,
-)
-PREDICTION = MetricFamily(
-    "draftpick_tpot_prediction_ratio",
-    "histogram",
-    "Measured TPOT over what the choice was made by; above 1: slower than predicted.",
-    ("arm",),
-    _RATIOS,
-)
-_PER_ARM = (TTFT, TPOT, E2E, QUEUE, ACCEPTANCE, PREDICTION)
-METRICS = (
-    *(REQUESTS, ATTEMPTS, DECISIONS, EXPLORED, SHADOWS, ERRORS, EVENTS_TOTAL),
-    *(PROMPT_TOKENS, OUTPUT_TOKENS, DECODING_S, DECODING_BASELINE_S),
-    *(OVERHEAD, *_PER_ARM),
-)
-"""All that are fed here."""
+"""All that are fed here, in the order of the page: a new one is an entry."""
+_ANSWERS = tuple(metric for metric in METRICS if isinstance(metric, AnswerMetric))
+_SUMS = tuple(metric for metric in _ANSWERS if metric.kind == "counter")
+_HISTOGRAMS = tuple(metric for metric in _ANSWERS if metric.kind == "histogram")
+_read_sums = attrgetter(*(metric.field for metric in _SUMS))
+_read_observations = attrgetter(*(metric.field for metric in _HISTOGRAMS))
 
 
 class _ArmCounters:
-    """The counts of one arm."""
+    """The counts of one arm. `sums`, `series`: of the metrics of answers, in the order of `METRICS`."""
 
     __slots__ = (
         "attempts",
@@ -204,19 +277,32 @@ class _ArmCounters:
         "decoding_baseline_s",
         "decoding_s",
         "explored",
-        "output_tokens",
-        "prompt_tokens",
+        "predictions",
         "requests",
         "series",
         "shadows",
+        "sums",
     )
 
     def __init__(self) -> None:
-        self.requests, self.attempts, self.shadows = (dict.fromkeys(STATUSES, 0) for _ in range(3))
-        self.decisions = dict.fromkeys(REASONS, 0)
-        self.explored = self.prompt_tokens = self.output_tokens = 0
-        self.decoding_s = self.decoding_baseline_s = 0.0
-        self.series = tuple(map(Series, _PER_ARM))
+        self.requests: dict[Status, int] = dict.fromkeys(STATUSES, 0)
+        self.attempts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
+        self.shadows: dict[Status, int] = dict.fromkeys(STATUSES, 0)
+        self.decisions: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+        self.explored: int = 0
+        self.decoding_s: float = 0.0
+        self.decoding_baseline_s: float = 0.0
+        self.predictions: Series = Series(_RATIOS)
+        self.sums = [0.0] * len(_SUMS)
+        self.series = [Series(metric.buckets) for metric in _HISTOGRAMS]
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What is known of each `AnswerMetric`, by its name."""
+        sums = zip(_SUMS, self.sums, strict=True)
+        return {metric.name: value for metric, value in sums} | {
+            metric.name: series for metric, series in zip(_HISTOGRAMS, self.series, strict=True)
+        }
 
 
 class Metrics:
@@ -224,8 +310,9 @@ class Metrics:
 
     def __init__(self, arms: Iterable[str], baseline: str) -> None:
         """`baseline`: the engine that saved time is counted against."""
-        self._arms, self._baseline = {arm: _ArmCounters() for arm in arms}, baseline
-        self._overhead = Series(OVERHEAD)
+        self.arms: dict[str, _ArmCounters] = {arm: _ArmCounters() for arm in arms}
+        self._baseline = baseline
+        self.overhead: Series = Series(_OVERHEAD_S)
         self.errors: Counter[tuple[str, str]] = Counter()
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
         self.fallbacks: Counter[str] = Counter(dict.fromkeys(FALLBACK_REASONS, 0))
@@ -234,7 +321,7 @@ class Metrics:
 
     def attempts(self) -> dict[Status, int]:
         """Attempts by how they ended, shadows among them."""
-        return {s: sum(arm.attempts[s] + arm.shadows[s] for arm in self._arms.values()) for s in STATUSES}
+        return {s: sum(arm.attempts[s] + arm.shadows[s] for arm in self.arms.values()) for s in STATUSES}
 
     def counts(self) -> dict[str, int]:
         """What `/ready` shows of them."""
@@ -246,32 +333,34 @@ class Metrics:
     def on_attempt_end(self, attempt: Attempt) -> None:
         """Count an attempt."""
         number, decision, outcome = attempt.number, attempt.decision, attempt.outcome
-        arm, status = self._arms[decision.arm], outcome.status
+        arm, status = self.arms[decision.arm], outcome.status
         arm.decisions[decision.reason] += 1
         if decision.reason == "shadow":
             arm.shadows[status] += 1
             return
         arm.attempts[status] += 1
         if number == 1 and outcome.overhead_s is not None:
-            self._overhead.counts[bisect_left(_OVERHEAD_S, outcome.overhead_s)] += 1
-            self._overhead.total += outcome.overhead_s
+            self.overhead.counts[bisect_left(_OVERHEAD_S, outcome.overhead_s)] += 1
+            self.overhead.total += outcome.overhead_s
         if decision.explore and decision.reason == "policy":
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
             self._observe_answer(arm, decision, outcome)
 
     def _observe_answer(self, arm: _ArmCounters, decision: Decision, outcome: Outcome) -> None:
-        arm.prompt_tokens += outcome.prompt_tokens or 0
-        arm.output_tokens += outcome.output_tokens or 0
-        ttft_s, tpot_s, ratio = outcome.ttft_s, outcome.tpot_s, None
+        tpot_s = outcome.tpot_s
         if decision.reason == "continued":  # of a stream whose first token came from another engine
-            ttft_s = tpot_s = None
+            outcome = replace(outcome, ttft_s=None, tpot_s=None)
         elif tpot_s is not None and tpot_s <= 0:  # by an engine's own clock, of a whole answer
-            tpot_s = None
+            outcome = replace(outcome, tpot_s=None)
         elif tpot_s is not None and decision.predicted_tpot_s is not None and decision.reason == "policy":
             ratio = self._compare_to_baseline(arm, decision, outcome, tpot_s)
-        values = (ttft_s, tpot_s, outcome.e2e_s, outcome.queue_s, outcome.acceptance_length, ratio)
-        for series, value in zip(arm.series, values, strict=True):
+            arm.predictions.counts[bisect_left(_RATIOS, ratio)] += 1
+            arm.predictions.total += ratio
+        for i, value in enumerate(_read_sums(outcome)):
+            if value:
+                arm.sums[i] += value
+        for series, value in zip(arm.series, _read_observations(outcome), strict=True):
             if value is not None:
                 series.counts[bisect_left(series.bounds, value)] += 1
                 series.total += value
@@ -297,7 +386,7 @@ class Metrics:
 
     def request_ended(self, arm: str, status: Status) -> None:
         """Count a request by its last attempt."""
-        self._arms[arm].requests[status] += 1
+        self.arms[arm].requests[status] += 1
 
     def count_error(self, error: RequestError) -> None:
         """Count an error that a client gets."""
@@ -305,18 +394,5 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Families of all metrics, as they are now."""
-        arms = self._arms.items()
-        yield REQUESTS.family(((name, status), n) for name, arm in arms for status, n in arm.requests.items())
-        yield ATTEMPTS.family(((name, status), n) for name, arm in arms for status, n in arm.attempts.items())
-        yield DECISIONS.family(((name, reason), n) for name, arm in arms for reason, n in arm.decisions.items())
-        yield EXPLORED.family(((name,), arm.explored) for name, arm in arms)
-        yield SHADOWS.family(((name, status), n) for name, arm in arms for status, n in arm.shadows.items())
-        yield ERRORS.family(self.errors.items())
-        yield EVENTS_TOTAL.family(((kind,), n) for kind, n in self.events.items())
-        yield PROMPT_TOKENS.family(((name,), arm.prompt_tokens) for name, arm in arms)
-        yield OUTPUT_TOKENS.family(((name,), arm.output_tokens) for name, arm in arms)
-        yield DECODING_S.family(((name,), arm.decoding_s) for name, arm in arms)
-        yield DECODING_BASELINE_S.family(((name,), arm.decoding_baseline_s) for name, arm in arms)
-        yield OVERHEAD.histograms([((), self._overhead)])
-        for i, described in enumerate(_PER_ARM):
-            yield described.histograms(((name,), arm.series[i]) for name, arm in arms)
+        for metric in METRICS:
+            yield metric.family(metric.read(self))

@@ -26,7 +26,9 @@ from draftpick.policy_training.evaluation.ope import reward_model
 from draftpick.policy_training.retraining.canary import STAGES, Limits, evaluate_holdout, evaluate_stage
 from draftpick.policy_training.retraining.canary_data import BaselineStats, CanaryExperiment, ExpectedTpot
 from draftpick.policy_training.retraining.controller import RolloutConfig
-from draftpick.policy_training.retraining.offline_gate import evaluate_offline
+from draftpick.policy_training.retraining.gates import OFFLINE
+from draftpick.policy_training.retraining.gates.base import evaluate
+from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
 from tests.bench.figures import show
 
 Ints = npt.NDArray[np.int64]
@@ -191,7 +193,7 @@ def judged_offline(world: World, rng: np.random.Generator) -> tuple[bool, Baseli
     q = reward_model(world.contexts[rows], logged, ARMS)
     pi_candidate, pi_active = (world.pi(arms)[rows] for arms in (world.candidate, world.active))
     slices = world.clusters[rows].astype(str).tolist()
-    passed = evaluate_offline(logged, pi_candidate, pi_active, q, default=0, slices=slices).passed
+    passed = evaluate(OFFLINE, LoggedEvidence(logged, pi_candidate, pi_active, q, 0, slices)).passed
     return passed, *before(world, rows, arm, tpot_s, rng)
 
 

@@ -20,7 +20,7 @@ from draftpick.deploy.workflows.results import write
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt, generate, reword
 from draftpick.policy_training.workloads.rewording import synonyms
-from draftpick.router.features.lexical import _ASKS, lexical_features
+from draftpick.router.features.lexical import TABLE, lexical_features
 from draftpick.router.openai_request import Request
 from draftpick.router.policies import SHIPPED, read
 from draftpick.router.router import static_featurizer
@@ -53,6 +53,7 @@ APART = {
     "what is": "state",
 }
 """Verbs for those that the held-out rewording replaces; none is in a word list of `router/features/lexical.py`."""
+_ASKED = [i for i, feature in enumerate(TABLE) if feature.words]
 _TRAINING_SEED, _HELD_OUT_SEED, _LIVE_SEED = 1, 5000, 900
 
 
@@ -63,7 +64,7 @@ def reword_apart(prompt: Prompt, seed: int) -> Prompt:
 
 def listed(synonym: str) -> set[str]:
     """Words of a synonym that stand in a list of the features."""
-    return {word for word in (synonym, *synonym.split()) for words in _ASKS.values() if word in words}
+    return {word for word in (synonym, *synonym.split()) for feature in TABLE if word in feature.words}
 
 
 def mask(text: str) -> str:
@@ -80,7 +81,7 @@ def choose(prompts: Sequence[Prompt]) -> tuple[npt.NDArray[np.intp], npt.NDArray
         request = Request("/v1/chat/completions", b"", prompt.text, sampling=sampling)
         context = asyncio.run(featurizer(request))
         arms.append(policy.probabilities(context, np.ones(len(policy.arms), bool)).argmax())
-        asks.append(lexical_features(request)[-len(_ASKS) :])
+        asks.append(lexical_features(request)[_ASKED])
     return np.asarray(arms), np.asarray(asks)
 
 

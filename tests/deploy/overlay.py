@@ -6,11 +6,16 @@ from pathlib import Path
 from tests.deploy.docs.code_blocks import Block
 
 ROOT = Path(__file__).parents[2]
-_COPIED = ("engines", "router", "policy_training", "deploy", "tests", "pyproject.toml")
+_PACKAGES = ("engines", "router", "policy_training", "deploy")
+_COPIED = (*_PACKAGES, "draftpick", "docs", "tests", "pyproject.toml")
 
 
 def lay_over(named: list[Block], folder: Path) -> list[Path]:
-    """Lay blocks, whose names are paths, over a copy of the tree in `folder`; returns the files, relative to it."""
+    """Lay blocks, whose names are paths, over a copy of the tree in `folder`; returns the files, relative to it.
+
+    What is not changed is a link to the tree.
+    """
+    folder.mkdir(exist_ok=True)
     for name in _COPIED:
         _link(ROOT / name, folder / name)
     files = []
@@ -22,6 +27,12 @@ def lay_over(named: list[Block], folder: Path) -> list[Path]:
         path.write_text(text)
         files.append(Path(block.name))
     return files
+
+
+def changed_files(folder: Path) -> list[Path]:
+    """Files of the product that such a copy has and the tree has not, relative to it."""
+    paths = (path for package in _PACKAGES for path in (folder / package).rglob("*"))
+    return sorted(path.relative_to(folder) for path in paths if path.is_file() and not path.is_symlink())
 
 
 def changed(text: str, block: Block) -> str:
@@ -36,13 +47,16 @@ def changed(text: str, block: Block) -> str:
 
 
 def _link(path: Path, to: Path) -> None:
-    """A file as a link, a folder as a folder of such."""
+    """A file as a link, a folder as a folder of such; a link to a folder as the same link."""
     if path.is_file():
         to.symlink_to(path)
         return
-    for at, _, names in os.walk(path):
+    for at, folders, names in os.walk(path):
         inner = to / Path(at).relative_to(path)
         if inner.name != "__pycache__":
             inner.mkdir(parents=True)
             for name in names:
                 (inner / name).symlink_to(Path(at) / name)
+            for name in folders:
+                if (Path(at) / name).is_symlink():
+                    (inner / name).symlink_to((Path(at) / name).readlink())

@@ -91,7 +91,7 @@ def test_a_full_search_that_would_not_end_is_refused(options: dict[str, Any]) ->
     assert fleet({"name": "a", "drafter": {**options, "num_speculative_tokens": 4}})
     loc, message = refusal({"name": "a", "drafter": {**options, "num_speculative_tokens": 5}})
     assert loc == ("engines", 0, "drafter")
-    assert "num_speculative_tokens may be 4 at most" in message
+    assert "set num_speculative_tokens to at most 4" in message
 
 
 def test_an_unknown_field_is_refused_at_its_path() -> None:
@@ -103,7 +103,7 @@ def test_an_unknown_field_is_refused_at_its_path() -> None:
 def test_engines_of_one_name_are_refused() -> None:
     loc, message = refusal({"name": "b"}, {"name": "a"}, {"name": "a"}, {"name": "b"})
     assert loc == ("engines",)
-    assert "found twice: a, b" in message
+    assert "duplicate engine names: a, b" in message
 
 
 def test_a_fleet_without_engines_is_refused() -> None:
@@ -139,7 +139,7 @@ def test_a_url_that_is_none_is_refused() -> None:
 def test_a_mock_block_on_another_engine_is_refused() -> None:
     loc, message = refusal({"name": "a", "mock": {"step_s": 0.1}})
     assert loc == ("engines", 0)
-    assert "`mock` goes with `kind: mock`" in message
+    assert "`mock` needs `kind: mock`" in message
 
 
 def test_a_wrong_field_of_a_mock_block_is_refused_at_its_path() -> None:

@@ -72,7 +72,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path, target: str, 
     drafter = model_folder(tmp_path / "drafter", architectures=[architecture])
     error = refusal(fleet(target, method=method, model=drafter))
     assert error.field == "engines.1.drafter.model"
-    assert f"{architecture} is not what method {method} runs" in error.problem
+    assert f"method {method} does not support {architecture}" in error.problem
 
 
 def head_folder(path: Path, **shapes: tuple[int, ...]) -> str:
@@ -85,7 +85,7 @@ def head_folder(path: Path, **shapes: tuple[int, ...]) -> str:
 def test_a_head_of_other_features_is_refused(tmp_path: Path, target: str) -> None:
     drafter = head_folder(tmp_path / "head", **{"fc.weight": (64, 3 * 48)})
     error = refusal(fleet(target, method="eagle3", model=drafter))
-    assert "reads 144 features, no multiple of the target's hidden size 64" in error.problem
+    assert "reads 144 features, not a multiple of the target's hidden size 64" in error.problem
 
 
 def test_parallel_drafting_needs_a_head_with_a_mask(tmp_path: Path, target: str) -> None:
@@ -98,7 +98,7 @@ def test_parallel_drafting_needs_a_head_with_a_mask(tmp_path: Path, target: str)
 
 def test_a_head_without_weights_is_refused(tmp_path: Path, target: str) -> None:
     drafter = model_folder(tmp_path / "head", architectures=["LlamaForCausalLMEagle3"])
-    assert "holds no weights" in refusal(fleet(target, method="eagle3", model=drafter)).problem
+    assert "contains no weights" in refusal(fleet(target, method="eagle3", model=drafter)).problem
     (tmp_path / "head" / "pytorch_model.bin").write_bytes(b"not looked into")
     check_models(fleet(target, method="eagle3", model=drafter))
 
@@ -106,7 +106,7 @@ def test_a_head_without_weights_is_refused(tmp_path: Path, target: str) -> None:
 def test_weights_that_are_none_are_refused(tmp_path: Path, target: str) -> None:
     drafter = head_folder(tmp_path / "head")
     (tmp_path / "head" / "model.safetensors").write_bytes(b"no weights")
-    assert "is no safetensors file" in refusal(fleet(target, method="eagle3", model=drafter)).problem
+    assert "is not a safetensors file" in refusal(fleet(target, method="eagle3", model=drafter)).problem
 
 
 def test_a_size_that_is_not_told_is_not_compared(tmp_path: Path, target: str) -> None:
@@ -144,13 +144,13 @@ def test_a_target_without_a_config_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_embedded_drafter_is_refused_at_its_field(target: str) -> None:
     error = refusal(fleet(target, method="draft_model", model="embedded:no-such-drafter"))
     assert error.field == "engines.1.drafter.model"
-    assert "no embedded drafter 'no-such-drafter'" in error.problem
+    assert "unknown embedded drafter 'no-such-drafter'" in error.problem
     assert error.fix
 
 
 def test_an_embedded_drafter_cannot_name_a_folder_outside(target: str) -> None:
     error = refusal(fleet(target, method="draft_model", model="embedded:../weights"))
-    assert "no embedded drafter" in error.problem
+    assert "unknown embedded drafter" in error.problem
 
 
 @pytest.mark.parametrize("drafter", shipped_drafters(), ids=lambda path: path.name)

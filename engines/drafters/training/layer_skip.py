@@ -1,9 +1,9 @@
-"""Self-drafting (Draft & Verify, arXiv 2309.08168): the target with some of its sub-layers left out, as a draft model.
+"""Self-drafting (Draft & Verify, arXiv 2309.08168): the target without some of its sub-layers, as a draft model.
 
-Which attention and MLP sub-layers to leave out is searched by the tokens/s that come of it: acceptance is replayed on
-the target's own answers (exact for greedy decoding, one prefill for all draft lengths), step times are taken by the
-clock. A layer without both sub-layers is gone from the checkpoint and costs nothing; a single one is zeroed, since
-vLLM's Llama has both, and costs as before.
+The search over attention and MLP sub-layers maximises tokens/s: acceptance is replayed on the target's own answers
+(exact for greedy decoding, one prefill for all draft lengths), step times are measured. A layer without both sub-layers
+is removed from the checkpoint and takes no time; a single sub-layer is zeroed, since vLLM's Llama needs both, and takes
+the same time as before.
 """
 
 import copy
@@ -21,14 +21,15 @@ from draftpick.engines.drafters.replay import model_matches, replay_matches
 from draftpick.engines.drafters.training.responses import Responses
 
 ProgressCallback = Callable[[int, "Trial", "Trial"], None]
-"""Called with (number of the trial, that trial, the best one so far)."""
+"""Called with (trial number, trial, best trial so far)."""
 
 _TIMED_STEPS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One choice of sub-layers (True: stays). `draft_cost`: a draft step over the target's; `speedup`: over plain."""
+    """One choice of sub-layers (True: kept). `draft_cost`: draft step time / target step time; `speedup`: over the
+    baseline."""
 
     attention: tuple[bool, ...]
     mlp: tuple[bool, ...]
@@ -39,13 +40,13 @@ class Trial:
 
     @property
     def layers(self) -> int:
-        """Layers that are left."""
+        """Number of remaining layers."""
         return sum(a or m for a, m in zip(self.attention, self.mlp, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """How long to search, and what on."""
+    """Search budget and data."""
 
     trials: int = 60
     lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
@@ -56,7 +57,7 @@ class SearchOptions:
 def search(
     target: Path, answers: Responses, options: SearchOptions, progress: ProgressCallback
 ) -> tuple[Trial, list[Trial]]:
-    """(the best choice, all that were tried), by optuna's TPE over 2 x layers binary choices."""
+    """Return (best choice, all trials), found by optuna's TPE over 2 x layers binary choices."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -82,14 +83,14 @@ def search(
 
 
 def export(target: Path, choice: Trial, out: Path) -> None:
-    """Write the chosen cut as a checkpoint that vLLM serves as `draft_model`."""
+    """Write the chosen sub-layers as a checkpoint that vLLM serves as `draft_model`."""
     cut = drop_layers(_load(target), choice.attention, choice.mlp)
     cut.save_pretrained(out)
     (out / "layer-skip.json").write_text(json.dumps(asdict(choice)) + "\n")
 
 
 def drop_layers(model: Any, attention: Sequence[bool], mlp: Sequence[bool]) -> Any:
-    """A copy of a Llama-family model without the sub-layers that are False. Weights that stay are shared."""
+    """Return a copy of a Llama-family model without the sub-layers that are False. The weights are shared."""
     layers = model.model.layers
     cut = copy.copy(model)
     cut._modules = dict(model._modules)
@@ -117,7 +118,7 @@ def drop_layers(model: Any, attention: Sequence[bool], mlp: Sequence[bool]) -> A
 
 
 def _at(layer: Any, index: int) -> Any:
-    """The layer with its place in the cache; the original keeps its own."""
+    """Return a copy of the layer with its new index in the cache."""
     if layer.self_attn.layer_idx == index:
         return layer
     moved = copy.copy(layer)
@@ -134,7 +135,7 @@ def _load(target: Path) -> Any:
 
 
 def _first_guesses(depth: int) -> list[list[bool]]:
-    """Where the search begins: thirds and halves of the layers, evenly, and from the end."""
+    """Initial trials: layers dropped at regular intervals, or the second half."""
     return [
         [i % 2 == 0 or i in (0, depth - 1) for i in range(depth)],
         [i % 3 != 1 or i in (0, depth - 1) for i in range(depth)],
@@ -162,7 +163,7 @@ def _try(
 
 
 class _Clock:
-    """Times of decoding steps with a cache, on this machine: of the target, of a cut, of verifying k drafted tokens."""
+    """Measured times of decoding steps with a cache: target, reduced model, and verification of k drafted tokens."""
 
     def __init__(self, model: Any, prompt: Any) -> None:
         self._prompt = torch.from_numpy(np.asarray(prompt, np.int64))[None]
@@ -170,11 +171,11 @@ class _Clock:
         self._verify = {n: self._timed(model, n) for n in (1, 2, 4, 8, 12)}
 
     def step_s(self, model: Any) -> float:
-        """Seconds of one step of one token."""
+        """Return the seconds of one step of one token."""
         return self._timed(model, 1)
 
     def verify_cost(self, k: int) -> float:
-        """Time of a step of k + 1 tokens over one of a single token."""
+        """Return the time of a step of k + 1 tokens over that of one token."""
         sizes = sorted(self._verify)
         return float(np.interp(k + 1, sizes, [self._verify[n] for n in sizes]) / self._verify[1])
 

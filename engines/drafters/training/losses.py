@@ -1,7 +1,7 @@
-"""What a drafter is trained to lower, all exact over the vocabulary as far as the teacher tells it.
+"""Training losses of drafters, exact over the vocabulary up to the target's stored probabilities.
 
-The teacher gives its `t` likeliest tokens at each place with their probabilities; what is left is one more class, "the
-rest". p is the target, q the drafter. The expected acceptance of one token is 1 - TVD(p, q).
+The target outputs hold the `t` likeliest tokens per position with their probabilities; the remaining mass is one more
+class, "the rest". p is the target, q the drafter. The expected acceptance of one token is 1 - TVD(p, q).
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(drafter's logits [m, vocabulary], target's tokens [m], teacher's tokens and probabilities [m, t]) -> scalar."""
+"""(drafter's logits [m, vocabulary], target's tokens [m], its likeliest tokens and probabilities [m, t]) -> scalar."""
 
 
 def ce(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy on the tokens that the target chose."""
+    """Cross-entropy on the target's tokens."""
     return cross_entropy(logits.float(), labels)
 
 
@@ -31,10 +31,10 @@ def tvd(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.
 
 
 def tvd_plus(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """TVD++ (arXiv 2403.00858): TVD's policy gradient, its reward `1{p >= q}` made standard over the batch.
+    """TVD++ (arXiv 2403.00858): TVD's policy gradient, with the reward `1{p >= q}` standardised over the batch.
 
-    With the sum over the vocabulary in place of samples the mean falls out of the gradient and the division by the
-    standard deviation is what stays: it lifts a gradient that fades as the drafter gets better.
+    With the exact sum over the vocabulary instead of samples, the mean cancels in the gradient and the division by the
+    standard deviation remains: it amplifies a gradient that fades as the drafter improves.
     """
     p, log_q = _classes(logits, top, p)
     q = log_q.exp().detach()
@@ -42,7 +42,7 @@ def tvd_plus(logits: torch.Tensor, labels: torch.Tensor, top: torch.Tensor, p: t
     mean = (q * reward).sum(1).mean()
     deviation = ((q * (reward - mean) ** 2).sum(1).mean()).sqrt().clamp_min(1e-3)
     surrogate = -(q * (reward - mean) / deviation * log_q).sum(1).mean()
-    # Its value says nothing: TVD's is shown in its place.
+    # The loss value is meaningless; report TVD's instead.
     return surrogate - surrogate.detach() + (0.5 * (q - p).abs().sum(1).mean()).detach()
 
 
@@ -50,7 +50,7 @@ LOSSES: dict[str, Loss] = {"ce": ce, "kl": kl, "tvd": tvd, "tvd++": tvd_plus}
 
 
 def _classes(logits: torch.Tensor, top: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities p and log-probabilities of q over the teacher's tokens and the rest, [m, t + 1]."""
+    """Probabilities p and log-probabilities of q over the likeliest tokens and the rest, [m, t + 1]."""
     log_q = logits.float().log_softmax(1).gather(1, top)
     rest_q = (1 - log_q.exp().sum(1, keepdim=True)).clamp_min(1e-6).log()
     rest_p = (1 - p.sum(1, keepdim=True)).clamp_min(0)

@@ -1,4 +1,4 @@
-"""The target's own answers, generated in batch with vLLM and cached: what a drafter is trained on."""
+"""The target's own answers, generated in batches with vLLM and cached: the training data of drafters."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from draftpick.engines.atomic_write import atomic_path
 class Responses:
     """Token ids of prompts and answers. `tokens` is flat; sequence i is `tokens[starts[i]:starts[i + 1]]`.
 
-    `answer_at[i]` is where the answer begins inside sequence i (tokens before it are the chat-templated prompt).
+    `answer_at[i]` is the start of the answer in sequence i (the tokens before it are the chat-templated prompt).
     """
 
     tokens: npt.NDArray[np.int32]
@@ -31,19 +31,19 @@ class Responses:
         return len(self.answer_at)
 
     def answer_tokens(self) -> list[npt.NDArray[np.int32]]:
-        """Token ids of the answers alone."""
+        """Token ids of the answers."""
         return [
             self.tokens[start + at : end]
             for start, at, end in zip(self.starts[:-1], self.answer_at, self.starts[1:], strict=True)
         ]
 
     def prompt_tokens(self) -> list[npt.NDArray[np.int32]]:
-        """Token ids of the prompts alone."""
+        """Token ids of the prompts."""
         return [self.tokens[start : start + at] for start, at in zip(self.starts[:-1], self.answer_at, strict=True)]
 
     @classmethod
     def join(cls, parts: "Sequence[Responses]") -> "Responses":
-        """All of them, in order."""
+        """Concatenate in order."""
         lengths = np.concatenate([np.diff(part.starts) for part in parts])
         return cls(
             np.concatenate([part.tokens for part in parts]),
@@ -52,33 +52,33 @@ class Responses:
         )
 
     def save(self, path: Path) -> None:
-        """Write all arrays to one `.npz`, which is there whole or not at all."""
+        """Write all arrays to one `.npz` atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
 
     @classmethod
     def load(cls, path: Path) -> "Responses":
-        """Read what `save` wrote."""
+        """Read the output of `save`."""
         with np.load(path, allow_pickle=False) as data:
             return cls(data["tokens"], data["starts"], data["answer_at"])
 
 
 def weight_files(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of change of a checkpoint's weights: other weights at the same place are another model."""
+    """Name, bytes and modification time of a checkpoint's weight files, which identify the model at a path."""
     states = ((path.name, path.stat()) for path in sorted(folder.glob("*.safetensors")))
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def cache_key(target: Any, prompts: Sequence[str], temperatures: Sequence[float], max_tokens: int, seed: int) -> str:
-    """A name for one generation: the same question gives the same name. `target` is anything that says which model."""
+    """Return the cache key of a generation: equal inputs give equal keys. `target` identifies the model."""
     text = json.dumps([target, list(prompts), list(temperatures), max_tokens, seed])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One single-turn chat to answer."""
+    """One single-turn chat."""
 
     text: str
     temperature: float
@@ -86,13 +86,13 @@ class GenerationRequest:
 
 
 class ResponseGenerator:
-    """The target in vLLM, in this process, ready to answer in batches."""
+    """The target in vLLM, in this process, for batch generation."""
 
     def __init__(self, target: Path, *, seed: int, **engine: Any) -> None:
-        # In this process: an engine process of its own would spin on one core while the worker computes on the others.
+        # In this process: a separate engine process would spin on one core while the worker computes on the others.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        # vLLM logs to stdout, which is the caller's.
+        # vLLM logs to stdout, which belongs to the caller.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         import torch
         from vllm import LLM
@@ -101,12 +101,12 @@ class ResponseGenerator:
         engine = {"max_model_len": 2048, "max_num_seqs": 128, **engine}
         self._longest: int = engine["max_model_len"]
         self._llm = LLM(model=str(target), seed=seed, **engine)
-        # vLLM leaves one thread, and puts a function that does nothing in this one's place.
+        # vLLM sets one thread and replaces this function by a no-op.
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
 
     def __call__(self, requests: Sequence[GenerationRequest]) -> tuple[list[int], Responses]:
-        """Places of the prompts that were answered, and the answers; the others are too long, which a warning says."""
+        """Return (indices of the answered prompts, answers); overlong prompts are skipped with a warning."""
         from vllm import SamplingParams
 
         template = self._llm.get_tokenizer().apply_chat_template
@@ -115,7 +115,7 @@ class ResponseGenerator:
         ]
         fitting = [i for i, p in enumerate(prompts) if len(p) + requests[i].max_tokens <= self._longest]
         if len(fitting) < len(prompts):
-            warnings.warn(f"{len(prompts) - len(fitting)} prompts are too long and left out", stacklevel=2)
+            warnings.warn(f"{len(prompts) - len(fitting)} prompts exceed max_model_len and are skipped", stacklevel=2)
         asked: Any = [{"prompt_token_ids": prompts[i]} for i in fitting]
         params = [
             SamplingParams(temperature=requests[i].temperature, max_tokens=requests[i].max_tokens) for i in fitting
@@ -124,7 +124,6 @@ class ResponseGenerator:
 
 
 def _responses(outputs: Sequence[Any]) -> Responses:
-    """Of vLLM's outputs."""
     sequences = [(list(o.prompt_token_ids or ()), list(o.outputs[0].token_ids)) for o in outputs]
     flat = np.asarray([t for prompt, answer in sequences for t in prompt + answer], np.int32)
     lengths = [len(prompt) + len(answer) for prompt, answer in sequences]

@@ -1,4 +1,4 @@
-"""An untrained small drafter that fits a target: its tokenizer, rope and key-value heads, embeddings from its own."""
+"""An untrained small drafter for a target: its tokenizer, rope and key-value heads, and reduced embeddings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Shape of the drafter. Most of a small drafter is its embedding: vocabulary times hidden."""
+    """Shape of the drafter. Most parameters of a small drafter are its embedding: vocabulary x hidden."""
 
     hidden: int = 168
     layers: int = 2
@@ -17,15 +17,15 @@ class Size:
 
 
 def make_drafter(target: Path, size: Size) -> Any:
-    """A Llama of that size; its tied embedding is the target's on its leading principal directions.
+    """Create a Llama of that size; its tied embedding is the target's, projected on the leading principal directions.
 
-    Raises ValueError for one wider than the target.
+    Raises ValueError if it is wider than the target.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     base = AutoConfig.from_pretrained(target)
     if size.hidden > base.hidden_size:
-        raise ValueError(f"hidden size {size.hidden}: the target itself has {base.hidden_size}")
+        raise ValueError(f"hidden size {size.hidden} exceeds the target's {base.hidden_size}: reduce it")
     config = LlamaConfig(
         vocab_size=base.vocab_size,
         hidden_size=size.hidden,

@@ -1,4 +1,4 @@
-"""What the target itself says along its answers, computed once: its likeliest tokens, and hidden states for heads."""
+"""The target's outputs along its answers, computed once: its likeliest tokens, and hidden states for heads."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,12 +13,13 @@ from draftpick.engines.atomic_write import atomic_folder
 from draftpick.engines.drafters.training.responses import Responses
 
 TOP = 32
-"""Tokens kept at each place; beyond the 32 likeliest a small target has a few per cent of its mass."""
+"""Tokens kept per position; a small target has a few per cent of its mass beyond the 32 likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Arrays:
-    """`tokens` and `probabilities` [answer tokens, t], `features` [all tokens, f]; where answers begin in each."""
+    """`tokens` and `probabilities` [answer tokens, t], `features` [all tokens, f]; start offsets of the answers in
+    each."""
 
     tokens: npt.NDArray[np.int32]
     probabilities: npt.NDArray[np.float16]
@@ -28,25 +29,25 @@ class _Arrays:
 
 
 class TargetOutputs:
-    """Of each answer: the likeliest tokens before every token of it, and hidden states all along."""
+    """For each answer: the likeliest tokens at every position, and the hidden states of the sequence."""
 
     def __init__(self, arrays: Sequence[_Arrays]) -> None:
         self._arrays = list(arrays)
         self._firsts = np.cumsum([0, *(len(a.starts) - 1 for a in arrays)])
         self.width = self._arrays[0].features.shape[1]
-        """Columns of the features: layers asked for x hidden size."""
+        """Columns of the features: layers x hidden size."""
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
     def likeliest(self, i: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
-        """(tokens, their probabilities), each [tokens of answer i, t], likeliest first."""
+        """Return (tokens, their probabilities), each [tokens of answer i, t], likeliest first."""
         arrays, i = self._locate(i)
         rows = slice(arrays.starts[i], arrays.starts[i + 1])
         return arrays.tokens[rows], arrays.probabilities[rows]
 
     def features(self, i: int) -> npt.NDArray[np.uint16]:
-        """Inputs of the asked layers side by side [tokens of prompt and answer i, width], bfloat16 as its bits."""
+        """Return the layer inputs, concatenated [tokens of prompt and answer i, width], as bfloat16 bits."""
         arrays, i = self._locate(i)
         return arrays.features[arrays.places[i] : arrays.places[i + 1]]
 
@@ -56,13 +57,13 @@ class TargetOutputs:
 
     @classmethod
     def load(cls, folder: Path) -> "TargetOutputs":
-        """Map what `collect_target_outputs` wrote into memory."""
+        """Memory-map the output of `collect_target_outputs`."""
         names = ("tokens", "probabilities", "features", "starts", "places")
         return cls([_Arrays(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names))])
 
     @classmethod
     def join(cls, teachers: "Sequence[TargetOutputs]") -> "TargetOutputs":
-        """Of the joined answers."""
+        """Concatenate, for joined answers."""
         return cls([arrays for teacher in teachers for arrays in teacher._arrays])
 
 
@@ -74,7 +75,8 @@ def collect_target_outputs(
     layers: Sequence[int] = (),
     device: str = "cpu",
 ) -> TargetOutputs:
-    """Run the target over its answers, one at a time, into a folder; `told(done, total)` after each."""
+    """Run the target over its answers, one at a time, and write to a folder; calls `on_progress(done, total)` after
+    each."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -112,7 +114,7 @@ def _fill(
 
 
 def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:
-    """An array in a new file; one of no elements is written at once, since nothing can be mapped."""
+    """Create an array file; an empty array is written directly, since it cannot be mapped."""
     if rows * columns == 0:
         np.save(path, np.zeros((rows, columns), dtype))
         return np.zeros((rows, columns), dtype)
@@ -122,5 +124,5 @@ def _new(path: Path, dtype: Any, rows: int, columns: int) -> npt.NDArray[Any]:
     with path.open("r+b") as file:
         os.posix_fallocate(
             file.fileno(), 0, path.stat().st_size
-        )  # a full disk is an error now, not a dead process later
+        )  # a full disk is an error now, not a killed process later
     return array

@@ -1,4 +1,4 @@
-"""The training loop of all drafters: batches of like length, one cosine of the learning rate, resumable."""
+"""The training loop of all drafters: batches of similar length, cosine learning rate schedule, resumable."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from draftpick.engines.drafters.training.responses import Responses, weight_file
 from draftpick.engines.drafters.training.target_outputs import TOP, TargetOutputs
 
 ProgressCallback = Callable[[float, float, float], None]
-"""Called with (share done 0 to 1, training loss, block efficiency of the last check)."""
+"""Called with (fraction done, training loss, block efficiency at the last check)."""
 Indices = np.ndarray[Any, Any]
 
 SAVE_EVERY_S = 60.0
@@ -27,7 +27,7 @@ _WARM_UP_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How long and how fast to train; whichever of `epochs` and `minutes` ends first."""
+    """Training length and rate; the run ends at `epochs` or `minutes`, whichever comes first."""
 
     epochs: int = 6
     batch_tokens: int = 6144
@@ -38,10 +38,10 @@ class FitOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences padded at their ends: token ids [b, t]; `before` [b, t - 1] is True before an answer's token.
+    """Sequences padded at their ends: token ids [b, t]; `is_answer` [b, t - 1] is True before an answer's token.
 
-    `top` and `p` [m, 32] are the teacher's tokens and probabilities at these m places, `features` [b, t, f] its hidden
-    states; each is empty where there is none.
+    `top` and `p` [m, 32] are the target's likeliest tokens and probabilities at these m positions, `features` [b, t, f]
+    its hidden states; each is empty if not available.
     """
 
     ids: torch.Tensor
@@ -57,7 +57,7 @@ class Batch:
 
 
 class Batches:
-    """Answers, and the teacher's rows for them, as padded batches on a device."""
+    """Answers and the target's outputs for them, as padded batches on a device."""
 
     def __init__(
         self, answers: Responses, target_outputs: TargetOutputs | None, batch_tokens: int, device: str
@@ -66,7 +66,7 @@ class Batches:
         self._batch_tokens, self._device = batch_tokens, device
 
     def groups(self, indices: Indices, seed: int) -> list[list[int]]:
-        """Answers of like length that make a batch together, in an order of the seed's."""
+        """Group answers of similar length into batches, shuffled by `seed`."""
         lengths = np.diff(self.answers.starts)
         rng = np.random.default_rng(seed)
         groups: list[list[int]] = [[]]
@@ -77,11 +77,11 @@ class Batches:
         return [groups[g] for g in rng.permutation(len(groups))]
 
     def batches(self, indices: Indices, seed: int = 0) -> Iterator[Batch]:
-        """All batches of the chosen answers."""
+        """Yield all batches of the chosen answers."""
         return (self.batch(group) for group in self.groups(indices, seed))
 
     def batch(self, group: list[int]) -> Batch:
-        """These answers, padded."""
+        """Return these answers as a padded batch."""
         answers = self.answers
         rows = [answers.tokens[answers.starts[i] : answers.starts[i + 1]] for i in group]
         ids = np.zeros((len(rows), max(len(row) for row in rows)), np.int64)
@@ -105,11 +105,14 @@ class Batches:
 
 
 def split(n: int, seed: int) -> tuple[Indices, Indices]:
-    """(held-out answers, answers to train on): one in forty, at least eight. Raises ValueError if none is left."""
+    """Return (held-out answers, training answers): one in forty is held out, at least eight.
+
+    Raises ValueError if no training answer remains.
+    """
     order = np.random.default_rng(seed).permutation(n)
     few = max(8, n // 40)
     if n <= few:
-        raise ValueError(f"{n} answers are too few to train on: {few} are held out")
+        raise ValueError(f"{n} answers are too few to train on ({few} are held out): generate more")
     return order[:few], order[few:]
 
 
@@ -124,16 +127,16 @@ def fit(
     identity: dict[str, Any],
     progress: ProgressCallback,
 ) -> None:
-    """Lower `loss_of` over the chosen answers. `check()` is called now and then and shown.
+    """Minimise `loss_of` over the chosen answers. `check()` is called periodically and its result reported.
 
-    The state is kept in the folder `place`, which the caller removes when it has written what came of it; a run of the
-    same `identity` (of `identity_of`) goes on from there.
+    The state is kept in `checkpoint_dir`, which the caller removes after writing the result; a run of the same
+    `identity` (from `identity_of`) resumes from there.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.95))
     resume = _Resume(checkpoint_dir, trained, optimizer, identity)
     first_epoch, first_batch, elapsed_s = resume.load()
-    began, saved, checked, steps, told = time.monotonic() - elapsed_s, time.monotonic(), 1.0, 0, 0.0
+    began, saved, checked, steps, last_loss = time.monotonic() - elapsed_s, time.monotonic(), 1.0, 0, 0.0
     for epoch in range(first_epoch, options.epochs):
         groups = batches.groups(indices, options.seed + epoch)
         for i in range(first_batch if epoch == first_epoch else 0, len(groups)):
@@ -155,17 +158,17 @@ def fit(
             if time.monotonic() - saved > SAVE_EVERY_S:
                 resume.save(epoch, i + 1, time.monotonic() - began)
                 saved = time.monotonic()
-            told = loss.item()
-            progress(done, told, checked)
-    progress(1.0, told, checked)
+            last_loss = loss.item()
+            progress(done, last_loss, checked)
+    progress(1.0, last_loss, checked)
     resume.save(options.epochs, 0, time.monotonic() - began)
 
 
 def identity_of(options: Any, answers: Responses) -> dict[str, Any]:
-    """What makes two runs the same: options, a dataclass with `start`, the weights to start from, and the answers."""
+    """Identity of a run: options (a dataclass with `start`, the initial weights) and answers."""
     start = [] if options.start is None else weight_files(options.start)
-    told = {**asdict(options), "start_weights": start, "answers": zlib.crc32(answers.tokens.tobytes())}
-    return dict(json.loads(json.dumps(told, default=str)))
+    identity = {**asdict(options), "start_weights": start, "answers": zlib.crc32(answers.tokens.tobytes())}
+    return dict(json.loads(json.dumps(identity, default=str)))
 
 
 def _cosine(done: float) -> float:
@@ -173,7 +176,7 @@ def _cosine(done: float) -> float:
 
 
 class _Resume:
-    """Weights, moments and place of a run. `place.json` names the tensors that belong to it and is replaced last."""
+    """Weights, moments and position of a run. `place.json` names the matching tensor file and is replaced last."""
 
     def __init__(
         self,
@@ -185,7 +188,7 @@ class _Resume:
         self._folder, self._parameters, self._optimizer, self._identity = folder, parameters, optimizer, identity
 
     def load(self) -> tuple[int, int, float]:
-        """(epoch, batch, seconds so far) of a run of the same identity, whose state is put in place; else the start."""
+        """Restore a run of the same identity; return (epoch, batch, elapsed seconds), or the start."""
         place = self._folder / "place.json"
         if not place.is_file():
             return 0, 0, 0.0
@@ -202,7 +205,6 @@ class _Resume:
         return state["epoch"], state["batch"], state["elapsed_s"]
 
     def save(self, epoch: int, batch: int, elapsed_s: float) -> None:
-        """Write the state."""
         from safetensors.torch import save_file
 
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The tri-gram drafter: an adaptive table and a tree search, no model (ADED, arXiv 2407.12021).
 
-vLLM verifies one chain of tokens a step, so the best chain of the tree is proposed.
+vLLM verifies one chain of tokens per step, so the best chain of the tree is proposed.
 """
 
 from pathlib import Path
@@ -27,24 +27,24 @@ class TrigramDrafter:
         self._shared = load_table(Path(options.table), size) if options.table else empty_table(size)
 
     def start(self, tokens: Tokens) -> Table:
-        """The table of a request that begins with `tokens`."""
+        """Create the table of a request that begins with `tokens`."""
         own = empty_table(self.options.num_own_bigrams)
         if self.options.learn_prompt:
             add_all(own, tokens, np.float32(RATE * (WINDOW - 2)), np.float32(CAP))
         return own
 
     def end(self, own: Table) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
     def learn(self, own: Table, tokens: Tokens, new: int) -> None:
-        """After a decoding step: strengthen the tri-grams of the last tokens, however many are new."""
+        """Strengthen the tri-grams of the last tokens after a decoding step, regardless of how many are new."""
         recent = tokens[-WINDOW:]
         add_all(own, recent, np.float32(RATE), np.float32(CAP))
         if self.options.shared:
             add_all(self._shared, recent, np.float32(RATE), np.float32(CAP))
 
     def draft(self, own: Table, tokens: Tokens, limit: int) -> Draft:
-        """(at most `limit` tokens, how many of them the table expects to be accepted)."""
+        """Return (at most `limit` tokens, how many of them the table expects to be accepted)."""
         draft = np.empty(min(limit, self._k), np.int32)
         if len(tokens) < 2 or not len(draft):
             return draft[:0], 0.0
@@ -54,7 +54,7 @@ class TrigramDrafter:
         elif self.options.search == "full":
             length, expected = full_search(self._shared, own, a, b, draft)
         else:
-            # The same text at the same place gets the same draft, whatever else is in the batch.
+            # The seed depends on text and position only, so that a draft does not depend on the rest of the batch.
             seed = (self.options.seed * 1_000_003 + len(tokens)) * 2_654_435_761 % 2**62
             length, expected = tree_search(self._shared, own, a, b, draft, self.options.iterations, seed)
         return draft[:length], expected
@@ -67,5 +67,4 @@ class TrigramProposer(Proposer):
 
     @staticmethod
     def build(options: TrigramOptions, num_speculative_tokens: int) -> TrigramDrafter:
-        """The drafter of these options."""
         return TrigramDrafter(options, num_speculative_tokens)

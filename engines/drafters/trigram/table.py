@@ -1,7 +1,7 @@
-"""A tri-gram table of bounded size: a pair of tokens has its likeliest successors with weights (arXiv 2407.12021).
+"""A tri-gram table of bounded size: weighted likeliest successors per token pair (arXiv 2407.12021).
 
-The functions are compiled by numba and take a `Table`, which is a tuple of arrays; a bigram lies in one of `WAYS` slots
-of its set, and when all are taken the one that was used longest ago gives way.
+The functions are compiled by numba and take a `Table`, a tuple of arrays. The table is set-associative: a bigram has
+`WAYS` slots in its set, and the least recently used one is evicted.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from numba import njit
 from draftpick.engines.drafters.trigram.table_file import read_table, write_table
 
 SUCCESSORS = 12
-"""Successors that a bigram keeps."""
+"""Successors per bigram."""
 WAYS = 8
 _EMPTY = -1
 
@@ -31,7 +31,7 @@ class Table(NamedTuple):
 
 
 def empty_table(num_bigrams: int) -> Table:
-    """A table for about `num_bigrams` bigrams, rounded up to a power of two; 120 bytes each."""
+    """Create a table for about `num_bigrams` bigrams, rounded up to a power of two; 120 bytes each."""
     size = max(WAYS, 1 << (num_bigrams - 1).bit_length())
     return Table(
         np.full(size, _EMPTY, np.int64),
@@ -44,7 +44,7 @@ def empty_table(num_bigrams: int) -> Table:
 
 @njit(cache=True)
 def find(table: Table, a: int, b: int) -> int:
-    """The slot of the bigram (a, b), or -1."""
+    """Return the slot of the bigram (a, b), or -1."""
     key = (np.int64(a) << np.int64(32)) | np.int64(b)
     first = _first_way(table, key)
     for slot in range(first, first + WAYS):
@@ -55,7 +55,7 @@ def find(table: Table, a: int, b: int) -> int:
 
 @njit(cache=True)
 def add(table: Table, a: int, b: int, c: int, weight: float, cap: float) -> None:
-    """Add `weight` to the tri-gram (a, b, c), up to `cap`. A new successor takes the place of the weakest."""
+    """Add `weight` to the tri-gram (a, b, c), up to `cap`. A new successor replaces the weakest."""
     key = (np.int64(a) << np.int64(32)) | np.int64(b)
     first = _first_way(table, key)
     slot = first
@@ -97,7 +97,8 @@ def _first_way(table: Table, key: int) -> int:
 
 
 def table_of(sequences: Iterable[npt.NDArray[np.int32]], num_bigrams: int) -> Table:
-    """The starting table of a corpus: counts normalised per bigram, the 12 best successors, the commonest bigrams."""
+    """Build the initial table of a corpus: counts normalised per bigram, the 12 best successors, the most frequent
+    bigrams."""
     parts = [np.stack([s[:-2], s[1:-1], s[2:]], axis=1) for s in sequences if len(s) > 2]
     table = empty_table(num_bigrams)
     if not parts:
@@ -105,7 +106,7 @@ def table_of(sequences: Iterable[npt.NDArray[np.int32]], num_bigrams: int) -> Ta
     trigrams, counts = np.unique(np.concatenate(parts), axis=0, return_counts=True)
     _, bigram = np.unique(trigrams[:, :2], axis=0, return_inverse=True)
     totals = np.bincount(bigram, weights=counts)
-    # The rarest bigrams and successors first, so that the commonest are those that stay.
+    # Add the rarest bigrams and successors first, so that eviction keeps the most frequent.
     for i in np.lexsort((counts, totals[bigram])):
         a, b, c = trigrams[i]
         add(table, a, b, c, counts[i] / totals[bigram[i]], 1.0)
@@ -113,7 +114,7 @@ def table_of(sequences: Iterable[npt.NDArray[np.int32]], num_bigrams: int) -> Ta
 
 
 def save_table(table: Table, path: Path, vocab_size: int) -> None:
-    """Write the bigrams in use, the one used longest ago first."""
+    """Write the bigrams in use, least recently used first."""
     taken = np.flatnonzero(table.keys != _EMPTY)
     order = taken[np.argsort(table.used[taken])]
     bigrams = np.stack([table.keys[order] >> 32, table.keys[order] & 0xFFFFFFFF], axis=1).astype(np.int32)
@@ -121,7 +122,7 @@ def save_table(table: Table, path: Path, vocab_size: int) -> None:
 
 
 def load_table(path: Path, num_bigrams: int) -> Table:
-    """Read what `save_table` wrote into a table with room for `num_bigrams`. Raises ValueError for another file."""
+    """Read the output of `save_table` into a table for `num_bigrams`. Raises ValueError for another file."""
     bigrams, successors, weights = read_table(path)
     table = empty_table(max(num_bigrams, len(bigrams)))
     _fill(table, bigrams, successors, weights)

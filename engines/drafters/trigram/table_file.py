@@ -1,4 +1,4 @@
-"""The file of a tri-gram table: safetensors with `bigrams` [s, 2], `successors` [s, 12] and `weights` [s, 12]."""
+"""File format of a tri-gram table: safetensors with `bigrams` [s, 2], `successors` [s, 12] and `weights` [s, 12]."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def write_table(
     weights: npt.NDArray[np.float32],
     vocab_size: int,
 ) -> None:
-    """Write one table; `vocab_size` says for which targets its token ids mean something."""
+    """Write one table; `vocab_size` identifies the targets that share its token ids."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,14 +32,14 @@ def write_table(
 
 
 def read_table(path: Path) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """(bigrams, successors, weights). Raises ValueError for another file."""
+    """Return (bigrams, successors, weights). Raises ValueError for another file."""
     with _opened(path) as file:
         bigrams, successors, weights = (file.get_tensor(name) for name in ("bigrams", "successors", "weights"))
     return bigrams, successors, weights.astype(np.float32)
 
 
 def table_vocab_size(path: Path) -> int:
-    """The vocabulary that a table was made for. Raises ValueError for another file."""
+    """Return the vocabulary size of a table. Raises ValueError for another file."""
     with _opened(path) as file:
         return int(file.metadata()["vocab_size"])
 
@@ -50,7 +50,7 @@ def _opened(path: Path) -> Any:
     try:
         file: Any = safe_open(path, framework="numpy")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} is not readable: {error}") from error
     if (file.metadata() or {}).get("format") != _FORMAT:
-        raise ValueError(f"{path} is no tri-gram table")
+        raise ValueError(f"{path} is not a tri-gram table: write one with `draftpick drafters corpus`")
     return file

@@ -1,7 +1,7 @@
-"""Chains of tokens out of tri-gram tables: ADED's tree search and the two searches that it is measured against.
+"""Searches for a chain of tokens in tri-gram tables: ADED's tree search and two baselines, greedy and full search.
 
-All take a shared table and the request's own, whose weights add up to M, and write at most `k = len(draft)` tokens.
-They return (tokens drafted, expected number accepted, if M's shares were the target's probabilities).
+All take a shared table and the request's own, whose weights are summed to M, and write at most `k = len(draft)` tokens.
+They return (tokens drafted, expected number accepted if M's shares were the target's probabilities).
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from numba import njit
 from draftpick.engines.drafters.trigram.table import SUCCESSORS, Table, find
 
 C1, C2 = 32.0, 8.0
-"""ADED's constants of exploration (arXiv 2407.12021)."""
+"""ADED's exploration constants (arXiv 2407.12021)."""
 _FAN = 2 * SUCCESSORS
 
 
 @njit(cache=True)
 def successors_of(shared: Table, own: Table, a: int, b: int, tokens: Any, weights: Any) -> int:
-    """Write the successors of (a, b) in both tables with their summed weights; returns how many."""
+    """Write the successors of (a, b) in both tables with their summed weights; return their number."""
     count = 0
     slot = find(own, a, b)
     if slot >= 0:
@@ -47,7 +47,7 @@ def successors_of(shared: Table, own: Table, a: int, b: int, tokens: Any, weight
 
 @njit(cache=True)
 def greedy_search(shared: Table, own: Table, a: int, b: int, draft: npt.NDArray[np.int32]) -> tuple[int, float]:
-    """The heaviest successor, again and again."""
+    """Follow the heaviest successor."""
     tokens, weights = np.empty(_FAN, np.int32), np.empty(_FAN, np.float32)
     reach, expected = 1.0, 0.0
     for depth in range(len(draft)):
@@ -64,7 +64,7 @@ def greedy_search(shared: Table, own: Table, a: int, b: int, draft: npt.NDArray[
 
 @njit(cache=True)
 def full_search(shared: Table, own: Table, a: int, b: int, draft: npt.NDArray[np.int32]) -> tuple[int, float]:
-    """The chain with the most expected accepted tokens of all, found depth first with a bound."""
+    """Find the chain with the most expected accepted tokens, by depth-first branch and bound."""
     k = len(draft)
     tokens, weights = np.empty((k, _FAN), np.int32), np.empty((k, _FAN), np.float32)
     counts, at = np.zeros(k, np.int64), np.zeros(k, np.int64)
@@ -99,10 +99,10 @@ def full_search(shared: Table, own: Table, a: int, b: int, draft: npt.NDArray[np
 def tree_search(
     shared: Table, own: Table, a: int, b: int, draft: npt.NDArray[np.int32], iterations: int, seed: int
 ) -> tuple[int, float]:
-    """Monte Carlo tree search with PUCT; the chain of most visited children, drawn out greedily where no visit went.
+    """Monte Carlo tree search with PUCT; follows the most visited children, then greedily beyond the visited tree.
 
-    `PUCT = score/visits + (C1 + ln((N + C2 + 1)/C2)) P sqrt(N)/(1 + visits)`; a rollout draws successors by M, and the
-    value backed up is 1 + the sum of M along the path.
+    `PUCT = score/visits + (C1 + ln((N + C2 + 1)/C2)) P sqrt(N)/(1 + visits)`; a rollout samples successors by M, and
+    the backed-up value is 1 + the sum of M along the path.
     """
     k = len(draft)
     size = iterations * _FAN + 1
@@ -149,7 +149,7 @@ def tree_search(
 
 @njit(cache=True)
 def _select(first: int, fan: int, visits: Any, score: Any, prior: Any) -> int:
-    """The child with the highest PUCT; one that was never visited comes first."""
+    """Return the child with the highest PUCT; unvisited children come first."""
     parents = 0
     for child in range(first, first + fan):
         parents += visits[child]
@@ -192,7 +192,7 @@ def _next(state: np.uint64) -> np.uint64:
 
 @njit(cache=True)
 def _draw(weights: Any, state: np.uint64) -> int:
-    """An index, with probability by weight."""
+    """Sample an index with probability proportional to its weight."""
     left = weights.sum() * (np.float64(state >> np.uint64(11)) / 9007199254740992.0)
     for i in range(len(weights)):
         left -= weights[i]

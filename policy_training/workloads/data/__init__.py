@@ -9,6 +9,6 @@ import yaml
 
 @functools.cache
 def read(name: str) -> dict[str, Any]:
-    """The data file of this name, read once."""
+    """Read a data file by name, cached."""
     content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text("utf-8"))
     return content

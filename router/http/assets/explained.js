@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { armName } from "./fleet.js";
-import { NOTHING, WHY_NOT, number, percent, seconds } from "./text.js";
+import { NOTHING, number, percent, seconds, whyNot } from "./text.js";
 
 export function explained(told, colour) {
   return [
@@ -38,7 +38,7 @@ function arm(row, told, longest, colour) {
     h("td", { class: "right" }, percent(row.probability)),
     h("td", { title: predicted ? parts(predicted) : null },
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
-      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, WHY_NOT[row.why_not] ?? "not eligible")),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.why_not))),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
     h("td", { class: "right", title: "requests there now" }, number(row.load)));
 }

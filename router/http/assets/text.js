@@ -49,8 +49,7 @@ export function ago(then, now = Date.now()) {
   return passed < 129600 ? `${Math.round(passed / 3600)} h ago` : `${Math.round(passed / 86400)} days ago`;
 }
 
-/** Why an engine may not take a request, in a word or two. */
-export const WHY_NOT = {
+const WHY_NOT = {
   no_replica: "no replica",
   gone: "unreachable",
   breaker_open: "breaker open",
@@ -59,9 +58,14 @@ export const WHY_NOT = {
   stale: "load unknown",
 };
 
+/** Why an engine may not take a request, in a word or two; a health signal that is not in the table by its name. */
+export function whyNot(reason) {
+  return WHY_NOT[reason] ?? reason?.replaceAll("_", " ") ?? "not eligible";
+}
+
 /** How an engine stands: a word, and its tone (good, warn, bad). */
 export function standing(now) {
-  if (now.why_not) return [WHY_NOT[now.why_not] ?? now.why_not, now.why_not === "full" ? "warn" : "bad"];
+  if (now.why_not) return [whyNot(now.why_not), now.why_not === "full" ? "warn" : "bad"];
   if (now.drafts !== "ok") return [now.drafts, "warn"];
   const well = now.breakers.closed ?? 0;
   if (well < now.replicas) return [`${well} of ${now.replicas} up`, "warn"];

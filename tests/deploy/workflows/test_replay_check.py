@@ -64,5 +64,5 @@ def test_replayed_beside_live_acceptance(tmp_path: Path) -> None:
 
 def test_a_suffix_cache_over_requests_cannot_be_replayed() -> None:
     engine = Engine.model_validate({"name": "suffix", "drafter": {"method": "suffix"}})
-    with pytest.raises(ValueError, match="max_cached_requests must be 0"):
+    with pytest.raises(ValueError, match="max_cached_requests to 0"):
         compare(engine, "a/b", [live("chat", 4.0)], lambda: None)

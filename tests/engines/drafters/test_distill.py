@@ -71,7 +71,7 @@ def test_every_loss_makes_a_drafter(
 
 
 def test_other_losses_need_the_teacher(tmp_path: Path, target: Path, answers: Responses) -> None:
-    with pytest.raises(ValueError, match="teacher"):
+    with pytest.raises(ValueError, match="probabilities"):
         distill(target, answers, None, tmp_path, replace(OPTIONS, loss="kl"), quiet)
 
 

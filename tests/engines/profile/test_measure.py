@@ -120,21 +120,21 @@ async def test_an_engine_that_answers_others_is_not_measured(monkeypatch: pytest
         async with other.stream("POST", "/v1/completions", json=body) as answer:
             parts = answer.aiter_raw()
             await anext(parts)
-            with pytest.raises(ProfileError, match="answers others"):
+            with pytest.raises(ProfileError, match="serves other requests"):
                 await measure_profile(url, plan=QUICK)
         assert (await measure_profile(url, plan=QUICK)).profile.batches == (1, 3)
 
 
 async def test_errors_name_what_is_wrong() -> None:
-    with pytest.raises(ProfileError, match=r"no model nobody.*target"):
+    with pytest.raises(ProfileError, match=r"not serve model nobody.*target"):
         await measured(MockSpec(), model="nobody")
     with pytest.raises(ProfileError, match=r"500.*failed"):
         await measured(MockSpec(fail_share=1))
     with pytest.raises(EngineUnavailable):
         await measure_profile("http://127.0.0.1:9", plan=QUICK)
-    with pytest.raises(ProfileError, match="ask for 32640 at most"):
+    with pytest.raises(ProfileError, match="use 32640 or fewer"):
         await measured(MockSpec(), ProfilePlan(contexts=(64, 40_000)))
-    with pytest.raises(ProfileError, match="do not rise"):
+    with pytest.raises(ProfileError, match="do not increase"):
         await measured(MockSpec(), ProfilePlan(contexts=(1, 2)))
     for batches, contexts in (((2, 4), (64,)), ((1, 1), (64,)), ((1,), ()), ((1,), (0, 4))):
         with pytest.raises(ProfileError, match="must"):

@@ -104,7 +104,7 @@ def test_what_several_answers_tell() -> None:
     assert 0.3 < found["foresight/other_answers"].value < 0.9
     assert found["foresight/policy"].value < found["foresight/other_answers"].value
     few = replace(often, measurements=often.measurements[: 3 * 40 * len(ARMS)])
-    with pytest.raises(DatasetError, match="3 answers to a request tell little"):
+    with pytest.raises(DatasetError, match="3 answers per request are too few"):
         experiments.answer_predictability(QUESTION, few, "ridge")
 
 

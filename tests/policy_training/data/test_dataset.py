@@ -84,11 +84,11 @@ def no_columns(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda path: None, "cannot be read"),
-        (lambda path: path.write_bytes(b"no parquet"), "is no Parquet file"),
-        (lambda path: path.write_bytes(b""), "is no Parquet file"),
+        (lambda path: None, "is not readable"),
+        (lambda path: path.write_bytes(b"no parquet"), "is not a Parquet file"),
+        (lambda path: path.write_bytes(b""), "is not a Parquet file"),
         (other_schema, "schema none, this version reads 2"),
-        (no_columns, "columns are missing: kind, temperature"),
+        (no_columns, "missing columns: kind, temperature"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: Any, problem: str) -> None:
@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: Any, proble
 
 
 def test_an_empty_folder_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="holds no Parquet file"):
+    with pytest.raises(DatasetError, match="contains no Parquet file"):
         load(tmp_path)
 
 

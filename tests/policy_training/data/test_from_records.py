@@ -70,7 +70,7 @@ def test_finished_answers_come_in_order_of_time_and_the_rest_is_counted(tmp_path
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, r"holds no records-\*\.jsonl"), (b"", "no record to learn from"), (b"{}\n", "no record of schema")],
+    [(None, r"contains no records-\*\.jsonl"), (b"", "no usable record"), (b"{}\n", "no record of schema")],
 )
 def test_a_folder_without_records_is_refused(tmp_path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:
@@ -104,7 +104,9 @@ def test_a_thin_log_makes_a_good_policy_whose_worth_is_estimated(tmp_path: Path)
 def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
     rows = [i for i in range(200) if LOG.arm[i] != 3] + [i for i in range(200) if LOG.arm[i] == 3][:5]
     data = from_records(write(tmp_path, [record(i) for i in rows]))
-    with pytest.raises(DatasetError, match=r"arm 'math' has 5 records: at least 20 are needed \(explore more\)"):
+    with pytest.raises(
+        DatasetError, match=r"arm 'math' has 5 records: at least 20 are needed \(increase exploration\)"
+    ):
         impute_missing_arms(data, ARMS, "features", COSTS)
     with pytest.raises(DatasetError, match="no record has a context of 'others'"):
         impute_missing_arms(data, ARMS, "others", COSTS)

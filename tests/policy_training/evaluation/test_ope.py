@@ -76,11 +76,11 @@ def test_few_effective_decisions_are_no_verdict() -> None:
 @pytest.mark.parametrize(
     ("arm", "reward", "propensity", "problem"),
     [
-        ([], [], [], "one length"),
-        ([0, 1], [1.0], [0.5, 0.5], "one length"),
-        ([0], [np.nan], [0.5], "not finite"),
-        ([0], [1.0], [0.0], "propensity"),
-        ([0], [1.0], [1.5], "propensity"),
+        ([], [], [], "equal length"),
+        ([0, 1], [1.0], [0.5, 0.5], "equal length"),
+        ([0], [np.nan], [0.5], "finite"),
+        ([0], [1.0], [0.0], "propensities"),
+        ([0], [1.0], [1.5], "propensities"),
     ],
 )
 def test_logs_that_cannot_be_weighed_are_refused(

@@ -200,7 +200,7 @@ def test_costs_that_are_not_sure_widen_the_interval() -> None:
 
 
 def test_too_few_requests_are_no_evidence() -> None:
-    with pytest.raises(DatasetError, match="39 requests were seen under all engines: at least 40"):
+    with pytest.raises(DatasetError, match="39 requests have measurements of all engines: at least 40"):
         judged(drawn(39, 0, 1.0), always(np.ones((39, 4)) / 4))
 
 
@@ -306,8 +306,8 @@ def test_what_speaks_against_it() -> None:
     buckets = [Bucket(1, 1, 0.9, {"plain": Interval(1, 1, 1), "ngram": Interval(2, 2, 2)})]
     said = " | ".join(reasons_against(Evidence(poor, 0.03, buckets, "plain", None, overhead=0.02, sampled=0.95)))
     for part in (
-        "routing is slower than", "odd (-20.0%)", "95% of the requests sample", "6 tokens or fewer",
-        "takes 2.0% of a request's time", "90% of the answers came at a load at which plain",
+        "routing is slower than", "odd (-20.0%)", "95% of the requests are sampled", "6 tokens or fewer",
+        "takes 2.0% of a request's time", "90% of the answers were at loads where plain",
     ):  # fmt: skip
         assert part in said
     assert describe(Evidence(found, 0.03)).startswith("on 200 requests routing takes")

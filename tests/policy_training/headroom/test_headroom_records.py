@@ -169,7 +169,7 @@ def test_a_log_that_could_not_have_taken_the_other_arms_is_refused() -> None:
     assert (found.verdict, found.needs) == ("cannot tell", None)
     assert found.supported is not None
     assert found.supported < 0.9
-    assert "the log could not have taken what is judged" in reasons_against(Evidence(found, 0.03))[0]
+    assert "the logging policy never takes the evaluated choice" in reasons_against(Evidence(found, 0.03))[0]
 
 
 # --- what cannot be judged ---
@@ -189,7 +189,7 @@ def test_records_without_contexts_say_what_is_missing() -> None:
     bare = [replace(one, context=None) for one in log(drawn(60, 0, room=0.5))]
     with pytest.raises(DatasetError, match=r"no record has a context: set router\.featurizer"):
         Traffic.from_records(bare)
-    with pytest.raises(DatasetError, match="no record to learn from"):
+    with pytest.raises(DatasetError, match="no usable record"):
         Traffic.from_records([])
 
 

@@ -93,9 +93,9 @@ def test_a_home_tells_of_requests_that_were_never_seen() -> None:
 
 
 def test_homes_that_tell_nothing_are_refused() -> None:
-    with pytest.raises(DatasetError, match="a home of one arm alone"):
+    with pytest.raises(DatasetError, match="a training domain of one arm"):
         fit(FIT.matrix(), TauCost(), replace(SETTING, training_domains=homes("math")))
-    with pytest.raises(DatasetError, match="a home of eagle, which was not measured"):
+    with pytest.raises(DatasetError, match="training domain of eagle, which was not measured"):
         fit(FIT.matrix(), TauCost(), replace(SETTING, training_domains=homes("math") | {"eagle": FIT.contexts}))
 
 

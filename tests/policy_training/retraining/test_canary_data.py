@@ -58,9 +58,9 @@ def test_what_is_no_trial_is_refused() -> None:
     trial = WORLD.trial(10, 0.5, EXPECTED, np.random.default_rng(7))
     with pytest.raises(ValueError, match="share of 0 or 1"):
         replace(trial, share=np.ones(10))
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="equal length"):
         replace(trial, by_candidate=np.ones(9, bool))
-    with pytest.raises(ValueError, match="no time is known"):
+    with pytest.raises(ValueError, match="no TPOT or TTFT is known"):
         BaselineStats.from_earlier(np.full(3, np.nan), np.ones(3), np.ones(3))
 
 

@@ -308,7 +308,7 @@ def test_a_candidate_that_is_slower_or_fails_is_refused(canary: Canary, slower: 
     state = registry.state()
     assert (state.active, state.candidate) == ("p0001", None)
     assert state.entry("p0003").stage == "refused"
-    assert "refused at 50%" in said[-1]
+    assert "rejected at 50%" in said[-1]
     assert told(keeper) == ["candidate_refused"]
 
 
@@ -337,7 +337,7 @@ def test_a_candidate_of_a_world_that_is_no_more_makes_room_for_the_next(canary: 
     keeper.store.append_event(Event(keeper.store.records()[-800].time, "inputs_changed", "other requests"))
     keeper.step()
     assert registry.state().entry("p0003").stage == "refused"
-    assert "the world has changed since" in said[-1]
+    assert "engines or traffic have changed since" in said[-1]
 
 
 def promoted(canary: Canary, tmp_path: Path, n: int, **after: float) -> tuple[RolloutController, Registry, list[str]]:
@@ -377,7 +377,7 @@ def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(canary: Canar
     keeper.step()
     state = registry.state()
     assert (state.active, state.previous, state.candidate) == ("p0003", "p0001", None)
-    assert said[-1] == "p0003: decides alone (no harm in 3000 requests)"
+    assert said[-1] == "p0003: decides all requests (no harm in 3000 requests)"
 
 
 def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(canary: Canary) -> None:

@@ -76,7 +76,7 @@ def test_an_engine_that_needs_several_accelerators_counts_as_many() -> None:
 def test_tails_can_be_the_objective() -> None:
     found = planned(0.5, objective="latency_s/p95")
     assert found.value.value == pytest.approx(found.figures["latency_s/p95"].value)
-    with pytest.raises(ValueError, match="no objective"):
+    with pytest.raises(ValueError, match="unknown objective"):
         planned(0.5, objective="latency")
 
 

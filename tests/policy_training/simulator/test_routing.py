@@ -70,7 +70,7 @@ def test_to_be_cheap_is_to_fill_the_engines_that_run() -> None:
 
 
 def test_an_unknown_strategy_is_told_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no strategy 'best'.*throughput"):
+    with pytest.raises(ValueError, match=r"unknown strategy 'best'.*throughput"):
         strategy("best", FLEET, made(), made().tau)
 
 

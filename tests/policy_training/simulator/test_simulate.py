@@ -175,7 +175,7 @@ def test_the_least_loaded_replica_takes_a_request() -> None:
 def test_what_cannot_be_simulated_is_refused() -> None:
     with pytest.raises(DatasetError, match="at least one replica"):
         Fleet((arm("a"),), (0,))
-    with pytest.raises(DatasetError, match="no engine b"):
+    with pytest.raises(DatasetError, match="unknown engine b"):
         Fleet.from_counts({"a": arm("a")}, {"b": 1})
     made = requests([0.0], {"a": 1.0})
     with pytest.raises(DatasetError, match="no acceptance lengths of 'b'"):

@@ -38,7 +38,7 @@ def test_crowds_come_when_they_are_due_and_as_many_as_they_are() -> None:
     kept = at_s < whole * 100.0
     assert (within[kept] < 80.0).sum() / (whole * 80.0) == pytest.approx(5.0, rel=0.05)
     assert (within[kept] >= 80.0).sum() / (whole * 20.0) == pytest.approx(20.0, rel=0.05)
-    with pytest.raises(ValueError, match="less long"):
+    with pytest.raises(ValueError, match="shorter than"):
         Bursts(10.0, 20.0, 4.0)
 
 

@@ -104,9 +104,9 @@ async def test_a_change_says_who_made_it_and_why(registry: Registry, tmp_path: P
 
 
 REFUSED: list[tuple[dict[str, str], str | None, str]] = [
-    ({"action": "promote"}, "id", "there is no policy"),
-    ({"action": "canary", "id": "p0001"}, "id", "active already"),
-    ({"action": "pin", "id": "p0009"}, "id", "there is no policy"),
+    ({"action": "promote"}, "id", "unknown policy"),
+    ({"action": "canary", "id": "p0001"}, "id", "already active"),
+    ({"action": "pin", "id": "p0009"}, "id", "unknown policy"),
     ({"action": "rollback"}, None, "no previous policy"),
     ({"action": "unpin"}, None, "no policy is pinned"),
 ]

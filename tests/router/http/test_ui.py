@@ -185,8 +185,9 @@ def test_numbers_read_as_people_write_them() -> None:
 @node
 def test_standings_read_as_words() -> None:
     well = "{replicas: 2, breakers: {closed: 2}, drafts: 'ok', why_not: null}"
-    cases = ["", "breakers: {closed: 1, open: 1}", "drafts: 'probed'", "why_not: 'breaker_open'", "why_not: 'full'"]
+    cases = ["", "breakers: {closed: 1, open: 1}", "drafts: 'probed'"]
+    cases += [f"why_not: '{reason}'" for reason in ("breaker_open", "full", "of_its_own")]
     told = said(
         f"[{','.join(f'{{...{well}, {one}}}' for one in cases)}].map((s) => text.standing(s).join(' ')).join('|')"
     )
-    assert told == "ok good|1 of 2 up warn|probed warn|breaker open bad|full warn"
+    assert told == "ok good|1 of 2 up warn|probed warn|breaker open bad|full warn|of its own bad"

@@ -81,7 +81,7 @@ async def test_an_engine_that_falls_silent_is_stale_and_one_that_shows_no_page_i
     await mock.server.drain(0.1)
     following.now_s = 6.0
     await following.ask()
-    assert following.model.stale == {"a"}
+    assert following.model.staleness.suspects == {"a"}
 
 
 async def test_an_engine_without_pages_is_asked_seldom(client: EngineClient, servers: Servers) -> None:
@@ -120,18 +120,18 @@ class TestDecisions:
 
     async def test_a_stale_arm_is_left_alone(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST})  # the policy is fixed: a
-        router.parts.load.stale = frozenset({"a"})
+        router.parts.load.staleness.suspects = frozenset({"a"})
         assert {(await router.post()).headers["x-draftpick-arm"] for _ in range(3)} == {"b"}
 
     async def test_while_no_load_is_known_the_plain_engine_serves(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST}, plain="b")
-        router.parts.load.stale = frozenset({"a", "b"})
+        router.parts.load.staleness.suspects = frozenset({"a", "b"})
         assert (await router.post()).headers["x-draftpick-arm"] == "b"
         assert router.parts.metrics.fallbacks["stale_load"] == 1
 
     async def test_a_stale_arm_serves_where_it_is_pinned(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST})
-        router.parts.load.stale = frozenset({"a"})
+        router.parts.load.staleness.suspects = frozenset({"a"})
         answer = await router.post(headers={"x-draftpick-arm": "a"})
         assert answer.headers["x-draftpick-arm"] == "a"
 

@@ -120,13 +120,13 @@ def test_an_arm_that_stops_reporting_is_stale_and_one_that_never_did_is_not() ->
     fleet.reports("a", 0)
     fleet.now_s = 4.0
     fleet.model.refresh()
-    assert not fleet.model.stale
+    assert not fleet.model.staleness.suspects
     fleet.now_s = 6.0
     fleet.model.refresh()
-    assert fleet.model.stale == {"a"}
+    assert fleet.model.staleness.suspects == {"a"}
     fleet.reports("a", 0)
     fleet.model.refresh()
-    assert not fleet.model.stale
+    assert not fleet.model.staleness.suspects
 
 
 def test_answers_teach_what_a_step_takes() -> None:

@@ -11,19 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.features.lexical import stored_context
+from draftpick.router.health import ineligible_reasons
+from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.monitoring.explain import (
-    INELIGIBLE_REASONS,
     DecisionExplanation,
     EngineStatus,
     _causes,
     explain_terms,
 )
 from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.policies import load
 from draftpick.router.policies.base import (
     DecisionInput,
@@ -44,6 +47,7 @@ ARMS = ("plain", "ngram", "math")
 CONTEXT = stored_context(np.zeros(2, np.float32), "features")
 CONFIG = RouterConfig(default_engine="plain", seed=0)
 EXPLAIN = "/v1/route/explain"
+REASONS = ineligible_reasons([AcceptanceMonitor(ARMS), StaleReports(ReplicaTable(ARMS), 1.0)])
 PLAIN = Terms(tau=1.0, step_s=0.02, tokens=20, prompt_s=0.0)
 NGRAM = replace(PLAIN, tau=1.3)
 MATH = replace(PLAIN, tau=2.0, step_s=0.022)
@@ -96,14 +100,14 @@ def explained(
     decision = replace(policy.decide(DecisionInput(CONTEXT, may), np.random.default_rng(0)), **changes)
     there = {arm: EngineStatus(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
     known = explain_terms(decision, served, CONTEXT)
-    return DecisionExplanation(decision, served, CONTEXT, may, there, objective, "plain", known)
+    return DecisionExplanation(decision, served, CONTEXT, may, there, objective, "plain", known, REASONS)
 
 
 # --- the sentence ---
 
 
 def test_drafts_tip_it() -> None:
-    told = "math is expected to take 0.22 s, 45 % less than plain: its drafts are accepted, 2.0 tokens a step on such"
+    told = "math is expected to take 0.22 s, 45 % less than plain: its acceptance length is 2.0 on such"
     assert explained(PLAIN, NGRAM, MATH).deciding_reason() == f"{told} requests (plain: 1.0)"
 
 
@@ -111,9 +115,9 @@ TIPPED: list[tuple[Terms, Terms, Sequence[int], str]] = [
     (PLAIN, replace(PLAIN, step_s=0.025, tau=1.1), (0, 0, 0), "its steps take 20 ms, those of math 25 ms"),
     (PLAIN, replace(PLAIN, stretch=3.0, price=3.0), (1, 0, 14), "it has 1 request there, math 14"),
     (PLAIN, replace(PLAIN, shift=0.3), (0, 0, 0), "as predicted, those of math 35 % slower than predicted"),
-    (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "a request would wait 1.20 s at math"),
+    (PLAIN, replace(PLAIN, wait_s=1.2), (0, 0, 9), "math has a queue of 1.20 s"),
     (replace(PLAIN, prompt_s=0.5, known_s=0.3), replace(PLAIN, prompt_s=0.5), (0, 0, 0), "which saves 0.30 s"),
-    (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "it reads the prompt in 0 ms, math in 0.50 s"),
+    (PLAIN, replace(PLAIN, prompt_s=0.5), (0, 0, 0), "its prefill takes 0 ms, that of math 0.50 s"),
 ]
 
 
@@ -128,13 +132,13 @@ def test_what_makes_most_of_the_difference_tips_it(
 
 def test_the_default_keeps_what_another_promises_too_little_of() -> None:
     sentence = explained(PLAIN, replace(PLAIN, tau=1.05, margin_s=0.03), replace(MATH, tau=1.0)).deciding_reason()
-    assert sentence == "plain keeps it, the default: ngram promises only 19 ms less, and it takes 30 ms to leave it"
+    assert sentence == "plain, the default, serves: ngram is predicted to save only 19 ms, and a switch needs 30 ms"
 
 
 BUTS: list[tuple[Terms, Sequence[int], dict[str, str], str]] = [
     (MATH, (0, 0, 0), {"math": "quarantined"}, "; math would be faster but has lost its drafts"),
     (MATH, (0, 0, 0), {"math": "no_replica"}, "; math would be faster but has no replica"),
-    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would be done sooner but would slow the 14 requests there"),
+    (replace(MATH, price=4.0), (0, 0, 14), {}, "; math would finish sooner but would slow the 14 requests there"),
     (replace(MATH, stretch=4.0, price=4.0), (0, 0, 14), {}, "; math would be faster but has 14 requests there"),
     (replace(MATH, tau=1.0), (0, 0, 0), {}, "(plain: 1.0)"),
 ]
@@ -145,7 +149,7 @@ def test_who_would_be_faster_is_told_with_the_reason(
     math: Terms, loads: Sequence[int], out: dict[str, str], message: str
 ) -> None:
     sentence = explained(PLAIN, NGRAM, math, loads=loads, out=out).deciding_reason()
-    assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its drafts are accepted")
+    assert sentence.startswith("ngram is expected to take 0.31 s, 23 % less than plain: its acceptance length is")
     assert message in sentence
 
 
@@ -164,22 +168,22 @@ def test_of_a_shorter_one_that_would_slow_others_it_is_told_once() -> None:
 def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
     shares = {"plain": 0.01, "ngram": 0.01, "math": 0.98}
     sentence = explained(PLAIN, NGRAM, MATH, arm="ngram", probabilities=shares).deciding_reason()
-    assert sentence.startswith("ngram is tried out, as 1 % of such requests; else it would be math: math is expected")
+    assert sentence.startswith("ngram is explored (1 % of such requests); otherwise math would serve: math is expected")
 
 
 def test_the_only_engine_and_a_policy_put_aside() -> None:
     only = explained(PLAIN, NGRAM, MATH, out={"ngram": "full", "math": "breaker_open"})
-    assert only.deciding_reason() == "plain is the only engine that can take a request now"
+    assert only.deciding_reason() == "plain is the only eligible engine"
     aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").deciding_reason()
-    assert aside == "policy foretells has lost time against plain of late and is put aside: plain serves"
+    assert aside == "policy foretells has recently lost time against plain and is suspended: plain serves"
 
 
 def test_fallbacks_say_what_was_missing() -> None:
     stale = explained(PLAIN, NGRAM, MATH, reason="fallback", policy="fixed:plain", arm="plain")
     assert "failed on this request" in stale.deciding_reason()
     all_stale = {arm: replace(standing, why_not="stale") for arm, standing in stale.standings.items()}
-    assert "no engine has told its load" in replace(stale, standings=all_stale).deciding_reason()
-    assert "the features of the request are not there" in replace(stale, context=None, terms={}).deciding_reason()
+    assert "all load reports are outdated" in replace(stale, standings=all_stale).deciding_reason()
+    assert "the request has no features" in replace(stale, context=None, terms={}).deciding_reason()
 
 
 @pytest.mark.parametrize("policy", [FixedPolicy(ARMS, "math"), UniformPolicy(ARMS)])
@@ -188,7 +192,7 @@ def test_a_policy_without_times_says_so(policy: Policy) -> None:
     served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
     there = dict.fromkeys(ARMS, EngineStatus(1, 0, 0, None))
     told = DecisionExplanation(
-        decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None)
+        decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None), REASONS
     )
     assert f"policy {policy.id} predicts no times; it gives {decision.arm}" in told.deciding_reason()
     assert [row["predicted"] for row in told.as_json()["arms"]] == [None] * 3  # type: ignore[attr-defined]
@@ -213,7 +217,7 @@ def test_the_causes_add_up_to_the_difference(a: Terms, b: Terms) -> None:
     terms,
     terms,
     terms,
-    st.sampled_from(["", *INELIGIBLE_REASONS]),
+    st.sampled_from(["", *REASONS]),
     st.lists(st.integers(0, 20), min_size=3, max_size=3),
 )
 def test_there_is_always_one_plain_sentence(a: Terms, b: Terms, c: Terms, why: str, loads: list[int]) -> None:
@@ -312,12 +316,12 @@ async def test_who_may_not_take_it_is_told_with_the_reason(router_app: StartRout
             for tau in [3.0] * 60 + [1.0] * 200:
                 watch.observe("ngram", tau, 32)
         case "stale":
-            parts.load.stale = frozenset({"ngram"})
+            parts.load.staleness.suspects = frozenset({"ngram"})
     told = await explanation(app)
     plain, ngram = told["arms"]
     assert (plain["why_not"], plain["eligible"], plain["probability"]) == (None, True, 1.0)
     assert (ngram["why_not"], ngram["eligible"], ngram["probability"]) == (why, False, 0.0)
-    assert told["tipped"] == "plain is the only engine that can take a request now"
+    assert told["tipped"] == "plain is the only eligible engine"
 
 
 @over_http
@@ -326,10 +330,10 @@ async def test_where_none_may_all_may(router_app: StartRouter) -> None:
     for there in app.replicas.by_arm.values():
         there[0].breaker.trip()
     assert [row["eligible"] for row in (await explanation(app))["arms"]] == [True, True]
-    app.parts.load.stale = frozenset(TWO)
+    app.parts.load.staleness.suspects = frozenset(TWO)
     told = await explanation(app)
     assert (told["reason"], told["arm"]) == ("fallback", "plain")
-    assert "the least risk" in told["tipped"]
+    assert "the lowest risk" in told["tipped"]
 
 
 @over_http

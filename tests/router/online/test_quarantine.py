@@ -47,6 +47,7 @@ def test_a_lost_drafter_is_out_within_fifty_requests(clock: Clock, usual: object
     for _ in range(50):
         watched.observe("a", 1.0, 64)
     assert watched.state() == {"a": "quarantined", "b": "ok"}
+    assert watched.suspects == {"a"}
     assert not watched.admits("a", 0)
 
 
@@ -80,6 +81,7 @@ def test_it_comes_back_when_its_drafts_are_accepted_again(clock: Clock) -> None:
     watched.observe("a", 1.9, 64)
     assert watched.state()["a"] == "ok"
     assert watched.admits("a", 100)
+    assert not watched.suspects
 
 
 def test_probes_that_fail_double_the_quarantine(clock: Clock) -> None:

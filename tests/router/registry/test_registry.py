@@ -138,7 +138,7 @@ def test_the_policy_before_keeps_a_share_for_a_while(three: Registry) -> None:
     assert (three.state().previous, three.state().candidate, stages(three)["p0002"]) == ("p0002", None, "retired")
     with unchanged(three):
         assert refusal(three.end_holdout, "guard") == "there is no holdout (draftpick policies list)"
-        assert "below 1, not 1" in refusal(three.promote, "p0002", "guard", holdout=1.0)
+        assert "in [0, 1), not 1" in refusal(three.promote, "p0002", "guard", holdout=1.0)
 
 
 def test_a_holdout_ends_when_its_policy_serves_again_or_another_does(three: Registry) -> None:
@@ -201,9 +201,7 @@ def test_a_policy_is_refused(three: Registry, begun: bool) -> None:
 def test_a_refused_policy_comes_back_by_pin_alone(three: Registry) -> None:
     three.reject("p0003", "guard", "slower")
     for call in (three.start_shadow, three.promote):
-        assert refusal(call, "p0003", "job") == (
-            "p0003 was refused (to use it all the same: draftpick policies pin p0003)"
-        )
+        assert refusal(call, "p0003", "job") == ("p0003 was rejected (to use it anyway: draftpick policies pin p0003)")
     three.pin("p0003", "person")
     assert three.state().active == "p0003"
 
@@ -288,7 +286,7 @@ def test_the_history_is_bounded(registry: Registry, artefact: Path) -> None:
 
 
 def test_what_is_not_there(three: Registry) -> None:
-    told = "there is no policy 'p003' (did you mean 'p0003'? see: draftpick policies list)"
+    told = "unknown policy 'p003' (did you mean 'p0003'? see: draftpick policies list)"
     calls = (three.start_shadow, three.promote, three.pin, three.reject)
     with unchanged(three):
         assert {refusal(call, "p003", "job") for call in calls} == {told}
@@ -298,22 +296,22 @@ def test_what_is_not_there(three: Registry) -> None:
 
 @pytest.mark.parametrize("id", ["", "..", "p0001/../..", "/etc", "p1", "p0001\n"])
 def test_what_is_no_id_leads_to_no_folder(three: Registry, id: str) -> None:
-    assert "is no id of a policy (ids are like p0001" in refusal(three.folder, id)
+    assert "is not a policy id (ids are like p0001" in refusal(three.folder, id)
 
 
 def test_what_is_active_neither_rises_nor_is_refused(three: Registry) -> None:
     assert {refusal(call, "p0002", "job") for call in (three.start_shadow, three.promote)} == {
-        "p0002 is active already"
+        "p0002 is already active"
     }
     assert refusal(three.reject, "p0002", "job") == (
-        "p0002 is active, only what is on its way can be refused (draftpick policies rollback)"
+        "p0002 is active, only a candidate or an added policy can be rejected (draftpick policies rollback)"
     )
     assert "p0001 is retired, only" in refusal(three.reject, "p0001", "job")
 
 
 def test_only_the_candidate_advances(three: Registry) -> None:
     assert refusal(three.set_canary_share, "p0003", 0.1, "job", "") == (
-        "p0003 is not the candidate, which is None (begin with it first)"
+        "p0003 is not the candidate, which is None (make p0003 the candidate first)"
     )
     three.start_shadow("p0003", "job")
     assert "p0001 is not the candidate, which is p0003" in refusal(three.set_canary_share, "p0001", 0.1, "job", "")
@@ -322,7 +320,7 @@ def test_only_the_candidate_advances(three: Registry) -> None:
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
 def test_a_canary_has_a_share(three: Registry, share: float) -> None:
     three.start_shadow("p0003", "job")
-    assert "must be above 0 and at most 1" in refusal(three.set_canary_share, "p0003", share, "job", "")
+    assert "must be in (0, 1]" in refusal(three.set_canary_share, "p0003", share, "job", "")
 
 
 def test_there_is_nothing_to_serve_or_unpin(registry: Registry, artefact: Path) -> None:
@@ -340,7 +338,7 @@ def test_what_is_no_policy_is_not_added(registry: Registry, artefact: Path) -> N
 
 @pytest.mark.parametrize("report", [{"gain": float("nan")}, {"gain": np.float32(1)}, {"when": Path()}])
 def test_what_is_no_json_is_no_report(registry: Registry, artefact: Path, report: dict[str, Any]) -> None:
-    assert f"the report on {artefact} is no JSON" in refusal(registry.add, artefact, report, "job")
+    assert f"the report on {artefact} is not JSON" in refusal(registry.add, artefact, report, "job")
     assert list((registry.path / POLICIES).iterdir()) == []
     assert registry.state().revision == 0
 
@@ -377,7 +375,7 @@ def test_a_damaged_artefact_does_not_rise(three: Registry) -> None:
             told = refusal(call, "p0003", "job")
             assert told.startswith("p0003 is damaged: ")
             assert "its sha256 differs" in told
-            assert told.endswith("(add it anew)")
+            assert told.endswith("(add it again)")
 
 
 def test_a_candidate_that_was_damaged_since_gets_no_larger_share(three: Registry) -> None:
@@ -400,13 +398,13 @@ def test_another_policy_in_the_folder_does_not_rise(three: Registry) -> None:
         (folder / name).unlink()
         (folder / name).write_bytes((three.folder("p0001") / name).read_bytes())
     one, three_ = three.state().policies["p0001"].policy, three.state().policies["p0003"].policy
-    assert f"its folder holds {one}, not {three_}" in refusal(three.promote, "p0003", "job")
+    assert f"its folder contains {one}, not {three_}" in refusal(three.promote, "p0003", "job")
 
 
 def test_a_report_that_is_gone(three: Registry) -> None:
     three.folder("p0003").chmod(0o755)
     (three.folder("p0003") / REPORT).unlink()
-    assert "the report of p0003 cannot be read" in refusal(three.report, "p0003")
+    assert "the report of p0003 is not readable" in refusal(three.report, "p0003")
 
 
 # --- what is old ---
@@ -464,7 +462,7 @@ def damaged(three: Registry, change: Any) -> str:
     path.write_text(json.dumps(content))
     told = refusal(three.state)
     assert told.startswith(f"{path}: field ")
-    assert told.endswith("(mend it, or put back a copy of the file)")
+    assert told.endswith("(fix it, or restore a backup of the file)")
     with unchanged(three):
         assert refusal(three.start_shadow, "p0003", "job") == told
     return told
@@ -488,7 +486,7 @@ CANARY = {"id": "p0003", "stage": "canary", "share": 0.1, "since": 1.0}
         ({"pinned": 1}, "field 'pinned': Input should be a valid boolean"),
         ({"surplus": 1}, "field 'surplus': Extra inputs"),
         ({"active": "../p0001"}, "field 'active': String should match"),
-        ({"active": "p0009"}, "field 'active' names p0009, which is not among the policies"),
+        ({"active": "p0009"}, "field 'active' names p0009, which is not in `policies`"),
         ({"active": "p0001"}, "field 'active' is p0001, but the stage of ['p0002'] is active"),
         ({"active": None}, "field 'active' is None"),
         ({"previous": "p0009"}, "field 'previous' names p0009"),
@@ -517,14 +515,14 @@ def test_what_is_no_state_is_refused(three: Registry, data: bytes) -> None:
     (three.path / STATE).write_bytes(data)
     assert str(three.path / STATE) in refusal(three.state)
     with unchanged(three):
-        assert "(mend it, or put back a copy of the file)" in refusal(three.promote, "p0003", "job")
+        assert "(fix it, or restore a backup of the file)" in refusal(three.promote, "p0003", "job")
 
 
 def test_a_state_that_cannot_be_read(three: Registry) -> None:
     (three.path / STATE).unlink()
     (three.path / STATE).mkdir()
-    assert "cannot be read" in refusal(three.state)
-    assert "cannot be read" in refusal(Registry(three.folder("p0001") / artifact.MANIFEST).state)
+    assert "is not readable" in refusal(three.state)
+    assert "is not readable" in refusal(Registry(three.folder("p0001") / artifact.MANIFEST).state)
 
 
 def test_the_file_is_for_people_and_comes_back(three: Registry) -> None:

@@ -76,7 +76,7 @@ def test_bounds_of_lookups(tmp_path: Path, option: dict[str, Any], level: str | 
     assert [finding.level for finding in findings] == ([level] if level else [])
 
 
-@pytest.mark.parametrize(("deployment", "why"), [({}, "on CPUs refuses"), (GPU, "not the target's")])
+@pytest.mark.parametrize(("deployment", "why"), [({}, "on CPUs rejects"), (GPU, "not the target's")])
 def test_synthetic_acceptance(tmp_path: Path, deployment: dict[str, Any], why: str) -> None:
     engine = drafting("ngram", prompt_lookup_max=4, rejection_sample_method="synthetic") | deployment
     finding = one(found(fleet(tmp_path, PLAIN, engine), "synthetic"))

@@ -58,7 +58,7 @@ def test_torch_must_be_the_one_that_vllm_asks_for(tmp_path: Path) -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     finding = one(found(fleet(tmp_path), "versions", packages(torch="2.12.0+cpu")))
-    assert "asks for ==2.13.0" in finding.what
+    assert "requires ==2.13.0" in finding.what
     assert not found(fleet(tmp_path), "versions")
 
 
@@ -95,7 +95,7 @@ def test_memory_of_engines_on_cpus(tmp_path: Path) -> None:
     open_ended = fleet(tmp_path, engine_kwargs={})
     finding = one(found(open_ended, "cpu_memory"))
     assert finding.level == "problem"
-    assert finding.cure == "give plain, suffix engine_kwargs.kv_cache_memory_bytes"
+    assert finding.cure == "set engine_kwargs.kv_cache_memory_bytes for plain, suffix"
     assert one(found({**open_ended, "engine_host": "node"}, "cpu_memory")).level == "warning"
     many = fleet(tmp_path, PLAIN, {**SUFFIX, "deployment": {"num_replicas": 30}})
     assert "31 engine replica(s)" in one(found(many, "cpu_memory")).what
@@ -107,7 +107,7 @@ def test_memory_of_engines_on_cpus(tmp_path: Path) -> None:
 def test_memory_of_engines_that_share_a_gpu(tmp_path: Path) -> None:
     half = {"deployment": {"accelerator": "gpu", "options": {"placement_group_bundles": [{"GPU": 0.5, "CPU": 1}]}}}
     finding = one(found(fleet(tmp_path, {**PLAIN, **half}, engine_kwargs={}), "gpu_memory", GPU_MACHINE))
-    assert "takes 0.92 of a GPU's memory and has 0.5" in finding.what
+    assert "claims 0.92 of a GPU's memory and has 0.5" in finding.what
     fits = {**PLAIN, **half, "engine_kwargs": {"gpu_memory_utilization": 0.45}}
     assert not found(fleet(tmp_path, fits, engine_kwargs={}), "gpu_memory", GPU_MACHINE)
     assert not found(fleet(tmp_path, {**PLAIN, **GPU}, engine_kwargs={}), "gpu_memory", GPU_MACHINE)

@@ -43,9 +43,9 @@ LATER = WELL.answer and replace(WELL.answer, text="one, too")
         ("same_length", replace(WELL, models=(ServedModel("smollm2-135m-instruct", None, 99),)), "warning", "plain 99"),
         ("engine_versions", replace(WELL, version="0.28.0"), "warning", "vLLM 0.28.0"),
         ("engine_versions", replace(WELL, version="0.30.1"), "note", "0.29.0"),
-        ("same_tokens", replace(WELL, tokens=(1, 2)), "problem", "other tokens"),
+        ("same_tokens", replace(WELL, tokens=(1, 2)), "problem", "differently from"),
         ("same_answer", replace(WELL, answer=OTHER), "warning", "from the first word on"),
-        ("same_answer", replace(WELL, answer=LATER), "note", "otherwise than plain"),
+        ("same_answer", replace(WELL, answer=LATER), "note", "differently from plain"),
         ("load_pages", replace(WELL, load=False), "note", "/draftpick/load is 404"),
         ("awake", replace(WELL, samples={"vllm:engine_sleep_state:awake": 0.0}), "problem", "sleeps"),
         ("awake", replace(WELL, open_to_developers=True), "warning", "development"),
@@ -74,7 +74,7 @@ def test_answers_without_metrics(tmp_path: Path) -> None:
     plain = replace(WELL, answer=replace(WELL.answer, metrics=None))
     assert "--per-request-spec-decode" not in one(asked(tmp_path, "metrics_of_answers", baseline=plain)).cure
     half_blind = replace(DRAFTING, answer=WELL.answer)
-    assert "what was accepted" in one(asked(tmp_path, "metrics_of_answers", suffix=half_blind)).what
+    assert "no acceptance metrics" in one(asked(tmp_path, "metrics_of_answers", suffix=half_blind)).what
 
 
 def sampled(**changes: float) -> RunningEngine:
@@ -88,7 +88,7 @@ def test_drafters_that_are_lost(tmp_path: Path) -> None:
     assert "3 of 3000 drafted tokens" in one(asked(tmp_path, "lost_drafters", suffix=lost)).what
     silent = sampled(spec_decode_num_draft_tokens_total=0, generation_tokens_total=5000)
     assert one(asked(tmp_path, "lost_drafters", suffix=silent)).level == "warning"
-    assert "without a drafter" in one(asked(tmp_path, "lost_drafters", suffix=WELL)).what
+    assert "without the configured drafter" in one(asked(tmp_path, "lost_drafters", suffix=WELL)).what
     fresh = sampled(spec_decode_num_draft_tokens_total=30, spec_decode_num_accepted_tokens_total=0)
     assert not asked(tmp_path, "lost_drafters", suffix=fresh)
 
@@ -111,4 +111,4 @@ def test_caches_that_differ_or_are_too_small(tmp_path: Path) -> None:
     both = asked(tmp_path, "caches", replace(WELL, cache=on), replace(DRAFTING, cache=off))
     assert one(both).level == "warning"
     full = sampled(request_success_total=100, num_preemptions_total=9)
-    assert "pushed out" in one(asked(tmp_path, "caches", suffix=full)).what
+    assert "preempted" in one(asked(tmp_path, "caches", suffix=full)).what

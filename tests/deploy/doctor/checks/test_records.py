@@ -12,11 +12,11 @@ from tests.deploy.doctor.ward import fleet, found, logged, one
 @pytest.mark.parametrize(
     ("check", "changes", "what"),
     [
-        ("lost_drafts", {"acceptance_length": 1.0}, "1.00 tokens a step"),
-        ("lost_drafts", {"acceptance_length": None}, "do not tell what was accepted"),
+        ("lost_drafts", {"acceptance_length": 1.0}, "1.00 tokens per step"),
+        ("lost_drafts", {"acceptance_length": None}, "have no acceptance metrics"),
         ("wasted_drafts", {"acceptance_rate": 0.04}, "4% of its drafted tokens"),
         ("failures", {"status": "engine_error"}, "60 of its last 60 requests failed"),
-        ("stale_costs", {"predicted_tpot_s": [0.001] * 4}, "10 times what the policy expects"),
+        ("stale_costs", {"predicted_tpot_s": [0.001] * 4}, "10 times the predicted time"),
         ("traffic", {"output_tokens": 5}, "5 tokens or fewer"),
     ],
 )
@@ -29,7 +29,7 @@ def test_what_records_tell(tmp_path: Path, check: str, changes: dict[str, Any], 
 
 def test_sampled_traffic(tmp_path: Path) -> None:
     hot = [replace(one, sampling={"temperature": 0.9}) for one in logged(60)]
-    assert "100% of the requests sample" in one(found(fleet(tmp_path), "traffic", records=hot)).what
+    assert "100% of requests are sampled" in one(found(fleet(tmp_path), "traffic", records=hot)).what
 
 
 def test_records_that_cannot_be_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def test_policies_that_the_fleet_cannot_use(tmp_path: Path) -> None:
         ({"policy": str(write_policy(tmp_path / "others", ["plain", "math"]))}, "problem", "was made for the engines"),
         ({"policy": str(tmp_path / "none")}, "problem", "no readable policy"),
         ({"policy": "fixed"}, "note", "every request goes to plain"),
-        ({"policy": "uniform"}, "warning", "drawn by lot"),
+        ({"policy": "uniform"}, "warning", "drawn at random"),
     ]:
         finding = one(found(fleet(tmp_path, router=router), "policy"))
         assert finding.level == level

@@ -82,4 +82,4 @@ def test_seeds_of_engines(tmp_path: Path) -> None:
 def test_a_value_of_another_type_is_a_finding_and_no_crash(tmp_path: Path) -> None:
     finding = one(found(fleet(tmp_path, engine_kwargs={"stream_interval": "often"}), "stream_interval"))
     assert finding.level == "problem"
-    assert "another type" in finding.what
+    assert "wrong type" in finding.what

@@ -10,7 +10,7 @@ from draftpick.policy_training.data.dataset import DatasetError
 from draftpick.policy_training.data.from_records import dataset_of
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.learners import learner
-from draftpick.policy_training.retraining.generalization_gate import (
+from draftpick.policy_training.retraining.gates.generalization import (
     domains_from_records,
     domains_from_tasks,
     leave_domain_out_checks,
@@ -54,7 +54,7 @@ def test_other_words_that_mislead_are_shown_to() -> None:
 
 def test_other_words_need_the_same_requests_in_their_own() -> None:
     others = replace(reworded(0.2), prompt_ids=tuple(f"other{i}" for i in range(200)))
-    with pytest.raises(DatasetError, match="0 reworded requests are in the other data"):
+    with pytest.raises(DatasetError, match="0 reworded requests have an original in the other data"):
         rewording_checks(MATRIX, MATRIX, others, "plain", fit)
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedback
 from draftpick.policy_training.evaluation.ope import reward_model
-from draftpick.policy_training.retraining.offline_gate import Check, Verdict, evaluate_offline
+from draftpick.policy_training.retraining.gates import OFFLINE
+from draftpick.policy_training.retraining.gates.base import Check, Gate, NotMade, Verdict, evaluate, skipped
+from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
 from tests.bench.gates import ARMS, EXPLORE, POOL, World
 
 BETTER = World.draw(0.08, np.random.default_rng(1))
@@ -24,9 +26,8 @@ def judged(world: World, n: int = 20_000, seed: int = 0, **more: Any) -> Verdict
     q = reward_model(world.contexts[rows], logged, ARMS)
     given = {name: of(rows) for name, of in more.items()}
     slices = world.clusters[rows].astype(str).tolist()
-    return evaluate_offline(
-        logged, world.pi(world.candidate)[rows], world.pi(world.active)[rows], q, default=0, slices=slices, **given
-    )
+    pi_candidate, pi_active = (world.pi(arms)[rows] for arms in (world.candidate, world.active))
+    return evaluate(OFFLINE, LoggedEvidence(logged, pi_candidate, pi_active, q, 0, slices, **given))
 
 
 def refused(verdict: Verdict) -> set[str]:
@@ -78,9 +79,26 @@ def test_replay_is_checked_where_it_is_given() -> None:
         judged(BETTER, paired=lambda rows: np.full((len(rows), ARMS), np.nan))
 
 
-def test_more_conditions_join_a_verdict_and_what_is_not_known_is_null() -> None:
-    verdict = judged(BETTER)
-    more = Check("rewording", False, float("nan"), 0.95, "saves nothing")
-    assert not verdict.with_checks([more]).passed
-    assert verdict.with_checks([replace(more, passed=True)]).passed
-    assert json.loads(json.dumps(verdict.with_checks([more]).as_json(), allow_nan=False))["checks"][-1]["value"] is None
+def gate(found: Check | NotMade | None) -> Gate[None]:
+    return Gate("rewording", lambda inputs: found)
+
+
+def test_verdicts_join_and_what_is_not_known_is_null() -> None:
+    verdict, more = judged(BETTER), Check("rewording", False, float("nan"), 0.95, "saves nothing")
+    joined = verdict.joined(evaluate([gate(more)], None))
+    assert not joined.passed
+    assert verdict.joined(evaluate([gate(replace(more, passed=True))], None)).passed
+    assert json.loads(json.dumps(joined.as_json(), allow_nan=False))["checks"][-1]["value"] is None
+
+
+def test_gates_that_do_not_judge_say_why_or_leave_it_to_another() -> None:
+    assert evaluate([gate(NotMade("no data"))], None) == Verdict(True, (), {"rewording": "no data"})
+    assert evaluate([gate(None)], None) == Verdict(True, ())
+    assert skipped([gate(None)], "too late") == Verdict(True, (), {"rewording": "too late"})
+
+
+def test_every_check_bears_the_name_of_its_gate() -> None:
+    for n in (10, 1000):
+        paired = np.where(np.arange(20_000)[:, None] < n, 1.0, np.nan) * np.ones(ARMS)
+        verdict = judged(BETTER, paired=lambda rows, paired=paired: paired * BETTER.mean_s[rows])
+        assert {check.name for check in verdict.checks} <= {gate.name for gate in OFFLINE}
