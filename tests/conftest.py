@@ -29,6 +29,7 @@ settings.load_profile("steady")
 _OF_RAY = ("DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Ray in this process warns of what it leaves open, in whichever test that is found: that is no error of ours.
 
