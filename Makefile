@@ -50,11 +50,12 @@ test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, a
 	apt-get update -q
 	RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium prometheus  # 1: no daemon
 
-check: $(READY)  ## Formatting, lint, types, import rules
+check: $(READY)  ## Formatting, lint, types, import rules, structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.structure
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
@@ -140,7 +141,7 @@ manifests: $(READY)  ## Generate files from the code: chart schema, manifests, d
 	$(BIN)/python -m tests.bench.evidence
 
 lock: $(READY)  ## Resolve requirements-cpu.lock again (needs uv)
-	uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
+	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 --no-header --no-annotate -o requirements-cpu.lock
 
 clean:  ## Remove the output of all targets
 	rm -rf $(VENV) $(RUNS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,6 +10,7 @@ from types import ModuleType
 
 MOVED = {
     "deploy.cli": "draftpick.deploy.cli.main",
+    "engines.drafters.trigram": "draftpick.engines.drafters.trigram.proposer",
     "engines.llm_server": "draftpick.engines.vllm.llm_server",
     "engines.serve": "draftpick.engines.deployment",
     "engines.vllm_pages": "draftpick.engines.vllm.middleware",
@@ -33,7 +34,8 @@ class _FormerModules(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         name = MOVED.get(spec.name, f"draftpick.{spec.name}")
         module = importlib.import_module(name)
-        _warn(spec.name, name)
+        text = f"{spec.name} is now {name}; the former name goes with the next release"
+        warnings.warn(text, FutureWarning, stacklevel=2)
         spec.loader_state = module.__spec__
         return module
 
@@ -47,8 +49,3 @@ def redirect(package: str) -> None:
     """Let `package`, imported by its former name, stand for `draftpick.<package>`, and its modules likewise."""
     sys.meta_path.insert(0, _FormerModules(package))
     sys.modules[package] = importlib.import_module(f"draftpick.{package}")
-    _warn(package, f"draftpick.{package}")
-
-
-def _warn(former: str, name: str) -> None:
-    warnings.warn(f"{former} is now {name}; the former name goes with the next release", FutureWarning, stacklevel=3)

@@ -77,22 +77,18 @@ def build_parts(
 ) -> Parts:
     """`baseline`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
-    events = EventLog()
-    active_policies = ActivePolicies(config, policy, events)
+    active_policies = ActivePolicies(config, policy, events := EventLog())
     load, demand, prefixes = LoadModel(config.load, replicas, accelerators), Demand(arms), PrefixIndex(config.prefixes)
     admission, metrics, recent = Admission(config.limits), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
-    # What says which engines should get no request: a new signal is one entry here.
+    # A new signal of engines' health is one entry here.
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
-    # Who observes attempts: a new observer is one entry here.
-    observers = [learning.on_attempt_end, metrics.on_attempt_end, recent.on_attempt_end]
-    if records is not None:
-        observers.append(records.on_attempt_end)
-    for subscriber in (metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event):
-        events.subscribe(subscriber)
+    # A new observer of attempts is one entry here.
+    observers = [observer.on_attempt_end for observer in (learning, metrics, recent, records) if observer is not None]
+    events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,
         replicas=replicas,

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from draftpick.deploy.console import Json, Seed, fail, out, progress_bar
+from draftpick.deploy.extras import require
 from draftpick.engines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def doctor(
         raise typer.Exit(_examined(config, url, host, patience, everything, as_json))
     if url:
         fail("--url goes without --headroom", 2)
+    require("train")
     from draftpick.deploy.workflows.headroom import HeadroomOptions
 
     asked = HeadroomOptions(

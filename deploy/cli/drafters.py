@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from draftpick.deploy.console import Config, Json, Port, Prompts, Seed, load_prompts, out, progress_bar, say
+from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
@@ -62,6 +63,7 @@ def table(
 
     Example: draftpick drafters table --config embedded -n 36 --repeats 3
     """
+    require("serve", "train")
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.drafter_benchmark import read_table, report, run_table
     from draftpick.policy_training.workloads import interleaved
@@ -98,6 +100,7 @@ def replay(
 
     Example: draftpick drafters replay --config embedded
     """
+    require("serve", "train")
     from draftpick.deploy.config import resolve, with_router
     from draftpick.deploy.launch.ray_serve import running
     from draftpick.deploy.workflows.replay_check import replay_fleet
@@ -142,6 +145,7 @@ def corpus(
 
     Example: draftpick drafters corpus --prompts generated --out table.safetensors
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of, make_table, target_folder
 
     if not texts and not prompts:
@@ -177,6 +181,7 @@ def distill(
 
     Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter --loss kl
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.drafter_training import run_distill
     from draftpick.engines.drafters.training.distill import DistillOptions
@@ -220,6 +225,7 @@ def eagle(
 
     Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated:math@500 --out heads/math
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.drafter_training import run_eagle
     from draftpick.engines.drafters.training.eagle3 import EagleOptions
@@ -252,6 +258,7 @@ def losses(
 
     Example: draftpick drafters losses --prompts gsm8k.jsonl --out runs/losses
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.drafter_training import compare_losses
     from draftpick.deploy.workflows.results import write
@@ -294,6 +301,7 @@ def layer_skip(
 
     Example: draftpick drafters layer-skip --prompts prompts.jsonl --out runs/self --heal-minutes 20
     """
+    require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.layer_skip import run_layer_skip
 

@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 import inspect
 import json
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,7 @@ from draftpick.deploy.cli.retrain import retrain_app
 from draftpick.deploy.cli.serve import serve_app
 from draftpick.deploy.cli.train import policy_app
 from draftpick.deploy.console import Config, Json, Port, Seed, err, fail, out, progress_bar
+from draftpick.deploy.extras import MissingExtra, require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.engines.errors import ConfigError, DraftpickError
 
@@ -65,6 +68,8 @@ def main() -> None:
     logging.captureWarnings(True)
     try:
         app()
+    except MissingExtra as error:
+        fail(f"`{_command(sys.argv[1:])}` {error}", 2)
     except ConfigError as error:
         fail(str(error), 2)
     except DraftpickError as error:
@@ -73,6 +78,12 @@ def main() -> None:
         fail(f"{error.request.url}: {error} (is the router running at the --url?)", 1)
     except (ValueError, OSError) as error:
         fail(str(error), 1)
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command that a command line calls, without its arguments."""
+    groups = {group.name for group in app.registered_groups}
+    return " ".join(["draftpick", *words[: 2 if words[0] in groups else 1]])
 
 
 @app.command("check-config")
@@ -120,6 +131,7 @@ def models(
     from draftpick.engines.models.embedded import ENCODER_NAME, TARGET_NAME, encoder_path, shipped_drafters
 
     if prepare:
+        require("train")
         prepare_models(FleetConfig(target=Target(source=EMBEDDED), engines=(Engine(name="plain"),)))
     target = cache_dir() / TARGET_NAME
     rows = [
@@ -149,6 +161,7 @@ def demo(
 
     Example: draftpick demo --minutes 5 --out runs/demo
     """
+    require("serve", "train")
     from draftpick.deploy.config import resolve
 
     fleet = resolve(config)

@@ -10,6 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from draftpick.deploy.console import Json, Seed, fail, out, progress_bar
+from draftpick.deploy.extras import require
 from draftpick.engines.config import EMBEDDED
 
 plan_app = typer.Typer()
@@ -71,6 +72,7 @@ def simulate(
 
     Example: draftpick simulate --profiles profiles --traffic six_kinds --rate 4 --fleet general=2,suffix=2
     """
+    require("train")
     from draftpick.policy_training.simulator.capacity_plan import WARM_UP
     from draftpick.policy_training.simulator.fleet import Fleet
     from draftpick.policy_training.simulator.routing import strategy
@@ -142,6 +144,7 @@ def plan(
       draftpick plan -a 8 --profiles profiles --records records
       draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --needs big=2
     """
+    require("train")
     from draftpick.policy_training.simulator.capacity_plan import PlanQuestion
     from draftpick.policy_training.simulator.capacity_plan import plan as search
 

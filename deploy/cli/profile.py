@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from draftpick.deploy.console import Json, err, out, progress_bar, say
+from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
@@ -50,6 +51,7 @@ def profile(
       draftpick profile fleet.yaml --batches 1,2,4,8,16,32 --contexts 64,1024 --plot steps.png
       draftpick profile --url mine=http://10.0.0.7:8000 --json
     """
+    require("train")
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.profile import plot, save, subjects
     from draftpick.engines.profile.measure import ProfilePlan
@@ -59,6 +61,7 @@ def profile(
     fleet = resolve(config) if config is not None else None
     todo = subjects(fleet, engine, url)
     if any(subject.url is None for subject in todo):
+        require("serve")
         prepare_models(fleet)
     found, kept = _measured(todo, plan)
     if output is not None:

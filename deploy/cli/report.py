@@ -8,6 +8,7 @@ from rich.table import Table
 
 from draftpick.deploy.cli.train import Data, Default, Homes
 from draftpick.deploy.console import Json, out, progress_bar, say
+from draftpick.deploy.extras import require
 from draftpick.engines.config import EMBEDDED
 
 report_app = typer.Typer()
@@ -34,6 +35,7 @@ def report(
 
     Example: draftpick report --data runs/live --data runs/replayed --out runs/report.html
     """
+    require("train")
     from draftpick.deploy.workflows.featurizers import read_training_domains
     from draftpick.deploy.workflows.report import PaperSection, ReportOptions, as_rows, fits, run_report
     from draftpick.deploy.workflows.train import matrix_of
@@ -108,6 +110,7 @@ def curve(
 
     Example: draftpick curve --data runs/judged --more runs/more
     """
+    require("train")
     from draftpick.deploy.workflows.featurizers import read_training_domains
     from draftpick.deploy.workflows.learning_curve import costs_of, run_learning_curve
     from draftpick.policy_training.benchmark.experiments import ExperimentSetup

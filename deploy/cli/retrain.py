@@ -13,6 +13,7 @@ import typer
 
 from draftpick.deploy.cli.train import Checkpoints, Default, Homes, workers_of
 from draftpick.deploy.console import Json, Seed, err, fail, out, progress_bar
+from draftpick.deploy.extras import require
 
 retrain_app = typer.Typer()
 _CLUSTER_BEGINS_S = 30.0
@@ -75,7 +76,9 @@ def retrain(
       draftpick retrain --records records --registry registry --watch --every 3600
     """
     if submit is not None:
+        require("serve")
         sys.exit(_submitted(submit))
+    require("train", *(["serve"] if workers else []))
     from draftpick.policy_training.data.dataset import load
     from draftpick.policy_training.data.record_store import RecordStore
     from draftpick.policy_training.learners import learner as learner_of

@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from draftpick.deploy.console import Config, err, out, progress_bar
+from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
 serve_app = typer.Typer()
@@ -45,6 +46,7 @@ def serve(
 
     Example: draftpick serve --config embedded --port 8000
     """
+    require("serve")
     from draftpick.deploy.config import policy_warning, resolve, with_engines, with_router
 
     fleet = resolve(config)

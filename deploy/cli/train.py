@@ -21,6 +21,7 @@ from draftpick.deploy.console import (
     progress_bar,
     say,
 )
+from draftpick.deploy.extras import require
 
 policy_app = typer.Typer()
 
@@ -66,6 +67,7 @@ def collect(
 
     Example: draftpick collect --config embedded --out runs/live -n 60
     """
+    require("train", *(["serve"] if config else []))
     from draftpick.deploy.workflows.collect import fleet_at, measure_parts
     from draftpick.deploy.workflows.featurizers import featurizers
     from draftpick.policy_training.data.contexts import refresh_contexts
@@ -111,6 +113,7 @@ def label(
 
     Example: draftpick label --out runs/replayed -n 2000
     """
+    require("train", *(["serve"] if workers else []))
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.label import label_prompts
     from draftpick.engines.errors import ConfigError
@@ -147,6 +150,7 @@ def show_dataset(
 
     Example: draftpick dataset runs/live runs/replayed
     """
+    require("train")
     from draftpick.policy_training.data.data_card import card
     from draftpick.policy_training.data.dataset import Dataset, load
     from draftpick.policy_training.data.from_records import from_records
@@ -190,6 +194,7 @@ def train(
 
     Example: draftpick train --data runs/live --data runs/replayed --out runs/policy
     """
+    require("train", *(["serve"] if workers else []))
     from draftpick.deploy.workflows.train import TrainOptions, train_on_data, train_on_records
     from draftpick.policy_training.learners import learner as learner_of
 
@@ -225,6 +230,7 @@ def evaluate(
 
     Example: draftpick evaluate --policy runs/policy --data runs/held-out
     """
+    require("train")
     from draftpick.deploy.workflows.demo import show
     from draftpick.deploy.workflows.train import matrix_of
     from draftpick.policy_training.data.dataset import load
@@ -258,7 +264,6 @@ def use(
       draftpick use runs/policy
       draftpick use runs/policy --pointer /shared/active
     """
-    from draftpick.deploy.launch.ray_serve import use_policy
     from draftpick.router.policies import NAMES, read
     from draftpick.router.registry.pointer_file import write_pointer
 
@@ -269,6 +274,9 @@ def use(
         write_pointer(pointer, name)
         say(as_json, {"pointer": str(pointer), "policy": policy}, f"{pointer} names {policy}")
         return
+    require("serve")
+    from draftpick.deploy.launch.ray_serve import use_policy
+
     ids = use_policy(name, address)
     say(as_json, {"policies": ids}, f"serving {', '.join(sorted(set(ids)))} on {len(ids)} router replica(s)")
 
@@ -296,6 +304,7 @@ def encoder(
 
     Example: draftpick encoder --out runs/static
     """
+    require("train")
     from draftpick.engines.models.embedded import encoder_path
     from draftpick.policy_training.distill_encoder import distill_encoder
     from draftpick.policy_training.workloads import generate

@@ -36,7 +36,7 @@ RUN apt-get update \
     && useradd --create-home --uid 10001 draftpick \
     && install -d -o draftpick -g draftpick /opt/draftpick /var/lib/draftpick
 COPY --from=packages /opt/venv /opt/venv
-RUN --mount=type=bind,target=/src pip install --no-deps --no-build-isolation /src
+RUN --mount=type=bind,target=/src pip install --no-deps --no-build-isolation /src /src/engines/drafters/weights
 
 # By number: Kubernetes cannot tell whether a name is root.
 USER 10001:10001

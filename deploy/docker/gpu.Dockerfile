@@ -35,7 +35,7 @@ RUN python3 -m pip list --format=freeze > there.txt \
     && sed -E 's/==.*//; s/[_.]/-/g; s/.*/^&==/' there.txt > names.txt \
     && grep -v -i -f names.txt requirements-cpu.lock > lacking.txt
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
-    python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"]["gpu"], sep="\n")' > gpu.txt \
+    python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = project["optional-dependencies"]; wanted = sum((extras[name] for name in ("tracing", "serve", "train", "gpu")), project["dependencies"]); print(*(one for one in wanted if not one.startswith("draftpick[")), sep="\n")' > gpu.txt \
     && python3 -m pip install --find-links /wheels -c lacking.txt -r gpu.txt
 RUN --mount=type=bind,target=/src python3 -m pip install --no-deps /src
 

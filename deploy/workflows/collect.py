@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from draftpick.deploy.config import resolve, with_router
-from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.policy_training.data.collect import arms_of, measure, model_of, pinned_tasks
 from draftpick.policy_training.data.contexts import contexts
@@ -24,6 +23,8 @@ def fleet_at(config: str | None, url: str, port: int, bar: Progress) -> Iterator
     if config is None:
         yield url
         return
+    from draftpick.deploy.launch.ray_serve import running  # Ray is needed by whoever starts a fleet alone
+
     fleet = with_router(resolve(config), policy="uniform", featurizer="none")
     prepare_models(fleet)
     row = bar.add_task("starting engines", total=len(fleet.engines) + 1)

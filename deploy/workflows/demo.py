@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray import serve
 from rich.console import Console
 from rich.table import Table
 
-from draftpick.deploy.app import APP_NAME
 from draftpick.deploy.config import with_router
-from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.plots.demo import plot_demo
 from draftpick.deploy.workflows.results import write
 from draftpick.policy_training.data.collect import Task, measure, pinned_tasks
@@ -50,6 +47,8 @@ def run_demo(
     bars: Callable[[], Any],
 ) -> Evaluation:
     """Run the workflow and write `summary.json`, `plot.png`, the measurements and the policy below `folder`."""
+    from draftpick.deploy.launch.ray_serve import running
+
     config = with_router(config, policy="uniform", featurizer="auto")
     featurizer = _featurizer(config)
     started = time.monotonic()
@@ -114,6 +113,10 @@ class _Story:
 
     def serve_new_policy(self) -> None:
         """Activate the new policy on every router replica, without a restart."""
+        from ray import serve
+
+        from draftpick.deploy.app import APP_NAME
+
         handle = serve.get_deployment_handle("router", APP_NAME)
         handle.broadcast("use_policy", str((self.folder / "policy").resolve())).results(timeout_s=60)
 

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
-from ray import serve
 
-from draftpick.deploy.app import APP_NAME
 from draftpick.deploy.config import resolve
-from draftpick.deploy.launch.ray_serve import free_port, running
 from draftpick.engines.config import did_you_mean
 from draftpick.engines.errors import ConfigError, EngineError
 from draftpick.engines.profile.measure import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
@@ -36,6 +33,11 @@ class Subject:
         if self.url is not None:
             yield self.url
             return
+        from ray import serve
+
+        from draftpick.deploy.app import APP_NAME
+        from draftpick.deploy.launch.ray_serve import free_port, running
+
         assert self.fleet is not None
         with running(self.fleet, port=free_port()):
             replica = serve.get_deployment_handle(f"engine-{self.name}", APP_NAME)

@@ -112,7 +112,7 @@ class EngineClient:
             else:
                 connection.transport.writelines((data, sending.body))
             await exchange.head()
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else knows of the connection
             self.leave(origin, connection, exchange)
             raise
         return origin, exchange

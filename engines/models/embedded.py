@@ -30,7 +30,9 @@ def package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "target.source", f"package {package!r} is not installed", "run `make venv`, or set another model"
+            "target.source",
+            f"package {package!r} is not installed",
+            "pip install 'draftpick[cpu]', or set another model",
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -51,7 +53,9 @@ def drafter_path(name: str) -> Path:
     if path not in shipped_drafters():
         known = ", ".join(p.name for p in shipped_drafters())
         raise ConfigError(
-            "drafter.model", f"unknown embedded drafter {name!r}", f"use one of: {known or 'none is shipped'}"
+            "drafter.model",
+            f"unknown embedded drafter {name!r}",
+            f"use one of: {known}" if known else "in a checkout, pip install ./engines/drafters/weights",
         )
     return path
 

@@ -7,17 +7,19 @@ and from the router's records.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from draftpick.engines.atomic_write import atomic_path
 from draftpick.policy_training.workloads import Prompt
 from draftpick.router.types import Outcome, Vector
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SCHEMA = 2
 Source = Literal["live", "replay", "record"]
@@ -88,47 +90,51 @@ class Dataset:
         return Dataset(self.measurements + other.measurements, {**self.contexts, **other.contexts}, dropped)
 
 
-_OUTCOME = {
-    "status": pa.string(),
-    "http_status": pa.int32(),
-    "prompt_tokens": pa.int32(),
-    "output_tokens": pa.int32(),
-}
-_MEASURED = pa.struct(
-    [
-        ("label", pa.string()),
-        ("arm", pa.string()),
-        ("outcome", pa.struct([(f.name, _OUTCOME.get(f.name, pa.float64())) for f in fields(Outcome)])),
-        ("loops", pa.bool_()),
-        ("source", pa.string()),
-        ("in_flight", pa.int32()),
-        ("propensity", pa.float64()),
-        ("time", pa.float64()),
-        ("stretch", pa.float64()),
-        ("tau_by_length", pa.map_(pa.int32(), pa.float32())),
-        ("alignment", pa.map_(pa.string(), pa.float32())),
-    ]
-)
-_ROW = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("kind", pa.string()),
-        ("temperature", pa.float64()),
-        ("max_tokens", pa.int32()),
-        ("contexts", pa.map_(pa.string(), pa.list_(pa.float32()))),
-        ("measured", pa.list_(_MEASURED)),
-    ],
-    metadata={"draftpick_schema": str(SCHEMA)},
-)
 _MAPS = ("tau_by_length", "alignment")
 _CELL = ("label", "arm", "loops", "source", "in_flight", "propensity", "time", "stretch")
 _PROMPT_FIELDS = ("prompt_id", "kind", "temperature", "max_tokens")
 
 
+@cache
+def _schema() -> "pa.Schema":
+    """The columns of a file. Built where one is read or written: measurements are used without pyarrow, too."""
+    import pyarrow as pa
+
+    text, count, number = pa.string(), pa.int32(), pa.float64()
+    of_outcome = {"status": text, "http_status": count, "prompt_tokens": count, "output_tokens": count}
+    measured = pa.struct(
+        [
+            ("label", text),
+            ("arm", text),
+            ("outcome", pa.struct([(f.name, of_outcome.get(f.name, number)) for f in fields(Outcome)])),
+            ("loops", pa.bool_()),
+            ("source", text),
+            ("in_flight", count),
+            ("propensity", number),
+            ("time", number),
+            ("stretch", number),
+            ("tau_by_length", pa.map_(count, pa.float32())),
+            ("alignment", pa.map_(text, pa.float32())),
+        ]
+    )
+    row = [
+        ("prompt_id", text),
+        ("kind", text),
+        ("temperature", number),
+        ("max_tokens", count),
+        ("contexts", pa.map_(text, pa.list_(pa.float32()))),
+        ("measured", pa.list_(measured)),
+    ]
+    return pa.schema(row, metadata={"draftpick_schema": str(SCHEMA)})
+
+
 def save(path: Path, measurements: Iterable[Measurement], contexts: Contexts | None = None) -> None:
     """Write one Parquet file atomically. Rows keep the order of the prompts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(_rows(measurements, contexts or {}), schema=_ROW)
+    table = pa.Table.from_pylist(_rows(measurements, contexts or {}), schema=_schema())
     with atomic_path(path) as scratch:
         pq.write_table(table, scratch, compression="zstd")
 
@@ -166,7 +172,10 @@ def _measurement(row: dict[str, Any], cell: dict[str, Any]) -> Measurement:
     return Measurement(**{**shared, **cell, **maps, "outcome": Outcome(**cell["outcome"])})
 
 
-def _read(file: Path) -> pa.Table:
+def _read(file: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(file)
     except OSError as error:
@@ -176,7 +185,7 @@ def _read(file: Path) -> pa.Table:
     found = (table.schema.metadata or {}).get(b"draftpick_schema", b"none").decode()
     if found != str(SCHEMA):
         raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}")
-    if missing := [name for name in _ROW.names if name not in table.schema.names]:
+    if missing := [name for name in _schema().names if name not in table.schema.names]:
         raise DatasetError(f"{file}: missing columns: {', '.join(missing)}")
     return table
 

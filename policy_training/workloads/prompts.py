@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from random import Random
 
-from draftpick.policy_training.workloads.templates import Templates
-
 KINDS: tuple[str, ...] = ("math", "code", "edit", "summary", "chat", "json")
 SAMPLED_TEMPERATURE = 0.7
 _TRIES = 1000  # consecutive repeats after which a kind counts as exhausted
@@ -95,6 +93,8 @@ def _shares(n: int, parts: int) -> list[int]:
 
 def _texts(kind: str, count: int, seed: int, seen: set[str]) -> Iterator[str]:
     """Yield `count` texts of one kind that are not in `seen`, and add them to it."""
+    from draftpick.policy_training.workloads.templates import Templates  # jinja2 is not in the core
+
     templates = Templates(kind, Random(f"{kind} {seed}"))
     for done in range(count):
         text = next((t for t in (templates.prompt() for _ in range(_TRIES)) if t not in seen), None)

@@ -5,13 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
+from draftpick.engines.errors import ConfigError
 from draftpick.router.types import Vector
 
 
 def load_sentence_encoder(path: Path) -> tuple[Callable[[Sequence[str]], Vector], int]:
-    """A sentence-transformers model on one CPU thread: (texts to vectors, dimension of a vector)."""
-    import torch
-    from sentence_transformers import SentenceTransformer
+    """A sentence-transformers model on one CPU thread: (texts to vectors, dimension of a vector).
+
+    Raises `ConfigError` where sentence-transformers is not installed.
+    """
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        problem = f"the sentence encoder needs {error.name}"
+        raise ConfigError("router.featurizer", problem, "pip install 'draftpick[train]'") from error
 
     torch.set_num_threads(1)
     model = SentenceTransformer(str(path), device="cpu")

@@ -32,7 +32,7 @@ class Demand:
     def observe(self, preferred: str, routed: str) -> None:
         """Record a request that prefers `preferred` without load, and is routed to `routed`.
 
-        A policy may prefer an arm that the fleet lacks: then the routed one counts as preferred.
+        A policy may prefer an arm that the fleet does not have; such a request counts for `routed`.
         """
         self._fade()
         self._preferred[preferred if preferred in self._preferred else routed] += 1.0

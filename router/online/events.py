@@ -35,9 +35,9 @@ class EventLog:
         self.unwritten: deque[Event] = deque(maxlen=_KEPT)
         self._subscribers: list[EventHandler] = []
 
-    def subscribe(self, subscriber: EventHandler) -> None:
-        """Call `subscriber` with every future event."""
-        self._subscribers.append(subscriber)
+    def subscribe(self, *subscribers: EventHandler) -> None:
+        """Call `subscribers` with every later event."""
+        self._subscribers.extend(subscribers)
 
     def emit(self, event: Event) -> None:
         """Store an event and pass it to the subscribers."""

@@ -79,7 +79,7 @@ class Admission:
         try:
             async with asyncio.timeout(min(self.limits.queue_timeout_s, left_s)):
                 await queued.admitted
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the wait, a place in the queue is freed
             if queued.admitted.done() and not queued.admitted.cancelled() and queued.admitted.exception() is None:
                 self._admit_next()  # its turn came while it was leaving
             else:

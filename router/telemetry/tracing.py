@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from draftpick.engines.errors import ConfigError
 from draftpick.router.config.sections import TracingConfig
 from draftpick.router.errors import RequestError
 from draftpick.router.types import Decision, Outcome
@@ -33,10 +34,17 @@ class Tracing:
     """Begins traces, and sends them away in a thread of its own."""
 
     def __init__(self, config: TracingConfig, *processors: "SpanProcessor") -> None:
-        """`processors` take the spans; without any they go to the collector."""
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+        """`processors` take the spans; without any they go to the collector.
+
+        Raises `ConfigError` where OpenTelemetry's SDK is not installed.
+        """
+        try:
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+        except ModuleNotFoundError as error:
+            problem = "traces need OpenTelemetry's SDK"
+            raise ConfigError("router.tracing", problem, "pip install 'draftpick[tracing]'") from error
 
         named = Resource.create({"service.name": "draftpick"}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(ParentBased(TraceIdRatioBased(config.share)), named, shutdown_on_exit=False)

@@ -229,7 +229,7 @@ def _fault(check: Callable[[], object]) -> str | None:
     """What a check does not like. A tool that is not installed is one, too: then nothing was checked."""
     try:
         check()
-    except (Exception, pytest.skip.Exception) as error:
+    except (Exception, pytest.skip.Exception) as error:  # a check is any test, which may fail by any error
         return str(error).strip() or type(error).__name__
     return None
 
