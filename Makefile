@@ -12,7 +12,7 @@ TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code
 UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast test-tools check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
+.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,10 +35,16 @@ demo: $(READY)  ## Collect, train, activate the new policy, compare: a table, a 
 	$(BIN)/draftpick demo --output-dir $(RUNS)/demo
 
 test: $(READY)  ## Run all tests that this machine supports (15 minutes on two cores)
-	@bash -c 'time { $(UNIT) && $(BIN)/python -m pytest -n 2 --dist loadgroup -m "ray or vllm or load"; }'
+	@bash -c 'time { $(UNIT) && $(MAKE) --no-print-directory -j2 -O test-ray test-vllm; }'
 
 test-fast: $(READY)  ## Run the tests that need neither Ray nor vLLM (3 minutes on two cores)
 	@bash -c 'time $(UNIT)'
+
+test-ray: $(READY)  ## Run the tests on a local Ray, and short slices of the load programs
+	$(BIN)/python -m pytest -m "(ray or load) and not vllm"
+
+test-vllm: $(READY)  ## Run the tests that load models into vLLM
+	$(BIN)/python -m pytest -m vllm
 
 test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, as root)
 	apt-get update -q

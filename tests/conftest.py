@@ -29,19 +29,11 @@ settings.load_profile("steady")
 _OF_RAY = ("DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Ray in this process warns of what it leaves open, in whichever test that is found: that is no error of ours.
-
-    Of several processes (`--dist loadgroup`) one runs all tests of a folder on Ray, which share a cluster, and one all
-    that load models, for which there is memory once.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray in this process warns of what it leaves open, in whichever test that is found: that is no error of ours."""
     for item in items:
-        on_ray, on_vllm = item.get_closest_marker("ray"), item.get_closest_marker("vllm")
-        if on_ray:
+        if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.filterwarnings(*(f"ignore::{name}" for name in _OF_RAY)))
-        if config.pluginmanager.hasplugin("xdist"):
-            folder = item.path.parent if on_ray and item.path.parent.name != "e2e" else item.path
-            item.add_marker(pytest.mark.xdist_group("vllm" if on_vllm else str(folder)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -134,7 +134,7 @@ class TestRouter:
 
     @pytest.fixture(autouse=True)
     def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("draftpick.router.router._REFRESH_S", 0.02)
+        monkeypatch.setattr("draftpick.router.online.peer_sync._EVERY_S", 0.02)
 
     @pytest.mark.parametrize("text", ["[]", '{"fixed:a": []}', '{"fixed:a": {"weights": 1}}', "{"])
     async def test_what_others_leave_never_ends_its_news(

@@ -76,14 +76,6 @@ async def test_a_tool_call_is_the_engines_own(router_app: StartRouter) -> None:
         assert b"tool_calls" in through
 
 
-async def test_usage_is_recorded_though_nobody_asked(router_app: StartRouter) -> None:
-    app = await router_app({"a": SPEC})
-    await app.post(stream=True)
-    (record,) = await app.records(1)
-    assert (record.outcome.prompt_tokens, record.outcome.output_tokens) == (2, 30)
-    assert record.outcome.acceptance_length is not None
-
-
 async def test_tokens_go_on_while_the_engine_works(router_app: StartRouter) -> None:
     app = await router_app({"a": SLOW})
     async with app.client.stream("POST", CHAT, json=asked(stream=True)) as answer:
