@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Folder of test and demo output
 RUNS ?= runs
-# What the embedded heads were trained on: no data of the policy, but known of its drafters
-HOMES := --home math=generated:math --home code=generated:code --home chat=generated:chat
+# Prompts that the embedded heads were trained on
+TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code=generated:code --training-domain chat=generated:chat
 
 # Tests that start neither Ray nor vLLM, in two processes with one thread for numbers each
 UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
@@ -32,7 +32,7 @@ serve: $(READY)  ## Start the embedded fleet: real vLLM engines, the router, a t
 	$(BIN)/draftpick serve --config embedded
 
 demo: $(READY)  ## Collect, train, activate the new policy, compare: a table, a plot, a verdict (15 minutes)
-	$(BIN)/draftpick demo --out $(RUNS)/demo
+	$(BIN)/draftpick demo --output-dir $(RUNS)/demo
 
 test: $(READY)  ## Run all tests that this machine supports (15 minutes on two cores)
 	@bash -c 'time { $(UNIT) && $(BIN)/python -m pytest -n 2 --dist loadgroup -m "ray or vllm or load"; }'
@@ -56,79 +56,79 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 
 chaos: $(READY)  ## Kill, hang, slow, cut and restart everything under load, with mock engines (6 minutes)
-	$(BIN)/python -m tests.load.chaos --json tests/bench/results/chaos.json
+	$(BIN)/python -m tests.load.chaos --json-file tests/bench/results/chaos.json
 
 loop: $(READY)  ## The retraining loop under changes of traffic, engines and words, with mock engines (6 minutes)
-	$(BIN)/python -m tests.bench.loop --json tests/bench/results/loop.json
+	$(BIN)/python -m tests.bench.loop --json-file tests/bench/results/loop.json
 
 fuzz: $(READY)  ## Send 20,000 random requests and configurations (5 minutes)
-	$(BIN)/python -m tests.load.fuzz --json tests/bench/results/fuzz.json
+	$(BIN)/python -m tests.load.fuzz --json-file tests/bench/results/fuzz.json
 
 bench: $(READY)  ## Measure footprint, losslessness and sampling again (80 minutes)
-	$(BIN)/python -m tests.bench.footprint --json tests/bench/results/footprint.json tests/bench/results/fleet.json
-	$(BIN)/python -m tests.bench.lossless --json tests/bench/results/lossless.json
-	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json tests/bench/results/lossless-alone.json
-	$(BIN)/python -m tests.bench.sampling --json tests/bench/results/sampling.json
+	$(BIN)/python -m tests.bench.footprint --json-file tests/bench/results/footprint.json tests/bench/results/fleet.json
+	$(BIN)/python -m tests.bench.lossless --json-file tests/bench/results/lossless.json
+	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json-file tests/bench/results/lossless-alone.json
+	$(BIN)/python -m tests.bench.sampling --json-file tests/bench/results/sampling.json
 
 bench-drafters: $(READY)  ## Measure drafters again: benchmark, hybrid, search, losses, replay (3 hours)
-	$(BIN)/draftpick drafters table --out $(RUNS)/drafters --json tests/bench/results/drafters.json
+	$(BIN)/draftpick drafters benchmark --output-dir $(RUNS)/drafters --seed 1 --json-file tests/bench/results/drafters.json
 	cp $(RUNS)/drafters/all.png tests/bench/results/drafters.png
-	$(BIN)/python -m tests.bench.hybrid --json tests/bench/results/hybrid.json
-	$(BIN)/python -m tests.bench.model_free --json tests/bench/results/model-free.json
-	$(BIN)/draftpick drafters losses --prompts generated:math@1000 --out runs/losses --json tests/bench/results/losses.json
-	$(BIN)/draftpick drafters layer-skip --prompts generated:math@200 --trials 40 --heal-minutes 3 --out runs/self
-	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --json tests/bench/results/replay.json
+	$(BIN)/python -m tests.bench.hybrid --json-file tests/bench/results/hybrid.json
+	$(BIN)/python -m tests.bench.model_free --json-file tests/bench/results/model-free.json
+	$(BIN)/draftpick drafters losses --prompts generated:math@1000 --output-dir runs/losses --json-file tests/bench/results/losses.json
+	$(BIN)/draftpick drafters layer-skip --prompts generated:math@200 --trials 40 --distill-minutes 3 --output-dir runs/self
+	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --seed 2 --json-file tests/bench/results/replay.json
 
 policy: $(READY)  ## Make the shipped policy from scratch, and its report: measure, label, train, evaluate (3 hours)
-	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/live -n 84
-	$(BIN)/draftpick collect --config embedded --out $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
-	$(BIN)/draftpick label --out $(RUNS)/policy/replayed -n 2048 --answers 3 --workers 2
-	$(BIN)/draftpick label --out $(RUNS)/policy/reworded -n 512 --reworded --workers 2
-	$(BIN)/draftpick label --out $(RUNS)/policy/often -n 64 --seed 6 --sampled-share 1 --answers 12 --workers 2
-	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --out router/policies/shipped
-	$(BIN)/draftpick collect --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-live -n 24 --seed 3
-	$(BIN)/draftpick label --config tests/bench/paper.yaml --out $(RUNS)/policy/paper-replayed -n 384 --seed 4 --alone 32 --workers 2
-	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) \
-	  --reworded $(RUNS)/policy/reworded --loaded $(RUNS)/policy/loaded --often $(RUNS)/policy/often \
+	$(BIN)/draftpick collect --config embedded --output-dir $(RUNS)/policy/live -n 84
+	$(BIN)/draftpick collect --config embedded --output-dir $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
+	$(BIN)/draftpick label --output-dir $(RUNS)/policy/replayed -n 2048 --seed 1 --answers 3 --workers 2
+	$(BIN)/draftpick label --output-dir $(RUNS)/policy/reworded -n 512 --seed 1 --paraphrase --workers 2
+	$(BIN)/draftpick label --output-dir $(RUNS)/policy/often -n 64 --seed 6 --sampled-share 1 --answers 12 --workers 2
+	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(TRAINING_DOMAINS) --output-dir router/policies/shipped
+	$(BIN)/draftpick collect --config tests/bench/paper.yaml --output-dir $(RUNS)/policy/paper-live -n 24 --seed 3
+	$(BIN)/draftpick label --config tests/bench/paper.yaml --output-dir $(RUNS)/policy/paper-replayed -n 384 --seed 4 --standalone-tokens 32 --workers 2
+	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(TRAINING_DOMAINS) \
+	  --paraphrased-data $(RUNS)/policy/reworded --under-load $(RUNS)/policy/loaded --repeated-answers $(RUNS)/policy/often \
 	  --paper $(RUNS)/policy/paper-live --paper $(RUNS)/policy/paper-replayed --self-drafting self \
-	  --out $(RUNS)/policy/report.html --results tests/bench/results
+	  --output $(RUNS)/policy/report.html --output-dir tests/bench/results
 
 bench-policy: $(READY)  ## Measure the shipped policy: live, its contexts, its training (40 minutes)
-	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json tests/bench/results/live.json
-	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(HOMES) --json tests/bench/results/featurizer.json
-	$(BIN)/python -m tests.bench.training --json tests/bench/results/training.json
+	$(BIN)/python -m tests.bench.live --costs $(RUNS)/policy/live --json-file tests/bench/results/live.json
+	$(BIN)/python -m tests.bench.featurizer --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(TRAINING_DOMAINS) --json-file tests/bench/results/featurizer.json
+	$(BIN)/python -m tests.bench.training --json-file tests/bench/results/training.json
 
 curve: $(READY)  ## How many examples suffice: label 10,828 prompts, train on 50 to 10,000 of them (2 hours)
-	$(BIN)/draftpick label --out $(RUNS)/curve/more -n 9300 --seed 2 --no-lengths --workers 2
-	$(BIN)/draftpick label --out $(RUNS)/curve/rest -n 128 --seed 4 --no-lengths --workers 2
-	$(BIN)/draftpick label --out $(RUNS)/curve/judged -n 1400 --seed 3 --no-lengths --workers 2
-	$(BIN)/draftpick curve --data $(RUNS)/curve/judged --more $(RUNS)/curve/more --more $(RUNS)/curve/rest $(HOMES) --results tests/bench/results
+	$(BIN)/draftpick label --output-dir $(RUNS)/curve/more -n 9300 --seed 2 --no-draft-lengths --workers 2
+	$(BIN)/draftpick label --output-dir $(RUNS)/curve/rest -n 128 --seed 4 --no-draft-lengths --workers 2
+	$(BIN)/draftpick label --output-dir $(RUNS)/curve/judged -n 1400 --seed 3 --no-draft-lengths --workers 2
+	$(BIN)/draftpick learning-curve --data $(RUNS)/curve/judged --train-data $(RUNS)/curve/more --train-data $(RUNS)/curve/rest $(TRAINING_DOMAINS) --output-dir tests/bench/results
 
 bench-overhead: $(READY)  ## Time added by the router and by other routers, which are installed under runs/peers (15 minutes)
-	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --results tests/bench/results
-	$(BIN)/python -m tests.bench.overhead.real_engine --json tests/bench/results/real_engine.json
+	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --output-dir tests/bench/results
+	$(BIN)/python -m tests.bench.overhead.real_engine --json-file tests/bench/results/real_engine.json
 
 bench-loop: $(READY)  ## Promotion gates over 200 trials, and the loop on real engines (30 minutes)
-	$(BIN)/python -m tests.bench.gates --json tests/bench/results/gates.json
-	$(BIN)/python -m tests.bench.loop.real --json tests/bench/results/loop_real.json
+	$(BIN)/python -m tests.bench.gates --json-file tests/bench/results/gates.json
+	$(BIN)/python -m tests.bench.loop.real --json-file tests/bench/results/loop_real.json
 
 bench-page: $(READY)  ## The dashboard in a browser, with screenshots; queries, alerts, manifests, the image's Dockerfile (35 minutes)
-	$(BIN)/python -m tests.bench.page --json tests/bench/results/page.json --pictures tests/bench/results
-	$(BIN)/python -m tests.bench.operations --json tests/bench/results/operations.json
-	$(BIN)/python -m tests.bench.image --json tests/bench/results/operations.json  # as root, 25 GB of disk
+	$(BIN)/python -m tests.bench.page --json-file tests/bench/results/page.json --pictures tests/bench/results
+	$(BIN)/python -m tests.bench.operations --json-file tests/bench/results/operations.json
+	$(BIN)/python -m tests.bench.image --json-file tests/bench/results/operations.json  # as root, 25 GB of disk
 
 bench-load: $(READY)  ## Hold 1,000 streams, disconnect 10,000 requests, inject faults into real vLLM (15 minutes)
-	$(BIN)/python -m tests.load.streams --json tests/bench/results/streams.json
-	$(BIN)/python -m tests.load.disconnects --json tests/bench/results/disconnects.json
-	$(BIN)/python -m tests.load.chaos --real --seconds 90 --json tests/bench/results/chaos-real.json
+	$(BIN)/python -m tests.load.streams --json-file tests/bench/results/streams.json
+	$(BIN)/python -m tests.load.disconnects --json-file tests/bench/results/disconnects.json
+	$(BIN)/python -m tests.load.chaos --real --seconds 90 --json-file tests/bench/results/chaos-real.json
 
 bench-crossover: $(READY)  ## Routing against every other way to use the same engines, by load; simulated fleets (80 minutes)
-	$(BIN)/python -m tests.bench.load --json tests/bench/results/load.json
-	$(BIN)/python -m tests.bench.load.events --json tests/bench/results/load_events.json
-	$(BIN)/python -m tests.bench.load.real --json tests/bench/results/load_real.json
-	$(BIN)/python -m tests.bench.load.limit --json tests/bench/results/load_limit.json
-	$(BIN)/python -m tests.bench.simulator --json tests/bench/results/simulator.json
-	$(BIN)/python -m tests.bench.equal_resources --json tests/bench/results/equal_resources.json
+	$(BIN)/python -m tests.bench.load --json-file tests/bench/results/load.json
+	$(BIN)/python -m tests.bench.load.events --json-file tests/bench/results/load_events.json
+	$(BIN)/python -m tests.bench.load.real --json-file tests/bench/results/load_real.json
+	$(BIN)/python -m tests.bench.load.limit --json-file tests/bench/results/load_limit.json
+	$(BIN)/python -m tests.bench.simulator --json-file tests/bench/results/simulator.json
+	$(BIN)/python -m tests.bench.equal_resources --json-file tests/bench/results/equal_resources.json
 
 manifests: $(READY)  ## Generate files from the code: chart schema, manifests, dashboard, pages of docs/
 	$(BIN)/python -m draftpick.deploy.generate

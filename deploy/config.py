@@ -92,7 +92,7 @@ def _check_policy(config: DraftpickConfig) -> None:
             return
         read(SHIPPED if name == EMBEDDED else Path(name))
     except PolicyRejected as error:
-        cure = "use `fixed`, `uniform`, `embedded`, or the folder of a trained policy"
+        cure = "use `fixed`, `uniform`, `embedded`, the folder of a trained policy, or of a registry"
         raise ConfigError("router.policy", str(error), cure) from error
 
 

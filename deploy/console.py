@@ -1,27 +1,17 @@
-"""What all commands share: where they print, their progress bar, and their common options."""
+"""What all commands print to, their progress bar, and the prompts they read."""
 
 import json
 import random
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 out = Console()
 err = Console(stderr=True)
-
-Config = Annotated[str, typer.Option("--config", "-c", help="A fleet that ships (embedded, mock), or a YAML file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
-Url = Annotated[str, typer.Option("--url", help="Base URL of a running router.")]
-Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="JSONL with `prompt` in each line; else generated ones.")
-]
-Port = Annotated[int, typer.Option(help="Port of the fleet.")]
-Seed = Annotated[int, typer.Option(help="Seed of prompts, order and training.")]
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -10,13 +10,12 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from draftpick.engines.http.client import Headers
 from draftpick.router.config.router_config import LiveConfig, load_config
-from draftpick.router.errors import PolicyRejected
 from draftpick.router.http.app import RouterApp
 from draftpick.router.load.autoscaler import TargetSetter
 from draftpick.router.monitoring.explain import explain
@@ -53,9 +52,7 @@ class RouterDeployment:
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
         self._name = str(serve.get_replica_context().replica_id.unique_id)
-        self._router = Router(
-            self._config, self._sources, _broadcast_policy, self._set_targets, name=self._name, peer_pages=_pages
-        )
+        self._router = Router(self._config, self._sources, self._set_targets, name=self._name, peer_pages=_pages)
         await self._router.configure(self._live)
         self._metrics_task = asyncio.create_task(RayMetricsExporter(self._router.collectors, self._name).run())
         return self._router.app
@@ -164,16 +161,6 @@ def _client_request(body: dict[str, Any], path: str, arm: str | None) -> ClientR
     request = parse(path, orjson.dumps(body), keep_fields=True)
     headers = [("content-type", "application/json")]
     return ClientRequest(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
-
-
-async def _broadcast_policy(name: str) -> list[str]:
-    """Take a policy into service on every replica of this deployment. Raises `PolicyRejected`."""
-    context = serve.get_replica_context()
-    handle = serve.get_deployment_handle(context.deployment, context.app_name)
-    try:
-        return [str(found) for found in await handle.broadcast("use_policy", name).results_async()]
-    except RayTaskError as error:
-        raise PolicyRejected(str(error.cause)) from error
 
 
 async def _pages() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Signals of an engine's health beyond the circuit breakers of its replicas: a new one is a class and an entry in
+"""Health signals of engines beyond the circuit breakers of replicas: a new one is a class and an entry in
 `draftpick.router.parts`."""
 
 from collections.abc import Collection, Sequence
@@ -8,11 +8,11 @@ from draftpick.engines.replicas import UNAVAILABLE_REASONS
 
 
 class HealthSignal(Protocol):
-    """Says which arms should get no request now.
+    """Names arms that should get no requests now.
 
     `reason`: its key in states and explanations; `text`: the same in words, after an arm's name. `suspects`: an
-    attribute, empty while all is well, since every request reads it. `fallback`: where it objects to
-    every arm, the baseline engine serves, and this is the reason that fallbacks are counted by; None: all arms serve.
+    attribute, empty in the normal case, since every request reads it. `fallback`: if it rejects every arm, the baseline
+    engine serves, and fallbacks are counted under this reason; None: all arms serve.
     """
 
     reason: ClassVar[str]
@@ -21,12 +21,12 @@ class HealthSignal(Protocol):
 
     @property
     def suspects(self) -> Collection[str]:
-        """Arms that may not take any request that `admits` does not let pass."""
+        """Arms that only take requests passed by `admits`."""
 
     def admits(self, arm: str, in_flight: int) -> bool:
-        """Whether a suspect may take one more request beside `in_flight` others, say as a probe."""
+        """True if a suspect may take one more request while `in_flight` others run, for example a probe."""
 
 
 def ineligible_reasons(signals: Sequence[HealthSignal]) -> dict[str, str]:
-    """Why an engine may not take a request: words by key."""
+    """Reasons why an engine is ineligible, in words by key."""
     return {**UNAVAILABLE_REASONS, **{signal.reason: signal.text for signal in signals}}

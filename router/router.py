@@ -33,7 +33,7 @@ from draftpick.router.policies import check_features
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.records import RecordWriter
-from draftpick.router.registry.pointer_file import FileWatcher
+from draftpick.router.registry.file_watcher import FileWatcher
 from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.registry.resolve import ResolvedPolicy, could_be_registry, resolve, resolve_configured
 from draftpick.router.request.shadow import WORKERS
@@ -57,7 +57,6 @@ class Router:
         self,
         config: DraftpickConfig,
         sources: dict[str, Addresses],
-        broadcast_policy: Callable[[str], Awaitable[list[str]]] | None = None,
         set_targets: Mapping[str, TargetSetter] | None = None,
         *,
         name: str = "0",
@@ -65,7 +64,6 @@ class Router:
     ) -> None:
         """`sources` give the addresses of each arm's replicas, asked once a second.
 
-        `broadcast_policy` takes a policy into service on every replica of the router; absent: on this one alone.
         `set_targets` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
         `peer_pages`: what a scrape shows beside it.
         """
@@ -81,13 +79,11 @@ class Router:
         self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
         # Before they are read: what changes meanwhile is seen then.
         self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
-        self._watchers = [
-            (FileWatcher(path), taken)
-            for path, taken in ((Path(router.policy), self._follow_pointer), (router.keys.file, self._reload_keys))
-            if path is not None and path.is_file()
-        ]
+        self._watchers: list[tuple[FileWatcher, Callable[[], Awaitable[None]]]] = []
+        if router.keys.file is not None and router.keys.file.is_file():
+            self._watchers.append((FileWatcher(router.keys.file), self._reload_keys))
         if self.registry is not None:
-            self._watchers.append((FileWatcher(self.registry.path / STATE), self._follow_pointer))
+            self._watchers.append((FileWatcher(self.registry.path / STATE), self._follow_registry))
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
         self._policy_lock = asyncio.Lock()
@@ -107,7 +103,6 @@ class Router:
         self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
         self._activate(chosen)
         self._peer_sync = self._peer_news()
-        self._broadcast = broadcast_policy or self._use_policy_here
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
@@ -201,10 +196,6 @@ class Router:
         """What happened lately."""
         return self.parts.events
 
-    async def broadcast_policy(self, name: str) -> list[str]:
-        """Take a policy into service on every replica of the router; their ids. Raises `PolicyRejected`."""
-        return await self._broadcast(name)
-
     async def configure(self, live: LiveConfig) -> None:
         """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
         if live.admission is not None:
@@ -215,9 +206,6 @@ class Router:
         if live.policy is not None:
             await self._try_policy(live.policy)
 
-    async def _use_policy_here(self, name: str) -> list[str]:
-        return [await self.use_policy(name)]
-
     async def _try_policy(self, name: str) -> None:
         try:
             await self.use_policy(name)
@@ -227,7 +215,7 @@ class Router:
             text = f"a policy is refused, {going_on} goes on: {error}"
             self.parts.events.emit(Event(time.time(), "policy_rejected", text, policy=going_on))
 
-    async def _follow_pointer(self) -> None:
+    async def _follow_registry(self) -> None:
         await self._try_policy(self._config.policy)
 
     async def _reload_keys(self) -> None:

@@ -24,7 +24,6 @@ from draftpick.router.monitoring.fleet_metrics import fleet_metrics, page_of
 from draftpick.router.monitoring.gauges import StateCollector
 from draftpick.router.online.events import EventLog
 from draftpick.router.parts import Parts, build_parts
-from draftpick.router.policies import load
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.records import RecordWriter, read
@@ -142,10 +141,6 @@ class Owned:
 
     def state(self) -> dict[str, object]:
         return {"ready": self._parts.replicas.reachable(), "policy": self._parts.active_policies.policy.id}
-
-    async def broadcast_policy(self, name: str) -> list[str]:
-        self._parts.active_policies.activate(load(name, self._parts.replicas.arms, self._parts.config.default_engine))
-        return [self._parts.active_policies.policy.id]
 
     async def metrics(self) -> str:
         own = await page_of([self._parts.metrics, StateCollector(self._parts)])

@@ -1,4 +1,4 @@
-"""`draftpick drafters ...`: make drafters for a target, and measure what they are worth."""
+"""`draftpick drafters ...`: train drafters for a target, and measure them."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,60 +8,72 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from draftpick.deploy.console import Config, Json, Port, Prompts, Seed, load_prompts, out, progress_bar, say
+from draftpick.deploy.cli.options import (
+    DEFAULT_SEED,
+    Config,
+    DraftedTokens,
+    Json,
+    JsonFile,
+    OutputDir,
+    OutputFile,
+    Port,
+    Prompts,
+    SampledShare,
+    Seed,
+)
+from draftpick.deploy.console import load_prompts, out, progress_bar, say
 from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
-drafters_app = typer.Typer(no_args_is_help=True, help="Make drafters for a target, and measure what they are worth.")
+drafters_app = typer.Typer(no_args_is_help=True, help="Train drafters for a target, and measure them.")
 
-Target = Annotated[str, typer.Option(help="`embedded`, a path, or a Hugging Face id.")]
+Target = Annotated[str, typer.Option("--target", help="`embedded`, a path, or a Hugging Face id.")]
 Sources = Annotated[
     list[str],
     typer.Option(
         "--prompts",
-        help="JSONL with `prompt` (and `kind`) in each line, or `generated`; SOURCE:math@500: 500 of this kind.",
+        help="JSONL file with `prompt` (and `kind`) in each line, or `generated`; SOURCE:math@500 takes 500 of the "
+        "task math; repeatable.",
     ),
 ]
-Kinds = Annotated[list[str], typer.Option("--kind", help="Prompts of this kind alone; may be repeated.")]
-Start = Annotated[
-    Path | None, typer.Option(exists=True, file_okay=False, help="Drafter to go on from, instead of a fresh one.")
+Tasks = Annotated[list[str], typer.Option("--task", help="Only prompts of this task; repeatable.")]
+InitFrom = Annotated[
+    Path | None,
+    typer.Option("--init-from", exists=True, file_okay=False, help="Drafter to continue from; default: a new one."),
 ]
 Temperatures = Annotated[
-    list[float], typer.Option("--temperature", help="Of the answers; where repeated, taken in turn.")
+    list[float], typer.Option("--temperature", help="Sampling temperature of the answers; repeated: alternates.")
 ]
-N = Annotated[int, typer.Option("-n", min=1, help="Most prompts of each kind of each source.")]
-MaxTokens = Annotated[int, typer.Option(min=2, help="Longest answer.")]
-LearningRate = Annotated[float, typer.Option(min=1e-8, help="Highest learning rate.")]
-Epochs = Annotated[int, typer.Option(min=1, help="Most passes over the answers.")]
-Hidden = Annotated[int, typer.Option(min=8, help="Hidden size of the drafter, unless --start has one.")]
-Layers = Annotated[int, typer.Option(min=1, help="Layers of the drafter, unless --start has some.")]
-Minutes = Annotated[float, typer.Option(min=0.01, help="Longest training.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+N = Annotated[int, typer.Option("-n", min=1, help="Maximum number of prompts per task and source.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", min=1e-8, help="Peak learning rate.")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Maximum number of epochs.")]
+Hidden = Annotated[int, typer.Option("--hidden", min=8, help="Hidden size of a new drafter.")]
+Layers = Annotated[int, typer.Option("--layers", min=1, help="Number of layers of a new drafter.")]
+Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Maximum training time, in minutes.")]
 
 
 @drafters_app.command()
-def table(
+def benchmark(
     config: Config = "embedded",
     prompts: Prompts = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, of all kinds in turn.")] = 36,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that everything is measured; shows the spread.")] = 3,
-    sampled_share: Annotated[float, typer.Option(min=0, max=1, help="Share of prompts sent at temperature 0.7.")] = 0.5,
-    max_tokens: MaxTokens = 128,
-    output: Annotated[Path, typer.Option("--out", help="Folder of measurements, figures and heat maps.")] = Path(
-        "runs/drafters"
-    ),
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, tasks alternating.")] = 36,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repeats of every measurement.")] = 3,
+    sampled_share: SampledShare = 0.5,
+    max_tokens: DraftedTokens = 128,
+    output_dir: OutputDir = Path("runs/drafters"),
     json_file: JsonFile = None,
-    again: Annotated[bool, typer.Option("--again", help="Only report once more what lies in --out.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Measure nothing; report what --output-dir holds.")
+    ] = False,
     port: Port = 8000,
-    seed: Seed = 1,
+    seed: Seed = DEFAULT_SEED,
 ) -> None:
-    """Every engine on every kind of prompt, one request at a time, in random order: tokens/s against plain, tau and
-    acceptance rate. Caches of text over requests are off.
+    """Measure every engine on every task: speed-up over no drafter, acceptance length and acceptance rate.
 
-    Starts the fleet, and says what routing could win: the oracles against the best fixed engine, where each oracle
-    chooses by the other repeats.
+    Starts the fleet and sends one request at a time, in random order; caches shared by requests are off. Also reports
+    what an oracle that picks the best engine per request would gain over the best single engine.
 
-    Example: draftpick drafters table --config embedded -n 36 --repeats 3
+    Example: draftpick drafters benchmark --config embedded -n 36 --repeats 3
     """
     require("serve", "train")
     from draftpick.deploy.config import resolve
@@ -69,34 +81,34 @@ def table(
     from draftpick.policy_training.workloads import interleaved
 
     fleet = resolve(config)
-    if again:
-        report(read_table(output), fleet.engines, fleet.router.default_engine, output, json_file, out)
+    if report_only:
+        report(read_table(output_dir), fleet.engines, fleet.router.default_engine, output_dir, json_file, out)
         return
     prepare_models(fleet)
     chosen = interleaved(load_prompts(prompts, n, seed, sampled_share, max_tokens))
     run_table(
-        fleet, chosen, repeats=repeats, folder=output, json_file=json_file, port=port, seed=seed, console=out,
+        fleet, chosen, repeats=repeats, folder=output_dir, json_file=json_file, port=port, seed=seed, console=out,
         bars=progress_bar,
     )  # fmt: skip
-    out.print(f"{output}/summary.json, {output}/all.png", highlight=False)
+    out.print(f"{output_dir}/summary.json, {output_dir}/all.png", highlight=False)
 
 
 @drafters_app.command()
 def replay(
     config: Config = "embedded",
     url: Annotated[
-        str | None, typer.Option(help="Router of this fleet, if it runs already; else it is started.")
+        str | None, typer.Option("--url", help="Base URL of this fleet's router; default: start the fleet.")
     ] = None,
     prompts: Prompts = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 24,
-    max_tokens: MaxTokens = 96,
+    max_tokens: DraftedTokens = 96,
     json_file: JsonFile = None,
     port: Port = 8000,
-    seed: Seed = 2,
+    seed: Seed = DEFAULT_SEED,
 ) -> None:
-    """Replay drafters on the answers of a fleet: tau for every draft length, beside what the engines accepted.
+    """Replay drafters on the target's answers: acceptance length by draft length, next to the live one.
 
-    One answer of the target tells what any drafter would have accepted of it.
+    Replay computes from one answer of the target what each drafter would have accepted.
 
     Example: draftpick drafters replay --config embedded
     """
@@ -128,22 +140,24 @@ def replay(
 
 @drafters_app.command()
 def corpus(
-    output: Annotated[Path, typer.Option("--out", help="The table, a .safetensors file.")],
+    output: OutputFile,
     texts: Annotated[
-        list[Path], typer.Option("--text", exists=True, dir_okay=False, help="A text file; may be repeated.")
+        list[Path], typer.Option("--text", exists=True, dir_okay=False, help="A text file; repeatable.")
     ] = [],
     prompts: Sources = [],
-    kinds: Kinds = [],
+    tasks: Tasks = [],
     target: Target = "embedded",
     n: N = 1000,
-    max_tokens: MaxTokens = 192,
-    num_bigrams: Annotated[int, typer.Option(min=8, help="Most bigrams to keep; about 75 bytes each.")] = 65_536,
-    seed: Seed = 0,
+    max_tokens: DraftedTokens = 192,
+    num_bigrams: Annotated[
+        int, typer.Option("--num-bigrams", min=8, help="Maximum number of bigrams; about 75 bytes each.")
+    ] = 65_536,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Count the tri-grams of texts or of the target's answers: the starting table of a tri-gram drafter.
+    """Build the initial table of a tri-gram drafter, a .safetensors file, from texts or from the target's answers.
 
-    Example: draftpick drafters corpus --prompts generated --out table.safetensors
+    Example: draftpick drafters corpus --prompts generated --output table.safetensors
     """
     require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of, make_table, target_folder
@@ -152,7 +166,7 @@ def corpus(
         raise typer.BadParameter("give --text or --prompts")
     sequences = []
     if prompts:
-        asked = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
+        asked = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed)
         sequences = answers_of(asked).answer_tokens()
     result = make_table(texts, sequences, target_folder(target), output, num_bigrams)
     say(as_json, result, f"{output}: {result['bigrams']} bigrams of {result['tokens']} tokens")
@@ -161,25 +175,25 @@ def corpus(
 @drafters_app.command()
 def distill(
     prompts: Sources,
-    output: Annotated[Path, typer.Option("--out", help="Folder of the drafter.")],
-    kinds: Kinds = [],
+    output_dir: OutputDir,
+    tasks: Tasks = [],
     target: Target = "embedded",
     n: N = 2600,
-    max_tokens: MaxTokens = 224,
+    max_tokens: DraftedTokens = 224,
     temperatures: Temperatures = [0.0],
-    loss: Annotated[str, typer.Option(help="ce, kl, tvd, or tvd++.")] = "ce",
-    start: Start = None,
+    loss: Annotated[str, typer.Option("--loss", help="Training loss: ce, kl, tvd, or tvd++.")] = "ce",
+    init_from: InitFrom = None,
     hidden: Hidden = 168,
     layers: Layers = 2,
     learning_rate: LearningRate = 2e-3,
     epochs: Epochs = 6,
     minutes: Minutes = 14.0,
-    seed: Seed = 0,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Distil an independent small drafter from the target's own answers. An interrupted run goes on where it was.
+    """Distil a small draft model from the target's answers. An interrupted run resumes.
 
-    Example: draftpick drafters distill --prompts gsm8k.jsonl --out drafter --loss kl
+    Example: draftpick drafters distill --prompts gsm8k.jsonl --output-dir drafter --loss kl
     """
     require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
@@ -193,37 +207,42 @@ def distill(
         raise typer.BadParameter(f"unknown loss {loss!r} ({', '.join(LOSSES)})", param_hint="--loss")
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     fit = FitOptions(epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed)
-    options = DistillOptions(size=size, loss=loss, start=start, fit=fit)
-    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
+    options = DistillOptions(size=size, loss=loss, start=init_from, fit=fit)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed)
     with progress_bar() as bar:
-        result = run_distill(corpus, options, output, _Steps(bar))
-    say(as_json, result, f"{output}: {result['parameters'] / 1e6:.1f} M parameters, {_metrics(result)}")
+        result = run_distill(corpus, options, output_dir, _Steps(bar))
+    say(as_json, result, f"{output_dir}: {result['parameters'] / 1e6:.1f} M parameters, {_metrics(result)}")
 
 
 @drafters_app.command()
 def eagle(
     prompts: Sources,
-    output: Annotated[Path, typer.Option("--out", help="Folder of the head.")],
-    kinds: Kinds = [],
+    output_dir: OutputDir,
+    tasks: Tasks = [],
     target: Target = "embedded",
     n: N = 3000,
-    max_tokens: MaxTokens = 192,
+    max_tokens: DraftedTokens = 192,
     temperatures: Temperatures = [0.0, 0.7],
     draft_vocab_size: Annotated[
-        int, typer.Option(min=16, help="Tokens that the head can draft: the commonest.")
+        int, typer.Option("--draft-vocab-size", min=16, help="Size of the draft vocabulary: the most frequent tokens.")
     ] = 4096,
-    steps: Annotated[int, typer.Option(min=1, max=8, help="Draft tokens that training unrolls.")] = 3,
-    parallel: Annotated[bool, typer.Option(help="Draft all tokens in one pass (`parallel_drafting: true`).")] = False,
-    start: Start = None,
+    unroll_steps: Annotated[
+        int, typer.Option("--unroll-steps", min=1, max=8, help="Draft steps to unroll in training.")
+    ] = 3,
+    parallel: Annotated[
+        bool,
+        typer.Option("--parallel/--no-parallel", help="Draft all tokens in one pass (`parallel_drafting: true`)."),
+    ] = False,
+    init_from: InitFrom = None,
     learning_rate: LearningRate = 6e-4,
     epochs: Epochs = 6,
     minutes: Minutes = 20.0,
-    seed: Seed = 0,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Train an EAGLE-3 head: one layer on the target's hidden states. An interrupted run goes on where it was.
+    """Train an EAGLE-3 head: one layer on the target's hidden states. An interrupted run resumes.
 
-    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated:math@500 --out heads/math
+    Example: draftpick drafters eagle --prompts gsm8k.jsonl --prompts generated:math@500 --output-dir heads/math
     """
     require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
@@ -232,31 +251,32 @@ def eagle(
     from draftpick.engines.drafters.training.trainer import FitOptions
 
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
-    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, tuple(temperatures), target, seed)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed)
     with progress_bar() as bar:
-        result = run_eagle(corpus, EagleOptions(draft_vocab_size, steps, parallel, start, fit), output, _Steps(bar))
-    survival = ", ".join(f"{result[f'survival/{i}']:.2f}" for i in range(1, steps + 1))
-    text = f"{output}: {result['parameters'] / 1e6:.1f} M parameters, survival {survival}"
-    say(as_json, result, f"{text}, tau at k {steps} {result['block_efficiency']:.3f}")
+        options = EagleOptions(draft_vocab_size, unroll_steps, parallel, init_from, fit)
+        result = run_eagle(corpus, options, output_dir, _Steps(bar))
+    survival = ", ".join(f"{result[f'survival/{i}']:.2f}" for i in range(1, unroll_steps + 1))
+    text = f"{output_dir}: {result['parameters'] / 1e6:.1f} M parameters, survival {survival}"
+    say(as_json, result, f"{text}, tau at k {unroll_steps} {result['block_efficiency']:.3f}")
 
 
 @drafters_app.command()
 def losses(
     prompts: Sources,
-    output: Annotated[Path, typer.Option("--out", help="Folder of the drafters.")],
-    kinds: Kinds = [],
+    output_dir: OutputDir,
+    tasks: Tasks = [],
     target: Target = "embedded",
     n: N = 1000,
-    max_tokens: MaxTokens = 160,
+    max_tokens: DraftedTokens = 160,
     hidden: Hidden = 168,
     layers: Layers = 2,
     minutes: Minutes = 5.0,
     json_file: JsonFile = None,
-    seed: Seed = 0,
+    seed: Seed = DEFAULT_SEED,
 ) -> None:
-    """One drafter trained with cross-entropy, then fine-tuned with each loss for as long again, in one table.
+    """Compare training losses: train a drafter with cross-entropy, then fine-tune it equally long with each loss.
 
-    Example: draftpick drafters losses --prompts gsm8k.jsonl --out runs/losses
+    Example: draftpick drafters losses --prompts gsm8k.jsonl --output-dir runs/losses
     """
     require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
@@ -270,9 +290,9 @@ def losses(
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))
-    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed)
     with progress_bar() as bar:
-        results = compare_losses(corpus, options, output, list(LOSSES), _Steps(bar))
+        results = compare_losses(corpus, options, output_dir, list(LOSSES), _Steps(bar))
     shown = Table("loss", "agreement", "block efficiency (k 3)", "MBSU")
     for name, r in results.items():
         shown.add_row(name, *(f"{r[key]:.3f}" for key in ("agreement", "block_efficiency", "mbsu")))
@@ -285,39 +305,41 @@ def losses(
 @drafters_app.command("layer-skip")
 def layer_skip(
     prompts: Sources,
-    output: Annotated[Path, typer.Option("--out", help="Folder of checkpoint, plot and search.json.")],
-    kinds: Kinds = [],
+    output_dir: OutputDir,
+    tasks: Tasks = [],
     target: Target = "embedded",
     n: N = 200,
-    max_tokens: MaxTokens = 128,
-    trials: Annotated[int, typer.Option(min=1, help="Choices of sub-layers to try.")] = 60,
-    heal_minutes: Annotated[float, typer.Option(min=0, help="Distil the cut for so long; 0: leave it as it is.")] = 0.0,
-    seed: Seed = 0,
+    max_tokens: DraftedTokens = 128,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Number of layer sets to try.")] = 60,
+    distill_minutes: Annotated[
+        float, typer.Option("--distill-minutes", min=0, help="Minutes of distillation after the search; 0: none.")
+    ] = 0.0,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Make a drafter out of the target itself: search which attention and MLP sub-layers to leave out.
+    """Make a self-speculative drafter: search which attention and MLP sub-layers of the target to skip.
 
-    Works for any Llama-family target. A small target needs healing: without it a cut of one accepts next to nothing.
+    Works for any Llama-family target. A small target needs --distill-minutes: without it hardly a draft is accepted.
 
-    Example: draftpick drafters layer-skip --prompts prompts.jsonl --out runs/self --heal-minutes 20
+    Example: draftpick drafters layer-skip --prompts prompts.jsonl --output-dir runs/self --distill-minutes 20
     """
     require("train", "cpu")
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.layer_skip import run_layer_skip
 
-    corpus = Corpus(tuple(prompts), tuple(kinds), n, max_tokens, target=target, seed=seed)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed)
     with progress_bar() as bar:
-        result = run_layer_skip(corpus, output, trials=trials, heal_minutes=heal_minutes, progress=_Steps(bar))
+        result = run_layer_skip(corpus, output_dir, trials=trials, heal_minutes=distill_minutes, progress=_Steps(bar))
     best = result["best"]
     k = best["num_speculative_tokens"]
     text = f"{result['drafter']}: {best['layers']} layers, {best['speedup']:.2f}x expected with k={k}"
     if "healed" in result:
         text += f"; healed: {_metrics(result['healed'])}"
-    say(as_json, result, f"{text}\n{output}/search.png")
+    say(as_json, result, f"{text}\n{output_dir}/search.png")
 
 
 class _Steps:
-    """A line of the progress bar for each thing that is done."""
+    """One progress bar per task."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar

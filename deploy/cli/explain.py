@@ -1,4 +1,4 @@
-"""The command line of a decision: `draftpick explain`."""
+"""`draftpick explain`: why the router would choose an engine."""
 
 import json
 import math
@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draftpick.deploy.console import Json, Url, fail, out
+from draftpick.deploy.cli.options import Json, MaxTokens, Url
+from draftpick.deploy.console import fail, out
 from draftpick.engines.errors import DraftpickError
 
 explain_app = typer.Typer()
@@ -23,20 +24,20 @@ _WORTH_TELLING = 0.005
 
 @explain_app.command()
 def explain(
-    prompt: Annotated[
-        str | None, typer.Argument(help="What a user would ask; `-` reads it from standard input.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; `-`: read it from standard input.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the prompt from this file; a .json: the whole request.")
+        Path | None, typer.Option("--file", "-f", help="File with the prompt, or with a whole request (.json).")
     ] = None,
     url: Url = "http://127.0.0.1:8000",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: greedy.")] = 0.0,
+    max_tokens: MaxTokens = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=2, help="Sampling temperature; 0: greedy.")
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Say which engine a request would go to, what is expected of every engine, and what tipped it. Nothing is sent.
+    """Explain which engine a request would go to, with the predictions for every engine. Sends nothing to engines.
 
-    A router that asks for keys needs one with the scope `admin`, in the environment variable DRAFTPICK_ADMIN_KEYS.
+    If the router requires API keys, set DRAFTPICK_ADMIN_KEYS to one with the scope `admin`.
 
     Examples:
 

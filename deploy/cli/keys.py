@@ -1,4 +1,4 @@
-"""The command line of API keys: `draftpick keys new | list`."""
+"""API keys: `draftpick keys new | list`."""
 
 import json
 from datetime import UTC, datetime
@@ -9,37 +9,44 @@ import typer
 import yaml
 from rich.table import Table
 
-from draftpick.deploy.console import Json, err, fail, out
+from draftpick.deploy.cli.options import Json
+from draftpick.deploy.console import err, fail, out
 from draftpick.engines.atomic_write import atomic_write
 from draftpick.router.http.auth import Key, digest, new_key, read_keys
 
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of the router: `router.keys.file` holds their hashes.")
+keys_app = typer.Typer(
+    no_args_is_help=True, help="Manage the API keys of the router; `router.keys.file` holds their hashes."
+)
 
-File = Annotated[Path, typer.Option("--file", help="The file of keys (`router.keys.file`).")]
+File = Annotated[Path, typer.Option("--file", help="File with the keys (`router.keys.file`).")]
 
 
 @keys_app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Whose key it is; refusals and the history of policies say it.")],
+    name: Annotated[str, typer.Argument(help="Name of the key; shown in errors and in the history of policies.")],
     file: File = Path("keys.yaml"),
-    admin: Annotated[bool, typer.Option("--admin", help="It may pin engines, change the policy and explain.")] = False,
-    requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests a minute.")] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Allow pinning engines, changing the policy, and `explain`.")
+    ] = False,
+    requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests per minute.")] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option("--tpm", min=1, help="Tokens a minute, of prompts and answers.")
+        int | None, typer.Option("--tpm", min=1, help="Tokens per minute, prompts and answers together.")
     ] = None,
-    priority: Annotated[str, typer.Option(help="The highest that it may ask for: low, normal or high.")] = "normal",
-    expires: Annotated[datetime | None, typer.Option(help="From then on (UTC) it is refused.")] = None,
+    priority: Annotated[
+        str, typer.Option("--priority", help="Highest priority that a request may set: low, normal or high.")
+    ] = "normal",
+    expires: Annotated[datetime | None, typer.Option("--expires", help="Expiry time (UTC).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key and add its hash to the file. The key itself is shown once and kept nowhere.
+    """Create a key and add its hash to the file. The key is printed once and not stored.
 
-    A running router reads the file again within a second.
+    A running router reloads the file within a second.
 
     Example: draftpick keys new search-team --rpm 600 --file keys.yaml
     """
     keys = read_keys(file) if file.exists() else []
     if any(key.name == name for key in keys):
-        fail(f"{file} has a key {name!r} already (choose another name, or remove its line)", 2)
+        fail(f"{file} already has a key {name!r} (choose another name, or remove its line)", 2)
     secret = new_key()
     fields: dict[str, Any] = {
         "name": name,
@@ -55,12 +62,12 @@ def new(
         print(json.dumps({"name": name, "key": secret, "file": str(file)}))
         return
     print(secret)
-    err.print(f"in {file} as {name!r}; the key is shown this once", highlight=False, style="dim")
+    err.print(f"added to {file} as {name!r}; the key is not shown again", highlight=False, style="dim")
 
 
 @keys_app.command("list")
 def show(file: File = Path("keys.yaml"), as_json: Json = False) -> None:
-    """Show the keys of a file: names, scopes, limits; never a key.
+    """List the keys of a file: names, scopes and limits, never the key itself.
 
     Example: draftpick keys list --file keys.yaml
     """
@@ -76,6 +83,6 @@ def show(file: File = Path("keys.yaml"), as_json: Json = False) -> None:
 
 
 def _write(file: Path, keys: list[Key]) -> None:
-    """Replace the file whole: a router that reads it meanwhile sees the old or the new. Its owner alone reads it."""
+    """Replace the file atomically, readable by its owner only."""
     rows = [key.model_dump(mode="json", exclude_none=True, exclude_defaults=True) for key in keys]
     atomic_write(file, yaml.safe_dump(rows, sort_keys=False), mode=0o600)

@@ -1,4 +1,4 @@
-"""The command line: `draftpick demo | models | check-config`, and the parts in the other `cli_*.py`.
+"""The command line: all command groups, and `draftpick demo | models | check-config`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
@@ -18,7 +18,10 @@ from rich.table import Table
 from draftpick.deploy.cli.doctor import doctor_app
 from draftpick.deploy.cli.drafters import drafters_app
 from draftpick.deploy.cli.explain import explain_app
+from draftpick.deploy.cli.former_flags import CommandGroup
+from draftpick.deploy.cli.headroom import headroom_app
 from draftpick.deploy.cli.keys import keys_app
+from draftpick.deploy.cli.options import DEFAULT_SEED, Config, Json, JsonFile, OutputDir, Port, Seed
 from draftpick.deploy.cli.plan import plan_app
 from draftpick.deploy.cli.policies import registry_app
 from draftpick.deploy.cli.profile import profile_app
@@ -26,25 +29,27 @@ from draftpick.deploy.cli.report import report_app
 from draftpick.deploy.cli.retrain import retrain_app
 from draftpick.deploy.cli.serve import serve_app
 from draftpick.deploy.cli.train import policy_app
-from draftpick.deploy.console import Config, Json, Port, Seed, err, fail, out, progress_bar
+from draftpick.deploy.console import err, fail, out, progress_bar
 from draftpick.deploy.extras import MissingExtra, require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.engines.errors import ConfigError, DraftpickError
 
 app = typer.Typer(
     name="draftpick",
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Picks the right drafter for every request: a routing layer over vLLM engines that differ in their drafter.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; a command that has others says so in its "
-    "help. NO_COLOR=1 switches colours off.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; exceptions are in the help of "
+    "the command. NO_COLOR=1 disables colours.",
 )
 app.add_typer(serve_app)
 app.add_typer(policy_app)
 app.add_typer(explain_app)
 app.add_typer(plan_app)
 app.add_typer(doctor_app)
+app.add_typer(headroom_app)
 app.add_typer(report_app)
 app.add_typer(profile_app)
 app.add_typer(retrain_app)
@@ -54,7 +59,7 @@ app.add_typer(registry_app, name="policies")
 
 
 def _configure_stdout(commands: typer.Typer) -> None:
-    """Let the paragraphs of help fill their lines, but for indented ones: typer would keep the breaks of docstrings."""
+    """Join the lines of each help paragraph, except indented ones: typer keeps the line breaks of docstrings."""
     for command in commands.registered_commands:
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
@@ -64,7 +69,7 @@ def _configure_stdout(commands: typer.Typer) -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line and an exit code."""
+    """Entry point: prints expected errors as one line, and sets the exit code."""
     logging.captureWarnings(True)
     try:
         app()
@@ -90,9 +95,9 @@ def _command(words: Sequence[str]) -> str:
 def check_config(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a fleet.")], as_json: Json = False
 ) -> None:
-    """Check a configuration without starting anything; says the field and the cure for each error.
+    """Validate a configuration without starting anything; prints each error with its field and a fix.
 
-    Exit codes: 0 valid, perhaps with a warning; 2 wrong.
+    Exit codes: 0 valid, possibly with warnings; 2 invalid.
 
     Example: draftpick check-config fleet.yaml
     """
@@ -122,10 +127,12 @@ def check_config(
 
 @app.command()
 def models(
-    prepare: Annotated[bool, typer.Option("--prepare", help="Prepare the embedded target now.")] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Convert the embedded target now instead of on first use.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the models that come with the project and where they lie.
+    """List the models that ship with the package, and their paths.
 
     Example: draftpick models --prepare
     """
@@ -154,15 +161,15 @@ def models(
 @app.command()
 def demo(
     config: Config = "embedded",
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time for collecting and comparing prompts.")] = 9.0,
-    output: Annotated[Path, typer.Option("--out", help="Folder of what the demo writes.")] = Path("runs/demo"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Time for measurements, in minutes.")] = 9.0,
+    output_dir: OutputDir = Path("runs/demo"),
+    json_file: JsonFile = None,
     port: Port = 8000,
-    seed: Seed = 0,
+    seed: Seed = DEFAULT_SEED,
 ) -> None:
-    """The whole story: collect on the live fleet, train, serve the new policy, compare it on held-out prompts.
+    """Run everything once: start a fleet, collect, train, serve the new policy, compare it on held-out prompts.
 
-    Example: draftpick demo --minutes 5 --out runs/demo
+    Example: draftpick demo --minutes 5 --output-dir runs/demo
     """
     require("serve", "train")
     from draftpick.deploy.config import resolve
@@ -172,8 +179,9 @@ def demo(
 
     prepare_models(fleet)
     run_demo(
-        fleet, minutes=minutes, folder=output, json_file=json_file, port=port, seed=seed, console=out, bars=progress_bar
-    )
+        fleet, minutes=minutes, folder=output_dir, json_file=json_file, port=port, seed=seed, console=out,
+        bars=progress_bar,
+    )  # fmt: skip
 
 
 _configure_stdout(app)

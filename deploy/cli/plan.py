@@ -1,17 +1,20 @@
-"""The command line of sizing a fleet: `draftpick simulate | plan`."""
+"""Capacity planning: `draftpick simulate | plan`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from draftpick.deploy.console import Json, Seed, fail, out, progress_bar
+from draftpick.deploy.cli.options import DEFAULT_SEED, Data, Json, Plot, RecordsDir, Seed
+from draftpick.deploy.console import out, progress_bar
 from draftpick.deploy.extras import require
-from draftpick.engines.config import EMBEDDED
+
+if TYPE_CHECKING:
+    from draftpick.policy_training.simulator.capacity_plan import Plan
 
 plan_app = typer.Typer()
 
@@ -23,23 +26,30 @@ Profiles = Annotated[
     list[Path], typer.Option("--profiles", help="Folder of profiles, <engine>.json each, or one such file; repeatable.")
 ]
 Spec = Annotated[
-    str | None, typer.Option("--traffic", help="A YAML file of kinds of requests, or one that ships: six_kinds.")
+    str | None, typer.Option("--traffic", help="Traffic spec: a YAML file, or one that ships (six_kinds).")
 ]
-Data = Annotated[list[Path], typer.Option("--data", help="Dataset whose requests come, measured or replayed.")]
-Records = Annotated[Path | None, typer.Option("--records", help="The router's records, replayed as they came.")]
 Prior = Annotated[
-    str | None, typer.Option("--policy", help="With --records: a policy that knows engines which no record has.")
+    str | None, typer.Option("--policy", help="With --records: policy that predicts engines without records.")
 ]
 Rate = Annotated[
-    float | None, typer.Option("--rate", min=0.001, help="Requests a second; default: the file's, or as recorded.")
+    float | None, typer.Option("--rate", min=0.001, help="Requests per second; default: the spec's, or as recorded.")
 ]
-Count = Annotated[int, typer.Option("--requests", "-n", min=10, help="Requests of one simulation.")]
-Needs = Annotated[
-    list[str], typer.Option("--needs", help="ENGINE=N: accelerators of a replica (tensor_parallel_size), else 1.")
+Requests = Annotated[int, typer.Option("--requests", "-n", min=10, help="Requests per simulation run.")]
+ReplicaAccelerators = Annotated[
+    list[str],
+    typer.Option(
+        "--replica-accelerators",
+        help="ENGINE=N accelerators per replica (tensor_parallel_size); default 1; repeatable.",
+    ),
 ]
-Skill = Annotated[
+Predictability = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of the variance of log tau that the policy foresees: 0 none, 1 an oracle."),
+    typer.Option(
+        "--predictability",
+        min=0,
+        max=1,
+        help="Share of the variance of log tau that the policy predicts; 1: an oracle.",
+    ),
 ]
 
 
@@ -49,59 +59,50 @@ def simulate(
     profiles: Profiles,
     traffic: Spec = None,
     data: Data = [],
-    records: Records = None,
+    records: RecordsDir = None,
     policy: Prior = None,
     rate: Rate = None,
-    requests: Count = 4000,
-    needs: Needs = [],
-    skill: Skill = 0.6,
+    requests: Requests = 4000,
+    replica_accelerators: ReplicaAccelerators = [],
+    predictability: Predictability = 0.6,
     strategies: Annotated[
-        str, typer.Option(help="throughput, latency, cost, text, least_loaded, round_robin, oracle.")
+        str,
+        typer.Option(
+            "--strategies",
+            help="Comma-separated: throughput, latency, cost, text, least_loaded, round_robin, oracle.",
+        ),
     ] = "throughput,text,least_loaded,oracle",
-    seeds: Annotated[int, typer.Option(min=1, help="Repeats with other requests.")] = 3,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture of the latencies to this file.")] = None,
-    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs with different requests.")] = 3,
+    plot: Plot = None,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Simulate a fleet under load: latency, TTFT, TPOT and tokens/s by routing strategy, beside single engines.
+    """Simulate a fleet under load: latency, TTFT, TPOT and tokens/s by routing strategy and for single engines.
 
-    What a step takes at which batch size comes from profiles (`draftpick profile`), what is accepted from --traffic,
-    --data or --records. Every engine also gets all accelerators of the fleet alone: rows in brackets. Strategies:
-    `throughput`, `latency` and `cost` are the router's objectives (`router.load.objective`); `text` sees no load;
-    `oracle` knows every answer beforehand.
+    Step times come from profiles (`draftpick profile`), acceptance from --traffic, --data or --records. Rows in
+    brackets are one engine on all accelerators. Strategies: `throughput`, `latency` and `cost` are the router's
+    objectives (`router.load.objective`); `text` ignores load; `oracle` knows every acceptance length in advance.
 
     Example: draftpick simulate --profiles profiles --traffic six_kinds --rate 4 --fleet general=2,suffix=2
     """
     require("train")
-    from draftpick.policy_training.simulator.capacity_plan import WARM_UP
+    from draftpick.deploy.workflows import fleet_size
     from draftpick.policy_training.simulator.fleet import Fleet
-    from draftpick.policy_training.simulator.routing import strategy
-    from draftpick.policy_training.simulator.simulate import Run, intervals
-    from draftpick.policy_training.simulator.simulate import simulate as run
-    from draftpick.policy_training.simulator.traffic import predicted_tau
 
-    arms = _arms(profiles, needs)
-    counts = {name: _whole(count, "--fleet") for name, count in _pairs(fleet.split(","), "--fleet").items()}
+    arms = fleet_size.read_arms(profiles, replica_accelerators)
+    counts = fleet_size.counts(fleet.split(","), "--fleet")
     chosen = Fleet.from_counts(arms, counts)
-    source = _traffic(arms, traffic, data, records, policy, rate, requests)
-    fleets = {name: (chosen, name) for name in strategies.split(",")}
-    for name, arm in arms.items():
-        if alone := chosen.accelerators // arm.accelerators:
-            fleets[f"[{name}]"] = (Fleet((arm,), (alone,)), "least_loaded")
-    runs: dict[str, list[Run]] = {name: [] for name in fleets}
+    source = fleet_size.TrafficOptions(traffic, data, records, policy, rate, requests).read(arms)
+    options = fleet_size.SimulationOptions(strategies.split(","), predictability, range(seed, seed + seeds))
+    fleets = fleet_size.fleets_to_compare(chosen, arms, options.strategies)
     with progress_bar() as bar:
         row = bar.add_task("simulating", total=seeds * len(fleets))
-        for one in range(seed, seed + seeds):
-            made = source(one)
-            tau = predicted_tau(made.tau, skill, one)
-            for label, (some, name) in fleets.items():
-                runs[label].append(run(some, made, strategy(name, some, made, tau)))
-                bar.advance(row)
-    found = {name: intervals([one.figures(WARM_UP) for one in several]) for name, several in runs.items()}
+        runs = fleet_size.simulate_fleets(fleets, source, options, lambda: bar.advance(row))
     if plot is not None:
         from draftpick.deploy.plots.plan import plot_latencies
 
         plot_latencies({name: several[0].latency_s for name, several in runs.items()}, plot)
+    found = fleet_size.figures(runs)
     if as_json:
         shown = {name: {k: asdict(v) for k, v in figures.items()} for name, figures in found.items()}
         print(json.dumps({"fleet": counts, "accelerators": chosen.accelerators, "runs": shown}))
@@ -111,53 +112,53 @@ def simulate(
 
 @plan_app.command()
 def plan(
-    accelerators: Annotated[int, typer.Option("--accelerators", "-a", min=1, help="How many there are.")],
+    accelerators: Annotated[
+        int, typer.Option("--accelerators", "-a", min=1, help="Number of accelerators of the fleet.")
+    ],
     profiles: Profiles,
     traffic: Spec = None,
     data: Data = [],
-    records: Records = None,
+    records: RecordsDir = None,
     policy: Prior = None,
     rate: Rate = None,
-    requests: Count = 4000,
-    needs: Needs = [],
+    requests: Requests = 4000,
+    replica_accelerators: ReplicaAccelerators = [],
     objective: Annotated[
-        str, typer.Option(help="Seconds to make few: latency_s, tpot_s or ttft_s, /mean, /p95 or /p99.")
+        str, typer.Option("--objective", help="Figure to minimise: latency_s, tpot_s or ttft_s, /mean, /p95 or /p99.")
     ] = "latency_s/mean",
-    limit: Annotated[float | None, typer.Option(help="Say whether the objective stays below so many seconds.")] = None,
+    limit: Annotated[
+        float | None, typer.Option("--limit", help="Also say whether the objective stays below this, in seconds.")
+    ] = None,
     strategy: Annotated[
-        str, typer.Option(help="How the router chooses; see `draftpick simulate --help`.")
+        str, typer.Option("--strategy", help="Routing strategy; see `draftpick simulate --help`.")
     ] = "throughput",
-    skill: Skill = 0.6,
-    seeds: Annotated[int, typer.Option(min=2, help="Unseen traffics that the plan is judged on.")] = 8,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture of the plan to this file.")] = None,
-    seed: Seed = 0,
+    predictability: Predictability = 0.6,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Number of runs that evaluate the plan.")] = 8,
+    plot: Plot = None,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Say how many replicas of which engine some accelerators should run, or that one engine alone is better.
+    """Choose how many replicas of which engine to run on a number of accelerators.
 
-    Searches allocations in the simulator, from the best single engine on, and judges the best one on traffic that the
-    search has not seen, against all accelerators for the best single engine. Unless the interval of that ratio lies
-    above 1, one engine is the better choice, and the plan says so.
+    Searches allocations in the simulator, starting from the best single engine, and evaluates the best one on unseen
+    traffic against that single engine on all accelerators. Recommends the single engine unless the whole confidence
+    interval of the speed-up is above 1.
 
     Examples:
 
       draftpick plan -a 8 --profiles profiles --records records
-      draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --needs big=2
+      draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --replica-accelerators big=2
     """
     require("train")
+    from draftpick.deploy.workflows.fleet_size import TrafficOptions, read_arms
     from draftpick.policy_training.simulator.capacity_plan import PlanQuestion
-    from draftpick.policy_training.simulator.capacity_plan import plan as search
 
-    arms = _arms(profiles, needs)
-    source = _traffic(arms, traffic, data, records, policy, rate, requests)
+    arms = read_arms(profiles, replica_accelerators)
+    source = TrafficOptions(traffic, data, records, policy, rate, requests).read(arms)
     question = PlanQuestion(
-        arms, source, accelerators, objective, strategy, skill, evaluation_seeds=seeds, first_seed=seed
+        arms, source, accelerators, objective, strategy, predictability, evaluation_seeds=seeds, first_seed=seed
     )
-    with progress_bar() as bar:
-        row = bar.add_task("searching", total=None)
-        found = search(
-            question, lambda tried, best: bar.update(row, description=f"searching, best {best:.3g} s", completed=tried)
-        )
+    found = _search(question)
     if plot is not None:
         from draftpick.deploy.plots.plan import plot_plan
 
@@ -166,89 +167,33 @@ def plan(
     if as_json:
         print(json.dumps({**asdict(found), "chosen": found.chosen, "within_limit": within}))
         return
-    ratio = f"{found.speed.value:.3f} [{found.speed.low:.3f}, {found.speed.high:.3f}]"
-    _show({f"[{_named(found.single)}]": found.single_figures, _named(found.replicas): found.figures})
-    if found.better:
-        out.print(f"run [bold]{_named(found.replicas)}[/bold]: {ratio} times as fast ({objective})", highlight=False)
-    else:
-        out.print(
-            f"run [bold]{_named(found.single)}[/bold] alone: {_named(found.replicas)} would be {ratio} times as fast, "
-            "which is no certain gain" if found.replicas != found.single else
-            f"run [bold]{_named(found.single)}[/bold] alone: no mixture that was tried is faster",
-            highlight=False,
-        )  # fmt: skip
+    _recommend(found, objective)
     if within is not None:
         out.print(f"{objective} {'stays' if within else 'does not stay'} below {limit:g} s", highlight=False)
 
 
-def _arms(paths: Sequence[Path], needs: Sequence[str]) -> dict[str, Any]:
-    from draftpick.engines.profile.profile import Profile, ProfileError
-    from draftpick.policy_training.simulator.engine import Arm
+def _search(question: Any) -> "Plan":
+    """The best allocation, with a progress bar."""
+    from draftpick.policy_training.simulator.capacity_plan import plan as search
 
-    wanted = _pairs(needs, "--needs")
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    arms = {}
-    for file in files:
-        try:
-            profile = Profile.from_json(file.read_bytes())
-        except ProfileError as error:
-            raise ProfileError(f"{file}: {error}") from error
-        needed = _whole(wanted.pop(file.stem, "1"), "--needs")
-        arms[file.stem] = Arm.from_profile(file.stem, profile, accelerators=needed, price=float(needed))
-    if not arms:
-        fail("--profiles: no <engine>.json there (`draftpick profile` makes them)", 2)
-    if wanted:
-        fail(f"--needs: no profile of {', '.join(wanted)} (there are: {', '.join(arms)})", 2)
-    return arms
+    with progress_bar() as bar:
+        row = bar.add_task("searching", total=None)
+        return search(
+            question, lambda tried, best: bar.update(row, description=f"searching, best {best:.3g} s", completed=tried)
+        )
 
 
-def _traffic(
-    arms: Mapping[str, Any],
-    spec: str | None,
-    data: Sequence[Path],
-    records: Path | None,
-    policy: str | None,
-    rate: float | None,
-    n: int,
-) -> Any:
-    """The traffic that was asked for, of these engines."""
-    from draftpick.policy_training.data.dataset import load
-    from draftpick.policy_training.data.from_records import from_records
-    from draftpick.policy_training.simulator.traffic import (
-        RecordedTraffic,
-        SyntheticTraffic,
-        dataset_traffic,
-        read_spec,
-        records_traffic,
-    )
-    from draftpick.router.policies import SHIPPED, read
-
-    if sum([spec is not None, bool(data), records is not None]) != 1:
-        fail("give one of --traffic, --data and --records", 2)
-    profiles = {name: arm.modes[0].profile for name, arm in arms.items()}
-    if spec is not None:
-        said = read_spec(spec)
-        bursts = said.bursts.bursts() if said.bursts else None
-        return SyntheticTraffic(said.rows(list(arms)), n, rate or said.rate, bursts)
-    if data:
-        return SyntheticTraffic(dataset_traffic(load(*data), profiles), n, rate or 1.0)
-    assert records is not None
-    prior = None if policy is None else read(SHIPPED if policy == EMBEDDED else Path(policy))
-    return RecordedTraffic(records_traffic(from_records(records), profiles, prior), rate, n)
-
-
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """What `NAME=VALUE` texts say."""
-    pairs = [text.strip().partition("=") for text in texts if text.strip()]
-    if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
-        fail(f"{option}: {wrong[0]!r} is not ENGINE=NUMBER", 2)
-    return {name: value for name, _, value in pairs}
-
-
-def _whole(text: str, option: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        fail(f"{option}: {text!r} is no number of 1 or more", 2)
-    return int(text)
+def _recommend(found: "Plan", objective: str) -> None:
+    single, mixed = _named(found.single), _named(found.replicas)
+    ratio = f"{found.speed.value:.3f} [{found.speed.low:.3f}, {found.speed.high:.3f}]"
+    _show({f"[{single}]": found.single_figures, mixed: found.figures})
+    if found.better:
+        text = f"run [bold]{mixed}[/bold]: {ratio} times as fast ({objective})"
+    elif found.replicas != found.single:
+        text = f"run [bold]{single}[/bold] alone: {mixed} would be {ratio} times as fast, which is no certain gain"
+    else:
+        text = f"run [bold]{single}[/bold] alone: no mixture that was tried is faster"
+    out.print(text, highlight=False)
 
 
 def _named(counts: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The command line of the registry: `draftpick policies list | show | add | canary | promote | pin | ...`."""
+"""Policies in service and the registry: `draftpick policies activate | list | show | add | canary | promote | ...`."""
 
 import json
 from pathlib import Path
@@ -8,24 +8,67 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draftpick.deploy.console import Json, err, out, say
+from draftpick.deploy.cli.options import Json, RayAddress, RegistryDir
+from draftpick.deploy.console import err, fail, out, say
+from draftpick.deploy.extras import require
 
 if TYPE_CHECKING:
     from draftpick.router.registry.registry import Registry, RegistryState
 
 registry_app = typer.Typer(
-    no_args_is_help=True, help="The registry of policies: what serves, what is on its way, and what was before."
+    no_args_is_help=True, help="Change the policy in service, and manage the registry of policies."
 )
 
-Folder = Annotated[Path, typer.Option("--registry", envvar="DRAFTPICK_REGISTRY", help="Folder of the registry.")]
 Id = Annotated[str, typer.Argument(help="Id of a policy, such as p0001.")]
-Reason = Annotated[str, typer.Option(help="Why; stands in the history.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason, for the history.")]
 _BY = "command line"
 
 
+@registry_app.command()
+def activate(
+    policy: Annotated[
+        str, typer.Argument(help="Folder of a policy; without --registry also `embedded`, `fixed`, `uniform`.")
+    ],
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            "--registry", envvar="DRAFTPICK_REGISTRY", help="Registry that the routers follow; default: --ray-address."
+        ),
+    ] = None,
+    ray_address: RayAddress = None,
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Put a policy into service without a restart: adds it to a registry and activates it there.
+
+    Without a registry the policy goes to all router replicas of a Ray cluster, until they restart.
+
+    Examples:
+
+      draftpick policies activate runs/policy --registry /shared/policies
+      draftpick policies activate fixed --ray-address auto
+    """
+    if registry is None:
+        require("serve")
+        from draftpick.deploy.launch.ray_serve import use_policy
+
+        name = str(Path(policy).resolve()) if Path(policy).exists() else policy
+        ids = use_policy(name, ray_address or "auto")
+        say(as_json, {"policies": ids}, f"serving {', '.join(sorted(set(ids)))} on {len(ids)} router replica(s)")
+        return
+    if ray_address is not None:
+        fail("give --registry or --ray-address, not both", 2)
+    from draftpick.router.registry.registry import Registry
+
+    policies = Registry(registry)
+    id = policies.add(Path(policy), {"reason": reason}, _BY)
+    policies.promote(id, _BY, reason)
+    say(as_json, {"id": id, "active": True}, f"{id} is active")
+
+
 @registry_app.command("list")
-def show_all(registry: Folder, as_json: Json = False) -> None:
-    """Show all policies: their stage, what is active, pinned, and on its way.
+def show_all(registry: RegistryDir, as_json: Json = False) -> None:
+    """List all policies with their stage: active, previous, candidate, retired.
 
     Example: draftpick policies list --registry /shared/policies
     """
@@ -44,8 +87,8 @@ def show_all(registry: Folder, as_json: Json = False) -> None:
 
 
 @registry_app.command()
-def show(id: Id, registry: Folder, as_json: Json = False) -> None:
-    """Show one policy: where it comes from, and the report on it.
+def show(id: Id, registry: RegistryDir, as_json: Json = False) -> None:
+    """Show one policy: its origin and its evaluation report.
 
     Example: draftpick policies show p0001 --registry /shared/policies
     """
@@ -70,12 +113,12 @@ def show(id: Id, registry: Folder, as_json: Json = False) -> None:
 
 @registry_app.command()
 def add(
-    folder: Annotated[Path, typer.Argument(help="Folder of a policy, as `draftpick train` writes it.")],
-    registry: Folder,
+    folder: Annotated[Path, typer.Argument(help="Folder of a policy, as written by `draftpick train`.")],
+    registry: RegistryDir,
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Copy a policy into the registry and print its id. The first of a registry becomes active.
+    """Copy a policy into the registry and print its id. The first policy of a registry becomes active.
 
     Example: draftpick policies add runs/policy --registry /shared/policies
     """
@@ -88,18 +131,18 @@ def add(
         policies.promote(id, _BY, "nothing was active")
     say(as_json, {"id": id, "active": first}, id)
     if first and not as_json:
-        err.print(f"{id} is active: nothing else was", highlight=False, style="dim")
+        err.print(f"{id} is active: it is the first policy", highlight=False, style="dim")
 
 
 @registry_app.command()
 def canary(
     id: Id,
-    share: Annotated[float, typer.Argument(min=0, max=1, help="Share of the requests; 0: it only looks on.")],
-    registry: Folder,
+    share: Annotated[float, typer.Argument(min=0, max=1, help="Share of the requests; 0: shadow mode.")],
+    registry: RegistryDir,
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Give a policy a share of the requests. It takes the place of another candidate.
+    """Give a policy a share of the requests, as the only candidate.
 
     Example: draftpick policies canary p0002 0.1 --registry /shared/policies
     """
@@ -109,12 +152,12 @@ def canary(
         say(as_json, {"id": id, "share": share}, f"{id} decides {_percent(share)} of the requests")
     else:
         policies.start_shadow(id, _BY, reason)
-        say(as_json, {"id": id, "share": share}, f"{id} looks on")
+        say(as_json, {"id": id, "share": share}, f"{id} is in shadow mode")
 
 
 @registry_app.command()
-def promote(id: Id, registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
-    """Make a policy the active one.
+def promote(id: Id, registry: RegistryDir, reason: Reason = "", as_json: Json = False) -> None:
+    """Activate a policy of the registry.
 
     Example: draftpick policies promote p0002 --registry /shared/policies
     """
@@ -124,8 +167,8 @@ def promote(id: Id, registry: Folder, reason: Reason = "", as_json: Json = False
 
 
 @registry_app.command()
-def pin(id: Id, registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
-    """Make a policy the active one, and let nothing replace it until `unpin`.
+def pin(id: Id, registry: RegistryDir, reason: Reason = "", as_json: Json = False) -> None:
+    """Activate a policy, and keep it active until `unpin`.
 
     Example: draftpick policies pin p0001 --registry /shared/policies
     """
@@ -135,8 +178,8 @@ def pin(id: Id, registry: Folder, reason: Reason = "", as_json: Json = False) ->
 
 
 @registry_app.command()
-def unpin(registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
-    """Let the active policy be replaced again.
+def unpin(registry: RegistryDir, reason: Reason = "", as_json: Json = False) -> None:
+    """Allow candidates to replace the active policy again.
 
     Example: draftpick policies unpin --registry /shared/policies
     """
@@ -146,8 +189,8 @@ def unpin(registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
 
 
 @registry_app.command()
-def rollback(registry: Folder, reason: Reason = "", as_json: Json = False) -> None:
-    """Go back to the policy that was active before; the present one and a candidate are refused.
+def rollback(registry: RegistryDir, reason: Reason = "", as_json: Json = False) -> None:
+    """Activate the previous policy, and reject the current one and any candidate.
 
     Example: draftpick policies rollback --registry /shared/policies --reason "slower on long prompts"
     """
@@ -157,8 +200,8 @@ def rollback(registry: Folder, reason: Reason = "", as_json: Json = False) -> No
 
 
 @registry_app.command()
-def history(registry: Folder, as_json: Json = False) -> None:
-    """Show the last changes, the newest at the end.
+def history(registry: RegistryDir, as_json: Json = False) -> None:
+    """List the last changes of the registry, the newest last.
 
     Example: draftpick policies history --registry /shared/policies
     """
@@ -174,11 +217,13 @@ def history(registry: Folder, as_json: Json = False) -> None:
 
 @registry_app.command()
 def prune(
-    registry: Folder,
-    keep: Annotated[int, typer.Option(min=1, help="Retired and refused policies that stay, the newest.")],
+    registry: RegistryDir,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="Number of retired and rejected policies to keep, the newest.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Remove old policies that are retired or refused, with their folders.
+    """Delete old retired and rejected policies, with their folders.
 
     Example: draftpick policies prune --keep 20 --registry /shared/policies
     """

@@ -1,4 +1,4 @@
-"""The command line of profiles: `draftpick profile`."""
+"""`draftpick profile`: step times of engines."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,8 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from draftpick.deploy.console import Json, err, out, progress_bar, say
+from draftpick.deploy.cli.options import Json, Plot
+from draftpick.deploy.console import err, out, progress_bar, say
 from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.engines.errors import ConfigError
@@ -21,34 +22,39 @@ profile_app = typer.Typer()
 @profile_app.command()
 def profile(
     config: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of a fleet; needless where --url is given.")
+        str | None, typer.Argument(help="A YAML file, or the name of a fleet; optional with --url.")
     ] = None,
-    engine: Annotated[list[str], typer.Option(help="This engine of the fleet alone; may be repeated.")] = [],
-    url: Annotated[
-        list[str], typer.Option(help="NAME=URL of an engine that runs already and serves nobody; may be repeated.")
+    engine: Annotated[
+        list[str], typer.Option("--engine", help="Engine of the fleet to profile; default: all; repeatable.")
     ] = [],
-    batches: Annotated[str, typer.Option(help="Requests that run at once: 1 and more.")] = "1,2,4,8",
-    contexts: Annotated[str, typer.Option(help="Tokens that each has before its answer.")] = "128",
-    output: Annotated[Path | None, typer.Option("--out", help="Also write each profile into this folder.")] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Draw a step's time by batch into this file.")
+    url: Annotated[
+        list[str], typer.Option("--url", help="NAME=URL of a running engine without other traffic; repeatable.")
+    ] = [],
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", help="Comma-separated numbers of concurrent requests.")
+    ] = "1,2,4,8",
+    context_lengths: Annotated[
+        str, typer.Option("--context-lengths", help="Comma-separated prompt lengths, in tokens.")
+    ] = "128",
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Also write each profile to this folder.")
     ] = None,
+    plot_file: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what a decoding step takes on every engine, by the number of requests that run at once.
+    """Measure the duration of a decoding step on every engine, by batch size and context length.
 
-    A router that knows this can weigh load: alone on an engine, drafting is nearly free; among many requests each
-    drafted token costs time. What text an engine accepts is learned, what a step takes is measured here, once for
-    each engine and machine: engines find their profile again at every start, and show it to routers.
+    With profiles the router takes load into account: drafting is nearly free for a single request, and costs time in a
+    large batch. Profile once per engine and machine: engines load their profile at start and publish it to routers.
 
-    Each engine is started alone and measured for about a minute. Nothing else may run on the machine meanwhile; what
-    was measured on a busy one is not kept. An engine that somebody else runs finds its profile if it is measured on its
-    own machine and was started with `--middleware draftpick.engines.vllm.middleware.VLLMPages`.
+    Starts each engine alone and measures for about a minute. Leave the machine otherwise idle: unstable measurements
+    are discarded. For an engine that runs elsewhere, run the command on its machine, and start the engine with
+    `--middleware draftpick.engines.vllm.middleware.VLLMPages`.
 
     Examples:
 
       draftpick profile embedded --engine plain --engine suffix
-      draftpick profile fleet.yaml --batches 1,2,4,8,16,32 --contexts 64,1024 --plot steps.png
+      draftpick profile fleet.yaml --batch-sizes 1,2,4,8,16,32 --context-lengths 64,1024 --plot steps.png
       draftpick profile --url mine=http://10.0.0.7:8000 --json
     """
     require("train")
@@ -56,16 +62,16 @@ def profile(
     from draftpick.deploy.workflows.profile import plot, save, subjects
     from draftpick.engines.profile.measure import ProfilePlan
 
-    # A profile begins with one request alone.
-    plan = ProfilePlan(tuple(sorted({1, *_numbers("--batches", batches)})), _numbers("--contexts", contexts))
+    sizes = {1, *_numbers("--batch-sizes", batch_sizes)}  # a profile starts at batch size 1
+    plan = ProfilePlan(tuple(sorted(sizes)), _numbers("--context-lengths", context_lengths))
     fleet = resolve(config) if config is not None else None
     todo = subjects(fleet, engine, url)
     if any(subject.url is None for subject in todo):
         require("serve")
         prepare_models(fleet)
     found, kept = _measured(todo, plan)
-    if output is not None:
-        save(found, output)
+    if output_dir is not None:
+        save(found, output_dir)
     if plot_file is not None:
         plot(found, plot_file)
     if as_json:

@@ -1,4 +1,4 @@
-"""The command line of the loop: `draftpick retrain | events`."""
+"""The retraining loop: `draftpick retrain | events`."""
 
 import json
 import shlex
@@ -7,147 +7,172 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from draftpick.deploy.cli.train import Checkpoints, Default, Homes, workers_of
-from draftpick.deploy.console import Json, Seed, err, fail, out, progress_bar
+from draftpick.deploy.cli.former_flags import modernise
+from draftpick.deploy.cli.options import (
+    DEFAULT_SEED,
+    Checkpoints,
+    DefaultEngine,
+    Json,
+    Learner,
+    Paraphrased,
+    Records,
+    RegistryDir,
+    Seed,
+    TrainingDomains,
+    Workers,
+)
+from draftpick.deploy.cli.train import workers_of
+from draftpick.deploy.console import err, fail, out, progress_bar
 from draftpick.deploy.extras import require
 
-retrain_app = typer.Typer()
-_CLUSTER_BEGINS_S = 30.0
+if TYPE_CHECKING:
+    from draftpick.policy_training.retraining.controller import RolloutController
 
-REFUSED = 3
-Records = Annotated[
-    str, typer.Option("--records", help="Folder of the router's records, or a URL of any fsspec store.")
+retrain_app = typer.Typer()
+_CLUSTER_START_S = 30.0
+
+REJECTED = 3
+
+TrainData = Annotated[list[Path], typer.Option("--data", help="Dataset to train on as well; repeatable.")]
+ActiveFeaturizer = Annotated[
+    str | None, typer.Option("--featurizer", help="Featurizer of the contexts; default: the active policy's.")
 ]
-RegistryDir = Annotated[Path, typer.Option("--registry", envvar="DRAFTPICK_REGISTRY", help="Folder of the registry.")]
+Watch = Annotated[
+    bool, typer.Option("--watch/--no-watch", help="Keep running: retrain after drift, roll candidates out.")
+]
+RetrainInterval = Annotated[
+    float | None, typer.Option("--interval", min=1, help="With --watch: also retrain at this interval, in seconds.")
+]
+PollInterval = Annotated[
+    float,
+    typer.Option("--poll-interval", min=0.1, help="With --watch: read new records at this interval, in seconds."),
+]
+CanaryShares = Annotated[
+    str, typer.Option("--canary-shares", help="Shares of the requests for a candidate, stage by stage.")
+]
+MinRequests = Annotated[int, typer.Option("--min-requests", min=1, help="Minimum requests of a candidate per stage.")]
+MaxRequests = Annotated[
+    int, typer.Option("--max-requests", min=1, help="Requests after which an undecided candidate is rejected.")
+]
+Holdout = Annotated[
+    float,
+    typer.Option("--holdout", min=0, max=0.5, help="Share of the requests for the previous policy after a promotion."),
+]
+HoldoutRequests = Annotated[
+    int, typer.Option("--holdout-requests", min=1, help="Number of requests after which the holdout ends.")
+]
+RequireSignificance = Annotated[
+    bool,
+    typer.Option(
+        "--require-significance/--no-require-significance",
+        help="Require a significant gain on records before any live traffic.",
+    ),
+]
+MinNewRecords = Annotated[int, typer.Option("--min-new-records", min=1, help="Minimum new records before retraining.")]
+Submit = Annotated[str | None, typer.Option("--submit", help="Run as a Ray Job on this cluster: http://HEAD:8265.")]
 
 
 @retrain_app.command()
 def retrain(
     records: Records,
     registry: RegistryDir,
-    data: Annotated[list[Path], typer.Option("--data", help="Datasets to learn from, too; may be repeated.")] = [],
-    reworded: Annotated[
-        list[Path], typer.Option("--reworded", help="Requests of --data in other words, to judge by; may be repeated.")
-    ] = [],
-    learner: Annotated[str, typer.Option(help="Name of the learner; a wrong one lists them.")] = "tau_cost",
-    default: Default = "plain",
-    featurizer: Annotated[str | None, typer.Option(help="Whose contexts; default: the active policy's.")] = None,
-    homes: Homes = [],
-    watch: Annotated[bool, typer.Option(help="Go on: retrain after drift, take candidates to all requests.")] = False,
-    every: Annotated[float | None, typer.Option(min=1, help="With --watch: train so often, in seconds.")] = None,
-    poll: Annotated[float, typer.Option(min=0.1, help="With --watch: look so often, in seconds.")] = 5.0,
-    stages: Annotated[
-        str, typer.Option(help="Shares of the requests that a candidate decides, in turn.")
-    ] = "0.01,0.1,0.5",
-    min_requests: Annotated[int, typer.Option(min=1, help="Requests of a candidate's own in each stage.")] = 50,
-    most_requests: Annotated[int, typer.Option(min=1, help="Undecided after so many of its own: refused.")] = 4000,
-    holdout: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Share that the policy before keeps after a promotion; 0: none.")
-    ] = 0.1,
-    watched: Annotated[int, typer.Option(min=1, help="Requests that it keeps it for.")] = 4000,
-    prove: Annotated[bool, typer.Option(help="Ask for a proven gain by records, before any live traffic.")] = True,
-    fewest_new: Annotated[int, typer.Option(min=1, help="New records before another training.")] = 500,
-    workers: Annotated[
-        int,
-        typer.Option(min=0, help="Ray workers that read segments, and fit a network together; 0: in this process."),
-    ] = 0,
+    data: TrainData = [],
+    paraphrased_data: Paraphrased = [],
+    learner: Learner = "tau_cost",
+    default_engine: DefaultEngine = "plain",
+    featurizer: ActiveFeaturizer = None,
+    training_domains: TrainingDomains = [],
+    watch: Watch = False,
+    interval: RetrainInterval = None,
+    poll_interval: PollInterval = 5.0,
+    canary_shares: CanaryShares = "0.01,0.1,0.5",
+    min_requests: MinRequests = 50,
+    max_requests: MaxRequests = 4000,
+    holdout: Holdout = 0.1,
+    holdout_requests: HoldoutRequests = 4000,
+    require_significance: RequireSignificance = True,
+    min_new_records: MinNewRecords = 500,
+    workers: Workers = 0,
     checkpoints: Checkpoints = None,
-    submit: Annotated[str | None, typer.Option(help="Run it as a Ray Job there: http://HEAD:8265.")] = None,
-    seed: Seed = 0,
+    submit: Submit = None,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
-    """Make a candidate of the router's records, gate it, and put it into the registry.
+    """Train a candidate policy on the router's records, check it, and put it into the registry.
 
-    Its gate also asks what the same learner would do with requests that it has not seen: of --data in other words
-    (--reworded, made by `label --reworded`), and each kind of --data in turn, or, without, each kind of record that
-    shadows know the times of. The report says which of these checks were not made, and why.
+    The gate also evaluates on unseen requests: --paraphrased-data, and each task of --data (or, without --data, each
+    cluster of shadow requests) left out of training in turn. The report lists the checks that were not possible. The
+    command can be killed at any time without harm to the registry.
 
-    May be killed at any time: the registry always holds one whole policy.
-
-    Exit codes: 0 a candidate is on its way or a policy serves, 1 failed, 2 wrong usage, 3 refused by its gate.
+    Exit codes: 0 a candidate or a policy is in service, 1 failed, 2 wrong usage, 3 rejected by the gate.
 
     Examples:
 
       draftpick retrain --records records --registry registry
-      draftpick retrain --records records --registry registry --watch --every 3600
+      draftpick retrain --records records --registry registry --watch --interval 3600
     """
     if submit is not None:
-        require("serve")
         sys.exit(_submitted(submit))
+    if paraphrased_data and not data:
+        fail("--paraphrased-data needs --data: the original prompts", 2)
+    if training_domains and featurizer is None:
+        fail("--training-domain needs --featurizer", 2)
     require("train", *(["serve"] if workers else []))
-    from draftpick.policy_training.data.dataset import load
-    from draftpick.policy_training.data.record_store import RecordStore
-    from draftpick.policy_training.learners import learner as learner_of
+    from draftpick.deploy.workflows.retrain import RetrainOptions
     from draftpick.policy_training.retraining.canary import Limits
-    from draftpick.policy_training.retraining.controller import RolloutConfig, RolloutController
-    from draftpick.policy_training.retraining.pipeline import RetrainingPlan
-    from draftpick.router.registry.registry import Registry
+    from draftpick.policy_training.retraining.controller import RolloutConfig
 
-    if reworded and not data:
-        fail("--reworded needs --data: the same requests in their own words", 2)
-    plan = RetrainingPlan(
-        learner_of(learner),
-        default,
-        featurizer,
-        base=load(*data) if data else None,
-        reworded=load(*reworded) if reworded else None,
-        training_domains=_homes(homes, featurizer),
-        seed=seed,
-        require_significance=prove,
-        workers=workers_of(workers, checkpoints, registry / "training"),
-    )
-    limits = Limits(min_requests=min_requests, max_requests=most_requests)
-    rules = RolloutConfig(_shares(stages), limits, fewest_new, every, holdout, watched)
-    store = RecordStore(records, workers)
-    keeper = RolloutController(store, Registry(registry), plan, rules, lambda text: _notify(text, as_json))
+    options = RetrainOptions(
+        records, registry, data, paraphrased_data, learner, default_engine, featurizer, training_domains, seed,
+        require_significance, workers, workers_of(workers, checkpoints, registry / "training"),
+    )  # fmt: skip
+    shares, limits = _shares(canary_shares), Limits(min_requests=min_requests, max_requests=max_requests)
+    rollout = RolloutConfig(shares, limits, min_new_records, interval, holdout, holdout_requests)
+    controller = options.controller(rollout, lambda text: _notify(text, as_json))
     if watch:
-        _keep(keeper, poll)
-        return
+        _watch(controller, poll_interval)
+    else:
+        _retrain_once(controller, as_json)
+
+
+def _retrain_once(controller: "RolloutController", as_json: bool) -> None:
     with progress_bar() as bar:
         row = bar.add_task("retraining", total=None)
-        result = keeper.train(lambda what: bar.update(row, description=what))
+        result = controller.train(lambda what: bar.update(row, description=what))
     if as_json:
         print(json.dumps({"action": result.action, "id": result.id, **result.report}))
     if result.action == "refused":
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(REJECTED)
 
 
-def _keep(keeper: Any, poll_s: float) -> None:
-    """Step for ever; what fails is told of and tried again."""
+def _watch(controller: "RolloutController", poll_interval_s: float) -> None:
+    """Step until killed; prints each new failure once, and retries."""
     from draftpick.policy_training.data.dataset import DatasetError
     from draftpick.router.errors import PolicyRejected
 
-    said = ""
+    printed = ""
     while True:
         try:
-            keeper.step()
+            controller.step()
         except (DatasetError, PolicyRejected, OSError) as error:
-            if str(error) != said:
+            if str(error) != printed:
                 err.print(f"[yellow]warning:[/yellow] {error}", highlight=False, soft_wrap=True)
-            said = str(error)
-        time.sleep(poll_s)
+            printed = str(error)
+        time.sleep(poll_interval_s)
 
 
 def _shares(text: str) -> tuple[float, ...]:
     try:
         shares = tuple(float(share) for share in text.split(","))
     except ValueError:
-        fail(f"--stages: {text!r} is no list of numbers", 2)
+        fail(f"--canary-shares: {text!r} is no list of numbers", 2)
     if list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
-        fail(f"--stages: {text!r} must rise, from above 0 to below 1", 2)
+        fail(f"--canary-shares: {text!r} must increase, from above 0 to below 1", 2)
     return shares
-
-
-def _homes(homes: list[str], featurizer: str | None) -> Any:
-    from draftpick.deploy.workflows.featurizers import read_training_domains
-
-    if homes and featurizer is None:
-        fail("--home needs --featurizer: whose contexts of these texts", 2)
-    return read_training_domains(homes, featurizer or "")
 
 
 def _notify(text: str, as_json: bool) -> None:
@@ -158,10 +183,11 @@ def _notify(text: str, as_json: bool) -> None:
 
 
 def _submitted(address: str) -> int:
-    """Run this very command as a Ray Job, without --submit; its output here, its exit code back."""
+    """Run this command as a Ray Job without --submit: prints its output, returns its exit code."""
+    require("serve")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    arguments = list(sys.argv[1:])
+    arguments = modernise(sys.argv[1:])[0]
     at = next(i for i, one in enumerate(arguments) if one.split("=")[0] == "--submit")
     del arguments[at : at + (1 if "=" in arguments[at] else 2)]
     client = JobSubmissionClient(address)
@@ -180,8 +206,8 @@ def _submitted(address: str) -> int:
 
 
 def _job(client: Any, command: str, address: str) -> str:
-    """Its number. A cluster that has just begun takes jobs some seconds later."""
-    until = time.monotonic() + _CLUSTER_BEGINS_S
+    """The job's id. A new cluster accepts jobs only after some seconds."""
+    until = time.monotonic() + _CLUSTER_START_S
     while True:
         try:
             return str(client.submit_job(entrypoint=command))
@@ -194,10 +220,10 @@ def _job(client: Any, command: str, address: str) -> str:
 @retrain_app.command()
 def events(
     records: Records,
-    since: Annotated[float, typer.Option(min=0, help="Only those of the last so many hours; 0: all.")] = 0.0,
+    since: Annotated[float, typer.Option("--since", min=0, help="Only the last hours, this many; 0: all.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """What routers noticed and did: engines and requests that changed, policies taken, refused and put aside.
+    """List the routers' events: drift, changes of engines, and policies activated, rejected and suspended.
 
     Example: draftpick events --records records --since 24
     """

@@ -1,4 +1,4 @@
-"""The command line of running it: `draftpick serve | route`."""
+"""Serving: `draftpick serve | route`."""
 
 import json
 import signal
@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from draftpick.deploy.console import Config, err, out, progress_bar
+from draftpick.deploy.cli.options import Config, RayAddress
+from draftpick.deploy.console import err, out, progress_bar
 from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
 serve_app = typer.Typer()
 
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all interfaces.")]
 ListenPort = Annotated[int, typer.Option("--port", help="Port to listen on.")]
-PolicyName = Annotated[str | None, typer.Option("--policy", help="Replaces router.policy of the configuration.")]
+PolicyName = Annotated[str | None, typer.Option("--policy", help="Overrides router.policy of the configuration.")]
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -38,11 +39,14 @@ def serve(
     config: Config = "embedded",
     host: Host = "127.0.0.1",
     port: ListenPort = 8000,
-    engines: Annotated[str, typer.Option(help="These engines of the fleet alone, by name: plain,suffix")] = "",
+    engines: Annotated[
+        str,
+        typer.Option("--engines", help="Comma-separated engines of the fleet to start: plain,suffix; default: all."),
+    ] = "",
     policy: PolicyName = None,
-    address: Annotated[str | None, typer.Option(help="Join this Ray cluster (`auto`: the one here).")] = None,
+    ray_address: RayAddress = None,
 ) -> None:
-    """Start engines and router, and serve until Ctrl-C.
+    """Start the engines and the router on Ray, and serve until Ctrl-C.
 
     Example: draftpick serve --config embedded --port 8000
     """
@@ -61,7 +65,10 @@ def serve(
     from draftpick.deploy.launch.ray_serve import running
 
     stop = threading.Event()
-    with progress_bar() as bar, running(fleet, host=host, port=port, address=address, progress=_show_start(bar)) as url:
+    with (
+        progress_bar() as bar,
+        running(fleet, host=host, port=port, address=ray_address, progress=_show_start(bar)) as url,
+    ):
         bar.stop()
         # Only now: Ray puts its own handlers in place when it starts, and those end the process without a drain.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,10 +82,10 @@ def serve(
 
 @serve_app.command()
 def route(
-    config: Annotated[str, typer.Option("--config", "-c", help="A YAML file whose engines all have a `url`.")],
+    config: Annotated[str, typer.Option("--config", "-c", help="A YAML file with a `url` for each engine.")],
     host: Host = "127.0.0.1",
     port: ListenPort = 8000,
-    processes: Annotated[int, typer.Option(min=1, help="Routers that share the port.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Number of router processes on the port.")] = 1,
     policy: PolicyName = None,
 ) -> None:
     """Route to engines that run already, any `vllm serve`: the router alone, without Ray.

@@ -1,7 +1,7 @@
 """A client of the router, by its URL: whole answers and streams, a priority, a deadline, and errors as they come.
 
     python -m draftpick.deploy.examples.ask "What is 12 * 7?" --url http://127.0.0.1:8000
-    python -m draftpick.deploy.examples.ask "Tell me a story." --stream --priority low --patience 20
+    python -m draftpick.deploy.examples.ask "Tell me a story." --stream --priority low --timeout 20
 
 Any OpenAI client does the same with its `base_url` and extra headers; this one shows what goes over the wire. A key,
 where the router asks for one, is read from OPENAI_API_KEY. Exit codes: 0 answered, 1 refused, or broken in the middle.
@@ -46,17 +46,17 @@ class Source:
 
 
 class Client:
-    """Asks one router. `patience_s`: to the first byte, which the router keeps to, and for every further one.
+    """Asks one router. `timeout_s`: to the first byte, which the router keeps to, and for every further one.
 
     `priority`: low, normal or high; under load `low` waits longest, and is refused first.
     """
 
-    def __init__(self, url: str, key: str | None = None, priority: str = "normal", patience_s: float = 60.0) -> None:
-        headers = {"x-draftpick-priority": priority, "x-draftpick-timeout": str(patience_s)}
+    def __init__(self, url: str, key: str | None = None, priority: str = "normal", timeout_s: float = 60.0) -> None:
+        headers = {"x-draftpick-priority": priority, "x-draftpick-timeout": str(timeout_s)}
         if key:
             headers["authorization"] = f"Bearer {key}"
         # Ours is the longer breath: the router's own 504 says more than a connection that we cut.
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=patience_s + _SLACK_S)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s + _SLACK_S)
 
     def close(self) -> None:
         """Close its connections."""
@@ -124,10 +124,10 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--priority", choices=("low", "normal", "high"), default="normal")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to the first byte")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to the first byte")
     parser.add_argument("--max-tokens", type=int, default=128)
     args = parser.parse_args()
-    client = Client(args.url, os.environ.get("OPENAI_API_KEY"), args.priority, args.patience)
+    client = Client(args.url, os.environ.get("OPENAI_API_KEY"), args.priority, args.timeout)
     try:
         body = {"model": client.model(), "messages": [{"role": "user", "content": args.prompt}]}
         body["max_tokens"] = args.max_tokens

@@ -110,9 +110,9 @@ def build(args: dict[str, str]) -> serve.Application:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Adds the application to a running cluster, and ends.")
     parser.add_argument("--model", required=True, help="the target's name, as clients spell it")
-    parser.add_argument("--address", default="auto", help="of the Ray cluster; auto: the one on this machine")
+    parser.add_argument("--ray-address", default="auto", help="of the Ray cluster; auto: the one on this machine")
     args = parser.parse_args()
-    ray.init(args.address, log_to_driver=False, logging_level="error")
+    ray.init(args.ray_address, log_to_driver=False, logging_level="error")
     serve.run(build({"model": args.model}), name=NAME, route_prefix=PREFIX)
 
 

@@ -20,6 +20,8 @@ The help of every command, as in `draftpick COMMAND --help`. Generated from the 
 - `--json` prints JSON in place of text, on standard output; progress, warnings and errors go to standard error.
   Commands that measure for minutes (`demo`, `drafters benchmark`, `replay` and `losses`) take `--json-file PATH` and
   print text as well.
+- `--output` is a file, `--output-dir` a folder; `--records` is a folder of the router's records, `--data` a dataset.
+- Spellings of the last release still work, with a warning on standard error.
 - {epilog}
 - Without a terminal, or with `TERM=dumb`, output has no colours; without a terminal on standard error, no progress
   bars.

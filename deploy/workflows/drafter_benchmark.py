@@ -1,4 +1,4 @@
-"""`draftpick drafters table`: every engine on every domain, live, with spread, and the headroom that routing has."""
+"""`draftpick drafters benchmark`: every engine on every task, live, with spread, and the headroom of routing."""
 
 import asyncio
 import math
@@ -82,7 +82,7 @@ def read_table(folder: Path) -> list[list[Measurement]]:
     """The repeats that `run_table` wrote. Raises ValueError if there are none."""
     found = [list(load(path).measurements) for path in sorted(folder.glob("table-*.parquet"))]
     if not found:
-        raise ValueError(f"{folder} holds no table-*.parquet: measure without --again first")
+        raise ValueError(f"{folder} holds no table-*.parquet: measure without --report-only first")
     return found
 
 

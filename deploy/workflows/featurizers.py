@@ -31,12 +31,12 @@ def read_training_domains(sources: Sequence[str], featurizer: str) -> dict[str, 
         return {}
     made = next((one for one in featurizers() if one.id == featurizer), None)
     if made is None:
-        raise ValueError(f"the featurizer {featurizer!r} is not at hand: --home cannot be likened to such contexts")
+        raise ValueError(f"--training-domain: the featurizer {featurizer!r} is not available here")
     homes: dict[str, Vector] = {}
     for source in sources:
         arm, _, prompts = source.partition("=")
         if not (arm and prompts):
-            raise ValueError(f"--home {source!r}: give ARM=PROMPTS, as in code=generated:code@{_HOME}")
+            raise ValueError(f"--training-domain {source!r}: give ENGINE=PROMPTS, as in code=generated:code@{_HOME}")
         texts = [text for part in Corpus((prompts,), n=_HOME).parts() for text in part]
         asked = [Prompt(f"{arm}-{i}", arm, text) for i, text in enumerate(texts)]
         found = contexts([made], asked)

@@ -1,4 +1,4 @@
-"""What `draftpick doctor --headroom` does: records, datasets or prompts in, a verdict with its reasons out."""
+"""What `draftpick headroom` does: records, datasets or prompts in, a verdict with its reasons out."""
 
 import sys
 from collections.abc import Mapping
@@ -60,12 +60,12 @@ class HeadroomOptions:
     prompts: Path | None
     profiles: Path | None
     rate: float | None
-    worth: float
+    min_gain: float
     learner: str
     n: int
     max_tokens: int
     sampled_share: float
-    output: Path
+    output_dir: Path
     seed: int
 
     def fleet(self) -> DraftpickConfig | None:
@@ -92,7 +92,7 @@ def evaluate_headroom(options: HeadroomOptions, on_progress: ProgressCallback) -
         records = str(fleet.router.records.dir)
     if (records is not None) == bool(options.data or options.prompts):
         cure = "--records FOLDER, --data DATASET or --prompts FILE"
-        raise ConfigError("--headroom", "needs requests to judge by, of one source", cure)
+        raise ConfigError("headroom", "needs requests from one source", cure)
     profiles = read_profiles(options.profiles) if options.profiles else None
     if options.rate and profiles is None:
         raise ConfigError("--rate", "needs --profiles", "draftpick profile makes them")
@@ -117,7 +117,7 @@ def _of_records(
     single_s = float(everything.time_s[:, everything.arms.index(found.best)].mean())
     evidence = Evidence(
         found,
-        options.worth,
+        options.min_gain,
         buckets_by_load(traffic.data, traffic.arms, _steps_per_token(everything)),
         _plain(fleet, traffic.data, traffic.arms),
         _loaded(data, choice, profiles, rate, options.seed),
@@ -142,13 +142,13 @@ def _judged(
     if n_paired < _ENOUGH_PAIRED and n_single >= MIN_REQUESTS:
         data = traffic.matrix(single)
         choice, groups, slices = _chosen(traffic, data, options, on_progress)
-        found = evaluate_logged(traffic, data, choice, groups, slices, worth=options.worth, seed=options.seed)
+        found = evaluate_logged(traffic, data, choice, groups, slices, worth=options.min_gain, seed=options.seed)
         if not is_rejected(found) or n_paired < MIN_REQUESTS:
             return found, data, choice, "records without shadows: what other engines would have taken is estimated"
     assert paired is not None
     choice, groups, slices = _chosen(traffic, paired, options, on_progress)
     drawn = traffic.drawn_costs(_COSTS_DRAWN, options.seed)
-    found = evaluate_choice(paired, choice, groups, slices, worth=options.worth, drawn=drawn, seed=options.seed)
+    found = evaluate_choice(paired, choice, groups, slices, worth=options.min_gain, drawn=drawn, seed=options.seed)
     return found, paired, choice, "records with shadows: every engine answered these requests"
 
 
@@ -184,13 +184,13 @@ def _of_data(
     groups = context_groups(data.contexts)
     choice = cross_fit(data, options.learner, costs, groups, seed=options.seed, on_progress=on_progress)
     found = evaluate_choice(
-        data, choice, groups, find_slices(data, options.seed), worth=options.worth, drawn=drawn, seed=options.seed
+        data, choice, groups, find_slices(data, options.seed), worth=options.min_gain, drawn=drawn, seed=options.seed
     )
     buckets: list[Bucket] = []
     if any(m.source != "replay" for m in loaded.measurements):
         buckets = buckets_by_load(loaded, data.arms, _steps_per_token(data))
     evidence = Evidence(
-        found, options.worth, buckets, _plain(fleet, loaded, data.arms),
+        found, options.min_gain, buckets, _plain(fleet, loaded, data.arms),
         _loaded(data, choice, profiles, options.rate, options.seed), None, float((data.temperatures > 0).mean()),
     )  # fmt: skip
     return HeadroomResult(evidence, source, data.dropped)
@@ -203,7 +203,7 @@ def _labelled(options: HeadroomOptions, prompts: Path) -> Path:
     """
     fleet, settings = options.config or EMBEDDED, (options.n, options.sampled_share, options.max_tokens, options.seed)
     told = f"{resolve(fleet).model_dump_json(exclude={'router'})} {settings}".encode()
-    folder = options.output / sha256(prompts.read_bytes() + told).hexdigest()[:12]
+    folder = options.output_dir / sha256(prompts.read_bytes() + told).hexdigest()[:12]
     chosen = load_prompts(prompts, options.n, options.seed, options.sampled_share, options.max_tokens)
     with redirect_stdout(sys.stderr):
         labelled = label_prompts(resolve(fleet), chosen, folder, lengths=False, seed=options.seed)

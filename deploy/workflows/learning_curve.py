@@ -1,4 +1,4 @@
-"""`draftpick curve`: how many examples a learner needs, and what the seed paper said of that."""
+"""`draftpick learning-curve`: how many examples a learner needs, and what the seed paper said of that."""
 
 import json
 from pathlib import Path

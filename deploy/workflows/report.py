@@ -1,6 +1,6 @@
 """`draftpick report`: what the data says of every learner, as one HTML page that needs no network, and as figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from draftpick.deploy.plots import report as plots
+from draftpick.deploy.workflows.featurizers import read_training_domains
 from draftpick.deploy.workflows.learning_curve import read_learning_curve
 from draftpick.deploy.workflows.results import command_line, machine, versions, write
+from draftpick.deploy.workflows.train import matrix_of
 from draftpick.policy_training.benchmark import experiments
 from draftpick.policy_training.benchmark.experiments import ExperimentSetup
 from draftpick.policy_training.benchmark.paper_claims import Findings, check, steps
-from draftpick.policy_training.data.dataset import Dataset
+from draftpick.policy_training.data.dataset import Dataset, load, smallest_featurizer
+from draftpick.policy_training.data.matrix import Matrix, matrix
+from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.learners import DEFAULT, LEARNERS
+from draftpick.policy_training.learners import learner as learner_of
 
 _SPLITS = {
     "iid": "requests like those of training",
@@ -56,10 +62,67 @@ class ReportOptions:
     repeated_answers: Dataset | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """Datasets to evaluate learners on; all but `data` may be empty. `self_drafting`: engines of `paper`."""
+
+    data: Sequence[Path]
+    paraphrased: Sequence[Path]
+    under_load: Sequence[Path]
+    repeated_answers: Sequence[Path]
+    training_domains: Sequence[str]
+    paper: Sequence[Path]
+    self_drafting: Sequence[str]
+
+
+def read_options(
+    datasets: EvaluationData,
+    learners: Sequence[str],
+    default_engine: str,
+    featurizer: str | None,
+    seeds: range,
+    on_progress: Callable[[], None],
+) -> ReportOptions:
+    """Read the datasets. `learners`: empty for all. Raises `DatasetError` for an unknown learner or a bad dataset."""
+    wanted = list(learners) or list(LEARNERS)
+    for learner in wanted:
+        learner_of(learner)
+    found = load(*datasets.data)
+    name = smallest_featurizer(found, featurizer)
+    data, costs = matrix_of(found, name, found.arms)
+    question = ExperimentSetup(
+        data,
+        costs,
+        default_engine,
+        seeds,
+        matrix_from(datasets.paraphrased, name, data.arms, costs),
+        Costs.fit(load(*datasets.under_load), data.arms) if datasets.under_load else None,
+        training_domains=read_training_domains(datasets.training_domains, name),
+        on_progress=on_progress,
+    )
+    paper = None
+    if datasets.paper:
+        said = load(*datasets.paper)
+        setup = ExperimentSetup(
+            *matrix_of(said, smallest_featurizer(said, featurizer), said.arms),
+            default_engine,
+            seeds,
+            on_progress=on_progress,
+        )
+        paper = PaperSection(setup, said, datasets.self_drafting)
+    repeated = load(*datasets.repeated_answers) if datasets.repeated_answers else None
+    return ReportOptions(question, wanted, DEFAULT if DEFAULT in wanted else wanted[-1], paper, repeated)
+
+
+def matrix_from(paths: Sequence[Path], featurizer: str, arms: Sequence[str], costs: Costs) -> Matrix | None:
+    """The matrix of labelled datasets under known costs; None without a dataset."""
+    return matrix(load(*paths), arms, featurizer=featurizer, costs=costs) if paths else None
+
+
 def run_report(options: ReportOptions, out: Path, results: Path | None) -> BenchmarkResult:
     """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
 
-    Where `draftpick curve` wrote there, its longer curve is what the claim on few examples is judged by.
+    Where `draftpick learning-curve` wrote there, its longer curve is what the claim on few examples is judged by.
     """
     question, name, paper = options.question, options.name, options.paper
     climb = experiments.run_benchmark(question, options.learners)

@@ -59,7 +59,7 @@ def alignments(data: Dataset, matrix: Matrix, default: str) -> dict[str, Floats]
         known = ~np.isnan(values).all(1)
         values[known, matrix.arms.index(default)] = 1.0
     if all(np.isnan(values).all() for values in found.values()):
-        raise DatasetError("no request has standalone answers of the drafters: label with --alone")
+        raise DatasetError("no request has standalone answers of the drafters: label with --standalone-tokens")
     return found
 
 

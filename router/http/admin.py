@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Literal, Protocol
 
-import orjson
 from pydantic import Field, ValidationError
 
 from draftpick.engines.config import Model
@@ -42,9 +41,6 @@ class Owner(Protocol):
 
     def state(self) -> dict[str, object]:
         """What `/ready` shows."""
-
-    async def broadcast_policy(self, name: str) -> list[str]:
-        """Take a policy into service on every replica; their ids. Raises `PolicyRejected`."""
 
     async def metrics(self) -> str:
         """The Prometheus page of the whole fleet."""
@@ -91,7 +87,6 @@ class AdminPages:
         """By method and path."""
         return {
             ("POST", "/v1/route/explain"): self._explain,
-            ("POST", "/v1/route/policy"): self._use_policy,
             ("GET", "/v1/route/state"): self._state,
             ("GET", "/v1/route/events"): self._events,
             ("GET", "/v1/route/policies"): self._policies,
@@ -160,20 +155,6 @@ class AdminPages:
 
     def _registry(self) -> Registry:
         if self._owner.registry is None:
-            raise BadRequest("router.policy names no registry (draftpick policies add FOLDER)", code="no_registry")
+            fix = "draftpick policies activate FOLDER --registry REGISTRY"
+            raise BadRequest(f"router.policy names no registry ({fix})", code="no_registry")
         return self._owner.registry
-
-    async def _use_policy(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        self._require_admin_key(http_request, "to change the policy")
-        if (body := await http_request.body()) is None:
-            return
-        try:
-            name = orjson.loads(body)["policy"]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise BadRequest('the body must be {"policy": <name or folder>}', param="policy") from error
-        if not isinstance(name, str) or not name:
-            raise BadRequest("policy must be a name or a folder", param="policy")
-        try:
-            await reply.json(200, {"policies": await self._owner.broadcast_policy(name)})
-        except PolicyRejected as error:
-            raise BadRequest(str(error), param="policy", code="policy_rejected") from error

@@ -77,12 +77,6 @@ def description(model: str) -> dict[str, object]:
                 "post": _post("Where a request would go, and why; nothing is sent.", _body(model, "messages", chat))
             },
             "/v1/route/state": {"get": _get("Engines, kinds of requests, last decisions, policies.", errors=("403",))},
-            "/v1/route/policy": {
-                "post": _post(
-                    "Take another policy into service.",
-                    {"type": "object", "required": ["policy"], "properties": {"policy": {"type": "string"}}},
-                )
-            },
             "/v1/route/events": {"get": _get("What the router noticed and did, the newest first.", errors=("403",))},
             "/v1/route/policies": {
                 "get": _get("The registry of policies.", errors=("400", "403", "503")),

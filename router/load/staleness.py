@@ -1,4 +1,4 @@
-"""Which engines have stopped to report their load."""
+"""Detects engines with outdated load reports."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from draftpick.engines.replicas import Replica, ReplicaTable
 
 
 class StaleReports:
-    """A `draftpick.router.health.HealthSignal`: arms that reported once, and none of whose replicas has of late."""
+    """A `draftpick.router.health.HealthSignal`: arms with earlier load reports, but no recent one from any replica."""
 
     reason: ClassVar[str] = "stale"
     text: ClassVar[str] = "has outdated load reports"
@@ -19,7 +19,7 @@ class StaleReports:
         self.suspects: frozenset[str] = frozenset()
 
     def refresh(self) -> None:
-        """Find them."""
+        """Update the suspects."""
         oldest = self._clock() - self._stale_s
         self.suspects = frozenset(arm for arm, there in self._replicas.by_arm.items() if _all_stale(there, oldest))
 
@@ -28,5 +28,5 @@ class StaleReports:
 
 
 def _all_stale(replicas: Sequence[Replica], oldest: float) -> bool:
-    """Whether all of an arm's replicas have reported before, and none of late."""
+    """True if all of an arm's replicas have reported before, and none recently."""
     return bool(replicas) and all(r.report is not None and r.reported_at < oldest for r in replicas)

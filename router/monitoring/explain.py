@@ -22,7 +22,7 @@ _TIE_SHARE = 0.005
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
     """Current state of an engine. `total_in_flight`: requests of all clients; `ineligible_reason`: a key of
-    `INELIGIBLE_REASONS`, or None.
+    `ineligible_reasons`, or None.
 
     `breakers`: number of replicas by breaker state; `quarantine_state`: `ok`, `quarantined` or `probed`; `stale`: its
     load reports have stopped.

@@ -18,7 +18,7 @@ _STATES: tuple[State, ...] = ("closed", "open", "half_open")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateMetric(MetricFamily):
-    """`read`: its samples now; None where the router has no such part, and the page leaves it out."""
+    """`read` returns the current samples; None omits the metric, if the router has no such part."""
 
     read: Callable[["StateCollector"], Iterable[Sample] | None]
 
@@ -82,46 +82,46 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_build_info",
         "gauge",
-        "1, with the version that runs.",
+        "1, labelled with the running version.",
         ("version",),
         read=lambda c: [((version("draftpick"),), 1)],
     ),
     StateMetric(
         "draftpick_ready",
         "gauge",
-        "Whether an engine can take requests.",
+        "1 if an engine can take requests.",
         read=lambda c: [((), c.parts.replicas.reachable())],
     ),
     StateMetric(
         "draftpick_requests_in_flight",
         "gauge",
-        "Requests that the router answers now.",
+        "Requests in flight in the router.",
         on_ray=True,
         read=lambda c: [((), c.parts.admission.in_flight)],
     ),
     StateMetric(
         "draftpick_requests_queued",
         "gauge",
-        "Requests that wait in the router for a place.",
+        "Requests in the router's queue.",
         on_ray=True,
         read=lambda c: [((), c.parts.admission.queued)],
     ),
     StateMetric(
         "draftpick_queue_rejected_total",
         "counter",
-        "Requests that found the queue full, or were put out of it.",
+        "Requests rejected because the queue was full, or shed from it.",
         read=lambda c: [((), c.parts.admission.counts["refused"])],
     ),
     StateMetric(
         "draftpick_queue_timeouts_total",
         "counter",
-        "Requests that waited too long in the queue.",
+        "Requests that timed out in the queue.",
         read=lambda c: [((), c.parts.admission.counts["waited_too_long"])],
     ),
     StateMetric(
         "draftpick_fallbacks_total",
         "counter",
-        "Decisions that fell back to a fixed engine, by what was missing.",
+        "Decisions that fell back to a fixed engine, by reason.",
         ("reason",),
         on_ray=True,
         read=lambda c: _by_label(c.parts.metrics.fallbacks),
@@ -129,27 +129,27 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_internal_failures_total",
         "counter",
-        "What failed inside and cost no request: features, learning, events that could not be written.",
+        "Internal failures without a failed request: features, learning, writing events.",
         ("part",),
         read=_failures,
     ),
     StateMetric(
         "draftpick_streams_resumed_total",
         "counter",
-        "Broken streams that another engine went on with.",
+        "Broken streams resumed on another engine.",
         read=lambda c: [((), c.parts.metrics.streams_resumed)],
     ),
     StateMetric(
         "draftpick_arm_requests_in_flight",
         "gauge",
-        "This router's requests at each engine.",
+        "This router's requests in flight by engine.",
         ("arm",),
         read=lambda c: _by_label(c.parts.replicas.in_flight()),
     ),
     StateMetric(
         "draftpick_arm_load_requests",
         "gauge",
-        "Requests at each engine, whoever sent them.",
+        "Requests of all clients by engine.",
         ("arm",),
         on_ray=True,
         read=lambda c: _by_arm(c, lambda there: sum(r.total_in_flight for r in there)),
@@ -157,7 +157,7 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_arm_waiting_requests",
         "gauge",
-        "Requests that wait at each engine, as it last reported.",
+        "Waiting requests by engine, as last reported.",
         ("arm",),
         on_ray=True,
         read=lambda c: _by_arm(c, lambda there: sum(r.report.waiting for r in there if r.report is not None)),
@@ -165,35 +165,35 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_arm_service_seconds",
         "gauge",
-        "Moving mean of what a request takes, its wait left out.",
+        "Moving mean of a request's service time, without waiting.",
         ("arm",),
         read=lambda c: _by_label(c.parts.load.service_s),
     ),
     StateMetric(
         "draftpick_arm_report_stale",
         "gauge",
-        "Whether an engine that reported its load has stopped to.",
+        "1 if the engine's load reports have stopped.",
         ("arm",),
         read=lambda c: (((arm,), arm in c.parts.load.staleness.suspects) for arm in c.parts.replicas.by_arm),
     ),
     StateMetric(
         "draftpick_arm_replicas_wanted",
         "gauge",
-        "Replicas that the demand for each engine asks for.",
+        "Target replicas by engine.",
         ("arm",),
         read=lambda c: _by_label(c.targets()),
     ),
     StateMetric(
         "draftpick_arm_unmet_demand_ratio",
         "gauge",
-        "How much more often an engine would be chosen if no engine had load: 0.3 is 30 % more.",
+        "Relative excess of unloaded choices of an engine over actual ones: 0.3 is 30 % more.",
         ("arm",),
         read=lambda c: _by_label(c.parts.demand.unmet()),
     ),
     StateMetric(
         "draftpick_replicas",
         "gauge",
-        "Replicas of each engine by the state of their breaker.",
+        "Replicas by engine and breaker state.",
         ("arm", "state"),
         on_ray=True,
         read=_replicas,
@@ -201,14 +201,14 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_breaker_opened_total",
         "counter",
-        "How often a replica's breaker opened.",
+        "Openings of a replica's breaker.",
         ("arm", "replica"),
         read=_breakers_opened,
     ),
     StateMetric(
         "draftpick_arm_quarantine_state",
         "gauge",
-        "1 for the present one of `ok`, `quarantined`, `probed`: are drafts lost.",
+        "1 for the current state of the drafter: `ok`, `quarantined`, `probed`.",
         ("arm", "state"),
         on_ray=True,
         read=_quarantine_states,
@@ -216,53 +216,53 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_quarantines_total",
         "counter",
-        "How often an engine was quarantined for lost drafts.",
+        "Quarantines of an engine for a collapsed acceptance.",
         read=lambda c: [((), c.parts.acceptance_monitor.quarantined)],
     ),
     StateMetric(
         "draftpick_policy_info",
         "gauge",
-        "1, with the id of the policy that is `active`, or `candidate`.",
+        "1, labelled with the id of the `active` policy and of the `candidate`.",
         ("policy", "role"),
         read=lambda c: (((policy, role), 1) for role, policy in c.roles().items()),
     ),
     StateMetric(
         "draftpick_candidate_share_ratio",
         "gauge",
-        "Share of the requests that the candidate decides.",
+        "Share of requests decided by the candidate.",
         read=lambda c: [((), c.parts.active_policies.share)],
     ),
     StateMetric(
         "draftpick_explore_ratio",
         "gauge",
-        "Share of a decision that may go to engines that are tried out.",
+        "Exploration rate.",
         read=lambda c: [((), c.parts.active_policies.explore)],
     ),
     StateMetric(
         "draftpick_policy_suspended",
         "gauge",
-        "Whether a policy loses against its default engine, which serves.",
+        "1 if the policy is suspended, since it lost time against its default engine.",
         ("role",),
         read=_policies_suspended,
     ),
     StateMetric(
         "draftpick_policy_rejected",
         "gauge",
-        "Whether the policy that the configuration names was refused.",
+        "1 if the configured policy was rejected.",
         read=lambda c: [((), c.rejected())],
     ),
     StateMetric(
         "draftpick_records_written_total",
         "counter",
-        "Records of attempts on the disk.",
+        "Records of attempts written to disk.",
         read=lambda c: [((), c.parts.records.written)] if c.parts.records is not None else None,
     ),
     StateMetric(
         "draftpick_records_dropped_total",
         "counter",
-        "Records that the disk did not take, or not in time.",
+        "Records dropped, since the disk failed or was too slow.",
         on_ray=True,
         read=lambda c: [((), c.parts.records.dropped)] if c.parts.records is not None else None,
     ),
 )
-"""All that are read here, in the order of the page: a new one is an entry."""
+"""All metrics of this collector, in the order of the page: a new one is an entry."""

@@ -11,7 +11,7 @@ from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.monitoring.explain import EngineStatus, engine_statuses
 from draftpick.router.parts import Parts
 from draftpick.router.policies.base import Policy
-from draftpick.router.registry.pointer_file import FileWatcher
+from draftpick.router.registry.file_watcher import FileWatcher
 from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.registry.state import RegistryState
 from draftpick.router.telemetry.recent_requests import KEPT, WindowTotals, total

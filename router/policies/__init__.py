@@ -19,6 +19,7 @@ _POLICY_TYPES = {
     "fixed": "draftpick.router.policies.baselines:FixedPolicy",
     "mlp": "draftpick.router.policies.mlp:MLPPolicy",
     "tau_cost": "draftpick.router.policies.tau_cost:TauCostPolicy",
+    "uniform": "draftpick.router.policies.baselines:UniformPolicy",
 }
 
 

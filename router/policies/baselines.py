@@ -38,6 +38,11 @@ class UniformPolicy(Policy):
     def __init__(self, arms: tuple[str, ...]) -> None:
         self.id, self.arms = "uniform", arms
 
+    @classmethod
+    def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "UniformPolicy":
+        """All arms of the manifest."""
+        return cls(tuple(manifest["arms"]))
+
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         return np.asarray(eligible / eligible.sum())
 

@@ -9,7 +9,6 @@ from draftpick.router.policies import load
 from draftpick.router.policies.artifact import MANIFEST
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import NAMES, FixedPolicy
-from draftpick.router.registry.pointer_file import read_pointer
 from draftpick.router.registry.registry import Registry, is_registry
 
 
@@ -24,13 +23,17 @@ class ResolvedPolicy:
 
 
 def read_named(name: str) -> str:
-    """Resolve a pointer or a registry to a policy's name or folder. Raises `PolicyRejected`."""
-    name = read_pointer(name)
+    """Resolve a registry to its active policy's folder; other names stay. Raises `PolicyRejected`."""
+    if name not in NAMES and Path(name).is_file():
+        raise PolicyRejected(
+            f"{name} is a file: files that name a policy are no longer read (make a registry with `draftpick policies "
+            "activate FOLDER --registry REGISTRY`, and name its folder)"
+        )
     return str(Registry(Path(name)).active_folder()) if could_be_registry(name) else name
 
 
 def resolve(name: str, arms: tuple[str, ...], default: str) -> ResolvedPolicy:
-    """Load the policies of a name, a folder, a pointer or a registry. Raises `PolicyRejected`."""
+    """Load the policies of a name, a folder or a registry. Raises `PolicyRejected`."""
     policy = load(read_named(name), arms, default)
     if not could_be_registry(name):
         return ResolvedPolicy(policy)

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the version to compare with")
     parser.add_argument("-n", type=int, default=1000, help="requests on each path, half of them streams")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     with ExitStack() as stack, progress_bar() as bar:
         engine, _ = stack.enter_context(process(ROOT, "engine", "plain"))
@@ -107,8 +107,8 @@ def main() -> None:
     ratios = [run["after/added_mean_ms"] / run["before/added_mean_ms"] for run in runs]
     figures["after_over_before"] = Interval(float(np.mean(ratios)), min(ratios), max(ratios))
     show(figures)
-    if args.json:
-        write(args.json, args.n * args.repeats, figures)
+    if args.json_file:
+        write(args.json_file, args.n * args.repeats, figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Why not one engine? `python -m tests.bench.equal_resources --json FILE` (half an hour of one core, no quiet needed).
+"""Why not one engine? `python -m tests.bench.equal_resources --json-file FILE` (half an hour of one core).
 
 Simulated: n replicas of n different engines, routed by load and text, against n replicas of the single engine that is
 the best one for this traffic at this load (hindsight chooses it), and against n replicas of the best engine that
@@ -277,7 +277,7 @@ def plot(found: Mapping[str, Interval], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
+    parser.add_argument("--json-file", type=Path, help="also write the figures, and the plot beside them")
     args = parser.parse_args()
     rows = requests()
     longer = replace(
@@ -298,9 +298,9 @@ def main() -> None:
             out.print(f"{name}: {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]", highlight=False)
     for what, where in lost.items():
         out.print(f"{what}, certainly slower: {', '.join(where) or 'nowhere'}", highlight=False, soft_wrap=True)
-    if args.json:
-        write(args.json, _SEEDS, found, loads=dict(LOADS), slower=lost, engines=engines)
-        plot(found, args.json.with_suffix(".png"))
+    if args.json_file:
+        write(args.json_file, _SEEDS, found, loads=dict(LOADS), slower=lost, engines=engines)
+        plot(found, args.json_file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

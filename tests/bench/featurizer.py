@@ -1,4 +1,4 @@
-"""What a context costs, and what a cheaper one loses: `python -m tests.bench.featurizer --data DATASET --json FILE`.
+"""Time of a context, and the gain it brings: `python -m tests.bench.featurizer --data DATASET --json-file FILE`.
 
 Time of the static featurizer and of the sentence encoder for texts of 200 words on one core, and the routing gain of
 the default learner with the contexts of each, on the same splits of a dataset that holds both.
@@ -33,9 +33,15 @@ WORDS = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, action="append", required=True, help="dataset; may be repeated")
-    parser.add_argument("--home", action="append", default=[], help="ARM=PROMPTS, as for `draftpick train`")
+    parser.add_argument(
+        "--training-domain",
+        dest="domains",
+        action="append",
+        default=[],
+        help="ENGINE=PROMPTS, as for `draftpick train`",
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     static, sentence = static_featurizer(), sentence_featurizer()
@@ -48,7 +54,7 @@ def main() -> None:
     gains: dict[str, list[float]] = {}
     for name, featurizer in (("static", static), ("sentence", sentence)):
         matrix, costs = matrix_of(data, featurizer.id, data.arms)
-        setting = LearnerSetting("plain", costs, training_domains=read_training_domains(args.home, featurizer.id))
+        setting = LearnerSetting("plain", costs, training_domains=read_training_domains(args.domains, featurizer.id))
         scores = [
             ladder.evaluate_learner(DEFAULT, ladder.iid(matrix, s), replace(setting, seed=s)) for s in range(args.seeds)
         ]
@@ -58,8 +64,8 @@ def main() -> None:
     lost = 1 - np.mean(gains["static"]) / np.mean(gains["sentence"])
     figures["static_gain_loss"] = Interval(float(lost), float(lost), float(lost))
     print(f"the static featurizer loses {lost:.1%} of the sentence encoder's gain")
-    if args.json:
-        write(args.json, len(matrix), figures)
+    if args.json_file:
+        write(args.json_file, len(matrix), figures)
 
 
 async def milliseconds(featurizer: Featurizer, repeats: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Memory of the whole fleet and time to ready: `python -m tests.bench.footprint --json FILE`.
+"""Memory of the whole fleet and time to ready: `python -m tests.bench.footprint --json-file FILE`.
 
 PSS (shared pages counted once) of `draftpick serve` and all its descendants: Ray's daemons, replicas, vLLM's workers.
 """
@@ -21,13 +21,13 @@ def main() -> None:
     parser.add_argument("--config", default="embedded")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=8077)
-    parser.add_argument("--json", type=Path, nargs="+", default=[])
+    parser.add_argument("--json-file", type=Path, nargs="+", default=[])
     args = parser.parse_args()
     runs = [measure(args.config, args.port) for _ in range(args.repeats)]
     figures = {name: _spread([run[name] for run in runs]) for name in runs[0]}
     for name, figure in figures.items():
         print(f"{name:16} {figure.value:8.2f}  [{figure.low:.2f}, {figure.high:.2f}]")
-    for path in args.json:
+    for path in args.json_file:
         write(path, args.repeats, figures)
 
 

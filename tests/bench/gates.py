@@ -1,4 +1,4 @@
-"""Whether the gates promote what is better and nothing else: `python -m tests.bench.gates --trials 200 --json FILE`.
+"""Whether the gates promote only better policies: `python -m tests.bench.gates --trials 200 --json-file FILE`.
 
 Each trial is a world whose values are known, and a candidate that is truly worse than the active policy (by 1 to 10 %)
 or better (by 5 to 10 %). It goes the whole way: offline gate on logged decisions, then stage by stage, until it is
@@ -281,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200, help="candidates, at least 2; every other one is better")
     parser.add_argument("--records", type=int, default=RECORDS, help="most records until it is promoted")
-    parser.add_argument("--json", type=Path, help="file for the result")
+    parser.add_argument("--json-file", type=Path, help="file for the result")
     args = parser.parse_args()
     with progress_bar() as shown:
         trials = [ended(seed, args.records) for seed in shown.track(range(args.trials), description="candidates")]
@@ -293,8 +293,8 @@ def main() -> None:
     figures = figures_of(trials, args.records)
     show(figures)
     print(ends)
-    if args.json:
-        write(args.json, len(trials), figures, ends=ends)
+    if args.json_file:
+        write(args.json_file, len(trials), figures, ends=ends)
 
 
 if __name__ == "__main__":

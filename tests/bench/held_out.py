@@ -95,7 +95,7 @@ def share(hits: npt.NDArray[np.bool_]) -> Interval:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=512, help="prompts that no policy or drafter was trained on")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     templates = {mask(prompt.text) for prompt in generate(2048, seed=_TRAINING_SEED, sampled_share=0.5)}
     prompts = generate(args.n, seed=_HELD_OUT_SEED, sampled_share=0.5, max_tokens=64)
@@ -112,8 +112,8 @@ def main() -> None:
         figures[f"{words}/choice_changed"] = share(other_arms != arms)
         figures[f"{words}/asks_changed"] = share((other_asks != asks).any(1))
     show(figures)
-    if args.json:
-        write(args.json, args.n, figures, bracket="95 % bootstrap over prompts")
+    if args.json_file:
+        write(args.json_file, args.n, figures, bracket="95 % bootstrap over prompts")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The CPU image's recipe, step by step on a clean root: `python -m tests.bench.image --json FILE` (10 minutes, root).
+"""The CPU image's recipe, step by step on a clean root: `python -m tests.bench.image --json-file FILE` (10 minutes).
 
 Where there is no container engine, `deploy/docker/cpu.Dockerfile` is executed all the same: each stage is a folder that
 begins as a Debian made by debootstrap, RUN runs in it (chroot) with the environment, the folder and the user that the
@@ -37,7 +37,7 @@ FLEETS = {"image_answers": ["--config", "mock"], "image_answers_vllm": ["--engin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, default=Path("/var/tmp"), help="where 20 GB are free")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -53,10 +53,10 @@ def main() -> None:
     show(figures)
     for line in told["differs"]:
         out.print(f"- {line}", highlight=False)
-    if args.json and args.json.exists():
-        merge_into(args.json, figures, image={"differs": told["differs"]})
-    elif args.json:
-        write(args.json, 1, figures, image={"differs": told["differs"]})
+    if args.json_file and args.json_file.exists():
+        merge_into(args.json_file, figures, image={"differs": told["differs"]})
+    elif args.json_file:
+        write(args.json_file, 1, figures, image={"differs": told["differs"]})
 
 
 def _check(scratch: Path) -> None:

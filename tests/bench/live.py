@@ -1,6 +1,6 @@
 """The shipped policy over HTTP, beside every fixed engine, and beside what was predicted of it.
 
-`python -m tests.bench.live --costs DATASET --json FILE` starts the embedded fleet, sends held-out prompts under every
+`python -m tests.bench.live --costs DATASET --json-file FILE` starts the embedded fleet, sends held-out prompts to every
 engine and under the policy in random order, and then predicts the same from replayed answers and the costs of a live
 dataset: the gain over the best fixed engine should agree within 5 points.
 """
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, required=True, help="live dataset whose costs predict")
     parser.add_argument("-n", type=int, default=84, help="prompts, 17 seconds each")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("runs/live.parquet"))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("runs/live.parquet"))
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     fleet = with_router(resolve("embedded"), policy="embedded")
     prepare_models(fleet)
@@ -52,7 +52,7 @@ def main() -> None:
             asyncio.run(measure(url, fleet.target.name, pinned_tasks(prompts[:2], arms, 0)))
             tasks = routed_tasks(prompts, arms, SEED)
             measured = asyncio.run(measure(url, fleet.target.name, tasks, progress=lambda *_: bar.advance(row)))
-        save(args.out, measured)
+        save(args.output, measured)
         result, held_out = judge_routed(measured, arms, fleet.router.default_engine, SEED)
         row = bar.add_task("predicting", total=len(prompts))
         policy = read(SHIPPED)
@@ -75,8 +75,15 @@ def main() -> None:
         "measured_vs_plain": result.policy_vs_plain,
         "difference_in_points": Interval(*(100 * float(np.abs(ours.value - theirs.value)),) * 3),
     }
-    if args.json:
-        write(args.json, len(held_out), figures, by_arm=result.time_s, policy_s=result.policy_time_s, condition=POLICY)
+    if args.json_file:
+        write(
+            args.json_file,
+            len(held_out),
+            figures,
+            by_arm=result.time_s,
+            policy_s=result.policy_time_s,
+            condition=POLICY,
+        )
 
 
 if __name__ == "__main__":

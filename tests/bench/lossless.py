@@ -1,4 +1,4 @@
-"""Does every engine give plain's tokens? `python -m tests.bench.lossless --json FILE`.
+"""Does every engine give plain's tokens? `python -m tests.bench.lossless --json-file FILE`.
 
 Greedy answers of every engine of a fleet, in float32 and in bfloat16, batched as the engine's own limits allow; the
 share of prompts whose tokens are identical to the plain engine's.
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--max-num-seqs", type=int, help="requests in a batch; the engine's own limit by default")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.answer:
@@ -45,8 +45,8 @@ def main() -> None:
             differing[f"{label}/{name}"] = [i for i, s in enumerate(same) if not s]
             print(f"{dtype:9} {name:8} identical to plain: {shares[-1]:.3f}", flush=True)
         figures[f"{label}_identical_share"] = Interval(min(shares), min(shares), max(shares))
-    if args.json:
-        write(args.json, args.n, figures, differing_prompts=differing)
+    if args.json_file:
+        write(args.json_file, args.n, figures, differing_prompts=differing)
 
 
 def jobs(args: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tri-gram search and hybrid on the target's own answers: `python -m tests.bench.model_free --json FILE`.
+"""Tri-gram search and hybrid on the target's own answers: `python -m tests.bench.model_free --json-file FILE`.
 
 Acceptance by replay (exact under greedy decoding), cost of proposing by the clock, both beside the cost of a decoding
 step of the target in vLLM at the same batch size.
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=40, help="prompts a kind; half of the answers make the starting table")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     answers = answers_of(Corpus((GENERATED,), n=args.n, max_tokens=args.max_tokens))
     kinds = np.repeat(KINDS, args.n)
@@ -51,8 +51,8 @@ def main() -> None:
                 float(np.mean(costs)), min(costs), max(costs)
             )
             print(f"{name:24} batch {batch:2}: proposing takes {np.mean(costs):.2%} of a step", flush=True)
-    if args.json:
-        write(args.json, len(judged), figures, step_ms={str(b): round(1000 * s, 2) for b, s in steps.items()})
+    if args.json_file:
+        write(args.json_file, len(judged), figures, step_ms={str(b): round(1000 * s, 2) for b, s in steps.items()})
 
 
 def variants(table: str) -> dict[str, Drafter]:

@@ -1,4 +1,4 @@
-"""Whether what operators are given works: `python -m tests.bench.operations --json FILE` (15 minutes).
+"""Whether what operators are given works: `python -m tests.bench.operations --json-file FILE` (15 minutes).
 
 A real Prometheus scrapes two routers on Ray Serve over mock engines, to which the faults of the chaos run are done one
 after another; its rules are those that ship, thirty times as fast (`tests/load/chaos_alerts.py`). Of the (fault, alert)
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--only", choices=sorted(PARTS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     figures: dict[str, float] = {}
     more: dict[str, Any] = {}
@@ -75,10 +75,10 @@ def main() -> None:
     shown = {name: Interval(value, value, value) for name, value in figures.items()}
     show(shown)
     out.print(more, highlight=False)
-    if args.json and args.only and args.json.exists():
-        merge_into(args.json, shown, **more)
-    elif args.json:
-        write(args.json, len(dashboard_queries()), shown, **more)
+    if args.json_file and args.only and args.json_file.exists():
+        merge_into(args.json_file, shown, **more)
+    elif args.json_file:
+        write(args.json_file, len(dashboard_queries()), shown, **more)
 
 
 # --- what Prometheus sees ---

@@ -1,4 +1,4 @@
-"""What the page at /ui costs, and what is wrong with it: `python -m tests.bench.page --json FILE [--pictures FOLDER]`.
+"""Cost of the page at /ui, and its errors: `python -m tests.bench.page --json-file FILE [--pictures FOLDER]`.
 
 A router with the policy that ships, a registry with a candidate, and mock engines under some traffic, all on loopback.
 Bytes of its files; seconds from an address to the running fleet on the screen, in a browser that was just started and
@@ -49,7 +49,7 @@ _ROWS = "document.querySelector('.engines tbody tr')"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder of page-{light,dark,narrow}.png; needs a browser")
     parser.add_argument("--seconds", type=float, default=40.0, help="of traffic before anything is measured")
     args = parser.parse_args()
@@ -57,8 +57,8 @@ def main() -> None:
     if browser.executable():
         figures |= followed_on_serve()
     show(figures)
-    if args.json:
-        write(args.json, _POLLS, figures)
+    if args.json_file:
+        write(args.json_file, _POLLS, figures)
     if figures["poll_ms"].value > BUDGET_MS:
         raise SystemExit(f"a poll takes the router more than {BUDGET_MS:g} ms")
     if "load_s" in figures and figures["load_s"].value > LOADS_S:

@@ -1,6 +1,6 @@
 """The embedded fleet as it ships, on prompts that people wrote: routed beside every fixed engine.
 
-`python -m tests.bench.public_prompts --prompts FILE --json FILE` reads JSON lines with `prompt` and `kind` (plain or
+`python -m tests.bench.public_prompts --prompts FILE --json-file FILE` reads JSON lines with `prompt` and `kind` (may be
 gzipped), takes as many of each kind, and sends each prompt to every engine and to the router, in random order and one
 at a time. Half are sampled at temperature 0.7 and top_p 0.9. A request carries a `cache_salt` of its own, so that no
 engine reads a prompt from its prefix cache. Brackets are 95 % bootstrap intervals over prompts.
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=8, help="prompts of each kind, 17 seconds each")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--output", type=Path, default=Path("runs/public_prompts.parquet"))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     prompts = select(args.prompts, args.kinds, args.n, args.max_tokens)
     fleet = with_router(resolve("embedded"), policy="embedded")
@@ -67,10 +67,10 @@ def main() -> None:
         figures[f"{kind}/routed_vs_best_fixed"] = ratio(time_s[:, best], routed_s[rows])
         for index, arm in enumerate(held_out.arms):
             figures[f"{kind}/{arm}_vs_plain"] = ratio(time_s[:, plain], time_s[:, index])
-    if args.json:
+    if args.json_file:
         digest = hashlib.sha256(args.prompts.read_bytes()).hexdigest()
         source = {"sha256": digest, "kinds": args.kinds, "of_each": args.n, "max_tokens": args.max_tokens}
-        write(args.json, result.n, figures, best_fixed=result.best_fixed, prompts=source, shares=result.shares)
+        write(args.json_file, result.n, figures, best_fixed=result.best_fixed, prompts=source, shares=result.shares)
 
 
 def select(path: Path, kinds: Sequence[str], of_each: int, max_tokens: int) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""Does a drafter leave the target's distribution alone? `python -m tests.bench.sampling --json FILE`.
+"""Does a drafter leave the target's distribution alone? `python -m tests.bench.sampling --json-file FILE`.
 
 A target of 64 tokens answers one prompt thousands of times at temperature 1 under each drafter. The exact distribution
 of each of its first tokens is known, so each place gives a chi-square test; a drafter's p-value is that of its worst
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=8000, help="answers of each drafter")
     parser.add_argument("--drafters", nargs="+", choices=DRAFTERS, default=list(DRAFTERS), help="these alone")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.answer:
@@ -67,8 +67,8 @@ def main() -> None:
             print(f"{name:34} p {p:.3f}   accepted {accepted:.2f} of its drafted tokens", flush=True)
     worst = min(figure.value for name, figure in figures.items() if name.startswith("p_value"))
     figures["smallest_p_value"] = Interval(worst, worst, worst)
-    if args.json:
-        write(args.json, args.n, figures)
+    if args.json_file:
+        write(args.json_file, args.n, figures)
 
 
 def make_models(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long the default policy takes to train, and whether it repeats: `python -m tests.bench.training --json FILE`.
+"""Training time of the default policy, and whether it repeats: `python -m tests.bench.training --json-file FILE`.
 
 Synthetic requests of the shape that counts: 10,000 of them, 6 arms, static contexts; one thread.
 """
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=10_000, help="requests")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data, costs = requests(args.n)
@@ -45,8 +45,8 @@ def main() -> None:
         "train_10k_s": Interval(float(np.mean(seconds)), min(seconds), max(seconds)),
         "repeats_bit_for_bit": Interval(float(same), float(same), float(same)),
     }
-    if args.json:
-        write(args.json, args.n, figures)
+    if args.json_file:
+        write(args.json_file, args.n, figures)
 
 
 def requests(n: int) -> tuple[Matrix, Costs]:

@@ -242,7 +242,7 @@ def test_a_policy_for_other_arms_is_a_warning(tmp_path: Path) -> None:
 def refused_policy(path: Path) -> str:
     error = refusal(fleet(str(path)))
     assert error.field == "router.policy"
-    assert "`fixed`, `uniform`, `embedded`, or the folder of a trained policy" in error.fix
+    assert "`fixed`, `uniform`, `embedded`, the folder of a trained policy, or of a registry" in error.fix
     return error.problem
 
 

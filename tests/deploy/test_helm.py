@@ -259,7 +259,7 @@ def test_retraining_shares_what_the_routers_write() -> None:
     shared = [
         f"--records={router['records']['dir']}",
         f"--registry={router['policy']}",
-        f"--default={router['default_engine']}",
+        f"--default-engine={router['default_engine']}",
     ]
     templates = [job["jobTemplate"]["spec"]["template"], keeper["template"]]
     for template, more in zip(templates, ([], ["--watch"]), strict=True):

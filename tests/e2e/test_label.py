@@ -34,9 +34,9 @@ FLEET = {
 
 
 def label(folder: Path, config: Path, n: int) -> dict[str, object]:
-    options = ["-n", str(n), "--max-tokens", "12", "--answers", "2", "--alone", "8", "--json"]
+    options = ["-n", str(n), "--max-tokens", "12", "--answers", "2", "--standalone-tokens", "8", "--json"]
     run = subprocess.run(
-        [sys.executable, "-m", "draftpick", "label", "--config", str(config), "--out", str(folder), *options],
+        [sys.executable, "-m", "draftpick", "label", "--config", str(config), "--output-dir", str(folder), *options],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

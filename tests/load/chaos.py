@@ -27,7 +27,7 @@ from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.router.config.router_config import DraftpickConfig
 from draftpick.router.policies import artifact
 from draftpick.router.records import read
-from draftpick.router.registry.pointer_file import write_pointer
+from draftpick.router.registry.registry import Registry
 from tests.load.clients import ClientResult, Clients
 from tests.load.faults import Chaos, Fault, State, small_disk
 
@@ -59,12 +59,12 @@ class Story:
     over: dict[str, float] = field(default_factory=dict)
 
 
-def fleet(folder: Path, pointer: Path, real: bool) -> DraftpickConfig:
+def fleet(folder: Path, registry: Path, real: bool) -> DraftpickConfig:
     """The fleet that suffers: impatient, so that a hanging engine is noticed soon."""
     fields: dict[str, Any] = yaml.safe_load((FLEETS / ("embedded.yaml" if real else "mock.yaml")).read_text())
     patience = 60 if real else 2
     fields["router"] |= {
-        "policy": str(pointer),
+        "policy": str(registry),
         "num_replicas": _ROUTERS,
         "records": {"dir": str(folder)},
         "first_byte_timeout_s": patience,
@@ -82,15 +82,17 @@ def fleet(folder: Path, pointer: Path, real: bool) -> DraftpickConfig:
 @contextmanager
 def suffering(scratch: Path, disk: Path | None, port: int, *, real: bool = False) -> Iterator[tuple[Chaos, str]]:
     """A running fleet to which faults can be done, and its address. What it writes lies in `scratch`."""
-    pointer, policies = scratch / "active", scratch / "policies"
-    write_pointer(pointer, "uniform")
-    config = fleet(scratch / "disk" / "records", pointer, real)
-    manifest = {"kind": "fixed", "arms": list(config.arms), "featurizer": "none", "options": {"arm": config.arms[1]}}
-    artifact.write(policies / "good", manifest, {})
-    (policies / "broken").mkdir()
+    registry = Registry(scratch / "registry")
+    registry.path.mkdir()
+    config = fleet(scratch / "disk" / "records", registry.path, real)
+    for kind, options in (("uniform", {}), ("fixed", {"arm": config.arms[1]})):
+        manifest = {"kind": kind, "arms": list(config.arms), "featurizer": "none", "options": options}
+        artifact.write(scratch / kind, manifest, {})
+        registry.add(scratch / kind, {}, "chaos")
+    registry.promote("p0001", "chaos")
     prepare_models(config)
     with running(config, port=port) as url:
-        yield Chaos(config, pointer, policies, disk), url
+        yield Chaos(config, registry, disk), url
 
 
 async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, seconds: float, bar: Any) -> Story:
@@ -174,7 +176,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--only", default="", help="these faults alone, by name, with commas")
     parser.add_argument("--real", action="store_true", help="real vLLM engines (plain and suffix)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="draftpick-chaos-"))
     try:
@@ -204,10 +206,10 @@ def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
     for name, value in figures.items():
         out.print(f"{name:<40} {value:>10.2f}".replace(".00", ""), highlight=False)
     out.print(f"what failed or broke: {dict(errors) or 'nothing'}", highlight=False)
-    if args.json:
+    if args.json_file:
         shown = {name: Interval(*(3 * (float(value),))) for name, value in figures.items()}
         more = {"clients": clients.num_clients, "small_disk": disk is not None, "errors": dict(errors)}
-        write(args.json, len(clients.results), shown, **more)
+        write(args.json_file, len(clients.results), shown, **more)
 
 
 if __name__ == "__main__":

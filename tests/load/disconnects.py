@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=10_000)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     mock = {"step_s": 0.05, "prefill_s": 0.005}
     engines = [{"name": name, "kind": "mock", "mock": mock} for name in ("plain", "other")]
@@ -123,8 +123,8 @@ def main() -> None:
     for name, value in figures.items():
         out.print(f"{name:<24} {value:>10.1f}".replace(".0", ""), highlight=False)
     out.print(f"left behind: {left_behind}; other ends: {ends or 'none'}", highlight=False)
-    if args.json:
-        write(args.json, args.n, {name: Interval(*(3 * (float(value),))) for name, value in figures.items()})
+    if args.json_file:
+        write(args.json_file, args.n, {name: Interval(*(3 * (float(value),))) for name, value in figures.items()})
 
 
 if __name__ == "__main__":

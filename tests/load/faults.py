@@ -13,8 +13,9 @@ import psutil
 from ray import serve
 
 from draftpick.deploy.app import APP_NAME, build
+from draftpick.engines.atomic_write import atomic_write
 from draftpick.router.config.router_config import DraftpickConfig
-from draftpick.router.registry.pointer_file import write_pointer
+from draftpick.router.registry.registry import STATE, Registry
 
 State = dict[str, Any]
 Do = Callable[[], Awaitable[None]]
@@ -32,10 +33,12 @@ class Fault:
 
 
 class Chaos:
-    """Does faults to the fleet of `config`. `disk`: a small file system that holds the records, if there is one."""
+    """Does faults to the fleet of `config`. `registry`: `p0001` is uniform and active, `p0002` fixed to one engine;
+    `disk`: a small file system that holds the records, if there is one.
+    """
 
-    def __init__(self, config: DraftpickConfig, pointer: Path, policies: Path, disk: Path | None) -> None:
-        self._config, self._pointer, self._policies, self._disk = config, pointer, policies, disk
+    def __init__(self, config: DraftpickConfig, registry: Registry, disk: Path | None) -> None:
+        self._config, self._registry, self._disk = config, registry, disk
         self._router = serve.get_deployment_handle("router", APP_NAME)
         self._replicas = {e.name: e.deployment.num_replicas for e in config.engines}
         self.peak_rss_mb = 0.0
@@ -97,26 +100,30 @@ class Chaos:
         return Fault("kill_router", do, None, self.well)
 
     def reloaded(self) -> Fault:
-        """Another policy is pointed to."""
+        """Another policy is activated."""
 
         async def do() -> None:
-            write_pointer(self._pointer, str(self._policies / "good"))
+            self._registry.promote("p0002", "chaos")
 
         return Fault(
             "reload_policy", do, None, lambda s: s["policy"].startswith("fixed:") and s["policy_rejected"] is None
         )
 
     def broken_policy(self) -> Fault:
-        """A policy that cannot be read is pointed to; the one before goes on. Over when a good one serves again."""
+        """The state of the registry is damaged; the policy before serves on. Over when another one is activated."""
+        file, whole = self._registry.path / STATE, ""
 
         async def do() -> None:
-            write_pointer(self._pointer, str(self._policies / "broken"))
+            nonlocal whole
+            whole = file.read_text()
+            atomic_write(file, "damaged", mode=0o644)
 
         async def undo() -> None:
             state = await self.state()
             if state["policy_rejected"] is None or not state["policy"].startswith("fixed:"):
                 raise AssertionError(f"a broken policy was taken: {state['policy']}")
-            write_pointer(self._pointer, "uniform")
+            atomic_write(file, whole, mode=0o644)
+            self._registry.promote("p0001", "chaos")
 
         return Fault("offer_broken_policy", do, undo, lambda s: s["policy"] == "uniform", lasts_s=3)
 

@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=25_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     with progress_bar() as bar:
         row = bar.add_task("cases", total=args.cases)
@@ -260,8 +260,8 @@ def main() -> None:
     out.print(figures, highlight=False)
     for fault, count in Counter(fuzz.faults).most_common(10):
         out.print(f"{count:>6}  {fault}", highlight=False, markup=False)
-    if args.json:
-        write(args.json, figures["cases"], {name: Interval(*(3 * (float(v),))) for name, v in figures.items()})
+    if args.json_file:
+        write(args.json_file, figures["cases"], {name: Interval(*(3 * (float(v),))) for name, v in figures.items()})
     raise SystemExit(bool(fuzz.faults or figures["unrecorded_attempts"]))
 
 

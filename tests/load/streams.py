@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     mock = {"step_s": _STEP_S, "prefill_s": 0.05, "max_running": 2 * args.n, "output_tokens": 10_000}
@@ -112,8 +112,8 @@ def main() -> None:
     }
     for name, value in figures.items():
         out.print(f"{name:<20} {value:>10.2f}".replace(".00", ""), highlight=False)
-    if args.json:
-        write(args.json, args.n, {name: Interval(*(3 * (float(value),))) for name, value in figures.items()})
+    if args.json_file:
+        write(args.json_file, args.n, {name: Interval(*(3 * (float(value),))) for name, value in figures.items()})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from draftpick.router.http.auth import digest
 from draftpick.router.policies import artifact
 from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
 from draftpick.router.records import read
-from draftpick.router.registry.pointer_file import read_pointer, write_pointer
 from draftpick.router.registry.resolve import resolve_configured
 from draftpick.router.router import Router, make_featurizer
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
@@ -181,41 +180,11 @@ async def test_features_by_name(name: str, policy: Any, expected: type | None) -
 # --- what changes while it runs ---
 
 
-async def test_a_pointer_is_followed_within_a_second(start: StartedRouter, folder: Path, tmp_path: Path) -> None:
-    pointer = tmp_path / "active"
-    write_pointer(pointer, "uniform")
-    router = await start(policy=str(pointer))
-    assert router.state()["policy"] == "uniform"
-    write_pointer(pointer, str(folder))
-    await until(lambda: str(router.state()["policy"]).startswith("mlp:"), timeout_s=1)
-
-
-async def test_a_pointer_to_a_broken_policy_leaves_the_one_that_serves(
-    start: StartedRouter, folder: Path, tmp_path: Path
-) -> None:
-    pointer = tmp_path / "active"
-    write_pointer(pointer, str(folder))
-    router = await start(policy=str(pointer))
-    (tmp_path / "broken").mkdir()
-    write_pointer(pointer, str(tmp_path / "broken"))
-    await until(lambda: router.rejected is not None, timeout_s=1)
-    assert str(router.state()["policy"]).startswith("mlp:")
-    write_pointer(pointer, "uniform")
-    await until(lambda: router.rejected is None, timeout_s=1)
-
-
-@pytest.mark.parametrize("text", ["", "a\nb\n", "\xff"])
-async def test_a_pointer_that_is_none_is_refused(start: StartedRouter, tmp_path: Path, text: str) -> None:
-    (tmp_path / "active").write_bytes(text.encode("latin-1"))
+async def test_a_file_that_names_a_policy_is_rejected_with_the_way_out(start: StartedRouter, tmp_path: Path) -> None:
+    (tmp_path / "active").write_text("uniform\n")
     router = await start(policy=str(tmp_path / "active"))
     assert router.state()["policy"] == "fixed:a"
-    assert "pointer" in str(router.rejected)
-
-
-async def test_a_pointer_names_a_folder_beside_it_wherever_both_are_moved(folder: Path, tmp_path: Path) -> None:
-    write_pointer(tmp_path / "active", str(folder))
-    assert (tmp_path / "active").read_text() == "policy\n"
-    assert read_pointer(str(tmp_path / "active")) == str(folder)
+    assert "draftpick policies activate FOLDER --registry REGISTRY" in str(router.rejected)
 
 
 async def test_policy_exploration_and_limits_change_while_it_runs(start: StartedRouter, mock_engine: StartMock) -> None:

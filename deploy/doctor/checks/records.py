@@ -119,12 +119,12 @@ def traffic(context: DoctorContext) -> Iterator[Finding]:
     sampled = float(np.mean([float((record.sampling or {}).get("temperature", 1.0)) > 0 for record in some]))
     if sampled > _SAMPLED:
         yield note(
-            "router.records", f"{sampled:.0%} of requests are sampled", "draftpick doctor --headroom --records FOLDER",
+            "router.records", f"{sampled:.0%} of requests are sampled", "draftpick headroom --records FOLDER",
             "drafts are accepted less often, and some drafters then cost time",
         )  # fmt: skip
     tokens = float(np.median([record.outcome.output_tokens or 0 for record in some]))
     if tokens < _TINY:
         yield note(
             "router.records", f"half of the answers have {tokens:.0f} tokens or fewer",
-            "draftpick doctor --headroom --records FOLDER", "drafts only speed up the tokens after the first",
+            "draftpick headroom --records FOLDER", "drafts only speed up the tokens after the first",
         )  # fmt: skip

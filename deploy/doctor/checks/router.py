@@ -210,7 +210,7 @@ def records(context: DoctorContext) -> Iterator[Finding]:
     if config.dir is None:
         yield note(
             "router.records.dir", "records are not kept", "records: {dir: records}",
-            "without them there is no retraining, and no estimate of what routing saves (doctor --headroom)",
+            "without them there is no retraining, and no estimate of what routing saves (draftpick headroom)",
         )  # fmt: skip
         return
     folder = config.dir.absolute()

@@ -1,4 +1,4 @@
-"""The gates of a retrained policy before any live traffic: a new one is a function and a line here.
+"""The gates of a retrained policy before live traffic: a new one is a function and a line here.
 
 Live traffic has its own (`draftpick.policy_training.retraining.canary`).
 """
@@ -19,9 +19,9 @@ OFFLINE: tuple[Gate[LoggedEvidence], ...] = (
     Gate("dr_gain", dr_gain),
     Gate("replay_gain", replay_gain),
 )
-"""Judge the candidate itself by later decisions of the active policy."""
+"""Evaluate the candidate itself on later decisions of the active policy."""
 REFIT: tuple[Gate[RefitInputs], ...] = (
     Gate("rewording", rewording),
     Gate("left_out_domain", left_out_domain),
 )
-"""Judge the learner: train it on fewer requests, in minutes, and so only for a candidate that passed the others."""
+"""Evaluate the learner: it is retrained on fewer requests, in minutes, so only after the other gates have passed."""

@@ -1,4 +1,4 @@
-"""What gates are and what they find."""
+"""The interface and the results of gates."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 MARGIN = 0.02
-"""Share of the time that may be lost."""
+"""Maximum loss as a share of the time."""
 MIN_PAIRED = 20
-"""Requests with the times of all arms that are better evidence than any number of weighted records."""
+"""Minimum requests with the times of all arms to use instead of weighted records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One condition: what was found (not finite: nothing is known yet), its limit, and both in words."""
+    """One condition: the value (not finite: unknown yet), its limit, and both in words."""
 
     name: str
     passed: bool
@@ -23,27 +23,27 @@ class Check:
 
 
 def as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """Of checks: all fields; null for what is not finite, which JSON does not know."""
+    """Fields of the checks; null for values that are not finite, which JSON lacks."""
     return [asdict(c) | {"value": c.value if math.isfinite(c.value) else None} for c in checks]
 
 
 @dataclass(frozen=True, slots=True)
 class NotMade:
-    """A check that could not be made, and the reason."""
+    """A skipped check, and the reason."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a candidate may go on, and why. `not_made`: names of gates that could not judge, with the reason."""
+    """Whether a candidate passes, and why. `not_made`: skipped gates by name, with the reason."""
 
     passed: bool
     checks: tuple[Check, ...]
     not_made: Mapping[str, str] = field(default_factory=dict)
 
     def joined(self, other: "Verdict") -> "Verdict":
-        """Both: passed where both are."""
+        """Combine; passed if both are."""
         not_made = {**self.not_made, **other.not_made}
         return Verdict(self.passed and other.passed, (*self.checks, *other.checks), not_made)
 
@@ -56,14 +56,14 @@ Inputs = TypeVar("Inputs")
 
 @dataclass(frozen=True, slots=True)
 class Gate(Generic[Inputs]):
-    """A check by its name. `check` gives None where another gate decides instead."""
+    """A named check. `check` returns None if another gate decides instead."""
 
     name: str
     check: Callable[[Inputs], Check | NotMade | None]
 
 
 def evaluate(gates: Sequence[Gate[Inputs]], inputs: Inputs) -> Verdict:
-    """Make all checks. Raises what they raise."""
+    """Run all checks. Raises what they raise."""
     found = {gate.name: gate.check(inputs) for gate in gates}
     checks = tuple(one for one in found.values() if isinstance(one, Check))
     not_made = {name: one.why for name, one in found.items() if isinstance(one, NotMade)}
@@ -71,5 +71,5 @@ def evaluate(gates: Sequence[Gate[Inputs]], inputs: Inputs) -> Verdict:
 
 
 def skipped(gates: Sequence[Gate[Inputs]], why: str) -> Verdict:
-    """The verdict of gates that do not judge."""
+    """The verdict of skipped gates."""
     return Verdict(True, (), {gate.name: why for gate in gates})

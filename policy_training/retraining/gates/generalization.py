@@ -29,10 +29,10 @@ Labels = npt.NDArray[np.str_]
 
 @dataclass(frozen=True, slots=True)
 class RefitInputs:
-    """What a candidate was `learned` from, the records among it as `data`, and how to `fit` the same learner again.
+    """The candidate's training data `learned`, its records `data`, and `fit`, which refits the same learner.
 
     `base`: its measured or replayed requests; `reworded`: some of them in other words. `default`: an arm.
-    `on_progress`: called with what is being done.
+    `on_progress`: called with the current operation.
     """
 
     learned: Matrix
@@ -46,15 +46,15 @@ class RefitInputs:
 
 
 def rewording(inputs: RefitInputs) -> Check | NotMade:
-    """Does the gain survive other words? See `rewording_checks`."""
+    """Does the gain survive rewording? See `rewording_checks`."""
     if inputs.reworded is None or inputs.base is None:
-        return NotMade("no data in other words was given, with the same requests in their own (--reworded)")
-    inputs.on_progress("in other words")
+        return NotMade("no --paraphrased-data was given with the --data of the same prompts")
+    inputs.on_progress("evaluating reworded requests")
     return rewording_checks(inputs.learned, inputs.base, inputs.reworded, inputs.default, inputs.fit)
 
 
 def left_out_domain(inputs: RefitInputs) -> Check | NotMade:
-    """Is a domain that training never saw served well? See `leave_domain_out_checks`."""
+    """Is an unseen domain served well? See `leave_domain_out_checks`."""
     learned, base = inputs.learned, inputs.base
     try:
         domains = (

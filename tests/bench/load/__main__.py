@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=3, help="runs at once; each takes a third of a core")
     parser.add_argument("--only", nargs="*", help="these strategies alone, by their names, beside `routed`")
-    parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
+    parser.add_argument("--json-file", type=Path, help="also write the figures, and the plot beside them")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, progress_bar() as bar:
         policy = Path(folder) / "policy"
@@ -154,9 +154,9 @@ def main() -> None:
                 bar.advance(row)
     found = figures(runs)
     show(found)
-    if args.json:
-        write(args.json, args.repeats * sum(requests(c) for c in CLIENTS), found)
-        plot(args.json.with_suffix(".png"), runs)
+    if args.json_file:
+        write(args.json_file, args.repeats * sum(requests(c) for c in CLIENTS), found)
+        plot(args.json_file.with_suffix(".png"), runs)
 
 
 if __name__ == "__main__":

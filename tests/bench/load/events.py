@@ -197,7 +197,7 @@ def plot(path: Path, seen: Sequence[Seen]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
+    parser.add_argument("--json-file", type=Path, help="also write the figures, and the plot beside them")
     args = parser.parse_args()
     logging.getLogger("draftpick").setLevel(logging.ERROR)
     with progress_bar() as bar:
@@ -205,9 +205,9 @@ def main() -> None:
         seen = run(args.seed, lambda: bar.advance(row))
     found = figures(seen)
     show(found)
-    if args.json:
-        write(args.json, len(seen), found)
-        plot(args.json.with_suffix(".png"), seen)
+    if args.json_file:
+        write(args.json_file, len(seen), found)
+        plot(args.json_file.with_suffix(".png"), seen)
 
 
 if __name__ == "__main__":

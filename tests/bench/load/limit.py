@@ -111,12 +111,12 @@ def figures() -> dict[str, Interval]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     found = figures()
     show(found)
-    if args.json:
-        write(args.json, _SEEDS, found)
+    if args.json_file:
+        write(args.json_file, _SEEDS, found)
 
 
 if __name__ == "__main__":

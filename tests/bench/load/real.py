@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=16, help="requests that count, of each strategy and load; at least")
     parser.add_argument("--repeats", type=int, default=3, help="runs, with other prompts each")
     parser.add_argument("--clients", type=int, nargs="*", default=_CLIENTS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     logging.getLogger("draftpick").setLevel(logging.ERROR)
     config = fleet()
@@ -136,8 +136,8 @@ def main() -> None:
         ]
     found = figures(runs)
     show(found)
-    if args.json:
-        write(args.json, args.n * args.repeats, found)
+    if args.json_file:
+        write(args.json_file, args.n * args.repeats, found)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def _process(*command: str, niceness: int = 0) -> Iterator[subprocess.Popen[str]
 
 
 _KEEPING = (
-    "--watch", "--no-prove", "--poll", "1", "--stages", "0.1,0.5", "--min-requests", "20", "--fewest-new", "300",
-    "--watched", "1000",
+    "--watch", "--no-require-significance", "--poll-interval", "1", "--canary-shares", "0.1,0.5",
+    "--min-requests", "20", "--min-new-records", "300", "--holdout-requests", "1000",
 )  # fmt: skip
 
 
@@ -195,12 +195,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=9000, help="requests of a run")
     parser.add_argument("--repeats", type=int, default=3, help="runs, with another seed each")
-    parser.add_argument("--alone", type=int, default=2, help="runs without corrections")
+    parser.add_argument("--uncorrected-runs", type=int, default=2, help="runs without corrections")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures, and the plot beside them")
+    parser.add_argument("--json-file", type=Path, help="also write the figures, and the plot beside them")
     parser.add_argument("--keep", type=Path, help="folder that records, registry and events stay in")
     args = parser.parse_args()
-    story, total = happenings(args.n), args.repeats + args.alone
+    story, total = happenings(args.n), args.repeats + args.uncorrected_runs
     with progress_bar() as bar:
         row = bar.add_task("requests", total=args.n * total)
 
@@ -214,13 +214,13 @@ def main() -> None:
                 return made
 
         loops = [one(number, True) for number in range(args.repeats)]
-        alone = [one(number, False) for number in range(args.alone)]
+        alone = [one(number, False) for number in range(args.uncorrected_runs)]
     runs = [[figures(loop, story) for loop in loops], [figures_alone(loop) for loop in alone]]
     found = {name: spread([figure[name] for figure in of]) for of in runs if of for name in of[0]}
     show(found)
-    if args.json:
-        write(args.json, args.n * total, found)
-        plot(args.json.with_suffix(".png"), loops[0], alone[0] if alone else None, story)
+    if args.json_file:
+        write(args.json_file, args.n * total, found)
+        plot(args.json_file.with_suffix(".png"), loops[0], alone[0] if alone else None, story)
 
 
 def _tell(bar: Progress, loop: Loop) -> None:

@@ -1,4 +1,4 @@
-"""The loop on real engines: `python -m tests.bench.loop.real --json FILE` (25 minutes).
+"""The loop on real engines: `python -m tests.bench.loop.real --json-file FILE` (25 minutes).
 
 Four engines of the embedded fleet over Ray Serve, a registry that is empty at first. Traffic of two kinds makes the
 first policy, from records and shadows alone; then another kind comes, which that policy has not seen; a second
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=60, help="requests of the known kinds, and as many of the new one")
     parser.add_argument("--held-out", type=int, default=30, help="prompts of the new kind that both are judged on")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, progress_bar() as bar:
         home = Path(folder)
@@ -118,8 +118,8 @@ def main() -> None:
         **{f"seconds/{arm}": Interval(*(float(s),) * 3) for arm, s in zip(data.arms, fixed, strict=True)},
     }
     show(found)
-    if args.json:
-        write(args.json, len(data), found, gate=second.report["gate"])
+    if args.json_file:
+        write(args.json_file, len(data), found, gate=second.report["gate"])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="leave out what runs on Ray Serve")
     parser.add_argument("--environments", type=Path, default=Path("runs/peers"))
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine, too")
-    parser.add_argument("--results", type=Path, help="folder of overhead.json, peers.json and overhead.png")
+    parser.add_argument("--output-dir", type=Path, help="folder of overhead.json, peers.json and overhead.png")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     busy = psutil.cpu_percent(3)
@@ -54,8 +54,8 @@ def main() -> None:
     order = dict.fromkeys(name for run in runs for name in run)
     figures = {name: spread([run[name] for run in runs if name in run]) for name in order}
     show({**headline(figures), **figures})
-    if args.results:
-        save(args.results, args.n * args.repeats, figures, versions, busy)
+    if args.output_dir:
+        save(args.output_dir, args.n * args.repeats, figures, versions, busy)
 
 
 def measured(args: Any, names: list[str], on_progress: Any) -> tuple[list[Figures], dict[str, str]]:

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=8, help="prompts of a repeat")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     fleet = with_router(with_engines(resolve("embedded"), ["plain"]), policy="embedded")
     prepare_models(fleet)
@@ -87,8 +87,8 @@ def main() -> None:
     found = {name: spread([run[name] for run in runs]) for name in runs[0]}
     found |= {name: found[f"serve/{name}"] for name in ("ttft_overhead_ms", "throughput_share")}
     show(found)
-    if args.json:
-        write(args.json, args.n * args.repeats, found)
+    if args.json_file:
+        write(args.json_file, args.n * args.repeats, found)
 
 
 if __name__ == "__main__":

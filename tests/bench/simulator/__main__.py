@@ -1,4 +1,4 @@
-"""The simulator against running fleets: `python -m tests.bench.simulator --json FILE` (4 minutes).
+"""The simulator against running fleets: `python -m tests.bench.simulator --json-file FILE` (4 minutes).
 
 Mock engines behind a router get, over HTTP, the requests of a simulation at the same moments: one engine that is nearly
 full, three engines of different drafters by text alone, and by load, and the same with a flash crowd. The simulation
@@ -168,7 +168,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="runs of each setup, with other requests each")
     parser.add_argument("--real", action="append", default=[], metavar="ENGINE", help="an engine of the embedded fleet")
     parser.add_argument("--profiles", type=Path, help="with --real: folder that the measured profiles go into, too")
-    parser.add_argument("--json", type=Path, help="also write the figures; with --real, add to those that are there")
+    parser.add_argument(
+        "--json-file", type=Path, help="also write the figures; with --real, add to those that are there"
+    )
     args = parser.parse_args()
     with progress_bar() as bar:
         if args.real:
@@ -178,14 +180,14 @@ def main() -> None:
         else:
             found = mocks(args.repeats, bar)
             found |= {name: Interval(value, value, value) for name, value in million().items()}
-    if args.json and args.real:
-        held = json.loads(args.json.read_text())["figures"]
+    if args.json_file and args.real:
+        held = json.loads(args.json_file.read_text())["figures"]
         found |= errors({name: Interval(**figure) for name, figure in held.items()} | found)
-        merge_into(args.json, found)
+        merge_into(args.json_file, found)
     else:
         found |= errors(found)
-        if args.json:
-            write(args.json, args.repeats * len(SETUPS), found, seconds_of_a_run=_SECONDS)
+        if args.json_file:
+            write(args.json_file, args.repeats * len(SETUPS), found, seconds_of_a_run=_SECONDS)
     show(found)
 
 

@@ -12,14 +12,24 @@ import pytest
 from typer.testing import CliRunner
 
 from draftpick.deploy.cli import main as cli
+from draftpick.deploy.cli.options import DEFAULT_SEED
 from draftpick.deploy.generate.cli_page import commands, said
 from tests.deploy.docs.command_lines import refusal
 
 COMMANDS = commands()
 NO_DATA = {"serve", "route"}
 """Commands that run until they are stopped; a program asks their /ready."""
-OWN_EXIT_CODES = {"check-config", "collect", "doctor", "retrain"}
+FIGURES_IN_A_FILE = {"demo", "drafters benchmark", "drafters losses", "drafters replay"}
+OWN_EXIT_CODES = {"check-config", "collect", "doctor", "headroom", "retrain"}
 DRAFTPICK = Path(sys.executable).parent / "draftpick"
+
+SWITCHES = {
+    switch
+    for command in COMMANDS.values()
+    for param in command.params
+    if getattr(param, "is_flag", False)
+    for switch in (*param.opts, *param.secondary_opts)
+}
 
 each_command = pytest.mark.parametrize("name", COMMANDS)
 
@@ -37,8 +47,19 @@ def test_the_help_ends_with_examples_that_are_right(name: str) -> None:
 
 @each_command
 def test_whatever_is_printed_can_be_had_as_json(name: str) -> None:
-    has_json = any("--json" in param.opts for param in COMMANDS[name].params)
-    assert has_json is (name not in NO_DATA)
+    options = {option: param for param in COMMANDS[name].params for option in param.opts}
+    assert ("--json" in options) is (name not in NO_DATA | FIGURES_IN_A_FILE)
+    assert ("--json-file" in options) is (name in FIGURES_IN_A_FILE)
+
+
+@each_command
+def test_one_flag_means_one_thing(name: str) -> None:
+    options = {option: param for param in COMMANDS[name].params for option in (*param.opts, *param.secondary_opts)}
+    for option, param in options.items():
+        assert getattr(param, "is_flag", False) is (option in SWITCHES), option
+    assert "--out" not in options
+    if "--seed" in options:
+        assert options["--seed"].default == DEFAULT_SEED
 
 
 @each_command
@@ -75,7 +96,7 @@ def test_a_command_line_may_be_named_in_part(words: str) -> None:
 def test_paragraphs_of_the_help_fill_their_lines_and_examples_keep_theirs() -> None:
     about, examples = said(COMMANDS["doctor"])
     assert not any("\n" in paragraph for paragraph in about.split("\n\n"))
-    assert len(examples) == 3
+    assert len(examples) == 2
 
 
 # --- completion ---

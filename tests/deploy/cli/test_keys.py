@@ -5,7 +5,6 @@ import stat
 from pathlib import Path
 
 import pytest
-import yaml
 
 from draftpick.router.config.sections import KeysConfig
 from draftpick.router.http.auth import Keyring, digest
@@ -70,15 +69,3 @@ def test_a_missing_file_of_keys_is_told_at_once(tmp_path: Path) -> None:
     router = {**FLEET["router"], "keys": {"file": str(tmp_path / "none.yaml")}}
     run = invoke("check-config", fleet_file(tmp_path, router=router), "--json")
     assert "router.keys.file" in json.loads(run.stdout)["problems"][0]
-
-
-def test_a_policy_goes_into_a_pointer(tmp_path: Path) -> None:
-    pointer = tmp_path / "active"
-    run = invoke("use", "uniform", "--pointer", str(pointer))
-    assert run.exit_code == 0
-    assert pointer.read_text() == "uniform\n"
-    assert invoke("use", str(tmp_path / "none"), "--pointer", str(pointer)).exit_code == 1
-    assert pointer.read_text() == "uniform\n"
-    path = tmp_path / "fleet.yaml"
-    path.write_text(yaml.safe_dump({**FLEET, "router": {"default_engine": "plain", "policy": str(pointer)}}))
-    assert invoke("check-config", str(path)).exit_code == 0

@@ -81,7 +81,7 @@ COMMANDS = dict(commands())
 def test_commands() -> None:
     assert {" ".join(path) for path in COMMANDS} >= {
         *("serve", "check-config", "models", "collect", "train", "evaluate", "demo"),
-        *(f"drafters {name}" for name in ("table", "replay", "corpus", "distill", "eagle", "losses", "layer-skip")),
+        *(f"drafters {name}" for name in ("benchmark", "replay", "corpus", "distill", "eagle", "losses", "layer-skip")),
     }
 
 
@@ -150,12 +150,12 @@ def test_a_policy_for_other_engines_is_a_warning(tmp_path: Path) -> None:
     assert "was made for the engines ['plain', 'math']" in json.loads(as_json.stdout)["warnings"][0]
 
 
-def test_a_former_field_is_a_warning(tmp_path: Path) -> None:
-    path = fleet_file(tmp_path, router={"default_engine": "plain", "explore": 0.1})
-    text, as_json = invoke("check-config", path), invoke("check-config", path, "--json")
-    assert (text.exit_code, as_json.exit_code) == (0, 0)
-    assert words(text.stderr) == "warning: router.explore is now called router.exploration.rate"
-    assert json.loads(as_json.stdout)["warnings"] == ["router.explore is now called router.exploration.rate"]
+def test_a_file_that_names_a_policy_is_an_error_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "active").write_text("uniform")
+    path = fleet_file(tmp_path, router={"default_engine": "plain", "policy": str(tmp_path / "active")})
+    result = invoke("check-config", path)
+    assert isinstance(result.exception, ConfigError)
+    assert "draftpick policies activate FOLDER --registry REGISTRY" in str(result.exception)
 
 
 # --- models ---
@@ -207,7 +207,7 @@ def on(collected: Path, command: str, *more: str) -> list[str]:
 
 def test_a_policy_is_trained_and_judged(collected: Path) -> None:
     policy = str(collected / "policy")
-    trained = invoke(*on(collected, "train", "--out", policy, "--learner", "exact", "--json"))
+    trained = invoke(*on(collected, "train", "--output-dir", policy, "--learner", "exact", "--json"))
     assert trained.exit_code == 0
     expected = {"policy": policy, "requests": 20, "arms": ["ngram", "plain"], "dropped": {}}
     assert json.loads(trained.stdout) == {**expected, "featurizer": LexicalFeaturizer().id}
@@ -222,34 +222,34 @@ def test_a_policy_is_trained_and_judged(collected: Path) -> None:
 
 
 def test_train_tells_what_it_did(collected: Path) -> None:
-    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--learner", "ridge"))
+    result = invoke(*on(collected, "train", "--output-dir", str(collected / "policy"), "--learner", "ridge"))
     assert "requests 20; arms ['ngram', 'plain']" in words(result.stdout)
 
 
 def test_an_unknown_learner_is_named(collected: Path) -> None:
-    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--learner", "exakt"))
+    result = invoke(*on(collected, "train", "--output-dir", str(collected / "policy"), "--learner", "exakt"))
     assert isinstance(result.exception, DatasetError)
     assert "unknown learner 'exakt' (did you mean 'exact'?" in str(result.exception)
 
 
 def test_what_is_no_network_is_fitted_in_one_process(collected: Path) -> None:
-    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--workers", "2"))
+    result = invoke(*on(collected, "train", "--output-dir", str(collected / "policy"), "--workers", "2"))
     assert result.exit_code == 2
-    assert "--workers: tau_cost is no network" in result.stderr
+    assert "--workers: only networks train on several workers" in result.stderr
 
 
 @pytest.mark.parametrize("both", [True, False])
 def test_train_needs_one_kind_of_data(collected: Path, both: bool) -> None:
-    given = ["--data", str(collected), "--from-records", str(collected)] if both else []
-    result = invoke("train", "--out", str(collected / "policy"), *given)
+    given = ["--data", str(collected), "--records", str(collected)] if both else []
+    result = invoke("train", "--output-dir", str(collected / "policy"), *given)
     assert result.exit_code == 2
-    assert "give either --data or --from-records" in words(result.output)
+    assert "give either --data or --records" in words(result.output)
 
 
 @pytest.mark.parametrize(
     ("home", "problem"),
     [
-        ("math", "give ARM=PROMPTS, as in code=generated:code@300"),
+        ("math", "give ENGINE=PROMPTS, as in code=generated:code@300"),
         ("math=generated:maths", "no prompts of kind maths in generated"),
     ],
 )
@@ -267,14 +267,14 @@ def test_homes_are_contexts_of_what_drafters_were_made_for(monkeypatch: pytest.M
         "two": (300, LexicalFeaturizer().dimension),
     }
     assert features.read_training_domains([], "whatever") == {}
-    with pytest.raises(ValueError, match="the featurizer 'other' is not at hand"):
+    with pytest.raises(ValueError, match="the featurizer 'other' is not available"):
         features.read_training_domains(["one=generated:math"], "other")
 
 
 def test_what_was_collected_before_needs_no_fleet(measured_often: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = LexicalFeaturizer(32)
     monkeypatch.setattr(features, "featurizers", lambda: [new])
-    files = ["--out", str(measured_often), "--seed", "1", "-n", "120", "--url", "http://127.0.0.1:9"]
+    files = ["--output-dir", str(measured_often), "--seed", "1", "-n", "120", "--url", "http://127.0.0.1:9"]
     result = invoke("collect", *files, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -283,7 +283,7 @@ def test_what_was_collected_before_needs_no_fleet(measured_often: Path, monkeypa
 
 
 def test_a_featurizer_without_contexts_is_named(collected: Path) -> None:
-    result = invoke(*on(collected, "train", "--out", str(collected / "policy"), "--featurizer", "other"))
+    result = invoke(*on(collected, "train", "--output-dir", str(collected / "policy"), "--featurizer", "other"))
     assert isinstance(result.exception, DatasetError)
     assert "no contexts of 'other' (there are: lexical-64+lexical-v3)" in str(result.exception)
 
@@ -332,9 +332,9 @@ def measured_often(tmp_path: Path) -> Path:
 
 def test_the_report_is_one_page_and_its_figures_are_json(measured_often: Path) -> None:
     page, data = measured_often / "report.html", str(measured_often / "data.parquet")
-    options = ["--learners", "best_fixed,ridge", "--seeds", "2", "--results", str(measured_often)]
-    given = ["--reworded", data, "--loaded", data, "--paper", data, "--self-drafting", "math"]
-    result = invoke("report", "--data", data, "--out", str(page), *options, *given)
+    options = ["--learners", "best_fixed,ridge", "--seeds", "2", "--output-dir", str(measured_often)]
+    given = ["--paraphrased-data", data, "--under-load", data, "--paper", data, "--self-drafting", "math"]
+    result = invoke("report", "--data", data, "--output", str(page), *options, *given)
     assert result.exit_code == 0
     assert "ridge" in words(result.stdout)
     html = page.read_text()
@@ -354,11 +354,11 @@ def test_the_report_is_one_page_and_its_figures_are_json(measured_often: Path) -
 def test_the_curve_judges_few_examples_in_the_papers_results_too(measured_often: Path, tmp_path: Path) -> None:
     data = str(measured_often / "data.parquet")
     results, policy = tmp_path / "results", tmp_path / "policy"
-    assert invoke("train", "--data", data, "--out", str(policy)).exit_code == 0
+    assert invoke("train", "--data", data, "--output-dir", str(policy)).exit_code == 0
     paper = results / "paper.json"
     write(paper, 3, {"few_examples_suffice/enough": Interval(800, 800, 800)}, claims={"alike": {"said": "so"}})
-    options = ["--costs", str(policy), "--learner", "ridge", "--seeds", "2", "--results", str(results)]
-    result = invoke("curve", "--data", data, "--more", data, *options)
+    options = ["--costs", str(policy), "--learner", "ridge", "--seeds", "2", "--output-dir", str(results)]
+    result = invoke("learning-curve", "--data", data, "--train-data", data, *options)
     assert result.exit_code == 0
     assert "fewer than 10,000 examples suffice" in words(result.stdout)
     found = json.loads((results / "learning-curve.json").read_text())["figures"]
@@ -372,7 +372,7 @@ def test_the_curve_judges_few_examples_in_the_papers_results_too(measured_often:
 
 def test_the_curve_needs_a_policy_that_knows_costs(measured_often: Path, tmp_path: Path) -> None:
     data = str(measured_often / "data.parquet")
-    result = invoke("curve", "--data", data, "--more", data, "--costs", str(tmp_path))
+    result = invoke("learning-curve", "--data", data, "--train-data", data, "--costs", str(tmp_path))
     assert isinstance(result.exception, DatasetError)
     assert "tells no costs of a step" in str(result.exception)
 
@@ -380,7 +380,7 @@ def test_the_curve_needs_a_policy_that_knows_costs(measured_often: Path, tmp_pat
 def test_the_ladder_of_the_report_can_be_had_as_json(measured_often: Path) -> None:
     page, data = measured_often / "report.html", str(measured_often / "data.parquet")
     options = ["--learners", "best_fixed,ridge", "--seeds", "1", "--json"]
-    result = invoke("report", "--data", data, "--out", str(page), *options)
+    result = invoke("report", "--data", data, "--output", str(page), *options)
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert found["page"] == str(page)
@@ -395,7 +395,7 @@ def test_the_report_refuses_an_unknown_learner_before_it_works(measured_often: P
 
 
 def test_label_needs_engines_that_can_be_replayed(tmp_path: Path) -> None:
-    result = invoke("label", "--config", "mock", "--out", str(tmp_path / "labels"))
+    result = invoke("label", "--config", "mock", "--output-dir", str(tmp_path / "labels"))
     assert result.exit_code == 2
     assert "fewer than two engines can be replayed" in words(result.output)
 
@@ -413,7 +413,7 @@ def test_a_wrong_configuration_is_exit_code_2_and_no_traceback() -> None:
 
 def test_a_failure_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"question": "Hi"}')
-    done = draftpick("collect", "--out", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl"))
+    done = draftpick("collect", "--output-dir", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl"))
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'prompts.jsonl'}:1: ")
     assert len(done.stderr.splitlines()) == 1
@@ -421,7 +421,7 @@ def test_a_failure_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
 
 def test_collecting_without_a_router_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}')
-    files = ["--out", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    files = ["--output-dir", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl")]
     done = draftpick("collect", *files, "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert "http://127.0.0.1:9" in done.stderr
@@ -448,8 +448,8 @@ def test_prompts_of_a_file_come_of_all_kinds_in_turn(tmp_path: Path) -> None:
     "wrong",
     [
         ["eagle", "--minutes", "0"],
-        ["eagle", "--steps", "0"],
-        ["eagle", "--start", "nowhere"],
+        ["eagle", "--unroll-steps", "0"],
+        ["eagle", "--init-from", "nowhere"],
         ["distill", "--epochs", "0"],
         ["distill", "--hidden", "-1"],
         ["layer-skip", "--trials", "0"],
@@ -457,6 +457,6 @@ def test_prompts_of_a_file_come_of_all_kinds_in_turn(tmp_path: Path) -> None:
 )
 def test_options_out_of_range_are_wrong_usage_before_any_work(tmp_path: Path, wrong: list[str]) -> None:
     command, option, value = wrong
-    result = invoke("drafters", command, "--prompts", "generated", "--out", str(tmp_path / "o"), option, value)
+    result = invoke("drafters", command, "--prompts", "generated", "--output-dir", str(tmp_path / "o"), option, value)
     assert result.exit_code == 2
     assert option in words(result.output)

@@ -64,6 +64,20 @@ def two(person: Person) -> Person:
     return person
 
 
+def test_a_folder_is_added_and_activated_in_one_step(two: Person) -> None:
+    policy = write_policy(two.folder / "third", dimension=5)
+    assert two.gets("activate", str(policy), "--reason", "better") == {"id": "p0003", "active": True}
+    state = Registry(two.registry).state()
+    assert (state.active, state.previous, state.history[-1].reason) == ("p0003", "p0001", "better")
+    assert "is no readable policy" in two.is_told("activate", "uniform")
+
+
+def test_a_registry_and_a_cluster_exclude_each_other(two: Person) -> None:
+    run = two.types("activate", str(two.folder / "policy"), "--ray-address", "auto")
+    assert run.exit_code == 2
+    assert "not both" in words(run.stderr)
+
+
 def test_the_first_policy_becomes_active(person: Person) -> None:
     assert person.adds() == "p0001"
     assert person.adds(4) == "p0002"
@@ -172,7 +186,7 @@ def test_an_error_is_one_line(two: Person, monkeypatch: pytest.MonkeyPatch, caps
         cli.main()
     told = capsys.readouterr().err
     assert ended.value.code == 1
-    assert words(told) == "error: there is no policy 'p0007' (did you mean 'p0002'? see: draftpick policies list)"
+    assert words(told) == "error: unknown policy 'p0007' (did you mean 'p0002'? see: draftpick policies list)"
     assert told.count("\n") == 1
 
 

@@ -60,8 +60,8 @@ def fleet() -> DraftpickConfig:
 
 def test_a_running_engine_is_measured_kept_and_shown(url: str, cache: Path, tmp_path: Path) -> None:
     drawn = tmp_path / "plots" / "steps.png"
-    asked = ["profile", "--url", f"here={url}", "--batches", "2,4", "--contexts", "30", "--json"]
-    run = CliRunner().invoke(cli.app, [*asked, "--out", str(tmp_path / "out"), "--plot", str(drawn)])
+    asked = ["profile", "--url", f"here={url}", "--batch-sizes", "2,4", "--context-lengths", "30", "--json"]
+    run = CliRunner().invoke(cli.app, [*asked, "--output-dir", str(tmp_path / "out"), "--plot", str(drawn)])
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
     profile = Profile.from_json(json.dumps(said["profiles"]["here"]))
@@ -75,7 +75,9 @@ def test_a_running_engine_is_measured_kept_and_shown(url: str, cache: Path, tmp_
 
 def test_a_table_for_people(url: str) -> None:
     run = CliRunner().invoke(
-        cli.app, ["profile", "--url", f"here={url}", "--batches", "1,2", "--contexts", "30"], env={"COLUMNS": "120"}
+        cli.app,
+        ["profile", "--url", f"here={url}", "--batch-sizes", "1,2", "--context-lengths", "30"],
+        env={"COLUMNS": "120"},
     )
     assert run.exit_code == 0, run.output
     assert "ms of a step" in words(run.stdout)
@@ -88,7 +90,7 @@ def test_what_a_busy_machine_gave_is_not_kept(
     monkeypatch.setattr("draftpick.engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.ERROR):
         run = CliRunner().invoke(
-            cli.app, ["profile", "--url", f"here={url}", "--batches", "1", "--contexts", "20", "--json"]
+            cli.app, ["profile", "--url", f"here={url}", "--batch-sizes", "1", "--context-lengths", "20", "--json"]
         )
     assert json.loads(run.stdout)["kept"] == {}
     assert "here is not kept" in words(run.stderr)
@@ -132,9 +134,9 @@ def test_wrong_words(of: DraftpickConfig | None, names: list[str], urls: list[st
 
 @pytest.mark.parametrize("text", ["", "a", "0,1", "1;2", "-1", "1.5"])
 def test_lists_of_numbers(text: str) -> None:
-    with pytest.raises(ConfigError, match="--batches"):
-        _numbers("--batches", text)
-    assert _numbers("--batches", "8, 1,2,2") == (1, 2, 8)
+    with pytest.raises(ConfigError, match="--batch-sizes"):
+        _numbers("--batch-sizes", text)
+    assert _numbers("--batch-sizes", "8, 1,2,2") == (1, 2, 8)
 
 
 def test_an_engine_that_is_not_there_is_named() -> None:

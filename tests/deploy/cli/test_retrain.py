@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from draftpick.deploy.cli.retrain import REFUSED, retrain_app
+from draftpick.deploy.cli.retrain import REJECTED, retrain_app
 from draftpick.router.online.events import Event
 from draftpick.router.online.peer_store import PeerStore
 from draftpick.router.registry.registry import Registry
@@ -35,14 +35,14 @@ def test_a_candidate_is_made_and_one_that_is_no_better_is_refused_with_its_own_e
     assert code == 0
     assert json.loads(said.splitlines()[-1])["action"] == "promoted"
     code, said = run(*places)
-    assert code == REFUSED
+    assert code == REJECTED
     assert "p0002: refused" in said
     assert Registry(tmp_path / "registry").state().active == "p0001"
 
 
 @pytest.mark.parametrize("stages", ["0.1,x", "0.3,0.1", "0.1,1", "0"])
 def test_stages_that_there_are_not_are_wrong_usage(records: str, tmp_path: Path, stages: str) -> None:
-    assert run("retrain", "--records", records, "--registry", str(tmp_path), "--stages", stages)[0] == 2
+    assert run("retrain", "--records", records, "--registry", str(tmp_path), "--canary-shares", stages)[0] == 2
 
 
 def test_events_are_shown_to_people_and_to_programs(records: str) -> None:

@@ -129,5 +129,5 @@ def test_what_was_measured_is_read_again(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="measure without --again first"):
+    with pytest.raises(ValueError, match="measure without --report-only first"):
         read_table(tmp_path)

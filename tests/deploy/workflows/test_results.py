@@ -56,9 +56,9 @@ def test_a_result_says_what_its_brackets_are(tmp_path: Path, said: str | dict[st
 
 
 def test_the_command_is_that_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/some/where/draftpick", "demo", "--out", "/some/where/else"])
+    monkeypatch.setattr(sys, "argv", ["/some/where/draftpick", "demo", "--output-dir", "/some/where/else"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    assert written(tmp_path / "a.json")["command"] == "draftpick demo --out else"
+    assert written(tmp_path / "a.json")["command"] == "draftpick demo --output-dir else"
 
 
 def test_the_command_of_a_module_is_one_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_nights_here(records: str, tmp_path: Path) -> None:
     code, said = nightly(*places)  # no better than the first
     assert (code, said.split(":")[0]) == (0, "p0002 is refused, what serves goes on")
     assert Registry(registry).state().active == "p0001"
-    code, said = nightly(*places, "--no-prove")  # which leaves the proof to live traffic
+    code, said = nightly(*places, "--no-require-significance")  # which leaves the proof to live traffic
     assert (code, said.split(":")[0]) == (0, "p0003 is on its way")
 
 
@@ -45,4 +45,4 @@ def test_a_night_on_a_cluster(dashboard: str, records: str, tmp_path: Path) -> N
 def test_a_failed_night_is_tried_again_and_wrong_usage_is_not(tmp_path: Path) -> None:
     registry = str(tmp_path / "registry")
     assert nightly("--records", str(tmp_path / "nothing"), "--registry", registry)[0] == 1
-    assert nightly("--records", str(tmp_path), "--registry", registry, "--stages", "1,0")[0] == 2
+    assert nightly("--records", str(tmp_path), "--registry", registry, "--canary-shares", "1,0")[0] == 2

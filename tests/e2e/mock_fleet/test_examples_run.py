@@ -74,13 +74,13 @@ def full(mock_url: str, slow: None) -> Iterator[None]:
 
 @pytest.fixture
 def client(mock_url: str) -> Iterator[Client]:
-    client = Client(mock_url, priority="low", patience_s=20)
+    client = Client(mock_url, priority="low", timeout_s=20)
     yield client
     client.close()
 
 
 def test_ask_prints_the_answer_and_who_gave_it(mock_url: str) -> None:
-    for more in ([], ["--stream", "--priority", "low", "--patience", "20"]):
+    for more in ([], ["--stream", "--priority", "low", "--timeout", "20"]):
         done = run("ask", "What is 12 * 7?", "--url", mock_url, "--max-tokens", "8", *more)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
@@ -89,7 +89,7 @@ def test_ask_prints_the_answer_and_who_gave_it(mock_url: str) -> None:
 
 
 def test_ask_says_what_was_refused(mock_url: str) -> None:
-    done = run("ask", "hello", "--url", mock_url, "--patience", "0.000001")
+    done = run("ask", "hello", "--url", mock_url, "--timeout", "0.000001")
     assert (done.returncode, done.stdout) == (1, "")
     assert "504 timeout_error" in done.stderr
     nobody = run("ask", "hello", "--url", "http://127.0.0.1:9")
@@ -146,7 +146,7 @@ def test_a_text_with_line_separators_stays_whole() -> None:
 def url(mock_url: str) -> str:
     """Where the summaries are."""
     address = ray.get_runtime_context().gcs_address
-    done = run("summaries", "--model", "mock-model", "--address", address)
+    done = run("summaries", "--model", "mock-model", "--ray-address", address)
     assert done.returncode == 0, done.stderr
     # HAProxy learns of new applications once a second.
     assert eventually(lambda: httpx.get(f"{mock_url}/summaries/openapi.json").status_code == 200)
@@ -192,7 +192,7 @@ def test_an_error_of_the_router_keeps_its_status_on_its_way_through_the_handle(u
 
 def test_an_engine_s_own_error_passes_through(url: str) -> None:
     address = ray.get_runtime_context().gcs_address
-    assert run("summaries", "--model", "nobody", "--address", address).returncode == 0
+    assert run("summaries", "--model", "nobody", "--ray-address", address).returncode == 0
     assert eventually(lambda: httpx.post(f"{url}/", json=DOCUMENT, timeout=30).status_code == 404)
     streamed = httpx.post(f"{url}/stream", json=DOCUMENT, timeout=30)
     assert (streamed.status_code, streamed.json()["error"]["type"]) == (502, "NotFoundError")

@@ -126,16 +126,16 @@ def test_a_killed_replica_is_replaced_and_no_request_fails(mock_url: str) -> Non
 def test_the_router_learns_from_its_own_records_without_a_restart(
     mock_url: str, records_dir: Path, tmp_path: Path
 ) -> None:
-    """What a user does: `draftpick train --from-records`, then `draftpick use`."""
+    """What a user does: `draftpick train --records`, then `draftpick policies activate`."""
     with httpx.Client(base_url=mock_url) as client:
         assert all(client.post(CHAT, json=body(f"tell me of {i}")).status_code == 200 for i in range(160))
     time.sleep(1.5)
     policy, before = tmp_path / "policy", httpx.get(f"{mock_url}/ready").json()["policy"]
-    trained = _draftpick("train", "--from-records", str(records_dir), "--out", str(policy), "--learner", "ridge")
+    trained = _draftpick("train", "--records", str(records_dir), "--output-dir", str(policy), "--learner", "ridge")
     assert trained["records"] >= 160
     assert trained["arms"] == ["math", "ngram", "plain", "suffix"]
     assert set(trained["estimated_tpot_ms"]) >= {"ips", "snips", "dm", "dr"}
-    used = _draftpick("use", str(policy), "--address", ray.get_runtime_context().gcs_address)
+    used = _draftpick("policies", "activate", str(policy), "--ray-address", ray.get_runtime_context().gcs_address)
     first, second = used["policies"]  # of each router
     answer = httpx.post(mock_url + CHAT, json=body())
     assert answer.headers["x-draftpick-policy"] == first == second != before

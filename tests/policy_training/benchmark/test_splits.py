@@ -173,7 +173,7 @@ def test_alignments_come_from_greedy_requests_and_their_lack_is_an_error() -> No
     found = paper.alignments(Dataset(tuple(some)), DATA, "plain")
     assert found["rouge_l"][0].tolist() == [1.0, 0.5, 0.5, 0.5]
     assert np.isnan(found["bleu"][1:]).all()
-    with pytest.raises(DatasetError, match="label with --alone"):
+    with pytest.raises(DatasetError, match="label with --standalone-tokens"):
         paper.alignments(Dataset(()), DATA, "plain")
 
 

@@ -154,7 +154,7 @@ def test_checks_that_were_not_made_are_named_with_the_reason(tmp_path: Path) -> 
     bare, shadowed = (
         retrain(log(range(2400), shadows), (), Registry(tmp_path / str(shadows)), PLAN).report for shadows in (0, 8)
     )
-    assert "--reworded" in bare["not_made"]["rewording"]
+    assert "--paraphrased-data" in bare["not_made"]["rewording"]
     assert "no request was measured under all" in bare["not_made"]["left_out_domain"]
     assert list(shadowed["not_made"]) == ["rewording"]
     again = trained(tmp_path, log(range(2400)), plan=replace(PLAN, base=replayed(20))).report

@@ -126,24 +126,13 @@ async def test_an_engines_own_paths_need_the_admin_scope(
     assert (await app.client.post(path, headers=bearer(ADMIN))).status_code == 201
 
 
-@pytest.mark.parametrize("path", ["/v1/route/explain", "/v1/route/policy"])
-async def test_to_explain_and_to_reload_need_the_admin_scope(
-    router_app: StartRouter, keys: dict[str, Any], path: str
-) -> None:
+async def test_to_explain_needs_the_admin_scope(router_app: StartRouter, keys: dict[str, Any]) -> None:
     app = await router_app(ONE, keys=keys)
-    body = {**asked(), "policy": "uniform"}
+    path, body = "/v1/route/explain", asked()
     assert (await app.client.post(path, json=body)).status_code == 401
     told(await app.client.post(path, json=body, headers=bearer(SECRET)), 403, "permission_error", "missing_scope")
     assert (await app.client.post(path, json=body, headers=bearer(ADMIN))).status_code == 200
     assert app.engines["a"].engine.started == 0
-
-
-async def test_a_policy_over_http_is_checked(router_app: StartRouter, keys: dict[str, Any]) -> None:
-    app = await router_app(ONE, keys=keys)
-    for body in (b"{", b"[]", b"{}", b'{"policy": 1}', b'{"policy": "/nowhere"}'):
-        answer = await app.client.post("/v1/route/policy", content=body, headers=bearer(ADMIN))
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "policy")
-    assert app.parts.active_policies.policy.id == "fixed:a"
 
 
 # --- sizes ---

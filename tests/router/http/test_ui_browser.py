@@ -15,7 +15,6 @@ from draftpick.engines.http.server import LocalServer
 from draftpick.router.config.router_config import load_config
 from draftpick.router.http.auth import digest
 from draftpick.router.policies.baselines import UniformPolicy
-from draftpick.router.registry.pointer_file import write_pointer
 from draftpick.router.registry.registry import Registry
 from draftpick.router.router import Router, fixed_address
 from tests import browser
@@ -134,13 +133,15 @@ PILL = "document.querySelector('.engines tbody tr:nth-child(2) .pill')"
 
 
 async def test_a_policy_that_is_put_to_use_is_seen(page: Tab, tmp_path: Path) -> None:
-    pointer = tmp_path / "active"
-    write_pointer(pointer, str(fixed_policy(tmp_path / "a", "plain")))
-    async with served(pointer, tmp_path / "records") as (_, client):
+    registry = Registry(tmp_path / "registry")
+    for arm in ("plain", "ngram"):
+        registry.add(fixed_policy(tmp_path / arm, arm), {}, "test")
+    registry.promote("p0001", "test")
+    async with served(registry.path, tmp_path / "records") as (_, client):
         await page.open(f"{client.base_url}/ui/")
         await page.until(f"{ABOUT}.includes('policy fixed:plain')")
         await page.run(LOADED)
-        write_pointer(pointer, str(fixed_policy(tmp_path / "b", "ngram")))
+        registry.promote("p0002", "test")
         await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
         assert "fixed:ngram serves" in await page.text("#policies-body")
         await client.post(CHAT, json=asked())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.router.errors import PolicyRejected
-from draftpick.router.policies import artifact, check_features, load
+from draftpick.router.policies import artifact, check_features, load, make
 from draftpick.router.policies.base import DecisionInput, Policy, Probabilities
 from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
 from draftpick.router.policies.mlp import MLPPolicy
@@ -176,6 +176,7 @@ def folder(tmp_path: Path) -> Path:
 def test_policies_load_by_name(folder: Path) -> None:
     assert load("fixed", ARMS, "b").id == "fixed:b"
     assert load("uniform", ARMS, "b").id == "uniform"
+    assert make({"kind": "uniform", "arms": list(ARMS), "arrays_sha256": "0" * 64}, {}).arms == ARMS
     loaded = load(str(folder), ARMS, "b")
     assert isinstance(loaded, MLPPolicy)
     assert loaded.id.startswith("mlp:")

@@ -18,7 +18,6 @@ from draftpick.router.policies import artifact
 from draftpick.router.policies.base import DecisionInput, Forecast, Policy, Probabilities, Shifts, one_hot_with_floor
 from draftpick.router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
 from draftpick.router.registry.active_policy import ActivePolicies
-from draftpick.router.registry.pointer_file import write_pointer
 from draftpick.router.registry.registry import Registry
 from draftpick.router.registry.resolve import could_be_registry, resolve
 from draftpick.router.router import Router
@@ -280,11 +279,6 @@ def test_a_folder_that_is_called_like_a_policy_is_none(
     assert could_be_registry(f"./{name}")
     if name != "embedded":
         assert resolve(name, ARMS, "plain").policy.id.startswith(name)
-
-
-def test_a_pointer_may_name_a_registry(registry: Registry, tmp_path: Path) -> None:
-    write_pointer(tmp_path / "pointer", str(registry.path))
-    assert resolve(str(tmp_path / "pointer"), ARMS, "plain").policy.id == "fixed:plain"
 
 
 # --- a router ---
