@@ -285,14 +285,14 @@ def test_what_was_collected_before_needs_no_fleet(measured_often: Path, monkeypa
 def test_a_featurizer_without_contexts_is_named(collected: Path) -> None:
     result = invoke(*on(collected, "train", "--output-dir", str(collected / "policy"), "--featurizer", "other"))
     assert isinstance(result.exception, DatasetError)
-    assert "no contexts of 'other' (there are: lexical-64+lexical-v3)" in str(result.exception)
+    assert "no contexts of 'other' (available: lexical-64+lexical-v3)" in str(result.exception)
 
 
 def test_a_dataset_that_is_missing_is_named(collected: Path) -> None:
     policy = write_policy(collected / "policy", ["plain", "ngram"], dimension=LexicalFeaturizer().dimension)
     result = invoke("evaluate", "--policy", str(policy), "--data", str(collected / "none.parquet"))
     assert isinstance(result.exception, DatasetError)
-    assert f"{collected / 'none.parquet'} cannot be read" in str(result.exception)
+    assert f"{collected / 'none.parquet'} is not readable" in str(result.exception)
 
 
 def test_a_policy_for_other_arms_is_not_judged(collected: Path) -> None:
