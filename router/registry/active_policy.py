@@ -49,7 +49,7 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Makes decisions. `explore`: the mutable value of `RouterConfig.explore`. `policy`: the active one."""
+    """Makes decisions. `explore`: the mutable value of `exploration.rate`. `policy`: the active one."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events

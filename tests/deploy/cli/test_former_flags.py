@@ -9,6 +9,7 @@ from draftpick.deploy.cli import main as cli
 from draftpick.deploy.cli.former_flags import COMMANDS, FLAGS, modernise
 from draftpick.deploy.generate.cli_page import commands
 from tests.deploy.cli.test_main import invoke, words
+from tests.router.config.test_former_fields import upgrading
 
 ROWS = [(command, former, now) for command, flags in FLAGS.items() for former, now in flags.items()]
 
@@ -83,3 +84,8 @@ def test_values_arguments_and_what_follows_two_dashes_stay() -> None:
     assert [former for former, _ in replaced] == ["doctor --headroom", "--worth", "--out"]
     assert modernise(["serve", "--port", "1"]) == (["serve", "--port", "1"], [])
     assert modernise([]) == ([], [])
+
+
+def test_the_changelog_lists_every_former_spelling() -> None:
+    flags = {f"{command} {old}": f"{command} {new}" for command, table in FLAGS.items() for old, new in table.items()}
+    assert {f"  - `{old}` -> `{new}`" for old, new in {**COMMANDS, **flags}.items()} <= set(upgrading())

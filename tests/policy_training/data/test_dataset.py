@@ -109,8 +109,8 @@ def no_columns(path: Path) -> None:
         (lambda path: None, "is not readable"),
         (lambda path: path.write_bytes(b"no parquet"), "is not a Parquet file"),
         (lambda path: path.write_bytes(b""), "is not a Parquet file"),
-        (other_schema, "schema none, this version reads 2"),
-        (no_columns, "missing columns: kind, temperature"),
+        (other_schema, "schema none, this version reads 3, and 2"),
+        (no_columns, "missing columns: task, temperature"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: Any, problem: str) -> None:
