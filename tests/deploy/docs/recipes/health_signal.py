@@ -22,4 +22,4 @@ async def test_an_arm_with_late_first_tokens_gets_no_request(router_app: StartRo
     assert signal.suspects == {"a"}
     assert (await app.post()).headers["x-draftpick-arm"] == "b"
     told = (await app.client.post("/v1/route/explain", json=asked())).json()
-    assert told["arms"][0]["why_not"] == signal.reason == "slow_first_token"
+    assert told["arms"][0]["ineligible_reason"] == signal.reason == "slow_first_token"
