@@ -1,7 +1,7 @@
-"""Configuration fields under their former names: the one table of them, and the renaming that warns.
+"""Former names of configuration fields.
 
-A former field is accepted for one release. Its value goes where the new field stands, a `FormerField` warning names
-both, and a configuration that gives both is wrong.
+A former field is accepted for one release. Its value moves to the new field, and a `FormerField` warning names both.
+A configuration that sets both is invalid.
 """
 
 import copy
@@ -40,10 +40,10 @@ FLEET: Mapping[str, str] = {
     "router.logs.requests": "router.logs.access_log",
     "router.tracing.share": "router.tracing.sample_rate",
 }
-"""Of a fleet: former path, and the path that replaced it. A section stands before its fields."""
+"""Fleet: former path -> new path. A section precedes its fields."""
 
 LIVE: Mapping[str, str] = {"explore": "exploration.rate", "limits": "admission"}
-"""Of Serve's `user_config`."""
+"""The same for Serve's `user_config`."""
 
 TRAFFIC: Mapping[str, str] = {
     "kinds": "tasks",
@@ -52,18 +52,18 @@ TRAFFIC: Mapping[str, str] = {
     "crowds.lasts_s": "bursts.duration_s",
     "crowds.times": "bursts.rate_factor",
 }
-"""Of a traffic specification (`draftpick simulate`, `draftpick plan`)."""
+"""The same for a traffic specification (`draftpick simulate`, `draftpick plan`)."""
 
 _ABSENT: Any = object()
 
 
 class FormerField(FutureWarning):
-    """A configuration names a field as it was called before."""
+    """A configuration uses the former name of a field."""
 
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """The messages of `FormerField` warnings of the block, each once, which are not shown then."""
+    """Collect the `FormerField` messages of the block, without duplicates, instead of showing them."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FormerField)
@@ -77,16 +77,16 @@ def collected() -> Iterator[list[str]]:
 
 
 def rename_former(data: Any, table: Mapping[str, str]) -> Any:
-    """A copy of `data`, a configuration as it was read, whose former fields stand under their new paths.
+    """Return a copy of the raw configuration `data` with former fields moved to their new paths.
 
-    Warns of each. Raises `ValueError` where a field is given by both names.
+    Warns of each. Raises `ValueError` for a field that is set under both names.
     """
     if not isinstance(data, dict):
         return data
     renamed = copy.deepcopy(data)
     deepest_first = sorted(table, key=lambda path: path.count("."), reverse=True)
     moved = [(old, _pop(renamed, old)) for old in deepest_first]
-    for old, value in reversed(moved):  # a section is placed before its fields
+    for old, value in reversed(moved):  # sections before their fields
         if value is _ABSENT:
             continue
         _place(renamed, old, table[old], value)

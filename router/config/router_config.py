@@ -1,4 +1,4 @@
-"""The whole configuration as one frozen model: the fleet and the router in front of it."""
+"""The complete configuration as one frozen model: fleet and router."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -36,95 +36,99 @@ PATHS = (
     "/detokenize",
     "/version",
 )
-"""What any key may ask of an engine; all else of an engine needs the scope `admin`."""
+"""Engine paths open to every key; all others need the scope `admin`."""
 
 
 class RecordsConfig(Model):
-    """Where attempts are recorded. Prompt text is never among what is recorded."""
+    """Recording of attempts. Prompt text is never recorded."""
 
-    dir: Path | None = Field(None, description="folder of the segments; absent: records are not kept")
+    dir: Path | None = Field(None, description="folder of the segments; absent: no records")
     queue_size: int = Field(
-        10_000, ge=1, description="records that may wait for the disk; more are dropped and counted"
+        10_000, ge=1, description="maximum number of records queued for the disk; more are dropped and counted"
     )
-    segment_bytes: int = Field(64 * 2**20, ge=1024, description="size at which a new segment is begun")
-    segment_age_s: float = Field(3600.0, gt=0, description="age at which a new segment is begun")
-    keep_segments: int = Field(64, ge=1, description="older segments of the same router are removed")
+    segment_bytes: int = Field(64 * 2**20, ge=1024, description="size at which a new segment starts")
+    segment_age_s: float = Field(3600.0, gt=0, description="age at which a new segment starts")
+    keep_segments: int = Field(64, ge=1, description="segments kept per router; older ones are removed")
 
 
 class RouterConfig(Model):
-    """How requests are routed."""
+    """Routing of requests."""
 
     policy: str = Field(
         "fixed",
         min_length=1,
-        description="`embedded`, `fixed`, `uniform`, the folder of a policy or of a registry of them, or a file that "
-        "holds one of these",
+        description="`embedded`, `fixed`, `uniform`, the folder of a policy or of a policy registry, or a file that "
+        "contains one of these",
     )
     exploration: ExplorationConfig = Field(
-        default_factory=ExplorationConfig, description="requests that try other engines than the policy's choice"
+        default_factory=ExplorationConfig, description="exploration of engines other than the policy's choice"
     )
     shadow: ShadowConfig = Field(
-        default_factory=ShadowConfig, description="finished requests that all other engines answer, too"
+        default_factory=ShadowConfig, description="replay of finished requests on all other engines"
     )
-    online: OnlineConfig = Field(default_factory=OnlineConfig, description="what a running router learns by itself")
-    load: LoadConfig = Field(default_factory=LoadConfig, description="how the load of engines counts")
+    online: OnlineConfig = Field(default_factory=OnlineConfig, description="online learning and drift detection")
+    load: LoadConfig = Field(default_factory=LoadConfig, description="load-aware routing")
     prefix_cache: PrefixCacheConfig = Field(
-        default_factory=PrefixCacheConfig, description="whether a conversation prefers the replica that has read it"
+        default_factory=PrefixCacheConfig, description="preference for replicas that have cached a prompt's prefix"
     )
     autoscaling: AutoscalingConfig = Field(
-        default_factory=AutoscalingConfig, description="how engines with `autoscaling` are scaled together"
+        default_factory=AutoscalingConfig, description="joint scaling of engines with `deployment.autoscaling`"
     )
-    default_engine: str = Field(min_length=1, description="the engine that serves when a policy cannot")
+    default_engine: str = Field(min_length=1, description="engine that serves when the policy cannot decide")
     featurizer: str = Field(
         "auto",
-        description="`auto`: what the policy needs; `none`, `lexical`, `static` (token vectors), `embedded` (a "
-        "sentence encoder), or the path of another one",
+        description="`auto`: what the policy needs; `none`, `lexical`, `static` (token vectors), `embedded` (sentence "
+        "encoder), or the path of another encoder",
     )
-    featurize_timeout_s: float = Field(2.0, gt=0, description="a decision waits no longer for its features")
-    max_attempts: int = Field(3, ge=1, le=10, description="engines tried before the first byte")
+    featurize_timeout_s: float = Field(2.0, gt=0, description="timeout of computing the features of a request")
+    max_attempts: int = Field(3, ge=1, le=10, description="maximum number of engines tried before the first byte")
     wait_for_engine_s: float = Field(
-        10.0, ge=0, description="how long a request waits when no engine listens, as while all are being replaced"
+        10.0,
+        ge=0,
+        description="longest wait while no engine is reachable, as during a rolling update",
     )
-    first_byte_timeout_s: float = Field(120.0, gt=0, description="longest wait for the first byte of a stream")
-    stream_idle_timeout_s: float = Field(120.0, gt=0, description="longest wait for each further byte of a stream")
-    timeout_s: float = Field(1800.0, gt=0, description="longest duration of one answer")
+    first_byte_timeout_s: float = Field(120.0, gt=0, description="timeout of the first byte of a stream")
+    stream_idle_timeout_s: float = Field(120.0, gt=0, description="timeout of each further byte of a stream")
+    timeout_s: float = Field(1800.0, gt=0, description="timeout of a whole answer")
     resume_streams: bool = Field(
-        False, description="whether another engine goes on with a greedy stream that broke, from the text so far"
+        False, description="whether another engine resumes a broken greedy stream from the text so far"
     )
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger request bodies are refused")
-    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="requests with more headers are refused")
-    max_json_depth: int = Field(128, ge=8, description="request bodies that are nested deeper are refused")
-    paths: tuple[str, ...] = Field(PATHS, description="what any key may ask of an engine; `*` stands for anything")
-    keys: KeysConfig = Field(default_factory=KeysConfig, description="who may ask")
-    admission: AdmissionConfig = Field(default_factory=AdmissionConfig, description="how many at once")
-    breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="when a failing replica is left alone")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="maximum size of a request body; larger ones get 413")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="maximum size of all headers; larger ones get 431")
+    max_json_depth: int = Field(128, ge=8, description="maximum nesting of a request body; deeper ones get 400")
+    paths: tuple[str, ...] = Field(PATHS, description="engine paths open to every key; `*` is a wildcard")
+    keys: KeysConfig = Field(default_factory=KeysConfig, description="API keys")
+    admission: AdmissionConfig = Field(
+        default_factory=AdmissionConfig, description="limits of concurrent and queued requests"
+    )
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="ejection of failing replicas")
     quarantine: QuarantineConfig = Field(
-        default_factory=QuarantineConfig, description="when an arm whose drafts are lost is left alone"
+        default_factory=QuarantineConfig, description="quarantine of arms with lost drafters"
     )
-    allow_engine_pinning: bool = Field(True, description="whether the header x-draftpick-arm may choose the engine")
-    num_replicas: int = Field(1, ge=1, description="replicas of the router")
-    seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the system")
-    records: RecordsConfig = Field(default_factory=RecordsConfig, description="where attempts are recorded")
-    logs: LogsConfig = Field(default_factory=LogsConfig, description="what is logged")
-    tracing: TracingConfig = Field(default_factory=TracingConfig, description="which requests leave spans")
+    allow_engine_pinning: bool = Field(True, description="whether the header x-draftpick-arm may pin the engine")
+    num_replicas: int = Field(1, ge=1, description="number of router replicas")
+    seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the operating system")
+    records: RecordsConfig = Field(default_factory=RecordsConfig, description="recording of attempts")
+    logs: LogsConfig = Field(default_factory=LogsConfig, description="logging")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="tracing")
     deployment_options: dict[str, Any] = Field(
-        default_factory=dict, description="further options of Serve's deployment"
+        default_factory=dict, description="further options of the router's Serve deployment"
     )
 
 
 class LiveExplorationConfig(Model):
-    """What of exploration a running router takes."""
+    """Exploration settings that a running router accepts."""
 
-    rate: float = Field(ge=0, le=1, description="in place of `router.exploration.rate`")
+    rate: float = Field(ge=0, le=1, description="replaces `router.exploration.rate`")
 
 
 class LiveConfig(Model):
-    """What a running router takes without a restart, as Serve's `user_config`; what is absent stays as it is."""
+    """Settings that a running router accepts without a restart, as Serve's `user_config`; absent ones do not change."""
 
-    policy: str | None = Field(None, min_length=1, description="in place of `router.policy`")
-    exploration: LiveExplorationConfig | None = Field(None, description="of exploration, what may change")
+    policy: str | None = Field(None, min_length=1, description="replaces `router.policy`")
+    exploration: LiveExplorationConfig | None = Field(None, description="exploration settings")
     admission: AdmissionConfig | None = Field(
-        None, description="in place of `router.admission`; what it leaves out has its default"
+        None, description="replaces `router.admission`; absent fields get their defaults"
     )
 
     @model_validator(mode="before")
@@ -136,7 +140,7 @@ class LiveConfig(Model):
 class DraftpickConfig(FleetConfig):
     """One YAML file: target, engines, router."""
 
-    router: RouterConfig = Field(description="how requests are routed")
+    router: RouterConfig = Field(description="routing of requests")
 
     @model_validator(mode="before")
     @classmethod
@@ -152,20 +156,20 @@ class DraftpickConfig(FleetConfig):
         for field, engine in named.items():
             if engine is not None and engine not in self.arms:
                 raise ValueError(
-                    f"{field} names {engine!r}, which is no engine "
+                    f"{field} names {engine!r}, which is not an engine of the fleet "
                     f"({did_you_mean(engine, self.arms)}engines: {', '.join(self.arms)})"
                 )
         return self
 
     @property
     def baseline(self) -> str:
-        """The engine that is the least risk under a load that nobody knows: one without a drafter."""
+        """The engine with the least risk under unknown load: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
         return self.router.load.baseline_engine or next(plain, self.router.default_engine)
 
 
 class ConfigProblems(ConfigError):
-    """All that is wrong with a configuration, one line each: path, problem, cure."""
+    """All errors of a configuration, one line each: path, problem, fix."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         super().__init__(source, f"{len(problems)} problem{'s' if len(problems) != 1 else ''} found")
@@ -176,21 +180,21 @@ class ConfigProblems(ConfigError):
 
 
 def load_config(source: str | Path | dict[str, Any]) -> DraftpickConfig:
-    """The configuration in a YAML file or a dict. Raises `ConfigError` with the path of each wrong field."""
+    """Load a YAML file or a dict. Raises `ConfigError` with the path of each invalid field."""
     if isinstance(source, dict):
         return _validate("configuration", source)
     path = Path(source)
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name a YAML file that exists") from error
+        raise ConfigError(str(path), f"is not readable: {error.strerror}", "name an existing YAML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(str(path), "is not valid YAML: it is no UTF-8") from error
+        raise ConfigError(str(path), "is not valid YAML: it is not UTF-8") from error
     except yaml.YAMLError as error:
-        # The lines around the fault may hold a secret: only its place and kind are shown.
+        # The lines around the error may contain a secret: show only its position and type.
         raise ConfigError(str(path), f"is not valid YAML{_place(error)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(str(path), "holds no mapping", "write `target`, `engines` and `router`")
+        raise ConfigError(str(path), "is not a mapping", "write `target`, `engines` and `router`")
     return _validate(str(path), data)
 
 
@@ -218,7 +222,7 @@ def _line(detail: ErrorDetails) -> str:
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:
-    """The nearest field name at the place of an unknown one, and all names there."""
+    """Suggest the closest field name for an unknown one, and list all names at that level."""
     fields = DraftpickConfig.model_fields
     for part in loc[:-1]:
         if isinstance(part, int):

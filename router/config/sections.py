@@ -14,93 +14,103 @@ OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "cost")
 
 
 class LoadConfig(Model):
-    """How the load of engines counts."""
+    """Load-aware routing."""
 
     enabled: bool = Field(True, description="whether decisions take the load of engines into account")
-    objective: Objective = Field("throughput", description="what a request is sent by, unless its key says otherwise")
-    report_interval_s: float = Field(0.5, gt=0, description="how often engines are asked what they do")
+    objective: Objective = Field("throughput", description="default objective of routing; a key may set its own")
+    report_interval_s: float = Field(0.5, gt=0, description="interval of polling the engines' load")
     stale_s: float = Field(
-        5.0, gt=0, description="an engine that reported and has not for so long is left alone while others report"
+        5.0, gt=0, description="age of the last load report at which an engine is skipped while others report"
     )
     baseline_engine: str | None = Field(
-        None, description="who serves while no load is known; absent: the first engine without a drafter"
+        None, description="engine that serves while all loads are unknown; absent: the first engine without a drafter"
     )
 
 
 class QuarantineConfig(Model):
-    """When an arm whose acceptance collapses is left alone."""
+    """Quarantine of arms whose acceptance has collapsed."""
 
-    enabled: bool = Field(True, description="whether arms are quarantined at all")
+    enabled: bool = Field(True, description="whether arms are quarantined")
     collapse_ratio: float = Field(
-        0.2, gt=0, lt=1, description="an answer counts as collapsed below this share of the arm's usual gain, tau - 1"
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of the arm's baseline gain, tau - 1, below which an answer counts as collapsed",
     )
     false_alarm_probability: float = Field(
-        1e-6, gt=0, lt=0.1, description="a run of collapsed answers this unlikely, by the arm's own history, is a loss"
+        1e-6,
+        gt=0,
+        lt=0.1,
+        description="probability of a run of collapsed answers below which the drafter counts as lost",
     )
-    quarantine_s: float = Field(60.0, gt=0, description="first time without requests; doubles with each failed probe")
-    max_quarantine_s: float = Field(900.0, gt=0, description="longest time without requests")
-    probes: int = Field(4, ge=1, description="collapsed answers in a row that send a probed arm back")
+    quarantine_s: float = Field(
+        60.0, gt=0, description="initial duration of a quarantine; doubles with each failed probe"
+    )
+    max_quarantine_s: float = Field(900.0, gt=0, description="maximum duration of a quarantine")
+    probes: int = Field(4, ge=1, description="consecutive collapsed probes after which an arm is quarantined again")
 
 
 class AdmissionConfig(Model):
-    """Bounds of one replica of the router."""
+    """Limits of one router replica."""
 
-    max_in_flight: int = Field(2048, ge=1, description="requests that are answered at once")
-    max_in_flight_per_replica: int = Field(1024, ge=1, description="requests at once on one replica of an engine")
-    max_queued: int = Field(1024, ge=0, description="requests that may wait; beyond, the cheapest to lose is refused")
-    queue_timeout_s: float = Field(30.0, gt=0, description="longest wait in the queue")
-    retry_after_s: float = Field(1.0, gt=0, description="what refused clients are told to wait")
+    max_in_flight: int = Field(2048, ge=1, description="maximum concurrent requests")
+    max_in_flight_per_replica: int = Field(1024, ge=1, description="maximum concurrent requests per engine replica")
+    max_queued: int = Field(1024, ge=0, description="maximum queued requests; beyond it the least important is shed")
+    queue_timeout_s: float = Field(30.0, gt=0, description="timeout in the queue")
+    retry_after_s: float = Field(1.0, gt=0, description="Retry-After of rejected requests")
 
 
 class CorrectionConfig(Model):
-    """How quickly a running router follows what it measures."""
+    """Online correction of predicted times by measured ones."""
 
-    enabled: bool = Field(False, description="whether measured times correct those that the policy predicts")
-    window: float = Field(40.0, ge=2, description="answers of one engine on one kind of request that count")
+    enabled: bool = Field(False, description="whether measured times correct the policy's predictions")
+    window: float = Field(40.0, ge=2, description="effective number of answers per engine and cluster in a correction")
     max_log_step: float = Field(
-        0.7, gt=0, description="farthest that one answer counts from the mean so far, as a logarithm"
+        0.7, gt=0, description="clipping of one answer's deviation from the running mean, in log units"
     )
 
 
 class AutoscalingConfig(Model):
-    """How engines with `deployment.autoscaling` are scaled together."""
+    """Joint scaling of engines with `deployment.autoscaling`."""
 
     max_accelerators: int | None = Field(
-        None, ge=1, description="accelerators (workers, on CPUs) that all engines may take together; absent: any number"
+        None, ge=1, description="maximum accelerators (on CPUs: workers) of all engines together; absent: unlimited"
     )
-    interval_s: float = Field(2.0, gt=0, description="how often engines are told how many replicas are wanted")
+    interval_s: float = Field(2.0, gt=0, description="interval of setting the engines' numbers of replicas")
 
 
 class DriftConfig(Model):
-    """When a change is taken for real."""
+    """Drift detection."""
 
-    enabled: bool = Field(True, description="whether drift is watched at all")
-    reference: int = Field(30, ge=10, description="answers of an engine that tell what is usual for it")
-    page_hinkley_delta: float = Field(0.5, gt=0, description="deviations that the mean may wander unnoticed")
-    page_hinkley_lambda: float = Field(12.0, gt=0, description="summed deviations beyond that which are a change")
-    window: int = Field(120, ge=50, description="requests whose kinds are compared with the usual ones")
-    psi_threshold: float = Field(1.0, gt=0, description="population stability index above which the kinds have changed")
+    enabled: bool = Field(True, description="whether drift is monitored")
+    reference: int = Field(30, ge=10, description="number of answers of an engine that form its baseline")
+    page_hinkley_delta: float = Field(0.5, gt=0, description="tolerated shift of the mean, in standard deviations")
+    page_hinkley_lambda: float = Field(12.0, gt=0, description="sum of deviations beyond it that signals a change")
+    window: int = Field(120, ge=50, description="number of requests whose clusters are compared with the baseline")
+    psi_threshold: float = Field(
+        1.0, gt=0, description="population stability index above which the requests have changed"
+    )
 
 
 class ExplorationConfig(Model):
-    """Which requests try other engines than the policy's choice."""
+    """Exploration of engines other than the policy's choice."""
 
     rate: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of requests that may go to another engine than the policy's: among near-ties, where it "
-        "predicts times, else among all alike",
+        description="exploration rate: share of requests that may go to another engine than the policy's choice; among "
+        "near-ties if the policy predicts times, else uniform",
     )
-    gamma: float = Field(100.0, gt=0, description="the greater, the less an engine is tried that seems slower")
+    gamma: float = Field(
+        100.0, gt=0, description="gamma of SquareCB: the greater, the less slower engines are explored"
+    )
     max_slowdown: float = Field(
-        0.3, ge=0, description="engines that seem slower by more than this share get the floor alone"
+        0.3, ge=0, description="engines predicted slower by more than this share get only the floor"
     )
-    min_probability: float = Field(
-        0.005, ge=0, le=0.1, description="probability that every engine keeps, so that all are seen"
-    )
+    min_probability: float = Field(0.005, ge=0, le=0.1, description="minimum probability of every engine")
     max_in_flight: int | None = Field(
-        None, ge=1, description="with as many requests in flight at one router nothing is explored; absent: always"
+        None, ge=1, description="requests in flight at one router at which exploration stops; absent: never stops"
     )
 
 
@@ -108,63 +118,60 @@ API_KEY_VARIABLE = "DRAFTPICK_API_KEYS"
 
 
 ADMIN_KEY_VARIABLE = "DRAFTPICK_ADMIN_KEYS"
-"""Environment variables that hold keys in plain, with commas between them."""
+"""Environment variables with plain-text keys, comma-separated."""
 
 
 class KeysConfig(Model):
-    """Which keys are taken. Without a file and without keys in the environment, nobody is asked for one."""
+    """API keys. Without a file and without keys in the environment, no key is required."""
 
     file: Path | None = Field(None, description="YAML list of keys: name, sha256, scopes, limits, expires")
-    environment: bool = Field(True, description=f"also take the keys in {API_KEY_VARIABLE} and {ADMIN_KEY_VARIABLE}")
+    environment: bool = Field(True, description=f"also accept the keys in {API_KEY_VARIABLE} and {ADMIN_KEY_VARIABLE}")
 
 
 class LogsConfig(Model):
-    """What is logged. On Ray Serve its own LoggingConfig may say more."""
+    """Logging. On Ray Serve its own LoggingConfig applies as well."""
 
-    format: Literal["text", "json"] = Field("text", description="a line of text, or a JSON object on a line")
-    access_log: bool = Field(False, description="whether every finished request leaves a line")
+    format: Literal["text", "json"] = Field("text", description="one line of text, or one JSON object, per message")
+    access_log: bool = Field(False, description="whether every finished request is logged")
 
 
 class OnlineConfig(Model):
-    """What a running router learns by itself."""
+    """Online learning and drift detection."""
 
     dir: Path | None = Field(
         None,
-        description="folder of events.jsonl, and of what routers tell each other; absent: `online` below `records.dir`",
+        description="folder of events.jsonl and of state shared between routers; absent: `online` below `records.dir`",
     )
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="of the times that it predicts")
-    drift: DriftConfig = Field(default_factory=DriftConfig, description="when engines or requests have changed")
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="correction of predicted times")
+    drift: DriftConfig = Field(default_factory=DriftConfig, description="detection of changed engines or requests")
 
 
 class PrefixCacheConfig(Model):
-    """Whether a conversation prefers the replica that has read it."""
+    """Preference for replicas that have cached a prompt's prefix."""
 
-    enabled: bool = Field(True, description="whether engines that have read a prompt's beginning are preferred")
-    max_blocks: int = Field(
-        32_768, ge=1, description="blocks of 1,024 bytes of requests that are remembered, as hashes"
-    )
-    max_bytes: int = Field(65_536, ge=1024, description="how much of a request is compared")
+    enabled: bool = Field(True, description="whether replicas that have read a prompt's prefix are preferred")
+    max_blocks: int = Field(32_768, ge=1, description="number of 1,024-byte blocks of requests kept, as hashes")
+    max_bytes: int = Field(65_536, ge=1024, description="maximum compared length of a request")
 
 
 class ShadowConfig(Model):
-    """How many finished requests are asked again. Each costs every other engine one request."""
+    """Replay of finished requests on all other engines. Each costs every other engine one request."""
 
-    sample_rate: float = Field(0.0, ge=0, le=1, description="share of the finished requests")
-    max_in_flight: int = Field(4, ge=1, description="none while the router holds as many requests of clients")
+    sample_rate: float = Field(0.0, ge=0, le=1, description="share of finished requests to replay")
+    max_in_flight: int = Field(4, ge=1, description="client requests in flight at the router at which shadows pause")
 
 
 class TracingConfig(Model):
-    """Which requests are traced, and where to."""
+    """Tracing of requests, and where traces are sent."""
 
     sample_rate: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the requests that are traced where their clients say nothing; 0: none at all",
+        description="share of traced requests without a sampling decision of the client; 0: no tracing",
     )
     endpoint: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="where a collector takes traces as OTLP over HTTP, `http://collector:4318`; absent: "
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OTLP/HTTP endpoint of a collector, `http://collector:4318`; absent: OTEL_EXPORTER_OTLP_ENDPOINT",
     )

@@ -78,13 +78,13 @@ def test_an_unknown_fleet_gets_a_suggestion_and_the_names() -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     error = refusal(str(tmp_path / "none.yaml"))
     assert error.field == str(tmp_path / "none.yaml")
-    assert "cannot be read: No such file" in error.problem
+    assert "is not readable: No such file" in error.problem
     assert error.fix
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [("a: [1,", "is not valid YAML"), ("- 1\n", "holds no mapping"), ("", "holds no mapping")],
+    [("a: [1,", "is not valid YAML"), ("- 1\n", "is not a mapping"), ("", "is not a mapping")],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "fleet.yaml").write_text(content)
@@ -126,7 +126,7 @@ def test_the_file_is_named_above_its_problems(tmp_path: Path) -> None:
         ({"engines": [{**PLAIN, "mock": {"acceptance_length": 2}}]}, "engines.0.mock: acceptance_length: 2.0 exceeds"),
         ({"engines": [{**PLAIN, "drafter": {"method": "ngrm"}}]}, "unknown method 'ngrm' (did you mean 'ngram'? "),
         ({"engines": [{**PLAIN, "drafter": {"method": "eagle"}}]}, "engines.0.drafter: method 'eagle' needs a `model`"),
-        ({"router": {"default_engine": "plane"}}, "names 'plane', which is no engine (did you mean 'plain'? engines: "),
+        ({"router": {"default_engine": "plane"}}, "names 'plane', which is not an engine of the fleet (did you mean 'plain'? engines: "),
         ({"router": {"default_engine": "plain", "max_attempts": 0}}, "router.max_attempts: Input should be greater"),
         ({"target": {"name": ""}}, "target.name: String should have at least 1 character"),
     ],

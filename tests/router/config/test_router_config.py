@@ -42,12 +42,12 @@ def test_configuration_is_frozen() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: is not readable: No such file"):
         load_config(tmp_path / "nowhere.yaml")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not readable"):
         load_config(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="holds no mapping"):
+    with pytest.raises(ConfigError, match="is not a mapping"):
         load_config(path)
 
 
@@ -138,7 +138,7 @@ def test_a_field_like_no_other_is_refused_with_all_that_are_allowed() -> None:
 
 def test_a_default_engine_that_is_none_is_refused_with_the_nearest_one() -> None:
     (line,) = problems({**GOOD, "router": {"default_engine": "plane"}})
-    assert line.startswith("router.default_engine names 'plane', which is no engine")
+    assert line.startswith("router.default_engine names 'plane', which is not an engine of the fleet")
     assert "did you mean 'plain'? engines: plain, ngram" in line
 
 

@@ -139,7 +139,7 @@ def test_a_wrong_file_is_refused_with_its_field_and_without_its_values(tmp_path:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not readable"):
         Keyring(KeysConfig(file=tmp_path / "none.yaml"), {})
 
 
