@@ -36,7 +36,7 @@ _PATIENCE_S = 5.0
 class RouterDeployment:
     """One replica of the router.
 
-    By handle: `choose.remote(body)` decides and sends nothing; `send.remote(body)` answers it whole;
+    By handle: `choose.remote(body)` decides and sends nothing; `send.remote(body)` returns a complete answer;
     `options(stream=True).stream.remote(body)` yields the bytes of a streamed answer.
     """
 
@@ -58,34 +58,34 @@ class RouterDeployment:
         return self._router.app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve's `user_config` (fields of `LiveConfig`), at the start and whenever it changes."""
+        """Apply Serve's `user_config` (fields of `LiveConfig`): at startup, and on every change."""
         try:
             self._live = LiveConfig.model_validate(user_config or {})
         except ValidationError as error:
-            # Raising would cost the replica: what it does now goes on.
+            # Raising would end the replica; keep the current settings.
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            log.error("user_config refused, the old one goes on: %s", wrong)
+            log.error("user_config rejected, the old one stays active: %s", wrong)
             return
         if self._router is not None:
             await self._router.configure(self._live)
 
     async def state(self) -> dict[str, object]:
-        """What `/ready` shows to an admin."""
+        """The state that `/ready` shows to an admin."""
         assert self._router is not None, "Serve builds the application before it sends requests"
         return self._router.state()
 
     async def choose(self, body: dict[str, Any], path: str = _CHAT) -> dict[str, object]:
-        """Which engine a request would go to: arm, propensity, probabilities of all arms, policy. Nothing is sent."""
+        """Decide without sending: arm, propensity, probabilities of all arms, policy."""
         return await explain(self._parts, parse(path, orjson.dumps(body)))
 
     async def send(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> dict[str, Any]:
-        """Route a request and answer it whole: `status`, `headers`, `body` (decoded JSON). `arm` pins the engine."""
+        """Route a request; return `status`, `headers` and `body` (decoded JSON). `arm` pins the engine."""
         reply = _BufferingSink()
         await self._parts.dispatcher.run(_client_request({**body, "stream": False}, path, arm), reply)
         return {"status": reply.status, "headers": dict(reply.headers), "body": orjson.loads(b"".join(reply.parts))}
 
     async def stream(self, body: dict[str, Any], path: str = _CHAT, arm: str | None = None) -> AsyncIterator[bytes]:
-        """Route a request and yield the bytes of its server-sent events as they come."""
+        """Route a request and yield the bytes of its server-sent events as they arrive."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(64)
 
         async def work() -> None:
@@ -107,12 +107,12 @@ class RouterDeployment:
             task.cancel()
 
     async def use_policy(self, name: str) -> str:
-        """Take another policy into service on this replica; `handle.broadcast("use_policy", name)` does so on all."""
+        """Activate another policy on this replica; `handle.broadcast("use_policy", name)` does so on all."""
         assert self._router is not None, "Serve builds the application before it sends requests"
         return await self._router.use_policy(name)
 
     async def own_metrics(self) -> tuple[str, str]:
-        """The name of this replica, and what it counts and holds, as a Prometheus page."""
+        """The name of this replica, and its own metrics as a Prometheus page."""
         assert self._router is not None, "Serve builds the application before it sends requests"
         return self._name, await self._router.own_metrics()
 
@@ -123,7 +123,7 @@ class RouterDeployment:
 
 
 class _BufferingSink:
-    """A reply that is kept."""
+    """Buffers a complete answer."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -141,7 +141,7 @@ class _BufferingSink:
 
 
 class _QueueSink:
-    """A reply that goes to a bounded queue, so that a slow reader slows the engine's stream."""
+    """Writes an answer to a bounded queue: a slow reader slows the engine's stream (backpressure)."""
 
     def __init__(self, queue: "asyncio.Queue[bytes | None]") -> None:
         self._queue = queue
@@ -164,12 +164,12 @@ def _client_request(body: dict[str, Any], path: str, arm: str | None) -> ClientR
 
 
 async def _pages() -> dict[str, str]:
-    """The pages of all replicas of this deployment that answer in time, by name."""
+    """Metrics pages by name, of all replicas of this deployment that answer in time."""
     context = serve.get_replica_context()
     try:
         asked = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("own_metrics")
         answers = await asyncio.wait_for(asked.results_async(return_exceptions=True), _PATIENCE_S)
-    except (TimeoutError, RayError, RayServeException):  # while the cluster changes; one's own page is shown at least
+    except (TimeoutError, RayError, RayServeException):  # while the cluster changes; the own page remains
         return {}
     return dict(answer for answer in answers if isinstance(answer, tuple))
 

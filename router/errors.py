@@ -1,18 +1,18 @@
-"""Errors that a client sees, one tree; `draftpick.router.http.app` turns them into OpenAI error bodies in one place.
+"""Errors visible to clients, in one tree; `draftpick.router.http.app` turns them into OpenAI error bodies.
 
 RequestError           carries an HTTP status and an OpenAI error type
-├── BadRequest         400, the request cannot be read
-├── Unauthorized       401, no key that is known here
-├── Forbidden          403, the key may not do this
-├── NotAllowed         405, a method that is not forwarded
-├── PayloadTooLarge           413 or 431, body or headers are larger than allowed
-├── RateLimited        429, the key has used up its minute
-├── NoEngineAvailable           503, no engine can take the request
-├── Overloaded         503, too many requests wait already
-├── RegistryFailed     503, the registry of policies is damaged, or its disk fails
-├── TimedOut           504, the client's own deadline has passed
+├── BadRequest         400, malformed request
+├── Unauthorized       401, missing or unknown key
+├── Forbidden          403, insufficient scope of the key
+├── NotAllowed         405, method not allowed
+├── PayloadTooLarge    413 or 431, body or headers exceed their limit
+├── RateLimited        429, the key has exceeded a limit per minute
+├── NoEngineAvailable  503, no engine can serve the request
+├── Overloaded         503, queue full, or waited too long in it
+├── RegistryFailed     503, the policy registry is damaged, or its disk fails
+├── TimedOut           504, the client's deadline has passed
 └── EngineFailed       502 or 504, all attempts failed before the first byte
-PolicyRejected          an artefact that this fleet cannot use
+PolicyRejected         an artefact that this fleet cannot use
 """
 
 import copyreg
@@ -35,11 +35,11 @@ class RequestError(DraftpickError):
         self.message, self.param, self.code = message, param, code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As it is, whatever its constructor asks for: Ray pickles what it raises to those who call by handle."""
+        """Pickle without calling the constructor: Ray pickles the errors that it raises to callers by handle."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def headers(self) -> Headers:
-        """Headers beside those of the body."""
+        """Additional response headers."""
         return [] if self.retry_after_s is None else [("retry-after", str(max(1, math.ceil(self.retry_after_s))))]
 
     def body(self) -> dict[str, object]:
@@ -48,13 +48,13 @@ class RequestError(DraftpickError):
 
 
 class BadRequest(RequestError):
-    """The request cannot be read."""
+    """The request is malformed."""
 
     status, type = 400, "invalid_request_error"
 
 
 class Unauthorized(RequestError):
-    """No key came along, or none that is known here."""
+    """The request has no API key, or an unknown one."""
 
     status, type = 401, "authentication_error"
 
@@ -66,19 +66,19 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The key may not do this."""
+    """The key lacks the required scope."""
 
     status, type = 403, "permission_error"
 
 
 class NotAllowed(RequestError):
-    """A method that is not forwarded."""
+    """The method is not allowed."""
 
     status, type = 405, "invalid_request_error"
 
 
 class PayloadTooLarge(RequestError):
-    """Body or headers are larger than allowed."""
+    """Body or headers exceed their limit."""
 
     status, type = 413, "invalid_request_error"
 
@@ -88,7 +88,7 @@ class PayloadTooLarge(RequestError):
 
 
 class RateLimited(RequestError):
-    """The key has used up its requests or tokens of the minute."""
+    """The key has exceeded its requests or tokens per minute."""
 
     status, type = 429, "rate_limit_error"
 
@@ -98,13 +98,13 @@ class RateLimited(RequestError):
 
 
 class NoEngineAvailable(RequestError):
-    """No engine can take the request now."""
+    """No engine can serve the request now."""
 
     status, type = 503, "service_unavailable_error"
 
 
 class Overloaded(RequestError):
-    """Too many requests wait already, or this one waited too long."""
+    """The queue is full, or the request waited too long in it."""
 
     status, type = 503, "service_unavailable_error"
 
@@ -114,13 +114,13 @@ class Overloaded(RequestError):
 
 
 class RegistryFailed(RequestError):
-    """The registry of policies cannot be read or changed."""
+    """The policy registry is not readable or not writable."""
 
     status, type = 503, "service_unavailable_error"
 
 
 class TimedOut(RequestError):
-    """The client's own deadline has passed."""
+    """The client's deadline has passed."""
 
     status, type = 504, "timeout_error"
 
@@ -139,4 +139,4 @@ class EngineFailed(RequestError):
 
 
 class PolicyRejected(DraftpickError):
-    """An artefact that cannot be read, or that does not fit this fleet."""
+    """An artefact that is not readable, or does not fit this fleet."""

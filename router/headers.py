@@ -1,4 +1,4 @@
-"""Names of headers of our own. What clients may send is described in `draftpick.router.http.request_headers`."""
+"""Names of Draftpick's own headers. `draftpick.router.http.request_headers` describes those of requests."""
 
 ARM = "x-draftpick-arm"
 TIMEOUT = "x-draftpick-timeout"

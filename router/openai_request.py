@@ -1,4 +1,4 @@
-"""Reads from a request body the few fields that a decision needs. The body itself stays whole and is forwarded."""
+"""Reads the few fields of a request body that a decision needs. The body itself is forwarded unchanged."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,18 +8,18 @@ import orjson
 from draftpick.router.errors import BadRequest
 
 MAX_TEXT_CHARS = 4000
-"""Longer prompts are cut for the embedding alone: their beginning and end are kept."""
+"""Longer prompts are truncated, for the embedding only: beginning and end are kept."""
 
 TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-"""Paths whose streams end with a terminator that the router knows."""
+"""Paths whose streams end with a known terminator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the router knows of a request. `body` is what goes to the engine.
+    """The parsed request. `body`: the bytes for the engine.
 
-    `turns`: messages of the conversation so far. `structured`: it asks for an answer in a given format.
-    `fields`: the parsed body, where it is kept.
+    `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format.
+    `fields`: the parsed body, if kept.
     """
 
     path: str
@@ -34,10 +34,10 @@ class Request:
 
 
 def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = False) -> Request:
-    """Parse once. `keep_fields`: the request keeps what was parsed, for a stream that may be resumed.
+    """Parse a body. `keep_fields`: keep the parsed fields, for a stream that may be resumed.
 
-    Raises `BadRequest` for a body that is no JSON object, or is nested deeper than `max_depth`. Other faults are left
-    to the engine.
+    Raises `BadRequest` for a body that is not a JSON object, or is nested deeper than `max_depth`. The engine reports
+    all other errors.
     """
     reader = _TEXT_READERS.get(path)
     if reader is None:
@@ -48,7 +48,7 @@ def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = F
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    # Few bodies have as many brackets as they may have levels; of those that do, most have them in their text.
+    # The count of brackets bounds the depth and is cheap; most bodies with many have them in their text.
     if body.count(b"{") + body.count(b"[") > max_depth and _depth(fields) > max_depth:
         raise BadRequest(f"the body is nested deeper than {max_depth} levels", code="nested_too_deeply")
     stream = fields.get("stream") is True
@@ -61,7 +61,7 @@ def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = F
 
 
 def _depth(value: Any) -> int:
-    """Levels of lists and objects."""
+    """Nesting of lists and objects."""
     depth, level = 0, [value]
     while level:
         depth += 1
@@ -76,9 +76,10 @@ def _asks_for_usage(fields: dict[str, Any]) -> bool:
 
 
 def _ask_for_usage(fields: dict[str, Any], body: bytes) -> bytes:
-    """Body with `stream_options.include_usage`, spliced in at its end: of two equal keys the last counts.
+    """Insert `stream_options.include_usage` at the end of a body: the last of two equal keys counts.
 
-    All else stays byte for byte. `continuous_usage_stats` would put usage into chunks of a client that did not ask.
+    All other bytes stay the same. `continuous_usage_stats` is dropped: it would add usage to the chunks of a client
+    that did not ask for it.
     """
     options = fields.get("stream_options")
     if options is not None and not isinstance(options, dict):
@@ -102,14 +103,14 @@ def _turns(fields: dict[str, Any]) -> int:
 
 
 def _structured(fields: dict[str, Any]) -> bool:
-    """Whether the answer's format is prescribed, in the words of OpenAI or of vLLM."""
+    """True if OpenAI's or vLLM's fields prescribe the answer's format."""
     wanted = fields.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     return kind not in (None, "text") or bool(fields.get("structured_outputs") or fields.get("tools"))
 
 
 def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """What an encoder sees of a long prompt: its beginning and its end, where people say what they want."""
+    """Keep the beginning and the end of a long prompt, where the instruction usually is."""
     if len(text) <= max_chars:
         return text
     half = max_chars // 2

@@ -1,4 +1,4 @@
-"""The parts of one router, built from its configuration: what each is given stands here, and nowhere else."""
+"""The composition of one router: builds all parts from the configuration."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ _LEVELS = {
     "policy_rejected": logging.ERROR,
     "policy_suspended": logging.ERROR,
 }
-"""Of events; others are warnings."""
+"""Events logged as information; others are warnings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a router is made of. `baseline`: the engine that serves while no load is known."""
+    """The parts of a router. `baseline`: the engine that serves while no load is known."""
 
     config: RouterConfig
     baseline: str
@@ -75,18 +75,21 @@ def build_parts(
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
 ) -> Parts:
-    """`baseline`: the engine that serves while no load is known (the default one); `accelerators`: of a replica (1)."""
+    """`baseline`: the engine that serves while no load is known (default: the default engine).
+
+    `accelerators`: per replica, by arm (default: 1).
+    """
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
     load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
     admission, metrics, recent = Admission(config.admission), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
-    # A new signal of engines' health is one entry here.
+    # To add a health signal, add an entry here.
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
-    # A new observer of attempts is one entry here.
+    # To add an observer of attempts, add an entry here.
     observers = (learning, metrics, recent, records)
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(

@@ -1,7 +1,7 @@
-"""Records on disk: JSON Lines segments, written by a thread of their own. The request path only appends to a queue.
+"""Records on disk: JSON Lines segments, written by a separate thread. The request path only appends to a queue.
 
-Schema 2 is a public interface: one object a line, the vector as base64 of little-endian float32. Schema 1, which
-differs in names alone, is read as well.
+Schema 2 is a public interface: one object per line, the vector as base64 of little-endian float32. Schema 1, which
+differs only in names, is readable as well.
 """
 
 import base64
@@ -38,7 +38,7 @@ SCHEMA_1_LOAD = {
     "read_price": "prefill_weight",
 }
 SCHEMA_1_REASONS = {"continued": "resumed"}
-"""Names of schema 1, each with the one of today: of a record, of its decision, of the load there, and of reasons."""
+"""Names of schema 1 and the current ones: of a record, its decision, the load of a decision, and reasons."""
 _FLUSH_S = 0.5
 
 
@@ -46,7 +46,7 @@ _FIELDS = tuple(field.name for field in fields_of(Record))
 
 
 class RecordWriter:
-    """Appends records to segments `records-<time>-<host>-<pid>-<n>.jsonl`; drops and counts what it cannot keep."""
+    """Appends records to segments `records-<time>-<host>-<pid>-<n>.jsonl`; drops and counts records that do not fit."""
 
     def __init__(self, config: RecordsConfig) -> None:
         if config.dir is None:
@@ -90,7 +90,7 @@ class RecordWriter:
         self._queue.append(record)
 
     def close(self) -> None:
-        """Write what is queued and close the segment."""
+        """Flush the queue and close the segment."""
         self._stop.set()
         self._thread.join()
 
@@ -107,14 +107,14 @@ class RecordWriter:
         try:
             self._append(b"".join(encode(record) for record in batch))
         except OSError:
-            # A full or failing disk costs records, never requests; a new segment is tried next time.
+            # A full or failing disk costs records, never requests; the next flush tries a new segment.
             self.dropped += len(batch)
             self._close_segment()
         else:
             self.written += len(batch)
 
     def _append(self, data: bytes) -> None:
-        """Write `data` whole, or nothing of it: what a full disk took of it is cut off again."""
+        """Write `data` completely or not at all: a partial write on a full disk is truncated."""
         segment = self._current_segment()
         rest = memoryview(data)
         try:
@@ -140,7 +140,7 @@ class RecordWriter:
         return self._segment
 
     def _next_path(self) -> Path:
-        """A name that is free: another writer of this process may have begun in the same second."""
+        """An unused name: another writer of this process may have started in the same second."""
         while True:
             path = self._dir / f"{self._prefix}-{self._number:06d}.jsonl"
             self._number += 1
@@ -160,9 +160,9 @@ class RecordWriter:
 
 
 def encode(record: Record) -> bytes:
-    """One line of JSON with its newline."""
+    """One line of JSON, with its newline."""
     fields = {name: getattr(record, name) for name in _FIELDS}
-    if (context := record.context) is not None:  # all else of a context is read from its vector
+    if (context := record.context) is not None:  # the vector contains all other fields of a context
         fields["context"] = {"vector": context.vector, "featurizer": context.featurizer}
     return orjson.dumps(fields, default=_vector, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -174,11 +174,11 @@ def _vector(value: Any) -> str:
 
 
 def decode(line: bytes) -> Record:
-    """The record in a line, in the names of today. Raises `ValueError` for a damaged line or another schema."""
+    """The record in a line, under current names. Raises `ValueError` for a damaged line or an unknown schema."""
     fields = orjson.loads(line)
     schema = fields.get("schema") if isinstance(fields, dict) else None
     if schema not in (1, SCHEMA):
-        raise ValueError(f"no record of schema {SCHEMA}, or 1")
+        raise ValueError(f"not a record of schema {SCHEMA} or 1")
     try:
         if schema == 1:
             fields = _from_schema_1(fields)
@@ -205,7 +205,7 @@ def _from_schema_1(fields: dict[str, Any]) -> dict[str, Any]:
     if (reason := decision.get("reason")) in SCHEMA_1_REASONS:
         decision["reason"] = SCHEMA_1_REASONS[reason]
     if (load := decision.get("load")) is not None:
-        # The oldest lines do not say what a second of reading a prompt counted as.
+        # The oldest lines lack the weight of a second of prefill.
         unweighted = {"prefill_weight": [1.0] * len(load["price"])}
         decision["load"] = unweighted | _renamed(load, SCHEMA_1_LOAD)
     return {**renamed, "decision": decision, "schema": SCHEMA}
@@ -216,7 +216,7 @@ def _renamed(fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Iterator[Record]:
-    """All records below a folder in order of their segments; a torn last line of a segment is passed over."""
+    """All records below a folder in order of their segments; skips a torn last line of a segment."""
     for path in sorted(folder.glob("records-*.jsonl")):
         with path.open("rb") as segment:
             for line in segment:

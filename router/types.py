@@ -1,4 +1,4 @@
-"""What the router passes from step to step: context, decision, outcome, record. All are frozen."""
+"""Data types of the request path: context, decision, outcome, record. All are frozen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,23 +9,23 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
 DEFAULT_MAX_TOKENS = 256.0
-"""Of a request that does not say how long its answer may be."""
+"""`max_tokens` of a request without a limit."""
 Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled"]
 """How an attempt ended.
 
-ok: answered below 400. client_error: 4xx, the engine blames the request. engine_error: no answer, or 5xx, before the
-first byte. timeout: no first byte in time. broken: stopped after its first byte. cancelled: the client went away.
+ok: a status below 400. client_error: 4xx. engine_error: no answer, or 5xx, before the first byte. timeout: no first
+byte in time. broken: the answer stopped after its first byte. cancelled: the client disconnected.
 """
 Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
-"""Why an arm was taken: see `Decision`."""
+"""Reason of a decision: see `Decision`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
-    Beside it, what the request says outright: whether its answer is `sampled`, about how many tokens its prompt has,
-    and how many its answer may have.
+    The other fields come from the request: whether its answer is `sampled`, the approximate number of tokens of its
+    prompt, and the limit of its output tokens.
     """
 
     vector: Vector
@@ -37,11 +37,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class LoadTerms:
-    """What the load of the engines adds, each by arm, in the order of a policy's arms (`router.load`).
+    """Effects of the engines' load by arm, in the order of a policy's arms (`router.load`).
 
-    `slowdown`: seconds of a step, this request among the others, over those of a request alone. `objective_weight`:
-    what a step counts as in the choice, in the same unit. `wait_s`: until it begins to run. `cached_prefix_tokens`: of
-    its prompt, that the replica has read before. `prefill_weight`: what a second of reading the rest of it counts as.
+    `slowdown`: duration of a step in the current batch, relative to a request alone. `objective_weight`: weight of a
+    step in the choice, in the same unit. `wait_s`: queueing time before it runs. `cached_prefix_tokens`: prompt tokens
+    that the replica has cached. `prefill_weight`: weight of a second of prefilling the rest.
     """
 
     slowdown: Sequence[float]
@@ -53,16 +53,15 @@ class LoadTerms:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The arm that was chosen, and with which probability every arm could have been.
+    """The chosen arm, and the probability of every arm.
 
-    `reason`: `resumed` is a choice for the rest of a stream that broke on another arm; `shadow`, one that no client
-    waited for; like the last two, they are no draw of the policy for a whole request. `exploration_rate` and
-    `residual` are what it was made with: the share that might go to other arms, and the corrections of log TPOT by arm;
-    `load`, too. `predicted_tpot_s`: what the policy expects of every arm under that load, before any correction. All
-    lists are in the order of `probabilities`. `unloaded_arm`: the arm of the least time if no engine had any load.
-    `cluster`: of the request, as the policy that decided tells them apart. `policy_share`: the probability that the
-    policy was drawn to decide, where two were in service; `other_policy_probabilities`: probabilities of all arms under
-    the other one, by its id.
+    `reason`: `resumed` is a choice for the rest of a stream that broke on another arm; `shadow`, one without a waiting
+    client; like the last two, they are not draws of the policy for a whole request. The decision was made with
+    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `predicted_tpot_s`: the
+    policy's prediction for every arm under that load, before corrections. All lists are in the order of
+    `probabilities`. `unloaded_arm`: the arm with the shortest time if no engine had any load. `cluster`: the request's
+    cluster under the deciding policy. `policy_share`: the probability that this policy was drawn to decide, if two were
+    in service; `other_policy_probabilities`: probabilities of all arms under the other one, by its id.
     """
 
     arm: str
@@ -81,17 +80,17 @@ class Decision:
 
     @property
     def slowdown(self) -> float:
-        """By how much load made a step on the chosen arm longer, as the decision had it."""
+        """Slowdown of a step on the chosen arm, as assumed by the decision."""
         return 1.0 if self.load is None else self.load.slowdown[list(self.probabilities).index(self.arm)]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was measured of one attempt. Durations in seconds of a monotonic clock; None where undefined.
+    """Measurements of one attempt. Durations in seconds of a monotonic clock; None if undefined.
 
-    ttft_s: accepted to first content token forwarded (of a whole answer: as the engine reports it).
+    ttft_s: accepted to first content token forwarded (without streaming: as reported by the engine).
     tpot_s: (e2e - ttft) / (output tokens - 1). acceptance_length: tokens per step including the bonus token.
-    queue_s: how long it waited at the engine until it ran, as the engine reports it; part of ttft_s.
+    queue_s: queueing time at the engine, as reported by the engine; part of ttft_s.
     """
 
     status: Status
@@ -109,10 +108,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt that has ended, as it is handed to those who count, record and learn.
+    """One finished attempt, as passed to observers.
 
-    `in_flight`: this router's requests by arm when it began. `running`: requests at its replica meanwhile, itself among
-    them; None where it got no replica or failed. `sampling`: the numeric sampling fields of the request.
+    `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request.
     """
 
     request_id: str
@@ -129,12 +128,12 @@ class Attempt:
 
 
 AttemptObserver = Callable[[Attempt], None]
-"""Called once with every attempt that has ended. It must not raise."""
+"""Called once with every finished attempt. Must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attempt as it is logged. `time` is seconds since the epoch, for ordering only; `in_flight`: see `Attempt`."""
+    """One recorded attempt. `time`: seconds since the epoch, for ordering only; `in_flight`: see `Attempt`."""
 
     request_id: str
     attempt: int

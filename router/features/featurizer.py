@@ -1,4 +1,4 @@
-"""Turns a request into the `Context` of its decision, without blocking the event loop."""
+"""Computes the `Context` of a request without blocking the event loop."""
 
 import asyncio
 import re
@@ -17,15 +17,15 @@ from draftpick.router.types import Context, Vector
 
 
 class Featurizer(ABC):
-    """Makes contexts: what it makes of the text, and behind it the features of `draftpick.router.features.lexical`.
+    """Computes contexts: an embedding of the text, followed by the features of `draftpick.router.features.lexical`.
 
-    `id` changes whenever the meaning of a vector changes; `dimension` is its length.
+    `id` changes whenever the meaning of a vector changes; `dimension` is the vector's length.
     """
 
     id: str
     dimension: int
     waits: ClassVar[bool] = True
-    """Whether it lets others run while it makes a context; if not, there is no wait to be bounded."""
+    """Whether it yields to the event loop while it computes a context; if not, no timeout is needed."""
 
     @abstractmethod
     async def __call__(self, request: Request) -> Context:
@@ -33,7 +33,7 @@ class Featurizer(ABC):
 
 
 class LexicalFeaturizer(Featurizer):
-    """Hashed bag of words: microseconds, no model."""
+    """Hashed bag of words: takes microseconds and needs no model."""
 
     waits = False
 
@@ -56,7 +56,7 @@ class LexicalFeaturizer(Featurizer):
 class SentenceFeaturizer(Featurizer):
     """Sentence embedding.
 
-    The encoder has one thread of its own and takes all waiting texts in one batch; repeated texts come from a cache.
+    The encoder runs in its own thread and encodes all waiting texts in one batch; repeated texts come from a cache.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SentenceFeaturizer(Featurizer):
             try:
                 vectors = await loop.run_in_executor(self._pool, self._encode, texts)
                 pairs = list(zip(batch, vectors, strict=True))
-            except Exception as error:  # an encoder may be anybody's code, and nobody may wait for it in vain
+            except Exception as error:  # third-party encoders may raise anything; no request may wait forever
                 self._settle(batch, error)
                 continue
             for (text, future), vector in pairs:

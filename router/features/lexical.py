@@ -1,4 +1,4 @@
-"""What a request says of itself without a model: named features that cost microseconds."""
+"""Lexical features of a request: named, computed without a model in microseconds."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from draftpick.router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
 _CHARS_PER_TOKEN = 4.0
 _INSTRUCTION_CHARS = 400
-"""A request is read at its beginning and its end, where people say what they want."""
+"""Characters read at the beginning and at the end of a request, where the instruction usually is."""
 _MAX_WORDS = 400
 
 _CODE_MARKS, _DIGITS = b"{}()[];=<>_`", string.digits.encode()
@@ -27,7 +27,7 @@ _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def _count(text: str, characters: bytes) -> int:
-    """How many of these ASCII characters a text has; no byte of another character in UTF-8 is one of them."""
+    """Count these ASCII characters in a text; no UTF-8 byte of another character equals one of them."""
     data = text.encode(errors="replace")
     return len(data) - len(data.translate(None, characters))
 
@@ -67,7 +67,7 @@ def _non_ascii_share(request: Request) -> float:
 
 
 def _repetition(request: Request) -> float:
-    """Share of the pairs of words that came before: what copies itself in a prompt is copied in its answer."""
+    """Share of repeated word pairs: repetitive prompts tend to get repetitive answers."""
     words = request.text.split(None, _MAX_WORDS)[:_MAX_WORDS]
     pairs = len(words) - 1
     return 1 - len(set(itertools.pairwise(words))) / pairs if pairs > 0 else 0.0
@@ -75,11 +75,11 @@ def _repetition(request: Request) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One number of a request, roughly in [0, 2].
+    """One feature of a request, roughly in [0, 2].
 
-    `function` reads it of the request; any of `words`, or of two in a row, at the beginning or the end of the request
-    makes it 1. `labels`: what a low and a high value mean to people (empty: nothing). `weight`: in the distances of
-    learners: what is asked tells more of a request than how its text looks.
+    `function` computes it from the request; any of `words` (single words or word pairs) at the beginning or the end of
+    the request sets it to 1. `labels`: names of low and high values for display (empty: none). `weight`: in the
+    distances of learners; the task tells more about a request than the look of its text.
     """
 
     name: str
@@ -130,7 +130,7 @@ TABLE = (
         weight=2.0,
     ),
 )
-"""The lexical features in their order; they are the end of every context."""
+"""The lexical features in order; every context ends with them."""
 FEATURES = tuple(feature.name for feature in TABLE)
 _FUNCTIONS = tuple((i, feature.function) for i, feature in enumerate(TABLE) if feature.function is not None)
 _WORDS = tuple((i, frozenset(feature.words)) for i, feature in enumerate(TABLE) if feature.words)
@@ -138,18 +138,18 @@ _PHRASES = tuple((i, f" {one} ") for i, feature in enumerate(TABLE) for one in f
 TEMPERATURE, LOG_MAX_TOKENS, LOG_CHARS = (
     FEATURES.index(name) - len(FEATURES) for name in ("temperature", "log_max_tokens", "log_chars")
 )
-"""Where these stand in every context, from its end."""
+"""Their index in every context, from its end."""
 VERSION = "lexical-v3"
-"""Part of every featurizer's id: another when a feature changes its meaning."""
+"""Part of every featurizer's id; changes when the meaning of a feature changes."""
 
 
 def context_of(request: Request, embedding: Vector, featurizer: str) -> Context:
-    """The context of a request: `embedding` [d] of its text, then its lexical features."""
+    """Concatenate `embedding` [d] of a request's text and its lexical features."""
     return stored_context(np.concatenate([embedding, lexical_features(request)]), featurizer)
 
 
 def stored_context(vector: Vector, featurizer: str) -> Context:
-    """The context of a vector: what the request says outright is read from it, so a record tells all of a decision."""
+    """Rebuild a context from a recorded vector, which contains all other fields as features."""
     if len(vector) < len(FEATURES):
         return Context(vector, featurizer)
     prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
@@ -158,7 +158,7 @@ def stored_context(vector: Vector, featurizer: str) -> Context:
 
 
 def lexical_features(request: Request) -> Vector:
-    """The features of `FEATURES`, each roughly in [0, 2]; shape [12], float32."""
+    """Values of `FEATURES`, each roughly in [0, 2]; shape [12], float32."""
     values = [0.0] * len(FEATURES)
     for i, function in _FUNCTIONS:
         values[i] = function(request)

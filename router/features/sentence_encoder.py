@@ -1,4 +1,4 @@
-"""The sentence encoder: the one place of the router that loads torch."""
+"""The sentence encoder; the only module of the router that loads torch."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from draftpick.router.types import Vector
 
 
 def load_sentence_encoder(path: Path) -> tuple[Callable[[Sequence[str]], Vector], int]:
-    """A sentence-transformers model on one CPU thread: (texts to vectors, dimension of a vector).
+    """Load a sentence-transformers model on one CPU thread; return (encode, dimension of a vector).
 
-    Raises `ConfigError` where sentence-transformers is not installed.
+    Raises `ConfigError` if sentence-transformers is not installed.
     """
     try:
         import torch

@@ -1,4 +1,4 @@
-"""Word vectors distilled from the sentence encoder: a context in a fraction of a millisecond, without torch."""
+"""Word vectors distilled from the sentence encoder: computes a context in under 1 ms, without torch."""
 
 import math
 from hashlib import sha256
@@ -14,17 +14,17 @@ from draftpick.router.openai_request import Request, truncate
 from draftpick.router.types import Context, Vector
 
 SHIPPED = Path(__file__).parent / "static"
-"""Vectors of all-MiniLM-L6-v2's own vocabulary, made by `draftpick encoder`."""
+"""Vectors of the vocabulary of all-MiniLM-L6-v2, made by `draftpick encoder`."""
 TOKENIZER, VECTORS = "tokenizer.json", "vectors.safetensors"
 MAX_CHARS = 700
-"""Of a longer text the middle is left out: splitting into tokens is what an embedding costs."""
+"""Longer texts lose their middle, since tokenization dominates the cost of an embedding."""
 
 
 class StaticFeaturizer(Featurizer):
-    """The mean of the vectors of the text's tokens, brought to length 1.
+    """Normalised mean of the vectors of a text's tokens.
 
-    A folder holds `tokenizer.json` (of the `tokenizers` library) and `vectors.safetensors`: `vectors` [tokens, d]
-    float16. Their hash stands in the id: other vectors make other contexts.
+    A folder holds `tokenizer.json` (of the `tokenizers` library) and `vectors.safetensors`: `vectors` [tokens, d],
+    float16. The id contains their hash: other vectors give other contexts.
     """
 
     waits = False
@@ -45,7 +45,7 @@ class StaticFeaturizer(Featurizer):
         return context_of(request, self.embed(request.text), self.id)
 
     def embed(self, text: str) -> Vector:
-        """The embedding of a text [d]; zeros for one without a known token."""
+        """The embedding of a text [d]; zeros without a known token."""
         ids = self._tokens(truncate(text, MAX_CHARS))
         if not ids:
             return np.zeros(self._vectors.shape[1], np.float32)

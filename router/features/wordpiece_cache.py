@@ -1,7 +1,7 @@
-"""Tokens of a text word by word, from a table: what BERT's tokenizer gives, in a fifth of its time for plain ASCII.
+"""Tokenizes text word by word from a cache: the result of BERT's tokenizer in a fifth of its time, for plain ASCII.
 
-BERT's tokenizers cut at white space and around each punctuation mark before they look at pieces of words, so that the
-tokens of a text are those of its words. Texts with anything else than plain ASCII go to the tokenizer itself.
+BERT's tokenizers split at white space and around punctuation before they split words into pieces, so the tokens of a
+text are those of its words. The tokenizer itself handles all texts with other characters.
 """
 
 import json
@@ -9,14 +9,14 @@ import re
 from itertools import chain, islice
 from typing import Any
 
-_MAX_WORDS = 200_000  # in the table; beyond, further words are asked for each time
+_MAX_WORDS = 200_000  # in the cache; beyond this, unknown words are tokenized each time
 _LEARNED_AT_ONCE = 24
 _PLAIN = re.compile(r"[\t\n\r\x20-\x7e]*")
 _WORD = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 
 
 class WordPieceCache:
-    """Token ids of texts by a `tokenizers.Tokenizer`, whatever it is; by words where it is BERT's, lower case."""
+    """Token ids by any `tokenizers.Tokenizer`; word by word for lower-case BERT tokenizers."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -28,7 +28,7 @@ class WordPieceCache:
             self._cache = {word: (i,) for word, i in made["model"]["vocab"].items() if _WORD.fullmatch(word)}
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it."""
+        """The token ids of a text, without special tokens."""
         if not self._by_words or _PLAIN.fullmatch(text) is None or any(map(text.__contains__, self._special)):
             return self._encode(text)
         words, known = _WORD.findall(text.lower()), self._cache
@@ -38,7 +38,7 @@ class WordPieceCache:
             return self._learning(text, words)
 
     def _learning(self, text: str, words: list[str]) -> list[int]:
-        """The same for a text with unknown words, of which some are learned."""
+        """The same for a text with words not in the cache; adds some of them."""
         fresh = dict.fromkeys(word for word in words if word not in self._cache)
         learned = {word: tuple(self._encode(word)) for word in islice(fresh, _LEARNED_AT_ONCE)}
         if len(self._cache) < _MAX_WORDS:
@@ -52,7 +52,7 @@ class WordPieceCache:
 
 
 def _is_bert(config: dict[str, Any]) -> bool:
-    """Whether a tokenizer cuts into words as this module does."""
+    """True if a tokenizer splits words as this module does."""
     normalizer, cutter = config["normalizer"] or {}, config["pre_tokenizer"] or {}
     return (
         config["model"]["type"] == "WordPiece"

@@ -1,4 +1,4 @@
-"""The pages of those who run a router: which engine a request would go to, policies, events."""
+"""Endpoints for operators: explanations, state, events, policies."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,49 +23,49 @@ _LONGEST_NAME = 100
 
 
 class Owner(Protocol):
-    """The router that the application belongs to."""
+    """The router behind the application."""
 
     @property
     def registry(self) -> Registry | None:
-        """The registry that its policies come from, where there is one."""
+        """The registry of its policies, if any."""
 
     @property
     def events(self) -> EventLog:
-        """What happened lately."""
+        """Recent events."""
 
     async def start(self) -> None:
-        """Begin to follow the engines."""
+        """Start to follow the engines' replicas."""
 
     async def stop(self) -> None:
-        """Close connections, and write what is queued."""
+        """Close connections and flush queued records."""
 
     def state(self) -> dict[str, object]:
-        """What `/ready` shows."""
+        """The content of `/ready`."""
 
     async def metrics(self) -> str:
         """The Prometheus page of the whole fleet."""
 
 
 class PolicyChange(Model):
-    """What `POST /v1/route/policies` may ask for."""
+    """Body of `POST /v1/route/policies`."""
 
     action: Literal["canary", "promote", "pin", "unpin", "rollback"]
     id: str = Field(
         "",
         max_length=20,
         pattern=r"^(p[0-9]{4,})?$",
-        description="of a policy in the registry; not for `unpin` and `rollback`",
+        description="id of a policy in the registry; not for `unpin` and `rollback`",
     )
-    share: float = Field(0.01, gt=0, le=1, description="of the requests, for `canary`")
+    share: float = Field(0.01, gt=0, le=1, description="share of the requests, for `canary`")
     reason: str = Field("", max_length=500)
 
     @property
     def takes_id(self) -> bool:
-        """Whether `id` says which policy is meant."""
+        """True if the action needs `id`."""
         return self.action not in ("unpin", "rollback")
 
     def apply(self, registry: Registry, by: str) -> None:
-        """Change the registry. Raises `PolicyRejected`, and OSError when the disk fails."""
+        """Change the registry. Raises `PolicyRejected`, and OSError if the disk fails."""
         if self.action == "canary":
             registry.set_canary_share(self.id, self.share, by, self.reason, start=True)
         elif self.takes_id:
@@ -75,7 +75,7 @@ class PolicyChange(Model):
 
 
 class AdminPages:
-    """Answers to keys of the scope `admin`. Changes need keys at all: without them anybody could make them."""
+    """Endpoints for keys with the scope `admin`. Changes require configured keys, or any client could make them."""
 
     def __init__(self, parts: Parts, owner: Owner, keys: Keyring, max_json_depth: int, model: str) -> None:
         self._parts, self._owner, self._keys = parts, owner, keys
@@ -84,7 +84,7 @@ class AdminPages:
 
     @property
     def pages(self) -> dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]]:
-        """By method and path."""
+        """Endpoints by method and path."""
         return {
             ("POST", "/v1/route/explain"): self._explain,
             ("GET", "/v1/route/state"): self._state,
@@ -101,7 +101,7 @@ class AdminPages:
     def _require_admin_key(self, http_request: HttpRequest, action: str) -> Key:
         key = self._require_admin(http_request, action)
         if not self._keys:
-            raise NotAllowed("this needs keys: without them anybody could do it", code="keys_needed")
+            raise NotAllowed("this needs router.keys: without them any client could do it", code="keys_needed")
         return key
 
     async def _explain(self, http_request: HttpRequest, reply: AsgiSink) -> None:
@@ -143,14 +143,14 @@ class AdminPages:
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))[:_LONGEST_NAME] or None) from None
-        await self._read()  # where it is damaged, no change is at fault
+        await self._read()  # a damaged registry is not the client's error
         try:
             await asyncio.to_thread(change.apply, self._registry(), f"key {key.name}")
         except PolicyRejected as error:
             param = "id" if change.takes_id else None
             raise BadRequest(str(error), param=param, code="policy_rejected") from error
         except OSError as error:
-            raise RegistryFailed(f"the registry cannot be changed: {error.strerror}", code="registry_failed") from error
+            raise RegistryFailed(f"the registry is not writable: {error.strerror}", code="registry_failed") from error
         await self._show_policies(reply)
 
     def _registry(self) -> Registry:

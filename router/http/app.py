@@ -1,4 +1,4 @@
-"""The router as an ASGI application that speaks the OpenAI API: who may ask, what is read of it, how errors look."""
+"""The router as an ASGI application with the OpenAI API: authentication, request parsing, error responses."""
 
 import asyncio
 import time
@@ -24,13 +24,13 @@ from draftpick.router.request.admission import PRIORITIES
 from draftpick.router.request.state import ClientRequest
 
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
-"""Where OpenAI's own clients say, in seconds, how long they wait."""
+"""Header with the timeout of OpenAI's own clients, in seconds."""
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _CHAT = "/v1/chat/completions"
 
 
 class RouterApp:
-    """ASGI application: a few pages of its own; every other path goes to an engine."""
+    """ASGI application: its own pages; all other paths are forwarded to engines."""
 
     def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
         self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
@@ -80,10 +80,10 @@ class RouterApp:
             await reply.json(error.status, error.body(), error.headers())
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        """Send a request to an engine, and its answer back."""
+        """Forward a request to an engine, and its answer to the client."""
         key = self._key(http_request)
         if http_request.scope["method"] not in _METHODS:
-            raise NotAllowed(f"{http_request.scope['method']} is not answered here", code="method_not_allowed")
+            raise NotAllowed(f"the method {http_request.scope['method']} is not allowed", code="method_not_allowed")
         if not self._is_public(http_request.path):
             require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
         for name, scope in SCOPED_HEADERS:
@@ -96,16 +96,16 @@ class RouterApp:
                 await reply.finish()
 
     def _key(self, http_request: HttpRequest) -> Key:
-        """Whose request it is. Raises `Unauthorized`."""
+        """The key of a request. Raises `Unauthorized`."""
         return self._keys.authenticate(http_request.header_values.get("authorization"))
 
     def _is_public(self, path: str) -> bool:
-        """Whether any key may ask for a path."""
+        """True if every key may use a path."""
         return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
     def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
         sent = http_request.headers
-        if self._keys:  # ours, not the engine's
+        if self._keys:  # the router's key, not the engine's
             sent = [(name, value) for name, value in sent if name != "authorization"]
         return ClientRequest(
             request=parse(
@@ -126,7 +126,7 @@ class RouterApp:
 
     async def _ready(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         state = self._owner.state()
-        if self._keys:  # probes of an orchestrator carry no key; details are for admins
+        if self._keys:  # orchestrators probe without a key; details are for admins
             try:
                 require_scope(self._key(http_request), "admin", "the state")
             except RequestError:
@@ -148,7 +148,7 @@ class RouterApp:
 
 
 def _client_fields(header_values: dict[str, str], key: Key, accepted: float) -> dict[str, Any]:
-    """The fields of `ClientRequest` that headers and the client's key set. Raises `BadRequest`."""
+    """Fields of `ClientRequest` set by headers and the client's key. Raises `BadRequest`."""
     fields: dict[str, Any] = {
         "request_id": None,
         "key": key.name,
@@ -165,7 +165,7 @@ def _client_fields(header_values: dict[str, str], key: Key, accepted: float) -> 
 
 
 def _client_deadline(header_values: dict[str, str], accepted: float) -> float | None:
-    """When OpenAI's own clients stop waiting for a first byte, by what they say of it."""
+    """Deadline of OpenAI's own clients for the first byte, from their headers."""
     waits = [
         seconds
         for name in _CLIENT_TIMEOUTS
@@ -175,7 +175,7 @@ def _client_deadline(header_values: dict[str, str], accepted: float) -> float | 
 
 
 async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
-    """Run `work` to its end (True), or cancel it when the client goes away (False)."""
+    """Run `work` to its end (True), or cancel it when the client disconnects (False)."""
     own = asyncio.current_task()
     assert own is not None
     watch = asyncio.create_task(_disconnect(receive))

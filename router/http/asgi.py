@@ -1,4 +1,4 @@
-"""A request as ASGI gives it, and its answer."""
+"""ASGI requests and answers."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _MAX_HEADERS = 128
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request before its body is read. `headers` are lower case, `header_values` the last of each name."""
+    """A request before its body is read. `headers`: names in lower case; `header_values`: the last value by name."""
 
     scope: Scope
     receive: Receive
@@ -26,7 +26,7 @@ class HttpRequest:
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, accepted: float, config: RouterConfig) -> "HttpRequest":
-        """Raises `PayloadTooLarge` for too many headers, `BadRequest` for a path that is none."""
+        """Raises `PayloadTooLarge` for too many headers, `BadRequest` for an invalid path."""
         raw = scope["headers"]
         if len(raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in raw) > config.max_header_bytes:
             raise PayloadTooLarge(
@@ -40,13 +40,13 @@ class HttpRequest:
         return cls(scope, receive, accepted, path, headers, dict(headers), config.max_body_bytes)
 
     def target(self) -> str:
-        """Path and query as they were sent, percent signs and all, below the route prefix."""
+        """Path and query as sent (percent-encoded), below the route prefix."""
         raw: str = (self.scope.get("raw_path") or self.scope["path"].encode()).decode("latin-1").split("?")[0]
         query = self.scope.get("query_string", b"").decode("latin-1")
         return raw.removeprefix(self.scope.get("root_path", "")) + (f"?{query}" if query else "")
 
     async def body(self) -> bytes | None:
-        """The whole body; None when the client went away before its end. Raises `PayloadTooLarge`."""
+        """The whole body; None if the client disconnected before its end. Raises `PayloadTooLarge`."""
         parts: list[bytes] = []
         size = 0
         while True:
@@ -81,7 +81,7 @@ class AsgiSink:
         await self._send_last(body)
 
     async def finish(self) -> None:
-        """End an answer that was written in parts."""
+        """End an answer written in parts."""
         if not self._finished:
             await self._send_last(b"")
 

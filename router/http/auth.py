@@ -1,8 +1,8 @@
-"""Who may ask: API keys by their hash, with scopes and limits per minute.
+"""Authentication: API keys by hash, with scopes and limits per minute.
 
-Keys come from a file of hashes (`draftpick keys new` makes its lines) or, in plain, from the environment. They are
-random and long, so one SHA-256 protects them as well as a slow hash would, and costs the request path a microsecond.
-Limits are counted by the package `limits`, in memory: each replica of the router counts for itself.
+Keys come from a file of hashes (`draftpick keys new` adds its lines) or, in plain text, from the environment. They are
+random and long, so one SHA-256 protects them as well as a slow hash would, and takes a microsecond per request.
+The package `limits` counts requests and tokens in memory, separately in each router replica.
 """
 
 import hashlib
@@ -30,27 +30,27 @@ PREFIX = "dp-"
 
 
 class Key(Model):
-    """One key, by its hash."""
+    """One API key, by its hash."""
 
-    name: Name = Field(description="whose it is; refusals and the history of policies say it")
+    name: Name = Field(description="name of the key, shown in errors and in the history of policies")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal")
-    scopes: tuple[Scope, ...] = Field(("chat",), description="`chat`: to ask; `admin`: to pin, reload and explain")
-    requests_per_minute: int | None = Field(None, ge=1, description="requests a minute; absent: any number")
-    tokens_per_minute: int | None = Field(None, ge=1, description="tokens of prompts and answers")
-    priority: Literal["low", "normal", "high"] = Field("normal", description="the highest that it may ask for")
-    explore: bool = Field(True, description="whether its requests may go to engines that are tried out")
-    objective: Objective | None = Field(None, description="what its engines are chosen by, unless as configured")
-    expires: datetime | None = Field(None, description="from then on it is refused; with a time zone")
+    scopes: tuple[Scope, ...] = Field(("chat",), description="`chat`: send requests; `admin`: pin, reload, explain")
+    requests_per_minute: int | None = Field(None, ge=1, description="maximum requests per minute; absent: unlimited")
+    tokens_per_minute: int | None = Field(None, ge=1, description="maximum prompt and output tokens per minute")
+    priority: Literal["low", "normal", "high"] = Field("normal", description="highest priority that a request may set")
+    explore: bool = Field(True, description="whether its requests take part in exploration")
+    objective: Objective | None = Field(None, description="objective of routing; absent: `router.load.objective`")
+    expires: datetime | None = Field(None, description="expiry time, with a time zone")
 
 
 ANONYMOUS = Key(name="anybody", sha256="0" * 64, scopes=("chat", "admin"), priority="high")
-"""Who asks where no keys are configured."""
+"""The key of all requests if no keys are configured."""
 
 _KEYS = TypeAdapter(list[Key])
 
 
 class Keyring:
-    """The keys that are taken now, and what each has used of its minute. Empty: everybody is `ANONYMOUS`."""
+    """The accepted keys and their usage in the current minute. Empty: every request is `ANONYMOUS`."""
 
     def __init__(self, config: KeysConfig, environment: Mapping[str, str] = os.environ) -> None:
         """Raises `ConfigError`."""
@@ -62,7 +62,7 @@ class Keyring:
         return bool(self._keys) or self._config.file is not None
 
     def reload(self) -> None:
-        """Read the file again. Raises `ConfigError`, and then the old keys go on."""
+        """Read the file again. Raises `ConfigError`, and keeps the old keys then."""
         self._keys = self._load()
 
     def _load(self) -> dict[str, Key]:
@@ -78,7 +78,7 @@ class Keyring:
         return {key.sha256: key for key in keys}
 
     def authenticate(self, authorization: str | None) -> Key:
-        """The key that an `Authorization` header carries. Raises `Unauthorized`."""
+        """The key in an `Authorization` header. Raises `Unauthorized`."""
         if not self:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
@@ -86,13 +86,13 @@ class Keyring:
             raise Unauthorized("an API key is needed: Authorization: Bearer <key>")
         key = self._keys.get(digest(token.strip()))
         if key is None:
-            raise Unauthorized("this API key is not known here")
+            raise Unauthorized("this API key is unknown")
         if key.expires is not None and key.expires.timestamp() <= time.time():
             raise Unauthorized("this API key has expired")
         return key
 
     def check_rate_limit(self, key: Key) -> None:
-        """Count one request of a key. Raises `RateLimited` when its minute is used up."""
+        """Count one request of a key. Raises `RateLimited` if a limit is reached."""
         if key.tokens_per_minute is not None:
             tokens = RateLimitItemPerMinute(key.tokens_per_minute, namespace="tokens")
             if not self._limiter.test(tokens, key.sha256):
@@ -103,7 +103,7 @@ class Keyring:
                 raise self._rate_limited(key, requests, f"{key.requests_per_minute} requests", "requests_per_minute")
 
     def count_tokens(self, key: Key, num_tokens: int) -> None:
-        """Count the tokens of an answer. The one that passes the limit is paid in full; the next has to wait."""
+        """Count the tokens of an answer. An answer may exceed the limit; the next request then has to wait."""
         if key.tokens_per_minute is None:
             return
         limit = RateLimitItemPerMinute(key.tokens_per_minute, namespace="tokens")
@@ -130,16 +130,16 @@ def digest(key: str) -> str:
 
 
 def new_key() -> str:
-    """A key that nobody can guess: 256 bits."""
+    """A random key of 256 bits."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys of a file. Raises `ConfigError` that names the field and shows no value."""
+    """The keys of a file. Raises `ConfigError`, which names the field and shows no value."""
     try:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name a file of keys that exists") from None
+        raise ConfigError(str(path), f"is not readable: {error.strerror}", "name an existing file of keys") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError(str(path), "is not valid YAML") from None
     try:
@@ -151,7 +151,7 @@ def read_keys(path: Path) -> list[Key]:
     for field in ("name", "sha256"):
         values = [getattr(key, field) for key in keys]
         if twice := next((i for i, value in enumerate(values) if value in values[:i]), None):
-            raise ConfigError(f"{path}: {twice}.{field}", "is there twice", "give every key its own")
+            raise ConfigError(f"{path}: {twice}.{field}", "is a duplicate", "give each key its own")
     for i, key in enumerate(keys):
         if key.expires is not None and key.expires.tzinfo is None:
             raise ConfigError(f"{path}: {i}.expires", "has no time zone", "write 2030-01-31T00:00:00Z")

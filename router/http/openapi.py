@@ -1,4 +1,4 @@
-"""The OpenAPI description of what the router answers. Bodies are vLLM's: only what the router reads is named."""
+"""The OpenAPI description of the router. Bodies are vLLM's; only the fields that the router reads are listed."""
 
 from typing import Any
 
@@ -61,27 +61,28 @@ def description(model: str) -> dict[str, object]:
         "info": {
             "title": "Draftpick",
             "version": "1",
-            "description": "Each request goes to the engine that will finish it first.",
+            "description": "Routes each request to the engine with the shortest predicted time.",
         },
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
         "paths": {
-            "/health": {"get": _get("The process lives.")},
-            "/ready": {"get": _get("Whether an engine can take requests, and the router's state.", "503")},
-            "/metrics": {"get": _text("What routers and engines say of themselves, for Prometheus.")},
+            "/health": {"get": _get("Liveness of the process.")},
+            "/ready": {"get": _get("Readiness: 200 if an engine can serve requests; with the router's state.", "503")},
+            "/metrics": {"get": _text("Prometheus metrics of all routers and engines.")},
             "/v1/models": {"get": _get("The target.")},
             "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
             "/v1/responses": {"post": _post("A response.", _body(model, "input", responses))},
             "/v1/route/explain": {
-                "post": _post("Where a request would go, and why; nothing is sent.", _body(model, "messages", chat))
+                "post": _post("Explain where a request would go; sends nothing.", _body(model, "messages", chat))
             },
-            "/v1/route/state": {"get": _get("Engines, kinds of requests, last decisions, policies.", errors=("403",))},
-            "/v1/route/events": {"get": _get("What the router noticed and did, the newest first.", errors=("403",))},
+            "/v1/route/state": {"get": _get("Engines, clusters of requests, decisions, policies.", errors=("403",))},
+            "/v1/route/events": {"get": _get("Recent events, the newest first.", errors=("403",))},
             "/v1/route/policies": {
-                "get": _get("The registry of policies.", errors=("400", "403", "503")),
+                "get": _get("The policy registry.", errors=("400", "403", "503")),
                 "post": _post(
-                    "Try, promote, pin or roll back a policy of the registry.", PolicyChange.model_json_schema()
+                    "Try, promote, pin or roll back a policy of the registry.",
+                    PolicyChange.model_json_schema(),
                 ),
             },
         },

@@ -1,4 +1,4 @@
-"""Headers that clients may send to the router itself: a new one is an entry of `REQUEST_HEADERS`."""
+"""Request headers that the router itself reads; a new one is an entry of `REQUEST_HEADERS`."""
 
 import math
 import re
@@ -17,9 +17,9 @@ _REQUEST_ID = re.compile(r"[\w.:/@=+-]{1,128}", re.ASCII)
 class RequestHeader:
     """One header.
 
-    `field`: of `ClientRequest`, that `parse` makes of the header's text, the client's key and the time that the request
-    came (`time.perf_counter()`), or raises `BadRequest`. `scope`: that a key needs to send it, where keys are
-    configured. `description`: in the OpenAPI document.
+    `field`: the field of `ClientRequest` that `parse` computes from the header's text, the client's key and the arrival
+    time of the request (`time.perf_counter()`); `parse` may raise `BadRequest`. `scope`: the required scope if keys are
+    configured. `description`: for the OpenAPI document.
     """
 
     name: str
@@ -49,38 +49,38 @@ def _deadline(text: str, key: Key, accepted: float) -> float:
 
 
 def _priority(text: str, key: Key, accepted: float) -> int:
-    """At most the key's own."""
+    """The requested priority, limited to that of the key."""
     if text not in PRIORITIES:
         raise BadRequest(f"must be one of: {', '.join(PRIORITIES)}", param=headers.PRIORITY, code="bad_priority")
     return min(PRIORITIES[text], PRIORITIES[key.priority])
 
 
 def _request_id(text: str, key: Key, accepted: float) -> str | None:
-    """The client's own, where logs can hold it; else it gets a new one."""
+    """The client's id if it is fit for logs; else None, and the router creates one."""
     return text if _REQUEST_ID.fullmatch(text) else None
 
 
 REQUEST_HEADERS = (
     RequestHeader(
         headers.ARM,
-        "The engine that shall answer; needs the scope `admin` where keys are configured.",
+        "Pins the engine; needs the scope `admin` if keys are configured.",
         "pin",
         _arm,
         scope="admin",
     ),
-    RequestHeader(headers.TIMEOUT, "Seconds that the client waits for the first byte.", "deadline", _deadline),
+    RequestHeader(headers.TIMEOUT, "Timeout for the first byte, in seconds.", "deadline", _deadline),
     RequestHeader(
         headers.PRIORITY,
-        "`low`, `normal` or `high`: who waits, and who is rejected first, under overload.",
+        "`low`, `normal` or `high`: order in the queue, and of rejection under overload.",
         "priority",
         _priority,
     ),
     RequestHeader(
         headers.CLIENT_REQUEST_ID,
-        f"Comes back as {headers.REQUEST_ID}, and stands in the records.",
+        f"Request id: returned as {headers.REQUEST_ID}, and recorded.",
         "request_id",
         _request_id,
     ),
 )
 SCOPED_HEADERS = tuple((header.name, header.scope) for header in REQUEST_HEADERS if header.scope is not None)
-"""Those that not every key may send, with the scope that it needs."""
+"""Required scope by header, for restricted headers."""

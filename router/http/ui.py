@@ -1,4 +1,4 @@
-"""The page for those who run a router, at `/ui/`: files of one folder, held in memory. They hold no data."""
+"""The operators' page at `/ui/`: static files of one folder, held in memory."""
 
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ Page = Callable[[HttpRequest, AsgiSink], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """One file, plain and compressed. A browser asks each time whether it has changed (`etag`)."""
+    """One file, plain and compressed. Browsers revalidate it on each use (`etag`)."""
 
     content_type: str
     body: bytes
@@ -68,7 +68,7 @@ class StaticFile:
 
 
 def ui_pages(folder: Path = FOLDER) -> dict[tuple[str, str], Page]:
-    """By method and path, all files of the folder. Only these: no path is looked up on the disk."""
+    """All files of the folder by method and path; requests never read the disk."""
     files = {path.name: StaticFile.read(path) for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
     at: dict[str, Page] = {f"{PATH}{name}": file for name, file in files.items()}
     at |= {PATH: files[_INDEX], PATH.removesuffix("/"): _redirect_to_folder}
@@ -76,6 +76,6 @@ def ui_pages(folder: Path = FOLDER) -> dict[tuple[str, str], Page]:
 
 
 async def _redirect_to_folder(http_request: HttpRequest, reply: AsgiSink) -> None:
-    # Relative, so that it holds below any route prefix.
+    # Relative, to work below any route prefix.
     await reply.start(308, [("location", PATH.strip("/") + "/"), ("content-length", "0"), *_SAFE])
     await reply.finish()

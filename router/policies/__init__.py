@@ -1,4 +1,4 @@
-"""Policies by name. `load` gives the policy that a configuration names, checked against this fleet."""
+"""Policies by name. `load` returns the configured policy, checked against this fleet."""
 
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +12,9 @@ from draftpick.router.policies.baselines import NAMES, FixedPolicy, UniformPolic
 from draftpick.router.policies.shapes import Arrays
 
 SHIPPED = Path(__file__).parent / "shipped"
-"""The policy that `embedded` names: trained on measurements of the embedded fleet."""
+"""The policy `embedded`, trained on measurements of the embedded fleet."""
 
-# kind of an artefact -> where its class is; a new kind is one file and one line
+# kind of an artefact -> location of its class; a new kind is a file and a line
 _POLICY_TYPES = {
     "fixed": "draftpick.router.policies.baselines:FixedPolicy",
     "mlp": "draftpick.router.policies.mlp:MLPPolicy",
@@ -26,7 +26,7 @@ _POLICY_TYPES = {
 def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
     """The policy called `name`: `fixed`, `uniform`, `embedded`, or the folder of an artefact.
 
-    Raises `PolicyRejected` when it cannot be read or does not know an arm.
+    Raises `PolicyRejected` if it is not readable or lacks an arm of the fleet.
     """
     if name == "fixed":
         return FixedPolicy(arms, default_arm)
@@ -36,12 +36,12 @@ def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
 
 
 def read(path: Path) -> Policy:
-    """The policy of an artefact's folder. Raises `PolicyRejected`."""
+    """Read the policy in an artefact's folder. Raises `PolicyRejected`."""
     return make(*artifact.read(path))
 
 
 def make(manifest: dict[str, Any], arrays: Arrays) -> Policy:
-    """The policy of a manifest and its arrays, as `read` gives it of a folder. Raises `PolicyRejected`."""
+    """Build the policy of a manifest and its arrays, as `read` does from a folder. Raises `PolicyRejected`."""
     kind = manifest["kind"]
     if kind not in _POLICY_TYPES:
         raise PolicyRejected(
@@ -54,9 +54,9 @@ def make(manifest: dict[str, Any], arrays: Arrays) -> Policy:
 
 
 def check_arms(policy: Policy, arms: tuple[str, ...]) -> Policy:
-    """`policy`, or `PolicyRejected` when the fleet has arms that it does not know.
+    """Return `policy`, or raise `PolicyRejected` if it lacks an arm of the fleet.
 
-    One that knows more serves: an arm without a replica is never eligible.
+    Additional arms are allowed: an arm without a replica is never eligible.
     """
     if not set(policy.arms) >= set(arms):
         raise PolicyRejected(
@@ -66,7 +66,7 @@ def check_arms(policy: Policy, arms: tuple[str, ...]) -> Policy:
 
 
 def check_features(policy: Policy, featurizer: str | None) -> Policy:
-    """`policy`, or `PolicyRejected` when it needs contexts that the router does not make."""
+    """Return `policy`, or raise `PolicyRejected` if the router does not compute the contexts that it needs."""
     if policy.featurizer is not None and policy.featurizer != featurizer:
         raise PolicyRejected(
             f"policy {policy.id} needs the features {policy.featurizer!r}, the router makes {featurizer!r}"

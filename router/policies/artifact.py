@@ -1,7 +1,7 @@
-"""A policy on disk: a folder with `manifest.json` and `arrays.safetensors`. No pickle; nothing in it is executed.
+"""A policy on disk: a folder with `manifest.json` and `arrays.safetensors`. No pickle: nothing in it is executed.
 
 Manifest, schema 2: `schema`, `kind`, `arms`, `featurizer`, `options`, `arrays_sha256`, `provenance`. Schema 1, which
-differs in names alone, is read as well.
+differs only in names, is readable as well.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ SCHEMA_1_ARRAYS = {
 }
 SCHEMA_1_REGRESSORS = {"home_kernel": "domain_kernel"}
 SCHEMA_1_PROVENANCE = {"kinds": "tasks", "homes": "training_domains"}
-"""Names of schema 1, each with the one of today."""
+"""Names of schema 1 and the current ones."""
 MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"
 _FIELDS = {"kind": str, "arms": list, "featurizer": str, "arrays_sha256": str}
 
 
 def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np.float32]]) -> None:
-    """Write an artefact; the folder appears whole or not at all. An existing artefact at `path` is replaced."""
-    # safetensors writes memory as it lies, whatever the order of its axes.
+    """Write an artefact atomically, replacing an existing one at `path`."""
+    # safetensors writes the raw memory and ignores strides.
     data = save({name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())})
     full = {"schema": SCHEMA, **manifest, "arrays_sha256": hashlib.sha256(data).hexdigest()}
     with atomic_folder(path) as scratch:
@@ -43,12 +43,12 @@ def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """Manifest and arrays of an artefact, in the names of today. Raises `PolicyRejected` with what is wrong with it."""
+    """Manifest and arrays of an artefact, under current names. Raises `PolicyRejected` with the problem."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         data = (path / ARRAYS).read_bytes()
     except (OSError, ValueError) as error:
-        raise PolicyRejected(f"{path} is no readable policy: {error}") from error
+        raise PolicyRejected(f"{path} is not a readable policy: {error}") from error
     _check_manifest(path, manifest)
     if hashlib.sha256(data).hexdigest() != manifest["arrays_sha256"]:
         raise PolicyRejected(f"{path / ARRAYS} is not the file that the manifest describes (its sha256 differs)")
@@ -74,12 +74,12 @@ def _from_schema_1(
 def _check_manifest(path: Path, manifest: Any) -> None:
     if not isinstance(manifest, dict) or manifest.get("schema") not in (1, SCHEMA):
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise PolicyRejected(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA}, and 1")
+        raise PolicyRejected(f"{path / MANIFEST} has schema {found!r}, this version reads {SCHEMA} and 1")
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
             raise PolicyRejected(f"{path / MANIFEST}: field {name!r} is missing or not a {kind.__name__}")
     arms, options = manifest["arms"], manifest.get("options", {})
     if not arms or not all(isinstance(arm, str) for arm in arms) or len(set(arms)) != len(arms):
-        raise PolicyRejected(f"{path / MANIFEST}: arms must be names, each once")
+        raise PolicyRejected(f"{path / MANIFEST}: arms must be unique names")
     if not isinstance(options, dict):
         raise PolicyRejected(f"{path / MANIFEST}: options must be an object")

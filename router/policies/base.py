@@ -1,4 +1,4 @@
-"""The one interface of all policies: a context and the eligible arms give a distribution over these arms."""
+"""The interface of all policies: a distribution over the eligible arms, given a context."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ from draftpick.router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
 LoadOf = Callable[[Sequence[str]], LoadTerms | None]
-"""What load adds now on each of these arms; None: no engine has any."""
+"""Current effects of load on each of these arms; None: no engine has any load."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionInput:
-    """What a decision is made of.
+    """Input of a decision.
 
-    `eligible`: names of arms, at least one. At most `explore` of the probability goes to arms that are tried, as
-    `exploration` says. `load_of` is called by policies that use load.
+    `eligible`: names of arms, at least one. `explore`: maximum probability of exploration (see `exploration`).
+    `load_of`: called by policies that use load.
     """
 
     context: Context | None
@@ -39,9 +39,11 @@ class DecisionInput:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a policy expects of every arm: `seconds` of a whole answer, corrected by `residual`, and `tpot_s` of each
-    token after the first, before it. Under load, `seconds` are what the objective makes of them. `unloaded_arm`: the
-    number of the arm of the least time if there were no load. `cluster`: of the request."""
+    """Predictions for every arm: `seconds` of a whole answer, corrected by `residual`, and `tpot_s` before correction.
+
+    Under load, `seconds` are weighted by the objective. `unloaded_arm`: index of the fastest arm without load.
+    `cluster`: the request's cluster.
+    """
 
     seconds: Sequence[float]
     tpot_s: Sequence[float]
@@ -52,12 +54,12 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the forecast of one arm comes of, for people. Times in seconds.
+    """The terms of one arm's forecast, for explanations. Times in seconds.
 
-    A step of a request alone takes `step_s` and yields `tau` tokens; `tokens` come after the first, which comes after
-    `prompt_s`, of which a prefix that was read before saves `cached_prefix_s`. `slowdown`, `objective_weight`, `wait_s`
-    and `prefill_weight`: see `LoadTerms`; `residual`: the correction. Another arm than the default one must promise
-    `margin_s` less than that.
+    A step of a request alone takes `step_s` and yields `tau` tokens. `prompt_s` is the time to the first token, of
+    which a cached prefix saves `cached_prefix_s`; `tokens` follow it. `slowdown`, `objective_weight`, `wait_s` and
+    `prefill_weight`: see `LoadTerms`; `residual`: the correction. Arms other than the default must be faster than it by
+    `margin_s`.
     """
 
     tau: float
@@ -74,32 +76,32 @@ class Terms:
 
     @property
     def prefill_s(self) -> float:
-        """Reading what is new of the prompt."""
+        """Prefill of the uncached prompt."""
         return self.prompt_s - self.cached_prefix_s
 
     @property
     def ttft_s(self) -> float:
-        """To the first token."""
+        """Time to the first token."""
         return self.prefill_s + self.wait_s
 
     @property
     def unloaded_s(self) -> float:
-        """All of the answer, if the engine had no load."""
+        """Time of the whole answer without load."""
         return self.prompt_s + self._decoding(1.0)
 
     @property
     def decode_s(self) -> float:
-        """All tokens after the first."""
+        """Decoding time after the first token."""
         return self._decoding(self.slowdown)
 
     @property
     def seconds(self) -> float:
-        """All of the answer."""
+        """Time of the whole answer."""
         return self.ttft_s + self.decode_s
 
     @property
     def weighted_decode_s(self) -> float:
-        """All tokens after the first, as the objective counts them."""
+        """Decoding time after the first token, weighted by the objective."""
         return self._decoding(self.objective_weight)
 
     @property
@@ -116,31 +118,30 @@ Shifts = Sequence[Sequence[float]]
 
 
 class Policy(ABC):
-    """Chooses among `arms`. Subclasses give probabilities; this class samples, so a propensity is never missing."""
+    """Chooses among `arms`. Subclasses compute probabilities; this class samples, so every choice has a propensity."""
 
     id: str
     arms: tuple[str, ...]
     featurizer: str | None = None
-    """Id of the featurizer whose contexts it needs; None: it needs no context."""
+    """Id of the required featurizer; None: it needs no context."""
 
     @abstractmethod
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         """Distribution over `arms`, shape `[len(arms)]`: 0 where not eligible, sum 1. At least one arm is eligible."""
 
     default_arm: int | None = None
-    """The arm that is the best over all, by its number, where the policy knows one."""
+    """Index of the best arm over all requests, if known."""
     uses_load: ClassVar[bool] = False
-    """Whether the load of the engines changes its choice."""
+    """Whether the engines' load affects its choice."""
     clusters: Clusters | None = None
-    """Kinds of requests that it tells apart; None: it tells none apart."""
+    """Its clusters of requests; None: it has none."""
 
     def cluster(self, context: Context | None) -> int:
-        """The kind of request that a context is of (`draftpick.router.policies.clusters.Clusters.bin`); 0 where none
-        are told apart."""
+        """The cluster of a context (`draftpick.router.policies.clusters.Clusters.assign`); 0 without clusters."""
         return 0
 
     def tau(self, context: Context) -> Probabilities | None:
-        """Expected acceptance lengths [arms], 1 or more; None where none are predicted."""
+        """Expected acceptance lengths [arms], at least 1; None if the policy predicts none."""
         return None
 
     def acceptance_lengths(self, vectors: npt.NDArray[np.float32]) -> Probabilities | None:
@@ -155,23 +156,23 @@ class Policy(ABC):
         shifts: Shifts | None = None,
         load: LoadTerms | None = None,
     ) -> tuple[Probabilities, Forecast | None]:
-        """`probabilities`, and what they come from where the policy predicts times, as `shifts` and `load` have it."""
+        """`probabilities`, and the forecast behind them if the policy predicts times, under `shifts` and `load`."""
         return self.probabilities(context, eligible), None
 
     def terms(
         self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
     ) -> Sequence[Terms] | None:
-        """What the forecast of every arm comes of; None where no times are predicted."""
+        """The terms of every arm's forecast; None if the policy predicts no times."""
         return None
 
     def decide(self, given: DecisionInput, rng: np.random.Generator, shifts: Shifts | None = None) -> Decision:
-        """Draw an arm among the eligible ones. Raises ValueError where the policy gives no distribution."""
+        """Draw an eligible arm. Raises ValueError if the policy returns no distribution."""
         is_eligible = [arm in given.eligible for arm in self.arms]
         load = given.load_of(self.arms) if given.load_of is not None and self.uses_load else None
         weighed, forecast = self.score(given.context, np.asarray(is_eligible), shifts, load)
         shares: list[float] = weighed.tolist()
         total = sum(shares)
-        # What is not eligible has exactly 0, which changes no sum.
+        # Ineligible arms have exactly 0 and do not change sums.
         if not (0 < total == sum(compress(shares, is_eligible)) and min(shares) >= 0 and math.isfinite(total)):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         if given.explore:
@@ -193,10 +194,10 @@ class Policy(ABC):
 
 
 def _sample_index(probabilities: Sequence[float], at: float) -> int:
-    """The index into which `at` in [0, 1) falls, by these shares; never one of share 0."""
+    """Inverse-CDF sampling: the index that `at` in [0, 1) selects; never one of probability 0."""
     sums = list(accumulate(probabilities))
     chosen = bisect_right(sums, at * sums[-1])
-    # Rounding may lead past the end.
+    # Rounding may leave the sum below `at`.
     return chosen if chosen < len(probabilities) else max(i for i, share in enumerate(probabilities) if share)
 
 
@@ -207,7 +208,7 @@ def masked_softmax(logits: Probabilities, eligible: npt.NDArray[np.bool_]) -> Pr
 
 
 def one_hot_with_floor(arm: int, eligible: npt.NDArray[np.bool_], floor: float) -> Probabilities:
-    """All probability to one arm (an index), but `floor` to each other eligible one. Shape `[arms]`."""
+    """Probability `floor` for each other eligible arm, the rest for one arm (an index). Shape `[arms]`."""
     result = np.multiply(eligible, floor, dtype=np.float64)
     result[arm] += 1.0 - result.sum() if floor else 1.0
     return result

@@ -1,4 +1,4 @@
-"""Policies that look at nothing: one fixed arm, and every arm alike."""
+"""Policies that ignore the context: one fixed arm, and the uniform distribution."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from draftpick.router.types import Context
 
 
 class FixedPolicy(Policy):
-    """Always one arm; when that arm is not eligible, every other arm alike."""
+    """Always one arm; uniform over the others if that arm is not eligible."""
 
     def __init__(self, arms: tuple[str, ...], arm: str) -> None:
         self.id, self.arms = f"fixed:{arm}", arms
@@ -20,10 +20,10 @@ class FixedPolicy(Policy):
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "FixedPolicy":
-        """The arm that the option `arm` names. Raises `PolicyRejected`."""
+        """The policy of the arm in the option `arm`. Raises `PolicyRejected`."""
         arm = manifest.get("options", {}).get("arm")
         if arm not in manifest["arms"]:
-            raise PolicyRejected(f"option arm names {arm!r}, which is no arm of {manifest['arms']}")
+            raise PolicyRejected(f"option arm names {arm!r}, which is not among the arms {manifest['arms']}")
         return cls(tuple(manifest["arms"]), arm)
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
@@ -33,14 +33,14 @@ class FixedPolicy(Policy):
 
 
 class UniformPolicy(Policy):
-    """Every eligible arm alike: the policy to collect with."""
+    """Uniform over the eligible arms; used to collect data."""
 
     def __init__(self, arms: tuple[str, ...]) -> None:
         self.id, self.arms = "uniform", arms
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "UniformPolicy":
-        """All arms of the manifest."""
+        """The policy of all arms in the manifest."""
         return cls(tuple(manifest["arms"]))
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
@@ -48,4 +48,4 @@ class UniformPolicy(Policy):
 
 
 NAMES = frozenset({"fixed", "uniform", "embedded"})
-"""Policies that are no folder."""
+"""Policies without a folder."""

@@ -1,4 +1,4 @@
-"""Which kind of request a context is: the nearest of a few centres, and whether it is nearer than usual."""
+"""Clusters of contexts: the nearest centre, and whether the context is within its radius."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ _ROUNDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """Centres [k, d] of requests that a policy was made of, scaled as it scales contexts.
+    """Centres [k, d] of a policy's training requests, scaled as the policy scales contexts.
 
-    `squared_norms` [k]: of their lengths. `radius` [k]: the squared distance to its centre that 95 % of them stay
-    within.
+    `squared_norms` [k]: squared norms of the centres. `radius` [k]: 95th percentile of the squared distance of a
+    cluster's requests to its centre.
     """
 
     centres: Floats
@@ -24,7 +24,7 @@ class Clusters:
 
     @classmethod
     def from_points(cls, points: Floats, k: int = 24) -> "Clusters":
-        """K-means, begun far apart (Gonzalez 1985): the same points give the same clusters."""
+        """K-means from a farthest-first start (Gonzalez 1985): deterministic."""
         centres = points[[0]]
         for _ in range(min(k, len(points)) - 1):
             centres = np.concatenate([centres, points[[_distances(points, centres).min(1).argmax()]]])
@@ -44,7 +44,7 @@ class Clusters:
         return len(self.centres)
 
     def assign(self, z: Floats) -> int:
-        """The number of the nearest centre, and as many more as there are centres when it is unusually far."""
+        """Index of the nearest centre, plus the number of centres if `z` is outside its radius."""
         distances = (self.squared_norms - 2.0 * (self.centres @ z)).tolist()
         nearest = min(range(len(distances)), key=distances.__getitem__)
         return nearest + len(self.centres) * int(distances[nearest] + float(z @ z) > self.radius[nearest])

@@ -1,8 +1,8 @@
-"""Structured exploration: some requests go to engines that are nearly as fast as the best, and it is known how likely.
+"""Structured exploration, with known probabilities, of engines nearly as fast as the best one.
 
-SquareCB (Foster, Rakhlin 2020, arXiv 2002.04926): `p_a = 1 / (arms + gamma * r_a)`, where r_a is the share of the
-best arm's time that arm a would take longer; the rest stays with the policy's own choice. By what the policy predicts
-it costs a request at most arms / gamma of its time, and beside that the floor of the arms that seem far slower.
+SquareCB (Foster, Rakhlin 2020, arXiv 2002.04926): `p_a = 1 / (arms + gamma * r_a)`, where r_a is the predicted excess
+time of arm a relative to the best arm; the rest stays with the policy's choice. By the policy's predictions this costs
+a request at most arms / gamma of its time, plus the floor of the arms that are predicted far slower.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from itertools import compress
 from draftpick.router.config.sections import ExplorationConfig
 
 _MIN_S = 1e-9
-"""A time of 0 is possible: of a single token, where nothing is known of the time to the first one."""
+"""Avoids division by 0: an answer of one token takes 0 if the time to the first token is unknown."""
 
 
 def apply_exploration(
@@ -21,9 +21,9 @@ def apply_exploration(
     budget: float,
     config: ExplorationConfig,
 ) -> list[float]:
-    """`probabilities` [arms] with at most `budget` of them moved to other arms that `eligible` be chosen.
+    """Move at most `budget` of `probabilities` [arms] to other `eligible` arms.
 
-    `seconds` [arms]: what the policy predicts; None: `budget` is drawn from all alike.
+    `seconds` [arms]: the policy's predictions; None: explore uniformly.
     """
     if seconds is None:
         alike = budget / sum(eligible)

@@ -21,7 +21,7 @@ class MLPPolicy(Policy):
     """`softmax(W3 relu(W2 relu(W1 z + b1) + b2) + b3)` with `z = (context - mean) / scale`.
 
     Arrays: `mean`, `scale` of shape [d]; `w1` [d, h], `b1` [h], `w2` [h, h], `b2` [h], `w3` [h, arms], `b3` [arms];
-    float32. With `greedy` all probability but `floor` per arm goes to the best eligible arm.
+    float32. With `greedy` the best eligible arm gets all probability except `floor` per arm.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class MLPPolicy(Policy):
         self._greedy, self._floor = greedy, floor
         check_shapes(arrays, _SHAPES, arms=len(arms))
         if not (arrays["scale"] > 0).all():
-            raise PolicyRejected("array scale holds values that are not positive")
+            raise PolicyRejected("array scale contains values that are not positive")
         self._weights = arrays
 
     @classmethod
@@ -52,7 +52,7 @@ class MLPPolicy(Policy):
 
     @property
     def dimension(self) -> int:
-        """Length of the vectors it takes."""
+        """Dimension of its contexts."""
         return len(self._weights["mean"])
 
     def logits(self, context: Context) -> Probabilities:
@@ -68,7 +68,7 @@ class MLPPolicy(Policy):
             raise ValueError(f"policy {self.id} needs a context")
         logits = self.logits(context)
         if not np.isfinite(logits).all():
-            raise ValueError(f"policy {self.id} gave scores that are not finite")
+            raise ValueError(f"policy {self.id} computed scores that are not finite")
         soft = masked_softmax(logits, eligible)
         if not self._greedy:
             return soft

@@ -1,6 +1,7 @@
-"""What a context predicts of every arm, in numpy: mean and deviation of log tau. A new kind is a class and a line.
+"""Regressors of log tau in numpy: mean and standard deviation for every arm. A new one is a class and a line.
 
-Each is made of the arrays of an artefact, and checks them (`PolicyRejected`). All read `z = (context - mean) / scale`.
+Each is built from the arrays of an artefact and checks them (`PolicyRejected`). Their input is
+`z = (context - mean) / scale`.
 """
 
 from abc import ABC, abstractmethod
@@ -18,32 +19,32 @@ Floats = npt.NDArray[np.float32]
 
 
 class Regressor(ABC):
-    """Predicts log tau of `arms` arms; `sampled`: whether the request samples, which turns the arms' order round."""
+    """Predicts log tau of `arms` arms; `sampled`: whether the request samples, which may reverse the arms' order."""
 
     shapes: ClassVar[Shapes]
 
     def __init__(self, arrays: Arrays, arms: int) -> None:
         self._sizes = check_shapes(arrays, {**_SCALING, **self.shapes}, arms=arms)
         if not (arrays["scale"] > 0).all():
-            raise PolicyRejected("array scale holds values that are not positive")
+            raise PolicyRejected("array scale contains values that are not positive")
         self._arrays = arrays
 
     @property
     def dimension(self) -> int:
-        """Length of the vectors it takes."""
+        """Dimension of its contexts."""
         return self._sizes["d"]
 
     def __call__(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
-        """Mean and deviation of log tau, each [arms], of a scaled context."""
+        """Mean and standard deviation of log tau, each [arms], for a scaled context."""
         return self._predict(z, int(sampled)), self._arrays["sigma"][int(sampled)]
 
     def scaled(self, vector: Vector) -> Floats:
-        """A context as all of them read it, [d]."""
+        """The scaled context [d]."""
         return np.asarray((vector - self._arrays["mean"]) / self._arrays["scale"])
 
     @property
     def requests(self) -> Floats | None:
-        """Scaled contexts [n, d] of requests that it was made of; None: it keeps none."""
+        """Scaled contexts [n, d] of its training requests; None: it keeps none."""
         return None
 
     @abstractmethod
@@ -74,14 +75,14 @@ class Centroids(Regressor):
 
 
 class Neighbours(Regressor):
-    """The mean of the `neighbours[0]` nearest requests of the same half (all of them, where it has fewer)."""
+    """The mean of the `neighbours[0]` nearest requests of the same half (all, if it has fewer)."""
 
     shapes: ClassVar[Shapes] = {"points": ("n", "d"), "values": ("n", "arms"), "sampled": ("n",), "neighbours": (1,)}
 
     def __init__(self, arrays: Arrays, arms: int) -> None:
         super().__init__(arrays, arms)
         if not arrays["neighbours"][0] >= 1:
-            raise PolicyRejected("array neighbours must hold a number, 1 or more")
+            raise PolicyRejected("array neighbours must contain a number, 1 or more")
         rows = [arrays["sampled"] == half for half in (0, 1)]
         if not all(mask.any() for mask in rows):
             rows = [np.ones(len(arrays["sampled"]), bool)] * 2
@@ -100,13 +101,13 @@ class Neighbours(Regressor):
         return np.asarray(self._values[sampled][near].mean(0))
 
 
-_MIN_STEPS = 0.02  # a token: no drafter gives fifty tokens a step
+_MIN_STEPS = 0.02  # per token: no drafter yields 50 tokens per step
 
 
 class Kernel(Regressor):
     """Steps per token, 1 / tau: `base + exp(-gamma |x - points|^2) weights`.
 
-    x is z and behind it half times `apart`; `shape`: gamma, apart.
+    x is z followed by half * `apart`; `shape`: gamma, apart.
     """
 
     shapes: ClassVar[Shapes] = {"points": ("n", "inputs"), "weights": ("n", "arms"), "base": ("arms",), "shape": (2,)}
@@ -117,8 +118,8 @@ class Kernel(Regressor):
             raise PolicyRejected(f"array points has {self._sizes['inputs']} inputs, expected {self.dimension + 1}")
         self._gamma, self._sampled_offset = (float(value) for value in arrays["shape"])
         if self._gamma <= 0:
-            raise PolicyRejected("array shape holds a gamma that is not positive")
-        # -gamma |x - p|^2 = 2 gamma p x - gamma p p - gamma x x: the first two are made ready here.
+            raise PolicyRejected("array shape contains a gamma that is not positive")
+        # -gamma |x - p|^2 = 2 gamma p x - gamma p p - gamma x x: the first two are precomputed here.
         self._scaled = 2 * self._gamma * arrays["points"]
         self._squares = self._gamma * np.square(arrays["points"]).sum(1)
 
@@ -139,7 +140,7 @@ class Kernel(Regressor):
 
 
 class NoveltyMargin:
-    """How much nearer a request is to each training domain than to the others, from `centres` [domains, centres, e]."""
+    """Margin of a request's distances to the training domains, from `centres` [domains, centres, e]."""
 
     def __init__(self, centres: Floats) -> None:
         self._shape, self._embedded = centres.shape[:2], centres.shape[2]
@@ -147,19 +148,19 @@ class NoveltyMargin:
         self._squares = 0.5 * np.square(self._centres).sum(1)
 
     def margins(self, z: Vector) -> list[float]:
-        """Of each domain [domains]: half the squared distance to the nearest other domain, less that to itself."""
+        """By domain [domains]: half of (squared distance to the nearest other domain - squared distance to itself)."""
         near = (self._centres @ z[: self._embedded] - self._squares).reshape(self._shape).max(1).tolist()
         second, first = sorted(near)[-2:]
         return [one - (second if one == first else first) for one in near]
 
     def features(self, z: Vector, sampled: int) -> Floats:
-        """[domains, 3]: the margin, its positive part, and the margin again where the request samples."""
+        """[domains, 3]: the margin, its positive part, and the margin times `sampled`."""
         return np.asarray([[one, max(one, 0.0), sampled * one] for one in self.margins(z)], np.float32)
 
 
 class DomainKernel(Kernel):
-    """`Kernel`, and for the arms `domain_arms` beside it what the margins of their training domains say:
-    `NoveltyMargin.features` times `margin_weights`."""
+    """`Kernel`, plus, for the arms `domain_arms`, the margins of their training domains: `NoveltyMargin.features` times
+    `margin_weights`."""
 
     shapes: ClassVar[Shapes] = {
         **Kernel.shapes,
@@ -172,9 +173,9 @@ class DomainKernel(Kernel):
         super().__init__(arrays, arms)
         at = arrays["domain_arms"].astype(np.int64)
         if len(at) < 2 or not ((at >= 0) & (at < arms)).all():
-            raise PolicyRejected("array domain_arms must name two arms or more, by their number")
+            raise PolicyRejected("array domain_arms must name two arms or more, by index")
         if self._sizes["embedded"] > self.dimension:
-            raise PolicyRejected(f"array domain_centres is of {self._sizes['embedded']} directions, contexts have less")
+            raise PolicyRejected(f"array domain_centres has dimension {self._sizes['embedded']}, more than contexts")
         self._domain_arms = at.tolist()
         self._novelty_margin = NoveltyMargin(arrays["domain_centres"])
         self._margin_weights: list[float] = arrays["margin_weights"].tolist()
@@ -188,9 +189,9 @@ class DomainKernel(Kernel):
 
 
 class Trees(Regressor):
-    """Sums of regression trees, one ensemble an arm. In node i: `left[i]` if `z[feature[i]] <= threshold[i]`.
+    """Sums of regression trees, one ensemble per arm. In node i: `left[i]` if `z[feature[i]] <= threshold[i]`.
 
-    `feature` is -1 at a leaf, which leads to itself; `sampled` counts as feature number d.
+    `feature` is -1 at a leaf, whose children are itself; `sampled` is feature d.
     """
 
     shapes: ClassVar[Shapes] = {
@@ -204,9 +205,9 @@ class Trees(Regressor):
         nodes = self._sizes["nodes"]
         integers = {name: arrays[name].astype(np.int64) for name in ("feature", "left", "right")}
         if not all(((integers[name] >= 0) & (integers[name] < nodes)).all() for name in ("left", "right")):
-            raise PolicyRejected("a tree leads to a node that it does not have")
+            raise PolicyRejected("a tree refers to a missing node")
         if not ((integers["feature"] >= -1) & (integers["feature"] <= self.dimension)).all():
-            raise PolicyRejected("a tree reads a feature that there is not")
+            raise PolicyRejected("a tree refers to a missing feature")
         self._feature, self._left, self._right = (integers[name] for name in ("feature", "left", "right"))
 
     def _predict(self, z: Vector, sampled: int) -> Floats:
@@ -222,8 +223,7 @@ class Trees(Regressor):
 
 
 class Perceptrons(Regressor):
-    """The mean of several perceptrons with one hidden layer; half is their last input. Its deviation grows where they
-    disagree."""
+    """Ensemble of perceptrons with one hidden layer; half is their last input. Disagreement adds to the deviation."""
 
     shapes: ClassVar[Shapes] = {
         "w1": ("members", "inputs", "hidden"),
@@ -246,7 +246,7 @@ class Perceptrons(Regressor):
         return np.asarray(self._members(z, sampled).mean(0))
 
     def _members(self, z: Vector, sampled: int) -> Floats:
-        """What each of them predicts, [members, arms]."""
+        """Predictions of the members, [members, arms]."""
         w = self._arrays
         x = np.append(z, np.float32(sampled)).astype(np.float32)
         hidden = np.maximum(x @ w["w1"] + w["b1"], 0.0)
@@ -265,7 +265,7 @@ _REGRESSORS: dict[str, type[Regressor]] = {
 
 
 def make(kind: Any, arrays: Arrays, arms: int) -> Regressor:
-    """The regressor of an artefact. Raises `PolicyRejected`."""
+    """Build the regressor of an artefact. Raises `PolicyRejected`."""
     if kind not in _REGRESSORS:
         raise PolicyRejected(
             f"unknown regressor {kind!r} ({did_you_mean(str(kind), _REGRESSORS)}known: {', '.join(_REGRESSORS)})"

@@ -1,4 +1,4 @@
-"""Checks that the arrays of an artefact fit together before anything computes with them."""
+"""Checks the arrays of an artefact before use."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,13 @@ from draftpick.router.errors import PolicyRejected
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Shapes = Mapping[str, tuple[str | int, ...]]
-"""Each array's shape in names and numbers."""
+"""Shapes by array, in names and numbers."""
 
 
 def check_shapes(arrays: Arrays, expected: Shapes, **sizes: int) -> dict[str, int]:
-    """Sizes by name, where `expected` spells each array's shape in names and numbers: `{"w": ("d", "arms")}`.
+    """Return sizes by name; `expected` lists each array's shape in names and numbers: `{"w": ("d", "arms")}`.
 
-    Raises `PolicyRejected` with the first array that is missing, of another shape, or not finite.
+    Raises `PolicyRejected` for the first array that is missing, has another shape, or is not finite.
     """
     if missing := [name for name in expected if name not in arrays]:
         raise PolicyRejected(f"arrays are missing: {', '.join(missing)}")
@@ -29,5 +29,5 @@ def check_shapes(arrays: Arrays, expected: Shapes, **sizes: int) -> dict[str, in
         if found != wanted:
             raise PolicyRejected(f"array {name} has shape {found}, expected {wanted} ({', '.join(map(str, spelled))})")
         if not np.isfinite(arrays[name]).all():
-            raise PolicyRejected(f"array {name} holds values that are not finite")
+            raise PolicyRejected(f"array {name} contains values that are not finite")
     return sizes

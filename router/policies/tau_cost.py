@@ -1,4 +1,4 @@
-"""The default policy: tau is learned from the request, the cost of a step is profiled, and the least time wins.
+"""The default policy: minimises predicted time, from a learned tau and profiled costs of a step.
 
 seconds_a = start_a + prompt tokens * per_token_a + (output tokens - 1) * step_a / tau_a(x)
 """
@@ -25,14 +25,14 @@ _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("
 
 
 class TauCostPolicy(Policy):
-    """Gives the request to the arm of the least expected time, and keeps it at `default` in doubt.
+    """Chooses the arm with the shortest expected time, and `default` if the gain is uncertain.
 
-    Arrays: those of its regressor (log tau), and the costs: `step_s` [arms, 2] seconds of a decoding step, greedy and
-    sampled, `start_s` and `per_token_s` [arms] of the time to the first token; and, where it was learned, `length`
-    [d + 1]: the logarithm of an answer's tokens by z and a constant. Options: `regressor`; `default`, an
-    arm; `z` and `switch_cost`: another arm must promise more seconds less than the default than `z` deviations of its
-    own time and this share of the default's; `output_tokens`: of a usual answer, where `length` is not there;
-    `floor`: probability of every arm.
+    Arrays: those of its regressor (log tau), and the costs: `step_s` [arms, 2], seconds of a decoding step, greedy and
+    sampled; `start_s` and `per_token_s` [arms] of the time to the first token; optionally `length` [d + 1]: weights of
+    z and a constant that predict the log of the output tokens. Options: `regressor`; `default`, an arm; `z` and
+    `switch_cost`: another arm must be faster than the default by more than `z` standard deviations of its own time plus
+    this share of the default's time; `output_tokens`: expected output tokens without `length`; `floor`: minimum
+    probability of every arm.
     """
 
     uses_load = True
@@ -65,7 +65,7 @@ class TauCostPolicy(Policy):
         arms = tuple(manifest["arms"])
         options = {"z": 0.0, "switch_cost": 0.0, "floor": 0.0, **manifest.get("options", {})}
         if options.get("default") not in arms:
-            raise PolicyRejected(f"option default names {options.get('default')!r}, which is no arm of {list(arms)}")
+            raise PolicyRejected(f"option default names {options.get('default')!r}, which is not one of {list(arms)}")
         limits = {"z": 100.0, "switch_cost": 1.0, "floor": 1 / len(arms), "output_tokens": 1e6}
         for name, most in limits.items():
             value = options.get(name)
@@ -76,7 +76,7 @@ class TauCostPolicy(Policy):
 
     @property
     def dimension(self) -> int:
-        """Length of the vectors it takes."""
+        """Dimension of its contexts."""
         return self._regressor.dimension
 
     def tau(self, context: Context) -> Probabilities:
@@ -85,7 +85,7 @@ class TauCostPolicy(Policy):
         return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)
 
     def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
-        """Expected seconds of the request under every arm and their deviations, each [arms]."""
+        """Expected seconds of the request on every arm and their standard deviations, each [arms]."""
         forecast, deviation = self._forecast(context, None)
         return np.asarray(forecast.seconds), deviation
 
@@ -101,7 +101,7 @@ class TauCostPolicy(Policy):
         forecast, deviation = self._forecast(context, shifts, load)
         seconds = forecast.seconds
         if not all(map(math.isfinite, seconds)):
-            raise ValueError(f"policy {self.id} gave times that are not finite")
+            raise ValueError(f"policy {self.id} computed times that are not finite")
         best = min(compress(range(len(seconds)), eligible.tolist()), key=seconds.__getitem__)
         if eligible[self._default]:
             saved = seconds[self._default] - seconds[best]
@@ -139,7 +139,7 @@ class TauCostPolicy(Policy):
         return self.score(context, eligible)[0]
 
     def tokens(self, context: Context) -> float:
-        """Expected tokens of the answer, 1 or more, and no more than `max_tokens` allows."""
+        """Expected output tokens, between 1 and `max_tokens`."""
         return self._tokens(context, self._regressor.scaled(context.vector))
 
     def _tokens(self, context: Context, z: Vector) -> float:
@@ -151,14 +151,14 @@ class TauCostPolicy(Policy):
     def _forecast(
         self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
     ) -> tuple[Forecast, Probabilities]:
-        """What it expects, its times corrected by `shifts` and `load`, and the deviations of these [arms]."""
+        """The forecast, corrected by `shifts` and `load`, and the standard deviations of its times [arms]."""
         z = self._regressor.scaled(context.vector)
         mean, deviation = self._regressor(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
         tpot_s = self._step_s[:, int(context.sampled)] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift, cluster = tokens * tpot_s, None, self._cluster(z)
         if shifts is not None:
-            shift = shifts[cluster % len(shifts)]  # one row, as a record holds it, is for all clusters
+            shift = shifts[cluster % len(shifts)]  # a single row, as in records, applies to all clusters
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = context.prompt_tokens
         start_s = self._start_s + prompt_tokens * self._per_token_s

@@ -247,13 +247,13 @@ def refused_policy(path: Path) -> str:
 
 
 def test_a_policy_that_is_missing(tmp_path: Path) -> None:
-    assert "is no readable policy" in refused_policy(tmp_path / "none")
+    assert "is not a readable policy" in refused_policy(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema": 3}, "has schema 3, this version reads 2, and 1"),
+        ({"schema": 3}, "has schema 3, this version reads 2 and 1"),
         ({"arms": None}, "field 'arms' is missing or not a list"),
         ({"kind": "mpl"}, "unknown kind of policy 'mpl' (did you mean 'mlp'? "),
         ({"arms": ["plain"]}, "array w3 has shape (4, 2), expected (4, 1)"),
@@ -271,4 +271,4 @@ def test_a_policy_with_a_damaged_file(tmp_path: Path) -> None:
     (path / "arrays.safetensors").write_bytes(b"short")
     assert "its sha256 differs" in refused_policy(path)
     (path / "manifest.json").write_text("{")
-    assert "is no readable policy" in refused_policy(path)
+    assert "is not a readable policy" in refused_policy(path)

@@ -127,7 +127,7 @@ async def test_a_policy_that_cannot_be_read_is_refused_and_the_default_engine_se
 ) -> None:
     router = await start(policy=str(tmp_path / "nowhere"))
     assert router.parts.active_policies.policy.id == "fixed:a"
-    assert "is no readable policy" in str(router.state()["policy_rejected"])
+    assert "is not a readable policy" in str(router.state()["policy_rejected"])
 
 
 async def test_another_policy_can_be_taken_into_service_and_back(start: StartedRouter, folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_folder_is_added_and_activated_in_one_step(two: Person) -> None:
     assert two.gets("activate", str(policy), "--reason", "better") == {"id": "p0003", "active": True}
     state = Registry(two.registry).state()
     assert (state.active, state.previous, state.history[-1].reason) == ("p0003", "p0001", "better")
-    assert "is no readable policy" in two.is_told("activate", "uniform")
+    assert "is not a readable policy" in two.is_told("activate", "uniform")
 
 
 def test_a_registry_and_a_cluster_exclude_each_other(two: Person) -> None:
@@ -191,7 +191,7 @@ def test_an_error_is_one_line(two: Person, monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_what_is_no_policy_is_told(person: Person, tmp_path: Path) -> None:
-    assert f"{tmp_path} is no readable policy" in person.is_told("add", str(tmp_path))
+    assert f"{tmp_path} is not a readable policy" in person.is_told("add", str(tmp_path))
     assert not person.registry.exists()
 
 

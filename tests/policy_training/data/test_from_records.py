@@ -70,7 +70,7 @@ def test_finished_answers_come_in_order_of_time_and_the_rest_is_counted(tmp_path
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, r"contains no records-\*\.jsonl"), (b"", "no usable record"), (b"{}\n", "no record of schema")],
+    [(None, r"contains no records-\*\.jsonl"), (b"", "no usable record"), (b"{}\n", "not a record of schema")],
 )
 def test_a_folder_without_records_is_refused(tmp_path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:

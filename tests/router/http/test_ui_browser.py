@@ -261,7 +261,7 @@ async def test_a_key_is_asked_for_kept_in_the_tab_and_nowhere_else(
     assert await page.run(ROWS) == 0
     await page.command("Input.insertText", text="dp-guessed")
     await page.press("Enter")
-    await page.until("document.getElementById('key-why').innerText.includes('not known here')")
+    await page.until("document.getElementById('key-why').innerText.includes('is unknown')")
     await page.command("Input.insertText", text=KEY)
     await page.press("Enter")
     await page.until(f"{ROWS} === 2")

@@ -123,17 +123,17 @@ def test_options_reach_the_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.ARRAYS])
 def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    assert "is no readable policy" in refusal(folder)
+    assert "is not a readable policy" in refusal(folder)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    assert "is no readable policy" in refusal(tmp_path / "nowhere")
+    assert "is not a readable policy" in refusal(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b""])
 def test_a_manifest_that_is_no_json_is_refused(folder: Path, data: bytes) -> None:
     (folder / artifact.MANIFEST).write_bytes(data)
-    assert "is no readable policy" in refusal(folder)
+    assert "is not a readable policy" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null"])
@@ -145,7 +145,7 @@ def test_a_manifest_that_is_no_object_is_refused(folder: Path, text: str) -> Non
 @pytest.mark.parametrize("schema", [0, 3, "1", None])
 def test_another_schema_is_refused(folder: Path, schema: Any) -> None:
     change_manifest(folder, schema=schema)
-    assert f"has schema {schema!r}, this version reads 2, and 1" in refusal(folder)
+    assert f"has schema {schema!r}, this version reads 2 and 1" in refusal(folder)
 
 
 @pytest.mark.parametrize("field", ["kind", "arms", "featurizer", "arrays_sha256"])

@@ -265,7 +265,7 @@ def test_a_registry_names_the_active_policy_and_its_candidate(registry: Registry
 
 def test_a_damaged_active_policy_is_refused(registry: Registry) -> None:
     damage(registry, "p0001")
-    with pytest.raises(PolicyRejected, match="is no readable policy"):
+    with pytest.raises(PolicyRejected, match="is not a readable policy"):
         resolve(str(registry.path), ARMS, "plain")
 
 
@@ -293,7 +293,7 @@ def router_of(policy: Path | str) -> Router:
 async def test_a_damaged_candidate_is_told_of_and_the_next_one_is_followed(registry: Registry, tmp_path: Path) -> None:
     damage(registry, "p0002")
     router = router_of(registry.path)
-    assert "is no readable policy" in str(router.state()["candidate_rejected"])
+    assert "is not a readable policy" in str(router.state()["candidate_rejected"])
     assert (router.state()["policy"], router.state()["candidate"]) == ("fixed:plain", None)
     await router.start()
     id = registry.add(fixed_policy(tmp_path / "third", "ngram"), {}, "test")

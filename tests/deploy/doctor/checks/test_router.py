@@ -13,7 +13,7 @@ from tests.deploy.doctor.ward import GIB, PLAIN, SUFFIX, fleet, found, model, on
 def test_policies_that_the_fleet_cannot_use(tmp_path: Path) -> None:
     for router, level, what in [
         ({"policy": str(write_policy(tmp_path / "others", ["plain", "math"]))}, "problem", "was made for the engines"),
-        ({"policy": str(tmp_path / "none")}, "problem", "no readable policy"),
+        ({"policy": str(tmp_path / "none")}, "problem", "not a readable policy"),
         ({"policy": "fixed"}, "note", "every request goes to plain"),
         ({"policy": "uniform"}, "warning", "drawn at random"),
     ]:
