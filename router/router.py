@@ -1,4 +1,4 @@
-"""One router: a dispatcher over a fleet, with its replica table, its client and its records. It knows no Ray."""
+"""One router: a dispatcher over a fleet, with replica table, client and records. Independent of Ray."""
 
 import asyncio
 import contextlib
@@ -45,9 +45,9 @@ _REFRESH_S = 1.0
 _ADDRESSES_S = 5.0
 _WATCH_S = 0.25
 Addresses = Callable[[], Awaitable[list[str]]]
-"""Asks for the addresses of an arm's replicas."""
+"""Returns the addresses of an arm's replicas."""
 Pages = Callable[[], Awaitable[Mapping[str, str]]]
-"""Asks the other routers of the fleet for their pages of metrics, by name."""
+"""Returns the metrics pages of the other routers of the fleet, by name."""
 
 
 class Router:
@@ -62,10 +62,10 @@ class Router:
         name: str = "0",
         peer_pages: Pages | None = None,
     ) -> None:
-        """`sources` give the addresses of each arm's replicas, asked once a second.
+        """`sources`: return the addresses of each arm's replicas; called once a second.
 
-        `set_targets` tells the replicas of an arm how many of them are wanted. `name`: which of several routers it is;
-        `peer_pages`: what a scrape shows beside it.
+        `set_targets`: set the number of replicas of an arm. `name`: of this router among several; `peer_pages`: the
+        other routers' metrics, included in a scrape.
         """
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
@@ -77,7 +77,7 @@ class Router:
         )
         self._name, self._peer_pages = name, peer_pages
         self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
-        # Before they are read: what changes meanwhile is seen then.
+        # Created before the files are read, so that no change in between is missed.
         self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
         self._watchers: list[tuple[FileWatcher, Callable[[], Awaitable[None]]]] = []
         if router.keys.file is not None and router.keys.file.is_file():
@@ -110,7 +110,7 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
-        """The configured policies, or the default engine where they are refused; and the featurizer they need."""
+        """The configured policies, or the default engine if they are rejected; and the featurizer they need."""
         router, arms = self._config, self._arms
         chosen, self.rejected = resolve_configured(router, arms)
         featurizer = make_featurizer(router, chosen.policy)
@@ -119,11 +119,11 @@ class Router:
         except PolicyRejected as error:
             chosen, self.rejected = ResolvedPolicy(FixedPolicy(arms, router.default_engine)), str(error)
         if self.rejected:
-            log.error("policy refused, %r serves: %s", router.default_engine, self.rejected)
+            log.error("policy rejected, %r serves: %s", router.default_engine, self.rejected)
         return chosen, featurizer
 
     def _peer_news(self) -> PeerSync | None:
-        """What carries events and corrections between routers, where there is a folder for them."""
+        """Exchange of events and corrections between routers, if a folder for them is configured."""
         router, parts = self._config, self.parts
         beside = router.records.dir / "online" if router.records.dir else None
         folder = router.online.dir or beside
@@ -134,7 +134,7 @@ class Router:
         )
 
     async def start(self) -> None:
-        """Begin to follow the engines' replicas."""
+        """Start to follow the engines' replicas."""
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
         self._tasks = {asyncio.create_task(self._follow_replicas(arm)) for arm in self._sources}
         self._tasks |= {asyncio.create_task(self._watch_file(watched, taken)) for watched, taken in self._watchers}
@@ -150,7 +150,7 @@ class Router:
             self._tasks.add(asyncio.create_task(self._peer_sync.run()))
 
     async def stop(self) -> None:
-        """Close connections and write what is queued."""
+        """Close connections and flush queued records."""
         for task in self._tasks:
             task.cancel()
         await self._client.close()
@@ -163,8 +163,8 @@ class Router:
             await asyncio.to_thread(self._tracing.close)
 
     async def use_policy(self, name: str) -> str:
-        """Take another policy into service; its id. Raises `PolicyRejected`, and then the old one goes on."""
-        async with self._policy_lock:  # changes come one after the other: the last one stays
+        """Activate another policy; returns its id. Raises `PolicyRejected`, and keeps the old one then."""
+        async with self._policy_lock:  # serialise changes: the last one wins
             resolved = await asyncio.to_thread(resolve, name, self._arms, self._config.default_engine)
             policy, featurizer = resolved.policy, self.parts.dispatcher.featurizer
             if policy.featurizer is not None and (featurizer is None or featurizer.id != policy.featurizer):
@@ -175,7 +175,7 @@ class Router:
             return policy.id
 
     def _activate(self, resolved: ResolvedPolicy) -> None:
-        """Take policies into service; a candidate that needs other features stays out, and is told of."""
+        """Activate policies; rejects and reports a candidate that needs other features."""
         serving, featurizer = self.parts.active_policies, self.parts.dispatcher.featurizer
         before, candidate = serving.policy.id, resolved.candidate
         self.candidate_rejected = resolved.candidate_rejected
@@ -185,7 +185,7 @@ class Router:
             except PolicyRejected as error:
                 candidate, self.candidate_rejected = None, str(error)
         if self.candidate_rejected:
-            log.error("candidate refused: %s", self.candidate_rejected)
+            log.error("candidate rejected: %s", self.candidate_rejected)
         serving.activate(resolved.policy, candidate, resolved.share)
         if resolved.policy.id != before:
             text = f"{resolved.policy.id} serves after {before}"
@@ -193,11 +193,11 @@ class Router:
 
     @property
     def events(self) -> EventLog:
-        """What happened lately."""
+        """Recent events."""
         return self.parts.events
 
     async def configure(self, live: LiveConfig) -> None:
-        """Take what may change while the router runs. A policy that is refused leaves the old one, and is told of."""
+        """Apply live settings. If a policy is rejected, the old one stays active, and an event reports it."""
         if live.admission is not None:
             self.parts.admission.configure(live.admission)
             self._replicas.max_in_flight = live.admission.max_in_flight_per_replica
@@ -212,7 +212,7 @@ class Router:
         except PolicyRejected as error:
             self.rejected = str(error)
             going_on = self.parts.active_policies.policy.id
-            text = f"a policy is refused, {going_on} goes on: {error}"
+            text = f"a policy was rejected, {going_on} stays active: {error}"
             self.parts.events.emit(Event(time.time(), "policy_rejected", text, policy=going_on))
 
     async def _follow_registry(self) -> None:
@@ -222,7 +222,7 @@ class Router:
         try:
             await asyncio.to_thread(self._keys.reload)
         except ConfigError as error:
-            log.error("keys refused, the old ones go on: %s", error)
+            log.error("keys rejected, the old ones stay valid: %s", error)
 
     async def _watch_file(self, watcher: FileWatcher, on_change: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -231,7 +231,7 @@ class Router:
                 await on_change()
 
     def state(self) -> dict[str, object]:
-        """What `/ready` shows."""
+        """The content of `/ready`."""
         records, serving = self._records, self.parts.active_policies
         return {
             "ready": self._replicas.reachable(),
@@ -255,11 +255,11 @@ class Router:
         }
 
     async def own_metrics(self) -> str:
-        """What this router counts and holds, as a Prometheus page."""
+        """This router's own metrics as a Prometheus page."""
         return await page_of(self.collectors)
 
     async def metrics(self) -> str:
-        """What all routers say of themselves, and all engines, as one Prometheus page."""
+        """The metrics of all routers and engines as one Prometheus page."""
         others = await self._peer_pages() if self._peer_pages is not None else {}
         pages = {**others, self._name: await self.own_metrics()}
         return await fleet_metrics(self._client, self._replicas.urls(), pages)
@@ -272,15 +272,15 @@ class Router:
     async def _refresh_replicas(self, arm: str) -> None:
         try:
             urls = await asyncio.wait_for(self._sources[arm](), timeout=_ADDRESSES_S)
-        except Exception as error:  # Serve raises many kinds while replicas come and go
-            # What is known stays: a slow answer is no death, and a dead replica refuses its next connection.
+        except Exception as error:  # Serve raises various errors while replicas change
+            # Keep the known addresses: a slow answer is not a failure, and a dead replica refuses its next connection.
             log.debug("no addresses of %s: %s", arm, error)
             return
         self._replicas.update(arm, urls)
 
 
 def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:
-    """The featurizer that the configuration names; `auto`: the one that the policy needs."""
+    """The configured featurizer; `auto`: the one that the policy needs."""
     name = config.featurizer
     if name == "auto":
         wanted = policy.featurizer or "none"
@@ -295,18 +295,18 @@ def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:
 
 
 def sentence_featurizer(path: Path | None = None) -> SentenceFeaturizer:
-    """The featurizer over the encoder at `path`, or over the embedded one."""
+    """The featurizer of the encoder at `path`, or of the embedded one."""
     encode, dimension = load_sentence_encoder(path or encoder_path())
     return SentenceFeaturizer(encode, dimension, path.name if path else ENCODER_NAME)
 
 
 def static_featurizer() -> StaticFeaturizer:
-    """The featurizer over the word vectors that ship: no model runs."""
+    """The featurizer of the shipped word vectors; runs no model."""
     return StaticFeaturizer()
 
 
 def fixed_address(url: str) -> Addresses:
-    """The one address of an engine that somebody else runs."""
+    """The fixed address of an external engine."""
 
     async def addresses() -> list[str]:
         return [url.rstrip("/")]

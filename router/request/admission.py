@@ -1,4 +1,4 @@
-"""How many requests the router holds at once, who waits, in which order, and who is sent away first."""
+"""Admission control: limits of concurrent and queued requests, queue order, and load shedding."""
 
 import asyncio
 import time
@@ -23,10 +23,10 @@ class QueuedRequest:
 
 
 class Admission:
-    """Bounded places, and a bounded queue before them: by priority, and among equals fair to the keys.
+    """A bounded number of slots and a bounded queue: by priority, and fair between keys of equal priority.
 
-    A freed place goes to the highest priority, there to the key that holds the fewest places. When the queue is full,
-    the lowest priority loses its newest request, there the key that has most waiting.
+    A free slot goes to the highest priority, within it to the key with the fewest slots. If the queue is full, the
+    newest request of the lowest priority is shed, within it of the key with the most queued requests.
     """
 
     def __init__(self, limits: AdmissionConfig | None = None) -> None:
@@ -39,16 +39,16 @@ class Admission:
 
     @property
     def queued(self) -> int:
-        """How many wait."""
+        """Number of queued requests."""
         return self._queued
 
     def state(self) -> dict[str, object]:
-        """In flight, waiting, and how many were refused or shed."""
+        """Numbers of requests in flight, queued, and rejected or shed so far."""
         return {"in_flight": self.in_flight, "queued": self._queued, **self.counts}
 
     @asynccontextmanager
     async def slot(self, key: str = "", priority: int = 0, deadline: float | None = None) -> AsyncIterator[None]:
-        """A place for as long as the block runs. Raises `Overloaded`, or `TimedOut` at `deadline` (perf_counter)."""
+        """Hold a slot during the block. Raises `Overloaded`, or `TimedOut` at `deadline` (perf_counter)."""
         if self.in_flight < self.limits.max_in_flight and not self._queued:
             self.in_flight += 1
         else:
@@ -63,7 +63,7 @@ class Admission:
             self._admit_next()
 
     def configure(self, limits: AdmissionConfig) -> None:
-        """Take other limits; those who wait get the places that become free by it."""
+        """Apply new limits; queued requests get the slots that this frees."""
         self.limits = limits
         while self._queued and self.in_flight < limits.max_in_flight:
             self.in_flight += 1
@@ -79,23 +79,23 @@ class Admission:
         try:
             async with asyncio.timeout(min(self.limits.queue_timeout_s, left_s)):
                 await queued.admitted
-        except BaseException as error:  # whatever ends the wait, a place in the queue is freed
+        except BaseException as error:  # however the wait ends, the request leaves the queue
             if queued.admitted.done() and not queued.admitted.cancelled() and queued.admitted.exception() is None:
-                self._admit_next()  # its turn came while it was leaving
+                self._admit_next()  # it got a slot while leaving: pass it on
             else:
                 self._remove(queued)
             if not isinstance(error, TimeoutError):
                 raise
             self.counts["waited_too_long"] += 1
             if left_s < self.limits.queue_timeout_s:
-                raise TimedOut("the deadline passed while the request waited for its turn") from error
+                raise TimedOut("the deadline passed while the request was queued") from error
             raise self._overloaded() from error
 
     def _overloaded(self) -> Overloaded:
         return Overloaded("too many requests", retry_after_s=self.limits.retry_after_s)
 
     def _shed(self, arriving: QueuedRequest) -> None:
-        """Make room in a full queue. Raises `Overloaded` when the newcomer is the cheapest to lose."""
+        """Make room in a full queue. Raises `Overloaded` if the arriving request is the one to shed."""
         self.counts["refused"] += 1
         lowest = min(self._queue, default=arriving.priority)
         keys = self._queue.get(lowest, {})
@@ -109,7 +109,7 @@ class Admission:
             victim.admitted.set_exception(self._overloaded())
 
     def _remove(self, queued: QueuedRequest) -> None:
-        """Take a request out of the queue, if it is there."""
+        """Remove a request from the queue, if it is still queued."""
         keys = self._queue.get(queued.priority, {})
         line = keys.get(queued.key)
         if line is None or queued not in line:
@@ -122,13 +122,13 @@ class Admission:
             del self._queue[queued.priority]
 
     def _admit_next(self) -> None:
-        """A place is free: whose turn it is takes it."""
+        """Give a free slot to the next request."""
         while self._queued and self.in_flight <= self.limits.max_in_flight:
             keys = self._queue[max(self._queue)]
             next_key = min(keys, key=lambda k: (self.slots_by_key[k], keys[k][0].sequence))
             waiting = keys[next_key][0]
             self._remove(waiting)
-            if not waiting.admitted.done():  # it is done when its client has just left
+            if not waiting.admitted.done():  # done if its client has just disconnected
                 waiting.admitted.set_result(None)
                 return
         self.in_flight -= 1

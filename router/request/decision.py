@@ -1,4 +1,4 @@
-"""Which engine a request goes to: of those that may take it, the one that the policy draws, or a fallback."""
+"""Chooses an engine for a request: the policy's draw among the eligible ones, or a fallback."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +26,7 @@ _NOTHING: Mapping[str, int] = {}
 
 
 class DecisionMaker:
-    """Makes decisions. Everything that it works with is passed in; `metrics` counts its fallbacks by reason."""
+    """Makes decisions. `metrics` counts fallbacks by reason."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class DecisionMaker:
         cached_prefix: Mapping[str, int] = _NOTHING,
         objective: Objective | None = None,
     ) -> Decision:
-        """Choose an arm with a replica that may take a request, if possible none of `failed`, never one of `tried`.
+        """Choose an arm with an available replica: if possible none of `failed`, never one of `tried`.
 
-        `explore`: whether it may be one that is tried out; `cached_prefix`: see `ReplicaTable.pick`.
+        `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`.
 
-        Raises `NoEngineAvailable`, `Overloaded` when all are full, `BadRequest` for an unknown pin.
+        Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
         arms = self._replicas.eligible(tried)
         if pin is not None:
@@ -75,7 +75,7 @@ class DecisionMaker:
         if fallback is not None:
             return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
-        if needs is not None and (context is None or context.featurizer != needs):  # or made for the policy before
+        if needs is not None and (context is None or context.featurizer != needs):  # of the previous policy
             return self._fallback_decision("no_context", eligible)
         loads = None
         if context is not None and self._config.load.enabled:
@@ -84,14 +84,14 @@ class DecisionMaker:
         given = DecisionInput(context, eligible, explored, self._config.exploration, loads)
         try:
             return self._active_policies.decide(given, self._rng)
-        except Exception:  # a policy may be anybody's code: whatever it raises, the request is served
+        except Exception:  # third-party policies may raise anything; the request is served anyway
             log.exception("policy %s failed", self._active_policies.policy.id)
             return self._fallback_decision("policy_error", eligible)
 
     def healthy(self, arms: list[str]) -> tuple[list[str], str | None]:
-        """Of these arms, those that no signal objects to, where one does not object to all.
+        """Drop the arms that a health signal suspects, unless it suspects all of them.
 
-        And the reason of a fallback, if one does whose arms must not serve all alike.
+        Also returns the reason of a fallback, if a signal with a `fallback` suspects all.
         """
         for signal in self._health_signals:
             if signal.suspects:
@@ -103,13 +103,13 @@ class DecisionMaker:
         return arms, None
 
     def _exploration_rate(self) -> float:
-        """The share that may go to engines that are tried out, now."""
+        """The current exploration rate."""
         most = self._config.exploration.max_in_flight
         return 0.0 if most is not None and self._admission.in_flight >= most else self._active_policies.explore
 
     def _pinned_decision(self, pin: str, eligible: list[str]) -> Decision:
         if not self._config.allow_engine_pinning:
-            raise BadRequest("pinning is switched off", param=headers.ARM, code="pin_not_allowed")
+            raise BadRequest("router.allow_engine_pinning is false", param=headers.ARM, code="pin_not_allowed")
         if pin not in self._replicas.arms:
             known = ", ".join(self._replicas.arms)
             raise BadRequest(f"no engine {pin!r} (engines: {known})", param=headers.ARM, code="unknown_engine")

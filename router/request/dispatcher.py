@@ -1,4 +1,4 @@
-"""One request's way through the router: admit, featurize, decide, send, measure, hand to those who observe."""
+"""The path of a request through the router: admit, featurize, decide, send, measure, notify observers."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ _RETRYABLE: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
 
 class Dispatcher:
-    """Routes requests. Everything that it works with is passed in; `observers` get every attempt that has ended."""
+    """Routes requests. `observers` get every finished attempt."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Dispatcher:
         self._tracing, self._logs = tracing, config.logs.access_log
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
-        """Answer one request. Raises `RequestError` when nothing of an answer could be sent."""
+        """Answer one request. Raises `RequestError` if no part of an answer was sent."""
         REQUEST_ID.set(client_request.request_id)
         state = RequestState(client_request, self._begin_trace(client_request) if self._tracing is not None else None)
         try:
@@ -84,7 +84,7 @@ class Dispatcher:
             self._finish(state)
 
     async def _prepare(self, state: RequestState) -> None:
-        """Find out what the decision needs to know, and make it."""
+        """Compute the input of the decision, and decide."""
         request, trace = state.client_request.request, state.trace
         if trace is not None:
             trace.decision_started()
@@ -98,7 +98,7 @@ class Dispatcher:
             trace.decision_made(state.decision)
 
     async def featurize(self, request: Request) -> Context | None:
-        """The context that the policy needs; None when it needs none, or when it could not be made in time."""
+        """The context for the policy; None if it needs none, or on a timeout or an error."""
         if self.featurizer is None or not request.text:
             return None
         try:
@@ -106,12 +106,12 @@ class Dispatcher:
                 return await self.featurizer(request)
             async with asyncio.timeout(self._config.featurize_timeout_s):
                 return await self.featurizer(request)
-        except Exception as error:  # an encoder may be anybody's code: whatever it raises, the request is served
+        except Exception as error:  # third-party encoders may raise anything; the request is served anyway
             self._metrics.failures["features", type(error).__name__] += 1
             return None
 
     def _make_decision(self, state: RequestState) -> None:
-        """Make the decision for the next attempt."""
+        """Decide for the next attempt."""
         client_request = state.client_request
         decision = self.decide(
             state.context,
@@ -127,7 +127,7 @@ class Dispatcher:
         state.decision = decision
 
     async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Status:
-        """One attempt on one engine; observers get it, however it ends. Raises `TimedOut` before it."""
+        """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts."""
         client_request, decision = state.client_request, state.decision
         within_s = None if state.started else client_request.remaining_s()
         if self._config.resume_streams and not state.started:
@@ -153,7 +153,7 @@ class Dispatcher:
     async def _send(
         self, state: RequestState, lease: Lease, sink: ResponseSink, meter: Meter, within_s: float | None
     ) -> Status:
-        """Send the request to the leased replica and its answer to the client."""
+        """Send the request to the leased replica, and relay its answer to the client."""
         client_request, request, trace, url = (
             state.client_request,
             state.client_request.request,
@@ -192,7 +192,7 @@ class Dispatcher:
             return "engine_error"
 
     def _report_health(self, state: RequestState, lease: Lease, meter: Meter, outcome: Outcome) -> float | None:
-        """Tell the replica's circuit breaker how it went; requests at the replica meanwhile, if an answer came."""
+        """Report the outcome to the replica's circuit breaker; return its concurrent requests if it answered."""
         client_request, status = state.client_request, outcome.status
         # A client-side timeout shorter than ours is not an engine failure.
         hasty = status == "timeout" and client_request.deadline is not None
@@ -204,7 +204,7 @@ class Dispatcher:
         return (lease.in_flight + lease.replica.total_in_flight) / 2
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
-        """Hand an attempt that has ended to all who observe."""
+        """Pass a finished attempt to all observers."""
         client_request, request, cluster = state.client_request, state.client_request.request, None
         if running is not None:
             try:
@@ -212,7 +212,7 @@ class Dispatcher:
                     self._active_policies.policy.id,
                     self._active_policies.cluster(state.context, state.decision),
                 )
-            except Exception as error:  # a policy may be anybody's code: whatever it raises, the answer stands
+            except Exception as error:  # third-party policies may raise anything; the answer has been sent
                 self._metrics.failures["learning", type(error).__name__] += 1
         state.last = Attempt(
             client_request.request_id,
@@ -235,7 +235,7 @@ class Dispatcher:
             state.trace.attempt_ended(outcome)
 
     async def _before_retry(self, state: RequestState, status: Status) -> None:
-        """Choose another engine, or raise `EngineFailed` where none may be asked any more."""
+        """Choose another engine, or raise `EngineFailed` if none is left."""
         if not self._can_retry(state) and not await self._wait_for_recovery(state, status):
             tried = ", ".join(sorted({*state.failed, state.decision.arm}))
             raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
@@ -244,16 +244,16 @@ class Dispatcher:
         state.number += 1
 
     def _can_retry(self, state: RequestState) -> bool:
-        """Whether a further attempt is allowed, and some engine could take it."""
+        """True if another attempt is allowed and an engine is available."""
         if state.number >= self._config.max_attempts:
             return False
         arms = self.replicas.eligible(state.tried)
         return state.decision.arm in arms if state.decision.reason == "pinned" else bool(arms)
 
     async def _wait_for_recovery(self, state: RequestState, status: Status) -> bool:
-        """After all were tried: wait, twice as long each time, if the last one could not even be reached.
+        """After all engines were tried: back off exponentially if the last one was unreachable.
 
-        So it is while all engines are being replaced. Whether to begin again.
+        This covers rolling updates of all engines. Returns True to try all engines again.
         """
         client_request = state.client_request
         wait_s = _POLL_S * 2**state.retry_rounds
@@ -269,14 +269,14 @@ class Dispatcher:
         return True
 
     async def _wait_for_engine(self, client_request: ClientRequest) -> None:
-        """Wait while no engine listens, for a bounded time."""
+        """Wait while no engine is reachable, for a bounded time."""
         until = client_request.accepted + self._config.wait_for_engine_s
         while not self.replicas.reachable() and not self.replicas.eligible() and time.perf_counter() < until:
             client_request.remaining_s()
             await asyncio.sleep(_POLL_S)
 
     async def _resume_stream(self, state: RequestState, sink: ResponseSink) -> None:
-        """Let another engine go on with a stream that broke, if it can be; else say that it broke."""
+        """Resume a broken stream on another engine if possible; else send an error event."""
         status: Status = "broken"
         while status in _RETRYABLE and self._can_resume(state):
             state.failed.add(state.decision.arm)
@@ -294,11 +294,11 @@ class Dispatcher:
         return wanted and not state.error_sent and self._can_retry(state)
 
     async def run_shadow(self, state: RequestState) -> None:
-        """Make an attempt that no client waits for."""
+        """Run an attempt without a client."""
         await self._run_attempt(state, NullSink())
 
     def _begin_trace(self, client_request: ClientRequest) -> Trace:
-        """The trace of a request, under its path if that is one of the configured ones: span names stay bounded."""
+        """Start the trace of a request. Only configured paths become span names, to bound their number."""
         assert self._tracing is not None
         request = client_request.request
         path = request.path if request.path in self._config.paths else "other"
@@ -312,7 +312,7 @@ class Dispatcher:
         )
 
     def _finish(self, state: RequestState) -> None:
-        """Count a request, and log and trace it, with its last attempt or with the error that ends it now."""
+        """Count, log and trace a finished request, with its last attempt or the current error."""
         client_request, last = state.client_request, state.last
         decision, outcome = (last.decision, last.outcome) if last is not None else (None, None)
         if decision is not None and outcome is not None:

@@ -1,4 +1,4 @@
-"""Lets load, quarantine and the policies learn from attempts that ended well."""
+"""Updates load, quarantine and policies from successful attempts."""
 
 import logging
 
@@ -12,7 +12,7 @@ log = logging.getLogger("draftpick.router")
 
 
 class AttemptLearning:
-    """Observes attempts. Its client has an answer already when anything is learned from it."""
+    """Observer of attempts; runs after the client has its answer."""
 
     def __init__(
         self, active_policies: ActivePolicies, acceptance_monitor: AcceptanceMonitor, load: LoadModel, metrics: Metrics
@@ -39,6 +39,6 @@ class AttemptLearning:
                 stretch = self._load.slowdown(decision.arm, attempt.context, attempt.running)
                 in_flight = attempt.in_flight[decision.arm] + 1
                 self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, stretch)
-        except Exception as error:  # a policy may be anybody's code: whatever it raises, the answer stands
+        except Exception as error:  # third-party policies may raise anything; the answer has been sent
             log.exception("policy %s cannot learn", self._active_policies.policy.id)
             self._metrics.failures["learning", type(error).__name__] += 1

@@ -1,7 +1,7 @@
-"""Measures an answer while its bytes pass: the same bytes go on, and an `Outcome` is left at the end.
+"""Measures an answer as its bytes pass, unchanged; the result is an `Outcome`.
 
 Durations come from a monotonic clock, tokens from `usage`, acceptance from the engine's own `metrics`. Only server-sent
-events that may hold the first content or the usage are parsed; all others are scanned.
+events that may contain the first content or the usage are parsed; all others are scanned.
 """
 
 import time
@@ -20,7 +20,7 @@ _DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomp
 
 
 class Meter:
-    """One attempt. `accepted` is when the router took the request (`time.perf_counter()`)."""
+    """Measures one attempt. `accepted`: when the router accepted the request (`time.perf_counter()`)."""
 
     def __init__(self, accepted: float) -> None:
         self._accepted = accepted
@@ -33,20 +33,20 @@ class Meter:
         self.http_status: int | None = None
 
     def mark_sent(self) -> None:
-        """The request leaves for the engine now."""
+        """Record that the request is sent to the engine now."""
         self._sent = time.perf_counter()
 
     def elapsed_s(self) -> float:
-        """Seconds since the request left for the engine."""
+        """Seconds since the request was sent to the engine."""
         return 0.0 if self._sent is None else time.perf_counter() - self._sent
 
     @property
     def has_content(self) -> bool:
-        """Whether a stream has shown the first of its content."""
+        """True once a stream has had its first content."""
         return self._ttft_s is not None
 
     def observe_body(self, body: bytes) -> bool:
-        """Read a whole JSON answer; whether it is one."""
+        """Read a whole JSON answer; returns False if it is not one."""
         self._last = time.perf_counter()
         self.terminated = True
         fields = _object(body)
@@ -57,7 +57,7 @@ class Meter:
         return fields is not None
 
     def observe_event(self, event: bytes) -> bool:
-        """Read one server-sent event (without its blank line). True: it is a usage chunk and holds nothing else."""
+        """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter()
         if event.startswith(_DONE):
             self.terminated = True
@@ -70,7 +70,7 @@ class Meter:
         return False
 
     def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
-        """Keep the fields of an answer or a chunk that carries usage; whether it does."""
+        """Keep the fields of an answer or a chunk with usage; returns False if it has none."""
         if fields is None:
             return False
         response = fields.get("response")
@@ -81,7 +81,7 @@ class Meter:
         return True
 
     def outcome(self, status: Status) -> Outcome:
-        """What was measured up to now, of an attempt that ended like this."""
+        """The measurements so far, for an attempt that ended with this status."""
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
@@ -101,16 +101,16 @@ class Meter:
 
 
 class EventStream:
-    """Cuts a byte stream into server-sent events and drops the usage chunk that the router alone asked for."""
+    """Splits a byte stream into server-sent events; drops the usage chunk if only the router requested it."""
 
     def __init__(self, meter: Meter, *, hide_usage: bool, resume_state: "StreamResume | None" = None) -> None:
-        """`resume_state` is told of each event, and may change or drop it."""
+        """`resume_state` gets each event, and may change or drop it."""
         self._meter, self._hide_usage, self._resume_state = meter, hide_usage, resume_state
         self._rest = b""
         self._blank = b"\n\n"
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes to forward now: whole events only, unchanged."""
+        """Return the bytes to forward now: complete events, unchanged."""
         data = self._rest + chunk if self._rest else chunk
         if b"\r\n\r\n" in data:
             self._blank = b"\r\n\r\n"
@@ -130,16 +130,16 @@ class EventStream:
         return b"".join([event + self._blank for event in kept])
 
     def end(self) -> bytes:
-        """What is left when the stream ends without a blank line."""
+        """Return the rest of a stream that ended without a blank line."""
         rest, self._rest = self._rest, b""
         return rest
 
 
 def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
-    """(acceptance length, acceptance rate) from vLLM's experimental per-request metrics; None where they are absent.
+    """(acceptance length, acceptance rate) from vLLM's experimental per-request metrics; None if absent.
 
-    vLLM's `mean_acceptance_length` leaves out the steps for which nothing was drafted; they take a step's time, so they
-    count here: the length is tokens per decoding step.
+    vLLM's `mean_acceptance_length` excludes steps without a draft. They take time too, so they count here: the length
+    is tokens per decoding step.
     """
     speculation = _metrics(answer).get("speculative_decoding")
     if not isinstance(speculation, dict):
@@ -149,7 +149,7 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
     steps, accepted = speculation.get("num_spec_steps"), speculation.get("num_accepted_draft_tokens")
     _, output = _tokens(answer.get("usage"))
     if length is not None and output is not None and isinstance(steps, int) and isinstance(accepted, int):
-        # The first token comes from the prefill, and the last step may have accepted more than was sent.
+        # The first token comes from the prefill; the last step may have accepted more tokens than were sent.
         steps += max(0, output - 1 - steps - accepted)
         length = max(1.0, (output - 1) / max(1, steps))
     return length, rate
@@ -184,7 +184,7 @@ def _data(event: bytes) -> bytes:
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in `data`, if there is one."""
+    """The JSON object in `data`, if it is one."""
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -193,7 +193,7 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 
 def _has_content(event: bytes) -> bool:
-    """Whether an event carries the first of the content: text, a tool call, reasoning, or a delta of a response."""
+    """True if an event has content: text, a tool call, reasoning, or a delta of a response."""
     if b"data: {" not in event or (fields := _object(_data(event))) is None:
         return False
     if isinstance(fields.get("type"), str):

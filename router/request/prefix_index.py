@@ -1,4 +1,4 @@
-"""Which replicas have read the beginning of a request before: their cache may hold it, and answers sooner."""
+"""Index of prompt prefixes by replica: a replica with the prefix in its cache has a shorter TTFT."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ _NONE: Mapping[str, int] = {}
 
 
 class PrefixIndex:
-    """Hashes of what requests begin with, in blocks, and the replicas that each was sent to. No text is kept.
+    """Hashes of the leading blocks of request bodies, and the replicas that got them. No text is kept.
 
-    A body begins as an earlier one did when a conversation goes on, or when prompts share their instructions. The index
-    does not know what an engine has thrown away since: it is a guess.
+    Bodies share a prefix in the turns of a conversation, or if prompts share their instructions. The index is an
+    estimate: it does not know which blocks an engine has evicted.
     """
 
     def __init__(self, config: PrefixCacheConfig | None = None) -> None:
@@ -21,7 +21,7 @@ class PrefixIndex:
         self._blocks: OrderedDict[int, tuple[str, ...]] = OrderedDict()
 
     def hashes(self, body: bytes) -> Sequence[int]:
-        """One hash for each whole block of a body, of this and all blocks before it; none where it is too short."""
+        """One hash per complete block of a body, chained over all blocks before it; empty for a short body."""
         if len(body) < _BLOCK or not self._config.enabled:
             return ()
         found, before = [], 0
@@ -31,7 +31,7 @@ class PrefixIndex:
         return found
 
     def lookup(self, hashes: Sequence[int]) -> Mapping[str, int]:
-        """Bytes from the beginning of a body that each replica, by its address, has read before."""
+        """Length of the known prefix in bytes, by address of the replica."""
         if not hashes:
             return _NONE
         found: dict[str, int] = {}
@@ -40,13 +40,13 @@ class PrefixIndex:
             if there is None:
                 break
             for url in there:
-                # Who lacks an earlier block has no use of a later one.
+                # A cached block is useless without all blocks before it.
                 if number == 1 or found.get(url) == (number - 1) * _BLOCK:
                     found[url] = number * _BLOCK
         return found
 
     def insert(self, hashes: Sequence[int], url: str) -> None:
-        """A replica has read the body of these hashes."""
+        """Record that a replica has read the body with these hashes."""
         for block in hashes:
             there = self._blocks.pop(block, ())
             self._blocks[block] = there if url in there else (*there, url)

@@ -1,4 +1,4 @@
-"""Carries an engine's answer to the client: whole once it is there, a stream as it comes, from its first content on."""
+"""Relays an engine's answer to the client: complete, or as a stream from its first content on."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 NOT_SENT = _HOP_BY_HOP | {"origin"}
-"""Request headers that stay here."""
+"""Request headers that are not forwarded."""
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
 _CORS = "access-control-"
 _HELD_BYTES = 2**16
@@ -38,9 +38,9 @@ _REFUSALS = frozenset({429})
 async def relay(
     state: RequestState, answer: EngineResponse, sink: ResponseSink, meter: Meter, can_retry: Callable[[], bool]
 ) -> Status:
-    """Send an answer to the client, or nothing of a refusal after which another engine may be tried.
+    """Send an answer to the client, but no part of an error after which another engine may be tried.
 
-    Raises `StreamInterrupted` for an answer that is none or stops, `EngineTimeout` for one that does not begin.
+    Raises `StreamInterrupted` for an invalid or interrupted answer, `EngineTimeout` for one that does not start.
     """
     refused = answer.status >= 500 or answer.status in _REFUSALS
     if (refused and can_retry()) or (state.started and answer.status >= 400):
@@ -57,9 +57,9 @@ async def relay(
         body = b"".join([chunk async for chunk in answer.chunks])
         is_json = meter.observe_body(body)
         if state.started:
-            raise StreamInterrupted("the rest of a stream is no stream")
+            raise StreamInterrupted("the rest of a stream is not a stream")
         if generated and (not is_json or state.client_request.request.stream):
-            raise StreamInterrupted("the answer is not what was asked for")
+            raise StreamInterrupted("the answer does not have the requested format")
         state.started = True
         await sink.send_complete(answer.status, headers, body)
     if refused:
@@ -78,11 +78,11 @@ async def _relay_events(
         if not data:
             continue
         if not state.started:
-            # Until content comes, another engine can still answer: what comes before it waits.
+            # Until the first content another engine can still answer: hold back all events before it.
             held, data = b"", held + data
             if generated and not meter.has_content and len(data) < _HELD_BYTES:
                 if meter.failed:
-                    raise StreamInterrupted("the stream began with an error")
+                    raise StreamInterrupted("the stream started with an error")
                 if not meter.terminated:
                     held = data
                     continue
@@ -99,7 +99,7 @@ async def _relay_events(
 
 
 def _is_dropped(name: str) -> bool:
-    """Headers of an engine's answer that stay here: of its connection, and what it would allow other origins."""
+    """True for headers of an engine's answer that are not forwarded: those of its connection, and CORS."""
     return name in _NOT_RETURNED or name.startswith(_CORS)
 
 

@@ -1,7 +1,7 @@
-"""Shadow replay: some finished requests are asked again of all other engines, when there is room, and nobody waits.
+"""Shadow replay: repeats some finished requests on all other engines, at low load and without a waiting client.
 
-So it is known of them what every engine would have taken: labels for retraining, and news of engines that get little
-traffic. What was asked is kept in memory until then, and nowhere else.
+The result is every engine's time for these requests: labels for retraining, and measurements of engines with little
+traffic. Until then a request is kept in memory only.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from draftpick.router.request.state import RequestState
 
 _WAITING = 16
 WORKERS = 4
-"""How many run at once."""
+"""Maximum concurrent shadow requests."""
 _EAGER_SHARE, _EAGER_REQUESTS = 0.3, 200
 
 
 class NullSink:
-    """A reply that goes nowhere."""
+    """Discards an answer."""
 
     async def start(self, status: int, headers: Headers) -> None:
         return
@@ -36,7 +36,7 @@ class NullSink:
 
 
 class Shadow:
-    """Takes finished requests (`enqueue`), and repeats a share of them (`run`)."""
+    """Samples finished requests (`enqueue`), and repeats them (`run`)."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Shadow:
         self.requests_sent = self.boosted_requests = 0
 
     def enqueue(self, state: RequestState) -> None:
-        """Take a finished request, perhaps; never waits."""
+        """Queue a finished request, if sampled; never blocks."""
         if not self._config.sample_rate or not state.client_request.explore:
             return
         share = max(self._config.sample_rate, _EAGER_SHARE if self.boosted_requests else 0.0)
@@ -60,19 +60,19 @@ class Shadow:
         self._queue.put_nowait(state)
 
     def on_event(self, event: Event) -> None:
-        """News is worth most after a change."""
+        """Sample more requests after a change."""
         if event.kind in ("arm_changed", "inputs_changed"):
             self.boost()
 
     def boost(self) -> None:
-        """Ask more of the next requests again: something has changed, and news is worth most then."""
+        """Sample the next requests at a higher rate: measurements are most valuable after a change."""
         self.boosted_requests = _EAGER_REQUESTS
 
     async def run(self, repeat: Callable[[RequestState], Awaitable[object]]) -> None:
-        """Let `repeat` ask what was taken of every other engine that is eligible, for ever."""
+        """Repeat queued requests on every other eligible engine, forever."""
         while True:
             state = await self._queue.get()
-            while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # nobody tells
+            while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # no event signals it
                 await asyncio.sleep(0.05)
             decision = state.decision
             others = [arm for arm in self._eligible() if arm != decision.arm and arm in decision.probabilities]
@@ -81,11 +81,11 @@ class Shadow:
 
 
 def shadow_attempt(state: RequestState, arm: str) -> RequestState:
-    """The same request on another arm."""
+    """Copy a request for another arm."""
     original = state.decision
     probabilities = {name: float(name == arm) for name in original.probabilities}
     decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
-    if original.load is not None and original.predicted_tpot_s is not None:  # shadows are asked when there is none
+    if original.load is not None and original.predicted_tpot_s is not None:  # shadows run at low load
         pairs = zip(original.predicted_tpot_s, original.load.slowdown, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
     incoming = replace(state.client_request, deadline=None, count_tokens=None, accepted=time.perf_counter())

@@ -1,4 +1,4 @@
-"""A request on its way: as the application took it, where its answer goes, and what is known of it."""
+"""The state of a request: as received, the sink of its answer, and its attempts."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,11 @@ from draftpick.router.types import Attempt, Context, Decision
 
 @dataclass(frozen=True, slots=True)
 class ClientRequest:
-    """A request as the ingress took it. Times are of `time.perf_counter()`.
+    """A request as received. Times are of `time.perf_counter()`.
 
-    `accepted`: its first byte; `deadline`: the client waits no longer for the first byte of the answer. `key`: who
-    asks; `explore`: whether its engine may be one that is tried out; `objective`: what its engine is chosen by, unless
-    as configured; `count_tokens` is told of the tokens of its answers.
+    `accepted`: arrival of its first byte; `deadline`: for the first byte of the answer. `key`: name of its API key;
+    `explore`: whether exploration is allowed; `objective`: overrides the configured one; `count_tokens`: called with
+    the tokens of its answers.
     """
 
     request: Request
@@ -40,7 +40,7 @@ class ClientRequest:
     count_tokens: Callable[[int], None] | None = None
 
     def remaining_s(self) -> float | None:
-        """Seconds to the deadline, if there is one. Raises `TimedOut` when it has passed."""
+        """Seconds to the deadline, if any. Raises `TimedOut` if it has passed."""
         if self.deadline is None:
             return None
         left_s = self.deadline - time.perf_counter()
@@ -50,7 +50,7 @@ class ClientRequest:
 
 
 class ResponseSink(Protocol):
-    """Where an answer goes."""
+    """Destination of an answer."""
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers, once."""
@@ -59,21 +59,21 @@ class ResponseSink(Protocol):
         """Send a part of the body."""
 
     async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send all of an answer, with its content-length."""
+        """Send a complete answer, with its content-length."""
 
 
 UNDECIDED = Decision("", 0.0, {}, "")
-"""The decision of a request that has none yet."""
+"""Placeholder before the first decision."""
 
 
 @dataclass(slots=True)
 class RequestState:
-    """A request on its way: what it brought, what was found out about it, and the attempt that is under way.
+    """A request, its context, and the current attempt.
 
-    `prefix`: hashes of what its body begins with; `cached_prefix`: how many bytes of that each replica, by its address,
-    has read before. `number`: of the attempt. `started`: bytes have gone to the client. `error_sent`: among them an
-    error event of the engine's own. `retry_rounds`: how often all engines were tried in vain. `resume`: of a
-    stream that another engine could go on with, what the client has. `last`: the last attempt that has ended.
+    `prefix`: hashes of the leading blocks of its body; `cached_prefix`: bytes of it that each replica, by address, has
+    read before. `number`: of the attempt. `started`: bytes were sent to the client. `error_sent`: they include an error
+    event of the engine. `retry_rounds`: how often all engines were tried in vain. `resume`: the text that the client
+    has, of a stream that can be resumed. `last`: the last finished attempt.
     """
 
     client_request: ClientRequest
@@ -92,7 +92,7 @@ class RequestState:
     last: Attempt | None = None
 
     def own_headers(self) -> Headers:
-        """What the answer says of how it was routed."""
+        """Response headers that describe the routing."""
         return [
             (headers.ARM, self.decision.arm),
             (headers.POLICY, self.decision.policy),

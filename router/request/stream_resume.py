@@ -1,7 +1,7 @@
-"""Goes on with a greedy stream that broke, on another engine, from the text that the client has.
+"""Resumes a broken greedy stream on another engine, from the text that the client has.
 
-The rest of a greedy answer follows from the prompt and the answer so far: vLLM is asked to continue the last message.
-Only where that is the same answer: one choice, no tools or formats, nothing that counts over the answer's own tokens.
+The rest of a greedy answer is determined by the prompt and the answer so far: vLLM continues the last message. Only
+for requests where this gives the same answer: one choice, no tools or formats, no penalties over the answer's tokens.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ _HINDERS = (
     *("echo", "suffix", "best_of", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_tokens"),
     *("continue_final_message", "add_generation_prompt", "return_token_ids"),
 )
-"""Fields that make the rest of an answer depend on more than its text so far, or that already say how to go on."""
+"""Fields that make the rest of an answer depend on more than its text so far, or that already set a continuation."""
 
 
 @dataclass(slots=True)
 class StreamResume:
-    """What the client has of a stream. `tokens`: how many `text` holds, known once it is resumed."""
+    """The part of a stream that the client has. `tokens`: number of tokens of `text`, known once it is resumed."""
 
     fields: dict[str, Any]
     text: str = ""
@@ -36,7 +36,7 @@ class StreamResume:
 
     @classmethod
     def from_request(cls, request: Request) -> Self | None:
-        """None for a request whose stream cannot be continued, or that was parsed without keeping its fields."""
+        """None for a request whose stream cannot be resumed, or that was parsed without keeping its fields."""
         greedy = request.stream and (request.sampling or {}).get("temperature") == 0
         if not greedy or request.path not in _PATHS:
             return None
@@ -47,7 +47,7 @@ class StreamResume:
         return cls(fields) if isinstance(said, list | str) and said and _is_text(said) else None
 
     def forward(self, event: bytes) -> bytes:
-        """An event on its way to the client: as it is, empty for one that the client has, or with the whole usage."""
+        """The event for the client: unchanged, empty if the client has it already, or with the total usage."""
         fields = _fields(event)
         if fields is None:
             return event
@@ -63,21 +63,21 @@ class StreamResume:
         delta = choice.get("delta", choice)
         text = delta.get("content" if "delta" in choice else "text")
         others = [name for name in ("tool_calls", "reasoning", "reasoning_content") if delta.get(name)]
-        # After its last token there is nothing to go on with, and what is no text cannot be put into a message.
+        # A finished answer has no rest, and content other than text does not fit into a message.
         self.possible = self.possible and not others and choice.get("finish_reason") is None
         self.text += text or ""
 
     def _complete_usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """The usage of the whole answer: what was continued counts as output, not as prompt."""
+        """The usage of the whole answer: the text so far counts as output, not as prompt."""
         prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if not (isinstance(prompt, int) and isinstance(output, int)):
             return usage
         return {**usage, "prompt_tokens": prompt - self.tokens, "completion_tokens": output + self.tokens}
 
     async def resume(self, client: EngineClient, url: str) -> bytes:
-        """The request for the rest, to the engine at `url`, which counts the tokens so far.
+        """The request for the rest, for the engine at `url`, which counts the tokens so far.
 
-        Raises `EngineUnavailable` when it cannot.
+        Raises `EngineUnavailable` if it cannot count them, or no tokens are left.
         """
         self.tokens, self.resumed = await self._count(client, url), True
         fields = dict(self.fields)
@@ -92,7 +92,7 @@ class StreamResume:
                 fields[name] -= self.tokens
                 if fields[name] < 1:
                     self.possible = False
-                    raise EngineUnavailable("nothing is left to be said")
+                    raise EngineUnavailable("no output tokens are left")
         return orjson.dumps(fields)
 
     async def _count(self, client: EngineClient, url: str) -> int:
@@ -103,11 +103,11 @@ class StreamResume:
         try:
             return int(orjson.loads(body)["count"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise EngineUnavailable("the engine counts no tokens") from error
+            raise EngineUnavailable("the engine does not count tokens") from error
 
 
 def _fields(event: bytes) -> dict[str, Any] | None:
-    """The chunk in an event, if it is one."""
+    """The chunk in an event, if any."""
     at = event.find(b"data: {")
     if at < 0:
         return None
@@ -120,13 +120,13 @@ def _fields(event: bytes) -> dict[str, Any] | None:
 
 
 def _is_opening(choice: dict[str, Any]) -> bool:
-    """Whether a choice only says who speaks."""
+    """True if a choice contains only the role."""
     delta = choice.get("delta")
     return isinstance(delta, dict) and "role" in delta and not delta.get("content") and not choice.get("finish_reason")
 
 
 def _is_text(prompt: list[Any] | str) -> bool:
-    """Whether a prompt is one text, or messages, the last of them not the model's own."""
+    """True if a prompt is one text, or messages that do not end with one of the model's."""
     return isinstance(prompt, str) or (
         all(isinstance(one, dict) and "role" in one for one in prompt) and prompt[-1]["role"] != "assistant"
     )

@@ -1,7 +1,7 @@
-"""Former names of metrics and alerts: the one table of them, and the recording rules that still give the metrics.
+"""Former names of metrics and alerts, and recording rules that provide the metrics under them.
 
-`deploy/prometheus/rules/former-names.yaml` holds these rules for one release: Prometheus records each metric under its
-former name, too, so that dashboards and rules of your own go on. An alert has no former name but here.
+`deploy/prometheus/rules/former-names.yaml` contains these rules for one release, so that custom dashboards and rules
+keep working. Alerts have no aliases.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ METRICS: Mapping[str, str] = {
     "ray_draftpick_decoding_plain_seconds_total": "ray_draftpick_decoding_baseline_seconds_total",
     "ray_draftpick_arm_drafts": "ray_draftpick_arm_quarantine_state",
 }
-"""Former name of a metric, and its name."""
+"""Former name of a metric -> name."""
 
 ALERTS: Mapping[str, str] = {
     "DraftpickFailsInside": "DraftpickInternalFailures",
@@ -28,7 +28,7 @@ ALERTS: Mapping[str, str] = {
     "DraftpickPolicyRefused": "DraftpickPolicyRejected",
     "DraftpickPolicyLoses": "DraftpickPolicySuspended",
 }
-"""Former name of an alert, and its name."""
+"""Former name of an alert -> name."""
 
 LABELS: Mapping[str, str] = {
     'draftpick_decisions_total{reason="continued"}': 'draftpick_decisions_total{reason="resumed"}',
@@ -37,10 +37,10 @@ LABELS: Mapping[str, str] = {
     'draftpick_events_total{kind="policy_taken"}': 'draftpick_events_total{kind="policy_activated"}',
     'draftpick_events_total{kind="policy_refused"}': 'draftpick_events_total{kind="policy_rejected"}',
 }
-"""Series whose label has another value: recorded under the former one as well, a sum would count them twice."""
+"""Series with a renamed label value: not recorded under the former one, or sums would count them twice."""
 
 
 def recording_rules() -> dict[str, Any]:
-    """Rules of Prometheus that record every metric under its former name, with the same labels."""
+    """Prometheus rules that record every metric under its former name, with the same labels."""
     rules = [{"record": old, "expr": new} for old, new in METRICS.items()]
     return {"groups": [{"name": "draftpick-former-names", "rules": rules}]}

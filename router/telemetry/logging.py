@@ -1,8 +1,7 @@
-"""What a router logs, and in which form. Request ids stand beside what is said while a request is worked on.
+"""Logging: all messages go to the logger `draftpick`, with the id of the current request.
 
-Everything is said under the logger `draftpick`. On Ray Serve its own handlers write it (its LoggingConfig says how),
-elsewhere the one that `configure` makes: a line of text, or of JSON with the fields of a record's `extra`. No text of a
-request and no key is ever logged.
+On Ray Serve its own handlers write them (see its LoggingConfig), elsewhere the handler of `configure`: a line of text,
+or of JSON with the fields of a record's `extra`. Request text and keys are never logged.
 """
 
 import logging
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from draftpick.router.types import Decision, Outcome
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that the present task works on."""
+"""Id of the current task's request."""
 _STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"))
 _OURS, _SERVE = "draftpick", "ray.serve"
 
@@ -27,7 +26,7 @@ requests = logging.getLogger("draftpick.requests")
 
 
 def configure(config: LogsConfig) -> None:
-    """Write what the router says to stderr, and warnings of whoever else is in its process, which is without Ray."""
+    """Log to stderr in a process without Ray: the router's messages, and warnings of other packages."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if config.format == "json" else TextLines())
     handler.addFilter(_with_request)
@@ -36,7 +35,7 @@ def configure(config: LogsConfig) -> None:
 
 
 def configure_in_serve() -> None:
-    """Let Serve's own handlers write what the router says, for a replica."""
+    """Log through Serve's own handlers, in a replica."""
     handler, ours = _ToServe(), logging.getLogger(_OURS)
     handler.addFilter(_with_request)
     ours.handlers, ours.propagate = [handler], False
@@ -44,14 +43,14 @@ def configure_in_serve() -> None:
 
 
 def _with_request(record: logging.LogRecord) -> bool:
-    """Say which request a record belongs to, where it does not itself."""
+    """Add the request id to a log record without one."""
     if (request_id := REQUEST_ID.get()) is not None and not hasattr(record, "draftpick_request_id"):
         record.draftpick_request_id = request_id
     return True
 
 
 class _ToServe(logging.Handler):
-    """Hands records to whatever handlers Serve has now, from the level on that it has now."""
+    """Passes log records to Serve's current handlers, at its current level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         serve = logging.getLogger(_SERVE)
@@ -60,7 +59,7 @@ class _ToServe(logging.Handler):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the fields of `extra`, and an error's traceback."""
+    """One JSON object per line: time (UTC), level, logger, message, the fields of `extra`, and an error's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -76,7 +75,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Time, level, logger and message, then the fields of `extra` as `name=value`."""
+    """Time, level, logger and message, followed by the fields of `extra` as `name=value`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -86,7 +85,7 @@ class TextLines(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    """What a record was given beside its message; Ray marks its own additions with an underscore."""
+    """The `extra` fields of a log record; Ray marks its own with an underscore."""
     given = vars(record).items()
     return {k: v for k, v in given if k not in _STANDARD and not k.startswith("_") and v is not None}
 
@@ -100,7 +99,7 @@ def request_ended(
     outcome: "Outcome | None",
     error: BaseException | None,
 ) -> None:
-    """Log the line of a finished request. `decision`, `outcome`: of its last attempt, if there was one."""
+    """Log a finished request. `decision`, `outcome`: of its last attempt, if any."""
     fields: dict[str, Any] = {"path": path, "stream": stream}
     if decision is not None and outcome is not None:
         fields |= {"arm": decision.arm, "reason": decision.reason, "policy": decision.policy}

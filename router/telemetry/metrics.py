@@ -1,7 +1,8 @@
-"""What a router counts and measures of its requests, as Prometheus metrics.
+"""Metrics of a router's requests, for Prometheus.
 
-The counts are plain numbers that `Metrics.collect` puts into families of prometheus_client when somebody asks: its own
-counters take a lock and several calls each, ours a few hundred nanoseconds a request in all. One event loop feeds them.
+The counts are plain numbers; `Metrics.collect` converts them to metric families of prometheus_client at scrape time.
+The counters of prometheus_client take a lock and several calls each; these take a few hundred nanoseconds per request
+in total. Only the event loop updates them.
 """
 
 import math
@@ -39,9 +40,9 @@ FAILING_PARTS = ("features", "learning", "events")
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """A metric as the page says it. `name`: complete, of a counter with `_total`; `buckets`: upper bounds.
+    """Description of a metric. `name`: complete, of a counter with `_total`; `buckets`: upper bounds.
 
-    `on_ray`: whether Ray's own metrics page shows it, too.
+    `on_ray`: whether it is also on Ray's own metrics page.
     """
 
     name: str
@@ -52,7 +53,7 @@ class MetricFamily:
     on_ray: bool = False
 
     def family(self, samples: Iterable["Sample"]) -> Metric:
-        """Its samples, each with the values of its labels."""
+        """Convert samples, each with the values of its labels, to a metric family."""
         if self.kind == "histogram":
             return self._histograms(samples)
         kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
@@ -71,25 +72,25 @@ class MetricFamily:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedMetric(MetricFamily):
-    """`read`: what `Metrics` has counted of it."""
+    """`read`: returns its samples from `Metrics`."""
 
     read: Callable[["Metrics"], Iterable["Sample"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerMetric(MetricFamily):
-    """Of every answer, by arm: a `field` of `Outcome` that a counter adds up, and a histogram observes, unless None."""
+    """A `field` of each answer's `Outcome`, by arm, summed by a counter or observed by a histogram unless None."""
 
     field: str
     labels: tuple[str, ...] = ("arm",)
 
     def read(self, metrics: "Metrics") -> Iterable["Sample"]:
-        """What `metrics` has counted of it."""
+        """Samples by arm."""
         return (((name,), arm.answers[self.name]) for name, arm in metrics.arms.items())
 
 
 class Series:
-    """Observations of one histogram: how many in each bucket, and their sum. A bound belongs to the bucket below it."""
+    """State of one histogram: counts by bucket, and the sum. Upper bounds are inclusive."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -100,7 +101,7 @@ class Series:
 
 
 Sample = tuple[Sequence[str], Any]
-"""The values of a metric's labels, and a number or, of a histogram, a `Series`."""
+"""The values of a metric's labels, and a number or, for a histogram, a `Series`."""
 
 
 def _by_factor(first: float, factor: float, n: int) -> tuple[float, ...]:
@@ -108,8 +109,8 @@ def _by_factor(first: float, factor: float, n: int) -> tuple[float, ...]:
     return tuple(float(f"{first * factor**i:.3g}") for i in range(n))
 
 
-# A bucket is twice the one before where thresholds are what matters: from a small model's to a long prompt's or a
-# long answer's. TPOT is what routing gains, mostly a tenth to a half, so its buckets are a quarter apart.
+# Most buckets double, from the times of a small model to those of a long prompt or answer. Routing mostly improves TPOT
+# by a tenth to a half, so its buckets are a quarter apart.
 _OVERHEAD_S = (*_by_factor(0.000125, 2, 12), 1.0, 4.0, 16.0, 64.0)
 _TTFT_S = _by_factor(0.005, 2, 16)
 _TPOT_S = _by_factor(0.001, 1.25, 25)
@@ -122,7 +123,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_requests_total",
         "counter",
-        "Requests for which an engine was chosen, by the last one and how it ended.",
+        "Requests with a chosen engine, by engine and status of the last attempt.",
         ("arm", "status"),
         on_ray=True,
         read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.requests.items()),
@@ -130,7 +131,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_attempts_total",
         "counter",
-        "Attempts for clients by engine and how they ended; a request has several when engines fail.",
+        "Attempts for clients, by engine and status; a request has several if engines fail.",
         ("arm", "status"),
         on_ray=True,
         read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.attempts.items()),
@@ -146,21 +147,21 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_explored_total",
         "counter",
-        "Decisions of a policy that explores for another engine than its likeliest.",
+        "Decisions with exploration that chose another engine than the most probable one.",
         ("arm",),
         read=lambda m: (((name,), arm.explored) for name, arm in m.arms.items()),
     ),
     CountedMetric(
         "draftpick_shadow_attempts_total",
         "counter",
-        "Finished requests asked again of other engines, for which no client waits.",
+        "Shadow requests: finished requests repeated on other engines, without a waiting client.",
         ("arm", "status"),
         read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.shadows.items()),
     ),
     CountedMetric(
         "draftpick_errors_total",
         "counter",
-        "Errors that the router itself answered with, by HTTP status and code.",
+        "Errors returned by the router itself, by HTTP status and code.",
         ("code", "status"),
         on_ray=True,
         read=lambda m: m.errors.items(),
@@ -168,7 +169,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_events_total",
         "counter",
-        "Events of the loop, by kind.",
+        "Events of drift, quarantine and policies, by kind.",
         ("kind",),
         on_ray=True,
         read=lambda m: (((kind,), n) for kind, n in m.events.items()),
@@ -176,21 +177,21 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     AnswerMetric(
         "draftpick_prompt_tokens_total",
         "counter",
-        "Prompt tokens of answered requests, as engines count them.",
+        "Prompt tokens of answered requests, as counted by the engines.",
         field="prompt_tokens",
         on_ray=True,
     ),
     AnswerMetric(
         "draftpick_output_tokens_total",
         "counter",
-        "Output tokens of answered requests, as engines count them.",
+        "Output tokens of answered requests, as counted by the engines.",
         field="output_tokens",
         on_ray=True,
     ),
     CountedMetric(
         "draftpick_decoding_seconds_total",
         "counter",
-        "Seconds from first to last token of answers that a policy chose the engine for and had predicted.",
+        "Decoding time, first to last token, of answers whose engine a policy chose by predicted times.",
         ("arm",),
         on_ray=True,
         read=lambda m: (((name,), arm.decoding_s) for name, arm in m.arms.items()),
@@ -198,7 +199,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_decoding_baseline_seconds_total",
         "counter",
-        "What was predicted for those answers on the engine without a drafter; its own answers as they were measured.",
+        "Predicted decoding time of these answers on the engine without a drafter; for its own answers, measured.",
         ("arm",),
         on_ray=True,
         read=lambda m: (((name,), arm.decoding_baseline_s) for name, arm in m.arms.items()),
@@ -206,7 +207,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_router_overhead_seconds",
         "histogram",
-        "From a request's first byte to when its first attempt leaves for an engine, waiting in the router included.",
+        "Time in the router: from a request's first byte until its first attempt is sent, including queueing.",
         (),
         _OVERHEAD_S,
         read=lambda m: [((), m.overhead)],
@@ -214,7 +215,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     AnswerMetric(
         "draftpick_ttft_seconds",
         "histogram",
-        "From a request's first byte to the first content forwarded.",
+        "TTFT: from a request's first byte to the first content forwarded.",
         buckets=_TTFT_S,
         field="ttft_s",
         on_ray=True,
@@ -222,7 +223,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     AnswerMetric(
         "draftpick_tpot_seconds",
         "histogram",
-        "Seconds per output token after the first, of an answer.",
+        "TPOT: seconds per output token after the first.",
         buckets=_TPOT_S,
         field="tpot_s",
         on_ray=True,
@@ -230,7 +231,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     AnswerMetric(
         "draftpick_e2e_seconds",
         "histogram",
-        "From a request's first byte to its answer's last.",
+        "End-to-end latency: from a request's first byte to the last byte of its answer.",
         buckets=_E2E_S,
         field="e2e_s",
         on_ray=True,
@@ -238,14 +239,14 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     AnswerMetric(
         "draftpick_engine_queue_seconds",
         "histogram",
-        "How long requests waited at the engine until they ran, as it reports; part of TTFT.",
+        "Queueing time at the engine, as reported by the engine; part of TTFT.",
         buckets=_QUEUE_S,
         field="queue_s",
     ),
     AnswerMetric(
         "draftpick_acceptance_length_tokens",
         "histogram",
-        "Tokens per decoding step of an answer, the bonus token included.",
+        "Tokens per decoding step of an answer, including the bonus token.",
         buckets=_LENGTHS,
         field="acceptance_length",
         on_ray=True,
@@ -253,14 +254,14 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_tpot_prediction_ratio",
         "histogram",
-        "Measured TPOT over what the choice was made by; above 1: slower than predicted.",
+        "Measured TPOT over predicted TPOT; above 1: slower than predicted.",
         ("arm",),
         _RATIOS,
         on_ray=True,
         read=lambda m: (((name,), arm.predictions) for name, arm in m.arms.items()),
     ),
 )
-"""All that are fed here, in the order of the page: a new one is an entry."""
+"""All metrics of this module, in the order of the page; a new one is an entry."""
 _ANSWERS = tuple(metric for metric in METRICS if isinstance(metric, AnswerMetric))
 _SUMS = tuple(metric for metric in _ANSWERS if metric.kind == "counter")
 _HISTOGRAMS = tuple(metric for metric in _ANSWERS if metric.kind == "histogram")
@@ -269,7 +270,7 @@ _read_observations = attrgetter(*(metric.field for metric in _HISTOGRAMS))
 
 
 class _ArmCounters:
-    """The counts of one arm. `sums`, `series`: of the metrics of answers, in the order of `METRICS`."""
+    """Counts of one arm. `sums`, `series`: of the answer metrics, in the order of `METRICS`."""
 
     __slots__ = (
         "attempts",
@@ -298,7 +299,7 @@ class _ArmCounters:
 
     @property
     def answers(self) -> dict[str, Any]:
-        """What is known of each `AnswerMetric`, by its name."""
+        """Value of each `AnswerMetric`, by name."""
         sums = zip(_SUMS, self.sums, strict=True)
         return {metric.name: value for metric, value in sums} | {
             metric.name: series for metric, series in zip(_HISTOGRAMS, self.series, strict=True)
@@ -306,10 +307,10 @@ class _ArmCounters:
 
 
 class Metrics:
-    """Counts of a router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
+    """Counts of one router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
 
     def __init__(self, arms: Iterable[str], baseline: str) -> None:
-        """`baseline`: the engine that saved time is counted against."""
+        """`baseline`: the engine that savings are measured against."""
         self.arms: dict[str, _ArmCounters] = {arm: _ArmCounters() for arm in arms}
         self._baseline = baseline
         self.overhead: Series = Series(_OVERHEAD_S)
@@ -320,11 +321,11 @@ class Metrics:
         self.streams_resumed = 0
 
     def attempts(self) -> dict[Status, int]:
-        """Attempts by how they ended, shadows among them."""
+        """Attempts by status, including shadows."""
         return {s: sum(arm.attempts[s] + arm.shadows[s] for arm in self.arms.values()) for s in STATUSES}
 
     def counts(self) -> dict[str, int]:
-        """What `/ready` shows of them."""
+        """The counts shown by `/ready`."""
         found = {f"attempts_{status}": n for status, n in self.attempts().items()}
         found |= {f"fallback_{reason}": n for reason, n in self.fallbacks.items()}
         found |= {f"failed_{part}_{error}": n for (part, error), n in self.failures.items()}
@@ -349,7 +350,7 @@ class Metrics:
 
     def _observe_answer(self, arm: _ArmCounters, decision: Decision, outcome: Outcome) -> None:
         tpot_s = outcome.tpot_s
-        if decision.reason == "resumed":  # of a stream whose first token came from another engine
+        if decision.reason == "resumed":  # the first token came from another engine
             outcome = replace(outcome, ttft_s=None, tpot_s=None)
         elif tpot_s is not None and tpot_s <= 0:  # by an engine's own clock, of a whole answer
             outcome = replace(outcome, tpot_s=None)
@@ -366,7 +367,7 @@ class Metrics:
                 series.total += value
 
     def _compare_to_baseline(self, arm: _ArmCounters, decision: Decision, outcome: Outcome, tpot_s: float) -> float:
-        """Measured over predicted TPOT; counts what the plain engine would have taken."""
+        """Return measured over predicted TPOT; adds the predicted time on the baseline engine."""
         predicted_s, shift = decision.predicted_tpot_s, decision.residual
         assert predicted_s is not None
         arms, tokens = list(decision.probabilities), (outcome.output_tokens or 1) - 1
@@ -385,14 +386,14 @@ class Metrics:
         self.events[event.kind] += 1
 
     def request_ended(self, arm: str, status: Status) -> None:
-        """Count a request by its last attempt."""
+        """Count a finished request by its last attempt."""
         self.arms[arm].requests[status] += 1
 
     def count_error(self, error: RequestError) -> None:
-        """Count an error that a client gets."""
+        """Count an error returned to a client."""
         self.errors[error.code or error.type, str(error.status)] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """Families of all metrics, as they are now."""
+        """Current families of all metrics."""
         for metric in METRICS:
             yield metric.family(metric.read(self))

@@ -1,4 +1,4 @@
-"""The last attempts, in memory, and sums over them: what those who run a router look at. No text of a request."""
+"""The last attempts in memory, and sums over them, for the operators' page. Keeps no request text."""
 
 import math
 import time
@@ -12,18 +12,18 @@ import numpy as np
 from draftpick.router.types import Attempt, Decision, Outcome
 
 KEPT = 500
-"""Attempts that are remembered."""
+"""Number of attempts kept."""
 _RATE_WINDOW_S = 60.0
 ClusterId = tuple[str, int] | None
-"""Of a request: its number, behind the id of the policy that tells kinds so apart."""
+"""The cluster of a request: policy id, and the cluster's index under that policy."""
 
 
 class WindowTotals(NamedTuple):
-    """Over attempts. Times in seconds, those of decoding without the first token.
+    """Sums over attempts. Times in seconds; decoding times exclude the first token.
 
-    `steps`: of answers whose acceptance is known, for `step_tokens`. `predicted_s`: what the policy predicted for
-    answers that took `measured_s`. `saved_s`: what it predicted of plain decoding, less what was measured; of
-    `baseline_s`, which it predicted. An answer that the plain engine gave itself saved nothing.
+    `steps`: decoding steps of answers with known acceptance, for `step_tokens`. `predicted_s`: prediction for answers
+    that took `measured_s`. `saved_s`: predicted time on the baseline engine, `baseline_s`, minus measured time; 0 for
+    answers of the baseline engine itself.
     """
 
     attempts: float = 0.0
@@ -41,7 +41,7 @@ class WindowTotals(NamedTuple):
     baseline_s: float = 0.0
 
     def means(self) -> dict[str, Any]:
-        """The means that are shown; None where nothing is known."""
+        """The displayed means; None if unknown."""
         return {
             "attempts": int(self.attempts),
             "failed": int(self.failed),
@@ -56,8 +56,7 @@ class WindowTotals(NamedTuple):
 
 
 class RecentRequest(NamedTuple):
-    """One attempt that has ended `at` (of a monotonic clock), as somebody looks at it: what is shown of it, and what
-    it adds to sums."""
+    """One attempt that ended `at` (monotonic clock), processed for display: its row, and its share of the sums."""
 
     at: float
     arm: str
@@ -67,26 +66,25 @@ class RecentRequest(NamedTuple):
 
 
 class RecentRequests:
-    """Remembers the last attempts. `ended`: what is kept of each; nobody has looked yet at the last `num_unprocessed`
-    ones."""
+    """Keeps the last attempts. `ended`: the attempts; the last `num_unprocessed` ones have not been processed yet."""
 
     def __init__(self, baseline: str, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`baseline`: the engine that savings are counted against."""
+        """`baseline`: the engine that savings are measured against."""
         self._baseline, self._clock = baseline, clock
         self._pending_ring: deque[tuple[float, Attempt]] = deque(maxlen=KEPT)
         self._processed: deque[RecentRequest] = deque(maxlen=KEPT)
         self.num_unprocessed = 0
-        # What `_seen` holds, as sums are made of it: cells, None for shadows; and, in a ring, what each counts.
+        # The same attempts as `_seen`, for sums: their cells, None for shadows; and a ring of their totals.
         self._cells: deque[tuple[str, ClusterId] | None] = deque(maxlen=KEPT)
         self._counts, self._number = np.zeros((KEPT, len(WindowTotals._fields))), 0
 
     def on_attempt_end(self, attempt: Attempt) -> None:
-        """Remember an attempt. All else is done when somebody looks."""
+        """Keep an attempt. It is processed on demand."""
         self.num_unprocessed += 1
         self._pending_ring.append((self._clock(), attempt))
 
     def processed(self) -> deque[RecentRequest]:
-        """All of them, from the oldest to the newest."""
+        """All attempts, the oldest first."""
         new, self.num_unprocessed = min(self.num_unprocessed, len(self._pending_ring)), 0
         epoch = time.time() - self._clock()
         for ended in islice(self._pending_ring, len(self._pending_ring) - new, None):
@@ -100,15 +98,15 @@ class RecentRequests:
         self._number += 1
 
     def last(self, n: int) -> list[RecentRequest]:
-        """The last `n` of them, the newest first."""
+        """The last `n` attempts, the newest first."""
         return list(islice(reversed(self.processed()), n))
 
     def tokens_per_s(self) -> dict[str, float]:
-        """Tokens of answers that ended within the last minute by arm, shadows among them, for each second of it."""
+        """Output tokens per second by arm over the last minute, including shadows."""
         seen, since = self.processed(), self._clock() - _RATE_WINDOW_S
         if not seen:
             return {}
-        # Where more were answered in a minute than are remembered, the time of these counts.
+        # If the kept attempts span less than a minute, divide by their span.
         span_s = _RATE_WINDOW_S if len(seen) < KEPT else min(_RATE_WINDOW_S, self._clock() - seen[0].at)
         found: dict[str, float] = {}
         for one in takewhile(lambda one: one.at > since, reversed(seen)):
@@ -116,14 +114,14 @@ class RecentRequests:
         return found
 
     def span_s(self) -> float:
-        """Seconds since the oldest of them ended."""
+        """Seconds since the oldest kept attempt ended."""
         seen = self.processed()
         return self._clock() - seen[0].at if seen else 0.0
 
     def sums(self, policy: str) -> dict[tuple[str, int | None], WindowTotals]:
-        """By arm and kind of the attempts that clients waited for.
+        """Totals of client attempts by arm and cluster.
 
-        `policy`: the id of the one that tells kinds apart; a kind is None where another one did, or none.
+        `policy`: id of the policy that defines the clusters; None is the cluster of all other attempts.
         """
         self.processed()
         numbers: dict[tuple[str, int | None] | None, int] = {None: 0}
@@ -140,7 +138,7 @@ class RecentRequests:
 
 
 def total(parts: Iterable[WindowTotals]) -> WindowTotals:
-    """All of these as one."""
+    """Add totals."""
     return WindowTotals._make(map(sum, zip(WindowTotals(), *parts, strict=True)))
 
 
@@ -173,7 +171,7 @@ def _summarise(at: float, attempt: Attempt, *, baseline: str, epoch: float) -> R
 
 
 def _predicted(decision: Decision, tokens: int) -> dict[str, float] | None:
-    """Seconds by arm for so many tokens after the first, as the policy predicted them with all corrections."""
+    """Predicted seconds by arm for `tokens` tokens after the first, including corrections."""
     tpot_s, shift = decision.predicted_tpot_s, decision.residual
     if tpot_s is None:
         return None
@@ -189,7 +187,7 @@ def _window_totals(
     predicted: dict[str, float] | None,
     baseline: str,
 ) -> WindowTotals:
-    """What one attempt counts."""
+    """The totals of one attempt."""
     failed = outcome.status in ("engine_error", "timeout", "broken")
     counts = 1, failed, outcome.output_tokens or 0, outcome.ttft_s is not None, outcome.ttft_s or 0.0
     if outcome.status != "ok" or took_s is None:

@@ -1,8 +1,8 @@
-"""Spans of some requests for an OpenTelemetry collector: the request, its decision, every attempt, the relay of it.
+"""OpenTelemetry spans of sampled requests: the request, its decision, every attempt, and its relay.
 
-W3C's `traceparent` is taken from the client and handed on to the engine, whose own spans follow. No text of a request
-and no key is among the attributes. What is not set here, as the headers and certificates of the exporter or the name of
-the service, is read from OpenTelemetry's own variables (`OTEL_*`).
+W3C's `traceparent` propagates from the client to the engine, whose own spans follow. Attributes contain no request text
+and no keys. All further settings, such as headers and certificates of the exporter or the service's name, come from
+OpenTelemetry's own variables (`OTEL_*`).
 """
 
 import time
@@ -31,12 +31,12 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class Tracing:
-    """Begins traces, and sends them away in a thread of its own."""
+    """Starts traces, and exports them in a separate thread."""
 
     def __init__(self, config: TracingConfig, *processors: "SpanProcessor") -> None:
-        """`processors` take the spans; without any they go to the collector.
+        """`processors`: process the spans; by default they are exported to the collector.
 
-        Raises `ConfigError` where OpenTelemetry's SDK is not installed.
+        Raises `ConfigError` if OpenTelemetry's SDK is not installed.
         """
         try:
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -57,7 +57,7 @@ class Tracing:
     def start_trace(
         self, request_id: str, method: str, path: str, headers: "Headers", *, stream: bool, accepted: float
     ) -> "Trace":
-        """The trace of a request. `path`: as it may be shown; `accepted`: of `time.perf_counter()`."""
+        """Start the trace of a request. `path`: for the span's name; `accepted`: of `time.perf_counter()`."""
         about: Attributes = {
             "http.request.method": method,
             "url.path": path,
@@ -68,20 +68,20 @@ class Tracing:
         return Trace(self._tracer, f"{method} {path}", headers, about, began)
 
     def close(self) -> None:
-        """Send what is left; waits for the collector."""
+        """Flush all spans; waits for the collector."""
         self._provider.shutdown()
 
 
 class Trace:
-    """The spans of one request, each ended where what it stands for has ended.
+    """The spans of one request.
 
-    Of a request that is not sampled there are none; its engine is told so.
+    A request that is not sampled has none; the sampling decision propagates to its engine.
     """
 
     __slots__ = ("_attempt_span", "_context", "_decision_span", "_relay_span", "_root_span", "_sampled", "_tracer")
 
     def __init__(self, tracer: Tracer, name: str, headers: "Headers", about: Attributes, began_ns: int) -> None:
-        """`headers`: of the client's request, whose trace goes on; `began_ns`: nanoseconds since the epoch."""
+        """`headers`: of the client's request, whose trace continues; `began_ns`: nanoseconds since the epoch."""
         parent = _W3C.extract({key: value for key, value in headers if key in _HEADERS})
         self._tracer = tracer
         self._root_span = tracer.start_span(name, parent, SpanKind.SERVER, about, start_time=began_ns)
@@ -94,19 +94,19 @@ class Trace:
         self._relay_span: Span | None = None
 
     def decision_started(self) -> None:
-        """The request has its place: it is read, and an engine chosen."""
+        """Start the decision's span: the request has a slot."""
         if self._sampled:
             self._decision_span = self._tracer.start_span("decide", self._context)
 
     def decision_made(self, decision: Decision) -> None:
-        """An engine is chosen."""
+        """End the decision's span."""
         if self._decision_span is not None:
             self._decision_span.set_attributes(_decision_attributes(decision))
             self._decision_span.end()
             self._decision_span = None
 
     def attempt_started(self, decision: Decision, number: int, headers: "Headers", url: str) -> "Headers":
-        """The `number`th attempt begins; its request's `headers`, with this trace in place of the client's."""
+        """Start the span of attempt `number`; returns `headers` with this trace in place of the client's."""
         context = self._context
         if self._sampled:
             about = {**_decision_attributes(decision), "draftpick.attempt": number, "draftpick.replica": url}
@@ -118,13 +118,13 @@ class Trace:
         return [*kept, *carried.items()]
 
     def response_started(self, status: int) -> None:
-        """Status and headers of the engine's answer are there: if it is none of an error, it goes to the client."""
+        """Status and headers of the engine's answer have arrived: unless it is an error, its relay starts."""
         if self._attempt_span is not None and status < 400:
             inside = trace.set_span_in_context(self._attempt_span, self._context)
             self._relay_span = self._tracer.start_span("relay", inside)
 
     def attempt_ended(self, outcome: Outcome) -> None:
-        """An attempt has ended."""
+        """End the attempt's span."""
         if self._relay_span is not None:
             self._relay_span.end()
         if self._attempt_span is not None:
@@ -136,7 +136,7 @@ class Trace:
     def request_ended(
         self, arm: str | None, attempts: int, outcome: Outcome | None, error: BaseException | None
     ) -> None:
-        """The request has ended: with its last attempt, on `arm`, or by an error before there was one."""
+        """End the request's span: with its last attempt, on `arm`, or by an error before any attempt."""
         if not self._sampled:
             return
         if self._decision_span is not None:
@@ -178,7 +178,7 @@ def _outcome_attributes(outcome: Outcome) -> Attributes:
 
 
 def _set_status(span: Span, outcome: Outcome) -> None:
-    """What counts as an error of a span: what the router or an engine is to blame for."""
+    """Mark a span as an error if the router or an engine is at fault."""
     if outcome.status in ("engine_error", "timeout", "broken"):
         span.set_status(Status(StatusCode.ERROR, outcome.status))
 
