@@ -20,14 +20,14 @@ from tests.deploy.test_assets import PROMETHEUS, tool
 
 RULES = PROMETHEUS / "rules" / "draftpick.yaml"
 MAY_BE_EMPTY: Mapping[str, str] = {
-    "Replicas left alone": "every breaker is closed",
-    "Drafts lost": "no engine is in quarantine",
+    "Ejected replicas": "every breaker is closed",
+    "Lost drafters": "no engine is in quarantine",
     "Failed attempts": "no attempt failed",
-    "Failures that cost no request": "every engine tells its load",
+    "Internal failures": "every engine reports its load",
     "Breakers": "no breaker opened",
-    "Wished for more often": "no policy here predicts times, so nothing is wished for",
+    "Unmet demand": "no policy here predicts times, so there is no unmet demand",
     "Replicas: {{arm}} wanted": "no engine is scaled here",
-    "annotation": "nothing happened that an event tells of",
+    "annotation": "no event happened",
 }
 """Panels, or single queries of them, without a sample where all is well, and why."""
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}

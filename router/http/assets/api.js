@@ -1,9 +1,9 @@
-// What is asked of the router, with the key of this tab; and what went wrong, in words.
+// Requests to the router, with the key of this tab, and their errors.
 
 const KEY = "draftpick.key";
 const PATIENCE_MS = 10_000;
 
-/** What the router did not do, in words. `status` is 0 where it did not answer. */
+/** A failed request. `status` is 0 without an answer. */
 export class Refused extends Error {
   constructor(message, status, code) {
     super(message);
@@ -23,7 +23,7 @@ export async function ask(path, body, signal = AbortSignal.timeout(PATIENCE_MS))
   try {
     return await answer.json();
   } catch {
-    throw new Refused("What the router answered is no JSON: is this its address?", answer.status);
+    throw new Refused("The answer is not JSON: is this the router's address?", answer.status);
   }
 }
 
@@ -35,7 +35,7 @@ export async function send(path, body, signal) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     const late = error.name === "TimeoutError";
-    throw new Refused(late ? "The router takes too long to answer" : "The router cannot be reached", 0);
+    throw new Refused(late ? "The router did not answer in time" : "The router is not reachable", 0);
   }
   if (!answer.ok) throw await refusal(answer);
   return answer;
@@ -48,9 +48,9 @@ function request(body, signal) {
 }
 
 const WORDS = {
-  401: "The router asks for a key",
-  403: "This key may not look: the scope admin is needed",
-  429: "This key has used up its minute",
+  401: "The router requires a key",
+  403: "This key lacks the scope admin",
+  429: "This key has exceeded its limit per minute",
 };
 
 async function refusal(answer) {
@@ -58,7 +58,7 @@ async function refusal(answer) {
   try {
     told = (await answer.json()).error ?? {};
   } catch {
-    // No error of the router: something between here and there answered.
+    // Not the router's own error, such as a proxy's.
   }
   const words = WORDS[answer.status] ?? told.message ?? `The router answered ${answer.status}`;
   return new Refused(answer.status === 401 && key.get() ? `${words}: ${told.message}` : words, answer.status, told.code);

@@ -1,4 +1,4 @@
-// The page: asks the router every two seconds while somebody looks, and shows what it says.
+// The page: polls the router every two seconds while visible, and shows its state.
 
 import { ask, key } from "./api.js";
 import { show } from "./dom.js";
@@ -21,7 +21,7 @@ let paused = false;
 let timer = null;
 let busy = false;
 
-// --- asking ---
+// --- polling ---
 
 async function poll() {
   clearTimeout(timer);
@@ -44,13 +44,13 @@ function take(fresh) {
   failures = 0;
   draw();
   if (paused) return;
-  const several = before && before !== fresh.router ? " · several routers answer here, each with its own figures" : "";
-  say(fresh.ready ? `Ready${several}` : "No engine can take requests", fresh.ready ? "good" : "bad");
+  const several = before && before !== fresh.router ? " · several routers answer at this address, each with its own figures" : "";
+  say(fresh.ready ? `Ready${several}` : "No engine is available", fresh.ready ? "good" : "bad");
 }
 
 function failed(error) {
   failures += 1;
-  const since = heard ? `, last heard ${ago(heard)}` : "";
+  const since = heard ? `, last update ${ago(heard)}` : "";
   say(`${error.message}${since}.`, error.status === 401 || error.status === 403 ? "warn" : "bad");
   if (error.status === 401 || error.status === 403) {
     locked(error.message);
@@ -78,7 +78,7 @@ function draw() {
 
 // --- the key ---
 
-/** Nothing is shown to who may not look. */
+/** Hide everything from unauthorised users. */
 function locked(why) {
   state = null;
   for (const id of ["totals", ...SECTIONS.filter((name) => name !== "try").map((name) => `${name}-body`)]) show($(id));
@@ -89,7 +89,7 @@ function locked(why) {
 function askForKey(why) {
   const dialog = $("key-dialog");
   if (dialog.open) return;
-  $("key-why").textContent = `${why ? `${why}. ` : ""}A key with the scope admin. It stays in this tab, until that is closed.`;
+  $("key-why").textContent = `${why ? `${why}. ` : ""}A key with the scope admin. It is kept in this tab until the tab is closed.`;
   $("key-value").value = "";
   dialog.returnValue = "cancel";
   dialog.showModal();
@@ -146,14 +146,14 @@ async function change() {
 
 function pressed() {
   $("pause").setAttribute("aria-pressed", String(paused));
-  $("pause").textContent = paused ? "Go on" : "Pause";
+  $("pause").textContent = paused ? "Resume" : "Pause";
 }
 
 function pause() {
   if (paused) return goOn();
   paused = true;
   pressed();
-  say(heard ? `Paused, last heard ${ago(heard)}` : "Paused", "dim");
+  say(heard ? `Paused, last update ${ago(heard)}` : "Paused", "dim");
 }
 
 function nextTheme() {

@@ -1,6 +1,6 @@
-// Elements, and their change in place: focus, selection and scroll stay where they are.
+// Elements, and in-place updates that keep focus, selection and scroll position.
 
-/** An element. Attributes that are null or false are left out; `style` is an object of properties. */
+/** Create an element. Attributes that are null or false are omitted; `style` is an object of properties. */
 export function h(tag, attributes, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -11,12 +11,12 @@ export function h(tag, attributes, ...children) {
   return made;
 }
 
-/** Text that only a screen reader says. */
+/** Text for screen readers only. */
 export function unseen(text) {
   return h("span", { class: "unseen" }, text);
 }
 
-/** Make what `parent` holds be like `children`. */
+/** Update the children of `parent` to match `children`. */
 export function show(parent, ...children) {
   const fresh = parent.cloneNode(false);
   fresh.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
@@ -43,7 +43,7 @@ function attributes(old, fresh) {
     if (name !== "style" && old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
   for (const { name } of [...old.attributes]) {
-    // Whether details are open is the reader's own matter.
+    // The user opens and closes details.
     if (name !== "style" && name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
   }
   if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;

@@ -1,4 +1,4 @@
-// What every engine would do with a prompt, and what tipped it.
+// The explanation of a decision: predictions for every engine, and the decisive factor.
 
 import { h } from "./dom.js";
 import { armName } from "./fleet.js";
@@ -8,7 +8,7 @@ export function explained(told, colour) {
   return [
     h("p", { class: "tipped" }, told.tipped, "."),
     h("p", { class: "hint" }, facts(told).join(" · ")),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What every engine would do" }, table(told, colour)),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Predictions for every engine" }, table(told, colour)),
   ];
 }
 
@@ -16,7 +16,7 @@ function facts(told) {
   return [
     `policy ${told.policy}`, told.reason === "policy" ? `objective ${told.objective}` : told.reason,
     told.output_tokens == null ? null : `about ${number(told.output_tokens)} tokens expected`,
-    told.kind ? `kind: ${told.kind.name}` : null,
+    told.kind ? `cluster: ${told.kind.name}` : null,
   ].filter(Boolean);
 }
 
@@ -40,7 +40,7 @@ function arm(row, told, longest, colour) {
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
       row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.ineligible_reason))),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
-    h("td", { class: "right", title: "requests there now" }, number(row.total_in_flight)));
+    h("td", { class: "right", title: "requests in flight at the engine" }, number(row.total_in_flight)));
 }
 
 function times(predicted, longest, colour) {
@@ -54,10 +54,10 @@ function times(predicted, longest, colour) {
 function parts(one) {
   const more = [
     `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.weighted_s)}`,
-    `step ${seconds(one.step_s)}`, `stretched ${number(one.slowdown, 2)} times by load`,
+    `step ${seconds(one.step_s)}`, `slowed down ${number(one.slowdown, 2)}x by load`,
   ];
   if (one.wait_s > 0) more.push(`wait ${seconds(one.wait_s)}`);
-  if (one.cached_prefix_s > 0) more.push(`prompt known, saves ${seconds(one.cached_prefix_s)}`);
+  if (one.cached_prefix_s > 0) more.push(`cached prefix saves ${seconds(one.cached_prefix_s)}`);
   if (one.residual) more.push(`corrected by ${percent(Math.expm1(one.residual), true)}`);
   return more.join(", ");
 }

@@ -1,15 +1,15 @@
-// Totals, engines, and where each kind of request goes.
+// Totals, engines, and routing by cluster.
 
 import { h, unseen } from "./dom.js";
 import { NOTHING, counted, number, percent, seconds, standing } from "./text.js";
 
-/** The class that gives each arm its colour: the plain engine grey, the others in their order. */
+/** The CSS class of each arm's colour: grey for the baseline engine, the others in order. */
 export function colours(state) {
   const others = state.arms.map((one) => one.arm).filter((arm) => arm !== state.baseline);
   return (arm) => (arm === state.baseline ? "arm-plain" : `arm-${others.indexOf(arm) % 9}`);
 }
 
-/** The name of an arm behind its colour. */
+/** The name of an arm, with its colour. */
 export function armName(arm, colour) {
   return h("span", { class: `arm ${colour(arm)}` }, h("i", { class: "swatch", "aria-hidden": "true" }), arm);
 }
@@ -19,10 +19,10 @@ export function totals(state) {
   const inFlight = arms.reduce((sum, one) => sum + one.standing.in_flight, 0);
   const speed = arms.reduce((sum, one) => sum + one.tokens_per_s, 0);
   return [
-    tile("In flight", number(inFlight), "requests of this router, now"),
-    tile("Tokens a second", number(speed, speed < 10 ? 1 : 0), "answered, over the last minute"),
-    tile("Acceptance", number(all.acceptance_length, 2), "tokens of a decoding step"),
-    tile(`Saved against ${state.baseline}`, percent(all.saved_share), savedNote(all), tone(all.saved_share)),
+    tile("In flight", number(inFlight), "requests of this router"),
+    tile("Tokens/s", number(speed, speed < 10 ? 1 : 0), "output, over the last minute"),
+    tile("Acceptance", number(all.acceptance_length, 2), "tokens per decoding step"),
+    tile(`Saved over ${state.baseline}`, percent(all.saved_share), savedNote(all), tone(all.saved_share)),
     tile("Requests", number(all.attempts), requestsNote(all)),
   ];
 }
@@ -33,7 +33,7 @@ function tile(name, value, note, state = "dim") {
 
 function savedNote(all) {
   if (!all.attempts) return "nothing to compare yet";
-  return all.saved_s == null ? "the policy predicts no times" : `about ${seconds(all.saved_s)} of decoding, by its own forecast`;
+  return all.saved_s == null ? "the policy predicts no times" : `about ${seconds(all.saved_s)} of decoding, by its own predictions`;
 }
 
 function requestsNote(all) {
@@ -51,13 +51,13 @@ const HEADS = [
   ["Engine", "", ""],
   ["State", "", ""],
   ["Share", "of the last requests", ""],
-  ["In flight", "of this router, and of all in brackets where others send to it, too", "right"],
-  ["Tokens/s", "answered over the last minute", "right"],
-  ["ms/token", "of one answer, after its first token", "right optional"],
-  ["Accept.", "acceptance length: tokens of a decoding step", "right optional"],
+  ["In flight", "of this router; in brackets of all clients, if there are others", "right"],
+  ["Tokens/s", "output over the last minute", "right"],
+  ["ms/token", "time per output token after the first (TPOT)", "right optional"],
+  ["Accept.", "acceptance length: tokens per decoding step", "right optional"],
   ["First token", "mean time to the first token", "right optional"],
-  ["Forecast", "how measured times of decoding differ from those that the policy predicted", "right optional"],
-  ["Saved", "against the plain engine: an estimate, by the policy's own forecast", "right"],
+  ["Error", "measured over predicted decoding time", "right optional"],
+  ["Saved", "over the baseline engine: an estimate from the policy's own predictions", "right"],
 ];
 
 export function engines(state, colour) {
@@ -101,7 +101,7 @@ export function kinds(state, colour) {
   const most = Math.max(...state.kinds.map((kind) => kind.attempts));
   return [legend, h("table", { class: "kinds" },
     h("thead", {}, h("tr", {},
-      h("th", { scope: "col" }, "Kind of request"), h("th", { scope: "col" }, "Engines"),
+      h("th", { scope: "col" }, "Cluster"), h("th", { scope: "col" }, "Engines"),
       h("th", { scope: "col", class: "right optional" }, "Requests"), h("th", { scope: "col", class: "right" }, "Saved"))),
     h("tbody", {}, state.kinds.map((kind) => kindRow(kind, state, colour, most))))];
 }
@@ -111,14 +111,14 @@ function kindRow(kind, state, colour, most) {
   const told = known.map((one) => `${one.arm} ${percent(kind.arms[one.arm] / kind.attempts)}`).join(", ");
   const parts = known.map((one) => h("i", { class: colour(one.arm), style: { "flex-grow": kind.arms[one.arm] } }));
   return h("tr", {},
-    h("th", { scope: "row", title: kind.name }, kind.name ?? "not known: failed, or of an earlier policy"),
+    h("th", { scope: "row", title: kind.name }, kind.name ?? "unknown: failed, or of an earlier policy"),
     h("td", { title: told }, unseen(told),
       h("span", { class: "stack", "aria-hidden": "true", style: { width: `${Math.max(100 * kind.attempts / most, 4)}%` } }, parts)),
     h("td", { class: "right optional" }, number(kind.attempts)),
     h("td", { class: "right", "data-tone": tone(kind.saved_share) }, percent(kind.saved_share)));
 }
 
-/** What the whole fleet does, for the line at the top. */
+/** Summary of the fleet, for the header. */
 export function about(state) {
   const trial = state.candidate ? `, candidate ${state.candidate.policy} ${percent(state.candidate.share)}` : "";
   return `${state.model} · ${counted(state.arms.length, "engine")} · policy ${state.policy}${trial} · objective ${state.objective}`;

@@ -1,12 +1,12 @@
-// The last decisions, each with what was predicted of every engine, and the last events.
+// The last decisions, with the predictions for every engine, and the last events.
 
 import { h, unseen } from "./dom.js";
 import { armName } from "./fleet.js";
 import { clock, number, reason, seconds } from "./text.js";
 
 export function decisions(state, colour) {
-  if (!state.decisions.length) return h("p", { class: "empty" }, "No decisions yet: they come with the first request.");
-  const heads = [["Time", ""], ["Engine", ""], ["Why", ""], ["Kind", "optional"], ["Tokens", "right optional"],
+  if (!state.decisions.length) return h("p", { class: "empty" }, "No decisions yet.");
+  const heads = [["Time", ""], ["Engine", ""], ["Why", ""], ["Cluster", "optional"], ["Tokens", "right optional"],
     ["Accept.", "right optional"], ["First token", "right optional"], ["Decoding", "right"], ["Predicted, by engine", ""], ["Request", "optional"]];
   return h("table", { class: "decisions" },
     h("thead", {}, h("tr", {}, heads.map(([name, kind]) => h("th", { scope: "col", class: kind }, name)))),
@@ -28,7 +28,7 @@ function decision(row, colour) {
     h("td", { class: "optional cut code", title: row.request_id }, row.request_id.slice(0, 8)));
 }
 
-/** A line from 0 to the longest time: a dot for each engine's prediction, a mark for what was measured. */
+/** A scale from 0 to the longest time: a dot per engine's prediction, a mark for the measured time. */
 function strip(row, colour) {
   if (!row.predicted_decode_s) return h("span", { class: "hint" }, "no times predicted");
   const pairs = Object.entries(row.predicted_decode_s).sort((a, b) => a[1] - b[1]);
@@ -44,7 +44,7 @@ function strip(row, colour) {
 const TONES = { arm_quarantined: "bad", policy_rejected: "bad", policy_suspended: "bad", arm_changed: "warn", inputs_changed: "warn" };
 
 export function events(state) {
-  if (!state.events.length) return h("p", { class: "empty" }, "Nothing has happened: no change of an engine, of the requests, or of the policy.");
+  if (!state.events.length) return h("p", { class: "empty" }, "No events: no change of an engine, of the requests, or of the policy.");
   return h("ol", { class: "events" }, state.events.map((event) => h("li", { "data-tone": TONES[event.kind] ?? "dim" },
     h("time", { datetime: new Date(1000 * event.time).toISOString() }, clock(event.time)), h("span", {}, event.text, " ", h("span", { class: "code hint" }, event.policy ?? "")))));
 }

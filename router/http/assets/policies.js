@@ -1,4 +1,4 @@
-// Which policy serves, which one is on its way, why, and what an admin may do about it.
+// The active policy, the candidate, their evaluation, and the actions of an admin.
 
 import { h } from "./dom.js";
 import { ago, percent } from "./text.js";
@@ -6,18 +6,18 @@ import { ago, percent } from "./text.js";
 export function policies(state) {
   const { registry } = state;
   if (registry === null) return [serves(state), h("p", { class: "empty" },
-    "No registry: policies are changed in the configuration alone. To keep versions here: ",
+    "No registry: only the configuration sets the policy. To keep versions here: ",
     h("code", {}, "draftpick policies add FOLDER --registry DIR"), ", then ", h("code", {}, "router.policy: DIR"), ".")];
-  if (registry.error) return [serves(state), h("p", { class: "empty", "data-tone": "bad" }, `The registry cannot be read: ${registry.error}`)];
+  if (registry.error) return [serves(state), h("p", { class: "empty", "data-tone": "bad" }, `The registry is not readable: ${registry.error}`)];
   return [
     active(state), candidate(state), versions(state),
     h("details", {}, h("summary", {}, `History (${registry.history.length} last changes)`), history(registry.history)),
-    state.keys ? null : h("p", { class: "hint" }, "Nobody can change policies here: this router asks for no keys (draftpick keys new NAME --admin, then router.keys.file)."),
+    state.keys ? null : h("p", { class: "hint" }, "Policies cannot be changed here: this router has no keys (draftpick keys new NAME --admin, then router.keys.file)."),
   ];
 }
 
 function serves(state) {
-  const aside = state.suspended.length ? h("p", { "data-tone": "bad" }, `${state.suspended.join(", ")} is put aside: it loses against its default engine, which serves.`) : null;
+  const aside = state.suspended.length ? h("p", { "data-tone": "bad" }, `${state.suspended.join(", ")} is suspended: it loses against its default engine, which serves.`) : null;
   return [h("p", {}, h("strong", {}, state.policy), " serves."), aside];
 }
 
@@ -29,7 +29,7 @@ function active(state) {
     h("p", { class: "head" }, h("strong", {}, one.id), h("span", { class: "pill", "data-tone": "good" }, registry.pinned ? "active, pinned" : "active"),
       h("span", { class: "code" }, one.policy)),
     one.policy === state.policy ? null : h("p", { "data-tone": "warn" }, `This router serves ${state.policy}.`),
-    state.suspended.includes(one.policy) ? h("p", { "data-tone": "bad" }, "Put aside: it loses against its default engine, which serves.") : null,
+    state.suspended.includes(one.policy) ? h("p", { "data-tone": "bad" }, "Suspended: it loses against its default engine, which serves.") : null,
     gate(one),
     h("p", { class: "actions" },
       registry.pinned ? change(state, "unpin", null, "Unpin") : change(state, "pin", one.id, "Pin"),
@@ -38,7 +38,7 @@ function active(state) {
 
 function candidate(state) {
   const { candidate: now, policies: all } = state.registry;
-  if (!now) return h("p", { class: "hint" }, "No candidate is on its way.");
+  if (!now) return h("p", { class: "hint" }, "No candidate.");
   const one = all.find((policy) => policy.id === now.id);
   return h("div", { class: "card" },
     h("p", { class: "head" }, h("strong", {}, now.id), h("span", { class: "pill", "data-tone": "warn" }, now.stage), h("span", { class: "code" }, one.policy)),
@@ -49,9 +49,9 @@ function candidate(state) {
 }
 
 const STAGES = {
-  shadow: "It is asked beside the active one and decides nothing.",
-  canary: "It is tried on a share of the requests.",
-  holdout: "It was active before, and is kept on a share of the requests to compare with.",
+  shadow: "It runs in shadow mode: it computes decisions, but does not make them.",
+  canary: "It decides a share of the requests.",
+  holdout: "It was active before, and keeps a share of the requests for comparison.",
 };
 
 function gate(one) {
@@ -85,13 +85,13 @@ function change(state, action, id, text) {
   return h("button", { type: "button", class: "small", "data-action": action, "data-id": id, disabled: !state.keys }, text);
 }
 
-/** What a change does, before it is done. */
+/** The effect of a change, for the confirmation. */
 export function meaning(action, id, registry) {
   return {
-    canary: `${id} decides the share of requests that you give it. It takes the place of another candidate.`,
-    promote: `${id} decides all requests from now on. ${registry.active ?? "Nothing"} can be rolled back to.`,
-    pin: `${id} decides all requests, and nothing replaces it until it is unpinned.`,
-    unpin: `${registry.active} may be replaced again.`,
-    rollback: `${registry.previous} decides all requests again. ${registry.active} and a candidate are refused.`,
+    canary: `${id} will decide the given share of the requests. It replaces any other candidate.`,
+    promote: `${id} will decide all requests. A rollback activates ${registry.active ?? "nothing"}.`,
+    pin: `${id} will decide all requests until it is unpinned.`,
+    unpin: `Candidates may replace ${registry.active} again.`,
+    rollback: `${registry.previous} will decide all requests again. ${registry.active} and any candidate are rejected.`,
   }[action];
 }

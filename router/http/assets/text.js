@@ -1,4 +1,4 @@
-// Numbers and names as people read them. Nothing known is always the same dash.
+// Formats numbers and names for display; an unknown value is a dash.
 
 export const NOTHING = "–";
 
@@ -24,7 +24,7 @@ export function percent(value, sign = false) {
   return sign ? `+${text}` : text;
 }
 
-/** A number with so many digits behind the point. */
+/** A number with `digits` decimals. */
 export function number(value, digits = 0) {
   if (value == null || !Number.isFinite(value)) return NOTHING;
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
@@ -40,7 +40,7 @@ export function clock(time) {
   return new Date(1000 * time).toLocaleTimeString([], { hourCycle: "h23" });
 }
 
-/** How long ago, of milliseconds since the epoch. */
+/** Time passed since `then`, in milliseconds since the epoch. */
 export function ago(then, now = Date.now()) {
   const passed = Math.max(0, (now - then) / 1000);
   if (passed < 1.5) return "now";
@@ -58,12 +58,12 @@ const INELIGIBLE_REASONS = {
   stale: "load unknown",
 };
 
-/** Why an engine may not take a request, in a word or two; a health signal that is not in the table by its name. */
+/** Why an engine is not eligible, in a word or two; a health signal outside the table by its name. */
 export function whyNot(reason) {
   return INELIGIBLE_REASONS[reason] ?? reason?.replaceAll("_", " ") ?? "not eligible";
 }
 
-/** How an engine stands: a word, and its tone (good, warn, bad). */
+/** The status of an engine: a word, and its tone (good, warn, bad). */
 export function standing(now) {
   if (now.ineligible_reason) return [whyNot(now.ineligible_reason), now.ineligible_reason === "full" ? "warn" : "bad"];
   if (now.quarantine_state !== "ok") return [now.quarantine_state, "warn"];
@@ -72,8 +72,8 @@ export function standing(now) {
   return ["ok", "good"];
 }
 
-/** Why a decision was made so, in words. */
+/** The reason of a decision, in words. */
 export function reason(row) {
-  if (row.tried_out) return `tried out (${percent(row.propensity)})`;
+  if (row.tried_out) return `exploration (${percent(row.propensity)})`;
   return row.reason;
 }

@@ -1,4 +1,4 @@
-// Before anything is painted: the theme that was chosen here before. Without one, the system's holds.
+// Applies the saved theme before the first paint; without one the system's applies.
 {
   const chosen = localStorage.getItem("draftpick.theme");
   if (chosen) document.documentElement.dataset.theme = chosen;

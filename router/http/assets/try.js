@@ -1,4 +1,4 @@
-// A prompt of the reader's own: explained, or sent and answered.
+// The user's own prompt: explained, or sent and answered.
 
 import { ask, events, send } from "./api.js";
 import { show } from "./dom.js";
@@ -9,7 +9,7 @@ import { counted, number, seconds } from "./text.js";
 const $ = (id) => document.getElementById(id);
 let asking = null;
 
-/** Make the form work. `state` gives the last state, or null; `refused` is told of a key that is missing. */
+/** Set up the form. `state` returns the last state, or null; `refused` is called if a key is missing. */
 export function prepare(state, refused) {
   const run = (work) => () => attempt(work, state, refused);
   $("try-form").addEventListener("submit", (event) => {
@@ -52,7 +52,7 @@ function body(state, more) {
 }
 
 async function explain(state) {
-  say("Asking …");
+  say("Explaining …");
   const told = await ask("/v1/route/explain", body(state));
   show($("explained"), explained(told, colours(state)));
   say("Nothing was sent to an engine.");
@@ -94,7 +94,7 @@ async function streamed(state, signal) {
 }
 
 function summary(arm, tokens, first, whole) {
-  if (first == null) return `${arm} answered nothing in ${seconds(whole)}.`;
-  const speed = tokens > 1 ? `, ${number((tokens - 1) / Math.max(whole - first, 0.001))} tokens a second` : "";
+  if (first == null) return `${arm} returned no tokens in ${seconds(whole)}.`;
+  const speed = tokens > 1 ? `, ${number((tokens - 1) / Math.max(whole - first, 0.001))} tokens/s` : "";
   return `${arm}: ${tokens == null ? "done" : counted(tokens, "token")} in ${seconds(whole)}, the first after ${seconds(first)}${speed}.`;
 }

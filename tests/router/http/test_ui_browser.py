@@ -86,7 +86,7 @@ async def test_an_idle_router_shows_its_engines_and_says_what_is_empty(page: Tab
     assert "No requests yet" in await page.text("#kinds-body")
     assert "No decisions yet" in await page.text("#decisions-body")
     assert "No registry" in await page.text("#policies-body")
-    assert "Nothing has happened" in await page.text("#events-body")
+    assert "No events" in await page.text("#events-body")
 
 
 async def test_traffic_appears_by_itself(page: Tab, router_app: StartRouter) -> None:
@@ -210,7 +210,7 @@ async def test_a_prompt_is_explained_and_answered(page: Tab, router_app: StartRo
     assert "predicts no times" in await page.text(".tipped")
     assert app.engines["plain"].engine.started + app.engines["ngram"].engine.started == 0
     await page.click("#ask")
-    await page.until("document.getElementById('try-status').innerText.includes('tokens a second')")
+    await page.until("document.getElementById('try-status').innerText.includes('tokens/s')")
     assert await page.text("#answer")
     assert app.engines["plain"].engine.started + app.engines["ngram"].engine.started == 1
 
@@ -244,7 +244,7 @@ async def test_a_router_that_is_gone_is_told_of(page: Tab, router_app: StartRout
     await page.open(f"{app.server.url}/ui/")
     await page.until(f"{ROWS} === 2")
     await app.server.drain(0.0)
-    await page.until("document.getElementById('status').innerText.includes('cannot be reached, last heard')")
+    await page.until("document.getElementById('status').innerText.includes('is not reachable, last update')")
     assert await page.run(ROWS) == 2
 
 
@@ -257,7 +257,7 @@ async def test_a_key_is_asked_for_kept_in_the_tab_and_nowhere_else(
     app = await uniform(router_app, keys=keys)
     await page.open(f"{app.server.url}/ui/")
     await page.until("document.getElementById('key-dialog').open")
-    assert "asks for a key" in await page.text("#key-why")
+    assert "requires a key" in await page.text("#key-why")
     assert await page.run(ROWS) == 0
     await page.command("Input.insertText", text="dp-guessed")
     await page.press("Enter")
@@ -338,7 +338,7 @@ async def test_without_keys_policies_are_seen_and_cannot_be_changed(
         await page.open(f"{client.base_url}/ui/")
         await page.until("document.querySelector('#policies-body [data-action]')")
         assert await page.run("document.querySelectorAll('#policies-body button:not(:disabled)').length") == 0
-        assert "Nobody can change policies here" in await page.text("#policies-body")
+        assert "Policies cannot be changed here" in await page.text("#policies-body")
 
 
 # --- keyboard, themes, sizes ---
@@ -447,7 +447,7 @@ async def test_axe_finds_no_fault(page: Tab, router_app: StartRouter, scheme: st
     await page.click("#explain")
     await page.until("document.querySelector('.explained')")
     await page.click("#ask")
-    await page.until("document.getElementById('try-status').innerText.includes('tokens a second')")
+    await page.until("document.getElementById('try-status').innerText.includes('tokens/s')")
     await page.until("document.querySelectorAll('.decisions tbody tr').length >= 4")
     assert await page.faults() == [], "with traffic"
     for key in "?k":
