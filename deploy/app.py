@@ -1,4 +1,4 @@
-"""The composition root: a configuration becomes one Ray Serve application, engines and router together.
+"""The composition root: builds one Ray Serve application, engines and router, from a configuration.
 
 `serve run draftpick.deploy.app:build config=embedded`, a Serve YAML file with `import_path:
 draftpick.deploy.app:build`, and `draftpick serve` all come here.
@@ -14,7 +14,7 @@ from draftpick.router.deployment import RouterDeployment
 
 APP_NAME = "draftpick"
 _IN_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-"""Nothing in the router blocks, so that it needs no thread apart from Serve's own, which costs two hops a request."""
+"""The router never blocks, so it runs in Serve's own event loop: a separate thread would cost two hops per request."""
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -1,4 +1,4 @@
-"""Which configuration a user means, and all that can be wrong with it before anything starts."""
+"""Finds the configuration that a user names, and checks it before anything starts."""
 
 import re
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ FLEETS = Path(__file__).parent / "fleets"
 
 
 def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
-    """The checked configuration that `source` names: a fleet of the project, a YAML file, or a dict.
+    """Load and check the configuration `source`: the name of a shipped fleet, a YAML file, or a dict.
 
-    Everything that can be known without an engine is checked here. Raises `ConfigError`.
+    Checks everything that needs no engine. Raises `ConfigError`.
     """
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         shipped = {path.stem: path for path in FLEETS.glob("*.yaml")}
         if source not in shipped:
-            cure = f"{did_you_mean(source, shipped)}name a YAML file, or one of: {', '.join(sorted(shipped))}"
-            raise ConfigError("config", f"no fleet is called {source!r}", cure)
+            fix = f"{did_you_mean(source, shipped)}name a YAML file, or one of: {', '.join(sorted(shipped))}"
+            raise ConfigError("config", f"unknown fleet {source!r}", fix)
         source = shipped[source]
     config = load_config(source)
     check_models(config)
@@ -43,23 +43,23 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
 
 
 def with_engines(config: DraftpickConfig, names: Sequence[str]) -> DraftpickConfig:
-    """The same fleet with these of its engines alone. A trained policy that knows them still serves."""
+    """Restrict a fleet to these engines. A trained policy that knows them still serves."""
     for name in names:
         if name not in config.arms:
-            cure = f"{did_you_mean(name, config.arms)}engines: {', '.join(config.arms)}"
-            raise ConfigError("engines", f"no engine is called {name!r}", cure)
+            fix = f"{did_you_mean(name, config.arms)}engines: {', '.join(config.arms)}"
+            raise ConfigError("engines", f"unknown engine {name!r}", fix)
     fields = config.model_dump(mode="json")
     return resolve({**fields, "engines": [engine for engine in fields["engines"] if engine["name"] in names]})
 
 
 def with_router(config: DraftpickConfig, **changes: Any) -> DraftpickConfig:
-    """The same configuration with other settings of the router, checked."""
+    """Change settings of the router, with validation."""
     fields = config.model_dump(mode="json")
     return resolve({**fields, "router": {**fields["router"], **changes}})
 
 
 def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
-    """The same fleet, none of whose drafters keeps text of one request for the next."""
+    """Configure all drafters of a fleet to keep no text between requests."""
     fields = config.model_dump(mode="json")
     for drafter in filter(None, (engine.get("drafter") for engine in fields["engines"])):
         if (sharing := DRAFTERS[drafter["method"]].shares_text_across_requests) is not None:
@@ -68,7 +68,7 @@ def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
 
 
 def redacted(config: DraftpickConfig) -> dict[str, Any]:
-    """The configuration as it may be shown: without environments, passwords in addresses, and secrets by name."""
+    """The configuration for display: without environments, passwords in URLs, and fields named like secrets."""
     return {name: _redact(name, value) for name, value in config.model_dump(mode="json").items()}
 
 
@@ -83,21 +83,21 @@ def _redact(name: str, value: Any) -> Any:
 
 
 def _check_policy(config: DraftpickConfig) -> None:
-    """Refuse a policy that cannot be read. One made for other engines is left to the router, which falls back."""
+    """Reject an unreadable policy. The router handles one for other engines, with a fallback."""
     try:
         if could_be_registry(config.router.policy) and Registry(Path(config.router.policy)).state().active is None:
-            return  # the default engine serves until it has one
+            return  # the default engine serves until the registry has a policy
         name = read_named(config.router.policy)
         if name in ("fixed", "uniform"):
             return
         read(SHIPPED if name == EMBEDDED else Path(name))
     except PolicyRejected as error:
-        cure = "use `fixed`, `uniform`, `embedded`, the folder of a trained policy, or of a registry"
-        raise ConfigError("router.policy", str(error), cure) from error
+        fix = "use `fixed`, `uniform`, `embedded`, the folder of a trained policy, or of a registry"
+        raise ConfigError("router.policy", str(error), fix) from error
 
 
 def _check_keys(config: DraftpickConfig) -> None:
-    """Refuse a file of keys that cannot be read."""
+    """Reject an unreadable file of keys."""
     try:
         Keyring(config.router.keys)
     except ConfigError as error:
@@ -105,7 +105,7 @@ def _check_keys(config: DraftpickConfig) -> None:
 
 
 def policy_warning(config: DraftpickConfig) -> str | None:
-    """Why the router will refuse the configured policy, if it will."""
+    """Why the router would reject the configured policy; None if it would not."""
     try:
         name = read_named(config.router.policy)
         if name in ("fixed", "uniform"):

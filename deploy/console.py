@@ -1,4 +1,4 @@
-"""What all commands print to, their progress bar, and the prompts they read."""
+"""Output of all commands, their progress bar, and reading of prompts."""
 
 import json
 import random
@@ -15,13 +15,13 @@ err = Console(stderr=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, and an exit code."""
+    """Print one line on stderr, and exit."""
     err.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
 def progress_bar() -> Progress:
-    """A progress bar on stderr, silent where stderr is no terminal."""
+    """A progress bar on stderr, silent without a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -33,7 +33,7 @@ def progress_bar() -> Progress:
 
 
 def say(as_json: bool, result: dict[str, Any], text: str) -> None:
-    """The result for a program, or the text for a person."""
+    """Print `result` as JSON, or `text`."""
     if as_json:
         print(json.dumps(result))
     else:
@@ -41,9 +41,9 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
 
 
 def load_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
-    """`n` prompts of a file, of all its kinds in turn, or generated ones.
+    """Read `n` prompts of a file, its tasks alternating, or generate them.
 
-    Lines of a file that say their own temperature and max_tokens keep them.
+    Lines with their own temperature and max_tokens keep them.
     """
     from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, generate, interleaved, read_jsonl
 

@@ -1,4 +1,4 @@
-"""Packages that the core does without: a command that needs them says which extra brings them."""
+"""Optional packages: a command that needs them names the extra to install."""
 
 from importlib.util import find_spec
 
@@ -16,15 +16,15 @@ EXTRAS = {
     },
     "cpu": {"vllm": "vLLM"},
 }
-"""By extra, what commands import of it, and its name. `gpu` brings the vLLM of GPUs in place of `cpu`."""
+"""By extra: imported modules and their packages. `gpu` installs vLLM for GPUs instead of that of `cpu`."""
 
 
 class MissingExtra(DraftpickError):
-    """Packages of an extra are not installed; says which, and how to install them."""
+    """Packages of an extra are missing; the message names them and the command to install them."""
 
 
 def require(*extras: str) -> None:
-    """Raise `MissingExtra` unless what commands import of these extras is installed. Imports nothing."""
+    """Raise `MissingExtra` unless the modules of these extras are installed. Imports nothing."""
     missing = {title: extra for extra in extras for module, title in EXTRAS[extra].items() if find_spec(module) is None}
     if missing:
         names = ",".join(dict.fromkeys(missing.values()))

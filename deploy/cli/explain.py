@@ -55,7 +55,7 @@ def explain(
 
 
 def explained(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What the router at `url` tells of a request. Raises `DraftpickError`, and httpx.HTTPError where none answers."""
+    """The router's explanation of a request. Raises `DraftpickError`, and httpx.HTTPError if it does not answer."""
     from draftpick.policy_training.data.collect import authorization
     from draftpick.router.config.sections import ADMIN_KEY_VARIABLE
 
@@ -74,21 +74,21 @@ def explained(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body(prompt: str | None, file: Path | None, max_tokens: int, temperature: float) -> dict[str, Any]:
-    """The request that is meant."""
+    """The body of the request."""
     if (prompt is None) == (file is None):
         fail("give a prompt, or --file", 2)
     if file is not None and file.suffix == ".json":
         found = json.loads(file.read_text())
         if not isinstance(found, dict):
-            fail(f"{file} holds no JSON object", 2)
+            fail(f"{file} is not a JSON object", 2)
         return found
     text = file.read_text() if file is not None else sys.stdin.read() if prompt == _HERE else prompt
     return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": temperature}
 
 
 def _table(on_progress: dict[str, Any]) -> Table:
-    """A row for each engine, the likeliest first."""
-    columns = ("chance", "expected", "first token", "decoding", "tokens a step", "there", "counts as")
+    """One row per engine, the most probable first."""
+    columns = ("chance", "expected", "first token", "decoding", "tokens per step", "in flight", "counts as")
     table = Table("engine")
     for name in columns:
         table.add_column(name, justify="right")
@@ -113,7 +113,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _notes(row: dict[str, Any]) -> str:
-    """What else there is to say of an engine: why it may not take the request, and what bends its times."""
+    """Notes on an engine: why it is not eligible, and what affects its times."""
     notes = [] if row["eligible"] else [str(row["ineligible_reason"]).replace("_", " ")]
     if (one := row["predicted"]) is not None:
         slowdown, wait_s, cached_prefix_s, residual = (
@@ -121,7 +121,7 @@ def _notes(row: dict[str, Any]) -> str:
         )
         notes += [f"steps x{slowdown:.2f} by load"] * (slowdown > _WORTH_TELLING + 1)
         notes += [f"waits {_time(wait_s)}"] * (wait_s > 0)
-        notes += [f"has read the prompt, saves {_time(cached_prefix_s)}"] * (cached_prefix_s > 0)
+        notes += [f"cached prefix saves {_time(cached_prefix_s)}"] * (cached_prefix_s > 0)
         notes += [f"corrected by {100 * math.expm1(residual):+.0f} %"] * (abs(residual) > _WORTH_TELLING)
     return ", ".join(notes)
 

@@ -1,4 +1,4 @@
-"""Command-line spellings of the last release: accepted with a warning. To be removed with the next one."""
+"""Command-line spellings of the last release: accepted with a warning until the next release."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ COMMANDS: Mapping[str, str] = {
     "drafters table": "drafters benchmark",
     "doctor --headroom": "headroom",
 }
-"""Former command, perhaps with the switch that made it another one -> command."""
+"""Former command, possibly with a switch that selected a variant -> command."""
 
 _DIR = {"--out": "--output-dir"}
 _FILE = {"--out": "--output"}
@@ -71,13 +71,13 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     "simulate": _SIZING,
     "train": _DIR | _TRAINING | {"--from-records": "--records"},
 }
-"""Command, as it is spelt now -> former flag -> flag."""
+"""Current command -> former flag -> flag."""
 
 
 def modernise(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """What follows `draftpick` as it is spelt now, and the pairs (former, present) that were replaced.
+    """Return the arguments in current spelling, and the replaced pairs (former, current).
 
-    What follows `--` is left as it is.
+    Arguments after `--` stay unchanged.
     """
     end = words.index("--") if "--" in words else len(words)
     given, rest = list(words[:end]), list(words[end:])
@@ -92,7 +92,7 @@ def modernise(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _command(words: list[str]) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """The command as it is spelt now, the words after it, and what was replaced."""
+    """The current command, the words after it, and the replaced pairs."""
     for former, now in COMMANDS.items():
         path = [word for word in former.split() if not word.startswith("-")]
         switches = [word for word in former.split() if word.startswith("-")]
@@ -104,15 +104,15 @@ def _command(words: list[str]) -> tuple[list[str], list[str], list[tuple[str, st
 
 
 class CommandGroup(TyperGroup):
-    """All commands; former spellings are replaced before anything is parsed."""
+    """All commands; replaces former spellings before parsing."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; completion (`ctx.resilient_parsing`) knows the present spellings alone."""
+        """Parse; completion (`ctx.resilient_parsing`) only knows current spellings."""
         if not ctx.resilient_parsing:
             args, replaced = modernise(args)
             for former, now in replaced:
                 err.print(
-                    f"[yellow]warning:[/yellow] `{former}` is now `{now}`; the former spelling goes with the next "
+                    f"[yellow]warning:[/yellow] `{former}` is now `{now}`; the next release removes the former spelling"
                     "release",
                     highlight=False,
                     soft_wrap=True,

@@ -94,7 +94,7 @@ def headroom(
 
 
 def _judged(options: "HeadroomOptions", plot: Path | None, as_json: bool) -> None:
-    """Judge the requests, show the verdict, and write the picture."""
+    """Evaluate the requests, print the verdict, and write the plot."""
     from draftpick.deploy.workflows.headroom import FITS, evaluate_headroom
     from draftpick.deploy.workflows.headroom import as_json as for_a_program
 
@@ -120,12 +120,12 @@ def _advise(found: "HeadroomResult") -> None:
     for title, lines in (("against it", reasons_against(evidence)), ("under load", crossovers(evidence))):
         for line in lines:
             out.print(f"{title}: {line}", highlight=False)
-    table = Table("engine", "time, the best single one is 1", "would get", "fastest on", "tokens a step")
+    table = Table("engine", "time, relative to the best engine", "would get", "fastest on", "tokens per step")
     for name, arm in sorted(evidence.found.arms.items(), key=lambda item: item[1].time.value):
         wins = "" if arm.wins is None else f"{arm.wins:.0%}"
         table.add_row(name, _between(arm.time, ".3f"), f"{arm.share:.0%}", wins, f"{arm.tau:.2f}")
     out.print(table)
-    kinds = Table("requests", "how many", "saved by routing", "by an oracle")
+    kinds = Table("requests", "number", "saved by routing", "by an oracle")
     for name, gain in {"all": evidence.found.gain, **evidence.found.halves, **evidence.found.slices}.items():
         oracle = "" if gain.oracle is None else f"{gain.oracle.value:.1%}"
         kinds.add_row(name, str(gain.n), _between(gain.routed, ".1%"), oracle)

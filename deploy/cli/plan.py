@@ -190,9 +190,9 @@ def _recommend(found: "Plan", objective: str) -> None:
     if found.better:
         text = f"run [bold]{mixed}[/bold]: {ratio} times as fast ({objective})"
     elif found.replicas != found.single:
-        text = f"run [bold]{single}[/bold] alone: {mixed} would be {ratio} times as fast, which is no certain gain"
+        text = f"run [bold]{single}[/bold] alone: {mixed} would be {ratio} times as fast, which is not significant"
     else:
-        text = f"run [bold]{single}[/bold] alone: no mixture that was tried is faster"
+        text = f"run [bold]{single}[/bold] alone: no other allocation was faster in the search"
     out.print(text, highlight=False)
 
 

@@ -237,7 +237,7 @@ def _opened(path: Path) -> "Registry":
     from draftpick.router.registry.registry import Registry, is_registry
 
     if not is_registry(path):
-        raise PolicyRejected(f"{path} is no registry (make one: draftpick policies add FOLDER --registry {path})")
+        raise PolicyRejected(f"{path} is not a registry (create one: draftpick policies add FOLDER --registry {path})")
     return Registry(path)
 
 

@@ -99,8 +99,8 @@ def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[
                 kept[subject.name] = str(profile_cache.write(result.profile))
                 continue
             err.print(
-                f"[yellow]warning:[/yellow] engine {subject.name} is not kept: its two passes differ by "
-                f"{result.disagreement:.0%}; measure it again while the machine is quiet",
+                f"[yellow]warning:[/yellow] profile of {subject.name} discarded: its two passes differ by "
+                f"{result.disagreement:.0%}; measure it again on an idle machine",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -113,7 +113,7 @@ def _advance(bar: Progress, row: TaskID, share: float) -> None:
 
 def _show(found: dict[str, Profile]) -> None:
     for name, one in found.items():
-        table = Table("requests at once", title=f"{name}: ms of a step (at tau 1: a token)")
+        table = Table("concurrent requests", title=f"{name}: ms per step (at tau 1: per token)")
         for context in one.contexts:
             for half in ("greedy", "sampled"):
                 table.add_column(f"{half}, {context} tokens", justify="right")
@@ -123,14 +123,14 @@ def _show(found: dict[str, Profile]) -> None:
         out.print(table)
         out.print(
             f"first token: {1000 * one.prefill_s:.0f} ms, and {1e6 * one.prefill_s_per_token:.0f} ms for 1,000 tokens; "
-            f"at most {one.max_running} requests at once",
+            f"at most {one.max_running} concurrent requests",
             highlight=False,
         )
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """A comma list of numbers from 1 on, sorted."""
+    """Parse comma-separated positive integers, sorted."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise ConfigError(option, f"{text!r} is no list of numbers from 1 on", f"write {option} 1,2,4,8")
+        raise ConfigError(option, f"{text!r} is not a list of positive numbers", f"write {option} 1,2,4,8")
     return tuple(sorted(set(map(int, parts))))

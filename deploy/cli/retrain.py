@@ -169,7 +169,7 @@ def _shares(text: str) -> tuple[float, ...]:
     try:
         shares = tuple(float(share) for share in text.split(","))
     except ValueError:
-        fail(f"--canary-shares: {text!r} is no list of numbers", 2)
+        fail(f"--canary-shares: {text!r} is not a list of numbers", 2)
     if list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
         fail(f"--canary-shares: {text!r} must increase, from above 0 to below 1", 2)
     return shares

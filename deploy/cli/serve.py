@@ -70,14 +70,14 @@ def serve(
         running(fleet, host=host, port=port, address=ray_address, progress=_show_start(bar)) as url,
     ):
         bar.stop()
-        # Only now: Ray puts its own handlers in place when it starts, and those end the process without a drain.
+        # Not earlier: Ray installs its own handlers when it starts, which end the process without draining.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         _announce(url, fleet.target.name, list(fleet.arms))
         stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)
-        err.print("draining and stopping ... (once more: stop at once)")
+        err.print("draining and stopping ... (Ctrl-C again: stop immediately)")
 
 
 @serve_app.command()
@@ -121,9 +121,7 @@ def _warn_if_open(fleet: Any, host: str) -> None:
     from draftpick.router.http.auth import Keyring
 
     if host not in _LOOPBACK and not Keyring(fleet.router.keys):
-        _warn(
-            f"{host} is open to the network, and no keys are asked for (draftpick keys new NAME, then router.keys.file)"
-        )
+        _warn(f"{host} is open to the network, and no key is required (draftpick keys new NAME, then router.keys.file)")
 
 
 def _announce(url: str, model: str, arms: list[str]) -> None:

@@ -221,7 +221,7 @@ def train(
         fail("give either --data or --records", 2)
     chosen = learner_of(learner)
     if workers and not chosen.on_workers:
-        fail(f"--workers: only networks train on several workers, and {learner} is none", 2)
+        fail(f"--workers: only networks train on several workers, and {learner} is not one", 2)
     ray = workers_of(workers, checkpoints, output_dir.parent / f".{output_dir.name}-training")
     with progress_bar() as bar:
         row = bar.add_task("training", total=1.0)
@@ -268,7 +268,7 @@ def evaluate(
 
 
 def workers_of(number: int, checkpoints: str | None, beside: Path) -> Any:
-    """The workers that fit a network; None for none."""
+    """Ray workers that fit a network; None without workers."""
     from draftpick.policy_training.learners.ray_train import Workers
 
     return Workers(number, checkpoints or str(beside.resolve())) if number else None

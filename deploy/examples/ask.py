@@ -1,10 +1,10 @@
-"""A client of the router, by its URL: whole answers and streams, a priority, a deadline, and errors as they come.
+"""A client of the router, by URL: complete and streamed answers, a priority, a deadline, and errors.
 
     python -m draftpick.deploy.examples.ask "What is 12 * 7?" --url http://127.0.0.1:8000
     python -m draftpick.deploy.examples.ask "Tell me a story." --stream --priority low --timeout 20
 
-Any OpenAI client does the same with its `base_url` and extra headers; this one shows what goes over the wire. A key,
-where the router asks for one, is read from OPENAI_API_KEY. Exit codes: 0 answered, 1 refused, or broken in the middle.
+Any OpenAI client does the same with its `base_url` and extra headers; this one shows the HTTP protocol. If the router
+requires a key, set OPENAI_API_KEY. Exit codes: 0 answered, 1 rejected, or broken in the middle.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _CHAT = "/v1/chat/completions"
 
 
 class RequestRejected(Exception):
-    """An error as OpenAI spells it, of the router or of an engine. `retry_after_s`: when to come again, if at all."""
+    """An OpenAI error of the router or of an engine. `retry_after_s`: when to retry; None: never."""
 
     def __init__(self, status: int, error: dict[str, Any], retry_after_s: float | None = None) -> None:
         super().__init__(f"{status} {error.get('type')}: {error.get('message')}")
@@ -33,7 +33,7 @@ class RequestRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an answer comes from, by its headers."""
+    """The origin of an answer, from its headers."""
 
     arm: str
     policy: str
@@ -41,25 +41,25 @@ class Source:
 
     @classmethod
     def from_answer(cls, answer: httpx.Response) -> "Source":
-        """Of an answer of the router."""
+        """Read the headers of an answer."""
         return cls(*(answer.headers[f"x-draftpick-{name}"] for name in ("arm", "policy", "request-id")))
 
 
 class Client:
-    """Asks one router. `timeout_s`: to the first byte, which the router keeps to, and for every further one.
+    """A client of one router. `timeout_s`: for the first byte, enforced by the router, and for each further one.
 
-    `priority`: low, normal or high; under load `low` waits longest, and is refused first.
+    `priority`: low, normal or high; under load `low` waits longest and is shed first.
     """
 
     def __init__(self, url: str, key: str | None = None, priority: str = "normal", timeout_s: float = 60.0) -> None:
         headers = {"x-draftpick-priority": priority, "x-draftpick-timeout": str(timeout_s)}
         if key:
             headers["authorization"] = f"Bearer {key}"
-        # Ours is the longer breath: the router's own 504 says more than a connection that we cut.
+        # Longer than the router's: its 504 says more than a closed connection.
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s + _SLACK_S)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         self._http.close()
 
     def model(self) -> str:
@@ -67,7 +67,7 @@ class Client:
         return str(_checked(self._http.get("/v1/models")).json()["data"][0]["id"])
 
     def ask(self, body: dict[str, Any], tries: int = 3) -> tuple[Source, str]:
-        """A whole answer; who is told to come again later does so, a few times. Raises `RequestRejected`."""
+        """Get a complete answer; retries as the router demands, a few times. Raises `RequestRejected`."""
         try:
             answer = _checked(self._http.post(_CHAT, json=body))
         except RequestRejected as error:
@@ -79,8 +79,7 @@ class Client:
 
     @contextmanager
     def stream(self, body: dict[str, Any]) -> Iterator[tuple[Source, Iterator[str]]]:
-        """An answer as it comes. To leave the block early stops the engine. Raises `RequestRejected`, also in the
-        middle."""
+        """Stream an answer. Leaving the block early stops the engine. Raises `RequestRejected`, also in the middle."""
         with self._http.stream("POST", _CHAT, json={**body, "stream": True}) as answer:
             if answer.is_error:
                 answer.read()
@@ -88,19 +87,19 @@ class Client:
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:
-    """The answer, or its error. Raises `RequestRejected`."""
+    """Return the answer. Raises `RequestRejected` for an error."""
     if answer.is_success:
         return answer
     try:
         error = answer.json()["error"]
-    except (ValueError, KeyError, TypeError):  # of a proxy in between
+    except (ValueError, KeyError, TypeError):  # from a proxy in between
         error = {"type": "no_openai_error", "message": answer.text[:200]}
     wait = answer.headers.get("retry-after")
     raise RequestRejected(answer.status_code, error, None if wait is None else float(wait))
 
 
 def _pieces(parts: Iterator[str]) -> Iterator[str]:
-    """The text in server-sent events. Raises `RequestRejected` where one of them is an error: the stream broke."""
+    """The text in server-sent events. Raises `RequestRejected` for an error event: the stream broke."""
     for line in _lines(parts):
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
@@ -111,7 +110,7 @@ def _pieces(parts: Iterator[str]) -> Iterator[str]:
 
 
 def _lines(parts: Iterator[str]) -> Iterator[str]:
-    """Lines that end with a newline. httpx's own `iter_lines` would split texts at U+2028, too."""
+    """Lines that end with a newline. httpx's own `iter_lines` would also split texts at U+2028."""
     rest = ""
     for part in parts:
         *whole, rest = (rest + part).split("\n")

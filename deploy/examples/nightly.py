@@ -1,13 +1,12 @@
-"""A retraining from the router's records, for a scheduler: here, or as a Ray Job on the cluster that has the records.
+"""Retraining from the router's records, for a scheduler: local, or as a Ray Job on the cluster with the records.
 
     python -m draftpick.deploy.examples.nightly --records records --registry registry
     python -m draftpick.deploy.examples.nightly --records s3://fleet/records --registry /shared/policies --cluster
     http://HEAD:8265
 
 The fleet has `router: {policy: registry, exploration: {rate: 0.03}, records: {dir: records}}` and follows the
-registry by itself.
-Other options are those of `draftpick retrain`. Exit codes: 0 done (a refused candidate is a normal night), 1 failed,
-come again, 2 wrong usage, no further try will help.
+registry. Further options are those of `draftpick retrain`. Exit codes: 0 done, even if the candidate was rejected;
+1 failed, retry later; 2 wrong usage, do not retry.
 """
 
 import argparse
@@ -26,7 +25,7 @@ REFUSED = 3
 
 @dataclass(frozen=True, slots=True)
 class Retrained:
-    """How a retraining ended. `report`: `action`, `id`, `reason` and the gate's checks; empty where it failed."""
+    """Result of a retraining. `report`: `action`, `id`, `reason` and the gate's checks; empty after a failure."""
 
     code: int
     report: dict[str, Any]
@@ -35,20 +34,20 @@ class Retrained:
         """One line for a log."""
         match self.report.get("action"):
             case "promoted":
-                return f"{self.report['id']} serves: it is the first of its registry"
+                return f"{self.report['id']} is active: it is the first policy of its registry"
             case "candidate":
-                return f"{self.report['id']} is on its way: `draftpick retrain --watch` takes it to all requests"
+                return f"{self.report['id']} is a candidate: `draftpick retrain --watch` rolls it out"
             case "refused":
-                return f"{self.report['id']} is refused, what serves goes on: {self.report['reason']}"
+                return f"{self.report['id']} is rejected, the active policy stays: {self.report['reason']}"
             case _:
-                return f"failed with exit code {self.code}: see above"
+                return f"failed with exit code {self.code}: see its output above"
 
 
 def retrain(records: str, registry: str, cluster: str | None = None, more: Sequence[str] = ()) -> Retrained:
     """Run `draftpick retrain` once; its own messages go to stderr. `more`: further options of it."""
     places = ["--records", records, "--registry", registry]
     job = ["--submit", cluster] if cluster else []
-    # A job's log is one stream: the report is the line in it that says what was done.
+    # A job's log is one stream: the report is one of its lines.
     run = subprocess.run([_DRAFTPICK, "retrain", *places, *job, *more, "--json"], stdout=subprocess.PIPE, text=True)
     told = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"action"')]
     return Retrained(run.returncode, told[-1] if told else {})

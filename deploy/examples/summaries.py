@@ -1,6 +1,6 @@
-"""Another Serve deployment of the same cluster calls the router by handle: no address, no key, no HTTP in between.
+"""Another Serve deployment on the same cluster calls the router by handle, without an address, a key, or HTTP.
 
-Beside `draftpick serve --config mock` (a fleet without a model):
+With `draftpick serve --config mock` (a fleet without a model):
 
     python -m draftpick.deploy.examples.summaries --model mock-model
     curl http://127.0.0.1:8000/summaries/ -H 'content-type: application/json' -d '{"text": "A long text."}'
@@ -30,7 +30,7 @@ app = FastAPI(title="Summaries")
 
 
 class Document(BaseModel):
-    """What is to be summarised."""
+    """The text to summarise."""
 
     text: str
 
@@ -44,7 +44,7 @@ class Summary(BaseModel):
 
 @app.exception_handler(RayTaskError)
 async def rejected_response(request: Request, failed: RayTaskError) -> Response:
-    """What the router raises has a status and an OpenAI error body; all else is our own fault, a 500."""
+    """Return the router's errors with their status and OpenAI error body; others are internal errors, 500."""
     error = failed.cause
     if not isinstance(error, RequestError):
         raise failed
@@ -52,7 +52,7 @@ async def rejected_response(request: Request, failed: RayTaskError) -> Response:
 
 
 async def _all(first: bytes, parts: Any) -> AsyncIterator[bytes]:
-    """The whole stream; when the client goes away, the engine stops, too."""
+    """The whole stream; if the client disconnects, the engine stops as well."""
     try:
         yield first
         async for part in parts:
@@ -67,13 +67,13 @@ class Summaries:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        # Made once: a handle keeps what it knows of the router's replicas.
+        # Created once: a handle caches the router's replicas.
         self._router = serve.get_deployment_handle("router", APP_NAME)
         self._stream = self._router.options(stream=True).stream
 
     @app.post("/")
     async def complete(self, document: Document) -> Any:
-        """The summary in one piece. An engine's own error (400, 404) passes through as it is."""
+        """The complete summary. An engine's own error (400, 404) passes through unchanged."""
         answer = await self._router.send.remote(self._asked(document))
         if answer["status"] != 200:
             return JSONResponse(answer["body"], answer["status"])
@@ -82,16 +82,16 @@ class Summaries:
 
     @app.post("/stream")
     async def stream(self, document: Document) -> Response:
-        """The summary as it is written, in OpenAI's server-sent events."""
+        """The summary as a stream of OpenAI's server-sent events."""
         parts = self._stream.remote(self._asked(document))
-        first = await anext(parts)  # what is refused is refused here, while the answer can still have its status
+        first = await anext(parts)  # rejections are raised here, while the status can still be set
         if first.startswith(b"{"):  # an engine's own error, which is no stream
             return Response(first, 502, media_type="application/json")
         return StreamingResponse(_all(first, parts), media_type="text/event-stream")
 
     @app.post("/engine")
     async def engine(self, document: Document) -> dict[str, Any]:
-        """Which engine would write it, with the probabilities of all. Nothing is sent to any."""
+        """The engine that would be chosen, with all probabilities. Sends nothing to engines."""
         choice = await self._router.choose.remote(self._asked(document))
         return {name: choice[name] for name in ("arm", "probabilities", "policy")}
 
@@ -102,13 +102,13 @@ class Summaries:
 
 def build(args: dict[str, str]) -> serve.Application:
     """The application for `{"model": <name of the target>}`."""
-    # Serve's own limit, 5 requests at once, would hold back all that wait for an answer.
+    # Serve's default limit, 5 concurrent requests, would block requests while others wait for answers.
     options = {"max_ongoing_requests": 200, "ray_actor_options": {"num_cpus": 0.1}}
     return serve.deployment(Summaries, name=NAME, **options).bind(args["model"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Adds the application to a running cluster, and ends.")
+    parser = argparse.ArgumentParser(description="Adds the application to a running cluster.")
     parser.add_argument("--model", required=True, help="the target's name, as clients spell it")
     parser.add_argument("--ray-address", default="auto", help="of the Ray cluster; auto: the one on this machine")
     args = parser.parse_args()

@@ -1,5 +1,5 @@
-"""What follows from the code: chart schema, manifests, dashboard and pages of `docs/`.
+"""Generated files: chart schema, manifests, dashboard and pages of `docs/`.
 
-`python -m draftpick.deploy.generate` writes all in a checkout, `python -m draftpick.deploy.generate.NAME` one; tests
-hold them up to date.
+`python -m draftpick.deploy.generate` writes all of them into a checkout, `python -m draftpick.deploy.generate.NAME` one
+of them; tests check that they are up to date.
 """

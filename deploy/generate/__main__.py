@@ -1,4 +1,4 @@
-"""Write everything that is generated."""
+"""Writes all generated files."""
 
 from draftpick.deploy.generate import cli_page, config_page, dashboard, manifests, metrics_page
 

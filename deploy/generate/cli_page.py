@@ -1,5 +1,4 @@
-"""docs/cli.md: `python -m draftpick.deploy.generate.cli_page` makes it of the commands, a test says whether it is up to
-date."""
+"""Generates docs/cli.md from the commands: `python -m draftpick.deploy.generate.cli_page`."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -34,13 +33,13 @@ _EXAMPLES = ("Example: ", "Examples:")
 
 @cache
 def main_command() -> Any:
-    """What `draftpick` is made of."""
+    """The root command `draftpick`."""
     return typer.main.get_command(cli.app)
 
 
 @cache
 def commands() -> Mapping[str, Any]:
-    """Every command by what follows `draftpick`, in the order of the help."""
+    """Every command by its words after `draftpick`, in the order of the help."""
     return dict(_below((), main_command()))
 
 
@@ -53,7 +52,7 @@ def _below(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def said(command: Any) -> tuple[str, list[str]]:
-    """A command's help, and the command lines that it ends with."""
+    """A command's help, and its example command lines."""
     text = str(command.help)
     at = max(text.rfind(mark) for mark in _EXAMPLES)
     if at < 0:
@@ -84,7 +83,7 @@ def _shown(name: str, command: Any) -> str:
 
 
 def _row(param: Any) -> str:
-    """A line of an argument or an option."""
+    """The table row of an argument or an option."""
     option = param.opts[0].startswith("-")
     names = [f"`{one if option else one.upper()}`" for one in sorted((*param.opts, *param.secondary_opts), key=len)]
     about = [param.help.rstrip(".").replace("|", r"\|"), _range(param)]

@@ -1,5 +1,4 @@
-"""docs/configuration.md: `python -m draftpick.deploy.generate.config_page` makes it of the models, a test holds it up
-to date."""
+"""Generates docs/configuration.md from the models: `python -m draftpick.deploy.generate.config_page`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -109,12 +108,12 @@ _FORMER = (
 _TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "object": "map"}
 _FORMATS = {"path": "path", "uri": "URL", "date-time": "time"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-_UNITS = {2**20: "MiB", 2**10: "KiB"}  # the largest first
+_UNITS = {2**20: "MiB", 2**10: "KiB"}  # largest first
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A model of the configuration: its heading, its schema, what its fields' paths begin with, and its example."""
+    """A model of the configuration: heading, schema, prefix of its fields' paths, and example."""
 
     heading: str
     schema: Schema
@@ -135,7 +134,7 @@ def _request_headers() -> str:
 
 
 def _fleet() -> Iterator[Section]:
-    """The sections of a fleet, each before those of its own fields."""
+    """The sections of a fleet; each precedes those of its fields."""
     schema = DraftpickConfig.model_json_schema()
     yield Section("## The file", schema)
     yield from _below(schema, "", schema["$defs"])
@@ -158,7 +157,7 @@ def _below(schema: Schema, begin: str, models: Schema) -> Iterator[Section]:
 
 
 def _apart() -> Iterator[Section]:
-    """What is no part of the file."""
+    """Sections outside the fleet's file."""
     key, live = Key.model_json_schema(), LiveConfig.model_json_schema()
     yield Section("## The file of keys", {**key, "description": _KEYS}, "[].", _EXAMPLES["keys"])
     about = _LIVE.format(live["description"])
@@ -168,7 +167,7 @@ def _apart() -> Iterator[Section]:
 
 
 def _former_names() -> str:
-    """A table of the fields that are accepted under another name, too."""
+    """A table of the former names of fields."""
     tables = {"fleet": FLEET, "`user_config`": LIVE, "traffic": TRAFFIC}
     rows = [f"| {whose} | `{old}` | `{new}` |" for whose, table in tables.items() for old, new in table.items()]
     return "\n".join(["| in | former name | name |", "|---|---|---|", *rows])
@@ -195,12 +194,12 @@ def _row(path: str, field: Schema, required: bool, anchors: Mapping[str, str]) -
 
 
 def _given(field: Schema) -> Schema:
-    """A field's schema where it is not null."""
+    """The non-null alternative of a field's schema."""
     return next((one for one in field.get("anyOf", ()) if one.get("type") != "null"), field)
 
 
 def _model(given: Schema) -> str | None:
-    """The model that a field holds, or a list of."""
+    """The model of a field, or of its items."""
     reference: str | None = given.get("items", given).get("$ref")
     return reference and reference.rsplit("/", 1)[-1]
 

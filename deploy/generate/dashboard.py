@@ -1,4 +1,4 @@
-"""The Grafana dashboard: `python -m draftpick.deploy.generate.dashboard` makes it of `deploy/grafana/panels.yaml`."""
+"""Generates the Grafana dashboard from deploy/grafana/panels.yaml: `python -m draftpick.deploy.generate.dashboard`."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _WIDTH, _HEIGHT = 24, 8
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel: queries with their legends, in a unit of Grafana's. `kind`: its visualisation."""
+    """One panel: queries with their legends, in a Grafana unit. `kind`: its visualisation."""
 
     title: str
     about: str
@@ -38,11 +38,11 @@ class Panel:
 ROWS: dict[str, list[Panel]] = {
     title: [Panel(**fields) for fields in row] for title, row in yaml.safe_load(PANELS.read_text()).items()
 }
-"""The panels by the title of their row."""
+"""Panels by title of their row."""
 
 
 def expanded(query: str) -> str:
-    """A query with the dashboard's selection in it."""
+    """Insert the dashboard's selection into a query."""
 
     def select(match: re.Match[str]) -> str:
         name, own = match.groups()
@@ -188,7 +188,7 @@ def _events() -> dict[str, Any]:
 
 
 def queries() -> dict[str, str]:
-    """All queries of the dashboard by the panel and the legend that they stand in."""
+    """All queries of the dashboard by panel and legend."""
     found = {
         f"{panel['title']}: {target['legendFormat']}": target["expr"]
         for panel in dashboard()["panels"]

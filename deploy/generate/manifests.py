@@ -1,6 +1,6 @@
-"""What is generated below `deploy/`; `python -m draftpick.deploy.generate.manifests` writes it.
+"""Generates files below `deploy/`: `python -m draftpick.deploy.generate.manifests`.
 
-The chart's schema of a fleet comes from the configuration itself, and the plain manifests of Kubernetes from the chart.
+The chart's schema comes from the configuration models, and the plain Kubernetes manifests from the chart.
 """
 
 import importlib
@@ -46,7 +46,7 @@ _TEMPLATES = {
 
 
 def schema(text: str) -> str:
-    """The chart's schema of values, whose part of the fleet is that of the configuration today."""
+    """The chart's schema of values, with the current configuration as the schema of the fleet."""
     whole, fleet = json.loads(text), DraftpickConfig.model_json_schema()
     for old, new in FLEET.items():
         _add_former(fleet, old, new)
@@ -56,7 +56,7 @@ def schema(text: str) -> str:
 
 
 def _add_former(fleet: dict[str, Any], old: str, new: str) -> None:
-    """Let the schema of a fleet take the field `new` by its former path, too."""
+    """Let the schema of a fleet accept the field `new` under its former path as well."""
     holder, name = _holder(fleet, old)
     section, renamed = _holder(fleet, new)
     former = {name: text for name, text in section["properties"][renamed].items() if name != "default"}
@@ -64,7 +64,7 @@ def _add_former(fleet: dict[str, Any], old: str, new: str) -> None:
 
 
 def _holder(fleet: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """The schema that holds the last field of a path, and the name of that field."""
+    """The schema that contains the last field of a path, and the field's name."""
     *above, name = path.split(".")
     schema = fleet
     for part in above:
@@ -79,7 +79,7 @@ def example(name: str) -> dict[str, Any]:
 
 
 def render(values: dict[str, Any], name: str = "draftpick") -> dict[str, str]:
-    """What Helm makes of the chart, by template. Raises where it refuses the values, and where it is not installed."""
+    """Render the chart with Helm, by template. Raises if Helm rejects the values, or is not installed."""
     helm: Any = importlib.import_module("helm_python")
     with helm.Chart.load(CHART) as chart:
         chart.validate_schema(values)

@@ -1,4 +1,4 @@
-"""What generated pages of Markdown share."""
+"""Shared functions of generated Markdown pages."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""docs/metrics.md: `python -m draftpick.deploy.generate.metrics_page` makes it of the code."""
+"""Generates docs/metrics.md from the code: `python -m draftpick.deploy.generate.metrics_page`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +53,7 @@ def text() -> str:
 
 
 def _former_names() -> str:
-    """Tables of what dashboards and rules may still call by another name."""
+    """Tables of former metrics, alerts and label values."""
     tables = {"metric": former_metrics.METRICS, "alert": former_metrics.ALERTS, "series": former_metrics.LABELS}
     return "\n".join(
         "\n".join(
@@ -70,7 +70,7 @@ def _table(described: Sequence[MetricFamily]) -> str:
 
 
 def former_names() -> str:
-    """The file of Prometheus that records metrics under their former names."""
+    """The Prometheus rules file that records metrics under their former names."""
     return _RULES_HEAD + yaml.safe_dump(former_metrics.recording_rules(), sort_keys=False, width=160)
 
 

@@ -23,7 +23,7 @@ def fleet_at(config: str | None, url: str, port: int, bar: Progress) -> Iterator
     if config is None:
         yield url
         return
-    from draftpick.deploy.launch.ray_serve import running  # Ray is needed by whoever starts a fleet alone
+    from draftpick.deploy.launch.ray_serve import running  # needed only to start a fleet
 
     fleet = with_router(resolve(config), policy="uniform", featurizer="none")
     prepare_models(fleet)

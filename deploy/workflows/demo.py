@@ -205,7 +205,7 @@ def verdict(result: Evaluation) -> str:
         return f"The policy won: {text}."
     if ratio.high < 1:
         return f"The policy lost: {text}."
-    return f"No verdict: {text}, an interval that holds 1; {result.n} prompts are too few to tell."
+    return f"No verdict: {text}, an interval that contains 1; {result.n} prompts are too few."
 
 
 def show(result: Evaluation, console: Console) -> None:

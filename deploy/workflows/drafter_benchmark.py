@@ -1,4 +1,4 @@
-"""`draftpick drafters benchmark`: every engine on every task, live, with spread, and the headroom of routing."""
+"""`draftpick drafters benchmark`: every engine on every task, live, with ranges, and the headroom of routing."""
 
 import asyncio
 import math
@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SampledSlice:
-    """Which prompts a table is about: all, the greedy ones, the sampled ones, those whose answers do not loop."""
+    """A subset of prompts: all, greedy, sampled, or those whose answers do not loop."""
 
     name: str
     mask: npt.NDArray[np.bool_]
@@ -48,10 +48,10 @@ def run_table(
     console: Console,
     bars: Callable[[], Any],
 ) -> dict[str, Interval]:
-    """Measure all prompts under all engines `repeats` times; print and write what comes out.
+    """Measure all prompts on all engines `repeats` times; print and write the results.
 
-    No drafter keeps text from one request for the next, whatever the configuration says, or the second repeat would
-    measure how well it knows the first.
+    Drafters keep no text between requests, regardless of the configuration: otherwise the second repeat would benefit
+    from the first.
     """
     fleet = without_shared_text(with_router(config, policy="uniform", featurizer="none"))
     arms = list(fleet.arms)
@@ -79,10 +79,10 @@ def run_table(
 
 
 def read_table(folder: Path) -> list[list[Measurement]]:
-    """The repeats that `run_table` wrote. Raises ValueError if there are none."""
+    """Read the repeats written by `run_table`. Raises ValueError if there are none."""
     found = [list(load(path).measurements) for path in sorted(folder.glob("table-*.parquet"))]
     if not found:
-        raise ValueError(f"{folder} holds no table-*.parquet: measure without --report-only first")
+        raise ValueError(f"{folder} contains no table-*.parquet: measure without --report-only first")
     return found
 
 
@@ -94,12 +94,12 @@ def report(
     json_file: Path | None,
     console: Console,
 ) -> dict[str, Interval]:
-    """Figures of the repeats: printed, drawn, and written."""
+    """Print, plot and write the figures of the repeats."""
     arms = [engine.name for engine in engines]
     runs = _common(measured, arms)
     left_out = len({m.prompt_id for repeat in measured for m in repeat}) - len(runs[0])
     if left_out:
-        console.print(f"{left_out} prompts left out: no repeat may miss an answer of an engine", highlight=False)
+        console.print(f"{left_out} prompts left out: every repeat needs an answer of every engine", highlight=False)
     trained = {e.name for e in engines if e.drafter is not None and not e.drafter.spec.model_free}
     looping = _loops(measured, runs[0].prompt_ids)
     greedy = runs[0].temperatures == 0
@@ -131,7 +131,8 @@ def report(
 def _step_costs(
     measured: Sequence[Sequence[Measurement]], prompt_ids: Sequence[str], arms: list[str], default: str
 ) -> dict[str, Interval]:
-    """What a decoding step takes, drafting and verifying, over one without a drafter: TPOT times tau, medians."""
+    """Relative duration of a decoding step, drafting and verifying, over one without a drafter: medians of TPOT times
+    tau."""
     shared = set(prompt_ids)
 
     def step_s(repeat: Sequence[Measurement], arm: str) -> float:
@@ -143,7 +144,7 @@ def _step_costs(
 
 
 def _common(measured: Sequence[Sequence[Measurement]], arms: list[str]) -> list[Matrix]:
-    """The repeats as matrices of the prompts that every one of them measured in full."""
+    """The repeats as matrices of the prompts that all of them measured completely."""
     every = [matrix(Dataset(tuple(repeat)), arms) for repeat in measured]
     shared = set.intersection(*(set(one.prompt_ids) for one in every))
     return [one.select_rows(np.asarray([i in shared for i in one.prompt_ids])) for one in every]
@@ -178,7 +179,7 @@ def _figures(
 
 
 def _others(runs: Sequence[Matrix], held: int) -> Floats:
-    """Mean times of the other repeats: what an oracle may choose by, or it would choose by its own luck."""
+    """Mean times of the other repeats, for an oracle's choice: choosing by the same repeat would be biased by noise."""
     times = [run.time_s for i, run in enumerate(runs) if i != held] or [runs[held].time_s]
     return np.asarray(np.mean(times, axis=0))
 
@@ -192,7 +193,7 @@ def _domain_oracle(runs: Sequence[Matrix], held: int, masks: dict[str, Any]) -> 
 
 
 def _request_oracle(runs: Sequence[Matrix], held: int, mask: Any) -> float:
-    """The same with the best arm of each request."""
+    """The same for the best arm of each request."""
     seen, now = _others(runs, held)[mask], runs[held].time_s[mask]
     return float(now[:, seen.sum(0).argmin()].sum() / np.take_along_axis(now, seen.argmin(1)[:, None], 1).sum())
 
@@ -204,7 +205,7 @@ def _loops(measured: Sequence[Sequence[Measurement]], prompt_ids: Sequence[str])
 
 
 def _mean(values: Floats) -> float | None:
-    """Of those that are numbers; None if none is."""
+    """Mean without NaN; None if all are NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 

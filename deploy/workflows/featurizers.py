@@ -1,4 +1,4 @@
-"""The featurizers at hand, and the contexts of texts that drafters were made for."""
+"""The available featurizers, and the contexts of the drafters' training domains."""
 
 import os
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.router import sentence_featurizer, static_featurizer
 from draftpick.router.types import Vector
 
-_HOME = 300  # texts that tell what a drafter is for
+_HOME = 300  # texts per training domain
 
 
 def featurizers() -> list[Featurizer]:
-    """Those whose contexts datasets keep: the sentence encoder's and the static one's."""
+    """The featurizers whose contexts datasets store: the sentence encoder's and the static one's."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return [sentence_featurizer(), static_featurizer()]
 
 
 def read_training_domains(sources: Sequence[str], featurizer: str) -> dict[str, Vector]:
-    """Contexts [n, d] of texts like those that drafters were made for, by arm.
+    """Contexts [n, d] of texts of the drafters' training domains, by arm.
 
-    Each source is `ARM=PROMPTS`, with prompts as `draftpick drafters` takes them: `math=gsm8k.jsonl`,
-    `code=generated:code@300`. Raises ValueError for one that cannot be read and for a featurizer that is not at hand.
+    Each source is `ARM=PROMPTS`, with prompts as in `draftpick drafters`: `math=gsm8k.jsonl`,
+    `code=generated:code@300`. Raises ValueError for an unreadable source, and for an unavailable featurizer.
     """
     if not sources:
         return {}

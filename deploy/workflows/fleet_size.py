@@ -1,4 +1,4 @@
-"""What `draftpick simulate` and `draftpick plan` do: profiles and traffic in, figures of simulated fleets out."""
+"""`draftpick simulate` and `draftpick plan`: figures of simulated fleets, from profiles and traffic."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,9 +55,9 @@ class TrafficOptions:
 
 
 def read_arms(paths: Sequence[Path], replica_accelerators: Sequence[str]) -> dict[str, Arm]:
-    """Engines by name, of the profiles in `paths`; `replica_accelerators`: ENGINE=N, else 1.
+    """Read engines by name from the profiles in `paths`; `replica_accelerators`: ENGINE=N, else 1.
 
-    Raises `ConfigError`, and `ProfileError` for a file that is no profile.
+    Raises `ConfigError`, and `ProfileError` for a file that is not a profile.
     """
     wanted = counts(replica_accelerators, "--replica-accelerators")
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]

@@ -1,4 +1,4 @@
-"""What `draftpick headroom` does: records, datasets or prompts in, a verdict with its reasons out."""
+"""`draftpick headroom`: a verdict with reasons, from records, datasets or prompts."""
 
 import sys
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ from draftpick.policy_training.learners import learner as learner_of
 from draftpick.router.config.router_config import DraftpickConfig
 
 FITS = FOLDS * SPLITS
-"""Policies that are fitted; twice as many where single answers are refused."""
+"""Number of fitted policies; twice as many if single answers are rejected."""
 _ENOUGH_PAIRED = 100
 _COSTS_DRAWN = 40
 _MAX_RECORDS = 20_000
@@ -52,7 +52,7 @@ _MAX_RECORDS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class HeadroomOptions:
-    """What the command was told. `config`: a fleet, None: none was named."""
+    """Options of the command. `config`: a fleet; None: not given."""
 
     config: str | None
     records: str | None
@@ -69,13 +69,13 @@ class HeadroomOptions:
     seed: int
 
     def fleet(self) -> DraftpickConfig | None:
-        """The configuration that was named."""
+        """The given configuration, if any."""
         return resolve(self.config) if self.config is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class HeadroomResult:
-    """The evidence; `source`: of what kind it is; `excluded`: what was not looked at, and why, in counts."""
+    """The evidence; `source`: its description; `excluded`: numbers of excluded requests, by reason."""
 
     evidence: Evidence
     source: str
@@ -83,16 +83,18 @@ class HeadroomResult:
 
 
 def evaluate_headroom(options: HeadroomOptions, on_progress: ProgressCallback) -> HeadroomResult:
-    """Judge what was asked for. `on_progress`: called after each of some `FITS` fits. Raises `DatasetError`,
-    `ConfigError`."""
+    """Evaluate the given requests. `on_progress`: called after each of about `FITS` fits.
+
+    Raises `DatasetError` and `ConfigError`.
+    """
     learner_of(options.learner)
     fleet = options.fleet()
     records = options.records
     if not (options.data or options.prompts or records) and fleet is not None and fleet.router.records.dir is not None:
         records = str(fleet.router.records.dir)
     if (records is not None) == bool(options.data or options.prompts):
-        cure = "--records FOLDER, --data DATASET or --prompts FILE"
-        raise ConfigError("headroom", "needs requests from one source", cure)
+        fix = "--records FOLDER, --data DATASET or --prompts FILE"
+        raise ConfigError("headroom", "needs requests from one source", fix)
     profiles = read_profiles(options.profiles) if options.profiles else None
     if options.rate and profiles is None:
         raise ConfigError("--rate", "needs --profiles", "draftpick profile makes them")
@@ -131,20 +133,20 @@ def _of_records(
 def _judged(
     traffic: Traffic, options: HeadroomOptions, on_progress: ProgressCallback
 ) -> tuple[Headroom, Matrix, CrossFittedChoice, str]:
-    """By requests with shadows where there are enough, else by single answers, else by few shadows."""
+    """Evaluate requests with shadows if there are enough, else single answers, else the few shadows."""
     paired, single = traffic.paired_matrix(), traffic.single_answers()
     n_paired, n_single = len(paired or ()), len(single.measurements)
     if max(n_paired, n_single) < MIN_REQUESTS:
         raise DatasetError(
-            f"cannot tell: {n_single} answers that a policy drew, {n_paired} requests that all engines answered; at "
-            f"least {MIN_REQUESTS} of one kind are needed (router.shadow.sample_rate makes the latter)"
+            f"cannot tell: {n_single} answers of a policy's choice, {n_paired} requests answered by all engines; at "
+            f"least {MIN_REQUESTS} of either are needed (set router.shadow.sample_rate for the latter)"
         )
     if n_paired < _ENOUGH_PAIRED and n_single >= MIN_REQUESTS:
         data = traffic.matrix(single)
         choice, groups, slices = _chosen(traffic, data, options, on_progress)
         found = evaluate_logged(traffic, data, choice, groups, slices, worth=options.min_gain, seed=options.seed)
         if not is_rejected(found) or n_paired < MIN_REQUESTS:
-            return found, data, choice, "records without shadows: what other engines would have taken is estimated"
+            return found, data, choice, "records without shadows: the other engines' times are estimated"
     assert paired is not None
     choice, groups, slices = _chosen(traffic, paired, options, on_progress)
     drawn = traffic.drawn_costs(_COSTS_DRAWN, options.seed)
@@ -155,7 +157,7 @@ def _judged(
 def _chosen(
     traffic: Traffic, data: Matrix, options: HeadroomOptions, on_progress: ProgressCallback
 ) -> tuple[CrossFittedChoice, Ids, dict[str, Mask]]:
-    """What policies choose that learned from all other records, groups of requests, and kinds of them."""
+    """Cross-fitted choices (policies trained on all other records), groups of requests, and slices."""
     assert data.contexts is not None
     groups = context_groups(data.contexts)
 
@@ -197,9 +199,9 @@ def _of_data(
 
 
 def _labelled(options: HeadroomOptions, prompts: Path) -> Path:
-    """The folder of the replayed prompts; `draftpick label` fills it, and what it says goes to stderr.
+    """Label the prompts into a folder by `draftpick label`; its messages go to stderr.
 
-    A folder for each file and setting: prompts of two files may have the same ids.
+    Each file and setting has its own folder: prompts of two files may have the same ids.
     """
     fleet, settings = options.config or EMBEDDED, (options.n, options.sampled_share, options.max_tokens, options.seed)
     told = f"{resolve(fleet).model_dump_json(exclude={'router'})} {settings}".encode()
@@ -218,11 +220,11 @@ def _matrix(
     profiles: Mapping[str, Profile] | None,
     options: HeadroomOptions,
 ) -> tuple[Matrix, Costs, list[Costs], str]:
-    """Times of all arms: measured, or of replayed acceptance and costs of a step; whose costs is said."""
+    """Times of all arms, measured, or from replayed acceptance and costs of a step; with a description of the costs."""
     arms = loaded.arms
     if profiles is not None:
         if missing := [arm for arm in arms if arm not in profiles]:
-            raise DatasetError(f"no profile of {', '.join(missing)} (there are: {', '.join(profiles)})")
+            raise DatasetError(f"no profile of {', '.join(missing)} (found: {', '.join(profiles)})")
         costs = unloaded_costs({arm: profiles[arm] for arm in arms})
         return matrix(loaded, arms, featurizer=name, costs=costs), costs, [], "acceptance, and steps as profiled"
     if any(m.source != "replay" for m in loaded.measurements):
@@ -238,7 +240,7 @@ def _matrix(
         data = matrix(loaded, arms, featurizer=name, costs=costs)
     except DatasetError as error:
         raise DatasetError(
-            f"replayed requests have no times ({error}): give --profiles FOLDER (draftpick profile), or live "
+            f"replayed requests have no times ({error}): set --profiles FOLDER (draftpick profile), or live "
             "measurements of these engines (draftpick collect) with another --data"
         ) from error
     return data, costs, [], f"replayed acceptance, and steps as they were when the policy {policy!r} was trained"
@@ -249,7 +251,7 @@ def _steps_per_token(data: Matrix) -> dict[str, float]:
 
 
 def _plain(fleet: DraftpickConfig | None, data: Dataset, arms: tuple[str, ...]) -> str | None:
-    """The arm without a drafter: by the configuration, or the only one that never accepted anything."""
+    """The arm without a drafter: by the configuration, or the only one that never accepted a draft."""
     if fleet is not None:
         known = [engine.name for engine in fleet.engines if engine.drafts is False and engine.name in arms]
         if known:
@@ -262,14 +264,14 @@ def _plain(fleet: DraftpickConfig | None, data: Dataset, arms: tuple[str, ...]) 
 def _loaded(
     data: Matrix, choice: CrossFittedChoice, profiles: Mapping[str, Profile] | None, rate: float | None, seed: int
 ) -> Loaded | None:
-    """A simulation at this rate, where there are profiles of all arms and something was foreseen."""
+    """Simulate this rate, if there are profiles of all arms and predictions."""
     if profiles is None or rate is None or choice.predicted_tau is None or not set(data.arms) <= profiles.keys():
         return None
     return under_load(data, choice.predicted_tau, profiles, rate, seed)
 
 
 def as_json(shown: HeadroomResult) -> dict[str, Any]:
-    """All of it for a program."""
+    """The result as JSON."""
     evidence = shown.evidence
     return {
         "verdict": evidence.verdict,

@@ -41,10 +41,10 @@ def label_prompts(
     lengths: bool = True,
     workers: int = 0,
 ) -> Labelled:
-    """Label what is not labelled yet in the folder `output`, in this process or on `workers` of Ray Data.
+    """Label the unlabelled prompts into the folder `output`, in this process or on `workers` of Ray Data.
 
-    `answers`: to each sampled prompt; `lengths`: other draft lengths, too; `alone_tokens`: that each drafter generates
-    alone. Raises `ConfigError` where fewer than two engines can be replayed.
+    `answers`: per sampled prompt; `lengths`: also replay other draft lengths; `alone_tokens`: tokens that each drafter
+    generates alone. Raises `ConfigError` if fewer than two engines can be replayed.
     """
     prepare_models(fleet)
     engines = tuple(engine for engine in fleet.engines if engine.can_replay)

@@ -1,4 +1,4 @@
-"""`draftpick learning-curve`: how many examples a learner needs, and what the seed paper said of that."""
+"""`draftpick learning-curve`: sample efficiency of a learner, compared with the seed paper's claim."""
 
 import json
 from pathlib import Path
@@ -18,17 +18,17 @@ _PAPER = "paper.json"
 
 
 def costs_of(policy: str) -> Costs:
-    """What a step costs by the manifest of a policy: a folder, or `embedded`. Raises `DatasetError` if it says none."""
+    """Costs of a step in the manifest of a policy: a folder, or `embedded`. Raises `DatasetError` without costs."""
     manifest = (SHIPPED if policy == EMBEDDED else Path(policy)) / "manifest.json"
     try:
         provenance = json.loads(manifest.read_text())["provenance"]
         return Costs.from_json(provenance["costs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{manifest} tells no costs of a step: name a policy that `draftpick train` made") from error
+        raise DatasetError(f"{manifest} has no costs of a step: name a policy made by `draftpick train`") from error
 
 
 def run_learning_curve(question: ExperimentSetup, name: str, results: Path | None) -> tuple[Claim, dict[int, Interval]]:
-    """The claim and the curve. Written into `results`, where `paper.json` gets the new verdict on its claim, too."""
+    """Compute the claim and the curve; write both into `results`, where `paper.json` gets the new verdict as well."""
     shares = learning_curve(question, name, SIZES)
     claim = few_examples(shares)
     if results is not None:
@@ -48,7 +48,7 @@ def _figures(claim: Claim) -> dict[str, Interval]:
 
 
 def read_learning_curve(results: Path | None) -> dict[int, Interval]:
-    """The curve that was written into a folder; empty where there is none."""
+    """Read the curve of a folder; empty without one."""
     if results is None or not (results / FILE).is_file():
         return {}
     figures = json.loads((results / FILE).read_text())["figures"]

@@ -52,13 +52,13 @@ def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence
     at = dict(map(_named, urls))
     if fleet is None:
         if names:
-            raise ConfigError("--engine", "engines of no fleet", "name their fleet, too, or leave --engine out")
+            raise ConfigError("--engine", "needs a fleet", "name the fleet of the engines, or remove --engine")
         if not at:
             raise ConfigError("config", "nothing to measure", "name a fleet, or give --url NAME=URL")
         return [Subject(name, url) for name, url in at.items()]
     if unknown := [name for name in names if name not in fleet.arms]:
         fix = f"{did_you_mean(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
-        raise ConfigError("--engine", f"no engine is called {unknown[0]!r}", fix)
+        raise ConfigError("--engine", f"unknown engine {unknown[0]!r}", fix)
     at = {one.name: str(one.url) for one in fleet.engines if one.url is not None} | at
     wanted = dict.fromkeys([*(one.name for one in fleet.engines if not names or one.name in names), *map(_name, urls)])
     return [

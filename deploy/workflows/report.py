@@ -1,4 +1,4 @@
-"""`draftpick report`: what the data says of every learner, as one HTML page that needs no network, and as figures."""
+"""`draftpick report`: evaluation of all learners, as a self-contained HTML page and as figures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,9 +24,9 @@ from draftpick.policy_training.learners import learner as learner_of
 
 _SPLITS = {
     "iid": "requests like those of training",
-    "domain": "a kind of prompt that training never saw",
+    "domain": "a task unseen in training",
     "rewording": "the same tasks in other words",
-    "own_words": "the same, chosen for in the first words",
+    "own_words": "the same, with choices made on the original words",
     "load": "costs of a step under load",
 }
 BenchmarkResult = dict[str, dict[str, dict[str, Interval]]]
@@ -34,7 +34,7 @@ BenchmarkResult = dict[str, dict[str, dict[str, Interval]]]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One picture with what it shows."""
+    """One plot with its caption."""
 
     title: str
     text: str
@@ -43,7 +43,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class PaperSection:
-    """The fleet that the seed paper's claims are judged on: its requests, its dataset, its self-drafting arms."""
+    """The fleet for the seed paper's claims: requests, dataset, and self-drafting arms."""
 
     question: ExperimentSetup
     data: Dataset
@@ -52,7 +52,7 @@ class PaperSection:
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """What a report is to judge. `name`: the learner that all but the ladder is about; `repeated_answers`: see
+    """Options of a report. `name`: the learner of all plots except the ladder; `repeated_answers`: see
     `answer_predictability`."""
 
     question: ExperimentSetup
@@ -122,7 +122,7 @@ def matrix_from(paths: Sequence[Path], featurizer: str, arms: Sequence[str], cos
 def run_report(options: ReportOptions, out: Path, results: Path | None) -> BenchmarkResult:
     """Write the page, and `ladder.json` and `paper.json` into the folder `results`.
 
-    Where `draftpick learning-curve` wrote there, its longer curve is what the claim on few examples is judged by.
+    If `results` contains a curve of `draftpick learning-curve`, the claim on few examples uses that longer curve.
     """
     question, name, paper = options.question, options.name, options.paper
     climb = experiments.run_benchmark(question, options.learners)
@@ -136,8 +136,8 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
         sections.append(
             Section(
                 "Alpha",
-                "The seed paper's policy, whose reward is alpha * alignment + (1 - alpha) * cost: what it chooses, and "
-                "what that comes to in time.",
+                "The seed paper's policy, whose reward is alpha * alignment + (1 - alpha) * cost: its choices, and the "
+                "resulting time.",
                 plots.alphas(findings.alphas),
             )
         )
@@ -166,7 +166,7 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
 def _sections(
     question: ExperimentSetup, name: str, results: BenchmarkResult, curve: dict[int, Interval]
 ) -> list[Section]:
-    """The pictures, from what was found and what the default learner makes of the data."""
+    """The plots of the findings and of the default learner."""
     shares = experiments.choice_map(question, name)
     important = experiments.importance(question, name)
     tau = experiments.calibration(question, name)
@@ -174,24 +174,20 @@ def _sections(
     sections = [
         Section(
             "The ladder",
-            "Share of the gain over the best fixed engine that an oracle of each request would have; mean and range "
-            f"over {len(question.seeds)} seeds.",
+            "Share of the per-request oracle's gain over the best fixed engine; mean and range over "
+            f"{len(question.seeds)} seeds.",
             plots.ladder(
                 {learner: results[learner] for learner in results}, [s for s in _SPLITS if s in results[name]]
             ),
         ),
+        Section("Learning curve", f"The same share of {name}, by number of training requests.", plots.curve(curve)),
         Section(
-            "Learning curve", f"The same share of {name}, by number of requests to learn from.", plots.curve(curve)
+            "Choices", f"Shares of the engines in the choices of {name}, on held-out requests.", plots.shares(shares)
         ),
+        Section("Regret", "Cumulative seconds lost to the oracle, by engine and policy.", plots.regret(regret)),
         Section(
-            "Where requests go", f"Shares that {name} gives the engines, on held-out requests.", plots.shares(shares)
-        ),
-        Section(
-            "Regret", "Seconds lost to the oracle, request after request, by engine and policy.", plots.regret(regret)
-        ),
-        Section(
-            "What it looks at",
-            "Share of the gain that is lost when a feature is shuffled.",
+            "Feature importance",
+            "Share of the gain lost when a feature is shuffled.",
             plots.importance(important),
         ),
     ]
@@ -202,7 +198,7 @@ def _sections(
 
 
 def paper_figures(findings: Findings) -> dict[str, Interval]:
-    """Of every claim whether it holds, 0 or 1, and its figures; and the sweep over alpha."""
+    """For every claim: whether it holds (0 or 1), and its figures; and the sweep over alpha."""
     figures = {k: v for claim in findings.claims for k, v in claim.as_figures().items()}
     for one in findings.alphas:
         figures |= {f"alpha/{one.alpha:g}/{k}": v for k, v in asdict(one).items() if k != "alpha"}
@@ -210,7 +206,7 @@ def paper_figures(findings: Findings) -> dict[str, Interval]:
 
 
 def ladder_figures(results: BenchmarkResult, name: str) -> dict[str, Interval]:
-    """Figures by name: of every learner and split, and once more those of the default learner that aims are about."""
+    """Figures by name: of every learner and split, and again those of the default learner that have targets."""
     figures = {
         f"{learner}/{split}/{figure}": value
         for learner, splits in results.items()
@@ -222,20 +218,20 @@ def ladder_figures(results: BenchmarkResult, name: str) -> dict[str, Interval]:
     figures["lodo_share_of_oracle"] = own["domain"]["share_of_oracle"]
     figures["worst_domain_vs_plain"] = own["iid"]["worst_domain_vs_plain"]
     if "rewording" in own:
-        # Of the same requests and answers; other words change the answers too, and with them what there is to gain.
+        # On the same requests and answers: other words also change the answers, and thus the possible gain.
         figures["rewording_share_of_own_gain"] = _share(own["rewording"], own["own_words"])
         figures["rewording_share_of_iid_gain"] = _share(own["rewording"], own["iid"])
     return figures
 
 
 def _share(scores: dict[str, Interval], of: dict[str, Interval]) -> Interval:
-    """What two gains over the best fixed engine come to, each the mean over the seeds."""
+    """Ratio of two gains over the best fixed engine, each the mean over the seeds."""
     gain, other = scores["vs_best_fixed"].value - 1, of["vs_best_fixed"].value - 1
     return Interval(*(3 * (gain / other if other > 0 else 0.0,)))
 
 
 def fits(options: ReportOptions) -> int:
-    """How many times `run_report` tells of progress, for a bar."""
+    """Number of progress reports of `run_report`, for a progress bar."""
     question, paper = options.question, options.paper
     seeds, sizes = len(question.seeds), sum(size <= len(question.data) // 2 for size in experiments.SIZES)
     fitted = seeds * (len(options.learners) + sizes + (options.repeated_answers is not None)) + 4
@@ -243,7 +239,7 @@ def fits(options: ReportOptions) -> int:
 
 
 def as_rows(results: BenchmarkResult) -> list[dict[str, Any]]:
-    """The ladder for a table: one row a learner, shares of the oracle's gain by split."""
+    """The ladder as rows: one per learner, with shares of the oracle's gain by split."""
     return [
         {"learner": learner, **{s: v["share_of_oracle"].value for s, v in splits.items()}}
         for learner, splits in results.items()

@@ -1,4 +1,4 @@
-"""What `draftpick retrain` does: records and datasets in, a controller of candidates out."""
+"""`draftpick retrain`: builds the controller of candidates from records and datasets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from draftpick.router.registry.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class RetrainOptions:
-    """What to train on, and how. `records`: a folder or an fsspec URL; `readers`: Ray workers that read them, 0: none;
-    `workers`: those that fit a network.
+    """Options of retraining. `records`: a folder or an fsspec URL; `readers`: Ray workers that read them, 0: none;
+    `workers`: Ray workers that fit a network.
     """
 
     records: str

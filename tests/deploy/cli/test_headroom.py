@@ -129,7 +129,7 @@ def test_replayed_requests_need_times_from_somewhere(tmp_path: Path) -> None:
     replayed = dataset(tmp_path / "replayed.parquet", drawn(160, 1, room=0.9), "replay")
     alone = invoke("--data", str(replayed))
     assert isinstance(alone.exception, DatasetError)
-    assert "give --profiles FOLDER" in str(alone.exception)
+    assert "set --profiles FOLDER" in str(alone.exception)
     folder = tmp_path / "profiles"
     folder.mkdir()
     for arm, step in zip(ARMS, COSTS.step_s[:, 0], strict=True):

@@ -382,7 +382,7 @@ def test_the_curve_needs_a_policy_that_knows_costs(measured_often: Path, tmp_pat
     data = str(measured_often / "data.parquet")
     result = invoke("learning-curve", "--data", data, "--train-data", data, "--costs", str(tmp_path))
     assert isinstance(result.exception, DatasetError)
-    assert "tells no costs of a step" in str(result.exception)
+    assert "has no costs of a step" in str(result.exception)
 
 
 def test_the_ladder_of_the_report_can_be_had_as_json(measured_often: Path) -> None:
@@ -415,7 +415,7 @@ def test_a_wrong_configuration_is_exit_code_2_and_no_traceback() -> None:
     done = draftpick("check-config", "mok")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: config: no fleet is called 'mok' (did you mean 'mock'?")
+    assert done.stderr.startswith("error: config: unknown fleet 'mok' (did you mean 'mock'?")
     assert "Traceback" not in done.stderr
 
 

@@ -80,8 +80,8 @@ def test_a_table_for_people(url: str) -> None:
         env={"COLUMNS": "120"},
     )
     assert run.exit_code == 0, run.output
-    assert "ms of a step" in words(run.stdout)
-    assert "at most 8 requests at once" in words(run.stdout)
+    assert "ms per step" in words(run.stdout)
+    assert "at most 8 concurrent requests" in words(run.stdout)
 
 
 def test_what_a_busy_machine_gave_is_not_kept(
@@ -93,7 +93,7 @@ def test_what_a_busy_machine_gave_is_not_kept(
             cli.app, ["profile", "--url", f"here={url}", "--batch-sizes", "1", "--context-lengths", "20", "--json"]
         )
     assert json.loads(run.stdout)["kept"] == {}
-    assert "here is not kept" in words(run.stderr)
+    assert "profile of here discarded" in words(run.stderr)
     assert not cache.exists()
 
 
@@ -119,7 +119,7 @@ def test_names_choose_and_addresses_replace_and_add() -> None:
     ("of", "names", "urls", "problem"),
     [
         (None, [], [], "config: nothing to measure"),
-        (None, ["plain"], ["x=http://a"], "--engine: engines of no fleet"),
+        (None, ["plain"], ["x=http://a"], "--engine: needs a fleet"),
         (fleet(), ["plian"], [], "did you mean 'plain'"),
         (None, [], ["http://a"], "is not NAME=URL"),
         (None, [], ["x=ftp://a"], "is not NAME=URL"),
