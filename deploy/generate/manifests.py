@@ -28,14 +28,14 @@ _HEADS = {
 #   kubectl apply -f deploy/kubernetes
 #   kubectl wait rayservice/draftpick --for=condition=Ready --timeout=30m
 #
-# The fleet is that of deploy/serve/cluster.yaml, where each line is explained. A change of serveConfigV2 alone is taken
-# over by the running cluster; any other starts a second one beside it, with as many GPUs, until that serves.
+# The fleet is that of deploy/serve/cluster.yaml, where each line is explained. The running cluster applies changes of
+# serveConfigV2; any other change starts a second cluster, which needs as many GPUs again until it serves.
 """,
     "networkpolicy.yaml": """\
-# Who reaches the pods of rayservice.yaml. Made of deploy/helm by `make manifests`.
+# Network access to the pods of rayservice.yaml. Generated from deploy/helm by `make manifests`.
 """,
     "retraining.yaml": """\
-# Learns from the records of rayservice.yaml. Made of deploy/helm by `make manifests`.
+# Retraining on the records of rayservice.yaml. Generated from deploy/helm by `make manifests`.
 """,
 }
 _TEMPLATES = {

@@ -14,7 +14,7 @@ FILE = _ROOT / "docs" / "metrics.md"
 FORMER_NAMES = _ROOT / "deploy" / "prometheus" / "rules" / "former-names.yaml"
 _RULES_HEAD = """\
 # Metrics under their former names, for dashboards and rules of your own (docs/metrics.md, "Former names").
-# Made of the code by `make manifests`; the next release does not have this file.
+# Generated from the code by `make manifests`; the next release does not have this file.
 """
 _HEAD = """\
 # Metrics
