@@ -75,7 +75,7 @@ class DecisionMaker:
         if fallback is not None:
             return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
-        if needs is not None and (context is None or context.featurizer != needs):  # of the previous policy
+        if needs is not None and (context is None or context.featurizer != needs):  # None, or of the previous policy
             return self._fallback_decision("no_context", eligible)
         loads = None
         if context is not None and self._config.load.enabled:

@@ -26,7 +26,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 /var/lib/draftpick/registry
 {{- end -}}
 
-{{- /* The user's fleet, and what only the chart can know. */ -}}
+{{- /* The user's fleet, and values that only the chart knows. */ -}}
 {{- define "draftpick.fleet" -}}
 {{- $router := dict -}}
 {{- if .Values.storage.enabled -}}
@@ -84,7 +84,7 @@ readOnlyRootFilesystem: true
 {{- end }}
 {{- end -}}
 
-{{- /* The head needs all of these, too: it checks each new configuration, and with it policy and keys. */ -}}
+{{- /* The head needs all of these as well: it checks each new configuration, and with it policy and keys. */ -}}
 {{- define "draftpick.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: home, mountPath: /home/draftpick}
@@ -118,7 +118,7 @@ readOnlyRootFilesystem: true
 {{- end }}
 {{- end -}}
 
-{{- /* Where a pod runs: of `.group`, a head, a group of workers, or retraining. */ -}}
+{{- /* Scheduling of a pod of `.group`, a head, a group of workers, or retraining. */ -}}
 {{- define "draftpick.placement" -}}
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
