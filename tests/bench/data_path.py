@@ -106,9 +106,11 @@ def main() -> None:
     figures = {k: Interval(float(np.mean(v)), min(v), max(v)) for k in runs[0] if (v := [run[k] for run in runs])}
     ratios = [run["after/added_mean_ms"] / run["before/added_mean_ms"] for run in runs]
     figures["after_over_before"] = Interval(float(np.mean(ratios)), min(ratios), max(ratios))
+    cpu = [run["after/cpu_ms"] / run["before/cpu_ms"] for run in runs]
+    figures["after_over_before/cpu"] = Interval(float(np.mean(cpu)), min(cpu), max(cpu))
     show(figures)
     if args.json_file:
-        write(args.json_file, args.n * args.repeats, figures)
+        write(args.json_file, args.n * args.repeats, figures, bracket=f"range of {args.repeats} repeats")
 
 
 if __name__ == "__main__":

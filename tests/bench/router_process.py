@@ -11,28 +11,37 @@ from typing import Any
 
 import uvicorn
 
+ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
+
 
 async def engine(name: str) -> None:
     """A mock engine that takes no time."""
-    from draftpick.engines.mock.app import MockSpec, mock_app
+    try:
+        from draftpick.engines.mock.app import MockSpec, mock_app
+    except ImportError:  # a checkout from before the import namespace
+        from engines.mock import MockSpec, mock_app
 
     await _serve(mock_app(MockSpec(step_s=0, prefill_s=0, output_tokens=16), model="mock-model", engine=name))
 
 
 async def router(url: str, *options: str) -> None:
-    """A router over the engine at `url` with the shipped static features and records off."""
-    from draftpick.router.config.router_config import load_config
-    from draftpick.router.router import Router
+    """A router over the engine at `url`, as every arm of the shipped policy, which decides; records are off."""
+    try:
+        from draftpick.router.config.router_config import load_config
+        from draftpick.router.router import Router
+    except ImportError:  # a checkout from before the import namespace
+        from router.config import load_config
+        from router.router import Router
 
     settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
-    settings = {"default_engine": "plain", "policy": "uniform", "featurizer": "static", **settings}
-    engines = [{"name": name, "url": url} for name in ("plain", "other")]
+    settings = {"default_engine": "plain", "policy": "embedded", **settings}
+    engines = [{"name": name, "url": url} for name in ARMS]
     config = load_config({"target": {"name": "mock-model"}, "engines": engines, "router": settings})
 
     async def address() -> list[str]:
         return [url]
 
-    made = Router(config, {"plain": address, "other": address})
+    made = Router(config, dict.fromkeys(ARMS, address))
     await made.start()
     await _serve(made.app)
 

@@ -208,8 +208,8 @@ for words in {lines}:
     ("words", "extra"),
     [
         ("serve", "serve"),
-        ("train --data x --out y", "train"),
-        ("drafters corpus --out x", "train,cpu"),
+        ("train --data x --output-dir y", "train"),
+        ("drafters corpus --output x", "train,cpu"),
         ("demo", "serve,train"),
     ],
 )
