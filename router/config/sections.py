@@ -103,7 +103,7 @@ class ExplorationConfig(Model):
         "near-ties if the policy predicts times, else uniform",
     )
     gamma: float = Field(
-        100.0, gt=0, description="gamma of SquareCB: the greater, the less slower engines are explored"
+        100.0, gt=0, description="gamma of SquareCB: the greater, the less often slower engines are explored"
     )
     max_slowdown: float = Field(
         0.3, ge=0, description="engines predicted slower by more than this share get only the floor"
