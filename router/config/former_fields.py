@@ -108,7 +108,7 @@ def _place(data: dict[str, Any], old: str, new: str, value: Any) -> None:
     for part in above:
         holder = holder.setdefault(part, {}) if isinstance(holder, dict) else None
     if not isinstance(holder, dict):
-        raise ValueError(f"{old} is now called {new}, and {'.'.join(above)} is no mapping")
+        raise ValueError(f"{old} is now called {new}, and {'.'.join(above)} is not a mapping")
     if name in holder:
         raise ValueError(f"{old} and {new} are one field (remove {old}, its former name)")
     holder[name] = value

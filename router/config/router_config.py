@@ -156,7 +156,7 @@ class DraftpickConfig(FleetConfig):
         for field, engine in named.items():
             if engine is not None and engine not in self.arms:
                 raise ValueError(
-                    f"{field} names {engine!r}, which is not an engine of the fleet "
+                    f"{field} names {engine!r}, which is not an engine "
                     f"({did_you_mean(engine, self.arms)}engines: {', '.join(self.arms)})"
                 )
         return self

@@ -175,7 +175,9 @@ def test_a_registry_must_be_named(tmp_path: Path) -> None:
     "command", ["list", "show p0001", "promote p0001", "pin p0001", "unpin", "rollback", "history"]
 )
 def test_a_folder_that_is_no_registry_is_told(person: Person, command: str) -> None:
-    assert "is not a registry (create one: draftpick policies add FOLDER --registry " in person.is_told(*command.split())
+    assert "is not a registry (create one: draftpick policies add FOLDER --registry " in person.is_told(
+        *command.split()
+    )
     assert not person.registry.exists()
 
 

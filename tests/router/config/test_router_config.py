@@ -138,7 +138,7 @@ def test_a_field_like_no_other_is_refused_with_all_that_are_allowed() -> None:
 
 def test_a_default_engine_that_is_none_is_refused_with_the_nearest_one() -> None:
     (line,) = problems({**GOOD, "router": {"default_engine": "plane"}})
-    assert line.startswith("router.default_engine names 'plane', which is not an engine of the fleet")
+    assert line.startswith("router.default_engine names 'plane', which is not an engine")
     assert "did you mean 'plain'? engines: plain, ngram" in line
 
 
