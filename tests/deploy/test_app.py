@@ -41,7 +41,7 @@ def test_the_configuration_itself_is_an_argument_too(tmp_path: Path) -> None:
     assert whole.init_args[0] == named.init_args[0]
 
 
-def test_an_engine_that_somebody_else_runs_is_not_deployed() -> None:
+def test_an_external_engine_is_not_deployed() -> None:
     config, handles = build(FLEET).init_args
     assert list(handles) == ["plain"]
     assert config["engines"][1]["url"] == "http://10.0.0.7:8000/"

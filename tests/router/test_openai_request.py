@@ -145,7 +145,7 @@ def test_usage_is_asked_for_and_every_other_byte_stays(path: str, body: bytes) -
         ({"other": [1]}, {"other": [1], "include_usage": True}),
     ],
 )
-def test_usage_is_asked_for_beside_options_that_are_there(options: Any, expected: dict[str, Any]) -> None:
+def test_usage_is_requested_along_with_existing_options(options: Any, expected: dict[str, Any]) -> None:
     fields = {"stream": True, "stream_options": options, "unknown": {"a": [1.5]}}
     request = parse(CHAT, orjson.dumps(fields))
     assert request.hide_usage

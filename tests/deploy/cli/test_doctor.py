@@ -183,7 +183,7 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     assert isinstance(result.exception, ConfigError) or result.exit_code == 2
 
 
-def test_a_wrong_configuration_is_told_to_programs(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_reported_as_json(tmp_path: Path) -> None:
     result = invoke(written(tmp_path, fleet(tmp_path, rooter={})), "--json")
     assert result.exit_code == 2
     assert "did you mean 'router'?" in json.loads(result.stdout)["problems"][0]

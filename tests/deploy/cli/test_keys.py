@@ -65,7 +65,7 @@ def test_an_error_shows_no_value_of_a_wrong_configuration(tmp_path: Path, text: 
     assert "hidden" not in run.stdout + run.stderr
 
 
-def test_a_missing_file_of_keys_is_told_at_once(tmp_path: Path) -> None:
+def test_a_missing_file_of_keys_is_reported_immediately(tmp_path: Path) -> None:
     router = {**FLEET["router"], "keys": {"file": str(tmp_path / "none.yaml")}}
     run = invoke("check-config", fleet_file(tmp_path, router=router), "--json")
     assert "router.keys.file" in json.loads(run.stdout)["problems"][0]

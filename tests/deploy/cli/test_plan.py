@@ -39,7 +39,7 @@ def ran(*arguments: str) -> Result:
     return result
 
 
-def test_simulate_sets_strategies_beside_single_engines(profiles: str, tmp_path: Path) -> None:
+def test_simulate_compares_strategies_with_single_engines(profiles: str, tmp_path: Path) -> None:
     common = (
         "--profiles",
         profiles,

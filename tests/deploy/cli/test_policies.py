@@ -174,7 +174,7 @@ def test_a_registry_must_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", ["list", "show p0001", "promote p0001", "pin p0001", "unpin", "rollback", "history"]
 )
-def test_a_folder_that_is_no_registry_is_told(person: Person, command: str) -> None:
+def test_a_folder_without_a_registry_is_reported(person: Person, command: str) -> None:
     assert "is not a registry (create one: draftpick policies add FOLDER --registry " in person.is_told(
         *command.split()
     )
@@ -192,7 +192,7 @@ def test_an_error_is_one_line(two: Person, monkeypatch: pytest.MonkeyPatch, caps
     assert told.count("\n") == 1
 
 
-def test_what_is_no_policy_is_told(person: Person, tmp_path: Path) -> None:
+def test_an_invalid_policy_is_reported(person: Person, tmp_path: Path) -> None:
     assert f"{tmp_path} is not a readable policy" in person.is_told("add", str(tmp_path))
     assert not person.registry.exists()
 

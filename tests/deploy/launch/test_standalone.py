@@ -69,7 +69,7 @@ async def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPa
     await servers.drain()
 
 
-async def test_whoever_is_scraped_shows_the_counts_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_router_shows_the_counts_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("draftpick.deploy.launch.standalone._MIN_LIFE_S", 0.1)
     servers = Servers()
     engine = (await servers.mock(FAST)).url
@@ -122,7 +122,7 @@ def test_engines_that_would_have_to_be_started_are_refused() -> None:
         RouterProcesses(load_config({**fleet, "router": {"default_engine": "plain"}}), "127.0.0.1", 0, 1)
 
 
-async def test_a_port_that_is_taken_is_told_at_once() -> None:
+async def test_a_port_in_use_is_reported_immediately() -> None:
     servers = Servers()
     url = (await servers.mock(FAST)).url
     with pytest.raises(ConfigError, match="port: cannot listen on"):

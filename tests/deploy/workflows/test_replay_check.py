@@ -53,7 +53,7 @@ def test_engines_that_run_and_can_be_replayed_are_asked(monkeypatch: pytest.Monk
     assert told == [("suffix", 0.25), ("suffix", 0.5), ("suffix", 0.75), ("suffix", 1.0)]
 
 
-def test_replayed_beside_live_acceptance(tmp_path: Path) -> None:
+def test_replayed_and_live_acceptance(tmp_path: Path) -> None:
     engine = Engine.model_validate({"name": "suffix", "drafter": SUFFIX})
     replayed = compare(engine, "a/b", [live("chat", 4.0)], lambda: None)["replayed"]
     result: dict[str, Any] = compare(engine, "a/b", [live("chat", replayed), live("edit", 2 * replayed)], lambda: None)

@@ -42,7 +42,7 @@ def test_figures_of_numpy_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "result.json").read_text())["figures"]["ratio"]["value"] == 1.5
 
 
-def test_details_stand_beside_the_figures(tmp_path: Path) -> None:
+def test_details_accompany_the_figures(tmp_path: Path) -> None:
     result = written(tmp_path / "result.json", verdict="The policy won.", by_kind={"edit": {"plain": 1.0}})
     assert result["verdict"] == "The policy won."
     assert result["by_kind"] == {"edit": {"plain": 1.0}}

@@ -109,7 +109,7 @@ def test_an_unknown_field_of_a_former_section_is_refused_where_it_is_now() -> No
         load_config(with_value(GOOD, "router.limits.max_qeued", 3))
 
 
-def test_a_former_field_beside_a_section_that_is_none_is_refused() -> None:
+def test_a_former_field_under_an_invalid_section_is_rejected() -> None:
     given = with_value(with_value(GOOD, "router.explore", 0.1), "router.exploration", 3)
     with collected(), pytest.raises(ConfigProblems, match=r"router\.explore is now called router\.exploration\.rate"):
         load_config(given)

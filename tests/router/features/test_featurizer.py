@@ -138,7 +138,7 @@ async def test_encoding_does_not_block_the_loop() -> None:
     assert (await task).vector[0] == 1
 
 
-async def test_one_who_stops_waiting_disturbs_nobody() -> None:
+async def test_a_cancelled_wait_does_not_affect_others() -> None:
     encoder = Encoder(duration_s=0.05)
     featurizer = sentence(encoder)
     gone, stays = [asyncio.create_task(featurizer(request(text))) for text in ("gone", "stays")]

@@ -65,7 +65,7 @@ async def test_pages_need_a_key_of_scope_admin(registry: Registry, tmp_path: Pat
     assert registry.state().active == "p0001"
 
 
-async def test_without_keys_all_may_look_and_nobody_changes_anything(registry: Registry, tmp_path: Path) -> None:
+async def test_without_keys_state_is_readable_and_changes_are_rejected(registry: Registry, tmp_path: Path) -> None:
     before = registry.state()
     async with served(registry.path, tmp_path / "records") as (_, client):
         assert (await client.get(EVENTS)).json() == {"object": "list", "data": []}
@@ -112,7 +112,7 @@ REFUSED: list[tuple[dict[str, str], str | None, str]] = [
 
 
 @pytest.mark.usefixtures("keys")
-async def test_what_the_registry_refuses_is_told_with_its_reason(registry: Registry, tmp_path: Path) -> None:
+async def test_a_rejected_change_is_reported_with_its_reason(registry: Registry, tmp_path: Path) -> None:
     async with admin(registry.path, tmp_path / "records") as (_, client):
         for change, param, told in REFUSED:
             error = refusal(await client.post(POLICIES, json=change), 400)
@@ -183,7 +183,7 @@ async def test_a_folder_that_is_to_become_one_shows_no_policies(tmp_path: Path) 
 
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_damaged_registry_is_told_of(registry: Registry, tmp_path: Path, method: str) -> None:
+async def test_a_damaged_registry_is_reported(registry: Registry, tmp_path: Path, method: str) -> None:
     async with admin(registry.path, tmp_path / "records") as (_, client):
         (registry.path / STATE).write_text("{")
         error = refusal(await client.request(method, POLICIES, content=b'{"action": "unpin"}'), 503)
@@ -192,7 +192,7 @@ async def test_a_damaged_registry_is_told_of(registry: Registry, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("keys")
-async def test_a_disk_that_fails_is_told_of(registry: Registry, tmp_path: Path) -> None:
+async def test_a_failing_disk_is_reported(registry: Registry, tmp_path: Path) -> None:
     (registry.path / ".lock").unlink()
     (registry.path / ".lock").mkdir()  # as on a file system that can only be read
     async with admin(registry.path, tmp_path / "records") as (_, client):

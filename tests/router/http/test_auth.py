@@ -63,7 +63,7 @@ def test_keys_come_from_the_environment_in_plain() -> None:
     assert not Keyring(KeysConfig(environment=False), {"DRAFTPICK_API_KEYS": "one"})
 
 
-def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_an_empty_file_admits_no_key(tmp_path: Path) -> None:
     keys = ring(tmp_path)
     assert keys
     with pytest.raises(Unauthorized):

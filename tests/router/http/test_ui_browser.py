@@ -101,7 +101,7 @@ async def test_traffic_appears_by_itself(page: Tab, router_app: StartRouter) -> 
     assert "all requests" in await page.text(".kinds tbody")
 
 
-async def test_it_stops_asking_when_nobody_looks_or_it_is_paused(page: Tab, router_app: StartRouter) -> None:
+async def test_polling_stops_while_hidden_or_paused(page: Tab, router_app: StartRouter) -> None:
     app = await uniform(router_app)
     await page.open(f"{app.server.url}/ui/")
     await page.until(f"{ROWS} === 2")
@@ -239,7 +239,7 @@ async def test_a_refusal_is_said_in_words(page: Tab, router_app: StartRouter) ->
     assert await page.run("document.getElementById('try-status').dataset.tone") == "bad"
 
 
-async def test_a_router_that_is_gone_is_told_of(page: Tab, router_app: StartRouter) -> None:
+async def test_an_unreachable_router_is_reported(page: Tab, router_app: StartRouter) -> None:
     app = await uniform(router_app)
     await page.open(f"{app.server.url}/ui/")
     await page.until(f"{ROWS} === 2")

@@ -118,7 +118,7 @@ async def test_what_is_no_report_is_passed_over(client: EngineClient, servers: S
 class TestDecisions:
     """What a router makes of it."""
 
-    async def test_a_stale_arm_is_left_alone(self, router_app: StartRouter) -> None:
+    async def test_a_stale_arm_is_skipped(self, router_app: StartRouter) -> None:
         router = await router_app({"a": FAST, "b": FAST})  # the policy is fixed: a
         router.parts.load.staleness.suspects = frozenset({"a"})
         assert {(await router.post()).headers["x-draftpick-arm"] for _ in range(3)} == {"b"}

@@ -151,7 +151,7 @@ async def test_policies_come_with_their_gates_and_history(registry: Registry, tm
     assert (after["active"], after["candidate"], after["history"][0]["reason"]) == ("p0002", None, "it is better")
 
 
-def test_a_registry_that_cannot_be_read_is_told_of_until_it_is_mended(registry: Registry) -> None:
+def test_an_unreadable_registry_is_reported_until_it_is_repaired(registry: Registry) -> None:
     policies = RegistryStatus(registry)
     whole = (registry.path / STATE).read_text()
     assert policies.state()["active"] == "p0001"

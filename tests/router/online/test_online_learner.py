@@ -175,7 +175,7 @@ def test_other_kinds_are_no_change_of_an_arm(policy: Policy) -> None:
     assert {e.kind for e in world.events} == {"inputs_changed"}
 
 
-def test_a_policy_that_loses_is_put_aside_and_tried_again(policy: Policy) -> None:
+def test_a_losing_policy_is_suspended_and_resumed(policy: Policy) -> None:
     assert policy.default_arm is not None
     world = World(policy)
     world.go(300)

@@ -290,7 +290,7 @@ def router_of(policy: Path | str) -> Router:
     return Router(load_config({"target": {"name": MODEL}, "engines": engines, "router": settings}), {})
 
 
-async def test_a_damaged_candidate_is_told_of_and_the_next_one_is_followed(registry: Registry, tmp_path: Path) -> None:
+async def test_a_damaged_candidate_is_reported_and_the_next_one_is_used(registry: Registry, tmp_path: Path) -> None:
     damage(registry, "p0002")
     router = router_of(registry.path)
     assert "is not a readable policy" in str(router.state()["candidate_rejected"])

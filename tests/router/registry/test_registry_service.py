@@ -96,7 +96,7 @@ async def test_a_folder_that_becomes_a_registry_is_followed(tmp_path: Path) -> N
         assert set(await arms_of(client, 3)) == {"ngram"}
 
 
-async def test_a_candidate_that_cannot_serve_is_told_of_and_the_active_one_goes_on(
+async def test_an_unusable_candidate_is_reported_and_the_active_policy_stays(
     registry: Registry, tmp_path: Path
 ) -> None:
     id = registry.add(write_policy(tmp_path / "mlp", ARMS), {}, "test")

@@ -127,7 +127,7 @@ async def test_a_key_that_fills_the_queue_makes_room_for_others() -> None:
     await line.finish()
 
 
-async def test_nobody_waits_for_ever() -> None:
+async def test_the_wait_in_the_queue_is_bounded() -> None:
     made = admission(queue_timeout_s=0.05)
     async with full(made):
         with pytest.raises(Overloaded):
@@ -136,7 +136,7 @@ async def test_nobody_waits_for_ever() -> None:
         assert made.state()["queued"] == 0
 
 
-async def test_nobody_waits_beyond_the_own_deadline() -> None:
+async def test_a_deadline_bounds_the_wait_in_the_queue() -> None:
     made = admission()
     async with full(made):
         with pytest.raises(TimedOut):
@@ -180,7 +180,7 @@ async def test_larger_limits_let_in_who_waits() -> None:
     assert made.state()["in_flight"] == 0
 
 
-async def test_smaller_limits_let_nobody_in_until_enough_have_left() -> None:
+async def test_smaller_limits_admit_no_request_until_enough_have_ended() -> None:
     made = admission(places=2)
     line = Line(made)
     async with made.slot("x"):

@@ -143,7 +143,7 @@ async def test_another_replica_of_the_same_engine_answers_when_there_is_no_other
     assert [answer.status_code for answer in pinned] == [200] * 4
 
 
-async def test_a_failing_engine_is_left_alone_and_probed_back(router_app: StartRouter) -> None:
+async def test_a_failing_engine_is_ejected_and_readmitted_by_a_probe(router_app: StartRouter) -> None:
     breaker = {"consecutive_failures": 2, "base_ejection_s": 2, "slow_start_s": 0}
     app = await router_app({"a": FAILS, "b": FAST}, breaker=breaker)
     for _ in range(6):
@@ -155,7 +155,7 @@ async def test_a_failing_engine_is_left_alone_and_probed_back(router_app: StartR
     assert app.replicas.health()["a"] == {app.engines["a"].url: "closed"}
 
 
-async def test_an_engine_whose_drafts_are_lost_is_left_alone(router_app: StartRouter) -> None:
+async def test_an_engine_with_a_lost_drafter_is_quarantined(router_app: StartRouter) -> None:
     drafts = FAST.model_copy(update={"num_speculative_tokens": 4, "acceptance_length": 3.0, "output_tokens": 24})
     app = await router_app({"a": drafts, "b": FAST})
     for _ in range(60):

@@ -115,7 +115,7 @@ decisions = st.builds(
 
 
 @given(st.lists(st.tuples(decisions, outcomes), max_size=30), st.lists(st.integers(0, 30)))
-def test_whenever_somebody_looks_every_attempt_counts_once(
+def test_every_attempt_counts_once_whenever_it_is_processed(
     pairs: list[tuple[Decision, Outcome]], looks: list[int]
 ) -> None:
     recent = RecentRequests("plain")
