@@ -75,7 +75,7 @@ def build_parts(
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
 ) -> Parts:
-    """`baseline`: serves while no load is known (default: the default engine); `accelerators`: per replica, by arm (1)."""
+    """`baseline`: serves while no load is known (default: the default engine); `accelerators`: per replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
     load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
