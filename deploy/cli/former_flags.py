@@ -112,7 +112,7 @@ class CommandGroup(TyperGroup):
             args, replaced = modernise(args)
             for former, now in replaced:
                 err.print(
-                    f"[yellow]warning:[/yellow] `{former}` is now `{now}`; the next release removes the former spelling",
+                    f"[yellow]warning:[/yellow] `{former}` is now `{now}`; the next release drops the former spelling",
                     highlight=False,
                     soft_wrap=True,
                 )
