@@ -75,10 +75,7 @@ def build_parts(
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
 ) -> Parts:
-    """`baseline`: the engine that serves while no load is known (default: the default engine).
-
-    `accelerators`: per replica, by arm (default: 1).
-    """
+    """`baseline`: serves while no load is known (default: the default engine); `accelerators`: per replica (1)."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
     load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
@@ -89,8 +86,7 @@ def build_parts(
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
-    # To add an observer of attempts, add an entry here.
-    observers = (learning, metrics, recent, records)
+    observers = (learning, metrics, recent, records)  # to add an observer of attempts, add an entry
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,

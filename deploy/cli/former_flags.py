@@ -112,8 +112,7 @@ class CommandGroup(TyperGroup):
             args, replaced = modernise(args)
             for former, now in replaced:
                 err.print(
-                    f"[yellow]warning:[/yellow] `{former}` is now `{now}`; the next release removes the former spelling"
-                    "release",
+                    f"[yellow]warning:[/yellow] `{former}` is now `{now}`; the next release removes the former spelling",
                     highlight=False,
                     soft_wrap=True,
                 )
