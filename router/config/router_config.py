@@ -109,8 +109,8 @@ class RouterConfig(Model):
     num_replicas: int = Field(1, ge=1, description="number of router replicas")
     seed: int | None = Field(None, description="seed of the policy's sampling; absent: from the operating system")
     records: RecordsConfig = Field(default_factory=RecordsConfig, description="recording of attempts")
-    logs: LogsConfig = Field(default_factory=LogsConfig, description="logging")
-    tracing: TracingConfig = Field(default_factory=TracingConfig, description="tracing")
+    logs: LogsConfig = Field(default_factory=LogsConfig, description="format and content of logs")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="tracing of requests with OpenTelemetry")
     deployment_options: dict[str, Any] = Field(
         default_factory=dict, description="further options of the router's Serve deployment"
     )

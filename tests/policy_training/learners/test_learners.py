@@ -104,7 +104,7 @@ def test_homes_that_tell_nothing_are_refused() -> None:
     [
         ({"domain_arms": [3, 4]}, "domain_arms must name two arms or more"),
         ({"domain_arms": [1], "domain_centres": 1}, "domain_arms must name two arms or more"),
-        ({"domain_centres": 30}, "domain_centres is of 30 directions"),
+        ({"domain_centres": 30}, "domain_centres has dimension 30"),
     ],
 )
 def test_homes_that_do_not_fit_are_refused(change: dict[str, Any], problem: str) -> None:

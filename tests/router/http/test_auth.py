@@ -125,7 +125,7 @@ def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
         ("- {name: a, sha256: %s, scopes: [root]}" % ("a" * 64), "0.scopes.0"),
         ("- {name: a, sha256: %s, rpm: 1}" % ("a" * 64), "0.rpm"),
         ("- {name: a, sha256: %s, expires: 2030-01-01T00:00:00}" % ("a" * 64), "time zone"),
-        ("- &k {name: a, sha256: %s}\n- *k" % ("a" * 64), "twice"),
+        ("- &k {name: a, sha256: %s}\n- *k" % ("a" * 64), "is a duplicate"),
         ("{", "not valid YAML"),
     ],
 )

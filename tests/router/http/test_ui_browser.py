@@ -304,7 +304,7 @@ async def test_a_policy_is_promoted_after_a_question_and_not_without(
         assert "<b>ngram</b>" in await page.text("#policies-body"), "text of others is text"
         await page.click(promote)
         await page.until("document.getElementById('confirm-dialog').open")
-        assert "p0002 decides all requests from now on. p0001 can be rolled back to" in await page.text("#confirm-what")
+        assert "p0002 will decide all requests. A rollback activates p0001." in await page.text("#confirm-what")
         await page.press("Escape")
         await page.until("!document.getElementById('confirm-dialog').open")
         assert registry.state().active == "p0001"
