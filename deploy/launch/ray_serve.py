@@ -73,7 +73,11 @@ def running(
 
 def use_policy(name: str, address: str) -> list[str]:
     """Activate a policy on every router replica of this cluster; return their ids."""
-    ray.init(address=address, log_to_driver=False, logging_level="error")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        fix = "give --registry FOLDER, or the cluster's address as --ray-address"
+        raise ConfigError("--ray-address", f"no Ray cluster at {address!r}", fix) from error
     try:
         handle = serve.get_deployment_handle("router", APP_NAME)
         return [str(found) for found in handle.broadcast("use_policy", name).results(timeout_s=120)]
