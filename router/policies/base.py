@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from typing import ClassVar
 
@@ -180,11 +180,14 @@ class Policy(ABC):
             shares = apply_exploration(shares, is_eligible, seconds, given.explore, given.exploration)
         index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
-        decision = Decision(self.arms[index], shares[index], probabilities, self.id, exploration_rate=given.explore)
         if forecast is None:
-            return decision
-        return replace(
-            decision,
+            return Decision(self.arms[index], shares[index], probabilities, self.id, exploration_rate=given.explore)
+        return Decision(
+            self.arms[index],
+            shares[index],
+            probabilities,
+            self.id,
+            exploration_rate=given.explore,
             predicted_tpot_s=forecast.tpot_s,
             residual=forecast.residual,
             load=load,

@@ -64,9 +64,10 @@ async def repeat(urls: dict[str, str], processes: dict[str, psutil.Process], n: 
     used = dict.fromkeys(processes, 0.0)
     async with aiohttp.ClientSession() as session:
         for number in range(-20, n):
-            for name, url in urls.items():
+            turn = number % len(urls)  # none always follows the same one
+            for name, url in [*urls.items()][turn:] + [*urls.items()][:turn]:
                 before = _cpu_s(processes.get(name))
-                seconds = await one(session, url, stream=number % 2 == 0)
+                seconds = await one(session, url, stream=number // len(urls) % 2 == 0)
                 if number >= 0:
                     times[name].append(seconds * 1e3)
                     if name in used:
