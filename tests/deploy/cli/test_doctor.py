@@ -120,7 +120,8 @@ def test_problems_are_shown_first_and_in_the_exit_code(tmp_path: Path) -> None:
     found = json.loads(as_json.stdout)
     assert found["findings"][0]["level"] == "problem"
     assert found["counts"]["problem"] == sum(one["level"] == "problem" for one in found["findings"])
-    assert "on engines with one" in " ".join(text.stdout.replace("│", " ").split())
+    assert any("Draftpick sets it on engines with one" in one["cure"] for one in found["findings"])
+    assert "problem" in text.stdout.splitlines()[3]
     assert "2 engines, 0 asked:" in text.stdout
 
 
