@@ -89,4 +89,4 @@ def shadow_attempt(state: RequestState, arm: str) -> RequestState:
         pairs = zip(original.predicted_tpot_s, original.load.slowdown, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)
     incoming = replace(state.client_request, deadline=None, count_tokens=None, accepted=time.perf_counter())
-    return RequestState(incoming, context=state.context, decision=decision)
+    return RequestState(incoming, context=state.context, decision=decision, prefix=state.prefix)
