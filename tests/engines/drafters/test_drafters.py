@@ -122,12 +122,14 @@ def test_the_hybrid_stops_drafting_when_no_part_earns_its_cost() -> None:
     assert replay_drafter(hybrid, ids(1), answer).drafted[-20:].sum() == 0
 
 
+def own_text(token_cost: float) -> SuffixOptions:
+    return SuffixOptions(token_cost=token_cost, suffix_decoding_max_cached_requests=0)
+
+
 def test_suffixes_keep_their_length_where_tokens_are_free_and_lose_what_fails_where_they_are_not() -> None:
     answer = np.random.default_rng(0).integers(0, 5, 300).astype(np.int32)
     full = replay_drafter(SuffixDrafter(K), ids(1, 2), answer)
-    free, dear = (
-        replay_drafter(SuffixProposer.build(SuffixOptions(token_cost=cost), K), ids(1, 2), answer) for cost in (0, 0.5)
-    )
+    free, dear = (replay_drafter(SuffixProposer.build(own_text(cost), K), ids(1, 2), answer) for cost in (0, 0.5))
     assert free.drafted.tolist() == full.drafted.tolist()
     assert dear.drafted.sum() < full.drafted.sum() / 4
 
