@@ -35,7 +35,7 @@ def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Ten
         in_top_k = (values >= least) | without_k[:, None]
     kept, clear = _nucleus(logits, values, in_top_k, without_k, p)
     masked = torch.full_like(logits, -torch.inf).scatter_(1, tokens, values.masked_fill(~kept, -torch.inf))
-    _settle_ties(masked, values, tokens, kept)
+    clear &= _settle_ties(masked, values, tokens, kept)
     if not clear.all():
         unmasked = ~clear & without_k & (p >= 1)
         unmasked[unmasked.clone()] = logits[unmasked].aminmax(dim=1).min > values[unmasked, 0] - _UNDERFLOW
@@ -71,8 +71,11 @@ def _nucleus(
     return kept, total[:, 0].isfinite() & ~beyond & ~doubt.any(1)
 
 
-def _settle_ties(masked: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor) -> None:
-    """Where some of the tokens with the logit of the edge stay, let it be the last ones, in place."""
+def _settle_ties(masked: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Where only some tokens with the logit of the edge stay, let it be the last ones, in place.
+
+    Return the rows without such tokens beyond the likeliest.
+    """
     count = kept.sum(1, keepdim=True)
     edge = values.gather(1, count - 1)
     split = edge == values.gather(1, count.clamp(max=LIKELIEST - 1))
@@ -82,6 +85,7 @@ def _settle_ties(masked: torch.Tensor, values: torch.Tensor, tokens: torch.Tenso
         ordered = tokens[row, ties].sort().values
         masked[row, ordered[:-stay]] = -torch.inf
         masked[row, ordered[-stay:]] = edge[row]
+    return ~(split & (edge == values[:, -1:]))[:, 0]
 
 
 def by_sort(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor) -> torch.Tensor:

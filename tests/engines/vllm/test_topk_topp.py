@@ -62,6 +62,11 @@ def test_what_stays_is_what_a_sort_leaves_to_the_last_bit(asked: list[Row], with
     assert torch.equal(apply_top_k_top_p(logits.clone(), k, p), by_sort(logits, k, p))
 
 
+def test_ties_beyond_the_likeliest_tokens() -> None:
+    logits, p = torch.zeros(1, VOCABULARY), torch.tensor([0.01])
+    assert torch.equal(apply_top_k_top_p(logits.clone(), None, p), by_sort(logits, None, p))
+
+
 @pytest.mark.parametrize("strange", [torch.nan, torch.inf])
 def test_rows_without_a_distribution_are_left_to_the_sort(strange: float) -> None:
     logits = torch.stack([logits_of("peaked", 0), logits_of("peaked", 1)])
