@@ -109,6 +109,21 @@ def test_tokens_are_drawn_in_proportion_to_their_probability() -> None:
     assert chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-3
 
 
+def test_tokens_are_drawn_from_the_nucleus_in_proportion_to_their_probability() -> None:
+    """Against the definition in float64."""
+    torch.manual_seed(0)
+    n, row, p = 50_000, logits_of("peaked", 3) / 2, 0.9
+    likeliest = row.double().softmax(0).sort(descending=True)
+    nucleus = likeliest.values[: int((likeliest.values.cumsum(0) < p).sum()) + 1]
+    masked = apply_top_k_top_p(row[None].clone(), None, torch.tensor([p]))
+    drawn = torch.cat([random_sample(masked.expand(500, -1)) for _ in range(n // 500)]).bincount(minlength=VOCABULARY)
+    seen = drawn[likeliest.indices].double()
+    assert seen[len(nucleus) :].sum() == 0
+    often = (nucleus / nucleus.sum() * n > 5).nonzero()[:, 0]
+    expected = nucleus[often] / nucleus[often].sum() * seen[often].sum()
+    assert chisquare(seen[often], expected).pvalue > 1e-3
+
+
 def test_a_draw_needs_some_weight_only() -> None:
     assert draw(torch.tensor([[0.0, 0.0, 1e-38, 0.0], [1.0, 0.0, 0.0, 0.0]])).tolist() == [2, 0]
 
