@@ -1,5 +1,6 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -111,7 +112,8 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: the
+    active policy's id and the request's cluster under it, once known. `time`: of its end, in seconds since the epoch.
     """
 
     request_id: str
@@ -125,10 +127,11 @@ class Attempt:
     in_flight: dict[str, int]
     running: float | None = None
     cluster: tuple[str, int] | None = None
+    time: float = field(default_factory=time.time)
 
 
 AttemptObserver = Callable[[Attempt], None]
-"""Called once with every finished attempt. Must not raise."""
+"""Called once with every finished attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
@@ -15,7 +14,6 @@ from draftpick.router.errors import EngineFailed
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
 from draftpick.router.openai_request import Request
-from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
@@ -36,7 +34,7 @@ _RETRYABLE: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
 
 class Dispatcher:
-    """Routes requests. `observers` get every finished attempt."""
+    """Routes requests. `on_attempt_end` gets every finished attempt."""
 
     def __init__(
         self,
@@ -44,25 +42,19 @@ class Dispatcher:
         *,
         replicas: ReplicaTable,
         client: EngineClient,
-        active_policies: ActivePolicies,
         decide: DecisionMaker,
         admission: Admission,
         prefixes: PrefixIndex,
         demand: Demand,
         shadow: Shadow,
         metrics: Metrics,
-        observers: Sequence[AttemptObserver],
+        on_attempt_end: AttemptObserver,
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._config, self.featurizer, self.replicas, self._client = config, featurizer, replicas, client
-        self._active_policies, self.decide, self._admission, self.prefixes = (
-            active_policies,
-            decide,
-            admission,
-            prefixes,
-        )
-        self._demand, self._shadow, self._metrics, self._observers = demand, shadow, metrics, observers
+        self.decide, self._admission, self.prefixes = decide, admission, prefixes
+        self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
@@ -204,16 +196,8 @@ class Dispatcher:
         return (lease.in_flight + lease.replica.total_in_flight) / 2
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
-        """Pass a finished attempt to all observers."""
-        client_request, request, cluster = state.client_request, state.client_request.request, None
-        if running is not None:
-            try:
-                cluster = (
-                    self._active_policies.policy.id,
-                    self._active_policies.cluster(state.context, state.decision),
-                )
-            except Exception as error:  # third-party policies may raise anything; the answer has been sent
-                self._metrics.failures["learning", type(error).__name__] += 1
+        """Report a finished attempt."""
+        client_request, request = state.client_request, state.client_request.request
         state.last = Attempt(
             client_request.request_id,
             state.number,
@@ -225,12 +209,10 @@ class Dispatcher:
             outcome,
             in_flight,
             running,
-            cluster,
         )
         if client_request.count_tokens is not None:
             client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
-        for observe in self._observers:
-            observe(state.last)
+        self._on_attempt_end(state.last)
         if state.trace is not None:
             state.trace.attempt_ended(outcome)
 

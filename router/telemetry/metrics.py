@@ -35,7 +35,7 @@ EVENTS = (
 )
 """Kinds of events."""
 FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
-FAILING_PARTS = ("features", "learning", "events")
+FAILING_PARTS = ("features", "attempts", "learning", "metrics", "recent", "records", "events")
 
 
 @dataclass(frozen=True, slots=True)
