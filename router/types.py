@@ -61,8 +61,9 @@ class Decision:
     `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `predicted_tpot_s`: the
     policy's prediction for every arm under that load, before corrections. All lists are in the order of
     `probabilities`. `unloaded_arm`: the arm with the shortest time if no engine had any load. `cluster`: the request's
-    cluster under the deciding policy. `policy_share`: the probability that this policy was drawn to decide, if two were
-    in service; `other_policy_probabilities`: probabilities of all arms under the other one, by its id.
+    cluster under the deciding policy; None until the answer's end unless the decision depended on it. `policy_share`:
+    the probability that this policy was drawn to decide, if two were in service; `other_policy_probabilities`:
+    probabilities of all arms under the other one, by its id.
     """
 
     arm: str

@@ -108,7 +108,10 @@ class ActivePolicies:
         """An answered attempt with the cluster of its request; others unchanged. Raises what the policy raises."""
         if attempt.running is None:
             return attempt
-        return replace(attempt, cluster=(self.policy.id, self.cluster(attempt.context, attempt.decision)))
+        cluster, decision = self.cluster(attempt.context, attempt.decision), attempt.decision
+        if decision.policy == self.policy.id and decision.cluster is None:
+            decision = replace(decision, cluster=cluster)
+        return replace(attempt, decision=decision, cluster=(self.policy.id, cluster))
 
     def observe(
         self,
