@@ -19,7 +19,7 @@ from draftpick.engines.errors import DraftpickError
 from draftpick.engines.profile import cache as profile_cache
 from draftpick.engines.profile import identity
 from draftpick.engines.profile.identity import EngineIdentity
-from draftpick.engines.profile.measure import measure_profile
+from draftpick.engines.profile.measure import ProfilePlan, measure_profile
 
 _log = logging.getLogger(__name__)
 MAX_DISAGREEMENT = 0.15
@@ -43,14 +43,14 @@ async def measure_once(url: str, model: str) -> None:
             async with httpx.AsyncClient(base_url=url) as client:
                 own = EngineIdentity.from_json((await client.get(identity.PATH)).content)
             if own is not None and profile_cache.read(own) is None:
-                await _measure(url, model)
+                await _measure(url, model, own.max_running)
         except (DraftpickError, httpx.HTTPError, OSError) as error:
             _log.warning("no profile of %s: %s", model, error)
 
 
-async def _measure(url: str, model: str) -> None:
+async def _measure(url: str, model: str, max_running: int | None) -> None:
     start = time.monotonic()
-    result = await measure_profile(url, model=model)
+    result = await measure_profile(url, plan=ProfilePlan.quick(max_running), model=model)
     _log.info("profile of %s measured in %.0f s", model, time.monotonic() - start)
     if result.disagreement > MAX_DISAGREEMENT:
         _log.warning(

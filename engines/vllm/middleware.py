@@ -11,12 +11,13 @@ from starlette.datastructures import State
 from starlette.types import ASGIApp
 
 from draftpick.engines import load_report as load
-from draftpick.engines.http.status_pages import EndpointTable
+from draftpick.engines.http.status_pages import Endpoint, EndpointTable
 from draftpick.engines.load_report import LoadReport
 from draftpick.engines.profile import cache as profile_cache
-from draftpick.engines.profile import identity, profile
+from draftpick.engines.profile import identity, profile, step_log
 from draftpick.engines.profile.identity import EngineIdentity, described, digest, machine_name
 from draftpick.engines.profile.profile import Profile
+from draftpick.engines.profile.step_log import StepLog
 
 _NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
 """Arguments without influence on step times."""
@@ -26,15 +27,26 @@ class VLLMPages(EndpointTable):
     """vLLM's application with the status endpoints of an engine; vLLM constructs it from the application alone."""
 
     def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, {load.PATH: load_report, profile.PATH: engine_profile, identity.PATH: engine_identity})
+        super().__init__(app, _PAGES)
 
 
 def load_report(state: State) -> LoadReport | None:
     """Return the load of the engine behind vLLM's application; None if vLLM keeps no statistics."""
+    stats = _stats(state)
+    return stats.report() if stats is not None else None
+
+
+def recent_steps(state: State) -> StepLog | None:
+    """Return the engine's last steps; None if vLLM keeps no statistics."""
+    stats = _stats(state)
+    return stats.steps if stats is not None else None
+
+
+def _stats(state: State) -> Any:
     from draftpick.engines.vllm.stat_logger import LoadStats
 
     kept = getattr(state.engine_client, "logger_manager", None)
-    return next((one.report() for one in kept.stat_loggers if isinstance(one, LoadStats)), None) if kept else None
+    return next((one for one in kept.stat_loggers if isinstance(one, LoadStats)), None) if kept else None
 
 
 def engine_profile(state: State) -> Profile | None:
@@ -85,3 +97,11 @@ def _plain(value: Any, name: str = "") -> Any:
             return value
         case _:
             return None
+
+
+_PAGES: dict[str, Endpoint] = {
+    load.PATH: load_report,
+    step_log.PATH: recent_steps,
+    profile.PATH: engine_profile,
+    identity.PATH: engine_identity,
+}

@@ -22,7 +22,8 @@ MODEL = "target"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
     monkeypatch.setattr("draftpick.engines.profile.on_startup.MAX_DISAGREEMENT", 9.0)  # this machine may be busy
-    monkeypatch.setattr(ProfilePlan.__init__, "__defaults__", ((1, 2), (20,), 4, 1.0, 1))
+    plan = ProfilePlan(batches=(1, 2), contexts=(20,), steps=4, longest_s=1.0, min_prompts=1)
+    monkeypatch.setattr(ProfilePlan, "quick", lambda max_running: plan)
     return tmp_path / "profiles"
 
 
