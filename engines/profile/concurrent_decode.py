@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from draftpick.engines.http.client import EngineClient, EngineResponse
+from draftpick.engines.http.server import PROFILING
 from draftpick.engines.profile.profile import ProfileError
 
 SAMPLING: tuple[dict[str, float], ...] = (
@@ -17,7 +18,7 @@ SAMPLING: tuple[dict[str, float], ...] = (
     {"temperature": 0.7, "top_p": 0.9, "top_k": 50},
 )
 """Sampling parameters of each of `draftpick.engines.profile.profile.MODES`."""
-_JSON = [("content-type", "application/json")]
+_HEADERS = [("content-type", "application/json"), (PROFILING.decode(), "1")]
 _CHUNK_END = b"\n\n"
 _MAX_TOKENS = 2048
 _PATIENCE_S = 180.0
@@ -34,14 +35,14 @@ class Target:
 
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
         """Return the complete JSON answer to a request. Raises `ProfileError` for an error status."""
-        async with self.client.send(self.url + path, "POST", _JSON, orjson.dumps(body), stream=False) as answer:
+        async with self.client.send(self.url + path, "POST", _HEADERS, orjson.dumps(body), stream=False) as answer:
             return orjson.loads(await _read_body(answer))
 
     def stream(self, prompt: Sequence[int], mode: int, max_tokens: int) -> Any:
         """Start a streamed completion of exactly `max_tokens` tokens."""
         body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
         asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[mode]})
-        return self.client.send(f"{self.url}/v1/completions", "POST", _JSON, asked, stream=True)
+        return self.client.send(f"{self.url}/v1/completions", "POST", _HEADERS, asked, stream=True)
 
 
 class _Batch:

@@ -5,6 +5,7 @@ The load comes from `engines/vllm/stat_logger.py`, a vLLM plugin; the profile fr
 
 from dataclasses import fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import State
@@ -27,7 +28,7 @@ class VLLMPages(EndpointTable):
     """vLLM's application with the status endpoints of an engine; vLLM constructs it from the application alone."""
 
     def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, _PAGES)
+        super().__init__(app, _PAGES, {profile.PATH: repeat_profile})
 
 
 def load_report(state: State) -> LoadReport | None:
@@ -54,6 +55,12 @@ def engine_profile(state: State) -> Profile | None:
     return profile_cache.read(engine_identity(state))
 
 
+def repeat_profile(state: State) -> bool | None:
+    """Measure the profile again when the node is idle; None if this engine does not measure itself."""
+    keeper = getattr(state, "profile_keeper", None)
+    return None if keeper is None else bool(keeper.repeat())
+
+
 @lru_cache(maxsize=4)
 def engine_identity(state: State) -> EngineIdentity:
     """Return the identity of this engine: its arguments and machine."""
@@ -66,12 +73,20 @@ def engine_identity(state: State) -> EngineIdentity:
         # vLLM's own hash covers models and compilation, but hardly drafters and scheduling.
         "compiled": config.compute_hash(),
         "arguments": _arguments(state.args),
-        "versions": [vllm.__version__, torch.__version__],
+        "versions": [vllm.__version__, torch.__version__, own_code()],
     }
     parallel = config.parallel_config
     of_one = [] if current_platform.is_cpu() else [current_platform.get_device_name()]
     machine = machine_name([f"{parallel.world_size}x", *of_one] if of_one else [])
     return EngineIdentity(digest(build), machine, config.scheduler_config.max_num_seqs * parallel.data_parallel_size)
+
+
+@lru_cache(maxsize=1)
+def own_code() -> str:
+    """Return a hash of Draftpick's code that runs within a decoding step."""
+    folder = Path(__file__).parent
+    files = [*folder.glob("*.py"), *(folder.parent / "drafters").glob("*.py")]
+    return digest([[file.name, file.read_text()] for file in sorted(files)])
 
 
 def _arguments(args: Any) -> dict[str, Any]:
