@@ -84,6 +84,11 @@ class OnlineLearner:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
 
+    def reset_arm(self, arm: str) -> None:
+        """Discard what answers of an arm have shown, after a change of its predictions."""
+        self.correction.reset_arm(self._policy.arms.index(arm))
+        self.refresh()
+
     def refresh(self) -> None:
         """Recompute `shifts` from local and other routers' observations."""
         caution = [_CAUTION if left else 0.0 for left in self._caution_left]

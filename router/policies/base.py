@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from typing import ClassVar
@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.sections import ExplorationConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.clusters import Clusters
@@ -135,6 +136,15 @@ class Policy(ABC):
     """Whether the engines' load affects its choice."""
     clusters: Clusters | None = None
     """Its clusters of requests; None: it has none."""
+
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> Sequence[str]:
+        """Take the costs of these arms from their measured profiles; returns the arms whose costs have changed."""
+        return ()
+
+    @property
+    def foreign_costs(self) -> Sequence[str]:
+        """Arms whose costs are not those of this machine but those of the machine that the policy was trained on."""
+        return ()
 
     def cluster(self, context: Context | None) -> int:
         """The cluster of a context (`draftpick.router.policies.clusters.Clusters.assign`); 0 without clusters."""

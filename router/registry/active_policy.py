@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.online_learner import OnlineLearner
@@ -53,6 +54,7 @@ class ActivePolicies:
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
+        self._profiles: Mapping[str, Profile] = {}
         self.explore = config.exploration.rate
         self.policy, self._active = policy, self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
@@ -131,10 +133,19 @@ class ActivePolicies:
         """Learners of the policies in service, by id."""
         return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
 
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> None:
+        """Decide by these costs from now on; corrections of other costs are discarded."""
+        self._profiles = profiles
+        for served in (self._active, self._candidate):
+            if served is not None:
+                for arm in served.policy.use_profiles(profiles):
+                    served.online.reset_arm(arm)
+
     def emit_for_arm(self, kind: str, text: str, arm: str) -> None:
         self.events.emit(Event(time.time(), kind, text, arm, self.policy.id))
 
     def _in_service(self, policy: Policy, learned: Mapping[str, OnlineLearner]) -> PolicyInService:
+        policy.use_profiles(self._profiles)
         best = policy.default_arm
         fallback_policy = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
         # An id identifies what a policy has learned, not its options: the new one decides.
