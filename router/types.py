@@ -63,11 +63,12 @@ class Decision:
 
     `reason`: `resumed` is a choice for the rest of a stream that broke on another arm; `shadow`, one without a waiting
     client; like the last two, they are not draws of the policy for a whole request. The decision was made with
-    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `predicted_tpot_s`: the
-    policy's prediction for every arm under that load, before corrections. All lists are in the order of
-    `probabilities`. `unloaded_arm`: the arm with the shortest time if no engine had any load. `cluster`: the request's
-    cluster under the deciding policy. `policy_share`: the probability that this policy was drawn to decide, if two were
-    in service; `other_policy_probabilities`: probabilities of all arms under the other one, by its id.
+    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `level_deviations`:
+    standard deviations of the arms' log levels, if exploration was wide. `predicted_tpot_s`: the policy's prediction
+    for every arm under that load, before corrections. All lists are in the order of `probabilities`. `unloaded_arm`:
+    the arm with the shortest time if no engine had any load. `cluster`: the request's cluster under the deciding
+    policy. `policy_share`: the probability that this policy was drawn to decide, if two were in service;
+    `other_policy_probabilities`: probabilities of all arms under the other one, by its id.
     """
 
     arm: str
@@ -76,6 +77,7 @@ class Decision:
     policy: str
     reason: Reason = "policy"
     exploration_rate: float = 0.0
+    level_deviations: Sequence[float] | None = None
     predicted_tpot_s: Sequence[float] | None = None
     residual: Sequence[float] | None = None
     load: LoadTerms | None = None

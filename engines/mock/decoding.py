@@ -49,7 +49,8 @@ class Piece:
 @dataclass(slots=True)
 class Decoding:
     """One request in progress. The first step is the prefill and yields one token per sequence, as in vLLM; each
-    further step yields 1 + accepted tokens of the `drafted` ones; `varies`: drafts have any length. Times are seconds of the monotonic clock.
+    further step yields 1 + accepted tokens of the `drafted` ones; `varies`: drafts have any length. Times are seconds
+    of the monotonic clock.
     """
 
     answers: list[Answer]

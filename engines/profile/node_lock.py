@@ -89,7 +89,7 @@ async def _held(name: str, kind: int) -> AsyncIterator[None]:
         file = None
         with contextlib.suppress(OSError):
             file = stack.enter_context(_open(name))
-        while file is not None and not _try_lock(file, kind):
+        while file is not None and not _try_lock(file, kind):  # noqa: ASYNC110  # the kernel tells nobody
             await asyncio.sleep(_POLL_S)
         yield
 

@@ -45,7 +45,9 @@ class StepTimeModel:
         self.max_running = profile.max_running if profile is not None else MAX_BATCH
         sizes = range(1, MAX_BATCH + 1)
         guess = [1.0 + _GUESSED_GROWTH * (n - 1) for n in sizes]
-        self._base = np.log([[profile.step(n, 0.0, mode) for n in sizes] if profile else guess for mode in range(len(MODES))])
+        self._base = np.log(
+            [[profile.step(n, 0.0, mode) for n in sizes] if profile else guess for mode in range(len(MODES))]
+        )
         self.forget_answers()
         self._set_curves(_CENTRES, np.zeros(_BUCKETS))
 

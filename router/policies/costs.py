@@ -9,7 +9,7 @@ from draftpick.engines.profile.profile import MODES, Profile
 
 Floats = npt.NDArray[np.float64]
 Costs = tuple[Floats, Floats, Floats]
-"""Seconds of a decoding step [arms, modes], of a first token [arms], and of that additionally per prompt token [arms]."""
+"""Seconds of a step [arms, modes], of a first token [arms], and additional ones per prompt token [arms]."""
 
 
 def merge_costs(artifact: Sequence[Floats], arms: Sequence[str], profiles: Mapping[str, Profile]) -> Costs:

@@ -29,8 +29,8 @@ _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("
 class TauCostPolicy(Policy):
     """Chooses the arm with the shortest expected time, and `default` if the gain is uncertain.
 
-    Costs are those of each arm's profile (`use_profiles`), measured where the engine runs. An arm without a profile takes
-    those of the artefact, scaled by the median ratio of the profiles to the artefact: costs of another machine.
+    Costs are those of each arm's profile (`use_profiles`), measured where the engine runs. An arm without a profile
+    takes those of the artefact, scaled by the median ratio of the profiles to the artefact: costs of another machine.
 
     Arrays: those of its regressor (log tau), and such costs: `step_s` [arms, 2], seconds of a decoding step, greedy and
     sampled; `start_s` and `per_token_s` [arms] of the time to the first token; optionally `length` [d + 1]: weights of
