@@ -6,10 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.engines.profile.profile import MODES, Profile
+from draftpick.router.policies.base import Policy
 
 Floats = npt.NDArray[np.float64]
 Costs = tuple[Floats, Floats, Floats]
 """Seconds of a step [arms, modes], of a first token [arms], and additional ones per prompt token [arms]."""
+
+MEASURED, FOREIGN = "measured on its machine", "costs of another machine"
+
+
+def cost_sources(policy: Policy) -> dict[str, str]:
+    """Where the costs of each arm are from: `MEASURED` or `FOREIGN`; none for a policy that predicts no times."""
+    foreign = policy.foreign_costs
+    return {arm: FOREIGN if arm in foreign else MEASURED for arm in policy.arms} if policy.uses_load else {}
 
 
 def merge_costs(artifact: Sequence[Floats], arms: Sequence[str], profiles: Mapping[str, Profile]) -> Costs:
