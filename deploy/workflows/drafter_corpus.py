@@ -22,12 +22,10 @@ from draftpick.engines.drafters.training.responses import (
     weight_files,
 )
 from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
+from draftpick.policy_training.workloads import GENERATED, KINDS, Message, Prompt, generate, read_jsonl
 
 ProgressCallback = Callable[[str, float, str], None]
 """Called with (operation, fraction done, status)."""
-
-GENERATED = "generated"
-"""Source name of the project's own workload generator, in place of a file of prompts."""
 
 _SOURCE = re.compile(r"(.*?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
@@ -51,23 +49,23 @@ class Corpus:
     target: str = EMBEDDED
     seed: int = 0
 
-    def parts(self) -> list[list[str]]:
-        """Texts by kind and source, shuffled by seed. Raises ValueError if there are none."""
-        parts: list[list[str]] = []
-        seen: set[str] = set()
+    def parts(self) -> list[list[Prompt]]:
+        """Prompts by kind and source, shuffled by seed. Raises ValueError if there are none."""
+        parts: list[list[Prompt]] = []
+        seen: set[tuple[tuple[Message, ...], str]] = set()
         for part in (part for source in self.prompts for part in self._of(source)):
             # A duplicate prompt could be both trained on and held out.
-            parts.append([text for text in dict.fromkeys(part) if text not in seen])
-            seen.update(part)
+            parts.append([])
+            for prompt in part:
+                if (conversation := (prompt.history, prompt.text)) not in seen:
+                    seen.add(conversation)
+                    parts[-1].append(prompt)
         parts = [part for part in parts if part]
         if not parts:
             raise ValueError(f"no prompts of kind {', '.join(self.kinds) or 'any'} in {', '.join(self.prompts)}")
         return parts
 
-    def _of(self, source: str) -> list[list[str]]:
-        from draftpick.policy_training.workloads import KINDS, read_jsonl
-        from draftpick.policy_training.workloads import generate as prompts_of
-
+    def _of(self, source: str) -> list[list[Prompt]]:
         parsed = _SOURCE.fullmatch(source)
         assert parsed is not None
         name, kind, own = parsed.groups()
@@ -77,14 +75,14 @@ class Corpus:
             prompts = read_jsonl(Path(name))
             wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
         elif wanted:
-            prompts = prompts_of(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
+            prompts = generate(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
         if kind and not wanted:
             raise ValueError(f"no prompts of kind {kind} in {name}")
         parts = []
         for kind in wanted:
-            texts = [p.text for p in prompts if p.kind == kind]
-            random.Random(self.seed).shuffle(texts)
-            parts.append(texts[:n])
+            of_kind = [p for p in prompts if p.kind == kind]
+            random.Random(self.seed).shuffle(of_kind)
+            parts.append(of_kind[:n])
         return parts
 
     def as_json(self) -> dict[str, Any]:
@@ -104,7 +102,10 @@ def answers_of(corpus: Corpus) -> Responses:
     missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
     if missing:
         asks = [
-            [GenerationRequest(p, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures), strict=False)]
+            [
+                GenerationRequest(p.messages, t, corpus.max_tokens)
+                for p, t in zip(part, cycle(corpus.temperatures), strict=False)
+            ]
             for part in missing.values()
         ]
         answer = ResponseGenerator(target, seed=corpus.seed, **_ENGINE)
@@ -153,6 +154,7 @@ def make_table(
     return {"tokens": sum(len(s) for s in (*tokenized, *sequences)), "bigrams": int((table.keys >= 0).sum())}
 
 
-def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[str]]) -> list[str]:
+def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[Prompt]]) -> list[str]:
     asked: Any = TARGET_NAME if corpus.target == EMBEDDED else [corpus.target, weight_files(target)]
-    return [cache_key(asked, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in parts]
+    texts = [[prompt.messages if prompt.history else prompt.text for prompt in part] for part in parts]
+    return [cache_key(asked, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in texts]

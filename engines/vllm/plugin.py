@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from draftpick.engines.vllm.packed_linear import register_packed_linear
+
 KERNELS = "draftpick"
 """Name of the kernels below in vLLM's `ir_op_priority`."""
 
@@ -23,6 +25,7 @@ def register() -> None:
         kernels.expand_kernel.func = expand
         current_platform.import_kernels()
         register_norms()
+        register_packed_linear()
 
 
 def expand(

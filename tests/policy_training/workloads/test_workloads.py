@@ -142,8 +142,8 @@ def test_read_jsonl_round_trip(tmp_path: Path, name: str) -> None:
 def test_read_jsonl_other_names_and_defaults(tmp_path: Path) -> None:
     lines = ['{"prompt": "Hi", "domain": "talk", "extra": [1], "id": null}', "", '{"text": "Ho", "id": 7}']
     assert read_jsonl(written(tmp_path, *lines)) == [
-        Prompt("talk-1", "talk", "Hi"),
-        Prompt("7", "other", "Ho"),
+        Prompt("talk-1", "talk", "Hi", source="prompts"),
+        Prompt("7", "other", "Ho", source="prompts"),
     ]
 
 
@@ -153,6 +153,15 @@ def test_read_jsonl_lines_that_say_nothing_get_what_is_asked_for(tmp_path: Path)
     path.write_text("\n".join(lines))
     prompts = read_jsonl(path, temperature=0.7, max_tokens=32)
     assert [(p.temperature, p.max_tokens) for p in prompts] == [(0.7, 32), (0.0, 7)]
+
+
+def test_read_jsonl_conversations_end_with_the_user(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": role * 2} for role in ("system", "user", "assistant", "user", "assistant")]
+    fields = {"messages": turns, "source": "org/set", "language": "de", "top_p": 0.9, "split": "dev"}
+    (prompt,) = read_jsonl(written(tmp_path, json.dumps(fields)), split="dev")
+    assert prompt.messages == turns[:-1]
+    assert (prompt.source, prompt.language, prompt.top_p) == ("org/set", "de", 0.9)
+    assert read_jsonl(written(tmp_path, json.dumps(fields)), split="train") == []
 
 
 def test_interleaved_prompts_come_in_rounds_of_all_kinds() -> None:
@@ -170,7 +179,7 @@ def test_read_jsonl_keeps_unicode_line_separators_inside_a_text(tmp_path: Path) 
     [
         ('{"prompt": ', "Expecting value"),
         ("[1, 2]", "expected a JSON object, found list"),
-        ('{"question": "Hi"}', r"'prompt' \(or 'text'\) is missing; fields found: question"),
+        ('{"question": "Hi"}', r"'prompt' \(or 'text', 'messages'\) is missing; fields found: question"),
         ('{"prompt": 3}', "'prompt' must be a non-empty string"),
         ('{"prompt": " "}', "'prompt' must be a non-empty string"),
         ('{"prompt": "Hi", "kind": ["math"]}', "'kind' must be a non-empty string"),
@@ -180,6 +189,10 @@ def test_read_jsonl_keeps_unicode_line_separators_inside_a_text(tmp_path: Path) 
         ('{"prompt": "Hi", "temperature": NaN}', "'temperature' must be a number"),
         ('{"prompt": "Hi", "max_tokens": 0}', "'max_tokens' must be an integer"),
         ('{"prompt": "Hi", "max_tokens": true}', "'max_tokens' must be an integer"),
+        ('{"prompt": "Hi", "top_p": 0}', "'top_p' must be a number above 0, up to 1, found 0"),
+        ('{"messages": "Hi"}', "'messages' must be a list of objects with 'role' and 'content'"),
+        ('{"messages": [{"role": "user"}]}', r"'messages\[0\]' must have the strings 'role' and 'content'"),
+        ('{"messages": [{"role": "assistant", "content": "Hi"}]}', "'messages' has no user turn"),
     ],
 )
 def test_read_jsonl_names_file_line_and_problem(tmp_path: Path, line: str, problem: str) -> None:
