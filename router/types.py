@@ -25,8 +25,8 @@ Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
-    The other fields come from the request: whether its answer is `sampled`, the approximate number of tokens of its
-    prompt, and the limit of its output tokens.
+    The other fields come from the request: whether its answer is `sampled`, and `truncated` by top_p or top_k (known in
+    live requests and in records), the approximate number of tokens of its prompt, and the limit of its output tokens.
     """
 
     vector: Vector
@@ -34,6 +34,12 @@ class Context:
     sampled: bool = False
     prompt_tokens: float = 0.0
     max_tokens: float = DEFAULT_MAX_TOKENS
+    truncated: bool = False
+
+    @property
+    def mode(self) -> int:
+        """Its sampling mode, one of `draftpick.engines.profile.profile.MODES`."""
+        return 0 if not self.sampled else 1 + self.truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,13 @@ class Decision:
 
     `reason`: `resumed` is a choice for the rest of a stream that broke on another arm; `shadow`, one without a waiting
     client; like the last two, they are not draws of the policy for a whole request. The decision was made with
-    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `predicted_tpot_s`: the
-    policy's prediction for every arm under that load, before corrections. All lists are in the order of
-    `probabilities`. `unloaded_arm`: the arm with the shortest time if no engine had any load. `cluster`: the request's
-    cluster under the deciding policy; None until the answer's end unless the decision depended on it. `policy_share`:
-    the probability that this policy was drawn to decide, if two were in service; `other_policy_probabilities`:
-    probabilities of all arms under the other one, by its id.
+    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `level_deviations`:
+    standard deviations of the arms' log levels, if exploration was wide. `predicted_tpot_s`: the policy's prediction
+    for every arm under that load, before corrections. All lists are in the order of `probabilities`. `unloaded_arm`:
+    the arm with the shortest time if no engine had any load. `cluster`: the request's cluster under the deciding
+    policy; None until the answer's end unless the decision depended on it. `policy_share`: the probability that this
+    policy was drawn to decide, if two were in service; `other_policy_probabilities`: probabilities of all arms under
+    the other one, by its id.
     """
 
     arm: str
@@ -72,6 +79,7 @@ class Decision:
     policy: str
     reason: Reason = "policy"
     exploration_rate: float = 0.0
+    level_deviations: Sequence[float] | None = None
     predicted_tpot_s: Sequence[float] | None = None
     residual: Sequence[float] | None = None
     load: LoadTerms | None = None
