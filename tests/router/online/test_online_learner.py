@@ -190,6 +190,15 @@ def test_a_losing_policy_is_suspended_and_resumed(policy: Policy) -> None:
     assert world.events[-1].kind == "policy_resumed"
 
 
+def test_a_policy_whose_times_are_corrected_is_not_suspended(policy: Policy) -> None:
+    world = World(policy, correction={"enabled": True}, drift={"page_hinkley_lambda": 1e9})
+    world.go(300)
+    world.times[:] = [1.0 if arm == policy.default_arm else 3.0 for arm in range(len(ARMS))]
+    world.online.refresh = lambda: None  # type: ignore[method-assign]  # it goes on with the arms that are slow now
+    world.go(600, seed=2)
+    assert not world.online.suspended
+
+
 def test_what_is_switched_off_learns_nothing(policy: Policy) -> None:
     world = World(policy, drift={"enabled": False})
     world.go(300)

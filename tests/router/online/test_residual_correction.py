@@ -93,6 +93,8 @@ def test_what_others_saw_of_a_forgotten_arm_is_forgotten_too() -> None:
     one.reset_arm(1)
     assert one.weight(0, 1) == 0
     assert one.weight(0, 0) > 0
+    one.update(0, 1, 0.5)
+    assert one.weight(0, 1) == 1
 
 
 @pytest.mark.parametrize(

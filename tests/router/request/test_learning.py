@@ -1,0 +1,97 @@
+"""What the answers of a policy teach it, and what the load terms of a decision follow."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from draftpick.engines.mock.app import MockSpec
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.http.auth import digest
+from draftpick.router.load.step_time import StepTimeModel
+from draftpick.router.policies.base import Forecast, Probabilities, Shifts
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.types import Context, LoadTerms
+from tests.fleet import FAST, Routed, StartRouter, until
+from tests.router.load.test_load_model import rising
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FEATURES = LexicalFeaturizer()
+CORRECTED = {"correction": {"enabled": True}}
+
+
+class Predicts(FixedPolicy):
+    """Chooses `a`, and predicts a time per token."""
+
+    uses_load = True
+
+    def __init__(self, tpot_s: float = 0.01) -> None:
+        super().__init__(("a", "b"), "a")
+        self.id, self.featurizer, self._tpot_s = "predicts", FEATURES.id, tpot_s
+
+    def score(
+        self,
+        context: Context | None,
+        eligible: npt.NDArray[np.bool_],
+        shifts: Shifts | None = None,
+        load: LoadTerms | None = None,
+    ) -> tuple[Probabilities, Forecast | None]:
+        slowdown = load.slowdown if load is not None else (1.0, 1.0)
+        return self.probabilities(context, eligible), Forecast([1.0, 1.0], [self._tpot_s * one for one in slowdown])
+
+
+def correction(app: Routed, arm: int = 0) -> tuple[float, float]:
+    """The number of answers, and the correction, of an arm."""
+    learned = app.parts.active_policies.learners()[0][1].correction
+    return learned.weight(0, arm), learned.residual(0, arm)
+
+
+async def test_only_the_policys_own_decisions_teach_it(router_app: StartRouter) -> None:
+    spec = MockSpec(step_s=0.002, prefill_s=0, output_tokens=8)
+    app = await router_app({"a": spec, "b": spec}, policy=Predicts(), featurizer=FEATURES, online=CORRECTED)
+    await app.post(stream=True, headers={"x-draftpick-arm": "a"})
+    app.parts.load.staleness.suspects = frozenset({"a", "b"})
+    await app.post(stream=True)
+    assert app.parts.metrics.fallbacks["stale_load"] == 1
+    assert correction(app)[0] == 0
+    app.parts.load.staleness.suspects = frozenset()
+    await app.post(stream=True)
+    assert correction(app)[0] == 1
+
+
+@pytest.mark.parametrize(("at_start", "at_end", "slowdown"), [(3, 3, 4), (0, 4, 3)])
+async def test_load_is_not_learned_as_slowness(
+    router_app: StartRouter, at_start: int, at_end: int, slowdown: int
+) -> None:
+    """The load of an answer is the mean of those at its start and its end."""
+    spec = MockSpec(step_s=0.02, prefill_s=0, output_tokens=8)
+    policy = Predicts(0.02 / slowdown)
+    app = await router_app({"a": spec, "b": FAST}, policy=policy, featurizer=FEATURES, online=CORRECTED)
+    app.parts.load.steps["a"] = StepTimeModel(rising(1.0))
+    (replica,) = app.replicas.by_arm["a"]
+    replica.foreign_in_flight = at_start
+    app.parts.load.refresh()
+    request = asyncio.create_task(app.post(stream=True))
+    await until(lambda: replica.in_flight == 1)
+    replica.foreign_in_flight = at_end
+    await request
+    count, residual = correction(app)
+    assert count == 1
+    assert abs(residual) < 0.3
+
+
+async def test_the_objective_of_a_key_decides_for_its_requests(router_app: StartRouter, tmp_path: Path) -> None:
+    """Without load, only the objective `cost` has load terms."""
+    keys = [{"name": "usual", "sha256": digest("s1")}, {"name": "cheap", "sha256": digest("s2"), "objective": "cost"}]
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump(keys))
+    file = {"file": tmp_path / "keys.yaml"}
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES, keys=file)
+    for secret in ("s1", "s2"):
+        await app.post(headers={"authorization": f"Bearer {secret}"})
+    usual, cheap = await app.records(2)
+    assert usual.decision.load is None
+    assert cheap.decision.load is not None
