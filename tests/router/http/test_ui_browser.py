@@ -129,23 +129,6 @@ ABOUT = "document.getElementById('about').innerText"
 PILL = "document.querySelector('.engines tbody tr:nth-child(2) .pill')"
 
 
-async def test_a_policy_that_is_put_to_use_is_seen(page: Tab, tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "registry")
-    for arm in ("plain", "ngram"):
-        registry.add(fixed_policy(tmp_path / arm, arm), {}, "test")
-    registry.promote("p0001", "test")
-    async with served(registry.path, tmp_path / "records") as (_, client):
-        await page.open(f"{client.base_url}/ui/")
-        await page.until(f"{ABOUT}.includes('policy fixed:plain')")
-        await page.run(LOADED)
-        registry.promote("p0002", "test")
-        await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
-        assert "fixed:ngram" in await page.text("#policies-body")
-        await client.post(CHAT, json=asked())
-        await page.until("document.querySelector('.decisions tbody .arm')?.innerText === 'ngram'")
-        assert await page.run("window.loadedOnce")
-
-
 async def test_an_engine_that_stops_and_comes_back_is_seen(page: Tab, router_app: StartRouter) -> None:
     breaker = {"base_ejection_s": 0.3, "max_ejection_s": 0.5, "slow_start_s": 1}
     app = await uniform(router_app, breaker=breaker)
@@ -307,6 +290,8 @@ async def test_a_promotion_elsewhere_is_seen(page: Tab, registry: Registry, tmp_
         await page.until("document.querySelector('#policies-body .head strong').innerText === 'p0002'")
         await page.until(f"{ABOUT}.includes('policy fixed:ngram')")
         assert "all gates passed" in await page.run("document.getElementById('policies-body').textContent")
+        await client.post(CHAT, json=asked())
+        await page.until("document.querySelector('.decisions tbody .arm')?.innerText === 'ngram'")
         assert await page.run("window.loadedOnce")
 
 

@@ -9,107 +9,13 @@ import pytest
 
 from draftpick.policy_training.learners import learner
 from draftpick.policy_training.train import fitted
-from draftpick.router.config.sections import CorrectionConfig, DriftConfig, OnlineConfig
+from draftpick.router.config.sections import OnlineConfig
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.online.drift import InputDriftDetector, PageHinkley, RegretMonitor, stability_index
 from draftpick.router.online.events import Event
 from draftpick.router.online.online_learner import OnlineLearner
-from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.policies.base import DecisionInput, Policy
 from draftpick.router.types import Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
-
-CONFIG = DriftConfig()
-
-
-# --- corrections ---
-
-
-def test_a_correction_comes_to_the_true_residual_in_bounded_steps() -> None:
-    made, rng = ResidualCorrection(CorrectionConfig(enabled=True), 4, 3), np.random.default_rng(0)
-    made.update(0, 0, 50.0)
-    assert made.residual(0, 0) < 0.71
-    for _ in range(300):
-        made.update(0, 0, float(rng.normal(-0.5, 0.2)))
-    assert made.residual(0, 0) == pytest.approx(-0.5, abs=0.1)
-    assert made.residuals()[0, 0] == pytest.approx(made.residual(0, 0))
-
-
-def test_a_cell_without_answers_leans_on_its_arm_and_an_arm_on_all() -> None:
-    made = ResidualCorrection(CorrectionConfig(), 4, 3)
-    for _ in range(50):
-        made.update(0, 0, 0.6)
-    assert made.residual(0, 0) > made.residual(1, 0) > made.residual(1, 1) > 0
-    assert made.weight(1, 0) == 0
-
-
-def test_what_is_forgotten_or_doubted_counts_no_more_or_less() -> None:
-    made = ResidualCorrection(CorrectionConfig(), 2, 2)
-    for _ in range(50):
-        made.update(0, 0, 0.6)
-        made.update(0, 1, -0.6)
-    before = made.weight(0, 1)
-    made.discount(0.2)
-    assert made.weight(0, 1) == pytest.approx(0.2 * before)
-    made.reset_arm(0)
-    assert made.weight(0, 0) == 0
-    assert made.residual(0, 1) < -0.3
-
-
-def test_routers_add_up_and_what_is_of_another_shape_is_left_out() -> None:
-    one, other, both = (ResidualCorrection(CorrectionConfig(), 2, 2) for _ in range(3))
-    for _ in range(20):
-        one.update(0, 0, 0.4)
-        other.update(1, 1, -0.4)
-        both.update(0, 0, 0.4)
-        both.update(1, 1, -0.4)
-    one.merge([other.local_state(), {"weights": [[1.0]], "sums": [[1.0]]}])
-    assert one.residuals() == pytest.approx(both.residuals(), abs=0.02)
-
-
-# --- tests of change ---
-
-
-@pytest.mark.parametrize("heavy", [False, True])
-def test_values_that_do_not_move_raise_no_alarm(heavy: bool) -> None:
-    rng, alarms = np.random.default_rng(3), 0
-    for _ in range(20):
-        watch = PageHinkley(CONFIG)
-        values = rng.standard_t(4, 1000) * 0.2 if heavy else rng.normal(0, 0.3, 1000)
-        alarms += any(watch.update(float(value)) is not None for value in values)
-    assert alarms <= 2
-
-
-def test_a_step_that_takes_twice_as_long_is_noticed_within_twelve_answers() -> None:
-    rng, delays = np.random.default_rng(4), []
-    for _ in range(50):
-        watch = PageHinkley(CONFIG)
-        for _ in range(200):
-            watch.update(float(rng.normal(0, 0.3)))
-        moved = [watch.update(float(rng.normal(math.log(2), 0.3))) for _ in range(40)]
-        delays.append(next(i for i, one in enumerate(moved, 1) if one is not None))
-    assert np.quantile(delays, 0.9) <= 14
-    assert np.median(delays) <= 12
-
-
-def test_other_kinds_of_requests_are_noticed_and_the_usual_ones_are_not() -> None:
-    rng = np.random.default_rng(5)
-    usual, other = rng.dirichlet(np.full(16, 0.5)), rng.dirichlet(np.full(16, 0.5))
-    inputs = InputDriftDetector(CONFIG, 16)
-    assert all(inputs.update(int(rng.choice(16, p=usual))) is None for _ in range(5000))
-    found = [inputs.update(int(rng.choice(16, p=other))) for _ in range(2 * CONFIG.window)]
-    assert any(index is not None for index in found)
-    assert stability_index(usual, usual) == 0
-
-
-def test_a_policy_that_loses_is_told_from_one_that_saves() -> None:
-    rng = np.random.default_rng(6)
-    saves, loses = RegretMonitor(), RegretMonitor()
-    assert all(saves.update(float(x)) is None for x in rng.normal(0.1, 0.3, 500))
-    assert any(loses.update(float(x)) is not None for x in rng.normal(-0.2, 0.3, 500))
-
-
-# --- all together ---
 
 
 @pytest.fixture(scope="module")
