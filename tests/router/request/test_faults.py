@@ -11,7 +11,8 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from draftpick.engines.mock.app import MockSpec
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
 from draftpick.router.policies.baselines import UniformPolicy
 from draftpick.router.types import Record
 from tests.fleet import (
@@ -21,6 +22,7 @@ from tests.fleet import (
     FAILS,
     FAST,
     HANGS,
+    MODEL,
     REFUSING_URL,
     RESPONSES,
     SLOW,
@@ -273,6 +275,20 @@ async def test_a_request_waits_while_all_engines_are_being_replaced(router_app: 
     app.replicas.update("a", there)
     answer = await asked
     assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "a")
+
+
+async def test_an_engine_that_restarts_at_its_address_is_waited_for(router_app: StartRouter) -> None:
+    app_of_engine = mock_app(FAST, model=MODEL)
+    stopped = LocalServer(app_of_engine)
+    url = stopped.url
+    await stopped.drain(0.0)
+    app = await router_app({"a": url})
+    request = asyncio.create_task(app.post())
+    await until(lambda: app.num_attempts == 1)
+    again = LocalServer(app_of_engine, port=int(url.rsplit(":", 1)[1]))
+    await again.start()
+    assert (await request).status_code == 200
+    await again.drain(0.0)
 
 
 async def test_when_no_engine_is_there_the_client_gets_an_openai_error(router_app: StartRouter) -> None:

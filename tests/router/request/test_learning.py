@@ -1,6 +1,7 @@
 """What the answers of a policy teach it, and what the load terms of a decision follow."""
 
 import asyncio
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import yaml
 
 from draftpick.engines.mock.app import MockSpec
+from draftpick.router.config.sections import CorrectionConfig
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.http.auth import digest
 from draftpick.router.load.step_time import StepTimeModel
+from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.policies.base import Forecast, Probabilities, Shifts
 from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.types import Context, LoadTerms
@@ -25,7 +28,7 @@ CORRECTED = {"correction": {"enabled": True}}
 
 
 class Predicts(FixedPolicy):
-    """Chooses `a`, and predicts a time per token."""
+    """Chooses `a`, would choose `b` without load, and predicts a time per token."""
 
     uses_load = True
 
@@ -41,13 +44,12 @@ class Predicts(FixedPolicy):
         load: LoadTerms | None = None,
     ) -> tuple[Probabilities, Forecast | None]:
         slowdown = load.slowdown if load is not None else (1.0, 1.0)
-        return self.probabilities(context, eligible), Forecast([1.0, 1.0], [self._tpot_s * one for one in slowdown])
+        tpot_s = [self._tpot_s * one for one in slowdown]
+        return self.probabilities(context, eligible), Forecast([1.0, 1.0], tpot_s, unloaded_arm=1)
 
 
-def correction(app: Routed, arm: int = 0) -> tuple[float, float]:
-    """The number of answers, and the correction, of an arm."""
-    learned = app.parts.active_policies.learners()[0][1].correction
-    return learned.weight(0, arm), learned.residual(0, arm)
+def learned(app: Routed) -> ResidualCorrection:
+    return app.parts.active_policies.learners()[0][1].correction
 
 
 async def test_only_the_policys_own_decisions_teach_it(router_app: StartRouter) -> None:
@@ -57,10 +59,10 @@ async def test_only_the_policys_own_decisions_teach_it(router_app: StartRouter) 
     app.parts.load.staleness.suspects = frozenset({"a", "b"})
     await app.post(stream=True)
     assert app.parts.metrics.fallbacks["stale_load"] == 1
-    assert correction(app)[0] == 0
+    assert learned(app).weight(0, 0) == 0
     app.parts.load.staleness.suspects = frozenset()
     await app.post(stream=True)
-    assert correction(app)[0] == 1
+    assert learned(app).weight(0, 0) == 1
 
 
 @pytest.mark.parametrize(("at_start", "at_end", "slowdown"), [(3, 3, 4), (0, 4, 3)])
@@ -79,9 +81,18 @@ async def test_load_is_not_learned_as_slowness(
     await until(lambda: replica.in_flight == 1)
     replica.foreign_in_flight = at_end
     await request
-    count, residual = correction(app)
-    assert count == 1
-    assert abs(residual) < 0.3
+    (record,) = await app.records(1)
+    assert record.outcome.tpot_s is not None
+    expected = ResidualCorrection(CorrectionConfig(), 1, 2)
+    expected.update(0, 0, math.log(record.outcome.tpot_s / 0.02))
+    assert learned(app).residual(0, 0) == pytest.approx(expected.residual(0, 0))
+
+
+async def test_demand_is_what_policies_would_choose_without_load(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES)
+    await app.post(headers={"x-draftpick-arm": "a"})
+    await app.post()
+    assert app.parts.demand.in_flight({"a": 30.0, "b": 30.0}) == pytest.approx({"a": 0.0, "b": 1.0}, abs=0.1)
 
 
 async def test_the_objective_of_a_key_decides_for_its_requests(router_app: StartRouter, tmp_path: Path) -> None:
