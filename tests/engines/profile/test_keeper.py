@@ -109,7 +109,7 @@ async def test_a_client_ends_the_measurement_which_goes_on_when_the_node_is_idle
             assert not node_serves()
     await starts  # it is ready: its clients have come
     assert profile_cache.read(mock.spec.identity()) is None
-    while profile_cache.read(mock.spec.identity()) is None:
+    while profile_cache.read(mock.spec.identity()) is None:  # noqa: ASYNC110  # the keeper tells nobody
         await asyncio.sleep(0.01)
     await keeper.stop()
 
