@@ -67,6 +67,7 @@ def test_an_artefact_need_not_hold_costs(tmp_path: Path) -> None:
     artifact.write(tmp_path / "policy", {k: manifest[k] for k in ("kind", "arms", "featurizer", "options")}, acceptance)
     made = read(tmp_path / "policy")
     context = stored_context(np.zeros(made.dimension, np.float32), str(made.featurizer))  # type: ignore[attr-defined]
+    context = replace(context, max_tokens=100.0)
     assert np.ptp(step_s(made, context)) < 1e-6
     fast, slow = profile(0.01, 0.01, 0.01), profile(0.1, 0.1, 0.1)
     made.use_profiles({arm: slow if i else fast for i, arm in enumerate(made.arms)})
