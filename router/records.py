@@ -71,7 +71,7 @@ class RecordWriter:
             Record(
                 request_id=attempt.request_id,
                 attempt=attempt.number,
-                time=time.time(),
+                time=attempt.time,
                 path=attempt.path,
                 stream=attempt.stream,
                 sampling=dict(attempt.sampling),

@@ -110,7 +110,12 @@ class Router:
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
-        self.collectors: tuple[Collector, ...] = (parts.metrics, gauges, ProcessCollector(registry=None))
+        self.collectors: tuple[Collector, ...] = (
+            parts.attempts,
+            parts.metrics,
+            gauges,
+            ProcessCollector(registry=None),
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
@@ -158,6 +163,7 @@ class Router:
         for task in self._tasks:
             task.cancel()
         await self._client.close()
+        self.parts.attempts.close()
         if self._peer_sync is not None:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._peer_sync.close)
@@ -198,6 +204,7 @@ class Router:
     @property
     def events(self) -> EventLog:
         """Recent events."""
+        self.parts.attempts.drain()
         return self.parts.events
 
     async def configure(self, live: LiveConfig) -> None:
@@ -236,6 +243,7 @@ class Router:
 
     def state(self) -> dict[str, object]:
         """The content of `/ready`."""
+        self.parts.attempts.drain()
         records, serving = self._records, self.parts.active_policies
         return {
             "ready": self._replicas.reachable(),

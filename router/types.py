@@ -1,5 +1,6 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,8 +68,9 @@ class Decision:
     standard deviations of the arms' log levels, if exploration was wide. `predicted_tpot_s`: the policy's prediction
     for every arm under that load, before corrections. All lists are in the order of `probabilities`. `unloaded_arm`:
     the arm with the shortest time if no engine had any load. `cluster`: the request's cluster under the deciding
-    policy. `policy_share`: the probability that this policy was drawn to decide, if two were in service;
-    `other_policy_probabilities`: probabilities of all arms under the other one, by its id.
+    policy; None until the answer's end unless the decision depended on it. `policy_share`: the probability that this
+    policy was drawn to decide, if two were in service; `other_policy_probabilities`: probabilities of all arms under
+    the other one, by its id.
     """
 
     arm: str
@@ -119,7 +121,8 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: the
+    active policy's id and the request's cluster under it, once known. `time`: of its end, in seconds since the epoch.
     """
 
     request_id: str
@@ -133,10 +136,11 @@ class Attempt:
     in_flight: dict[str, int]
     running: float | None = None
     cluster: tuple[str, int] | None = None
+    time: float = field(default_factory=time.time)
 
 
 AttemptObserver = Callable[[Attempt], None]
-"""Called once with every finished attempt. Must not raise."""
+"""Called once with every finished attempt."""
 
 
 @dataclass(frozen=True, slots=True)

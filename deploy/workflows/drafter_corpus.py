@@ -1,7 +1,5 @@
 """The training data of drafters: prompts, the target's own answers and its outputs; computed once and cached."""
 
-import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,12 +20,12 @@ from draftpick.engines.drafters.training.responses import (
     weight_files,
 )
 from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
-from draftpick.policy_training.workloads import GENERATED, KINDS, Message, Prompt, generate, read_jsonl
+from draftpick.policy_training.workloads import Message, Prompt, PromptSource, Selection
+from draftpick.policy_training.workloads.splits import Split
 
 ProgressCallback = Callable[[str, float, str], None]
 """Called with (operation, fraction done, status)."""
 
-_SOURCE = re.compile(r"(.*?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
 _GENERATED_SEED = 10_000
 """First seed of training prompts; tests and benchmarks use smaller ones."""
@@ -35,10 +33,9 @@ _GENERATED_SEED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Prompts from JSONL files or generated ones: at most `n` per kind and source; no `kinds` means all.
+    """Prompts of sources (`FILE[:kind][@n]`, `generated`): at most `n` per kind and source; no `kinds` means all.
 
-    A source may select a kind and a number: `prompts.jsonl:math@500`. Answer i of each part is decoded at
-    `temperatures[i % len(temperatures)]`.
+    Answer i of each part is decoded at `temperatures[i % len(temperatures)]`. `split`: only prompts of this split.
     """
 
     prompts: tuple[str, ...]
@@ -48,12 +45,14 @@ class Corpus:
     temperatures: tuple[float, ...] = (0.0,)
     target: str = EMBEDDED
     seed: int = 0
+    split: Split | None = None
 
     def parts(self) -> list[list[Prompt]]:
         """Prompts by kind and source, shuffled by seed. Raises ValueError if there are none."""
         parts: list[list[Prompt]] = []
         seen: set[tuple[tuple[Message, ...], str]] = set()
-        for part in (part for source in self.prompts for part in self._of(source)):
+        options = Selection(self.seed, _GENERATED_SEED + self.seed, self.kinds, split=self.split)
+        for part in (part for text in self.prompts for part in PromptSource.parse(text).parts(self.n, options)):
             # A duplicate prompt could be both trained on and held out.
             parts.append([])
             for prompt in part:
@@ -63,26 +62,6 @@ class Corpus:
         parts = [part for part in parts if part]
         if not parts:
             raise ValueError(f"no prompts of kind {', '.join(self.kinds) or 'any'} in {', '.join(self.prompts)}")
-        return parts
-
-    def _of(self, source: str) -> list[list[Prompt]]:
-        parsed = _SOURCE.fullmatch(source)
-        assert parsed is not None
-        name, kind, own = parsed.groups()
-        n, kinds = int(own or self.n), (kind,) if kind else self.kinds
-        wanted = [kind for kind in KINDS if kind in kinds or not kinds]
-        if name != GENERATED:
-            prompts = read_jsonl(Path(name))
-            wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
-        elif wanted:
-            prompts = generate(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
-        if kind and not wanted:
-            raise ValueError(f"no prompts of kind {kind} in {name}")
-        parts = []
-        for kind in wanted:
-            of_kind = [p for p in prompts if p.kind == kind]
-            random.Random(self.seed).shuffle(of_kind)
-            parts.append(of_kind[:n])
         return parts
 
     def as_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Prompts for training and evaluating policies: generated from a seed, or read from a file."""
 
-from draftpick.policy_training.workloads.jsonl import read_jsonl
+from draftpick.policy_training.workloads.files import PromptFile, read_file
 from draftpick.policy_training.workloads.prompts import (
     GENERATED,
     KINDS,
@@ -11,6 +11,7 @@ from draftpick.policy_training.workloads.prompts import (
     interleaved,
 )
 from draftpick.policy_training.workloads.rewording import reword
+from draftpick.policy_training.workloads.sources import PromptSource, Selection, prompts_of
 
 __all__ = [
     "GENERATED",
@@ -18,8 +19,12 @@ __all__ = [
     "SAMPLED_TEMPERATURE",
     "Message",
     "Prompt",
+    "PromptFile",
+    "PromptSource",
+    "Selection",
     "generate",
     "interleaved",
-    "read_jsonl",
+    "prompts_of",
+    "read_file",
     "reword",
 ]

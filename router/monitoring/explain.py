@@ -43,6 +43,7 @@ async def explain(
     parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
 ) -> dict[str, object]:
     """Explain which engine a request would get, with probabilities and the reason. Nothing is sent."""
+    parts.attempts.drain()
     context = await parts.dispatcher.featurize(request)
     read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)

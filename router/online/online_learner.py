@@ -88,13 +88,14 @@ class OnlineLearner:
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _MIN_TOKENS:
             return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
-        alone_s = expected[arm] / decision.slowdown  # the answer itself measures its load better
+        assumed = decision.slowdown
+        alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
             self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
             own = decision.reason == "policy" and decision.policy == self._policy.id
             if (
-                max(slowdown, decision.slowdown) < _MAX_UNLOADED_SLOWDOWN
+                max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN
             ):  # under load, the default engine alone is no alternative
                 self._monitor_regret(arm, residual, expected, own)
         if self._config.correction.enabled:

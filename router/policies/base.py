@@ -44,7 +44,7 @@ class Forecast:
     """Predictions for every arm: `seconds` of a whole answer, corrected by `residual`, and `tpot_s` before correction.
 
     Under load, `seconds` are weighted by the objective. `unloaded_arm`: index of the fastest arm without load.
-    `cluster`: the request's cluster.
+    `cluster`: the request's cluster, if corrections made it necessary.
     """
 
     seconds: Sequence[float]

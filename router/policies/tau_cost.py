@@ -175,8 +175,9 @@ class TauCostPolicy(Policy):
         mean, deviation = self._regressor(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
         tpot_s = self._step_s[:, context.mode] * np.exp(np.minimum(-mean, 0.0))
-        decode_s, shift, cluster = tokens * tpot_s, None, self._cluster(z)
+        decode_s, shift, cluster = tokens * tpot_s, None, None
         if shifts is not None:
+            cluster = self._cluster(z)
             shift = shifts[cluster % len(shifts)]  # a single row, as in records, applies to all clusters
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = context.prompt_tokens

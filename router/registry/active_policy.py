@@ -13,7 +13,7 @@ from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.online_learner import OnlineLearner
 from draftpick.router.policies.base import DecisionInput, Policy
 from draftpick.router.policies.baselines import FixedPolicy
-from draftpick.router.types import Context, Decision, LoadTerms, Outcome
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,15 @@ class ActivePolicies:
         if decision.cluster is not None and decision.policy == self.policy.id:
             return decision.cluster
         return self.policy.cluster(context) if self._active.accepts(context) else 0
+
+    def classify(self, attempt: Attempt) -> Attempt:
+        """An answered attempt with the cluster of its request; others unchanged. Raises what the policy raises."""
+        if attempt.running is None:
+            return attempt
+        cluster, decision = self.cluster(attempt.context, attempt.decision), attempt.decision
+        if decision.policy == self.policy.id and decision.cluster is None:
+            decision = replace(decision, cluster=cluster)
+        return replace(attempt, decision=decision, cluster=(self.policy.id, cluster))
 
     def observe(
         self,
