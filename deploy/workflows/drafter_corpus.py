@@ -22,6 +22,7 @@ from draftpick.engines.drafters.training.responses import (
 )
 from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
 from draftpick.policy_training.workloads import Message, Prompt, PromptSource, Selection
+from draftpick.policy_training.workloads.sources import OnOverlap, overlapping
 from draftpick.policy_training.workloads.splits import Split
 
 ProgressCallback = Callable[[str, float, str], None]
@@ -38,7 +39,7 @@ _GENERATED_SEED = 10_000
 class Corpus:
     """Prompts of sources (`FILE[:kind][@n]`, `generated`): at most `n` per kind and source; no `kinds` means all.
 
-    Answer i of each part is decoded at `temperatures[i % len(temperatures)]`. `split`: only prompts of this split.
+    Answer i of each part is decoded at `temperatures[i % len(temperatures)]`. `split`, `overlap`: see `Selection`.
     """
 
     prompts: tuple[str, ...]
@@ -49,13 +50,16 @@ class Corpus:
     target: str = EMBEDDED
     seed: int = 0
     split: Split | None = None
+    overlap: OnOverlap = "fail"
 
     def parts(self) -> list[list[Prompt]]:
         """Prompts by kind and source, shuffled by seed. Raises ValueError if there are none."""
         parts: list[list[Prompt]] = []
         seen: set[tuple[tuple[Message, ...], str]] = set()
-        options = Selection(self.seed, _GENERATED_SEED + self.seed, self.kinds, split=self.split)
-        for part in (part for text in self.prompts for part in PromptSource.parse(text).parts(self.n, options)):
+        options = Selection(self.seed, _GENERATED_SEED + self.seed, self.kinds, split=self.split, overlap=self.overlap)
+        sources = [PromptSource.parse(source) for source in self.prompts]
+        left_out = overlapping(sources, options)
+        for part in (part for source in sources for part in source.parts(self.n, options, left_out)):
             # A duplicate prompt could be both trained on and held out.
             parts.append([])
             for prompt in part:
@@ -68,8 +72,10 @@ class Corpus:
         return parts
 
     def as_json(self) -> dict[str, Any]:
-        """Fields for a model card; files by name only."""
-        return {**asdict(self), "prompts": [Path(source).name for source in self.prompts]}
+        """Fields for a model card; files by name and checksum."""
+        files = [file for source in self.prompts if (file := PromptSource.parse(source).file()) is not None]
+        checksums = {file.path.name: file.sha256 for file in files}
+        return {**asdict(self), "prompts": [Path(source).name for source in self.prompts], "sha256": checksums}
 
 
 def target_folder(target: str) -> Path:
