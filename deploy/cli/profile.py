@@ -84,7 +84,7 @@ def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[
     """(profiles, the files of those that are kept) of all engines, one after another."""
     from draftpick.deploy.workflows.profile import measured
     from draftpick.engines.profile import cache as profile_cache
-    from draftpick.engines.profile.on_startup import MAX_DISAGREEMENT
+    from draftpick.engines.profile.keeper import MAX_DISAGREEMENT
 
     found: dict[str, Profile] = {}
     kept: dict[str, str] = {}

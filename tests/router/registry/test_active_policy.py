@@ -27,7 +27,8 @@ from tests.router.registry.test_registry_service import fixed_policy
 
 ARMS = ("plain", "ngram")
 CONTEXT = Context(np.zeros(2, np.float32), "features")
-CONFIG = RouterConfig(default_engine="plain", seed=0)
+OFF = {"correction": {"enabled": False}}
+CONFIG = RouterConfig.model_validate({"default_engine": "plain", "seed": 0, "online": OFF})
 DRAWS = 20_000
 
 
