@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from draftpick.engines.vllm.packed_linear import register_packed_linear
+
 KERNELS = "draftpick"
 """Name of the kernels below in vLLM's `ir_op_priority`."""
 
 
 def register() -> None:
-    """Fix and speed up vLLM 0.29 on CPUs; give EAGLE-3 heads a cheaper argmax.
+    """Fix and speed up vLLM 0.29 on CPUs, EAGLE-3 heads included; give these a cheaper argmax.
 
     The argmax is what `use_local_argmax_reduction` needs from a model; other models of vLLM have it. Without it a
     head's few thousand logits are scattered over the target's whole vocabulary before the argmax.
@@ -23,7 +25,11 @@ def register() -> None:
         kernels.expand_kernel.func = expand
         current_platform.import_kernels()
         register_norms()
+        register_packed_linear()
         register_sampling()
+        from draftpick.engines.vllm.head_proposer import install
+
+        install()
 
 
 def expand(

@@ -10,7 +10,7 @@ from draftpick.engines.drafters.draft_length import Survival
 from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, SuffixProposer, build_parts
 from draftpick.engines.drafters.prompt_lookup import NgramDrafter, longest_match
 from draftpick.engines.drafters.proposer import Drafter
-from draftpick.engines.drafters.replay import VLLMNgramDrafter, replay_drafter, replay_matches
+from draftpick.engines.drafters.replay import VLLMNgramDrafter, count_agreed, replay_drafter, replay_matches
 from draftpick.engines.drafters.suffix import SuffixDrafter
 from draftpick.engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
 from draftpick.engines.drafters.trigram.table import find
@@ -91,6 +91,23 @@ def test_survival_counts_what_is_known_only() -> None:
     counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 9))
     assert counts.trials[0].tolist() == [1, 1, 1, 1]
     assert counts.hits[0].tolist() == [1, 0, 0, 0]
+
+
+def test_survival_forgets() -> None:
+    counts, draft = Survival(1, prior=1.0), (ids(1), 0.0)
+    for accepted, n in ((2, 2000), (1, 700)):
+        for _ in range(n):
+            counts.score(draft, ids(accepted))
+    assert counts.hits[0, 0] / counts.trials[0, 0] > 0.5
+
+
+def test_only_a_prefix_is_accepted() -> None:
+    assert [count_agreed(ids(*draft), ids(1, 2, 3)) for draft in ((1, 2), (1, 9, 3), (9, 2, 3), (1, 2, 3, 4))] == [
+        2,
+        1,
+        0,
+        3,
+    ]
 
 
 class Scripted:
