@@ -88,13 +88,8 @@ def build_parts(
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load)
-    # To add an observer of attempts, add an entry here.
-    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}
-    attempts = AttemptQueue(
-        {part: one.on_attempt_end for part, one in observers.items() if one is not None},
-        metrics.failures,
-        active_policies.classify,
-    )
+    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}  # a new one: an entry
+    attempts = AttemptQueue(observers, metrics.failures, active_policies.classify)
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,

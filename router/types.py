@@ -1,9 +1,9 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,9 @@ Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
-    The other fields come from the request: whether its answer is `sampled`, and `truncated` by top_p or top_k (known in
-    live requests and in records), the approximate number of tokens of its prompt, and the limit of its output tokens.
+    The other fields come from the request: whether its answer is `sampled`, and sampled from a distribution `truncated`
+    by top_p or top_k (known in live requests and in records), the approximate number of tokens of its prompt, and the
+    limit of its output tokens. `sampled + truncated` is its mode in `draftpick.engines.profile.profile.MODES`.
     """
 
     vector: Vector
@@ -35,11 +36,6 @@ class Context:
     prompt_tokens: float = 0.0
     max_tokens: float = DEFAULT_MAX_TOKENS
     truncated: bool = False
-
-    @property
-    def mode(self) -> int:
-        """Its sampling mode, one of `draftpick.engines.profile.profile.MODES`."""
-        return 0 if not self.sampled else 1 + self.truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +135,11 @@ class Attempt:
     time: float = field(default_factory=time.time)
 
 
-AttemptObserver = Callable[[Attempt], None]
-"""Called once with every finished attempt."""
+class AttemptObserver(Protocol):
+    """What keeps or learns something of attempts."""
+
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Called once with every finished attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,8 +156,10 @@ def stored_context(vector: Vector, featurizer: str, sampling: Mapping[str, float
         return Context(vector, featurizer)
     prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
     max_tokens = math.expm1(10.0 * vector.item(LOG_MAX_TOKENS))
-    sampled, truncated = vector.item(TEMPERATURE) > 0, sampling_mode(sampling or {}) == TRUNCATED
-    return Context(vector, featurizer, sampled, prompt_tokens, max_tokens, truncated)
+    mode = int(vector.item(TEMPERATURE) > 0)
+    if mode and sampling:
+        mode = max(mode, sampling_mode(sampling))
+    return Context(vector, featurizer, mode > 0, prompt_tokens, max_tokens, mode == TRUNCATED)
 
 
 def lexical_features(request: Request) -> Vector:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
@@ -25,7 +26,7 @@ from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
-from draftpick.router.types import Attempt, AttemptObserver, Context, Outcome, Status
+from draftpick.router.types import Attempt, Context, Outcome, Status
 
 log = logging.getLogger("draftpick.router")
 
@@ -48,7 +49,7 @@ class Dispatcher:
         demand: Demand,
         shadow: Shadow,
         metrics: Metrics,
-        on_attempt_end: AttemptObserver,
+        on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
     ) -> None:
