@@ -117,8 +117,9 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: the
-    active policy's id and the request's cluster under it, once known. `time`: of its end, in seconds since the epoch.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: of
+    an answered request, under the policy of this id; observers get that of the active one. `time`: of its end, in
+    seconds since the epoch.
     """
 
     request_id: str

@@ -201,7 +201,8 @@ class Dispatcher:
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
         """Report a finished attempt."""
-        client_request, request = state.client_request, state.client_request.request
+        client_request, request, decision = state.client_request, state.client_request.request, state.decision
+        cluster = None if running is None else decision.cluster
         state.last = Attempt(
             client_request.request_id,
             state.number,
@@ -209,10 +210,11 @@ class Dispatcher:
             request.stream,
             request.sampling or {},
             state.context,
-            state.decision,
+            decision,
             outcome,
             in_flight,
             running,
+            None if cluster is None else (decision.policy, cluster),
         )
         if client_request.count_tokens is not None:
             client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))

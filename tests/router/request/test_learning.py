@@ -49,6 +49,7 @@ class Predicts(FixedPolicy):
 
 
 def learned(app: Routed) -> ResidualCorrection:
+    app.parts.attempts.drain()
     return app.parts.active_policies.learners()[0][1].correction
 
 
