@@ -62,6 +62,19 @@ class SuffixOptions(_DrafterOptions):
     suffix_decoding_min_token_prob: float = Field(0.1, ge=0, le=1, description="least frequency of a drafted token")
 
 
+class HeadOptions(_DrafterOptions):
+    """An EAGLE-3 head; other options are vLLM's. On CPUs only, where the drafting loop is ours."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    draft_exit: bool = Field(
+        False, description="draft, and verify, only tokens that are likely enough to be accepted to pay for their time"
+    )
+    draft_cost: float = Field(0.02, ge=0, le=1, description="time to draft one more token, as a share of a step")
+    verify_cost: float = Field(0.03, ge=0, le=1, description="time to verify one more token, as a share of a step")
+    pass_cost: float = Field(0.05, ge=0, le=1, description="time of the head to read a step's tokens, as a share of it")
+
+
 class HybridOptions(_DrafterOptions):
     """Several model-free drafters; each step proposes the best draft."""
 
@@ -111,7 +124,8 @@ class DrafterSpec:
     `weights`: expected format of the model, if checked. `same_as_target`: keys of `config.json` that must equal the
     target's. `replayable`: acceptance follows from the answer alone. `shares_text_across_requests`: the option that
     enables sharing, if any. `packages`: required distributions besides vLLM. `options`, `class_path`: for our own
-    drafters, the options model and the class that vLLM's `custom_class` loads.
+    drafters, the options model and the class that vLLM's `custom_class` loads. `added_options`: ours, for a drafter of
+    vLLM.
     """
 
     needs_model: bool = False
@@ -123,6 +137,7 @@ class DrafterSpec:
     packages: tuple[str, ...] = ()
     options: type[_DrafterOptions] | None = None
     class_path: str | None = None
+    added_options: type[_DrafterOptions] | None = None
 
     def needed_packages(self, options: Mapping[str, Any]) -> set[str]:
         """Return the packages required by a drafter with these options, including its component drafters'."""
@@ -135,7 +150,11 @@ DRAFTERS: dict[str, DrafterSpec] = {
     "draft_model": DrafterSpec(needs_model=True, weights="causal_lm", same_as_target=("vocab_size",), replayable=True),
     "eagle": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
     "eagle3": DrafterSpec(
-        needs_model=True, weights="eagle3", same_as_target=("vocab_size", "hidden_size"), replayable=True
+        needs_model=True,
+        weights="eagle3",
+        same_as_target=("vocab_size", "hidden_size"),
+        replayable=True,
+        added_options=HeadOptions,
     ),
     "custom_class": DrafterSpec(needs_model=True, model_free=True),
     "medusa": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
