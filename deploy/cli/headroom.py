@@ -13,6 +13,7 @@ from draftpick.deploy.cli.options import (
     DraftedTokens,
     Json,
     Learner,
+    OneSplit,
     Plot,
     Prompts,
     SampledShare,
@@ -44,7 +45,8 @@ def headroom(
     ] = None,
     records: RecordsUrl = None,
     data: Data = [],
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
     profiles: Profiles = None,
     rate: Rate = None,
     min_gain: MinGain = 0.03,
@@ -89,6 +91,7 @@ def headroom(
         sampled_share,
         output_dir,
         seed,
+        split,
     )
     _judged(options, plot, as_json)
 

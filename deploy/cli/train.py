@@ -18,6 +18,7 @@ from draftpick.deploy.cli.options import (
     Json,
     Learner,
     MaxTokens,
+    OneSplit,
     OutputDir,
     Port,
     Prompts,
@@ -57,7 +58,8 @@ def collect(
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="Fleet to start and measure; default: the one at --url.")
     ] = None,
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 60,
     sampled_share: SampledShare = 0.5,
     max_tokens: MaxTokens = 64,
@@ -83,7 +85,7 @@ def collect(
     from draftpick.policy_training.data.dataset import DatasetParts, load
 
     chosen, parts, made = (
-        load_prompts(prompts, n, seed, sampled_share, max_tokens),
+        load_prompts(prompts, n, seed, sampled_share, max_tokens, split),
         DatasetParts(output_dir),
         featurizers(),
     )
@@ -106,7 +108,8 @@ def collect(
 def label(
     output_dir: OutputDir,
     config: Config = "embedded",
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 2000,
     sampled_share: SampledShare = 0.5,
     max_tokens: MaxTokens = 64,
@@ -133,7 +136,7 @@ def label(
     from draftpick.engines.errors import ConfigError
     from draftpick.policy_training.workloads import reword
 
-    chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens)
+    chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens, split)
     if paraphrase:
         chosen = [reword(prompt, seed) for prompt in chosen]
     try:

@@ -1,7 +1,5 @@
 """The training data of drafters: prompts, the target's own answers and its outputs; computed once and cached."""
 
-import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,14 +20,12 @@ from draftpick.engines.drafters.training.responses import (
     weight_files,
 )
 from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
+from draftpick.policy_training.workloads import Message, Prompt, PromptSource, Selection
+from draftpick.policy_training.workloads.splits import Split
 
 ProgressCallback = Callable[[str, float, str], None]
 """Called with (operation, fraction done, status)."""
 
-GENERATED = "generated"
-"""Source name of the project's own workload generator, in place of a file of prompts."""
-
-_SOURCE = re.compile(r"(.*?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
 _GENERATED_SEED = 10_000
 """First seed of training prompts; tests and benchmarks use smaller ones."""
@@ -37,10 +33,9 @@ _GENERATED_SEED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Prompts from JSONL files or generated ones: at most `n` per kind and source; no `kinds` means all.
+    """Prompts of sources (`FILE[:kind][@n]`, `generated`): at most `n` per kind and source; no `kinds` means all.
 
-    A source may select a kind and a number: `prompts.jsonl:math@500`. Answer i of each part is decoded at
-    `temperatures[i % len(temperatures)]`.
+    Answer i of each part is decoded at `temperatures[i % len(temperatures)]`. `split`: only prompts of this split.
     """
 
     prompts: tuple[str, ...]
@@ -50,41 +45,23 @@ class Corpus:
     temperatures: tuple[float, ...] = (0.0,)
     target: str = EMBEDDED
     seed: int = 0
+    split: Split | None = None
 
-    def parts(self) -> list[list[str]]:
-        """Texts by kind and source, shuffled by seed. Raises ValueError if there are none."""
-        parts: list[list[str]] = []
-        seen: set[str] = set()
-        for part in (part for source in self.prompts for part in self._of(source)):
+    def parts(self) -> list[list[Prompt]]:
+        """Prompts by kind and source, shuffled by seed. Raises ValueError if there are none."""
+        parts: list[list[Prompt]] = []
+        seen: set[tuple[tuple[Message, ...], str]] = set()
+        options = Selection(self.seed, _GENERATED_SEED + self.seed, self.kinds, split=self.split)
+        for part in (part for text in self.prompts for part in PromptSource.parse(text).parts(self.n, options)):
             # A duplicate prompt could be both trained on and held out.
-            parts.append([text for text in dict.fromkeys(part) if text not in seen])
-            seen.update(part)
+            parts.append([])
+            for prompt in part:
+                if (conversation := (prompt.history, prompt.text)) not in seen:
+                    seen.add(conversation)
+                    parts[-1].append(prompt)
         parts = [part for part in parts if part]
         if not parts:
             raise ValueError(f"no prompts of kind {', '.join(self.kinds) or 'any'} in {', '.join(self.prompts)}")
-        return parts
-
-    def _of(self, source: str) -> list[list[str]]:
-        from draftpick.policy_training.workloads import KINDS, read_jsonl
-        from draftpick.policy_training.workloads import generate as prompts_of
-
-        parsed = _SOURCE.fullmatch(source)
-        assert parsed is not None
-        name, kind, own = parsed.groups()
-        n, kinds = int(own or self.n), (kind,) if kind else self.kinds
-        wanted = [kind for kind in KINDS if kind in kinds or not kinds]
-        if name != GENERATED:
-            prompts = read_jsonl(Path(name))
-            wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
-        elif wanted:
-            prompts = prompts_of(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
-        if kind and not wanted:
-            raise ValueError(f"no prompts of kind {kind} in {name}")
-        parts = []
-        for kind in wanted:
-            texts = [p.text for p in prompts if p.kind == kind]
-            random.Random(self.seed).shuffle(texts)
-            parts.append(texts[:n])
         return parts
 
     def as_json(self) -> dict[str, Any]:
@@ -104,7 +81,10 @@ def answers_of(corpus: Corpus) -> Responses:
     missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
     if missing:
         asks = [
-            [GenerationRequest(p, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures), strict=False)]
+            [
+                GenerationRequest(p.messages, t, corpus.max_tokens)
+                for p, t in zip(part, cycle(corpus.temperatures), strict=False)
+            ]
             for part in missing.values()
         ]
         answer = ResponseGenerator(target, seed=corpus.seed, **_ENGINE)
@@ -153,6 +133,7 @@ def make_table(
     return {"tokens": sum(len(s) for s in (*tokenized, *sequences)), "bigrams": int((table.keys >= 0).sum())}
 
 
-def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[str]]) -> list[str]:
+def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[Prompt]]) -> list[str]:
     asked: Any = TARGET_NAME if corpus.target == EMBEDDED else [corpus.target, weight_files(target)]
-    return [cache_key(asked, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in parts]
+    texts = [[prompt.messages if prompt.history else prompt.text for prompt in part] for part in parts]
+    return [cache_key(asked, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in texts]

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.config.sections import DEFAULT_EXPLORATION_RATE
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.online_learner import OnlineLearner
 from draftpick.router.policies.base import DecisionInput, Policy
 from draftpick.router.policies.baselines import FixedPolicy
-from draftpick.router.types import Context, Decision, LoadTerms, Outcome
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,27 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Makes decisions. `explore`: the mutable value of `exploration.rate`. `policy`: the active one."""
+    """Makes decisions. `explore`: the exploration rate, mutable. `policy`: the active one."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
-        self.explore = config.exploration.rate
+        self._profiles: Mapping[str, Profile] = {}
+        self._explore = config.exploration.rate
         self.policy, self._active = policy, self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
         self.share = 0.0
+
+    @property
+    def explore(self) -> float:
+        """The exploration rate, once exploration is narrow."""
+        if self._explore is not None:
+            return self._explore
+        predicts_times = self.policy.uses_load and self._config.online.correction.enabled
+        return DEFAULT_EXPLORATION_RATE if predicts_times else 0.0
+
+    @explore.setter
+    def explore(self, rate: float) -> None:
+        self._explore = rate
 
     @property
     def candidate(self) -> Policy | None:
@@ -91,7 +106,8 @@ class ActivePolicies:
     def _decide_by(self, served: PolicyInService, given: DecisionInput, rng: np.random.Generator) -> Decision:
         if served.fallback_policy is not None and served.online.suspended:
             return served.fallback_policy.decide(given, rng)
-        return served.policy.decide(given, rng, served.online.shifts)
+        levels = served.online.level_deviations if given.may_explore_widely else None
+        return served.policy.decide(given, rng, served.online.shifts, levels)
 
     def by_id(self, id: str) -> PolicyInService:
         """The policy of this id, if it is in service; else the active one."""
@@ -103,6 +119,15 @@ class ActivePolicies:
         if decision.cluster is not None and decision.policy == self.policy.id:
             return decision.cluster
         return self.policy.cluster(context) if self._active.accepts(context) else 0
+
+    def classify(self, attempt: Attempt) -> Attempt:
+        """An answered attempt with the cluster of its request; others unchanged. Raises what the policy raises."""
+        if attempt.running is None:
+            return attempt
+        cluster, decision = self.cluster(attempt.context, attempt.decision), attempt.decision
+        if decision.policy == self.policy.id and decision.cluster is None:
+            decision = replace(decision, cluster=cluster)
+        return replace(attempt, decision=decision, cluster=(self.policy.id, cluster))
 
     def observe(
         self,
@@ -131,15 +156,26 @@ class ActivePolicies:
         """Learners of the policies in service, by id."""
         return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
 
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> None:
+        """Decide by these costs from now on; corrections of other costs are discarded."""
+        self._profiles = profiles
+        for served in (self._active, self._candidate):
+            if served is not None:
+                for arm in served.policy.use_profiles(profiles):
+                    served.online.reset_arm(arm)
+                served.online.refresh()
+
     def emit_for_arm(self, kind: str, text: str, arm: str) -> None:
         self.events.emit(Event(time.time(), kind, text, arm, self.policy.id))
 
     def _in_service(self, policy: Policy, learned: Mapping[str, OnlineLearner]) -> PolicyInService:
+        policy.use_profiles(self._profiles)
         best = policy.default_arm
         fallback_policy = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
         # An id identifies what a policy has learned, not its options: the new one decides.
         return PolicyInService(
             policy,
-            learned.get(policy.id) or OnlineLearner(self._config.online, policy, self.events.emit),
+            learned.get(policy.id)
+            or OnlineLearner(self._config.online, policy, self.events.emit, self._config.exploration),
             fallback_policy,
         )

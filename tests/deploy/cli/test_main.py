@@ -430,13 +430,13 @@ def test_prompts_of_a_file_come_of_all_kinds_in_turn(tmp_path: Path) -> None:
     lines = [{"prompt": f"{kind} {i}", "kind": kind} for kind in ("math", "chat", "code") for i in range(20)]
     lines.append({"prompt": "own", "kind": "own", "temperature": 0.3, "max_tokens": 5})
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    chosen = load_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32)
+    chosen = load_prompts([str(tmp_path / "p.jsonl")], 13, 0, 0.5, 32)
     assert sorted(p.kind for p in chosen) == ["chat"] * 4 + ["code"] * 4 + ["math"] * 4 + ["own"]
     assert {p.temperature for p in chosen if p.kind != "own"} == {0.0, 0.7}
     assert {p.max_tokens for p in chosen if p.kind != "own"} == {32}
     assert [(p.temperature, p.max_tokens) for p in chosen if p.kind == "own"] == [(0.3, 5)]
-    assert load_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32) == chosen
-    assert all(p.temperature == 0 for p in load_prompts(tmp_path / "p.jsonl", 9, 0, 0.0, 32) if p.kind != "own")
+    assert load_prompts([str(tmp_path / "p.jsonl")], 13, 0, 0.5, 32) == chosen
+    assert all(p.temperature == 0 for p in load_prompts([str(tmp_path / "p.jsonl")], 9, 0, 0.0, 32) if p.kind != "own")
 
 
 @pytest.mark.parametrize(

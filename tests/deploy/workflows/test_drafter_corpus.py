@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from draftpick.deploy.workflows import drafter_corpus as corpora
-from draftpick.deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of
+from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of
 from draftpick.engines.drafters.training.responses import GenerationRequest, Responses
+from draftpick.policy_training.workloads import GENERATED
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def file(tmp_path: Path) -> str:
 def test_each_kind_of_each_source_is_a_part(file: str) -> None:
     parts = Corpus((file, GENERATED), ("math",), n=4).parts()
     assert [len(part) for part in parts] == [4, 4]
-    assert all(text.startswith("math") for text in parts[0])
+    assert all(prompt.text.startswith("math") for prompt in parts[0])
 
 
 def test_a_source_may_say_its_own_kind_and_number(file: str) -> None:
@@ -31,7 +32,7 @@ def test_a_source_may_say_its_own_kind_and_number(file: str) -> None:
 
 def test_no_prompt_comes_twice(file: str) -> None:
     parts = Corpus((f"{file}@2", file), n=6).parts()
-    texts = [text for part in parts for text in part]
+    texts = [prompt.text for part in parts for prompt in part]
     assert len(texts) == len(set(texts)) == 12
     assert len(Corpus((file, file)).parts()) == 2
 
@@ -64,7 +65,7 @@ class Target:
             raise KeyboardInterrupt
         self.patience -= 1
         self.asked.append(len(asks))
-        tokens = np.asarray([[1, len(ask.text)] for ask in asks], np.int32).reshape(-1)
+        tokens = np.asarray([[1, len(ask.messages[-1]["content"])] for ask in asks], np.int32).reshape(-1)
         places = list(range(len(asks)))
         return places, Responses(tokens, 2 * np.arange(len(asks) + 1), np.ones(len(asks), np.int32))
 

@@ -86,7 +86,7 @@ async def test_a_router_that_has_seen_nothing(registry: Registry, tmp_path: Path
             "ineligible_reason": None,
             "breakers": {"closed": 1},
         }
-        assert row["standing"] == {**standing, "quarantine_state": "ok", "stale": False}
+        assert row["standing"] == {**standing, "quarantine_state": "ok", "stale": False, "costs": None}
         assert (row["arm"], row["share"], row["tokens_per_s"], row["saved_share"]) == (arm, None, 0.0, None)
 
 
@@ -110,6 +110,7 @@ async def test_what_it_shows_is_bounded(registry: Registry, tmp_path: Path) -> N
         for _ in range(3):
             await client.post(CHAT, json=asked())
         recent, serving = router.parts.recent, router.parts.active_policies
+        router.parts.attempts.drain()
         for i in range(3 * KEPT):
             recent._pending_ring.append(recent._pending_ring[0])
             recent.num_unprocessed += 1

@@ -9,7 +9,7 @@ import pytest
 
 from draftpick.policy_training.learners import learner
 from draftpick.policy_training.train import fitted
-from draftpick.router.config.sections import OnlineConfig
+from draftpick.router.config.sections import CorrectionConfig, ExplorationConfig, OnlineConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.events import Event
 from draftpick.router.online.online_learner import OnlineLearner
@@ -30,6 +30,7 @@ class World:
         self.policy, self.events, self.rng = policy, list[Event](), np.random.default_rng(0)
         self.online = OnlineLearner(OnlineConfig.model_validate(online), policy, self.events.append)
         self.tau, self.times = TAU.copy(), np.ones(len(ARMS))
+        self.taken_s, self.plain_s = list[float](), list[float]()
 
     def go(self, n: int, clusters: Sequence[int] = range(len(TAU)), seed: int = 1) -> list[str]:
         """Route n requests of these clusters; the arms that were taken."""
@@ -38,13 +39,16 @@ class World:
         taken = []
         for i in rows:
             context = stored_context(drawn.contexts[i], "features")
-            made = self.policy.decide(DecisionInput(context, ARMS, 0.1), self.rng, self.online.shifts)
+            given = DecisionInput(context, ARMS, 0.1, may_explore_widely=True)
+            made = self.policy.decide(given, self.rng, self.online.shifts, self.online.level_deviations)
             arm = ARMS.index(made.arm)
             tau = max(float(self.tau[drawn.clusters[i], arm] * self.rng.lognormal(0, 0.1)), 1.0)
             tpot_s = float(COSTS.step_s[arm, 0]) * float(self.times[arm]) / tau
             outcome = Outcome("ok", 200, tpot_s=tpot_s, output_tokens=32, acceptance_length=tau if arm else None)
             self.online.observe(self.policy.cluster(context), made, outcome, 1)
             taken.append(made.arm)
+            self.taken_s.append(tpot_s)
+            self.plain_s.append(float(COSTS.step_s[0, 0] * self.times[0]))
         return taken
 
 
@@ -70,7 +74,7 @@ def test_a_dearer_step_is_told_of_as_a_cost(policy: Policy) -> None:
 
 def test_a_losing_policy_is_suspended_and_resumed(policy: Policy) -> None:
     assert policy.default_arm is not None
-    world = World(policy)
+    world = World(policy, correction={"enabled": False})
     world.go(300)
     for arm in range(len(ARMS)):
         world.times[arm] = 1.0 if arm == policy.default_arm else 3.0
@@ -93,12 +97,58 @@ def test_a_policy_whose_times_are_corrected_is_not_suspended(policy: Policy) -> 
 
 
 def test_what_is_switched_off_learns_nothing(policy: Policy) -> None:
-    world = World(policy, drift={"enabled": False})
+    world = World(policy, drift={"enabled": False}, correction={"enabled": False})
     world.go(300)
     world.times[:] = 5.0
     world.go(300, seed=2)
     assert world.events == []
     assert world.online.shifts is None
+    assert world.online.level_deviations is None
+
+
+# --- levels of arms on this machine ---
+
+
+def test_exploration_is_wide_until_the_levels_are_known_and_no_longer_than_is_stated(policy: Policy) -> None:
+    world = World(policy, drift={"enabled": False})
+    limit, deviations = ExplorationConfig().wide_answers, [world.online.level_deviations]
+    for _ in range(limit * len(ARMS)):
+        world.go(1, seed=len(deviations))
+        deviations.append(world.online.level_deviations)
+    assert deviations[0] == pytest.approx([0.35] * len(ARMS))  # costs of another machine
+    assert deviations[-1] is None
+    _, errors = world.online.correction.level_errors()
+    before = next(i for i, found in enumerate(deviations) if found is None)
+    for arm, error in enumerate(errors):
+        if (last := deviations[before - 1]) is not None and last[arm] == 0.0:
+            assert error < 0.05 or world.online.correction.answers[arm] >= limit
+    world.online.reset_arm("suffix")
+    assert world.online.level_deviations is not None
+    assert world.online.level_deviations[ARMS.index("suffix")] == pytest.approx(0.35)
+    world.go(limit * len(ARMS), seed=9)
+    assert world.online.level_deviations is None
+
+
+def test_the_deviation_of_a_level_is_that_of_its_mean_residual() -> None:
+    made, rng = ResidualCorrection(CorrectionConfig(window=1e6, max_log_step=9), 1, 2), np.random.default_rng(0)
+    for _ in range(400):
+        made.update(0, 0, float(rng.normal(0.5, 0.4)))
+    _, errors = made.level_errors()
+    assert errors[0] == pytest.approx(0.4 / 20, rel=0.15)
+    assert errors[1] == math.inf
+
+
+@pytest.mark.parametrize("times", [(1, 1, 1, 1), (1, 1.6, 1.6, 1.6), (1.3, 1, 1.5, 1), (1, 2, 1, 2)])
+def test_a_cold_start_with_costs_of_another_machine_is_not_slower_than_plain(
+    policy: Policy, times: tuple[float, ...]
+) -> None:
+    ratios = []
+    for seed in range(8):
+        world = World(policy, drift={"enabled": False})
+        world.times[:] = times
+        world.go(50, seed=seed)
+        ratios.append(sum(world.plain_s) / sum(world.taken_s))
+    assert np.mean(ratios) >= 1.0
 
 
 def test_answers_too_short_or_without_a_time_are_passed_over(policy: Policy) -> None:

@@ -134,4 +134,4 @@ def decided_again(policy: Policy, record: Record, exploration: ExplorationConfig
     eligible = [arm for arm, probability in made.probabilities.items() if probability > 0]
     shifts = None if made.residual is None else [made.residual]
     given = DecisionInput(record.context, eligible, made.exploration_rate, exploration, lambda arms: made.load)
-    return policy.decide(given, np.random.default_rng(0), shifts)
+    return policy.decide(given, np.random.default_rng(0), shifts, made.level_deviations)
