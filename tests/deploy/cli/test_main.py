@@ -303,6 +303,20 @@ def test_the_data_card_is_printed(collected: Path) -> None:
     assert found["arms"]["ngram"]["live"] == 20
 
 
+def test_the_card_of_a_file_of_prompts_names_it_and_overlapping_splits(tmp_path: Path) -> None:
+    text = " ".join(f"word{i}" for i in range(30))
+    rows = [
+        {"prompt": f"{split} {text}", "kind": "talk", "source": split, "split": split} for split in ("train", "dev")
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = invoke("dataset", "--prompts", str(tmp_path / "p.jsonl"))
+    assert shown.exit_code == 1
+    assert "JSON lines of prompts or messages" in shown.stdout
+    assert "error: train and dev overlap: 1 prompts of dev" in words(shown.stderr)
+    found = invoke("dataset", "--prompts", str(tmp_path / "p.jsonl"), "--overlap", "allow", "--json")
+    assert (found.exit_code, json.loads(found.stdout)["files"][0]["sources"]) == (0, {"train": 1, "dev": 1})
+
+
 # --- report, collect and label ---
 
 

@@ -13,6 +13,7 @@ from draftpick.router.config.sections import CorrectionConfig, ExplorationConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.events import Event
 from draftpick.router.online.online_learner import OnlineLearner
+from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.policies.base import DecisionInput, Policy
 from draftpick.router.types import Outcome
 from tests.policy_training.bandit import ARMS, COSTS, SETTING, TAU, Bandit
