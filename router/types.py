@@ -26,7 +26,8 @@ class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
     The other fields come from the request: whether its answer is `sampled`, and `truncated` by top_p or top_k (known in
-    live requests and in records), the approximate number of tokens of its prompt, and the limit of its output tokens.
+    live requests and in records), which add up to its mode, one of `draftpick.engines.profile.profile.MODES`; the
+    approximate number of tokens of its prompt, and the limit of its output tokens.
     """
 
     vector: Vector
@@ -35,11 +36,6 @@ class Context:
     prompt_tokens: float = 0.0
     max_tokens: float = DEFAULT_MAX_TOKENS
     truncated: bool = False
-
-    @property
-    def mode(self) -> int:
-        """Its sampling mode, one of `draftpick.engines.profile.profile.MODES`."""
-        return 0 if not self.sampled else 1 + self.truncated
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class LoadModel:
         wanted = objective or self._config.objective
         if not cached_prefix and not self._has_foreign_load and wanted != "cost" and not self._replicas.busy:
             return None
-        mode, by_arm, pick = context.mode, self._replicas.by_arm, self._replicas.pick
+        mode, by_arm, pick = context.sampled + context.truncated, self._replicas.by_arm, self._replicas.pick
         rows = []
         for arm in arms:
             replicas = by_arm.get(arm)
@@ -106,7 +106,7 @@ class LoadModel:
 
     def slowdown(self, arm: str, context: Context | None, running: float) -> float:
         """Ratio of the step time with `running` requests to that with one."""
-        curve = self.steps[arm].curves[0 if context is None else context.mode]
+        curve = self.steps[arm].curves[0 if context is None else context.sampled + context.truncated]
         return curve[min(round(running), MAX_BATCH)]
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
@@ -117,7 +117,8 @@ class LoadModel:
             self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
-        self.steps[arm].update(running, context.mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        mode = context.sampled + context.truncated
+        self.steps[arm].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
     def profiles(self) -> dict[str, Profile]:
         """The known profiles, by arm."""
