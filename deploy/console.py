@@ -40,7 +40,13 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
 
 
 def load_prompts(
-    sources: Sequence[str], n: int, seed: int, sampled_share: float, max_tokens: int, split: Any = None
+    sources: Sequence[str],
+    n: int,
+    seed: int,
+    sampled_share: float,
+    max_tokens: int,
+    split: Any = None,
+    overlap: Any = "fail",
 ) -> list[Any]:
     """Read `n` prompts of sources (`FILE[:kind][@n]`), their tasks alternating; none: generated ones.
 
@@ -50,17 +56,17 @@ def load_prompts(
 
     if not sources:
         return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)
-    options = Selection(seed, seed, (), max_tokens, sampled_share, split)
+    options = Selection(seed, seed, (), max_tokens, sampled_share, split, overlap)
     parsed = [PromptSource.parse(source) for source in sources]
-    describe_files(sources)
+    describe_files(sources, max_tokens)
     return prompts_of(parsed, n, options)
 
 
-def describe_files(sources: Sequence[str]) -> None:
+def describe_files(sources: Sequence[str], max_tokens: int = 128) -> None:
     """Print a line on stderr about each file of prompts: its format, what it holds, and what is left out."""
     from draftpick.policy_training.workloads import PromptSource
     from draftpick.policy_training.workloads.card import describe
 
     for source in dict.fromkeys(map(PromptSource.parse, sources)):
-        if (file := source.file()) is not None:
+        if (file := source.file(max_tokens)) is not None:
             err.print(describe(file), highlight=False, soft_wrap=True, markup=False)

@@ -162,6 +162,7 @@ class Router:
         """Close connections and flush queued records."""
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # their attempts end, too
         await self._client.close()
         self.parts.attempts.close()
         if self._peer_sync is not None:

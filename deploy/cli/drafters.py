@@ -15,6 +15,7 @@ from draftpick.deploy.cli.options import (
     Json,
     JsonFile,
     OneSplit,
+    OnOverlap,
     OutputDir,
     OutputFile,
     Port,
@@ -51,6 +52,7 @@ def benchmark(
     config: Config = "embedded",
     prompts: Prompts = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, tasks alternating.")] = 36,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repeats of every measurement.")] = 3,
     sampled_share: SampledShare = 0.5,
@@ -80,7 +82,7 @@ def benchmark(
         report(read_table(output_dir), fleet.engines, fleet.router.default_engine, output_dir, json_file, out)
         return
     prepare_models(fleet)
-    chosen = interleaved(load_prompts(prompts, n, seed, sampled_share, max_tokens, split))
+    chosen = interleaved(load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap))
     run_table(
         fleet, chosen, repeats=repeats, folder=output_dir, json_file=json_file, port=port, seed=seed, console=out,
         bars=progress_bar,
@@ -96,6 +98,7 @@ def replay(
     ] = None,
     prompts: Prompts = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 24,
     max_tokens: DraftedTokens = 96,
     json_file: JsonFile = None,
@@ -119,7 +122,7 @@ def replay(
     if not any(engine.can_replay for engine in fleet.engines if engine.drafter is not None):
         raise typer.BadParameter("none of its engines can be replayed", param_hint="--config")
     prepare_models(fleet)
-    chosen = load_prompts(prompts, n, seed, 0.0, max_tokens, split)
+    chosen = load_prompts(prompts, n, seed, 0.0, max_tokens, split, overlap)
     started = running(with_router(fleet, policy="uniform", featurizer="none"), port=port)
     with nullcontext(url) if url else started as base, progress_bar() as bar:
         results = replay_fleet(fleet, base, chosen, _Steps(bar))
@@ -143,6 +146,7 @@ def corpus(
     prompts: PromptSources = [],
     tasks: Tasks = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 1000,
     max_tokens: DraftedTokens = 192,
@@ -164,7 +168,9 @@ def corpus(
     sequences = []
     if prompts:
         describe_files(prompts)
-        asked = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split)
+        asked = Corpus(
+            tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split, overlap=overlap
+        )
         sequences = answers_of(asked).answer_tokens()
     result = make_table(texts, sequences, target_folder(target), output, num_bigrams)
     say(as_json, result, f"{output}: {result['bigrams']} bigrams of {result['tokens']} tokens")
@@ -176,6 +182,7 @@ def distill(
     output_dir: OutputDir,
     tasks: Tasks = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 2600,
     max_tokens: DraftedTokens = 224,
@@ -208,7 +215,7 @@ def distill(
     fit = FitOptions(epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed)
     options = DistillOptions(size=size, loss=loss, start=init_from, fit=fit)
     describe_files(prompts)
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed, split)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed, split, overlap)
     with progress_bar() as bar:
         result = run_distill(corpus, options, output_dir, _Steps(bar))
     say(as_json, result, f"{output_dir}: {result['parameters'] / 1e6:.1f} M parameters, {_metrics(result)}")
@@ -220,6 +227,7 @@ def eagle(
     output_dir: OutputDir,
     tasks: Tasks = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 3000,
     max_tokens: DraftedTokens = 192,
@@ -253,7 +261,7 @@ def eagle(
 
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
     describe_files(prompts)
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed, split)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed, split, overlap)
     with progress_bar() as bar:
         options = EagleOptions(draft_vocab_size, unroll_steps, parallel, init_from, fit)
         result = run_eagle(corpus, options, output_dir, _Steps(bar))
@@ -268,6 +276,7 @@ def losses(
     output_dir: OutputDir,
     tasks: Tasks = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 1000,
     max_tokens: DraftedTokens = 160,
@@ -294,7 +303,7 @@ def losses(
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))
     describe_files(prompts)
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split, overlap=overlap)
     with progress_bar() as bar:
         results = compare_losses(corpus, options, output_dir, list(LOSSES), _Steps(bar))
     shown = Table("loss", "agreement", "block efficiency (k 3)", "MBSU")
@@ -312,6 +321,7 @@ def layer_skip(
     output_dir: OutputDir,
     tasks: Tasks = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 200,
     max_tokens: DraftedTokens = 128,
@@ -333,7 +343,7 @@ def layer_skip(
     from draftpick.deploy.workflows.layer_skip import run_layer_skip
 
     describe_files(prompts)
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split, overlap=overlap)
     with progress_bar() as bar:
         result = run_layer_skip(corpus, output_dir, trials=trials, heal_minutes=distill_minutes, progress=_Steps(bar))
     best = result["best"]

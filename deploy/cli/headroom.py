@@ -14,6 +14,7 @@ from draftpick.deploy.cli.options import (
     Json,
     Learner,
     OneSplit,
+    OnOverlap,
     Plot,
     Prompts,
     SampledShare,
@@ -47,6 +48,7 @@ def headroom(
     data: Data = [],
     prompts: Prompts = [],
     split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     profiles: Profiles = None,
     rate: Rate = None,
     min_gain: MinGain = 0.03,
@@ -92,6 +94,7 @@ def headroom(
         output_dir,
         seed,
         split,
+        overlap,
     )
     _judged(options, plot, as_json)
 

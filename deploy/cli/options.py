@@ -34,6 +34,10 @@ OneSplit = Annotated[
     Literal["train", "dev", "transfer"] | None,
     typer.Option("--split", help="Only prompts of this split: `split` in the file, else by source; default: all."),
 ]
+OnOverlap = Annotated[
+    Literal["fail", "drop", "allow"],
+    typer.Option("--overlap", help="With --split: what to do if a split shares texts with train (word n-grams)."),
+]
 SampledShare = Annotated[
     float, typer.Option("--sampled-share", min=0, max=1, help="Share of prompts sent at temperature 0.7.")
 ]

@@ -41,6 +41,7 @@ from draftpick.policy_training.headroom.simulated import Loaded, read_profiles, 
 from draftpick.policy_training.headroom.slices import find_slices
 from draftpick.policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
 from draftpick.policy_training.learners import learner as learner_of
+from draftpick.policy_training.workloads.sources import OnOverlap
 from draftpick.policy_training.workloads.splits import Split
 from draftpick.router.config.router_config import DraftpickConfig
 
@@ -69,6 +70,7 @@ class HeadroomOptions:
     output_dir: Path
     seed: int
     split: Split | None = None
+    overlap: OnOverlap = "fail"
 
     def fleet(self) -> DraftpickConfig | None:
         """The given configuration, if any."""
@@ -207,8 +209,9 @@ def _labelled(options: HeadroomOptions) -> Path:
     """
     fleet = options.config or EMBEDDED
     chosen = load_prompts(
-        options.prompts, options.n, options.seed, options.sampled_share, options.max_tokens, options.split
-    )
+        options.prompts, options.n, options.seed, options.sampled_share, options.max_tokens, options.split,
+        options.overlap,
+    )  # fmt: skip
     settings = f"{resolve(fleet).model_dump_json(exclude={'router'})} {options.seed} {chosen}".encode()
     folder = options.output_dir / sha256(settings).hexdigest()[:12]
     with redirect_stdout(sys.stderr):

@@ -1,9 +1,6 @@
 """The target's own answers, generated in batches with vLLM and cached: the training data of drafters."""
 
-import hashlib
-import json
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from draftpick.engines.atomic_write import atomic_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +46,11 @@ class Responses:
             np.concatenate([part.answer_at for part in parts]),
         )
 
-    def save(self, path: Path) -> None:
-        """Write all arrays to one `.npz` atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as scratch, scratch.open("wb") as file:
-            np.savez_compressed(file, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
-
-    @classmethod
-    def load(cls, path: Path) -> "Responses":
-        """Read the output of `save`."""
-        with np.load(path, allow_pickle=False) as data:
-            return cls(data["tokens"], data["starts"], data["answer_at"])
-
 
 def weight_files(folder: Path) -> list[tuple[str, int, int]]:
     """Name, bytes and modification time of a checkpoint's weight files, which identify the model at a path."""
     states = ((path.name, path.stat()) for path in sorted(folder.glob("*.safetensors")))
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
-
-
-def cache_key(target: Any, prompts: Sequence[Any], temperatures: Sequence[float], max_tokens: int, seed: int) -> str:
-    """Return the cache key of a generation: equal inputs give equal keys. `target` identifies the model."""
-    text = json.dumps([target, list(prompts), list(temperatures), max_tokens, seed])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +97,7 @@ class ResponseGenerator:
             SamplingParams(temperature=ask.temperature, top_p=ask.top_p, max_tokens=ask.max_tokens)
             for ask in (requests[i] for i in fitting)
         ]
-        return fitting, _responses(self._llm.generate(asked, params, use_tqdm=sys.stderr.isatty()))
+        return fitting, _responses(self._llm.generate(asked, params, use_tqdm=False))
 
 
 def _responses(outputs: Sequence[Any]) -> Responses:

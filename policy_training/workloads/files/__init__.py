@@ -32,7 +32,7 @@ FORMATS = (
 PLAIN_TEXT = Format("plain text", lambda row: False, lambda row: row)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PromptFile:
     """A file of prompts. `format`: the name of its format; `sha256` of its bytes.
 
