@@ -81,6 +81,7 @@ def build_parts(
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
     load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
+    load.on_profiles = active_policies.use_profiles
     admission, metrics, recent = Admission(config.admission), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
@@ -106,25 +107,11 @@ def build_parts(
         tracing=tracing,
     )
     return Parts(
-        config=config,
-        baseline=baseline,
-        replicas=replicas,
-        events=events,
-        active_policies=active_policies,
-        load=load,
-        demand=demand,
-        prefixes=prefixes,
-        admission=admission,
-        acceptance_monitor=acceptance_monitor,
-        health_signals=health_signals,
-        metrics=metrics,
-        attempts=attempts,
-        recent=recent,
-        shadow=shadow,
-        decide=decide,
-        dispatcher=dispatcher,
-        records=records,
-    )
+        config=config, baseline=baseline, replicas=replicas, events=events, active_policies=active_policies,
+        load=load, demand=demand, prefixes=prefixes, admission=admission, acceptance_monitor=acceptance_monitor,
+        health_signals=health_signals, metrics=metrics, attempts=attempts, recent=recent, shadow=shadow,
+        decide=decide, dispatcher=dispatcher, records=records,
+    )  # fmt: skip
 
 
 def _log_event(event: Event) -> None:

@@ -101,8 +101,7 @@ class Router:
             tracing=self._tracing,
         )
         parts = self.parts
-        on_profiles, every_s = parts.active_policies.use_profiles, router.load.report_interval_s
-        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, every_s, on_profiles=on_profiles)
+        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
         self._activate(chosen)
         self._peer_sync = self._peer_news()
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)

@@ -25,9 +25,9 @@ Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
-    The other fields come from the request: whether its answer is `sampled`, and sampled from a distribution `truncated`
-    by top_p or top_k (known in live requests and in records), the approximate number of tokens of its prompt, and the
-    limit of its output tokens. `sampled + truncated` is its mode in `draftpick.engines.profile.profile.MODES`.
+    The other fields come from the request: whether its answer is `sampled`, and `truncated` by top_p or top_k (known in
+    live requests and in records), which add up to its mode, one of `draftpick.engines.profile.profile.MODES`; the
+    approximate number of tokens of its prompt, and the limit of its output tokens.
     """
 
     vector: Vector

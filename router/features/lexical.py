@@ -156,10 +156,10 @@ def stored_context(vector: Vector, featurizer: str, sampling: Mapping[str, float
         return Context(vector, featurizer)
     prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
     max_tokens = math.expm1(10.0 * vector.item(LOG_MAX_TOKENS))
-    mode = int(vector.item(TEMPERATURE) > 0)
-    if mode and sampling:
-        mode = max(mode, sampling_mode(sampling))
-    return Context(vector, featurizer, mode > 0, prompt_tokens, max_tokens, mode == TRUNCATED)
+    sampled, truncated = vector.item(TEMPERATURE) > 0, False
+    if sampled and sampling and ("top_p" in sampling or "top_k" in sampling):
+        truncated = sampling_mode(sampling) == TRUNCATED
+    return Context(vector, featurizer, sampled, prompt_tokens, max_tokens, truncated)
 
 
 def lexical_features(request: Request) -> Vector:
