@@ -14,7 +14,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.spec_decode.eagle import EagleProposer
 
 from draftpick.engines.drafter_options import HeadOptions
-from draftpick.engines.drafters.draft_exit import DraftExit, Request
+from draftpick.engines.vllm.draft_exit import DraftExit, Request
 
 GREEDY = 1e-5
 """vLLM's greatest temperature of greedy sampling."""
