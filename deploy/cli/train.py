@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from draftpick.deploy.cli.options import (
     DEFAULT_SEED,
@@ -23,6 +23,7 @@ from draftpick.deploy.cli.options import (
     OutputDir,
     Port,
     Prompts,
+    PromptSources,
     RecordsDir,
     SampledShare,
     Seed,
@@ -170,9 +171,7 @@ def label(
 def show_dataset(
     paths: Annotated[list[Path], typer.Argument(help="Datasets from `collect` or `label`.")] = [],
     records: Annotated[list[Path], typer.Option("--records", help="Folder of the router's records; repeatable.")] = [],
-    prompts: Annotated[
-        list[Path], typer.Option("--prompts", exists=True, dir_okay=False, help="A file of prompts; repeatable.")
-    ] = [],
+    prompts: PromptSources = [],
     overlap: OnOverlap = "fail",
     as_json: Json = False,
 ) -> None:
@@ -216,20 +215,20 @@ def show_dataset(
         out.print(f"left out: {found['dropped']}", highlight=False)
 
 
-def _show_prompt_files(paths: list[Path], overlap: str, as_json: bool) -> None:
+def _show_prompt_files(sources: list[str], overlap: str, as_json: bool) -> None:
     """Print the cards of files of prompts; fail if their splits overlap, unless that is allowed."""
-    from draftpick.policy_training.workloads import read_file
-    from draftpick.policy_training.workloads.card import prompt_card
+    from draftpick.policy_training.workloads import PromptSource
+    from draftpick.policy_training.workloads.card import prompt_cards
     from draftpick.policy_training.workloads.overlap import describe_overlaps
     from draftpick.policy_training.workloads.sources import file_overlaps
 
-    files = tuple(map(read_file, paths))
-    cards = list(map(prompt_card, files))
+    cards = prompt_cards(sources)
+    files = tuple(file for source in sources if (file := PromptSource.parse(source).file()) is not None)
     found = [describe_overlaps(*splits, overlaps) for splits, overlaps in file_overlaps(files).items()]
     if as_json:
         print(json.dumps({"files": cards, "overlaps": found}))
     for card in () if as_json else cards:
-        table = Table(card["file"], "", show_lines=False)
+        table = Table(card["file"], Column(overflow="fold"))
         for name, value in list(card.items())[1:]:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
             table.add_row(name.replace("_", " "), shown)
