@@ -68,7 +68,7 @@ class Drafter(BaseModel):
 
     @model_validator(mode="after")
     def _own_options(self) -> Self:
-        if (options := self.spec.options) is not None:
+        if (options := self.spec.options or self.spec.added_options) is not None:
             try:
                 checked = options.model_validate(self.model_extra or {})
             except ValidationError as error:

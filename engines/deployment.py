@@ -161,14 +161,16 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
 
 
 def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (vLLM's `speculative_config`, options of our own drafter for `additional_config`)."""
+    """Return (vLLM's `speculative_config`, our own options for `additional_config`)."""
     if (class_path := drafter.spec.class_path) is not None:
         k = drafter.num_speculative_tokens
         return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
     config = drafter.model_dump(exclude_none=True)
+    ours = drafter.spec.added_options
+    options = {name: config.pop(name) for name in ours.model_fields if name in config} if ours else {}
     if model := drafter_model(drafter):
         config["model"] = model
-    return config, {}
+    return config, options
 
 
 def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:

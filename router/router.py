@@ -162,6 +162,7 @@ class Router:
         """Close connections and flush queued records."""
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # their attempts end, too
         await self._client.close()
         self.parts.attempts.close()
         if self._peer_sync is not None:
@@ -253,6 +254,7 @@ class Router:
             "candidate_rejected": self.candidate_rejected,
             "suspended": [policy for policy, online in serving.learners() if online.suspended],
             "costs": cost_sources(serving.policy),
+            "exploration": "wide" if any(online.level_deviations for _, online in serving.learners()) else "narrow",
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.in_flight(),
             "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},

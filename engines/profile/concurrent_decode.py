@@ -21,6 +21,8 @@ SAMPLING: tuple[dict[str, float], ...] = (
 _HEADERS = [("content-type", "application/json"), (PROFILING.decode(), "1")]
 _CHUNK_END = b"\n\n"
 _MAX_TOKENS = 2048
+_MIN_STEPS = 3
+"""Steps of each request in the full batch, however long they take: only those within all requests' steps count."""
 _PATIENCE_S = 180.0
 
 
@@ -54,7 +56,7 @@ class _Batch:
     def __init__(self, size: int, steps: int, longest_s: float) -> None:
         self._longest_s = longest_s
         self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(size)]
-        self._steps_left = [steps] * size
+        self._steps, self._steps_left = steps, [steps] * size
         self.begun, self._full_s = 0, float("inf")
 
     def observe(self, i: int, at_s: float, chunks: int) -> bool:
@@ -68,7 +70,8 @@ class _Batch:
             self.begun += 1
             if self.begun == len(self._arrivals):
                 self._full_s = at_s
-        return self._steps_left[i] <= 0 or at_s - self._full_s > self._longest_s
+        few = self._steps - self._steps_left[i] < _MIN_STEPS
+        return self._steps_left[i] <= 0 or (at_s - self._full_s > self._longest_s and not few)
 
     def finish(self, i: int) -> None:
         """Record the end of request i: its last arrival marks the end, possibly together with a chunk."""

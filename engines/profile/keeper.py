@@ -37,13 +37,15 @@ class ProfileKeeper:
     def __init__(self, url: str, model: str) -> None:
         self._url, self._model = url, model
         self._failures = self._repeats = 0
+        self._rests = False
         self._wanted = asyncio.Event()
         self._done = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.measured_s: float | None = None
 
     async def start(self) -> None:
-        """Start, and return once this machine has the profile, or after `READY_WITHIN_S` without it."""
+        """Start, and return once this machine has the profile, or without it: after a measurement that failed, or after
+        `READY_WITHIN_S`, or if an engine of the node serves clients."""
         self._task = asyncio.create_task(self._run())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._done.wait(), READY_WITHIN_S)
@@ -55,17 +57,13 @@ class ProfileKeeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def repeat(self) -> bool:
-        """Measure again when the node is idle; False if this was done `MAX_REPEATS` times, or is not done yet."""
-        if not self._done.is_set() or self._wanted.is_set() or self._repeats >= MAX_REPEATS:
+        """Measure again when the node is idle; False during a measurement, and after `MAX_REPEATS` times."""
+        if not self._rests or self._repeats >= MAX_REPEATS:
             return False
+        self._rests = False
         self._repeats += 1
         self._wanted.set()
         return True
-
-    @property
-    def repeats_now(self) -> bool:
-        """True from a granted `repeat` to its end."""
-        return self._wanted.is_set()
 
     async def _run(self) -> None:
         client = EngineClient(first_byte_timeout_s=180, timeout_s=180)
@@ -84,6 +82,7 @@ class ProfileKeeper:
             await self._measure(target, own, replace=self._wanted.is_set())
             self._wanted.clear()
             self._done.set()
+            self._rests = True
             await self._wanted.wait()
 
     async def _measure(self, target: Target, own: EngineIdentity, replace: bool) -> None:
@@ -128,6 +127,7 @@ class ProfileKeeper:
                     if result is not None:
                         self.measured_s = taken_s
                         return result
+            self._done.set()  # a busy node needs its engines
             await until_idle(_QUIET_S)
 
 

@@ -5,7 +5,7 @@ all but the last row are needed, and rebuilds its metadata for each drafted toke
 kernels, vLLM's own, on the head's packed weights and its paged KV cache. Drafts are those of vLLM's loop, up to ties.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm import _custom_ops as ops
@@ -13,7 +13,41 @@ from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.spec_decode.eagle import EagleProposer
 
+from draftpick.engines.drafter_options import HeadOptions
+from draftpick.engines.drafters.draft_exit import DraftExit, Request
+
+GREEDY = 1e-5
+"""vLLM's greatest temperature of greedy sampling."""
+MOST_UNREAD = 64
+"""Rows that are read at once even while a request's head rests: a prompt that is computed again."""
+
 Tensor = torch.Tensor
+
+
+RELIES_ON = {
+    "vllm._custom_ops:cpu_attention_with_kv_cache": "e9a34786a915",
+    "vllm._custom_ops:cpu_attn_get_scheduler_metadata": "1b3901ade4b1",
+    "vllm._custom_ops:cpu_attn_reshape_and_cache": "65cc4f4cf563",
+    "vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu": "b749c83b4c38",
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm": "a98204a3d07f",
+    "vllm.model_executor.models.llama:LlamaAttention.forward": "a0f9f508aa38",
+    "vllm.model_executor.models.llama:LlamaMLP.forward": "c53e9215b55c",
+    "vllm.model_executor.models.llama_eagle3:Eagle3LlamaForCausalLM.combine_hidden_states": "a7f0bf198b98",
+    "vllm.model_executor.models.llama_eagle3:Eagle3LlamaForCausalLM.compute_logits": "0af3f208eb38",
+    "vllm.model_executor.models.llama_eagle3:LlamaDecoderLayer.forward": "b5d842250169",
+    "vllm.model_executor.models.llama_eagle3:LlamaModel.forward": "504d2a14ea27",
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update": "9cccd68715a2",
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": "59c4e418319a",
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build": "7ff5ab962cb4",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.initialize_attn_backend": "f2f51d1f24de",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.prepare_inputs_padded": "ad9bd800a78c",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose": "6f93dd3c25ef",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce4",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": "24d6a45dca3c",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids": "a60269aca9de",
+}
+"""Functions of vLLM that this module calls or computes itself, with a digest of each's source in vLLM 0.29."""
 
 
 class Head:
@@ -136,9 +170,11 @@ class Head:
         )
         return out.view(requests, -1)
 
-    def logits(self, output: Tensor) -> Tensor:
-        """Return the logits of the draft vocabulary."""
-        return linear(self.model.lm_head, output)[:, : len(self.targets)]
+    def best(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (probabilities, tokens of the target's vocabulary) of the likeliest next tokens."""
+        logits = linear(self.model.lm_head, output)[:, : len(self.targets)]
+        probabilities, tokens = logits.float().softmax(-1).max(-1)
+        return probabilities, self.targets[tokens]
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
@@ -157,93 +193,144 @@ def add_rms_norm(x: Tensor, residual: Tensor, norm: Any) -> None:
     torch.ops._C.fused_add_rms_norm(x, residual, norm.weight, norm.variance_epsilon)
 
 
+class Rows(NamedTuple):
+    """Verified tokens that a head reads, each with its successor in `ids`: [rows], `hidden` [rows, hidden]."""
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    hidden: Tensor
+
+    def cut(self, begin: int, end: int) -> "Rows":
+        return Rows(*(each[begin:end] for each in self))
+
+    @staticmethod
+    def join(parts: "list[Rows]") -> "Rows":
+        return parts[0] if len(parts) == 1 else Rows(*map(torch.cat, zip(*parts, strict=True)))
+
+    def copy(self) -> "Rows":
+        return Rows(*(each.clone() for each in self))
+
+
+class _Request:
+    """One request: its draft-exit, and the rows that the head has not read yet."""
+
+    def __init__(self, draft_exit: Request | None) -> None:
+        self.exit = draft_exit
+        self.unread: list[Rows] = []
+        self.next_position = 0
+
+
 class HeadProposer(EagleProposer):
     """vLLM's proposer of EAGLE heads with the loop above where it fits, and vLLM's elsewhere."""
 
     def __init__(self, vllm_config: Any, device: torch.device, runner: Any = None) -> None:
         super().__init__(vllm_config, device, runner)
+        options = HeadOptions.model_validate((vllm_config.additional_config or {}).get("drafter", {}))
+        costs = options.draft_cost, options.verify_cost, options.pass_cost
+        self._exit = DraftExit(*costs) if options.draft_exit else None
+        self._batch = runner
         self._head: Head | None = None
+        self._requests: dict[str, _Request] = {}
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
         super().initialize_attn_backend(kv_cache_config, kernel_block_sizes)
-        self._head = None
+        self._head = None  # the KV cache is not bound yet
 
-    def propose(
-        self,
-        num_speculative_tokens: int,
-        target_token_ids: Tensor,
-        target_positions: Tensor,
-        target_hidden_states: Tensor,
-        next_token_ids: Tensor,
-        token_indices_to_sample: Tensor | None,
-        common_attn_metadata: Any,
-        sampling_metadata: Any,
-        mm_embed_inputs: Any = None,
-        num_rejected_tokens_gpu: Tensor | None = None,
-        slot_mappings: Any = None,
-    ) -> Tensor:
-        """Return the drafts [requests, `num_speculative_tokens`]."""
-        if not self._prepare():
-            return super().propose(
-                num_speculative_tokens,
-                target_token_ids,
-                target_positions,
-                target_hidden_states,
-                next_token_ids,
-                token_indices_to_sample,
-                common_attn_metadata,
-                sampling_metadata,
-                mm_embed_inputs,
-                num_rejected_tokens_gpu,
-                slot_mappings,
-            )
-        head = self._head
-        assert head is not None
-        starts = common_attn_metadata.query_start_loc
-        last = starts[1:] - 1 if token_indices_to_sample is None else token_indices_to_sample.long()
-        ids = target_token_ids.roll(-1)
-        ids[last] = next_token_ids.to(ids.dtype)
-        seq_lens, slots = common_attn_metadata.seq_lens, common_attn_metadata.slot_mapping
-        if num_rejected_tokens_gpu is not None:
-            seq_lens = seq_lens - num_rejected_tokens_gpu
-            rows, last = accepted_rows(starts, last)
-            ids, target_positions, slots = ids[rows], target_positions[rows], slots[rows]
-            target_hidden_states = target_hidden_states[rows]
-        hidden = self.model.combine_hidden_states(target_hidden_states)
-        positions, table = target_positions[last], common_attn_metadata.block_table_tensor
-        output, state = head.forward(ids, target_positions, hidden, slots, last, seq_lens, table)
-        drafts: list[Tensor] = []
-        ahead = positions + torch.arange(1, num_speculative_tokens).unsqueeze(1)
-        ahead_slots = slot_of(table, ahead, head.block_size)
-        for i in range(num_speculative_tokens):
-            if i:
-                seq_lens = seq_lens + 1
-                output, state = head.forward(drafts[-1], ahead[i - 1], state, ahead_slots[i - 1], None, seq_lens, table)
-            drafts.append(head.targets[head.logits(output).argmax(-1)])
-        return torch.stack(drafts, dim=1) if drafts else ids.new_empty(len(last), 0)
-
-    def _prepare(self) -> bool:
-        """Build the head once its KV cache is bound; return whether it fits this model."""
+    def propose(self, num_speculative_tokens: int, **step: Any) -> Any:
+        """Return the drafts: [requests, `num_speculative_tokens`], or lists of at most as many."""
         if (
             self._head is None
             and Head.fits(self.model, self.vllm_config)
             and not self._enable_probabilistic_draft_probs
         ):
             self._head = Head(self.model, self.draft_attn_groups[0].get_metadata_builder())
-        return self._head is not None
+        if self._head is None:
+            return super().propose(num_speculative_tokens, **step)
+        metadata, last = step["common_attn_metadata"], step["token_indices_to_sample"]
+        last = metadata.query_start_loc[1:] - 1 if last is None else last.long()
+        ids = step["target_token_ids"].roll(-1)
+        ids[last] = step["next_token_ids"].to(ids.dtype)
+        rows = Rows(ids, step["target_positions"], metadata.slot_mapping, step["target_hidden_states"])
+        parts = self._unread(
+            rows, metadata.query_start_loc.tolist(), last.tolist(), step["sampling_metadata"].temperature
+        )
+        drafts: list[list[int]] = [[] for _ in last]
+        if reading := [i for i, part in enumerate(parts) if part]:
+            self._draft(drafts, reading, parts, metadata.block_table_tensor, num_speculative_tokens)
+        return drafts
 
+    def _unread(self, rows: Rows, starts: list[int], last: list[int], temperature: Tensor | None) -> list[list[Rows]]:
+        """Return the rows that each request's head is to read now; none where it rests.
 
-def accepted_rows(starts: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (the rows up to each request's last accepted one, the places of those last ones among them)."""
-    begin, end = starts[:-1].tolist(), last.tolist()
-    rows = [row for a, b in zip(begin, end, strict=True) for row in range(a, b + 1)]
-    ends = torch.tensor([b - a + 1 for a, b in zip(begin, end, strict=True)]).cumsum(0) - 1
-    return torch.tensor(rows), ends
+        Rejected rows are left out: they come again, with other tokens.
+        """
+        names = self._batch.input_batch.req_ids
+        former, self._requests = self._requests, {}
+        parts = []
+        for i, name in enumerate(names):
+            begin, end = starts[i], last[i] + 1
+            sampled = temperature is not None and float(temperature[i]) > GREEDY
+            request = former.get(name) or _Request(self._exit.start(sampled) if self._exit else None)
+            self._requests[name] = request
+            new = rows.cut(begin, end)
+            reads = True
+            if request.exit is not None:
+                verified = starts[i + 1] - begin - 1
+                if verified <= self.num_speculative_tokens:
+                    request.exit.score(verified, end - begin - 1)
+                position = int(new.positions[0])
+                if request.next_position != position:  # preempted, or the head was not asked
+                    request.unread = []
+                request.next_position = position + end - begin
+                reads = request.exit.drafts() or end - begin > MOST_UNREAD
+            parts.append([*request.unread, new] if reads else [])
+            if reads:
+                request.unread = []
+            else:
+                request.unread.append(new.copy())
+        return parts
+
+    def _draft(
+        self, drafts: list[list[int]], reading: list[int], parts: list[list[Rows]], table: Tensor, length: int
+    ) -> None:
+        """Read the rows of the requests `reading`, and append to their drafts."""
+        head = self._head
+        assert head is not None
+        rows = Rows.join([part for i in reading for part in parts[i]])
+        last = torch.tensor([sum(len(part.ids) for part in parts[i]) for i in reading]).cumsum(0) - 1
+        exits = [self._requests[name].exit for name in self._batch.input_batch.req_ids]
+        ids, positions = rows.ids, rows.positions[last]
+        if len(reading) < len(drafts):
+            table = table[torch.tensor(reading)]
+        hidden = self.model.combine_hidden_states(rows.hidden)
+        output, state = head.forward(rows.ids, rows.positions, hidden, rows.slots, last, (positions + 1).int(), table)
+        for i in range(length):
+            if i:
+                positions = positions + 1
+                slots = slot_of(table, positions, head.block_size)
+                output, state = head.forward(ids, positions, state, slots, None, (positions + 1).int(), table)
+            probabilities, ids = head.best(output)
+            goes_on = []
+            for row, (token, probability) in enumerate(zip(ids.tolist(), probabilities.tolist(), strict=True)):
+                drafts[reading[row]].append(token)
+                draft_exit = exits[reading[row]]
+                if draft_exit is None or draft_exit.add(probability):
+                    goes_on.append(row)
+            if not goes_on:
+                break
+            if len(goes_on) < len(reading):
+                reading = [reading[row] for row in goes_on]
+                at = torch.tensor(goes_on)
+                ids, positions, state, table = ids[at], positions[at], state[at], table[at]
+        for draft, draft_exit in zip(drafts, exits, strict=True):
+            if draft and draft_exit is not None:
+                del draft[draft_exit.length() :]
 
 
 def slot_of(table: Tensor, positions: Tensor, block_size: int) -> Tensor:
-    """Return the cache slots of `positions` [tokens, requests]."""
-    blocks = table.gather(1, (positions // block_size).T).T.contiguous()  # the kernels read no strides
+    """Return the cache slots of `positions` [requests]; `table` [requests, blocks]."""
+    blocks = table.gather(1, (positions // block_size).unsqueeze(1)).squeeze(1)
     return blocks.long() * block_size + positions % block_size
 
 

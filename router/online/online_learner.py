@@ -81,6 +81,7 @@ class OnlineLearner:
         """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
         ratio by which load lengthened its steps."""
         self._num_answers += 1
+        self._count_wide_answer()
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
@@ -99,7 +100,6 @@ class OnlineLearner:
                 self._monitor_regret(arm, residual, expected, own)
         if self._config.correction.enabled:
             self.correction.update(cluster, arm, residual)
-            self._wide_answers_left -= 1
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
@@ -123,6 +123,13 @@ class OnlineLearner:
         else:
             self.shifts = [caution] * self._num_clusters if any(caution) else None
         self._refresh_levels()
+
+    def _count_wide_answer(self) -> None:
+        """Count an answer, measurable or not, and end wide exploration after the last one."""
+        if self.level_deviations is not None:
+            self._wide_answers_left -= 1
+            if self._wide_answers_left <= 0:
+                self.level_deviations = None
 
     def _refresh_levels(self) -> None:
         if not self._config.correction.enabled or self._wide_answers_left <= 0:

@@ -12,6 +12,7 @@ Floats = npt.NDArray[np.float64]
 Costs = tuple[Floats, Floats, Floats]
 """Seconds of a step [arms, modes], of a first token [arms], and additional ones per prompt token [arms]."""
 
+_STEP_S = 0.02
 MEASURED, FOREIGN = "measured on its machine", "costs of another machine"
 
 
@@ -19,6 +20,12 @@ def cost_sources(policy: Policy) -> dict[str, str]:
     """Where the costs of each arm are from: `MEASURED` or `FOREIGN`; none for a policy that predicts no times."""
     foreign = policy.foreign_costs
     return {arm: FOREIGN if arm in foreign else MEASURED for arm in policy.arms} if policy.uses_load else {}
+
+
+def equal_costs(num_arms: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the costs of an artefact that holds none: the same for all arms, until there are profiles."""
+    each = np.full(num_arms, _STEP_S, np.float32)
+    return {"step_s": np.stack([each, each], axis=1), "start_s": each, "per_token_s": 0.0 * each}
 
 
 def merge_costs(artifact: Sequence[Floats], arms: Sequence[str], profiles: Mapping[str, Profile]) -> Costs:

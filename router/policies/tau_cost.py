@@ -17,7 +17,7 @@ from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies import regressors
 from draftpick.router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
 from draftpick.router.policies.clusters import Clusters
-from draftpick.router.policies.costs import merge_costs
+from draftpick.router.policies.costs import equal_costs, merge_costs
 from draftpick.router.policies.regressors import Regressor
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
 from draftpick.router.types import Context, LoadTerms, Vector
@@ -32,12 +32,12 @@ class TauCostPolicy(Policy):
     Costs are those of each arm's profile (`use_profiles`), measured where the engine runs. An arm without a profile
     takes those of the artefact, scaled by the median ratio of the profiles to the artefact: costs of another machine.
 
-    Arrays: those of its regressor (log tau), and such costs: `step_s` [arms, 2], seconds of a decoding step, greedy and
-    sampled; `start_s` and `per_token_s` [arms] of the time to the first token; optionally `length` [d + 1]: weights of
-    z and a constant that predict the log of the output tokens. Options: `regressor`; `default`, an arm; `z` and
-    `switch_cost`: another arm must be faster than the default by more than `z` standard deviations of its own time plus
-    this share of the default's time; `output_tokens`: expected output tokens without `length`; `floor`: minimum
-    probability of every arm.
+    Arrays: those of its regressor (log tau), and, for arms without a profile, costs (equal ones if absent): `step_s`
+    [arms, 2], seconds of a decoding step, greedy and sampled; `start_s` and `per_token_s` [arms] of the time to the
+    first token; optionally `length` [d + 1]: weights of z and a constant that predict the log of the output tokens.
+    Options: `regressor`; `default`, an arm; `z` and `switch_cost`: another arm must be faster than the default by more
+    than `z` standard deviations of its own time plus this share of the default's time; `output_tokens`: expected output
+    tokens without `length`; `floor`: minimum probability of every arm.
     """
 
     uses_load = True
@@ -51,6 +51,7 @@ class TauCostPolicy(Policy):
         arrays: Arrays,
         options: dict[str, Any],
     ) -> None:
+        arrays = {**equal_costs(len(arms)), **arrays}
         check_shapes(arrays, _COSTS, arms=len(arms))
         self.id, self.arms, self.featurizer = id, arms, featurizer
         self._regressor = regressor

@@ -122,25 +122,12 @@ def test_a_valid_configuration_as_json(tmp_path: Path) -> None:
     assert [engine["name"] for engine in found["config"]["engines"]] == ["plain", "ngram"]
 
 
-def test_an_invalid_configuration(tmp_path: Path) -> None:
-    result = invoke("check-config", fleet_file(tmp_path, rooter={}))
-    assert result.exit_code != 0
-    assert isinstance(result.exception, ConfigError)
-    assert "did you mean 'router'?" in str(result.exception)
-
-
 def test_an_invalid_configuration_as_json(tmp_path: Path) -> None:
     result = invoke("check-config", fleet_file(tmp_path, rooter={}, engines=[]), "--json")
     found = json.loads(result.stdout)
     assert result.exit_code == 2
     assert found["valid"] is False
     assert [problem.split(":")[0] for problem in found["problems"]] == ["engines", "rooter"]
-
-
-def test_an_unknown_fleet_as_json() -> None:
-    result = invoke("check-config", "mok", "--json")
-    assert result.exit_code == 2
-    assert "did you mean 'mock'?" in json.loads(result.stdout)["problems"][0]
 
 
 def test_a_policy_for_other_engines_is_a_warning(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ async def test_a_client_ends_the_measurement_which_goes_on_when_the_node_is_idle
 ) -> None:
     url, mock = engine
     mock.reconfigure({"step_s": 0.02})
-    measuring = asyncio.create_task(measured(url))
+    keeper = ProfileKeeper(url, MODEL)
+    starts = asyncio.create_task(keeper.start())
     await until_asked(mock)
     body = {"model": MODEL, "prompt": "mine", "max_tokens": 16}
     async with httpx.AsyncClient(base_url=url) as client:
@@ -106,9 +107,11 @@ async def test_a_client_ends_the_measurement_which_goes_on_when_the_node_is_idle
             assert mock.running == 1  # the client's request alone
             assert (await answer).status_code == 200
             assert not node_serves()
+    await starts  # it is ready: its clients have come
     assert profile_cache.read(mock.spec.identity()) is None
-    await measuring
-    assert profile_cache.read(mock.spec.identity()) is not None
+    while profile_cache.read(mock.spec.identity()) is None:  # noqa: ASYNC110  # the keeper tells nobody
+        await asyncio.sleep(0.01)
+    await keeper.stop()
 
 
 async def test_it_measures_again_on_request_but_not_for_ever(engine: tuple[str, MockEngine]) -> None:
@@ -117,12 +120,11 @@ async def test_it_measures_again_on_request_but_not_for_ever(engine: tuple[str, 
     await keeper.start()
     repeated = 0
     for _ in range(profile_keeper.MAX_REPEATS):
-        before = mock.started
+        mock.started = 0
         repeated += keeper.repeat()
         assert not keeper.repeat()  # one at a time
-        while keeper.repeats_now:  # noqa: ASYNC110  # it tells nobody
-            await asyncio.sleep(0.01)
-        assert mock.started > before
+        await until_asked(mock)
+        await asyncio.sleep(1.0)
     assert repeated == profile_keeper.MAX_REPEATS
     assert not keeper.repeat()
     await keeper.stop()

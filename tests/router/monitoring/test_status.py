@@ -12,7 +12,8 @@ from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.telemetry.recent_requests import KEPT
 from tests.fleet import CHAT, FAILS, FAST, StartRouter, asked
 from tests.leaks import PROMPT
-from tests.router.registry.test_registry_service import ADMIN, ARMS, fixed_policy, served
+from tests.router.http.test_admin import ADMIN
+from tests.router.registry.test_registry_service import ARMS, fixed_policy, served
 
 PAGE = "/v1/route/state"
 TEAM = {"authorization": "Bearer team"}

@@ -1,6 +1,7 @@
 """Policies take the costs of arms from their profiles, and from another machine what has none."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from draftpick.policy_training.train import fitted
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.events import EventLog
+from draftpick.router.policies import SHIPPED, artifact, read
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.costs import FOREIGN, MEASURED, cost_sources
 from draftpick.router.registry.active_policy import ActivePolicies
@@ -57,6 +59,19 @@ def test_an_arm_without_a_profile_takes_the_costs_of_another_machine_at_the_spee
     ratio = np.median(np.outer([2.0], [1.0, 1 / 1.1, 1 / 1.1]))
     assert step_s(policy, GREEDY)[2:] == pytest.approx(ratio * COSTS.step_s[2:, 0])
     assert [arm for arm, source in cost_sources(policy).items() if source == FOREIGN] == ["suffix", "math"]
+
+
+def test_an_artefact_need_not_hold_costs(tmp_path: Path) -> None:
+    manifest, arrays = artifact.read(SHIPPED)
+    acceptance = {name: array for name, array in arrays.items() if name not in ("step_s", "start_s", "per_token_s")}
+    artifact.write(tmp_path / "policy", {k: manifest[k] for k in ("kind", "arms", "featurizer", "options")}, acceptance)
+    made = read(tmp_path / "policy")
+    context = stored_context(np.zeros(made.dimension, np.float32), str(made.featurizer))  # type: ignore[attr-defined]
+    context = replace(context, max_tokens=100.0)
+    assert np.ptp(step_s(made, context)) < 1e-6
+    fast, slow = profile(0.01, 0.01, 0.01), profile(0.1, 0.1, 0.1)
+    made.use_profiles({arm: slow if i else fast for i, arm in enumerate(made.arms)})
+    assert made.probabilities(context, np.ones(len(made.arms), bool)).argmax() == 0
 
 
 def test_a_profile_that_comes_later_makes_the_level_unknown_again_and_holds_for_later_policies(policy: Policy) -> None:

@@ -117,20 +117,6 @@ def test_it_costs_at_most_arms_over_gamma_of_the_best_time_and_what_the_floor_co
 
 
 @given(settings_of(), budgets)
-def test_among_near_ties_alone_it_costs_at_most_arms_over_gamma(
-    setting: tuple[list[float], list[bool], list[float]], budget: float
-) -> None:
-    shares, may, drawn = setting
-    seconds = [1.0 + 0.29 * (s - 1e-3) / 1e3 for s in drawn]
-    made = apply_exploration(
-        shares, may, seconds, budget, ExplorationConfig(gamma=100, max_slowdown=0.3, min_probability=0.0)
-    )
-    least = min(s for s, one in zip(seconds, may, strict=True) if one)
-    dearer = sum((after - before) * s / least for after, before, s in zip(made, shares, seconds, strict=True))
-    assert dearer <= sum(may) / 100 + 1e-9
-
-
-@given(settings_of(), budgets)
 def test_without_forecasts_the_budget_is_drawn_from_all_alike(
     setting: tuple[list[float], list[bool], list[float]], budget: float
 ) -> None:
