@@ -35,10 +35,11 @@ def prompt_cards(sources: Sequence[str], max_tokens: int = 128) -> list[dict[str
 
 def describe(card: dict[str, Any]) -> str:
     """One line: the format, how much of what, and the rows left out by reason."""
-    several = {name: _several(card[name]) for name in ("kinds", "sources", "languages")}
+    kinds, sources = (_several(card[name]) for name in ("kinds", "sources"))
+    splits = ", ".join(f"{count} {split}" for split, count in card["splits"].items())
     text = (
-        f"{card['file']}: {card['format']}, {card['prompts']} prompts ({card['conversations']} of several turns), "
-        f"kinds {several['kinds']}, sources {several['sources']}, sha256 {card['sha256'][:12]}"
+        f"{card['file']}: {card['format']}, {card['prompts']} prompts ({card['conversations']} of several turns; "
+        f"{splits}), kinds {kinds}, sources {sources}, sha256 {card['sha256'][:12]}"
     )
     left_out = ", ".join(f"{count} {reason}" for reason, count in card["left_out"].items())
     return f"{text}; left out: {left_out}" if left_out else text
