@@ -68,7 +68,7 @@ class Calibrated(Learner):
         gammas = [sharpness / _near_distance(z) for sharpness in self.sharpness]
         held_out = list(self._held_out(data, setting, gammas))
         kernel = _fit_kernel(data, held_out, gammas, self.prior_neighbours)
-        conformity = _Conformity.measure(data, held_out, kernel)
+        conformity = Conformity.measure(data, held_out, kernel)
         levels = [
             {"kernel": kernel, "conformal": conformity.quantiles(self.coverage, confidence)}
             for confidence in self.confidences
@@ -199,7 +199,7 @@ def _fit_novelty(errors: Floats, distance_weight: Floats) -> tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class _Conformity:
+class Conformity:
     """Errors of log time per token of every arm against every default arm, over the inflation of their deviation.
 
     `errors` [m, default arms, arms], `sampled` [m], `sources` [m]: of requests whose sources the model did not know.
@@ -210,7 +210,7 @@ class _Conformity:
     sources: npt.NDArray[np.str_]
 
     @classmethod
-    def measure(cls, data: Matrix, held_out: Sequence[_HeldOut], kernel: npt.NDArray[np.float32]) -> "_Conformity":
+    def measure(cls, data: Matrix, held_out: Sequence[_HeldOut], kernel: npt.NDArray[np.float32]) -> "Conformity":
         gamma, prior, shrinkage, novelty = (float(x) for x in kernel[:4])
         new, found = [one for one in held_out if one.is_new], []
         for one in new:
