@@ -239,7 +239,7 @@ class Router:
             "policy_rejected": self.rejected,
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
             "candidate_rejected": self.candidate_rejected,
-            "suspended": [policy for policy, online in serving.learners() if online.suspended],
+            "safe_mode": serving.safe_modes(),
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.in_flight(),
             "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},
