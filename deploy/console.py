@@ -1,9 +1,8 @@
 """Output of all commands, their progress bar, and reading of prompts."""
 
 import json
-import random
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -40,18 +39,34 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
         out.print(text, highlight=False)
 
 
-def load_prompts(path: Path | None, n: int, seed: int, sampled_share: float, max_tokens: int) -> list[Any]:
-    """Read `n` prompts of a file, its tasks alternating, or generate them.
+def load_prompts(
+    sources: Sequence[str],
+    n: int,
+    seed: int,
+    sampled_share: float,
+    max_tokens: int,
+    split: Any = None,
+    overlap: Any = "fail",
+) -> list[Any]:
+    """Read `n` prompts of sources (`FILE[:kind][@n]`), their tasks alternating; none: generated ones.
 
-    Lines with their own temperature and max_tokens keep them.
+    Rows with their own temperature and max_tokens keep them. Says on stderr what each file holds.
     """
-    from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, generate, interleaved, read_jsonl
+    from draftpick.policy_training.workloads import PromptSource, Selection, generate, prompts_of
 
-    if path is None:
+    if not sources:
         return generate(n, seed=seed, sampled_share=sampled_share, max_tokens=max_tokens)
-    greedy = read_jsonl(path, max_tokens=max_tokens)
-    sampled = read_jsonl(path, max_tokens=max_tokens, temperature=SAMPLED_TEMPERATURE)
-    rng = random.Random(seed)
-    prompts = [pair[rng.random() < sampled_share] for pair in zip(greedy, sampled, strict=True)]
-    rng.shuffle(prompts)
-    return interleaved(prompts)[:n]
+    options = Selection(seed, seed, (), max_tokens, sampled_share, split, overlap)
+    parsed = [PromptSource.parse(source) for source in sources]
+    describe_files(sources, max_tokens)
+    return prompts_of(parsed, n, options)
+
+
+def describe_files(sources: Sequence[str], max_tokens: int = 128) -> None:
+    """Print a line on stderr about each file of prompts: its format, what it holds, and what is left out."""
+    from draftpick.policy_training.workloads import PromptSource
+    from draftpick.policy_training.workloads.card import describe
+
+    for source in dict.fromkeys(map(PromptSource.parse, sources)):
+        if (file := source.file(max_tokens)) is not None:
+            err.print(describe(file), highlight=False, soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ from draftpick.engines.config import Model
 State = Literal["closed", "open", "half_open"]
 _SHARE_WEIGHT = 0.05
 _CLOSE_SHARE = 0.25
+_NEGLIGIBLE_RATE = 1e-3
 
 
 class BreakerConfig(Model):
@@ -31,7 +32,8 @@ class BreakerConfig(Model):
 class CircuitBreaker:
     """Health of one replica. `clock` is monotonic, in seconds.
 
-    closed: requests pass. open: none pass. half_open: one probe passes, and its result decides.
+    closed: requests pass. open: none pass. half_open: one probe passes, and its result decides. `clear`: it is closed
+    and remembers no failure, so that only a failure changes it; requests need not ask it.
     """
 
     __slots__ = (
@@ -43,6 +45,7 @@ class CircuitBreaker:
         "_probing",
         "_recovered",
         "_until",
+        "clear",
         "opened",
     )
 
@@ -53,6 +56,7 @@ class CircuitBreaker:
         self._until: float | None = None
         self._probing = False
         self._recovered: float | None = None
+        self.clear = True
         self.opened = 0
 
     @property
@@ -88,6 +92,9 @@ class CircuitBreaker:
             return  # requests from before the breaker opened decide nothing
         self._failure_rate += _SHARE_WEIGHT * ((not ok) - self._failure_rate)
         self._consecutive_failures = 0 if ok else self._consecutive_failures + 1
+        self.clear = ok and self._until is self._recovered is None and self._failure_rate < _NEGLIGIBLE_RATE
+        if self.clear:
+            self._failure_rate = 0.0
         if not ok and (
             probe
             or self._consecutive_failures >= self._config.consecutive_failures
@@ -101,7 +108,7 @@ class CircuitBreaker:
         """Open the breaker, for twice the previous time unless a request succeeded in between."""
         self._until = self._clock() + self._open_s
         self._open_s = min(2 * self._open_s, self._config.max_ejection_s)
-        self._probing = False
+        self._probing, self.clear = False, False
         self.opened += 1
 
     def _close(self) -> None:

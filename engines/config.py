@@ -68,7 +68,7 @@ class Drafter(BaseModel):
 
     @model_validator(mode="after")
     def _own_options(self) -> Self:
-        if (options := self.spec.options) is not None:
+        if (options := self.spec.options or self.spec.added_options) is not None:
             try:
                 checked = options.model_validate(self.model_extra or {})
             except ValidationError as error:
@@ -128,9 +128,9 @@ class Deployment(Model):
     num_cpus: float = Field(0.5, ge=0, description="CPUs per worker; on CPUs also its number of threads")
     drain_timeout_s: float = Field(300.0, gt=0, description="maximum wait for running streams when a replica stops")
     profile: Literal["auto", "off"] = Field(
-        "off",
-        description="auto: measure step times at the first start on a machine, one engine per node at a time; "
-        "off: only `draftpick profile` measures",
+        "auto",
+        description="auto: measure step times at the first start on a machine, in seconds, one engine per node at a "
+        "time, before the first request or while the node is idle; off: only `draftpick profile` measures",
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment variables of the replica")
     options: dict[str, Any] = Field(default_factory=dict, description="further Ray Serve deployment options")

@@ -18,7 +18,8 @@ from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import MockSpec, mock_app
 from draftpick.engines.models.cpu import computes_bfloat16
 from draftpick.engines.models.paths import drafter_model, target_path
-from draftpick.engines.profile.on_startup import measure_once, starting
+from draftpick.engines.profile.keeper import ProfileKeeper
+from draftpick.engines.profile.node_lock import Serving, starting
 from draftpick.engines.vllm.plugin import KERNELS
 
 _NORMS = [KERNELS, "native"]
@@ -38,12 +39,14 @@ class EngineReplica:
 
     _server: LocalServer
     _drain_timeout_s: float
+    _keeper: ProfileKeeper | None = None
     _target: tuple[int, float] = (0, 0.0)
 
     async def listen(self, app: Any, host: str, drain_timeout_s: float) -> None:
         """Serve `app`; `host` may be `node` for the address of this node."""
         self._drain_timeout_s = drain_timeout_s
-        self._server = LocalServer(app, ray.util.get_node_ip_address() if host == "node" else host)
+        address = ray.util.get_node_ip_address() if host == "node" else host
+        self._server = LocalServer(app, address, serving=Serving())
         await self._server.start()
 
     async def address(self) -> str:
@@ -64,6 +67,8 @@ class EngineReplica:
         self._target = replicas, time.monotonic()
 
     async def __del__(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.stop()
         if hasattr(self, "_server"):
             await self._server.drain(self._drain_timeout_s)
 
@@ -90,7 +95,8 @@ class VLLMReplica(EngineReplica):
             await self.listen(app, host, drain_timeout_s)
             await self._warm_up(model)
         if profile == "auto":
-            await measure_once(self._server.url, model)
+            app.state.profile_keeper = self._keeper = ProfileKeeper(self._server.url, model)
+            await self._keeper.start()
 
     async def _warm_up(self, model: str) -> None:
         """Answer one request before the replica reports ready: the first answer is seconds slower than the second."""
@@ -155,14 +161,16 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
 
 
 def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (vLLM's `speculative_config`, options of our own drafter for `additional_config`)."""
+    """Return (vLLM's `speculative_config`, our own options for `additional_config`)."""
     if (class_path := drafter.spec.class_path) is not None:
         k = drafter.num_speculative_tokens
         return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
     config = drafter.model_dump(exclude_none=True)
+    ours = drafter.spec.added_options
+    options = {name: config.pop(name) for name in ours.model_fields if name in config} if ours else {}
     if model := drafter_model(drafter):
         config["model"] = model
-    return config, {}
+    return config, options
 
 
 def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:

@@ -42,13 +42,46 @@ class TrigramOptions(_DrafterOptions):
         return f"search: `full` visits every chain; set num_speculative_tokens to at most {FULL_DEPTH}"
 
 
+_TOKEN_COST = Field(
+    0.05,
+    ge=0,
+    le=1,
+    description="time to verify one more token, as a share of a plain step; 0: never shorten",
+)
+
+
+class SuffixOptions(_DrafterOptions):
+    """Suffix decoding (arXiv 2411.04975), with vLLM's names; only tokens that are likely enough are verified."""
+
+    token_cost: float = _TOKEN_COST
+    suffix_decoding_max_tree_depth: int = Field(24, ge=1, description="longest match plus draft, in tokens")
+    suffix_decoding_max_cached_requests: int = Field(
+        10_000, ge=0, description="answers kept to draft from for later requests; response times then leak them"
+    )
+    suffix_decoding_max_spec_factor: float = Field(1.0, ge=0, description="maximum draft length per matched token")
+    suffix_decoding_min_token_prob: float = Field(0.1, ge=0, le=1, description="least frequency of a drafted token")
+
+
+class HeadOptions(_DrafterOptions):
+    """An EAGLE-3 head; other options are vLLM's. On CPUs only, where the drafting loop is ours."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    draft_exit: bool = Field(
+        False, description="draft, and verify, only tokens that are likely enough to be accepted to pay for their time"
+    )
+    draft_cost: float = Field(0.02, ge=0, le=1, description="time to draft one more token, as a share of a step")
+    verify_cost: float = Field(0.03, ge=0, le=1, description="time to verify one more token, as a share of a step")
+    pass_cost: float = Field(0.05, ge=0, le=1, description="time of the head to read a step's tokens, as a share of it")
+
+
 class HybridOptions(_DrafterOptions):
     """Several model-free drafters; each step proposes the best draft."""
 
     parts: tuple[Literal["ngram", "suffix", "trigram"], ...] = Field(
         ("ngram", "suffix", "trigram"), min_length=1, description="drafters to choose from"
     )
-    token_cost: float = Field(0.03, ge=0, le=1, description="time to verify one more token, as a share of a step")
+    token_cost: float = _TOKEN_COST
     trigram: TrigramOptions = Field(default_factory=TrigramOptions, description="options of the tri-gram part")
 
     def problem(self, num_speculative_tokens: int) -> str | None:
@@ -91,7 +124,8 @@ class DrafterSpec:
     `weights`: expected format of the model, if checked. `same_as_target`: keys of `config.json` that must equal the
     target's. `replayable`: acceptance follows from the answer alone. `shares_text_across_requests`: the option that
     enables sharing, if any. `packages`: required distributions besides vLLM. `options`, `class_path`: for our own
-    drafters, the options model and the class that vLLM's `custom_class` loads.
+    drafters, the options model and the class that vLLM's `custom_class` loads. `added_options`: ours, for a drafter of
+    vLLM.
     """
 
     needs_model: bool = False
@@ -103,6 +137,7 @@ class DrafterSpec:
     packages: tuple[str, ...] = ()
     options: type[_DrafterOptions] | None = None
     class_path: str | None = None
+    added_options: type[_DrafterOptions] | None = None
 
     def needed_packages(self, options: Mapping[str, Any]) -> set[str]:
         """Return the packages required by a drafter with these options, including its component drafters'."""
@@ -112,16 +147,14 @@ class DrafterSpec:
 
 DRAFTERS: dict[str, DrafterSpec] = {
     "ngram": DrafterSpec(model_free=True, replayable=True),
-    "suffix": DrafterSpec(
-        model_free=True,
-        replayable=True,
-        shares_text_across_requests=SharedText(("suffix_decoding_max_cached_requests",), default=10_000, off=0),
-        packages=("arctic-inference",),
-    ),
     "draft_model": DrafterSpec(needs_model=True, weights="causal_lm", same_as_target=("vocab_size",), replayable=True),
     "eagle": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
     "eagle3": DrafterSpec(
-        needs_model=True, weights="eagle3", same_as_target=("vocab_size", "hidden_size"), replayable=True
+        needs_model=True,
+        weights="eagle3",
+        same_as_target=("vocab_size", "hidden_size"),
+        replayable=True,
+        added_options=HeadOptions,
     ),
     "custom_class": DrafterSpec(needs_model=True, model_free=True),
     "medusa": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
@@ -129,6 +162,14 @@ DRAFTERS: dict[str, DrafterSpec] = {
     "mtp": DrafterSpec(),
     "dflash": DrafterSpec(needs_model=True),
     "ngram_gpu": DrafterSpec(model_free=True),
+    "suffix": DrafterSpec(
+        model_free=True,
+        replayable=True,
+        shares_text_across_requests=SharedText(("suffix_decoding_max_cached_requests",), default=10_000, off=0),
+        packages=("arctic-inference",),
+        options=SuffixOptions,
+        class_path="draftpick.engines.drafters.hybrid.SuffixProposer",
+    ),
     "trigram": DrafterSpec(
         model_free=True,
         replayable=True,

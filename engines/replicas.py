@@ -115,7 +115,7 @@ class ReplicaTable:
         return arms or [
             arm
             for arm, replicas in self._replicas.items()
-            if any(map(self._admits_in_panic, _without(replicas, tried)))
+            if any(replica not in tried and self._admits_in_panic(replica) for replica in replicas)
         ]
 
     def unavailable_reason(self, arm: str) -> str | None:
@@ -135,12 +135,15 @@ class ReplicaTable:
 
     def _any_admits(self, replicas: list[Replica], tried: Collection[Replica]) -> bool:
         for replica in replicas:  # a plain loop: every request evaluates this for every arm
-            if replica.in_flight < self.max_in_flight and replica not in tried and self._admits(replica):
+            breaker, in_flight = replica.breaker, replica.in_flight
+            if in_flight < self.max_in_flight and replica not in tried and (breaker.clear or breaker.admits(in_flight)):
                 return True
         return False
 
     def _admits(self, replica: Replica) -> bool:
-        return replica.in_flight < self.max_in_flight and replica.breaker.admits(replica.in_flight)
+        return replica.in_flight < self.max_in_flight and (
+            replica.breaker.clear or replica.breaker.admits(replica.in_flight)
+        )
 
     def _admits_in_panic(self, replica: Replica) -> bool:
         return replica.in_flight < self.max_in_flight and not replica.unreachable
@@ -165,7 +168,9 @@ class ReplicaTable:
         `cached_prefix`: cached prefix of the request in bytes, by replica address. Among the replicas with nearly the
         lowest load, the one with the longest cached prefix is chosen.
         """
-        replicas = _without(self._replicas[arm], tried)
+        replicas = self._replicas[arm]
+        if tried:
+            replicas = [replica for replica in replicas if replica not in tried]
         candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
@@ -187,7 +192,8 @@ class ReplicaTable:
         replica.in_flight += 1
         self._in_flight[arm] += 1
         self.busy += 1
-        lease = Lease(replica, replica.breaker.begin(), replica.total_in_flight)
+        probe = not replica.breaker.clear and replica.breaker.begin()
+        lease = Lease(replica, probe, replica.in_flight + replica.foreign_in_flight)
         try:
             yield lease
         finally:
@@ -202,10 +208,12 @@ class ReplicaTable:
         if lease.unreachable:
             replica.breaker.trip()
             return
-        replica.breaker.end(ok=lease.ok, probe=lease.probe)
+        if not (lease.ok and replica.breaker.clear):
+            replica.breaker.end(ok=lease.ok, probe=lease.probe)
         if lease.tpot_s is not None:
             replica.record_tpot(lease.tpot_s)
-            self._eject_outlier(replica, self._replicas[arm])
+            if len(self._replicas[arm]) > _MIN_SIBLINGS:
+                self._eject_outlier(replica, self._replicas[arm])
 
     def _eject_outlier(self, replica: Replica, arm: list[Replica]) -> None:
         """Eject a replica far slower than its siblings, unless half of them are ejected already."""
@@ -216,7 +224,3 @@ class ReplicaTable:
         if replica.tpot_s > self._breaker.outlier_factor * median(siblings) and 2 * (well - 1) >= len(arm):
             replica.breaker.trip()
             replica.num_times = 0
-
-
-def _without(replicas: list[Replica], tried: Collection[Replica]) -> list[Replica]:
-    return [replica for replica in replicas if replica not in tried] if tried else replicas

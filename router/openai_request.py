@@ -91,7 +91,7 @@ def _ask_for_usage(fields: dict[str, Any], body: bytes) -> bytes:
 
 def _sampling(fields: dict[str, Any]) -> dict[str, float]:
     """The numeric sampling fields that are present."""
-    names = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n")
+    names = ("temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "max_output_tokens", "n")
     return {
         name: float(v) for name in names if isinstance(v := fields.get(name), int | float) and not isinstance(v, bool)
     }

@@ -19,6 +19,7 @@ from draftpick.router.policies.base import Policy
 from draftpick.router.records import RecordWriter
 from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
+from draftpick.router.request.attempt_queue import AttemptQueue
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.dispatcher import Dispatcher
 from draftpick.router.request.learning import AttemptLearning
@@ -56,6 +57,7 @@ class Parts:
     acceptance_monitor: AcceptanceMonitor
     health_signals: Sequence[HealthSignal]
     metrics: Metrics
+    attempts: AttemptQueue
     recent: RecentRequests
     shadow: Shadow
     decide: DecisionMaker
@@ -85,21 +87,26 @@ def build_parts(
     # To add a health signal, add an entry here.
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
-    learning = AttemptLearning(active_policies, acceptance_monitor, load, metrics)
-    observers = (learning, metrics, recent, records)  # to add an observer of attempts, add an entry
+    learning = AttemptLearning(active_policies, acceptance_monitor, load)
+    # To add an observer of attempts, add an entry here.
+    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}
+    attempts = AttemptQueue(
+        {part: one.on_attempt_end for part, one in observers.items() if one is not None},
+        metrics.failures,
+        active_policies.classify,
+    )
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,
         replicas=replicas,
         client=client,
-        active_policies=active_policies,
         decide=decide,
         admission=admission,
         prefixes=prefixes,
         demand=(demand := Demand(arms)),
         shadow=shadow,
         metrics=metrics,
-        observers=[one.on_attempt_end for one in observers if one is not None],
+        on_attempt_end=attempts.put,
         featurizer=featurizer,
         tracing=tracing,
     )
@@ -116,6 +123,7 @@ def build_parts(
         acceptance_monitor=acceptance_monitor,
         health_signals=health_signals,
         metrics=metrics,
+        attempts=attempts,
         recent=recent,
         shadow=shadow,
         decide=decide,

@@ -71,7 +71,7 @@ class RecordWriter:
             Record(
                 request_id=attempt.request_id,
                 attempt=attempt.number,
-                time=time.time(),
+                time=attempt.time,
                 path=attempt.path,
                 stream=attempt.stream,
                 sampling=dict(attempt.sampling),
@@ -185,7 +185,7 @@ def decode(line: bytes) -> Record:
         context = fields.pop("context")
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
-            context = stored_context(vector, context["featurizer"])
+            context = stored_context(vector, context["featurizer"], fields.get("sampling"))
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**load)

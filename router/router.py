@@ -32,6 +32,7 @@ from draftpick.router.parts import build_parts
 from draftpick.router.policies import check_features
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.policies.costs import cost_sources
 from draftpick.router.records import RecordWriter
 from draftpick.router.registry.file_watcher import FileWatcher
 from draftpick.router.registry.registry import STATE, Registry
@@ -100,13 +101,21 @@ class Router:
             tracing=self._tracing,
         )
         parts = self.parts
-        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
+        on_profiles, interval_s = parts.active_policies.use_profiles, router.load.report_interval_s
+        self._engine_poller = EnginePoller(
+            self._client, self._replicas, parts.load, interval_s, on_profiles=on_profiles
+        )
         self._activate(chosen)
         self._peer_sync = self._peer_news()
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
-        self.collectors: tuple[Collector, ...] = (parts.metrics, gauges, ProcessCollector(registry=None))
+        self.collectors: tuple[Collector, ...] = (
+            parts.attempts,
+            parts.metrics,
+            gauges,
+            ProcessCollector(registry=None),
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
@@ -153,7 +162,9 @@ class Router:
         """Close connections and flush queued records."""
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # their attempts end, too
         await self._client.close()
+        self.parts.attempts.close()
         if self._peer_sync is not None:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._peer_sync.close)
@@ -194,6 +205,7 @@ class Router:
     @property
     def events(self) -> EventLog:
         """Recent events."""
+        self.parts.attempts.drain()
         return self.parts.events
 
     async def configure(self, live: LiveConfig) -> None:
@@ -232,6 +244,7 @@ class Router:
 
     def state(self) -> dict[str, object]:
         """The content of `/ready`."""
+        self.parts.attempts.drain()
         records, serving = self._records, self.parts.active_policies
         return {
             "ready": self._replicas.reachable(),
@@ -240,6 +253,8 @@ class Router:
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
             "candidate_rejected": self.candidate_rejected,
             "safe_mode": serving.safe_modes(),
+            "costs": cost_sources(serving.policy),
+            "exploration": "wide" if any(online.level_deviations for _, online in serving.learners()) else "narrow",
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},
             "in_flight": self._replicas.in_flight(),
             "loads": {arm: [r.total_in_flight for r in there] for arm, there in self._replicas.by_arm.items()},

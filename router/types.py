@@ -1,5 +1,6 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,8 +25,8 @@ Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
-    The other fields come from the request: whether its answer is `sampled`, the approximate number of tokens of its
-    prompt, and the limit of its output tokens.
+    The other fields come from the request: whether its answer is `sampled`, and `truncated` by top_p or top_k (known in
+    live requests and in records), the approximate number of tokens of its prompt, and the limit of its output tokens.
     """
 
     vector: Vector
@@ -33,6 +34,12 @@ class Context:
     sampled: bool = False
     prompt_tokens: float = 0.0
     max_tokens: float = DEFAULT_MAX_TOKENS
+    truncated: bool = False
+
+    @property
+    def mode(self) -> int:
+        """Its sampling mode, one of `draftpick.engines.profile.profile.MODES`."""
+        return 0 if not self.sampled else 1 + self.truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +64,13 @@ class Decision:
 
     `reason`: `resumed` is a choice for the rest of a stream that broke on another arm; `shadow`, one without a waiting
     client; like the last two, they are not draws of the policy for a whole request. The decision was made with
-    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `predicted_tpot_s`: the
-    policy's prediction for every arm under that load, before corrections. All lists are in the order of
-    `probabilities`. `unloaded_arm`: the arm with the shortest time if no engine had any load. `cluster`: the request's
-    cluster under the deciding policy. `policy_share`: the probability that this policy was drawn to decide, if two were
-    in service; `other_policy_probabilities`: probabilities of all arms under the other one, by its id.
+    `exploration_rate`, with `residual`, the corrections of log TPOT by arm, and with `load`. `level_deviations`:
+    standard deviations of the arms' log levels, if exploration was wide. `predicted_tpot_s`: the policy's prediction
+    for every arm under that load, before corrections. All lists are in the order of `probabilities`. `unloaded_arm`:
+    the arm with the shortest time if no engine had any load. `cluster`: the request's cluster under the deciding
+    policy; None until the answer's end unless the decision depended on it. `policy_share`: the probability that this
+    policy was drawn to decide, if two were in service; `other_policy_probabilities`: probabilities of all arms under
+    the other one, by its id.
     """
 
     arm: str
@@ -70,6 +79,7 @@ class Decision:
     policy: str
     reason: Reason = "policy"
     exploration_rate: float = 0.0
+    level_deviations: Sequence[float] | None = None
     predicted_tpot_s: Sequence[float] | None = None
     residual: Sequence[float] | None = None
     load: LoadTerms | None = None
@@ -111,7 +121,8 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: the
+    active policy's id and the request's cluster under it, once known. `time`: of its end, in seconds since the epoch.
     """
 
     request_id: str
@@ -125,10 +136,11 @@ class Attempt:
     in_flight: dict[str, int]
     running: float | None = None
     cluster: tuple[str, int] | None = None
+    time: float = field(default_factory=time.time)
 
 
 AttemptObserver = Callable[[Attempt], None]
-"""Called once with every finished attempt. Must not raise."""
+"""Called once with every finished attempt."""
 
 
 @dataclass(frozen=True, slots=True)

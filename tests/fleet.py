@@ -143,7 +143,7 @@ class Owned:
         return {"ready": self._parts.replicas.reachable(), "policy": self._parts.active_policies.policy.id}
 
     async def metrics(self) -> str:
-        own = await page_of([self._parts.metrics, StateCollector(self._parts)])
+        own = await page_of([self._parts.attempts, self._parts.metrics, StateCollector(self._parts)])
         return await fleet_metrics(self._client, self._parts.replicas.urls(), {"0": own})
 
 
@@ -161,6 +161,7 @@ class Routed:
 
     @property
     def num_attempts(self) -> int:
+        self.parts.attempts.drain()
         return sum(self.parts.metrics.attempts().values())
 
     async def post(self, path: str = CHAT, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
@@ -222,6 +223,7 @@ async def routed(
             yield Routed(client, server, parts, replicas, engines, writer, folder)
     finally:
         await engine_client.close()
+        parts.attempts.close()
         await asyncio.to_thread(writer.close)
 
 

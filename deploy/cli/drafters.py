@@ -14,28 +14,23 @@ from draftpick.deploy.cli.options import (
     DraftedTokens,
     Json,
     JsonFile,
+    OneSplit,
+    OnOverlap,
     OutputDir,
     OutputFile,
     Port,
     Prompts,
+    PromptSources,
     SampledShare,
     Seed,
 )
-from draftpick.deploy.console import load_prompts, out, progress_bar, say
+from draftpick.deploy.console import describe_files, load_prompts, out, progress_bar, say
 from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 
 drafters_app = typer.Typer(no_args_is_help=True, help="Train drafters for a target, and measure them.")
 
 Target = Annotated[str, typer.Option("--target", help="`embedded`, a path, or a Hugging Face id.")]
-Sources = Annotated[
-    list[str],
-    typer.Option(
-        "--prompts",
-        help="JSONL file with `prompt` (and `kind`) in each line, or `generated`; SOURCE:math@500 takes 500 of the "
-        "task math; repeatable.",
-    ),
-]
 Tasks = Annotated[list[str], typer.Option("--task", help="Only prompts of this task; repeatable.")]
 InitFrom = Annotated[
     Path | None,
@@ -55,7 +50,9 @@ Minutes = Annotated[float, typer.Option("--minutes", min=0.01, help="Maximum tra
 @drafters_app.command()
 def benchmark(
     config: Config = "embedded",
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts, tasks alternating.")] = 36,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repeats of every measurement.")] = 3,
     sampled_share: SampledShare = 0.5,
@@ -85,7 +82,7 @@ def benchmark(
         report(read_table(output_dir), fleet.engines, fleet.router.default_engine, output_dir, json_file, out)
         return
     prepare_models(fleet)
-    chosen = interleaved(load_prompts(prompts, n, seed, sampled_share, max_tokens))
+    chosen = interleaved(load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap))
     run_table(
         fleet, chosen, repeats=repeats, folder=output_dir, json_file=json_file, port=port, seed=seed, console=out,
         bars=progress_bar,
@@ -99,7 +96,9 @@ def replay(
     url: Annotated[
         str | None, typer.Option("--url", help="Base URL of this fleet's router; default: start the fleet.")
     ] = None,
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 24,
     max_tokens: DraftedTokens = 96,
     json_file: JsonFile = None,
@@ -123,7 +122,7 @@ def replay(
     if not any(engine.can_replay for engine in fleet.engines if engine.drafter is not None):
         raise typer.BadParameter("none of its engines can be replayed", param_hint="--config")
     prepare_models(fleet)
-    chosen = load_prompts(prompts, n, seed, 0.0, max_tokens)
+    chosen = load_prompts(prompts, n, seed, 0.0, max_tokens, split, overlap)
     started = running(with_router(fleet, policy="uniform", featurizer="none"), port=port)
     with nullcontext(url) if url else started as base, progress_bar() as bar:
         results = replay_fleet(fleet, base, chosen, _Steps(bar))
@@ -144,8 +143,10 @@ def corpus(
     texts: Annotated[
         list[Path], typer.Option("--text", exists=True, dir_okay=False, help="A text file; repeatable.")
     ] = [],
-    prompts: Sources = [],
+    prompts: PromptSources = [],
     tasks: Tasks = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 1000,
     max_tokens: DraftedTokens = 192,
@@ -166,7 +167,10 @@ def corpus(
         raise typer.BadParameter("give --text or --prompts")
     sequences = []
     if prompts:
-        asked = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed)
+        describe_files(prompts)
+        asked = Corpus(
+            tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split, overlap=overlap
+        )
         sequences = answers_of(asked).answer_tokens()
     result = make_table(texts, sequences, target_folder(target), output, num_bigrams)
     say(as_json, result, f"{output}: {result['bigrams']} bigrams of {result['tokens']} tokens")
@@ -174,9 +178,11 @@ def corpus(
 
 @drafters_app.command()
 def distill(
-    prompts: Sources,
+    prompts: PromptSources,
     output_dir: OutputDir,
     tasks: Tasks = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 2600,
     max_tokens: DraftedTokens = 224,
@@ -208,7 +214,8 @@ def distill(
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     fit = FitOptions(epochs=epochs, learning_rate=learning_rate, minutes=minutes, seed=seed)
     options = DistillOptions(size=size, loss=loss, start=init_from, fit=fit)
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed)
+    describe_files(prompts)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed, split, overlap)
     with progress_bar() as bar:
         result = run_distill(corpus, options, output_dir, _Steps(bar))
     say(as_json, result, f"{output_dir}: {result['parameters'] / 1e6:.1f} M parameters, {_metrics(result)}")
@@ -216,9 +223,11 @@ def distill(
 
 @drafters_app.command()
 def eagle(
-    prompts: Sources,
+    prompts: PromptSources,
     output_dir: OutputDir,
     tasks: Tasks = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 3000,
     max_tokens: DraftedTokens = 192,
@@ -251,7 +260,8 @@ def eagle(
     from draftpick.engines.drafters.training.trainer import FitOptions
 
     fit = FitOptions(epochs=epochs, batch_tokens=4096, learning_rate=learning_rate, minutes=minutes, seed=seed)
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed)
+    describe_files(prompts)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, tuple(temperatures), target, seed, split, overlap)
     with progress_bar() as bar:
         options = EagleOptions(draft_vocab_size, unroll_steps, parallel, init_from, fit)
         result = run_eagle(corpus, options, output_dir, _Steps(bar))
@@ -262,9 +272,11 @@ def eagle(
 
 @drafters_app.command()
 def losses(
-    prompts: Sources,
+    prompts: PromptSources,
     output_dir: OutputDir,
     tasks: Tasks = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 1000,
     max_tokens: DraftedTokens = 160,
@@ -290,7 +302,8 @@ def losses(
 
     size = Size(hidden=hidden, layers=layers, intermediate=4 * hidden)
     options = DistillOptions(size=size, fit=FitOptions(epochs=1000, minutes=minutes, seed=seed))
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed)
+    describe_files(prompts)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split, overlap=overlap)
     with progress_bar() as bar:
         results = compare_losses(corpus, options, output_dir, list(LOSSES), _Steps(bar))
     shown = Table("loss", "agreement", "block efficiency (k 3)", "MBSU")
@@ -304,9 +317,11 @@ def losses(
 
 @drafters_app.command("layer-skip")
 def layer_skip(
-    prompts: Sources,
+    prompts: PromptSources,
     output_dir: OutputDir,
     tasks: Tasks = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     target: Target = "embedded",
     n: N = 200,
     max_tokens: DraftedTokens = 128,
@@ -327,7 +342,8 @@ def layer_skip(
     from draftpick.deploy.workflows.drafter_corpus import Corpus
     from draftpick.deploy.workflows.layer_skip import run_layer_skip
 
-    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed)
+    describe_files(prompts)
+    corpus = Corpus(tuple(prompts), tuple(tasks), n, max_tokens, target=target, seed=seed, split=split, overlap=overlap)
     with progress_bar() as bar:
         result = run_layer_skip(corpus, output_dir, trials=trials, heal_minutes=distill_minutes, progress=_Steps(bar))
     best = result["best"]

@@ -14,6 +14,7 @@ from rich.table import Table
 from draftpick.deploy.cli.options import Json, MaxTokens, Url
 from draftpick.deploy.console import fail, out
 from draftpick.engines.errors import DraftpickError
+from draftpick.router.policies.costs import FOREIGN
 
 explain_app = typer.Typer()
 
@@ -119,6 +120,7 @@ def _notes(row: dict[str, Any]) -> str:
         slowdown, wait_s, cached_prefix_s, residual = (
             one[name] for name in ("slowdown", "wait_s", "cached_prefix_s", "residual")
         )
+        notes += [row["costs"]] * (row.get("costs") == FOREIGN)
         notes += [f"steps x{slowdown:.2f} by load"] * (slowdown > _WORTH_TELLING + 1)
         notes += [f"waits {_time(wait_s)}"] * (wait_s > 0)
         notes += [f"cached prefix saves {_time(cached_prefix_s)}"] * (cached_prefix_s > 0)

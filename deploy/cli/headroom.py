@@ -13,6 +13,8 @@ from draftpick.deploy.cli.options import (
     DraftedTokens,
     Json,
     Learner,
+    OneSplit,
+    OnOverlap,
     Plot,
     Prompts,
     SampledShare,
@@ -44,7 +46,9 @@ def headroom(
     ] = None,
     records: RecordsUrl = None,
     data: Data = [],
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     profiles: Profiles = None,
     rate: Rate = None,
     min_gain: MinGain = 0.03,
@@ -89,6 +93,8 @@ def headroom(
         sampled_share,
         output_dir,
         seed,
+        split,
+        overlap,
     )
     _judged(options, plot, as_json)
 

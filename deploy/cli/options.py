@@ -5,7 +5,7 @@ URL of the router's records; `--data` a dataset; `--plot` an image file; `--seed
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,8 +25,18 @@ RayAddress = Annotated[
     str | None, typer.Option("--ray-address", help="Address of the Ray cluster; `auto`: the one on this machine.")
 ]
 
+_SPELLING = "FILE[:kind][@n], e.g. chats.jsonl:math@500, or `generated`; repeatable"
 Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="JSONL file, `prompt` in each line; default: generated prompts.")
+    list[str], typer.Option("--prompts", help=f"{_SPELLING}; default: generated prompts.", show_default=False)
+]
+PromptSources = Annotated[list[str], typer.Option("--prompts", help=f"{_SPELLING}.")]
+OneSplit = Annotated[
+    Literal["train", "dev", "transfer"] | None,
+    typer.Option("--split", help="Only prompts of this split: `split` in the file, else by source; default: all."),
+]
+OnOverlap = Annotated[
+    Literal["fail", "drop", "allow"],
+    typer.Option("--overlap", help="With --split: what to do if a split shares texts with train (word n-grams)."),
 ]
 SampledShare = Annotated[
     float, typer.Option("--sampled-share", min=0, max=1, help="Share of prompts sent at temperature 0.7.")

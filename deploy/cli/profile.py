@@ -14,7 +14,7 @@ from draftpick.deploy.console import err, out, progress_bar, say
 from draftpick.deploy.extras import require
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.engines.errors import ConfigError
-from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
+from draftpick.engines.profile.profile import GREEDY, MODES, Profile
 
 profile_app = typer.Typer()
 
@@ -45,7 +45,8 @@ def profile(
     """Measure the duration of a decoding step on every engine, by batch size and context length.
 
     With profiles the router takes load into account: drafting is nearly free for a single request, and costs time in a
-    large batch. Profile once per engine and machine: engines load their profile at start and publish it to routers.
+    large batch. Engines measure a short profile themselves at their first start on a machine (`deployment.profile`);
+    this command measures a longer one, which replaces it.
 
     Starts each engine alone and measures for about a minute. Leave the machine otherwise idle: unstable measurements
     are discarded. For an engine that runs elsewhere, run the command on its machine, and start the engine with
@@ -84,7 +85,7 @@ def _measured(todo: Sequence[Any], plan: Any) -> tuple[dict[str, Profile], dict[
     """(profiles, the files of those that are kept) of all engines, one after another."""
     from draftpick.deploy.workflows.profile import measured
     from draftpick.engines.profile import cache as profile_cache
-    from draftpick.engines.profile.on_startup import MAX_DISAGREEMENT
+    from draftpick.engines.profile.keeper import MAX_DISAGREEMENT
 
     found: dict[str, Profile] = {}
     kept: dict[str, str] = {}
@@ -115,12 +116,15 @@ def _show(found: dict[str, Profile]) -> None:
     for name, one in found.items():
         table = Table("concurrent requests", title=f"{name}: ms per step (at tau 1: per token)")
         for context in one.contexts:
-            for half in ("greedy", "sampled"):
-                table.add_column(f"{half}, {context} tokens", justify="right")
-        for i, batch in enumerate(one.batches):
-            cells = [one.step_s[half][i][j] for j in range(len(one.contexts)) for half in (GREEDY, SAMPLED)]
+            for mode in MODES:
+                table.add_column(f"{mode}, {context} tokens", justify="right")
+        for batch in one.batches:
+            cells = [one.step(batch, context, mode) for context in one.contexts for mode in range(len(MODES))]
             table.add_row(str(batch), *(f"{1000 * step_s:.1f}" for step_s in cells))
         out.print(table)
+        if one.verify_s:
+            steps_s = ", ".join(f"{1000 * step_s:.1f}" for step_s in one.verify_s[GREEDY])
+            out.print(f"ms per greedy step of one request by verified tokens, from 1: {steps_s}", highlight=False)
         out.print(
             f"first token: {1000 * one.prefill_s:.0f} ms, and {1e6 * one.prefill_s_per_token:.0f} ms for 1,000 tokens; "
             f"at most {one.max_running} concurrent requests",

@@ -18,6 +18,8 @@ from draftpick.deploy.cli.options import (
     Json,
     Learner,
     MaxTokens,
+    OneSplit,
+    OnOverlap,
     OutputDir,
     Port,
     Prompts,
@@ -28,7 +30,7 @@ from draftpick.deploy.cli.options import (
     Url,
     Workers,
 )
-from draftpick.deploy.console import fail, load_prompts, out, progress_bar, say
+from draftpick.deploy.console import err, fail, load_prompts, out, progress_bar, say
 from draftpick.deploy.extras import require
 
 policy_app = typer.Typer()
@@ -57,7 +59,9 @@ def collect(
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="Fleet to start and measure; default: the one at --url.")
     ] = None,
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 60,
     sampled_share: SampledShare = 0.5,
     max_tokens: MaxTokens = 64,
@@ -83,7 +87,7 @@ def collect(
     from draftpick.policy_training.data.dataset import DatasetParts, load
 
     chosen, parts, made = (
-        load_prompts(prompts, n, seed, sampled_share, max_tokens),
+        load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap),
         DatasetParts(output_dir),
         featurizers(),
     )
@@ -106,7 +110,9 @@ def collect(
 def label(
     output_dir: OutputDir,
     config: Config = "embedded",
-    prompts: Prompts = None,
+    prompts: Prompts = [],
+    split: OneSplit = None,
+    overlap: OnOverlap = "fail",
     n: Annotated[int, typer.Option("-n", min=1, help="Number of prompts.")] = 2000,
     sampled_share: SampledShare = 0.5,
     max_tokens: MaxTokens = 64,
@@ -133,7 +139,7 @@ def label(
     from draftpick.engines.errors import ConfigError
     from draftpick.policy_training.workloads import reword
 
-    chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens)
+    chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap)
     if paraphrase:
         chosen = [reword(prompt, seed) for prompt in chosen]
     try:
@@ -158,22 +164,31 @@ def label(
 def show_dataset(
     paths: Annotated[list[Path], typer.Argument(help="Datasets from `collect` or `label`.")] = [],
     records: Annotated[list[Path], typer.Option("--records", help="Folder of the router's records; repeatable.")] = [],
+    prompts: Annotated[
+        list[Path], typer.Option("--prompts", exists=True, dir_okay=False, help="A file of prompts; repeatable.")
+    ] = [],
+    overlap: OnOverlap = "fail",
     as_json: Json = False,
 ) -> None:
-    """Print a data card: the requests of datasets and records by engine and by task, and those left out.
+    """Print a data card: the requests of datasets and records by engine, task and source, and those left out; of files
+    of prompts, their format, checksum, sources, kinds and languages by split, and whether the splits overlap.
 
     Examples:
 
       draftpick dataset runs/live runs/replayed
       draftpick dataset --records records
+      draftpick dataset --prompts train.jsonl.gz --prompts held-out.jsonl
     """
     require("train")
     from draftpick.policy_training.data.data_card import card
     from draftpick.policy_training.data.dataset import Dataset, load
     from draftpick.policy_training.data.from_records import from_records
 
+    if prompts:
+        _show_prompt_files(prompts, overlap, as_json)
+        return
     if not paths and not records:
-        fail("give a dataset, or --records FOLDER", 2)
+        fail("give a dataset, --records FOLDER or --prompts FILE", 2)
     found = card(sum(map(from_records, records), load(*paths) if paths else Dataset(())))
     if as_json:
         print(json.dumps(found))
@@ -184,8 +199,35 @@ def show_dataset(
         for name, row in rows.items():
             table.add_row(name, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
         out.print(table)
+    if found["sources"]:
+        sources = ", ".join(f"{name} {count}" for name, count in found["sources"].items())
+        out.print(f"sources of prompts: {sources}", highlight=False)
     if found["dropped"]:
         out.print(f"left out: {found['dropped']}", highlight=False)
+
+
+def _show_prompt_files(paths: list[Path], overlap: str, as_json: bool) -> None:
+    """Print the cards of files of prompts; fail if their splits overlap, unless that is allowed."""
+    from draftpick.policy_training.workloads import read_file
+    from draftpick.policy_training.workloads.card import prompt_card
+    from draftpick.policy_training.workloads.overlap import describe_overlaps
+    from draftpick.policy_training.workloads.sources import file_overlaps
+
+    files = tuple(map(read_file, paths))
+    cards = [prompt_card(file) for file in files]
+    found = [describe_overlaps(*splits, overlaps) for splits, overlaps in file_overlaps(files).items()]
+    if as_json:
+        print(json.dumps({"files": cards, "overlaps": found}))
+    for card in () if as_json else cards:
+        table = Table(card["file"], "", show_lines=False)
+        for name, value in list(card.items())[1:]:
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            table.add_row(name.replace("_", " "), shown)
+        out.print(table)
+    if found and overlap == "fail":
+        fail("; ".join(found) + "; --overlap allow says so without an error", 1)
+    for line in found:
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 @policy_app.command()

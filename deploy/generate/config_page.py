@@ -150,8 +150,8 @@ def _below(schema: Schema, begin: str, models: Schema) -> Iterator[Section]:
         yield Section(heading, models[model], f"{path}.", _EXAMPLES.get(path))
         if path == "engines[].drafter":
             for method, spec in DRAFTERS.items():
-                if spec.options is not None:
-                    section = spec.options.model_json_schema()
+                if (options := spec.options or spec.added_options) is not None:
+                    section = options.model_json_schema()
                     yield Section(f"{heading} of the method `{method}`", section, f"{path}.")
         yield from _below(models[model], f"{path}.", models)
 

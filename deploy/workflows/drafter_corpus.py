@@ -1,7 +1,6 @@
 """The training data of drafters: prompts, the target's own answers and its outputs; computed once and cached."""
 
-import random
-import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,33 +13,33 @@ import numpy as np
 from draftpick.engines.cache_dir import cache_dir
 from draftpick.engines.config import EMBEDDED
 from draftpick.engines.drafters.request_tracking import Tokens
+from draftpick.engines.drafters.training.answer_store import AnswerStore
 from draftpick.engines.drafters.training.responses import (
     GenerationRequest,
     ResponseGenerator,
     Responses,
-    cache_key,
     weight_files,
 )
 from draftpick.engines.models.embedded import TARGET_NAME, prepare_target
+from draftpick.policy_training.workloads import Message, Prompt, PromptSource, Selection
+from draftpick.policy_training.workloads.sources import OnOverlap, overlapping
+from draftpick.policy_training.workloads.splits import Split
 
 ProgressCallback = Callable[[str, float, str], None]
 """Called with (operation, fraction done, status)."""
 
-GENERATED = "generated"
-"""Source name of the project's own workload generator, in place of a file of prompts."""
-
-_SOURCE = re.compile(r"(.*?)(?::([\w-]+))?(?:@(\d+))?", re.DOTALL)
 _ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 2 * 2**30, "max_num_seqs": 128}
+_SHARD = 256
+"""Prompts whose answers, and whose states, are written together: the most that an interrupt loses."""
 _GENERATED_SEED = 10_000
 """First seed of training prompts; tests and benchmarks use smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Prompts from JSONL files or generated ones: at most `n` per kind and source; no `kinds` means all.
+    """Prompts of sources (`FILE[:kind][@n]`, `generated`): at most `n` per kind and source; no `kinds` means all.
 
-    A source may select a kind and a number: `prompts.jsonl:math@500`. Answer i of each part is decoded at
-    `temperatures[i % len(temperatures)]`.
+    Answer i of each part is decoded at `temperatures[i % len(temperatures)]`. `split`, `overlap`: see `Selection`.
     """
 
     prompts: tuple[str, ...]
@@ -50,46 +49,33 @@ class Corpus:
     temperatures: tuple[float, ...] = (0.0,)
     target: str = EMBEDDED
     seed: int = 0
+    split: Split | None = None
+    overlap: OnOverlap = "fail"
 
-    def parts(self) -> list[list[str]]:
-        """Texts by kind and source, shuffled by seed. Raises ValueError if there are none."""
-        parts: list[list[str]] = []
-        seen: set[str] = set()
-        for part in (part for source in self.prompts for part in self._of(source)):
+    def parts(self) -> list[list[Prompt]]:
+        """Prompts by kind and source, shuffled by seed. Raises ValueError if there are none."""
+        parts: list[list[Prompt]] = []
+        seen: set[tuple[tuple[Message, ...], str]] = set()
+        options = Selection(self.seed, _GENERATED_SEED + self.seed, self.kinds, split=self.split, overlap=self.overlap)
+        sources = [PromptSource.parse(source) for source in self.prompts]
+        left_out = overlapping(sources, options)
+        for part in (part for source in sources for part in source.parts(self.n, options, left_out)):
             # A duplicate prompt could be both trained on and held out.
-            parts.append([text for text in dict.fromkeys(part) if text not in seen])
-            seen.update(part)
+            parts.append([])
+            for prompt in part:
+                if (conversation := (prompt.history, prompt.text)) not in seen:
+                    seen.add(conversation)
+                    parts[-1].append(prompt)
         parts = [part for part in parts if part]
         if not parts:
             raise ValueError(f"no prompts of kind {', '.join(self.kinds) or 'any'} in {', '.join(self.prompts)}")
         return parts
 
-    def _of(self, source: str) -> list[list[str]]:
-        from draftpick.policy_training.workloads import KINDS, read_jsonl
-        from draftpick.policy_training.workloads import generate as prompts_of
-
-        parsed = _SOURCE.fullmatch(source)
-        assert parsed is not None
-        name, kind, own = parsed.groups()
-        n, kinds = int(own or self.n), (kind,) if kind else self.kinds
-        wanted = [kind for kind in KINDS if kind in kinds or not kinds]
-        if name != GENERATED:
-            prompts = read_jsonl(Path(name))
-            wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
-        elif wanted:
-            prompts = prompts_of(n * len(wanted), seed=_GENERATED_SEED + self.seed, kinds=wanted)
-        if kind and not wanted:
-            raise ValueError(f"no prompts of kind {kind} in {name}")
-        parts = []
-        for kind in wanted:
-            texts = [p.text for p in prompts if p.kind == kind]
-            random.Random(self.seed).shuffle(texts)
-            parts.append(texts[:n])
-        return parts
-
     def as_json(self) -> dict[str, Any]:
-        """Fields for a model card; files by name only."""
-        return {**asdict(self), "prompts": [Path(source).name for source in self.prompts]}
+        """Fields for a model card; files by name and checksum."""
+        files = [file for source in self.prompts if (file := PromptSource.parse(source).file()) is not None]
+        checksums = {file.path.name: file.sha256 for file in files}
+        return {**asdict(self), "prompts": [Path(source).name for source in self.prompts], "sha256": checksums}
 
 
 def target_folder(target: str) -> Path:
@@ -97,20 +83,22 @@ def target_folder(target: str) -> Path:
     return prepare_target() if target == EMBEDDED else Path(target)
 
 
-def answers_of(corpus: Corpus) -> Responses:
-    """The target's answers, in the order of the parts; each part is generated once."""
-    target, parts = target_folder(corpus.target), corpus.parts()
-    files = [cache_dir() / "answers" / f"{key}.npz" for key in _keys(corpus, target, parts)]
-    missing = {file: part for file, part in zip(files, parts, strict=True) if not file.is_file()}
+def answers_of(corpus: Corpus, progress: ProgressCallback = lambda *_: None) -> Responses:
+    """The target's answers, in the order of the parts; those that the cache lacks are generated, shard by shard."""
+    store, requests = _store(corpus), [request for part in _requests(corpus) for request in part]
+    missing = store.missing(requests)
     if missing:
-        asks = [
-            [GenerationRequest(p, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures), strict=False)]
-            for part in missing.values()
-        ]
-        answer = ResponseGenerator(target, seed=corpus.seed, **_ENGINE)
-        for file, part in zip(missing, asks, strict=True):
-            answer(part)[1].save(file)  # save each part, so that an interrupt loses only one
-    return Responses.join([Responses.load(file) for file in files])
+        generator = ResponseGenerator(target_folder(corpus.target), seed=corpus.seed, **_ENGINE)
+        total, tokens, started = len(requests), 0, time.monotonic()
+        for at in range(0, len(missing), _SHARD):
+            shard = missing[at : at + _SHARD]
+            answered, answers = generator(shard)
+            store.add(shard, answered, answers)
+            tokens += len(answers.tokens) - int(answers.answer_at.sum())
+            done = total - len(missing) + at + len(shard)
+            rate = tokens / (time.monotonic() - started)
+            progress("the target's answers", done / total, f"{done} of {total} prompts, {rate:.0f} tokens/s")
+    return store.read(requests)
 
 
 def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int] = ()) -> Any:
@@ -119,15 +107,15 @@ def teacher_of(corpus: Corpus, progress: ProgressCallback, layers: Sequence[int]
 
     from draftpick.engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
 
-    target, parts = target_folder(corpus.target), corpus.parts()
+    target, store = target_folder(corpus.target), _store(corpus)
+    shards = [part[at : at + _SHARD] for part in _requests(corpus) for at in range(0, len(part), _SHARD)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teachers = []
-    for number, key in enumerate(_keys(corpus, target, parts), start=1):
-        folder = cache_dir() / "teachers" / "-".join([key, *map(str, layers)])
+    for number, shard in enumerate(shards, start=1):
+        folder = cache_dir() / "teachers" / "-".join([store.key(shard), *map(str, layers)])
         if not folder.is_dir():
-            answers = Responses.load(cache_dir() / "answers" / f"{key}.npz")
-            on_progress = partial(_report_progress, progress, f"the target's states, {number} of {len(parts)}")
-            collect_target_outputs(target, answers, folder, on_progress, layers, device)
+            on_progress = partial(_report_progress, progress, f"the target's states, {number} of {len(shards)}")
+            collect_target_outputs(target, store.read(shard), folder, on_progress, layers, device)
         teachers.append(TargetOutputs.load(folder))
     return TargetOutputs.join(teachers)
 
@@ -153,6 +141,14 @@ def make_table(
     return {"tokens": sum(len(s) for s in (*tokenized, *sequences)), "bigrams": int((table.keys >= 0).sum())}
 
 
-def _keys(corpus: Corpus, target: Path, parts: Sequence[Sequence[str]]) -> list[str]:
-    asked: Any = TARGET_NAME if corpus.target == EMBEDDED else [corpus.target, weight_files(target)]
-    return [cache_key(asked, part, corpus.temperatures, corpus.max_tokens, corpus.seed) for part in parts]
+def _requests(corpus: Corpus) -> list[list[GenerationRequest]]:
+    """The requests of each part."""
+    return [
+        [GenerationRequest(p.messages, t, corpus.max_tokens) for p, t in zip(part, cycle(corpus.temperatures))]
+        for part in corpus.parts()
+    ]
+
+
+def _store(corpus: Corpus) -> AnswerStore:
+    own = [corpus.target, weight_files(target_folder(corpus.target))]
+    return AnswerStore(cache_dir() / "answers", TARGET_NAME if corpus.target == EMBEDDED else own, corpus.seed)

@@ -58,7 +58,7 @@ def compare_losses(
 def _answers(corpus: Corpus, progress: ProgressCallback) -> Any:
     what, prompts = "the target's answers", f"{sum(map(len, corpus.parts()))} prompts"
     progress(what, 0.0, prompts)
-    answers = answers_of(corpus)
+    answers = answers_of(corpus, progress)
     progress(what, 1.0, prompts)
     return answers
 

@@ -37,8 +37,8 @@ def read_training_domains(sources: Sequence[str], featurizer: str) -> dict[str, 
         arm, _, prompts = source.partition("=")
         if not (arm and prompts):
             raise ValueError(f"--training-domain {source!r}: give ENGINE=PROMPTS, as in code=generated:code@{_HOME}")
-        texts = [text for part in Corpus((prompts,), n=_HOME).parts() for text in part]
-        asked = [Prompt(f"{arm}-{i}", arm, text) for i, text in enumerate(texts)]
+        domain = [prompt for part in Corpus((prompts,), n=_HOME).parts() for prompt in part]
+        asked = [Prompt(f"{arm}-{i}", arm, one.text, history=one.history) for i, one in enumerate(domain)]
         found = contexts([made], asked)
         homes[arm] = np.stack([found[prompt.id][featurizer] for prompt in asked])
     return homes

@@ -1,7 +1,7 @@
 """`draftpick headroom`: a verdict with reasons, from records, datasets or prompts."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -41,6 +41,8 @@ from draftpick.policy_training.headroom.simulated import Loaded, read_profiles, 
 from draftpick.policy_training.headroom.slices import find_slices
 from draftpick.policy_training.headroom.verdict import Evidence, crossovers, describe, reasons_against
 from draftpick.policy_training.learners import learner as learner_of
+from draftpick.policy_training.workloads.sources import OnOverlap
+from draftpick.policy_training.workloads.splits import Split
 from draftpick.router.config.router_config import DraftpickConfig
 
 FITS = FOLDS * SPLITS
@@ -57,7 +59,7 @@ class HeadroomOptions:
     config: str | None
     records: str | None
     data: list[Path]
-    prompts: Path | None
+    prompts: Sequence[str]
     profiles: Path | None
     rate: float | None
     min_gain: float
@@ -67,6 +69,8 @@ class HeadroomOptions:
     sampled_share: float
     output_dir: Path
     seed: int
+    split: Split | None = None
+    overlap: OnOverlap = "fail"
 
     def fleet(self) -> DraftpickConfig | None:
         """The given configuration, if any."""
@@ -177,8 +181,8 @@ def _of_data(
     on_progress: ProgressCallback,
 ) -> HeadroomResult:
     paths = list(options.data)
-    if options.prompts is not None:
-        paths.append(_labelled(options, options.prompts))
+    if options.prompts:
+        paths.append(_labelled(options))
     loaded = load(*paths)
     name = smallest_featurizer(loaded)
     data, costs, drawn, source = _matrix(loaded, name, fleet, profiles, options)
@@ -198,15 +202,18 @@ def _of_data(
     return HeadroomResult(evidence, source, data.dropped)
 
 
-def _labelled(options: HeadroomOptions, prompts: Path) -> Path:
+def _labelled(options: HeadroomOptions) -> Path:
     """Label the prompts into a folder by `draftpick label`; its messages go to stderr.
 
-    Each file and setting has its own folder: prompts of two files may have the same ids.
+    Each choice of prompts and fleet has its own folder: prompts of two files may have the same ids.
     """
-    fleet, settings = options.config or EMBEDDED, (options.n, options.sampled_share, options.max_tokens, options.seed)
-    told = f"{resolve(fleet).model_dump_json(exclude={'router'})} {settings}".encode()
-    folder = options.output_dir / sha256(prompts.read_bytes() + told).hexdigest()[:12]
-    chosen = load_prompts(prompts, options.n, options.seed, options.sampled_share, options.max_tokens)
+    fleet = options.config or EMBEDDED
+    chosen = load_prompts(
+        options.prompts, options.n, options.seed, options.sampled_share, options.max_tokens, options.split,
+        options.overlap,
+    )  # fmt: skip
+    settings = f"{resolve(fleet).model_dump_json(exclude={'router'})} {options.seed} {chosen}".encode()
+    folder = options.output_dir / sha256(settings).hexdigest()[:12]
     with redirect_stdout(sys.stderr):
         labelled = label_prompts(resolve(fleet), chosen, folder, lengths=False, seed=options.seed)
     err.print(f"{labelled.prompts} prompts labelled under {len(labelled.engines)} engines", highlight=False)

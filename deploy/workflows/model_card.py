@@ -16,11 +16,13 @@ def model_card(name: str, what: str, result: dict[str, Any], command: str = "") 
     temperatures = " and ".join(f"{t:g}" for t in corpus["temperatures"])
     prompts = ", ".join(f"`{source}`" for source in corpus["prompts"])
     kinds = f" of kind {', '.join(corpus['kinds'])}" if corpus["kinds"] else ""
+    checksums = corpus.get("sha256", {})
     held_out = {key: value for key, value in result.items() if key not in _OF_TRAINING}
     rows = {
         "parameters": f"{result['parameters'] / 1e6:.2f} M, bfloat16",
         "trained on": f"the target's own answers (at most {corpus['max_tokens']} tokens, temperature {temperatures}) "
         f"to prompts of {prompts}{kinds}; of a source without a number at most {corpus['n']} of a kind",
+        **({"sha256": ", ".join(f"{name} {value}" for name, value in checksums.items())} if checksums else {}),
         "training": ", ".join(f"{key} {value}" for key, value in _flat(options)),
         "on held-out answers": ", ".join(f"{key} {value:.3f}" for key, value in held_out.items()),
         "command": f"`{command or command_line()}`",

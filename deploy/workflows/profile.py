@@ -12,7 +12,7 @@ from draftpick.deploy.config import resolve
 from draftpick.engines.config import did_you_mean
 from draftpick.engines.errors import ConfigError, EngineError
 from draftpick.engines.profile.measure import ProfilePlan, ProfileResult, ProgressCallback, measure_profile
-from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile, ProfileError
+from draftpick.engines.profile.profile import MODES, Profile, ProfileError
 from draftpick.policy_training.workloads import generate
 from draftpick.router.config.router_config import DraftpickConfig
 
@@ -104,25 +104,26 @@ def save(profiles: Mapping[str, Profile], folder: Path) -> None:
 
 
 def plot(profiles: Mapping[str, Profile], path: Path) -> None:
-    """Plot milliseconds of a step by concurrent requests, greedy and sampled, at the shortest context."""
+    """Plot milliseconds of a step by concurrent requests, in each sampling mode, at the shortest context."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, both = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
-    for axes, half, title in zip(both, (GREEDY, SAMPLED), ("greedy", "sampled"), strict=True):
+    figure, panels = plt.subplots(1, len(MODES), figsize=(15, 4), layout="constrained", sharey=True)
+    for mode, (axes, title) in enumerate(zip(panels, MODES, strict=True)):
         for name, profile in profiles.items():
-            axes.plot(profile.batches, [1000 * row[0] for row in profile.step_s[half]], "o-", label=name)
+            steps_ms = [1000 * profile.step(batch, profile.contexts[0], mode) for batch in profile.batches]
+            axes.plot(profile.batches, steps_ms, "o-", label=name)
         axes.set_xscale("log", base=2)
         grid = sorted({batch for profile in profiles.values() for batch in profile.batches})
         axes.set_xticks(grid, [str(batch) for batch in grid])
         axes.set_xlabel("concurrent requests")
         axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
-    both[0].set_ylim(bottom=0)
-    both[0].set_ylabel("ms of a decoding step")
-    both[1].legend(frameon=False)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("ms of a decoding step")
+    panels[-1].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -61,9 +61,7 @@ def ask(
         for prompt in prompts:
             body = {
                 "model": model,
-                "messages": [{"role": "user", "content": prompt.text}],
-                "temperature": 0,
-                "max_tokens": prompt.max_tokens,
+                **replace(prompt, temperature=0, top_p=1).request_fields,
                 "return_token_ids": True,
             }
             reply = client.post("/v1/chat/completions", json=body)

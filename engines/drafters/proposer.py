@@ -4,13 +4,10 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel
 
+from draftpick.engines.drafters.draft_length import Draft
 from draftpick.engines.drafters.request_tracking import RequestTracker, Tokens
-
-Draft = tuple[npt.NDArray[np.int32], float]
-"""(tokens, confidence); confidence is comparable within one drafter."""
 
 
 class Drafter(Protocol):

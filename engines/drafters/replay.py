@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from draftpick.engines.config import Drafter as Configured
 from draftpick.engines.drafters.acceptance import DrafterReplay
-from draftpick.engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter
-from draftpick.engines.drafters.proposer import Draft, Drafter, Proposer
+from draftpick.engines.drafters.draft_length import Draft
+from draftpick.engines.drafters.prompt_lookup import NgramDrafter
+from draftpick.engines.drafters.proposer import Drafter, Proposer
 from draftpick.engines.drafters.request_tracking import Tokens
 from draftpick.engines.models.cpu import computes_bfloat16
 from draftpick.engines.models.paths import drafter_model
@@ -86,8 +87,11 @@ def model_free_drafter(drafter: Configured, k: int) -> Drafter:
     """Build the drafter of an engine with this configuration, at draft length k. Raises ValueError otherwise."""
     if not (drafter.spec.replayable and drafter.spec.model_free):
         raise ValueError(f"method {drafter.method!r} is not replayable")
-    if drafter.spec.class_path is None:
-        return {"ngram": _ngram, "suffix": _suffix}[drafter.method](drafter, k)
+    if drafter.method == "ngram":
+        return _ngram(drafter, k)
+    if drafter.method == "suffix" and (drafter.model_extra or {}).get("suffix_decoding_max_cached_requests") != 0:
+        raise ValueError("suffix decoding with a cache across requests is not replayable: set max_cached_requests to 0")
+    assert drafter.spec.class_path is not None
     module, name = drafter.spec.class_path.rsplit(".", 1)
     proposer: type[Proposer] = getattr(import_module(module), name)
     return proposer.build(proposer.options.model_validate(drafter.model_extra or {}), k)
@@ -97,15 +101,6 @@ def _ngram(drafter: Configured, k: int) -> Drafter:
     options = drafter.model_extra or {}
     longest = options.get("prompt_lookup_max") or options.get("prompt_lookup_min") or 5
     return VLLMNgramDrafter(k, options.get("prompt_lookup_min") or longest, longest)
-
-
-def _suffix(drafter: Configured, k: int) -> Drafter:
-    options = drafter.model_extra or {}
-    if options.get("suffix_decoding_max_cached_requests") != 0:
-        raise ValueError("suffix decoding with a cache across requests is not replayable: set max_cached_requests to 0")
-    depth = options.get("suffix_decoding_max_tree_depth", 24)
-    probability = options.get("suffix_decoding_min_token_prob", 0.1)
-    return SuffixDrafter(k, depth, probability, options.get("suffix_decoding_max_spec_factor", 1.0))
 
 
 def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:

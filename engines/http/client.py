@@ -62,13 +62,14 @@ class EngineClient:
     """A pool of connections to engines.
 
     `first_byte_timeout_s` bounds the wait for a stream's first byte, `stream_idle_timeout_s` the wait for each further
-    chunk, `timeout_s` a complete answer.
+    chunk, `timeout_s` a complete answer. `response_timeout_s`: of the first byte of a stream (True) and of a complete
+    answer (False).
     """
 
     def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stream_idle_timeout_s: float = 120.0) -> None:
-        self._first_byte_timeout_s, self._timeout_s = first_byte_timeout_s, timeout_s
-        self._stream_idle_timeout_s = stream_idle_timeout_s
-        self._origins: dict[str, _Origin] = {}
+        self.response_timeout_s = {True: first_byte_timeout_s, False: timeout_s}
+        self.timeout_s, self.stream_idle_timeout_s = timeout_s, stream_idle_timeout_s
+        self.origins: dict[str, _Origin] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     def send(
@@ -82,52 +83,23 @@ class EngineClient:
         """
         return _PendingRequest(self, url, method, headers, body, stream, within_s)
 
-    def response_timeout_s(self, stream: bool) -> float:
-        """Return the maximum wait for the first byte of an answer."""
-        return self._first_byte_timeout_s if stream else self._timeout_s
-
     async def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for origin in self._origins.values():
+        for origin in self.origins.values():
             while origin.idle:
                 origin.idle.pop().transport.close()
 
-    async def begin(self, sending: "_PendingRequest") -> tuple[_Origin, Exchange]:
-        """Send a request on a connection, and wait for the status and headers of its answer."""
-        slash = sending.url.find("/", 8)
-        base, target = (sending.url, "/") if slash < 0 else (sending.url[:slash], sending.url[slash:])
-        origin = self._origins.get(base) or self._origins.setdefault(base, _Origin.from_url(base))
-        loop, patience_s = asyncio.get_running_loop(), self.response_timeout_s(sending.stream)
-        first_s = patience_s if sending.within_s is None else min(patience_s, sending.within_s)
-        data = _head(sending, target, origin)
-        began = loop.time()
-        connection = await self._connected(origin, first_s)
-        stall_s = self._stream_idle_timeout_s if sending.stream else None
-        exchange = Exchange(connection, began, first_s, stall_s, self._timeout_s)
-        try:
-            if len(sending.body) < _FULL_BODY_HEADERS:
-                connection.transport.write(data + sending.body)
-            else:
-                connection.transport.writelines((data, sending.body))
-            await exchange.head()
-        except BaseException:  # cancelled, too: nobody else knows of the connection
-            self.leave(origin, connection, exchange)
-            raise
-        return origin, exchange
-
-    def leave(self, origin: _Origin, connection: Connection, exchange: Exchange) -> None:
-        """Keep the connection of a complete exchange; close one with an unread rest of the answer."""
-        if not exchange.end():
-            connection.transport.abort()
-            return
+    def keep(self, origin: _Origin, connection: Connection) -> None:
+        """Keep an idle connection for the next request."""
         connection.idle_since = asyncio.get_running_loop().time()
         origin.idle.append(connection)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
-    async def _connected(self, origin: _Origin, within_s: float) -> Connection:
+    async def connect(self, origin: _Origin, within_s: float) -> Connection:
+        """An idle connection, or a new one. Raises `EngineTimeout` or `EngineUnreachable`."""
         while origin.idle:
             connection = origin.idle.pop()
             if not connection.closed and not connection.transport.is_closing():
@@ -147,10 +119,10 @@ class EngineClient:
     def _sweep(self) -> None:
         """Close connections with a long idle time; the oldest of an origin are at the left end."""
         loop = asyncio.get_running_loop()
-        for origin in self._origins.values():
+        for origin in self.origins.values():
             while origin.idle and (origin.idle[0].closed or origin.idle[0].idle_since + _IDLE_S < loop.time()):
                 origin.idle.popleft().transport.close()
-        waiting = any(origin.idle for origin in self._origins.values())
+        waiting = any(origin.idle for origin in self.origins.values())
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if waiting else None
 
 
@@ -171,18 +143,44 @@ class _PendingRequest:
     body: bytes
     stream: bool
     within_s: float | None
-    _exchange: tuple[_Origin, Exchange] | None = None
+    _used: tuple[_Origin, Exchange] | None = None
 
     async def __aenter__(self) -> EngineResponse:
-        self._exchange = _, exchange = await self.client.begin(self)
+        """Send the request on a connection, and wait for the status and headers of its answer."""
+        client, loop = self.client, asyncio.get_running_loop()
+        slash = self.url.find("/", 8)
+        base, target = (self.url, "/") if slash < 0 else (self.url[:slash], self.url[slash:])
+        origin = client.origins.get(base) or client.origins.setdefault(base, _Origin.from_url(base))
+        first_s = client.response_timeout_s[self.stream]
+        if self.within_s is not None:
+            first_s = min(first_s, self.within_s)
+        data, began = _head(self, target, origin), loop.time()
+        connection = await client.connect(origin, first_s)
+        stall_s = client.stream_idle_timeout_s if self.stream else None
+        exchange = Exchange(connection, began, first_s, stall_s, client.timeout_s)
+        try:
+            if len(self.body) < _FULL_BODY_HEADERS:
+                connection.transport.write(data + self.body)
+            else:
+                connection.transport.writelines((data, self.body))
+            await exchange.head
+        except BaseException:  # cancelled, too: nobody else knows of the connection
+            exchange.end()
+            connection.transport.abort()
+            raise
+        self._used = origin, exchange
         return EngineResponse(exchange.status, exchange.headers, exchange)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._exchange is not None
-        origin, exchange = self._exchange
-        self.client.leave(origin, exchange.connection, exchange)
+        """Keep the connection of a complete exchange; close one with an unread rest of the answer."""
+        assert self._used is not None
+        origin, exchange = self._used
+        if exchange.end():
+            self.client.keep(origin, exchange.connection)
+        else:
+            exchange.connection.transport.abort()
 
 
 def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:

@@ -31,8 +31,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.exchange is None:
             self.transport.abort()  # unsolicited data
-        else:
-            self.exchange.feed(data)
+            return
+        try:
+            self.exchange.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.exchange.fail(f"invalid HTTP: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -44,7 +47,8 @@ class Exchange(AsyncIterator[bytes]):
     """One request and its answer; iterating yields the chunks of its body.
 
     `first_s`: maximum wait for the first byte of the body; `stall_s`: for each further chunk; `total_s`: for the
-    complete answer; all count from `began` (loop time) or from the last byte.
+    complete answer; all count from `began` (loop time) or from the last byte. `head`: done once status and headers have
+    come; raises `EngineUnavailable` or `EngineTimeout`.
     """
 
     def __init__(
@@ -53,8 +57,8 @@ class Exchange(AsyncIterator[bytes]):
         self.connection, self._loop = connection, asyncio.get_running_loop()
         self._first_s, self._stall_s, self._total_s = first_s, stall_s, total_s
         self._began, self._last = began, 0.0
-        self._parser = httptools.HttpResponseParser(self)
-        self._head: asyncio.Future[None] = self._loop.create_future()
+        self.parser = httptools.HttpResponseParser(self)
+        self.head: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
         self._unread = 0
@@ -66,11 +70,7 @@ class Exchange(AsyncIterator[bytes]):
         self.complete = False
         self.keep_alive = False
         connection.exchange = self
-        self._timer = self._loop.call_at(self._deadline(), self._tick)
-
-    async def head(self) -> None:
-        """Wait for status and headers. Raises `EngineUnavailable` or `EngineTimeout`."""
-        await self._head
+        self._timer = self._loop.call_at(began + first_s, self._tick)
 
     async def __anext__(self) -> bytes:
         """Return the next chunk. Raises `EngineTimeout` before the first byte, `StreamInterrupted` after it."""
@@ -97,19 +97,12 @@ class Exchange(AsyncIterator[bytes]):
 
     # --- connection events ---
 
-    def feed(self, data: bytes) -> None:
-        """Parse bytes from the socket."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(f"invalid HTTP: {error}")
-
     def lost(self, error: Exception | None) -> None:
         """Handle a closed connection."""
         if self._to_the_end and error is None:
             self.on_message_complete()
         elif not self.complete:
-            self._fail(type(error).__name__ if error else "closed")
+            self.fail(type(error).__name__ if error else "closed")
 
     # --- parser callbacks ---
 
@@ -118,21 +111,21 @@ class Exchange(AsyncIterator[bytes]):
             self.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head.done():
+        if not self.head.done():
             self.headers.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        status = self.parser.get_status_code()
         if self.complete:
             return
         if status < 200:  # an interim response such as 100 Continue: the final one follows
             self.headers.clear()
             return
-        self.status, self.keep_alive = status, self._parser.should_keep_alive()
+        self.status, self.keep_alive = status, self.parser.should_keep_alive()
         names = {name.lower() for name, _ in self.headers}
         self._to_the_end = status not in (204, 304) and names.isdisjoint(("content-length", "transfer-encoding"))
-        if not self._head.done():
-            self._head.set_result(None)
+        if not self.head.done():
+            self.head.set_result(None)
 
     def on_body(self, body: bytes) -> None:
         if self.complete:
@@ -170,21 +163,21 @@ class Exchange(AsyncIterator[bytes]):
         if now < self._deadline():
             self._timer = self._loop.call_at(self._deadline(), self._tick)
         elif not self.complete:
-            self._fail("too late", timed_out=True)
+            self.fail("too late", timed_out=True)
 
-    def _fail(self, what: str, timed_out: bool = False) -> None:
+    def fail(self, what: str, timed_out: bool = False) -> None:
         """Fail the exchange; readers get the error after the chunks received so far."""
         if self._last:
             self._error = StreamInterrupted(f"{what} after the first byte")
         elif timed_out:
             self._error = EngineTimeout(f"no first byte within {self._first_s:g} s")
-        elif self._head.done():
+        elif self.head.done():
             self._error = StreamInterrupted(f"{what} after the headers")
         else:
             self._error = EngineUnavailable(f"{what} before the first byte")
-        if not self._head.done():
-            self._head.set_exception(self._error)
-            self._head.exception()  # mark as retrieved, in case no reader is left
+        if not self.head.done():
+            self.head.set_exception(self._error)
+            self.head.exception()  # mark as retrieved, in case no reader is left
         self._wake()
         self.connection.transport.abort()
 

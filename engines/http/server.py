@@ -5,9 +5,20 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+PROFILING = b"x-draftpick-profiling"
+"""Header of the requests by which an engine measures itself."""
+
+
+class RequestCounter(Protocol):
+    """Counts the clients' requests for answers."""
+
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
 
 
 class _Server(uvicorn.Server):
@@ -21,8 +32,10 @@ class _Server(uvicorn.Server):
 class LocalServer:
     """Serves `app` on `host` and a port chosen by the kernel, as a task of the running loop."""
 
-    def __init__(self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0, *, serving: RequestCounter | None = None
+    ) -> None:
+        self._app, self._serving = app, serving
         self._in_flight = 0
         # asyncio disables Nagle's algorithm only if the protocol is named; with it, small chunks are delayed by 40 ms.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -77,7 +90,20 @@ class LocalServer:
             await self._app(scope, receive, send)
             return
         self._in_flight += 1
+        counter = self._serving if _is_of_client(scope) else None
+        if counter is not None:
+            counter.begin()
         try:
             await self._app(scope, receive, send)
         finally:
             self._in_flight -= 1
+            if counter is not None:
+                counter.end()
+
+
+def _is_of_client(scope: Scope) -> bool:
+    return (
+        scope["method"] == "POST"
+        and not scope["path"].startswith("/draftpick/")
+        and all(name != PROFILING for name, _ in scope["headers"])
+    )

@@ -31,7 +31,8 @@ from draftpick.engines.mock.decoding import Decoding, Piece, split
 from draftpick.engines.mock.metrics import MockMetrics
 from draftpick.engines.mock.openai_format import ChatWire, CompletionWire, Json, ResponsesWire, Wire
 from draftpick.engines.mock.spec import MockRequest, MockSpec
-from draftpick.engines.profile import identity, profile
+from draftpick.engines.profile import identity, profile, step_log
+from draftpick.engines.profile.step_log import StepLog
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 
@@ -79,6 +80,7 @@ class MockEngine:
         self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
         self._faults = random.Random(f"{spec.seed}|{name}")
+        self.step_log = StepLog()
         self.aborts: deque[tuple[str, float]] = deque(maxlen=_ABORTS_KEPT)
         self._last_body = ""
         self._last_headers: dict[str, str] = {}
@@ -133,7 +135,9 @@ class MockEngine:
     async def advance(self, decoding: Decoding) -> list[Piece]:
         """Wait for the duration of the next step, then return its pieces."""
         if decoding.ends:
-            duration_s = self.spec.step_duration_s(self.running, decoding.rng)
+            drafted = decoding.draft()
+            duration_s = self.spec.step_duration_s(self.running, decoding.rng, decoding.mode, drafted)
+            self.step_log.add(self.running, drafted, duration_s)
         else:
             duration_s = self.spec.prefill_duration_s(decoding.prompt_tokens)
         return await decoding.step(duration_s)
@@ -298,6 +302,7 @@ _REFUSALS = {
 _PAGES: dict[str, Endpoint] = {
     load.PATH: lambda state: state.engine.load(),
     profile.PATH: lambda state: state.engine.spec.profile(),
+    step_log.PATH: lambda state: state.engine.step_log,
     identity.PATH: lambda state: state.engine.spec.identity(),
 }
 

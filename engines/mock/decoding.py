@@ -49,14 +49,19 @@ class Piece:
 @dataclass(slots=True)
 class Decoding:
     """One request in progress. The first step is the prefill and yields one token per sequence, as in vLLM; each
-    further step yields 1 + accepted tokens. Times are seconds of the monotonic clock.
+    further step yields 1 + accepted tokens of the `drafted` ones; `varies`: drafts have any length. Times are seconds
+    of the monotonic clock.
     """
 
     answers: list[Answer]
     prompt_tokens: int
     acceptance_rate: float
+    mode: int
+    varies: bool
     rng: random.Random
     histogram: list[int]
+    drafted: int = 0
+    num_drafted: int = 0
     ends: list[int] = field(default_factory=list)
     queued_s: float = 0.0
     scheduled_s: float = 0.0
@@ -73,6 +78,8 @@ class Decoding:
             answers=[answer(request, prompt, i, spec) for prompt in prompts for i in range(request.num_samples)],
             prompt_tokens=sum(max(1, len(split(prompt))) for prompt in prompts),
             acceptance_rate=acceptance_rate(spec.tau(text, request.mock_class), num_drafted),
+            mode=request.mode,
+            varies=spec.step_s_per_drafted_token > 0,
             rng=random.Random(f"{spec.seed}|{engine}|{text}"),
             histogram=[0] * (num_drafted + 1),
             queued_s=time.monotonic(),
@@ -92,6 +99,12 @@ class Decoding:
         """Record that the request has got its slot."""
         self.scheduled_s = self.due_s = time.monotonic()
 
+    def draft(self) -> int:
+        """Draft the next step; returns the number of tokens."""
+        most = len(self.histogram) - 1
+        self.drafted = self.rng.randint(0, most) if self.varies else most
+        return self.drafted
+
     async def step(self, duration_s: float) -> list[Piece]:
         """Run one step of that duration for each unfinished sequence."""
         # Steps follow a timetable: the next step makes up for a late wake-up.
@@ -110,10 +123,11 @@ class Decoding:
 
     def _accept(self) -> int:
         """Draw the number of accepted draft tokens: each only if all before it were accepted."""
-        accepted, most = 0, len(self.histogram) - 1
-        while accepted < most and self.rng.random() < self.acceptance_rate:
+        accepted = 0
+        while accepted < self.drafted and self.rng.random() < self.acceptance_rate:
             accepted += 1
         self.histogram[accepted] += 1
+        self.num_drafted += self.drafted
         return accepted
 
     def _advance(self, index: int, num_tokens: int) -> Piece:
@@ -141,11 +155,11 @@ class Decoding:
         accepted = sum(length * count for length, count in enumerate(self.histogram))
         return {
             "mean_acceptance_length": 1 + accepted / num_steps if num_steps else 1.0,
-            "draft_acceptance_rate": accepted / (num_steps * most) if num_steps else 0.0,
+            "draft_acceptance_rate": accepted / self.num_drafted if self.num_drafted else 0.0,
             "acceptance_histogram": self.histogram,
             "num_spec_steps": num_steps,
             "num_accepted_draft_tokens": accepted,
-            "num_draft_tokens": num_steps * most,
+            "num_draft_tokens": self.num_drafted,
             "num_spec_tokens": most,
         }
 

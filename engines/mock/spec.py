@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from draftpick.engines.profile.identity import EngineIdentity, digest
-from draftpick.engines.profile.profile import Profile
+from draftpick.engines.profile.profile import GREEDY, MODES, Profile, sampling_mode
 
 DEFAULT_CLASS = "default"
 _SHORTEST_STEP_S = 1e-6
@@ -27,6 +27,16 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     )
     free_requests: int = Field(
         0, ge=0, description="further requests without additional step time, as while a step is memory-bound"
+    )
+    step_s_per_drafted_token: float = Field(
+        0.0,
+        ge=0,
+        description="additional seconds per step for each drafted token; drafts then have any length up to "
+        "`num_speculative_tokens`",
+    )
+    step_s_sampled: float = Field(0.0, ge=0, description="additional seconds per step of a sampled request")
+    step_s_truncated: float = Field(
+        0.0, ge=0, description="additional seconds per step of a request sampled with top_p or top_k"
     )
     prefill_s: float = Field(0.001, ge=0, description="seconds from a request's slot to its first token")
     prefill_s_per_token: float = Field(0.0, ge=0, description="additional seconds of prefill per prompt token")
@@ -67,13 +77,21 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         """Seconds from a request's slot to its first token."""
         return self.prefill_s + self.prefill_s_per_token * prompt_tokens
 
-    def step_duration_s(self, running: int, rng: random.Random) -> float:
-        """Seconds of one decoding step with `running` requests in the batch."""
-        return max(0.0, self.mean_step_s(running) * rng.gauss(1.0, self.jitter))
+    def step_duration_s(self, running: int, rng: random.Random, mode: int = GREEDY, drafted: int = 0) -> float:
+        """Seconds of one decoding step with `running` requests in the batch, for one that drafted so many tokens."""
+        mean_s = self.mean_step_s(running, mode) + self.step_s_per_drafted_token * (drafted - self.mean_drafted)
+        return max(0.0, mean_s * rng.gauss(1.0, self.jitter))
 
-    def mean_step_s(self, running: int) -> float:
+    def mean_step_s(self, running: int, mode: int = GREEDY) -> float:
         """Mean of `step_duration_s`: constant within the free requests, linear beyond."""
-        return self.step_s + self.step_s_per_request * max(0, running - 1 - self.free_requests)
+        grown_s = self.step_s_per_request * max(0, running - 1 - self.free_requests)
+        added_s = (0.0, self.step_s_sampled, self.step_s_truncated)[mode]
+        return self.step_s + grown_s + added_s + self.step_s_per_drafted_token * self.mean_drafted
+
+    @property
+    def mean_drafted(self) -> float:
+        """Mean number of drafted tokens of a step."""
+        return self.num_speculative_tokens * (0.5 if self.step_s_per_drafted_token else 1.0)
 
     def identity(self) -> EngineIdentity:
         """The identity shared by all engines with this specification."""
@@ -84,10 +102,13 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         bend = min(1 + self.free_requests, self.max_running)
         batches = sorted({1, bend, self.max_running})
         # A profile needs positive step times.
-        steps = tuple((max(self.mean_step_s(running), _SHORTEST_STEP_S),) for running in batches)
+        steps = tuple(
+            tuple((max(self.mean_step_s(running, mode), _SHORTEST_STEP_S),) for running in batches)
+            for mode in range(len(MODES))
+        )
         who = self.identity()
         return Profile(
-            build=who.build, machine=who.machine, batches=tuple(batches), contexts=(0,), step_s=(steps, steps),
+            build=who.build, machine=who.machine, batches=tuple(batches), contexts=(0,), step_s=steps,
             prefill_s=self.prefill_s, prefill_s_per_token=self.prefill_s_per_token, max_running=self.max_running,
         )  # fmt: skip
 
@@ -114,6 +135,9 @@ class MockRequest(pydantic.BaseModel, frozen=True):
     max_completion_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -134,6 +158,11 @@ class MockRequest(pydantic.BaseModel, frozen=True):
         if isinstance(self.prompt, list) and not all(isinstance(token, int) for token in self.prompt):
             return tuple(_text_of(prompt) for prompt in self.prompt)
         return (_text_of(self.prompt),)
+
+    @property
+    def mode(self) -> int:
+        """The sampling mode, one of `draftpick.engines.profile.profile.MODES`."""
+        return sampling_mode({"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k})
 
     @property
     def num_samples(self) -> int:

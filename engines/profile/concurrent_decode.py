@@ -9,13 +9,20 @@ from typing import Any
 import orjson
 
 from draftpick.engines.http.client import EngineClient, EngineResponse
+from draftpick.engines.http.server import PROFILING
 from draftpick.engines.profile.profile import ProfileError
 
-SAMPLING: tuple[dict[str, float], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})
-"""Sampling parameters: greedy, sampled."""
-_JSON = [("content-type", "application/json")]
+SAMPLING: tuple[dict[str, float], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.7, "top_p": 1.0, "top_k": 0},
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 50},
+)
+"""Sampling parameters of each of `draftpick.engines.profile.profile.MODES`."""
+_HEADERS = [("content-type", "application/json"), (PROFILING.decode(), "1")]
 _CHUNK_END = b"\n\n"
 _MAX_TOKENS = 2048
+_MIN_STEPS = 3
+"""Steps of each request in the full batch, however long they take: only those within all requests' steps count."""
 _PATIENCE_S = 180.0
 
 
@@ -30,14 +37,14 @@ class Target:
 
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
         """Return the complete JSON answer to a request. Raises `ProfileError` for an error status."""
-        async with self.client.send(self.url + path, "POST", _JSON, orjson.dumps(body), stream=False) as answer:
+        async with self.client.send(self.url + path, "POST", _HEADERS, orjson.dumps(body), stream=False) as answer:
             return orjson.loads(await _read_body(answer))
 
-    def stream(self, prompt: Sequence[int], sampled: int, max_tokens: int) -> Any:
+    def stream(self, prompt: Sequence[int], mode: int, max_tokens: int) -> Any:
         """Start a streamed completion of exactly `max_tokens` tokens."""
         body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
-        asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[sampled]})
-        return self.client.send(f"{self.url}/v1/completions", "POST", _JSON, asked, stream=True)
+        asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[mode]})
+        return self.client.send(f"{self.url}/v1/completions", "POST", _HEADERS, asked, stream=True)
 
 
 class _Batch:
@@ -49,7 +56,7 @@ class _Batch:
     def __init__(self, size: int, steps: int, longest_s: float) -> None:
         self._longest_s = longest_s
         self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(size)]
-        self._steps_left = [steps] * size
+        self._steps, self._steps_left = steps, [steps] * size
         self.begun, self._full_s = 0, float("inf")
 
     def observe(self, i: int, at_s: float, chunks: int) -> bool:
@@ -63,7 +70,8 @@ class _Batch:
             self.begun += 1
             if self.begun == len(self._arrivals):
                 self._full_s = at_s
-        return self._steps_left[i] <= 0 or at_s - self._full_s > self._longest_s
+        few = self._steps - self._steps_left[i] < _MIN_STEPS
+        return self._steps_left[i] <= 0 or (at_s - self._full_s > self._longest_s and not few)
 
     def finish(self, i: int) -> None:
         """Record the end of request i: its last arrival marks the end, possibly together with a chunk."""
@@ -84,7 +92,7 @@ class _Batch:
 
 
 async def sustain_batch(
-    target: Target, prompts: Sequence[Sequence[int]], sampled: int, *, steps: int, longest_s: float
+    target: Target, prompts: Sequence[Sequence[int]], mode: int, *, steps: int, longest_s: float
 ) -> list[float]:
     """Run one request per prompt concurrently; return the seconds of their steps while all run.
 
@@ -95,7 +103,7 @@ async def sustain_batch(
     try:
         async with asyncio.timeout(_PATIENCE_S + longest_s), asyncio.TaskGroup() as group:
             for i, prompt in enumerate(prompts):
-                group.create_task(_decode(target, batch, i, prompt, sampled))
+                group.create_task(_decode(target, batch, i, prompt, mode))
     except TimeoutError as error:
         raise ProfileError(
             f"{batch.begun} of {len(prompts)} requests started within {_PATIENCE_S:g} s: reduce `batches`"
@@ -119,10 +127,10 @@ async def first_token_s(target: Target, prompt: Sequence[int]) -> float:
     return took_s
 
 
-async def _decode(target: Target, batch: _Batch, i: int, prompt: Sequence[int], sampled: int) -> None:
+async def _decode(target: Target, batch: _Batch, i: int, prompt: Sequence[int], mode: int) -> None:
     room = _MAX_TOKENS if target.max_model_len is None else target.max_model_len - len(prompt)
     clock = asyncio.get_running_loop().time
-    async with target.stream(prompt, sampled, min(room, _MAX_TOKENS)) as answer:
+    async with target.stream(prompt, mode, min(room, _MAX_TOKENS)) as answer:
         if answer.status != 200:
             await _read_body(answer)
         async for part in answer.chunks:

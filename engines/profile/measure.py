@@ -2,6 +2,11 @@
 
 For every batch size, that many requests run concurrently; the gaps between their chunks are the step times. Each point
 is measured twice, far apart in time, and the shorter step counts: a disagreement shows that the machine was busy.
+
+A step of an engine that drafts also depends on how many tokens it verifies. The engine logs that number with the
+seconds of each step (`step_log`), so a line through the steps of single requests gives the time by verified rows. Its
+slope is identifiable if the engine's drafts vary in length while batch and context stay the same, as those of prompt
+lookup and suffix decoding do; an engine that always drafts k tokens has no such steps, and needs none.
 """
 
 import asyncio
@@ -9,7 +14,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import combinations, cycle, islice
 from typing import Any
 
 import numpy as np
@@ -19,19 +24,22 @@ import orjson
 from draftpick.engines import load_report as load
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.load_report import LoadReport
-from draftpick.engines.profile import identity
+from draftpick.engines.profile import identity, step_log
 from draftpick.engines.profile.concurrent_decode import Target, first_token_s, sustain_batch
 from draftpick.engines.profile.identity import EngineIdentity, digest
-from draftpick.engines.profile.profile import Profile, ProfileError
+from draftpick.engines.profile.profile import GREEDY, MODES, Profile, ProfileError
 from draftpick.engines.profile.prompts import TEXTS, fitted
+from draftpick.engines.profile.step_log import Step, parse_steps
 
 ProgressCallback = Callable[[float], None]
 """Called with the fraction done."""
+Floats = npt.NDArray[np.float64]
 _PASSES = 2
 _MIN_GAPS, _STALL = 4, 3.0
 _ANSWER_TOKENS = 128
-_PREFILL_TOKENS, _PREFILLS = (16, 128, 512), 3
-_IDLE_WITHIN_S = 10.0
+_IDLE_WITHIN_S, _IDLE_POLL_S = 10.0, 0.01
+_MIN_STEPS = 8
+"""Steps of a mode from which the time by verified rows is fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,9 @@ class ProfilePlan:
     """Measurement points: `batches` of requests, each with about `contexts` tokens before its answer.
 
     Each point takes `steps` steps, or `longest_s` seconds of them, twice. A batch smaller than `min_prompts` is
-    measured with several prompts in succession, since a drafter's steps depend on them.
+    measured with several prompts in succession, since a drafter's steps depend on them. `prefills` requests of each of
+    `prefill_tokens` give the time to the first token. `all_modes`: measure every mode in every batch; if not, the
+    sampling modes only in the smallest and largest one, since sampling takes the same time for every row.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
@@ -47,6 +57,9 @@ class ProfilePlan:
     steps: int = 12
     longest_s: float = 3.0
     min_prompts: int = 4
+    prefill_tokens: tuple[int, ...] = (16, 128, 512)
+    prefills: int = 3
+    all_modes: bool = True
 
     def __post_init__(self) -> None:
         for name, grid in (("batches", self.batches), ("contexts", self.contexts)):
@@ -54,6 +67,22 @@ class ProfilePlan:
                 raise ProfileError(f"{name} must be increasing numbers from 1, not {list(grid)}")
         if self.batches[0] != 1:
             raise ProfileError("batches must start with 1")
+
+    @classmethod
+    def quick(cls, max_running: int | None) -> "ProfilePlan":
+        """A plan of a few seconds: one request, the engine's largest batch, and one between.
+
+        The context is a little longer than the blocks of prefix caches, so that a repeated prompt has no prefill.
+        """
+        most = max_running or 8
+        return cls(
+            batches=tuple(sorted({1, round(math.sqrt(most)), most})), contexts=(144,), steps=4, longest_s=0.2,
+            min_prompts=3, prefill_tokens=(16, 192), prefills=2, all_modes=False,
+        )  # fmt: skip
+
+    def measured(self, mode: int, batch_index: int, num_batches: int) -> bool:
+        """True if this point is measured, False if it is interpolated."""
+        return self.all_modes or mode == GREEDY or batch_index in (0, num_batches - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,44 +108,68 @@ async def measure_profile(
     """
     client = EngineClient(first_byte_timeout_s=180, timeout_s=180)
     try:
-        target = await _target(client, url.rstrip("/"), model)
-        return await _ProfileRun(target, await _identity(target), plan or ProfilePlan(), on_progress).run(prompts)
+        target = await find_target(client, url.rstrip("/"), model)
+        return await ProfileRun(target, await find_identity(target), plan or ProfilePlan(), on_progress).run(prompts)
     finally:
         await client.close()
 
 
-class _ProfileRun:
-    """One measurement in progress."""
+class ProfileRun:
+    """One measurement. Its `run` may be cancelled and called again: it then measures the points that are left."""
 
     def __init__(
-        self, target: Target, identity: EngineIdentity, plan: ProfilePlan, on_progress: ProgressCallback
+        self,
+        target: Target,
+        identity: EngineIdentity,
+        plan: ProfilePlan,
+        on_progress: ProgressCallback = lambda share: None,
     ) -> None:
         self._target, self._identity, self._plan, self._on_progress = target, identity, plan, on_progress
         self._batches = [batch for batch in plan.batches if batch <= (identity.max_running or batch)]
-        self._done, self._num_points = 0, 1
+        self._prompts: list[list[list[int]]] = []
+        self._first_s: dict[int, float] = {}
+        self._found: dict[tuple[int, ...], float] = {}
+        self._steps: list[list[Step]] = [[] for _ in MODES]
+        self._num_points = 1
 
     async def run(self, texts: Sequence[str]) -> ProfileResult:
         """Measure all points in two passes, the second in reverse order, and fit a line through the times to first
         token."""
         self._check_room()
-        number = max(self._plan.min_prompts, *self._batches)
-        chosen = list(islice(cycle(texts), number))
-        prompts = [await fitted(self._target, chosen, context) for context in self._plan.contexts]
-        contexts = tuple(round(float(np.mean([len(one) for one in same]))) for same in prompts)
+        if not self._prompts:
+            chosen = list(islice(cycle(texts), max(self._plan.min_prompts, *self._batches)))
+            self._prompts = [await fitted(self._target, chosen, context) for context in self._plan.contexts]
+        contexts = tuple(round(float(np.mean([len(one) for one in same]))) for same in self._prompts)
         if list(contexts) != sorted(set(contexts)):
             raise ProfileError(f"contexts: they yield {contexts} tokens, which do not increase: choose others")
-        shape = (2, len(self._batches), len(prompts))
-        points = list(np.ndindex(shape))
-        lengths = self._prefill_lengths(prompts)
+        shape, sizes = (len(MODES), len(self._batches), len(contexts)), len(self._batches)
+        points = [at for at in np.ndindex(shape) if self._plan.measured(at[0], at[1], sizes)]
+        lengths = self._prefill_lengths()
         self._num_points = _PASSES * len(points) + len(lengths)
-        start_s, per_token_s = await self._prefill(lengths, prompts)
-        passes = np.empty((_PASSES, *shape))
-        for order, steps_s in zip((points, points[::-1]), passes, strict=True):
-            for half, i, j in order:
-                steps_s[half, i, j] = await self._point(prompts[j], self._batches[i], half)
-        # Other load on the machine makes steps longer, never shorter.
-        profile = self._profile(passes.min(0), contexts, start_s, per_token_s)
-        return ProfileResult(profile, float(np.median(np.abs(np.log(passes[0] / passes[1])))))
+        start_s, per_token_s = await self._prefill(lengths)
+        for number, order in enumerate((points, points[::-1])):
+            for mode, i, j in order:
+                if (number, mode, i, j) not in self._found:
+                    self._found[number, mode, i, j] = await self._point(self._prompts[j], self._batches[i], mode)
+                    self._report_progress()
+        passes = np.asarray([[self._found[number, *at] for at in points] for number in range(_PASSES)])
+        disagreement = float(np.median(np.abs(np.log(passes[0] / passes[1]))))
+        steps_s = np.full(shape, np.nan)
+        steps_s[tuple(np.transpose(points))] = passes.min(0)  # other load makes steps longer, never shorter
+        steps_s = check_increasing(_interpolated(steps_s, self._batches))
+        profile = Profile(
+            build=self._identity.build,
+            machine=self._identity.machine,
+            batches=tuple(self._batches),
+            contexts=contexts,
+            step_s=tuple(tuple(tuple(map(float, row)) for row in table) for table in steps_s),
+            prefill_s=start_s,
+            prefill_s_per_token=per_token_s,
+            max_running=self._identity.max_running or max(self._batches),
+            verify_s=_verify_s(self._steps),
+            disagreement=disagreement,
+        )
+        return ProfileResult(profile, disagreement)
 
     def _check_room(self) -> None:
         most, longest = self._target.max_model_len, max(self._plan.contexts)
@@ -126,63 +179,82 @@ class _ProfileRun:
                 f"{max(1, most - _ANSWER_TOKENS)} or fewer"
             )
 
-    def _profile(
-        self, steps_s: npt.NDArray[np.float64], contexts: tuple[int, ...], start_s: float, per_token_s: float
-    ) -> Profile:
-        return Profile(
-            build=self._identity.build,
-            machine=self._identity.machine,
-            batches=tuple(self._batches),
-            contexts=contexts,
-            step_s=tuple(tuple(tuple(map(float, row)) for row in half) for half in check_increasing(steps_s)),
-            prefill_s=start_s,
-            prefill_s_per_token=per_token_s,
-            max_running=self._identity.max_running or max(self._batches),
-        )
-
-    async def _point(self, prompts: Sequence[Sequence[int]], batch: int, sampled: int) -> float:
+    async def _point(self, prompts: Sequence[Sequence[int]], batch: int, mode: int) -> float:
         """Return the seconds of a step: the mean, as in TPOT, without stalls of several times the median."""
         plan = self._plan
         gaps: list[float] = []
+        before, _ = await _logged_steps(self._target)
         for first in range(0, max(plan.min_prompts, batch), batch):
             await _idle(self._target)
             held = list(islice(cycle(prompts), first, first + batch))
-            gaps += await sustain_batch(self._target, held, sampled, steps=plan.steps, longest_s=plan.longest_s)
+            gaps += await sustain_batch(self._target, held, mode, steps=plan.steps, longest_s=plan.longest_s)
         if len(gaps) < _MIN_GAPS:
             raise ProfileError(
                 f"the engine ended its answers before {batch} requests decoded together: it must support "
                 "`ignore_eos` and that many concurrent requests"
             )
-        self._report_progress()
+        if batch == 1:
+            self._steps[mode] += (await _logged_steps(self._target, before))[1]
         found = np.asarray(gaps)
         return float(found[found <= _STALL * np.median(found)].mean())
 
-    def _prefill_lengths(self, prompts: list[list[list[int]]]) -> list[int]:
-        longest = {max(map(len, same)) for same in prompts}
+    def _prefill_lengths(self) -> list[int]:
+        longest = {max(map(len, same)) for same in self._prompts} if self._plan.all_modes else set()
         most = self._target.max_model_len or math.inf
-        return sorted(length for length in {*_PREFILL_TOKENS, *longest} if length < most)
+        return sorted(length for length in {*self._plan.prefill_tokens, *longest} if length < most)
 
-    async def _prefill(self, lengths: Sequence[int], prompts: list[list[list[int]]]) -> tuple[float, float]:
+    async def _prefill(self, lengths: Sequence[int]) -> tuple[float, float]:
         """Return seconds (fixed time to first token, additional per prompt token), of uncached prompts."""
-        known = [token for same in prompts for prompt in same for token in prompt]
+        known = [token for same in self._prompts for prompt in same for token in prompt]
         rng = random.SystemRandom()
-        await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the very first is slow
-        shortest: list[float] = []
+        if not self._first_s:
+            await first_token_s(self._target, rng.choices(known, k=lengths[0]))  # the very first is slow
         for length in lengths:
-            await _idle(self._target)
-            times = [await first_token_s(self._target, rng.choices(known, k=length)) for _ in range(_PREFILLS)]
-            shortest.append(min(times))
-            self._report_progress()
+            if length not in self._first_s:
+                await _idle(self._target)
+                prompts = [rng.choices(known, k=length) for _ in range(self._plan.prefills)]
+                self._first_s[length] = min([await first_token_s(self._target, prompt) for prompt in prompts])
+                self._report_progress()
+        shortest = [self._first_s[length] for length in lengths]
         slope, start = np.polyfit(lengths, shortest, 1) if len(lengths) > 1 else (0.0, shortest[0])
         return max(0.0, float(start)), max(0.0, float(slope))
 
     def _report_progress(self) -> None:
-        self._done += 1
-        self._on_progress(self._done / self._num_points)
+        self._on_progress((len(self._first_s) + len(self._found)) / self._num_points)
 
 
-def check_increasing(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Make steps [sampled, batch, context] nondecreasing along batch and context; violations are noise.
+def _interpolated(steps_s: Floats, batches: Sequence[int]) -> Floats:
+    """Fill the missing points of steps [mode, batch, context]: greedy steps, and the linear difference of a mode."""
+    filled = steps_s.copy()
+    for mode, j in np.ndindex(steps_s.shape[0], steps_s.shape[2]):
+        column = steps_s[mode, :, j]
+        known = ~np.isnan(column)
+        added = np.interp(batches, np.asarray(batches)[known], (column - steps_s[GREEDY, :, j])[known])
+        filled[mode, :, j] = np.where(known, column, steps_s[GREEDY, :, j] + added)
+    return filled
+
+
+def _verify_s(steps: Sequence[Sequence[Step]]) -> tuple[tuple[float, ...], ...]:
+    """Seconds of a step of one request by mode and verified rows, by the median line (Theil-Sen) through `steps`.
+
+    Empty if drafts do not vary in length, or too few steps are known.
+    """
+    tables = []
+    alone = [[step for step in same if step.running == 1] for same in steps]
+    most = max((step.drafted for same in alone for step in same), default=0)
+    for same in alone:
+        drafted, times_s = (np.asarray([float(getattr(one, of)) for one in same]) for of in ("drafted", "step_s"))
+        pairs = [(a, b) for a, b in combinations(range(len(same)), 2) if drafted[a] != drafted[b]]
+        if len(same) < _MIN_STEPS or not pairs:
+            return ()
+        slope = max(0.0, float(np.median([(times_s[a] - times_s[b]) / (drafted[a] - drafted[b]) for a, b in pairs])))
+        start = float(np.median(times_s - slope * drafted))
+        tables.append(tuple(max(start + slope * n, 1e-9) for n in range(most + 1)))
+    return tuple(tables)
+
+
+def check_increasing(steps_s: Floats) -> Floats:
+    """Make steps [mode, batch, context] nondecreasing along batch and context; violations are noise.
 
     Isotonic along batches, then along contexts, which preserves the former.
     """
@@ -192,7 +264,14 @@ def check_increasing(steps_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     return np.asarray(np.apply_along_axis(isotonic_regression, 2, along_batches))
 
 
-async def _target(client: EngineClient, url: str, model: str | None) -> Target:
+async def _logged_steps(target: Target, since: int = 0) -> tuple[int, list[Step]]:
+    """Return the number of the engine's steps so far, and those after the first `since`; none if it logs none."""
+    async with target.client.send(target.url + step_log.PATH, "GET", [], b"", stream=False) as answer:
+        body = b"".join([part async for part in answer.chunks])
+    return parse_steps(body, since) if answer.status == 200 else (0, [])
+
+
+async def find_target(client: EngineClient, url: str, model: str | None) -> Target:
     """Return the engine at an address and its model."""
     listed = await _page(client, f"{url}/v1/models")
     cards: list[dict[str, Any]] = listed.get("data", []) if isinstance(listed, dict) else []
@@ -203,7 +282,7 @@ async def _target(client: EngineClient, url: str, model: str | None) -> Target:
     return Target(client, url, str(card["id"]), card.get("max_model_len"))
 
 
-async def _identity(target: Target) -> EngineIdentity:
+async def find_identity(target: Target) -> EngineIdentity:
     """Return the engine's own identity, or one made of its address, model and version."""
     async with target.client.send(target.url + identity.PATH, "GET", [], b"", stream=False) as answer:
         body = b"".join([part async for part in answer.chunks])
@@ -215,13 +294,13 @@ async def _identity(target: Target) -> EngineIdentity:
 
 async def _idle(target: Target) -> None:
     """Wait until the engine is idle, if it reports its load. Raises `ProfileError` if other requests keep it busy."""
-    for _ in range(round(_IDLE_WITHIN_S / 0.05)):
+    for _ in range(round(_IDLE_WITHIN_S / _IDLE_POLL_S)):
         async with target.client.send(target.url + load.PATH, "GET", [], b"", stream=False) as answer:
             body = b"".join([part async for part in answer.chunks])
         report = LoadReport.from_json(body) if answer.status == 200 else None
         if report is None or not (report.running or report.waiting):
             return
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(_IDLE_POLL_S)
     raise ProfileError(f"the engine at {target.url} serves other requests: measure it while it is idle")
 
 

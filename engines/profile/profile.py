@@ -1,19 +1,29 @@
-"""Measured times of an engine's decoding steps on its machine, by batch and context.
+"""Measured times of an engine's decoding steps on its machine, by sampling mode, batch, context and verified rows.
 
-A profile is JSON, schema 1. An engine serves its own at `GET /draftpick/profile`.
+A profile is JSON, schema 2; schema 1 is read. An engine serves its own at `GET /draftpick/profile`.
 """
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from draftpick.engines.errors import DraftpickError
 
-SCHEMA = 1
+SCHEMA = 2
 PATH = "/draftpick/profile"
-GREEDY, SAMPLED = 0, 1
+GREEDY, SAMPLED, TRUNCATED = 0, 1, 2
+MODES = ("greedy", "sampled", "truncated")
+"""Sampling modes; `truncated`: sampled within top_p, top_k or min_p, for which engines may sort the vocabulary."""
+
+
+def sampling_mode(sampling: Mapping[str, float | None]) -> int:
+    """The mode of a request with these sampling fields; OpenAI's default is temperature 1."""
+    temperature, top_p, top_k = (sampling.get(name) for name in ("temperature", "top_p", "top_k"))
+    if temperature is not None and temperature <= 0:
+        return GREEDY
+    return TRUNCATED if (top_p is not None and top_p < 1) or (top_k is not None and top_k > 0) else SAMPLED
 
 
 class ProfileError(DraftpickError):
@@ -25,9 +35,12 @@ class Profile:
     """Measured times of one engine, in seconds.
 
     `build`: hash of target, drafter, arguments and versions; `machine`: where it was measured.
-    `step_s[sampled][batch][context]`: of a decoding step, greedy (0) and sampled (1), with `batches` running requests
-    of `contexts` tokens each; nondecreasing along both. `prefill_s` and `prefill_s_per_token`: time to the first token.
-    `max_running`: maximum concurrent requests; more of them wait.
+    `step_s[mode][batch][context]`: of a decoding step in each of `MODES`, with `batches` running requests of `contexts`
+    tokens each; nondecreasing along both. A profile of schema 1 has two tables, the second of them measured with top_p.
+    `prefill_s` and `prefill_s_per_token`: time to the first token. `max_running`: maximum concurrent requests; more of
+    them wait. `verify_s[mode][rows - 1]`: of a step of one request that verifies 1 to k + 1 rows; empty if the engine
+    does not draft, always drafts the same number of tokens, or does not report its steps. `disagreement`: relative
+    difference of the two passes of the measurement at the median point; None: unknown.
     """
 
     build: str
@@ -38,6 +51,8 @@ class Profile:
     prefill_s: float
     prefill_s_per_token: float
     max_running: int
+    verify_s: tuple[tuple[float, ...], ...] = ()
+    disagreement: float | None = None
 
     def __post_init__(self) -> None:
         for name, grid in (("batches", self.batches), ("contexts", self.contexts)):
@@ -45,17 +60,19 @@ class Profile:
                 raise ProfileError(f"{name} must be increasing numbers, not {list(grid)}")
         if self.batches[0] != 1:
             raise ProfileError("batches must start with 1")
-        rows = [row for half in self.step_s for row in half]
-        if len(self.step_s) != 2 or any(len(half) != len(self.batches) for half in self.step_s):
-            raise ProfileError("step_s must have two tables with one row per batch")
+        rows = [row for table in self.step_s for row in table]
+        if len(self.step_s) not in (2, 3) or any(len(table) != len(self.batches) for table in self.step_s):
+            raise ProfileError("step_s must have two or three tables with one row per batch")
         if any(len(row) != len(self.contexts) for row in rows) or not all(0 < s < 1e6 for row in rows for s in row):
             raise ProfileError("step_s must have one positive number of seconds per context")
+        if not all(0 < s < 1e6 for row in self.verify_s for s in row):
+            raise ProfileError("verify_s must have positive numbers of seconds")
         if not (0 <= self.prefill_s < 1e6 and 0 <= self.prefill_s_per_token < 1e6 and self.max_running >= 1):
             raise ProfileError("prefill_s and prefill_s_per_token must not be negative, max_running at least 1")
 
-    def step(self, running: float, context: float = 0.0, sampled: int = GREEDY) -> float:
+    def step(self, running: float, context: float = 0.0, mode: int = GREEDY) -> float:
         """Seconds of a step with `running` requests; linear between the measured points and beyond them."""
-        table, (at, share) = self.step_s[sampled], _between(self.contexts, context)
+        table, (at, share) = self.step_s[min(mode, len(self.step_s) - 1)], _between(self.contexts, context)
         column = [row[at] + share * (row[min(at + 1, len(row) - 1)] - row[at]) for row in table]
         at, share = _between(self.batches, max(running, 1.0))
         return column[at] + share * (column[min(at + 1, len(column) - 1)] - column[at])
@@ -68,9 +85,10 @@ class Profile:
         """Parse the JSON form. Raises `ProfileError`."""
         try:
             fields = json.loads(data)
-            if fields.pop("schema") != SCHEMA:
-                raise ProfileError(f"unsupported profile schema; this version reads {SCHEMA}: measure it again")
-            fields["step_s"] = tuple(tuple(tuple(map(float, row)) for row in half) for half in fields["step_s"])
+            if fields.pop("schema") not in (1, SCHEMA):
+                raise ProfileError(f"unsupported profile schema; this version reads 1 and {SCHEMA}: measure it again")
+            fields["step_s"] = tuple(tuple(tuple(map(float, row)) for row in table) for table in fields["step_s"])
+            fields["verify_s"] = tuple(tuple(map(float, row)) for row in fields.get("verify_s", ()))
             fields["batches"], fields["contexts"] = tuple(fields["batches"]), tuple(fields["contexts"])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from draftpick.engines.vllm.packed_linear import register_packed_linear
+
 KERNELS = "draftpick"
 """Name of the kernels below in vLLM's `ir_op_priority`."""
 
 
 def register() -> None:
-    """Fix and speed up vLLM 0.29 on CPUs; give EAGLE-3 heads a cheaper argmax.
+    """Fix and speed up vLLM 0.29 on CPUs, EAGLE-3 heads included; give these a cheaper argmax.
 
     The argmax is what `use_local_argmax_reduction` needs from a model; other models of vLLM have it. Without it a
     head's few thousand logits are scattered over the target's whole vocabulary before the argmax.
@@ -23,6 +25,11 @@ def register() -> None:
         kernels.expand_kernel.func = expand
         current_platform.import_kernels()
         register_norms()
+        register_packed_linear()
+        register_sampling()
+        from draftpick.engines.vllm.head_proposer import install
+
+        install()
 
 
 def expand(
@@ -35,6 +42,48 @@ def expand(
     """
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     output.copy_(values.masked_fill(values == replace_from, replace_to).repeat_interleave(counts))
+
+
+def register_sampling() -> None:
+    """Replace vLLM's top-p, random sampling and rejection sampling on CPUs: see `topk_topp`. Idempotent.
+
+    Seeded requests keep vLLM's own noise, and so their answers: vLLM draws it for each token of the vocabulary, so a
+    change of the nucleus by rounding does not change the noise of the other tokens.
+    """
+    from vllm.v1.sample import rejection_sampler
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    from draftpick.engines.vllm import topk_topp
+
+    mask, reject = topk_topp_sampler.apply_top_k_top_p, rejection_sampler.rejection_sample
+    if KERNELS in vars(mask):
+        return
+
+    def apply_top_k_top_p(logits: Any, k: Any, p: Any) -> Any:
+        return mask(logits, k, p) if p is None else topk_topp.apply_top_k_top_p(logits, k, p)
+
+    def rejection_sample(
+        draft_token_ids: Any,
+        num_draft_tokens: list[int],
+        max_spec_len: int,
+        cu_num_draft_tokens: Any,
+        draft_probs: Any,
+        target_logits: Any,
+        bonus_token_ids: Any,
+        metadata: Any,
+        **options: Any,
+    ) -> Any:
+        head = draft_token_ids, num_draft_tokens, max_spec_len
+        tail = draft_probs, target_logits, bonus_token_ids
+        if metadata.all_greedy or metadata.generators or any(value not in (None, False) for value in options.values()):
+            return reject(*head, cu_num_draft_tokens, *tail, metadata, **options)
+        return topk_topp.rejection_sample(*head, *tail, metadata.temperature == rejection_sampler.GREEDY_TEMPERATURE)
+
+    vars(apply_top_k_top_p)[KERNELS] = True
+    for module in (topk_topp_sampler, rejection_sampler):
+        module.apply_top_k_top_p = apply_top_k_top_p
+    topk_topp_sampler.compiled_random_sample = topk_topp.random_sample
+    rejection_sampler.rejection_sample = rejection_sample
 
 
 def register_norms() -> None:

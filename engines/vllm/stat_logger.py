@@ -7,6 +7,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile.step_log import StepLog
 from draftpick.engines.vllm.rolling_stats import RecentSteps
 
 
@@ -14,12 +15,12 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
     """Running and waiting requests on all cores of one engine, and their recent statistics.
 
     vLLM reports a step after removing the finished requests, and runs an empty step when clients disconnect. So the
-    last report is always that nothing runs, and no report becomes stale.
+    last report is always that nothing runs, and no report becomes stale. `steps`: its last steps.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
         self._drafts = vllm_config.speculative_config is not None
-        self._recent = RecentSteps()
+        self._recent, self.steps = RecentSteps(), StepLog()
         self._cores: dict[int, Any] = {}
 
     def record(
@@ -37,6 +38,9 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
         # A step with a request's first token contains a prefill.
         step_s = min(gaps) if gaps and not first else None
         self._recent.add(tokens, max(0, tokens - first), len(gaps), step_s)
+        if step_s is not None:
+            drafts = scheduler_stats.spec_decoding_stats if scheduler_stats is not None else None
+            self.steps.add(len(gaps), drafts.num_draft_tokens if drafts is not None else 0, step_s)
 
     def log_engine_initialized(self) -> None:
         """Called by vLLM; does nothing."""

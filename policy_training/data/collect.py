@@ -140,10 +140,7 @@ def _status(http_status: int, meter: Meter) -> Status:
 def _body(model: str, task: Task, salt: str) -> dict[str, Any]:
     return {
         "model": model,
-        "messages": [{"role": "user", "content": task.prompt.text}],
-        "temperature": task.prompt.temperature,
-        "top_p": task.prompt.top_p,
-        "max_tokens": task.prompt.max_tokens,
+        **task.prompt.request_fields,
         "stream": True,
         "stream_options": {"include_usage": True},
         # Prevents the prefix cache of one measurement from speeding up the next.

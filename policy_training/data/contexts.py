@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
+
 from draftpick.policy_training.data.dataset import Contexts, load, save
 from draftpick.policy_training.workloads import Prompt
 from draftpick.router.features.featurizer import Featurizer
-from draftpick.router.openai_request import Request, truncate
+from draftpick.router.openai_request import Request, parse
 from draftpick.router.types import Vector
 
 
@@ -46,6 +48,5 @@ async def _contexts(featurizers: Sequence[Featurizer], prompts: Sequence[Prompt]
 
 
 def request_from_prompt(prompt: Prompt) -> Request:
-    """Return the request of a prompt, as featurizers see it."""
-    sampling = {"temperature": prompt.temperature, "max_tokens": float(prompt.max_tokens)}
-    return Request("/v1/chat/completions", b"", truncate(prompt.text), sampling=sampling)
+    """Return the request of a prompt, parsed as the router parses it."""
+    return parse("/v1/chat/completions", orjson.dumps(prompt.request_fields))

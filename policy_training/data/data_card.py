@@ -17,8 +17,13 @@ def card(data: Dataset) -> dict[str, Any]:
         "featurizers": data.featurizers,
         "arms": {arm: _row([m for m in data.measurements if m.label == arm]) for arm in arms},
         "kinds": {kind: _row([m for m in data.measurements if m.task == kind]) for kind in kinds},
+        "sources": dict(Counter(source for source in _sources(data).values() if source).most_common()),
         "dropped": dict(sorted(data.dropped.items())),
     }
+
+
+def _sources(data: Dataset) -> dict[str, str]:
+    return {m.prompt_id: m.prompt_source for m in data.measurements}
 
 
 def _row(some: list[Measurement]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Measurement:
     repeats some eight words, which favours drafters that copy; None: not checked. `propensity`: probability of the
     chosen arm, and `time`: seconds since the epoch, both of records only. `tau_by_length`: acceptance length by
     replayed draft length. `slowdown`: of its steps by load, as known to the router. `alignment`: similarity of the
-    drafter's own answer to the target's, by statistic, in [0, 1].
+    drafter's own answer to the target's, by statistic, in [0, 1]. `prompt_source`: data set that the prompt is from;
+    empty: unknown.
     """
 
     prompt_id: str
@@ -58,11 +59,13 @@ class Measurement:
     alignment: Mapping[str, float] = field(default_factory=dict)
     time: float = 0.0
     slowdown: float = 1.0
+    prompt_source: str = ""
 
     @classmethod
     def from_prompt(cls, prompt: Prompt, label: str, arm: str, outcome: Outcome, **more: Any) -> "Measurement":
         """Create the measurement of a prompt."""
-        return cls(prompt.id, prompt.kind, label, arm, prompt.temperature, prompt.max_tokens, outcome, **more)
+        sampling, more = (prompt.temperature, prompt.max_tokens), {"prompt_source": prompt.source, **more}
+        return cls(prompt.id, prompt.kind, label, arm, *sampling, outcome, **more)
 
 
 Contexts = Mapping[str, Mapping[str, Vector]]
@@ -94,7 +97,9 @@ class Dataset:
 
 _MAPS = ("tau_by_length", "alignment")
 _CELL = ("label", "arm", "degenerate_repetition", "source", "in_flight", "propensity", "time", "slowdown")
-_PROMPT_FIELDS = ("prompt_id", "task", "temperature", "max_tokens")
+_PROMPT_FIELDS = ("prompt_id", "task", "temperature", "max_tokens", "prompt_source")
+_OPTIONAL = frozenset({"prompt_source"})
+"""Columns that older files of schema 3 lack."""
 
 
 @cache
@@ -124,6 +129,7 @@ def _schema() -> "pa.Schema":
         ("task", text),
         ("temperature", number),
         ("max_tokens", count),
+        ("prompt_source", text),
         ("contexts", pa.map_(text, pa.list_(pa.float32()))),
         ("measured", pa.list_(measured)),
     ]
@@ -169,7 +175,7 @@ def load(*paths: Path) -> Dataset:
 
 
 def _measurement(row: dict[str, Any], cell: dict[str, Any]) -> Measurement:
-    shared = {name: row[name] for name in _PROMPT_FIELDS}
+    shared = {name: row[name] for name in _PROMPT_FIELDS if name in row}
     maps = {name: dict(cell[name] or ()) for name in _MAPS}
     return Measurement(**{**shared, **cell, **maps, "outcome": Outcome(**cell["outcome"])})
 
@@ -189,7 +195,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
         raise DatasetError(f"{file}: schema {found}, this version reads {SCHEMA}, and 2")
     names = SCHEMA_2_NAMES if found == "2" else {}
     table = table.rename_columns([names.get(name, name) for name in table.schema.names])
-    if missing := [name for name in _schema().names if name not in table.schema.names]:
+    if missing := [name for name in _schema().names if name not in (*table.schema.names, *_OPTIONAL)]:
         raise DatasetError(f"{file}: missing columns: {', '.join(missing)}")
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows if names else ():

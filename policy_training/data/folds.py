@@ -12,8 +12,9 @@ Folds = npt.NDArray[np.intp]
 
 
 def source_groups(data: Matrix) -> tuple[str, ...]:
-    """What each request has in common with those of its source: its task."""
-    return data.kinds
+    """The source of each request; its task where the source is not known."""
+    sources: tuple[str, ...] = getattr(data, "sources", ())
+    return tuple(source or kind for source, kind in zip(sources or ("",) * len(data), data.kinds, strict=True))
 
 
 def row_folds(n: int, folds: int, seed: int) -> Folds:

@@ -63,7 +63,9 @@ class Labeller:
     ) -> tuple[list[Measurement], Contexts]:
         """Return measurements and contexts of a part. Prompts too long for the target are skipped."""
         each = [prompt for prompt in prompts for _ in range(self._answers if prompt.temperature > 0 else 1)]
-        places, answers = self._generator([GenerationRequest(p.text, p.temperature, p.max_tokens) for p in each])
+        places, answers = self._generator(
+            [GenerationRequest(p.messages, p.temperature, p.max_tokens, p.top_p) for p in each]
+        )
         kept = [each[place] for place in places]
         measurements = []
         for prompt, tokens, answer in zip(kept, answers.prompt_tokens(), answers.answer_tokens(), strict=True):
@@ -138,7 +140,7 @@ class _Worker:
         self._parts = DatasetParts(folder)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        prompts = [Prompt(**fields) for fields in orjson.loads(row["prompts"])]
+        prompts = [Prompt.from_fields(fields) for fields in orjson.loads(row["prompts"])]
         self._parts.add(*self._labeller.label(prompts))
         return {"labelled": len(prompts)}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from random import Random
+from typing import Any
 
 KINDS: tuple[str, ...] = ("math", "code", "edit", "summary", "chat", "json")
 SAMPLED_TEMPERATURE = 0.7
@@ -15,9 +16,25 @@ _TRIES = 1000  # consecutive repeats after which a kind counts as exhausted
 _IDS_PER_SEED = 1_000_000  # ids count from seed times this, so that ids of two seeds differ
 
 
+GENERATED = "generated"
+"""Source of the prompts of `generate`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request to replay: user text and sampling fields. `id` is "<kind>-<number>", stable for a seed."""
+    """One request to replay. `id` is "<kind>-<number>", stable for a seed.
+
+    `text`: the last user turn; `history`: the turns before it, a system message included. `source`: public name of the
+    data set or repository that the prompt is from. `language`: natural or programming language, if known.
+    """
 
     id: str
     kind: str
@@ -25,6 +42,25 @@ class Prompt:
     temperature: float = 0.0
     max_tokens: int = 128
     top_p: float = 1.0
+    history: tuple[Message, ...] = ()
+    source: str = ""
+    language: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as OpenAI's chat API takes it; the last message is the user's."""
+        return [*({"role": m.role, "content": m.content} for m in self.history), {"role": "user", "content": self.text}]
+
+    @property
+    def request_fields(self) -> dict[str, Any]:
+        """The fields of its request to `/v1/chat/completions`, without those of a run (model, stream)."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        return {"messages": self.messages, **sampling}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "Prompt":
+        """Rebuild a prompt from the output of `dataclasses.asdict`."""
+        return cls(**{**fields, "history": tuple(Message(**turn) for turn in fields["history"])})
 
 
 def generate(
@@ -47,7 +83,7 @@ def generate(
     _check(n, kinds, sampled_share, max_tokens)
     rng, seen = Random(f"order {seed}"), set[str]()
     prompts = [
-        Prompt(f"{kind}-{seed * _IDS_PER_SEED + number}", kind, text, 0.0, max_tokens)
+        Prompt(f"{kind}-{seed * _IDS_PER_SEED + number}", kind, text, 0.0, max_tokens, source=GENERATED)
         for kind, count in zip(kinds, _shares(n, len(kinds)), strict=True)
         for number, text in enumerate(_texts(kind, count, seed, seen))
     ]

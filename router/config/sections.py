@@ -63,7 +63,7 @@ class AdmissionConfig(Model):
 class CorrectionConfig(Model):
     """Online correction of predicted times by measured ones."""
 
-    enabled: bool = Field(False, description="whether measured times correct the policy's predictions")
+    enabled: bool = Field(True, description="whether measured times correct the policy's predictions")
     window: float = Field(40.0, ge=2, description="effective number of answers per engine and cluster in a correction")
     max_log_step: float = Field(
         0.7, gt=0, description="clipping of one answer's deviation from the running mean, in log units"
@@ -92,15 +92,40 @@ class DriftConfig(Model):
     )
 
 
+DEFAULT_EXPLORATION_RATE = 0.03
+
+
 class ExplorationConfig(Model):
     """Exploration of engines other than the policy's choice."""
 
-    rate: float = Field(
-        0.0,
+    rate: float | None = Field(
+        None,
         ge=0,
         le=1,
         description="exploration rate: share of requests that may go to another engine than the policy's choice; among "
-        "near-ties if the policy predicts times, else uniform",
+        f"near-ties if the policy predicts times, else uniform; 0: none, not even wide exploration; absent: "
+        f"{DEFAULT_EXPLORATION_RATE} if the policy predicts times and these are corrected, else 0",
+    )
+    wide_rate: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="exploration rate while the level of an engine's times on this machine is not known; 0: never wide",
+    )
+    wide_cost: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="maximum expected slowdown of a request by wide exploration, as a share of its time",
+    )
+    wide_answers: int = Field(
+        40,
+        ge=1,
+        description="answers of an engine after which its level counts as known; also ends wide exploration "
+        "after this many answers for each engine, whichever engine gave them",
+    )
+    level_error: float = Field(
+        0.05, gt=0, description="standard error of the mean log residual of an engine below which its level is known"
     )
     gamma: float = Field(
         100.0, gt=0, description="gamma of SquareCB: the greater, the less often slower engines are explored"

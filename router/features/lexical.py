@@ -4,12 +4,13 @@ import itertools
 import math
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
 
+from draftpick.engines.profile.profile import TRUNCATED, sampling_mode
 from draftpick.router.openai_request import Request, truncate
 from draftpick.router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
@@ -145,16 +146,18 @@ VERSION = "lexical-v3"
 
 def context_of(request: Request, embedding: Vector, featurizer: str) -> Context:
     """Concatenate `embedding` [d] of a request's text and its lexical features."""
-    return stored_context(np.concatenate([embedding, lexical_features(request)]), featurizer)
+    return stored_context(np.concatenate([embedding, lexical_features(request)]), featurizer, request.sampling)
 
 
-def stored_context(vector: Vector, featurizer: str) -> Context:
-    """Rebuild a context from a recorded vector, which contains all other fields as features."""
+def stored_context(vector: Vector, featurizer: str, sampling: Mapping[str, float] | None = None) -> Context:
+    """Rebuild a context from a recorded vector, which contains all other fields as features, but for the truncation of
+    `sampling`, the request's sampling fields."""
     if len(vector) < len(FEATURES):
         return Context(vector, featurizer)
     prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
     max_tokens = math.expm1(10.0 * vector.item(LOG_MAX_TOKENS))
-    return Context(vector, featurizer, bool(vector.item(TEMPERATURE) > 0), prompt_tokens, max_tokens)
+    sampled, truncated = vector.item(TEMPERATURE) > 0, sampling_mode(sampling or {}) == TRUNCATED
+    return Context(vector, featurizer, sampled, prompt_tokens, max_tokens, truncated)
 
 
 def lexical_features(request: Request) -> Vector:

@@ -13,7 +13,7 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import NotAllowed, RequestError
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
-from draftpick.router.http.auth import Key, Keyring, require_scope
+from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
 from draftpick.router.http.openapi import description
 from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
 from draftpick.router.http.ui import ui_pages
@@ -84,12 +84,13 @@ class RouterApp:
         key = self._key(http_request)
         if http_request.scope["method"] not in _METHODS:
             raise NotAllowed(f"the method {http_request.scope['method']} is not allowed", code="method_not_allowed")
-        if not self._is_public(http_request.path):
+        if http_request.path not in self._paths and not self._matches_pattern(http_request.path):
             require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
         for name, scope in SCOPED_HEADERS:
             if name in http_request.header_values:
                 require_scope(key, scope, f"the header {name}")
-        self._keys.check_rate_limit(key)
+        if key is not ANONYMOUS:
+            self._keys.check_rate_limit(key)
         if (body := await http_request.body()) is not None:
             incoming = self._client_request(http_request, key, body)
             if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
@@ -97,15 +98,17 @@ class RouterApp:
 
     def _key(self, http_request: HttpRequest) -> Key:
         """The key of a request. Raises `Unauthorized`."""
+        if not self._keys.enabled:
+            return ANONYMOUS
         return self._keys.authenticate(http_request.header_values.get("authorization"))
 
-    def _is_public(self, path: str) -> bool:
-        """True if every key may use a path."""
-        return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
+    def _matches_pattern(self, path: str) -> bool:
+        """True if a configured pattern opens a path to every key."""
+        return any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
     def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
         sent = http_request.headers
-        if self._keys:  # the router's key, not the engine's
+        if self._keys.enabled:  # the router's key, not the engine's
             sent = [(name, value) for name, value in sent if name != "authorization"]
         return ClientRequest(
             request=parse(
@@ -126,7 +129,7 @@ class RouterApp:
 
     async def _ready(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         state = self._owner.state()
-        if self._keys:  # orchestrators probe without a key; details are for admins
+        if self._keys.enabled:  # orchestrators probe without a key; details are for admins
             try:
                 require_scope(self._key(http_request), "admin", "the state")
             except RequestError:
@@ -153,10 +156,12 @@ def _client_fields(header_values: dict[str, str], key: Key, accepted: float) -> 
         "request_id": None,
         "key": key.name,
         "priority": min(0, PRIORITIES[key.priority]),
-        "deadline": _client_deadline(header_values, accepted),
+        "deadline": None,
         "explore": key.explore,
         "objective": key.objective,
     }
+    if not header_values.keys().isdisjoint(_CLIENT_TIMEOUTS):
+        fields["deadline"] = _client_deadline(header_values, accepted)
     for header in REQUEST_HEADERS:
         if (text := header_values.get(header.name)) is not None:
             fields[header.field] = header.parse(text, key, accepted)

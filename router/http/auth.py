@@ -50,20 +50,24 @@ _KEYS = TypeAdapter(list[Key])
 
 
 class Keyring:
-    """The accepted keys and their usage in the current minute. Empty: every request is `ANONYMOUS`."""
+    """The accepted keys and their usage in the current minute. Empty: every request is `ANONYMOUS`.
+
+    `enabled`: whether it is not empty, for the request path.
+    """
 
     def __init__(self, config: KeysConfig, environment: Mapping[str, str] = os.environ) -> None:
         """Raises `ConfigError`."""
         self._config, self._environment = config, environment
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._keys = self._load()
+        self.reload()
 
     def __bool__(self) -> bool:
-        return bool(self._keys) or self._config.file is not None
+        return self.enabled
 
     def reload(self) -> None:
         """Read the file again. Raises `ConfigError`, and keeps the old keys then."""
         self._keys = self._load()
+        self.enabled = bool(self._keys) or self._config.file is not None
 
     def _load(self) -> dict[str, Key]:
         keys = read_keys(self._config.file) if self._config.file else []
@@ -79,7 +83,7 @@ class Keyring:
 
     def authenticate(self, authorization: str | None) -> Key:
         """The key in an `Authorization` header. Raises `Unauthorized`."""
-        if not self:
+        if not self.enabled:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:

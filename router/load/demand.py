@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,39 +23,39 @@ class Demand:
     """Estimates the requests in flight by arm if every arm had enough replicas (`in_flight`).
 
     By Little's law: rate of requests that prefer the arm, times their service time. Both are means of about half a
-    minute.
+    minute. `decisions`: counted by the request path since the last reading, by the arm that a request prefers without
+    load, and the one that it is routed to.
     """
 
     def __init__(self, arms: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._at = clock, clock()
+        self.decisions: Counter[tuple[str, str]] = Counter()
         self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
-
-    def observe(self, preferred: str, routed: str) -> None:
-        """Record a request that prefers `preferred` without load, and is routed to `routed`.
-
-        A policy may prefer an arm that the fleet does not have; such a request counts for `routed`.
-        """
-        self._fade()
-        self._preferred[preferred if preferred in self._preferred else routed] += 1.0
-        self._routed[routed] += 1.0
 
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
         """Requests by arm with service times `service_s`; an arm without one takes that of the slowest."""
-        self._fade()
+        self._update()
         slowest_s = max(service_s.values(), default=0.0)
         return {arm: n / _MEMORY_S * (service_s.get(arm) or slowest_s) for arm, n in self._preferred.items()}
 
     def unmet(self) -> dict[str, float]:
         """Relative excess of unloaded choices over actual ones by arm: 0.3 is 30 % more."""
-        self._fade()
+        self._update()
         return {arm: n / max(self._routed[arm], 1.0) - 1.0 for arm, n in self._preferred.items() if n >= 1.0}
 
-    def _fade(self) -> None:
+    def _update(self) -> None:
+        """Let earlier decisions fade, and add the new ones as if spread evenly since the last reading."""
         now = self._clock()
-        kept, self._at = math.exp((self._at - now) / _MEMORY_S), now
+        passed, self._at = (now - self._at) / _MEMORY_S, now
+        kept, new = math.exp(-passed), -math.expm1(-passed) / passed if passed > 0 else 1.0
         for counts in (self._preferred, self._routed):
             for arm in counts:
                 counts[arm] *= kept
+        for (preferred, routed), n in self.decisions.items():
+            # A policy may prefer an arm that the fleet does not have.
+            self._preferred[preferred if preferred in self._preferred else routed] += new * n
+            self._routed[routed] += new * n
+        self.decisions.clear()
 
 
 def replicas(demand: Mapping[str, float], fleet: Mapping[str, Scalable], budget: int | None) -> dict[str, int]:

@@ -1,11 +1,15 @@
-"""Polls the load and profile pages of engines, twice per second; engines without such pages are skipped."""
+"""Polls the load and profile pages of engines, twice per second; engines without such pages are skipped.
+
+An engine whose answers contradict its profile for long (`StepTimeModel.contradicted`) is asked to measure it again, at
+most `_MAX_REPEATS` times for each address.
+"""
 
 import asyncio
 import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from draftpick.engines import load_report as load
 from draftpick.engines.errors import EngineError
@@ -19,12 +23,14 @@ from draftpick.router.load.load_model import LoadModel
 log = logging.getLogger("draftpick.router")
 
 _PATIENCE_S = 2.0
-_ASK_AGAIN_S = 30.0
+_ASK_AGAIN_S, _NEW_PROFILE_S = 30.0, 10.0
+_MAX_REPEATS = 3
 _MAX_BYTES = 2**20
 
 
 class EnginePoller:
-    """Polls all replicas (`run`). An arm's profile is that of its first replica with one."""
+    """Polls all replicas (`run`). An arm's profile is that of its first replica with one; `on_profiles` is called with
+    all of them when one is new."""
 
     def __init__(
         self,
@@ -33,8 +39,11 @@ class EnginePoller:
         model: LoadModel,
         every_s: float,
         clock: Callable[[], float] = time.monotonic,
+        on_profiles: Callable[[Mapping[str, Profile]], None] = lambda profiles: None,
     ) -> None:
         self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
+        self._on_profiles = on_profiles
+        self._repeats: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
         self._profile_due: dict[str, float] = {}
 
@@ -49,7 +58,7 @@ class EnginePoller:
         everywhere = [(arm, r) for arm, there in self._replicas.by_arm.items() for r in there]
         await asyncio.gather(*(self._poll_replica(arm, replica) for arm, replica in everywhere))
         urls = {replica.url for _, replica in everywhere}
-        for known in (self._profile_due, self._silent_until):
+        for known in (self._profile_due, self._silent_until, self._repeats):
             for url in known.keys() - urls:
                 del known[url]
         self._model.refresh()
@@ -66,6 +75,17 @@ class EnginePoller:
             return
         if self._clock() >= self._profile_due.get(replica.url, 0.0):
             await self._poll_profile(arm, replica)
+        elif self._model.steps[arm].contradicted and self._repeats.get(replica.url, 0) < _MAX_REPEATS:
+            await self._repeat_profile(arm, replica)
+
+    async def _repeat_profile(self, arm: str, replica: Replica) -> None:
+        """Ask an engine to measure its profile again, and read it later."""
+        began = await self._page(f"{replica.url}{profile.PATH}", "POST") is not None
+        self._repeats[replica.url] = self._repeats.get(replica.url, 0) + 1 if began else _MAX_REPEATS
+        self._model.steps[arm].forget_answers()
+        if began:
+            log.warning("answers of engine %s contradict its profile: it measures itself again", arm)
+            self._profile_due[replica.url] = self._clock() + _NEW_PROFILE_S
 
     async def _poll_profile(self, arm: str, replica: Replica) -> None:
         page = await self._page(f"{replica.url}{profile.PATH}")
@@ -79,17 +99,19 @@ class EnginePoller:
             log.warning("engine %s has an invalid profile: %s", arm, error)
             return
         table = self._model.steps[arm]
-        if table.profile is None or table.profile.build != found.build:
+        is_first = replica in self._replicas.by_arm.get(arm, [])[:1]
+        if table.profile is None or (is_first and table.profile != found):
             table.use_profile(found)
+            self._on_profiles(self._model.profiles())
 
-    async def _page(self, url: str) -> bytes | None:
+    async def _page(self, url: str, method: str = "GET") -> bytes | None:
         """The body of a page; None if it is missing or too slow."""
         parts: list[bytes] = []
         with contextlib.suppress(EngineError, TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S), self._client.send(url, "GET", [], b"", stream=False) as answer:
+            async with asyncio.timeout(_PATIENCE_S), self._client.send(url, method, [], b"", stream=False) as answer:
                 async for chunk in answer.chunks:
                     parts.append(chunk)
                     if sum(map(len, parts)) > _MAX_BYTES:
                         return None
-                return b"".join(parts) if answer.status == 200 else None
+                return b"".join(parts) if answer.status in (200, 202) else None
         return None

@@ -15,6 +15,7 @@ Where a request would have to wait, it runs later, as the last one in a full bat
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.config.sections import LoadConfig, Objective
 from draftpick.router.load.staleness import StaleReports
@@ -64,7 +65,7 @@ class LoadModel:
         wanted = objective or self._config.objective
         if not cached_prefix and not self._has_foreign_load and wanted != "cost" and not self._replicas.busy:
             return None
-        sampled, by_arm, pick = int(context.sampled), self._replicas.by_arm, self._replicas.pick
+        mode, by_arm, pick = context.mode, self._replicas.by_arm, self._replicas.pick
         rows = []
         for arm in arms:
             replicas = by_arm.get(arm)
@@ -83,7 +84,7 @@ class LoadModel:
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
                     wait_s = self._wait_s(arm, replica, before)
                 before = min(before, table.max_running - 1, MAX_BATCH - 1)
-            curve = table.curves[sampled]
+            curve = table.curves[mode]
             slowdown = curve[before + 1]
             if wanted == "cost":
                 accelerators = self._accelerators.get(arm, 1)
@@ -105,7 +106,7 @@ class LoadModel:
 
     def slowdown(self, arm: str, context: Context | None, running: float) -> float:
         """Ratio of the step time with `running` requests to that with one."""
-        curve = self.steps[arm].curves[context is not None and context.sampled]
+        curve = self.steps[arm].curves[0 if context is None else context.mode]
         return curve[min(round(running), MAX_BATCH)]
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
@@ -116,7 +117,11 @@ class LoadModel:
             self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
-        self.steps[arm].update(running, int(context.sampled), outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        self.steps[arm].update(running, context.mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
+
+    def profiles(self) -> dict[str, Profile]:
+        """The known profiles, by arm."""
+        return {arm: table.profile for arm, table in self.steps.items() if table.profile is not None}
 
     def refresh(self) -> None:
         """Refit on the new observations, and update the stale arms."""

@@ -1,8 +1,8 @@
 """Step time of an engine by batch size, relative to one request: profiled, and learned from answers.
 
 The prior is the engine's profile (`draftpick.engines.profile.profile`), or a default; answers correct it by a smooth
-factor of batch size: `log step = profile + level(greedy or sampled) + bend(batch)`. If all answers have one batch size,
-level and bend are not identifiable, and the prior distributes requests.
+factor of batch size: `log step = profile + level(mode) + bend(batch)`. If all answers have one batch size, level and
+bend are not identifiable, and the prior distributes requests. A level that stays far from the profile contradicts it.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.profile.profile import Profile
+from draftpick.engines.profile.profile import MODES, Profile
 
 MAX_BATCH = 512
 """Maximum batch size; larger ones are clipped."""
@@ -23,18 +23,19 @@ _SMOOTHNESS = 3.0
 """Number of answers at which a difference between neighbouring batch sizes (1, 2, 4, ...) is shrunk by half."""
 _MEMORY = 200.0
 _MAX_RESIDUAL_STEP = 1.0
+CONTRADICTION_RATIO, CONTRADICTING_ANSWERS = 1.25, 50
+"""Ratio of measured to profiled steps, in either direction, that contradicts a profile, and answers that show it."""
 Floats = npt.NDArray[np.float64]
 
 
 class StepTimeModel:
-    """Step times of one arm. `curves[sampled][n]`: seconds of a step with n requests over those with one;
-    nondecreasing.
+    """Step times of one arm. `curves[mode][n]`: seconds of a step with n requests over those with one; nondecreasing.
 
-    `sampled`: 0 greedy, 1 sampled. `max_running`: maximum concurrent requests, if the profile has it.
+    `mode`: one of `MODES`. `max_running`: maximum concurrent requests, if the profile has it.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
-        self._sums = np.zeros((3, 2, _BUCKETS))  # answers; their residuals, and logarithms of sizes
+        self._sums = np.zeros((3, len(MODES), _BUCKETS))  # answers; their residuals, and logarithms of sizes
         self._stale = False
         self.use_profile(profile)
 
@@ -44,17 +45,33 @@ class StepTimeModel:
         self.max_running = profile.max_running if profile is not None else MAX_BATCH
         sizes = range(1, MAX_BATCH + 1)
         guess = [1.0 + _GUESSED_GROWTH * (n - 1) for n in sizes]
-        self._base = np.log([[profile.step(n, 0.0, half) for n in sizes] if profile else guess for half in (0, 1)])
-        self._sums[:] = 0.0
+        self._base = np.log(
+            [[profile.step(n, 0.0, mode) for n in sizes] if profile else guess for mode in range(len(MODES))]
+        )
+        self.forget_answers()
         self._set_curves(_CENTRES, np.zeros(_BUCKETS))
 
-    def update(self, running: float, sampled: int, step_s: float) -> None:
+    def forget_answers(self) -> None:
+        """Discard what answers have shown."""
+        self._sums[:] = 0.0
+
+    @property
+    def contradicted(self) -> bool:
+        """True if the answers of a mode differ from the profile by `CONTRADICTION_RATIO` on average, over at least
+        `CONTRADICTING_ANSWERS` of about the last `_MEMORY` answers of each batch size."""
+        if self.profile is None:
+            return False
+        weights, residuals, _ = self._sums.sum(2)
+        enough = weights >= CONTRADICTING_ANSWERS
+        return bool((np.abs(residuals[enough] / weights[enough]) > math.log(CONTRADICTION_RATIO)).any())
+
+    def update(self, running: float, mode: int, step_s: float) -> None:
         """Record an answer's step time with `running` concurrent requests; `refit` applies it."""
         if step_s <= 0 or running < 1:
             return
         size = min(round(running), MAX_BATCH)
-        residual = math.log(step_s) - float(self._base[sampled, size - 1])
-        cell = self._sums[:, sampled, size.bit_length() - 1]
+        residual = math.log(step_s) - float(self._base[mode, size - 1])
+        cell = self._sums[:, mode, size.bit_length() - 1]
         if cell[0] >= 1.0:  # clip outliers
             mean = cell[1] / cell[0]
             residual = mean + min(max(residual - mean, -_MAX_RESIDUAL_STEP), _MAX_RESIDUAL_STEP)
@@ -72,17 +89,18 @@ class StepTimeModel:
     def _fit_bends(self) -> Floats:
         """The bend of each size bucket, 0 for the first: ridge least squares over the observations."""
         weights, sums, _ = self._sums
-        left, right = np.zeros((2 + _BUCKETS, 2 + _BUCKETS)), np.zeros(2 + _BUCKETS)
-        for half, bucket in np.argwhere(weights > 0):
-            at = [half, 2 + bucket]
-            left[np.ix_(at, at)] += weights[half, bucket]
-            right[at] += sums[half, bucket]
+        modes = len(MODES)
+        left, right = np.zeros((modes + _BUCKETS, modes + _BUCKETS)), np.zeros(modes + _BUCKETS)
+        for mode, bucket in np.argwhere(weights > 0):
+            at = [mode, modes + bucket]
+            left[np.ix_(at, at)] += weights[mode, bucket]
+            right[at] += sums[mode, bucket]
         for bucket in range(1, _BUCKETS):
-            at = [1 + bucket, 2 + bucket]
+            at = [modes + bucket - 1, modes + bucket]
             left[np.ix_(at, at)] += _SMOOTHNESS * np.asarray([[1, -1], [-1, 1]])
-        left[2, 2] += 1e6  # the bend of batch size one is 0
-        left[[0, 1], [0, 1]] += 1e-9
-        return np.asarray(np.linalg.solve(left, right)[2:])
+        left[modes, modes] += 1e6  # the bend of batch size one is 0
+        left[range(modes), range(modes)] += 1e-9
+        return np.asarray(np.linalg.solve(left, right)[modes:])
 
     def _set_curves(self, at: Floats, bends: Floats) -> None:
         """Recompute the curves with these bends at these log sizes."""

@@ -13,6 +13,7 @@ from draftpick.router.online.safe_mode import PREFIX as SAFE_MODE
 from draftpick.router.openai_request import Request
 from draftpick.router.parts import Parts
 from draftpick.router.policies.base import Terms
+from draftpick.router.policies.costs import cost_sources
 from draftpick.router.registry.active_policy import PolicyInService
 from draftpick.router.types import Context, Decision
 
@@ -26,7 +27,7 @@ class EngineStatus:
     `ineligible_reasons`, or None.
 
     `breakers`: number of replicas by breaker state; `quarantine_state`: `ok`, `quarantined` or `probed`; `stale`: its
-    load reports have stopped.
+    load reports have stopped; `costs`: where the active policy has its step times from.
     """
 
     replicas: int
@@ -36,12 +37,14 @@ class EngineStatus:
     breakers: Mapping[str, int] = field(default_factory=dict)
     quarantine_state: str = "ok"
     stale: bool = False
+    costs: str | None = None
 
 
 async def explain(
     parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
 ) -> dict[str, object]:
     """Explain which engine a request would get, with probabilities and the reason. Nothing is sent."""
+    parts.attempts.drain()
     context = await parts.dispatcher.featurize(request)
     read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
@@ -58,6 +61,7 @@ async def explain(
 def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
     """The state of every engine, by arm."""
     in_flight, quarantine_states, found = parts.replicas.in_flight(), parts.acceptance_monitor.state(), {}
+    costs = cost_sources(parts.active_policies.policy)
     for arm, there in parts.replicas.by_arm.items():
         found[arm] = EngineStatus(
             len(there),
@@ -67,6 +71,7 @@ def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
             dict(Counter(replica.breaker.state for replica in there)),
             quarantine_states[arm],
             arm in parts.load.staleness.suspects,
+            costs.get(arm),
         )
     return found
 

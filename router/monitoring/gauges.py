@@ -53,8 +53,10 @@ def _by_arm(collector: StateCollector, value: Callable[[Sequence[Replica]], floa
 
 
 def _failures(collector: StateCollector) -> Iterator[Sample]:
-    failures = collector.parts.metrics.failures
-    return _by_label({part: sum(n for (one, _), n in failures.items() if one == part) for part in FAILING_PARTS})
+    found = dict.fromkeys(FAILING_PARTS, 0)
+    for (part, _), n in collector.parts.metrics.failures.items():
+        found[part] = found.get(part, 0) + n
+    return _by_label(found)
 
 
 def _replicas(collector: StateCollector) -> Iterator[Sample]:
@@ -132,7 +134,7 @@ METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_internal_failures_total",
         "counter",
-        "Internal failures without a failed request: features, learning, writing events.",
+        "Internal failures without a failed request: features, observers of attempts, attempts lost to them, events.",
         ("part",),
         read=_failures,
     ),

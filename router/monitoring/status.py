@@ -32,6 +32,7 @@ class FleetStatus:
 
     async def state(self) -> dict[str, object]:
         """All state, for JSON. The registry is None if there is none, `{"error": ...}` if damaged."""
+        self._parts.attempts.drain()
         serving, recent = self._parts.active_policies, self._parts.recent
         cells, candidate = recent.sums(serving.policy.id), serving.candidate
         engines = engine_statuses(self._parts)

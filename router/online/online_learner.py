@@ -8,11 +8,11 @@ one that has proved best here; while routing loses time against the best single 
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from draftpick.router.config.sections import OnlineConfig
+from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
@@ -21,22 +21,36 @@ from draftpick.router.policies.base import Policy, Shifts
 from draftpick.router.types import Decision, Outcome
 
 _MIN_TOKENS = 4
+_MIN_LEVEL_ANSWERS = 5.0
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
 _MAX_UNLOADED_SLOWDOWN = 1.25
 """Maximum slowdown by load of answers that compare routing with one arm: under load, one alone is no alternative."""
 _DEFAULT_EVERY = 16
 """Answers between two looks for a better default arm."""
 _KEPT_WEIGHT = 0.2
+_PROFILED_DEVIATION, _FOREIGN_DEVIATION = 0.15, 0.35
+"""Standard deviation of an arm's log level before its first answer: with a profile, or with another machine's costs."""
 
 
 class OnlineLearner:
     """Learns for one policy. `shifts`: corrections of log TPOT [bins, arms], None without any.
 
+    `level_deviations`: standard deviations of the log levels of its times [arms], 0 for an arm whose level is known;
+    None once exploration is narrow: when all are known, or after `wide_answers` answers for each arm.
+
     It also sets the policy's `default_arm`, if it has one, to the arm that has proved best.
     """
 
-    def __init__(self, config: OnlineConfig, policy: Policy, on_event: EventHandler = lambda event: None) -> None:
+    def __init__(
+        self,
+        config: OnlineConfig,
+        policy: Policy,
+        on_event: EventHandler = lambda event: None,
+        exploration: ExplorationConfig | None = None,
+    ) -> None:
         self._config, self._policy, self._on_event = config, policy, on_event
+        self._exploration = exploration or ExplorationConfig()
+        self._wide_answers_left = self._exploration.wide_answers * len(policy.arms)
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms))
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
@@ -44,6 +58,8 @@ class OnlineLearner:
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
         self._caution_left = [0] * len(policy.arms)
         self.shifts: Shifts | None = None
+        self.level_deviations: Sequence[float] | None = None
+        self._refresh_levels()
 
     @property
     def corrects_times(self) -> bool:
@@ -60,23 +76,37 @@ class OnlineLearner:
     ) -> None:
         """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
         ratio by which load lengthened its steps."""
+        self._count_wide_answer()
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _MIN_TOKENS:
             return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
-        alone_s = expected[arm] / decision.slowdown  # the answer itself measures its load better
+        assumed = decision.slowdown
+        alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
             self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
-        if self._config.safe_mode.enabled and max(slowdown, decision.slowdown) < _MAX_UNLOADED_SLOWDOWN:
+        if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
             self._compare(arm, residual, decision, outcome)
         if self._config.correction.enabled:
             self.correction.update(cluster, arm, residual)
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
+
+    def reset_arm(self, arm: str) -> None:
+        """Discard what answers of an arm have shown, after a change of its predictions."""
+        self._forget(self._policy.arms.index(arm))
+        self.refresh()
+
+    def _forget(self, arm: int) -> None:
+        """Discard what answers of an arm have shown; its level is unknown again."""
+        self.correction.reset_arm(arm)
+        self.safe_mode.reset_arm(arm)
+        most = self._exploration.wide_answers
+        self._wide_answers_left = min(max(self._wide_answers_left, 0) + most, most * len(self._policy.arms))
 
     def refresh(self) -> None:
         """Recompute `shifts` from local and other routers' observations."""
@@ -85,6 +115,26 @@ class OnlineLearner:
             self.shifts = (self.correction.residuals() + caution).tolist()
         else:
             self.shifts = [caution] * self._num_clusters if any(caution) else None
+        self._refresh_levels()
+
+    def _count_wide_answer(self) -> None:
+        """Count an answer, measurable or not, and end wide exploration after the last one."""
+        if self.level_deviations is not None:
+            self._wide_answers_left -= 1
+            if self._wide_answers_left <= 0:
+                self.level_deviations = None
+
+    def _refresh_levels(self) -> None:
+        if not self._config.correction.enabled or self._wide_answers_left <= 0:
+            self.level_deviations = None
+            return
+        weights, errors = self.correction.level_errors()
+        foreign, arms = self._policy.foreign_costs, self._policy.arms
+        prior = np.asarray([_FOREIGN_DEVIATION if arm in foreign else _PROFILED_DEVIATION for arm in arms])
+        answers, limit = np.asarray(self.correction.answers), self._exploration.wide_answers
+        known = (answers >= limit) | ((errors < self._exploration.level_error) & (weights >= _MIN_LEVEL_ANSWERS))
+        deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
+        self.level_deviations = deviations.tolist() if deviations.any() else None
 
     def _monitor_arm(
         self, arm: int, cluster: int, outcome: Outcome, predicted: float, in_flight: int, slowdown: float
@@ -95,8 +145,7 @@ class OnlineLearner:
         if found is None:
             return
         what, moved = found
-        self.correction.reset_arm(arm)
-        self.safe_mode.reset_arm(arm)
+        self._forget(arm)
         self._caution_left[arm] = _CAUTIOUS_ANSWERS
         name, times = self._policy.arms[arm], math.exp(moved)
         said = (

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from typing import ClassVar
@@ -11,10 +11,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.sections import ExplorationConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.clusters import Clusters
-from draftpick.router.policies.exploration import apply_exploration
+from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
 from draftpick.router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
@@ -27,7 +28,7 @@ class DecisionInput:
     """Input of a decision.
 
     `eligible`: names of arms, at least one. `explore`: maximum probability of exploration (see `exploration`).
-    `load_of`: called by policies that use load.
+    `load_of`: called by policies that use load. `may_explore_widely`: while levels of arms are unknown.
     """
 
     context: Context | None
@@ -35,6 +36,7 @@ class DecisionInput:
     explore: float = 0.0
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     load_of: LoadOf | None = None
+    may_explore_widely: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Forecast:
     """Predictions for every arm: `seconds` of a whole answer, corrected by `residual`, and `tpot_s` before correction.
 
     Under load, `seconds` are weighted by the objective. `unloaded_arm`: index of the fastest arm without load.
-    `cluster`: the request's cluster.
+    `cluster`: the request's cluster, if corrections made it necessary.
     """
 
     seconds: Sequence[float]
@@ -136,6 +138,15 @@ class Policy(ABC):
     clusters: Clusters | None = None
     """Its clusters of requests; None: it has none."""
 
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> Sequence[str]:
+        """Take the costs of these arms from their measured profiles; returns the arms whose costs have changed."""
+        return ()
+
+    @property
+    def foreign_costs(self) -> Sequence[str]:
+        """Arms whose costs are not those of this machine but those of the machine that the policy was trained on."""
+        return ()
+
     def cluster(self, context: Context | None) -> int:
         """The cluster of a context (`draftpick.router.policies.clusters.Clusters.assign`); 0 without clusters."""
         return 0
@@ -178,8 +189,17 @@ class Policy(ABC):
         """The terms of every arm's forecast; None if the policy predicts no times."""
         return None
 
-    def decide(self, given: DecisionInput, rng: np.random.Generator, shifts: Shifts | None = None) -> Decision:
-        """Draw an eligible arm. Raises ValueError if the policy returns no distribution."""
+    def decide(
+        self,
+        given: DecisionInput,
+        rng: np.random.Generator,
+        shifts: Shifts | None = None,
+        level_deviations: Sequence[float] | None = None,
+    ) -> Decision:
+        """Draw an eligible arm. Raises ValueError if the policy returns no distribution.
+
+        `level_deviations` [arms]: see `apply_wide_exploration`; None: exploration is narrow.
+        """
         is_eligible = [arm in given.eligible for arm in self.arms]
         load = given.load_of(self.arms) if given.load_of is not None and self.uses_load else None
         weighed, forecast = self.score(given.context, np.asarray(is_eligible), shifts, load)
@@ -188,19 +208,24 @@ class Policy(ABC):
         # Ineligible arms have exactly 0 and do not change sums.
         if not (0 < total == sum(compress(shares, is_eligible)) and min(shares) >= 0 and math.isfinite(total)):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
-        if given.explore:
-            seconds = forecast.seconds if forecast else None
-            shares = apply_exploration(shares, is_eligible, seconds, given.explore, given.exploration)
+        wide, rate, seconds = None, given.explore, forecast.seconds if forecast else None
+        if level_deviations is not None and seconds is not None:
+            wide = apply_wide_exploration(shares, is_eligible, seconds, level_deviations, given.exploration)
+        if wide is not None:
+            shares, rate = wide, given.exploration.wide_rate
+        elif rate:
+            shares = apply_exploration(shares, is_eligible, seconds, rate, given.exploration)
         index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
         if forecast is None:
-            return Decision(self.arms[index], shares[index], probabilities, self.id, exploration_rate=given.explore)
+            return Decision(self.arms[index], shares[index], probabilities, self.id, exploration_rate=rate)
         return Decision(
             self.arms[index],
             shares[index],
             probabilities,
             self.id,
-            exploration_rate=given.explore,
+            exploration_rate=rate,
+            level_deviations=None if wide is None else level_deviations,
             predicted_tpot_s=forecast.tpot_s,
             residual=forecast.residual,
             load=load,

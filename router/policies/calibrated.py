@@ -5,13 +5,14 @@ Of the arms whose time is, by its upper bound, below the default's times 1 + tol
 least expected time; without such an arm, the default.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies.base import Probabilities
 from draftpick.router.policies.neighbourhood import Neighbourhood
@@ -55,6 +56,13 @@ class CalibratedPolicy(TauCostPolicy):
         self._tolerance = float(options.get("tolerance", 0.03))
         if not 0 <= self._tolerance <= 1:
             raise PolicyRejected(f"option tolerance is {self._tolerance}; it must be a number from 0 to 1")
+
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> Sequence[str]:
+        """Take the costs of these arms; with new ones, the default is the best arm over the training tasks by them."""
+        if changed := super().use_profiles(profiles):
+            modes = len(self._prior)
+            self.default_arm = int((self._step_s[:, :modes] * self._prior.T).sum(1).argmin())
+        return changed
 
     def neighbours(self, context: Context) -> float:
         return self.neighbourhood.neighbours(self._regressor.scaled(context.vector))

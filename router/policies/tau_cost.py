@@ -4,7 +4,7 @@ seconds_a = start_a + prompt tokens * per_token_a + (output tokens - 1) * step_a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies import regressors
 from draftpick.router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
 from draftpick.router.policies.clusters import Clusters
+from draftpick.router.policies.costs import equal_costs, merge_costs
 from draftpick.router.policies.regressors import Regressor
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
 from draftpick.router.types import Context, LoadTerms, Vector
@@ -27,12 +29,15 @@ _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("
 class TauCostPolicy(Policy):
     """Chooses the arm with the shortest expected time, and `default` if the gain is uncertain.
 
-    Arrays: those of its regressor (log tau), and the costs: `step_s` [arms, 2], seconds of a decoding step, greedy and
-    sampled; `start_s` and `per_token_s` [arms] of the time to the first token; optionally `length` [d + 1]: weights of
-    z and a constant that predict the log of the output tokens. Options: `regressor`; `default`, an arm; `z` and
-    `switch_cost`: another arm must be faster than the default by more than `z` standard deviations of its own time plus
-    this share of the default's time; `output_tokens`: expected output tokens without `length`; `floor`: minimum
-    probability of every arm.
+    Costs are those of each arm's profile (`use_profiles`), measured where the engine runs. An arm without a profile
+    takes those of the artefact, scaled by the median ratio of the profiles to the artefact: costs of another machine.
+
+    Arrays: those of its regressor (log tau), and, for arms without a profile, costs (equal ones if absent): `step_s`
+    [arms, 2], seconds of a decoding step, greedy and sampled; `start_s` and `per_token_s` [arms] of the time to the
+    first token; optionally `length` [d + 1]: weights of z and a constant that predict the log of the output tokens.
+    Options: `regressor`; `default`, an arm; `z` and `switch_cost`: another arm must be faster than the default by more
+    than `z` standard deviations of its own time plus this share of the default's time; `output_tokens`: expected output
+    tokens without `length`; `floor`: minimum probability of every arm.
     """
 
     uses_load = True
@@ -46,12 +51,15 @@ class TauCostPolicy(Policy):
         arrays: Arrays,
         options: dict[str, Any],
     ) -> None:
+        arrays = {**equal_costs(len(arms)), **arrays}
         check_shapes(arrays, _COSTS, arms=len(arms))
         self.id, self.arms, self.featurizer = id, arms, featurizer
         self._regressor = regressor
         if (points := regressor.requests) is not None and len(points):
             self.clusters = Clusters.from_points(points)
-        self._step_s, self._start_s, self._per_token_s = (arrays[name].astype(np.float64) for name in _COSTS)
+        self._artifact_costs = tuple(arrays[name].astype(np.float64) for name in _COSTS)
+        self._profiles: dict[str, Profile] = {}
+        self._step_s, self._start_s, self._per_token_s = merge_costs(self._artifact_costs, arms, {})
         self.default_arm: int = arms.index(options["default"])
         self._z, self._switch_cost = float(options["z"]), float(options["switch_cost"])
         self._length = arrays.get("length")
@@ -78,6 +86,17 @@ class TauCostPolicy(Policy):
     def dimension(self) -> int:
         """Dimension of its contexts."""
         return self._regressor.dimension
+
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> Sequence[str]:
+        known = {arm: profiles[arm] for arm in self.arms if arm in profiles}
+        before, self._profiles = self._step_s, known
+        self._step_s, self._start_s, self._per_token_s = merge_costs(self._artifact_costs, self.arms, known)
+        changed = (self._step_s != before).any(1).tolist()
+        return list(compress(self.arms, changed))
+
+    @property
+    def foreign_costs(self) -> Sequence[str]:
+        return [arm for arm in self.arms if arm not in self._profiles]
 
     def tau(self, context: Context) -> Probabilities:
         z = self._regressor.scaled(context.vector)
@@ -178,9 +197,10 @@ class TauCostPolicy(Policy):
         z = self._regressor.scaled(context.vector)
         mean, deviation = self._predict(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
-        tpot_s = self._step_s[:, int(context.sampled)] * np.exp(np.minimum(-mean, 0.0))
-        decode_s, shift, cluster = tokens * tpot_s, None, self._cluster(z)
+        tpot_s = self._step_s[:, context.mode] * np.exp(np.minimum(-mean, 0.0))
+        decode_s, shift, cluster = tokens * tpot_s, None, None
         if shifts is not None:
+            cluster = self._cluster(z)
             shift = shifts[cluster % len(shifts)]  # a single row, as in records, applies to all clusters
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = context.prompt_tokens

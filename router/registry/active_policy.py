@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.router_config import RouterConfig
+from draftpick.router.config.sections import DEFAULT_EXPLORATION_RATE
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.online_learner import OnlineLearner
 from draftpick.router.policies.base import DecisionInput, Policy
-from draftpick.router.types import Context, Decision, LoadTerms, Outcome
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,27 @@ def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms:
 
 
 class ActivePolicies:
-    """Makes decisions. `explore`: the mutable value of `exploration.rate`. `policy`: the active one."""
+    """Makes decisions. `explore`: the exploration rate, mutable. `policy`: the active one."""
 
     def __init__(self, config: RouterConfig, policy: Policy, events: EventLog) -> None:
         self._config, self.events = config, events
-        self.explore = config.exploration.rate
+        self._profiles: Mapping[str, Profile] = {}
+        self._explore = config.exploration.rate
         self.policy, self._active = policy, self._in_service(policy, {})
         self._candidate: PolicyInService | None = None
         self.share = 0.0
+
+    @property
+    def explore(self) -> float:
+        """The exploration rate, once exploration is narrow."""
+        if self._explore is not None:
+            return self._explore
+        predicts_times = self.policy.uses_load and self._config.online.correction.enabled
+        return DEFAULT_EXPLORATION_RATE if predicts_times else 0.0
+
+    @explore.setter
+    def explore(self, rate: float) -> None:
+        self._explore = rate
 
     @property
     def candidate(self) -> Policy | None:
@@ -87,8 +102,13 @@ class ActivePolicies:
         return replace(decision, policy_share=share, other_policy_probabilities={would.policy: would.probabilities})
 
     def _decide_by(self, served: PolicyInService, given: DecisionInput, rng: np.random.Generator) -> Decision:
-        decision, safe_mode = served.policy.decide(given, rng, served.online.shifts), served.online.safe_mode
-        return decision if safe_mode.arm is None else safe_mode.decide(decision, given.eligible, rng.random())
+        online, levels = served.online, served.online.level_deviations if given.may_explore_widely else None
+        decision = served.policy.decide(given, rng, online.shifts, levels)
+        return (
+            decision
+            if online.safe_mode.arm is None
+            else online.safe_mode.decide(decision, given.eligible, rng.random())
+        )
 
     def by_id(self, id: str) -> PolicyInService:
         """The policy of this id, if it is in service; else the active one."""
@@ -100,6 +120,15 @@ class ActivePolicies:
         if decision.cluster is not None and decision.policy == self.policy.id:
             return decision.cluster
         return self.policy.cluster(context) if self._active.accepts(context) else 0
+
+    def classify(self, attempt: Attempt) -> Attempt:
+        """An answered attempt with the cluster of its request; others unchanged. Raises what the policy raises."""
+        if attempt.running is None:
+            return attempt
+        cluster, decision = self.cluster(attempt.context, attempt.decision), attempt.decision
+        if decision.policy == self.policy.id and decision.cluster is None:
+            decision = replace(decision, cluster=cluster)
+        return replace(attempt, decision=decision, cluster=(self.policy.id, cluster))
 
     def observe(
         self,
@@ -131,11 +160,23 @@ class ActivePolicies:
         learners = (served.online for served in (self._active, self._candidate) if served is not None)
         return [found for online in learners if (found := online.safe_mode_state()) is not None]
 
+    def use_profiles(self, profiles: Mapping[str, Profile]) -> None:
+        """Decide by these costs from now on; corrections of other costs are discarded."""
+        self._profiles = profiles
+        for served in (self._active, self._candidate):
+            if served is not None:
+                for arm in served.policy.use_profiles(profiles):
+                    served.online.reset_arm(arm)
+                served.online.refresh()
+
     def emit_for_arm(self, kind: str, text: str, arm: str) -> None:
         self.events.emit(Event(time.time(), kind, text, arm, self.policy.id))
 
     def _in_service(self, policy: Policy, learned: Mapping[str, OnlineLearner]) -> PolicyInService:
+        policy.use_profiles(self._profiles)
         # An id identifies what a policy has learned, not its options: the new one decides.
-        online = learned.get(policy.id) or OnlineLearner(self._config.online, policy, self.events.emit)
+        online = learned.get(policy.id) or OnlineLearner(
+            self._config.online, policy, self.events.emit, self._config.exploration
+        )
         online.attach(policy)
         return PolicyInService(policy, online)

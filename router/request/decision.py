@@ -80,8 +80,9 @@ class DecisionMaker:
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)
-        explored = self._exploration_rate() if explore else 0.0
-        given = DecisionInput(context, eligible, explored, self._config.exploration, loads)
+        explore = explore and not self._is_busy()
+        rate = self._active_policies.explore if explore else 0.0
+        given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0)
         try:
             return self._active_policies.decide(given, self._rng)
         except Exception:  # third-party policies may raise anything; the request is served anyway
@@ -102,10 +103,10 @@ class DecisionMaker:
                 arms = admitted or arms
         return arms, None
 
-    def _exploration_rate(self) -> float:
-        """The current exploration rate."""
+    def _is_busy(self) -> bool:
+        """True if so many requests are in flight that exploration stops."""
         most = self._config.exploration.max_in_flight
-        return 0.0 if most is not None and self._admission.in_flight >= most else self._active_policies.explore
+        return most is not None and self._admission.in_flight >= most
 
     def _pinned_decision(self, pin: str, eligible: list[str]) -> Decision:
         if not self._config.allow_engine_pinning:

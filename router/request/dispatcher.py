@@ -4,7 +4,6 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
@@ -15,7 +14,6 @@ from draftpick.router.errors import EngineFailed
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
 from draftpick.router.openai_request import Request
-from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
@@ -36,7 +34,7 @@ _RETRYABLE: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 
 
 class Dispatcher:
-    """Routes requests. `observers` get every finished attempt."""
+    """Routes requests. `on_attempt_end` gets every finished attempt."""
 
     def __init__(
         self,
@@ -44,25 +42,19 @@ class Dispatcher:
         *,
         replicas: ReplicaTable,
         client: EngineClient,
-        active_policies: ActivePolicies,
         decide: DecisionMaker,
         admission: Admission,
         prefixes: PrefixIndex,
         demand: Demand,
         shadow: Shadow,
         metrics: Metrics,
-        observers: Sequence[AttemptObserver],
+        on_attempt_end: AttemptObserver,
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._config, self.featurizer, self.replicas, self._client = config, featurizer, replicas, client
-        self._active_policies, self.decide, self._admission, self.prefixes = (
-            active_policies,
-            decide,
-            admission,
-            prefixes,
-        )
-        self._demand, self._shadow, self._metrics, self._observers = demand, shadow, metrics, observers
+        self.decide, self._admission, self.prefixes = decide, admission, prefixes
+        self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
@@ -78,7 +70,7 @@ class Dispatcher:
                     status = await self._run_attempt(state, sink)
                 if state.started and status == "broken":
                     await self._resume_stream(state, sink)
-                elif status == "ok":
+                elif status == "ok" and self._config.shadow.sample_rate:
                     self._shadow.enqueue(state)
         finally:
             self._finish(state)
@@ -92,7 +84,8 @@ class Dispatcher:
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
         state.prefix = self.prefixes.hashes(request.body)
-        state.cached_prefix = self.prefixes.lookup(state.prefix)
+        if state.prefix:
+            state.cached_prefix = self.prefixes.lookup(state.prefix)
         self._make_decision(state)
         if trace is not None:
             trace.decision_made(state.decision)
@@ -123,13 +116,14 @@ class Dispatcher:
             objective=client_request.objective,
         )
         if decision.reason == "policy":
-            self._demand.observe(decision.unloaded_arm or decision.arm, decision.arm)
+            self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
         state.decision = decision
 
     async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Status:
         """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts."""
         client_request, decision = state.client_request, state.decision
-        within_s = None if state.started else client_request.remaining_s()
+        limited = client_request.deadline is not None and not state.started
+        within_s = client_request.remaining_s() if limited else None
         if self._config.resume_streams and not state.started:
             state.resume = StreamResume.from_request(client_request.request)
         in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted)
@@ -139,7 +133,8 @@ class Dispatcher:
         try:
             with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
                 state.tried.add(lease.replica)
-                self.prefixes.insert(state.prefix, lease.replica.url)
+                if state.prefix:
+                    self.prefixes.insert(state.prefix, lease.replica.url)
                 status = await self._send(state, lease, sink, meter, within_s)
                 outcome = meter.outcome(status)
                 running = self._report_health(state, lease, meter, outcome)
@@ -196,24 +191,16 @@ class Dispatcher:
         client_request, status = state.client_request, outcome.status
         # A client-side timeout shorter than ours is not an engine failure.
         hasty = status == "timeout" and client_request.deadline is not None
-        hasty = hasty and meter.elapsed_s() < self._client.response_timeout_s(client_request.request.stream)
+        hasty = hasty and meter.elapsed_s() < self._client.response_timeout_s[client_request.request.stream]
         lease.ok = None if hasty else status in ("ok", "client_error")
         if status != "ok":
             return None
         lease.tpot_s = outcome.tpot_s
-        return (lease.in_flight + lease.replica.total_in_flight) / 2
+        return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
-        """Pass a finished attempt to all observers."""
-        client_request, request, cluster = state.client_request, state.client_request.request, None
-        if running is not None:
-            try:
-                cluster = (
-                    self._active_policies.policy.id,
-                    self._active_policies.cluster(state.context, state.decision),
-                )
-            except Exception as error:  # third-party policies may raise anything; the answer has been sent
-                self._metrics.failures["learning", type(error).__name__] += 1
+        """Report a finished attempt."""
+        client_request, request = state.client_request, state.client_request.request
         state.last = Attempt(
             client_request.request_id,
             state.number,
@@ -225,12 +212,10 @@ class Dispatcher:
             outcome,
             in_flight,
             running,
-            cluster,
         )
         if client_request.count_tokens is not None:
             client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
-        for observe in self._observers:
-            observe(state.last)
+        self._on_attempt_end(state.last)
         if state.trace is not None:
             state.trace.attempt_ended(outcome)
 
@@ -316,7 +301,7 @@ class Dispatcher:
         client_request, last = state.client_request, state.last
         decision, outcome = (last.decision, last.outcome) if last is not None else (None, None)
         if decision is not None and outcome is not None:
-            self._metrics.request_ended(decision.arm, outcome.status)
+            self._metrics.requests[decision.arm, outcome.status] += 1
         if state.trace is not None:
             state.trace.request_ended(
                 decision.arm if decision is not None else None, state.number, outcome, sys.exception()

@@ -20,12 +20,15 @@ _DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomp
 
 
 class Meter:
-    """Measures one attempt. `accepted`: when the router accepted the request (`time.perf_counter()`)."""
+    """Measures one attempt. `accepted`: when the router accepted the request (`time.perf_counter()`).
+
+    `ttft_s`: of a stream, None before its first content.
+    """
 
     def __init__(self, accepted: float) -> None:
         self._accepted = accepted
         self._sent: float | None = None
-        self._ttft_s: float | None = None
+        self.ttft_s: float | None = None
         self._last: float | None = None
         self._fields: dict[str, Any] = {}
         self.terminated = False
@@ -40,11 +43,6 @@ class Meter:
         """Seconds since the request was sent to the engine."""
         return 0.0 if self._sent is None else time.perf_counter() - self._sent
 
-    @property
-    def has_content(self) -> bool:
-        """True once a stream has had its first content."""
-        return self._ttft_s is not None
-
     def observe_body(self, body: bytes) -> bool:
         """Read a whole JSON answer; returns False if it is not one."""
         self._last = time.perf_counter()
@@ -53,7 +51,7 @@ class Meter:
         self._keep_usage(fields)
         ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
         if isinstance(ttft_ms, int | float) and self._sent is not None:
-            self._ttft_s = self._sent - self._accepted + ttft_ms / 1000
+            self.ttft_s = self._sent - self._accepted + ttft_ms / 1000
         return fields is not None
 
     def observe_event(self, event: bytes) -> bool:
@@ -65,8 +63,8 @@ class Meter:
             self.failed = True
         if _USAGE in event and self._keep_usage(_object(_data(event))) and self._fields.get("choices") == []:
             return True
-        if self._ttft_s is None and _has_content(event):
-            self._ttft_s = now - self._accepted
+        if self.ttft_s is None and _has_content(event):
+            self.ttft_s = now - self._accepted
         return False
 
     def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
@@ -85,18 +83,19 @@ class Meter:
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
+        queue_ms = _metrics(self._fields).get("queue_time_ms")
         return Outcome(
             status=status,
             http_status=self.http_status,
-            ttft_s=self._ttft_s,
-            tpot_s=_tpot(self._ttft_s, e2e_s, output),
+            ttft_s=self.ttft_s,
+            tpot_s=_tpot(self.ttft_s, e2e_s, output),
             e2e_s=e2e_s,
             prompt_tokens=prompt,
             output_tokens=output,
             acceptance_length=length,
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
-            queue_s=_queue_s(self._fields),
+            queue_s=queue_ms / 1000 if isinstance(queue_ms, int | float) else None,
         )
 
 
@@ -158,11 +157,6 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
 def _metrics(answer: dict[str, Any]) -> dict[str, Any]:
     metrics = answer.get("metrics")
     return metrics if isinstance(metrics, dict) else {}
-
-
-def _queue_s(answer: dict[str, Any]) -> float | None:
-    queue_ms = _metrics(answer).get("queue_time_ms")
-    return queue_ms / 1000 if isinstance(queue_ms, int | float) else None
 
 
 def _tokens(usage: Any) -> tuple[int | None, int | None]:

@@ -6,6 +6,7 @@ import orjson
 
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse, Headers
+from draftpick.router.headers import ARM, ATTEMPTS, POLICY, REQUEST_ID
 from draftpick.router.openai_request import TERMINATED_PATHS
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
@@ -31,6 +32,7 @@ NOT_SENT = _HOP_BY_HOP | {"origin"}
 """Request headers that are not forwarded."""
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
 _CORS = "access-control-"
+"""Headers of an engine's answer that are not forwarded: those of its connection, and CORS."""
 _HELD_BYTES = 2**16
 _REFUSALS = frozenset({429})
 
@@ -45,8 +47,15 @@ async def relay(
     refused = answer.status >= 500 or answer.status in _REFUSALS
     if (refused and can_retry()) or (state.started and answer.status >= 400):
         return "engine_error"
-    headers = [(k, v) for k, v in answer.headers if not _is_dropped(k.lower())]
-    headers += state.own_headers()
+    headers = [
+        (k, v) for k, v in answer.headers if (name := k.lower()) not in _NOT_RETURNED and not name.startswith(_CORS)
+    ]
+    headers += (
+        (ARM, state.decision.arm),
+        (POLICY, state.decision.policy),
+        (REQUEST_ID, state.client_request.request_id),
+        (ATTEMPTS, str(state.number)),
+    )
     kind = next((v for k, v in headers if k.lower() == "content-type"), "")
     generated = answer.status < 400 and state.client_request.request.path in TERMINATED_PATHS
     if kind.startswith("text/event-stream"):
@@ -80,7 +89,7 @@ async def _relay_events(
         if not state.started:
             # Until the first content another engine can still answer: hold back all events before it.
             held, data = b"", held + data
-            if generated and not meter.has_content and len(data) < _HELD_BYTES:
+            if generated and meter.ttft_s is None and len(data) < _HELD_BYTES:
                 if meter.failed:
                     raise StreamInterrupted("the stream started with an error")
                 if not meter.terminated:
@@ -96,11 +105,6 @@ async def _relay_events(
             state.started = True
             await sink.start(answer.status, headers)
         await sink.write(rest)
-
-
-def _is_dropped(name: str) -> bool:
-    """True for headers of an engine's answer that are not forwarded: those of its connection, and CORS."""
-    return name in _NOT_RETURNED or name.startswith(_CORS)
 
 
 BROKEN_EVENT = b"data: %s\n\n" % orjson.dumps(

@@ -51,7 +51,7 @@ class Shadow:
 
     def enqueue(self, state: RequestState) -> None:
         """Queue a finished request, if sampled; never blocks."""
-        if not self._config.sample_rate or not state.client_request.explore:
+        if not state.client_request.explore:
             return
         share = max(self._config.sample_rate, _EAGER_SHARE if self.boosted_requests else 0.0)
         self.boosted_requests = max(self.boosted_requests - 1, 0)

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from draftpick.engines.http.client import Headers
 from draftpick.engines.replicas import Replica
-from draftpick.router import headers
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
 from draftpick.router.openai_request import Request
@@ -90,12 +89,3 @@ class RequestState:
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     last: Attempt | None = None
-
-    def own_headers(self) -> Headers:
-        """Response headers that describe the routing."""
-        return [
-            (headers.ARM, self.decision.arm),
-            (headers.POLICY, self.decision.policy),
-            (headers.REQUEST_ID, self.client_request.request_id),
-            (headers.ATTEMPTS, str(self.number)),
-        ]

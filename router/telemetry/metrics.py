@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,7 @@ EVENTS = (
 )
 """Kinds of events."""
 FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
-FAILING_PARTS = ("features", "learning", "events")
+FAILING_PARTS = ("features", "attempts", "learning", "metrics", "recent", "records", "events")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         "Requests with a chosen engine, by engine and status of the last attempt.",
         ("arm", "status"),
         on_ray=True,
-        read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.requests.items()),
+        read=lambda m: m.requests.items(),
     ),
     CountedMetric(
         "draftpick_attempts_total",
@@ -279,14 +279,12 @@ class _ArmCounters:
         "decoding_s",
         "explored",
         "predictions",
-        "requests",
         "series",
         "shadows",
         "sums",
     )
 
     def __init__(self) -> None:
-        self.requests: dict[Status, int] = dict.fromkeys(STATUSES, 0)
         self.attempts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
         self.shadows: dict[Status, int] = dict.fromkeys(STATUSES, 0)
         self.decisions: dict[Reason, int] = dict.fromkeys(REASONS, 0)
@@ -307,12 +305,17 @@ class _ArmCounters:
 
 
 class Metrics:
-    """Counts of one router. `errors`: by code and HTTP status; `failures`: by part of the router and error."""
+    """Counts of one router.
+
+    `requests`: by arm and status of their last attempt; `errors`: by code and HTTP status; `failures`: by part of the
+    router and error.
+    """
 
     def __init__(self, arms: Iterable[str], baseline: str) -> None:
         """`baseline`: the engine that savings are measured against."""
         self.arms: dict[str, _ArmCounters] = {arm: _ArmCounters() for arm in arms}
         self._baseline = baseline
+        self.requests: Counter[tuple[str, Status]] = Counter(dict.fromkeys(product(self.arms, STATUSES), 0))
         self.overhead: Series = Series(_OVERHEAD_S)
         self.errors: Counter[tuple[str, str]] = Counter()
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
@@ -384,10 +387,6 @@ class Metrics:
     def on_event(self, event: Event) -> None:
         """Count an event."""
         self.events[event.kind] += 1
-
-    def request_ended(self, arm: str, status: Status) -> None:
-        """Count a finished request by its last attempt."""
-        self.arms[arm].requests[status] += 1
 
     def count_error(self, error: RequestError) -> None:
         """Count an error returned to a client."""

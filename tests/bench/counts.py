@@ -1,12 +1,16 @@
 """What a request enters, in counts that no machine changes: our files and functions, calls of these, and calls into C.
 
 `python -m tests.bench.counts` writes counts.json, to which `tests/router/request/test_counts.py` holds the request
-path:
-a change that makes it dearer fails, one that makes it much cheaper asks for a new file. `functions` are those with a
-name
-and lambdas; `frames` count comprehensions and generator expressions as well. Tracing is off.
+path: a change that makes it dearer fails, one that makes it much cheaper asks for a new file. `functions` are those
+with a name and lambdas; `frames` count comprehensions and generator expressions as well. Tracing is off. `--list`
+prints the names.
+
+A request's path and what observers do with its attempt stand side by side: `whole/` and `stream/` count what runs until
+the answer is complete and its attempt is queued, `after/` what `AttemptQueue` runs later for a whole answer,
+`with_after/` both. `<path>/functions in <group>`: the functions of a path by the part of the router (`GROUPS`).
 """
 
+import argparse
 import asyncio
 import json
 import sys
@@ -32,6 +36,21 @@ _PACKAGE = Path(draftpick.__file__).parent
 _OURS = tuple(f"{_PACKAGE / package}/" for package in ("engines", "router"))
 _WARM, _REQUESTS, _CHUNKS = 20, 40, 50
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+_OBSERVE = "AttemptQueue._observe"
+_OF_TIMER = ("AttemptQueue._consume", "AttemptQueue.drain")
+"""They run once for many attempts."""
+GROUPS = {
+    "http server": ("router/http/", "router/openai_request"),
+    "request": ("router/request/",),
+    "features": ("router/features/",),
+    "policy": ("router/policies/", "router/registry/"),
+    "replicas": ("engines/replicas", "engines/circuit_breaker"),
+    "http client": ("engines/http/",),
+    "load": ("router/load/",),
+    "learning": ("router/online/", "router/types"),
+    "telemetry": ("router/telemetry/", "router/records"),
+}
+"""Parts of the router, by the beginnings of their files' paths."""
 
 
 @dataclass
@@ -41,66 +60,125 @@ class Entered:
     frames: Counter[tuple[str, str]] = field(default_factory=Counter)
     c_calls: int = 0
 
+    def functions(self) -> dict[str, list[str]]:
+        """Names of the functions by file, both in alphabetic order."""
+        found: dict[str, list[str]] = {}
+        for file, name in sorted(self.frames):
+            if not name.endswith(_COMPREHENSIONS):
+                found.setdefault(str(Path(file).relative_to(_PACKAGE)), []).append(name)
+        return found
+
+    def by_group(self) -> dict[str, int]:
+        """Number of functions by group. Raises `LookupError` for a file that belongs to none."""
+        found = dict.fromkeys(GROUPS, 0)
+        for file, names in self.functions().items():
+            group = next((one for one, starts in GROUPS.items() if file.startswith(starts)), None)
+            if group is None:
+                raise LookupError(f"{file} belongs to no group of {__name__}.GROUPS")
+            found[group] += len(names)
+        return found
+
     def calls(self) -> int:
         """Calls of our functions, comprehensions among them."""
         return self.frames.total()
 
     def sizes(self) -> dict[str, int]:
         """Files, functions and frames that were entered at least once."""
-        named = {one for one in self.frames if not one[1].endswith(_COMPREHENSIONS)}
-        return {"files": len({file for file, _ in self.frames}), "functions": len(named), "frames": len(self.frames)}
+        functions = sum(map(len, self.functions().values()))
+        return {"files": len({file for file, _ in self.frames}), "functions": functions, "frames": len(self.frames)}
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a whole answer to a long prompt enters, and what follows it `after`; a stream, and one without content."""
+
+    whole: Entered
+    after: Entered
+    stream: Entered
+    empty: Entered
 
 
 def counts() -> dict[str, float]:
-    """Of a whole answer to a long prompt (`whole/`), of a stream (`stream/`), and of one streamed chunk (`chunk/`)."""
-    return asyncio.run(_counts())
+    """The content of counts.json."""
+    found = measure()
+    whole, after, stream, both = found.whole, found.after, found.stream, Counter(found.whole.frames)
+    both.update(found.after.frames)
+    return {
+        **{f"whole/{name}": n for name, n in whole.sizes().items()},
+        "whole/calls": whole.calls() / _REQUESTS,
+        "whole/c_calls": whole.c_calls / _REQUESTS,
+        **{f"stream/{name}": n for name, n in stream.sizes().items()},
+        "chunk/calls": (stream.calls() - found.empty.calls()) / (_CHUNKS - 1),
+        "chunk/c_calls": (stream.c_calls - found.empty.c_calls) / (_CHUNKS - 1),
+        **{f"after/{name}": n for name, n in after.sizes().items()},
+        "after/calls": after.calls() / _REQUESTS,
+        "after/c_calls": after.c_calls / _REQUESTS,
+        **{f"with_after/{name}": n for name, n in Entered(both).sizes().items()},
+        **{
+            f"{path}/functions in {group}": n
+            for path, entered in (("whole", whole), ("stream", stream), ("after", after))
+            for group, n in entered.by_group().items()
+            if n
+        },
+    }
 
 
-async def _counts() -> dict[str, float]:
+def measure() -> Counted:
+    """Send the requests, and note what they enter."""
+    return asyncio.run(_measure())
+
+
+async def _measure() -> Counted:
     server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
         asked = config([url], Path(folder))
-        # What comes by the clock would be counted, the more the slower this machine is.
-        asked["router"]["load"] = {"report_interval_s": 3600.0}
         made = load_config(asked)
         router = Router(made, {engine.name: fixed_address(url) for engine in made.engines})
         await router.start()
+        for task in router._tasks:  # what comes by the clock would be counted, the more the slower this machine is
+            task.cancel()
         whole, stream = body(LONG, 16), body(SHORT, _CHUNKS, pace_ms=2)
         empty = body(SHORT, 1, pace_ms=2)
         for _ in range(_WARM):
             await _ask(router.app, whole)
         await _ask(router.app, stream)
-        one = await _entered(lambda: _several(router.app, whole, _REQUESTS))
-        many, first = await _entered(lambda: _ask(router.app, stream)), await _entered(lambda: _ask(router.app, empty))
+        router.parts.attempts.drain()
+        one, after = await _entered(router, lambda: _several(router.app, whole, _REQUESTS))
+        many, _ = await _entered(router, lambda: _ask(router.app, stream))
+        first, _ = await _entered(router, lambda: _ask(router.app, empty))
         await router.stop()
     server.close()
-    return {
-        **{f"whole/{name}": n for name, n in one.sizes().items()},
-        "whole/calls": one.calls() / _REQUESTS,
-        "whole/c_calls": one.c_calls / _REQUESTS,
-        **{f"stream/{name}": n for name, n in many.sizes().items()},
-        "chunk/calls": (many.calls() - first.calls()) / (_CHUNKS - 1),
-        "chunk/c_calls": (many.c_calls - first.c_calls) / (_CHUNKS - 1),
-    }
+    return Counted(one, after, many, first)
 
 
-async def _entered(work: Callable[[], Awaitable[None]]) -> Entered:
-    found = Entered()
+async def _entered(router: Router, work: Callable[[], Awaitable[None]]) -> tuple[Entered, Entered]:
+    """What runs for `work`, and what observers do with its attempts, whether on the queue's timer or drained here."""
+    found, after = Entered(), Entered()
+    observing = False
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
-        if frame.f_code.co_filename.startswith(_OURS):
-            if event == "call":
-                found.frames[frame.f_code.co_filename, frame.f_code.co_qualname] += 1
-            elif event == "c_call":
-                found.c_calls += 1
+        nonlocal observing
+        code = frame.f_code
+        if not code.co_filename.startswith(_OURS):
+            return
+        if code.co_qualname == _OBSERVE and event in ("call", "return"):
+            observing = event == "call"
+        elif code.co_qualname in _OF_TIMER:
+            return
+        one = after if observing else found
+        if event == "call":
+            one.frames[code.co_filename, code.co_qualname] += 1
+        elif event == "c_call":
+            one.c_calls += 1
 
     sys.setprofile(note)
     try:
         await work()
+        router.parts.attempts.drain()
     finally:
         sys.setprofile(None)
-    return found
+    return found, after
 
 
 async def _several(app: Any, asked: dict[str, Any], n: int) -> None:
@@ -127,8 +205,21 @@ async def _ask(app: Any, asked: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the functions by path and file, and write nothing")
+    if parser.parse_args().list:
+        _print_names(measure())
+        return
     FILE.write_text(json.dumps({name: round(value, 1) for name, value in counts().items()}, indent=2) + "\n")
     print(FILE.read_text(), end="")
+
+
+def _print_names(found: Counted) -> None:
+    for path in ("whole", "stream", "after"):
+        entered: Entered = getattr(found, path)
+        print(f"{path}: {entered.sizes()}")
+        for file, names in entered.functions().items():
+            print(f"  {file} ({len(names)}): {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from draftpick.deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of, target_folder
+from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of, target_folder
 from draftpick.deploy.workflows.results import write
 from draftpick.engines.drafter_options import HybridOptions, TrigramOptions
 from draftpick.engines.drafters.hybrid import HybridProposer
@@ -22,7 +22,7 @@ from draftpick.engines.drafters.trigram.proposer import TrigramProposer
 from draftpick.engines.drafters.trigram.table import save_table, table_of
 from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 from draftpick.policy_training.evaluation.evaluate import Interval
-from draftpick.policy_training.workloads import KINDS
+from draftpick.policy_training.workloads import GENERATED, KINDS
 
 
 def main() -> None:

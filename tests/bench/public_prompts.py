@@ -1,16 +1,14 @@
 """The embedded fleet as it ships, on prompts that people wrote: routed beside every fixed engine.
 
-`python -m tests.bench.public_prompts --prompts FILE --json-file FILE` reads JSON lines with `prompt` and `kind` (may be
-gzipped), takes as many of each kind, and sends each prompt to every engine and to the router, in random order and one
+`python -m tests.bench.public_prompts --prompts FILE --json-file FILE` reads a file of prompts in any format that
+has kinds, takes as many of each kind, and sends each prompt to every engine and to the router, in random order and one
 at a time. Half are sampled at temperature 0.7 and top_p 0.9. A request carries a `cache_salt` of its own, so that no
 engine reads a prompt from its prefix cache. Brackets are 95 % bootstrap intervals over prompts.
 """
 
 import argparse
 import asyncio
-import gzip
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from draftpick.policy_training.data.dataset import Dataset, save
 from draftpick.policy_training.data.matrix import matrix
 from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 from draftpick.policy_training.evaluation.evaluate import Interval
-from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved
+from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved, read_file
 
 SEED = 11
 TOP_P = 0.9
@@ -37,7 +35,7 @@ TOP_P = 0.9
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with `prompt` and `kind`")
+    parser.add_argument("--prompts", type=Path, required=True, help="a file of prompts with kinds")
     parser.add_argument("--kinds", nargs="+", required=True, help="kinds to take")
     parser.add_argument("-n", type=int, default=8, help="prompts of each kind, 17 seconds each")
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -75,10 +73,7 @@ def main() -> None:
 
 def select(path: Path, kinds: Sequence[str], of_each: int, max_tokens: int) -> list[Prompt]:
     """`of_each` prompts of every kind, drawn by a fixed seed, in rounds of all kinds; every second one is sampled."""
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        rows = [json.loads(line) for line in file]
-    every = [Prompt(row["id"], row["kind"], row["prompt"], max_tokens=max_tokens) for row in rows if "prompt" in row]
-    drawn: list[Prompt] = []
+    every, drawn = read_file(path, max_tokens=max_tokens).prompts, list[Prompt]()
     for kind in kinds:
         found = [prompt for prompt in every if prompt.kind == kind]
         if len(found) < of_each:

@@ -40,6 +40,7 @@ DRAFTERS: dict[str, dict[str, Any] | None] = {
     "draft_model": {**_MODEL, "model": "drafter"},
     "draft_model, sampled drafts": {**_MODEL, "model": "drafter", **_SAMPLED},
     "eagle3": {**_HEAD, "model": "head"},
+    "eagle3, draft exit": {**_HEAD, "model": "head", "draft_exit": True},
     "eagle3, sampled drafts": {**_HEAD, "model": "head", **_SAMPLED},
     "eagle3, parallel": {**_HEAD, "model": "parallel", "parallel_drafting": True},
     "eagle3, parallel, sampled drafts": {**_HEAD, "model": "parallel", "parallel_drafting": True, **_SAMPLED},

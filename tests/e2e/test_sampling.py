@@ -16,7 +16,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("drafter", ["hybrid", "draft_model, sampled drafts", "eagle3, parallel, sampled drafts"])
+@pytest.mark.parametrize(
+    "drafter", ["hybrid", "draft_model, sampled drafts", "eagle3, draft exit", "eagle3, parallel, sampled drafts"]
+)
 def test_sampled_answers_are_distributed_as_the_target_s(models: Path, drafter: str) -> None:
     p, accepted = judge(models, drafter, 2000)
     assert accepted > 0.02

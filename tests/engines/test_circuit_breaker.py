@@ -121,3 +121,28 @@ def test_it_never_shuts_for_good(steps: list[tuple[bool | None, float]]) -> None
             breaker.end(ok=ok, probe=breaker.begin())
     clock.now += CONFIG.max_ejection_s
     assert breaker.admits(0)
+
+
+@given(st.lists(st.tuples(st.sampled_from([True, True, True, False, None]), st.floats(0, 3)), max_size=80))
+def test_a_clear_one_need_not_be_asked(steps: list[tuple[bool | None, float]]) -> None:
+    clock = Clock()
+    asked, spared = CircuitBreaker(CONFIG, clock), CircuitBreaker(CONFIG, clock)
+    for ok, passes_s in steps:
+        clock.now += passes_s
+        admitted = asked.admits(0)
+        assert (spared.clear or spared.admits(0)) == admitted
+        assert asked.clear == spared.clear
+        if admitted:
+            asked.end(ok=ok, probe=asked.begin())
+            probe = not spared.clear and spared.begin()
+            if not (ok and spared.clear):
+                spared.end(ok=ok, probe=probe)
+        assert asked.state == spared.state
+
+
+def test_it_is_clear_again_long_after_a_failure(breaker: CircuitBreaker) -> None:
+    ask(breaker, False)
+    assert not breaker.clear
+    for _ in range(100):
+        ask(breaker, True)
+    assert breaker.clear

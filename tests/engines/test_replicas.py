@@ -143,6 +143,18 @@ def test_a_replica_far_slower_than_its_siblings_is_left_alone() -> None:
     assert made.health()["a"] == {"u1": "closed", "u2": "closed", "u3": "open"}
 
 
+def test_half_of_the_replicas_stay_however_slow_one_is() -> None:
+    made = table("u1", "u2", "u3")
+    for replica, tpot_s in zip(made.by_arm["a"], (0.01, 0.01, 0.1), strict=True):
+        for _ in range(20):
+            replica.record_tpot(tpot_s)
+    made.by_arm["a"][0].breaker.trip()
+    with made.lease("a"), made.lease("a") as slow:
+        slow.ok, slow.tpot_s = True, 0.1
+    assert slow.replica.url == "u3"
+    assert made.health()["a"] == {"u1": "open", "u2": "closed", "u3": "closed"}
+
+
 def test_health_outlives_an_update() -> None:
     made = table("u1", "u2")
     with made.lease("a") as lease:

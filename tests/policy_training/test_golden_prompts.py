@@ -4,7 +4,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import pytest
 
@@ -13,15 +12,16 @@ from draftpick.policy_training.workloads import KINDS, generate, reword
 PYTHON = (3, 11, 7)
 """Prompts of some kinds quote the standard library, whose texts change with every release."""
 SEEDS = (0, 7, 123)
+FIELDS = ("id", "kind", "text", "temperature", "max_tokens", "top_p")
 
 
 def digest(kinds: Sequence[str]) -> str:
-    """A hash of 600 prompts of each seed, in order and with all fields, and of these reworded."""
+    """A hash of 600 prompts of each seed, in order and with what is sent, and of these reworded."""
     found = hashlib.sha256()
     for seed in SEEDS:
         for prompt in generate(600, seed=seed, kinds=kinds, sampled_share=0.3, max_tokens=77):
             for one in (prompt, reword(prompt, seed + 1)):
-                found.update(json.dumps(asdict(one)).encode())
+                found.update(json.dumps({name: getattr(one, name) for name in FIELDS}).encode())
     return found.hexdigest()
 
 

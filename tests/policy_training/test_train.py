@@ -13,7 +13,7 @@ from draftpick.policy_training.data.dataset import DatasetError
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.learners import LEARNERS, learner
 from draftpick.policy_training.train import fitted, policy_probabilities, train_policy
-from draftpick.policy_training.workloads import Prompt
+from draftpick.policy_training.workloads import Message, Prompt
 from draftpick.router.features.featurizer import Featurizer, LexicalFeaturizer
 from draftpick.router.openai_request import parse
 from draftpick.router.policies import read
@@ -38,12 +38,14 @@ def test_contexts_by_prompt_and_featurizer() -> None:
 @pytest.mark.parametrize("text", ["Tell me a story.\n" * 20, "Tell me a story.\n" * 400, "Write JSON: {}"])
 async def test_a_context_is_the_one_that_the_router_makes(text: str) -> None:
     await agree(Prompt("chat-0", "chat", text, 0.7, 64), FEATURIZER)
+    history = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "What can I do?"))
+    await agree(Prompt("chat-0", "chat", text, 0.7, 64, history=history), FEATURIZER)
 
 
 async def agree(prompt: Prompt, featurizer: Featurizer) -> None:
     """Assert that training and serving give a prompt the same context."""
     sampling = {"temperature": prompt.temperature, "max_tokens": prompt.max_tokens}
-    body = {"model": "target", "messages": [{"role": "user", "content": prompt.text}], **sampling}
+    body = {"model": "target", "messages": prompt.messages, **sampling}
     served = await featurizer(parse("/v1/chat/completions", orjson.dumps(body)))
     offline = await featurizer(request_from_prompt(prompt))
     assert served.featurizer == offline.featurizer

@@ -6,7 +6,12 @@ import orjson
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 SPECULATION = {"mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.5, "num_spec_steps": 2}
-METRICS = {"time_to_first_token_ms": 40.0, "generation_time_ms": 100.0, "speculative_decoding": SPECULATION}
+METRICS = {
+    "queue_time_ms": 30.0,
+    "time_to_first_token_ms": 40.0,
+    "generation_time_ms": 100.0,
+    "speculative_decoding": SPECULATION,
+}
 USAGE = {"prompt_tokens": 7, "total_tokens": 12, "completion_tokens": 5}
 DONE = b"data: [DONE]"
 

@@ -335,18 +335,18 @@ def test_a_writer_that_is_killed_loses_its_last_moment_alone(tmp_path: Path) -> 
         for i in range(100_000):
             opened.write(record(f"r{i}"))
             print(i, flush=True)
-            time.sleep(0.001)
+            time.sleep(0.002)
     """
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while int(process.stdout.readline()) < 1500:
+        while int(process.stdout.readline()) < 400:
             pass
         process.kill()
-        written = 1500 + len(process.stdout.readlines())
+        written = 400 + len(process.stdout.readlines())
     found = ids(tmp_path)
     assert found == [f"r{i}" for i in range(len(found))]
     assert 0 < len(found) <= written + 2
-    assert written - len(found) < 1500
+    assert written - len(found) < 400
 
 
 def test_a_clock_that_steps_back_neither_hides_nor_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

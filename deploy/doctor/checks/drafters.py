@@ -68,7 +68,7 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 
 @check("fleet", "drafters keep no text from one request to the next")
 def shared_text(context: DoctorContext) -> Iterator[Finding]:
-    """vLLM's suffix drafter keeps recent answers of all clients; ours do so on request."""
+    """The suffix drafter keeps recent answers of all clients by default, as in vLLM; others do so on request."""
     for at, engine, drafter in context.drafters:
         sharing = drafter.spec.shares_text_across_requests
         kept = sharing.value(options(drafter)) if sharing is not None else 0
@@ -80,25 +80,14 @@ def shared_text(context: DoctorContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-@check("fleet", "suffix trees have sensible bounds")
-def suffix_bounds(context: DoctorContext) -> Iterator[Finding]:
-    """The bounds that vLLM checks at startup, and a tree too shallow for its draft length."""
-    ranges: dict[str, tuple[float, float]] = {
-        "suffix_decoding_max_tree_depth": (1, float("inf")),
-        "suffix_decoding_max_cached_requests": (0, float("inf")),
-        "suffix_decoding_max_spec_factor": (0, float("inf")),
-        "suffix_decoding_min_token_prob": (0, 1),
-    }
+@check("fleet", "suffix trees are deep enough")
+def suffix_depth(context: DoctorContext) -> Iterator[Finding]:
+    """A tree too shallow for its draft length."""
     for at, engine, drafter in context.drafters:
         if drafter.method != "suffix":
             continue
-        own = options(drafter)
-        for name, (least, most) in ranges.items():
-            if name in own and not least <= own[name] <= most:
-                bounds = f"{least:g} or more" if most == float("inf") else f"from {least:g} to {most:g}"
-                yield problem(f"{at}.{name}", f"{own[name]}", f"{name}: {bounds}", "vLLM rejects it at startup")
-        depth = own.get("suffix_decoding_max_tree_depth", _TREE_DEPTH)
-        if 1 <= depth <= drafter.num_speculative_tokens:
+        depth = options(drafter).get("suffix_decoding_max_tree_depth", _TREE_DEPTH)
+        if depth <= drafter.num_speculative_tokens:
             yield note(
                 f"{at}.suffix_decoding_max_tree_depth",
                 f"engine {engine.name}: {depth}, and drafts of {drafter.num_speculative_tokens} tokens",

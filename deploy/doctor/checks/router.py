@@ -131,7 +131,9 @@ def former_fields(context: DoctorContext) -> Iterator[Finding]:
 def learning(context: DoctorContext) -> Iterator[Finding]:
     """A registry is for retraining on traffic, which needs exploration."""
     router = context.config.router
-    if could_be_registry(router.policy) and not router.exploration.rate and not router.shadow.sample_rate:
+    rate = router.exploration.rate
+    explores = router.online.correction.enabled if rate is None else rate > 0
+    if could_be_registry(router.policy) and not explores and not router.shadow.sample_rate:
         yield warning(
             "router.exploration.rate", "0, without shadows, and the policy is a registry",
             "exploration: {rate: 0.03}, or shadow: {sample_rate: 0.01}",

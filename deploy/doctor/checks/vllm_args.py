@@ -37,7 +37,8 @@ def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
         drafter = engine.drafter
         if drafter is None or drafter.spec.options is not None or not options:
             continue
-        for name in (drafter.model_extra or {}).keys() - options:
+        ours = drafter.spec.added_options
+        for name in (drafter.model_extra or {}).keys() - options - (ours.model_fields.keys() if ours else set()):
             yield problem(
                 f"{at}.drafter.{name}", "the installed vLLM has no such option of speculative_config",
                 f"{did_you_mean(name, options)}remove it".strip(), "vLLM rejects unknown options at startup",

@@ -1,19 +1,14 @@
 """The target's own answers, generated in batches with vLLM and cached: the training data of drafters."""
 
-import hashlib
-import json
 import os
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from draftpick.engines.atomic_write import atomic_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +46,6 @@ class Responses:
             np.concatenate([part.answer_at for part in parts]),
         )
 
-    def save(self, path: Path) -> None:
-        """Write all arrays to one `.npz` atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as scratch, scratch.open("wb") as file:
-            np.savez_compressed(file, tokens=self.tokens, starts=self.starts, answer_at=self.answer_at)
-
-    @classmethod
-    def load(cls, path: Path) -> "Responses":
-        """Read the output of `save`."""
-        with np.load(path, allow_pickle=False) as data:
-            return cls(data["tokens"], data["starts"], data["answer_at"])
-
 
 def weight_files(folder: Path) -> list[tuple[str, int, int]]:
     """Name, bytes and modification time of a checkpoint's weight files, which identify the model at a path."""
@@ -70,19 +53,14 @@ def weight_files(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def cache_key(target: Any, prompts: Sequence[str], temperatures: Sequence[float], max_tokens: int, seed: int) -> str:
-    """Return the cache key of a generation: equal inputs give equal keys. `target` identifies the model."""
-    text = json.dumps([target, list(prompts), list(temperatures), max_tokens, seed])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One single-turn chat."""
+    """One chat: its messages (`role`, `content`), the last from the user, and how to answer it."""
 
-    text: str
+    messages: Sequence[Mapping[str, str]]
     temperature: float
     max_tokens: int
+    top_p: float = 1.0
 
 
 class ResponseGenerator:
@@ -110,17 +88,16 @@ class ResponseGenerator:
         from vllm import SamplingParams
 
         template = self._llm.get_tokenizer().apply_chat_template
-        prompts = [
-            template([{"role": "user", "content": ask.text}], add_generation_prompt=True).input_ids for ask in requests
-        ]
+        prompts = [template([dict(m) for m in ask.messages], add_generation_prompt=True).input_ids for ask in requests]
         fitting = [i for i, p in enumerate(prompts) if len(p) + requests[i].max_tokens <= self._longest]
         if len(fitting) < len(prompts):
             warnings.warn(f"{len(prompts) - len(fitting)} prompts exceed max_model_len and are skipped", stacklevel=2)
         asked: Any = [{"prompt_token_ids": prompts[i]} for i in fitting]
         params = [
-            SamplingParams(temperature=requests[i].temperature, max_tokens=requests[i].max_tokens) for i in fitting
+            SamplingParams(temperature=ask.temperature, top_p=ask.top_p, max_tokens=ask.max_tokens)
+            for ask in (requests[i] for i in fitting)
         ]
-        return fitting, _responses(self._llm.generate(asked, params, use_tqdm=sys.stderr.isatty()))
+        return fitting, _responses(self._llm.generate(asked, params, use_tqdm=False))
 
 
 def _responses(outputs: Sequence[Any]) -> Responses:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from draftpick.engines.drafter_options import TrigramOptions
-from draftpick.engines.drafters.proposer import Draft, Proposer
+from draftpick.engines.drafters.draft_length import Draft
+from draftpick.engines.drafters.proposer import Proposer
 from draftpick.engines.drafters.request_tracking import Tokens
 from draftpick.engines.drafters.trigram.table import Table, add_all, empty_table, load_table
 from draftpick.engines.drafters.trigram.tree_search import full_search, greedy_search, tree_search

@@ -69,6 +69,7 @@ export function standing(now) {
   if (now.quarantine_state !== "ok") return [now.quarantine_state, "warn"];
   const well = now.breakers.closed ?? 0;
   if (well < now.replicas) return [`${well} of ${now.replicas} up`, "warn"];
+  if (now.costs === "costs of another machine") return [now.costs, "warn"];
   return ["ok", "good"];
 }
 

@@ -120,25 +120,12 @@ def test_a_valid_configuration_as_json(tmp_path: Path) -> None:
     assert [engine["name"] for engine in found["config"]["engines"]] == ["plain", "ngram"]
 
 
-def test_an_invalid_configuration(tmp_path: Path) -> None:
-    result = invoke("check-config", fleet_file(tmp_path, rooter={}))
-    assert result.exit_code != 0
-    assert isinstance(result.exception, ConfigError)
-    assert "did you mean 'router'?" in str(result.exception)
-
-
 def test_an_invalid_configuration_as_json(tmp_path: Path) -> None:
     result = invoke("check-config", fleet_file(tmp_path, rooter={}, engines=[]), "--json")
     found = json.loads(result.stdout)
     assert result.exit_code == 2
     assert found["valid"] is False
     assert [problem.split(":")[0] for problem in found["problems"]] == ["engines", "rooter"]
-
-
-def test_an_unknown_fleet_as_json() -> None:
-    result = invoke("check-config", "mok", "--json")
-    assert result.exit_code == 2
-    assert "did you mean 'mock'?" in json.loads(result.stdout)["problems"][0]
 
 
 def test_a_policy_for_other_engines_is_a_warning(tmp_path: Path) -> None:
@@ -316,6 +303,20 @@ def test_the_data_card_is_printed(collected: Path) -> None:
     assert found["arms"]["ngram"]["live"] == 20
 
 
+def test_the_card_of_a_file_of_prompts_names_it_and_overlapping_splits(tmp_path: Path) -> None:
+    text = " ".join(f"word{i}" for i in range(30))
+    rows = [
+        {"prompt": f"{split} {text}", "kind": "talk", "source": split, "split": split} for split in ("train", "dev")
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = invoke("dataset", "--prompts", str(tmp_path / "p.jsonl"))
+    assert shown.exit_code == 1
+    assert "JSON lines of prompts or messages" in shown.stdout
+    assert "error: train and dev overlap: 1 prompts of dev" in words(shown.stderr)
+    found = invoke("dataset", "--prompts", str(tmp_path / "p.jsonl"), "--overlap", "allow", "--json")
+    assert (found.exit_code, json.loads(found.stdout)["files"][0]["sources"]) == (0, {"train": 1, "dev": 1})
+
+
 # --- report, collect and label ---
 
 
@@ -443,13 +444,13 @@ def test_prompts_of_a_file_come_of_all_kinds_in_turn(tmp_path: Path) -> None:
     lines = [{"prompt": f"{kind} {i}", "kind": kind} for kind in ("math", "chat", "code") for i in range(20)]
     lines.append({"prompt": "own", "kind": "own", "temperature": 0.3, "max_tokens": 5})
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    chosen = load_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32)
+    chosen = load_prompts([str(tmp_path / "p.jsonl")], 13, 0, 0.5, 32)
     assert sorted(p.kind for p in chosen) == ["chat"] * 4 + ["code"] * 4 + ["math"] * 4 + ["own"]
     assert {p.temperature for p in chosen if p.kind != "own"} == {0.0, 0.7}
     assert {p.max_tokens for p in chosen if p.kind != "own"} == {32}
     assert [(p.temperature, p.max_tokens) for p in chosen if p.kind == "own"] == [(0.3, 5)]
-    assert load_prompts(tmp_path / "p.jsonl", 13, 0, 0.5, 32) == chosen
-    assert all(p.temperature == 0 for p in load_prompts(tmp_path / "p.jsonl", 9, 0, 0.0, 32) if p.kind != "own")
+    assert load_prompts([str(tmp_path / "p.jsonl")], 13, 0, 0.5, 32) == chosen
+    assert all(p.temperature == 0 for p in load_prompts([str(tmp_path / "p.jsonl")], 9, 0, 0.0, 32) if p.kind != "own")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_table_for_people(url: str) -> None:
 def test_what_a_busy_machine_gave_is_not_kept(
     url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("draftpick.engines.profile.on_startup.MAX_DISAGREEMENT", -1.0)
+    monkeypatch.setattr("draftpick.engines.profile.keeper.MAX_DISAGREEMENT", -1.0)
     with caplog.at_level(logging.ERROR):
         run = CliRunner().invoke(
             cli.app, ["profile", "--url", f"here={url}", "--batch-sizes", "1", "--context-lengths", "20", "--json"]
@@ -145,6 +145,6 @@ def test_an_engine_that_is_not_there_is_named() -> None:
     assert "engine gone at http://127.0.0.1:9: connection refused" in str(run.exception)
 
 
-def test_an_engine_may_ask_to_be_measured() -> None:
-    assert Engine(name="a").deployment.profile == "off"
-    assert Engine.model_validate({"name": "a", "deployment": {"profile": "auto"}}).deployment.profile == "auto"
+def test_an_engine_measures_itself_unless_it_is_told_not_to() -> None:
+    assert Engine(name="a").deployment.profile == "auto"
+    assert Engine.model_validate({"name": "a", "deployment": {"profile": "off"}}).deployment.profile == "off"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from draftpick.deploy.workflows import drafter_corpus as corpora
-from draftpick.deploy.workflows.drafter_corpus import GENERATED, Corpus, answers_of
+from draftpick.deploy.workflows.drafter_corpus import Corpus, answers_of
 from draftpick.engines.drafters.training.responses import GenerationRequest, Responses
+from draftpick.policy_training.workloads import GENERATED
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def file(tmp_path: Path) -> str:
 def test_each_kind_of_each_source_is_a_part(file: str) -> None:
     parts = Corpus((file, GENERATED), ("math",), n=4).parts()
     assert [len(part) for part in parts] == [4, 4]
-    assert all(text.startswith("math") for text in parts[0])
+    assert all(prompt.text.startswith("math") for prompt in parts[0])
 
 
 def test_a_source_may_say_its_own_kind_and_number(file: str) -> None:
@@ -31,7 +32,7 @@ def test_a_source_may_say_its_own_kind_and_number(file: str) -> None:
 
 def test_no_prompt_comes_twice(file: str) -> None:
     parts = Corpus((f"{file}@2", file), n=6).parts()
-    texts = [text for part in parts for text in part]
+    texts = [prompt.text for part in parts for prompt in part]
     assert len(texts) == len(set(texts)) == 12
     assert len(Corpus((file, file)).parts()) == 2
 
@@ -53,7 +54,7 @@ def test_a_kind_that_no_source_holds_is_an_error(file: str) -> None:
 
 
 class Target:
-    """Answers each prompt with its length, and may be interrupted after some parts."""
+    """Answers each prompt with its length, unless it is too long, and may be interrupted after some shards."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -64,9 +65,10 @@ class Target:
             raise KeyboardInterrupt
         self.patience -= 1
         self.asked.append(len(asks))
-        tokens = np.asarray([[1, len(ask.text)] for ask in asks], np.int32).reshape(-1)
-        places = list(range(len(asks)))
-        return places, Responses(tokens, 2 * np.arange(len(asks) + 1), np.ones(len(asks), np.int32))
+        lengths = [len(ask.messages[-1]["content"]) for ask in asks]
+        places = [i for i, length in enumerate(lengths) if length < 10]
+        tokens = np.asarray([[1, lengths[i]] for i in places], np.int32).reshape(-1)
+        return places, Responses(tokens, 2 * np.arange(len(places) + 1), np.ones(len(places), np.int32))
 
 
 @pytest.fixture
@@ -74,10 +76,11 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     target = Target()
     monkeypatch.setattr(corpora, "ResponseGenerator", lambda *_, **__: target)
     monkeypatch.setattr(corpora, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(corpora, "_SHARD", 6)
     return target
 
 
-def test_an_interrupt_loses_the_part_that_is_under_way_alone(file: str, target: Target) -> None:
+def test_an_interrupt_loses_the_shard_that_is_under_way_alone(file: str, target: Target) -> None:
     corpus = Corpus((file,), n=6, target="some/model")
     target.patience = 1
     with pytest.raises(KeyboardInterrupt):
@@ -88,6 +91,25 @@ def test_an_interrupt_loses_the_part_that_is_under_way_alone(file: str, target: 
     assert [len(answer) for answer in answers.answer_tokens()] == [1] * 12
     assert answers_of(corpus).tokens.tolist() == answers.tokens.tolist()
     assert target.asked == [6, 6]
+
+
+def test_an_enlarged_or_mixed_corpus_asks_for_new_prompts_alone(file: str, target: Target) -> None:
+    few = answers_of(Corpus((f"{file}:math@2",), target="some/model"))
+    more = answers_of(Corpus((f"{file}:math@5", f"{file}:chat@1"), target="some/model"))
+    assert target.asked == [2, 4]
+    assert len(more) == 6
+    assert more.tokens[: len(few.tokens)].tolist() == few.tokens.tolist()
+    answers_of(Corpus((f"{file}:math@2",), target="some/model", temperatures=(0.7,)))
+    answers_of(Corpus((f"{file}:math@2",), target="some/model", max_tokens=9))
+    answers_of(Corpus((f"{file}:math@2",), target="some/model", seed=1))
+    assert target.asked[2:] == [2, 2, 2]
+
+
+def test_a_prompt_that_is_too_long_is_asked_once(tmp_path: Path, target: Target) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "short"}\n{"prompt": "longer than ten"}')
+    for _ in range(2):
+        assert answers_of(Corpus((str(tmp_path / "p.jsonl"),), target="some/model")).tokens.tolist() == [1, 5]
+    assert target.asked == [2]
 
 
 def test_answers_of_another_target_or_of_changed_weights_are_not_taken(
@@ -117,5 +139,5 @@ def test_a_full_disk_leaves_no_half_of_a_file(
         disk.setattr(np, "savez_compressed", full)
         with pytest.raises(OSError, match="No space"):
             answers_of(Corpus((file,), target="some/model"))
-    assert list((tmp_path / "cache" / "answers").iterdir()) == []
+    assert list((tmp_path / "cache" / "answers").glob("*/*")) == []
     assert len(answers_of(Corpus((file,), target="some/model"))) == 12

@@ -4,12 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from draftpick.engines.drafter_options import HybridOptions, TrigramOptions
+from draftpick.engines.drafter_options import HybridOptions, SuffixOptions, TrigramOptions
 from draftpick.engines.drafters.acceptance import DrafterReplay
-from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, Survival, build_parts
-from draftpick.engines.drafters.prompt_lookup import NgramDrafter, SuffixDrafter, longest_match
+from draftpick.engines.drafters.draft_length import Survival
+from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, SuffixProposer, build_parts
+from draftpick.engines.drafters.prompt_lookup import NgramDrafter, longest_match
 from draftpick.engines.drafters.proposer import Drafter
-from draftpick.engines.drafters.replay import VLLMNgramDrafter, replay_drafter, replay_matches
+from draftpick.engines.drafters.replay import VLLMNgramDrafter, count_agreed, replay_drafter, replay_matches
+from draftpick.engines.drafters.suffix import SuffixDrafter
 from draftpick.engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
 from draftpick.engines.drafters.trigram.table import find
 
@@ -82,13 +84,30 @@ def test_one_request_s_text_reaches_another_only_where_it_is_shared(shared: bool
 
 
 def test_survival_counts_what_is_known_only() -> None:
-    counts = Survival(1, 4, prior=0.0)
-    counts.score(0, (ids(1, 2, 3, 4), 0.0), ids(1, 2))
-    assert counts.trials[0, 0].tolist() == [1, 1, 0, 0]
-    counts = Survival(1, 4, prior=0.0)
-    counts.score(0, (ids(1, 2, 3, 4), 0.0), ids(1, 9))
-    assert counts.trials[0, 0].tolist() == [1, 1, 1, 1]
-    assert counts.hits[0, 0].tolist() == [1, 0, 0, 0]
+    counts = Survival(4)
+    counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 2))
+    assert counts.trials[0].tolist() == [1, 1, 0, 0]
+    counts = Survival(4)
+    counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 9))
+    assert counts.trials[0].tolist() == [1, 1, 1, 1]
+    assert counts.hits[0].tolist() == [1, 0, 0, 0]
+
+
+def test_survival_forgets() -> None:
+    counts, draft = Survival(1, prior=1.0), (ids(1), 0.0)
+    for accepted, n in ((2, 2000), (1, 700)):
+        for _ in range(n):
+            counts.score(draft, ids(accepted))
+    assert counts.hits[0, 0] / counts.trials[0, 0] > 0.5
+
+
+def test_only_a_prefix_is_accepted() -> None:
+    assert [count_agreed(ids(*draft), ids(1, 2, 3)) for draft in ((1, 2), (1, 9, 3), (9, 2, 3), (1, 2, 3, 4))] == [
+        2,
+        1,
+        0,
+        3,
+    ]
 
 
 class Scripted:
@@ -120,6 +139,26 @@ def test_the_hybrid_stops_drafting_when_no_part_earns_its_cost() -> None:
     assert replay_drafter(hybrid, ids(1), answer).drafted[-20:].sum() == 0
 
 
+def own_text(token_cost: float) -> SuffixOptions:
+    return SuffixOptions(token_cost=token_cost, suffix_decoding_max_cached_requests=0)
+
+
+def test_suffixes_keep_their_length_where_tokens_are_free_and_lose_what_fails_where_they_are_not() -> None:
+    answer = np.random.default_rng(0).integers(0, 5, 300).astype(np.int32)
+    full = replay_drafter(SuffixDrafter(K), ids(1, 2), answer)
+    free, dear = (replay_drafter(SuffixProposer.build(own_text(cost), K), ids(1, 2), answer) for cost in (0, 0.5))
+    assert free.drafted.tolist() == full.drafted.tolist()
+    assert dear.drafted.sum() < full.drafted.sum() / 4
+
+
+def test_suffixes_of_other_answers_are_kept_as_configured() -> None:
+    for kept in (0, 5):
+        drafter = SuffixProposer.build(SuffixOptions(token_cost=0, suffix_decoding_max_cached_requests=kept), K)
+        replay_drafter(drafter, ids(1, 2), ids(*PHRASE))
+        tokens = ids(7, *PHRASE[:4])
+        assert bool(len(drafter.draft(drafter.start(tokens), tokens, K)[0])) is (kept > 0)
+
+
 def vllm_config(k: int, **options: Any) -> Any:
     return SimpleNamespace(
         additional_config={"drafter": options},
@@ -128,7 +167,7 @@ def vllm_config(k: int, **options: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("proposer_class", [TrigramProposer, HybridProposer])
+@pytest.mark.parametrize("proposer_class", [TrigramProposer, SuffixProposer, HybridProposer])
 def test_a_batch_is_proposed_row_by_row(proposer_class: Any) -> None:
     proposer = proposer_class(vllm_config(K))
     proposer.load_model()

@@ -34,7 +34,7 @@ def test_a_drafter_of_our_own_has_the_class_that_vllm_loads_and_its_options(meth
     spec = DRAFTERS[method]
     assert spec.class_path is not None
     assert spec.class_path.startswith("draftpick.engines.drafters.")
-    made = model_free_drafter(drafter(method), 4)
+    made = model_free_drafter(without_shared_text(method), 4)
     proposers = {f"{one.__module__}.{one.__name__}": one for one in Proposer.__subclasses__()}
     assert proposers[spec.class_path].options is spec.options
     assert type(made) is type(proposers[spec.class_path].build(spec.options(), 4))  # type: ignore[misc]

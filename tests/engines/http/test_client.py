@@ -286,7 +286,7 @@ async def test_idle_connections_are_closed(servers: Servers, monkeypatch: pytest
     url = (await servers.mock()).url
     own = EngineClient(first_byte_timeout_s=30, timeout_s=60)
     await read(own, url, stream=False)
-    (origin,) = own._origins.values()
+    (origin,) = own.origins.values()
     connection = origin.idle[0]
     await until(lambda: not origin.idle and connection.closed)
     assert own._sweeper is None

@@ -26,6 +26,8 @@ def test_the_kernels_of_rms_norm_agree_with_vllm_s_own() -> None:
     torch.testing.assert_close(norm[KERNELS].impl_fn(x, weight, 1e-5), norm["native"].impl_fn(x, weight, 1e-5))
     wanted = fused["native"].impl_fn(x.clone(), residual.clone(), weight, 1e-5)
     torch.testing.assert_close(fused[KERNELS].impl_fn(x.clone(), residual.clone(), weight, 1e-5), wanted)
+    assert norm[KERNELS].supports_args(x, weight, 1e-5)
+    assert not norm[KERNELS].supports_args(x.bfloat16(), weight, 1e-5)  # the kernel reads both as one type
 
 
 @pytest.mark.vllm

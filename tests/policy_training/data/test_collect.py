@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from draftpick.engines.mock.app import MockSpec
 from draftpick.policy_training.data.collect import Task, measure, model_of, pinned_tasks
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, load, save
 from draftpick.policy_training.data.matrix import matrix
-from draftpick.policy_training.workloads import Prompt
+from draftpick.policy_training.workloads import Message, Prompt
 from draftpick.router import headers
 from tests.fleet import BREAKS, FAILS, FAST, MODEL, REFUSING_URL, Mock, StartMock
 
@@ -62,11 +63,16 @@ async def test_the_request_is_the_prompt_pinned_to_its_arm(
 ) -> None:
     mock = await mock_engine()
     monkeypatch.setenv("DRAFTPICK_ADMIN_KEYS", "secret")
-    await one(mock.url, Task(PROMPTS[1], "math", "math"))
+    prompt = replace(PROMPTS[1], top_p=0.9, history=(Message("user", "Hi"), Message("assistant", "Hello.")))
+    await one(mock.url, Task(prompt, "math", "math"))
     body, sent = last(mock)
     assert body["model"] == MODEL
-    assert body["messages"] == [{"role": "user", "content": PROMPTS[1].text}]
-    assert (body["temperature"], body["max_tokens"], body["stream"]) == (0.7, 20, True)
+    assert body["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": PROMPTS[1].text},
+    ]
+    assert (body["temperature"], body["top_p"], body["max_tokens"], body["stream"]) == (0.7, 0.9, 20, True)
     assert sent[headers.ARM] == "math"
     assert sent["authorization"] == "Bearer secret"
 

@@ -75,6 +75,13 @@ def test_several_datasets_are_read_as_one(tmp_path: Path) -> None:
     assert found.arms == ["ngram", "plain"]
 
 
+def test_a_dataset_keeps_the_sources_of_its_prompts_and_older_ones_have_none(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    save(new, [Measurement.from_prompt(replace(PROMPT, source="org/set"), "plain", "plain", OK)])
+    pq.write_table(pq.read_table(new).drop_columns("prompt_source"), old)
+    assert [m.prompt_source for m in load(new, old).measurements] == ["org/set", ""]
+
+
 def test_a_dataset_of_schema_2_is_read_in_the_names_of_today(tmp_path: Path) -> None:
     old = Path(__file__).parent / "dataset_schema2.parquet"  # written by a version of that schema
     data = load(old)

@@ -14,6 +14,8 @@ from draftpick.policy_training.data.from_records import (
     from_records,
     impute_missing_arms,
     logged_feedback,
+    paired_rows,
+    random_arm_rows,
 )
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.evaluation.ope import estimate_all, reward_model
@@ -99,6 +101,30 @@ def test_a_thin_log_makes_a_good_policy_whose_worth_is_estimated(tmp_path: Path)
     truth = -float((pi * per_token).sum(1).mean())
     found_value = estimate_all(seen, pi, reward_model(contexts, seen, 4))["dr"].value
     assert found_value.low <= truth <= found_value.high
+
+
+def test_a_shadow_has_no_propensity_and_pairs_need_all_arms() -> None:
+    own, other = record(0), record(1)
+    shadows = [
+        replace(own, attempt=1, decision=Decision(arm, 1.0, {arm: 1.0}, "uniform", "shadow"))
+        for arm in ARMS
+        if arm != own.decision.arm
+    ]
+    data = dataset_of([own, *shadows, other])
+    rows = random_arm_rows(data)
+    assert [m.prompt_id for m in rows.measurements] == ["r0/1", "r1/1"]
+    paired = paired_rows(data, rows, ARMS)
+    assert np.isfinite(paired[0]).all()
+    assert np.isnan(paired[1]).all()
+
+
+def test_an_improbable_answer_weighs_at_most_ten_times_a_certain_one() -> None:
+    data = dataset_of([record(i) for i in range(400)])
+    rare, *others = (m for m in data.measurements if m.arm == "math")
+    rare = replace(rare, propensity=1e-6, outcome=replace(rare.outcome, acceptance_length=1000.0))
+    usual = [m for m in data.measurements if m.arm != "math"]
+    full = impute_missing_arms(replace(data, measurements=(rare, *others, *usual)), ARMS, "features", COSTS)
+    assert np.median(full.acceptance_length[:, ARMS.index("math")]) < 10
 
 
 def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:

@@ -54,6 +54,24 @@ def test_dr_is_nearer_than_ips() -> None:
     assert np.mean(errors["dr"]) < np.mean(errors["ips"])
 
 
+def test_switch_leaves_out_the_heavy_weights() -> None:
+    """Two decisions of weight 1000, whose errors cancel out, among many of weight 1."""
+    n = 1000
+    arm, reward, propensity = np.zeros(n, np.int64), np.ones(n), np.ones(n)
+    reward[:2], propensity[:2] = (9.0, -9.0), 0.001
+    logged, pi = LoggedFeedback(arm, reward, propensity), np.ones((n, 1))
+    assert estimate_all(logged, pi, np.zeros((n, 1)), resamples=10)["switch"].value.value == pytest.approx(1, abs=0.01)
+
+
+def test_no_decision_predicts_itself() -> None:
+    logged = BANDIT.logged(0)
+    before = reward_model(BANDIT.contexts, logged, len(ARMS))
+    logged.reward[7] += 100.0
+    changed = (reward_model(BANDIT.contexts, logged, len(ARMS)) != before).any(1)
+    assert not changed[7]
+    assert changed.mean() == pytest.approx(0.8, abs=0.01)
+
+
 def test_all_agree_where_the_policy_is_the_logging_policy() -> None:
     logged = BANDIT.logged(0)
     pi = np.zeros_like(GOOD)

@@ -1,19 +1,16 @@
 """Workloads: a seed gives the same prompts, another seed others, all fit a small model; files are checked."""
 
 import ast
-import gzip
-import json
 import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from draftpick.policy_training.workloads import KINDS, Prompt, generate, interleaved, read_jsonl
+from draftpick.policy_training.workloads import KINDS, Prompt, generate, interleaved
 from draftpick.policy_training.workloads.library import functions, passage
 
 MAX_WORDS = 350
@@ -131,78 +128,6 @@ def test_stubs_to_complete_are_python_with_examples_in_the_docstring() -> None:
         assert ">>> " in docstring
 
 
-@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.jsonl.gz"])
-def test_read_jsonl_round_trip(tmp_path: Path, name: str) -> None:
-    prompts = generate(30, seed=8, sampled_share=0.5, max_tokens=40)
-    path, content = tmp_path / name, "\n\n".join(json.dumps(asdict(p)) for p in prompts).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    assert read_jsonl(path) == prompts
-
-
-def test_read_jsonl_other_names_and_defaults(tmp_path: Path) -> None:
-    lines = ['{"prompt": "Hi", "domain": "talk", "extra": [1], "id": null}', "", '{"text": "Ho", "id": 7}']
-    assert read_jsonl(written(tmp_path, *lines)) == [
-        Prompt("talk-1", "talk", "Hi"),
-        Prompt("7", "other", "Ho"),
-    ]
-
-
-def test_read_jsonl_lines_that_say_nothing_get_what_is_asked_for(tmp_path: Path) -> None:
-    lines = ['{"prompt": "a"}', '{"prompt": "b", "temperature": 0, "max_tokens": 7}']
-    path = tmp_path / "p.jsonl"
-    path.write_text("\n".join(lines))
-    prompts = read_jsonl(path, temperature=0.7, max_tokens=32)
-    assert [(p.temperature, p.max_tokens) for p in prompts] == [(0.7, 32), (0.0, 7)]
-
-
 def test_interleaved_prompts_come_in_rounds_of_all_kinds() -> None:
     prompts = [Prompt(f"{kind}-{i}", kind, "text") for kind, n in (("b", 3), ("a", 1), ("c", 2)) for i in range(n)]
     assert [p.id for p in interleaved(prompts)] == ["a-0", "b-0", "c-0", "b-1", "c-1", "b-2"]
-
-
-def test_read_jsonl_keeps_unicode_line_separators_inside_a_text(tmp_path: Path) -> None:
-    path = written(tmp_path, json.dumps({"prompt": "a\u2028b\u0085c é"}, ensure_ascii=False))
-    assert [p.text for p in read_jsonl(path)] == ["a\u2028b\u0085c é"]
-
-
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ('{"prompt": ', "Expecting value"),
-        ("[1, 2]", "expected a JSON object, found list"),
-        ('{"question": "Hi"}', r"'prompt' \(or 'text'\) is missing; fields found: question"),
-        ('{"prompt": 3}', "'prompt' must be a non-empty string"),
-        ('{"prompt": " "}', "'prompt' must be a non-empty string"),
-        ('{"prompt": "Hi", "kind": ["math"]}', "'kind' must be a non-empty string"),
-        ('{"prompt": "Hi", "id": 1.5}', "'id' must be a non-empty string"),
-        ('{"prompt": "Hi", "temperature": -1}', "'temperature' must be a number, 0 or more, found -1"),
-        ('{"prompt": "Hi", "temperature": "hot"}', "'temperature' must be a number"),
-        ('{"prompt": "Hi", "temperature": NaN}', "'temperature' must be a number"),
-        ('{"prompt": "Hi", "max_tokens": 0}', "'max_tokens' must be an integer"),
-        ('{"prompt": "Hi", "max_tokens": true}', "'max_tokens' must be an integer"),
-    ],
-)
-def test_read_jsonl_names_file_line_and_problem(tmp_path: Path, line: str, problem: str) -> None:
-    with pytest.raises(ValueError, match=rf"prompts\.jsonl:3: .*{problem}"):
-        read_jsonl(written(tmp_path, '{"prompt": "fine"}', "", line))
-
-
-def test_read_jsonl_wrong_encoding(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes('{"prompt": "é"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: 'utf-8' codec"):
-        read_jsonl(path)
-
-
-@pytest.mark.parametrize("damaged", [b"plain text", gzip.compress(b'{"prompt": "Hi"}\n' * 99, mtime=0)[:-12]])
-def test_read_jsonl_damaged_gzip(tmp_path: Path, damaged: bytes) -> None:
-    path = tmp_path / "prompts.jsonl.gz"
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"prompts\.jsonl\.gz:\d+: damaged gzip file"):
-        read_jsonl(path)
-
-
-def written(folder: Path, *lines: str) -> Path:
-    path = folder / "prompts.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path

@@ -50,6 +50,8 @@ def other_value(new: str) -> Any:
         return not usual
     if isinstance(usual, int):
         return usual * 2
+    if new.endswith(".rate"):
+        return 0.25
     return {None: 3, 0.0: 0.25}.get(usual, usual / 2 if usual else 0) if not new.endswith("engine") else "ngram"
 
 

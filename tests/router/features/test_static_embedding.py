@@ -11,8 +11,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from draftpick.router.features.lexical import FEATURES
-from draftpick.router.features.static_embedding import SHIPPED, TOKENIZER, VECTORS, StaticFeaturizer
-from draftpick.router.features.wordpiece_cache import WordPieceCache
+from draftpick.router.features.static_embedding import SHIPPED, TOKENIZER, VECTORS, StaticFeaturizer, WordPieceCache
 from draftpick.router.openai_request import Request
 from tests.fleet import CHAT
 

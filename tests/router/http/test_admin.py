@@ -13,9 +13,10 @@ from draftpick.router.online.events import Event
 from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.router import Router
 from tests.leaks import PROMPT
-from tests.router.registry.test_registry_service import ADMIN, ARMS, fixed_policy, served
+from tests.router.registry.test_registry_service import ARMS, fixed_policy, served
 
 EVENTS, POLICIES = "/v1/route/events", "/v1/route/policies"
+ADMIN = {"authorization": "Bearer boss"}
 TEAM = {"authorization": "Bearer team"}
 PAGES = [("GET", EVENTS), ("GET", POLICIES), ("POST", POLICIES)]
 
@@ -100,6 +101,18 @@ async def test_a_change_says_who_made_it_and_why(registry: Registry, tmp_path: P
     last = shown["history"][-1]
     assert last["by"] == "key draftpick-admin-0"
     assert "a good report" in last["reason"]
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_policy_is_promoted_rolled_back_pinned_and_unpinned(registry: Registry, tmp_path: Path) -> None:
+    async with admin(registry.path, tmp_path / "records") as (_, client):
+        for change, field, value in (
+            ({"action": "promote", "id": "p0002"}, "active", "p0002"),
+            ({"action": "rollback"}, "active", "p0001"),
+            ({"action": "pin", "id": "p0001"}, "pinned", True),
+            ({"action": "unpin"}, "pinned", False),
+        ):
+            assert (await client.post(POLICIES, json=change)).json()[field] == value
 
 
 REFUSED: list[tuple[dict[str, str], str | None, str]] = [

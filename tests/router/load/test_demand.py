@@ -18,35 +18,36 @@ def test_requests_in_flight_are_how_many_come_times_how_long_they_take() -> None
     demand = Demand(("a", "b"), clock)
     for _ in range(3000):  # ten a second for five minutes
         clock.now += 0.1
-        demand.observe("a", "b")
+        demand.decisions["a", "b"] += 1
     assert demand.in_flight({"a": 2.0, "b": 1.0}) == pytest.approx({"a": 20.0, "b": 0.0}, rel=0.02)
 
 
 def test_how_much_more_an_arm_is_wished_for() -> None:
     demand = Demand(("a", "b"), Clock())
     for chosen in ("a",) * 10 + ("b",) * 3:
-        demand.observe("a", chosen)
+        demand.decisions["a", chosen] += 1
     assert demand.unmet() == pytest.approx({"a": 0.3})
 
 
 def test_an_arm_that_the_fleet_does_not_have_is_not_wished_for() -> None:
     demand = Demand(("a", "b"), Clock())
     for chosen in ("a", "b"):
-        demand.observe("of a policy for more engines", chosen)
+        demand.decisions["of a policy for more engines", chosen] += 1
     assert demand.unmet() == pytest.approx({"a": 0.0, "b": 0.0})
 
 
 def test_an_arm_that_has_served_none_takes_what_the_slowest_does() -> None:
     clock = Clock()
     demand = Demand(("a", "b"), clock)
-    demand.observe("a", "b")
+    demand.decisions["a", "b"] += 1
     assert demand.in_flight({"a": 0.0, "b": 3.0})["a"] == pytest.approx(3.0 / 30)
 
 
 def test_what_was_wished_is_forgotten() -> None:
     clock = Clock()
     demand = Demand(("a",), clock)
-    demand.observe("a", "a")
+    demand.decisions["a", "a"] += 1
+    assert demand.unmet() == {"a": 0.0}
     clock.now = 600.0
     assert demand.in_flight({"a": 1.0})["a"] == pytest.approx(0.0, abs=1e-6)
     assert demand.unmet() == {}

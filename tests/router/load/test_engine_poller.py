@@ -1,17 +1,23 @@
 """A router follows its engines' pages: their load, their steps, and that they fall silent."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
 from starlette.applications import Starlette
 
+from draftpick.engines import load_report as load
 from draftpick.engines.http.client import EngineClient
+from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile.profile import Profile
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.sections import LoadConfig
 from draftpick.router.load.engine_poller import EnginePoller
 from draftpick.router.load.load_model import LoadModel
+from draftpick.router.load.step_time import CONTRADICTING_ANSWERS
 from tests.fleet import FAST, REFUSING_URL, SLOW, Servers, StartRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -100,6 +106,41 @@ async def test_an_engine_without_pages_is_asked_seldom(client: EngineClient, ser
     following.now_s = 31.0
     await following.ask()
     assert len(asked) == 2
+
+
+async def test_an_engine_whose_answers_contradict_its_profile_measures_itself_again_but_not_for_ever(
+    client: EngineClient, servers: Servers
+) -> None:
+    profiles, repeats = [RISING.profile(), RISING.model_copy(update={"step_s": 0.02}).profile()], 0
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal repeats
+        repeats += scope["method"] == "POST"
+        report: Any = LoadReport(0, 0) if scope["path"] == load.PATH else profiles[min(repeats, 1)]
+        await send({"type": "http.response.start", "status": 202 if scope["method"] == "POST" else 200, "headers": []})
+        await send({"type": "http.response.body", "body": orjson.dumps(report.as_json())})
+
+    following = Following(client, (await servers.serve(page)).url, REFUSING_URL)
+    told: list[Mapping[str, Profile]] = []
+    following.reports = EnginePoller(
+        client, following.table, following.model, 0.5, lambda: following.now_s, told.append
+    )
+    table = following.model.steps["a"]
+    await following.ask()
+    for _ in range(CONTRADICTING_ANSWERS + 10):
+        table.update(1, 0, 0.02)
+    await following.ask()
+    assert repeats == 1
+    following.now_s += 11
+    await following.ask()
+    assert [profiles["a"].step(1) for profiles in told] == [0.01, 0.02]
+    assert not table.contradicted
+    for _ in range(9):
+        for _ in range(CONTRADICTING_ANSWERS + 10):
+            table.update(1, 1, 0.04)
+        following.now_s += 31
+        await following.ask()
+    assert repeats == 3
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[]", b'{"running": -1, "waiting": 0}', b'{"running": "1"}'])

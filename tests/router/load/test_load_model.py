@@ -145,10 +145,11 @@ class TestPick:
         table.by_arm["a"][0].in_flight = 1
         assert table.pick("a").url == A2  # type: ignore[union-attr]
 
-    def test_requests_of_others_count(self) -> None:
+    @pytest.mark.parametrize("report", [LoadReport(3, 0), LoadReport(0, 3)], ids=["running", "waiting"])
+    def test_requests_of_others_count(self, report: LoadReport) -> None:
         table = ReplicaTable(("a",))
         table.update("a", [A, A2])
-        table.by_arm["a"][0].record_report(LoadReport(3, 0), 0.0)
+        table.by_arm["a"][0].record_report(report, 0.0)
         table.by_arm["a"][1].in_flight = 1
         assert table.pick("a").url == A2  # type: ignore[union-attr]
 

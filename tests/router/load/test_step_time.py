@@ -84,6 +84,16 @@ def test_curves_never_fall_whatever_is_seen(seen: list[tuple[float, int, float]]
         assert all(a <= b for a, b in pairwise(curve))
 
 
+@pytest.mark.parametrize(("ratio", "answers", "contradicts"), [(1.5, 70, True), (1.5, 30, False), (1.15, 200, False)])
+def test_a_lasting_ratio_contradicts_a_profile(ratio: float, answers: int, contradicts: bool) -> None:
+    for model, expected in ((StepTimeModel(PROFILE), contradicts), (StepTimeModel(), False)):
+        for n in range(answers):
+            model.update(1 + n % 4, 2, ratio * PROFILE.step(1 + n % 4, 0, 2))
+        assert model.contradicted == expected
+        model.forget_answers()
+        assert not model.contradicted
+
+
 def test_another_profile_forgets_what_was_seen() -> None:
     table = StepTimeModel()
     for running in (1, 8) * 50:

@@ -12,7 +12,8 @@ from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.telemetry.recent_requests import KEPT
 from tests.fleet import CHAT, FAILS, FAST, StartRouter, asked
 from tests.leaks import PROMPT
-from tests.router.registry.test_registry_service import ADMIN, ARMS, fixed_policy, served
+from tests.router.http.test_admin import ADMIN
+from tests.router.registry.test_registry_service import ARMS, fixed_policy, served
 
 PAGE = "/v1/route/state"
 TEAM = {"authorization": "Bearer team"}
@@ -85,7 +86,7 @@ async def test_a_router_that_has_seen_nothing(registry: Registry, tmp_path: Path
             "ineligible_reason": None,
             "breakers": {"closed": 1},
         }
-        assert row["standing"] == {**standing, "quarantine_state": "ok", "stale": False}
+        assert row["standing"] == {**standing, "quarantine_state": "ok", "stale": False, "costs": None}
         assert (row["arm"], row["share"], row["tokens_per_s"], row["saved_share"]) == (arm, None, 0.0, None)
 
 
@@ -109,6 +110,7 @@ async def test_what_it_shows_is_bounded(registry: Registry, tmp_path: Path) -> N
         for _ in range(3):
             await client.post(CHAT, json=asked())
         recent, serving = router.parts.recent, router.parts.active_policies
+        router.parts.attempts.drain()
         for i in range(3 * KEPT):
             recent._pending_ring.append(recent._pending_ring[0])
             recent.num_unprocessed += 1

@@ -73,6 +73,18 @@ def test_a_cell_of_few_answers_leans_on_its_arm(seen: int, least: float, most: f
     assert abs(correction.residual(1, 0)) < 0.05
 
 
+def test_an_arm_without_answers_leans_on_all() -> None:
+    correction = made(*((0, 0, 0.6) for _ in range(50)))
+    assert correction.residual(0, 0) > correction.residual(1, 0) > correction.residual(1, 1) > 0
+
+
+def test_what_is_doubted_counts_less() -> None:
+    correction = made(*((0, 0, 0.6) for _ in range(50)))
+    before = correction.weight(0, 0)
+    correction.discount(0.2)
+    assert correction.weight(0, 0) == pytest.approx(0.2 * before)
+
+
 # --- of other routers ---
 
 
@@ -93,6 +105,8 @@ def test_what_others_saw_of_a_forgotten_arm_is_forgotten_too() -> None:
     one.reset_arm(1)
     assert one.weight(0, 1) == 0
     assert one.weight(0, 0) > 0
+    one.update(0, 1, 0.5)
+    assert one.weight(0, 1) == 1
 
 
 @pytest.mark.parametrize(

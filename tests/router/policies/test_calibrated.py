@@ -11,6 +11,7 @@ from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies.calibrated import CalibratedPolicy
 from draftpick.router.policies.neighbourhood import Neighbourhood
 from draftpick.router.types import Context, LoadTerms
+from tests.router.policies.test_costs import profile
 
 ARMS = ("plain", "ngram", "math")
 D = 3
@@ -122,6 +123,37 @@ def test_costs_of_this_machine_and_corrections_move_the_choice_and_leave_the_bou
     assert chosen(made, NEAR, shifts=[[0.0, 0.0, 1.0]]) == "ngram"
     load = LoadTerms([1, 1, 4], [1, 1, 4], [0, 0, 0], [0, 0, 0], [1, 1, 1])
     assert chosen(made, NEAR, load=load) == "ngram"
+
+
+def test_with_profiles_of_this_machine_the_default_is_the_best_arm_by_them() -> None:
+    """Mean steps per token over the tasks are 1, 0.625 and 0.8."""
+    made = policy(default="math")
+    assert list(made.use_profiles({})) == []
+    assert made.default_arm == 2
+    made.use_profiles(
+        {
+            "ngram": profile(0.012, 0.012, 0.012),
+            "math": profile(0.005, 0.005, 0.005),
+            "plain": profile(0.010, 0.010, 0.010),
+        }
+    )
+    assert made.default_arm == 2
+    made.use_profiles(
+        {
+            "ngram": profile(0.012, 0.012, 0.012),
+            "math": profile(0.015, 0.015, 0.015),
+            "plain": profile(0.010, 0.010, 0.010),
+        }
+    )
+    assert made.default_arm == 1
+    made.use_profiles(
+        {
+            "ngram": profile(0.030, 0.030, 0.030),
+            "math": profile(0.015, 0.015, 0.015),
+            "plain": profile(0.010, 0.010, 0.010),
+        }
+    )
+    assert made.default_arm == 0
 
 
 def test_the_margins_of_an_explanation_are_those_that_decide() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from draftpick.router.config.sections import ExplorationConfig
 from draftpick.router.http.auth import digest
 from draftpick.router.policies.base import Forecast, Policy, Probabilities, Shifts
-from draftpick.router.policies.exploration import apply_exploration
+from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
 from draftpick.router.types import Context, LoadTerms
 from tests.fleet import CHAT, FAST, Routed, Servers, StartRouter, until
 from tests.router.request.test_stream_resume import ask, engine
@@ -116,20 +117,6 @@ def test_it_costs_at_most_arms_over_gamma_of_the_best_time_and_what_the_floor_co
 
 
 @given(settings_of(), budgets)
-def test_among_near_ties_alone_it_costs_at_most_arms_over_gamma(
-    setting: tuple[list[float], list[bool], list[float]], budget: float
-) -> None:
-    shares, may, drawn = setting
-    seconds = [1.0 + 0.29 * (s - 1e-3) / 1e3 for s in drawn]
-    made = apply_exploration(
-        shares, may, seconds, budget, ExplorationConfig(gamma=100, max_slowdown=0.3, min_probability=0.0)
-    )
-    least = min(s for s, one in zip(seconds, may, strict=True) if one)
-    dearer = sum((after - before) * s / least for after, before, s in zip(made, shares, seconds, strict=True))
-    assert dearer <= sum(may) / 100 + 1e-9
-
-
-@given(settings_of(), budgets)
 def test_without_forecasts_the_budget_is_drawn_from_all_alike(
     setting: tuple[list[float], list[bool], list[float]], budget: float
 ) -> None:
@@ -173,6 +160,44 @@ def test_answers_that_are_expected_to_take_no_time_are_no_fault(seconds: list[fl
     assert made[1] >= made[2] >= min(CONFIG.min_probability, 0.05)
 
 
+# --- wide, while levels are unknown ---
+
+
+@given(
+    settings_of(), st.floats(0.01, 1.0), st.floats(0.0, 0.3), st.lists(st.floats(0.0, 0.5), min_size=16, max_size=16)
+)
+def test_wide_exploration_keeps_its_share_and_its_cost(
+    setting: tuple[list[float], list[bool], list[float]], rate: float, cost: float, drawn: list[float]
+) -> None:
+    shares, may, seconds = setting
+    config, deviations = ExplorationConfig(wide_rate=rate, wide_cost=cost), drawn[: len(shares)]
+    made = apply_wide_exploration(shares, may, seconds, deviations, config)
+    choice = max(range(len(shares)), key=shares.__getitem__)
+    for arm, share in enumerate(shares):
+        if made is not None and made[arm] > share + 1e-12:
+            assert may[arm]
+            assert deviations[arm] > 0
+            assert seconds[arm] * math.exp(-2 * deviations[arm]) < seconds[choice]  # it could win
+    if made is None:
+        return
+    assert sum(made) == pytest.approx(1.0, abs=1e-12)
+    assert min(made) >= 0.0
+    assert moved(shares, made) <= rate + 1e-12
+    upper = [s * math.exp(deviation) / seconds[choice] - 1.0 for s, deviation in zip(seconds, deviations, strict=True)]
+    extra = sum((b - a) * max(one, 0.0) for a, b, one in zip(shares, made, upper, strict=True) if b > a)
+    assert extra <= cost + 1e-9
+
+
+def test_wide_exploration_tries_what_could_win_and_most_what_seems_fastest() -> None:
+    config = ExplorationConfig(wide_rate=0.3, wide_cost=1.0)
+    made = apply_wide_exploration([1.0, 0, 0, 0, 0], [True] * 5, [1.0, 1.0, 1.2, 2.0, 1.1], [0.3] * 4 + [0.0], config)
+    assert made is not None
+    assert made[1] > made[2] > 0.0
+    assert made[3:] == [0.0, 0.0]  # one cannot win, the other is known
+    assert made[0] == pytest.approx(0.7)
+    assert apply_wide_exploration([1.0, 0.0], [True] * 2, [1.0, 2.0], [0.3] * 2, config) is None
+
+
 # --- where it is switched off ---
 
 
@@ -208,12 +233,16 @@ class TestServed:
 
     async def test_with_as_many_requests_in_flight_nothing_is_explored(self, router_app: StartRouter) -> None:
         busy = {"max_in_flight": 1}  # the request that is decided is in flight itself
-        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), exploration={"rate": 0.25, **busy})
+        router = await router_app(
+            {"a": FAST, "b": FAST}, policy=Foresees(), exploration={"wide_rate": 0, "rate": 0.25, **busy}
+        )
         assert await explored(router) == [0.0] * 4
 
     async def test_below_that_many_it_goes_on(self, router_app: StartRouter) -> None:
         calm = {"max_in_flight": 2}
-        router = await router_app({"a": FAST, "b": FAST}, policy=Foresees(), exploration={"rate": 0.25, **calm})
+        router = await router_app(
+            {"a": FAST, "b": FAST}, policy=Foresees(), exploration={"wide_rate": 0, "rate": 0.25, **calm}
+        )
         assert await explored(router) == [0.25] * 4
 
     @pytest.mark.parametrize(("explore", "expected"), [(False, 0.0), (True, 0.25)])
@@ -225,7 +254,7 @@ class TestServed:
         router = await router_app(
             {"a": FAST, "b": FAST},
             policy=Foresees(),
-            exploration={"rate": 0.25},
+            exploration={"wide_rate": 0, "rate": 0.25},
             keys={"file": str(tmp_path / "keys.yaml")},
         )
         assert await explored(router, authorization="Bearer dp-team") == [expected] * 4
@@ -235,7 +264,9 @@ class TestServed:
     ) -> None:
         seen: list[dict[str, Any]] = []
         urls = {arm: (await servers.serve(engine(seen, breaks_after=2))).url for arm in ("a", "b")}
-        router = await router_app(urls, policy=Foresees(), exploration={"rate": 0.25}, resume_streams=True)
+        router = await router_app(
+            urls, policy=Foresees(), exploration={"wide_rate": 0, "rate": 0.25}, resume_streams=True
+        )
         for _ in range(3):
             await ask(router, CHAT)
         decisions = [record.decision for record in await router.records(6)]

@@ -17,7 +17,7 @@ from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
-DRAWS = 30_000
+DRAWS = 10_000
 EXPLORATION = ExplorationConfig(gamma=20.0, min_probability=0.01)
 FRESH = Bandit.draw(400, seed=8)
 
@@ -50,7 +50,7 @@ def test_the_importance_weighted_mean_of_1_is_1_over_many_decisions(policy: Poli
         assert all(made.probabilities[arm] == 0 for arm in set(ARMS) - set(eligible))
         weights[i] = 1 / len(eligible) / made.propensity
     assert abs(weights.mean() - 1) < 4 * weights.std() / DRAWS**0.5
-    assert weights.std() / DRAWS**0.5 < 0.03
+    assert weights.std() / DRAWS**0.5 < 0.05
 
 
 def test_a_decision_is_reproduced_from_its_record(policy: Policy) -> None:
@@ -134,4 +134,4 @@ def decided_again(policy: Policy, record: Record, exploration: ExplorationConfig
     eligible = [arm for arm, probability in made.probabilities.items() if probability > 0]
     shifts = None if made.residual is None else [made.residual]
     given = DecisionInput(record.context, eligible, made.exploration_rate, exploration, lambda arms: made.load)
-    return policy.decide(given, np.random.default_rng(0), shifts)
+    return policy.decide(given, np.random.default_rng(0), shifts, made.level_deviations)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.registry.registry import Registry
 from draftpick.router.registry.resolve import could_be_registry, resolve
 from draftpick.router.router import Router
-from draftpick.router.types import Context, Decision, LoadTerms, Outcome
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 from tests.fleet import FAST, MODEL, StartRouter, until
 from tests.router.registry.test_registry_service import fixed_policy
 
 ARMS = ("plain", "ngram")
 CONTEXT = Context(np.zeros(2, np.float32), "features")
-CONFIG = RouterConfig(default_engine="plain", seed=0)
+OFF = {"correction": {"enabled": False}}
+CONFIG = RouterConfig.model_validate({"default_engine": "plain", "seed": 0, "online": OFF})
 DRAWS = 20_000
 
 
@@ -174,6 +176,17 @@ def test_both_policies_learn_from_every_answer_whichever_decided() -> None:
     answered(made, "ngram", 0.02, 40, "one")
     for policy in ("one", "two"):
         assert online(made, policy).correction.residual(0, 1) == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_an_answered_attempt_gets_the_cluster_of_its_request() -> None:
+    made = serving(Foresees("one"))
+    for policy, cluster in (("one", 0), ("another", None)):
+        decision = Decision("plain", 1.0, {"plain": 1.0}, policy)
+        ended = Attempt("r", 1, "/v1/completions", False, {}, CONTEXT, decision, Outcome("ok"), {"plain": 0}, 1.0)
+        found = made.classify(ended)
+        assert (found.cluster, found.decision.cluster) == (("one", 0), cluster)
+        failed = replace(ended, running=None)
+        assert made.classify(failed) is failed
 
 
 def test_answers_to_contexts_of_other_features_teach_nothing() -> None:

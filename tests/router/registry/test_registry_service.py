@@ -21,7 +21,6 @@ from tests.deploy.artefact import write_policy
 from tests.fleet import CHAT, FAST, MODEL, asked, until
 
 ARMS = ("plain", "ngram")
-ADMIN = {"authorization": "Bearer boss"}
 
 
 def fixed_policy(folder: Path, arm: str) -> Path:
@@ -113,38 +112,6 @@ async def test_a_state_that_cannot_be_read_leaves_what_serves(registry: Registry
         await until(lambda: router.rejected is not None)
         assert set(await arms_of(client, 3)) == {"plain"}
         assert [event.kind for event in router.events.recent] == ["policy_rejected"]
-
-
-# --- over HTTP ---
-
-
-@pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRAFTPICK_API_KEYS", "team")
-    monkeypatch.setenv("DRAFTPICK_ADMIN_KEYS", "boss")
-
-
-@pytest.mark.usefixtures("keys")
-async def test_policies_are_seen_and_changed_by_admins(registry: Registry, tmp_path: Path) -> None:
-    async with served(registry.path, tmp_path / "records") as (_, client):
-        path = "/v1/route/policies"
-        assert (await client.get(path)).status_code == 401
-        assert (await client.get(path, headers={"authorization": "Bearer team"})).status_code == 403
-        assert (await client.get(path, headers=ADMIN)).json()["active"] == "p0001"
-
-        async def change(**body: Any) -> httpx.Response:
-            return await client.post(path, json=body, headers=ADMIN)
-
-        assert (await change(action="canary", id="p0002", share=0.5)).json()["candidate"]["share"] == 0.5
-        assert (await change(action="promote", id="p0002", reason="it is better")).json()["active"] == "p0002"
-        assert (await change(action="rollback")).json()["active"] == "p0001"
-        assert (await change(action="pin", id="p0001")).json()["pinned"]
-        refused = await change(action="promote", id="p0002")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "policy_rejected")
-        assert not (await change(action="unpin")).json()["pinned"]
-        events = (await client.get("/v1/route/events", headers=ADMIN)).json()["data"]
-        assert {event["kind"] for event in events} <= {"policy_activated"}
-        assert (await client.get("/v1/route/events")).status_code == 401
 
 
 # --- what replicas tell each other ---

@@ -11,7 +11,8 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from draftpick.engines.mock.app import MockSpec
+from draftpick.engines.http.server import LocalServer
+from draftpick.engines.mock.app import MockSpec, mock_app
 from draftpick.router.policies.baselines import UniformPolicy
 from draftpick.router.types import Record
 from tests.fleet import (
@@ -21,6 +22,7 @@ from tests.fleet import (
     FAILS,
     FAST,
     HANGS,
+    MODEL,
     REFUSING_URL,
     RESPONSES,
     SLOW,
@@ -33,11 +35,17 @@ from tests.fleet import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+CONTENT = b'data: {"choices":[{"delta":{"content":"x"}}]}'
 REFUSES = FAST.model_copy(update={"refuse_share": 1.0})
 
 
 def story(records: list[Record]) -> list[tuple[int, str, str]]:
     return [(one.attempt, one.decision.arm, one.outcome.status) for one in records]
+
+
+async def answering(servers: Servers, body: bytes, media_type: str = "text/event-stream", status: int = 200) -> str:
+    """The address of an engine that answers every request with these bytes."""
+    return (await servers.serve(Response(body, status, media_type=media_type))).url
 
 
 def timeouts(fault: MockSpec | str, seconds: float) -> dict[str, float]:
@@ -100,26 +108,47 @@ async def test_when_all_answer_garbage_the_client_gets_an_openai_error(router_ap
 async def test_another_engine_answers_when_a_stream_ends_before_its_content(
     router_app: StartRouter, servers: Servers, ending: bytes
 ) -> None:
-    async def begins(scope: Scope, receive: Receive, send: Send) -> None:
-        role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
-        await Response(role + ending, media_type="text/event-stream")(scope, receive, send)
-
-    app = await router_app({"a": (await servers.serve(begins)).url, "b": FAST})
+    role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+    app = await router_app({"a": await answering(servers, role + ending), "b": FAST})
     answer = await app.post(stream=True)
     assert answer.headers["x-draftpick-arm"] == "b"
     assert answer.content.count(b'"role"') == 1
     assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
 
 
-async def test_an_error_in_a_stream_is_no_good_answer(router_app: StartRouter, servers: Servers) -> None:
-    async def fails_late(scope: Scope, receive: Receive, send: Send) -> None:
-        data = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'
-        await Response(data, media_type="text/event-stream")(scope, receive, send)
-
-    app = await router_app({"a": (await servers.serve(fails_late)).url, "b": FAST})
+@pytest.mark.parametrize("error", [b'data: {"error": {"code": 500}}', b"event: error\ndata: {}"])
+async def test_an_error_in_a_stream_is_no_good_answer(router_app: StartRouter, servers: Servers, error: bytes) -> None:
+    url = await answering(servers, b"%b\n\n%b\n\ndata: [DONE]\n\n" % (CONTENT, error))
+    app = await router_app({"a": url, "b": FAST})
     answer = await app.post(stream=True)
-    assert answer.content.endswith(b'data: {"error": {"code": 500}}\n\ndata: [DONE]\n\n')
+    assert answer.content.endswith(b"\n\n%b\n\ndata: [DONE]\n\n" % error)
     assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
+async def test_bytes_after_the_last_event_go_on(router_app: StartRouter, servers: Servers) -> None:
+    data = CONTENT + b"\n\ndata: [DONE]\n\n: end"
+    app = await router_app({"a": await answering(servers, data)})
+    assert (await app.post(stream=True)).content == data
+    assert story(await app.records(1)) == [(1, "a", "ok")]
+
+
+async def test_another_engine_answers_when_one_does_not_stream(router_app: StartRouter, servers: Servers) -> None:
+    app = await router_app({"a": await answering(servers, b"{}", "application/json"), "b": FAST})
+    assert b"[DONE]" in (await app.post(stream=True)).content
+    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+
+
+async def test_events_before_the_content_are_held_up_to_a_limit(router_app: StartRouter, servers: Servers) -> None:
+    async def begins(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for _ in range(66):
+            await send({"type": "http.response.body", "body": b": %b\n\n" % (b"x" * 1024), "more_body": True})
+        await receive()  # the request's body
+        await receive()  # its end
+
+    app = await router_app({"a": (await servers.serve(begins)).url})
+    async with asyncio.timeout(5), app.client.stream("POST", CHAT, json=asked(stream=True)) as answer:
+        assert len(await anext(answer.aiter_raw())) > 60_000
 
 
 async def test_a_stream_that_stalls_ends_with_an_error_event(router_app: StartRouter) -> None:
@@ -141,6 +170,13 @@ async def test_another_replica_of_the_same_engine_answers_when_there_is_no_other
     assert [answer.status_code for answer in answers] == [200] * 4
     pinned = [await app.post(headers={"x-draftpick-arm": "a"}) for _ in range(4)]
     assert [answer.status_code for answer in pinned] == [200] * 4
+
+
+async def test_another_engine_is_tried_before_another_replica(router_app: StartRouter, servers: Servers) -> None:
+    app = await router_app({"a": FAILS, "b": FAST})
+    app.replicas.update("a", [*app.replicas.urls()["a"], (await servers.mock(FAILS)).url])
+    await app.post()
+    assert story(await app.records(2)) == [(1, "a", "engine_error"), (2, "b", "ok")]
 
 
 async def test_a_failing_engine_is_ejected_and_readmitted_by_a_probe(router_app: StartRouter) -> None:
@@ -168,10 +204,7 @@ async def test_an_engine_with_a_lost_drafter_is_quarantined(router_app: StartRou
 
 
 async def test_another_engine_answers_when_one_has_too_many_requests(router_app: StartRouter, servers: Servers) -> None:
-    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
-        await Response(b"{}", 429)(scope, receive, send)
-
-    app = await router_app({"a": (await servers.serve(busy)).url, "b": FAST})
+    app = await router_app({"a": await answering(servers, b"{}", "application/json", 429), "b": FAST})
     assert (await app.post()).headers["x-draftpick-arm"] == "b"
     assert story(await app.records(2)) == [(1, "a", "engine_error"), (2, "b", "ok")]
 
@@ -244,6 +277,20 @@ async def test_a_request_waits_while_all_engines_are_being_replaced(router_app: 
     assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, "a")
 
 
+async def test_an_engine_that_restarts_at_its_address_is_waited_for(router_app: StartRouter) -> None:
+    app_of_engine = mock_app(FAST, model=MODEL)
+    stopped = LocalServer(app_of_engine)
+    url = stopped.url
+    await stopped.drain(0.0)
+    app = await router_app({"a": url})
+    request = asyncio.create_task(app.post())
+    await until(lambda: app.num_attempts == 1)
+    again = LocalServer(app_of_engine, port=int(url.rsplit(":", 1)[1]))
+    await again.start()
+    assert (await request).status_code == 200
+    await again.drain(0.0)
+
+
 async def test_when_no_engine_is_there_the_client_gets_an_openai_error(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST}, wait_for_engine_s=0.1)
     app.replicas.update("a", [])
@@ -268,7 +315,7 @@ async def test_when_all_engines_refuse_the_last_refusal_passes_through(
 
 
 async def test_what_the_engine_blames_on_the_request_passes_through(router_app: StartRouter) -> None:
-    app = await router_app({"a": FAST, "b": FAST})
+    app = await router_app({"a": FAST, "b": FAST}, breaker={"consecutive_failures": 1})
     for fields, status in (({"model": "other"}, 404), ({"max_tokens": 0}, 400)):
         answer = await app.post(**fields)
         async with httpx.AsyncClient(base_url=app.engines["a"].url) as direct:
@@ -276,6 +323,7 @@ async def test_what_the_engine_blames_on_the_request_passes_through(router_app: 
         assert answer.status_code == status
         assert answer.headers["x-draftpick-arm"] == "a"
     assert story(await app.records(2)) == [(1, "a", "client_error")] * 2
+    assert app.replicas.health()["a"] == {app.engines["a"].url: "closed"}
 
 
 # --- after the first byte ---
@@ -303,11 +351,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_tried_ag
 
 
 async def test_a_stream_that_ends_without_its_terminator_is_broken(router_app: StartRouter, servers: Servers) -> None:
-    async def stops(scope: Scope, receive: Receive, send: Send) -> None:
-        half = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: {"choi'
-        await Response(half, media_type="text/event-stream")(scope, receive, send)
-
-    app = await router_app({"a": (await servers.serve(stops)).url, "b": FAST})
+    app = await router_app({"a": await answering(servers, CONTENT + b'\n\ndata: {"choi'), "b": FAST})
     answer = await app.post(stream=True)
     assert b"engine_broken" in answer.content
     assert story(await app.records(1)) == [(1, "a", "broken")]

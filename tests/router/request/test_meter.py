@@ -211,6 +211,7 @@ def test_a_whole_answer_tells_tokens_acceptance_and_the_engines_own_ttft() -> No
     assert (made.acceptance_length, made.acceptance_rate) == (2.5, 0.5)
     assert made.overhead_s is not None
     assert made.ttft_s == pytest.approx(made.overhead_s + 0.040)
+    assert made.queue_s == pytest.approx(0.030)
 
 
 def test_a_whole_answer_without_metrics_has_no_ttft() -> None:

@@ -63,7 +63,7 @@ async def test_a_full_engine_is_passed_over(router_app: StartRouter) -> None:
 )
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_deadline_ends_the_wait(router_app: StartRouter, header: str, stream: bool) -> None:
-    app = await router_app({"a": HANGS, "b": HANGS})
+    app = await router_app({"a": HANGS, "b": HANGS}, breaker={"consecutive_failures": 1})
     answer = await asyncio.wait_for(app.post(stream=stream, headers={header: "0.2"}), 3)
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"

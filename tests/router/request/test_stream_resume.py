@@ -21,7 +21,9 @@ WORDS = [f"w{i} " for i in range(12)]
 """The one answer that the engines below give: a token a word."""
 
 
-def engine(seen: list[dict[str, Any]], breaks_after: int | None = None, counts: bool = True) -> ASGIApp:
+def engine(
+    seen: list[dict[str, Any]], breaks_after: int | None = None, counts: bool = True, step_s: float = 0.001
+) -> ASGIApp:
     """An engine that answers `WORDS`, or goes on with them; it counts words, and may break after some of them."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +47,7 @@ def engine(seen: list[dict[str, Any]], breaks_after: int | None = None, counts: 
             if number - done == breaks_after:
                 raise OSError("cut")
             yield event(delta={"content": WORDS[number]}) if chat else event(text=WORDS[number])
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(step_s)
         yield event(**({"delta": {}} if chat else {"text": ""}), finish_reason="length")
         usage = {"prompt_tokens": 5 + done, "completion_tokens": last - done, "total_tokens": 5 + last}
         yield b"data: " + orjson.dumps({"id": "x", "choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n"
@@ -130,16 +132,38 @@ async def test_an_engine_that_counts_no_tokens_cannot_go_on(router_app: StartRou
     assert [one.outcome.status for one in await app.records(2)] == ["broken", "engine_error"]
 
 
-async def test_a_deadline_for_the_first_byte_does_not_end_the_rest(router_app: StartRouter, servers: Servers) -> None:
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(0.25)
-        await engine([], 4)(scope, receive, send)
+@pytest.mark.parametrize(("http_status", "status"), [(400, "engine_error"), (200, "broken")])
+async def test_what_is_no_stream_is_not_the_rest_of_one(
+    router_app: StartRouter, servers: Servers, http_status: int, status: str
+) -> None:
+    async def other(scope: Scope, receive: Receive, send: Send) -> None:
+        answer = JSONResponse({"count": 4}) if scope["path"] == "/tokenize" else JSONResponse({}, http_status)
+        await answer(scope, receive, send)
 
+    urls = {"a": (await servers.serve(engine([], 4))).url, "b": (await servers.serve(other)).url}
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
+    _, chunks = await ask(app, CHAT)
+    assert chunks[-1]["error"]["code"] == "engine_broken"
+    assert [one.outcome.status for one in await app.records(2)] == ["broken", status]
+
+
+async def test_a_pinned_stream_does_not_go_on(router_app: StartRouter, servers: Servers) -> None:
+    urls = [(await servers.serve(engine([], 4))).url for _ in range(2)]
+    app = await router_app({"a": urls[0], "b": (await servers.serve(engine([]))).url}, resume_streams=True)
+    app.replicas.update("a", urls)
+    body = {**asked(), "stream": True, "temperature": 0}
+    answer = await app.client.post(CHAT, json=body, headers={"x-draftpick-arm": "a"})
+    assert b"engine_broken" in answer.content
+    await app.records(1)
+
+
+async def test_a_deadline_for_the_first_byte_does_not_end_the_rest(router_app: StartRouter, servers: Servers) -> None:
+    slow = engine([], 4, step_s=0.3)
     urls = {"a": (await servers.serve(slow)).url, "b": (await servers.serve(engine([]))).url}
     app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     body = {**asked(), "stream": True, "temperature": 0}
-    answer = await app.client.post(CHAT, json=body, headers={"x-draftpick-timeout": "0.255"})
-    assert b"[DONE]" in answer.content or answer.status_code == 504
+    answer = await app.client.post(CHAT, json=body, headers={"x-draftpick-timeout": "1"})
+    assert b"[DONE]" in answer.content
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ async def test_an_arm_with_late_first_tokens_gets_no_request(router_app: StartRo
     app = await router_app({"a": FAST, "b": FAST}, policy=FixedPolicy(("a", "b"), "a"))
     signal = app.parts.health_signals[-1]
     observe = signal.on_attempt_end  # type: ignore[attr-defined]
-    assert observe in app.parts.dispatcher._observers
+    assert observe in app.parts.attempts._observers.values()
     assert (await app.post()).headers["x-draftpick-arm"] == "a"
     assert not signal.suspects
     decision = Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p")

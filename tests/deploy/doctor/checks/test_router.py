@@ -61,7 +61,9 @@ def test_an_old_policy_and_one_of_few_requests(tmp_path: Path) -> None:
 def test_a_registry_that_learns_nothing_new(tmp_path: Path) -> None:
     (tmp_path / "registry").mkdir()
     registry = {"policy": str(tmp_path / "registry")}
-    assert one(found(fleet(tmp_path, router=registry), "learning")).where == "router.exploration.rate"
+    for off in ({"exploration": {"rate": 0}}, {"online": {"correction": {"enabled": False}}}):
+        assert one(found(fleet(tmp_path, router={**registry, **off}), "learning")).where == "router.exploration.rate"
+    assert not found(fleet(tmp_path, router=registry), "learning")
     assert not found(fleet(tmp_path, router={**registry, "exploration": {"rate": 0.03}}), "learning")
     assert (
         one(found(fleet(tmp_path, router={"shadow": {"sample_rate": 0.5}}), "learning")).where

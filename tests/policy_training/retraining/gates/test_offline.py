@@ -11,7 +11,7 @@ from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedbac
 from draftpick.policy_training.evaluation.ope import reward_model
 from draftpick.policy_training.retraining.gates import OFFLINE
 from draftpick.policy_training.retraining.gates.base import Check, Gate, NotMade, Verdict, evaluate, skipped
-from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
+from draftpick.policy_training.retraining.gates.offline import LoggedEvidence, worst_slice
 from tests.bench.gates import ARMS, EXPLORE, POOL, World
 
 BETTER = World.draw(0.08, np.random.default_rng(1))
@@ -64,6 +64,20 @@ def test_offline_refuses_a_slow_slice() -> None:
     worst = next(check for check in verdict.checks if check.name == "worst_slice")
     assert worst.value == pytest.approx(0.2, abs=0.1)
     assert worst.why.startswith("0:")
+
+
+def test_many_slices_are_no_more_often_slow_by_chance() -> None:
+    """Both arms are equal, so one slice in twenty is slower at the level of a single one."""
+    rng, n = np.random.default_rng(3), 4000
+    arm, pi = rng.integers(2, size=n), np.eye(2)[np.ones(n, np.int64)]
+    logged = LoggedFeedback(arm, -rng.lognormal(0.0, 0.3, n), np.full(n, 0.5))
+    slices = (np.arange(n) % 40).astype(str).tolist()
+    evidence = LoggedEvidence(logged, pi, pi, np.full((n, 2), logged.reward.mean()), 0, slices)
+    assert worst_slice(evidence).passed
+    assert not all(
+        worst_slice(replace(evidence, slices=["x" if s == one else "rest" for s in slices])).passed
+        for one in set(slices)
+    )
 
 
 def test_replay_is_checked_where_it_is_given() -> None:

@@ -1,0 +1,83 @@
+import hashlib
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engines.drafters.tiny import VOCABULARY, write_head, write_target
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+def digest(name: str) -> str:
+    """Digest of the source of `module:qualified.name`, empty if there is none of that name."""
+    module, _, path = name.partition(":")
+    try:
+        source = inspect.getsource(reduce(getattr, path.split("."), importlib.import_module(module)))  # type: ignore[arg-type]
+    except (ImportError, AttributeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def test_vllm_s_functions_are_those_that_the_loop_was_written_for() -> None:
+    from draftpick.engines.vllm.head_proposer import RELIES_ON
+
+    changed = [name for name, known in RELIES_ON.items() if digest(name) != known]
+    assert not changed, "compare with head_proposer.py, then note the new digests"
+
+
+def test_slots_follow_each_request_s_blocks() -> None:
+    from draftpick.engines.vllm.head_proposer import slot_of
+
+    table = torch.tensor([[7, 2], [4, 9]])
+    assert slot_of(table, torch.tensor([3, 0]), block_size=4).tolist() == [31, 16]
+    assert slot_of(table, torch.tensor([4, 5]), block_size=4).tolist() == [8, 37]
+
+
+def test_drafts_are_those_of_vllm_s_own_loop(tmp_path: Path) -> None:
+    write_target(tmp_path / "target", layers=7, head_dim=32, spread=6)
+    write_head(tmp_path / "target", tmp_path / "head", parallel=False)
+    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    command = [sys.executable, "-c", f"from {__name__} import compare; compare({str(tmp_path)!r})"]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    assert ran.stdout.splitlines()[-1] == "True"
+
+
+def compare(folder: str) -> None:
+    """Draft every step of a few requests by both loops, and print whether all drafts were the same."""
+    from vllm import LLM, SamplingParams
+    from vllm.v1.spec_decode.eagle import EagleProposer
+
+    from draftpick.engines.vllm.head_proposer import HeadProposer
+
+    same, propose = [], HeadProposer.propose
+
+    def both(self: Any, **step: Any) -> Any:
+        ours = propose(self, **step)
+        theirs = EagleProposer.propose(self, **step).tolist()
+        same.append(ours == theirs and self._head is not None)
+        return theirs
+
+    HeadProposer.propose = both  # type: ignore[method-assign]
+    head = {
+        "method": "eagle3",
+        "model": f"{folder}/head",
+        "num_speculative_tokens": 3,
+        "use_local_argmax_reduction": True,
+    }
+    llm = LLM(
+        model=f"{folder}/target", dtype="float32", enforce_eager=True, max_model_len=256, kv_cache_memory_bytes=2**26,
+        skip_tokenizer_init=True, speculative_config=head,
+    )  # fmt: skip
+    random = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(VOCABULARY, (n,), generator=random).tolist() for n in (3, 40, 130)]
+    params = SamplingParams(temperature=0.5, max_tokens=24, ignore_eos=True, detokenize=False)
+    llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    print(len(same) > 8 and all(same))

@@ -1,0 +1,108 @@
+"""What the answers of a policy teach it, and what the load terms of a decision follow."""
+
+import asyncio
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from draftpick.engines.mock.app import MockSpec
+from draftpick.router.config.sections import CorrectionConfig
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.http.auth import digest
+from draftpick.router.load.step_time import StepTimeModel
+from draftpick.router.online.residual_correction import ResidualCorrection
+from draftpick.router.policies.base import Forecast, Probabilities, Shifts
+from draftpick.router.policies.baselines import FixedPolicy
+from draftpick.router.types import Context, LoadTerms
+from tests.fleet import FAST, Routed, StartRouter, until
+from tests.router.load.test_load_model import rising
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FEATURES = LexicalFeaturizer()
+CORRECTED = {"correction": {"enabled": True}}
+
+
+class Predicts(FixedPolicy):
+    """Chooses `a`, would choose `b` without load, and predicts a time per token."""
+
+    uses_load = True
+
+    def __init__(self, tpot_s: float = 0.01) -> None:
+        super().__init__(("a", "b"), "a")
+        self.id, self.featurizer, self._tpot_s = "predicts", FEATURES.id, tpot_s
+
+    def score(
+        self,
+        context: Context | None,
+        eligible: npt.NDArray[np.bool_],
+        shifts: Shifts | None = None,
+        load: LoadTerms | None = None,
+    ) -> tuple[Probabilities, Forecast | None]:
+        slowdown = load.slowdown if load is not None else (1.0, 1.0)
+        tpot_s = [self._tpot_s * one for one in slowdown]
+        return self.probabilities(context, eligible), Forecast([1.0, 1.0], tpot_s, unloaded_arm=1)
+
+
+def learned(app: Routed) -> ResidualCorrection:
+    return app.parts.active_policies.learners()[0][1].correction
+
+
+async def test_only_the_policys_own_decisions_teach_it(router_app: StartRouter) -> None:
+    spec = MockSpec(step_s=0.002, prefill_s=0, output_tokens=8)
+    app = await router_app({"a": spec, "b": spec}, policy=Predicts(), featurizer=FEATURES, online=CORRECTED)
+    await app.post(stream=True, headers={"x-draftpick-arm": "a"})
+    app.parts.load.staleness.suspects = frozenset({"a", "b"})
+    await app.post(stream=True)
+    assert app.parts.metrics.fallbacks["stale_load"] == 1
+    assert learned(app).weight(0, 0) == 0
+    app.parts.load.staleness.suspects = frozenset()
+    await app.post(stream=True)
+    assert learned(app).weight(0, 0) == 1
+
+
+@pytest.mark.parametrize(("at_start", "at_end", "slowdown"), [(3, 3, 4), (0, 4, 3)])
+async def test_load_is_not_learned_as_slowness(
+    router_app: StartRouter, at_start: int, at_end: int, slowdown: int
+) -> None:
+    """The load of an answer is the mean of those at its start and its end."""
+    spec = MockSpec(step_s=0.02, prefill_s=0, output_tokens=8)
+    policy = Predicts(0.02 / slowdown)
+    app = await router_app({"a": spec, "b": FAST}, policy=policy, featurizer=FEATURES, online=CORRECTED)
+    app.parts.load.steps["a"] = StepTimeModel(rising(1.0))
+    (replica,) = app.replicas.by_arm["a"]
+    replica.foreign_in_flight = at_start
+    app.parts.load.refresh()
+    request = asyncio.create_task(app.post(stream=True))
+    await until(lambda: replica.in_flight == 1)
+    replica.foreign_in_flight = at_end
+    await request
+    (record,) = await app.records(1)
+    assert record.outcome.tpot_s is not None
+    expected = ResidualCorrection(CorrectionConfig(), 1, 2)
+    expected.update(0, 0, math.log(record.outcome.tpot_s / 0.02))
+    assert learned(app).residual(0, 0) == pytest.approx(expected.residual(0, 0))
+
+
+async def test_demand_is_what_policies_would_choose_without_load(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES)
+    await app.post(headers={"x-draftpick-arm": "a"})
+    await app.post()
+    assert app.parts.demand.in_flight({"a": 30.0, "b": 30.0}) == pytest.approx({"a": 0.0, "b": 1.0}, abs=0.1)
+
+
+async def test_the_objective_of_a_key_decides_for_its_requests(router_app: StartRouter, tmp_path: Path) -> None:
+    """Without load, only the objective `cost` has load terms."""
+    keys = [{"name": "usual", "sha256": digest("s1")}, {"name": "cheap", "sha256": digest("s2"), "objective": "cost"}]
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump(keys))
+    file = {"file": tmp_path / "keys.yaml"}
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES, keys=file)
+    for secret in ("s1", "s2"):
+        await app.post(headers={"authorization": f"Bearer {secret}"})
+    usual, cheap = await app.records(2)
+    assert usual.decision.load is None
+    assert cheap.decision.load is not None
