@@ -33,10 +33,10 @@ event_log = logging.getLogger("draftpick.events")
 
 _LEVELS = {
     "policy_activated": logging.INFO,
-    "policy_resumed": logging.INFO,
+    "safe_mode_left": logging.INFO,
     "arm_quarantined": logging.ERROR,
     "policy_rejected": logging.ERROR,
-    "policy_suspended": logging.ERROR,
+    "safe_mode_entered": logging.ERROR,
 }
 """Events logged as information; others are warnings."""
 

@@ -244,7 +244,7 @@ class Router:
             "policy_rejected": self.rejected,
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
             "candidate_rejected": self.candidate_rejected,
-            "suspended": [policy for policy, online in serving.learners() if online.suspended],
+            "safe_mode": serving.safe_modes(),
             "costs": cost_sources(serving.policy),
             "exploration": "wide" if any(online.level_deviations for _, online in serving.learners()) else "narrow",
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},

@@ -49,6 +49,11 @@ StandaloneTokens = Annotated[
     ),
 ]
 
+CostProfiles = Annotated[
+    Path | None,
+    typer.Option("--profiles", help="Folder of engine profiles, <engine>.json each: costs of steps without live data."),
+]
+
 _PART = 8  # prompts per file of a dataset
 _ENCODER_SEED = 20_000  # so that its texts differ from all other generated ones
 
@@ -250,6 +255,7 @@ def train(
     training_domains: TrainingDomains = [],
     workers: Workers = 0,
     checkpoints: Checkpoints = None,
+    profiles: CostProfiles = None,
     seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
@@ -259,9 +265,12 @@ def train(
     before it has seen any. Networks (mlp_regression, soft_label, exact, reinforce) can train on --workers; an
     interrupted run resumes.
 
+    The learner `calibrated` shrinks predictions far from the training requests and needs proof to leave the default.
+
     Examples:
 
       draftpick train --data runs/live --data runs/replayed --output-dir runs/policy
+      draftpick train --learner calibrated --data runs/replayed --profiles profiles --output-dir runs/policy
       draftpick train --records records --output-dir runs/policy
     """
     require("train", *(["serve"] if workers else []))
@@ -280,7 +289,7 @@ def train(
         def on_progress(done: int, total: int) -> None:
             bar.update(row, completed=done / total)
 
-        options = TrainOptions(chosen, default_engine, featurizer, training_domains, seed, on_progress, ray)
+        options = TrainOptions(chosen, default_engine, featurizer, training_domains, seed, on_progress, ray, profiles)
         if records is not None:
             result = train_on_records(records, options, output_dir)
         else:
@@ -291,27 +300,39 @@ def train(
 
 @policy_app.command()
 def evaluate(
-    policy: Annotated[Path, typer.Option("--policy", help="Folder of a policy.")],
     data: Data,
+    policy: Annotated[Path | None, typer.Option("--policy", help="Folder of a policy.")] = None,
+    learner: Annotated[
+        str | None,
+        typer.Option("--learner", help="Instead of a policy: train on the sources of the data without each in turn."),
+    ] = None,
     default_engine: DefaultEngine = "plain",
+    featurizer: Featurizer = None,
+    profiles: CostProfiles = None,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
     """Compare the total time of a policy on held-out measurements with every fixed engine and the oracle.
 
-    Example: draftpick evaluate --policy runs/policy --data runs/held-out
+    With --learner, every request is decided by a policy whose training data lacks the request's source.
+
+    Examples:
+
+      draftpick evaluate --policy runs/policy --data runs/held-out
+      draftpick evaluate --learner calibrated --data runs/live --data runs/replayed
     """
     require("train")
     from draftpick.deploy.workflows.demo import show
-    from draftpick.deploy.workflows.train import matrix_of
-    from draftpick.policy_training.data.dataset import load
-    from draftpick.policy_training.evaluation.evaluate import evaluate as judge
-    from draftpick.policy_training.train import policy_probabilities
-    from draftpick.router.policies import read
+    from draftpick.deploy.workflows.train import evaluate_learner, evaluate_policy
+    from draftpick.policy_training.learners import learner as learner_of
 
-    judged = read(policy)
-    matrix = matrix_of(load(*data), judged.featurizer, list(judged.arms))[0]
-    shares = policy_probabilities(judged, matrix)
-    result = judge(matrix, (shares * matrix.time_s).sum(1), shares, default_engine)
+    if (policy is None) == (learner is None):
+        fail("give either --policy or --learner", 2)
+    if learner is not None:
+        result = evaluate_learner(data, learner_of(learner), default_engine, featurizer, profiles, seed)
+    else:
+        assert policy is not None
+        result = evaluate_policy(data, policy, default_engine, profiles)
     if as_json:
         print(json.dumps(asdict(result)))
     else:

@@ -24,6 +24,7 @@ from draftpick.policy_training.learners import learner as learner_of
 
 _SPLITS = {
     "iid": "requests like those of training",
+    "source": "sources unseen in training",
     "domain": "a task unseen in training",
     "rewording": "the same tasks in other words",
     "own_words": "the same, with choices made on the original words",

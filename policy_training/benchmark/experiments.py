@@ -55,12 +55,21 @@ def run_benchmark(
 
 
 def _splits(question: ExperimentSetup, name: str) -> dict[str, dict[str, Interval]]:
-    found: dict[str, list[Score]] = {"iid": [], "domain": [], "rewording": [], "own_words": [], "load": []}
+    found: dict[str, list[Score]] = {
+        "iid": [],
+        "source": [],
+        "domain": [],
+        "rewording": [],
+        "own_words": [],
+        "load": [],
+    }
     for seed in question.seeds:
         setting = question.setting(seed)
         split = ladder.iid(question.data, seed)
         found["iid"].append(ladder.evaluate_learner(name, split, setting))
-        found["domain"].append(_over_domains(name, question, seed))
+        if by_source := list(ladder.sources(question.data, seed)):
+            found["source"].append(_over_splits(name, by_source, question, seed))
+        found["domain"].append(_over_splits(name, list(ladder.domains(question.data)), question, seed))
         if question.reworded is not None:
             for one in ladder.rewording(question.data, question.reworded, seed):
                 found[one.name].append(ladder.evaluate_learner(name, one, setting))
@@ -70,9 +79,8 @@ def _splits(question: ExperimentSetup, name: str) -> dict[str, dict[str, Interva
     return {split: _spread(scores) for split, scores in found.items() if scores}
 
 
-def _over_domains(name: str, question: ExperimentSetup, seed: int) -> Score:
-    """Score of all tasks together, each evaluated by a policy trained without it, against the best arm without it."""
-    every = list(ladder.domains(question.data))
+def _over_splits(name: str, every: Sequence[Split], question: ExperimentSetup, seed: int) -> Score:
+    """Score of the test data of all splits together, each by a policy and against the best arm of its training data."""
     routed, fixed, plain, oracle, worst = 0.0, 0.0, 0.0, 0.0, np.inf
     for split in every:
         policy = fitted(split.train, learner(name), question.setting(seed))

@@ -66,7 +66,7 @@ def test_the_ladder_knows_a_good_learner() -> None:
     # Costs carry over to another load, rewards do not.
     assert climb["ridge"]["load"]["vs_best_fixed"].value > climb["exact"]["load"]["vs_best_fixed"].value
     assert climb["ridge"]["rewording"] == climb["ridge"]["own_words"]  # no word was changed
-    assert set(climb["ridge"]) == {"iid", "domain", "rewording", "own_words", "load"}
+    assert set(climb["ridge"]) == {"iid", "source", "domain", "rewording", "own_words", "load"}
 
 
 def test_more_requests_teach_more_and_sizes_that_are_not_there_are_left_out() -> None:
