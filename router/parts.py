@@ -28,6 +28,7 @@ from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.recent_requests import RecentRequests
 from draftpick.router.telemetry.tracing import Tracing
+from draftpick.router.types import AttemptObserver
 
 event_log = logging.getLogger("draftpick.events")
 
@@ -89,6 +90,7 @@ def build_parts(
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load)
+    observers: dict[str, AttemptObserver | None]
     observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}  # a new one: an entry
     attempts = AttemptQueue(observers, metrics.failures, active_policies.classify)
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)

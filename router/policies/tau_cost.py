@@ -147,7 +147,7 @@ class TauCostPolicy(Policy):
         margins: list[float] = (self._z * decode_s * deviation + self._switch_cost * seconds[self.default_arm]).tolist()
         return margins
 
-    def _predict(self, z: Vector, sampled: bool) -> tuple[Probabilities, Probabilities]:
+    def _predict(self, z: Vector, sampled: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Mean and standard deviation of log tau, each [arms], for a scaled context."""
         return self._regressor(z, sampled)
 
