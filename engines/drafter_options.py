@@ -72,7 +72,9 @@ class HeadOptions(_DrafterOptions):
     )
     draft_cost: float = Field(0.025, ge=0, le=1, description="time to draft one more token, as a share of a step")
     verify_cost: float = Field(0.05, ge=0, le=1, description="time to verify one more token, as a share of a step")
-    pass_cost: float = Field(0.045, ge=0, le=1, description="time of the head to read a step's tokens, as a share of it")
+    pass_cost: float = Field(
+        0.045, ge=0, le=1, description="time of the head to read a step's tokens, as a share of it"
+    )
 
 
 class HybridOptions(_DrafterOptions):
