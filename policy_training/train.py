@@ -1,7 +1,7 @@
 """Fits a policy to a matrix of times, in memory or as an artefact, and evaluates its probabilities."""
 
 import datetime
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.folds import group_folds, source_groups
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.learners.base import Learner, LearnerSetting
 from draftpick.router import policies
@@ -79,6 +80,24 @@ def _check(data: Matrix, default: str) -> None:
         )
     if not (np.isfinite(data.time_s).all() and np.isfinite(data.contexts).all()):
         raise DatasetError("times and contexts must be finite")
+
+
+def out_of_source_probabilities(
+    data: Matrix, learner: Learner, setting: LearnerSetting, folds: int = 5
+) -> npt.NDArray[np.float64]:
+    """Probabilities [n, arms] of policies whose training data lacks each request's source.
+
+    What a user's own text may expect: a random split shares its sources with the test data, and does not tell. Raises
+    `DatasetError` for fewer than two sources.
+    """
+    found, fold_of = np.empty((len(data), len(data.arms))), group_folds(source_groups(data), folds, setting.seed)
+    if not fold_of.any():
+        raise DatasetError("all requests are of one source: at least two are needed, to train without one of them")
+    for fold in range(int(fold_of.max()) + 1):
+        policy = fitted(data.select_rows(fold_of != fold), learner, replace(setting, progress=lambda done, total: None))
+        found[fold_of == fold] = policy_probabilities(policy, data.select_rows(fold_of == fold))
+        setting.progress(fold + 1, int(fold_of.max()) + 1)
+    return found
 
 
 def policy_probabilities(policy: Policy, data: Matrix) -> npt.NDArray[np.float64]:

@@ -28,15 +28,16 @@ from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.recent_requests import RecentRequests
 from draftpick.router.telemetry.tracing import Tracing
+from draftpick.router.types import AttemptObserver
 
 event_log = logging.getLogger("draftpick.events")
 
 _LEVELS = {
     "policy_activated": logging.INFO,
-    "policy_resumed": logging.INFO,
+    "safe_mode_left": logging.INFO,
     "arm_quarantined": logging.ERROR,
     "policy_rejected": logging.ERROR,
-    "policy_suspended": logging.ERROR,
+    "safe_mode_entered": logging.ERROR,
 }
 """Events logged as information; others are warnings."""
 
@@ -89,13 +90,9 @@ def build_parts(
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load)
-    # To add an observer of attempts, add an entry here.
-    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}
-    attempts = AttemptQueue(
-        {part: one.on_attempt_end for part, one in observers.items() if one is not None},
-        metrics.failures,
-        active_policies.classify,
-    )
+    observers: dict[str, AttemptObserver | None]
+    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}  # a new one: an entry
+    attempts = AttemptQueue(observers, metrics.failures, active_policies.classify)
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,

@@ -107,12 +107,7 @@ class Router:
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
-        self.collectors: tuple[Collector, ...] = (
-            parts.attempts,
-            parts.metrics,
-            gauges,
-            ProcessCollector(registry=None),
-        )
+        self.collectors: tuple[Collector, ...] = parts.attempts, parts.metrics, gauges, ProcessCollector(registry=None)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
@@ -249,7 +244,7 @@ class Router:
             "policy_rejected": self.rejected,
             "candidate": {"policy": serving.candidate.id, "share": serving.share} if serving.candidate else None,
             "candidate_rejected": self.candidate_rejected,
-            "suspended": [policy for policy, online in serving.learners() if online.suspended],
+            "safe_mode": serving.safe_modes(),
             "costs": cost_sources(serving.policy),
             "exploration": "wide" if any(online.level_deviations for _, online in serving.learners()) else "narrow",
             "engines": {arm: len(urls) for arm, urls in self._replicas.urls().items()},

@@ -1,9 +1,9 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -117,8 +117,9 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: the
-    active policy's id and the request's cluster under it, once known. `time`: of its end, in seconds since the epoch.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: of
+    an answered request, under the policy of this id; observers get that of the active one. `time`: of its end, in
+    seconds since the epoch.
     """
 
     request_id: str
@@ -135,8 +136,11 @@ class Attempt:
     time: float = field(default_factory=time.time)
 
 
-AttemptObserver = Callable[[Attempt], None]
-"""Called once with every finished attempt."""
+class AttemptObserver(Protocol):
+    """What keeps or learns something of attempts."""
+
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Called once with every finished attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,8 @@ def _notes(row: dict[str, Any]) -> str:
         notes += [f"steps x{slowdown:.2f} by load"] * (slowdown > _WORTH_TELLING + 1)
         notes += [f"waits {_time(wait_s)}"] * (wait_s > 0)
         notes += [f"cached prefix saves {_time(cached_prefix_s)}"] * (cached_prefix_s > 0)
+        if one.get("low_s") is not None:
+            notes.append(f"probably {_time(one['low_s'])} to {_time(one['high_s'])}")
         notes += [f"corrected by {100 * math.expm1(residual):+.0f} %"] * (abs(residual) > _WORTH_TELLING)
     return ", ".join(notes)
 
@@ -134,6 +136,8 @@ def _facts(on_progress: dict[str, Any]) -> str:
     facts += [] if on_progress["reason"] == "policy" else [on_progress["reason"]]
     facts += [] if tokens is None else [f"about {tokens:.0f} tokens expected"]
     facts += [] if kind is None else [f"kind: {kind['name']}"]
+    if (near := on_progress.get("neighbours")) is not None:
+        facts.append(f"{near:.1f} training requests near" + (", far from anything known" if on_progress["far"] else ""))
     return "; ".join(facts)
 
 

@@ -223,7 +223,7 @@ def events(
     since: Annotated[float, typer.Option("--since", min=0, help="Only the last hours, this many; 0: all.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """List the routers' events: drift, changes of engines, and policies activated, rejected and suspended.
+    """List the routers' events: drift, changes of engines, and policies activated and rejected, and safe mode.
 
     Example: draftpick events --records records --since 24
     """

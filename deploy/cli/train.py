@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from draftpick.deploy.cli.options import (
     DEFAULT_SEED,
@@ -23,6 +23,7 @@ from draftpick.deploy.cli.options import (
     OutputDir,
     Port,
     Prompts,
+    PromptSources,
     RecordsDir,
     SampledShare,
     Seed,
@@ -46,6 +47,11 @@ StandaloneTokens = Annotated[
         min=0,
         help="Also generate this many tokens with each drafter alone, and score their similarity to the target's.",
     ),
+]
+
+CostProfiles = Annotated[
+    Path | None,
+    typer.Option("--profiles", help="Folder of engine profiles, <engine>.json each: costs of steps without live data."),
 ]
 
 _PART = 8  # prompts per file of a dataset
@@ -84,13 +90,16 @@ def collect(
     from draftpick.deploy.workflows.collect import fleet_at, measure_parts
     from draftpick.deploy.workflows.featurizers import featurizers
     from draftpick.policy_training.data.contexts import refresh_contexts
+    from draftpick.policy_training.data.data_card import save_prompt_cards
     from draftpick.policy_training.data.dataset import DatasetParts, load
+    from draftpick.policy_training.workloads.card import prompt_cards
 
     chosen, parts, made = (
         load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap),
         DatasetParts(output_dir),
         featurizers(),
     )
+    save_prompt_cards(output_dir, prompt_cards(prompts, max_tokens))
     renewed = refresh_contexts(output_dir, chosen, made)
     todo = parts.pending(chosen, max(_PART, 3 * concurrency))
     sent, failed = 0, 0
@@ -137,9 +146,12 @@ def label(
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.label import label_prompts
     from draftpick.engines.errors import ConfigError
+    from draftpick.policy_training.data.data_card import save_prompt_cards
     from draftpick.policy_training.workloads import reword
+    from draftpick.policy_training.workloads.card import prompt_cards
 
     chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap)
+    save_prompt_cards(output_dir, prompt_cards(prompts, max_tokens))
     if paraphrase:
         chosen = [reword(prompt, seed) for prompt in chosen]
     try:
@@ -164,9 +176,7 @@ def label(
 def show_dataset(
     paths: Annotated[list[Path], typer.Argument(help="Datasets from `collect` or `label`.")] = [],
     records: Annotated[list[Path], typer.Option("--records", help="Folder of the router's records; repeatable.")] = [],
-    prompts: Annotated[
-        list[Path], typer.Option("--prompts", exists=True, dir_okay=False, help="A file of prompts; repeatable.")
-    ] = [],
+    prompts: PromptSources = [],
     overlap: OnOverlap = "fail",
     as_json: Json = False,
 ) -> None:
@@ -180,9 +190,10 @@ def show_dataset(
       draftpick dataset --prompts train.jsonl.gz --prompts held-out.jsonl
     """
     require("train")
-    from draftpick.policy_training.data.data_card import card
+    from draftpick.policy_training.data.data_card import card, load_prompt_cards
     from draftpick.policy_training.data.dataset import Dataset, load
     from draftpick.policy_training.data.from_records import from_records
+    from draftpick.policy_training.workloads.card import describe
 
     if prompts:
         _show_prompt_files(prompts, overlap, as_json)
@@ -190,6 +201,7 @@ def show_dataset(
     if not paths and not records:
         fail("give a dataset, --records FOLDER or --prompts FILE", 2)
     found = card(sum(map(from_records, records), load(*paths) if paths else Dataset(())))
+    found["prompts"] = load_prompt_cards(*paths)
     if as_json:
         print(json.dumps(found))
         return
@@ -199,6 +211,8 @@ def show_dataset(
         for name, row in rows.items():
             table.add_row(name, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
         out.print(table)
+    for prompt_file in found["prompts"]:
+        out.print(f"prompts of {describe(prompt_file)}", highlight=False, soft_wrap=True, markup=False)
     if found["sources"]:
         sources = ", ".join(f"{name} {count}" for name, count in found["sources"].items())
         out.print(f"sources of prompts: {sources}", highlight=False)
@@ -206,20 +220,20 @@ def show_dataset(
         out.print(f"left out: {found['dropped']}", highlight=False)
 
 
-def _show_prompt_files(paths: list[Path], overlap: str, as_json: bool) -> None:
+def _show_prompt_files(sources: list[str], overlap: str, as_json: bool) -> None:
     """Print the cards of files of prompts; fail if their splits overlap, unless that is allowed."""
-    from draftpick.policy_training.workloads import read_file
-    from draftpick.policy_training.workloads.card import prompt_card
+    from draftpick.policy_training.workloads import PromptSource
+    from draftpick.policy_training.workloads.card import prompt_cards
     from draftpick.policy_training.workloads.overlap import describe_overlaps
     from draftpick.policy_training.workloads.sources import file_overlaps
 
-    files = tuple(map(read_file, paths))
-    cards = [prompt_card(file) for file in files]
+    cards = prompt_cards(sources)
+    files = tuple(file for source in sources if (file := PromptSource.parse(source).file()) is not None)
     found = [describe_overlaps(*splits, overlaps) for splits, overlaps in file_overlaps(files).items()]
     if as_json:
         print(json.dumps({"files": cards, "overlaps": found}))
     for card in () if as_json else cards:
-        table = Table(card["file"], "", show_lines=False)
+        table = Table(card["file"], Column(overflow="fold"))
         for name, value in list(card.items())[1:]:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
             table.add_row(name.replace("_", " "), shown)
@@ -241,6 +255,7 @@ def train(
     training_domains: TrainingDomains = [],
     workers: Workers = 0,
     checkpoints: Checkpoints = None,
+    profiles: CostProfiles = None,
     seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
@@ -250,9 +265,12 @@ def train(
     before it has seen any. Networks (mlp_regression, soft_label, exact, reinforce) can train on --workers; an
     interrupted run resumes.
 
+    The learner `calibrated` shrinks predictions far from the training requests and needs proof to leave the default.
+
     Examples:
 
       draftpick train --data runs/live --data runs/replayed --output-dir runs/policy
+      draftpick train --learner calibrated --data runs/replayed --profiles profiles --output-dir runs/policy
       draftpick train --records records --output-dir runs/policy
     """
     require("train", *(["serve"] if workers else []))
@@ -271,7 +289,7 @@ def train(
         def on_progress(done: int, total: int) -> None:
             bar.update(row, completed=done / total)
 
-        options = TrainOptions(chosen, default_engine, featurizer, training_domains, seed, on_progress, ray)
+        options = TrainOptions(chosen, default_engine, featurizer, training_domains, seed, on_progress, ray, profiles)
         if records is not None:
             result = train_on_records(records, options, output_dir)
         else:
@@ -282,27 +300,39 @@ def train(
 
 @policy_app.command()
 def evaluate(
-    policy: Annotated[Path, typer.Option("--policy", help="Folder of a policy.")],
     data: Data,
+    policy: Annotated[Path | None, typer.Option("--policy", help="Folder of a policy.")] = None,
+    learner: Annotated[
+        str | None,
+        typer.Option("--learner", help="Instead of a policy: train on the sources of the data without each in turn."),
+    ] = None,
     default_engine: DefaultEngine = "plain",
+    featurizer: Featurizer = None,
+    profiles: CostProfiles = None,
+    seed: Seed = DEFAULT_SEED,
     as_json: Json = False,
 ) -> None:
     """Compare the total time of a policy on held-out measurements with every fixed engine and the oracle.
 
-    Example: draftpick evaluate --policy runs/policy --data runs/held-out
+    With --learner, every request is decided by a policy whose training data lacks the request's source.
+
+    Examples:
+
+      draftpick evaluate --policy runs/policy --data runs/held-out
+      draftpick evaluate --learner calibrated --data runs/live --data runs/replayed
     """
     require("train")
     from draftpick.deploy.workflows.demo import show
-    from draftpick.deploy.workflows.train import matrix_of
-    from draftpick.policy_training.data.dataset import load
-    from draftpick.policy_training.evaluation.evaluate import evaluate as judge
-    from draftpick.policy_training.train import policy_probabilities
-    from draftpick.router.policies import read
+    from draftpick.deploy.workflows.train import evaluate_learner, evaluate_policy
+    from draftpick.policy_training.learners import learner as learner_of
 
-    judged = read(policy)
-    matrix = matrix_of(load(*data), judged.featurizer, list(judged.arms))[0]
-    shares = policy_probabilities(judged, matrix)
-    result = judge(matrix, (shares * matrix.time_s).sum(1), shares, default_engine)
+    if (policy is None) == (learner is None):
+        fail("give either --policy or --learner", 2)
+    if learner is not None:
+        result = evaluate_learner(data, learner_of(learner), default_engine, featurizer, profiles, seed)
+    else:
+        assert policy is not None
+        result = evaluate_policy(data, policy, default_engine, profiles)
     if as_json:
         print(json.dumps(asdict(result)))
     else:

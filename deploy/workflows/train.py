@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from draftpick.deploy.workflows.featurizers import read_training_domains
+from draftpick.policy_training.data.data_card import load_prompt_cards
 from draftpick.policy_training.data.dataset import Dataset, load, smallest_featurizer
 from draftpick.policy_training.data.from_records import (
     by_time,
@@ -19,22 +20,26 @@ from draftpick.policy_training.data.from_records import (
 )
 from draftpick.policy_training.data.matrix import Matrix, matrix
 from draftpick.policy_training.data.step_costs import Costs
+from draftpick.policy_training.evaluation.evaluate import Evaluation, evaluate
 from draftpick.policy_training.evaluation.ope import estimate_all, reward_model
+from draftpick.policy_training.headroom.simulated import read_profiles, unloaded_costs
 from draftpick.policy_training.learners.base import Learner, LearnerSetting, ProgressCallback
 from draftpick.policy_training.learners.ray_train import Workers
-from draftpick.policy_training.train import train_policy
+from draftpick.policy_training.train import out_of_source_probabilities, policy_probabilities, train_policy
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies import read
 
 _EARLIER = 0.75
 
 
-def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tuple[Matrix, Costs]:
-    """The matrix of a dataset and the costs of its live measurements.
+def matrix_of(
+    data: Dataset, featurizer: str | None, arms: Sequence[str], profiles: Path | None = None
+) -> tuple[Matrix, Costs]:
+    """The matrix of a dataset and its costs: those of a folder of profiles, or else of its live measurements.
 
     Replayed requests get their times from the costs; if all were measured, the measured times count.
     """
-    costs = Costs.fit(data, arms)
+    costs = unloaded_costs(read_profiles(profiles)).select(arms) if profiles is not None else Costs.fit(data, arms)
     replayed = any(m.source == "replay" for m in data.measurements)
     return matrix(data, arms, featurizer=featurizer, costs=costs if replayed else None), costs
 
@@ -43,7 +48,8 @@ def matrix_of(data: Dataset, featurizer: str | None, arms: Sequence[str]) -> tup
 class TrainOptions:
     """Options of training: a featurizer (None: the smallest in the data) and the drafters' training domains.
 
-    `workers`: where to fit a network; None: in this process.
+    `workers`: where to fit a network; None: in this process. `profiles`: folder of profiles that give the costs; None:
+    live measurements do.
     """
 
     learner: Learner
@@ -53,6 +59,7 @@ class TrainOptions:
     seed: int
     on_progress: ProgressCallback
     workers: Workers | None = None
+    profiles: Path | None = None
 
     def setting(self, costs: Costs, featurizer: str) -> LearnerSetting:
         """Convert to a learner's setting. Raises ValueError for an unreadable training domain."""
@@ -69,8 +76,9 @@ def train_on_data(paths: Sequence[Path], options: TrainOptions, out: Path) -> di
     """Train on datasets and write the artefact; return a summary."""
     data = load(*paths)
     name = smallest_featurizer(data, options.featurizer)
-    made, costs = matrix_of(data, name, data.arms)
-    provenance = {"data": [path.name for path in paths], **options.provenance}
+    made, costs = matrix_of(data, name, data.arms, options.profiles)
+    files = [{name: card[name] for name in ("file", "sha256")} for card in load_prompt_cards(*paths)]
+    provenance = {"data": [path.name for path in paths], "prompts": files, **options.provenance}
     train_policy(made, options.learner, options.setting(costs, name), out, provenance)
     shown = {"policy": str(out), "requests": len(made), "arms": list(made.arms), "featurizer": made.featurizer}
     return {**shown, "dropped": made.dropped}
@@ -106,3 +114,21 @@ def train_on_records(folder: Path, options: TrainOptions, out: Path) -> dict[str
         "effective_records": round(effective, 1),
         "verdict": "estimated" if estimates["dr"].reliable else "too few records for a verdict",
     }
+
+
+def evaluate_learner(
+    paths: Sequence[Path], learner: Learner, default: str, featurizer: str | None, profiles: Path | None, seed: int
+) -> Evaluation:
+    """Evaluate a learner on the datasets' own sources, each by policies that were trained without it."""
+    data = load(*paths)
+    made, costs = matrix_of(data, smallest_featurizer(data, featurizer), data.arms, profiles)
+    shares = out_of_source_probabilities(made, learner, LearnerSetting(default, costs, seed))
+    return evaluate(made, (shares * made.time_s).sum(1), shares, default, seed=seed)
+
+
+def evaluate_policy(paths: Sequence[Path], folder: Path, default: str, profiles: Path | None) -> Evaluation:
+    """Evaluate the policy of a folder on datasets."""
+    policy = read(folder)
+    made = matrix_of(load(*paths), policy.featurizer, list(policy.arms), profiles)[0]
+    shares = policy_probabilities(policy, made)
+    return evaluate(made, (shares * made.time_s).sum(1), shares, default)

@@ -12,7 +12,7 @@ from draftpick.policy_training.benchmark.splits import Score, Split
 from draftpick.policy_training.data.dataset import Dataset, DatasetError
 from draftpick.policy_training.data.matrix import Matrix, each_answer, matrix
 from draftpick.policy_training.data.step_costs import Costs
-from draftpick.policy_training.evaluation.evaluate import Interval, shares_by_task
+from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval, evaluate
 from draftpick.policy_training.learners import LEARNERS, learner
 from draftpick.policy_training.learners.base import LearnerSetting
 from draftpick.policy_training.train import fitted, policy_probabilities
@@ -55,12 +55,21 @@ def run_benchmark(
 
 
 def _splits(question: ExperimentSetup, name: str) -> dict[str, dict[str, Interval]]:
-    found: dict[str, list[Score]] = {"iid": [], "domain": [], "rewording": [], "own_words": [], "load": []}
+    found: dict[str, list[Score]] = {
+        "iid": [],
+        "source": [],
+        "domain": [],
+        "rewording": [],
+        "own_words": [],
+        "load": [],
+    }
     for seed in question.seeds:
         setting = question.setting(seed)
         split = ladder.iid(question.data, seed)
         found["iid"].append(ladder.evaluate_learner(name, split, setting))
-        found["domain"].append(_over_domains(name, question, seed))
+        if by_source := list(ladder.sources(question.data, seed)):
+            found["source"].append(_over_splits(name, by_source, question, seed))
+        found["domain"].append(_over_splits(name, list(ladder.domains(question.data)), question, seed))
         if question.reworded is not None:
             for one in ladder.rewording(question.data, question.reworded, seed):
                 found[one.name].append(ladder.evaluate_learner(name, one, setting))
@@ -70,9 +79,8 @@ def _splits(question: ExperimentSetup, name: str) -> dict[str, dict[str, Interva
     return {split: _spread(scores) for split, scores in found.items() if scores}
 
 
-def _over_domains(name: str, question: ExperimentSetup, seed: int) -> Score:
-    """Score of all tasks together, each evaluated by a policy trained without it, against the best arm without it."""
-    every = list(ladder.domains(question.data))
+def _over_splits(name: str, every: Sequence[Split], question: ExperimentSetup, seed: int) -> Score:
+    """Score of the test data of all splits together, each by a policy and against the best arm of its training data."""
     routed, fixed, plain, oracle, worst = 0.0, 0.0, 0.0, 0.0, np.inf
     for split in every:
         policy = fitted(split.train, learner(name), question.setting(seed))
@@ -164,12 +172,13 @@ def answer_predictability(question: ExperimentSetup, data: Dataset, name: str) -
     return {"foresight/other_answers": interval([other]), "foresight/policy": interval(shares)}
 
 
-def choice_map(question: ExperimentSetup, name: str) -> dict[str, dict[str, float]]:
-    """Share of each arm by task, on held-out requests of the first seed."""
+def evaluation(question: ExperimentSetup, name: str) -> Evaluation:
+    """The policy on held-out requests of the first seed: in all and by task, with intervals by source."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()
-    return shares_by_task(split.test.kinds, split.test.arms, policy_probabilities(policy, split.test))
+    probabilities = policy_probabilities(policy, split.test)
+    return evaluate(split.test, (probabilities * split.test.time_s).sum(1), probabilities, question.default)
 
 
 def calibration(question: ExperimentSetup, name: str) -> tuple[Floats, Floats] | None:

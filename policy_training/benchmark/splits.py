@@ -1,6 +1,7 @@
 """Splits of increasing distribution shift, and the score of a learner on each.
 
-iid: requests of the same tasks. domain: leave one task out, each in turn. rewording: the same tasks in other words.
+iid: requests of the same tasks. source: sources that the training data lacks. domain: leave one task out, each in turn.
+rewording: the same tasks in other words.
 load: step costs under load, with unchanged text.
 """
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.policy_training.data.folds import group_folds, source_groups
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.learners import learner
@@ -75,6 +77,13 @@ def iid(data: Matrix, seed: int, share: float = 0.5) -> Split:
     """A random half for training, the other for the test, stratified by task."""
     train, test = split_half(data, seed, share)
     return Split("iid", data.select_rows(train), data.select_rows(test))
+
+
+def sources(data: Matrix, seed: int, folds: int = 5) -> Iterator[Split]:
+    """Leave out each fold of sources in turn; nothing for data of one source."""
+    fold_of = group_folds(source_groups(data), folds, seed)
+    for fold in range(int(fold_of.max()) + 1) if fold_of.any() else ():
+        yield Split(f"source:{fold}", data.select_rows(fold_of != fold), data.select_rows(fold_of == fold))
 
 
 def domains(data: Matrix) -> Iterator[Split]:

@@ -19,6 +19,7 @@ _LEARNERS = {
     "exact": "policy_gradient:ExactGradient",
     "reinforce": "policy_gradient:Reinforce",
     "tau_cost": "tau_cost:TauCost",
+    "calibrated": "calibrated:Calibrated",
 }
 LEARNERS = tuple(_LEARNERS)
 DEFAULT = "tau_cost"

@@ -166,7 +166,7 @@ def canary_experiment(
 ) -> tuple[CanaryExperiment, BaselineStats] | None:
     """The trial of a candidate, by its policy's id, from `began` on; `records` in order of time.
 
-    The comparison is with the active policy, or with the fallback engine while that is suspended. None without a
+    The comparison is with the active policy, or with the safe engine while that is in safe mode. None without a
     request of the trial, or with too few earlier ones.
     """
     rows = [r for r in records if r.time > began and _is_in_experiment(r, candidate)]

@@ -20,7 +20,7 @@ from draftpick.router.registry.registry import Candidate, Registry, RegistryStat
 from draftpick.router.types import Record
 
 BY = "keeper"
-_SUSPENDED = "policy_suspended"
+_SAFE_MODE = "safe_mode_entered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class RolloutController:
             return False
         assert state.active is not None
         since = [e for e in self.store.events(promoted.time.timestamp()) if e.kind in RETRAINING_EVENTS]
-        if not since or since[0].kind != _SUSPENDED or since[0].policy != state.policies[state.active].policy:
+        if not since or since[0].kind != _SAFE_MODE or since[0].policy != state.policies[state.active].policy:
             return False
         self._roll_back(state.active, since[0].text)
         return True

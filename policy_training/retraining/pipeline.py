@@ -36,7 +36,7 @@ from draftpick.router.policies.base import Policy
 from draftpick.router.registry.registry import Registry
 from draftpick.router.types import Record
 
-RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "policy_suspended")
+RETRAINING_EVENTS = ("arm_changed", "inputs_changed", "safe_mode_entered")
 """Events that trigger a retraining, evaluated on later records."""
 _EARLIER = 0.6
 _MAX_RECORDS = 20_000

@@ -160,6 +160,16 @@ class LogsConfig(Model):
     access_log: bool = Field(False, description="whether every finished request is logged")
 
 
+class SafeModeConfig(Model):
+    """Safe mode: the best single engine serves while routing is measured slower than it."""
+
+    enabled: bool = Field(True, description="whether routing that loses time gives way to the best single engine")
+    window: int = Field(200, ge=40, description="number of latest requests over which routing is compared")
+    probe_rate: float = Field(
+        0.1, gt=0, le=0.5, description="share of requests that the policy routes in safe mode, to see whether it gains"
+    )
+
+
 class OnlineConfig(Model):
     """Online learning and drift detection."""
 
@@ -169,6 +179,9 @@ class OnlineConfig(Model):
     )
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="correction of predicted times")
     drift: DriftConfig = Field(default_factory=DriftConfig, description="detection of changed engines or requests")
+    safe_mode: SafeModeConfig = Field(
+        default_factory=SafeModeConfig, description="protection from routing that loses time"
+    )
 
 
 class PrefixCacheConfig(Model):

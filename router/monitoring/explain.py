@@ -9,6 +9,7 @@ from draftpick.router.config.sections import Objective
 from draftpick.router.health import HealthSignal, ineligible_reasons
 from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
+from draftpick.router.online.safe_mode import PREFIX as SAFE_MODE
 from draftpick.router.openai_request import Request
 from draftpick.router.parts import Parts
 from draftpick.router.policies.base import Terms
@@ -52,8 +53,9 @@ async def explain(
     terms = explain_terms(decision, served, context)
     reasons = ineligible_reasons(parts.health_signals)
     return DecisionExplanation(
-        decision, served, context, candidates, engine_statuses(parts), wanted, parts.baseline, terms, reasons
-    ).as_json()
+        decision, served, context, candidates, engine_statuses(parts), wanted, parts.baseline, terms, reasons,
+        explain_doubt(served, context),
+    ).as_json()  # fmt: skip
 
 
 def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
@@ -80,6 +82,17 @@ def _suspicion(signals: Sequence[HealthSignal], arm: str, in_flight: int) -> str
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """What a policy knows of its own predictions for a request: effective number of `neighbours` among its training
+    requests, whether it is `far` from all of them, and the `intervals` of decoding times relative to the forecast, by
+    arm."""
+
+    neighbours: float | None = None
+    far: bool = False
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionExplanation:
     """A decision and its inputs.
 
@@ -96,6 +109,7 @@ class DecisionExplanation:
     baseline: str
     terms: Mapping[str, Terms]
     ineligible_reasons: Mapping[str, str]
+    doubt: Doubt = Doubt()
 
     def as_json(self) -> dict[str, object]:
         """All fields; null for what a policy does not predict."""
@@ -112,6 +126,8 @@ class DecisionExplanation:
             "tipped": self.deciding_reason(),
             "objective": self.objective,
             "output_tokens": tokens,
+            "neighbours": self.doubt.neighbours,
+            "far": self.doubt.far,
             "kind": None if cluster is None else {"kind": cluster, "name": kinds[cluster]},
             "arms": [self._row(arm, standing) for arm, standing in self.standings.items()],
         }
@@ -127,16 +143,24 @@ class DecisionExplanation:
         if terms is None:
             return {**row, "predicted": None}
         names = ("seconds", "ttft_s", "decode_s", "weighted_s", "unloaded_s")
-        return {**row, "predicted": {name: getattr(terms, name) for name in names} | asdict(terms)}
+        interval = self.doubt.intervals.get(arm)
+        low_s, high_s = (None, None) if interval is None else (terms.ttft_s + terms.decode_s * x for x in interval)
+        predicted = {name: getattr(terms, name) for name in names} | asdict(terms)
+        return {**row, "predicted": predicted | {"low_s": low_s, "high_s": high_s}}
 
     def deciding_reason(self) -> str:
         """The deciding cause, in one sentence."""
+        lead = "the request is far from anything known; " if self.doubt.far else ""
+        return lead + self._deciding_reason()
+
+    def _deciding_reason(self) -> str:
         decision = self.decision
         if decision.reason == "fallback":
             return self._fallback()
-        if decision.policy != self.in_service.policy.id:
-            lost = f"policy {self.in_service.policy.id} has recently lost time against {decision.arm}"
-            return f"{lost} and is suspended: {decision.arm} serves"
+        if decision.policy.startswith(SAFE_MODE):
+            safe = decision.policy.removeprefix(SAFE_MODE)
+            why = f"safe mode: routing was measured slower than {safe} alone, which serves"
+            return why if decision.arm == safe else f"{why} most requests; {decision.arm} is a probe of routing"
         if len(self.candidates) == 1:
             return f"{decision.arm} is the only eligible engine"
         if not self.terms:
@@ -232,11 +256,25 @@ class DecisionExplanation:
         return self.terms[arm].weighted_s
 
 
+def explain_doubt(in_service: PolicyInService, context: Context | None) -> Doubt:
+    """What the policy knows of its predictions; nothing if it has no calibration."""
+    if context is None or not in_service.accepts(context):
+        return Doubt()
+    policy = in_service.policy
+    try:
+        intervals = policy.intervals(context) or ()
+        return Doubt(
+            policy.neighbours(context), policy.is_far(context), dict(zip(policy.arms, intervals, strict=False))
+        )
+    except Exception:  # a policy may be third-party code: report the rest
+        return Doubt()
+
+
 def explain_terms(decision: Decision, in_service: PolicyInService, context: Context | None) -> dict[str, Terms]:
     """Terms by arm, under the load and corrections of the decision; empty if nothing is predicted."""
     if context is None or not in_service.accepts(context):
         return {}
-    made = decision.policy == in_service.policy.id
+    made = decision.policy == in_service.policy.id or decision.policy.startswith(SAFE_MODE)
     shifts = [decision.residual] if made and decision.residual is not None else in_service.online.shifts
     try:
         terms = in_service.policy.terms(context, shifts, decision.load if made else None)

@@ -75,9 +75,12 @@ def _quarantine_states(collector: StateCollector) -> Iterator[Sample]:
         yield from (((arm, state), state == now) for state in ("ok", "quarantined", "probed"))
 
 
-def _policies_suspended(collector: StateCollector) -> Iterator[Sample]:
+def _safe_modes(collector: StateCollector) -> Iterator[Sample]:
     learners = collector.parts.active_policies.learners()
-    return (((role,), online.suspended) for role, (_, online) in zip(collector.roles(), learners, strict=True))
+    return (
+        ((role,), online.safe_mode.arm is not None)
+        for role, (_, online) in zip(collector.roles(), learners, strict=True)
+    )
 
 
 METRICS: tuple[StateMetric, ...] = (
@@ -241,11 +244,17 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: [((), c.parts.active_policies.explore)],
     ),
     StateMetric(
-        "draftpick_policy_suspended",
+        "draftpick_safe_mode",
         "gauge",
-        "1 if the policy is suspended, since it lost time against its default engine.",
+        "1 while the best single engine serves, since the policy was measured slower.",
         ("role",),
-        read=_policies_suspended,
+        read=_safe_modes,
+    ),
+    StateMetric(
+        "draftpick_safe_mode_requests_total",
+        "counter",
+        "Requests answered in safe mode.",
+        read=lambda c: [((), sum(online.safe_mode.requests for _, online in c.parts.active_policies.learners()))],
     ),
     StateMetric(
         "draftpick_policy_rejected",

@@ -42,7 +42,7 @@ class FleetStatus:
             "model": self._model,
             "policy": serving.policy.id,
             "candidate": {"policy": candidate.id, "share": serving.share} if candidate is not None else None,
-            "suspended": [policy for policy, online in serving.learners() if online.suspended],
+            "safe_mode": serving.safe_modes(),
             "exploration_rate": serving.explore,
             "objective": self._parts.config.load.objective,
             "baseline": self._parts.baseline,

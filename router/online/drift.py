@@ -1,8 +1,7 @@
 """Detects drift from the conditions of a policy's training.
 
 By arm: two-sided Page-Hinkley tests (Page 1954) of step time, which depends on hardware and load, and of acceptance
-relative to the prediction, which depends on the drafter. Of inputs: the population stability index of clusters. Of the
-policy: whether it still saves time against its default engine.
+relative to the prediction, which depends on the drafter. Of inputs: the population stability index of clusters.
 """
 
 import math
@@ -115,26 +114,6 @@ def stability_index(baseline: npt.NDArray[np.float64], now: npt.NDArray[np.float
     """Population stability index of two distributions, `sum (q - p) ln(q / p)`, each smoothed towards the uniform."""
     p, q = ((1 - smoothing) * x + smoothing / len(x) for x in (baseline, now))
     return float(((q - p) * np.log(q / p)).sum())
-
-
-class RegretMonitor:
-    """Whether the policy still saves time against its default: a confidence bound on the mean saving.
-
-    Over answers of other arms: log(TPOT expected of the default, as last observed / TPOT observed).
-    """
-
-    def __init__(self, min_samples: int = 60) -> None:
-        self._recent: deque[float] = deque(maxlen=2 * min_samples)
-        self._min_samples = min_samples
-
-    def update(self, saved: float) -> float | None:
-        """Return the mean loss if it is significant, else None."""
-        self._recent.append(saved)
-        if len(self._recent) < self._min_samples:
-            return None
-        values = np.asarray(self._recent)
-        upper = values.mean() + 4.0 * values.std(ddof=1) / math.sqrt(len(values))
-        return float(-values.mean()) if upper < 0 else None
 
 
 @dataclass(slots=True)

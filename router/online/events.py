@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 class Event:
     """An event of a router, for operators. `time`: seconds since the epoch.
 
-    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`, `policy_suspended`,
-    `policy_resumed`, `policy_activated`, `policy_rejected`, `arm_quarantined`, `arm_readmitted`.
+    `kind`: `arm_changed` (`arm`; figures: `costs` or `drafts`, log change), `inputs_changed`,
+    `safe_mode_entered` (`arm`; figures: `lost`, `at_least`, shares of time), `safe_mode_left`,
+    `policy_activated`, `policy_rejected`, `arm_quarantined`, `arm_readmitted`.
     """
 
     time: float
@@ -49,8 +50,10 @@ class EventLog:
 
 EVENTS = "events.jsonl"
 FORMER_KINDS = {
-    "policy_loses": "policy_suspended",
-    "policy_tried_again": "policy_resumed",
+    "policy_loses": "safe_mode_entered",
+    "policy_tried_again": "safe_mode_left",
+    "policy_suspended": "safe_mode_entered",
+    "policy_resumed": "safe_mode_left",
     "policy_taken": "policy_activated",
     "policy_refused": "policy_rejected",
     "candidate_refused": "candidate_rejected",

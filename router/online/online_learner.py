@@ -1,31 +1,32 @@
 """Online learning for one policy from live answers, and reactions to drift.
 
-Reactions: a changed arm loses its history and needs a larger predicted gain for a while; a policy without time
-corrections that loses against its default engine is suspended in favour of it; an arm with a collapsed acceptance is
-quarantined (`draftpick.router.online.quarantine`); every finding is an event, which a retraining job reads.
+Reactions: a changed arm loses its history and needs a larger predicted gain for a while; the default arm becomes the
+one that has proved best here; while routing loses time against the best single arm, that arm serves
+(`draftpick.router.online.safe_mode`); an arm with a collapsed acceptance is quarantined
+(`draftpick.router.online.quarantine`); every finding is an event, which a retraining job reads.
 """
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
-from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector, RegretMonitor
+from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
+from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
 from draftpick.router.types import Decision, Outcome
 
 _MIN_TOKENS = 4
 _MIN_LEVEL_ANSWERS = 5.0
 _CAUTION, _CAUTIOUS_ANSWERS = 0.05, 30
-_SUSPENSION_ANSWERS = 500
 _MAX_UNLOADED_SLOWDOWN = 1.25
-"""Maximum slowdown by load of answers that count for the policy's regret."""
-_MIN_SEEN, _MAX_SEEN = 5, 30
+"""Maximum slowdown by load of answers that compare routing with one arm: under load, one alone is no alternative."""
+_DEFAULT_EVERY = 16
+"""Answers between two looks for a better default arm."""
 _KEPT_WEIGHT = 0.2
 _PROFILED_DEVIATION, _FOREIGN_DEVIATION = 0.15, 0.35
 """Standard deviation of an arm's log level before its first answer: with a profile, or with another machine's costs."""
@@ -37,7 +38,7 @@ class OnlineLearner:
     `level_deviations`: standard deviations of the log levels of its times [arms], 0 for an arm whose level is known;
     None once exploration is narrow: when all are known, or after `wide_answers` answers for each arm.
 
-    `suspended`: the policy loses against its default engine, which serves instead.
+    It also sets the policy's `default_arm`, if it has one, to the arm that has proved best.
     """
 
     def __init__(
@@ -54,11 +55,8 @@ class OnlineLearner:
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms))
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
-        self._regret_monitor, self._default = RegretMonitor(), policy.default_arm
+        self.safe_mode = SafeMode(config.safe_mode, policy.arms)
         self._caution_left = [0] * len(policy.arms)
-        self._default_residuals: deque[float] = deque(maxlen=_MAX_SEEN)
-        self._num_answers, self._suspended_at = 0, 0
-        self.suspended = False
         self.shifts: Shifts | None = None
         self.level_deviations: Sequence[float] | None = None
         self._refresh_levels()
@@ -68,19 +66,16 @@ class OnlineLearner:
         """True if measured times correct the policy's predictions."""
         return self._config.correction.enabled
 
-    def observe_fallback(self) -> None:
-        """Count an answer of the fallback engine while the policy is suspended; resume the policy after a while."""
-        self._num_answers += 1
-        if self.suspended and self._num_answers - self._suspended_at >= _SUSPENSION_ANSWERS:
-            self.suspended, self._regret_monitor = False, RegretMonitor()
-            self._emit("policy_resumed", f"{self._policy.id} serves again, to test whether it saves time now")
+    def attach(self, policy: Policy) -> None:
+        """Learn for this policy from now on: another one of the same id, which gets the default arm learned so far."""
+        if policy is not self._policy:
+            policy.default_arm, self._policy = self._policy.default_arm, policy
 
     def observe(
         self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
     ) -> None:
         """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
         ratio by which load lengthened its steps."""
-        self._num_answers += 1
         self._count_wide_answer()
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster)
@@ -93,11 +88,8 @@ class OnlineLearner:
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
             self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
-            own = decision.reason == "policy" and decision.policy == self._policy.id
-            if (
-                max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN
-            ):  # under load, the default engine alone is no alternative
-                self._monitor_regret(arm, residual, expected, own)
+        if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
+            self._compare(arm, residual, decision, outcome)
         if self._config.correction.enabled:
             self.correction.update(cluster, arm, residual)
         if self._config.correction.enabled or self._caution_left[arm]:
@@ -110,8 +102,9 @@ class OnlineLearner:
         self.refresh()
 
     def _forget(self, arm: int) -> None:
-        """Discard an arm's corrections; its level is unknown again."""
+        """Discard what answers of an arm have shown; its level is unknown again."""
         self.correction.reset_arm(arm)
+        self.safe_mode.reset_arm(arm)
         most = self._exploration.wide_answers
         self._wide_answers_left = min(max(self._wide_answers_left, 0) + most, most * len(self._policy.arms))
 
@@ -169,7 +162,6 @@ class OnlineLearner:
             return
         self._input_detector = InputDriftDetector(self._config.drift, self._num_clusters)
         self.correction.discount(_KEPT_WEIGHT)
-        self._default_residuals.clear()
         for watch in self._arm_detectors:
             watch.drafts.clear()  # acceptance may change with the requests, without a fault of the arm
         self._emit(
@@ -179,28 +171,48 @@ class OnlineLearner:
             {"stability_index": index},
         )
 
-    def _monitor_regret(self, arm: int, residual: float, expected: Sequence[float], own: bool) -> None:
-        """Compare with the recent times of the default engine.
+    def _compare(self, arm: int, residual: float, decision: Decision, outcome: Outcome) -> None:
+        """Compare routing with every single arm: enter or leave safe mode, and look for a better default arm."""
+        assert decision.predicted_tpot_s is not None
+        made, safe_mode, comparison = decision.policy, self.safe_mode, self.safe_mode.comparison
+        own = decision.reason == "policy" and (made == self._policy.id or made.startswith(PREFIX))
+        preferred = decision.reason == "policy" and decision.propensity >= max(decision.probabilities.values())
+        if made.startswith(PREFIX):  # the safe arm serves whatever the request
+            preferred = made != PREFIX + decision.arm
+        comparison.observe(arm, residual, preferred)
+        if not own or list(decision.probabilities) != list(self._policy.arms):
+            return
+        load = np.ones(len(self._policy.arms)) if decision.load is None else np.asarray(decision.load.slowdown)
+        changed = safe_mode.observe(
+            decision, arm, residual, np.asarray(decision.predicted_tpot_s) / load, outcome.output_tokens or 0
+        )
+        if changed:
+            self._report_safe_mode()
+        default = self._policy.default_arm
+        if default is not None and safe_mode.arm is None and comparison.requests % _DEFAULT_EVERY == 0:
+            self._policy.default_arm = comparison.best_arm(default)
 
-        `own`: the policy chose the arm itself. Other choices, and shadows, only update the default engine's times.
-        """
-        if self._default is None or self.suspended or self._config.correction.enabled:
-            return
-        if arm == self._default:
-            self._default_residuals.append(residual)
-        if not own or arm == self._default or len(self._default_residuals) < _MIN_SEEN:
-            return
-        of_default = math.log(expected[self._default]) + sum(self._default_residuals) / len(self._default_residuals)
-        lost = self._regret_monitor.update(of_default - math.log(expected[arm]) - residual)
-        if lost is not None:
-            self.suspended, self._suspended_at = True, self._num_answers
-            name = self._policy.arms[self._default]
+    def safe_mode_state(self) -> dict[str, object] | None:
+        """The policy, the arm that serves instead, and the share of time that routing loses; None if routing serves."""
+        if self.safe_mode.arm is None:
+            return None
+        lost = math.expm1(self.safe_mode.loss)
+        return {"policy": self._policy.id, "arm": self._policy.arms[self.safe_mode.arm], "lost": lost}
+
+    def _report_safe_mode(self) -> None:
+        safe_mode, window = self.safe_mode, self._config.safe_mode.window
+        if safe_mode.arm is None:
             self._emit(
-                "policy_suspended",
-                f"{self._policy.id} loses {lost:.0%} against {name}, which serves for now",
-                name,
-                {"lost": lost},
+                "safe_mode_left", f"{self._policy.id} routes again: it is no longer slower than one engine alone"
             )
+            return
+        name = self._policy.arms[safe_mode.arm]
+        lost, least = math.expm1(safe_mode.loss), math.expm1(safe_mode.low)
+        text = (
+            f"routing was {lost:.0%} slower than {name} alone over the last {window} requests (at least {least:.1%}): "
+            f"safe mode, {name} serves"
+        )
+        self._emit("safe_mode_entered", text, name, {"lost": lost, "at_least": least})
 
     def _emit(self, kind: str, text: str, arm: str | None = None, figures: Mapping[str, float] | None = None) -> None:
         self._on_event(Event(time.time(), kind, text, arm, self._policy.id, figures or {}))

@@ -16,6 +16,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 # kind of an artefact -> location of its class; a new kind is a file and a line
 _POLICY_TYPES = {
+    "calibrated": "draftpick.router.policies.calibrated:CalibratedPolicy",
     "fixed": "draftpick.router.policies.baselines:FixedPolicy",
     "mlp": "draftpick.router.policies.mlp:MLPPolicy",
     "tau_cost": "draftpick.router.policies.tau_cost:TauCostPolicy",

@@ -155,6 +155,19 @@ class Policy(ABC):
         """Expected acceptance lengths [arms], at least 1; None if the policy predicts none."""
         return None
 
+    def neighbours(self, context: Context) -> float | None:
+        """Effective number of training requests near a context; None if the policy does not know."""
+        return None
+
+    def is_far(self, context: Context) -> bool:
+        """True if fewer training requests are near a context than near almost all of them."""
+        return False
+
+    def intervals(self, context: Context) -> Sequence[tuple[float, float]] | None:
+        """Lower and upper bound of every arm's decoding time relative to its forecast, if the default arm takes as long
+        as predicted; None without calibration."""
+        return None
+
     def acceptance_lengths(self, vectors: npt.NDArray[np.float32]) -> Probabilities | None:
         """`tau` of requests with these contexts [n, d]: [n, arms]."""
         found = [tau for v in vectors if (tau := self.tau(stored_context(v, str(self.featurizer)))) is not None]

@@ -60,7 +60,7 @@ class TauCostPolicy(Policy):
         self._artifact_costs = tuple(arrays[name].astype(np.float64) for name in _COSTS)
         self._profiles: dict[str, Profile] = {}
         self._step_s, self._start_s, self._per_token_s = merge_costs(self._artifact_costs, arms, {})
-        self.default_arm = self._default = arms.index(options["default"])
+        self.default_arm: int = arms.index(options["default"])
         self._z, self._switch_cost = float(options["z"]), float(options["switch_cost"])
         self._length = arrays.get("length")
         if self._length is not None:
@@ -100,13 +100,13 @@ class TauCostPolicy(Policy):
 
     def tau(self, context: Context) -> Probabilities:
         z = self._regressor.scaled(context.vector)
-        mean = self._regressor(z, context.sampled)[0]
+        mean = self._predict(z, context.sampled)[0]
         return np.asarray(np.exp(np.maximum(mean, 0.0)), np.float64)
 
     def seconds(self, context: Context) -> tuple[Probabilities, Probabilities]:
         """Expected seconds of the request on every arm and their standard deviations, each [arms]."""
-        forecast, deviation = self._forecast(context, None)
-        return np.asarray(forecast.seconds), deviation
+        forecast, decode_s, deviation = self._forecast(context, None)
+        return np.asarray(forecast.seconds), decode_s * deviation
 
     def score(
         self,
@@ -117,16 +117,39 @@ class TauCostPolicy(Policy):
     ) -> tuple[Probabilities, Forecast | None]:
         if context is None:
             raise ValueError(f"policy {self.id} needs a context")
-        forecast, deviation = self._forecast(context, shifts, load)
+        forecast, decode_s, deviation = self._forecast(context, shifts, load)
         seconds = forecast.seconds
         if not all(map(math.isfinite, seconds)):
             raise ValueError(f"policy {self.id} computed times that are not finite")
-        best = min(compress(range(len(seconds)), eligible.tolist()), key=seconds.__getitem__)
-        if eligible[self._default]:
-            saved = seconds[self._default] - seconds[best]
-            if saved <= self._z * deviation.item(best) + self._switch_cost * seconds[self._default]:
-                best = self._default
+        best = self._best_arm(seconds, decode_s, deviation, eligible, context.sampled)
         return one_hot_with_floor(best, eligible, self._floor), forecast
+
+    def _best_arm(
+        self,
+        seconds: Sequence[float],
+        decode_s: Probabilities,
+        deviation: Probabilities,
+        eligible: npt.NDArray[np.bool_],
+        sampled: bool,
+    ) -> int:
+        """The arm with the least `seconds`, if it saves its margin against the default; else the default."""
+        best = min(compress(range(len(seconds)), eligible.tolist()), key=seconds.__getitem__)
+        if eligible[self.default_arm]:
+            margin_s = self._margins(seconds, decode_s, deviation, sampled)[best]
+            if seconds[self.default_arm] - seconds[best] <= margin_s:
+                return self.default_arm
+        return best
+
+    def _margins(
+        self, seconds: Sequence[float], decode_s: Probabilities, deviation: Probabilities, sampled: bool
+    ) -> Sequence[float]:
+        """Seconds [arms] by which an arm must be faster than the default. `deviation`: of log `decode_s`, [arms]."""
+        margins: list[float] = (self._z * decode_s * deviation + self._switch_cost * seconds[self.default_arm]).tolist()
+        return margins
+
+    def _predict(self, z: Vector, sampled: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Mean and standard deviation of log tau, each [arms], for a scaled context."""
+        return self._regressor(z, sampled)
 
     def cluster(self, context: Context | None) -> int:
         return 0 if context is None else self._cluster(self._regressor.scaled(context.vector))
@@ -137,9 +160,9 @@ class TauCostPolicy(Policy):
     def terms(
         self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
     ) -> Sequence[Terms] | None:
-        forecast, deviation = self._forecast(context, shifts, load)
+        forecast, decode_s, deviation = self._forecast(context, shifts, load)
         unloaded = self._forecast(context, None)[0]
-        default_s, found = forecast.seconds[self._default], []
+        margins, found = self._margins(forecast.seconds, decode_s, deviation, context.sampled), []
         for i, tau in enumerate(self.tau(context).tolist()):
             tokens, tpot_s = self.tokens(context) - 1.0, unloaded.tpot_s[i]
             residual = 0.0 if forecast.residual is None else float(forecast.residual[i])
@@ -150,8 +173,7 @@ class TauCostPolicy(Policy):
                     term, slowdown=load.slowdown[i], objective_weight=load.objective_weight[i], wait_s=load.wait_s[i],
                     cached_prefix_s=cached_tokens * self._per_token_s.item(i), prefill_weight=load.prefill_weight[i],
                 )  # fmt: skip
-            margin_s = self._z * deviation.item(i) + self._switch_cost * default_s
-            found.append(replace(term, margin_s=margin_s if i != self._default else 0.0))
+            found.append(replace(term, margin_s=margins[i] if i != self.default_arm else 0.0))
         return found
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
@@ -169,10 +191,11 @@ class TauCostPolicy(Policy):
 
     def _forecast(
         self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
-    ) -> tuple[Forecast, Probabilities]:
-        """The forecast, corrected by `shifts` and `load`, and the standard deviations of its times [arms]."""
+    ) -> tuple[Forecast, Probabilities, Probabilities]:
+        """The forecast, corrected by `shifts` and `load`, its decoding times [arms] and the standard deviations of
+        their logarithms [arms]."""
         z = self._regressor.scaled(context.vector)
-        mean, deviation = self._regressor(z, context.sampled)
+        mean, deviation = self._predict(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
         tpot_s = self._step_s[:, context.sampled + context.truncated] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift, cluster = tokens * tpot_s, None, None
@@ -183,9 +206,9 @@ class TauCostPolicy(Policy):
         prompt_tokens = context.prompt_tokens
         start_s = self._start_s + prompt_tokens * self._per_token_s
         if load is None:
-            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, None, cluster), decode_s * deviation
+            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, None, cluster), decode_s, deviation
         unloaded = int((start_s + decode_s).argmin())
         read_s = start_s - np.minimum(load.cached_prefix_tokens, prompt_tokens) * self._per_token_s
         start_s = read_s * load.prefill_weight + load.wait_s
         tpot_s, decode_s = tpot_s * load.slowdown, decode_s * load.objective_weight
-        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, unloaded, cluster), decode_s * deviation
+        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, unloaded, cluster), decode_s, deviation

@@ -12,17 +12,15 @@ from draftpick.router.config.sections import DEFAULT_EXPLORATION_RATE
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.online_learner import OnlineLearner
 from draftpick.router.policies.base import DecisionInput, Policy
-from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyInService:
-    """A policy, its online learner, and the fallback engine while it is suspended."""
+    """A policy and its online learner."""
 
     policy: Policy
     online: OnlineLearner
-    fallback_policy: FixedPolicy | None
 
     def accepts(self, context: Context | None) -> bool:
         """True if a context has the policy's features: another policy may have served when it was made."""
@@ -104,10 +102,13 @@ class ActivePolicies:
         return replace(decision, policy_share=share, other_policy_probabilities={would.policy: would.probabilities})
 
     def _decide_by(self, served: PolicyInService, given: DecisionInput, rng: np.random.Generator) -> Decision:
-        if served.fallback_policy is not None and served.online.suspended:
-            return served.fallback_policy.decide(given, rng)
-        levels = served.online.level_deviations if given.may_explore_widely else None
-        return served.policy.decide(given, rng, served.online.shifts, levels)
+        online, levels = served.online, served.online.level_deviations if given.may_explore_widely else None
+        decision = served.policy.decide(given, rng, online.shifts, levels)
+        return (
+            decision
+            if online.safe_mode.arm is None
+            else online.safe_mode.decide(decision, given.eligible, rng.random())
+        )
 
     def by_id(self, id: str) -> PolicyInService:
         """The policy of this id, if it is in service; else the active one."""
@@ -121,8 +122,8 @@ class ActivePolicies:
         return self.policy.cluster(context) if self._active.accepts(context) else 0
 
     def classify(self, attempt: Attempt) -> Attempt:
-        """An answered attempt with the cluster of its request; others unchanged. Raises what the policy raises."""
-        if attempt.running is None:
+        """An answered attempt with its request's cluster by the active policy. Raises what the policy raises."""
+        if attempt.running is None or (attempt.cluster is not None and attempt.cluster[0] == self.policy.id):
             return attempt
         cluster, decision = self.cluster(attempt.context, attempt.decision), attempt.decision
         if decision.policy == self.policy.id and decision.cluster is None:
@@ -146,15 +147,18 @@ class ActivePolicies:
         for served in (self._active, self._candidate):
             if served is None:
                 continue
-            if served.fallback_policy is not None and served.fallback_policy.id == decision.policy:
-                served.online.observe_fallback()
-            elif (own := served.own_prediction(context, decision)) is not None:
+            if (own := served.own_prediction(context, decision)) is not None:
                 own_cluster = cluster if served is self._active else served.policy.cluster(context)
                 served.online.observe(own_cluster, own, outcome, in_flight, slowdown)
 
     def learners(self) -> list[tuple[str, OnlineLearner]]:
         """Learners of the policies in service, by id."""
         return [(s.policy.id, s.online) for s in (self._active, self._candidate) if s is not None]
+
+    def safe_modes(self) -> list[dict[str, object]]:
+        """The policies in service whose routing was measured slower than an engine alone, which serves instead."""
+        learners = (served.online for served in (self._active, self._candidate) if served is not None)
+        return [found for online in learners if (found := online.safe_mode_state()) is not None]
 
     def use_profiles(self, profiles: Mapping[str, Profile]) -> None:
         """Decide by these costs from now on; corrections of other costs are discarded."""
@@ -170,12 +174,9 @@ class ActivePolicies:
 
     def _in_service(self, policy: Policy, learned: Mapping[str, OnlineLearner]) -> PolicyInService:
         policy.use_profiles(self._profiles)
-        best = policy.default_arm
-        fallback_policy = FixedPolicy(policy.arms, policy.arms[best]) if best is not None else None
         # An id identifies what a policy has learned, not its options: the new one decides.
-        return PolicyInService(
-            policy,
-            learned.get(policy.id)
-            or OnlineLearner(self._config.online, policy, self.events.emit, self._config.exploration),
-            fallback_policy,
+        online = learned.get(policy.id) or OnlineLearner(
+            self._config.online, policy, self.events.emit, self._config.exploration
         )
+        online.attach(policy)
+        return PolicyInService(policy, online)

@@ -26,8 +26,8 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 EVENTS = (
     "arm_changed",
     "inputs_changed",
-    "policy_suspended",
-    "policy_resumed",
+    "safe_mode_entered",
+    "safe_mode_left",
     "policy_activated",
     "policy_rejected",
     "arm_quarantined",

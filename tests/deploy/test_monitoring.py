@@ -261,7 +261,7 @@ ILL: dict[str, dict[str, str]] = {
         f'draftpick_decisions_total{{{ARM},reason="policy"}}': "0+60x120",
     },
     "DraftpickPolicyRejected": {f"draftpick_policy_rejected{{{A}}}": "1+0x120"},
-    "DraftpickPolicySuspended": {f'draftpick_policy_suspended{{{A},role="active"}}': "1+0x120"},
+    "DraftpickSafeMode": {f'draftpick_safe_mode{{{A},role="active"}}': "1+0x120"},
     "DraftpickNoSpeedup": {
         f"draftpick_decoding_baseline_seconds_total{{{ARM}}}": "0+50x120",
         f"draftpick_decoding_seconds_total{{{ARM}}}": "0+60x120",
@@ -296,7 +296,7 @@ WELL: dict[str, str] = {
     f'draftpick_fallbacks_total{{{A},reason="no_context"}}': "3+0x120",
     f'draftpick_decisions_total{{{ARM},reason="policy"}}': "0+60x120",
     f"draftpick_policy_rejected{{{A}}}": "0+0x120",
-    f'draftpick_policy_suspended{{{A},role="active"}}': "0+0x120",
+    f'draftpick_safe_mode{{{A},role="active"}}': "0+0x120",
     f"draftpick_decoding_baseline_seconds_total{{{ARM}}}": "0+75x120",
     f"draftpick_decoding_seconds_total{{{ARM}}}": "0+60x120",
     f'draftpick_tpot_prediction_ratio_bucket{{{ARM},le="0.9"}}': "0+20x120",

@@ -7,6 +7,7 @@ import numpy as np
 
 from draftpick.deploy.doctor.context import DoctorContext
 from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.router.online.safe_mode import PREFIX
 from draftpick.router.types import Record
 
 _MIN_RECORDS = 50
@@ -127,4 +128,18 @@ def traffic(context: DoctorContext) -> Iterator[Finding]:
         yield note(
             "router.records", f"half of the answers have {tokens:.0f} tokens or fewer",
             "draftpick headroom --records FOLDER", "drafts only speed up the tokens after the first",
+        )  # fmt: skip
+
+
+@check("records", "routing is not slower than one engine alone")
+def safe_mode(context: DoctorContext) -> Iterator[Finding]:
+    """Routers that measure a loss serve the best engine alone: see `draftpick.router.online.safe_mode`."""
+    window = context.config.router.online.safe_mode.window
+    latest = [record for record in context.attempts if record.decision.reason == "policy"][-window:]
+    safe = Counter(record.decision.policy for record in latest if record.decision.policy.startswith(PREFIX))
+    for policy, requests in safe.items():
+        arm = policy.removeprefix(PREFIX)
+        yield warning(
+            arm, f"served {requests} of the last {len(latest)} requests in safe mode", "draftpick events; then retrain",
+            f"routing was measured slower than {arm} alone",
         )  # fmt: skip

@@ -17,6 +17,7 @@ function facts(told) {
     `policy ${told.policy}`, told.reason === "policy" ? `objective ${told.objective}` : told.reason,
     told.output_tokens == null ? null : `about ${number(told.output_tokens)} tokens expected`,
     told.kind ? `cluster: ${told.kind.name}` : null,
+    told.far ? `far from anything known (${number(told.neighbours, 1)} near training requests)` : null,
   ].filter(Boolean);
 }
 
@@ -49,16 +50,18 @@ function times(predicted, longest, colour) {
   return h("span", { class: "share" },
     h("span", { class: "bar", "aria-hidden": "true" },
       h("i", { class: `${colour} first`, style: width(predicted.ttft_s) }), h("i", { class: colour, style: width(predicted.decode_s) })),
-    h("span", { class: "figure" }, seconds(predicted.seconds)));
+    h("span", { class: "figure" }, seconds(predicted.seconds)),
+    predicted.low_s == null ? null : h("span", { class: "hint" }, `${seconds(predicted.low_s)} to ${seconds(predicted.high_s)}`));
 }
 
 function parts(one) {
   const more = [
+    one.low_s == null ? null : `probably ${seconds(one.low_s)} to ${seconds(one.high_s)}`,
     `first token ${seconds(one.ttft_s)}`, `decoding ${seconds(one.decode_s)}`, `counts as ${seconds(one.weighted_s)}`,
     `step ${seconds(one.step_s)}`, `slowed down ${number(one.slowdown, 2)}x by load`,
   ];
   if (one.wait_s > 0) more.push(`wait ${seconds(one.wait_s)}`);
   if (one.cached_prefix_s > 0) more.push(`cached prefix saves ${seconds(one.cached_prefix_s)}`);
   if (one.residual) more.push(`corrected by ${percent(Math.expm1(one.residual), true)}`);
-  return more.join(", ");
+  return more.filter(Boolean).join(", ");
 }

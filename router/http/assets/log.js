@@ -41,7 +41,7 @@ function strip(row, colour) {
       row.decode_s == null ? null : h("b", { style: at(row.decode_s) }), dots));
 }
 
-const TONES = { arm_quarantined: "bad", policy_rejected: "bad", policy_suspended: "bad", arm_changed: "warn", inputs_changed: "warn" };
+const TONES = { arm_quarantined: "bad", policy_rejected: "bad", safe_mode_entered: "bad", arm_changed: "warn", inputs_changed: "warn" };
 
 export function events(state) {
   if (!state.events.length) return h("p", { class: "empty" }, "No events: no change of an engine, of the requests, or of the policy.");

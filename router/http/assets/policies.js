@@ -17,8 +17,12 @@ export function policies(state) {
 }
 
 function serves(state) {
-  const aside = state.suspended.length ? h("p", { "data-tone": "bad" }, `${state.suspended.join(", ")} is suspended: it loses against its default engine, which serves.`) : null;
-  return [h("p", {}, h("strong", {}, state.policy), " serves."), aside];
+  return [h("p", {}, h("strong", {}, state.policy), " serves."), safeMode(state, state.policy)];
+}
+
+function safeMode(state, policy) {
+  const found = state.safe_mode.find((one) => one.policy === policy);
+  return found ? h("p", { "data-tone": "bad" }, `Safe mode: its routing was measured slower than ${found.arm} alone (now ${percent(found.lost, true)}), so ${found.arm} serves.`) : null;
 }
 
 function active(state) {
@@ -29,7 +33,7 @@ function active(state) {
     h("p", { class: "head" }, h("strong", {}, one.id), h("span", { class: "pill", "data-tone": "good" }, registry.pinned ? "active, pinned" : "active"),
       h("span", { class: "code" }, one.policy)),
     one.policy === state.policy ? null : h("p", { "data-tone": "warn" }, `This router serves ${state.policy}.`),
-    state.suspended.includes(one.policy) ? h("p", { "data-tone": "bad" }, "Suspended: it loses against its default engine, which serves.") : null,
+    safeMode(state, one.policy),
     gate(one),
     h("p", { class: "actions" },
       registry.pinned ? change(state, "unpin", null, "Unpin") : change(state, "pin", one.id, "Pin"),

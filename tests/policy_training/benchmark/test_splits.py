@@ -66,7 +66,7 @@ def test_the_ladder_knows_a_good_learner() -> None:
     # Costs carry over to another load, rewards do not.
     assert climb["ridge"]["load"]["vs_best_fixed"].value > climb["exact"]["load"]["vs_best_fixed"].value
     assert climb["ridge"]["rewording"] == climb["ridge"]["own_words"]  # no word was changed
-    assert set(climb["ridge"]) == {"iid", "domain", "rewording", "own_words", "load"}
+    assert set(climb["ridge"]) == {"iid", "source", "domain", "rewording", "own_words", "load"}
 
 
 def test_more_requests_teach_more_and_sizes_that_are_not_there_are_left_out() -> None:
@@ -116,7 +116,7 @@ def test_the_embedding_matters_where_it_decides() -> None:
 
 
 def test_choices_calibration_and_regret() -> None:
-    shares = experiments.choice_map(QUESTION, "ridge")
+    shares = experiments.evaluation(QUESTION, "ridge").shares
     assert shares["cluster-0"]["ngram"] > 0.9
     assert experiments.calibration(QUESTION, "exact") is None
     predicted, seen = experiments.calibration(QUESTION, "ridge") or ()

@@ -384,7 +384,7 @@ def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(canary: Cana
     keeper, registry, said = canary(slower=0.8)
     keeper.step()
     keeper.store.append_event(
-        Event(time.time() + 5, "policy_suspended", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
+        Event(time.time() + 5, "safe_mode_entered", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
     )
     keeper.step()
     assert registry.state().active == "p0001"
@@ -396,7 +396,7 @@ def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_o
     keeper.step()
     name = registry.state().policies["p0003"].policy
     keeper.store.append_event(Event(time.time() + 5, "inputs_changed", "other requests"))
-    keeper.store.append_event(Event(time.time() + 9, "policy_suspended", "it loses 7%", "plain", name))
+    keeper.store.append_event(Event(time.time() + 9, "safe_mode_entered", "it loses 7%", "plain", name))
     keeper.step()
     assert registry.state().active == "p0003"
 

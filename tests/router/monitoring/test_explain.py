@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.engines.replicas import ReplicaTable
+from draftpick.policy_training.learners import learner
+from draftpick.policy_training.train import fitted
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
 from draftpick.router.features.featurizer import LexicalFeaturizer
@@ -21,8 +23,10 @@ from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.monitoring.explain import (
     DecisionExplanation,
+    Doubt,
     EngineStatus,
     _causes,
+    explain_doubt,
     explain_terms,
 )
 from draftpick.router.online.online_learner import OnlineLearner
@@ -42,6 +46,7 @@ from draftpick.router.registry.active_policy import PolicyInService
 from draftpick.router.types import Context, LoadTerms
 from tests.fleet import FAST, REFUSING_URL, StartRouter, asked
 from tests.leaks import PROMPT
+from tests.policy_training.bandit import SETTING, Bandit
 
 ARMS = ("plain", "ngram", "math")
 CONTEXT = stored_context(np.zeros(2, np.float32), "features")
@@ -96,7 +101,7 @@ def explained(
     """What is told of a decision under these terms. `out`: arms that may not take it, and why."""
     policy, why = Foretells(*terms), out or {}
     may = [arm for arm in ARMS if arm not in why]
-    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy))
     decision = replace(policy.decide(DecisionInput(CONTEXT, may), np.random.default_rng(0)), **changes)
     there = {arm: EngineStatus(1, n, n, why.get(arm)) for arm, n in zip(ARMS, loads, strict=True)}
     known = explain_terms(decision, served, CONTEXT)
@@ -175,8 +180,38 @@ def test_what_is_tried_out_is_told_beside_what_would_be_usual() -> None:
 def test_the_only_engine_and_a_policy_put_aside() -> None:
     only = explained(PLAIN, NGRAM, MATH, out={"ngram": "full", "math": "breaker_open"})
     assert only.deciding_reason() == "plain is the only eligible engine"
-    aside = explained(PLAIN, NGRAM, MATH, policy="fixed:plain", arm="plain").deciding_reason()
-    assert aside == "policy foretells has recently lost time against plain and is suspended: plain serves"
+    aside = explained(PLAIN, NGRAM, MATH, policy="safe_mode:plain", arm="plain").deciding_reason()
+    assert aside == "safe mode: routing was measured slower than plain alone, which serves"
+    probe = explained(PLAIN, NGRAM, MATH, policy="safe_mode:plain", arm="math").deciding_reason()
+    assert probe == f"{aside} most requests; math is a probe of routing"
+
+
+def test_a_request_far_from_anything_known_is_told_so_with_intervals() -> None:
+    made = explained(PLAIN, NGRAM, MATH)
+    doubt = Doubt(0.4, True, {"math": (0.9, 1.5)})
+    told = replace(made, doubt=doubt)
+    assert told.deciding_reason() == f"the request is far from anything known; {made.deciding_reason()}"
+    shown = told.as_json()
+    assert (shown["neighbours"], shown["far"]) == (0.4, True)
+    rows: Any = {row["arm"]: row["predicted"] for row in shown["arms"]}  # type: ignore[attr-defined]
+    math = rows["math"]
+    assert math["low_s"] == pytest.approx(math["ttft_s"] + 0.9 * math["decode_s"])
+    assert math["high_s"] == pytest.approx(math["ttft_s"] + 1.5 * math["decode_s"])
+    assert rows["plain"]["low_s"] is None
+
+
+@pytest.mark.parametrize("kind", ["tau_cost", "calibrated"])
+def test_what_a_policy_knows_of_its_doubt_is_read_from_it(kind: str) -> None:
+    bandit = Bandit.draw(120, seed=1)
+    policy = fitted(bandit.matrix(), learner(kind), SETTING)
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy))
+    near, odd = (
+        explain_doubt(served, stored_context(v, "features")) for v in (bandit.contexts[0], 9 + bandit.contexts[0])
+    )
+    assert (near.far, odd.far) == (False, kind == "calibrated")
+    assert set(near.intervals) == (set(policy.arms) if kind == "calibrated" else set())
+    assert (near.neighbours is None) == (kind == "tau_cost")
+    assert explain_doubt(served, None) == Doubt()
 
 
 def test_fallbacks_say_what_was_missing() -> None:
@@ -190,7 +225,7 @@ def test_fallbacks_say_what_was_missing() -> None:
 @pytest.mark.parametrize("policy", [FixedPolicy(ARMS, "math"), UniformPolicy(ARMS)])
 def test_a_policy_without_times_says_so(policy: Policy) -> None:
     decision = policy.decide(DecisionInput(None, ARMS), np.random.default_rng(0))
-    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy), None)
+    served = PolicyInService(policy, OnlineLearner(CONFIG.online, policy))
     there = dict.fromkeys(ARMS, EngineStatus(1, 0, 0, None))
     told = DecisionExplanation(
         decision, served, None, ARMS, there, "latency", "plain", explain_terms(decision, served, None), REASONS
@@ -292,7 +327,7 @@ async def test_it_tells_all_and_sends_and_counts_nothing(router_app: StartRouter
     told = await explanation(app)
     assert set(told) == {
         *("arm", "propensity", "probabilities", "policy", "reason", "tipped", "objective", "output_tokens", "kind"),
-        "arms",
+        *("neighbours", "far", "arms"),
     }
     row = {"arm": "plain", "probability": 0.5, "eligible": True, "predicted": None}
     assert told["arms"][0] == {**row, **asdict(EngineStatus(1, 0, 0, breakers={"closed": 1}))}

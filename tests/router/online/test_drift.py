@@ -12,7 +12,6 @@ from draftpick.router.online.drift import (
     ArmDriftDetector,
     InputDriftDetector,
     PageHinkley,
-    RegretMonitor,
     stability_index,
 )
 
@@ -153,21 +152,6 @@ def test_the_stability_index_grows_with_the_distance_and_is_symmetric() -> None:
     usual = np.asarray([0.6, 0.3, 0.1])
     assert 0 < stability_index(usual, near) < stability_index(usual, far) < math.inf
     assert stability_index(usual, far) == pytest.approx(stability_index(far, usual))
-
-
-# --- savings ---
-
-
-@pytest.mark.parametrize(("mean", "loses"), [(0.05, False), (0.0, False), (-0.3, True)])
-def test_only_what_surely_loses_does(mean: float, loses: bool) -> None:
-    found = []
-    for seed in range(20):
-        savings = RegretMonitor()
-        told = [savings.update(float(x)) for x in np.random.default_rng(seed).normal(mean, 0.4, 300)]
-        found.append(next((one for one in told if one is not None), None))
-        assert all(one is None for one in told[:59])
-    assert sum(one is not None for one in found) == (20 if loses else 0)
-    assert all(one is None or one > 0 for one in found)
 
 
 # --- an arm ---

@@ -42,6 +42,7 @@ class World:
             context = stored_context(drawn.contexts[i], "features")
             given = DecisionInput(context, ARMS, 0.1, may_explore_widely=True)
             made = self.policy.decide(given, self.rng, self.online.shifts, self.online.level_deviations)
+            made = self.online.safe_mode.decide(made, ARMS, self.rng.random())
             arm = ARMS.index(made.arm)
             tau = max(float(self.tau[drawn.clusters[i], arm] * self.rng.lognormal(0, 0.1)), 1.0)
             tpot_s = float(COSTS.step_s[arm, 0]) * float(self.times[arm]) / tau
@@ -73,32 +74,36 @@ def test_a_dearer_step_is_told_of_as_a_cost(policy: Policy) -> None:
     assert event.figures["costs"] == pytest.approx(math.log(1.6), abs=0.15)
 
 
-def test_a_losing_policy_is_suspended_and_resumed(policy: Policy) -> None:
-    assert policy.default_arm is not None
-    world = World(policy, correction={"enabled": False})
+def test_a_losing_policy_gives_way_to_the_best_arm_and_comes_back(policy: Policy) -> None:
+    """All arms but one become slow; while routing adapts to it no more, that one serves."""
+    world = World(policy, correction={"enabled": False}, drift={"page_hinkley_lambda": 1e9})
     world.go(300)
-    for arm in range(len(ARMS)):
-        world.times[arm] = 1.0 if arm == policy.default_arm else 3.0
-    world.go(1200, seed=2)
-    assert "policy_suspended" in {e.kind for e in world.events}
-    assert world.online.suspended
-    for _ in range(500):
-        world.online.observe_fallback()
-    assert not world.online.suspended
-    assert world.events[-1].kind == "policy_resumed"
+    assert world.events == []
+    world.times[:] = [1.0, 3.0, 3.0, 3.0]
+    taken = world.go(800, seed=2)
+    entered = next(e for e in world.events if e.kind == "safe_mode_entered")
+    assert entered.arm == "plain"
+    assert entered.figures["lost"] > entered.figures["at_least"] > 0
+    assert taken[-200:].count("plain") > 150
+    world.times[:] = 1.0
+    world.go(1500, seed=3)
+    assert "safe_mode_left" in {e.kind for e in world.events}
+    assert world.online.safe_mode.arm is None
 
 
-def test_a_policy_whose_times_are_corrected_is_not_suspended(policy: Policy) -> None:
-    world = World(policy, correction={"enabled": True}, drift={"page_hinkley_lambda": 1e9})
-    world.go(300)
-    world.times[:] = [1.0 if arm == policy.default_arm else 3.0 for arm in range(len(ARMS))]
-    world.online.refresh = lambda: None  # type: ignore[method-assign]  # it goes on with the arms that are slow now
-    world.go(600, seed=2)
-    assert not world.online.suspended
+def test_the_default_becomes_the_arm_that_has_proved_best(policy: Policy) -> None:
+    before = policy.default_arm
+    world = World(policy, drift={"enabled": False}, safe_mode={"window": 400})
+    world.times[:] = [0.2, 1.0, 1.0, 1.0]
+    world.go(800)
+    try:
+        assert policy.default_arm == 0
+    finally:
+        policy.default_arm = before
 
 
 def test_what_is_switched_off_learns_nothing(policy: Policy) -> None:
-    world = World(policy, drift={"enabled": False}, correction={"enabled": False})
+    world = World(policy, drift={"enabled": False}, correction={"enabled": False}, safe_mode={"enabled": False})
     world.go(300)
     world.times[:] = 5.0
     world.go(300, seed=2)

@@ -157,7 +157,7 @@ def test_a_missing_or_wrong_field_is_refused(folder: Path, field: str, value: An
 
 def test_an_unknown_kind_is_refused_with_the_nearest(folder: Path) -> None:
     change_manifest(folder, kind="mpl")
-    assert "unknown kind of policy 'mpl' (did you mean 'mlp'? known: fixed, mlp" in refusal(folder)
+    assert "unknown kind of policy 'mpl' (did you mean 'mlp'? known: calibrated, fixed, mlp" in refusal(folder)
 
 
 def test_arrays_that_the_manifest_does_not_describe_are_refused(folder: Path) -> None:

@@ -22,9 +22,9 @@ EXPLORATION = ExplorationConfig(gamma=20.0, min_probability=0.01)
 FRESH = Bandit.draw(400, seed=8)
 
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return fitted(Bandit.draw(400, seed=7).matrix(), learner("tau_cost"), SETTING)
+@pytest.fixture(scope="module", params=["tau_cost", "calibrated"])
+def policy(request: pytest.FixtureRequest) -> Policy:
+    return fitted(Bandit.draw(400, seed=7).matrix(), learner(request.param), SETTING)
 
 
 def shifts_of(policy: Policy, rng: np.random.Generator) -> list[list[float]]:

@@ -199,17 +199,45 @@ def test_answers_to_contexts_of_other_features_teach_nothing() -> None:
 
 
 def loses(made: ActivePolicies) -> bool:
-    return "policy_suspended" in {event.kind for event in made.events.recent}
+    return "safe_mode_entered" in {event.kind for event in made.events.recent}
 
 
-def test_a_policy_that_loses_gives_way_to_its_default_engine_and_comes_back() -> None:
+def test_a_policy_that_loses_gives_way_to_the_best_engine_and_comes_back() -> None:
     made = serving(Foresees("one"))
     answered(made, "plain", 0.01, 40, "one")
-    answered(made, "ngram", 0.03, 80, "one")
+    answered(made, "ngram", 0.03, 120, "one")
     assert loses(made)
-    assert {(d.arm, d.policy) for d in drawn(made, 20)} == {("plain", "fixed:plain")}
-    answered(made, "plain", 0.01, 500, "fixed:plain")
+    assert [mode["arm"] for mode in made.safe_modes()] == ["plain"]
+    found = drawn(made)
+    assert {d.policy for d in found} == {"safe_mode:plain"}
+    assert sum(d.arm == "ngram" for d in found) / DRAWS == pytest.approx(0.1, abs=0.01)
+    assert {(d.arm, round(d.propensity, 9)) for d in found} == {("plain", 0.9), ("ngram", 0.1)}
+    for decision in drawn(made, 600, seed=1):
+        tpot_s = {"plain": 0.01, "ngram": 0.005}[decision.arm]
+        made.observe(CONTEXT, 0, decision, Outcome("ok", 200, tpot_s=tpot_s, output_tokens=32), 1)
+    assert made.safe_modes() == []
     assert {(d.arm, d.policy) for d in drawn(made, 20)} == {("ngram", "one")}
+
+
+def test_without_the_safe_engine_routing_serves() -> None:
+    made = serving(Foresees("one"))
+    answered(made, "plain", 0.01, 40, "one")
+    answered(made, "ngram", 0.03, 120, "one")
+    decision = made.decide(DecisionInput(CONTEXT, ["ngram"]), np.random.default_rng(0))
+    assert (decision.arm, decision.policy, decision.propensity) == ("ngram", "one", 1.0)
+
+
+def test_propensities_in_safe_mode_are_how_often_an_engine_is_drawn() -> None:
+    made = serving(Foresees("one"))
+    answered(made, "plain", 0.01, 40, "one")
+    answered(made, "ngram", 0.03, 120, "one")
+    rng = np.random.default_rng(3)
+    found = [made.decide(DecisionInput(CONTEXT, ARMS, 0.2), rng) for _ in range(DRAWS)]
+    assert all(d.propensity == d.probabilities[d.arm] for d in found)
+    (probabilities,) = {tuple(d.probabilities.items()) for d in found}
+    assert sum(p for _, p in probabilities) == pytest.approx(1)
+    for arm, p in probabilities:
+        assert sum(d.arm == arm for d in found) / DRAWS == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / DRAWS))
 
 
 def test_what_shadows_show_of_slower_engines_is_no_loss_of_the_policy() -> None:
@@ -225,8 +253,8 @@ def test_what_another_policy_chose_is_no_loss_of_this_one() -> None:
     for _ in range(3):
         answered(made, "plain", 0.01, 30, "one")
         answered(made, "ngram", 0.03, 60, "two")
-    assert {event.policy for event in made.events.recent if event.kind == "policy_suspended"} == {"two"}
-    assert not online(made, "one").suspended
+    assert {event.policy for event in made.events.recent if event.kind == "safe_mode_entered"} == {"two"}
+    assert online(made, "one").safe_mode.arm is None
 
 
 def test_shadows_tell_of_the_default_engine_that_a_policy_never_chooses() -> None:
