@@ -38,9 +38,9 @@ class Profile:
     `step_s[mode][batch][context]`: of a decoding step in each of `MODES`, with `batches` running requests of `contexts`
     tokens each; nondecreasing along both. A profile of schema 1 has two tables, the second of them measured with top_p.
     `prefill_s` and `prefill_s_per_token`: time to the first token. `max_running`: maximum concurrent requests; more of
-    them wait. `verify_s[mode][rows - 1]`: of a step of one request that verifies 1 to k + 1 rows; empty if the engine
-    does not draft, always drafts the same number of tokens, or does not report its steps. `disagreement`: relative
-    difference of the two passes of the measurement at the median point; None: unknown.
+    them wait. `verify_s[mode][rows - 1]`: of a step of one request that verifies 1 row and more, to the longest draft
+    seen; empty if the engine does not draft, always drafts the same number of tokens, or does not report its steps.
+    `disagreement`: relative difference of the two passes of the measurement at the median point; None: unknown.
     """
 
     build: str

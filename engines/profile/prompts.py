@@ -29,23 +29,28 @@ TEXTS: tuple[str, ...] = (
 )
 
 
+_HEAD, _SURPLUS = 32, 1.25
+
+
 async def fitted(target: Target, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Return the texts as chat prompts of about `length` tokens each: truncated, or preceded by other texts."""
+    """Return the texts as chat prompts of `length` tokens each: preceded by other texts, and cut after their head.
+
+    Exact lengths just above the blocks of a prefix cache leave hardly any prefill to a repeated prompt.
+    """
     return [await _fit(target, texts, i, length) for i in range(len(texts))]
 
 
 async def _fit(target: Target, texts: Sequence[str], i: int, length: int) -> list[int]:
     text = texts[i]
     tokens = await _tokens(target, text)
-    wanted = max(1, round(len(text) * length / len(tokens)))
-    if len(tokens) > length:
-        return await _tokens(target, text[:wanted])
+    wanted = max(1, round(_SURPLUS * len(text) * length / len(tokens)))
     before = i
     while len(text) < wanted:
         before -= 1
-        room = wanted - len(text)
-        text = f"{texts[before % len(texts)][-room:]}\n\n{text}"
-    return await _tokens(target, text)
+        text = f"{texts[before % len(texts)][-(wanted - len(text)) :]}\n\n{text}"
+    tokens = await _tokens(target, text)
+    head = min(_HEAD, length // 2)
+    return tokens if len(tokens) <= length else tokens[:head] + tokens[head - length :]
 
 
 async def _tokens(target: Target, text: str) -> list[int]:
