@@ -64,9 +64,7 @@ def load_prompts(
 
 def describe_files(sources: Sequence[str], max_tokens: int = 128) -> None:
     """Print a line on stderr about each file of prompts: its format, what it holds, and what is left out."""
-    from draftpick.policy_training.workloads import PromptSource
-    from draftpick.policy_training.workloads.card import describe
+    from draftpick.policy_training.workloads.card import describe, prompt_cards
 
-    for source in dict.fromkeys(map(PromptSource.parse, sources)):
-        if (file := source.file(max_tokens)) is not None:
-            err.print(describe(file), highlight=False, soft_wrap=True, markup=False)
+    for card in prompt_cards(sources, max_tokens):
+        err.print(describe(card), highlight=False, soft_wrap=True, markup=False)

@@ -28,6 +28,7 @@ from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.recent_requests import RecentRequests
 from draftpick.router.telemetry.tracing import Tracing
+from draftpick.router.types import AttemptObserver
 
 event_log = logging.getLogger("draftpick.events")
 
@@ -81,6 +82,7 @@ def build_parts(
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
     load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
+    load.on_profiles = active_policies.use_profiles
     admission, metrics, recent = Admission(config.admission), Metrics(arms, baseline), RecentRequests(baseline)
     acceptance_monitor = AcceptanceMonitor(arms, config.quarantine, on_event=active_policies.emit_for_arm)
     shadow = Shadow(config.shadow, lambda: admission.in_flight, replicas.eligible, rng)
@@ -88,13 +90,9 @@ def build_parts(
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
     learning = AttemptLearning(active_policies, acceptance_monitor, load)
-    # To add an observer of attempts, add an entry here.
-    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}
-    attempts = AttemptQueue(
-        {part: one.on_attempt_end for part, one in observers.items() if one is not None},
-        metrics.failures,
-        active_policies.classify,
-    )
+    observers: dict[str, AttemptObserver | None]
+    observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}  # a new one: an entry
+    attempts = AttemptQueue(observers, metrics.failures, active_policies.classify)
     events.subscribe(metrics.on_event, _log_event, shadow.on_event, acceptance_monitor.on_event)
     dispatcher = Dispatcher(
         config,
@@ -111,25 +109,11 @@ def build_parts(
         tracing=tracing,
     )
     return Parts(
-        config=config,
-        baseline=baseline,
-        replicas=replicas,
-        events=events,
-        active_policies=active_policies,
-        load=load,
-        demand=demand,
-        prefixes=prefixes,
-        admission=admission,
-        acceptance_monitor=acceptance_monitor,
-        health_signals=health_signals,
-        metrics=metrics,
-        attempts=attempts,
-        recent=recent,
-        shadow=shadow,
-        decide=decide,
-        dispatcher=dispatcher,
-        records=records,
-    )
+        config=config, baseline=baseline, replicas=replicas, events=events, active_policies=active_policies,
+        load=load, demand=demand, prefixes=prefixes, admission=admission, acceptance_monitor=acceptance_monitor,
+        health_signals=health_signals, metrics=metrics, attempts=attempts, recent=recent, shadow=shadow,
+        decide=decide, dispatcher=dispatcher, records=records,
+    )  # fmt: skip
 
 
 def _log_event(event: Event) -> None:

@@ -101,21 +101,13 @@ class Router:
             tracing=self._tracing,
         )
         parts = self.parts
-        on_profiles, interval_s = parts.active_policies.use_profiles, router.load.report_interval_s
-        self._engine_poller = EnginePoller(
-            self._client, self._replicas, parts.load, interval_s, on_profiles=on_profiles
-        )
+        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
         self._activate(chosen)
         self._peer_sync = self._peer_news()
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
-        self.collectors: tuple[Collector, ...] = (
-            parts.attempts,
-            parts.metrics,
-            gauges,
-            ProcessCollector(registry=None),
-        )
+        self.collectors: tuple[Collector, ...] = parts.attempts, parts.metrics, gauges, ProcessCollector(registry=None)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:

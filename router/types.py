@@ -1,9 +1,9 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,8 @@ class Context:
     """The feature vector of a decision, shape `[dimension]`, and the id of the featurizer that made it.
 
     The other fields come from the request: whether its answer is `sampled`, and `truncated` by top_p or top_k (known in
-    live requests and in records), the approximate number of tokens of its prompt, and the limit of its output tokens.
+    live requests and in records), which add up to its mode, one of `draftpick.engines.profile.profile.MODES`; the
+    approximate number of tokens of its prompt, and the limit of its output tokens.
     """
 
     vector: Vector
@@ -35,11 +36,6 @@ class Context:
     prompt_tokens: float = 0.0
     max_tokens: float = DEFAULT_MAX_TOKENS
     truncated: bool = False
-
-    @property
-    def mode(self) -> int:
-        """Its sampling mode, one of `draftpick.engines.profile.profile.MODES`."""
-        return 0 if not self.sampled else 1 + self.truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +117,9 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: the
-    active policy's id and the request's cluster under it, once known. `time`: of its end, in seconds since the epoch.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: of
+    an answered request, under the policy of this id; observers get that of the active one. `time`: of its end, in
+    seconds since the epoch.
     """
 
     request_id: str
@@ -139,8 +136,11 @@ class Attempt:
     time: float = field(default_factory=time.time)
 
 
-AttemptObserver = Callable[[Attempt], None]
-"""Called once with every finished attempt."""
+class AttemptObserver(Protocol):
+    """What keeps or learns something of attempts."""
+
+    def on_attempt_end(self, attempt: Attempt) -> None:
+        """Called once with every finished attempt."""
 
 
 @dataclass(frozen=True, slots=True)

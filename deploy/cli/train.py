@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from draftpick.deploy.cli.options import (
     DEFAULT_SEED,
@@ -23,6 +23,7 @@ from draftpick.deploy.cli.options import (
     OutputDir,
     Port,
     Prompts,
+    PromptSources,
     RecordsDir,
     SampledShare,
     Seed,
@@ -89,13 +90,16 @@ def collect(
     from draftpick.deploy.workflows.collect import fleet_at, measure_parts
     from draftpick.deploy.workflows.featurizers import featurizers
     from draftpick.policy_training.data.contexts import refresh_contexts
+    from draftpick.policy_training.data.data_card import save_prompt_cards
     from draftpick.policy_training.data.dataset import DatasetParts, load
+    from draftpick.policy_training.workloads.card import prompt_cards
 
     chosen, parts, made = (
         load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap),
         DatasetParts(output_dir),
         featurizers(),
     )
+    save_prompt_cards(output_dir, prompt_cards(prompts, max_tokens))
     renewed = refresh_contexts(output_dir, chosen, made)
     todo = parts.pending(chosen, max(_PART, 3 * concurrency))
     sent, failed = 0, 0
@@ -142,9 +146,12 @@ def label(
     from draftpick.deploy.config import resolve
     from draftpick.deploy.workflows.label import label_prompts
     from draftpick.engines.errors import ConfigError
+    from draftpick.policy_training.data.data_card import save_prompt_cards
     from draftpick.policy_training.workloads import reword
+    from draftpick.policy_training.workloads.card import prompt_cards
 
     chosen = load_prompts(prompts, n, seed, sampled_share, max_tokens, split, overlap)
+    save_prompt_cards(output_dir, prompt_cards(prompts, max_tokens))
     if paraphrase:
         chosen = [reword(prompt, seed) for prompt in chosen]
     try:
@@ -169,9 +176,7 @@ def label(
 def show_dataset(
     paths: Annotated[list[Path], typer.Argument(help="Datasets from `collect` or `label`.")] = [],
     records: Annotated[list[Path], typer.Option("--records", help="Folder of the router's records; repeatable.")] = [],
-    prompts: Annotated[
-        list[Path], typer.Option("--prompts", exists=True, dir_okay=False, help="A file of prompts; repeatable.")
-    ] = [],
+    prompts: PromptSources = [],
     overlap: OnOverlap = "fail",
     as_json: Json = False,
 ) -> None:
@@ -185,9 +190,10 @@ def show_dataset(
       draftpick dataset --prompts train.jsonl.gz --prompts held-out.jsonl
     """
     require("train")
-    from draftpick.policy_training.data.data_card import card
+    from draftpick.policy_training.data.data_card import card, load_prompt_cards
     from draftpick.policy_training.data.dataset import Dataset, load
     from draftpick.policy_training.data.from_records import from_records
+    from draftpick.policy_training.workloads.card import describe
 
     if prompts:
         _show_prompt_files(prompts, overlap, as_json)
@@ -195,6 +201,7 @@ def show_dataset(
     if not paths and not records:
         fail("give a dataset, --records FOLDER or --prompts FILE", 2)
     found = card(sum(map(from_records, records), load(*paths) if paths else Dataset(())))
+    found["prompts"] = load_prompt_cards(*paths)
     if as_json:
         print(json.dumps(found))
         return
@@ -204,6 +211,8 @@ def show_dataset(
         for name, row in rows.items():
             table.add_row(name, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
         out.print(table)
+    for prompt_file in found["prompts"]:
+        out.print(f"prompts of {describe(prompt_file)}", highlight=False, soft_wrap=True, markup=False)
     if found["sources"]:
         sources = ", ".join(f"{name} {count}" for name, count in found["sources"].items())
         out.print(f"sources of prompts: {sources}", highlight=False)
@@ -211,20 +220,20 @@ def show_dataset(
         out.print(f"left out: {found['dropped']}", highlight=False)
 
 
-def _show_prompt_files(paths: list[Path], overlap: str, as_json: bool) -> None:
+def _show_prompt_files(sources: list[str], overlap: str, as_json: bool) -> None:
     """Print the cards of files of prompts; fail if their splits overlap, unless that is allowed."""
-    from draftpick.policy_training.workloads import read_file
-    from draftpick.policy_training.workloads.card import prompt_card
+    from draftpick.policy_training.workloads import PromptSource
+    from draftpick.policy_training.workloads.card import prompt_cards
     from draftpick.policy_training.workloads.overlap import describe_overlaps
     from draftpick.policy_training.workloads.sources import file_overlaps
 
-    files = tuple(map(read_file, paths))
-    cards = [prompt_card(file) for file in files]
+    cards = prompt_cards(sources)
+    files = tuple(file for source in sources if (file := PromptSource.parse(source).file()) is not None)
     found = [describe_overlaps(*splits, overlaps) for splits, overlaps in file_overlaps(files).items()]
     if as_json:
         print(json.dumps({"files": cards, "overlaps": found}))
     for card in () if as_json else cards:
-        table = Table(card["file"], "", show_lines=False)
+        table = Table(card["file"], Column(overflow="fold"))
         for name, value in list(card.items())[1:]:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
             table.add_row(name.replace("_", " "), shown)

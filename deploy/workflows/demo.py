@@ -201,7 +201,7 @@ def verdict(result: Evaluation) -> str:
     """State whether the policy won, in one sentence."""
     ratio = result.policy_vs_best_fixed
     text = f"the policy against always {result.best_fixed!r}: {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
-    if ratio.low > 1:
+    if ratio.meets(1):
         return f"The policy won: {text}."
     if ratio.high < 1:
         return f"The policy lost: {text}."
@@ -216,6 +216,16 @@ def show(result: Evaluation, console: Console) -> None:
     for name, seconds in rows.items():
         times.add_row(name, f"{seconds:.1f}", f"{result.output_tokens / seconds:.1f}", f"{plain / seconds:.2f}x")
     console.print(times)
+    slices = Table(
+        "kind of prompt", "prompts", "sources", "against the best engine", "against plain",
+        title=f"the policy by kind, worst first; 95 % bootstrap by {result.blocks}",
+    )  # fmt: skip
+    for kind, one in result.slices.items():
+        ratios = (
+            f"{r.value:.2f}x [{r.low:.2f}, {r.high:.2f}]" for r in (one.policy_vs_best_fixed, one.policy_vs_plain)
+        )
+        slices.add_row(kind, str(one.n), str(one.sources), *ratios)
+    console.print(slices)
     arms = list(result.time_s)
     shares = Table("kind of prompt", *arms, title="share of traffic that the policy gave each engine")
     for kind, row in result.shares.items():

@@ -18,7 +18,7 @@ from draftpick.policy_training.benchmark.paper_claims import Findings, check, st
 from draftpick.policy_training.data.dataset import Dataset, load, smallest_featurizer
 from draftpick.policy_training.data.matrix import Matrix, matrix
 from draftpick.policy_training.data.step_costs import Costs
-from draftpick.policy_training.evaluation.evaluate import Interval
+from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval
 from draftpick.policy_training.learners import DEFAULT, LEARNERS
 from draftpick.policy_training.learners import learner as learner_of
 
@@ -131,7 +131,8 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
     foresight = (
         experiments.answer_predictability(question, options.repeated_answers, name) if options.repeated_answers else {}
     )
-    sections, findings = _sections(question, name, climb, curve), None
+    judged = experiments.evaluation(question, name)
+    sections, findings = _sections(question, name, climb, curve, judged.shares), None
     if paper is not None:
         findings = check(paper.question, paper.data, name, read_learning_curve(results) or curve, paper.self_drafting)
         sections.append(
@@ -151,12 +152,13 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
             name=name, sections=sections, splits={k: v for k, v in _SPLITS.items() if k in climb[name]}, climb=climb,
             requests=len(question.data), kinds=sorted(set(question.data.kinds)), arms=question.data.arms,
             claims=findings.claims if findings else [], paper_arms=paper.question.data.arms if paper else [],
-            dropped=question.data.dropped, foresight=foresight, command=command_line(), machine=machine(),
-            versions=versions(),
+            dropped=question.data.dropped, foresight=foresight, judged=judged, command=command_line(),
+            machine=machine(), versions=versions(),
         )
     )  # fmt: skip
     if results is not None:
         figures = ladder_figures(climb, name) | {f"learning_curve/{n}": share for n, share in curve.items()} | foresight
+        figures |= slice_figures(judged)
         write(results / "ladder.json", len(question.data), figures, seeds=list(question.seeds), learner=name)
         if paper is not None and findings is not None:
             words = {claim.name: {"said": claim.statement, "found": claim.result} for claim in findings.claims}
@@ -165,10 +167,13 @@ def run_report(options: ReportOptions, out: Path, results: Path | None) -> Bench
 
 
 def _sections(
-    question: ExperimentSetup, name: str, results: BenchmarkResult, curve: dict[int, Interval]
+    question: ExperimentSetup,
+    name: str,
+    results: BenchmarkResult,
+    curve: dict[int, Interval],
+    shares: dict[str, dict[str, float]],
 ) -> list[Section]:
     """The plots of the findings and of the default learner."""
-    shares = experiments.choice_map(question, name)
     important = experiments.importance(question, name)
     tau = experiments.calibration(question, name)
     regret = experiments.regret(question, name)
@@ -196,6 +201,18 @@ def _sections(
         text = "Predicted and measured acceptance length of held-out requests."
         sections.append(Section("Calibration", text, plots.calibration(*tau)))
     return sections
+
+
+def slice_figures(judged: Evaluation) -> dict[str, Interval]:
+    """Figures of the policy by task, worst first, and of its worst tasks."""
+    slices = judged.slices
+    figures = {f"task/{task}/vs_best_fixed": one.policy_vs_best_fixed for task, one in slices.items()}
+    figures |= {f"task/{task}/vs_plain": one.policy_vs_plain for task, one in slices.items()}
+    for name in ("vs_best_fixed", "vs_plain"):
+        figures[f"worst_task_{name}"] = min(
+            (figures[f"task/{task}/{name}"] for task in slices), key=lambda one: one.value
+        )
+    return figures
 
 
 def paper_figures(findings: Findings) -> dict[str, Interval]:

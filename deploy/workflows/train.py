@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from draftpick.deploy.workflows.featurizers import read_training_domains
+from draftpick.policy_training.data.data_card import load_prompt_cards
 from draftpick.policy_training.data.dataset import Dataset, load, smallest_featurizer
 from draftpick.policy_training.data.from_records import (
     by_time,
@@ -76,7 +77,8 @@ def train_on_data(paths: Sequence[Path], options: TrainOptions, out: Path) -> di
     data = load(*paths)
     name = smallest_featurizer(data, options.featurizer)
     made, costs = matrix_of(data, name, data.arms, options.profiles)
-    provenance = {"data": [path.name for path in paths], **options.provenance}
+    files = [{name: card[name] for name in ("file", "sha256")} for card in load_prompt_cards(*paths)]
+    provenance = {"data": [path.name for path in paths], "prompts": files, **options.provenance}
     train_policy(made, options.learner, options.setting(costs, name), out, provenance)
     shown = {"policy": str(out), "requests": len(made), "arms": list(made.arms), "featurizer": made.featurizer}
     return {**shown, "dropped": made.dropped}

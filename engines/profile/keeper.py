@@ -22,7 +22,7 @@ from draftpick.engines.profile.prompts import TEXTS
 _log = logging.getLogger(__name__)
 MAX_DISAGREEMENT = 0.15
 """Maximum relative difference between the two passes of a measurement."""
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 300.0
 """How long an engine waits for its turn and its measurement before it is ready without a profile."""
 MAX_REPEATS = 3
 """Repeats of a measurement that failed, and of one that a router contradicts; each for the life of the engine."""

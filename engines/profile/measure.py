@@ -48,8 +48,9 @@ class ProfilePlan:
 
     Each point takes `steps` steps, or `longest_s` seconds of them, twice. A batch smaller than `min_prompts` is
     measured with several prompts in succession, since a drafter's steps depend on them. `prefills` requests of each of
-    `prefill_tokens` give the time to the first token. `all_modes`: measure every mode in every batch; if not, the
-    sampling modes only in the smallest and largest one, since sampling takes the same time for every row.
+    `prefill_tokens` give the time to the first token. `all_modes`: measure every mode in every batch, twice; if not,
+    the sampling modes only in the smallest batch and, once, in the largest one: sampling takes the same time for every
+    row.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
@@ -76,13 +77,15 @@ class ProfilePlan:
         """
         most = max_running or 8
         return cls(
-            batches=tuple(sorted({1, round(math.sqrt(most)), most})), contexts=(144,), steps=4, longest_s=0.2,
-            min_prompts=3, prefill_tokens=(16, 192), prefills=2, all_modes=False,
+            batches=tuple(sorted({1, round(math.sqrt(most)), most})), contexts=(144,), steps=6, longest_s=0.1,
+            min_prompts=2, prefill_tokens=(16, 192), prefills=2, all_modes=False,
         )  # fmt: skip
 
-    def measured(self, mode: int, batch_index: int, num_batches: int) -> bool:
-        """True if this point is measured, False if it is interpolated."""
-        return self.all_modes or mode == GREEDY or batch_index in (0, num_batches - 1)
+    def passes(self, mode: int, batch_index: int, num_batches: int) -> int:
+        """How often a point is measured; 0: it is interpolated."""
+        if self.all_modes or mode == GREEDY or batch_index == 0:
+            return _PASSES
+        return int(batch_index == num_batches - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +146,23 @@ class ProfileRun:
         if list(contexts) != sorted(set(contexts)):
             raise ProfileError(f"contexts: they yield {contexts} tokens, which do not increase: choose others")
         shape, sizes = (len(MODES), len(self._batches), len(contexts)), len(self._batches)
-        points = [at for at in np.ndindex(shape) if self._plan.measured(at[0], at[1], sizes)]
+        order = [
+            [at for at in np.ndindex(shape) if self._plan.passes(at[0], at[1], sizes) > number]
+            for number in range(_PASSES)
+        ]
         lengths = self._prefill_lengths()
-        self._num_points = _PASSES * len(points) + len(lengths)
+        self._num_points = sum(map(len, order)) + len(lengths)
         start_s, per_token_s = await self._prefill(lengths)
-        for number, order in enumerate((points, points[::-1])):
-            for mode, i, j in order:
+        passes = np.full((_PASSES, *shape), np.nan)
+        for number, points in enumerate((order[0], order[1][::-1])):
+            for mode, i, j in points:
                 if (number, mode, i, j) not in self._found:
                     self._found[number, mode, i, j] = await self._point(self._prompts[j], self._batches[i], mode)
                     self._report_progress()
-        passes = np.asarray([[self._found[number, *at] for at in points] for number in range(_PASSES)])
-        disagreement = float(np.median(np.abs(np.log(passes[0] / passes[1]))))
-        steps_s = np.full(shape, np.nan)
-        steps_s[tuple(np.transpose(points))] = passes.min(0)  # other load makes steps longer, never shorter
-        steps_s = check_increasing(_interpolated(steps_s, self._batches))
+                passes[number, mode, i, j] = self._found[number, mode, i, j]
+        disagreement = float(np.nanmedian(np.abs(np.log(passes[0] / passes[1]))))
+        # Other load makes steps longer, never shorter.
+        steps_s = check_increasing(_interpolated(np.fmin(*passes), self._batches))
         profile = Profile(
             build=self._identity.build,
             machine=self._identity.machine,

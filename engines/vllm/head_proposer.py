@@ -14,7 +14,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.spec_decode.eagle import EagleProposer
 
 from draftpick.engines.drafter_options import HeadOptions
-from draftpick.engines.drafters.draft_exit import DraftExit, Request
+from draftpick.engines.vllm.draft_exit import DraftExit, Request
 
 GREEDY = 1e-5
 """vLLM's greatest temperature of greedy sampling."""
@@ -113,7 +113,7 @@ class Head:
         rows = len(ids)
         embeds = rms_norm(torch.embedding(self.embeddings, ids), layer.input_layernorm)
         qkv = linear(layer.self_attn.qkv_proj, torch.cat([embeds, rms_norm(hidden, layer.hidden_norm)], dim=-1))
-        q, k, v = qkv.split(self.sizes, dim=-1)
+        q, k, v = torch.split(qkv, self.sizes, dim=-1)
         self.rope.forward_cpu(positions, q, k)
         ops.cpu_attn_reshape_and_cache(
             k.view(rows, attention.num_kv_heads, -1),
@@ -177,7 +177,7 @@ class Head:
         return probabilities, self.targets[tokens]
 
 
-def linear(layer: Any, x: Tensor) -> Tensor:
+def linear(layer: Any, x: Tensor) -> Any:
     """Apply a linear layer of vLLM by its packed weights."""
     return layer.cpu_linear(x, layer.weight, layer.bias)
 
@@ -338,4 +338,4 @@ def install() -> None:
     """Put `HeadProposer` in the place of vLLM's class."""
     import vllm.v1.worker.gpu_model_runner as runner
 
-    runner.EagleProposer = HeadProposer  # type: ignore[misc]
+    runner.EagleProposer = HeadProposer

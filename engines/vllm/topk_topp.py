@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-LIKELIEST = 512
-"""Tokens of a row among which its nucleus is sought; beyond, the row is sorted. `torch.topk` slows down at 1024."""
+LIKELIEST = 256
+"""Tokens of a row among which its nucleus is sought; a row with a wider one is sorted."""
 _ULP = 2.0**-24
 _UNDERFLOW = 80.0
 """Logits so far below the likeliest may have a probability of zero in float32."""
@@ -35,7 +35,7 @@ def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Ten
         in_top_k = (values >= least) | without_k[:, None]
     kept, clear = _nucleus(logits, values, in_top_k, without_k, p)
     masked = torch.full_like(logits, -torch.inf).scatter_(1, tokens, values.masked_fill(~kept, -torch.inf))
-    _settle_ties(logits, masked, values, kept & clear[:, None])
+    clear &= _settle_ties(masked, values, tokens, kept)
     if not clear.all():
         unmasked = ~clear & without_k & (p >= 1)
         unmasked[unmasked.clone()] = logits[unmasked].aminmax(dim=1).min > values[unmasked, 0] - _UNDERFLOW
@@ -71,16 +71,21 @@ def _nucleus(
     return kept, total[:, 0].isfinite() & ~beyond & ~doubt.any(1)
 
 
-def _settle_ties(logits: torch.Tensor, masked: torch.Tensor, values: torch.Tensor, kept: torch.Tensor) -> None:
-    """Keep the last of those tokens that have the logit of the edge, in place, where not all of them stay."""
-    count = kept.sum(1)
-    edge = values.gather(1, count.sub(1).clamp_(0)[:, None])
-    beyond = values.gather(1, count.clamp(max=LIKELIEST - 1)[:, None])
-    for row in ((edge == beyond)[:, 0] & (count > 0) & (count < LIKELIEST)).nonzero()[:, 0].tolist():
-        ties = (logits[row] == edge[row]).nonzero()[:, 0]
-        stay = int((values[row] == edge[row]).logical_and_(kept[row]).sum())
-        masked[row, ties[:-stay]] = -torch.inf
-        masked[row, ties[-stay:]] = logits[row, ties[-stay:]]
+def _settle_ties(masked: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Where only some tokens with the logit of the edge stay, let it be the last ones, in place.
+
+    Return the rows without such tokens beyond the likeliest.
+    """
+    count = kept.sum(1, keepdim=True)
+    edge = values.gather(1, count - 1)
+    split = edge == values.gather(1, count.clamp(max=LIKELIEST - 1))
+    for row in split[:, 0].nonzero()[:, 0].tolist():
+        ties = values[row] == edge[row]
+        stay = int(kept[row].logical_and(ties).sum())
+        ordered = tokens[row, ties].sort().values
+        masked[row, ordered[:-stay]] = -torch.inf
+        masked[row, ordered[-stay:]] = edge[row]
+    return ~(split & (edge == values[:, -1:]))[:, 0]
 
 
 def by_sort(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor) -> torch.Tensor:
@@ -133,11 +138,10 @@ def rejection_sample(
     ratio = target.gather(1, drafts)[:, 0].double()
     if draft_probs is not None:
         ratio /= draft_probs.gather(1, drafts)[:, 0]
-    accepted = torch.where(
-        is_greedy.repeat_interleave(counts),
-        target_logits.argmax(dim=-1) == draft_token_ids,
-        ratio >= torch.rand_like(ratio),
-    ) & (draft_token_ids >= 0)
+    accepted = (ratio >= torch.rand_like(ratio)) & (draft_token_ids >= 0)
+    if is_greedy.any():
+        greedy = is_greedy.repeat_interleave(counts)
+        accepted[greedy] = target_logits[greedy].argmax(dim=-1) == draft_token_ids[greedy]
     output = torch.full((len(counts), max_spec_len + 1), -1, dtype=torch.int32)
     rejected: list[tuple[int, int, int]] = []
     start = 0
@@ -165,6 +169,6 @@ def _replacements(
 ) -> torch.Tensor:
     """Return the token in place of each rejected one: the likeliest, or one drawn from what the draft left over."""
     chosen = target[rows]
-    likeliest = chosen.argmax(dim=-1)
+    likeliest = chosen.argmax(dim=-1) if is_greedy.any() else rows
     left = chosen.scatter_(1, drafts[rows], 0) if draft_probs is None else chosen.sub_(draft_probs[rows]).clamp_(min=0)
     return torch.where(is_greedy, likeliest, draw(left))

@@ -12,7 +12,7 @@ from draftpick.policy_training.benchmark.splits import Score, Split
 from draftpick.policy_training.data.dataset import Dataset, DatasetError
 from draftpick.policy_training.data.matrix import Matrix, each_answer, matrix
 from draftpick.policy_training.data.step_costs import Costs
-from draftpick.policy_training.evaluation.evaluate import Interval, shares_by_task
+from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval, evaluate
 from draftpick.policy_training.learners import LEARNERS, learner
 from draftpick.policy_training.learners.base import LearnerSetting
 from draftpick.policy_training.train import fitted, policy_probabilities
@@ -172,12 +172,13 @@ def answer_predictability(question: ExperimentSetup, data: Dataset, name: str) -
     return {"foresight/other_answers": interval([other]), "foresight/policy": interval(shares)}
 
 
-def choice_map(question: ExperimentSetup, name: str) -> dict[str, dict[str, float]]:
-    """Share of each arm by task, on held-out requests of the first seed."""
+def evaluation(question: ExperimentSetup, name: str) -> Evaluation:
+    """The policy on held-out requests of the first seed: in all and by task, with intervals by source."""
     split = ladder.iid(question.data, question.seeds[0])
     policy = fitted(split.train, learner(name), question.setting(question.seeds[0]))
     question.on_progress()
-    return shares_by_task(split.test.kinds, split.test.arms, policy_probabilities(policy, split.test))
+    probabilities = policy_probabilities(policy, split.test)
+    return evaluate(split.test, (probabilities * split.test.time_s).sum(1), probabilities, question.default)
 
 
 def calibration(question: ExperimentSetup, name: str) -> tuple[Floats, Floats] | None:

@@ -1,11 +1,17 @@
-"""The data card: coverage of a dataset by arm and task, and its dropped rows."""
+"""The data card: coverage of a dataset by arm, task and source, its dropped rows, and the files of its prompts."""
 
+import json
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from draftpick.engines.atomic_write import atomic_path
 from draftpick.policy_training.data.dataset import Dataset, Measurement
+
+_CARDS = "prompts.json"
 
 
 def card(data: Dataset) -> dict[str, Any]:
@@ -20,6 +26,21 @@ def card(data: Dataset) -> dict[str, Any]:
         "sources": dict(Counter(source for source in _sources(data).values() if source).most_common()),
         "dropped": dict(sorted(data.dropped.items())),
     }
+
+
+def save_prompt_cards(folder: Path, cards: Sequence[dict[str, Any]]) -> None:
+    """Keep the cards of the files that the prompts of a dataset folder are from, next to those of earlier runs."""
+    known = {card["sha256"]: card for card in (*load_prompt_cards(folder), *cards)}
+    if known:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / _CARDS) as scratch:
+            scratch.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+
+
+def load_prompt_cards(*paths: Path) -> list[dict[str, Any]]:
+    """The cards of the files of prompts of these datasets; a Parquet file has none."""
+    files = (path / _CARDS for path in paths)
+    return [card for file in files if file.is_file() for card in json.loads(file.read_text())]
 
 
 def _sources(data: Dataset) -> dict[str, str]:

@@ -21,7 +21,8 @@ class Matrix:
 
     `time_s` [n, arms]: seconds for the same number of output tokens under every arm; `contexts` [n, d] float32, or
     None; `acceptance_length` [n, arms], 1 where none is reported; `acceptance_rate` [n, arms], NaN where nothing was
-    drafted; `output_tokens`, `prompt_tokens` [n]. `dropped`: dropped requests, counted by reason.
+    drafted; `output_tokens`, `prompt_tokens` [n]. `dropped`: dropped requests, counted by reason. `sources`: of the
+    prompts, empty where unknown; no sources at all: all are unknown.
     """
 
     prompt_ids: tuple[str, ...]
@@ -36,6 +37,7 @@ class Matrix:
     dropped: dict[str, int]
     featurizer: str | None = None
     contexts: npt.NDArray[np.float32] | None = None
+    sources: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -48,6 +50,7 @@ class Matrix:
         arrays = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in (*_ROWS, "contexts")}
         return replace(
             self, prompt_ids=self.prompt_ids + other.prompt_ids, kinds=self.kinds + other.kinds,
+            sources=(*(self.sources or ("",) * len(self)), *(other.sources or ("",) * len(other))),
             dropped=dict(Counter(self.dropped) + Counter(other.dropped)), **arrays,
         )  # fmt: skip
 
@@ -62,8 +65,9 @@ class Matrix:
         chosen = np.arange(len(self))[rows]
         arrays = {name: getattr(self, name)[chosen] for name in _ROWS}
         ids, kinds = (tuple(values[i] for i in chosen) for values in (self.prompt_ids, self.kinds))
+        sources = tuple(self.sources[i] for i in chosen) if self.sources else ()
         contexts = None if self.contexts is None else self.contexts[chosen]
-        return replace(self, prompt_ids=ids, kinds=kinds, contexts=contexts, **arrays)
+        return replace(self, prompt_ids=ids, kinds=kinds, sources=sources, contexts=contexts, **arrays)
 
 
 def matrix(
@@ -139,6 +143,7 @@ def _matrix(
         dropped=dropped,
         featurizer=featurizer,
         contexts=contexts,
+        sources=tuple(m.prompt_source for m in first),
     )
 
 

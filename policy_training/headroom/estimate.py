@@ -7,7 +7,7 @@ evaluated policy never saw the requests of its evaluation (cross-fitting).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from draftpick.policy_training.data.dataset import DatasetError
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.step_costs import Costs
-from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds, source_blocks
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.learners import learner
 from draftpick.policy_training.learners.base import LearnerSetting
@@ -70,7 +70,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """`best`: the best single arm. `slices`: gains by slice, and of sampled and greedy requests.
+    """`best`: the best single arm. `slices`: gains by slice, the lowest first, and of sampled and greedy requests.
 
     `effective`: effective sample size of requests logged under one arm each, else None; `supported`: share of them
     whose logging policy could have taken the evaluated choice. `needs`: number of additional requests for a verdict, if
@@ -188,7 +188,9 @@ def evaluate_choice(
     routed = [(times * one).sum(2) for one in choice.shares]
     columns = time_columns(times, [(times * one).sum(2) for one in single], routed, times.min(2))
     wins = np.bincount(data.time_s.argmin(1), minlength=len(data.arms)) / len(data)
-    return build_headroom(data, choice, BootstrapHeadroom(columns, groups, seed), slices, worth=worth, wins=wins)
+    return build_headroom(
+        data, choice, BootstrapHeadroom(columns, groups, seed, data.sources), slices, worth=worth, wins=wins
+    )
 
 
 def build_headroom(
@@ -217,10 +219,11 @@ def build_headroom(
         name: Arm(ratios[i], float(shares[i]), None if wins is None else float(wins[i]), float(tau[i]))
         for i, name in enumerate(data.arms)
     }
+    by_slice = {name: gain(rows) for name, rows in slices.items() if rows.sum() >= _MIN_IN_SLICE}
     verdict = decide_verdict(found, worth)
     return Headroom(
         verdict, data.arms[best], found, arms,
-        slices={k: gain(rows) for k, rows in slices.items() if rows.sum() >= _MIN_IN_SLICE},
+        slices=dict(sorted(by_slice.items(), key=lambda item: item[1].routed.value)),
         halves={k: gain(rows) for k, rows in sampling_masks(data.temperatures).items() if rows.sum() >= _MIN_IN_SLICE},
         output_tokens=float(np.median(data.output_tokens)),
         needs=additional_requests(found.routed, len(data), worth) if verdict == "cannot tell" else None,
@@ -261,8 +264,9 @@ class BootstrapHeadroom:
     The first draw gives the values; further draws, if any, their spread.
     """
 
-    def __init__(self, columns: Floats, groups: Ids, seed: int) -> None:
-        self._columns, self._groups, self._seed = columns, groups, seed
+    def __init__(self, columns: Floats, groups: Ids, seed: int, sources: Sequence[str] = ()) -> None:
+        """`sources` [n]: of the requests, if known; resamples draw them whole where there are enough."""
+        self._columns, self._groups, self._seed, self._sources = columns, groups, seed, np.asarray(sources)
 
     def sums(self, rows: Mask) -> Floats:
         """Sums of every column on these rows."""
@@ -271,7 +275,7 @@ class BootstrapHeadroom:
     def ratios(self, rows: Mask, under: int, over: Sequence[int]) -> list[Interval]:
         """Ratios of the sums of the columns `over` on these rows to the sum of the column `under`."""
         columns = self._columns[:, rows][:, :, [under, *over]]
-        names, group = np.unique(self._groups[rows], return_inverse=True)
+        names, group = np.unique(self._blocks(rows), return_inverse=True)
         rng, units = np.random.default_rng(self._seed), min(len(names), _UNITS)
         unit = (rng.permutation(len(names)) % units)[group.reshape(-1)]
         draws = Bootstrap.of_counts(units, _RESAMPLES, rng).counts
@@ -281,6 +285,14 @@ class BootstrapHeadroom:
         values = columns[0].sum(0)
         low, high = bounds(sums[:, 1:] / sums[:, :1])
         return [Interval(*map(float, ends)) for ends in zip(values[1:] / values[0], low, high, strict=True)]
+
+    def _blocks(self, rows: Mask) -> npt.NDArray[Any]:
+        """The units of a resample: sources, or groups of requests where sources are few or unknown."""
+        groups = self._groups[rows]
+        if not self._sources.any():
+            return groups
+        known = [source or f"\0{group}" for source, group in zip(self._sources[rows], groups, strict=True)]
+        return groups if (blocks := source_blocks(known, len(groups))) is None else np.asarray(blocks)
 
 
 def _by_unit(columns: Floats, unit: Ids, units: int) -> Floats:

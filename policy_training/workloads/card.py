@@ -1,9 +1,11 @@
 """The data card of a file of prompts: what others need to know, or to repeat a figure."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from draftpick.policy_training.workloads.files import PromptFile
+from draftpick.policy_training.workloads.sources import PromptSource
 
 _MAX_NAMED = 5
 
@@ -25,13 +27,19 @@ def prompt_card(file: PromptFile) -> dict[str, Any]:
     }
 
 
-def describe(file: PromptFile) -> str:
+def prompt_cards(sources: Sequence[str], max_tokens: int = 128) -> list[dict[str, Any]]:
+    """The cards of the files of `FILE[:kind][@n]`, each once; generated prompts have none."""
+    files = (PromptSource.parse(source).file(max_tokens) for source in sources)
+    return [prompt_card(file) for file in dict.fromkeys(file for file in files if file is not None)]
+
+
+def describe(card: dict[str, Any]) -> str:
     """One line: the format, how much of what, and the rows left out by reason."""
-    card = prompt_card(file)
-    several = {name: _several(card[name]) for name in ("kinds", "sources", "languages")}
+    kinds, sources = (_several(card[name]) for name in ("kinds", "sources"))
+    splits = ", ".join(f"{count} {split}" for split, count in card["splits"].items())
     text = (
-        f"{card['file']}: {card['format']}, {card['prompts']} prompts ({card['conversations']} of several turns), "
-        f"kinds {several['kinds']}, sources {several['sources']}, sha256 {file.sha256[:12]}"
+        f"{card['file']}: {card['format']}, {card['prompts']} prompts ({card['conversations']} of several turns; "
+        f"{splits}), kinds {kinds}, sources {sources}, sha256 {card['sha256'][:12]}"
     )
     left_out = ", ".join(f"{count} {reason}" for reason, count in card["left_out"].items())
     return f"{text}; left out: {left_out}" if left_out else text

@@ -50,7 +50,7 @@ class PromptSource:
     def parts(self, n: int, options: "Selection", left_out: Set[str] = frozenset()) -> list[list[Prompt]]:
         """Prompts by kind, shuffled by the seed, at most `n` of each kind, or the source's own number.
 
-        `left_out`: ids of prompts not to take. Raises ValueError if the source has none of its kind, or of the split.
+        `left_out`: ids of prompts not to take. Raises ValueError if the source has none of its kind.
         """
         n, kinds = self.n or n, (self.kind,) if self.kind else options.kinds
         file = self.file(options.max_tokens)
@@ -59,15 +59,13 @@ class PromptSource:
             prompts = generate(n * len(wanted), seed=options.generated_seed, kinds=wanted) if wanted else []
             prompts = [replace(prompt, max_tokens=options.max_tokens) for prompt in prompts]
         else:
-            prompts = list(file.prompts) if options.split is None else file.of_split(options.split)
-            prompts = [prompt for prompt in prompts if prompt.id not in left_out]
+            prompts = [p for p in file.prompts if p.id not in left_out]
+            prompts = [p for p in prompts if options.split in (None, file.splits[p.id])]
             wanted = sorted({p.kind for p in prompts if p.kind in kinds or not kinds})
         if self.kind and not wanted:
             raise ValueError(f"no prompts of kind {self.kind} in {self.name}")
-        rng = Random(options.seed)
-        sampled = {p.id for p in prompts if rng.random() < options.sampled_share} - (
-            file.own_temperature if file else set()
-        )
+        rng, own = Random(options.seed), file.own_temperature if file else frozenset[str]()
+        sampled = {p.id for p in prompts if rng.random() < options.sampled_share} - own
         prompts = [replace(p, temperature=SAMPLED_TEMPERATURE) if p.id in sampled else p for p in prompts]
         parts = [[p for p in prompts if p.kind == kind] for kind in wanted]
         for part in parts:
@@ -111,11 +109,15 @@ def overlapping(sources: Sequence[PromptSource], options: Selection) -> frozense
     """Ids of the prompts that share texts with an earlier split of these files.
 
     Empty without a split, or if overlap is allowed. Raises ValueError for the first overlap unless such prompts are to
-    be dropped.
+    be dropped, and if no file has the split.
     """
-    if options.split is None or options.overlap == "allow":
-        return frozenset()
     files = dict.fromkeys(file for source in sources if (file := source.file(options.max_tokens)) is not None)
+    if options.split is None or not files:
+        return frozenset()
+    if not any(options.split in file.splits.values() for file in files):
+        next(iter(files)).of_split(options.split)
+    if options.overlap == "allow":
+        return frozenset()
     found = file_overlaps(tuple(files))
     for (first, second), overlaps in found.items() if options.overlap == "fail" else ():
         text = describe_overlaps(first, second, overlaps)

@@ -156,7 +156,9 @@ def stored_context(vector: Vector, featurizer: str, sampling: Mapping[str, float
         return Context(vector, featurizer)
     prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
     max_tokens = math.expm1(10.0 * vector.item(LOG_MAX_TOKENS))
-    sampled, truncated = vector.item(TEMPERATURE) > 0, sampling_mode(sampling or {}) == TRUNCATED
+    sampled, truncated = vector.item(TEMPERATURE) > 0, False
+    if sampled and sampling and ("top_p" in sampling or "top_k" in sampling):
+        truncated = sampling_mode(sampling) == TRUNCATED
     return Context(vector, featurizer, sampled, prompt_tokens, max_tokens, truncated)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from draftpick.engines import load_report as load
 from draftpick.engines.errors import EngineError
@@ -29,8 +29,7 @@ _MAX_BYTES = 2**20
 
 
 class EnginePoller:
-    """Polls all replicas (`run`). An arm's profile is that of its first replica with one; `on_profiles` is called with
-    all of them when one is new."""
+    """Polls all replicas (`run`). An arm's profile is that of its first replica with one."""
 
     def __init__(
         self,
@@ -39,10 +38,8 @@ class EnginePoller:
         model: LoadModel,
         every_s: float,
         clock: Callable[[], float] = time.monotonic,
-        on_profiles: Callable[[Mapping[str, Profile]], None] = lambda profiles: None,
     ) -> None:
         self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
-        self._on_profiles = on_profiles
         self._repeats: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
         self._profile_due: dict[str, float] = {}
@@ -101,8 +98,7 @@ class EnginePoller:
         table = self._model.steps[arm]
         is_first = replica in self._replicas.by_arm.get(arm, [])[:1]
         if table.profile is None or (is_first and table.profile != found):
-            table.use_profile(found)
-            self._on_profiles(self._model.profiles())
+            self._model.use_profile(arm, found)
 
     async def _page(self, url: str, method: str = "GET") -> bytes | None:
         """The body of a page; None if it is missing or too slow."""

@@ -33,7 +33,8 @@ _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 class LoadModel:
     """Step times of every arm at any load.
 
-    `stale`: arms with outdated load reports; `service_s`: service time by arm, without waiting.
+    `stale`: arms with outdated load reports; `service_s`: service time by arm, without waiting. `on_profiles` is called
+    with the profiles of all arms when one is new.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LoadModel:
         self.service_s = dict.fromkeys(replicas.arms, 0.0)
         self.staleness = StaleReports(replicas, config.stale_s, clock)
         self._has_foreign_load = False
+        self.on_profiles: Callable[[Mapping[str, Profile]], None] = lambda profiles: None
 
     def terms_now(
         self,
@@ -65,7 +67,7 @@ class LoadModel:
         wanted = objective or self._config.objective
         if not cached_prefix and not self._has_foreign_load and wanted != "cost" and not self._replicas.busy:
             return None
-        mode, by_arm, pick = context.mode, self._replicas.by_arm, self._replicas.pick
+        mode, by_arm, pick = context.sampled + context.truncated, self._replicas.by_arm, self._replicas.pick
         rows = []
         for arm in arms:
             replicas = by_arm.get(arm)
@@ -106,7 +108,7 @@ class LoadModel:
 
     def slowdown(self, arm: str, context: Context | None, running: float) -> float:
         """Ratio of the step time with `running` requests to that with one."""
-        curve = self.steps[arm].curves[0 if context is None else context.mode]
+        curve = self.steps[arm].curves[0 if context is None else context.sampled + context.truncated]
         return curve[min(round(running), MAX_BATCH)]
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
@@ -117,11 +119,13 @@ class LoadModel:
             self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
-        self.steps[arm].update(running, context.mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        mode = context.sampled + context.truncated
+        self.steps[arm].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
-    def profiles(self) -> dict[str, Profile]:
-        """The known profiles, by arm."""
-        return {arm: table.profile for arm, table in self.steps.items() if table.profile is not None}
+    def use_profile(self, arm: str, profile: Profile) -> None:
+        """Use a new profile of an arm."""
+        self.steps[arm].use_profile(profile)
+        self.on_profiles({arm: table.profile for arm, table in self.steps.items() if table.profile is not None})
 
     def refresh(self) -> None:
         """Refit on the new observations, and update the stale arms."""

@@ -206,7 +206,8 @@ class OnlineLearner:
                 "safe_mode_left", f"{self._policy.id} routes again: it is no longer slower than one engine alone"
             )
             return
-        name, lost, least = self._policy.arms[safe_mode.arm], math.expm1(safe_mode.loss), math.expm1(safe_mode.low)
+        name = self._policy.arms[safe_mode.arm]
+        lost, least = math.expm1(safe_mode.loss), math.expm1(safe_mode.low)
         text = (
             f"routing was {lost:.0%} slower than {name} alone over the last {window} requests (at least {least:.1%}): "
             f"safe mode, {name} serves"

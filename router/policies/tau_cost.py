@@ -197,7 +197,7 @@ class TauCostPolicy(Policy):
         z = self._regressor.scaled(context.vector)
         mean, deviation = self._predict(z, context.sampled)
         tokens = self._tokens(context, z) - 1.0
-        tpot_s = self._step_s[:, context.mode] * np.exp(np.minimum(-mean, 0.0))
+        tpot_s = self._step_s[:, context.sampled + context.truncated] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift, cluster = tokens * tpot_s, None, None
         if shifts is not None:
             cluster = self._cluster(z)

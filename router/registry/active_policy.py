@@ -122,8 +122,8 @@ class ActivePolicies:
         return self.policy.cluster(context) if self._active.accepts(context) else 0
 
     def classify(self, attempt: Attempt) -> Attempt:
-        """An answered attempt with the cluster of its request; others unchanged. Raises what the policy raises."""
-        if attempt.running is None:
+        """An answered attempt with its request's cluster by the active policy. Raises what the policy raises."""
+        if attempt.running is None or (attempt.cluster is not None and attempt.cluster[0] == self.policy.id):
             return attempt
         cluster, decision = self.cluster(attempt.context, attempt.decision), attempt.decision
         if decision.policy == self.policy.id and decision.cluster is None:

@@ -28,17 +28,18 @@ class AttemptQueue:
 
     def __init__(
         self,
-        observers: Mapping[str, AttemptObserver],
+        observers: Mapping[str, AttemptObserver | None],
         failures: Counter[tuple[str, str]],
         prepare: Callable[[Attempt], Attempt] = lambda attempt: attempt,
         max_queued: int = MAX_QUEUED,
     ) -> None:
-        """`observers`: by part of the router. `prepare`: completes an attempt before they get it.
+        """`observers`: by part of the router, None if it is off. `prepare`: completes an attempt before they get it.
 
         Errors of either are logged and counted in `failures`, by part and error, and so are attempts that find the
         queue full: no observer gets them.
         """
-        self._observers, self._failures, self._prepare = observers, failures, prepare
+        self._observers = {part: one.on_attempt_end for part, one in observers.items() if one is not None}
+        self._failures, self._prepare = failures, prepare
         self._max_queued, self._attempts = max_queued, deque[Attempt]()
         self._timer: asyncio.Handle | None = None
 

@@ -80,7 +80,8 @@ class DecisionMaker:
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)
-        explore = explore and not self._is_busy()
+        most = self._config.exploration.max_in_flight
+        explore = explore and (most is None or self._admission.in_flight < most)
         rate = self._active_policies.explore if explore else 0.0
         given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0)
         try:
@@ -102,11 +103,6 @@ class DecisionMaker:
                     return arms, signal.fallback
                 arms = admitted or arms
         return arms, None
-
-    def _is_busy(self) -> bool:
-        """True if so many requests are in flight that exploration stops."""
-        most = self._config.exploration.max_in_flight
-        return most is not None and self._admission.in_flight >= most
 
     def _pinned_decision(self, pin: str, eligible: list[str]) -> Decision:
         if not self._config.allow_engine_pinning:

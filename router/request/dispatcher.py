@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
@@ -25,7 +26,7 @@ from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
-from draftpick.router.types import Attempt, AttemptObserver, Context, Outcome, Status
+from draftpick.router.types import Attempt, Context, Outcome, Status
 
 log = logging.getLogger("draftpick.router")
 
@@ -48,7 +49,7 @@ class Dispatcher:
         demand: Demand,
         shadow: Shadow,
         metrics: Metrics,
-        on_attempt_end: AttemptObserver,
+        on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -200,7 +201,8 @@ class Dispatcher:
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
         """Report a finished attempt."""
-        client_request, request = state.client_request, state.client_request.request
+        client_request, request, decision = state.client_request, state.client_request.request, state.decision
+        cluster = None if running is None else decision.cluster
         state.last = Attempt(
             client_request.request_id,
             state.number,
@@ -208,10 +210,11 @@ class Dispatcher:
             request.stream,
             request.sampling or {},
             state.context,
-            state.decision,
+            decision,
             outcome,
             in_flight,
             running,
+            None if cluster is None else (decision.policy, cluster),
         )
         if client_request.count_tokens is not None:
             client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))

@@ -61,7 +61,11 @@ class Meter:
             self.terminated = True
         elif event.startswith(_ERROR):
             self.failed = True
-        if _USAGE in event and self._keep_usage(_object(_data(event))) and self._fields.get("choices") == []:
+        if (
+            _USAGE in event
+            and self._keep_usage(_object(event.partition(b"data: ")[2]))
+            and self._fields.get("choices") == []
+        ):
             return True
         if self.ttft_s is None and _has_content(event):
             self.ttft_s = now - self._accepted
@@ -173,10 +177,6 @@ def _tpot(ttft_s: float | None, e2e_s: float | None, output: int | None) -> floa
     return (e2e_s - ttft_s) / (output - 1)
 
 
-def _data(event: bytes) -> bytes:
-    return event[event.find(b"data: ") + 6 :]
-
-
 def _object(data: bytes) -> dict[str, Any] | None:
     """The JSON object in `data`, if it is one."""
     try:
@@ -188,7 +188,7 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 def _has_content(event: bytes) -> bool:
     """True if an event has content: text, a tool call, reasoning, or a delta of a response."""
-    if b"data: {" not in event or (fields := _object(_data(event))) is None:
+    if b"data: {" not in event or (fields := _object(event.partition(b"data: ")[2])) is None:
         return False
     if isinstance(fields.get("type"), str):
         return str(fields["type"]).endswith(".delta")

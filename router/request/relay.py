@@ -65,8 +65,6 @@ async def relay(
     else:
         body = b"".join([chunk async for chunk in answer.chunks])
         is_json = meter.observe_body(body)
-        if state.started:
-            raise StreamInterrupted("the rest of a stream is not a stream")
         if generated and (not is_json or state.client_request.request.stream):
             raise StreamInterrupted("the answer does not have the requested format")
         state.started = True

@@ -132,6 +132,7 @@ async def _ask(client: httpx.AsyncClient, prompt: Prompt) -> None:
 def fill(router: Router) -> None:
     """Let a router remember as many attempts as it can, by counting those it has again."""
     recent = router.parts.recent
+    router.parts.attempts.drain()
     for seen in itertools.islice(itertools.cycle(list(recent._pending_ring)), KEPT):
         recent._pending_ring.append(seen)
         recent.num_unprocessed += 1

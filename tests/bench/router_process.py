@@ -5,40 +5,30 @@ of whatever source tree PYTHONPATH names, so that two versions can be measured i
 """
 
 import asyncio
-import inspect
 import socket
 import sys
+from collections.abc import Callable, Coroutine
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 TREE = Path.cwd()
-NAMESPACE = (TREE / "draftpick").is_dir()
-"""False in a checkout from before the import namespace, which the environment may have from another tree."""
+_HAS_NAMESPACE = (TREE / "draftpick").is_dir()
 ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
 
 
 async def engine(name: str) -> None:
     """A mock engine that takes no time."""
-    if NAMESPACE:
-        from draftpick.engines.mock.app import MockSpec, mock_app
-    else:
-        from engines.mock import MockSpec, mock_app
-
-    await _serve(mock_app(MockSpec(step_s=0, prefill_s=0, output_tokens=16), model="mock-model", engine=name))
+    made = _module("draftpick.engines.mock.app", "engines.mock")
+    await _serve(made.mock_app(made.MockSpec(step_s=0, prefill_s=0, output_tokens=16), model="mock-model", engine=name))
 
 
 async def router(url: str, *options: str) -> None:
     """A router over the engine at `url`, as every arm of the shipped policy, which decides; records are off."""
-    if NAMESPACE:
-        from draftpick.router.config.router_config import load_config
-        from draftpick.router.router import Router
-    else:
-        from router.config import load_config
-        from router.router import Router
-    assert Path(inspect.getfile(Router)).is_relative_to(TREE), f"not the router of {TREE}"
-
+    load_config = _module("draftpick.router.config.router_config", "router.config").load_config
+    of_router = _module("draftpick.router.router", "router.router")
     settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
     # Without drift tests: to them one engine under seven names looks like seven that change, and decisions then differ.
     still = {"drift": {"enabled": False}}
@@ -49,9 +39,16 @@ async def router(url: str, *options: str) -> None:
     async def address() -> list[str]:
         return [url]
 
-    made = Router(config, dict.fromkeys(ARMS, address))
+    made = of_router.Router(config, dict.fromkeys(ARMS, address))
     await made.start()
     await _serve(made.app)
+
+
+def _module(name: str, before: str) -> Any:
+    """A module of this tree, not of the one installed; `before`: its name before the import namespace."""
+    found = import_module(name if _HAS_NAMESPACE else before)
+    assert Path(str(found.__file__)).is_relative_to(TREE), f"{found.__file__} is not of {TREE}"
+    return found
 
 
 async def _serve(app: Any) -> None:
@@ -65,4 +62,5 @@ async def _serve(app: Any) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"engine": engine, "router": router}[sys.argv[1]](*sys.argv[2:]))
+    served: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"engine": engine, "router": router}
+    asyncio.run(served[sys.argv[1]](*sys.argv[2:]))

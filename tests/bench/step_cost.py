@@ -40,7 +40,7 @@ from draftpick.policy_training.evaluation.evaluate import Interval
 
 PLAIN = "plain"
 MODES: Mapping[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.7, "top_p": 0.9}}
-LONGEST = 1200
+LONGEST = 800
 """Tokens of a prompt; longer ones are left out."""
 IDLE, COPIED = 0.1, 1.0
 _SUFFIX = {"method": "suffix", "num_speculative_tokens": 8, "suffix_decoding_max_cached_requests": 0, "token_cost": 0}

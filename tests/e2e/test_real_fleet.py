@@ -1,6 +1,6 @@
 """The embedded fleet: real vLLM engines behind the real router, through real HTTP and the `openai` client.
 
-Of its seven engines three, which is one of each way to draft: none, from the text, by a head.
+Of its four engines three, which is one of each way to draft: none, from the text, by a head.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ pytestmark = [
 MODEL = "smollm2-135m-instruct"
 CHAT = "/v1/chat/completions"
 DRAFTED = ("num_spec_steps", "num_accepted_draft_tokens")
-ARMS = ("plain", "suffix", "math")
+ARMS = ("plain", "suffix", "general")
 
 
 @pytest.fixture(scope="module")

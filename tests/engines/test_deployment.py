@@ -60,6 +60,13 @@ def test_a_plain_engine_has_no_speculation_and_no_flag_about_it() -> None:
     assert kwargs["enable_per_request_metrics"] is True
 
 
+def test_our_options_of_a_head_are_kept_from_vllms_speculative_config() -> None:
+    head = {"method": "eagle3", "model": "a/b", "num_speculative_tokens": 4}
+    kwargs = llm(drafter={**head, "draft_exit": True})["engine_kwargs"]
+    assert kwargs["speculative_config"] == head
+    assert kwargs["additional_config"] == {"drafter": {"draft_exit": True}}
+
+
 def test_a_drafter_becomes_vllms_own_speculative_config() -> None:
     kwargs = llm(drafter=NGRAM)["engine_kwargs"]
     assert kwargs["speculative_config"] == NGRAM

@@ -22,10 +22,12 @@ from draftpick.deploy.workflows import featurizers as features
 from draftpick.deploy.workflows.results import write
 from draftpick.engines.errors import ConfigError
 from draftpick.policy_training.data.contexts import contexts
+from draftpick.policy_training.data.data_card import save_prompt_cards
 from draftpick.policy_training.data.dataset import DatasetError, Measurement, load, save
 from draftpick.policy_training.data.text_similarity import STATISTICS
 from draftpick.policy_training.evaluation.evaluate import Interval
-from draftpick.policy_training.workloads import Prompt, generate
+from draftpick.policy_training.workloads import Prompt, generate, read_file
+from draftpick.policy_training.workloads.card import prompt_card
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.types import Outcome
 from tests.deploy.artefact import write_policy
@@ -301,6 +303,17 @@ def test_the_data_card_is_printed(collected: Path) -> None:
     assert "20 requests, featurizers lexical-64+lexical-v3" in words(shown.stdout)
     found = json.loads(invoke("dataset", str(collected / "data.parquet"), "--json").stdout)
     assert found["arms"]["ngram"]["live"] == 20
+
+
+def test_a_dataset_and_a_policy_name_the_files_of_their_prompts(collected: Path) -> None:
+    (collected / "p.jsonl").write_text('{"prompt": "Hi", "kind": "talk", "source": "org/set"}')
+    card = prompt_card(read_file(collected / "p.jsonl"))
+    save_prompt_cards(collected, [card])
+    save_prompt_cards(collected, [card])
+    assert "prompts of p.jsonl: JSON lines" in words(invoke("dataset", str(collected)).stdout)
+    invoke("train", "--data", str(collected), "--output-dir", str(collected / "policy"), "--learner", "ridge")
+    manifest = json.loads((collected / "policy" / "manifest.json").read_text())
+    assert manifest["provenance"]["prompts"] == [{"file": "p.jsonl", "sha256": card["sha256"]}]
 
 
 def test_the_card_of_a_file_of_prompts_names_it_and_overlapping_splits(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ async def test_a_profile_is_what_the_engine_takes() -> None:
 
 async def test_a_quick_plan_covers_all_modes_and_the_largest_batch_and_interpolates_between() -> None:
     spec = MockSpec(
-        step_s=0.01, step_s_per_request=0.002, max_running=9, prefill_s=0.002, step_s_sampled=0.003,
-        step_s_truncated=0.008,
+        step_s=0.03, step_s_per_request=0.004, max_running=9, prefill_s=0.002, step_s_sampled=0.01,
+        step_s_truncated=0.03,
     )  # fmt: skip
     found = (await measured(spec, ProfilePlan.quick(spec.max_running))).profile
     assert found.batches == (1, 3, 9)

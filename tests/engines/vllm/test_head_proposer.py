@@ -20,7 +20,7 @@ def digest(name: str) -> str:
     """Digest of the source of `module:qualified.name`, empty if there is none of that name."""
     module, _, path = name.partition(":")
     try:
-        source = inspect.getsource(reduce(getattr, path.split("."), importlib.import_module(module)))  # type: ignore[arg-type]
+        source = inspect.getsource(reduce(getattr, path.split("."), importlib.import_module(module)))
     except (ImportError, AttributeError):
         return ""
     return hashlib.sha256(source.encode()).hexdigest()[:12]
@@ -65,7 +65,7 @@ def compare(folder: str) -> None:
         same.append(ours == theirs and self._head is not None)
         return theirs
 
-    HeadProposer.propose = both  # type: ignore[method-assign]
+    HeadProposer.propose = both  # type: ignore[method-assign,assignment]
     head = {
         "method": "eagle3",
         "model": f"{folder}/head",

@@ -1,4 +1,5 @@
 import importlib.metadata
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,46 @@ def test_a_head_s_likeliest_draft_token_in_the_target_s_words() -> None:
     )
     tokens = Eagle3LlamaForCausalLM.get_top_tokens(head, torch.tensor([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0]]))
     assert tokens.tolist() == [1 + 6, 0 + 5]
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("seeded", [False, True])
+def test_rejection_sampling_is_replaced_except_for_seeded_requests(
+    seeded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    register()
+    register()  # each of vLLM's processes may do so several times
+
+    def noise_for_the_vocabulary(*_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(rejection_sampler, "sample_recovered_tokens", noise_for_the_vocabulary)
+    logits = torch.full((2, 4), -torch.inf)
+    logits[:, 3] = 0.0
+    metadata = SimpleNamespace(
+        all_greedy=False,
+        all_random=True,
+        generators={0: torch.Generator()} if seeded else {},
+        temperature=torch.tensor([0.7]),
+    )
+    drafts, ends, bonus = torch.tensor([3, 3], dtype=torch.int32), torch.tensor([2]), torch.tensor([[1]])
+    with pytest.raises(LookupError) if seeded else nullcontext():
+        output = rejection_sampler.rejection_sample(drafts, [2], 2, ends, None, logits, bonus, metadata)
+        assert output.tolist() == [[3, 3, 1]]
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_top_k_alone_is_left_to_vllm() -> None:
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    register()
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    masked = apply_top_k_top_p(logits, torch.tensor([1, 3]), None)
+    assert masked.tolist() == [[-torch.inf, -torch.inf, 3.0], [1.0, 2.0, 3.0]]
 
 
 def test_vllm_finds_the_plugin() -> None:

@@ -6,9 +6,11 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 
 from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile.step_log import Step, parse_steps
 
 pytestmark = [
     pytest.mark.vllm,
@@ -65,6 +67,21 @@ def test_what_a_step_says() -> None:
     assert told.step_s == pytest.approx(0.05)
     assert told.acceptance_length == pytest.approx((6 + 3) / 6)
     assert told.tokens_per_s == pytest.approx(13)
+
+
+def test_steps_without_a_prefill_are_logged_with_what_they_verified() -> None:
+    from vllm.v1.spec_decode.metrics import SpecDecodingStats
+
+    kept, now = stats(), scheduled(2)
+    now.spec_decoding_stats = SpecDecodingStats.new(8)
+    for drafted, accepted in ((8, 2), (3, 3)):
+        now.spec_decoding_stats.observe_draft(drafted, accepted)
+    kept.record(now, stepped(7, [0.05, 0.05]))
+    kept.record(scheduled(2), stepped(4, [0.9, 0.9], first=1))
+    kept.record(scheduled(2), stepped(2, [0.03, 0.03]))
+    assert parse_steps(orjson.dumps(kept.steps.as_json())) == (2, [Step(2, 11, 0.05), Step(2, 0, 0.03)])
+    assert parse_steps(orjson.dumps(kept.steps.as_json()), since=1)[1] == [Step(2, 0, 0.03)]
+    assert parse_steps(b"[]") == (0, [])
 
 
 def test_an_engine_without_a_drafter_has_no_acceptance() -> None:

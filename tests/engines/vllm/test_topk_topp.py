@@ -62,6 +62,11 @@ def test_what_stays_is_what_a_sort_leaves_to_the_last_bit(asked: list[Row], with
     assert torch.equal(apply_top_k_top_p(logits.clone(), k, p), by_sort(logits, k, p))
 
 
+def test_ties_beyond_the_likeliest_tokens() -> None:
+    logits, p = torch.zeros(1, VOCABULARY), torch.tensor([0.01])
+    assert torch.equal(apply_top_k_top_p(logits.clone(), None, p), by_sort(logits, None, p))
+
+
 @pytest.mark.parametrize("strange", [torch.nan, torch.inf])
 def test_rows_without_a_distribution_are_left_to_the_sort(strange: float) -> None:
     logits = torch.stack([logits_of("peaked", 0), logits_of("peaked", 1)])
@@ -102,6 +107,21 @@ def test_tokens_are_drawn_in_proportion_to_their_probability() -> None:
     assert drawn[2] == 0
     seen, expected = (x[[0, 1, 3, 4]].double() for x in (drawn, logits.softmax(0) * 20_000))
     assert chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-3
+
+
+def test_tokens_are_drawn_from_the_nucleus_in_proportion_to_their_probability() -> None:
+    """Against the definition in float64."""
+    torch.manual_seed(0)
+    n, row, p = 50_000, logits_of("peaked", 3) / 2, 0.9
+    likeliest = row.double().softmax(0).sort(descending=True)
+    nucleus = likeliest.values[: int((likeliest.values.cumsum(0) < p).sum()) + 1]
+    masked = apply_top_k_top_p(row[None].clone(), None, torch.tensor([p]))
+    drawn = torch.cat([random_sample(masked.expand(500, -1)) for _ in range(n // 500)]).bincount(minlength=VOCABULARY)
+    seen = drawn[likeliest.indices].double()
+    assert seen[len(nucleus) :].sum() == 0
+    often = (nucleus / nucleus.sum() * n > 5).nonzero()[:, 0]
+    expected = nucleus[often] / nucleus[often].sum() * seen[often].sum()
+    assert chisquare(seen[often], expected).pvalue > 1e-3
 
 
 def test_a_draw_needs_some_weight_only() -> None:

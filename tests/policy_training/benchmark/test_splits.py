@@ -116,7 +116,7 @@ def test_the_embedding_matters_where_it_decides() -> None:
 
 
 def test_choices_calibration_and_regret() -> None:
-    shares = experiments.choice_map(QUESTION, "ridge")
+    shares = experiments.evaluation(QUESTION, "ridge").shares
     assert shares["cluster-0"]["ngram"] > 0.9
     assert experiments.calibration(QUESTION, "exact") is None
     predicted, seen = experiments.calibration(QUESTION, "ridge") or ()

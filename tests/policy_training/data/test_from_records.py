@@ -116,6 +116,9 @@ def test_a_shadow_has_no_propensity_and_pairs_need_all_arms() -> None:
     paired = paired_rows(data, rows, ARMS)
     assert np.isfinite(paired[0]).all()
     assert np.isnan(paired[1]).all()
+    first, *rest = data.measurements
+    untimed = replace(data, measurements=(replace(first, outcome=replace(first.outcome, tpot_s=None)), *rest))
+    assert np.isnan(paired_rows(untimed, rows, ARMS)[0]).any()
 
 
 def test_an_improbable_answer_weighs_at_most_ten_times_a_certain_one() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
+from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds, source_blocks
 
 DRAWS = [Bootstrap.of_counts, Bootstrap.of_places]
 Draw = Callable[[int, int, np.random.Generator], Bootstrap]
@@ -43,6 +43,21 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says(draw: Draw) -> Non
         low, high = bounds(draw(80, 500, rng(seed)).sums(sample) / 80)
         missed += not low <= 1.0 <= high
     assert 3 <= missed <= 24  # 5 % are 10, and a skewed mean of 80 is missed a little more often
+
+
+def test_blocks_are_drawn_whole() -> None:
+    counts = Bootstrap.of_blocks(["a", "b", "a", "c"], 500, rng()).counts
+    assert (counts[:, 0] == counts[:, 2]).all()
+    assert (counts[:, [0, 1, 3]].sum(1) == 3).all()
+
+
+def test_requests_of_one_source_are_a_block_and_too_few_are_none() -> None:
+    sources = ["a", "b", "c", "", "", "generated", "a"]
+    blocks = source_blocks(sources, 7)
+    assert blocks is not None
+    assert (len(set(blocks)), blocks[0], blocks[6]) == (6, "a", "a")
+    assert source_blocks(["a", "b"] * 50, 100) is None
+    assert len(set(source_blocks([], 7) or ())) == 7
 
 
 def test_bounds_of_columns_and_of_another_level() -> None:

@@ -43,6 +43,36 @@ def test_shares_by_kind() -> None:
     assert shares["y"] == {"plain": 0.5, "ngram": 0.0, "suffix": 0.5, "math": 0.0}
 
 
+def test_slices_by_kind_come_worst_first_against_the_best_arm_of_all() -> None:
+    result = evaluate(DATA, (CHOSEN * TIMES).sum(1), CHOSEN, "ngram")
+    assert list(result.slices) == ["y", "x"]
+    assert result.slices["x"].policy_vs_best_fixed.value == 8 / 4
+    assert result.slices["x"].policy_vs_plain.value == 4 / 4
+    assert result.slices["y"].policy_vs_best_fixed.value == 8 / 6
+    assert (result.slices["y"].n, result.slices["y"].blocks) == (2, "request")
+
+
+def test_intervals_are_by_source_where_sources_are_known() -> None:
+    bandit = Bandit.draw(400, 0)
+    chosen = np.eye(len(ARMS))[np.full(400, 1)]
+    order = np.argsort(bandit.clusters, kind="stable")
+    sources = np.empty(400, object)
+    sources[order] = [f"s{i // 20}" for i in range(400)]
+    by_request = bandit.matrix()
+    by_source = replace(by_request, sources=tuple(sources))
+    one, other = (evaluate(data, data.time_s[:, 1], chosen, "plain") for data in (by_request, by_source))
+    assert (one.blocks, other.blocks) == ("request", "source")
+    assert one.policy_vs_plain.value == other.policy_vs_plain.value
+    widths = [found.policy_vs_plain.high - found.policy_vs_plain.low for found in (one, other)]
+    assert widths[1] > 1.5 * widths[0]
+    assert {found.sources for found in other.slices.values()} <= set(range(1, 21))
+
+
+def test_a_bar_is_met_by_the_lower_bound() -> None:
+    assert Interval(1.2, 1.0, 1.4).meets(1.0)
+    assert not Interval(1.2, 0.99, 1.4).meets(1.0)
+
+
 def test_shares_of_a_policy_that_samples_are_means() -> None:
     shares = shares_by_task(["x", "x"], ["a", "b"], np.asarray([[0.25, 0.75], [0.75, 0.25]]))
     assert shares == {"all": {"a": 0.5, "b": 0.5}, "x": {"a": 0.5, "b": 0.5}}

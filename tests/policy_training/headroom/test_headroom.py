@@ -171,6 +171,21 @@ def test_requests_of_one_text_count_as_one() -> None:
     assert repeated.routed.high - repeated.routed.low == pytest.approx(once.routed.high - once.routed.low, rel=0.15)
 
 
+def test_intervals_are_by_source_and_slices_come_worst_first() -> None:
+    """A source whose requests are all of one kind tells as little as one request of it."""
+    data = drawn(200, 0, 0.6)
+    order = np.argsort(np.asarray(data.kinds), kind="stable")
+    sources = np.empty(200, object)
+    sources[order] = [f"s{i // 20}" for i in range(200)]
+    choice = CrossFittedChoice(np.eye(len(data.arms))[data.time_s.argmin(1)][None], np.zeros((1, 200), np.intp), None)
+    by_request, by_source = judged(data, choice), judged(replace(data, sources=tuple(sources)), choice)
+    widths = [found.gain.routed.high - found.gain.routed.low for found in (by_request, by_source)]
+    assert widths[1] > 1.3 * widths[0]
+    gains = [gain.routed.value for gain in by_source.slices.values()]
+    assert len(gains) > 1
+    assert gains == sorted(gains)
+
+
 def test_a_policy_never_learns_from_the_requests_that_it_is_judged_by() -> None:
     data, seen = drawn(60, 0, room=0.6), list[Matrix]()
 

@@ -187,7 +187,7 @@ def test_rows_without_a_prompt_are_counted(tmp_path: Path, row: dict[str, Any], 
     found = read_file(path)
     assert [p.text for p in found.prompts] == ["Hi"]
     assert found.unusable == {reason: 1}
-    assert describe(found).endswith(f"; left out: 1 {reason}")
+    assert describe(prompt_card(found)).endswith(f"; left out: 1 {reason}")
 
 
 @pytest.mark.parametrize(

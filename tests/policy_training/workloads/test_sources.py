@@ -80,6 +80,14 @@ def test_overlapping_splits_are_an_error_that_names_the_pair_and_the_words(file:
     assert len(prompts_of([source], 99, Selection(split="transfer", overlap="allow"))) == 3
 
 
+def test_one_of_several_files_may_lack_a_split(file: str, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": text(7), "split": "test"}))
+    sources = [PromptSource(str(tmp_path / "q.jsonl")), PromptSource(file)]
+    assert len(prompts_of(sources, 99, Selection(split="dev", overlap="drop"))) == 8
+    with pytest.raises(ValueError, match=r"q\.jsonl: no prompt of split 'dev' \(found: test\)"):
+        prompts_of(sources[:1], 99, Selection(split="dev"))
+
+
 def test_phrasing_that_many_prompts_have_is_no_overlap() -> None:
     phrase = "Answer the question by the passage below, in one short sentence, and say nothing else."
     prompts = [Prompt(f"p{i}", "qa", f"{phrase} {text(i)}") for i in range(40)]

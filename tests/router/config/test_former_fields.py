@@ -1,6 +1,7 @@
 """Former names of fields: every row of the table is accepted, warns, and cannot stand beside its new name."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -165,3 +166,9 @@ def test_no_shipped_configuration_uses_a_former_field() -> None:
     for path in (*ROOT.glob("deploy/fleets/*.yaml"), *ROOT.glob("deploy/helm/examples/*.yaml")):
         data = yaml.safe_load(path.read_text())
         load_config(data.get("fleet", data))
+
+
+def test_other_warnings_are_shown_as_they_were() -> None:
+    with pytest.warns(UserWarning, match="of another kind"), collected() as found:
+        warnings.warn("of another kind", UserWarning, stacklevel=1)
+    assert found == []

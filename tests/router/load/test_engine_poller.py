@@ -122,9 +122,7 @@ async def test_an_engine_whose_answers_contradict_its_profile_measures_itself_ag
 
     following = Following(client, (await servers.serve(page)).url, REFUSING_URL)
     told: list[Mapping[str, Profile]] = []
-    following.reports = EnginePoller(
-        client, following.table, following.model, 0.5, lambda: following.now_s, told.append
-    )
+    following.model.on_profiles = told.append
     table = following.model.steps["a"]
     await following.ask()
     for _ in range(CONTRADICTING_ANSWERS + 10):

@@ -618,9 +618,11 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_registry(registry: Registr
     rng, revisions = random.Random(7), [0]
     registry.promote(registry.add(artefact, {}, "test"), "test")
     with start(NURSERY, registry.path, artefact) as nursery:
-        for _ in range(10):
-            child = int(tell(nursery))
+        for number in range(10):
+            child, before = int(tell(nursery)), registry.state().revision
             time.sleep(rng.uniform(0.005, 0.08))
+            while number == 0 and registry.state().revision == before:  # one writer at least has begun to write
+                time.sleep(0.01)
             os.kill(child, signal.SIGKILL)
             assert nursery.stdout is not None
             assert int(nursery.stdout.readline()) == -signal.SIGKILL

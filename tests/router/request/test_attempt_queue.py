@@ -22,13 +22,28 @@ def attempt(number: int) -> Attempt:
     )
 
 
+class Keeps:
+    """An observer that keeps all attempts in `seen`."""
+
+    def __init__(self, seen: list[Attempt]) -> None:
+        self.seen = seen
+
+    def on_attempt_end(self, one: Attempt) -> None:
+        self.seen.append(one)
+
+
+class Fails:
+    def on_attempt_end(self, one: Attempt) -> None:
+        raise ValueError(f"no {one.number}")
+
+
 def numbers(attempts: list[Attempt]) -> list[int]:
     return [one.number for one in attempts]
 
 
 async def test_observers_get_all_attempts_in_order_without_a_reader() -> None:
     seen, again = list[Attempt](), list[Attempt]()
-    queue = AttemptQueue({"one": seen.append, "two": again.append}, Counter())
+    queue = AttemptQueue({"one": Keeps(seen), "two": Keeps(again), "off": None}, Counter())
     for i in range(100):
         queue.put(attempt(i))
     assert not seen
@@ -41,7 +56,7 @@ async def test_observers_get_all_attempts_in_order_without_a_reader() -> None:
 
 async def test_between_slices_others_have_their_turn() -> None:
     seen, waited = list[Attempt](), list[int]()
-    queue = AttemptQueue({"one": seen.append}, Counter())
+    queue = AttemptQueue({"one": Keeps(seen)}, Counter())
     for i in range(100):
         queue.put(attempt(i))
     while len(seen) < 100:
@@ -52,7 +67,7 @@ async def test_between_slices_others_have_their_turn() -> None:
 
 async def test_a_reader_need_not_wait() -> None:
     seen = list[Attempt]()
-    queue = AttemptQueue({"one": seen.append}, Counter(), lambda one: replace(one, cluster=("p", 3)))
+    queue = AttemptQueue({"one": Keeps(seen)}, Counter(), lambda one: replace(one, cluster=("p", 3)))
     queue.put(attempt(1))
     queue.drain()
     assert [one.cluster for one in seen] == [("p", 3)]
@@ -63,7 +78,7 @@ async def test_a_reader_need_not_wait() -> None:
 
 async def test_a_full_queue_counts_what_it_loses_and_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
     seen, failures = list[Attempt](), Counter[tuple[str, str]]()
-    queue = AttemptQueue({"one": seen.append}, failures, max_queued=3)
+    queue = AttemptQueue({"one": Keeps(seen)}, failures, max_queued=3)
     for i in range(5):
         queue.put(attempt(i))
     assert failures == {("attempts", "lost"): 2}
@@ -73,14 +88,11 @@ async def test_a_full_queue_counts_what_it_loses_and_says_it_once(caplog: pytest
 
 
 async def test_what_fails_is_counted_and_the_others_get_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
-    def fails(one: Attempt) -> None:
-        raise ValueError(f"no {one.number}")
-
     def fails_to_prepare(one: Attempt) -> Attempt:
         raise KeyError(one.number)
 
     seen, failures = list[Attempt](), Counter[tuple[str, str]]()
-    queue = AttemptQueue({"broken": fails, "one": seen.append}, failures, fails_to_prepare)
+    queue = AttemptQueue({"broken": Fails(), "one": Keeps(seen)}, failures, fails_to_prepare)
     with caplog.at_level(logging.ERROR):
         for i in range(2):
             queue.put(attempt(i))

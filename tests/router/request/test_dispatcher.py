@@ -239,6 +239,7 @@ async def test_an_outcome_is_measured(router_app: StartRouter, stream: bool) -> 
     assert made.overhead_s is not None
     assert 0.02 <= made.ttft_s < made.e2e_s
     assert made.tpot_s == pytest.approx((made.e2e_s - made.ttft_s) / 39)
+    assert app.replicas.by_arm["a"][0].tpot_s == made.tpot_s
     assert 0 < made.overhead_s < made.ttft_s
     assert made.acceptance_length is not None
     assert 1 < made.acceptance_length < 4

@@ -8,7 +8,7 @@ from draftpick.router.types import Decision
 
 def test_a_shadow_keeps_the_prefix_that_its_replica_will_have_read() -> None:
     request = ClientRequest(
-        Request("/v1/completions", b"{}", ""), "POST", "/v1/completions", [], "r", 0.0, deadline=1.0
+        Request("/v1/completions", b"{}", ""), "POST", "/v1/completions", [], "r", 0.0, deadline=1.0, count_tokens=print
     )
     state = RequestState(request, prefix=(1, 2), decision=Decision("a", 0.9, {"a": 0.9, "b": 0.1}, "p"))
     shadow = shadow_attempt(state, "b")
@@ -18,5 +18,5 @@ def test_a_shadow_keeps_the_prefix_that_its_replica_will_have_read() -> None:
         "shadow",
         {"a": 0, "b": 1},
     )
-    assert shadow.client_request.deadline is None
+    assert (shadow.client_request.deadline, shadow.client_request.count_tokens) == (None, None)
     assert not shadow.tried

@@ -20,6 +20,9 @@ def test_arguments_that_vllm_does_not_know(tmp_path: Path) -> None:
     known = {"max_num_seqs": 4, "enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
     assert not found(fleet(tmp_path, engine_kwargs=known), "unknown_arguments")
     assert not found(fleet(tmp_path, PLAIN, drafting("trigram", iterations=9)), "unknown_arguments")
+    assert not found(
+        fleet(tmp_path, PLAIN, drafting("eagle3", model="embedded:math", draft_exit=True)), "unknown_arguments"
+    )
 
 
 def test_what_target_and_drafter_say_already(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from draftpick.engines.drafters.draft_exit import DraftExit, Request
+from draftpick.engines.vllm.draft_exit import DraftExit, Request
 
 K = 4
 COSTS = 0.02, 0.03, 0.05

@@ -1,0 +1,116 @@
+"""The embedded fleet as it ships, on prompts that people wrote: routed beside every fixed engine.
+
+`python -m tests.bench.real_text --prompts FILE --split dev --name dev --json-file FILE` takes as many prompts of each
+kind of a split, and sends each to every engine and to the router, in random order and one at a time. Half are sampled
+at temperature 0.7 and top_p 0.9. A request carries a `cache_salt` of its own, so that no engine reads a prompt from its
+prefix cache. Figures are named `NAME/...`; those of other names in the file stay. Brackets are 95 % block bootstraps by
+source; a bar is met by its lower bound.
+"""
+
+import argparse
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from draftpick.deploy.config import resolve
+from draftpick.deploy.console import out, progress_bar
+from draftpick.deploy.launch.ray_serve import running
+from draftpick.deploy.workflows.demo import judge_routed, routed_tasks, show
+from draftpick.deploy.workflows.prepare_models import prepare_models
+from draftpick.deploy.workflows.results import merge_into, write
+from draftpick.policy_training.data.collect import measure, pinned_tasks
+from draftpick.policy_training.data.dataset import save
+from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval
+from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved, read_file
+from draftpick.policy_training.workloads.splits import Split
+
+SEED = 11
+TOP_P = 0.9
+FEW = 4
+"""Prompts below which a kind is not a slice of its own."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=Path, required=True, help="a file of prompts with kinds and sources")
+    parser.add_argument("--split", required=True, choices=("dev", "transfer"), help="split of the file to take")
+    parser.add_argument("--name", required=True, help="prefix of the figures")
+    parser.add_argument("--kinds", type=int, default=50, help="number of kinds")
+    parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--output", type=Path, default=Path("runs/real_text.parquet"))
+    parser.add_argument("--json-file", type=Path)
+    args = parser.parse_args()
+    prompts = select(args.prompts, args.split, args.kinds, args.n, args.max_tokens)
+    fleet = resolve("embedded")
+    prepare_models(fleet)
+    arms = list(fleet.arms)
+    with progress_bar() as bar, running(fleet) as url:
+        row = bar.add_task("measuring", total=len(prompts) * (len(arms) + 1))
+        asyncio.run(measure(url, fleet.target.name, pinned_tasks(prompts[:2], arms, 0)))
+        tasks = routed_tasks(prompts, arms, SEED)
+        measured = asyncio.run(measure(url, fleet.target.name, tasks, progress=lambda *_: bar.advance(row)))
+    save(args.output, measured)
+    result, _ = judge_routed(measured, arms, fleet.router.default_engine, SEED)
+    show(result, out)
+    if args.json_file:
+        figures = figures_of(result, args.name, fleet.router.default_engine)
+        source = {
+            "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
+            "file": args.prompts.name,
+            "n": result.n,
+            "best_fixed": result.best_fixed,
+            "max_tokens": args.max_tokens,
+            "sources": sorted({prompt.source for prompt in prompts}),
+            "shares": result.shares["all"],
+        }
+        if args.json_file.exists():
+            merge_into(args.json_file, figures, sets={args.name: source})
+        else:
+            write(args.json_file, result.n, figures, bracket="95 % block bootstrap by source", sets={args.name: source})
+
+
+def select(path: Path, split: Split, kinds: int, of_each: int, max_tokens: int) -> list[Prompt]:
+    """Up to `of_each` prompts of each of the kinds with the most, drawn by a fixed seed; every second one is sampled."""
+    by_kind = defaultdict(list)
+    for prompt in read_file(path, max_tokens=max_tokens).of_split(split):
+        by_kind[prompt.kind].append(prompt)
+    largest = sorted(by_kind.values(), key=lambda found: (-len(found), found[0].kind))[:kinds]
+    drawn = [
+        replace(prompt, temperature=SAMPLED_TEMPERATURE, top_p=TOP_P) if number % 2 else prompt
+        for found in largest
+        for number, prompt in enumerate(Random(SEED).sample(found, min(of_each, len(found))))
+    ]
+    return interleaved(drawn)
+
+
+def figures_of(result: Evaluation, name: str, plain: str) -> dict[str, Interval]:
+    """The figures of a set, those of its worst slices included."""
+    slices = {kind: one for kind, one in result.slices.items() if one.n >= FEW}
+    figures = {
+        "routed_vs_best_fixed": result.policy_vs_best_fixed,
+        "routed_vs_plain": result.policy_vs_plain,
+        "oracle_vs_best_fixed": result.oracle_vs_best_fixed,
+        "worst_kind_vs_best_fixed": lowest([one.policy_vs_best_fixed for one in slices.values()]),
+        "worst_kind_vs_plain": lowest([one.policy_vs_plain for one in slices.values()]),
+    }
+    for arm, total_s in result.time_s.items():
+        ratio = result.time_s[plain] / total_s
+        figures[f"{arm}_vs_plain"] = Interval(ratio, ratio, ratio)
+    for kind, one in slices.items():
+        figures[f"{kind}/routed_vs_best_fixed"] = one.policy_vs_best_fixed
+        figures[f"{kind}/routed_vs_plain"] = one.policy_vs_plain
+    return {f"{name}/{key}": figure for key, figure in figures.items()}
+
+
+def lowest(found: Sequence[Interval]) -> Interval:
+    """The interval with the lowest value."""
+    return min(found, key=lambda one: one.value)
+
+
+if __name__ == "__main__":
+    main()
