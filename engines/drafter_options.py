@@ -70,11 +70,9 @@ class HeadOptions(_DrafterOptions):
     draft_exit: bool = Field(
         False, description="draft, and verify, only tokens that are likely enough to be accepted to pay for their time"
     )
-    draft_cost: float = Field(0.025, ge=0, le=1, description="time to draft one more token, as a share of a step")
-    verify_cost: float = Field(0.05, ge=0, le=1, description="time to verify one more token, as a share of a step")
-    pass_cost: float = Field(
-        0.045, ge=0, le=1, description="time of the head to read a step's tokens, as a share of it"
-    )
+    draft_cost: float = Field(0.02, ge=0, le=1, description="time to draft one more token, as a share of a step")
+    verify_cost: float = Field(0.03, ge=0, le=1, description="time to verify one more token, as a share of a step")
+    pass_cost: float = Field(0.05, ge=0, le=1, description="time of the head to read a step's tokens, as a share of it")
 
 
 class HybridOptions(_DrafterOptions):

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def select(path: Path, split: Split, kinds: int, of_each: int, max_tokens: int) -> list[Prompt]:
-    """Up to `of_each` prompts of each of the kinds with the most, drawn by a fixed seed; every second one is sampled."""
+    """Up to `of_each` prompts of each of the kinds with the most, drawn by a fixed seed; every other one sampled."""
     by_kind = defaultdict(list)
     for prompt in read_file(path, max_tokens=max_tokens).of_split(split):
         by_kind[prompt.kind].append(prompt)

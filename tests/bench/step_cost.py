@@ -130,6 +130,7 @@ def _start(fleet: FleetConfig, name: str) -> Connection:
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     spawn.Process(target=_serve, args=(fleet, _engine(fleet, name), there), daemon=True).start()
+    there.close()  # so that an engine that dies ends the measurement
     return here
 
 
