@@ -7,14 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.policy_training.data.matrix import Matrix
+from draftpick.policy_training.workloads import GENERATED
 
 Folds = npt.NDArray[np.intp]
 
 
 def source_groups(data: Matrix) -> tuple[str, ...]:
-    """The source of each request; its task where the source is not known."""
-    sources: tuple[str, ...] = getattr(data, "sources", ())
-    return tuple(source or kind for source, kind in zip(sources or ("",) * len(data), data.kinds, strict=True))
+    """The source of each request; its task where the source is not known, or the generator."""
+    known = ("" if source == GENERATED else source for source in data.sources or ("",) * len(data))
+    return tuple(source or kind for source, kind in zip(known, data.kinds, strict=True))
 
 
 def row_folds(n: int, folds: int, seed: int) -> Folds:

@@ -52,8 +52,6 @@ EVENTS = "events.jsonl"
 FORMER_KINDS = {
     "policy_loses": "safe_mode_entered",
     "policy_tried_again": "safe_mode_left",
-    "policy_suspended": "safe_mode_entered",
-    "policy_resumed": "safe_mode_left",
     "policy_taken": "policy_activated",
     "policy_refused": "policy_rejected",
     "candidate_refused": "candidate_rejected",

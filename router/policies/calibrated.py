@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from draftpick.engines.profile.profile import Profile
 from draftpick.router.errors import PolicyRejected
-from draftpick.router.policies.base import Probabilities
 from draftpick.router.policies.neighbourhood import Neighbourhood
 from draftpick.router.policies.regressors import Regressor
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
-from draftpick.router.policies.tau_cost import TauCostPolicy
+from draftpick.router.policies.tau_cost import Floats, TauCostPolicy
 from draftpick.router.types import Context, Vector
 
 _MIN_PRIOR = 0.02
@@ -75,16 +74,14 @@ class CalibratedPolicy(TauCostPolicy):
         rows = np.exp(deviation * self._conformal[int(context.sampled), self.default_arm, :, LOW : HIGH + 1])
         return [(float(low), float(high)) for low, high in rows]
 
-    def _predict(self, z: Vector, sampled: bool) -> tuple[Probabilities, Probabilities]:
+    def _predict(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
         """Mean of log tau, and the inflation of its deviation, the same for all arms."""
         mean = self._regressor(z, sampled)[0]
         weight, inflation = self.neighbourhood.doubt(z)
         steps = (1.0 - weight) * np.exp(-mean) + weight * self._prior[int(sampled)]
         return -np.log(steps), np.full(len(mean), inflation)
 
-    def _margins(
-        self, seconds: Sequence[float], decode_s: Probabilities, deviation: Probabilities, sampled: bool
-    ) -> Sequence[float]:
+    def _margins(self, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool) -> Sequence[float]:
         upper = np.expm1(deviation * self._conformal[int(sampled), self.default_arm, :, BOUND])
         margins: list[float] = (decode_s * upper - self._tolerance * seconds[self.default_arm]).tolist()
         return margins
@@ -92,8 +89,8 @@ class CalibratedPolicy(TauCostPolicy):
     def _best_arm(
         self,
         seconds: Sequence[float],
-        decode_s: Probabilities,
-        deviation: Probabilities,
+        decode_s: Floats,
+        deviation: Floats,
         eligible: npt.NDArray[np.bool_],
         sampled: bool,
     ) -> int:

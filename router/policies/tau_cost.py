@@ -22,6 +22,8 @@ from draftpick.router.policies.regressors import Regressor
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
 from draftpick.router.types import Context, LoadTerms, Vector
 
+Floats = npt.NDArray[np.floating]
+
 _LONGEST = math.log(1e6)
 _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
 
@@ -127,8 +129,8 @@ class TauCostPolicy(Policy):
     def _best_arm(
         self,
         seconds: Sequence[float],
-        decode_s: Probabilities,
-        deviation: Probabilities,
+        decode_s: Floats,
+        deviation: Floats,
         eligible: npt.NDArray[np.bool_],
         sampled: bool,
     ) -> int:
@@ -140,14 +142,12 @@ class TauCostPolicy(Policy):
                 return self.default_arm
         return best
 
-    def _margins(
-        self, seconds: Sequence[float], decode_s: Probabilities, deviation: Probabilities, sampled: bool
-    ) -> Sequence[float]:
+    def _margins(self, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool) -> Sequence[float]:
         """Seconds [arms] by which an arm must be faster than the default. `deviation`: of log `decode_s`, [arms]."""
         margins: list[float] = (self._z * decode_s * deviation + self._switch_cost * seconds[self.default_arm]).tolist()
         return margins
 
-    def _predict(self, z: Vector, sampled: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def _predict(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log tau, each [arms], for a scaled context."""
         return self._regressor(z, sampled)
 
@@ -191,7 +191,7 @@ class TauCostPolicy(Policy):
 
     def _forecast(
         self, context: Context, shifts: Shifts | None, load: LoadTerms | None = None
-    ) -> tuple[Forecast, Probabilities, Probabilities]:
+    ) -> tuple[Forecast, Floats, Floats]:
         """The forecast, corrected by `shifts` and `load`, its decoding times [arms] and the standard deviations of
         their logarithms [arms]."""
         z = self._regressor.scaled(context.vector)

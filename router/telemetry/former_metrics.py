@@ -14,7 +14,6 @@ METRICS: Mapping[str, str] = {
     "draftpick_arm_drafts": "draftpick_arm_quarantine_state",
     "draftpick_arm_stale": "draftpick_arm_report_stale",
     "draftpick_policy_put_aside": "draftpick_safe_mode",
-    "draftpick_policy_suspended": "draftpick_safe_mode",
     "draftpick_policy_refused": "draftpick_policy_rejected",
     "ray_draftpick_decoding_plain_seconds_total": "ray_draftpick_decoding_baseline_seconds_total",
     "ray_draftpick_arm_drafts": "ray_draftpick_arm_quarantine_state",
@@ -28,7 +27,6 @@ ALERTS: Mapping[str, str] = {
     "DraftpickRequestsRefused": "DraftpickRequestsRejected",
     "DraftpickPolicyRefused": "DraftpickPolicyRejected",
     "DraftpickPolicyLoses": "DraftpickSafeMode",
-    "DraftpickPolicySuspended": "DraftpickSafeMode",
 }
 """Former name of an alert -> name."""
 
@@ -36,8 +34,6 @@ LABELS: Mapping[str, str] = {
     'draftpick_decisions_total{reason="continued"}': 'draftpick_decisions_total{reason="resumed"}',
     'draftpick_events_total{kind="policy_loses"}': 'draftpick_events_total{kind="safe_mode_entered"}',
     'draftpick_events_total{kind="policy_tried_again"}': 'draftpick_events_total{kind="safe_mode_left"}',
-    'draftpick_events_total{kind="policy_suspended"}': 'draftpick_events_total{kind="safe_mode_entered"}',
-    'draftpick_events_total{kind="policy_resumed"}': 'draftpick_events_total{kind="safe_mode_left"}',
     'draftpick_events_total{kind="policy_taken"}': 'draftpick_events_total{kind="policy_activated"}',
     'draftpick_events_total{kind="policy_refused"}': 'draftpick_events_total{kind="policy_rejected"}',
 }

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from draftpick.policy_training.data.folds import group_folds, row_folds
+from draftpick.policy_training.data.dataset import DatasetError
+from draftpick.policy_training.data.folds import group_folds, row_folds, source_groups
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.learners import learner
 from draftpick.policy_training.learners.base import LearnerSetting
 from draftpick.policy_training.learners.calibrated import Calibrated, Conformity
-from draftpick.policy_training.train import fit, fitted, policy_probabilities
+from draftpick.policy_training.train import fit, fitted, out_of_source_probabilities, policy_probabilities
+from draftpick.policy_training.workloads import GENERATED
 from draftpick.router.features.lexical import FEATURES, stored_context
 from draftpick.router.policies.calibrated import BOUND, CalibratedPolicy
 from tests.policy_training.bandit import ARMS, COSTS, SETTING
@@ -146,6 +148,29 @@ def test_one_source_alone_calibrates_by_random_folds() -> None:
     known, _ = World.draw(0).split()
     policy = policy_of(replace(known, kinds=("only",) * len(known)))
     assert covered(policy, known).mean() > 0.75
+
+
+def test_sources_are_those_of_the_prompts_and_tasks_where_they_are_unknown() -> None:
+    data = replace(World.draw(0).matrix.select_rows(np.arange(3)), kinds=("qa", "qa", "code"))
+    assert source_groups(data) == ("qa", "qa", "code")
+    assert source_groups(replace(data, sources=("wiki", "", GENERATED))) == ("wiki", "qa", "code")
+
+
+def test_out_of_source_no_policy_has_seen_a_source_that_it_decides() -> None:
+    """Two sources, whose contexts are alike and whose fastest arms differ: each is decided by what the other taught."""
+    known, _ = World.draw(0).split()
+    n = len(known) // 2
+    tau = np.ones_like(known.acceptance_length[: 2 * n])
+    tau[:n, 1], tau[n:, 2] = 3.0, 3.0
+    data = replace(
+        known.select_rows(np.arange(2 * n)), acceptance_length=tau, sources=("one",) * n + ("two",) * n,
+        time_s=COSTS.time_s(tau, np.zeros(2 * n), np.full(2 * n, 60.0), np.zeros(2 * n, bool)),
+    )  # fmt: skip
+    found = out_of_source_probabilities(data, learner("best_fixed"), SETTING)
+    assert (found[:n].argmax(1) == 2).all()
+    assert (found[n:].argmax(1) == 1).all()
+    with pytest.raises(DatasetError, match="of one source"):
+        out_of_source_probabilities(replace(data, sources=("one",) * 2 * n), learner("best_fixed"), SETTING)
 
 
 @pytest.mark.parametrize("folds", [2, 5])

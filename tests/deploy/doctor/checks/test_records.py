@@ -32,5 +32,14 @@ def test_sampled_traffic(tmp_path: Path) -> None:
     assert "100% of requests are sampled" in one(found(fleet(tmp_path), "traffic", records=hot)).what
 
 
+def test_routers_in_safe_mode(tmp_path: Path) -> None:
+    usual, safe = logged(40), logged(20)
+    safe = [replace(one, decision=replace(one.decision, policy="safe_mode:suffix")) for one in safe]
+    finding = one(found(fleet(tmp_path), "safe_mode", records=[*usual, *safe]))
+    assert (finding.level, finding.where) == ("warning", "suffix")
+    assert finding.what == "served 20 of the last 60 requests in safe mode"
+    assert not found(fleet(tmp_path), "safe_mode", records=[*safe, *logged(200)])
+
+
 def test_records_that_cannot_be_read(tmp_path: Path) -> None:
     assert one(found(fleet(tmp_path), "readable", records="damaged")).level == "problem"
