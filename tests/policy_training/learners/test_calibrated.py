@@ -48,7 +48,7 @@ class World:
             prompt_ids=tuple(f"p{i}" for i in range(n)), kinds=tuple(f"source-{i:02d}" for i in source), arms=ARMS,
             time_s=COSTS.time_s(tau, np.zeros(n), tokens, sampled), acceptance_length=tau,
             acceptance_rate=np.full_like(tau, np.nan), prompt_tokens=np.full(n, 30.0), output_tokens=tokens,
-            temperatures=0.7 * sampled, dropped={}, featurizer="features", contexts=contexts,
+            temperatures=np.asarray(0.7 * sampled, np.float64), dropped={}, featurizer="features", contexts=contexts,
         )  # fmt: skip
         return cls(made)
 

@@ -89,7 +89,7 @@ def test_the_fastest_of_those_whose_upper_bound_is_below_the_defaults_time(upper
 
 
 def test_the_bound_may_exceed_the_defaults_time_by_the_tolerance() -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "conformal": bounds(0.0, 9.0, float(np.log(1.02 / 0.375))),
         "kernel": np.asarray([1.0, 1e-9, 1.0, 3.0, 0.5]),
     }
