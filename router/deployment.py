@@ -168,7 +168,8 @@ async def _pages() -> dict[str, str]:
     context = serve.get_replica_context()
     try:
         asked = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("own_metrics")
-        answers = await asyncio.wait_for(asked.results_async(return_exceptions=True), _PATIENCE_S)
+        async with asyncio.timeout(_PATIENCE_S):
+            answers = await asked.results_async(return_exceptions=True)
     except (TimeoutError, RayError, RayServeException):  # while the cluster changes; the own page remains
         return {}
     return dict(answer for answer in answers if isinstance(answer, tuple))

@@ -278,7 +278,8 @@ class Router:
 
     async def _refresh_replicas(self, arm: str) -> None:
         try:
-            urls = await asyncio.wait_for(self._sources[arm](), timeout=_ADDRESSES_S)
+            async with asyncio.timeout(_ADDRESSES_S):  # wait_for of Python 3.11 may swallow a cancellation
+                urls = await self._sources[arm]()
         except Exception as error:  # Serve raises various errors while replicas change
             # Keep the known addresses: a slow answer is not a failure, and a dead replica refuses its next connection.
             log.debug("no addresses of %s: %s", arm, error)

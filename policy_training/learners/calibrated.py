@@ -174,6 +174,8 @@ def _fit_kernel(
 ) -> npt.NDArray[np.float32]:
     """The array `kernel`, of the greatest likelihood of the errors of arms with a drafter."""
     drafts = np.flatnonzero((data.acceptance_length > 1.0).any(0))
+    if not len(drafts):
+        drafts = np.arange(len(data.arms))
     best, least = (gammas[0], neighbours[0], 0.0, 0.0), np.inf
     for gamma, prior, shrinkage in product(gammas, neighbours, _SHRINKAGES):
         weights = [_distance_weight(one.neighbours[gamma], prior) for one in held_out]
