@@ -20,7 +20,7 @@ from tests.deploy.cli.test_main import draftpick, invoke, words
 from tests.fleet import FAST, MODEL, REFUSING_URL
 from tests.leaks import PROMPT
 
-ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
+ARMS = ("plain", "suffix", "hybrid", "general")
 
 
 @pytest.fixture(scope="module")

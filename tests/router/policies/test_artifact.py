@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.router.errors import PolicyRejected
-from draftpick.router.policies import SHIPPED, artifact, read
+from draftpick.router.policies import artifact, read
 from tests.router.config.test_former_fields import upgrading
 from tests.router.policies.test_policies import ARMS, weights
 
@@ -23,6 +23,10 @@ MANIFEST: dict[str, Any] = {"kind": "mlp", "arms": list(ARMS), "featurizer": "le
 def folder(tmp_path: Path) -> Path:
     artifact.write(tmp_path / "policy", MANIFEST, weights())
     return tmp_path / "policy"
+
+
+SCHEMA_1 = Path(__file__).parent / "schema_1"
+"""A policy of the last release."""
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:
@@ -52,16 +56,15 @@ def test_manifest_and_arrays_come_back(folder: Path) -> None:
 
 
 def test_an_artefact_of_schema_1_is_read_in_the_names_of_today() -> None:
-    """The policy that ships was written under schema 1."""
-    on_disk = json.loads((SHIPPED / artifact.MANIFEST).read_text())
-    manifest, arrays = artifact.read(SHIPPED)
+    on_disk = json.loads((SCHEMA_1 / artifact.MANIFEST).read_text())
+    manifest, arrays = artifact.read(SCHEMA_1)
     assert (on_disk["schema"], manifest["schema"]) == (1, 2)
     assert (on_disk["options"]["regressor"], manifest["options"]["regressor"]) == ("home_kernel", "domain_kernel")
     assert manifest["provenance"]["tasks"] == on_disk["provenance"]["kinds"]
     assert manifest["provenance"]["training_domains"] == on_disk["provenance"]["homes"]
     assert not set(artifact.SCHEMA_1_ARRAYS) & set(arrays)
     assert {"domain_centres", "domain_arms", "margin_weights"} <= set(arrays)
-    assert read(SHIPPED).id == f"tau_cost:{on_disk['arrays_sha256'][:8]}"
+    assert read(SCHEMA_1).id == f"tau_cost:{on_disk['arrays_sha256'][:8]}"
 
 
 def test_the_changelog_lists_every_name_that_changed() -> None:
@@ -76,9 +79,9 @@ def test_the_changelog_lists_every_name_that_changed() -> None:
 
 
 def test_an_artefact_of_schema_1_decides_alike_as_schema_2(tmp_path: Path) -> None:
-    manifest, arrays = artifact.read(SHIPPED)
+    manifest, arrays = artifact.read(SCHEMA_1)
     artifact.write(tmp_path / "again", manifest, arrays)
-    old, new = read(SHIPPED), read(tmp_path / "again")
+    old, new = read(SCHEMA_1), read(tmp_path / "again")
     vectors = np.random.default_rng(0).normal(0, 0.3, (8, len(arrays["mean"]))).astype(np.float32)
     taus = old.acceptance_lengths(vectors)
     assert taus is not None

@@ -115,7 +115,7 @@ async def test_what_a_router_records_can_be_replayed_while_it_learns_and_engines
         assert (await router.post(stream=True)).status_code == 200
     found = [record for record in await router.records(60) if record.decision.reason == "policy"]
     assert len(found) == 60
-    assert sum(record.decision.residual is not None for record in found) > 50
+    assert sum(record.decision.residual is not None for record in found) > 30
     assert len({arm for record in found for arm, p in record.decision.probabilities.items() if p == 0}) == len(ARMS)
     for record in found:
         again = replayed(policy, record, EXPLORATION)
