@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Folder of test and demo output
 RUNS ?= runs
-# Prompts that the embedded heads were trained on
+# Prompts that people wrote, for `make policy`
+PROMPTS ?= prompts.jsonl.gz
+# Prompts that the heads of `make ladder` were trained on
 TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code=generated:code --training-domain chat=generated:chat
 
 # Tests that start neither Ray nor vLLM, in two processes with one thread for numbers each
 UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos loop fuzz bench bench-drafters policy bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
+.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,13 +87,17 @@ bench-drafters: $(READY)  ## Measure drafters again: benchmark, hybrid, search, 
 	$(BIN)/draftpick drafters layer-skip --prompts generated:math@200 --trials 40 --distill-minutes 3 --output-dir runs/self
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --seed 2 --json-file tests/bench/results/replay.json
 
-policy: $(READY)  ## Make the shipped policy from scratch, and its report: measure, label, train, evaluate (3 hours)
-	$(BIN)/draftpick collect --config embedded --output-dir $(RUNS)/policy/live -n 84
-	$(BIN)/draftpick collect --config embedded --output-dir $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
-	$(BIN)/draftpick label --output-dir $(RUNS)/policy/replayed -n 2048 --seed 1 --answers 3 --workers 2
-	$(BIN)/draftpick label --output-dir $(RUNS)/policy/reworded -n 512 --seed 1 --paraphrase --workers 2
-	$(BIN)/draftpick label --output-dir $(RUNS)/policy/often -n 64 --seed 6 --sampled-share 1 --answers 12 --workers 2
-	$(BIN)/draftpick train --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(TRAINING_DOMAINS) --output-dir router/policies/shipped
+policy: $(READY)  ## Make the shipped policy from PROMPTS, a file of prompts that people wrote: profile, label, train (1 hour)
+	$(BIN)/draftpick profile embedded --output-dir $(RUNS)/policy/profiles
+	$(BIN)/draftpick label --prompts $(PROMPTS) --split train --overlap drop -n 2048 --output-dir $(RUNS)/policy/real --workers 2
+	$(BIN)/draftpick train --learner calibrated --data $(RUNS)/policy/real --profiles $(RUNS)/policy/profiles --output-dir router/policies/shipped
+
+ladder: $(READY)  ## Compare all learners on generated prompts and nine engines: measure, label, evaluate (3 hours)
+	$(BIN)/draftpick collect --config tests/bench/candidates.yaml --output-dir $(RUNS)/policy/live -n 84
+	$(BIN)/draftpick collect --config tests/bench/candidates.yaml --output-dir $(RUNS)/policy/loaded -n 32 --seed 5 --concurrency 8
+	$(BIN)/draftpick label --config tests/bench/candidates.yaml --output-dir $(RUNS)/policy/replayed -n 2048 --seed 1 --answers 3 --workers 2
+	$(BIN)/draftpick label --config tests/bench/candidates.yaml --output-dir $(RUNS)/policy/reworded -n 512 --seed 1 --paraphrase --workers 2
+	$(BIN)/draftpick label --config tests/bench/candidates.yaml --output-dir $(RUNS)/policy/often -n 64 --seed 6 --sampled-share 1 --answers 12 --workers 2
 	$(BIN)/draftpick collect --config tests/bench/paper.yaml --output-dir $(RUNS)/policy/paper-live -n 24 --seed 3
 	$(BIN)/draftpick label --config tests/bench/paper.yaml --output-dir $(RUNS)/policy/paper-replayed -n 384 --seed 4 --standalone-tokens 32 --workers 2
 	$(BIN)/draftpick report --data $(RUNS)/policy/live --data $(RUNS)/policy/replayed $(TRAINING_DOMAINS) \

@@ -23,13 +23,16 @@ from draftpick.deploy.workflows.demo import judge_routed, routed_tasks, show
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.policy_training.data.collect import measure, pinned_tasks
-from draftpick.policy_training.data.dataset import save
+from draftpick.policy_training.data.dataset import Measurement, load, save
 from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval
 from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved, read_file
 from draftpick.policy_training.workloads.splits import Split
+from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.policies import SHIPPED, artifact
 
 SEED = 11
 TOP_P = 0.9
+BRACKET = "95 % block bootstrap by source"
 FEW = 4
 """Prompts below which a kind is not a slice of its own."""
 
@@ -43,18 +46,17 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--output", type=Path, default=Path("runs/real_text.parquet"))
+    parser.add_argument("--report-only", action="store_true", help="measure nothing, report what --output holds")
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     prompts = select(args.prompts, args.split, args.kinds, args.n, args.max_tokens)
     fleet = resolve("embedded")
-    prepare_models(fleet)
     arms = list(fleet.arms)
-    with progress_bar() as bar, running(fleet) as url:
-        row = bar.add_task("measuring", total=len(prompts) * (len(arms) + 1))
-        asyncio.run(measure(url, fleet.target.name, pinned_tasks(prompts[:2], arms, 0)))
-        tasks = routed_tasks(prompts, arms, SEED)
-        measured = asyncio.run(measure(url, fleet.target.name, tasks, progress=lambda *_: bar.advance(row)))
-    save(args.output, measured)
+    if args.report_only:
+        measured = list(load(args.output).measurements)
+    else:
+        measured = measure_all(fleet, prompts)
+        save(args.output, measured)
     result, _ = judge_routed(measured, arms, fleet.router.default_engine, SEED)
     show(result, out)
     if args.json_file:
@@ -65,13 +67,25 @@ def main() -> None:
             "n": result.n,
             "best_fixed": result.best_fixed,
             "max_tokens": args.max_tokens,
-            "sources": sorted({prompt.source for prompt in prompts}),
+            "named": ", ".join(sorted({prompt.source for prompt in prompts})),
             "shares": result.shares["all"],
         }
+        policy = {"requests": artifact.read(SHIPPED)[0]["provenance"]["requests"]}
         if args.json_file.exists():
-            merge_into(args.json_file, figures, sets={args.name: source})
+            merge_into(args.json_file, figures, sets={args.name: source}, policy=policy)
         else:
-            write(args.json_file, result.n, figures, bracket="95 % block bootstrap by source", sets={args.name: source})
+            write(args.json_file, result.n, figures, bracket=BRACKET, sets={args.name: source}, policy=policy)
+
+
+def measure_all(fleet: DraftpickConfig, prompts: Sequence[Prompt]) -> list[Measurement]:
+    """Start the fleet, and measure each prompt on every engine and as the router routes it."""
+    prepare_models(fleet)
+    arms, model = list(fleet.arms), fleet.target.name
+    with progress_bar() as bar, running(fleet) as url:
+        row = bar.add_task("measuring", total=len(prompts) * (len(arms) + 1))
+        asyncio.run(measure(url, model, pinned_tasks(prompts[:2], arms, 0)))
+        tasks = routed_tasks(prompts, arms, SEED)
+        return asyncio.run(measure(url, model, tasks, progress=lambda *_: bar.advance(row)))
 
 
 def select(path: Path, split: Split, kinds: int, of_each: int, max_tokens: int) -> list[Prompt]:
@@ -95,9 +109,10 @@ def figures_of(result: Evaluation, name: str, plain: str) -> dict[str, Interval]
         "routed_vs_best_fixed": result.policy_vs_best_fixed,
         "routed_vs_plain": result.policy_vs_plain,
         "oracle_vs_best_fixed": result.oracle_vs_best_fixed,
-        "worst_kind_vs_best_fixed": lowest([one.policy_vs_best_fixed for one in slices.values()]),
-        "worst_kind_vs_plain": lowest([one.policy_vs_plain for one in slices.values()]),
     }
+    if slices:
+        figures["worst_kind_vs_best_fixed"] = lowest([one.policy_vs_best_fixed for one in slices.values()])
+        figures["worst_kind_vs_plain"] = lowest([one.policy_vs_plain for one in slices.values()])
     for arm, total_s in result.time_s.items():
         ratio = result.time_s[plain] / total_s
         figures[f"{arm}_vs_plain"] = Interval(ratio, ratio, ratio)
