@@ -70,11 +70,12 @@ def main() -> None:
             "named": ", ".join(sorted({prompt.source for prompt in prompts})),
             "shares": result.shares["all"],
         }
+        source = {f"{args.name}/{key}": value for key, value in source.items()}
         policy = {"requests": artifact.read(SHIPPED)[0]["provenance"]["requests"]}
         if args.json_file.exists():
-            merge_into(args.json_file, figures, sets={args.name: source}, policy=policy)
+            merge_into(args.json_file, figures, sets=source, policy=policy)
         else:
-            write(args.json_file, result.n, figures, bracket=BRACKET, sets={args.name: source}, policy=policy)
+            write(args.json_file, result.n, figures, bracket=BRACKET, sets=source, policy=policy)
 
 
 def measure_all(fleet: DraftpickConfig, prompts: Sequence[Prompt]) -> list[Measurement]:
@@ -95,8 +96,8 @@ def select(path: Path, split: Split, kinds: int, of_each: int, max_tokens: int) 
         by_kind[prompt.kind].append(prompt)
     largest = sorted(by_kind.values(), key=lambda found: (-len(found), found[0].kind))[:kinds]
     drawn = [
-        replace(prompt, temperature=SAMPLED_TEMPERATURE, top_p=TOP_P) if number % 2 else prompt
-        for found in largest
+        replace(prompt, temperature=SAMPLED_TEMPERATURE, top_p=TOP_P) if (kind + number) % 2 else prompt
+        for kind, found in enumerate(largest)
         for number, prompt in enumerate(Random(SEED).sample(found, min(of_each, len(found))))
     ]
     return interleaved(drawn)
