@@ -86,7 +86,7 @@ def test_the_official_client_benchmark_runs_through_the_router(real_url: str, tm
 def test_the_shipped_policy_serves(real_url: str) -> None:
     state = httpx.get(f"{real_url}/ready").json()
     assert state["engines"] == dict.fromkeys(ARMS, 1)
-    assert state["policy"].startswith("tau_cost:")
+    assert state["policy"].startswith("calibrated:")
     assert state["policy_rejected"] is None
 
 
