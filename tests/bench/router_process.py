@@ -16,7 +16,7 @@ import uvicorn
 
 TREE = Path.cwd()
 _HAS_NAMESPACE = (TREE / "draftpick").is_dir()
-ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
+ARMS = ("plain", "suffix", "hybrid", "general")
 
 
 async def engine(name: str) -> None:

@@ -24,7 +24,7 @@ from draftpick.engines.errors import DraftpickError
 from tests.bench.overhead.engine import MODEL
 
 ROOT = Path(__file__).parents[3]
-ARMS = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
+ARMS = ("plain", "suffix", "hybrid", "general")
 """The arms of the policy that ships; their engines are the mock engines in turn."""
 _READY_S = 180.0
 _PEER_ENV = {"LITELLM_LOG": "ERROR", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}

@@ -13,7 +13,7 @@ ROUTER = """
 from draftpick.deploy.config import resolve
 from draftpick.deploy.launch import standalone
 from draftpick.router.router import Router, fixed_address
-arms = ("plain", "suffix", "hybrid", "general", "math", "code", "chat")
+arms = ("plain", "suffix", "hybrid", "general")
 engines = [{"name": arm, "url": "http://127.0.0.1:9"} for arm in arms]
 router = {"policy": "embedded", "default_engine": "plain"}
 config = resolve({"target": {"name": "any"}, "engines": engines, "router": router})
