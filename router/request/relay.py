@@ -6,6 +6,7 @@ import orjson
 
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse, Headers
+from draftpick.engines.http.server import PROFILING
 from draftpick.router.headers import ARM, ATTEMPTS, POLICY, REQUEST_ID
 from draftpick.router.openai_request import TERMINATED_PATHS
 from draftpick.router.request.meter import EventStream, Meter
@@ -28,8 +29,8 @@ _HOP_BY_HOP = frozenset(
         "accept-encoding",
     }
 )
-NOT_SENT = _HOP_BY_HOP | {"origin"}
-"""Request headers that are not forwarded."""
+NOT_SENT = _HOP_BY_HOP | {"origin", PROFILING.decode()}
+"""Request headers that are not forwarded. No client may pass for an engine's measurement of itself."""
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
 _CORS = "access-control-"
 """Headers of an engine's answer that are not forwarded: those of its connection, and CORS."""

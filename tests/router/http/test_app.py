@@ -155,7 +155,7 @@ async def test_headers_reach_the_engine_but_for_those_of_the_connection(
     engine = await servers.serve(echo)
     app = await router_app({"a": engine.url}, tracing={})
     sent = {"authorization": "Bearer s", "x-mine": "1", "traceparent": "00-1-2-03", "user-agent": "mine/1"}
-    dropped = {"te": "trailers", "upgrade": "h2c", "accept-encoding": "br"}
+    dropped = {"te": "trailers", "upgrade": "h2c", "accept-encoding": "br", "x-draftpick-profiling": "1"}
     came = (await app.client.post("/x", content=b"{}", headers=sent | dropped)).json()["headers"]
     assert sent.items() <= came.items()
     assert came["host"] == engine.url.removeprefix("http://")
