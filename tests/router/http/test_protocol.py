@@ -68,7 +68,7 @@ async def door(descriptors: int = 10_000, **limits: object) -> AsyncIterator[Doo
     config = RouterConfig.model_validate({"default_engine": "a", **limits})
     server = uvicorn.Server(server_settings(app, config, 1.0, descriptors))
     serving = asyncio.create_task(server._serve([listening]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110  # uvicorn has no such event
         await asyncio.sleep(0.01)
     opened = Door(listening.getsockname()[1])
     try:
