@@ -17,7 +17,6 @@ from vllm.config import SpeculativeConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from draftpick.engines.drafters.proposer import Drafter
 from draftpick.engines.pool.acceptance import level_of_probability, level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs

@@ -147,7 +147,9 @@ def read_keys(path: Path) -> list[Key]:
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError(str(path), "is not valid YAML") from None
     try:
-        keys = _KEYS.validate_python(data or [])
+        if data is None:  # half of a write; `[]` is no keys
+            raise ConfigError(str(path), "is empty", "write [] for no keys")
+        keys = _KEYS.validate_python(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
