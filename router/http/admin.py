@@ -108,7 +108,8 @@ class AdminPages:
         key = self._require_admin(http_request, "to explain")
         if (body := await http_request.body()) is not None:
             request = parse(CHAT, body, self._max_json_depth)
-            await reply.json(200, await explain(self._parts, request, key.objective, key.explore))
+            name = self._keys.name_of(key)
+            await reply.json(200, await explain(self._parts, request, key.objective, key.explore, name))
 
     async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         self._require_admin(http_request, "the state")
