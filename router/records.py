@@ -110,7 +110,7 @@ class RecordWriter:
             return
         try:
             self._append(b"".join(encode(record) for record in batch))
-        except OSError:
+        except (OSError, TypeError, ValueError):
             # A full or failing disk costs records, never requests; the next flush tries a new segment.
             self.dropped += len(batch)
             self._close_segment()
