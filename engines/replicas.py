@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from draftpick.engines.arms import engine_of
 from draftpick.engines.circuit_breaker import BreakerConfig, CircuitBreaker, State
 from draftpick.engines.errors import EngineUnavailable
 from draftpick.engines.load_report import LoadReport
@@ -89,18 +90,33 @@ class ReplicaTable:
         max_in_flight: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_in_flight`: maximum per replica. `busy`: requests on all replicas; `by_arm`: replicas by arm."""
+        """`max_in_flight`: maximum per replica. `busy`: requests on all replicas; `by_arm`: replicas by arm; those of a
+        pool share them."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self._engine_arms: dict[str, list[str]] = {}
+        for arm in self._replicas:
+            self._engine_arms.setdefault(engine_of(arm), []).append(arm)
         self.by_arm: Mapping[str, Sequence[Replica]] = self._replicas
         self._in_flight = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight, self.busy = max_in_flight, 0
         self.arms = tuple(self._replicas)
 
-    def update(self, arm: str, urls: Iterable[str]) -> None:
-        """Set the replicas of an arm to `urls`; existing ones keep their counts and health."""
-        known = {replica.url: replica for replica in self._replicas[arm]}
-        self._replicas[arm] = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
+    @property
+    def by_engine(self) -> dict[str, Sequence[Replica]]:
+        """Replicas by engine."""
+        return {engine: self._replicas[arms[0]] for engine, arms in self._engine_arms.items()}
+
+    def arms_of(self, engine: str) -> Sequence[str]:
+        """Return the arms of an engine, which share its replicas; none if there is no such engine."""
+        return self._engine_arms.get(engine, ())
+
+    def update(self, engine: str, urls: Iterable[str]) -> None:
+        """Set the replicas of an engine to `urls`; existing ones keep their counts and health."""
+        arms = self._engine_arms[engine]
+        known = {replica.url: replica for replica in self._replicas[arms[0]]}
+        replicas = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
+        self._replicas.update(dict.fromkeys(arms, replicas))
 
     def _new(self, url: str) -> Replica:
         return Replica(url, CircuitBreaker(self._breaker, self._clock))
@@ -153,12 +169,12 @@ class ReplicaTable:
         return self._in_flight.copy()
 
     def urls(self) -> dict[str, list[str]]:
-        """Addresses by arm."""
-        return {arm: [r.url for r in replicas] for arm, replicas in self._replicas.items()}
+        """Addresses by engine."""
+        return {engine: [r.url for r in replicas] for engine, replicas in self.by_engine.items()}
 
     def health(self) -> dict[str, dict[str, State]]:
-        """Breaker state of each replica, by arm and address."""
-        return {arm: {r.url: r.breaker.state for r in replicas} for arm, replicas in self._replicas.items()}
+        """Breaker state of each replica, by engine and address."""
+        return {engine: {r.url: r.breaker.state for r in replicas} for engine, replicas in self.by_engine.items()}
 
     def pick(
         self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
 MAX_TEXT_CHARS = 4000
@@ -12,6 +13,7 @@ MAX_TEXT_CHARS = 4000
 
 TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 """Paths whose streams end with a known terminator."""
+_ENGINE_ARGS = "vllm_xargs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Request:
     """The parsed request. `body`: the bytes for the engine.
 
     `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format.
-    `fields`: the parsed body, if kept.
+    `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`.
     """
 
     path: str
@@ -31,6 +33,7 @@ class Request:
     turns: int = 1
     structured: bool = False
     fields: dict[str, Any] | None = None
+    engine_args: Any = None
 
 
 def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = False) -> Request:
@@ -57,7 +60,20 @@ def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = F
         body = _ask_for_usage(fields, body)
     text, turns = truncate(reader(fields)), _turns(fields)
     kept = fields if keep_fields else None
-    return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields), kept)
+    given = fields.get(_ENGINE_ARGS)
+    return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields), kept, given)
+
+
+def with_forecast(request: Request, body: bytes, forecast: Forecast) -> bytes:
+    """Insert a forecast for a pool into `vllm_xargs`, at the end of a body: the last of two equal keys counts.
+
+    A body without text stays as it is: the engine rejects it.
+    """
+    own = request.engine_args or {}
+    if not request.text or not isinstance(own, dict):
+        return body
+    end = body.rindex(b"}")
+    return body[:end] + b',"vllm_xargs":' + orjson.dumps({**own, XARG: forecast.to_json()}) + body[end:]
 
 
 def _depth(value: Any) -> int:

@@ -15,6 +15,7 @@ Where a request would have to wait, it runs later, as the last one in a full bat
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.engines.profile.profile import Profile
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.config.sections import LoadConfig, Objective
@@ -31,10 +32,10 @@ _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 
 
 class LoadModel:
-    """Step times of every arm at any load.
+    """Step times of every engine at any load.
 
-    `stale`: arms with outdated load reports; `service_s`: service time by arm, without waiting. `on_profiles` is called
-    with the profiles of all arms when one is new.
+    `stale`: arms with outdated load reports; `steps`, `service_s`: step times, and service time without waiting, by
+    engine. `on_profiles` is called with the profiles of all arms when one is new.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class LoadModel:
         accelerators: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`accelerators`: how many each replica of an arm takes (1)."""
+        """`accelerators`: how many each replica of an engine takes (1)."""
         self._config, self._replicas = config, replicas
         self._accelerators = dict(accelerators or {})
-        self.steps = {arm: StepTimeModel() for arm in replicas.arms}
-        self.service_s = dict.fromkeys(replicas.arms, 0.0)
+        self._engines = {arm: engine_of(arm) for arm in replicas.arms}
+        self.steps = {engine: StepTimeModel() for engine in self._engines.values()}
+        self.service_s = dict.fromkeys(self.steps, 0.0)
         self.staleness = StaleReports(replicas, config.stale_s, clock)
         self._has_foreign_load = False
         self.on_profiles: Callable[[Mapping[str, Profile]], None] = lambda profiles: None
@@ -76,20 +78,21 @@ class LoadModel:
             if replica is None:
                 rows.append(_NO_LOAD)
                 continue
+            engine = self._engines[arm]
             table, before, wait_s, prefill_weight = (
-                self.steps[arm],
+                self.steps[engine],
                 replica.in_flight + replica.foreign_in_flight,
                 0.0,
                 1.0,
             )
             if before:
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
-                    wait_s = self._wait_s(arm, replica, before)
+                    wait_s = self._wait_s(engine, replica, before)
                 before = min(before, table.max_running - 1, MAX_BATCH - 1)
             curve = table.curves[mode]
             slowdown = curve[before + 1]
             if wanted == "cost":
-                accelerators = self._accelerators.get(arm, 1)
+                accelerators = self._accelerators.get(engine, 1)
                 objective_weight = accelerators * slowdown / (before + 1) + _OWN_OF_COST * slowdown
                 prefill_weight = accelerators + _OWN_OF_COST
             elif wanted == "latency":
@@ -100,32 +103,34 @@ class LoadModel:
             rows.append((slowdown, objective_weight, wait_s, cached_tokens, prefill_weight))
         return LoadTerms(*zip(*rows, strict=True))
 
-    def _wait_s(self, arm: str, replica: Replica, in_flight: int) -> float:
+    def _wait_s(self, engine: str, replica: Replica, in_flight: int) -> float:
         """Seconds until one more request starts to run."""
         report = replica.report
-        room = report.running if report is not None and report.waiting else self.steps[arm].max_running
-        return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[arm]
+        room = report.running if report is not None and report.waiting else self.steps[engine].max_running
+        return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[engine]
 
     def slowdown(self, arm: str, context: Context | None, running: float) -> float:
         """Ratio of the step time with `running` requests to that with one."""
-        curve = self.steps[arm].curves[0 if context is None else context.sampled + context.truncated]
+        curve = self.steps[self._engines[arm]].curves[0 if context is None else context.sampled + context.truncated]
         return curve[min(round(running), MAX_BATCH)]
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
         """Learn from a finished answer. `running`: concurrent requests at its replica, including itself."""
         if outcome.e2e_s is not None:
             served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
-            before = self.service_s[arm]
-            self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
+            engine = self._engines[arm]
+            before = self.service_s[engine]
+            self.service_s[engine] = before + _WEIGHT * (served_s - before) if before else served_s
         if outcome.tpot_s is None or context is None:
             return
         mode = context.sampled + context.truncated
-        self.steps[arm].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        self.steps[self._engines[arm]].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
-    def use_profile(self, arm: str, profile: Profile) -> None:
-        """Use a new profile of an arm."""
-        self.steps[arm].use_profile(profile)
-        self.on_profiles({arm: table.profile for arm, table in self.steps.items() if table.profile is not None})
+    def use_profile(self, engine: str, profile: Profile) -> None:
+        """Use a new profile of an engine."""
+        self.steps[engine].use_profile(profile)
+        found = {arm: self.steps[engine].profile for arm, engine in self._engines.items()}
+        self.on_profiles({arm: one.with_drafter(drafter_of(arm)) for arm, one in found.items() if one is not None})
 
     def refresh(self) -> None:
         """Refit on the new observations, and update the stale arms."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from draftpick.engines.pool.report import FIELD, parse
 from draftpick.router.types import Outcome, Status
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ class Meter:
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
-        queue_ms = _metrics(self._fields).get("queue_time_ms")
+        queue_ms = (metrics := _metrics(self._fields)).get("queue_time_ms")
+        speculation = metrics.get("speculative_decoding")
+        by_drafter = speculation.get(FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
@@ -100,6 +103,7 @@ class Meter:
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=queue_ms / 1000 if isinstance(queue_ms, int | float) else None,
+            drafters=None if by_drafter is None else parse(by_drafter),
         )
 
 
