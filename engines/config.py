@@ -226,6 +226,12 @@ class Engine(Model):
         for i, drafter in enumerate(self.drafters or ()):
             yield f"drafters.{i}", drafter
 
+    def drafter_of_arm(self) -> dict[str, Drafter | None]:
+        """Return the drafter of each of its arms, None for one without."""
+        if self.drafters is None:
+            return {self.name: self.drafter}
+        return dict(zip(self.arms, (None, *self.drafters), strict=True))
+
     @property
     def has_drafter(self) -> bool:
         """True if a drafter is configured, or several."""
@@ -243,9 +249,9 @@ class Engine(Model):
         """True if its acceptance can be replayed from the target's answers; False for mock engines and for external
         engines without a declared drafter.
         """
-        if self.kind == "mock" or self.drafter is None:
+        if self.kind == "mock" or not self.has_drafter:
             return self.kind == "vllm"
-        return self.drafter.spec.replayable
+        return all(drafter.spec.replayable for _, drafter in self.placed_drafters())
 
 
 class FleetConfig(Model):

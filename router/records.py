@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import orjson
 
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
+from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.router_config import RecordsConfig
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.types import Attempt, Decision, DrafterForecast, DrafterReport, LoadTerms, Outcome, Record
+from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, Record
 
 SCHEMA = 2
 SCHEMA_1_FIELDS = {"load": "in_flight"}

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.sections import ExplorationConfig, Objective
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.clusters import Clusters
 from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
 from draftpick.router.policies.shapes import Shapes
-from draftpick.router.types import Context, Decision, DrafterForecast, LoadTerms
+from draftpick.router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
 LoadOf = Callable[[Sequence[str]], LoadTerms | None]

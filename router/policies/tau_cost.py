@@ -212,15 +212,16 @@ class TauCostPolicy(Policy):
         prompt_tokens = context.prompt_tokens
         start_s = self._start_s + prompt_tokens * self._per_token_s
         tau: Sequence[float] | None = np.exp(np.maximum(mean, 0.0)).tolist() if self.pools else None
-        known = shift, None, cluster, tau, self._weight(deviation) if self.pools else 0.0
+        weight = self._weight(deviation) if self.pools else 0.0
         if load is None:
-            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), *known), decode_s, deviation
+            seconds = (start_s + decode_s).tolist()
+            return Forecast(seconds, tpot_s.tolist(), shift, None, cluster, tau, weight), decode_s, deviation
         unloaded = int((start_s + decode_s).argmin())
         read_s = start_s - np.minimum(load.cached_prefix_tokens, prompt_tokens) * self._per_token_s
         start_s = read_s * load.prefill_weight + load.wait_s
         tpot_s, decode_s = tpot_s * load.slowdown, decode_s * load.objective_weight
-        known = shift, unloaded, *known[2:]
-        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), *known), decode_s, deviation
+        seconds = (start_s + decode_s).tolist()
+        return Forecast(seconds, tpot_s.tolist(), shift, unloaded, cluster, tau, weight), decode_s, deviation
 
     def _weight(self, deviation: Floats) -> float:
         """How many drafts of a pool a prediction is worth: variance of one draft's log tau over that of the

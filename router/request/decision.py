@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from draftpick.engines.arms import drafter_of, engine_of
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router import headers
 from draftpick.router.config.router_config import RouterConfig
@@ -20,7 +21,7 @@ from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.telemetry.metrics import Metrics
-from draftpick.router.types import Context, Decision, DrafterForecast
+from draftpick.router.types import Context, Decision
 
 log = logging.getLogger("draftpick.router")
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.engines.http.client import Headers
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.router.config.sections import ShadowConfig
 from draftpick.router.online.events import Event
 from draftpick.router.request.state import RequestState
-from draftpick.router.types import Decision, DrafterForecast
+from draftpick.router.types import Decision
 
 _WAITING = 16
 WORKERS = 4

@@ -12,7 +12,7 @@ from draftpick.router import policies
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
-from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, StartRouter
+from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -169,3 +169,24 @@ async def test_every_scored_drafter_is_learned_from_one_answer(router_app: Start
     sent = forecast(app)
     assert sent is not None
     assert sent.tau["math"] > 1.3 * sent.tau["ngram"]
+
+
+async def test_metrics_count_what_every_drafter_did(router_app: StartRouter) -> None:
+    app = await started(router_app, policy(ngram=1.2, math=2.5))
+    await app.post()
+    page = (await app.client.get("/metrics")).text
+    samples = {line.split(" ")[0]: float(line.split(" ")[1]) for line in page.splitlines() if "drafter_" in line[:30]}
+    steps = samples['draftpick_drafter_steps_total{arm="pool/math",router="0"}']
+    assert 10 < steps < 60
+    assert samples['draftpick_drafter_drafted_tokens_total{arm="pool/math",router="0"}'] == 4 * steps
+    scored = samples['draftpick_drafter_scored_steps_total{arm="pool/ngram",router="0"}']
+    tokens = samples['draftpick_drafter_scored_tokens_total{arm="pool/ngram",router="0"}']
+    assert 1.0 <= tokens / scored < 1.6
+
+
+async def test_an_explanation_tells_the_forecast_and_what_a_pool_makes_of_it(router_app: StartRouter) -> None:
+    app = await started(router_app, policy(ngram=1.2, math=2.5))
+    told = (await app.client.post("/v1/route/explain", json=asked())).json()
+    assert told["arm"] == "pool/math"
+    assert told["forecast"]["tau"] == pytest.approx({"ngram": 1.2, "math": 2.5}, rel=1e-4)
+    assert told["tipped"].endswith("; pool begins with math and changes the drafter at any step")
