@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ class LoadReport:
     """Running and waiting requests of all clients, and recent throughput.
 
     `kv_cache_usage`: share of the cache's blocks; `tokens_per_s`, `acceptance_length` (None: no drafter, or no steps)
-    and `step_s` (None: no steps): means of the last seconds.
+    and `step_s` (None: no steps): means of the last seconds. `sampled`: running requests that sample; `active`: of a
+    pool, running requests by drafter; None where an engine does not report them.
     """
 
     running: int
@@ -22,6 +24,8 @@ class LoadReport:
     tokens_per_s: float = 0.0
     acceptance_length: float | None = None
     step_s: float | None = None
+    sampled: int | None = None
+    active: Mapping[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,7 +36,8 @@ class LoadReport:
         try:
             fields = json.loads(data)
             made = cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
-            numbers = [v for v in asdict(made).values() if v is not None]
+            flat = {**asdict(made), **(made.active or {}), "active": None}
+            numbers = [v for v in flat.values() if v is not None]
             fine = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in numbers)
         except (ValueError, TypeError, KeyError):
             return None

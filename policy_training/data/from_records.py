@@ -46,14 +46,15 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
     dropped: Counter[str] = Counter()
     kept: list[tuple[float, Measurement, Context]] = []
     for record in records:
-        reason, arm, context = _unusable(record), record.decision.arm, record.context
-        for m in (_measurement(record), *_scored(record)) if reason is None and context is not None else ():
+        reason, context = _unusable(record), record.context
+        if reason is not None or context is None:
+            dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
+            continue
+        for m in (_measurement(record), *_scored(record)):
             if since and record.time < since.get(m.arm, 0.0):
                 dropped[f"before_change:{m.arm}"] += 1
             else:
                 kept.append((record.time, m, context))
-        if reason or context is None:
-            dropped[f"{reason or 'no_context'}:{arm}"] += 1
     if not kept:
         raise DatasetError(f"no usable record (dropped: {dict(dropped)})")
     kept.sort(key=lambda row: row[0])

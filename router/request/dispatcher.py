@@ -10,6 +10,7 @@ from dataclasses import replace
 from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import EngineFailed
@@ -133,7 +134,9 @@ class Dispatcher:
         outcome: Outcome | None = None
         running: float | None = None
         try:
-            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
+            context = state.context
+            mode = context.sampled + context.truncated if context is not None else GREEDY
+            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix, mode) as lease:
                 state.tried.add(lease.replica)
                 if state.prefix:
                     self.prefixes.insert(state.prefix, lease.replica.url)

@@ -175,12 +175,16 @@ async def test_metrics_count_what_every_drafter_did(router_app: StartRouter) -> 
     app = await started(router_app, policy(ngram=1.2, math=2.5))
     await app.post()
     page = (await app.client.get("/metrics")).text
-    samples = {line.split(" ")[0]: float(line.split(" ")[1]) for line in page.splitlines() if "drafter_" in line[:30]}
-    steps = samples['draftpick_drafter_steps_total{arm="pool/math",router="0"}']
+    samples = {
+        line.split(" ")[0]: float(line.split(" ")[1])
+        for line in page.splitlines()
+        if line.startswith("draftpick_drafter")
+    }
+    steps = samples['draftpick_drafter_steps_total{router="0",arm="pool/math"}']
     assert 10 < steps < 60
-    assert samples['draftpick_drafter_drafted_tokens_total{arm="pool/math",router="0"}'] == 4 * steps
-    scored = samples['draftpick_drafter_scored_steps_total{arm="pool/ngram",router="0"}']
-    tokens = samples['draftpick_drafter_scored_tokens_total{arm="pool/ngram",router="0"}']
+    assert samples['draftpick_drafter_drafted_tokens_total{router="0",arm="pool/math"}'] == 4 * steps
+    scored = samples['draftpick_drafter_scored_steps_total{router="0",arm="pool/ngram"}']
+    tokens = samples['draftpick_drafter_scored_tokens_total{router="0",arm="pool/ngram"}']
     assert 1.0 <= tokens / scored < 1.6
 
 
