@@ -57,9 +57,7 @@ class CostTable:
         level = float((self._weights * self._means).sum() / (self._weights * self._bin_shape).sum())
         weights = self._weights + _PRIOR
         means = (self._weights * self._means + _PRIOR * level * self._bin_shape) / weights
-        self._seconds = np.interp(
-            np.arange(len(self._seconds)), self._centers, nondecreasing(means, weights)
-        ).tolist()
+        self._seconds = np.interp(np.arange(len(self._seconds)), self._centers, nondecreasing(means, weights)).tolist()
 
 
 class Costs:

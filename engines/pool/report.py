@@ -1,6 +1,6 @@
 """What a pool reports of a finished request by drafter, in the answer's `metrics.speculative_decoding.drafters`:
 
-    {"general": {"steps": 12, "drafted": 40, "accepted": 21, "scored": 30, "tau": 1.62}, "none": {"steps": 8, ...}}
+{"general": {"steps": 12, "drafted": 40, "accepted": 21, "scored": 30, "tau": 1.62}, "none": {"steps": 8, ...}}
 """
 
 import math

@@ -17,7 +17,6 @@ from vllm.config import SpeculativeConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from draftpick.engines.drafters.proposer import Drafter
 from draftpick.engines.pool.acceptance import level_of_probability, level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
@@ -334,7 +333,9 @@ class PoolProposer(EagleProposer):
             text.ids, text.positions, hidden, text.slots, at, (positions + 1).int(), table[torch.tensor(owners)]
         )
         asks = len(drafting) + len(due)
-        if due and not self._score(name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading):
+        if due and not self._score(
+            name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading
+        ):
             return False
         if not asks:
             return True
