@@ -10,6 +10,8 @@ _EXACT, _GROWTH = 24, 1.12
 _MEMORY = 40.0
 """Observations of a bin that count."""
 _PRIOR = 2.0
+_UNSEEN = 1e-3
+"""Weight of a bin without measurements against its neighbours."""
 _OUTLIER = 3.0
 """A measurement above this many times the expected is cut: a pause, not a cost."""
 _REFIT = 8
@@ -55,8 +57,8 @@ class CostTable:
     def _fit(self) -> None:
         self._new = 0
         level = float((self._weights * self._means).sum() / (self._weights * self._bin_shape).sum())
-        weights = self._weights + _PRIOR
-        means = (self._weights * self._means + _PRIOR * level * self._bin_shape) / weights
+        means = (self._weights * self._means + _PRIOR * level * self._bin_shape) / (self._weights + _PRIOR)
+        weights = self._weights + _UNSEEN
         self._seconds = np.interp(
             np.arange(len(self._seconds)), self._centers, nondecreasing(means, weights)
         ).tolist()

@@ -24,6 +24,7 @@ from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.pool.request import PoolRequest
 from draftpick.engines.vllm.head_proposer import GREEDY, Head, Rows, draft_rows
+from draftpick.engines.vllm.pool_reports import attach_reports
 from draftpick.engines.vllm.pool_options import PoolOptions, build_drafter
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class PoolProposer(EagleProposer):
         if not vllm_config.speculative_config.disable_padded_drafter_batch:
             raise ValueError("a pool needs `disable_padded_drafter_batch: true` in --speculative-config")
         self._runner = runner
+        attach_reports(runner, self.reports)
         self.left_out: dict[str, str] = {}
         self.heads: dict[str, PoolHead] = {}
         for name, config in options.heads.items():
@@ -217,6 +219,25 @@ class PoolProposer(EagleProposer):
         self._before = [row.id for row in rows]
         self._left = time.perf_counter()
         return drafts
+
+    def reports(self, output: Any) -> dict[str, Any]:
+        """Return the reports of the requests that may end with this step, by request."""
+        found = {}
+        for req_id, tokens in zip(output.req_ids, output.sampled_token_ids, strict=False):
+            request, known = self._requests.get(req_id), self._runner.requests.get(req_id)
+            if tokens and request is not None and known is not None and self._may_end(known, request, tokens):
+                found[req_id] = request.pool.report(self.left_out)
+        return found
+
+    def _may_end(self, known: Any, request: _Request, tokens: list[int]) -> bool:
+        """Return whether vLLM's scheduler may end a request with these tokens, as its `check_stop` does."""
+        params = known.sampling_params
+        if params is None or params.repetition_detection is not None:
+            return True
+        stops = {params.eos_token_id, *(params.stop_token_ids or ())}
+        length = known.num_prompt_tokens + len(known.output_token_ids)
+        ends = len(known.output_token_ids) >= request.max_tokens or length >= self.max_model_len
+        return ends or not stops.isdisjoint(tokens)
 
     # Requests.
 
