@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from draftpick.engines.arms import first_arm
 from draftpick.engines.circuit_breaker import BreakerConfig
 from draftpick.engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
 from draftpick.engines.errors import ConfigError
@@ -154,18 +155,18 @@ class DraftpickConfig(FleetConfig):
             "router.load.baseline_engine": self.router.load.baseline_engine,
         }
         for field, engine in named.items():
-            if engine is not None and engine not in self.arms:
+            if engine is not None and engine not in self.names and engine not in self.arms:
                 raise ValueError(
                     f"{field} names {engine!r}, which is not an engine "
-                    f"({did_you_mean(engine, self.arms)}engines: {', '.join(self.arms)})"
+                    f"({did_you_mean(engine, self.names)}engines: {', '.join(self.names)})"
                 )
         return self
 
     @property
     def baseline(self) -> str:
-        """The engine with the least risk under unknown load: one without a drafter."""
+        """The arm with the least risk under unknown load: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
-        return self.router.load.baseline_engine or next(plain, self.router.default_engine)
+        return first_arm(self.router.load.baseline_engine or next(plain, self.router.default_engine), self.arms)
 
 
 class ConfigProblems(ConfigError):
