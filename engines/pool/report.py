@@ -1,6 +1,6 @@
 """What a pool reports of a finished request by drafter, in the answer's `metrics.speculative_decoding.drafters`:
 
-    {"general": {"steps": 12, "drafted": 40, "accepted": 21, "scored": 30, "tau": 1.62}, "none": {"steps": 8, ...}}
+{"general": {"steps": 12, "drafted": 40, "accepted": 21, "scored": 30, "tau": 1.62}, "none": {"steps": 8, ...}}
 """
 
 import math
@@ -10,6 +10,8 @@ from typing import Any
 
 FIELD = "drafters"
 """Name within `metrics.speculative_decoding`."""
+
+_COUNTS = ("steps", "drafted", "accepted", "scored")
 
 
 @dataclass(slots=True)
@@ -42,9 +44,11 @@ def parse(fields: Any) -> dict[str, DrafterReport]:
     for name, values in fields.items():
         if not isinstance(values, Mapping):
             continue
-        counts = [values.get(key, 0) for key in ("steps", "drafted", "accepted", "scored")]
+        counts = [values.get(key, 0) for key in _COUNTS]
         tau = values.get("tau")
         fine = all(type(count) is int and count >= 0 for count in counts)
         if fine and (tau is None or (isinstance(tau, int | float) and math.isfinite(tau) and tau >= 1)):
-            found[str(name)] = DrafterReport(*counts, None if tau is None else float(tau), values.get("left_out") is True)
+            found[str(name)] = DrafterReport(
+                *counts, None if tau is None else float(tau), values.get("left_out") is True
+            )
     return found

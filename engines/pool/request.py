@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from draftpick.engines.arms import NONE
 from draftpick.engines.pool.acceptance import OwnAcceptance
-from draftpick.engines.pool.forecast import NONE, Forecast
+from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.report import DrafterReport
 
 _FIRST_CHECK, _LAST_CHECK = 5, 48
@@ -61,7 +62,7 @@ class PoolRequest:
 
     def offer(self, name: str, tokens: list[int], levels: list[int]) -> None:
         """Add a draft for the next step."""
-        if tokens:
+        if tokens and self.room:
             self.proposals[name] = Proposal(tokens[: self.room], levels[: self.room])
 
     def choose(self, name: str, length: int) -> list[int]:

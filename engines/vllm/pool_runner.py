@@ -7,7 +7,7 @@ What to draft is decided by `engines/pool/`; here are batches, caches and clocks
 import copy
 import logging
 import time
-from abc import ABC
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -17,15 +17,14 @@ from vllm.config import SpeculativeConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from draftpick.engines.drafters.proposer import Drafter
 from draftpick.engines.pool.acceptance import level_of_probability, level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.pool.request import PoolRequest
 from draftpick.engines.vllm.head_proposer import GREEDY, Head, Rows, draft_rows
-from draftpick.engines.vllm.pool_reports import attach_reports
 from draftpick.engines.vllm.pool_options import PoolOptions, build_drafter
+from draftpick.engines.vllm.pool_reports import attach_reports
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +137,11 @@ class PoolProposer(EagleProposer):
         self.heads: dict[str, PoolHead] = {}
         for name, config in options.heads.items():
             self._try(name, lambda name=name, config=config: self._add_head(name, config.model))  # type: ignore[misc]
-        self._copiers = {
-            name: build_drafter(config) for name, config in options.drafters.items() if name not in options.heads
-        }
+        self._copiers = {name: build_drafter(config) for name, config in options.model_free.items()}
         traits = {
-            name: DrafterTraits(config.num_speculative_tokens, name in options.heads)
-            for name, config in options.drafters.items()
-            if name not in self.left_out
+            one.name: DrafterTraits(one.num_speculative_tokens, one.name in options.heads)
+            for one in options.drafters
+            if one.name not in self.left_out
         }
         scheduler = vllm_config.scheduler_config
         verified = scheduler.max_num_seqs * (1 + options.length)
@@ -193,7 +190,10 @@ class PoolProposer(EagleProposer):
         self, sampled_token_ids: list[list[int]], requests: Any, gpu_input_batch: Any, num_scheduled_tokens: Any
     ) -> Tensor:
         self._sampled, self._scheduled = sampled_token_ids, num_scheduled_tokens
-        return super().prepare_next_token_ids_cpu(sampled_token_ids, requests, gpu_input_batch, num_scheduled_tokens)
+        ids: Tensor = super().prepare_next_token_ids_cpu(
+            sampled_token_ids, requests, gpu_input_batch, num_scheduled_tokens
+        )
+        return ids
 
     def propose(self, num_speculative_tokens: int, **step: Any) -> list[list[int]]:
         """Return the drafts, one list a request, of at most `num_speculative_tokens`."""
@@ -282,9 +282,8 @@ class PoolProposer(EagleProposer):
 
     def _room(self, row: _Row, length: int) -> int:
         """Return how many tokens may be drafted: to the model's length, and to the answer's."""
-        known = self._runner.requests[row.id]
         tokens = int(self._runner.input_batch.num_tokens_no_spec[row.place])
-        answered = tokens - known.num_prompt_tokens
+        answered = tokens - int(self._runner.requests[row.id].num_prompt_tokens)
         return max(0, min(length, self.max_model_len - tokens - 1, row.state.max_tokens - answered - 1))
 
     # Drafts.
@@ -355,7 +354,9 @@ class PoolProposer(EagleProposer):
             text.ids, text.positions, hidden, text.slots, at, (positions + 1).int(), table[torch.tensor(owners)]
         )
         asks = len(drafting) + len(due)
-        if due and not self._score(name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading):
+        if due and not self._score(
+            name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading
+        ):
             return False
         if not asks:
             return True
@@ -531,7 +532,7 @@ def _inputs(name: str, rows: list[_Row], step: dict[str, Any]) -> dict[str, Any]
     }
 
 
-class EagleFactory(ABC):
+class EagleFactory(metaclass=ABCMeta):
     """Stands for the class `EagleProposer` in the model runner: makes a pool's proposer, or that of one head.
 
     The runner also asks whether its drafter is an instance of this name.

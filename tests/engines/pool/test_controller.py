@@ -1,13 +1,14 @@
-"""A simulated engine: rows of tokens whose drafters are right with known probability, and a clock that knows all costs."""
+"""A simulated engine: drafters that are right with known probability, and a clock that knows all costs."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
+from draftpick.engines.arms import NONE
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
-from draftpick.engines.pool.forecast import NONE, Forecast
+from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.request import PoolRequest
 
 STEP_S, ROW_S, FREE_ROWS = 0.018, 0.0009, 4

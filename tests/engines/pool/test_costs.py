@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_costs_never_fall_with_the_count() -> None:
     for _ in range(300):
         table.add(int(random.integers(1, 190)), random.uniform(0.01, 0.1))
     seconds = [table.seconds(n) for n in range(1, 200)]
-    assert all(a <= b + 1e-12 for a, b in zip(seconds, seconds[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(seconds))
 
 
 def test_a_pause_is_no_cost() -> None:
