@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import drafter_of, engine_of, pool_arm
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback
 from draftpick.policy_training.data.matrix import Matrix
