@@ -161,7 +161,8 @@ def _client_request(body: dict[str, Any], path: str, arm: str | None) -> ClientR
     accepted = time.perf_counter()
     request = parse(path, orjson.dumps(body), keep_fields=True)
     headers = [("content-type", "application/json")]
-    return ClientRequest(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
+    id = uuid.uuid4().hex
+    return ClientRequest(request, "POST", path, headers, id, id, accepted, arm)
 
 
 async def _pages() -> dict[str, str]:
