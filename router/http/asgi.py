@@ -10,6 +10,7 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, PayloadTooLarge
 
 _MAX_HEADERS = 128
+_DOTS = frozenset({".", ".."})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class HttpRequest:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         if not path.startswith("/"):
             raise BadRequest("the path must begin with /", code="bad_path")
+        if "/." in path and not _DOTS.isdisjoint(path.split("/")):  # an engine would leave the path that was checked
+            raise BadRequest("the path must not have . or .. in it", code="bad_path")
         return cls(scope, receive, accepted, path, headers, dict(headers))
 
     def target(self) -> str:
