@@ -1,5 +1,6 @@
 """Replicas of each arm: addresses, requests in flight, and health."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,13 @@ class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
     `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
+    `answered_at`: time of the table's clock at which a request was last answered.
     """
 
     __slots__ = (
+        "answered_at",
         "breaker",
+        "clock",
         "foreign_in_flight",
         "in_flight",
         "num_times",
@@ -41,8 +45,9 @@ class Replica:
         "url",
     )
 
-    def __init__(self, url: str, breaker: CircuitBreaker) -> None:
-        self.url, self.breaker = url, breaker
+    def __init__(self, url: str, breaker: CircuitBreaker, clock: Callable[[], float] = time.monotonic) -> None:
+        self.url, self.breaker, self.clock = url, breaker, clock
+        self.answered_at = -math.inf
         self.in_flight, self.num_times, self.tpot_s = 0, 0, 0.0
         self.unreachable = False
         self.foreign_in_flight, self.reported_at = 0, 0.0
@@ -52,6 +57,12 @@ class Replica:
     def total_in_flight(self) -> int:
         """Requests of all clients."""
         return self.in_flight + self.foreign_in_flight
+
+    def answered_within(self, seconds: float) -> bool:
+        """True if it has answered a request, or reported that it makes tokens, in the last so many seconds."""
+        began = self.clock() - seconds
+        busy = self.report is not None and self.report.tokens_per_s > 0 and self.reported_at > began
+        return self.answered_at > began or busy
 
     def record_report(self, report: LoadReport, at: float) -> None:
         """Record an engine's load report. `at`: time of the table's clock."""
@@ -103,7 +114,7 @@ class ReplicaTable:
         self._replicas[arm] = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
 
     def _new(self, url: str) -> Replica:
-        return Replica(url, CircuitBreaker(self._breaker, self._clock))
+        return Replica(url, CircuitBreaker(self._breaker, self._clock), self._clock)
 
     def eligible(self, tried: Collection[Replica] = ()) -> list[str]:
         """Return the arms with an admitting replica that is not in `tried`, in configuration order.
@@ -208,6 +219,8 @@ class ReplicaTable:
         if lease.unreachable:
             replica.breaker.trip()
             return
+        if lease.ok:
+            replica.answered_at = self._clock()
         if not (lease.ok and replica.breaker.clear):
             replica.breaker.end(ok=lease.ok, probe=lease.probe)
         if lease.tpot_s is not None:

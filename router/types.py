@@ -11,12 +11,16 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float32]
 DEFAULT_MAX_TOKENS = 256.0
 """`max_tokens` of a request without a limit."""
-Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled"]
+Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled", "router_error"]
 """How an attempt ended.
 
 ok: a status below 400. client_error: 4xx. engine_error: no answer, or 5xx, before the first byte. timeout: no first
-byte in time. broken: the answer stopped after its first byte. cancelled: the client disconnected.
+byte in time. broken: the answer stopped after its first byte. cancelled: the client disconnected. router_error: this
+process lacked descriptors, ports or memory, or could not ask for the rest of a stream.
 """
+Fault = Literal["client", "engine", "network", "router"]
+"""Whose fault it is that an attempt was not answered: see `draftpick.router.request.verdict`."""
+_FAILED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 """Reason of a decision: see `Decision`."""
 
@@ -97,6 +101,7 @@ class Outcome:
     ttft_s: accepted to first content token forwarded (without streaming: as reported by the engine).
     tpot_s: (e2e - ttft) / (output tokens - 1). acceptance_length: tokens per step including the bonus token.
     queue_s: queueing time at the engine, as reported by the engine; part of ttft_s.
+    fault: None if it was answered, and in records of versions that did not decide it.
     """
 
     status: Status
@@ -110,6 +115,12 @@ class Outcome:
     acceptance_rate: float | None = None
     overhead_s: float | None = None
     queue_s: float | None = None
+    fault: Fault | None = None
+
+    @property
+    def failed(self) -> bool:
+        """True if the engine, or the network to it, is at fault."""
+        return self.status in _FAILED if self.fault is None else self.fault in ("engine", "network")
 
 
 @dataclass(frozen=True, slots=True)

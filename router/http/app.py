@@ -21,6 +21,7 @@ from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
 from draftpick.router.openai_request import parse
 from draftpick.router.parts import Parts
 from draftpick.router.request.admission import PRIORITIES
+from draftpick.router.request.api_forms import error_body
 from draftpick.router.request.state import ClientRequest
 
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
@@ -77,7 +78,7 @@ class RouterApp:
                 await self._forward(asked, reply)
         except RequestError as error:
             self._metrics_counts.count_error(error)
-            await reply.json(error.status, error.body(), error.headers())
+            await reply.json(error.status, error_body(scope["path"], error), error.headers())
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Forward a request to an engine, and its answer to the client."""

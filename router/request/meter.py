@@ -7,22 +7,26 @@ events that may contain the first content or the usage are parsed; all others ar
 import time
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from draftpick.router.types import Outcome, Status
+from draftpick.router.json_values import parse, parse_object
+from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
     from draftpick.router.request.stream_resume import StreamResume
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")
-_DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
+_FAILED_RESPONSE = b"event: response.failed"
+_DONE = (
+    *(b"data: [DONE]", b"event: message_stop"),
+    *(b"event: response.completed", b"event: response.incomplete", _FAILED_RESPONSE),
+)
 
 
 class Meter:
     """Measures one attempt. `accepted`: when the router accepted the request (`time.perf_counter()`).
 
-    `ttft_s`: of a stream, None before its first content.
+    `ttft_s`: of a stream, None before its first content. `failed`: it contains an error event; `error_event`: that, or
+    the event of a failed response.
     """
 
     def __init__(self, accepted: float) -> None:
@@ -33,6 +37,8 @@ class Meter:
         self._fields: dict[str, Any] = {}
         self.terminated = False
         self.failed = False
+        self.error_event: bytes | None = None
+        self.num_events = 0
         self.http_status: int | None = None
 
     def mark_sent(self) -> None:
@@ -43,27 +49,30 @@ class Meter:
         """Seconds since the request was sent to the engine."""
         return 0.0 if self._sent is None else time.perf_counter() - self._sent
 
-    def observe_body(self, body: bytes) -> bool:
-        """Read a whole JSON answer; returns False if it is not one."""
+    def observe_body(self, body: bytes) -> Any:
+        """Read a complete JSON answer; returns it. Raises `ValueError` if it is not JSON."""
         self._last = time.perf_counter()
         self.terminated = True
-        fields = _object(body)
+        fields, _ = parse(body)
         self._keep_usage(fields)
         ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
         if isinstance(ttft_ms, int | float) and self._sent is not None:
             self.ttft_s = self._sent - self._accepted + ttft_ms / 1000
-        return fields is not None
+        return fields
 
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter()
+        self.num_events += 1
         if event.startswith(_DONE):
             self.terminated = True
+            if event.startswith(_FAILED_RESPONSE):
+                self.error_event = event
         elif event.startswith(_ERROR):
-            self.failed = True
+            self.failed, self.error_event = True, event
         if (
             _USAGE in event
-            and self._keep_usage(_object(event.partition(b"data: ")[2]))
+            and self._keep_usage(parse_object(event.partition(b"data: ")[2]))
             and self._fields.get("choices") == []
         ):
             return True
@@ -71,19 +80,21 @@ class Meter:
             self.ttft_s = now - self._accepted
         return False
 
-    def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
+    def _keep_usage(self, fields: Any) -> bool:
         """Keep the fields of an answer or a chunk with usage; returns False if it has none."""
-        if fields is None:
+        if not isinstance(fields, dict):
             return False
-        response = fields.get("response")
-        fields = response if isinstance(response, dict) else fields
-        if not fields.get("usage"):
+        inner = fields.get("response") or fields.get("message")  # of `/v1/responses` and `/v1/messages`
+        fields = inner if isinstance(inner, dict) else fields
+        if not isinstance(usage := fields.get("usage"), dict) or not usage:
             return False
-        self._fields = fields
+        # `/v1/messages` may count the prompt in its first event alone, and the output in its last one.
+        before = self._fields.get("usage", {})
+        self._fields = {**fields, "usage": {**before, **usage}} if before else fields
         return True
 
-    def outcome(self, status: Status) -> Outcome:
-        """The measurements so far, for an attempt that ended with this status."""
+    def outcome(self, status: Status, fault: Fault | None = None) -> Outcome:
+        """The measurements so far, for an attempt that ended with this status, by this fault."""
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
@@ -100,6 +111,7 @@ class Meter:
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=queue_ms / 1000 if isinstance(queue_ms, int | float) else None,
+            fault=fault,
         )
 
 
@@ -177,21 +189,12 @@ def _tpot(ttft_s: float | None, e2e_s: float | None, output: int | None) -> floa
     return (e2e_s - ttft_s) / (output - 1)
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in `data`, if it is one."""
-    try:
-        fields = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return fields if isinstance(fields, dict) else None
-
-
 def _has_content(event: bytes) -> bool:
     """True if an event has content: text, a tool call, reasoning, or a delta of a response."""
-    if b"data: {" not in event or (fields := _object(event.partition(b"data: ")[2])) is None:
+    if b"data: {" not in event or (fields := parse_object(event.partition(b"data: ")[2])) is None:
         return False
     if isinstance(fields.get("type"), str):
-        return str(fields["type"]).endswith(".delta")
+        return str(fields["type"]).endswith((".delta", "content_block_delta"))
     choices = fields.get("choices")
     return isinstance(choices, list) and any(_choice_has_content(c) for c in choices if isinstance(c, dict))
 

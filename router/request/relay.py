@@ -1,17 +1,18 @@
 """Relays an engine's answer to the client: complete, or as a stream from its first content on."""
 
-from collections.abc import Callable
-
-import orjson
+import zlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse, Headers
 from draftpick.engines.http.server import PROFILING
 from draftpick.router.headers import ARM, ATTEMPTS, POLICY, REQUEST_ID
 from draftpick.router.openai_request import TERMINATED_PATHS
+from draftpick.router.request.api_forms import error_status, read_error_event
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
-from draftpick.router.types import Status
+from draftpick.router.request.verdict import OK, RESUME_REJECTED, Verdict, judge_broken_event, judge_status
 
 _HOP_BY_HOP = frozenset(
     {
@@ -35,53 +36,95 @@ _NOT_RETURNED = _HOP_BY_HOP | {"date", "server"}
 _CORS = "access-control-"
 """Headers of an engine's answer that are not forwarded: those of its connection, and CORS."""
 _HELD_BYTES = 2**16
-_REFUSALS = frozenset({429})
+_INFLATED = ("gzip", "x-gzip", "deflate")
+_JSON = ("content-type", "application/json")
+TryAgain = Callable[[Verdict, bytes], bool]
+"""Whether another engine is to answer after an error with this verdict and body. The body of a long one is empty."""
 
 
 async def relay(
-    state: RequestState, answer: EngineResponse, sink: ResponseSink, meter: Meter, can_retry: Callable[[], bool]
-) -> Status:
-    """Send an answer to the client, but no part of an error after which another engine may be tried.
+    state: RequestState, answer: EngineResponse, sink: ResponseSink, meter: Meter, try_again: TryAgain
+) -> Verdict:
+    """Send an answer to the client, but no part of an error after which another engine is to answer.
 
     Raises `StreamInterrupted` for an invalid or interrupted answer, `EngineTimeout` for one that does not start.
     """
-    refused = answer.status >= 500 or answer.status in _REFUSALS
-    if (refused and can_retry()) or (state.started and answer.status >= 400):
-        return "engine_error"
-    headers = [
-        (k, v) for k, v in answer.headers if (name := k.lower()) not in _NOT_RETURNED and not name.startswith(_CORS)
-    ]
+    if answer.status >= 400:
+        verdict = judge_status(answer.status)
+        if state.started:
+            return RESUME_REJECTED if verdict.fault == "client" else verdict
+        if verdict.retry and try_again(verdict, b""):
+            return verdict
+    headers, kind, chunks = [], "", answer.chunks
+    for name, value in answer.headers:
+        lower = name.lower()
+        if lower in _NOT_RETURNED or lower.startswith(_CORS):
+            continue
+        if lower == "content-type":
+            kind = value.lower()
+        elif lower == "content-encoding" and value.lower() in _INFLATED:
+            chunks = _inflate(chunks)
+            continue
+        headers.append((name, value))
     headers += (
         (ARM, state.decision.arm),
         (POLICY, state.decision.policy),
         (REQUEST_ID, state.client_request.request_id),
         (ATTEMPTS, str(state.number)),
     )
-    kind = next((v for k, v in headers if k.lower() == "content-type"), "")
-    generated = answer.status < 400 and state.client_request.request.path in TERMINATED_PATHS
-    if kind.startswith("text/event-stream"):
-        await _relay_events(state, answer, sink, meter, headers)
-        if meter.failed:
-            return "broken"
+    if answer.status < 400 and kind.startswith("text/event-stream"):
+        return await _relay_events(state, answer.status, headers, chunks, sink, meter, try_again)
+    body = b"".join([chunk async for chunk in chunks])
+    return await _relay_complete(state, answer.status, headers, body, sink, meter, try_again)
+
+
+async def _relay_complete(
+    state: RequestState,
+    status: int,
+    headers: Headers,
+    body: bytes,
+    sink: ResponseSink,
+    meter: Meter,
+    try_again: TryAgain,
+) -> Verdict:
+    request = state.client_request.request
+    try:
+        answer = meter.observe_body(body)
+    except ValueError as error:
+        if status < 400 and request.path in TERMINATED_PATHS:
+            raise StreamInterrupted("the answer is not JSON") from error
     else:
-        body = b"".join([chunk async for chunk in answer.chunks])
-        is_json = meter.observe_body(body)
-        if generated and (not is_json or state.client_request.request.stream):
-            raise StreamInterrupted("the answer does not have the requested format")
-        state.started = True
-        await sink.send_complete(answer.status, headers, body)
-    if refused:
-        return "engine_error"
-    return "ok" if answer.status < 400 else "client_error"
+        if status < 400 and request.path in TERMINATED_PATHS:
+            # An answer with nothing but an error is one, whatever its status says.
+            told = answer.get("error") if isinstance(answer, dict) else None
+            if isinstance(told, dict) and answer.keys().isdisjoint(("choices", "output", "content")):
+                status = error_status(told)
+            elif request.stream:
+                raise StreamInterrupted("the answer is not a stream")
+    meter.http_status = status
+    verdict = OK if status < 400 else judge_status(status)
+    if verdict is not OK and try_again(verdict, body):
+        return verdict
+    if verdict is OK and state.doubts:
+        state.settle_doubts(blame=True)
+    state.started = True
+    await sink.send_complete(status, headers, body)
+    return replace(verdict, retry=False) if verdict.retry else verdict
 
 
 async def _relay_events(
-    state: RequestState, answer: EngineResponse, sink: ResponseSink, meter: Meter, headers: Headers
-) -> None:
+    state: RequestState,
+    status: int,
+    headers: Headers,
+    chunks: AsyncIterator[bytes],
+    sink: ResponseSink,
+    meter: Meter,
+    try_again: TryAgain,
+) -> Verdict:
     stream = EventStream(meter, hide_usage=state.client_request.request.hide_usage, resume_state=state.resume)
     generated = state.client_request.request.path in TERMINATED_PATHS
     held = b""
-    async for chunk in answer.chunks:
+    async for chunk in chunks:
         data = stream.feed(chunk)
         if not data:
             continue
@@ -89,30 +132,35 @@ async def _relay_events(
             # Until the first content another engine can still answer: hold back all events before it.
             held, data = b"", held + data
             if generated and meter.ttft_s is None and len(data) < _HELD_BYTES:
-                if meter.failed:
-                    raise StreamInterrupted("the stream started with an error")
+                if meter.failed and meter.error_event is not None:
+                    status, body = read_error_event(meter.error_event)
+                    headers = [*(one for one in headers if one[0].lower() != "content-type"), _JSON]
+                    return await _relay_complete(state, status, headers, body, sink, meter, try_again)
                 if not meter.terminated:
                     held = data
                     continue
+            if state.doubts:
+                state.settle_doubts(blame=True)
             state.started = True
-            await sink.start(answer.status, headers)
+            await sink.start(status, headers)
         await sink.write(data)
-    if not meter.terminated and generated:
+    if meter.error_event is None and generated and not meter.terminated:
         raise StreamInterrupted("the stream ended without its terminator")
     if rest := held + stream.end():
         if not state.started:
             state.started = True
-            await sink.start(answer.status, headers)
+            await sink.start(status, headers)
         await sink.write(rest)
+    return OK if meter.error_event is None else judge_broken_event(read_error_event(meter.error_event)[0])
 
 
-BROKEN_EVENT = b"data: %s\n\n" % orjson.dumps(
-    {
-        "error": {
-            "message": "the engine stopped in the middle of its answer",
-            "type": "api_connection_error",
-            "param": None,
-            "code": "engine_broken",
-        }
-    }
-)
+async def _inflate(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The content of a body that an engine, or something before it, compressed unasked."""
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    async for chunk in chunks:
+        try:
+            data = inflate.decompress(chunk)
+        except zlib.error as error:
+            raise StreamInterrupted(f"the answer is not compressed as it says: {error}") from error
+        if data:
+            yield data

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from draftpick.engines.http.client import Headers
-from draftpick.engines.replicas import Replica
+from draftpick.engines.replicas import Lease, Replica
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
 from draftpick.router.openai_request import Request
@@ -71,8 +71,10 @@ class RequestState:
 
     `prefix`: hashes of the leading blocks of its body; `cached_prefix`: bytes of it that each replica, by address, has
     read before. `number`: of the attempt. `started`: bytes were sent to the client. `error_sent`: they include an error
-    event of the engine. `retry_rounds`: how often all engines were tried in vain. `resume`: the text that the client
-    has, of a stream that can be resumed. `last`: the last finished attempt.
+    event of the engine. `num_events`: events of the last attempt. `retry_rounds`: how often all engines were tried in
+    vain. `resume`: the text that the client has, of a stream that can be resumed. `last`: the last finished attempt.
+    `retry_until`: time at which retries end, set by the first. `doubts`: replicas that failed, unless the request is at
+    fault.
     """
 
     client_request: ClientRequest
@@ -84,8 +86,18 @@ class RequestState:
     number: int = 1
     started: bool = False
     error_sent: bool = False
+    num_events: int = 0
     retry_rounds: int = 0
     resume: StreamResume | None = None
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     last: Attempt | None = None
+    retry_until: float | None = None
+    doubts: list[Lease] = field(default_factory=list)
+
+    def settle_doubts(self, *, blame: bool) -> None:
+        """Report the failures in doubt to the circuit breakers, or (`blame` is False) forget them."""
+        doubts, self.doubts = self.doubts, []
+        if blame:
+            for lease in doubts:
+                lease.replica.breaker.end(ok=False, probe=lease.probe)
