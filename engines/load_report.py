@@ -1,11 +1,13 @@
 """An engine's report of its own load for the routers, at `GET /draftpick/load`."""
 
-import json
-import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 PATH = "/draftpick/load"
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
+_Measure = Annotated[float, Field(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +18,14 @@ class LoadReport:
     and `step_s` (None: no steps): means of the last seconds.
     """
 
-    running: int
-    waiting: int
-    kv_cache_usage: float = 0.0
-    tokens_per_s: float = 0.0
-    acceptance_length: float | None = None
-    step_s: float | None = None
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
+
+    running: _Count
+    waiting: _Count
+    kv_cache_usage: _Measure = 0.0
+    tokens_per_s: _Measure = 0.0
+    acceptance_length: _Measure | None = None
+    step_s: _Measure | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -30,10 +34,9 @@ class LoadReport:
     def from_json(cls, data: bytes) -> "LoadReport | None":
         """Parse a report; None for anything else, since other services may listen at an engine's address."""
         try:
-            fields = json.loads(data)
-            made = cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
-            numbers = [v for v in asdict(made).values() if v is not None]
-            fine = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in numbers)
-        except (ValueError, TypeError, KeyError):
+            return _PAGE.validate_json(data)
+        except ValidationError:
             return None
-        return made if fine else None
+
+
+_PAGE = TypeAdapter(LoadReport)

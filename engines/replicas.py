@@ -64,6 +64,11 @@ class Replica:
         busy = self.report is not None and self.report.tokens_per_s > 0 and self.reported_at > began
         return self.answered_at > began or busy
 
+    def mark_reachable(self) -> None:
+        """Record that it answers again: the next request may probe it."""
+        self.unreachable = False
+        self.breaker.half_open()
+
     def record_report(self, report: LoadReport, at: float) -> None:
         """Record an engine's load report. `at`: time of the table's clock."""
         self.report, self.reported_at = report, at

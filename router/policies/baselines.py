@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import first_arm
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies.base import Policy, Probabilities
 from draftpick.router.policies.shapes import Arrays
@@ -15,8 +16,9 @@ class FixedPolicy(Policy):
     """Always one arm; uniform over the others if that arm is not eligible."""
 
     def __init__(self, arms: tuple[str, ...], arm: str) -> None:
+        """`arm`: an arm, or an engine."""
         self.id, self.arms = f"fixed:{arm}", arms
-        self._index = arms.index(arm)
+        self._index = arms.index(first_arm(arm, arms))
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "FixedPolicy":

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -89,7 +90,7 @@ class Dispatcher:
             await self._wait_for_engine(state.client_request)
         state.prefix = self.prefixes.hashes(request.body)
         if state.prefix:
-            state.cached_prefix = self.prefixes.lookup(state.prefix)
+            state.cached_prefix = self.prefixes.lookup(state.prefix, state.client_request.key)
         self._make_decision(state)
         if trace is not None:
             trace.decision_made(state.decision)
@@ -130,22 +131,28 @@ class Dispatcher:
         within_s = self._time_left_s(state) if limited and not state.started else None
         if self._config.resume_streams and not state.started:
             state.resume = StreamResume.from_request(client_request.request)
-        in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted)
+        request = client_request.request
+        in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted, request.num_answers)
         verdict = CANCELLED
         outcome: Outcome | None = None
         running: float | None = None
+        tpot_s = 0.0
         try:
             with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
                 state.tried.add(lease.replica)
+                tpot_s = lease.replica.tpot_s
                 if state.prefix:
-                    self.prefixes.insert(state.prefix, lease.replica.url)
+                    self.prefixes.insert(state.prefix, lease.replica.url, client_request.key)
                 verdict = await self._send(state, lease, sink, meter, within_s)
                 outcome = meter.outcome(verdict.status, verdict.fault)
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA
         finally:
-            self._end(state, outcome or meter.outcome(verdict.status, verdict.fault), in_flight, running)
+            outcome = outcome or meter.outcome(verdict.status, verdict.fault)
+            if client_request.count_tokens is not None:
+                _count_tokens(state, outcome, meter, tpot_s)
+            self._end(state, outcome, in_flight, running)
         state.error_sent, state.num_events = meter.failed, meter.num_events
         return verdict
 
@@ -206,7 +213,8 @@ class Dispatcher:
             state.doubts.append(lease)
         if verdict.status != "ok":
             return None
-        lease.tpot_s = outcome.tpot_s
+        if state.client_request.request.num_answers == 1:
+            lease.tpot_s = outcome.tpot_s
         return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
@@ -225,9 +233,9 @@ class Dispatcher:
             in_flight,
             running,
             None if cluster is None else (decision.policy, cluster),
+            id=client_request.id,
+            key=client_request.key,
         )
-        if client_request.count_tokens is not None:
-            client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
         self._on_attempt_end(state.last)
         if state.trace is not None:
             state.trace.attempt_ended(outcome)
@@ -257,8 +265,9 @@ class Dispatcher:
         if verdict.status == "client_error":
             return BadRequest("the request cannot be written as HTTP", code="not_sendable")
         tried = ", ".join(sorted({*state.failed, state.decision.arm}))
+        names = f" ({tried} tried)" if state.client_request.show_routing else ""
         timed_out = verdict.status == "timeout" or verdict.fault == "client"
-        return EngineFailed(f"no engine answered ({tried} tried)", timed_out=timed_out)
+        return EngineFailed(f"no engine answered{names}", timed_out=timed_out)
 
     def _try_again(self, state: RequestState, verdict: Verdict) -> bool:
         """True if another engine is to answer after an error of one that sent nothing else."""
@@ -339,6 +348,8 @@ class Dispatcher:
         """Count, log and trace a finished request, with its last attempt or the current error."""
         client_request, last = state.client_request, state.last
         decision, outcome = (last.decision, last.outcome) if last is not None else (None, None)
+        if client_request.count_tokens is not None:
+            client_request.count_tokens(state.num_tokens)
         if decision is not None and outcome is not None:
             self._metrics.requests[decision.arm, outcome.status] += 1
             # One engine alone may have failed by itself; several that fail alike do so by the request.
@@ -351,3 +362,18 @@ class Dispatcher:
         if self._logs:
             path, stream = client_request.request.path, client_request.request.stream
             request_ended(client_request.request_id, path, stream, decision, state.number, outcome, sys.exception())
+
+
+def _count_tokens(state: RequestState, outcome: Outcome, meter: Meter, tpot_s: float) -> None:
+    """Count the tokens of a finished attempt for the client's limit; of one without usage, since the client left or the
+    stream broke, as estimated. `tpot_s`: usual at the replica, 0 if unknown. An engine's failures cost nothing."""
+    if outcome.prompt_tokens is not None or outcome.output_tokens is not None:
+        state.num_tokens = (outcome.prompt_tokens or 0) + (outcome.output_tokens or 0)
+        return
+    request = state.client_request.request
+    output = meter.output_tokens()
+    if outcome.status == "cancelled" and not output and tpot_s and not request.stream:
+        limit = math.inf if request.max_tokens is None else request.max_tokens
+        output = int(min(meter.elapsed_s() / tpot_s, limit)) * request.num_answers
+    if output or outcome.status == "cancelled":
+        state.num_tokens += request.approximate_prompt_tokens + output

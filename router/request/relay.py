@@ -56,6 +56,7 @@ async def relay(
         if verdict.retry and try_again(verdict, b""):
             return verdict
     headers, kind, chunks = [], "", answer.chunks
+    meter.arrivals = answer.chunks
     for name, value in answer.headers:
         lower = name.lower()
         if lower in _NOT_RETURNED or lower.startswith(_CORS):
@@ -66,12 +67,9 @@ async def relay(
             chunks = _inflate(chunks)
             continue
         headers.append((name, value))
-    headers += (
-        (ARM, state.decision.arm),
-        (POLICY, state.decision.policy),
-        (REQUEST_ID, state.client_request.request_id),
-        (ATTEMPTS, str(state.number)),
-    )
+    headers += ((REQUEST_ID, state.client_request.request_id), (ATTEMPTS, str(state.number)))
+    if state.client_request.show_routing:
+        headers += ((ARM, state.decision.arm), (POLICY, state.decision.policy))
     if answer.status < 400 and kind.startswith("text/event-stream"):
         return await _relay_events(state, answer.status, headers, chunks, sink, meter, try_again)
     body = b"".join([chunk async for chunk in chunks])

@@ -106,7 +106,7 @@ class StreamResume:
             body = b"".join([chunk async for chunk in answer.chunks])
         try:
             return int(orjson.loads(body)["count"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CannotResume("the engine does not count tokens") from error
 
 
