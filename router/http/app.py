@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import Forbidden, NotAllowed, RequestError
+from draftpick.router.headers import CLIENT_REQUEST_ID, REQUEST_ID
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
@@ -23,6 +24,7 @@ from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
 from draftpick.router.openai_request import parse
 from draftpick.router.parts import Parts
 from draftpick.router.request.admission import PRIORITIES
+from draftpick.router.request.api_forms import error_body, error_event
 from draftpick.router.request.forwarded_headers import headers_for_engine
 from draftpick.router.request.state import ClientRequest
 
@@ -79,7 +81,7 @@ class RouterApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         accepted = time.perf_counter()
-        reply = AsgiSink(send)
+        reply = AsgiSink(send, streams=scope.get("http_version") != "1.0")
         try:
             asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
             if methods := self._own.get(asked.path):
@@ -92,7 +94,7 @@ class RouterApp:
                 await self._forward(asked, reply)
         except RequestError as error:
             self._metrics_counts.count_error(error)
-            await reply.json(error.status, error.body(), error.headers())
+            await _send_error(scope, reply, error)
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Forward a request to an engine, and its answer to the client."""
@@ -116,6 +118,7 @@ class RouterApp:
         async with self._bodies.body(http_request) as body:
             if body is not None:
                 incoming = self._client_request(http_request, key, body)
+                reply.request_id = incoming.request_id
                 if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
                     await reply.finish()
 
@@ -179,6 +182,17 @@ class RouterApp:
 
     async def _openapi(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         await reply.json(200, description(self._model))
+
+
+async def _send_error(scope: Scope, reply: AsgiSink, error: RequestError) -> None:
+    """Answer with an error; a stream that is open already gets it as its last event."""
+    if reply.started:
+        await reply.write(error_event(scope["path"], error.message, error.code or error.type, 0))
+        await reply.finish()
+        return
+    request_id = reply.request_id or uuid.uuid4().hex
+    headers = [*error.headers(), (REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id)]
+    await reply.json(error.status, error_body(scope["path"], error), headers)
 
 
 def _client_fields(header_values: dict[str, str], key: Key, accepted: float, id: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _named_by_connection(headers: Headers) -> frozenset[str]:
 
 def _below(location: str, address: str) -> str:
     """The path and query of a location at this address (host, port and path prefix); others stay."""
-    scheme, separator, rest = location.partition("://")
+    _, separator, rest = location.partition("://")
     if not separator:
         return location
     inside = rest.removeprefix(address)
