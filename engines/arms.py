@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+NONE = "none"
+"""The drafter of a pool that drafts nothing."""
 _SEPARATOR = "/"
 
 

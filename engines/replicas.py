@@ -59,6 +59,11 @@ class Replica:
         """Requests of all clients."""
         return self.in_flight + self.foreign_in_flight
 
+    def mark_reachable(self) -> None:
+        """Record that it answers again: the next request may probe it."""
+        self.unreachable = False
+        self.breaker.half_open()
+
     def record_report(self, report: LoadReport, at: float) -> None:
         """Record an engine's load report. `at`: time of the table's clock."""
         self.report, self.reported_at = report, at

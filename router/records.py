@@ -6,6 +6,7 @@ differs only in names, is readable as well.
 
 import base64
 import contextlib
+import hashlib
 import os
 import platform
 import threading
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields as fields_of
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,9 @@ class RecordWriter:
         """Queue the record of an attempt; never blocks."""
         self.write(
             Record(
-                request_id=attempt.request_id,
+                request_id=attempt.id,
+                client_request_id=attempt.request_id if attempt.request_id != attempt.id else None,
+                key=_key_digest(attempt.key) if attempt.key else "",
                 attempt=attempt.number,
                 time=attempt.time,
                 path=attempt.path,
@@ -108,7 +112,7 @@ class RecordWriter:
             return
         try:
             self._append(b"".join(encode(record) for record in batch))
-        except OSError:
+        except (OSError, TypeError, ValueError):
             # A full or failing disk costs records, never requests; the next flush tries a new segment.
             self.dropped += len(batch)
             self._close_segment()
@@ -159,6 +163,12 @@ class RecordWriter:
         if segment is not None:
             with contextlib.suppress(OSError):
                 os.close(segment)
+
+
+@lru_cache(maxsize=1024)
+def _key_digest(key: str) -> str:
+    """A short digest of a key's name: enough to tell keys apart, without naming anybody."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 def encode(record: Record) -> bytes:

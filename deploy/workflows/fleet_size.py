@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from draftpick.engines.arms import pool_arm
+from draftpick.engines.arms import NONE, pool_arm
 from draftpick.engines.config import EMBEDDED
 from draftpick.engines.errors import ConfigError
-from draftpick.engines.pool.forecast import NONE
 from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.policy_training.data.dataset import load
 from draftpick.policy_training.data.from_records import from_records

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import drafter_of, engine_of, pool_arm
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback
 from draftpick.policy_training.data.matrix import Matrix
@@ -45,7 +44,7 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
     """
     dropped: Counter[str] = Counter()
     kept: list[tuple[float, Measurement, Context]] = []
-    for record in records:
+    for record in separate_requests(records):
         reason, context = _unusable(record), record.context
         if reason is not None or context is None:
             dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
@@ -62,12 +61,34 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
     return Dataset(tuple(m for _, m, _ in kept), contexts, dict(dropped))
 
 
+def separate_requests(records: Iterable[Record]) -> list[Record]:
+    """Records whose ids name one request each. Earlier versions recorded the client's own ids, which may repeat.
+
+    Of an id that several requests have, each gets one of its own, and shadows are dropped: whose they are is unknown.
+    """
+    records = list(records)
+    drawn = Counter((r.request_id, r.attempt) for r in records if r.decision.reason != "shadow")
+    numbers: Counter[tuple[str, int]] = Counter()
+    found = []
+    for record in records:
+        id = record.request_id, record.attempt
+        if drawn[id] > 1:
+            if record.decision.reason == "shadow":
+                continue
+            numbers[id] += 1
+            record = replace(record, request_id=f"{record.request_id}#{numbers[id]}")
+        found.append(record)
+    return found
+
+
 def _unusable(record: Record) -> str | None:
     outcome, decision = record.outcome, record.decision
     if decision.reason not in ("policy", "shadow"):
         return decision.reason
     if outcome.status != "ok":
         return outcome.status
+    if (record.sampling or {}).get("n", 1.0) > 1:
+        return "several_answers"
     if outcome.ttft_s is None or outcome.tpot_s is None or not outcome.output_tokens:
         return "too_short"
     if not 0 < decision.propensity <= 1:

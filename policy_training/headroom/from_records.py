@@ -8,7 +8,12 @@ import numpy.typing as npt
 
 from draftpick.engines.arms import engine_of
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
-from draftpick.policy_training.data.from_records import dataset_of, impute_missing_arms, random_arm_rows
+from draftpick.policy_training.data.from_records import (
+    dataset_of,
+    impute_missing_arms,
+    random_arm_rows,
+    separate_requests,
+)
 from draftpick.policy_training.data.matrix import Matrix, matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.headroom.crossover import bucket_of
@@ -47,6 +52,7 @@ class Traffic:
         """Build from records; an arm's records before its last change are dropped. Raises `DatasetError`."""
         if records and all(record.context is None for record in records):
             raise DatasetError("no record has a context: set router.featurizer (`lexical` needs no model)")
+        records = separate_requests(records)
         found = dataset_of(records, changed_since(events))
         name = smallest_featurizer(found, featurizer)
         loads, offered, overheads = {}, {}, []

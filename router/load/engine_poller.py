@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from draftpick.engines import load_report as load
@@ -19,6 +20,7 @@ from draftpick.engines.profile import profile
 from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.load.load_model import LoadModel
+from draftpick.router.supervision import Supervisor
 
 log = logging.getLogger("draftpick.router")
 
@@ -38,7 +40,10 @@ class EnginePoller:
         model: LoadModel,
         every_s: float,
         clock: Callable[[], float] = time.monotonic,
+        supervisor: Supervisor | None = None,
     ) -> None:
+        """`supervisor`: gets the errors of each engine's pages, so that one engine's do not concern the others."""
+        self._supervisor = supervisor or Supervisor(Counter())
         self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
         self._repeats: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
@@ -53,7 +58,7 @@ class EnginePoller:
     async def poll(self) -> None:
         """Poll every replica once."""
         everywhere = [(engine, r) for engine, there in self._replicas.by_engine.items() for r in there]
-        await asyncio.gather(*(self._poll_replica(engine, replica) for engine, replica in everywhere))
+        await asyncio.gather(*(self._supervisor.attempt("load", self._poll_replica(*each)) for each in everywhere))
         urls = {replica.url for _, replica in everywhere}
         for known in (self._profile_due, self._silent_until, self._repeats):
             for url in known.keys() - urls:

@@ -161,12 +161,14 @@ class LoadModel:
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
         """Learn from a finished answer. `running`: concurrent requests at its replica, including itself."""
-        if outcome.e2e_s is not None:
-            served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
+        if outcome.tpot_s is None:
+            return
+        if outcome.ttft_s is not None:  # what the engine did, without the router's own time
             engine = self._engines[arm]
-            before = self.service_s[engine]
+            prefill_s = outcome.ttft_s - (outcome.overhead_s or 0.0) - (outcome.queue_s or 0.0)
+            served_s, before = prefill_s + outcome.tpot_s * (outcome.output_tokens or 0), self.service_s[engine]
             self.service_s[engine] = before + _WEIGHT * (served_s - before) if before else served_s
-        if outcome.tpot_s is None or context is None:
+        if context is None:
             return
         mode = context.sampled + context.truncated
         self.steps[self._engines[arm]].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class StepTimeModel:
-    """Step times of an engine. `curves[mode][n]`: seconds of a step with n requests over those with one; nondecreasing.
+    """Step times of one engine. `curves[mode][n]`: seconds of a step with n requests over that with one, rising.
 
     `mode`: one of `MODES`. `max_running`: maximum concurrent requests, if the profile has it. `alone_s`: seconds of a
     step of one request, by mode; all 1 without a profile. `drafter_s`: see `Profile`.

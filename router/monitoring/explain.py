@@ -42,12 +42,12 @@ class EngineStatus:
 
 
 async def explain(
-    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
+    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True, key: str = ""
 ) -> dict[str, object]:
-    """Explain which engine a request would get, with probabilities and the reason. Nothing is sent."""
+    """Explain which engine a request of an API key would get, with probabilities and the reason. Nothing is sent."""
     parts.attempts.drain()
     context = await parts.dispatcher.featurize(request)
-    read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
+    read = parts.prefixes.lookup(parts.prefixes.hashes(request.body), key)
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
     candidates, _ = parts.decide.healthy(parts.replicas.eligible())
     served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective

@@ -53,9 +53,14 @@ def make(manifest: dict[str, Any], arrays: Arrays, arms: Sequence[str] = ()) -> 
         )
     module, name = _POLICY_TYPES[kind].split(":")
     cls: Any = getattr(import_module(module), name)
-    if arms:
-        manifest, arrays = serve_arms(manifest, arrays, arms, cls.shapes(manifest.get("options", {})))
-    policy: Policy = cls.from_artifact(f"{kind}:{manifest['arrays_sha256'][:8]}", manifest, arrays)
+    try:
+        if arms:
+            manifest, arrays = serve_arms(manifest, arrays, arms, cls.shapes(manifest.get("options", {})))
+        policy: Policy = cls.from_artifact(f"{kind}:{manifest['arrays_sha256'][:8]}", manifest, arrays)
+    except PolicyRejected:
+        raise
+    except Exception as error:  # options and arrays may be wrong in any way, and callers handle one error
+        raise PolicyRejected(f"a policy of kind {kind!r} cannot be made: {type(error).__name__}: {error}") from error
     return policy
 
 

@@ -1,5 +1,7 @@
 """Updates load, quarantine and policies from successful attempts."""
 
+from dataclasses import replace
+
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.registry.active_policy import ActivePolicies
@@ -17,6 +19,8 @@ class AttemptLearning:
         if attempt.running is None:
             return
         decision, outcome = attempt.decision, attempt.outcome
+        if attempt.sampling.get("n", 1.0) > 1:  # sequences side by side: their steps are no measure of one alone
+            outcome = replace(outcome, tpot_s=None, acceptance_length=None)
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
         for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):

@@ -38,7 +38,11 @@ EVENTS = (
 """Kinds of events."""
 FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
 _DRAFTER_FIELDS = ("steps", "drafted", "accepted", "scored", "tokens")
-FAILING_PARTS = ("features", "attempts", "learning", "metrics", "recent", "records", "events")
+FAILING_PARTS = (
+    *("features", "attempts", "learning", "metrics", "recent", "records", "events"),
+    *("addresses", "files", "shadow", "autoscaling", "load", "health", "peers", "ray_metrics"),
+)
+"""Parts of the router whose errors are counted: observers of attempts, then background tasks."""
 
 
 @dataclass(frozen=True, slots=True)
