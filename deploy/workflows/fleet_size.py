@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from draftpick.engines.arms import NONE, pool_arm
 from draftpick.engines.config import EMBEDDED
@@ -72,7 +73,7 @@ def read_arms(paths: Sequence[Path], replica_accelerators: Sequence[str], pools:
         except ProfileError as error:
             raise ProfileError(f"{file}: {error}") from error
         number = wanted.pop(file.stem, 1)
-        size = {"accelerators": number, "price": float(number)}
+        size: dict[str, Any] = {"accelerators": number, "price": float(number)}
         if profile.drafter_s:
             drafters = {pool_arm(file.stem, one): profile.with_drafter(one) for one in (NONE, *profile.drafter_s)}
             arms[file.stem] = Arm.as_pool(file.stem, drafters, **size)
@@ -87,9 +88,9 @@ def read_arms(paths: Sequence[Path], replica_accelerators: Sequence[str], pools:
             known = f"engines with a profile: {', '.join(singles)}"
             raise ConfigError("--pool", f"{text!r} is not NAME=ENGINE+ENGINE of engines with a profile", known)
         members = [singles[one] for one in given.split("+")]
-        size = {"accelerators": wanted.pop(name, members[0].accelerators)}
+        number = wanted.pop(name, members[0].accelerators)
         modes = {one.name: one.modes[0].profile for one in members}
-        arms[name] = Arm.as_pool(name, modes, **size, price=float(size["accelerators"]))
+        arms[name] = Arm.as_pool(name, modes, accelerators=number, price=float(number))
     if wanted:
         names = ", ".join(arms)
         raise ConfigError("--replica-accelerators", f"no profile of {', '.join(wanted)}", f"name one of: {names}")

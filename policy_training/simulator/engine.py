@@ -60,7 +60,8 @@ class Arm:
         if not self.pool:
             return np.asarray(tau[:, column(self.modes[0].column)])
         alone_s = self.modes[0].profile.step(1)
-        return np.max([tau[:, column(m.column)] * alone_s / m.profile.step(1) for m in self.modes], axis=0)
+        found: Floats = np.max([tau[:, column(m.column)] * alone_s / m.profile.step(1) for m in self.modes], axis=0)
+        return found
 
     @property
     def max_running(self) -> int:
