@@ -15,6 +15,7 @@ import numpy as np
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
+from draftpick.router.online.key_shares import KeyShares
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
@@ -54,6 +55,7 @@ class OnlineLearner:
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms))
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
+        self._keys = [KeyShares() for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
         self._caution_left = [0] * len(policy.arms)
@@ -72,26 +74,27 @@ class OnlineLearner:
             policy.default_arm, self._policy = self._policy.default_arm, policy
 
     def observe(
-        self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
+        self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0, key: str = ""
     ) -> None:
         """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
-        ratio by which load lengthened its steps."""
+        ratio by which load lengthened its steps; `key`: name of its API key."""
         self._count_wide_answer()
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
-            self._monitor_inputs(cluster)
+            self._monitor_inputs(cluster, key)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _MIN_TOKENS:
             return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
         assumed = decision.slowdown
+        weight = self._keys[arm].observe(key)
         alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
-            self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
+            self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown, key)
         if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
-            self._compare(arm, residual, decision, outcome)
+            self._compare(arm, residual, decision, outcome, weight)
         if self._config.correction.enabled:
-            self.correction.update(cluster, arm, residual)
+            self.correction.update(cluster, arm, residual, weight)
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
@@ -137,11 +140,13 @@ class OnlineLearner:
         self.level_deviations = deviations.tolist() if deviations.any() else None
 
     def _monitor_arm(
-        self, arm: int, cluster: int, outcome: Outcome, predicted: float, in_flight: int, slowdown: float
+        self, arm: int, cluster: int, outcome: Outcome, predicted: float, in_flight: int, slowdown: float, key: str
     ) -> None:
         assert outcome.tpot_s is not None
-        took_s = outcome.tpot_s / slowdown
-        found = self._arm_detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, predicted)
+        took_s, several = outcome.tpot_s / slowdown, self._keys[arm].several
+        found = self._arm_detectors[arm].update(
+            cluster, in_flight, took_s, outcome.acceptance_length, predicted, key, several
+        )
         if found is None:
             return
         what, moved = found
@@ -155,9 +160,9 @@ class OnlineLearner:
         )
         self._emit("arm_changed", f"engine {name}: {said} as before; its history is forgotten", name, {what: moved})
 
-    def _monitor_inputs(self, cluster: int) -> None:
+    def _monitor_inputs(self, cluster: int, key: str) -> None:
         assert self._input_detector is not None
-        index = self._input_detector.update(cluster)
+        index = self._input_detector.update(cluster, key)
         if index is None:
             return
         self._input_detector = InputDriftDetector(self._config.drift, self._num_clusters)
@@ -171,7 +176,7 @@ class OnlineLearner:
             {"stability_index": index},
         )
 
-    def _compare(self, arm: int, residual: float, decision: Decision, outcome: Outcome) -> None:
+    def _compare(self, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float) -> None:
         """Compare routing with every single arm: enter or leave safe mode, and look for a better default arm."""
         assert decision.predicted_tpot_s is not None
         made, safe_mode, comparison = decision.policy, self.safe_mode, self.safe_mode.comparison
@@ -179,12 +184,12 @@ class OnlineLearner:
         preferred = decision.reason == "policy" and decision.propensity >= max(decision.probabilities.values())
         if made.startswith(PREFIX):  # the safe arm serves whatever the request
             preferred = made != PREFIX + decision.arm
-        comparison.observe(arm, residual, preferred)
+        comparison.observe(arm, residual, preferred, weight)
         if not own or list(decision.probabilities) != list(self._policy.arms):
             return
         load = np.ones(len(self._policy.arms)) if decision.load is None else np.asarray(decision.load.slowdown)
         changed = safe_mode.observe(
-            decision, arm, residual, np.asarray(decision.predicted_tpot_s) / load, outcome.output_tokens or 0
+            decision, arm, residual, np.asarray(decision.predicted_tpot_s) / load, weight * (outcome.output_tokens or 0)
         )
         if changed:
             self._report_safe_mode()

@@ -24,9 +24,9 @@ class AttemptLearning:
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
         self._acceptance_monitor.observe(
-            decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow
+            decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow, key=attempt.key
         )
         if shadow or decision.reason == "policy":
             slowdown = self._load.slowdown(decision.arm, attempt.context, attempt.running)
             in_flight = attempt.in_flight[decision.arm] + 1
-            self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, slowdown)
+            self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, slowdown, attempt.key)
