@@ -45,8 +45,8 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
 def with_engines(config: DraftpickConfig, names: Sequence[str]) -> DraftpickConfig:
     """Restrict a fleet to these engines. A trained policy that knows them still serves."""
     for name in names:
-        if name not in config.arms:
-            fix = f"{did_you_mean(name, config.arms)}engines: {', '.join(config.arms)}"
+        if name not in config.names:
+            fix = f"{did_you_mean(name, config.names)}engines: {', '.join(config.names)}"
             raise ConfigError("engines", f"unknown engine {name!r}", fix)
     fields = config.model_dump(mode="json")
     return resolve({**fields, "engines": [engine for engine in fields["engines"] if engine["name"] in names]})
@@ -61,7 +61,8 @@ def with_router(config: DraftpickConfig, **changes: Any) -> DraftpickConfig:
 def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
     """Configure all drafters of a fleet to keep no text between requests."""
     fields = config.model_dump(mode="json")
-    for drafter in filter(None, (engine.get("drafter") for engine in fields["engines"])):
+    drafters = (one for engine in fields["engines"] for one in (engine["drafter"], *(engine["drafters"] or ())) if one)
+    for drafter in drafters:
         if (sharing := DRAFTERS[drafter["method"]].shares_text_across_requests) is not None:
             sharing.switch_off(drafter)
     return resolve(fields)
@@ -110,7 +111,7 @@ def policy_warning(config: DraftpickConfig) -> str | None:
         name = read_named(config.router.policy)
         if name in ("fixed", "uniform"):
             return None
-        check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), config.arms)
+        check_arms(read(SHIPPED if name == EMBEDDED else Path(name), config.arms), config.arms)
     except PolicyRejected as error:
         return str(error)
     return None

@@ -1,18 +1,21 @@
-"""Configuration of a fleet: one target and a list of engines, each with one drafter spelled as vLLM spells it."""
+"""Configuration of a fleet: one target and its engines, each with one drafter or several, spelled as in vLLM."""
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
+from draftpick.engines.arms import pool_arm
 from draftpick.engines.drafter_options import DRAFTERS, DrafterSpec
 from draftpick.engines.mock.spec import MockSpec
+from draftpick.engines.pool.forecast import NONE
 
 DRAFTER_METHODS = tuple(DRAFTERS)
 """Accepted methods: the values of vLLM's `speculative_config.method`, and our own."""
 _OWN_METHODS = sum(spec.options is not None for spec in DRAFTERS.values())
+_POOLED_METHODS = tuple(method for method, spec in DRAFTERS.items() if spec.pooled)
 
 EMBEDDED = "embedded"
 """Source of a model that ships with the project."""
@@ -91,6 +94,23 @@ class Drafter(BaseModel):
         return DRAFTERS[self.method]
 
 
+class PoolDrafter(Drafter):
+    """A drafter of a pool: spelled as `drafter`, and with a name."""
+
+    name: Name = Field(description=f"its arm is `<engine>/<name>`; `{NONE}` is always among a pool's drafters")
+
+    @model_validator(mode="after")
+    def _fits_a_pool(self) -> Self:
+        if self.name == NONE:
+            raise ValueError(f"{NONE!r} is the name for no draft, which every pool has; remove it or rename it")
+        if not self.spec.pooled:
+            raise ValueError(
+                f"method {self.method!r} cannot share an engine; give it an engine of its own, or use one of: "
+                f"{', '.join(_POOLED_METHODS)}"
+            )
+        return self
+
+
 class Autoscaling(Model):
     """Serve's `autoscaling_config`, on requests in flight. At least one replica stays, to receive requests."""
 
@@ -137,13 +157,16 @@ class Deployment(Model):
 
 
 class Engine(Model):
-    """One engine. Its name is the arm that policies choose."""
+    """One engine. Its name is the arm that policies choose; a pool has an arm `<engine>/<drafter>` for each drafter."""
 
     name: Name = Field(description="the arm's name in policies, records and metrics")
     kind: Literal["vllm", "mock", "url"] = Field(
         "vllm", description="vllm: started by Draftpick; url: run externally (implied by `url`); mock: no model"
     )
     drafter: Drafter | None = Field(None, description="drafter; absent: no speculation, the baseline engine")
+    drafters: tuple[PoolDrafter, ...] | None = Field(
+        None, description="several drafters, which share the target: the engine is a pool; replaces `drafter`"
+    )
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments, passed through")
     deployment: Deployment = Field(default_factory=Deployment, description="Ray Serve settings; not for kind `url`")
     url: HttpUrl | None = Field(None, description="address of an externally run engine")
@@ -162,32 +185,80 @@ class Engine(Model):
             raise ValueError("an engine of kind `url` needs `url`; remove `url` for other kinds")
         if self.mock is not None and self.kind != "mock":
             raise ValueError("`mock` needs `kind: mock`; set it or remove `mock`")
+        if self.kind == "mock" and self.drafters is not None:
+            raise ValueError("the drafters of a mock pool are in `mock.drafters`; remove `drafters`")
+        if self.drafter is not None and self.drafters is not None:
+            raise ValueError("`drafter` and `drafters` exclude each other; move the one into the list, or remove it")
         return self
+
+    @field_validator("drafters")
+    @classmethod
+    def _unique_drafters(cls, drafters: tuple[PoolDrafter, ...] | None) -> tuple[PoolDrafter, ...] | None:
+        if drafters is None:
+            return None
+        if not drafters:
+            raise ValueError("a pool needs at least one drafter; add one, or remove `drafters`")
+        if twice := _twice([drafter.name for drafter in drafters]):
+            raise ValueError(f"duplicate drafter names: {', '.join(twice)}; rename them")
+        return drafters
+
+    @property
+    def pooled_names(self) -> tuple[str, ...]:
+        """Names of a pool's drafters but `none`; empty for other engines."""
+        return tuple(self.mock.drafters if self.mock is not None else (one.name for one in self.drafters or ()))
+
+    @property
+    def is_pool(self) -> bool:
+        """True if the engine holds several drafters."""
+        return bool(self.pooled_names)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The engine's arms: its name; of a pool, one for each drafter, `none` first."""
+        if not self.is_pool:
+            return (self.name,)
+        return tuple(pool_arm(self.name, drafter) for drafter in (NONE, *self.pooled_names))
+
+    def placed_drafters(self) -> Iterator[tuple[str, Drafter]]:
+        """Yield the path of each drafter in the engine's configuration, and the drafter."""
+        if self.drafter is not None:
+            yield "drafter", self.drafter
+        for i, drafter in enumerate(self.drafters or ()):
+            yield f"drafters.{i}", drafter
+
+    def drafter_of_arm(self) -> dict[str, Drafter | None]:
+        """Return the drafter of each of its arms, None for one without."""
+        if self.drafters is None:
+            return {self.name: self.drafter}
+        return dict(zip(self.arms, (None, *self.drafters), strict=True))
+
+    @property
+    def has_drafter(self) -> bool:
+        """True if a drafter is configured, or several."""
+        return self.drafter is not None or self.is_pool
 
     @property
     def drafts(self) -> bool | None:
         """True if the engine has a drafter; None if unknown (an external engine without a declared drafter)."""
         if self.mock is not None:
-            return self.mock.num_speculative_tokens > 0
-        return True if self.drafter is not None else None if self.kind == "url" else False
+            return self.mock.num_speculative_tokens > 0 or self.is_pool
+        return True if self.has_drafter else None if self.kind == "url" else False
 
     @property
     def can_replay(self) -> bool:
         """True if its acceptance can be replayed from the target's answers; False for mock engines and for external
         engines without a declared drafter.
         """
-        if self.kind == "mock" or self.drafter is None:
+        if self.kind == "mock" or not self.has_drafter:
             return self.kind == "vllm"
-        return self.drafter.spec.replayable
+        return all(drafter.spec.replayable for _, drafter in self.placed_drafters())
 
 
 class FleetConfig(Model):
     """One target and the engines that serve it."""
 
     target: Target = Field(default_factory=Target, description="model whose output every engine preserves")
-    engines: tuple[Engine, ...] = Field(
-        description="at least one engine, each with a unique name and at most one drafter"
-    )
+    engines: tuple[Engine, ...] = Field(description="at least one engine, each with a unique name")
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="vLLM engine arguments shared by all engines"
     )
@@ -198,9 +269,7 @@ class FleetConfig(Model):
     def _unique_names(cls, engines: tuple[Engine, ...]) -> tuple[Engine, ...]:
         if not engines:
             raise ValueError("at least one engine is needed")
-        names = [engine.name for engine in engines]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := _twice([engine.name for engine in engines]):
             raise ValueError(f"duplicate engine names: {', '.join(twice)}; rename them")
         return engines
 
@@ -217,6 +286,15 @@ class FleetConfig(Model):
         return {name: math.prod(int(kwargs.get(size, 1)) for size in sizes) for name, kwargs in merged.items()}
 
     @property
-    def arms(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Names of the engines, in configuration order."""
         return tuple(engine.name for engine in self.engines)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """All arms, in configuration order: an engine's name, or those of a pool's drafters."""
+        return tuple(arm for engine in self.engines for arm in engine.arms)
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})

@@ -123,9 +123,9 @@ class DrafterSpec:
     `needs_model`: `model` is required: a path, an id, or a class. `model_free`: drafts without a trained model.
     `weights`: expected format of the model, if checked. `same_as_target`: keys of `config.json` that must equal the
     target's. `replayable`: acceptance follows from the answer alone. `shares_text_across_requests`: the option that
-    enables sharing, if any. `packages`: required distributions besides vLLM. `options`, `class_path`: for our own
-    drafters, the options model and the class that vLLM's `custom_class` loads. `added_options`: ours, for a drafter of
-    vLLM.
+    enables sharing, if any. `pooled`: can share an engine with other drafters. `packages`: required distributions
+    besides vLLM. `options`, `class_path`: for our own drafters, the options model and the class that vLLM's
+    `custom_class` loads. `added_options`: ours, for a drafter of vLLM.
     """
 
     needs_model: bool = False
@@ -134,6 +134,7 @@ class DrafterSpec:
     same_as_target: tuple[str, ...] = ()
     replayable: bool = False
     shares_text_across_requests: SharedText | None = None
+    pooled: bool = False
     packages: tuple[str, ...] = ()
     options: type[_DrafterOptions] | None = None
     class_path: str | None = None
@@ -146,7 +147,7 @@ class DrafterSpec:
 
 
 DRAFTERS: dict[str, DrafterSpec] = {
-    "ngram": DrafterSpec(model_free=True, replayable=True),
+    "ngram": DrafterSpec(model_free=True, replayable=True, pooled=True),
     "draft_model": DrafterSpec(needs_model=True, weights="causal_lm", same_as_target=("vocab_size",), replayable=True),
     "eagle": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
     "eagle3": DrafterSpec(
@@ -154,6 +155,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
         weights="eagle3",
         same_as_target=("vocab_size", "hidden_size"),
         replayable=True,
+        pooled=True,
         added_options=HeadOptions,
     ),
     "custom_class": DrafterSpec(needs_model=True, model_free=True),
@@ -166,6 +168,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
         model_free=True,
         replayable=True,
         shares_text_across_requests=SharedText(("suffix_decoding_max_cached_requests",), default=10_000, off=0),
+        pooled=True,
         packages=("arctic-inference",),
         options=SuffixOptions,
         class_path="draftpick.engines.drafters.hybrid.SuffixProposer",
@@ -174,6 +177,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
         model_free=True,
         replayable=True,
         shares_text_across_requests=SharedText(("shared",), default=False, off=False),
+        pooled=True,
         options=TrigramOptions,
         class_path="draftpick.engines.drafters.trigram.proposer.TrigramProposer",
     ),
@@ -181,6 +185,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
         model_free=True,
         replayable=True,
         shares_text_across_requests=SharedText(("trigram", "shared"), default=False, off=False),
+        pooled=True,
         options=HybridOptions,
         class_path="draftpick.engines.drafters.hybrid.HybridProposer",
     ),

@@ -12,7 +12,14 @@ from draftpick.engines.models.embedded import TARGET_NAME, package_folder
 from draftpick.engines.models.paths import drafter_model
 
 # The embedded target is converted on first use; its shape is known in advance.
-_EMBEDDED_SHAPE = {"vocab_size": 49152, "hidden_size": 576}
+_EMBEDDED_SHAPE = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+_LAYERS = "eagle_aux_hidden_state_layer_ids"
 
 
 def check_models(config: FleetConfig) -> None:
@@ -21,10 +28,14 @@ def check_models(config: FleetConfig) -> None:
         return
     target = _target_shape(config.target)
     for i, engine in enumerate(config.engines):
-        if engine.kind == "vllm" and engine.drafter is not None:
-            _check_drafter(f"engines.{i}.drafter.model", engine, engine.drafter, target)
-            if engine.drafter.spec.options is not None:
-                _check_table(f"engines.{i}.drafter", engine.drafter, target)
+        if engine.kind != "vllm":
+            continue
+        for place, drafter in engine.placed_drafters():
+            field = f"engines.{i}.{place}"
+            _check_drafter(f"{field}.model", engine, drafter, target)
+            if drafter.spec.options is not None:
+                _check_table(field, drafter, target)
+        _check_heads(f"engines.{i}", engine, target)
 
 
 def _target_shape(target: Target) -> dict[str, Any]:
@@ -51,6 +62,49 @@ def _check_drafter(field: str, engine: Engine, drafter: Drafter, target: dict[st
                 f"method {drafter.method} needs a drafter with the target's {key}",
             )
     _check_format(field, drafter, shape, target)
+
+
+def _check_heads(field: str, engine: Engine, target: dict[str, Any]) -> None:
+    """Check that the heads of a pool read the same layers of the target, and have the KV shape of the target: vLLM
+    hands one set of hidden states to all, and keeps their caches in one group."""
+    first: tuple[str, list[int]] | None = None
+    for i, drafter in enumerate(engine.drafters or ()):
+        if drafter.spec.weights != "eagle3":
+            continue
+        place = f"{field}.drafters.{i}.model"
+        shape = _model_config(place, drafter_model(drafter) or "")
+        ours, theirs = _kv_shape(shape), _kv_shape(target)
+        if ours and theirs and ours != theirs:
+            raise ConfigError(
+                place,
+                f"head {drafter.name!r} has {ours[0]} KV heads of size {ours[1]}, "
+                f"the target has {theirs[0]} of {theirs[1]}",
+                "train a head with the target's attention, or give it an engine of its own",
+            )
+        layers = _read_layers(shape, target)
+        if layers is None:
+            continue
+        if first is not None and layers != first[1]:
+            raise ConfigError(
+                place,
+                f"head {drafter.name!r} reads the layers {layers}, head {first[0]!r} reads {first[1]}",
+                "train both to read the same layers, or give one an engine of its own",
+            )
+        first = first or (drafter.name, layers)
+
+
+def _kv_shape(shape: dict[str, Any]) -> tuple[int, int] | None:
+    """Return (KV heads, size of a head) of a model, as transformers derives them; None if unknown."""
+    heads = shape.get("num_attention_heads")
+    size = shape.get("head_dim") or (heads and shape.get("hidden_size", 0) // heads)
+    return (shape.get("num_key_value_heads") or heads, size) if heads and size else None
+
+
+def _read_layers(head: dict[str, Any], target: dict[str, Any]) -> list[int] | None:
+    """Return the target's layers that a head reads: its own list, or vLLM's default; None if unknown."""
+    layers = head.get(_LAYERS) or (head.get("eagle_config") or {}).get(_LAYERS)
+    n = target.get("num_hidden_layers")
+    return list(layers) if layers else [2, n // 2, n - 3] if head and n else None
 
 
 def _check_format(field: str, drafter: Drafter, shape: dict[str, Any], target: dict[str, Any]) -> None:

@@ -54,7 +54,8 @@ class RouterDeployment:
         self._name = str(serve.get_replica_context().replica_id.unique_id)
         self._router = Router(self._config, self._sources, self._set_targets, name=self._name, peer_pages=_pages)
         await self._router.configure(self._live)
-        self._metrics_task = asyncio.create_task(RayMetricsExporter(self._router.collectors, self._name).run())
+        exporter = RayMetricsExporter(self._router.collectors, self._name)
+        self._metrics_task = asyncio.create_task(self._router.supervisor.run("ray_metrics", exporter.run))
         return self._router.app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

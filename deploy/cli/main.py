@@ -122,7 +122,7 @@ def check_config(
         return
     for warning in warnings:
         err.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
-    out.print(f"[green]valid[/green]: target {fleet.target.name}, engines {', '.join(fleet.arms)}", highlight=False)
+    out.print(f"[green]valid[/green]: target {fleet.target.name}, engines {', '.join(fleet.names)}", highlight=False)
 
 
 @app.command()

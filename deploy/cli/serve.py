@@ -73,7 +73,7 @@ def serve(
         # Not earlier: Ray installs its own handlers when it starts, which end the process without draining.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        _announce(url, fleet.target.name, list(fleet.arms))
+        _announce(url, fleet.target.name, list(fleet.names))
         stop.wait()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)
@@ -106,7 +106,7 @@ def route(
         signal.signal(number, lambda *_: routers.request_stop())
     try:
         routers.wait()
-        _announce(routers.url, fleet.target.name, list(fleet.arms))
+        _announce(routers.url, fleet.target.name, list(fleet.names))
         routers.supervise()
     finally:
         err.print("draining and stopping ...")

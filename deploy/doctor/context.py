@@ -83,10 +83,10 @@ class DoctorContext:
 
     @property
     def drafters(self) -> Iterator[tuple[str, Engine, Drafter]]:
-        """Engines with a drafter started by Draftpick: field of the drafter, engine, drafter."""
+        """Drafters of engines started by Draftpick: field of the drafter, engine, drafter."""
         for i, engine in enumerate(self.config.engines):
-            if engine.kind == "vllm" and engine.drafter is not None:
-                yield f"engines.{i}.drafter", engine, engine.drafter
+            for place, drafter in engine.placed_drafters() if engine.kind == "vllm" else ():
+                yield f"engines.{i}.{place}", engine, drafter
 
     @property
     def answering(self) -> dict[str, RunningEngine]:

@@ -45,8 +45,8 @@ def read_context(config: str | None, addresses: Mapping[str, str], host: str, pa
         return DoctorContext(fleet, Machine.here(), running, host=host, written=False)
     with collected() as former_fields:
         fleet = fleet_of(config)
-    if unknown := sorted(addresses.keys() - set(fleet.arms)):
-        raise ConfigError("--url", f"unknown engine {', '.join(unknown)}", f"engines: {', '.join(fleet.arms)}")
+    if unknown := sorted(addresses.keys() - set(fleet.names)):
+        raise ConfigError("--url", f"unknown engine {', '.join(unknown)}", f"engines: {', '.join(fleet.names)}")
     places = {engine.name: str(engine.url) for engine in fleet.engines if engine.url} | dict(addresses)
     running, records = ask(places, patience_s), last_records(fleet)
     return DoctorContext(fleet, Machine.here(), running, records, host, former_fields=former_fields)

@@ -54,6 +54,13 @@ engines:
       num_speculative_tokens: 3
       draft_tensor_parallel_size: 1                  # vLLM's own
 router: {default_engine: plain}""",
+    "engines[].drafters[]": """\
+engines:
+  - name: pool                                       # its arms: pool/none, pool/suffix, pool/math
+    drafters:
+      - {name: suffix, method: suffix, num_speculative_tokens: 8}
+      - {name: math, method: eagle3, model: "embedded:math", num_speculative_tokens: 3}
+router: {default_engine: pool}""",
     "engines[].deployment": """\
 engines:
   - name: plain

@@ -56,8 +56,8 @@ def subjects(fleet: DraftpickConfig | None, names: Sequence[str], urls: Sequence
         if not at:
             raise ConfigError("config", "nothing to measure", "name a fleet, or give --url NAME=URL")
         return [Subject(name, url) for name, url in at.items()]
-    if unknown := [name for name in names if name not in fleet.arms]:
-        fix = f"{did_you_mean(unknown[0], fleet.arms)}engines: {', '.join(fleet.arms)}"
+    if unknown := [name for name in names if name not in fleet.names]:
+        fix = f"{did_you_mean(unknown[0], fleet.names)}engines: {', '.join(fleet.names)}"
         raise ConfigError("--engine", f"unknown engine {unknown[0]!r}", fix)
     at = {one.name: str(one.url) for one in fleet.engines if one.url is not None} | at
     wanted = dict.fromkeys([*(one.name for one in fleet.engines if not names or one.name in names), *map(_name, urls)])

@@ -5,6 +5,7 @@ all but the last row are needed, and rebuilds its metadata for each drafted toke
 kernels, vLLM's own, on the head's packed weights and its paged KV cache. Drafts are those of vLLM's loop, up to ties.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ class Head:
         self.keys, self.values = cache.view(blocks, heads, self.block_size * 2, -1).chunk(2, dim=2)
         vocab = model.config.draft_vocab_size
         self.targets = torch.arange(vocab) + model.draft_id_to_target_id
-        self.starts = torch.arange(builder.vllm_config.scheduler_config.max_num_seqs + 1, dtype=torch.int32)
+        self.starts = torch.arange(builder.vllm_config.scheduler_config.max_num_batched_tokens + 1, dtype=torch.int32)
 
     @staticmethod
     def fits(model: Any, vllm_config: Any) -> bool:
@@ -300,32 +301,54 @@ class HeadProposer(EagleProposer):
         rows = Rows.join([part for i in reading for part in parts[i]])
         last = torch.tensor([sum(len(part.ids) for part in parts[i]) for i in reading]).cumsum(0) - 1
         exits = [self._requests[name].exit for name in self._batch.input_batch.req_ids]
-        ids, positions = rows.ids, rows.positions[last]
+        positions = rows.positions[last]
         if len(reading) < len(drafts):
             table = table[torch.tensor(reading)]
         hidden = self.model.combine_hidden_states(rows.hidden)
-        output, state = head.forward(rows.ids, rows.positions, hidden, rows.slots, last, (positions + 1).int(), table)
-        for i in range(length):
-            if i:
-                positions = positions + 1
-                slots = slot_of(table, positions, head.block_size)
-                output, state = head.forward(ids, positions, state, slots, None, (positions + 1).int(), table)
-            probabilities, ids = head.best(output)
-            goes_on = []
-            for row, (token, probability) in enumerate(zip(ids.tolist(), probabilities.tolist(), strict=True)):
-                drafts[reading[row]].append(token)
-                draft_exit = exits[reading[row]]
-                if draft_exit is None or draft_exit.add(probability):
-                    goes_on.append(row)
-            if not goes_on:
-                break
-            if len(goes_on) < len(reading):
-                reading = [reading[row] for row in goes_on]
-                at = torch.tensor(goes_on)
-                ids, positions, state, table = ids[at], positions[at], state[at], table[at]
+        first = head.forward(rows.ids, positions=rows.positions, hidden=hidden, slots=rows.slots, last=last,
+                             seq_lens=(positions + 1).int(), table=table)  # fmt: skip
+
+        def add(row: int, token: int, probability: float) -> bool:
+            drafts[reading[row]].append(token)
+            draft_exit = exits[reading[row]]
+            return draft_exit is None or draft_exit.add(probability)
+
+        draft_rows(head, first, positions, table, length, add)
         for draft, draft_exit in zip(drafts, exits, strict=True):
             if draft and draft_exit is not None:
                 del draft[draft_exit.length() :]
+
+
+def draft_rows(
+    head: Head,
+    first: tuple[Tensor, Tensor],
+    positions: Tensor,
+    table: Tensor,
+    length: int,
+    add: Callable[[int, int, float], bool],
+) -> list[int]:
+    """Draft at most `length` tokens after the rows at `positions` [requests], whose output and state are `first`.
+
+    `add` takes a request's place, a token and its probability, and says whether to draft another. Returns the requests
+    of each pass but the first.
+    """
+    (output, state), passes = first, []
+    places = list(range(len(positions)))
+    while True:
+        probabilities, ids = head.best(output)
+        drafted = zip(ids.tolist(), probabilities.tolist(), strict=True)
+        goes_on = [row for row, (token, value) in enumerate(drafted) if add(places[row], token, value)]
+        if not goes_on or len(passes) + 1 == length:
+            break
+        if len(goes_on) < len(places):
+            places = [places[row] for row in goes_on]
+            at = torch.tensor(goes_on)
+            ids, positions, state, table = ids[at], positions[at], state[at], table[at]
+        positions = positions + 1
+        slots = slot_of(table, positions, head.block_size)
+        output, state = head.forward(ids, positions, state, slots, None, (positions + 1).int(), table)
+        passes.append(len(places))
+    return passes
 
 
 def slot_of(table: Tensor, positions: Tensor, block_size: int) -> Tensor:

@@ -27,9 +27,13 @@ def register() -> None:
         register_norms()
         register_packed_linear()
         register_sampling()
-        from draftpick.engines.vllm.head_proposer import install
+        from draftpick.engines.vllm import head_proposer
 
-        install()
+        head_proposer.install()
+    from draftpick.engines.vllm import pool_reports, pool_runner
+
+    pool_runner.install()
+    pool_reports.install()
 
 
 def expand(

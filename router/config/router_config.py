@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from draftpick.engines.arms import first_arm
 from draftpick.engines.circuit_breaker import BreakerConfig
 from draftpick.engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
 from draftpick.engines.errors import ConfigError
@@ -93,9 +94,36 @@ class RouterConfig(Model):
     resume_streams: bool = Field(
         False, description="whether another engine resumes a broken greedy stream from the text so far"
     )
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="maximum size of a request body; larger ones get 413")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="maximum open connections of a router process; fewer if it may open fewer than two files for each. "
+        "Beyond it the longest idle one is closed",
+    )
+    receive_timeout_s: float = Field(
+        60.0, gt=0, description="timeout of receiving a whole request, from its first byte to its last"
+    )
+    idle_timeout_s: float = Field(120.0, ge=1, description="time for which an idle connection is kept open")
+    max_url_bytes: int = Field(8 * 2**10, ge=256, description="maximum size of path and query; longer ones get 414")
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="maximum size of all headers; larger ones get 431")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="maximum size of a request body; larger ones get 413")
+    max_total_body_bytes: int = Field(
+        48 * 2**20,
+        ge=1024,
+        description="maximum size of all bodies over 64 KiB that a router holds at once, until their answers end; "
+        "further ones wait. Raise it for many images",
+    )
     max_json_depth: int = Field(128, ge=8, description="maximum nesting of a request body; deeper ones get 400")
+    max_json_objects: int = Field(
+        100_000,
+        ge=1000,
+        description="maximum number of objects and lists in a request body; it may have ten times as many values",
+    )
+    max_answer_bytes: int = Field(
+        32 * 2**20,
+        ge=2**16,
+        description="maximum size of one event of a stream, and of a whole answer that is read before it is passed on",
+    )
     paths: tuple[str, ...] = Field(PATHS, description="engine paths open to every key; `*` is a wildcard")
     keys: KeysConfig = Field(default_factory=KeysConfig, description="API keys")
     admission: AdmissionConfig = Field(
@@ -154,18 +182,18 @@ class DraftpickConfig(FleetConfig):
             "router.load.baseline_engine": self.router.load.baseline_engine,
         }
         for field, engine in named.items():
-            if engine is not None and engine not in self.arms:
+            if engine is not None and engine not in self.names and engine not in self.arms:
                 raise ValueError(
                     f"{field} names {engine!r}, which is not an engine "
-                    f"({did_you_mean(engine, self.arms)}engines: {', '.join(self.arms)})"
+                    f"({did_you_mean(engine, self.names)}engines: {', '.join(self.names)})"
                 )
         return self
 
     @property
     def baseline(self) -> str:
-        """The engine with the least risk under unknown load: one without a drafter."""
+        """The arm with the least risk under unknown load: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
-        return self.router.load.baseline_engine or next(plain, self.router.default_engine)
+        return first_arm(self.router.load.baseline_engine or next(plain, self.router.default_engine), self.arms)
 
 
 class ConfigProblems(ConfigError):

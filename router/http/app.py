@@ -14,6 +14,7 @@ from draftpick.router.errors import NotAllowed, RequestError
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
+from draftpick.router.http.body import BodyBudget
 from draftpick.router.http.openapi import description
 from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
 from draftpick.router.http.ui import ui_pages
@@ -38,7 +39,8 @@ class RouterApp:
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
-        admin = AdminPages(parts, owner, keys, config.max_json_depth, model)
+        self._bodies = BodyBudget(config)
+        admin = AdminPages(parts, owner, keys, self._bodies, model)
         self._own: dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]] = {
             **admin.pages,
             **ui_pages(),
@@ -98,10 +100,11 @@ class RouterApp:
 
     async def _route(self, http_request: HttpRequest, key: Key, reply: AsgiSink) -> None:
         """Read the body, and dispatch the request."""
-        if (body := await http_request.body()) is not None:
-            incoming = self._client_request(http_request, key, body)
-            if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
-                await reply.finish()
+        async with self._bodies.body(http_request) as body:
+            if body is not None:
+                incoming = self._client_request(http_request, key, body)
+                if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
+                    await reply.finish()
 
     def _key(self, http_request: HttpRequest) -> Key:
         """The key of a request. Raises `Unauthorized`."""
@@ -119,9 +122,7 @@ class RouterApp:
             sent = [(name, value) for name, value in sent if name != "authorization"]
         id = uuid.uuid4().hex
         return ClientRequest(
-            request=parse(
-                http_request.path, body, self._config.max_json_depth, keep_fields=self._config.resume_streams
-            ),
+            request=parse(http_request.path, body, self._config, keep_fields=self._config.resume_streams),
             method=http_request.scope["method"],
             target=http_request.target(),
             headers=sent,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.router.config.sections import DriftConfig
-from draftpick.router.online.key_shares import KeyedEvidence
+from draftpick.router.online.key_shares import KeyedEvidence, KeyShares
 
 _CHECK_EVERY = 8
 """Requests between two checks of their clusters."""
@@ -139,6 +139,7 @@ class ArmDriftDetector:
     config: DriftConfig
     drafts: dict[int, PageHinkley] = field(default_factory=dict)
     steps: dict[int, PageHinkley] = field(default_factory=dict)
+    keys: KeyShares = field(default_factory=KeyShares)
 
     def update(
         self,
@@ -148,18 +149,27 @@ class ArmDriftDetector:
         tau: float | None,
         predicted_tpot_s: float,
         key: str = "",
-        several: bool = False,
     ) -> tuple[str, float] | None:
-        """Return (`costs` or `drafts`, log change) when either has changed. `key`, `several`: see `PageHinkley`."""
-        load, tau = in_flight.bit_length(), tau if tau and tau > 0 else None
-        step = math.log(tpot_s * (tau or 1.0))
-        moved = self.steps.setdefault(load, PageHinkley(self.config)).update(step, key, several)
-        found = ("costs", moved) if moved is not None else None
-        if tau is not None:
-            # tau / predicted tau, up to a constant of the arm.
-            drafts = self.drafts.setdefault(cluster, PageHinkley(self.config))
-            moved = drafts.update(math.log(tau * predicted_tpot_s), key, several)
-            found = found or (("drafts", moved) if moved is not None else None)
-        if found:
-            self.drafts, self.steps = {}, {}
-        return found
+        """Return (`costs` or `drafts`, log change) when either has changed. `key`: whose answer it is."""
+        tau = tau if tau and tau > 0 else None
+        found = self.update_steps(in_flight, tpot_s * (tau or 1.0), key)
+        return found or (self.update_drafts(cluster, tau, predicted_tpot_s, key) if tau is not None else None)
+
+    def update_steps(self, in_flight: int, step_s: float, key: str = "") -> tuple[str, float] | None:
+        """`update` with a step's time alone."""
+        test = self.steps.setdefault(in_flight.bit_length(), PageHinkley(self.config))
+        return self._found("costs", test.update(math.log(step_s), key, self.keys.several))
+
+    def update_drafts(
+        self, cluster: int, tau: float, predicted_tpot_s: float, key: str = ""
+    ) -> tuple[str, float] | None:
+        """`update` with an acceptance length alone."""
+        # tau / predicted tau, up to a constant of the arm.
+        test = self.drafts.setdefault(cluster, PageHinkley(self.config))
+        return self._found("drafts", test.update(math.log(tau * predicted_tpot_s), key, self.keys.several))
+
+    def _found(self, what: str, moved: float | None) -> tuple[str, float] | None:
+        if moved is None:
+            return None
+        self.drafts, self.steps = {}, {}
+        return what, moved

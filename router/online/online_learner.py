@@ -8,18 +8,19 @@ one that has proved best here; while routing loses time against the best single 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from draftpick.engines.arms import engine_of, pool_arm
+from draftpick.engines.pool.forecast import NONE
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
-from draftpick.router.online.key_shares import KeyShares
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
-from draftpick.router.types import Decision, Outcome
+from draftpick.router.types import Decision, Outcome, acceptance_by_arm
 
 _MIN_TOKENS = 4
 _MIN_LEVEL_ANSWERS = 5.0
@@ -55,7 +56,6 @@ class OnlineLearner:
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms))
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
-        self._keys = [KeyShares() for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
         self._caution_left = [0] * len(policy.arms)
@@ -86,15 +86,16 @@ class OnlineLearner:
             return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
         assumed = decision.slowdown
-        weight = self._keys[arm].observe(key)
+        weight = self._arm_detectors[arm].keys.observe(key)
         alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
-            self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown, key)
+            self._monitor_answer(arm, cluster, decision, outcome, in_flight, slowdown, key)
         if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
             self._compare(arm, residual, decision, outcome, weight)
         if self._config.correction.enabled:
-            self.correction.update(cluster, arm, residual, weight)
+            for one, own in self._residuals(arm, residual, decision, outcome):
+                self.correction.update(cluster, one, own, weight)
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
@@ -139,14 +140,49 @@ class OnlineLearner:
         deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
         self.level_deviations = deviations.tolist() if deviations.any() else None
 
-    def _monitor_arm(
-        self, arm: int, cluster: int, outcome: Outcome, predicted: float, in_flight: int, slowdown: float, key: str
+    def _residuals(
+        self, arm: int, residual: float, decision: Decision, outcome: Outcome
+    ) -> Iterator[tuple[int, float]]:
+        """The arms whose times an answer shows, and log(time per token / predicted) of each: its own arm.
+
+        Of a pool, all arms: what each drafter, scored on the answer, would have had accepted, at steps as long,
+        relative to the predicted ones, as those that were measured.
+        """
+        tau = decision.predicted_tau
+        if outcome.drafters is None or tau is None:
+            yield arm, residual
+            return
+        steps = residual + math.log((outcome.acceptance_length or 1.0) / tau[arm])
+        for one, accepted in self._scored(decision, outcome):
+            yield one, steps + math.log(tau[one] / accepted)
+
+    def _scored(self, decision: Decision, outcome: Outcome) -> Iterator[tuple[int, float]]:
+        """The arms of a pool whose acceptance length an answer shows, and that length; `none` has 1."""
+        for name, tau, tokens in acceptance_by_arm(decision.arm, outcome):
+            if tau is not None and (tokens or 0) >= _MIN_TOKENS and name in self._policy.arms:
+                yield self._policy.arms.index(name), tau
+        if (plain := pool_arm(engine_of(decision.arm), NONE)) in self._policy.arms:
+            yield self._policy.arms.index(plain), 1.0
+
+    def _monitor_answer(
+        self, arm: int, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float, key: str
     ) -> None:
+        """Test for changes: steps and acceptance of the arm; of a pool, the acceptance of every scored drafter."""
         assert outcome.tpot_s is not None
-        took_s, several = outcome.tpot_s / slowdown, self._keys[arm].several
-        found = self._arm_detectors[arm].update(
-            cluster, in_flight, took_s, outcome.acceptance_length, predicted, key, several
-        )
+        assert decision.predicted_tpot_s is not None
+        alone_s = np.asarray(decision.predicted_tpot_s) / decision.slowdown
+        took_s, detectors = outcome.tpot_s / slowdown, self._arm_detectors
+        if outcome.drafters is None:
+            found = detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, alone_s[arm], key)
+            self._react(arm, found)
+            return
+        self._react(arm, detectors[arm].update_steps(in_flight, took_s * (outcome.acceptance_length or 1.0), key))
+        for one, tau in self._scored(decision, outcome):
+            if one != arm:
+                detectors[one].keys.observe(key)
+            self._react(one, detectors[one].update_drafts(cluster, tau, alone_s[one], key))
+
+    def _react(self, arm: int, found: tuple[str, float] | None) -> None:
         if found is None:
             return
         what, moved = found

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import EngineFailed
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
-from draftpick.router.openai_request import Request
+from draftpick.router.openai_request import Request, with_forecast
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
@@ -135,7 +137,9 @@ class Dispatcher:
         running: float | None = None
         tpot_s = 0.0
         try:
-            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
+            context = state.context
+            mode = context.sampled + context.truncated if context is not None else GREEDY
+            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix, mode) as lease:
                 state.tried.add(lease.replica)
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
@@ -174,6 +178,8 @@ class Dispatcher:
             body = request.body
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
+            if (forecast := state.decision.forecast) is not None:
+                body = with_forecast(request, body, forecast)
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -233,10 +239,10 @@ class Dispatcher:
     async def _before_retry(self, state: RequestState, status: Status) -> None:
         """Choose another engine, or raise `EngineFailed` if none is left."""
         if not self._can_retry(state) and not await self._wait_for_recovery(state, status):
-            tried = ", ".join(sorted({*state.failed, state.decision.arm}))
+            tried = ", ".join(sorted({*state.failed, engine_of(state.decision.arm)}))
             names = f" ({tried} tried)" if state.client_request.show_routing else ""
             raise EngineFailed(f"no engine answered{names}", timed_out=status == "timeout")
-        state.failed.add(state.decision.arm)
+        state.failed.add(engine_of(state.decision.arm))
         self._make_decision(state)
         state.number += 1
 
@@ -276,7 +282,7 @@ class Dispatcher:
         """Resume a broken stream on another engine if possible; else send an error event."""
         status: Status = "broken"
         while status in _RETRYABLE and self._can_resume(state):
-            state.failed.add(state.decision.arm)
+            state.failed.add(engine_of(state.decision.arm))
             decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
             state.decision = replace(decision, reason="resumed")
             state.number += 1

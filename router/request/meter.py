@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from draftpick.engines.pool.report import FIELD, parse
 from draftpick.router.types import Outcome, Status
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class Meter:
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
+        speculation = _metrics(self._fields).get("speculative_decoding")
+        by_drafter = speculation.get(FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
@@ -116,6 +119,7 @@ class Meter:
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=_seconds(self._fields, "queue_time_ms"),
+            drafters=None if by_drafter is None else parse(by_drafter),
         )
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:

@@ -4,17 +4,22 @@
 kind of a split, and sends each to every engine and to the router, in random order and one at a time. Half are sampled
 at temperature 0.7 and top_p 0.9. A request carries a `cache_salt` of its own, so that no engine reads a prompt from its
 prefix cache. Figures are named `NAME/...`; those of other names in the file stay. Brackets are 95 % block bootstraps by
-source; a bar is met by its lower bound.
+source; a bar is met by its lower bound. With `--cold` the engines find no profile of an earlier start, and the one
+figure is that of the router's first requests, `NAME/cold_vs_plain`.
 """
 
 import argparse
 import asyncio
 import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from draftpick.deploy.config import resolve
 from draftpick.deploy.console import out, progress_bar
@@ -22,6 +27,8 @@ from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.workflows.demo import judge_routed, routed_tasks, show
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
+from draftpick.engines.cache_dir import cache_dir
+from draftpick.engines.profile import cache as profile_cache
 from draftpick.policy_training.data.collect import measure, pinned_tasks
 from draftpick.policy_training.data.dataset import Measurement, load, save
 from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval
@@ -46,6 +53,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--output", type=Path, default=Path("runs/real_text.parquet"))
+    parser.add_argument("--cold", action="store_true", help="start without the profiles that earlier starts left")
     parser.add_argument("--report-only", action="store_true", help="measure nothing, report what --output holds")
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
@@ -55,12 +63,16 @@ def main() -> None:
     if args.report_only:
         measured = list(load(args.output).measurements)
     else:
-        measured = measure_all(fleet, prompts)
+        with no_profiles() if args.cold else nullcontext():
+            measured = measure_all(fleet, prompts)
         save(args.output, measured)
     result, _ = judge_routed(measured, arms, fleet.router.default_engine, SEED)
     show(result, out)
     if args.json_file:
         figures = figures_of(result, args.name, fleet.router.default_engine)
+        if args.cold:
+            merge_into(args.json_file, {f"{args.name}/cold_vs_plain": result.policy_vs_plain})
+            return
         source = {
             "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
             "file": args.prompts.name,
@@ -76,6 +88,17 @@ def main() -> None:
             merge_into(args.json_file, figures, sets=source, policy=policy)
         else:
             write(args.json_file, result.n, figures, bracket=BRACKET, sets=source, policy=policy)
+
+
+@contextmanager
+def no_profiles() -> Iterator[None]:
+    """A cache folder with all of the user's but the profiles of engines."""
+    with TemporaryDirectory() as folder:
+        for entry in cache_dir().iterdir():
+            if entry != profile_cache.folder():
+                Path(folder, entry.name).symlink_to(entry)
+        with patch.dict(os.environ, {"DRAFTPICK_CACHE": folder}):
+            yield
 
 
 def measure_all(fleet: DraftpickConfig, prompts: Sequence[Prompt]) -> list[Measurement]:

@@ -4,9 +4,10 @@ Engines of the embedded fleet, each in a process with one thread, answer the sam
 temperature 0.7 and top_p 0.9. A step's cost is its processor time, so that other processes hardly matter; prefills are
 left out. `NAME:K` is an engine with another draft length. Figures, as ratios of sums over answers:
 
-- `sampled_step_ratio/E`: a sampled step to a greedy one of the same engine;
+- `sampled_step_ratio/E`: a sampled step to a greedy one of the same engine; `sampled_step_ratio`: the highest of them;
 - `step/E/MODE`: a step to one of `plain`; `speed/E/MODE`: tokens a second to those of `plain`;
-- `drafted_token_cost/E`: what each drafted token adds to a greedy step, in steps of `plain`, for EAGLE heads;
+- `drafted_token_cost/E`: what each of up to k drafted tokens adds to a greedy step, in steps of `plain`, for EAGLE
+  heads, which draft fewer where they are not confident; `drafted_token_cost`: of `general` as it ships;
 - `E_idle_step`: a step of `suffix` or `hybrid` to one of `plain` on answers that suffix decoding cannot predict, that
   is, its full-length drafts gain at most 0.1 tokens a step; `E_copy_speed`: speed where they gain 1 or more.
 """
@@ -189,6 +190,11 @@ def judge(measured: Answers, gained: Any) -> dict[str, Interval]:
         if drafter is not None and drafter.method == "eagle3":
             step = dataclasses.astuple(figures[f"step/{name}/greedy"])
             figures[f"drafted_token_cost/{name}"] = Interval(*((x - 1) / drafter.num_speculative_tokens for x in step))
+    figures["sampled_step_ratio"] = max(
+        (figures[f"sampled_step_ratio/{name}"] for name in step_s), key=lambda one: one.value
+    )
+    if "drafted_token_cost/general" in figures:
+        figures["drafted_token_cost"] = figures["drafted_token_cost/general"]
     idle, copied = gained <= IDLE, gained >= COPIED
     for name in ("suffix", "hybrid"):
         if name in measured and idle.any():

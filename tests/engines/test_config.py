@@ -166,6 +166,47 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
     assert "max_replicas must be at least min_replicas" in message
 
 
+POOL = [
+    {"name": "suffix", "method": "suffix", "num_speculative_tokens": 8},
+    {"name": "math", "method": "eagle3", "model": "embedded:math", "num_speculative_tokens": 3},
+]
+
+
+def test_the_arms_of_a_pool_are_its_drafters_and_none() -> None:
+    config = fleet({"name": "plain"}, {"name": "pool", "drafters": POOL})
+    assert config.arms == ("plain", "pool/none", "pool/suffix", "pool/math")
+    assert config.names == ("plain", "pool")
+    assert config.engines[1].drafts is True
+
+
+@pytest.mark.parametrize(
+    ("drafters", "field", "said"),
+    [
+        ([], ("drafters",), "at least one drafter; add one"),
+        ([POOL[0], {**POOL[1], "name": "suffix"}], ("drafters",), "duplicate drafter names: suffix; rename them"),
+        ([{**POOL[0], "name": "none"}], ("drafters", 0), "'none' is the name for no draft, which every pool has"),
+        ([{"method": "suffix"}], ("drafters", 0, "name"), "Field required"),
+        ([{"name": "a", "method": "mtp"}], ("drafters", 0), "method 'mtp' cannot share an engine; give it"),
+        ([{"name": "a", "method": "suffix", "tocen_cost": 1}], ("drafters", 0), "did you mean 'token_cost'?"),
+    ],
+)
+def test_a_wrong_pool_is_refused_at_its_path(
+    drafters: list[dict[str, Any]], field: tuple[int | str, ...], said: str
+) -> None:
+    loc, message = refusal({"name": "pool", "drafters": drafters})
+    assert (loc, said in message) == (("engines", 0, *field), True), message
+
+
+def test_one_drafter_and_several_exclude_each_other() -> None:
+    _, message = refusal({"name": "pool", "drafter": NGRAM, "drafters": POOL})
+    assert "`drafter` and `drafters` exclude each other" in message
+
+
+def test_a_pool_survives_a_round_trip_through_json() -> None:
+    engine = fleet({"name": "pool", "drafters": POOL}).engines[0]
+    assert Engine.model_validate(engine.model_dump(mode="json")) == engine
+
+
 def test_configuration_is_frozen() -> None:
     config = fleet({"name": "a", "drafter": NGRAM})
     for model, field in [(config, "engines"), (config.engines[0], "name"), (config.engines[0].drafter, "method")]:

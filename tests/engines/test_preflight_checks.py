@@ -178,3 +178,38 @@ def test_what_vllm_loads_as_model_and_drafter(target: str) -> None:
     drafter = config.engines[1].drafter
     assert drafter is not None
     assert drafter_model(drafter) == "some/drafter"
+
+
+ATTENTION = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 30}
+
+
+def pool(target: str, *heads: str) -> FleetConfig:
+    """A pool of these heads, named a, b and so on."""
+    drafters = [{"name": name, "method": "eagle3", "model": head} for name, head in zip("ab", heads, strict=False)]
+    engines = [{"name": "plain"}, {"name": "pool", "drafters": drafters}]
+    return FleetConfig.model_validate({"target": {"source": target}, "engines": engines})
+
+
+def test_heads_that_read_the_same_layers_share_a_pool(tmp_path: Path) -> None:
+    target = model_folder(tmp_path / "target", **ATTENTION)
+    default = model_folder(tmp_path / "a", **ATTENTION)
+    listed = {"eagle_aux_hidden_state_layer_ids": [2, 15, 27]}
+    check_models(pool(target, default, model_folder(tmp_path / "b", **ATTENTION, eagle_config=listed)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}}, "'b' reads the layers [1, 2, 3], head 'a'"),
+        ({"num_key_value_heads": 4}, "'b' has 4 KV heads of size 8, the target has 2 of 8"),
+        ({"head_dim": 16}, "'b' has 2 KV heads of size 16, the target has 2 of 8"),
+        ({"hidden_size": 32}, "hidden_size 32, the target has 64"),
+    ],
+)
+def test_a_head_that_does_not_fit_its_pool_is_refused(tmp_path: Path, shape: dict[str, Any], said: str) -> None:
+    target = model_folder(tmp_path / "target", **ATTENTION)
+    heads = model_folder(tmp_path / "a", **ATTENTION), model_folder(tmp_path / "b", **{**ATTENTION, **shape})
+    error = refusal(pool(target, *heads))
+    assert error.field == "engines.1.drafters.1.model"
+    assert said in error.problem
+    assert error.fix

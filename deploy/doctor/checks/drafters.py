@@ -34,7 +34,7 @@ def models(context: DoctorContext) -> Iterator[Finding]:
         try:
             check_models(context.config.model_copy(update={"engines": (engine,)}))
         except ConfigError as error:
-            field = error.field.replace("engines.0", f"engines.{context.config.arms.index(engine.name)}", 1)
+            field = error.field.replace("engines.0", f"engines.{context.config.names.index(engine.name)}", 1)
             yield problem(field, error.problem, error.fix, f"engine {engine.name} would fail at startup, or later")
 
 
@@ -143,16 +143,17 @@ def synthetic(context: DoctorContext) -> Iterator[Finding]:
 def duplicate_drafters(context: DoctorContext) -> Iterator[Finding]:
     """Engines that differ only by name give a policy nothing to choose from."""
     drafting = {
-        engine.name: (drafter.model_dump(), {k: v for k, v in kwargs.items() if k != "seed"})
+        engine.name: ([one.model_dump() for _, one in engine.placed_drafters()], {**kwargs, "seed": None})
         for _, engine, kwargs in context.started
-        if (drafter := engine.drafter) is not None
+        if engine.has_drafter
     }
-    plain = {engine.name: (None, kwargs) for _, engine, kwargs in context.started if engine.drafter is None}
+    plain: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]
+    plain = {engine.name: ([], dict(kwargs)) for _, engine, kwargs in context.started if not engine.has_drafter}
     for group in (drafting, plain):
         for one, other in combinations(group, 2):
             if group[one] == group[other]:
                 yield warning(
-                    f"engines.{context.config.arms.index(other)}", f"engines {one} and {other} are identical",
+                    f"engines.{context.config.names.index(other)}", f"engines {one} and {other} are identical",
                     "remove one, and set deployment.num_replicas: 2 for the other",
                     "a policy learns each arm separately, from half of the requests; replicas of one arm share them",
                 )  # fmt: skip

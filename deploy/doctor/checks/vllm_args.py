@@ -25,7 +25,7 @@ def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
     known = fields_of_vllm(tuple(_ARGUMENTS))
     options = fields_of_vllm(tuple(_DRAFTER_OPTIONS))
     seen: set[str] = set()
-    for at, engine, kwargs in context.started if known else ():
+    for at, _, kwargs in context.started if known else ():
         for name in kwargs:
             place = context.place(at, name)
             if name not in known and place not in seen:
@@ -34,13 +34,13 @@ def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
                     place, "the installed vLLM has no such argument",
                     f"{did_you_mean(name, known)}remove it".strip(), "Ray Serve LLM rejects unknown arguments",
                 )  # fmt: skip
-        drafter = engine.drafter
-        if drafter is None or drafter.spec.options is not None or not options:
+    for at, _, drafter in context.drafters if options else ():
+        if drafter.spec.options is not None:
             continue
         ours = drafter.spec.added_options
         for name in (drafter.model_extra or {}).keys() - options - (ours.model_fields.keys() if ours else set()):
             yield problem(
-                f"{at}.drafter.{name}", "the installed vLLM has no such option of speculative_config",
+                f"{at}.{name}", "the installed vLLM has no such option of speculative_config",
                 f"{did_you_mean(name, options)}remove it".strip(), "vLLM rejects unknown options at startup",
             )  # fmt: skip
 
@@ -81,14 +81,14 @@ def metrics(context: DoctorContext) -> Iterator[Finding]:
     seen: set[str] = set()
     for at, engine, kwargs in context.started:
         name = "per_request_spec_decode_metrics"
-        place, level = context.place(at, name), kwargs.get(name, "none" if engine.drafter is None else "summary")
-        if engine.drafter is None and level != "none" and place not in seen:
+        place, level = context.place(at, name), kwargs.get(name, "summary" if engine.has_drafter else "none")
+        if not engine.has_drafter and level != "none" and place not in seen:
             seen.add(place)
             yield problem(
                 place, f"{level!r}, and engine {engine.name} has no drafter",
                 "remove it: Draftpick sets it on engines with one", "vLLM rejects it at startup without a drafter",
             )  # fmt: skip
-        elif engine.drafter is not None and level == "none":
+        elif engine.has_drafter and level == "none":
             yield warning(
                 place, f"engine {engine.name} does not report acceptance", "remove it",
                 "without acceptance the router cannot learn about the engine, or detect a lost drafter",
@@ -152,7 +152,7 @@ def chunked_prefill(context: DoctorContext) -> Iterator[Finding]:
 def sleep_mode(context: DoctorContext) -> Iterator[Finding]:
     """Sleep can disable a drafter, while all answers stay right."""
     for at, engine, kwargs in context.started:
-        if kwargs.get("enable_sleep_mode") and engine.drafter is not None:
+        if kwargs.get("enable_sleep_mode") and engine.has_drafter:
             yield warning(
                 context.place(at, "enable_sleep_mode"), f"engine {engine.name} may sleep, and has a drafter",
                 "disable it, or check the acceptance after each wake-up (draftpick doctor --url NAME=URL)",

@@ -1,0 +1,188 @@
+"""Acceptance of one drafter's tokens by confidence and place in the draft: that of all requests, and one request's own.
+
+A token is scored if all before it in its draft were accepted. So rates multiply to survival, S_i = P(the first i tokens
+are accepted), whatever the drafts' lengths were (the product-limit estimate of Kaplan and Meier).
+"""
+
+from collections.abc import Sequence
+
+LEVELS = 16
+"""Number of confidence levels of a drafted token."""
+_PRIOR = 4.0
+"""Weight of what is assumed of a level, in tokens."""
+_MEMORY = 2000.0
+"""Tokens of one level and place, of all requests, that count."""
+_OWN_MEMORY = 0.94
+"""What remains of a request's own scores after another step."""
+_SHRINK = 4.0
+"""Weight of all requests in the estimate of one, in tokens or steps."""
+_MAX_LIFT = 3.0
+
+
+class Acceptance:
+    """One drafter over all requests of one sampling mode; `prior(level)`: assumed acceptance rate by confidence."""
+
+    def __init__(self, length: int, prior: Sequence[float]) -> None:
+        self.length = length
+        self.hits = [[_PRIOR * rate] * length for rate in prior]
+        self.trials = [[_PRIOR] * length for _ in prior]
+        # Of drafts as they were made: those shortened for lack of confidence, or not proposed, included.
+        mean = sum(prior) / len(prior)
+        self.drafts, self.gained = _PRIOR, _PRIOR * sum(mean**i for i in range(1, length + 1))
+        self.tokens = _PRIOR * min(2, length)
+
+    def rate(self, level: int, place: int) -> float:
+        """Return the acceptance rate of a token at `place` of a draft whose former tokens were accepted."""
+        return self.hits[level][place] / self.trials[level][place]
+
+    def mean_rate(self, place: int) -> float:
+        """Return the acceptance rate of a token at `place` before its confidence is known."""
+        place = min(place, self.length - 1)
+        return sum(row[place] for row in self.hits) / sum(row[place] for row in self.trials)
+
+    def gain(self) -> float:
+        """Return the expected accepted tokens of a draft, before it is made."""
+        return self.gained / self.drafts
+
+    def drafted(self) -> float:
+        """Return the expected length of a draft, before it is made."""
+        return self.tokens / self.drafts
+
+    def score(self, level: int, place: int, hit: bool) -> None:
+        """Learn whether a token was accepted."""
+        trials, hits = self.trials[level], self.hits[level]
+        if trials[place] >= _MEMORY:
+            trials[place] -= 1
+            hits[place] *= 1 - 1 / _MEMORY
+        trials[place] += 1
+        hits[place] += hit
+
+    def score_draft(self, hits: float, tokens: float, weight: float) -> None:
+        """Learn how many of a draft's tokens were accepted."""
+        if self.drafts >= _MEMORY:
+            scale = 1 - 1 / _MEMORY
+            self.drafts, self.gained, self.tokens = self.drafts * scale, self.gained * scale, self.tokens * scale
+        self.drafts += weight
+        self.gained += weight * hits
+        self.tokens += weight * tokens
+
+
+class OwnAcceptance:
+    """One drafter in one request, relative to all requests."""
+
+    __slots__ = ("_expected", "_gain_weight", "_gained", "_hits", "_place_hits", "_place_trials", "scored", "shared")
+
+    def __init__(self, shared: Acceptance) -> None:
+        self.shared = shared
+        self._hits = self._expected = self._gained = self._gain_weight = 0.0
+        self._place_hits, self._place_trials = [0] * shared.length, [0] * shared.length
+        self.scored = 0
+
+    def foresee(self, tau: float, weight: float) -> None:
+        """Start from a forecast of the acceptance length of full drafts, as if from `weight` scored steps."""
+        usual = _rate_of(1 + self._mean_survival(), self.shared.length)
+        foreseen = _rate_of(tau, self.shared.length)
+        self._hits += weight * foreseen
+        self._expected += weight * usual
+        ratio = (tau - 1) / max(1e-6, self._mean_survival())
+        self._gained += weight * self.shared.gain() * min(ratio, self.shared.length / max(1e-6, self.shared.gain()))
+        self._gain_weight += weight
+
+    def score(self, draft: Sequence[int], levels: Sequence[int], came: Sequence[int]) -> int:
+        """Learn from a draft and the tokens that came in its place; return how many were accepted."""
+        shared = self.shared
+        self._hits *= _OWN_MEMORY
+        self._expected *= _OWN_MEMORY
+        hits = 0
+        for place, (token, level, actual) in enumerate(zip(draft, levels, came, strict=False)):
+            hit = token == actual
+            self._expected += shared.rate(level, place)
+            self._hits += hit
+            self._place_trials[place] += 1
+            self._place_hits[place] += hit
+            shared.score(level, place, hit)
+            if not hit:
+                break
+            hits += 1
+        shared.score_draft(hits, len(draft), self._novelty())
+        self.scored += 1
+        self._gained = self._gained * _OWN_MEMORY + hits
+        self._gain_weight = self._gain_weight * _OWN_MEMORY + 1
+        return hits
+
+    def score_first(self, levels: Sequence[int], hits: Sequence[bool]) -> None:
+        """Learn from one-token drafts at places of the text where nothing was proposed."""
+        shared = self.shared
+        for level, hit in zip(levels, hits, strict=True):
+            self._hits = self._hits * _OWN_MEMORY + hit
+            self._expected = self._expected * _OWN_MEMORY + shared.rate(level, 0)
+            self._place_trials[0] += 1
+            self._place_hits[0] += hit
+            shared.score(level, 0, hit)
+        first = max(0.05, shared.mean_rate(0))
+        weight = min(len(hits), 8)
+        gained = min(shared.length, shared.gain() * (sum(hits) / len(hits)) / first)
+        shared.score_draft(gained, shared.drafted(), weight * self._novelty())
+        self.scored += len(hits)
+        self._gained = self._gained * _OWN_MEMORY**weight + weight * gained
+        self._gain_weight = self._gain_weight * _OWN_MEMORY**weight + weight
+
+    def lift(self) -> float:
+        """Return this request's acceptance rate over that of all requests at the same confidence."""
+        return min(_MAX_LIFT, (self._hits + _SHRINK) / (self._expected + _SHRINK))
+
+    def gain(self) -> float:
+        """Return the expected accepted tokens of a draft, before it is made."""
+        usual = self.shared.gain()
+        return (self._gained + _SHRINK * usual) / (self._gain_weight + _SHRINK)
+
+    def survival(self, levels: Sequence[int]) -> list[float]:
+        """Return S_1, S_2, ... of drafted tokens of these confidences."""
+        lift, reached, found = self.lift(), 1.0, []
+        for place, level in enumerate(levels):
+            reached *= min(1.0, lift * self.shared.rate(level, place))
+            found.append(reached)
+        return found
+
+    def tau(self) -> float | None:
+        """Return the acceptance length of full drafts by this request's scores, None without any."""
+        if not self.scored:
+            return None
+        reached, total = 1.0, 1.0
+        for place, (hits, trials) in enumerate(zip(self._place_hits, self._place_trials, strict=True)):
+            reached *= (hits + self.shared.mean_rate(place)) / (trials + 1)
+            total += reached
+        return total
+
+    def _novelty(self) -> float:
+        """Weight of a score in the mean of all requests: one that drafts often must not stand for those that left."""
+        return _SHRINK / (_SHRINK + self.scored)
+
+    def _mean_survival(self) -> float:
+        reached, total = 1.0, 0.0
+        for place in range(self.shared.length):
+            reached *= self.shared.mean_rate(place)
+            total += reached
+        return total
+
+
+def level_of_probability(probability: float) -> int:
+    """Return the level of a drafted token's own probability."""
+    return min(int(probability * LEVELS), LEVELS - 1)
+
+
+def level_of_score(score: float) -> int:
+    """Return the level of a model-free drafter's confidence: its expected accepted tokens, or its match's length."""
+    return min(int(2 * score), LEVELS - 1)
+
+
+def _rate_of(tau: float, length: int) -> float:
+    """Return the acceptance rate that gives this acceptance length to drafts of `length`."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        if sum(middle**i for i in range(length + 1)) < tau:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,212 @@
+"""Which drafter each request of a batch uses in its next step, and how many of its tokens are verified: those with the
+most expected tokens per expected second of the whole batch, by acceptance and costs measured on this engine.
+
+A step: drafts of model-free drafters are offered; `choose_heads` says for which requests a head is worth its passes,
+`extends` whether it is worth another token; `allocate` chooses among all drafts. No draft at all is always possible.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from draftpick.engines.arms import NONE
+from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance
+from draftpick.engines.pool.costs import Costs
+from draftpick.engines.pool.forecast import Forecast
+from draftpick.engines.pool.request import PoolRequest
+
+_MODEL_FREE_PRIOR = 0.4
+"""Assumed acceptance rate of a copied token, at any confidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterTraits:
+    """`length`: greatest draft length; `is_head`: drafts by passes of a model, whose costs count."""
+
+    length: int
+    is_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Drafted tokens to verify by request, and the tokens expected of the step in `seconds`."""
+
+    lengths: list[int]
+    tokens: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds
+
+
+class Controller:
+    """Decides for one engine."""
+
+    def __init__(self, drafters: Mapping[str, DrafterTraits], costs: Costs) -> None:
+        self.drafters = dict(drafters)
+        self.costs = costs
+        self._shared = {name: _both_modes(traits) for name, traits in drafters.items()}
+        self._rate = self._slope = 0.0
+        self._batch: tuple[int, bool] = (0, False)
+
+    @property
+    def heads(self) -> list[str]:
+        return [name for name, traits in self.drafters.items() if traits.is_head]
+
+    def start(self, sampled: bool, forecast: Forecast | None = None) -> PoolRequest:
+        """Create the state of a request."""
+        own = {name: OwnAcceptance(self._shared[name][sampled]) for name in self.drafters}
+        return PoolRequest(own, sampled, forecast)
+
+    def leave_out(self, name: str) -> None:
+        """Use a drafter no longer."""
+        self.drafters.pop(name, None)
+
+    def choose_heads(self, requests: Sequence[PoolRequest]) -> dict[str, list[int]]:
+        """Return the places of the requests that each head should draft for, given what was offered so far."""
+        self._batch = len(requests), any(request.sampled for request in requests)
+        chains = [self._best_chain(request) for request in requests]
+        plan = self._plan(requests, [chain for _, chain in chains])
+        drafted = list(plan.lengths)
+        gains = [sum(chain[:length]) for (_, chain), length in zip(chains, plan.lengths, strict=True)]
+        chosen: dict[str, list[int]] = {}
+        tokens, seconds = plan.tokens, plan.seconds
+        left = [i for i, request in enumerate(requests) if request.room]
+        while left:
+            best: tuple[float, str, list[int], float, float] | None = None
+            for name in self.heads:
+                found = self._head_rows(name, requests, left, gains, drafted, tokens, seconds)
+                if found is not None and name not in chosen and (best is None or found[0] > best[0]):
+                    best = found[0], name, *found[1:]
+            if best is None:
+                break
+            _, name, rows, tokens, seconds = best
+            chosen[name] = rows
+            left = [i for i in left if i not in rows]
+        self._rate = tokens / seconds
+        self._slope = self._slope_at(len(requests) + sum(plan.lengths))
+        return chosen
+
+    def _head_rows(
+        self,
+        name: str,
+        requests: Sequence[PoolRequest],
+        left: Sequence[int],
+        gains: Sequence[float],
+        drafted: Sequence[int],
+        tokens: float,
+        seconds: float,
+    ) -> tuple[float, list[int], float, float] | None:
+        """Return (rate, requests, tokens, seconds) of the batch if the head drafts for those that gain most; None if
+        no number of them pays for its passes."""
+        count = self._batch[0]
+        slope, rate = self._slope_at(count + sum(drafted)), tokens / seconds
+        more = []
+        for i in left:
+            own = requests[i].own.get(name)
+            if own is None:
+                continue
+            length = min(own.shared.drafted(), requests[i].room)
+            gain = (min(own.gain(), length) - gains[i]) * requests[i].weight
+            if gain > 0:
+                more.append((gain - rate * slope * (length - drafted[i]), gain, length, i))
+        more.sort(reverse=True)
+        best, rows, verified = None, [], float(count + sum(drafted))
+        for n, (_, gain, length, i) in enumerate(more, 1):
+            rows.append(i)
+            tokens += gain
+            verified += length - drafted[i]
+            passes_s = self.costs.read.seconds(n) + (length - 1) * self.costs.extend.seconds(n)
+            seconds_n = self._spent(seconds, verified, count + sum(drafted)) + passes_s
+            if tokens / seconds_n > (best[0] if best else rate):
+                best = tokens / seconds_n, list(rows), tokens, seconds_n
+        return best
+
+    def _spent(self, seconds: float, verified: float, before: int) -> float:
+        """Seconds of the step when `verified` instead of `before` tokens are."""
+        sampled = self._batch[1]
+        return seconds + self.costs.step(round(verified), sampled) - self.costs.step(before, sampled)
+
+    def extends(self, request: PoolRequest, head: str, levels: Sequence[int], rows: int) -> bool:
+        """Return whether a head should draft another token after those of these confidences; `rows`: requests that
+        share the pass."""
+        own = request.own.get(head)
+        if own is None or len(levels) >= min(request.room, own.shared.length):
+            return False
+        next_rate = min(1.0, own.lift() * own.shared.mean_rate(len(levels)))
+        survival = own.survival(levels)[-1] * next_rate * request.weight
+        slope = self._slope if self._batch[0] > 1 else self._slope_at(1 + len(levels))
+        return survival > self._rate * (self.costs.extend.seconds(rows) / rows + slope)
+
+    def head_length(self, head: str, requests: Sequence[PoolRequest]) -> int:
+        """Return the draft length of a head that drafts all its tokens in one call, for all these requests."""
+        shared = self._shared[head][self._batch[1]]
+        rows, reached = len(requests), 1.0
+        tokens = sum(min(request.own[head].lift(), 1.0) for request in requests if head in request.own)
+        for place in range(shared.length):
+            reached *= shared.mean_rate(place)
+            if tokens * reached <= self._rate * (self.costs.extend.seconds(rows) + rows * self._slope):
+                return max(1, place)
+        return shared.length
+
+    def allocate(self, requests: Sequence[PoolRequest], spent_s: float = 0.0) -> list[list[int]]:
+        """Return the draft of each request; `spent_s`: time that drafting took."""
+        self._batch = len(requests), any(request.sampled for request in requests)
+        if len(requests) == 1:
+            request = requests[0]
+            options = [
+                (self._plan(requests, [chain], spent_s), name) for name, chain in self._chains(request).items()
+            ] or [(self._plan(requests, [[]], spent_s), NONE)]
+            plan, name = max(options, key=lambda option: option[0].rate)
+            return [request.choose(name, plan.lengths[0])]
+        chains = [self._best_chain(request) for request in requests]
+        plan = self._plan(requests, [chain for _, chain in chains], spent_s)
+        return [
+            request.choose(name, length)
+            for request, (name, _), length in zip(requests, chains, plan.lengths, strict=True)
+        ]
+
+    def _chains(self, request: PoolRequest) -> dict[str, list[float]]:
+        """Return the survival of each offered draft."""
+        return {
+            name: request.own[name].survival(proposal.levels[: request.room])
+            for name, proposal in request.proposals.items()
+        }
+
+    def _best_chain(self, request: PoolRequest) -> tuple[str, list[float]]:
+        """Return the offered draft with the most expected tokens beyond what their verification costs."""
+        price = self._rate * (self._slope if self._batch[0] > 1 else 0.0)
+        chains = self._chains(request)
+        if not chains:
+            return NONE, []
+        return max(chains.items(), key=lambda item: sum(max(0.0, survival - price) for survival in item[1]))
+
+    def _plan(self, requests: Sequence[PoolRequest], chains: Sequence[list[float]], spent_s: float = 0.0) -> _Plan:
+        """Return how many tokens of each chain to verify: the likeliest of all, as many as maximise the rate."""
+        count, sampled = self._batch
+        likeliest = sorted(
+            ((-survival * request.weight, i) for i, request in enumerate(requests) for survival in chains[i])
+        )
+        tokens = sum(request.weight for request in requests)
+        best = (tokens / (self.costs.step(count, sampled) + spent_s), 0, tokens)
+        for n, (survival, _) in enumerate(likeliest, 1):
+            tokens -= survival
+            rate = tokens / (self.costs.step(count + n, sampled) + spent_s)
+            if rate > best[0]:
+                best = rate, n, tokens
+        lengths = [0] * len(requests)
+        for _, i in likeliest[: best[1]]:
+            lengths[i] += 1
+        return _Plan(lengths, best[2], best[2] / best[0])
+
+    def _slope_at(self, count: int) -> float:
+        """Seconds of one more verified token in a step of `count`, on average over a few."""
+        window = max(1, self._batch[0] // 2)
+        more = self.costs.step(count + window, self._batch[1]) - self.costs.step(count, self._batch[1])
+        return more / window
+
+
+def _both_modes(traits: DrafterTraits) -> tuple[Acceptance, Acceptance]:
+    """Acceptance of greedy and of sampled requests."""
+    prior = [(level + 0.5) / LEVELS for level in range(LEVELS)] if traits.is_head else [_MODEL_FREE_PRIOR] * LEVELS
+    return Acceptance(traits.length, prior), Acceptance(traits.length, prior)
