@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from draftpick.engines.arms import pool_arm
+from draftpick.engines.arms import NONE, pool_arm
 from draftpick.engines.drafter_options import DRAFTERS, DrafterSpec
 from draftpick.engines.mock.spec import MockSpec
-from draftpick.engines.pool.forecast import NONE
 
 DRAFTER_METHODS = tuple(DRAFTERS)
 """Accepted methods: the values of vLLM's `speculative_config.method`, and our own."""

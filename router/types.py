@@ -8,8 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import drafter_of, engine_of, pool_arm
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.pool.report import DrafterReport
 

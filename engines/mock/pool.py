@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from draftpick.engines.arms import NONE
 from draftpick.engines.mock.acceptance import acceptance_rate
 from draftpick.engines.mock.spec import MockRequest, MockSpec
-from draftpick.engines.pool.forecast import NONE, XARG, Forecast
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.pool.report import DrafterReport
 
 _PRIOR_TAU, _PRIOR_WEIGHT = 1.5, 2.0

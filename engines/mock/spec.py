@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic import Field
 
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE
 from draftpick.engines.profile.identity import EngineIdentity, digest
 from draftpick.engines.profile.profile import GREEDY, MODES, Profile, sampling_mode
 

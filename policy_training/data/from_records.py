@@ -9,8 +9,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import drafter_of, engine_of, pool_arm
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.key_weights import key_weights
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback

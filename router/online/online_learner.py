@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from draftpick.engines.arms import engine_of, pool_arm
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, engine_of, pool_arm
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler

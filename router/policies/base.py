@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import drafter_of, engine_of
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, drafter_of, engine_of
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.sections import ExplorationConfig, Objective

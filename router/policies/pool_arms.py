@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from draftpick.engines.arms import drafter_of
-from draftpick.engines.pool.forecast import NONE
+from draftpick.engines.arms import NONE, drafter_of
 from draftpick.router.policies.shapes import Arrays, Shapes
 
 _PLAIN = "plain"
