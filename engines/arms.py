@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-NONE = "none"
-"""The drafter of a pool that drafts nothing."""
 _SEPARATOR = "/"
 
 

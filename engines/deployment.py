@@ -21,6 +21,7 @@ from draftpick.engines.models.paths import drafter_model, target_path
 from draftpick.engines.profile.keeper import ProfileKeeper
 from draftpick.engines.profile.node_lock import Serving, starting
 from draftpick.engines.vllm.plugin import KERNELS
+from draftpick.engines.vllm.pool_options import pool_arguments
 
 _NORMS = [KERNELS, "native"]
 _CPU_ENGINE_KWARGS = {
@@ -138,7 +139,11 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """Build the arguments of Ray Serve LLM's `LLMConfig` for one engine."""
     kwargs = _engine_kwargs(config, engine)
     kwargs["middleware"] = [*kwargs.get("middleware", []), _PAGES]
-    if engine.drafter is not None:
+    if engine.drafters is not None:
+        pool = pool_arguments(engine.drafters)
+        pool["additional_config"] = {**kwargs.get("additional_config", {}), **pool["additional_config"]}
+        kwargs |= pool
+    elif engine.drafter is not None:
         kwargs["speculative_config"], options = speculation(engine.drafter)
         if options:
             kwargs["additional_config"] = {**kwargs.get("additional_config", {}), "drafter": options}

@@ -1,5 +1,6 @@
 """An engine's report of its own load for the routers, at `GET /draftpick/load`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -15,7 +16,8 @@ class LoadReport:
     """Running and waiting requests of all clients, and recent throughput.
 
     `kv_cache_usage`: share of the cache's blocks; `tokens_per_s`, `acceptance_length` (None: no drafter, or no steps)
-    and `step_s` (None: no steps): means of the last seconds.
+    and `step_s` (None: no steps): means of the last seconds. `sampled`: running requests that sample; `active`: of a
+    pool, running requests by drafter; None where an engine does not report them.
     """
 
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
@@ -26,6 +28,8 @@ class LoadReport:
     tokens_per_s: _Measure = 0.0
     acceptance_length: _Measure | None = None
     step_s: _Measure | None = None
+    sampled: _Count | None = None
+    active: Mapping[str, _Count] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

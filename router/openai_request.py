@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -18,6 +19,7 @@ _VALUES = 10
 
 TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 """Paths whose streams end with a known terminator."""
+_ENGINE_ARGS = "vllm_xargs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Request:
     """The parsed request. `body`: the bytes for the engine.
 
     `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format. `num_answers`: of
-    all prompts together. `fields`: the parsed body, if kept.
+    all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Request:
     structured: bool = False
     fields: dict[str, Any] | None = None
     num_answers: int = 1
+    engine_args: Any = None
 
     @property
     def max_tokens(self) -> float | None:
@@ -93,10 +96,23 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
     if hide_usage:
         body = _ask_for_usage(fields, body)
     text, turns, num_answers = truncate(reader(fields)), _turns(fields), _num_answers(path, fields)
-    kept, sampling = fields if keep_fields else None, _sampling(fields)
+    kept, sampling, given = fields if keep_fields else None, _sampling(fields), fields.get(_ENGINE_ARGS)
     if num_answers > 1:
         sampling["n"] = float(num_answers)
-    return Request(path, body, text, stream, hide_usage, sampling, turns, _structured(fields), kept, num_answers)
+    structured = _structured(fields)
+    return Request(path, body, text, stream, hide_usage, sampling, turns, structured, kept, num_answers, given)
+
+
+def with_forecast(request: Request, body: bytes, forecast: Forecast) -> bytes:
+    """Insert a forecast for a pool into `vllm_xargs`, at the end of a body: the last of two equal keys counts.
+
+    A body without text stays as it is: the engine rejects it.
+    """
+    own = request.engine_args or {}
+    if not request.text or not isinstance(own, dict):
+        return body
+    end = body.rindex(b"}")
+    return body[:end] + b',"vllm_xargs":' + orjson.dumps({**own, XARG: forecast.to_json()}) + body[end:]
 
 
 def _depth(value: Any) -> int:

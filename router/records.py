@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
+from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.router_config import RecordsConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, Record
@@ -199,10 +201,15 @@ def decode(line: bytes) -> Record:
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**load)
+        if (forecast := decision.get("forecast")) is not None:
+            decision["forecast"] = DrafterForecast(**forecast)
+        outcome = fields.pop("outcome")
+        if (drafters := outcome.get("drafters")) is not None:
+            outcome["drafters"] = {name: DrafterReport(**one) for name, one in drafters.items()}
         return Record(
             context=context,
             decision=Decision(**decision),
-            outcome=Outcome(**fields.pop("outcome")),
+            outcome=Outcome(**outcome),
             **fields,
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -1,12 +1,16 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
+from draftpick.engines.pool.report import DrafterReport
 
 Vector = npt.NDArray[np.float32]
 DEFAULT_MAX_TOKENS = 256.0
@@ -70,7 +74,8 @@ class Decision:
     the arm with the shortest time if no engine had any load. `cluster`: the request's cluster under the deciding
     policy; None until the answer's end unless the decision depended on it. `policy_share`: the probability that this
     policy was drawn to decide, if two were in service; `other_policy_probabilities`: probabilities of all arms under
-    the other one, by its id.
+    the other one, by its id. `predicted_tau`: the policy's predictions of acceptance lengths, before corrections, if
+    any engine is a pool; `forecast`: what a pool is sent.
     """
 
     arm: str
@@ -87,6 +92,8 @@ class Decision:
     cluster: int | None = None
     policy_share: float = 1.0
     other_policy_probabilities: dict[str, dict[str, float]] | None = None
+    predicted_tau: Sequence[float] | None = None
+    forecast: DrafterForecast | None = None
 
     @property
     def slowdown(self) -> float:
@@ -102,7 +109,8 @@ class Outcome:
     not in them. ttft_s: to the first content token (without streaming: as reported by the engine). tpot_s: of one
     answer's tokens after the first, by the engine's own clock if it reports it. output_tokens: of all answers.
     acceptance_length: tokens per step including the bonus token. queue_s: queueing time at the engine, as reported by
-    the engine; part of ttft_s. fault: None if it was answered, and in records of versions that did not decide it.
+    the engine; part of ttft_s. drafters: of a pool, what each of its drafters did, and would have done. fault: None if
+    it was answered, and in records of versions that did not decide it.
     """
 
     status: Status
@@ -116,12 +124,28 @@ class Outcome:
     acceptance_rate: float | None = None
     overhead_s: float | None = None
     queue_s: float | None = None
+    drafters: Mapping[str, DrafterReport] | None = None
     fault: Fault | None = None
 
     @property
     def failed(self) -> bool:
         """True if the engine, or the network to it, is at fault."""
         return self.status in _FAILED if self.fault is None else self.fault in ("engine", "network")
+
+
+def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float | None, int | None]]:
+    """Yield each arm whose acceptance an answer of `arm` shows, its acceptance length, and on how many tokens.
+
+    That of the answer; of a pool, what each of its drafters, scored on the answer's text, would have had.
+    """
+    if outcome.drafters is None:
+        if drafter_of(arm) is None:
+            yield arm, outcome.acceptance_length, outcome.output_tokens
+        return
+    engine = engine_of(arm)
+    for name, report in outcome.drafters.items():
+        if report.tau is not None and name != NONE:
+            yield pool_arm(engine, name), report.tau, report.scored
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,14 +57,14 @@ class Acceptance:
         trials[place] += 1
         hits[place] += hit
 
-    def score_draft(self, tokens: int, hits: int) -> None:
+    def score_draft(self, hits: float, tokens: float, weight: float) -> None:
         """Learn how many of a draft's tokens were accepted."""
         if self.drafts >= _MEMORY:
             scale = 1 - 1 / _MEMORY
             self.drafts, self.gained, self.tokens = self.drafts * scale, self.gained * scale, self.tokens * scale
-        self.drafts += 1
-        self.gained += hits
-        self.tokens += tokens
+        self.drafts += weight
+        self.gained += weight * hits
+        self.tokens += weight * tokens
 
 
 class OwnAcceptance:
@@ -104,8 +104,8 @@ class OwnAcceptance:
             if not hit:
                 break
             hits += 1
+        shared.score_draft(hits, len(draft), self._novelty())
         self.scored += 1
-        shared.score_draft(len(draft), hits)
         self._gained = self._gained * _OWN_MEMORY + hits
         self._gain_weight = self._gain_weight * _OWN_MEMORY + 1
         return hits
@@ -119,10 +119,11 @@ class OwnAcceptance:
             self._place_trials[0] += 1
             self._place_hits[0] += hit
             shared.score(level, 0, hit)
-        self.scored += len(hits)
         first = max(0.05, shared.mean_rate(0))
         weight = min(len(hits), 8)
-        gained = shared.gain() * (sum(hits) / len(hits)) / first
+        gained = min(shared.length, shared.gain() * (sum(hits) / len(hits)) / first)
+        shared.score_draft(gained, shared.drafted(), weight * self._novelty())
+        self.scored += len(hits)
         self._gained = self._gained * _OWN_MEMORY**weight + weight * gained
         self._gain_weight = self._gain_weight * _OWN_MEMORY**weight + weight
 
@@ -152,6 +153,10 @@ class OwnAcceptance:
             reached *= (hits + self.shared.mean_rate(place)) / (trials + 1)
             total += reached
         return total
+
+    def _novelty(self) -> float:
+        """Weight of a score in the mean of all requests: one that drafts often must not stand for those that left."""
+        return _SHRINK / (_SHRINK + self.scored)
 
     def _mean_survival(self) -> float:
         reached, total = 1.0, 0.0

@@ -8,9 +8,10 @@ A step: drafts of model-free drafters are offered; `choose_heads` says for which
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from draftpick.engines.arms import NONE
 from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance
 from draftpick.engines.pool.costs import Costs
-from draftpick.engines.pool.forecast import NONE, Forecast
+from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.request import PoolRequest
 
 _MODEL_FREE_PRIOR = 0.4
@@ -98,7 +99,7 @@ class Controller:
     ) -> tuple[float, list[int], float, float] | None:
         """Return (rate, requests, tokens, seconds) of the batch if the head drafts for those that gain most; None if
         no number of them pays for its passes."""
-        count, sampled = self._batch
+        count = self._batch[0]
         slope, rate = self._slope_at(count + sum(drafted)), tokens / seconds
         more = []
         for i in left:

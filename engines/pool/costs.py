@@ -1,6 +1,7 @@
 """Seconds of a step by its number of verified tokens, and of a head's passes by their rows, measured on this engine."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ _EXACT, _GROWTH = 24, 1.12
 _MEMORY = 40.0
 """Observations of a bin that count."""
 _PRIOR = 2.0
+_UNSEEN = 1e-3
+"""Weight of a bin without measurements against its neighbours."""
 _OUTLIER = 3.0
 """A measurement above this many times the expected is cut: a pause, not a cost."""
 _REFIT = 8
@@ -27,7 +30,7 @@ class CostTable:
         self._shape = np.asarray(prior, float)
         self._at = np.searchsorted(self._ends, np.arange(len(prior)))
         centers = [0, *self._ends]
-        self._centers = np.asarray([(a + 1 + b) / 2 for a, b in zip(centers, centers[1:], strict=False)])
+        self._centers = np.asarray([(a + 1 + b) / 2 for a, b in pairwise(centers)])
         self._bin_shape = np.interp(self._centers, np.arange(len(prior)), self._shape)
         self._means, self._weights = np.zeros(len(self._ends)), np.zeros(len(self._ends))
         self._new = 0
@@ -55,11 +58,9 @@ class CostTable:
     def _fit(self) -> None:
         self._new = 0
         level = float((self._weights * self._means).sum() / (self._weights * self._bin_shape).sum())
-        weights = self._weights + _PRIOR
-        means = (self._weights * self._means + _PRIOR * level * self._bin_shape) / weights
-        self._seconds = np.interp(
-            np.arange(len(self._seconds)), self._centers, nondecreasing(means, weights)
-        ).tolist()
+        means = (self._weights * self._means + _PRIOR * level * self._bin_shape) / (self._weights + _PRIOR)
+        weights = self._weights + _UNSEEN
+        self._seconds = np.interp(np.arange(len(self._seconds)), self._centers, nondecreasing(means, weights)).tolist()
 
 
 class Costs:

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 XARG = "draftpick_forecast"
 """Key of a request's `vllm_xargs` whose value is the forecast as JSON."""
-NONE = "none"
-"""Name of the drafter that drafts nothing."""
-MAX_WEIGHT = 64.0
+MAX_WEIGHT = 32.0
+"""Within a few steps what is seen must outweigh what was expected."""
 _WEIGHT = 8.0
 
 Objective = Literal["latency", "throughput", "cost"]

@@ -1,14 +1,15 @@
 """One request of a pool: what each drafter proposed, how it was accepted, and what is reported of it at the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from draftpick.engines.arms import NONE
 from draftpick.engines.pool.acceptance import OwnAcceptance
-from draftpick.engines.pool.forecast import NONE, Forecast
+from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.report import DrafterReport
 
-_FIRST_CHECK, _LAST_CHECK = 8, 48
+_FIRST_CHECK, _LAST_CHECK = 5, 48
 """Tokens after which a head that rests reads what came and is scored on it; the number doubles each time."""
 
 
@@ -61,7 +62,7 @@ class PoolRequest:
 
     def offer(self, name: str, tokens: list[int], levels: list[int]) -> None:
         """Add a draft for the next step."""
-        if tokens:
+        if tokens and self.room:
             self.proposals[name] = Proposal(tokens[: self.room], levels[: self.room])
 
     def choose(self, name: str, length: int) -> list[int]:
@@ -76,16 +77,18 @@ class PoolRequest:
 
     def note_read(self, head: str, drafts: bool) -> None:
         """Note that a head read all tokens, to draft or to be scored."""
-        last = _FIRST_CHECK // 2 if drafts else self._checks.get(head, _FIRST_CHECK)
-        self._checks[head] = min(2 * last, _LAST_CHECK)
+        after = _FIRST_CHECK if drafts else 2 * self._checks.get(head, _FIRST_CHECK)
+        self._checks[head] = min(after, _LAST_CHECK)
 
     def drop(self, name: str) -> None:
         """Leave a drafter out from here on."""
         self.own.pop(name, None)
         self.proposals.pop(name, None)
 
-    def report(self) -> dict[str, Any]:
+    def report(self, left_out: Iterable[str] = ()) -> dict[str, Any]:
         """Return the reports by drafter, as plain values."""
+        for name in left_out:
+            self._reports.setdefault(name, DrafterReport()).left_out = True
         for name, own in self.own.items():
             self._reports[name].scored, self._reports[name].tau = own.scored, own.tau()
         return {name: report.to_fields() for name, report in self._reports.items()}

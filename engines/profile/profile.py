@@ -5,7 +5,7 @@ A profile is JSON, schema 2; schema 1 is read. An engine serves its own at `GET 
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -45,6 +45,8 @@ class Profile:
     them wait. `verify_s[mode][rows - 1]`: of a step of one request that verifies 1 row and more, to the longest draft
     seen; empty if the engine does not draft, always drafts the same number of tokens, or does not report its steps.
     `disagreement`: relative difference of the two passes of the measurement at the median point; None: unknown.
+    `drafter_s`: of a pool, additional seconds by drafter of a step of one request that this drafter drafts in full, and
+    of its verification; `step_s` is then without drafts.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -59,6 +61,7 @@ class Profile:
     max_running: int
     verify_s: tuple[tuple[float, ...], ...] = ()
     disagreement: float | None = None
+    drafter_s: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, grid in (("batches", self.batches), ("contexts", self.contexts)):
@@ -73,6 +76,8 @@ class Profile:
             raise ProfileError("step_s must have one positive number of seconds per context")
         if not all(map(_is_time, chain(*self.verify_s))):
             raise ProfileError("verify_s must have positive numbers of seconds")
+        if not all(0 <= s < 1e6 for s in self.drafter_s.values()):
+            raise ProfileError("drafter_s must have seconds by drafter, not negative")
         if not (
             0 <= self.prefill_s < 1e6 and 0 <= self.prefill_s_per_token < 1e6 and 1 <= self.max_running < _MAX_COUNT
         ):
@@ -85,8 +90,17 @@ class Profile:
         at, share = _between(self.batches, max(running, 1.0))
         return column[at] + share * (column[min(at + 1, len(column) - 1)] - column[at])
 
+    def with_drafter(self, drafter: str | None) -> "Profile":
+        """Return the profile of a pool's arm: steps that include this drafter's; of other engines, this profile."""
+        added_s = self.drafter_s.get(drafter, 0.0) if drafter is not None else 0.0
+        if not added_s:
+            return self
+        step_s = tuple(tuple(tuple(s + added_s for s in row) for row in table) for table in self.step_s)
+        return replace(self, step_s=step_s)
+
     def as_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self)}
+        fields = {"schema": SCHEMA, **asdict(self)}
+        return fields if self.drafter_s else {name: value for name, value in fields.items() if name != "drafter_s"}
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "Profile":

@@ -334,21 +334,20 @@ def draft_rows(
     """
     (output, state), passes = first, []
     places = list(range(len(positions)))
-    for i in range(length):
-        if i:
-            positions = positions + 1
-            slots = slot_of(table, positions, head.block_size)
-            output, state = head.forward(ids, positions, state, slots, None, (positions + 1).int(), table)
-            passes.append(len(places))
+    while True:
         probabilities, ids = head.best(output)
         drafted = zip(ids.tolist(), probabilities.tolist(), strict=True)
         goes_on = [row for row, (token, value) in enumerate(drafted) if add(places[row], token, value)]
-        if not goes_on:
+        if not goes_on or len(passes) + 1 == length:
             break
         if len(goes_on) < len(places):
             places = [places[row] for row in goes_on]
             at = torch.tensor(goes_on)
             ids, positions, state, table = ids[at], positions[at], state[at], table[at]
+        positions = positions + 1
+        slots = slot_of(table, positions, head.block_size)
+        output, state = head.forward(ids, positions, state, slots, None, (positions + 1).int(), table)
+        passes.append(len(places))
     return passes
 
 

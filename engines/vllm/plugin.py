@@ -30,9 +30,10 @@ def register() -> None:
         from draftpick.engines.vllm import head_proposer
 
         head_proposer.install()
-    from draftpick.engines.vllm import pool_runner
+    from draftpick.engines.vllm import pool_reports, pool_runner
 
     pool_runner.install()
+    pool_reports.install()
 
 
 def expand(

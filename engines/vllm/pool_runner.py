@@ -7,7 +7,7 @@ What to draft is decided by `engines/pool/`; here are batches, caches and clocks
 import copy
 import logging
 import time
-from abc import ABC
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ from vllm.config import SpeculativeConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from draftpick.engines.drafters.proposer import Drafter
 from draftpick.engines.pool.acceptance import level_of_probability, level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
@@ -25,6 +24,7 @@ from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.pool.request import PoolRequest
 from draftpick.engines.vllm.head_proposer import GREEDY, Head, Rows, draft_rows
 from draftpick.engines.vllm.pool_options import PoolOptions, build_drafter
+from draftpick.engines.vllm.pool_reports import attach_reports
 
 logger = logging.getLogger(__name__)
 
@@ -132,17 +132,16 @@ class PoolProposer(EagleProposer):
         if not vllm_config.speculative_config.disable_padded_drafter_batch:
             raise ValueError("a pool needs `disable_padded_drafter_batch: true` in --speculative-config")
         self._runner = runner
+        attach_reports(runner, self.reports)
         self.left_out: dict[str, str] = {}
         self.heads: dict[str, PoolHead] = {}
         for name, config in options.heads.items():
             self._try(name, lambda name=name, config=config: self._add_head(name, config.model))  # type: ignore[misc]
-        self._copiers = {
-            name: build_drafter(config) for name, config in options.drafters.items() if name not in options.heads
-        }
+        self._copiers = {name: build_drafter(config) for name, config in options.model_free.items()}
         traits = {
-            name: DrafterTraits(config.num_speculative_tokens, name in options.heads)
-            for name, config in options.drafters.items()
-            if name not in self.left_out
+            one.name: DrafterTraits(one.num_speculative_tokens, one.name in options.heads)
+            for one in options.drafters
+            if one.name not in self.left_out
         }
         scheduler = vllm_config.scheduler_config
         verified = scheduler.max_num_seqs * (1 + options.length)
@@ -191,7 +190,10 @@ class PoolProposer(EagleProposer):
         self, sampled_token_ids: list[list[int]], requests: Any, gpu_input_batch: Any, num_scheduled_tokens: Any
     ) -> Tensor:
         self._sampled, self._scheduled = sampled_token_ids, num_scheduled_tokens
-        return super().prepare_next_token_ids_cpu(sampled_token_ids, requests, gpu_input_batch, num_scheduled_tokens)
+        ids: Tensor = super().prepare_next_token_ids_cpu(
+            sampled_token_ids, requests, gpu_input_batch, num_scheduled_tokens
+        )
+        return ids
 
     def propose(self, num_speculative_tokens: int, **step: Any) -> list[list[int]]:
         """Return the drafts, one list a request, of at most `num_speculative_tokens`."""
@@ -217,6 +219,25 @@ class PoolProposer(EagleProposer):
         self._before = [row.id for row in rows]
         self._left = time.perf_counter()
         return drafts
+
+    def reports(self, output: Any) -> dict[str, Any]:
+        """Return the reports of the requests that may end with this step, by request."""
+        found = {}
+        for req_id, tokens in zip(output.req_ids, output.sampled_token_ids, strict=False):
+            request, known = self._requests.get(req_id), self._runner.requests.get(req_id)
+            if tokens and request is not None and known is not None and self._may_end(known, request, tokens):
+                found[req_id] = request.pool.report(self.left_out)
+        return found
+
+    def _may_end(self, known: Any, request: _Request, tokens: list[int]) -> bool:
+        """Return whether vLLM's scheduler may end a request with these tokens, as its `check_stop` does."""
+        params = known.sampling_params
+        if params is None or params.repetition_detection is not None:
+            return True
+        stops = {params.eos_token_id, *(params.stop_token_ids or ())}
+        length = known.num_prompt_tokens + len(known.output_token_ids)
+        ends = len(known.output_token_ids) >= request.max_tokens or length >= self.max_model_len
+        return ends or not stops.isdisjoint(tokens)
 
     # Requests.
 
@@ -261,9 +282,8 @@ class PoolProposer(EagleProposer):
 
     def _room(self, row: _Row, length: int) -> int:
         """Return how many tokens may be drafted: to the model's length, and to the answer's."""
-        known = self._runner.requests[row.id]
         tokens = int(self._runner.input_batch.num_tokens_no_spec[row.place])
-        answered = tokens - known.num_prompt_tokens
+        answered = tokens - int(self._runner.requests[row.id].num_prompt_tokens)
         return max(0, min(length, self.max_model_len - tokens - 1, row.state.max_tokens - answered - 1))
 
     # Drafts.
@@ -334,7 +354,9 @@ class PoolProposer(EagleProposer):
             text.ids, text.positions, hidden, text.slots, at, (positions + 1).int(), table[torch.tensor(owners)]
         )
         asks = len(drafting) + len(due)
-        if due and not self._score(name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading):
+        if due and not self._score(
+            name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading
+        ):
             return False
         if not asks:
             return True
@@ -510,7 +532,7 @@ def _inputs(name: str, rows: list[_Row], step: dict[str, Any]) -> dict[str, Any]
     }
 
 
-class EagleFactory(ABC):
+class EagleFactory(metaclass=ABCMeta):
     """Stands for the class `EagleProposer` in the model runner: makes a pool's proposer, or that of one head.
 
     The runner also asks whether its drafter is an instance of this name.

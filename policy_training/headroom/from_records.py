@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import engine_of
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
 from draftpick.policy_training.data.from_records import (
     dataset_of,
@@ -57,13 +58,13 @@ class Traffic:
         loads, offered, overheads = {}, {}, []
         for record in records:
             id, decision = f"{record.request_id}/{record.attempt}", record.decision
-            loads[id, decision.arm] = record.in_flight.get(decision.arm, 0) + 1
+            loads[id, engine_of(decision.arm)] = record.in_flight.get(decision.arm, 0) + 1
             if decision.reason == "policy":
                 offered[id] = decision.probabilities
             if record.outcome.overhead_s is not None:
                 overheads.append(record.outcome.overhead_s)
         kept = [
-            replace(m, in_flight=loads[m.prompt_id, m.arm])
+            replace(m, in_flight=loads[m.prompt_id, engine_of(m.arm)])
             for m in found.measurements
             if name in found.contexts[m.prompt_id]
         ]

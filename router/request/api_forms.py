@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from draftpick.router.errors import RequestError
-from draftpick.router.json_values import parse_object
+from draftpick.engines.http.json_values import parse_object
 
 _MESSAGES, _RESPONSES = "/v1/messages", "/v1/responses"
 _ANTHROPIC_TYPES = {

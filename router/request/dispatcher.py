@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
-from draftpick.router.openai_request import Request
+from draftpick.router.openai_request import Request, with_forecast
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.api_forms import error_event
 from draftpick.router.request.decision import DecisionMaker
@@ -138,7 +140,9 @@ class Dispatcher:
         running: float | None = None
         tpot_s = 0.0
         try:
-            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
+            context = state.context
+            mode = context.sampled + context.truncated if context is not None else GREEDY
+            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix, mode) as lease:
                 state.tried.add(lease.replica)
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
@@ -185,6 +189,8 @@ class Dispatcher:
             body = request.body
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
+            if (forecast := state.decision.forecast) is not None:
+                body = with_forecast(request, body, forecast)
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -246,7 +252,7 @@ class Dispatcher:
             raise self._failure(state, verdict)
         if not self._can_retry(state) and not await self._wait_for_recovery(state, verdict):
             raise self._failure(state, verdict)
-        state.failed.add(state.decision.arm)
+        state.failed.add(engine_of(state.decision.arm))
         self._make_decision(state)
         state.number += 1
 
@@ -264,7 +270,7 @@ class Dispatcher:
             return Overloaded("the router has no descriptors left for connections to engines", retry_after_s=wait_s)
         if verdict.status == "client_error":
             return BadRequest("the request cannot be written as HTTP", code="not_sendable")
-        tried = ", ".join(sorted({*state.failed, state.decision.arm}))
+        tried = ", ".join(sorted({*state.failed, engine_of(state.decision.arm)}))
         names = f" ({tried} tried)" if state.client_request.show_routing else ""
         timed_out = verdict.status == "timeout" or verdict.fault == "client"
         return EngineFailed(f"no engine answered{names}", timed_out=timed_out)
@@ -308,7 +314,7 @@ class Dispatcher:
     async def _resume_stream(self, state: RequestState, sink: ResponseSink, verdict: Verdict) -> None:
         """Resume a broken stream on another engine if possible; else send an error event."""
         while verdict.retry and self._can_resume(state):
-            state.failed.add(state.decision.arm)
+            state.failed.add(engine_of(state.decision.arm))
             decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
             state.decision = replace(decision, reason="resumed")
             state.number += 1

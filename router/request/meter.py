@@ -10,7 +10,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from draftpick.router.json_values import parse, parse_object
+from draftpick.engines.pool import report
+from draftpick.engines.http.json_values import parse, parse_object
 from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ class Meter:
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
+        speculation = _metrics(self._fields).get("speculative_decoding")
+        by_drafter = speculation.get(report.FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
@@ -126,6 +129,7 @@ class Meter:
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=_seconds(self._fields, "queue_time_ms"),
             fault=fault,
+            drafters=None if by_drafter is None else report.parse(by_drafter),
         )
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:

@@ -55,7 +55,8 @@ async def relay(
             return RESUME_REJECTED if verdict.fault == "client" else verdict
         if verdict.retry and try_again(verdict, b""):
             return verdict
-    headers, kind, chunks = [], "", answer.chunks
+    headers: Headers = []
+    kind, chunks = "", answer.chunks
     meter.arrivals = answer.chunks
     for name, value in answer.headers:
         lower = name.lower()

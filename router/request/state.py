@@ -76,9 +76,10 @@ class RequestState:
     `prefix`: hashes of the leading blocks of its body; `cached_prefix`: bytes of it that each replica, by address, has
     read before. `number`: of the attempt. `started`: bytes were sent to the client. `error_sent`: they include an error
     event of the engine. `num_events`: events of the last attempt. `retry_rounds`: how often all engines were tried in
-    vain. `resume`: the text that the client has, of a stream that can be resumed. `last`: the last finished attempt.
-    `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
-    by the first. `doubts`: replicas that failed, unless the request is at fault.
+    vain. `resume`: the text that the client has, of a stream that can be resumed. `failed`: engines, and `tried`:
+    replicas of earlier attempts. `last`: the last finished attempt. `num_tokens`: prompt and output tokens of the
+    attempts that answered. `retry_until`: time at which retries end, set by the first. `doubts`: replicas that failed,
+    unless the request is at fault.
     """
 
     client_request: ClientRequest

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance
+
+EVEN = [0.5] * LEVELS
+LENGTH = 4
+
+
+def decode(own: OwnAcceptance, rate: float, steps: int, level: int = 3, seed: int = 0) -> None:
+    """Score drafts each of whose tokens is accepted with probability `rate`."""
+    random = np.random.default_rng(seed)
+    for _ in range(steps):
+        accepted = int((random.random(LENGTH) < rate).cumprod().sum())
+        came = [1] * accepted + [0]
+        own.score([1] * LENGTH, [level] * LENGTH, came)
+
+
+def test_survival_is_that_of_all_requests_at_a_confidence() -> None:
+    shared = Acceptance(LENGTH, EVEN)
+    decode(OwnAcceptance(shared), 0.8, 3000)
+    assert OwnAcceptance(shared).survival([3] * LENGTH) == pytest.approx([0.8**i for i in range(1, 5)], rel=0.06)
+    assert OwnAcceptance(shared).survival([9])[0] == pytest.approx(0.5)
+
+
+def test_a_request_departs_from_the_others_within_a_few_steps() -> None:
+    shared = Acceptance(LENGTH, EVEN)
+    decode(OwnAcceptance(shared), 0.7, 1000)
+    hopeless, sure = OwnAcceptance(shared), OwnAcceptance(shared)
+    decode(hopeless, 0.0, 5)
+    decode(sure, 1.0, 5)
+    assert hopeless.gain() < 0.5 * shared.gain()
+    assert sure.gain() > 1.3 * shared.gain()
+    assert hopeless.survival([3])[0] < 0.6 * shared.rate(3, 0)
+
+
+def test_a_forecast_counts_as_so_many_steps() -> None:
+    shared = Acceptance(LENGTH, EVEN)
+    decode(OwnAcceptance(shared), 0.5, 1000)
+    usual, light, heavy = (OwnAcceptance(shared) for _ in range(3))
+    light.foresee(3.5, weight=1)
+    heavy.foresee(3.5, weight=8)
+    assert usual.gain() < light.gain() < heavy.gain()
+    decode(heavy, 0.0, 20)
+    assert heavy.gain() < 0.7 * usual.gain()
+
+
+def test_the_reported_acceptance_length_is_that_of_full_drafts() -> None:
+    own = OwnAcceptance(Acceptance(LENGTH, EVEN))
+    assert own.tau() is None
+    decode(own, 0.6, 2000, seed=5)
+    tau = own.tau()
+    assert tau == pytest.approx(1 + sum(0.6**i for i in range(1, 5)), rel=0.05)
+    assert own.scored == 2000
+
+
+def test_tokens_that_did_not_come_yet_are_unknown() -> None:
+    own = OwnAcceptance(Acceptance(LENGTH, EVEN))
+    for _ in range(500):
+        own.score([1, 1, 1, 1], [0] * 4, [1, 1])  # two tokens came: the draft goes on beyond them
+    tau = own.tau()
+    assert tau is not None
+    assert tau > 3  # the first two were always right, nothing is known of the others
+
+
+def test_first_tokens_alone_show_whether_a_resting_drafter_would_earn() -> None:
+    shared = Acceptance(LENGTH, EVEN)
+    decode(OwnAcceptance(shared), 0.5, 1000)
+    good, bad = OwnAcceptance(shared), OwnAcceptance(shared)
+    good.score_first([3] * 12, [True] * 12)
+    bad.score_first([3] * 12, [False] * 12)
+    assert bad.gain() < 0.5 * shared.gain() < shared.gain() < good.gain()
