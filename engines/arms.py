@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+NONE = "none"
+"""Name of no draft among the drafters of a pool."""
 _SEPARATOR = "/"
 
 
