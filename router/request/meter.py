@@ -12,9 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from draftpick.engines.errors import StreamInterrupted
-from draftpick.engines.pool.report import FIELD
-from draftpick.engines.pool.report import parse as parse_reports
-from draftpick.router.json_values import parse, parse_object
+from draftpick.engines.http.json_values import parse, parse_object
+from draftpick.engines.pool import report
 from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class Meter:
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
         speculation = _metrics(self._fields).get("speculative_decoding")
-        by_drafter = speculation.get(FIELD) if isinstance(speculation, dict) else None
+        by_drafter = speculation.get(report.FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
@@ -131,8 +130,8 @@ class Meter:
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=_seconds(self._fields, "queue_time_ms"),
-            drafters=None if by_drafter is None else parse_reports(by_drafter),
             fault=fault,
+            drafters=None if by_drafter is None else report.parse(by_drafter),
         )
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:

@@ -40,7 +40,7 @@ _OBSERVE = "AttemptQueue._observe"
 _OF_TIMER = ("AttemptQueue._consume", "AttemptQueue.drain")
 """They run once for many attempts."""
 GROUPS = {
-    "http server": ("router/http/", "router/openai_request", "router/json_values"),
+    "http server": ("router/http/", "router/openai_request"),
     "request": ("router/request/",),
     "features": ("router/features/",),
     "policy": ("router/policies/", "router/registry/"),
