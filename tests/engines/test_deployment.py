@@ -102,7 +102,7 @@ def test_the_embedded_target_is_computed_in_what_the_processor_computes_in(
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
     (tmp_path / TARGET_NAME).mkdir()
     (tmp_path / TARGET_NAME / "config.json").write_text("{}")
-    monkeypatch.setattr("draftpick.engines.deployment.computes_bfloat16", lambda: able)
+    monkeypatch.setattr("draftpick.engines.vllm.arguments.computes_bfloat16", lambda: able)
     assert llm(target=target)["engine_kwargs"].get("dtype") == dtype
     assert llm(target=target, shared={"dtype": "bfloat16"})["engine_kwargs"]["dtype"] == "bfloat16"
     assert "dtype" not in llm(target=target, deployment={"accelerator": "gpu"})["engine_kwargs"]

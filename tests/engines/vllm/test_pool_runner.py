@@ -67,8 +67,8 @@ def test_a_prompt_in_the_prefix_cache_costs_no_acceptance(found: dict[str, Any])
     assert found["cached"] == found["uncached"]
 
 
-def test_nothing_is_kept_of_requests_that_ended(found: dict[str, Any]) -> None:
-    assert found["kept"] == 0
+def test_nothing_is_kept_of_requests_that_ended_before_the_last_step(found: dict[str, Any]) -> None:
+    assert found["kept"] == 1
 
 
 def test_requests_at_the_model_s_length_do_not_stop_the_others_drafts(found: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def test_a_head_that_yields_no_numbers_is_left_out_and_the_others_serve(found: d
     assert report["general"]["left_out"]
     assert not report["suffix"]["left_out"]
     assert report["suffix"]["steps"] > 0
-    assert found["poisoned_tokens"] == found["alone"][0]
+    assert found["poisoned_tokens"] == found["sound_tokens"]
 
 
 def test_a_head_that_does_not_load_is_left_out(found: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def observe(folder: str) -> None:
     ]
     llm = LLM(
         model=str(prepare_target()), dtype="float32", enforce_eager=True, max_model_len=LENGTH, max_num_seqs=8,
-        max_num_batched_tokens=512, kv_cache_memory_bytes=2**27, enable_chunked_prefill=False, seed=0,
+        max_num_batched_tokens=512, block_size=32, kv_cache_memory_bytes=2**27, enable_chunked_prefill=False, seed=0,
         **pool_arguments(drafters),
     )  # fmt: skip
     Session(llm, SamplingParams).observe(Path(folder, "found.json"))
@@ -174,7 +174,7 @@ class Session:
         seen["kept"] = len(self.proposer._requests)
         self.observe_prefix(seen)
         self.observe_length(seen)
-        self.observe_failure(seen, *asked[0][:2])
+        self.observe_failure(seen, "Repeat ten times: red, green, blue.", 40)
         path.write_text(json.dumps(seen))
 
     def alone(self, name: str, text: str, tokens: int, only: str | None = None) -> list[int]:
@@ -206,6 +206,7 @@ class Session:
     def observe_failure(self, seen: dict[str, Any], text: str, tokens: int) -> None:
         seen["left_out"] = dict(self.proposer.left_out)
         fast = self.proposer.heads["general"].fast()
+        seen["sound_tokens"] = self.alone("sound", text, tokens, "none")
         fast.norm.weight.data.fill_(float("nan"))
         seen["poisoned_tokens"] = self.alone("poisoned", text, tokens)
         seen["poisoned"] = self.report("poisoned")
