@@ -81,10 +81,6 @@ def test_an_answer_says_what_each_drafter_did(engine: httpx.Client) -> None:
     reports, shown = parse(drafters(answer)), json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.S)[0])
     assert reports.keys() == shown.keys() == {"general", "suffix", "none"}
     assert all(one.keys() == shown["general"].keys() for one in drafters(answer).values())
-    assert (
-        drafters(answer)["general"].keys()
-        == json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.S)[0])["general"].keys()
-    )
     steps = answer["metrics"]["speculative_decoding"]["num_spec_steps"]
     assert sum(report.steps for name, report in reports.items() if name != "none") == pytest.approx(steps, abs=1)
     assert "kv_transfer_params" not in answer or answer["kv_transfer_params"] is None
