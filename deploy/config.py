@@ -111,7 +111,7 @@ def policy_warning(config: DraftpickConfig) -> str | None:
         name = read_named(config.router.policy)
         if name in ("fixed", "uniform"):
             return None
-        check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), config.arms)
+        check_arms(read(SHIPPED if name == EMBEDDED else Path(name), config.arms), config.arms)
     except PolicyRejected as error:
         return str(error)
     return None

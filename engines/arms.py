@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 NONE = "none"
-"""The drafter of a pool that drafts nothing."""
+"""Name of no draft among the drafters of a pool."""
 _SEPARATOR = "/"
 
 

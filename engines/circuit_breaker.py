@@ -111,6 +111,11 @@ class CircuitBreaker:
         self._probing, self.clear = False, False
         self.opened += 1
 
+    def half_open(self) -> None:
+        """Let a probe pass now, if the breaker is open."""
+        if self._until is not None:
+            self._until = min(self._until, self._clock())
+
     def _close(self) -> None:
         self._until, self._recovered = None, self._clock()
         self._consecutive_failures, self._failure_rate = 0, min(self._failure_rate, _CLOSE_SHARE)

@@ -184,6 +184,8 @@ class Engine(Model):
             raise ValueError("an engine of kind `url` needs `url`; remove `url` for other kinds")
         if self.mock is not None and self.kind != "mock":
             raise ValueError("`mock` needs `kind: mock`; set it or remove `mock`")
+        if self.kind == "mock" and self.drafters is not None:
+            raise ValueError("the drafters of a mock pool are in `mock.drafters`; remove `drafters`")
         if self.drafter is not None and self.drafters is not None:
             raise ValueError("`drafter` and `drafters` exclude each other; move the one into the list, or remove it")
         return self
@@ -200,16 +202,21 @@ class Engine(Model):
         return drafters
 
     @property
+    def pooled_names(self) -> tuple[str, ...]:
+        """Names of a pool's drafters but `none`; empty for other engines."""
+        return tuple(self.mock.drafters if self.mock is not None else (one.name for one in self.drafters or ()))
+
+    @property
     def is_pool(self) -> bool:
         """True if the engine holds several drafters."""
-        return self.drafters is not None
+        return bool(self.pooled_names)
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The engine's arms: its name; of a pool, one for each drafter, `none` first."""
-        if self.drafters is None:
+        if not self.is_pool:
             return (self.name,)
-        return tuple(pool_arm(self.name, drafter) for drafter in (NONE, *(one.name for one in self.drafters)))
+        return tuple(pool_arm(self.name, drafter) for drafter in (NONE, *self.pooled_names))
 
     def placed_drafters(self) -> Iterator[tuple[str, Drafter]]:
         """Yield the path of each drafter in the engine's configuration, and the drafter."""
@@ -217,6 +224,12 @@ class Engine(Model):
             yield "drafter", self.drafter
         for i, drafter in enumerate(self.drafters or ()):
             yield f"drafters.{i}", drafter
+
+    def drafter_of_arm(self) -> dict[str, Drafter | None]:
+        """Return the drafter of each of its arms, None for one without."""
+        if self.drafters is None:
+            return {self.name: self.drafter}
+        return dict(zip(self.arms, (None, *self.drafters), strict=True))
 
     @property
     def has_drafter(self) -> bool:
@@ -227,7 +240,7 @@ class Engine(Model):
     def drafts(self) -> bool | None:
         """True if the engine has a drafter; None if unknown (an external engine without a declared drafter)."""
         if self.mock is not None:
-            return self.mock.num_speculative_tokens > 0
+            return self.mock.num_speculative_tokens > 0 or self.is_pool
         return True if self.has_drafter else None if self.kind == "url" else False
 
     @property
@@ -235,9 +248,9 @@ class Engine(Model):
         """True if its acceptance can be replayed from the target's answers; False for mock engines and for external
         engines without a declared drafter.
         """
-        if self.kind == "mock" or self.drafter is None:
+        if self.kind == "mock" or not self.has_drafter:
             return self.kind == "vllm"
-        return self.drafter.spec.replayable
+        return all(drafter.spec.replayable for _, drafter in self.placed_drafters())
 
 
 class FleetConfig(Model):

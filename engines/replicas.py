@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from draftpick.engines.arms import engine_of
 from draftpick.engines.circuit_breaker import BreakerConfig, CircuitBreaker, State
 from draftpick.engines.errors import EngineUnavailable
 from draftpick.engines.load_report import LoadReport
+from draftpick.engines.profile.profile import GREEDY, MODES
 
 _MIN_TIMES, _MIN_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 _NEAR = 2
@@ -27,10 +29,13 @@ class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
     `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
+    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm.
     """
 
     __slots__ = (
         "breaker",
+        "by_arm",
+        "by_mode",
         "foreign_in_flight",
         "in_flight",
         "num_times",
@@ -47,11 +52,17 @@ class Replica:
         self.unreachable = False
         self.foreign_in_flight, self.reported_at = 0, 0.0
         self.report: LoadReport | None = None
+        self.by_mode, self.by_arm = [0] * len(MODES), dict[str, int]()
 
     @property
     def total_in_flight(self) -> int:
         """Requests of all clients."""
         return self.in_flight + self.foreign_in_flight
+
+    def mark_reachable(self) -> None:
+        """Record that it answers again: the next request may probe it."""
+        self.unreachable = False
+        self.breaker.half_open()
 
     def record_report(self, report: LoadReport, at: float) -> None:
         """Record an engine's load report. `at`: time of the table's clock."""
@@ -89,18 +100,34 @@ class ReplicaTable:
         max_in_flight: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_in_flight`: maximum per replica. `busy`: requests on all replicas; `by_arm`: replicas by arm."""
+        """`max_in_flight`: maximum per replica. `busy`: requests on all replicas; `by_arm`: replicas by arm; those of a
+        pool share them."""
         self._replicas: dict[str, list[Replica]] = {arm: [] for arm in arms}
+        self._engine_arms: dict[str, list[str]] = {}
+        for arm in self._replicas:
+            self._engine_arms.setdefault(engine_of(arm), []).append(arm)
         self.by_arm: Mapping[str, Sequence[Replica]] = self._replicas
         self._in_flight = dict.fromkeys(self._replicas, 0)
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight, self.busy = max_in_flight, 0
         self.arms = tuple(self._replicas)
+        self.placement_cost: Callable[[str, Replica, int], float] | None = None
 
-    def update(self, arm: str, urls: Iterable[str]) -> None:
-        """Set the replicas of an arm to `urls`; existing ones keep their counts and health."""
-        known = {replica.url: replica for replica in self._replicas[arm]}
-        self._replicas[arm] = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
+    @property
+    def by_engine(self) -> dict[str, Sequence[Replica]]:
+        """Replicas by engine."""
+        return {engine: self._replicas[arms[0]] for engine, arms in self._engine_arms.items()}
+
+    def arms_of(self, engine: str) -> Sequence[str]:
+        """Return the arms of an engine, which share its replicas; none if there is no such engine."""
+        return self._engine_arms.get(engine, ())
+
+    def update(self, engine: str, urls: Iterable[str]) -> None:
+        """Set the replicas of an engine to `urls`; existing ones keep their counts and health."""
+        arms = self._engine_arms[engine]
+        known = {replica.url: replica for replica in self._replicas[arms[0]]}
+        replicas = [known.get(url) or self._new(url) for url in dict.fromkeys(urls)]
+        self._replicas.update(dict.fromkeys(arms, replicas))
 
     def _new(self, url: str) -> Replica:
         return Replica(url, CircuitBreaker(self._breaker, self._clock))
@@ -153,20 +180,21 @@ class ReplicaTable:
         return self._in_flight.copy()
 
     def urls(self) -> dict[str, list[str]]:
-        """Addresses by arm."""
-        return {arm: [r.url for r in replicas] for arm, replicas in self._replicas.items()}
+        """Addresses by engine."""
+        return {engine: [r.url for r in replicas] for engine, replicas in self.by_engine.items()}
 
     def health(self) -> dict[str, dict[str, State]]:
-        """Breaker state of each replica, by arm and address."""
-        return {arm: {r.url: r.breaker.state for r in replicas} for arm, replicas in self._replicas.items()}
+        """Breaker state of each replica, by engine and address."""
+        return {engine: {r.url: r.breaker.state for r in replicas} for engine, replicas in self.by_engine.items()}
 
     def pick(
-        self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING
+        self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING, mode: int = GREEDY
     ) -> Replica | None:
-        """Return the least loaded admitting replica of an arm, or None.
+        """Return the admitting replica of an arm where a request costs least, or None.
 
-        `cached_prefix`: cached prefix of the request in bytes, by replica address. Among the replicas with nearly the
-        lowest load, the one with the longest cached prefix is chosen.
+        That is the least loaded one, or by `placement_cost` (arm, replica, mode), if set. `cached_prefix`: cached
+        prefix of the request in bytes, by replica address. Among the replicas with nearly the lowest load, the one with
+        the longest cached prefix is chosen. `mode`: of the request, one of `MODES`.
         """
         replicas = self._replicas[arm]
         if tried:
@@ -175,21 +203,26 @@ class ReplicaTable:
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         least = min(r.in_flight + r.foreign_in_flight for r in candidates)
-        if not cached_prefix:
+        if not (cost := self.placement_cost) and not cached_prefix:
             return next(r for r in candidates if r.in_flight + r.foreign_in_flight == least)
-        limit = least + max(_NEAR, least // 4)
-        near = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
-        return max(near, key=lambda r: (cached_prefix.get(r.url, 0), -r.in_flight - r.foreign_in_flight))
+        if cached_prefix:
+            limit = least + max(_NEAR, least // 4)
+            candidates = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
+            longest = max(cached_prefix.get(r.url, 0) for r in candidates)
+            candidates = [r for r in candidates if cached_prefix.get(r.url, 0) == longest]
+        return min(candidates, key=lambda r: (cost(arm, r, mode) if cost else 0.0, r.in_flight + r.foreign_in_flight))
 
     @contextmanager
     def lease(
-        self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING
+        self, arm: str, tried: Collection[Replica] = (), cached_prefix: Mapping[str, int] = _NOTHING, mode: int = GREEDY
     ) -> Iterator[Lease]:
         """Lease the replica chosen by `pick` for the duration of the block. Raises `EngineUnavailable`."""
-        replica = self.pick(arm, tried, cached_prefix)
+        replica = self.pick(arm, tried, cached_prefix, mode)
         if replica is None:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
         replica.in_flight += 1
+        replica.by_mode[mode] += 1
+        replica.by_arm[arm] = replica.by_arm.get(arm, 0) + 1
         self._in_flight[arm] += 1
         self.busy += 1
         probe = not replica.breaker.clear and replica.breaker.begin()
@@ -198,6 +231,8 @@ class ReplicaTable:
             yield lease
         finally:
             replica.in_flight -= 1
+            replica.by_mode[mode] -= 1
+            replica.by_arm[arm] -= 1
             self._in_flight[arm] -= 1
             self.busy -= 1
             self._end(arm, lease)

@@ -54,7 +54,8 @@ class RouterDeployment:
         self._name = str(serve.get_replica_context().replica_id.unique_id)
         self._router = Router(self._config, self._sources, self._set_targets, name=self._name, peer_pages=_pages)
         await self._router.configure(self._live)
-        self._metrics_task = asyncio.create_task(RayMetricsExporter(self._router.collectors, self._name).run())
+        exporter = RayMetricsExporter(self._router.collectors, self._name)
+        self._metrics_task = asyncio.create_task(self._router.supervisor.run("ray_metrics", exporter.run))
         return self._router.app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -160,7 +161,8 @@ def _client_request(body: dict[str, Any], path: str, arm: str | None) -> ClientR
     accepted = time.perf_counter()
     request = parse(path, orjson.dumps(body), keep_fields=True)
     headers = [("content-type", "application/json")]
-    return ClientRequest(request, "POST", path, headers, uuid.uuid4().hex, accepted, arm)
+    id = uuid.uuid4().hex
+    return ClientRequest(request, "POST", path, headers, id, id, accepted, arm)
 
 
 async def _pages() -> dict[str, str]:

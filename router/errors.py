@@ -5,7 +5,8 @@ RequestError           carries an HTTP status and an OpenAI error type
 ├── Unauthorized       401, missing or unknown key
 ├── Forbidden          403, insufficient scope of the key
 ├── NotAllowed         405, method not allowed
-├── PayloadTooLarge    413 or 431, body or headers exceed their limit
+├── PayloadTooLarge    413, 414 or 431, body, URL or headers exceed their limit
+├── UnsupportedEncoding  415, a body whose encoding is not read
 ├── RateLimited        429, the key has exceeded a limit per minute
 ├── NoEngineAvailable  503, no engine can serve the request
 ├── Overloaded         503, queue full, or waited too long in it
@@ -17,7 +18,7 @@ PolicyRejected         an artefact that this fleet cannot use
 
 import copyreg
 import math
-from typing import Any
+from typing import Any, Literal
 
 from draftpick.engines.errors import DraftpickError
 from draftpick.engines.http.client import Headers
@@ -78,13 +79,25 @@ class NotAllowed(RequestError):
 
 
 class PayloadTooLarge(RequestError):
-    """Body or headers exceed their limit."""
+    """Body, URL or headers exceed their limit."""
 
-    status, type = 413, "invalid_request_error"
+    type = "invalid_request_error"
 
-    def __init__(self, message: str, *, code: str) -> None:
+    def __init__(self, message: str, *, code: Literal["body_too_large", "url_too_long", "headers_too_large"]) -> None:
         super().__init__(message, code=code)
-        self.status = 431 if code == "headers_too_large" else 413
+        self.status = {"body_too_large": 413, "url_too_long": 414, "headers_too_large": 431}[code]
+
+
+class UnsupportedEncoding(RequestError):
+    """The encoding of a body is not read, or the body does not have it."""
+
+    status, type = 415, "invalid_request_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="unsupported_encoding")
+
+    def headers(self) -> Headers:
+        return [("accept-encoding", "gzip, deflate")]
 
 
 class RateLimited(RequestError):

@@ -1,25 +1,33 @@
 """Reads the few fields of a request body that a decision needs. The body itself is forwarded unchanged."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Fields that limit the output tokens, by their API."""
+CHARS_PER_TOKEN = 4
 MAX_TEXT_CHARS = 4000
 """Longer prompts are truncated, for the embedding only: beginning and end are kept."""
 
+_VALUES = 10
+"""Values of a body for each object that it may have."""
+
 TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 """Paths whose streams end with a known terminator."""
+_ENGINE_ARGS = "vllm_xargs"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """The parsed request. `body`: the bytes for the engine.
 
-    `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format.
-    `fields`: the parsed body, if kept.
+    `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format. `num_answers`: of
+    all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`.
     """
 
     path: str
@@ -31,33 +39,80 @@ class Request:
     turns: int = 1
     structured: bool = False
     fields: dict[str, Any] | None = None
+    num_answers: int = 1
+    engine_args: Any = None
+
+    @property
+    def max_tokens(self) -> float | None:
+        """Limit of the output tokens of an answer, if the request has one."""
+        sampling = self.sampling or {}
+        return next((sampling[name] for name in LIMITS if name in sampling), None)
+
+    @property
+    def approximate_prompt_tokens(self) -> int:
+        """Tokens of the prompt, estimated from its length."""
+        chars = len(self.text) if len(self.text) <= MAX_TEXT_CHARS else len(self.body)
+        return chars // CHARS_PER_TOKEN
 
 
-def parse(path: str, body: bytes, max_depth: int = 128, *, keep_fields: bool = False) -> Request:
+class JsonLimits(Protocol):
+    """Limits of a body; see `draftpick.router.config.router_config`."""
+
+    @property
+    def max_json_depth(self) -> int: ...
+    @property
+    def max_json_objects(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _DefaultLimits:
+    max_json_depth: int = 128
+    max_json_objects: int = 100_000
+
+
+def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep_fields: bool = False) -> Request:
     """Parse a body. `keep_fields`: keep the parsed fields, for a stream that may be resumed.
 
-    Raises `BadRequest` for a body that is not a JSON object, or is nested deeper than `max_depth`. The engine reports
-    all other errors.
+    Raises `BadRequest` for a body that is not a JSON object, or exceeds `limits`. The engine reports all other errors.
     """
     reader = _TEXT_READERS.get(path)
     if reader is None:
         return Request(path, body, text="")
+    # The count of brackets bounds number and depth of objects and is cheap; most bodies with many have them in text.
+    brackets = body.count(b"{") + body.count(b"[")
+    if brackets > limits.max_json_objects or body.count(b",") > _VALUES * limits.max_json_objects:
+        text = f"the body has more than {limits.max_json_objects} objects or {_VALUES} times as many values"
+        raise BadRequest(text, code="too_many_objects")
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
-    # The count of brackets bounds the depth and is cheap; most bodies with many have them in their text.
-    if body.count(b"{") + body.count(b"[") > max_depth and _depth(fields) > max_depth:
-        raise BadRequest(f"the body is nested deeper than {max_depth} levels", code="nested_too_deeply")
+    if brackets > limits.max_json_depth and _depth(fields) > limits.max_json_depth:
+        raise BadRequest(f"the body is nested deeper than {limits.max_json_depth} levels", code="nested_too_deeply")
     stream = fields.get("stream") is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body)
-    text, turns = truncate(reader(fields)), _turns(fields)
-    kept = fields if keep_fields else None
-    return Request(path, body, text, stream, hide_usage, _sampling(fields), turns, _structured(fields), kept)
+    text, turns, num_answers = truncate(reader(fields)), _turns(fields), _num_answers(path, fields)
+    kept, sampling, given = fields if keep_fields else None, _sampling(fields), fields.get(_ENGINE_ARGS)
+    if num_answers > 1:
+        sampling["n"] = float(num_answers)
+    structured = _structured(fields)
+    return Request(path, body, text, stream, hide_usage, sampling, turns, structured, kept, num_answers, given)
+
+
+def with_forecast(request: Request, body: bytes, forecast: Forecast) -> bytes:
+    """Insert a forecast for a pool into `vllm_xargs`, at the end of a body: the last of two equal keys counts.
+
+    A body without text stays as it is: the engine rejects it.
+    """
+    own = request.engine_args or {}
+    if not request.text or not isinstance(own, dict):
+        return body
+    end = body.rindex(b"}")
+    return body[:end] + b',"vllm_xargs":' + orjson.dumps({**own, XARG: forecast.to_json()}) + body[end:]
 
 
 def _depth(value: Any) -> int:
@@ -91,10 +146,31 @@ def _ask_for_usage(fields: dict[str, Any], body: bytes) -> bytes:
 
 def _sampling(fields: dict[str, Any]) -> dict[str, float]:
     """The numeric sampling fields that are present."""
-    names = ("temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "max_output_tokens", "n")
+    names = ("temperature", "top_p", "top_k", *LIMITS, "n")
     return {
         name: float(v) for name in names if isinstance(v := fields.get(name), int | float) and not isinstance(v, bool)
     }
+
+
+_MULTIPLIERS = ("n", "best_of", "use_beam_search")
+
+
+def _num_answers(path: str, fields: dict[str, Any]) -> int:
+    """Sequences that the engine decodes: `n` (or `best_of`) for each prompt; at least 2 in a beam search."""
+    prompt = fields.get("prompt")
+    if path == "/v1/responses" or (fields.keys().isdisjoint(_MULTIPLIERS) and not isinstance(prompt, list)):
+        return 1
+    each = max(_whole(fields.get("n")), _whole(fields.get("best_of")), 2 if fields.get("use_beam_search") else 1)
+    several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)  # a list of numbers is one prompt
+    return each * (len(prompt) if several and isinstance(prompt, list) else 1)
+
+
+def _whole(value: Any) -> int:
+    """A count as the engine reads it, from a number or its text; 1 for anything else."""
+    try:
+        return max(int(value), 1)
+    except (TypeError, ValueError, OverflowError):
+        return 1
 
 
 def _turns(fields: dict[str, Any]) -> int:

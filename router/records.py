@@ -6,6 +6,7 @@ differs only in names, is readable as well.
 
 import base64
 import contextlib
+import hashlib
 import os
 import platform
 import threading
@@ -13,12 +14,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields as fields_of
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
+from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.router_config import RecordsConfig
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, Record
@@ -69,7 +73,9 @@ class RecordWriter:
         """Queue the record of an attempt; never blocks."""
         self.write(
             Record(
-                request_id=attempt.request_id,
+                request_id=attempt.id,
+                client_request_id=attempt.request_id if attempt.request_id != attempt.id else None,
+                key=_key_digest(attempt.key) if attempt.key else "",
                 attempt=attempt.number,
                 time=attempt.time,
                 path=attempt.path,
@@ -106,7 +112,7 @@ class RecordWriter:
             return
         try:
             self._append(b"".join(encode(record) for record in batch))
-        except OSError:
+        except (OSError, TypeError, ValueError):
             # A full or failing disk costs records, never requests; the next flush tries a new segment.
             self.dropped += len(batch)
             self._close_segment()
@@ -159,6 +165,12 @@ class RecordWriter:
                 os.close(segment)
 
 
+@lru_cache(maxsize=1024)
+def _key_digest(key: str) -> str:
+    """A short digest of a key's name: enough to tell keys apart, without naming anybody."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
 def encode(record: Record) -> bytes:
     """One line of JSON, with its newline."""
     fields = {name: getattr(record, name) for name in _FIELDS}
@@ -189,10 +201,15 @@ def decode(line: bytes) -> Record:
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**load)
+        if (forecast := decision.get("forecast")) is not None:
+            decision["forecast"] = DrafterForecast(**forecast)
+        outcome = fields.pop("outcome")
+        if (drafters := outcome.get("drafters")) is not None:
+            outcome["drafters"] = {name: DrafterReport(**one) for name, one in drafters.items()}
         return Record(
             context=context,
             decision=Decision(**decision),
-            outcome=Outcome(**fields.pop("outcome")),
+            outcome=Outcome(**outcome),
             **fields,
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -23,6 +23,7 @@ from draftpick.router.http.app import RouterApp
 from draftpick.router.http.auth import Keyring
 from draftpick.router.load.autoscaler import Autoscaler, TargetSetter
 from draftpick.router.load.engine_poller import EnginePoller
+from draftpick.router.load.health_probe import HealthProbe
 from draftpick.router.monitoring.fleet_metrics import fleet_metrics, page_of
 from draftpick.router.monitoring.gauges import StateCollector
 from draftpick.router.online.events import Event, EventLog
@@ -38,6 +39,7 @@ from draftpick.router.registry.file_watcher import FileWatcher
 from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.registry.resolve import ResolvedPolicy, could_be_registry, resolve, resolve_configured
 from draftpick.router.request.shadow import WORKERS
+from draftpick.router.supervision import Supervisor
 from draftpick.router.telemetry.tracing import Tracing
 
 log = logging.getLogger("draftpick.router")
@@ -101,7 +103,11 @@ class Router:
             tracing=self._tracing,
         )
         parts = self.parts
-        self._engine_poller = EnginePoller(self._client, self._replicas, parts.load, router.load.report_interval_s)
+        self.supervisor = Supervisor(parts.metrics.failures)
+        self._engine_poller = EnginePoller(
+            self._client, self._replicas, parts.load, router.load.report_interval_s, supervisor=self.supervisor
+        )
+        self._health_probe = HealthProbe(self._client, self._replicas)
         self._activate(chosen)
         self._peer_sync = self._peer_news()
         self.app = RouterApp(parts, model=config.target.name, config=router, owner=self, keys=self._keys)
@@ -137,18 +143,24 @@ class Router:
     async def start(self) -> None:
         """Start to follow the engines' replicas."""
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
-        self._tasks = {asyncio.create_task(self._follow_replicas(arm)) for arm in self._sources}
-        self._tasks |= {asyncio.create_task(self._watch_file(watched, taken)) for watched, taken in self._watchers}
+        for arm in self._sources:
+            self._run("addresses", lambda arm=arm: self._follow_replicas(arm))
+        for watched, follow in self._watchers:
+            self._run("files", lambda watched=watched, follow=follow: self._watch_file(watched, follow))
         if self._config.shadow.sample_rate:
-            self._tasks |= {
-                asyncio.create_task(self.parts.shadow.run(self.parts.dispatcher.run_shadow)) for _ in range(WORKERS)
-            }
+            for _ in range(WORKERS):
+                self._run("shadow", lambda: self.parts.shadow.run(self.parts.dispatcher.run_shadow))
         if self.autoscaler.enabled:
-            self._tasks.add(asyncio.create_task(self.autoscaler.run()))
+            self._run("autoscaling", self.autoscaler.run)
         if self._config.load.enabled:
-            self._tasks.add(asyncio.create_task(self._engine_poller.run()))
+            self._run("load", self._engine_poller.run)
         if self._peer_sync is not None:
-            self._tasks.add(asyncio.create_task(self._peer_sync.run()))
+            self._run("peers", self._peer_sync.run)
+        self._run("health", self._health_probe.run)
+
+    def _run(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task until `stop`."""
+        self._tasks.add(asyncio.create_task(self.supervisor.run(part, work)))
 
     async def stop(self) -> None:
         """Close connections and flush queued records."""

@@ -1,12 +1,16 @@
 """Data types of the request path: context, decision, outcome, record. All are frozen."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
+from draftpick.engines.pool.report import DrafterReport
 
 Vector = npt.NDArray[np.float32]
 DEFAULT_MAX_TOKENS = 256.0
@@ -66,7 +70,8 @@ class Decision:
     the arm with the shortest time if no engine had any load. `cluster`: the request's cluster under the deciding
     policy; None until the answer's end unless the decision depended on it. `policy_share`: the probability that this
     policy was drawn to decide, if two were in service; `other_policy_probabilities`: probabilities of all arms under
-    the other one, by its id.
+    the other one, by its id. `predicted_tau`: the policy's predictions of acceptance lengths, before corrections, if
+    any engine is a pool; `forecast`: what a pool is sent.
     """
 
     arm: str
@@ -83,6 +88,8 @@ class Decision:
     cluster: int | None = None
     policy_share: float = 1.0
     other_policy_probabilities: dict[str, dict[str, float]] | None = None
+    predicted_tau: Sequence[float] | None = None
+    forecast: DrafterForecast | None = None
 
     @property
     def slowdown(self) -> float:
@@ -94,9 +101,11 @@ class Decision:
 class Outcome:
     """Measurements of one attempt. Durations in seconds of a monotonic clock; None if undefined.
 
-    ttft_s: accepted to first content token forwarded (without streaming: as reported by the engine).
-    tpot_s: (e2e - ttft) / (output tokens - 1). acceptance_length: tokens per step including the bonus token.
-    queue_s: queueing time at the engine, as reported by the engine; part of ttft_s.
+    All count from the last byte of the request to bytes that come from the engine: how fast a client sends and reads is
+    not in them. ttft_s: to the first content token (without streaming: as reported by the engine). tpot_s: of one
+    answer's tokens after the first, by the engine's own clock if it reports it. output_tokens: of all answers.
+    acceptance_length: tokens per step including the bonus token. queue_s: queueing time at the engine, as reported by
+    the engine; part of ttft_s. drafters: of a pool, what each of its drafters did, and would have done.
     """
 
     status: Status
@@ -110,6 +119,22 @@ class Outcome:
     acceptance_rate: float | None = None
     overhead_s: float | None = None
     queue_s: float | None = None
+    drafters: Mapping[str, DrafterReport] | None = None
+
+
+def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float | None, int | None]]:
+    """Yield each arm whose acceptance an answer of `arm` shows, its acceptance length, and on how many tokens.
+
+    That of the answer; of a pool, what each of its drafters, scored on the answer's text, would have had.
+    """
+    if outcome.drafters is None:
+        if drafter_of(arm) is None:
+            yield arm, outcome.acceptance_length, outcome.output_tokens
+        return
+    engine = engine_of(arm)
+    for name, report in outcome.drafters.items():
+        if report.tau is not None and name != NONE:
+            yield pool_arm(engine, name), report.tau, report.scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +142,9 @@ class Attempt:
     """One finished attempt, as passed to observers.
 
     `in_flight`: this router's requests by arm at its start. `running`: concurrent requests at its replica, including
-    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request. `cluster`: of
-    an answered request, under the policy of this id; observers get that of the active one. `time`: of its end, in
-    seconds since the epoch.
+    itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request; its `n` is the
+    number of answers to all prompts. `id`, `request_id`, `key`: see `ClientRequest`. `cluster`: of an answered request,
+    under the policy of this id; observers get that of the active one. `time`: of its end, in seconds since the epoch.
     """
 
     request_id: str
@@ -134,6 +159,8 @@ class Attempt:
     running: float | None = None
     cluster: tuple[str, int] | None = None
     time: float = field(default_factory=time.time)
+    id: str = ""
+    key: str = ""
 
 
 class AttemptObserver(Protocol):
@@ -145,7 +172,11 @@ class AttemptObserver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One recorded attempt. `time`: seconds since the epoch, for ordering only; `in_flight`: see `Attempt`."""
+    """One recorded attempt. `time`: seconds since the epoch, for ordering only; `in_flight`: see `Attempt`.
+
+    `request_id`: the router's own, one for each request and its shadows; `client_request_id`: the client's, if it sent
+    one. `key`: a digest that is the same for all requests of an API key; empty if all requests have one key.
+    """
 
     request_id: str
     attempt: int
@@ -157,4 +188,6 @@ class Record:
     context: Context | None
     decision: Decision
     outcome: Outcome
+    client_request_id: str | None = None
+    key: str = ""
     schema: int = field(default=2)

@@ -12,6 +12,7 @@ import httpx
 from opentelemetry.sdk.trace import SpanProcessor
 from starlette.types import ASGIApp
 
+from draftpick.engines.config import Engine
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import MockEngine, MockSpec, mock_app
@@ -202,7 +203,8 @@ async def routed(
         "tracing": {"sample_rate": 1.0},
     }
     config = RouterConfig(**{**usual, **router})
-    replicas = ReplicaTable(specs, config.breaker, config.admission.max_in_flight_per_replica)
+    arms = [arm for name, spec in specs.items() for arm in _arms(name, spec)]
+    replicas = ReplicaTable(arms, config.breaker, config.admission.max_in_flight_per_replica)
     for arm, spec in specs.items():
         replicas.update(arm, [spec if isinstance(spec, str) else engines[arm].url])
     writer = RecordWriter(config.records)
@@ -211,7 +213,7 @@ async def routed(
         timeout_s=config.timeout_s,
         stream_idle_timeout_s=config.stream_idle_timeout_s,
     )
-    chosen = policy or FixedPolicy(tuple(specs), default)
+    chosen = policy or FixedPolicy(tuple(arms), default)
     tracing = Tracing(config.tracing, *filter(None, (spans, *SPANS))) if config.tracing.sample_rate else None
     parts = build_parts(config, chosen, featurizer, replicas, engine_client, writer, baseline=plain, tracing=tracing)
 
@@ -225,6 +227,10 @@ async def routed(
         await engine_client.close()
         parts.attempts.close()
         await asyncio.to_thread(writer.close)
+
+
+def _arms(name: str, spec: MockSpec | str) -> tuple[str, ...]:
+    return (name,) if isinstance(spec, str) else Engine(name=name, kind="mock", mock=spec).arms
 
 
 StartMock = Callable[..., Awaitable[Mock]]

@@ -32,6 +32,10 @@ def new(
     tokens_per_minute: Annotated[
         int | None, typer.Option("--tpm", min=1, help="Tokens per minute, prompts and answers together.")
     ] = None,
+    max_concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Requests at once.")] = None,
+    hide_routing: Annotated[
+        bool, typer.Option("--hide-routing", help="Answers do not name the engine and the policy.")
+    ] = False,
     priority: Annotated[
         str, typer.Option("--priority", help="Highest priority that a request may set: low, normal or high.")
     ] = "normal",
@@ -54,6 +58,8 @@ def new(
         "scopes": ("chat", "admin") if admin else ("chat",),
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
+        "max_concurrent": max_concurrent,
+        "show_routing": not hide_routing,
         "priority": priority,
         "expires": expires.replace(tzinfo=UTC) if expires else None,
     }
@@ -75,11 +81,15 @@ def show(file: File = Path("keys.yaml"), as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([key.model_dump(mode="json", exclude={"sha256"}) for key in keys]))
         return
-    table = Table("name", "scopes", "requests/min", "tokens/min", "priority", "expires")
+    table = Table("name", "scopes", "requests/min", "tokens/min", "at once", "priority", "expires")
     for key in keys:
-        limits = [str(limit or "-") for limit in (key.requests_per_minute, key.tokens_per_minute)]
+        limits = [str(limit or "-") for limit in _limits(key)]
         table.add_row(key.name, ", ".join(key.scopes), *limits, key.priority, str(key.expires or "-"))
     out.print(table)
+
+
+def _limits(key: Key) -> tuple[int | None, ...]:
+    return key.requests_per_minute, key.tokens_per_minute, key.max_concurrent
 
 
 def _write(file: Path, keys: list[Key]) -> None:

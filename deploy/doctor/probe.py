@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic_core import from_json
 
 from draftpick.engines import load_report as load
 from draftpick.policy_training.data.collect import answer_text
@@ -146,7 +147,7 @@ def _models(listed: httpx.Response) -> list[ServedModel]:
 def _field(text: str | None, name: str) -> Any:
     """A field of a JSON object; None if missing."""
     try:
-        found = json.loads(text or "null")
+        found = from_json(text or "null")
     except ValueError:
         return None
     return found.get(name) if isinstance(found, dict) else None

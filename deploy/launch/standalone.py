@@ -1,8 +1,10 @@
 """The router without Ray, in front of running engines: one process, or several on one port."""
 
 import asyncio
+import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -20,6 +22,10 @@ _BACKLOG = 4096
 _POLL_S = 0.1
 _MIN_LIFE_S = 5.0
 """Minimum interval between restarts of a process."""
+_DESCRIPTORS, _FEW_DESCRIPTORS = 65_536, 4096
+"""Files that a router opens at most, and a number that suffices for few connections."""
+
+log = logging.getLogger("draftpick.router")
 
 
 class RouteFailed(DraftpickError):
@@ -79,6 +85,8 @@ class RouterProcesses:
     def stop(self) -> None:
         """Let all of them finish their requests, for at most `drain_timeout_s`."""
         self._stopping = True
+        # Closed here and in the processes: new clients are refused at once, and none waits in the backlog.
+        self._socket.close()
         for process in self._processes:
             process.terminate()
         until = time.monotonic() + self._drain_s + 5
@@ -86,7 +94,6 @@ class RouterProcesses:
             process.join(max(0.0, until - time.monotonic()))
             if process.is_alive():
                 process.kill()
-        self._socket.close()
         self._folder.cleanup()
 
     def _start(self, number: int) -> BaseProcess:
@@ -106,6 +113,7 @@ def serve_one(
     import uvicorn
     import uvloop
 
+    from draftpick.router.http.protocol import server_settings
     from draftpick.router.monitoring.peer_metrics import PeerSockets
     from draftpick.router.router import Router, fixed_address
     from draftpick.router.telemetry import logging as logs
@@ -113,24 +121,14 @@ def serve_one(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     made = load_config(config)
     logs.configure(made.router.logs)
+    descriptors = _raise_descriptor_limit()
 
     async def serve() -> None:
         siblings = PeerSockets(folder, name)
         sources = {engine.name: fixed_address(str(engine.url)) for engine in made.engines}
         router = Router(made, sources, name=name, peer_pages=siblings.pages)
         await siblings.serve(router.own_metrics)
-        settings = uvicorn.Config(
-            router.app,
-            interface="asgi3",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=120,
-            timeout_graceful_shutdown=max(1, int(drain_s)),
-        )
-        server = uvicorn.Server(settings)
+        server = uvicorn.Server(server_settings(router.app, made.router, drain_s, descriptors))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no such event
             await asyncio.sleep(0.01)
@@ -139,6 +137,17 @@ def serve_one(
         siblings.close()
 
     uvloop.run(serve())
+
+
+def _raise_descriptor_limit() -> int:
+    """Raise the number of files that this process may open to its hard limit, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if max(soft, wanted) < _FEW_DESCRIPTORS:
+        log.warning("this process may open %d files: raise `ulimit -n` for more connections", max(soft, wanted))
+    return max(soft, wanted)
 
 
 def _end_with_parent() -> None:

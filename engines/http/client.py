@@ -8,7 +8,6 @@ import re
 import ssl
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
@@ -28,11 +27,11 @@ _FULL_BODY_HEADERS = 2**16
 
 @dataclass(frozen=True, slots=True)
 class EngineResponse:
-    """An engine's answer: status, headers, and the body as an iterator of raw chunks."""
+    """An engine's answer: status, headers, and the body as an iterator of raw chunks, which knows when they came."""
 
     status: int
     headers: Headers
-    chunks: AsyncIterator[bytes]
+    chunks: Exchange
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ Only parser callbacks and one future are between the socket and the reader, sinc
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -48,7 +49,9 @@ class Exchange(AsyncIterator[bytes]):
 
     `first_s`: maximum wait for the first byte of the body; `stall_s`: for each further chunk; `total_s`: for the
     complete answer; all count from `began` (loop time) or from the last byte. `head`: done once status and headers have
-    come; raises `EngineUnavailable` or `EngineTimeout`.
+    come; raises `EngineUnavailable` or `EngineTimeout`. `arrived_at`: when the last bytes of the body came
+    (`time.perf_counter()`), however late they are read; `received`: their number so far. `first_pause`: both, when
+    reading first paused for a slow reader; from then on the arrival of bytes says nothing about the engine.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Exchange(AsyncIterator[bytes]):
         self.headers: Headers = []
         self.complete = False
         self.keep_alive = False
+        self.arrived_at, self.received = 0.0, 0
+        self.first_pause: tuple[float, int] | None = None
         connection.exchange = self
         self._timer = self._loop.call_at(began + first_s, self._tick)
 
@@ -131,14 +136,17 @@ class Exchange(AsyncIterator[bytes]):
         if self.complete:
             return
         first = self._last == 0.0
-        self._last = self._loop.time()
+        self._last, self.arrived_at = self._loop.time(), time.perf_counter()
         if first and self._deadline() < self._timer.when():
             self._timer.cancel()
             self._timer = self._loop.call_at(self._deadline(), self._tick)
         self._parts.append(body)
-        self._unread += len(body)
+        size = len(body)
+        self._unread += size
+        self.received += size
         if self._unread > _MAX_UNREAD and not self._paused:
             self._paused = True
+            self.first_pause = self.first_pause or (self.arrived_at, self.received)
             self.connection.transport.pause_reading()
         self._wake()
 

@@ -135,8 +135,11 @@ class MockEngine:
     async def advance(self, decoding: Decoding) -> list[Piece]:
         """Wait for the duration of the next step, then return its pieces."""
         if decoding.ends:
-            drafted = decoding.draft()
-            duration_s = self.spec.step_duration_s(self.running, decoding.rng, decoding.mode, drafted)
+            drafted, added_s = decoding.draft(), 0.0
+            if decoding.pool is not None:
+                drafted, added_s = decoding.pool.choose(self.spec.mean_step_s(self.running, decoding.mode))
+                decoding.drafted = drafted
+            duration_s = self.spec.step_duration_s(self.running, decoding.rng, decoding.mode, drafted, added_s)
             self.step_log.add(self.running, drafted, duration_s)
         else:
             duration_s = self.spec.prefill_duration_s(decoding.prompt_tokens)

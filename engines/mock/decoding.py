@@ -10,12 +10,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, Self
 
 import orjson
 
+from draftpick.engines.mock.acceptance import acceptance_rate
+from draftpick.engines.mock.pool import PoolDrafts
 from draftpick.engines.mock.spec import MockRequest, MockSpec
+from draftpick.engines.pool.report import FIELD
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s]+)|\s+")
 _WORDS = ("the", "a", "of", "to", "in", "and", "is", "that", "we", "it", "as", "for", "with", "on", "from", "are")
@@ -49,8 +51,8 @@ class Piece:
 @dataclass(slots=True)
 class Decoding:
     """One request in progress. The first step is the prefill and yields one token per sequence, as in vLLM; each
-    further step yields 1 + accepted tokens of the `drafted` ones; `varies`: drafts have any length. Times are seconds
-    of the monotonic clock.
+    further step yields 1 + accepted tokens of the `drafted` ones; `varies`: drafts have any length; `pool`: its drafts
+    at a pool. Times are seconds of the monotonic clock.
     """
 
     answers: list[Answer]
@@ -60,6 +62,7 @@ class Decoding:
     varies: bool
     rng: random.Random
     histogram: list[int]
+    pool: PoolDrafts | None = None
     drafted: int = 0
     num_drafted: int = 0
     ends: list[int] = field(default_factory=list)
@@ -72,16 +75,19 @@ class Decoding:
     @classmethod
     def start(cls, request: MockRequest, spec: MockSpec, engine: str) -> Self:
         """Create the decoding of a request on the named engine."""
-        prompts, num_drafted = request.prompts, spec.num_speculative_tokens
+        prompts = request.prompts
+        num_drafted = max((spec.num_speculative_tokens, *map(spec.draft_length, spec.drafters)))
         text = "\n".join(prompts)
+        rng = random.Random(f"{spec.seed}|{engine}|{text}")
         return cls(
             answers=[answer(request, prompt, i, spec) for prompt in prompts for i in range(request.num_samples)],
             prompt_tokens=sum(max(1, len(split(prompt))) for prompt in prompts),
             acceptance_rate=acceptance_rate(spec.tau(text, request.mock_class), num_drafted),
             mode=request.mode,
             varies=spec.step_s_per_drafted_token > 0,
-            rng=random.Random(f"{spec.seed}|{engine}|{text}"),
+            rng=rng,
             histogram=[0] * (num_drafted + 1),
+            pool=PoolDrafts.start(request, spec, rng),
             queued_s=time.monotonic(),
         )
 
@@ -123,8 +129,8 @@ class Decoding:
 
     def _accept(self) -> int:
         """Draw the number of accepted draft tokens: each only if all before it were accepted."""
-        accepted = 0
-        while accepted < self.drafted and self.rng.random() < self.acceptance_rate:
+        accepted = 0 if self.pool is None else self.pool.accept()
+        while self.pool is None and accepted < self.drafted and self.rng.random() < self.acceptance_rate:
             accepted += 1
         self.histogram[accepted] += 1
         self.num_drafted += self.drafted
@@ -153,6 +159,7 @@ class Decoding:
         """Names and formulas as in vLLM 0.29 (`RequestSpecDecodeMetrics.to_dict`)."""
         num_steps, most = sum(self.histogram), len(self.histogram) - 1
         accepted = sum(length * count for length, count in enumerate(self.histogram))
+        by_drafter = {} if self.pool is None else {FIELD: self.pool.to_fields()}
         return {
             "mean_acceptance_length": 1 + accepted / num_steps if num_steps else 1.0,
             "draft_acceptance_rate": accepted / self.num_drafted if self.num_drafted else 0.0,
@@ -161,23 +168,13 @@ class Decoding:
             "num_accepted_draft_tokens": accepted,
             "num_draft_tokens": self.num_drafted,
             "num_spec_tokens": most,
+            **by_drafter,
         }
 
 
 def split(text: str) -> list[str]:
     """Split a text into tokens; joined, they equal the text."""
     return _TOKEN.findall(text)
-
-
-@lru_cache(maxsize=256)
-def acceptance_rate(tau: float, num_speculative_tokens: int) -> float:
-    """Probability p that a drafted token is accepted after its predecessors: solves p + p^2 + ... + p^k = tau - 1."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        short = sum(middle**i for i in range(1, num_speculative_tokens + 1)) < tau - 1
-        low, high = (middle, high) if short else (low, middle)
-    return high if tau > 1 else 0.0
 
 
 def answer(request: MockRequest, prompt: str, sample: int, spec: MockSpec) -> Answer:

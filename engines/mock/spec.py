@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic import Field
 
+from draftpick.engines.arms import NONE
 from draftpick.engines.profile.identity import EngineIdentity, digest
 from draftpick.engines.profile.profile import GREEDY, MODES, Profile, sampling_mode
 
@@ -16,6 +17,24 @@ _CLASS = re.compile(r"\[class:([\w-]+)\]")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 AcceptanceLength = Annotated[float, Field(ge=1)]
+
+
+class MockDrafter(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """A drafter of a mock pool."""
+
+    num_speculative_tokens: int = Field(3, ge=1, description="number of drafted tokens")
+    acceptance_length: AcceptanceLength = Field(1.0, description="tau of unlisted prompt classes")
+    acceptance_by_class: dict[str, AcceptanceLength] = Field({}, description="tau by prompt class")
+    step_s: float = Field(0.0, ge=0, description="additional seconds of a step that it drafts")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_taus(self.num_speculative_tokens, self.acceptance_length, self.acceptance_by_class)
+        return self
+
+    def tau(self, text: str, named: str | None = None) -> float:
+        """Mean tokens per step; see `MockSpec.tau`."""
+        return self.acceptance_by_class.get(named or prompt_class(text), self.acceptance_length)
 
 
 class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -45,6 +64,7 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     )
     acceptance_by_class: dict[str, AcceptanceLength] = Field({}, description="tau by prompt class")
     num_speculative_tokens: int = Field(0, ge=0, description="maximum number of accepted tokens per step")
+    drafters: dict[str, MockDrafter] = Field({}, description="drafters by name: the engine is a pool")
     jitter: float = Field(0.0, ge=0, description="coefficient of variation of a step's duration")
     output_tokens: int = Field(32, ge=1, description="tokens per answer, unless the request allows fewer")
     max_running: int = Field(256, ge=1, description="maximum concurrent requests; the others wait in arrival order")
@@ -59,10 +79,11 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        most = 1 + self.num_speculative_tokens
-        for name, tau in {"acceptance_length": self.acceptance_length, **self.acceptance_by_class}.items():
-            if tau > most:
-                raise ValueError(f"{name}: {tau} exceeds 1 + num_speculative_tokens = {most}")
+        _check_taus(self.num_speculative_tokens, self.acceptance_length, self.acceptance_by_class)
+        if self.drafters and self.num_speculative_tokens:
+            raise ValueError("`drafters` and `num_speculative_tokens` exclude each other: remove one")
+        if NONE in self.drafters:
+            raise ValueError(f"drafters: {NONE!r} is always among them; remove it")
         if sum(self.fault_shares.values()) > 1 + 1e-9:
             raise ValueError("the fault shares sum to more than 1: reduce them")
         return self
@@ -77,9 +98,23 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         """Seconds from a request's slot to its first token."""
         return self.prefill_s + self.prefill_s_per_token * prompt_tokens
 
-    def step_duration_s(self, running: int, rng: random.Random, mode: int = GREEDY, drafted: int = 0) -> float:
-        """Seconds of one decoding step with `running` requests in the batch, for one that drafted so many tokens."""
+    def drafter_s(self, name: str) -> float:
+        """Additional seconds of a step that this drafter of a pool drafts."""
+        drafter = self.drafters.get(name)
+        return 0.0 if drafter is None else drafter.step_s
+
+    def draft_length(self, name: str) -> int:
+        """Tokens of a draft of this drafter of a pool."""
+        drafter = self.drafters.get(name)
+        return 0 if drafter is None else drafter.num_speculative_tokens
+
+    def step_duration_s(
+        self, running: int, rng: random.Random, mode: int = GREEDY, drafted: int = 0, added_s: float = 0.0
+    ) -> float:
+        """Seconds of one decoding step with `running` requests in the batch, for one that drafted so many tokens, by a
+        drafter that adds `added_s`."""
         mean_s = self.mean_step_s(running, mode) + self.step_s_per_drafted_token * (drafted - self.mean_drafted)
+        mean_s += added_s
         return max(0.0, mean_s * rng.gauss(1.0, self.jitter))
 
     def mean_step_s(self, running: int, mode: int = GREEDY) -> float:
@@ -110,6 +145,7 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         return Profile(
             build=who.build, machine=who.machine, batches=tuple(batches), contexts=(0,), step_s=steps,
             prefill_s=self.prefill_s, prefill_s_per_token=self.prefill_s_per_token, max_running=self.max_running,
+            drafter_s={name: self.drafter_s(name) for name in self.drafters},
         )  # fmt: skip
 
     def tau(self, text: str, named: str | None = None) -> float:
@@ -146,6 +182,7 @@ class MockRequest(pydantic.BaseModel, frozen=True):
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
+    vllm_xargs: dict[str, Any] | None = None
     mock_class: str | None = Field(None, description="the prompt's class, instead of a marker in its text")
 
     @property
@@ -206,6 +243,12 @@ class MockRequest(pydantic.BaseModel, frozen=True):
             return {"type": "object", "properties": {"answer": {"type": "string"}}}
         schema = form.get("json_schema", form).get("schema") if form.get("type") == "json_schema" else None
         return schema if isinstance(schema, dict) else None
+
+
+def _check_taus(length: int, tau: float, by_class: dict[str, float]) -> None:
+    for name, value in {"acceptance_length": tau, **by_class}.items():
+        if value > 1 + length:
+            raise ValueError(f"{name}: {value} exceeds 1 + num_speculative_tokens = {1 + length}")
 
 
 def prompt_class(text: str) -> str:

@@ -1,8 +1,9 @@
 """An engine's own log of its last decoding steps, at `GET /draftpick/steps`: what a step of n drafted tokens takes."""
 
-import json
 from collections import deque
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 PATH = "/draftpick/steps"
 _KEPT = 512
@@ -35,8 +36,8 @@ class StepLog:
 def parse_steps(data: bytes, since: int = 0) -> tuple[int, list[Step]]:
     """Return the count of a log in JSON and its steps after the first `since`; (0, none) for anything else."""
     try:
-        fields = json.loads(data)
+        fields = from_json(data)
         count, steps = int(fields["count"]), [Step(int(n), int(d), float(s)) for n, d, s in fields["steps"]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return 0, []
     return count, steps[max(0, len(steps) - max(0, count - since)) :]

@@ -6,7 +6,7 @@ from `collect`, from counterfactual replay (`label`), and from the router's reco
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -98,6 +98,8 @@ class Dataset:
 _MAPS = ("tau_by_length", "alignment")
 _CELL = ("label", "arm", "degenerate_repetition", "source", "in_flight", "propensity", "time", "slowdown")
 _PROMPT_FIELDS = ("prompt_id", "task", "temperature", "max_tokens", "prompt_source")
+_OUTCOME = tuple(f for f in fields(Outcome) if f.name != "drafters")
+"""Fields of an outcome in a file; what a pool's drafters did becomes measurements of their arms."""
 _OPTIONAL = frozenset({"prompt_source"})
 """Columns that older files of schema 3 lack."""
 
@@ -108,12 +110,12 @@ def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     text, count, number = pa.string(), pa.int32(), pa.float64()
-    of_outcome = {"status": text, "http_status": count, "prompt_tokens": count, "output_tokens": count}
+    of_outcome: dict[str, Any] = {"status": text, "http_status": count, "prompt_tokens": count, "output_tokens": count}
     measured = pa.struct(
         [
             ("label", text),
             ("arm", text),
-            ("outcome", pa.struct([(f.name, of_outcome.get(f.name, number)) for f in fields(Outcome)])),
+            ("outcome", pa.struct([(f.name, of_outcome.get(f.name, number)) for f in _OUTCOME])),
             ("degenerate_repetition", pa.bool_()),
             ("source", text),
             ("in_flight", count),
@@ -155,7 +157,7 @@ def _rows(measurements: Iterable[Measurement], contexts: Contexts) -> list[dict[
         row = rows.setdefault(m.prompt_id, {**shared, "contexts": vectors, "measured": []})
         fields_of = {f: getattr(m, f) for f in _CELL}
         maps = {f: sorted(getattr(m, f).items()) for f in _MAPS}
-        row["measured"].append({**fields_of, **maps, "outcome": asdict(m.outcome)})
+        row["measured"].append({**fields_of, **maps, "outcome": {f.name: getattr(m.outcome, f.name) for f in _OUTCOME}})
     return list(rows.values())
 
 

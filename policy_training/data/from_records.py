@@ -1,12 +1,14 @@
 """The router's records as a dataset, and as an imputed matrix, since most requests were served by one arm only."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback
 from draftpick.policy_training.data.matrix import Matrix
@@ -14,7 +16,7 @@ from draftpick.policy_training.data.ridge import predict, ridge
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import read
-from draftpick.router.types import Context, Record, Vector
+from draftpick.router.types import Context, Decision, Outcome, Record, Vector, acceptance_by_arm
 
 KIND = "traffic"
 _MIN_ANSWERS = 20
@@ -38,23 +40,45 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
     """Finished answers with a context and a propensity, in order of time; dropped records are counted.
 
     `since`: time by arm (seconds since the epoch) before which its records are outdated. Shadows have no propensity,
-    since no policy drew them. Raises `DatasetError` if none is left.
+    since no policy drew them, nor have the other arms of a pool. Raises `DatasetError` if none is left.
     """
     dropped: Counter[str] = Counter()
     kept: list[tuple[float, Measurement, Context]] = []
-    for record in records:
-        reason = _unusable(record)
-        if reason is None and since and record.time < since.get(record.decision.arm, 0.0):
-            reason = "before_change"
-        if reason or record.context is None:
+    for record in separate_requests(records):
+        reason, context = _unusable(record), record.context
+        if reason is not None or context is None:
             dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
-        else:
-            kept.append((record.time, _measurement(record), record.context))
+            continue
+        for m in (_measurement(record), *_scored(record)):
+            if since and record.time < since.get(m.arm, 0.0):
+                dropped[f"before_change:{m.arm}"] += 1
+            else:
+                kept.append((record.time, m, context))
     if not kept:
         raise DatasetError(f"no usable record (dropped: {dict(dropped)})")
     kept.sort(key=lambda row: row[0])
     contexts: dict[str, dict[str, Vector]] = {m.prompt_id: {c.featurizer: c.vector} for _, m, c in kept}
     return Dataset(tuple(m for _, m, _ in kept), contexts, dict(dropped))
+
+
+def separate_requests(records: Iterable[Record]) -> list[Record]:
+    """Records whose ids name one request each. Earlier versions recorded the client's own ids, which may repeat.
+
+    Of an id that several requests have, each gets one of its own, and shadows are dropped: whose they are is unknown.
+    """
+    records = list(records)
+    drawn = Counter((r.request_id, r.attempt) for r in records if r.decision.reason != "shadow")
+    numbers: Counter[tuple[str, int]] = Counter()
+    found = []
+    for record in records:
+        id = record.request_id, record.attempt
+        if drawn[id] > 1:
+            if record.decision.reason == "shadow":
+                continue
+            numbers[id] += 1
+            record = replace(record, request_id=f"{record.request_id}#{numbers[id]}")
+        found.append(record)
+    return found
 
 
 def _unusable(record: Record) -> str | None:
@@ -63,6 +87,8 @@ def _unusable(record: Record) -> str | None:
         return decision.reason
     if outcome.status != "ok":
         return outcome.status
+    if (record.sampling or {}).get("n", 1.0) > 1:
+        return "several_answers"
     if outcome.ttft_s is None or outcome.tpot_s is None or not outcome.output_tokens:
         return "too_short"
     if not 0 < decision.propensity <= 1:
@@ -70,6 +96,43 @@ def _unusable(record: Record) -> str | None:
     if record.context is not None and not np.isfinite(record.context.vector).all():
         return "context_not_finite"
     return None
+
+
+def _scored(record: Record) -> Iterator[Measurement]:
+    """The other arms of a pool that an answer shows, as measurements without a propensity, like those of shadows.
+
+    A drafter that was scored on the answer would have taken (its step / its tau) over (the served arm's step / its
+    tau) of the measured time; steps by the prediction of the decision.
+    """
+    decision, outcome, served = record.decision, record.outcome, _measurement(record)
+    if outcome.drafters is None or outcome.tpot_s is None:
+        return
+    step_s = _predicted_steps(decision)
+    measured_s = outcome.tpot_s * (served.outcome.acceptance_length or 1.0) / step_s.get(served.arm, 1.0)
+    taus = {arm: tau for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome) if tau and tokens}
+    for arm, tau in {pool_arm(engine_of(decision.arm), NONE): 1.0, **taus}.items():
+        if arm != served.arm:
+            tpot_s = measured_s * step_s.get(arm, 1.0) / tau
+            scored = replace(served.outcome, tpot_s=tpot_s, acceptance_length=tau, acceptance_rate=None)
+            yield replace(served, label=arm, arm=arm, outcome=scored, propensity=None)
+
+
+def _predicted_steps(decision: Decision) -> dict[str, float]:
+    """Predicted seconds of a step by arm; none if the decision has no predictions."""
+    if decision.predicted_tau is None or decision.predicted_tpot_s is None:
+        return {}
+    columns = zip(decision.probabilities, decision.predicted_tpot_s, decision.predicted_tau, strict=True)
+    return {arm: tpot_s * tau for arm, tpot_s, tau in columns}
+
+
+def _own_outcome(record: Record) -> Outcome:
+    """The outcome, of a pool with the acceptance of the arm's own drafter instead of that of all that drafted."""
+    outcome = record.outcome
+    if outcome.drafters is None:
+        return outcome
+    taus = {arm: tau for arm, tau, tokens in acceptance_by_arm(record.decision.arm, outcome) if tokens}
+    own = 1.0 if drafter_of(record.decision.arm) == NONE else taus.get(record.decision.arm)
+    return replace(outcome, drafters=None, acceptance_length=own or outcome.acceptance_length)
 
 
 def _measurement(record: Record) -> Measurement:
@@ -81,7 +144,7 @@ def _measurement(record: Record) -> Measurement:
         arm=record.decision.arm,
         temperature=float(sampling.get("temperature", 1.0)),
         max_tokens=int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0),
-        outcome=record.outcome,
+        outcome=_own_outcome(record),
         source="record",
         in_flight=sum(record.in_flight.values()) + 1,
         propensity=record.decision.propensity if record.decision.reason == "policy" else None,

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from draftpick.engines.config import Engine
+from draftpick.engines.config import Drafter, Engine
 from draftpick.engines.drafters.replay import LENGTHS, compute_dtype, replayer
 from draftpick.engines.drafters.request_tracking import Tokens
 from draftpick.engines.drafters.standalone_generation import StandaloneGenerator, standalone_generator
@@ -56,7 +56,8 @@ class Labeller:
         self._decode = _decoder(target)
         self._featurizers, self._answers, self._standalone_tokens = featurizers, answers, standalone_tokens
         more = LENGTHS if lengths else ()
-        self._engines = [(engine, _ReplayedEngine(engine, target, more)) for engine in engines]
+        drafters = {arm: drafter for engine in engines for arm, drafter in engine.drafter_of_arm().items()}
+        self._arms = {arm: _ReplayedDrafter(drafter, target, more) for arm, drafter in drafters.items()}
 
     def label(
         self, prompts: Sequence[Prompt], on_progress: ProgressCallback = lambda n: None
@@ -70,12 +71,12 @@ class Labeller:
         measurements = []
         for prompt, tokens, answer in zip(kept, answers.prompt_tokens(), answers.answer_tokens(), strict=True):
             loops = has_degenerate_repetition(self._decode(answer))
-            for engine, replayed in self._engines:
+            for arm, replayed in self._arms.items():
                 outcome, lengths = replayed(tokens, answer)
                 more: dict[str, Any] = {"source": "replay", "degenerate_repetition": loops, "tau_by_length": lengths}
-                if self._standalone_tokens and prompt.temperature == 0 and engine.drafter is not None:
+                if self._standalone_tokens and prompt.temperature == 0 and replayed.drafter is not None:
                     more["alignment"] = self._alignment(replayed.generate(tokens, self._standalone_tokens), answer)
-                measurements.append(Measurement.from_prompt(prompt, engine.name, engine.name, outcome, **more))
+                measurements.append(Measurement.from_prompt(prompt, arm, arm, outcome, **more))
         on_progress(len(prompts))
         return measurements, contexts(self._featurizers, list(dict.fromkeys(kept)))
 
@@ -84,19 +85,18 @@ class Labeller:
         return alignment(self._decode(beginning), self._decode(own), beginning.tolist(), own.tolist())
 
 
-class _ReplayedEngine:
-    """One replayed engine: from (prompt, answer) to the outcome and the acceptance length by draft length."""
+class _ReplayedDrafter:
+    """One replayed drafter, or none: from (prompt, answer) to the outcome and the acceptance length by draft length."""
 
-    def __init__(self, engine: Engine, target: str, lengths: Sequence[int]) -> None:
-        self._drafter = engine.drafter
-        self._target = target
-        if engine.drafter is not None:
-            self._own = engine.drafter.num_speculative_tokens
-            self._replay = replayer(engine.drafter, sorted({self._own, *lengths}), target)
+    def __init__(self, drafter: Drafter | None, target: str, lengths: Sequence[int]) -> None:
+        self.drafter, self._target = drafter, target
+        if drafter is not None:
+            self._own = drafter.num_speculative_tokens
+            self._replay = replayer(drafter, sorted({self._own, *lengths}), target)
 
     def __call__(self, tokens: Tokens, answer: Tokens) -> tuple[Outcome, dict[int, float]]:
-        sizes = {"prompt_tokens": len(tokens), "output_tokens": len(answer)}
-        if self._drafter is None:
+        sizes: dict[str, Any] = {"prompt_tokens": len(tokens), "output_tokens": len(answer)}
+        if self.drafter is None:
             return Outcome("ok", **sizes), {}
         replays = self._replay(tokens, answer)
         own = replays[self._own]
@@ -105,8 +105,8 @@ class _ReplayedEngine:
 
     @cached_property
     def generate(self) -> StandaloneGenerator:
-        assert self._drafter is not None
-        return standalone_generator(self._drafter, self._target)
+        assert self.drafter is not None
+        return standalone_generator(self.drafter, self._target)
 
 
 def on_ray(

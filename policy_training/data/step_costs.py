@@ -109,8 +109,8 @@ def _timed(data: Dataset, arm: str) -> list[_Timed]:
 
 
 def _served_s(outcome: Outcome) -> float:
-    """Seconds to the first token, without queueing at the engine."""
-    return (outcome.ttft_s or 0.0) - (outcome.queue_s or 0.0)
+    """Seconds from sending a request to its engine to the first token, without queueing there."""
+    return (outcome.ttft_s or 0.0) - (outcome.overhead_s or 0.0) - (outcome.queue_s or 0.0)
 
 
 def _levels(values: Sequence[Mapping[str, float]]) -> Floats:

@@ -6,8 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import engine_of
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement, smallest_featurizer
-from draftpick.policy_training.data.from_records import dataset_of, impute_missing_arms, random_arm_rows
+from draftpick.policy_training.data.from_records import (
+    dataset_of,
+    impute_missing_arms,
+    random_arm_rows,
+    separate_requests,
+)
 from draftpick.policy_training.data.matrix import Matrix, matrix
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.headroom.crossover import bucket_of
@@ -46,18 +52,19 @@ class Traffic:
         """Build from records; an arm's records before its last change are dropped. Raises `DatasetError`."""
         if records and all(record.context is None for record in records):
             raise DatasetError("no record has a context: set router.featurizer (`lexical` needs no model)")
+        records = separate_requests(records)
         found = dataset_of(records, changed_since(events))
         name = smallest_featurizer(found, featurizer)
         loads, offered, overheads = {}, {}, []
         for record in records:
             id, decision = f"{record.request_id}/{record.attempt}", record.decision
-            loads[id, decision.arm] = record.in_flight.get(decision.arm, 0) + 1
+            loads[id, engine_of(decision.arm)] = record.in_flight.get(decision.arm, 0) + 1
             if decision.reason == "policy":
                 offered[id] = decision.probabilities
             if record.outcome.overhead_s is not None:
                 overheads.append(record.outcome.overhead_s)
         kept = [
-            replace(m, in_flight=loads[m.prompt_id, m.arm])
+            replace(m, in_flight=loads[m.prompt_id, engine_of(m.arm)])
             for m in found.measurements
             if name in found.contexts[m.prompt_id]
         ]

@@ -94,9 +94,36 @@ class RouterConfig(Model):
     resume_streams: bool = Field(
         False, description="whether another engine resumes a broken greedy stream from the text so far"
     )
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="maximum size of a request body; larger ones get 413")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="maximum open connections of a router process; fewer if it may open fewer than two files for each. "
+        "Beyond it the longest idle one is closed",
+    )
+    receive_timeout_s: float = Field(
+        60.0, gt=0, description="timeout of receiving a whole request, from its first byte to its last"
+    )
+    idle_timeout_s: float = Field(120.0, ge=1, description="time for which an idle connection is kept open")
+    max_url_bytes: int = Field(8 * 2**10, ge=256, description="maximum size of path and query; longer ones get 414")
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="maximum size of all headers; larger ones get 431")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="maximum size of a request body; larger ones get 413")
+    max_total_body_bytes: int = Field(
+        48 * 2**20,
+        ge=1024,
+        description="maximum size of all bodies over 64 KiB that a router holds at once, until their answers end; "
+        "further ones wait. Raise it for many images",
+    )
     max_json_depth: int = Field(128, ge=8, description="maximum nesting of a request body; deeper ones get 400")
+    max_json_objects: int = Field(
+        100_000,
+        ge=1000,
+        description="maximum number of objects and lists in a request body; it may have ten times as many values",
+    )
+    max_answer_bytes: int = Field(
+        32 * 2**20,
+        ge=2**16,
+        description="maximum size of one event of a stream, and of a whole answer that is read before it is passed on",
+    )
     paths: tuple[str, ...] = Field(PATHS, description="engine paths open to every key; `*` is a wildcard")
     keys: KeysConfig = Field(default_factory=KeysConfig, description="API keys")
     admission: AdmissionConfig = Field(

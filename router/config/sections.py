@@ -55,6 +55,13 @@ class AdmissionConfig(Model):
 
     max_in_flight: int = Field(2048, ge=1, description="maximum concurrent requests")
     max_in_flight_per_replica: int = Field(1024, ge=1, description="maximum concurrent requests per engine replica")
+    max_key_share: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="largest share of the slots that one of several API keys gets while no other key asks; less while "
+        "others hold some, so that all find a free one; 1: no such limit",
+    )
     max_queued: int = Field(1024, ge=0, description="maximum queued requests; beyond it the least important is shed")
     queue_timeout_s: float = Field(30.0, gt=0, description="timeout in the queue")
     retry_after_s: float = Field(1.0, gt=0, description="Retry-After of rejected requests")
@@ -188,6 +195,11 @@ class PrefixCacheConfig(Model):
     """Preference for replicas that have cached a prompt's prefix."""
 
     enabled: bool = Field(True, description="whether replicas that have read a prompt's prefix are preferred")
+    shared_by_keys: bool = Field(
+        False,
+        description="whether what one API key has sent attracts requests of others, who could learn of it; else each "
+        "key has its own prefixes",
+    )
     max_blocks: int = Field(32_768, ge=1, description="number of 1,024-byte blocks of requests kept, as hashes")
     max_bytes: int = Field(65_536, ge=1024, description="maximum compared length of a request")
 

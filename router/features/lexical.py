@@ -11,17 +11,15 @@ from operator import attrgetter
 import numpy as np
 
 from draftpick.engines.profile.profile import TRUNCATED, sampling_mode
-from draftpick.router.openai_request import Request, truncate
+from draftpick.router.openai_request import CHARS_PER_TOKEN, Request, truncate
 from draftpick.router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
-_CHARS_PER_TOKEN = 4.0
 _INSTRUCTION_CHARS = 400
 """Characters read at the beginning and at the end of a request, where the instruction usually is."""
 _MAX_WORDS = 400
 
 _CODE_MARKS, _DIGITS = b"{}()[];=<>_`", string.digits.encode()
 
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 _DIGIT = re.compile(r"\d")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -38,8 +36,7 @@ def _temperature(request: Request) -> float:
 
 
 def _log_max_tokens(request: Request) -> float:
-    sampling = request.sampling or {}
-    limit = next((sampling[name] for name in _LIMITS if name in sampling), DEFAULT_MAX_TOKENS)
+    limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     return math.log1p(max(limit, 0.0)) / 10
 
 
@@ -154,7 +151,7 @@ def stored_context(vector: Vector, featurizer: str, sampling: Mapping[str, float
     `sampling`, the request's sampling fields."""
     if len(vector) < len(FEATURES):
         return Context(vector, featurizer)
-    prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / _CHARS_PER_TOKEN
+    prompt_tokens = math.expm1(10.0 * vector.item(LOG_CHARS)) / CHARS_PER_TOKEN
     max_tokens = math.expm1(10.0 * vector.item(LOG_MAX_TOKENS))
     sampled, truncated = vector.item(TEMPERATURE) > 0, False
     if sampled and sampling and ("top_p" in sampling or "top_k" in sampling):

@@ -11,6 +11,7 @@ from draftpick.engines.config import Model
 from draftpick.router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 from draftpick.router.http.auth import Key, Keyring, require_scope
+from draftpick.router.http.body import BodyBudget
 from draftpick.router.monitoring.explain import explain
 from draftpick.router.monitoring.status import FleetStatus
 from draftpick.router.online.events import EventLog
@@ -77,9 +78,8 @@ class PolicyChange(Model):
 class AdminPages:
     """Endpoints for keys with the scope `admin`. Changes require configured keys, or any client could make them."""
 
-    def __init__(self, parts: Parts, owner: Owner, keys: Keyring, max_json_depth: int, model: str) -> None:
-        self._parts, self._owner, self._keys = parts, owner, keys
-        self._max_json_depth = max_json_depth
+    def __init__(self, parts: Parts, owner: Owner, keys: Keyring, bodies: BodyBudget, model: str) -> None:
+        self._parts, self._owner, self._keys, self._bodies = parts, owner, keys, bodies
         self._fleet_status = FleetStatus(parts, model, owner.registry)
 
     @property
@@ -106,9 +106,11 @@ class AdminPages:
 
     async def _explain(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         key = self._require_admin(http_request, "to explain")
-        if (body := await http_request.body()) is not None:
-            request = parse(CHAT, body, self._max_json_depth)
-            await reply.json(200, await explain(self._parts, request, key.objective, key.explore))
+        async with self._bodies.body(http_request) as body:
+            if body is not None:
+                request = parse(CHAT, body, self._parts.config)
+                name = self._keys.name_of(key)
+                await reply.json(200, await explain(self._parts, request, key.objective, key.explore, name))
 
     async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         self._require_admin(http_request, "the state")
@@ -136,8 +138,9 @@ class AdminPages:
 
     async def _change_policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         key = self._require_admin_key(http_request, "to change the policies")
-        if (body := await http_request.body()) is None:
-            return
+        async with self._bodies.body(http_request) as body:
+            if body is None:
+                return
         try:
             change = PolicyChange.model_validate_json(body)
         except ValidationError as error:

@@ -14,6 +14,7 @@ from draftpick.router.errors import NotAllowed, RequestError
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
+from draftpick.router.http.body import BodyBudget
 from draftpick.router.http.openapi import description
 from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
 from draftpick.router.http.ui import ui_pages
@@ -38,7 +39,8 @@ class RouterApp:
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
-        admin = AdminPages(parts, owner, keys, config.max_json_depth, model)
+        self._bodies = BodyBudget(config)
+        admin = AdminPages(parts, owner, keys, self._bodies, model)
         self._own: dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]] = {
             **admin.pages,
             **ui_pages(),
@@ -89,12 +91,20 @@ class RouterApp:
         for name, scope in SCOPED_HEADERS:
             if name in http_request.header_values:
                 require_scope(key, scope, f"the header {name}")
-        if key is not ANONYMOUS:
-            self._keys.check_rate_limit(key)
-        if (body := await http_request.body()) is not None:
-            incoming = self._client_request(http_request, key, body)
-            if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
-                await reply.finish()
+        if key is ANONYMOUS:
+            await self._route(http_request, key, reply)
+            return
+        self._keys.check_rate_limit(key)
+        with self._keys.concurrent(key):
+            await self._route(http_request, key, reply)
+
+    async def _route(self, http_request: HttpRequest, key: Key, reply: AsgiSink) -> None:
+        """Read the body, and dispatch the request."""
+        async with self._bodies.body(http_request) as body:
+            if body is not None:
+                incoming = self._client_request(http_request, key, body)
+                if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
+                    await reply.finish()
 
     def _key(self, http_request: HttpRequest) -> Key:
         """The key of a request. Raises `Unauthorized`."""
@@ -110,16 +120,18 @@ class RouterApp:
         sent = http_request.headers
         if self._keys.enabled:  # the router's key, not the engine's
             sent = [(name, value) for name, value in sent if name != "authorization"]
+        id = uuid.uuid4().hex
         return ClientRequest(
-            request=parse(
-                http_request.path, body, self._config.max_json_depth, keep_fields=self._config.resume_streams
-            ),
+            request=parse(http_request.path, body, self._config, keep_fields=self._config.resume_streams),
             method=http_request.scope["method"],
             target=http_request.target(),
             headers=sent,
-            accepted=http_request.accepted,
+            id=id,
+            accepted=time.perf_counter(),
+            key=self._keys.name_of(key),
+            show_routing=key.show_routing,
             count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
-            **_client_fields(http_request.header_values, key, http_request.accepted),
+            **_client_fields(http_request.header_values, key, http_request.accepted, id),
         )
 
     # --- its own pages ---
@@ -150,11 +162,10 @@ class RouterApp:
         await reply.json(200, description(self._model))
 
 
-def _client_fields(header_values: dict[str, str], key: Key, accepted: float) -> dict[str, Any]:
+def _client_fields(header_values: dict[str, str], key: Key, accepted: float, id: str) -> dict[str, Any]:
     """Fields of `ClientRequest` set by headers and the client's key. Raises `BadRequest`."""
     fields: dict[str, Any] = {
         "request_id": None,
-        "key": key.name,
         "priority": min(0, PRIORITIES[key.priority]),
         "deadline": None,
         "explore": key.explore,
@@ -165,7 +176,7 @@ def _client_fields(header_values: dict[str, str], key: Key, accepted: float) -> 
     for header in REQUEST_HEADERS:
         if (text := header_values.get(header.name)) is not None:
             fields[header.field] = header.parse(text, key, accepted)
-    fields["request_id"] = fields["request_id"] or uuid.uuid4().hex
+    fields["request_id"] = fields["request_id"] or id
     return fields
 
 

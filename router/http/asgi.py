@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import orjson
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from draftpick.engines.http.client import Headers
 from draftpick.router.config.router_config import RouterConfig
@@ -22,12 +22,13 @@ class HttpRequest:
     path: str
     headers: Headers
     header_values: dict[str, str]
-    max_body_bytes: int
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, accepted: float, config: RouterConfig) -> "HttpRequest":
-        """Raises `PayloadTooLarge` for too many headers, `BadRequest` for an invalid path."""
+        """Raises `PayloadTooLarge` for a long URL or too many headers, `BadRequest` for an invalid path."""
         raw = scope["headers"]
+        if len(scope["path"]) + len(scope.get("query_string", b"")) > config.max_url_bytes:
+            raise PayloadTooLarge(f"the URL is longer than {config.max_url_bytes} bytes", code="url_too_long")
         if len(raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in raw) > config.max_header_bytes:
             raise PayloadTooLarge(
                 f"more than {_MAX_HEADERS} headers or {config.max_header_bytes} bytes of them",
@@ -37,29 +38,13 @@ class HttpRequest:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         if not path.startswith("/"):
             raise BadRequest("the path must begin with /", code="bad_path")
-        return cls(scope, receive, accepted, path, headers, dict(headers), config.max_body_bytes)
+        return cls(scope, receive, accepted, path, headers, dict(headers))
 
     def target(self) -> str:
         """Path and query as sent (percent-encoded), below the route prefix."""
         raw: str = (self.scope.get("raw_path") or self.scope["path"].encode()).decode("latin-1").split("?")[0]
         query = self.scope.get("query_string", b"").decode("latin-1")
         return raw.removeprefix(self.scope.get("root_path", "")) + (f"?{query}" if query else "")
-
-    async def body(self) -> bytes | None:
-        """The whole body; None if the client disconnected before its end. Raises `PayloadTooLarge`."""
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message: Message = await self.receive()
-            if message["type"] == "http.disconnect":
-                return None
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self.max_body_bytes:
-                raise PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes", code="body_too_large")
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class AsgiSink:

@@ -9,7 +9,9 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +40,11 @@ class Key(Model):
     requests_per_minute: int | None = Field(None, ge=1, description="maximum requests per minute; absent: unlimited")
     tokens_per_minute: int | None = Field(None, ge=1, description="maximum prompt and output tokens per minute")
     priority: Literal["low", "normal", "high"] = Field("normal", description="highest priority that a request may set")
+    max_concurrent: int | None = Field(
+        None, ge=1, description="maximum requests at once, at one router replica; absent: unlimited"
+    )
     explore: bool = Field(True, description="whether its requests take part in exploration")
+    show_routing: bool = Field(True, description="whether answers name the engine and the policy that gave them")
     objective: Objective | None = Field(None, description="objective of routing; absent: `router.load.objective`")
     expires: datetime | None = Field(None, description="expiry time, with a time zone")
 
@@ -50,7 +56,7 @@ _KEYS = TypeAdapter(list[Key])
 
 
 class Keyring:
-    """The accepted keys and their usage in the current minute. Empty: every request is `ANONYMOUS`.
+    """The accepted keys and their usage, now and in the current minute. Empty: every request is `ANONYMOUS`.
 
     `enabled`: whether it is not empty, for the request path.
     """
@@ -59,6 +65,7 @@ class Keyring:
         """Raises `ConfigError`."""
         self._config, self._environment = config, environment
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._concurrent: Counter[str] = Counter()
         self.reload()
 
     def __bool__(self) -> bool:
@@ -68,6 +75,7 @@ class Keyring:
         """Read the file again. Raises `ConfigError`, and keeps the old keys then."""
         self._keys = self._load()
         self.enabled = bool(self._keys) or self._config.file is not None
+        self._several = len(self._keys) > 1
 
     def _load(self) -> dict[str, Key]:
         keys = read_keys(self._config.file) if self._config.file else []
@@ -95,6 +103,10 @@ class Keyring:
             raise Unauthorized("this API key has expired")
         return key
 
+    def name_of(self, key: Key) -> str:
+        """The name of a key, for what is kept by key; empty if all requests have the same one."""
+        return key.name if self._several else ""
+
     def check_rate_limit(self, key: Key) -> None:
         """Count one request of a key. Raises `RateLimited` if a limit is reached."""
         if key.tokens_per_minute is not None:
@@ -105,6 +117,20 @@ class Keyring:
             requests = RateLimitItemPerMinute(key.requests_per_minute, namespace="requests")
             if not self._limiter.hit(requests, key.sha256):
                 raise self._rate_limited(key, requests, f"{key.requests_per_minute} requests", "requests_per_minute")
+
+    @contextmanager
+    def concurrent(self, key: Key) -> Iterator[None]:
+        """Count a request of a key during the block. Raises `RateLimited` if it has as many at once as it may."""
+        if key.max_concurrent is not None and self._concurrent[key.sha256] >= key.max_concurrent:
+            what = f"{key.max_concurrent} requests at once"
+            raise RateLimited(f"the key {key.name!r} may have {what}", retry_after_s=1.0, code="max_concurrent")
+        self._concurrent[key.sha256] += 1
+        try:
+            yield
+        finally:
+            self._concurrent[key.sha256] -= 1
+            if not self._concurrent[key.sha256]:
+                del self._concurrent[key.sha256]
 
     def count_tokens(self, key: Key, num_tokens: int) -> None:
         """Count the tokens of an answer. An answer may exceed the limit; the next request then has to wait."""

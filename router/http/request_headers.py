@@ -77,7 +77,7 @@ REQUEST_HEADERS = (
     ),
     RequestHeader(
         headers.CLIENT_REQUEST_ID,
-        f"Request id: returned as {headers.REQUEST_ID}, and recorded.",
+        f"Request id for logs, traces and records: returned as {headers.REQUEST_ID}.",
         "request_id",
         _request_id,
     ),

@@ -22,7 +22,7 @@ class Autoscaler:
         load: LoadModel,
         set_target: Mapping[str, TargetSetter],
     ) -> None:
-        """`set_target` sends an arm's target number of replicas to its replicas."""
+        """`set_target` sends an engine's target number of replicas to its replicas."""
         self._config, self._table, self._set_target = config.router.autoscaling, table, set_target
         self._demand, self._load = demand, load
         self._fleet = scalable_engines(config)
@@ -32,7 +32,7 @@ class Autoscaler:
         """Send targets periodically, forever."""
         while True:
             await asyncio.sleep(self._config.interval_s)
-            everywhere = [replica for there in self._table.by_arm.values() for replica in there]
+            everywhere = [replica for there in self._table.by_engine.values() for replica in there]
             own, others = sum(r.in_flight for r in everywhere), sum(r.foreign_in_flight for r in everywhere)
             # Assume that other routers have the same demand.
             scale = 1.0 + others / own if own else 1.0

@@ -1,10 +1,12 @@
-"""Demand by arm: the unloaded choices of requests, and the number of replicas that they need."""
+"""Demand by engine: the unloaded choices of requests, and the number of replicas that they need."""
 
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from draftpick.engines.arms import engine_of
 
 _MEMORY_S = 30.0
 
@@ -20,9 +22,9 @@ class Scalable:
 
 
 class Demand:
-    """Estimates the requests in flight by arm if every arm had enough replicas (`in_flight`).
+    """Estimates the requests in flight by engine if every engine had enough replicas (`in_flight`).
 
-    By Little's law: rate of requests that prefer the arm, times their service time. Both are means of about half a
+    By Little's law: rate of requests that prefer the engine, times their service time. Both are means of about half a
     minute. `decisions`: counted by the request path since the last reading, by the arm that a request prefers without
     load, and the one that it is routed to.
     """
@@ -30,18 +32,19 @@ class Demand:
     def __init__(self, arms: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._at = clock, clock()
         self.decisions: Counter[tuple[str, str]] = Counter()
-        self._preferred, self._routed = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
+        engines = [engine_of(arm) for arm in arms]
+        self._preferred, self._routed = dict.fromkeys(engines, 0.0), dict.fromkeys(engines, 0.0)
 
     def in_flight(self, service_s: Mapping[str, float]) -> dict[str, float]:
-        """Requests by arm with service times `service_s`; an arm without one takes that of the slowest."""
+        """Requests by engine with service times `service_s`; one without takes that of the slowest."""
         self._update()
         slowest_s = max(service_s.values(), default=0.0)
-        return {arm: n / _MEMORY_S * (service_s.get(arm) or slowest_s) for arm, n in self._preferred.items()}
+        return {engine: n / _MEMORY_S * (service_s.get(engine) or slowest_s) for engine, n in self._preferred.items()}
 
     def unmet(self) -> dict[str, float]:
-        """Relative excess of unloaded choices over actual ones by arm: 0.3 is 30 % more."""
+        """Relative excess of unloaded choices over actual ones by engine: 0.3 is 30 % more."""
         self._update()
-        return {arm: n / max(self._routed[arm], 1.0) - 1.0 for arm, n in self._preferred.items() if n >= 1.0}
+        return {one: n / max(self._routed[one], 1.0) - 1.0 for one, n in self._preferred.items() if n >= 1.0}
 
     def _update(self) -> None:
         """Let earlier decisions fade, and add the new ones as if spread evenly since the last reading."""
@@ -49,10 +52,11 @@ class Demand:
         passed, self._at = (now - self._at) / _MEMORY_S, now
         kept, new = math.exp(-passed), -math.expm1(-passed) / passed if passed > 0 else 1.0
         for counts in (self._preferred, self._routed):
-            for arm in counts:
-                counts[arm] *= kept
-        for (preferred, routed), n in self.decisions.items():
-            # A policy may prefer an arm that the fleet does not have.
+            for engine in counts:
+                counts[engine] *= kept
+        for arms, n in self.decisions.items():
+            preferred, routed = map(engine_of, arms)
+            # A policy may prefer an engine that the fleet does not have.
             self._preferred[preferred if preferred in self._preferred else routed] += new * n
             self._routed[routed] += new * n
         self.decisions.clear()

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from draftpick.engines import load_report as load
@@ -19,6 +20,7 @@ from draftpick.engines.profile import profile
 from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.load.load_model import LoadModel
+from draftpick.router.supervision import Supervisor
 
 log = logging.getLogger("draftpick.router")
 
@@ -29,7 +31,7 @@ _MAX_BYTES = 2**20
 
 
 class EnginePoller:
-    """Polls all replicas (`run`). An arm's profile is that of its first replica with one."""
+    """Polls all replicas (`run`). An engine's profile is that of its first replica with one."""
 
     def __init__(
         self,
@@ -38,7 +40,10 @@ class EnginePoller:
         model: LoadModel,
         every_s: float,
         clock: Callable[[], float] = time.monotonic,
+        supervisor: Supervisor | None = None,
     ) -> None:
+        """`supervisor`: gets the errors of each engine's pages, so that one engine's do not concern the others."""
+        self._supervisor = supervisor or Supervisor(Counter())
         self._client, self._replicas, self._model, self._every_s, self._clock = client, replicas, model, every_s, clock
         self._repeats: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
@@ -52,15 +57,15 @@ class EnginePoller:
 
     async def poll(self) -> None:
         """Poll every replica once."""
-        everywhere = [(arm, r) for arm, there in self._replicas.by_arm.items() for r in there]
-        await asyncio.gather(*(self._poll_replica(arm, replica) for arm, replica in everywhere))
+        everywhere = [(engine, r) for engine, there in self._replicas.by_engine.items() for r in there]
+        await asyncio.gather(*(self._supervisor.attempt("load", self._poll_replica(*each)) for each in everywhere))
         urls = {replica.url for _, replica in everywhere}
         for known in (self._profile_due, self._silent_until, self._repeats):
             for url in known.keys() - urls:
                 del known[url]
         self._model.refresh()
 
-    async def _poll_replica(self, arm: str, replica: Replica) -> None:
+    async def _poll_replica(self, engine: str, replica: Replica) -> None:
         if self._clock() < self._silent_until.get(replica.url, 0.0):
             return
         page = await self._page(f"{replica.url}{load.PATH}")
@@ -71,20 +76,20 @@ class EnginePoller:
             self._silent_until[replica.url] = self._clock() + _ASK_AGAIN_S
             return
         if self._clock() >= self._profile_due.get(replica.url, 0.0):
-            await self._poll_profile(arm, replica)
-        elif self._model.steps[arm].contradicted and self._repeats.get(replica.url, 0) < _MAX_REPEATS:
-            await self._repeat_profile(arm, replica)
+            await self._poll_profile(engine, replica)
+        elif self._model.steps[engine].contradicted and self._repeats.get(replica.url, 0) < _MAX_REPEATS:
+            await self._repeat_profile(engine, replica)
 
-    async def _repeat_profile(self, arm: str, replica: Replica) -> None:
+    async def _repeat_profile(self, engine: str, replica: Replica) -> None:
         """Ask an engine to measure its profile again, and read it later."""
         began = await self._page(f"{replica.url}{profile.PATH}", "POST") is not None
         self._repeats[replica.url] = self._repeats.get(replica.url, 0) + 1 if began else _MAX_REPEATS
-        self._model.steps[arm].forget_answers()
+        self._model.steps[engine].forget_answers()
         if began:
-            log.warning("answers of engine %s contradict its profile: it measures itself again", arm)
+            log.warning("answers of engine %s contradict its profile: it measures itself again", engine)
             self._profile_due[replica.url] = self._clock() + _NEW_PROFILE_S
 
-    async def _poll_profile(self, arm: str, replica: Replica) -> None:
+    async def _poll_profile(self, engine: str, replica: Replica) -> None:
         page = await self._page(f"{replica.url}{profile.PATH}")
         # A missing profile may be measured later.
         self._profile_due[replica.url] = self._clock() + _ASK_AGAIN_S if page is None else math.inf
@@ -93,12 +98,12 @@ class EnginePoller:
         try:
             found = Profile.from_json(page)
         except ProfileError as error:
-            log.warning("engine %s has an invalid profile: %s", arm, error)
+            log.warning("engine %s has an invalid profile: %s", engine, error)
             return
-        table = self._model.steps[arm]
-        is_first = replica in self._replicas.by_arm.get(arm, [])[:1]
+        table = self._model.steps[engine]
+        is_first = replica in self._replicas.by_engine.get(engine, [])[:1]
         if table.profile is None or (is_first and table.profile != found):
-            self._model.use_profile(arm, found)
+            self._model.use_profile(engine, found)
 
     async def _page(self, url: str, method: str = "GET") -> bytes | None:
         """The body of a page; None if it is missing or too slow."""

@@ -15,7 +15,8 @@ Where a request would have to wait, it runs later, as the last one in a full bat
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from draftpick.engines.profile.profile import Profile
+from draftpick.engines.arms import drafter_of, engine_of
+from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.config.sections import LoadConfig, Objective
 from draftpick.router.load.staleness import StaleReports
@@ -25,16 +26,18 @@ from draftpick.router.types import Context, LoadTerms, Outcome
 _OWN_OF_COST = 0.1
 """Weight of a request's own time in the objective `cost`: breaks ties in favour of the faster engine."""
 _BYTES_PER_TOKEN = 4
+_FURTHER_ROW = 0.15
+"""Time of a drafter for one more request in a step, relative to that for the first."""
 _WEIGHT = 0.02
 _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 """Load of an arm without a replica."""
 
 
 class LoadModel:
-    """Step times of every arm at any load.
+    """Step times of every engine at any load.
 
-    `stale`: arms with outdated load reports; `service_s`: service time by arm, without waiting. `on_profiles` is called
-    with the profiles of all arms when one is new.
+    `stale`: arms with outdated load reports; `steps`, `service_s`: step times, and service time without waiting, by
+    engine. `on_profiles` is called with the profiles of all arms when one is new.
     """
 
     def __init__(
@@ -44,14 +47,17 @@ class LoadModel:
         accelerators: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`accelerators`: how many each replica of an arm takes (1)."""
+        """`accelerators`: how many each replica of an engine takes (1)."""
         self._config, self._replicas = config, replicas
         self._accelerators = dict(accelerators or {})
-        self.steps = {arm: StepTimeModel() for arm in replicas.arms}
-        self.service_s = dict.fromkeys(replicas.arms, 0.0)
+        self._engines = {arm: engine_of(arm) for arm in replicas.arms}
+        self.steps = {engine: StepTimeModel() for engine in self._engines.values()}
+        self.service_s = dict.fromkeys(self.steps, 0.0)
         self.staleness = StaleReports(replicas, config.stale_s, clock)
         self._has_foreign_load = False
         self.on_profiles: Callable[[Mapping[str, Profile]], None] = lambda profiles: None
+        if config.enabled:
+            replicas.placement_cost = self.placement_cost
 
     def terms_now(
         self,
@@ -72,60 +78,106 @@ class LoadModel:
         for arm in arms:
             replicas = by_arm.get(arm)
             # An arm without an admitting replica is not eligible.
-            replica = (replicas[0] if len(replicas) == 1 else pick(arm, (), cached_prefix)) if replicas else None
+            replica = (replicas[0] if len(replicas) == 1 else pick(arm, (), cached_prefix, mode)) if replicas else None
             if replica is None:
                 rows.append(_NO_LOAD)
                 continue
+            engine = self._engines[arm]
             table, before, wait_s, prefill_weight = (
-                self.steps[arm],
+                self.steps[engine],
                 replica.in_flight + replica.foreign_in_flight,
                 0.0,
                 1.0,
             )
             if before:
                 if before >= table.max_running or (replica.report is not None and replica.report.waiting):
-                    wait_s = self._wait_s(arm, replica, before)
+                    wait_s = self._wait_s(engine, replica, before)
                 before = min(before, table.max_running - 1, MAX_BATCH - 1)
             curve = table.curves[mode]
-            slowdown = curve[before + 1]
+            slowdown, previous = curve[before + 1], curve[before]
+            if table.drafter_s and before:
+                slowdown, previous = self._mixed_slowdown(table, arm, replica, mode)
             if wanted == "cost":
-                accelerators = self._accelerators.get(arm, 1)
+                accelerators = self._accelerators.get(engine, 1)
                 objective_weight = accelerators * slowdown / (before + 1) + _OWN_OF_COST * slowdown
                 prefill_weight = accelerators + _OWN_OF_COST
             elif wanted == "latency":
                 objective_weight = slowdown
             else:
-                objective_weight, prefill_weight = slowdown + before * (slowdown - curve[before]), 1.0 + before
+                objective_weight, prefill_weight = slowdown + before * (slowdown - previous), 1.0 + before
             cached_tokens = cached_prefix.get(replica.url, 0) // _BYTES_PER_TOKEN if cached_prefix else 0
             rows.append((slowdown, objective_weight, wait_s, cached_tokens, prefill_weight))
         return LoadTerms(*zip(*rows, strict=True))
 
-    def _wait_s(self, arm: str, replica: Replica, in_flight: int) -> float:
+    def placement_cost(self, arm: str, replica: Replica, mode: int) -> float:
+        """What one more request of an arm costs all requests at a replica, in seconds of a step: its own step, and what
+        it adds to those of the others."""
+        table, n = self.steps[self._engines[arm]], replica.in_flight + replica.foreign_in_flight
+        before_s, after_s = self._mixed_step_s(table, arm, replica, mode)
+        if n >= table.max_running:  # it would wait for the others
+            after_s *= (n + 1) / table.max_running
+        return after_s + n * (after_s - before_s)
+
+    def _mixed_slowdown(self, table: StepTimeModel, arm: str, replica: Replica, mode: int) -> tuple[float, float]:
+        """Steps at a pool's replica with one more request of an arm, and without it, relative to that request alone."""
+        before_s, after_s = self._mixed_step_s(table, arm, replica, mode)
+        alone_s = table.alone_s[mode] + table.drafter_s.get(drafter_of(arm) or "", 0.0)
+        return after_s / alone_s, before_s / alone_s
+
+    def _mixed_step_s(self, table: StepTimeModel, arm: str, replica: Replica, mode: int) -> tuple[float, float]:
+        """Seconds of a step at a replica now, and with one more request of an arm and a mode.
+
+        A step takes the time of its most expensive mode, since all rows pass one sampler; each drafter of a pool in it
+        adds its time once, and a share of that for each further request.
+        """
+        n, by_arm, report = replica.in_flight + replica.foreign_in_flight, replica.by_arm, replica.report
+        now = max((one for one, rows in enumerate(replica.by_mode) if rows), default=GREEDY)
+        if replica.foreign_in_flight and report is not None and report.sampled:
+            now = max(now, SAMPLED)
+        added_s = [0.0, 0.0]
+        for one in table.drafter_s and self._replicas.arms_of(self._engines[arm]):
+            drafter = drafter_of(one) or ""
+            rows = by_arm.get(one, 0)
+            if replica.foreign_in_flight and report is not None and report.active is not None:
+                rows = max(rows, report.active.get(drafter, 0))
+            for i, total in enumerate((rows, rows + (one == arm))):
+                if total:
+                    added_s[i] += table.drafter_s.get(drafter, 0.0) * (1.0 + _FURTHER_ROW * (total - 1))
+        last = min(table.max_running, MAX_BATCH)
+        before, after, then = min(n, last), min(n + 1, last), max(now, mode)
+        before_s = table.curves[now][before] * table.alone_s[now] + added_s[0] if n else 0.0
+        return before_s, table.curves[then][after] * table.alone_s[then] + added_s[1]
+
+    def _wait_s(self, engine: str, replica: Replica, in_flight: int) -> float:
         """Seconds until one more request starts to run."""
         report = replica.report
-        room = report.running if report is not None and report.waiting else self.steps[arm].max_running
-        return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[arm]
+        room = report.running if report is not None and report.waiting else self.steps[engine].max_running
+        return max(in_flight + 1 - room, 0) / max(room, 1) * self.service_s[engine]
 
     def slowdown(self, arm: str, context: Context | None, running: float) -> float:
         """Ratio of the step time with `running` requests to that with one."""
-        curve = self.steps[arm].curves[0 if context is None else context.sampled + context.truncated]
+        curve = self.steps[self._engines[arm]].curves[0 if context is None else context.sampled + context.truncated]
         return curve[min(round(running), MAX_BATCH)]
 
     def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
         """Learn from a finished answer. `running`: concurrent requests at its replica, including itself."""
-        if outcome.e2e_s is not None:
-            served_s = outcome.e2e_s - (outcome.queue_s or 0.0)
-            before = self.service_s[arm]
-            self.service_s[arm] = before + _WEIGHT * (served_s - before) if before else served_s
-        if outcome.tpot_s is None or context is None:
+        if outcome.tpot_s is None:
+            return
+        if outcome.ttft_s is not None:  # what the engine did, without the router's own time
+            engine = self._engines[arm]
+            prefill_s = outcome.ttft_s - (outcome.overhead_s or 0.0) - (outcome.queue_s or 0.0)
+            served_s, before = prefill_s + outcome.tpot_s * (outcome.output_tokens or 0), self.service_s[engine]
+            self.service_s[engine] = before + _WEIGHT * (served_s - before) if before else served_s
+        if context is None:
             return
         mode = context.sampled + context.truncated
-        self.steps[arm].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        self.steps[self._engines[arm]].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
 
-    def use_profile(self, arm: str, profile: Profile) -> None:
-        """Use a new profile of an arm."""
-        self.steps[arm].use_profile(profile)
-        self.on_profiles({arm: table.profile for arm, table in self.steps.items() if table.profile is not None})
+    def use_profile(self, engine: str, profile: Profile) -> None:
+        """Use a new profile of an engine."""
+        self.steps[engine].use_profile(profile)
+        found = {arm: self.steps[engine].profile for arm, engine in self._engines.items()}
+        self.on_profiles({arm: one.with_drafter(drafter_of(arm)) for arm, one in found.items() if one is not None})
 
     def refresh(self) -> None:
         """Refit on the new observations, and update the stale arms."""

@@ -29,9 +29,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class StepTimeModel:
-    """Step times of one arm. `curves[mode][n]`: seconds of a step with n requests over those with one; nondecreasing.
+    """Step times of one engine. `curves[mode][n]`: seconds of a step with n requests over that with one, rising.
 
-    `mode`: one of `MODES`. `max_running`: maximum concurrent requests, if the profile has it.
+    `mode`: one of `MODES`. `max_running`: maximum concurrent requests, if the profile has it. `alone_s`: seconds of a
+    step of one request, by mode; all 1 without a profile. `drafter_s`: see `Profile`.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
@@ -43,6 +44,8 @@ class StepTimeModel:
         """Use this profile; corrections of another one are discarded."""
         self.profile = profile
         self.max_running = profile.max_running if profile is not None else MAX_BATCH
+        self.alone_s = [profile.step(1, 0.0, mode) if profile else 1.0 for mode in range(len(MODES))]
+        self.drafter_s = profile.drafter_s if profile is not None else {}
         sizes = range(1, MAX_BATCH + 1)
         guess = [1.0 + _GUESSED_GROWTH * (n - 1) for n in sizes]
         self._base = np.log(

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.router.config.sections import Objective
 from draftpick.router.health import HealthSignal, ineligible_reasons
 from draftpick.router.load.staleness import StaleReports
@@ -41,12 +42,12 @@ class EngineStatus:
 
 
 async def explain(
-    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True
+    parts: Parts, request: Request, objective: Objective | None = None, explore: bool = True, key: str = ""
 ) -> dict[str, object]:
-    """Explain which engine a request would get, with probabilities and the reason. Nothing is sent."""
+    """Explain which engine a request of an API key would get, with probabilities and the reason. Nothing is sent."""
     parts.attempts.drain()
     context = await parts.dispatcher.featurize(request)
-    read = parts.prefixes.lookup(parts.prefixes.hashes(request.body))
+    read = parts.prefixes.lookup(parts.prefixes.hashes(request.body), key)
     decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
     candidates, _ = parts.decide.healthy(parts.replicas.eligible())
     served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective
@@ -129,6 +130,7 @@ class DecisionExplanation:
             "neighbours": self.doubt.neighbours,
             "far": self.doubt.far,
             "kind": None if cluster is None else {"kind": cluster, "name": kinds[cluster]},
+            "forecast": None if decision.forecast is None else asdict(decision.forecast),
             "arms": [self._row(arm, standing) for arm, standing in self.standings.items()],
         }
 
@@ -151,7 +153,17 @@ class DecisionExplanation:
     def deciding_reason(self) -> str:
         """The deciding cause, in one sentence."""
         lead = "the request is far from anything known; " if self.doubt.far else ""
-        return lead + self._deciding_reason()
+        return lead + self._deciding_reason() + self._of_pool()
+
+    def _of_pool(self) -> str:
+        """What a pool makes of the choice; "" for other engines."""
+        arm, forecast = self.decision.arm, self.decision.forecast
+        if forecast is None:
+            return ""
+        if forecast.only is not None:
+            return f"; {engine_of(arm)} may draft with nothing else"
+        begins = f"begins with {drafter_of(arm)} and " if forecast.tau else ""
+        return f"; {engine_of(arm)} {begins}changes the drafter at any step"
 
     def _deciding_reason(self) -> str:
         decision = self.decision

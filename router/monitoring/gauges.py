@@ -48,8 +48,8 @@ def _by_label(values: Mapping[str, float]) -> Iterator[Sample]:
     return (((label,), value) for label, value in values.items())
 
 
-def _by_arm(collector: StateCollector, value: Callable[[Sequence[Replica]], float]) -> Iterator[Sample]:
-    return (((arm,), value(there)) for arm, there in collector.parts.replicas.by_arm.items())
+def _by_engine(collector: StateCollector, value: Callable[[Sequence[Replica]], float]) -> Iterator[Sample]:
+    return (((engine,), value(there)) for engine, there in collector.parts.replicas.by_engine.items())
 
 
 def _failures(collector: StateCollector) -> Iterator[Sample]:
@@ -60,14 +60,14 @@ def _failures(collector: StateCollector) -> Iterator[Sample]:
 
 
 def _replicas(collector: StateCollector) -> Iterator[Sample]:
-    for arm, there in collector.parts.replicas.by_arm.items():
+    for engine, there in collector.parts.replicas.by_engine.items():
         found = Counter(replica.breaker.state for replica in there)
-        yield from (((arm, state), found[state]) for state in _STATES)
+        yield from (((engine, state), found[state]) for state in _STATES)
 
 
 def _breakers_opened(collector: StateCollector) -> Iterator[Sample]:
-    for arm, there in collector.parts.replicas.by_arm.items():
-        yield from (((arm, redact_userinfo(replica.url)), replica.breaker.opened) for replica in there)
+    for engine, there in collector.parts.replicas.by_engine.items():
+        yield from (((engine, redact_userinfo(replica.url)), replica.breaker.opened) for replica in there)
 
 
 def _quarantine_states(collector: StateCollector) -> Iterator[Sample]:
@@ -157,7 +157,7 @@ METRICS: tuple[StateMetric, ...] = (
         "Requests of all clients by engine.",
         ("arm",),
         on_ray=True,
-        read=lambda c: _by_arm(c, lambda there: sum(r.total_in_flight for r in there)),
+        read=lambda c: _by_engine(c, lambda there: sum(r.total_in_flight for r in there)),
     ),
     StateMetric(
         "draftpick_arm_waiting_requests",
@@ -165,7 +165,7 @@ METRICS: tuple[StateMetric, ...] = (
         "Waiting requests by engine, as last reported.",
         ("arm",),
         on_ray=True,
-        read=lambda c: _by_arm(c, lambda there: sum(r.report.waiting for r in there if r.report is not None)),
+        read=lambda c: _by_engine(c, lambda there: sum(r.report.waiting for r in there if r.report is not None)),
     ),
     StateMetric(
         "draftpick_arm_service_seconds",

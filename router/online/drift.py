@@ -129,13 +129,23 @@ class ArmDriftDetector:
         self, cluster: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
     ) -> tuple[str, float] | None:
         """Return (`costs` or `drafts`, log change) when either has changed."""
-        load, tau = in_flight.bit_length(), tau if tau and tau > 0 else None
-        moved = self.steps.setdefault(load, PageHinkley(self.config)).update(math.log(tpot_s * (tau or 1.0)))
-        found = ("costs", moved) if moved is not None else None
-        if tau is not None:
-            # tau / predicted tau, up to a constant of the arm.
-            moved = self.drafts.setdefault(cluster, PageHinkley(self.config)).update(math.log(tau * predicted_tpot_s))
-            found = found or (("drafts", moved) if moved is not None else None)
-        if found:
-            self.drafts, self.steps = {}, {}
-        return found
+        tau = tau if tau and tau > 0 else None
+        found = self.update_steps(in_flight, tpot_s * (tau or 1.0))
+        return found or (self.update_drafts(cluster, tau, predicted_tpot_s) if tau is not None else None)
+
+    def update_steps(self, in_flight: int, step_s: float) -> tuple[str, float] | None:
+        """`update` with a step's time alone."""
+        test = self.steps.setdefault(in_flight.bit_length(), PageHinkley(self.config))
+        return self._found("costs", test.update(math.log(step_s)))
+
+    def update_drafts(self, cluster: int, tau: float, predicted_tpot_s: float) -> tuple[str, float] | None:
+        """`update` with an acceptance length alone."""
+        # tau / predicted tau, up to a constant of the arm.
+        test = self.drafts.setdefault(cluster, PageHinkley(self.config))
+        return self._found("drafts", test.update(math.log(tau * predicted_tpot_s)))
+
+    def _found(self, what: str, moved: float | None) -> tuple[str, float] | None:
+        if moved is None:
+            return None
+        self.drafts, self.steps = {}, {}
+        return what, moved

@@ -1,10 +1,11 @@
 """Events of a router, for people and retraining jobs, and their form on disk."""
 
 import json
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+
+from pydantic import ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +17,14 @@ class Event:
     `policy_activated`, `policy_rejected`, `arm_quarantined`, `arm_readmitted`.
     """
 
-    time: float
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    time: FiniteFloat
     kind: str
     text: str
     arm: str | None = None
     policy: str | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, FiniteFloat] = field(default_factory=dict)
 
 
 EventHandler = Callable[[Event], None]
@@ -73,9 +76,10 @@ def decode_events(data: bytes, since: float = 0.0) -> list[Event]:
 def _event(line: bytes) -> Event | None:
     """Parse one line; None if it is incomplete or of another version."""
     try:
-        event = Event(**json.loads(line))
-        if (kind := FORMER_KINDS.get(event.kind)) is not None:
-            event = replace(event, kind=kind)
-        return event if math.isfinite(event.time) else None
-    except (ValueError, TypeError):
+        event = _LINE.validate_json(line)
+    except ValidationError:
         return None
+    return replace(event, kind=FORMER_KINDS.get(event.kind, event.kind))
+
+
+_LINE = TypeAdapter(Event)

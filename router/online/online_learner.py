@@ -8,17 +8,18 @@ one that has proved best here; while routing loses time against the best single 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from draftpick.engines.arms import NONE, engine_of, pool_arm
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
-from draftpick.router.types import Decision, Outcome
+from draftpick.router.types import Decision, Outcome, acceptance_by_arm
 
 _MIN_TOKENS = 4
 _MIN_LEVEL_ANSWERS = 5.0
@@ -87,11 +88,12 @@ class OnlineLearner:
         alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
-            self._monitor_arm(arm, cluster, outcome, alone_s, in_flight, slowdown)
+            self._monitor_answer(arm, cluster, decision, outcome, in_flight, slowdown)
         if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
             self._compare(arm, residual, decision, outcome)
         if self._config.correction.enabled:
-            self.correction.update(cluster, arm, residual)
+            for one, own in self._residuals(arm, residual, decision, outcome):
+                self.correction.update(cluster, one, own)
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
@@ -136,12 +138,47 @@ class OnlineLearner:
         deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
         self.level_deviations = deviations.tolist() if deviations.any() else None
 
-    def _monitor_arm(
-        self, arm: int, cluster: int, outcome: Outcome, predicted: float, in_flight: int, slowdown: float
+    def _residuals(
+        self, arm: int, residual: float, decision: Decision, outcome: Outcome
+    ) -> Iterator[tuple[int, float]]:
+        """The arms whose times an answer shows, and log(time per token / predicted) of each: its own arm.
+
+        Of a pool, all arms: what each drafter, scored on the answer, would have had accepted, at steps as long,
+        relative to the predicted ones, as those that were measured.
+        """
+        tau = decision.predicted_tau
+        if outcome.drafters is None or tau is None:
+            yield arm, residual
+            return
+        steps = residual + math.log((outcome.acceptance_length or 1.0) / tau[arm])
+        for one, accepted in self._scored(decision, outcome):
+            yield one, steps + math.log(tau[one] / accepted)
+
+    def _scored(self, decision: Decision, outcome: Outcome) -> Iterator[tuple[int, float]]:
+        """The arms of a pool whose acceptance length an answer shows, and that length; `none` has 1."""
+        for name, tau, tokens in acceptance_by_arm(decision.arm, outcome):
+            if tau is not None and (tokens or 0) >= _MIN_TOKENS and name in self._policy.arms:
+                yield self._policy.arms.index(name), tau
+        if (plain := pool_arm(engine_of(decision.arm), NONE)) in self._policy.arms:
+            yield self._policy.arms.index(plain), 1.0
+
+    def _monitor_answer(
+        self, arm: int, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float
     ) -> None:
+        """Test for changes: steps and acceptance of the arm; of a pool, the acceptance of every scored drafter."""
         assert outcome.tpot_s is not None
-        took_s = outcome.tpot_s / slowdown
-        found = self._arm_detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, predicted)
+        assert decision.predicted_tpot_s is not None
+        alone_s = np.asarray(decision.predicted_tpot_s) / decision.slowdown
+        took_s, detectors = outcome.tpot_s / slowdown, self._arm_detectors
+        if outcome.drafters is None:
+            found = detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, alone_s[arm])
+            self._react(arm, found)
+            return
+        self._react(arm, detectors[arm].update_steps(in_flight, took_s * (outcome.acceptance_length or 1.0)))
+        for one, tau in self._scored(decision, outcome):
+            self._react(one, detectors[one].update_drafts(cluster, tau, alone_s[one]))
+
+    def _react(self, arm: int, found: tuple[str, float] | None) -> None:
         if found is None:
             return
         what, moved = found

@@ -6,12 +6,16 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from draftpick.engines.atomic_write import atomic_write
 from draftpick.router.online.events import EVENTS, Event, encode_events
 
 _FRESH_S = 60.0
+_Sum = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""A sum over at most a window of answers, bounded so that none makes corrections infinite."""
 
 
 class PeerStore:
@@ -41,7 +45,7 @@ class PeerStore:
             if path != self._own:
                 for policy, sums in _read_peer_state(path).items():
                     if policy in found:
-                        found[policy].append(sums)
+                        found[policy].append(sums.model_dump(exclude_none=True))
         return found
 
     def withdraw(self) -> None:
@@ -49,13 +53,26 @@ class PeerStore:
         self._own.unlink(missing_ok=True)
 
 
-def _read_peer_state(path: Path) -> dict[str, Any]:
-    """Another router's state by policy id; empty if it is stale (and removed), missing, or damaged."""
+class PeerCorrections(BaseModel):
+    """The sums of `ResidualCorrection.local_state`, as another router has written them."""
+
+    weights: list[list[_Sum]]
+    sums: list[list[_Sum]]
+    squares: list[list[_Sum]] | None = None
+
+
+_FILE = TypeAdapter(dict[str, PeerCorrections])
+
+
+def _read_peer_state(path: Path) -> dict[str, PeerCorrections]:
+    """Another router's state by policy id; empty if it is stale (and removed), missing, or damaged.
+
+    A time in the future is stale, too: it would never become old.
+    """
     try:
-        if time.time() - path.stat().st_mtime > _FRESH_S:
+        if abs(time.time() - path.stat().st_mtime) > _FRESH_S:
             path.unlink(missing_ok=True)
             return {}
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return _FILE.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
         return {}
-    return found if isinstance(found, dict) else {}

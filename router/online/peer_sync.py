@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter, deque
 from collections.abc import Callable
 
 from draftpick.router.online.events import Event
 from draftpick.router.online.online_learner import OnlineLearner
 from draftpick.router.online.peer_store import PeerStore
-
-log = logging.getLogger("draftpick.router")
 
 _EVERY_S = 1.0
 
@@ -30,14 +27,11 @@ class PeerSync:
         self._store, self._unwritten, self._online, self._failures = exchange, unwritten, online, failures
 
     async def run(self) -> None:
-        """Write events and exchange corrections, forever."""
+        """Write events and exchange corrections, forever. Raises OSError if the disk fails."""
         while True:
             await asyncio.sleep(_EVERY_S)
-            try:
-                await asyncio.to_thread(self._write_events)
-                await self._sync_corrections()
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("synchronisation with other routers failed: %s", error)
+            await asyncio.to_thread(self._write_events)
+            await self._sync_corrections()
 
     def close(self) -> None:
         """Write the remaining events and withdraw the corrections. Raises OSError."""

@@ -128,6 +128,8 @@ class AcceptanceMonitor:
         """
         if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _MIN_TOKENS:
             return
+        if arm not in self._arms:  # a drafter that an engine has, and its configuration lacks
+            return
         arm_state, gain = self._arms[arm], acceptance_length - 1.0
         history = arm_state.histories.setdefault(cluster, _History())
         collapsed = gain < self._config.collapse_ratio * history.gain

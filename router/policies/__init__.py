@@ -1,5 +1,6 @@
 """Policies by name. `load` returns the configured policy, checked against this fleet."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies import artifact
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import NAMES, FixedPolicy, UniformPolicy
+from draftpick.router.policies.pool_arms import serve_arms
 from draftpick.router.policies.shapes import Arrays
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -33,15 +35,16 @@ def load(name: str, arms: tuple[str, ...], default_arm: str) -> Policy:
         return FixedPolicy(arms, default_arm)
     if name == "uniform":
         return UniformPolicy(arms)
-    return check_arms(read(SHIPPED if name == EMBEDDED else Path(name)), arms)
+    return check_arms(read(SHIPPED if name == EMBEDDED else Path(name), arms), arms)
 
 
-def read(path: Path) -> Policy:
-    """Read the policy in an artefact's folder. Raises `PolicyRejected`."""
-    return make(*artifact.read(path))
+def read(path: Path, arms: Sequence[str] = ()) -> Policy:
+    """Read the policy in an artefact's folder, to serve these arms if it knows their drafters. Raises
+    `PolicyRejected`."""
+    return make(*artifact.read(path), arms)
 
 
-def make(manifest: dict[str, Any], arrays: Arrays) -> Policy:
+def make(manifest: dict[str, Any], arrays: Arrays, arms: Sequence[str] = ()) -> Policy:
     """Build the policy of a manifest and its arrays, as `read` does from a folder. Raises `PolicyRejected`."""
     kind = manifest["kind"]
     if kind not in _POLICY_TYPES:
@@ -50,7 +53,14 @@ def make(manifest: dict[str, Any], arrays: Arrays) -> Policy:
         )
     module, name = _POLICY_TYPES[kind].split(":")
     cls: Any = getattr(import_module(module), name)
-    policy: Policy = cls.from_artifact(f"{kind}:{manifest['arrays_sha256'][:8]}", manifest, arrays)
+    try:
+        if arms:
+            manifest, arrays = serve_arms(manifest, arrays, arms, cls.shapes(manifest.get("options", {})))
+        policy: Policy = cls.from_artifact(f"{kind}:{manifest['arrays_sha256'][:8]}", manifest, arrays)
+    except PolicyRejected:
+        raise
+    except Exception as error:  # options and arrays may be wrong in any way, and callers handle one error
+        raise PolicyRejected(f"a policy of kind {kind!r} cannot be made: {type(error).__name__}: {error}") from error
     return policy
 
 

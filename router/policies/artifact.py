@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -45,7 +46,7 @@ def write(path: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[np
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
     """Manifest and arrays of an artefact, under current names. Raises `PolicyRejected` with the problem."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = from_json((path / MANIFEST).read_bytes())
         data = (path / ARRAYS).read_bytes()
     except (OSError, ValueError) as error:
         raise PolicyRejected(f"{path} is not a readable policy: {error}") from error

@@ -5,17 +5,21 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, compress
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import NONE, drafter_of, engine_of
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.profile.profile import Profile
-from draftpick.router.config.sections import ExplorationConfig
+from draftpick.router.config.sections import ExplorationConfig, Objective
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.clusters import Clusters
 from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
+from draftpick.router.policies.shapes import Shapes
 from draftpick.router.types import Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
@@ -28,7 +32,8 @@ class DecisionInput:
     """Input of a decision.
 
     `eligible`: names of arms, at least one. `explore`: maximum probability of exploration (see `exploration`).
-    `load_of`: called by policies that use load. `may_explore_widely`: while levels of arms are unknown.
+    `load_of`: called by policies that use load. `may_explore_widely`: while levels of arms are unknown. `objective`: a
+    pool's.
     """
 
     context: Context | None
@@ -37,6 +42,7 @@ class DecisionInput:
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     load_of: LoadOf | None = None
     may_explore_widely: bool = False
+    objective: Objective = "throughput"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,8 @@ class Forecast:
     """Predictions for every arm: `seconds` of a whole answer, corrected by `residual`, and `tpot_s` before correction.
 
     Under load, `seconds` are weighted by the objective. `unloaded_arm`: index of the fastest arm without load.
-    `cluster`: the request's cluster, if corrections made it necessary.
+    `cluster`: the request's cluster, if corrections made it necessary. `tau`: acceptance lengths before correction, if
+    an arm is of a pool; `weight`: how many observations of a pool they are worth.
     """
 
     seconds: Sequence[float]
@@ -52,6 +59,8 @@ class Forecast:
     residual: Sequence[float] | None = None
     unloaded_arm: int | None = None
     cluster: int | None = None
+    tau: Sequence[float] | None = None
+    weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,11 @@ class Policy(ABC):
     featurizer: str | None = None
     """Id of the required featurizer; None: it needs no context."""
 
+    @classmethod
+    def shapes(cls, options: Mapping[str, Any]) -> Shapes:
+        """Shapes of its artefact's arrays with an axis of arms, under these options."""
+        return {}
+
     @abstractmethod
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
         """Distribution over `arms`, shape `[len(arms)]`: 0 where not eligible, sum 1. At least one arm is eligible."""
@@ -137,6 +151,17 @@ class Policy(ABC):
     """Whether the engines' load affects its choice."""
     clusters: Clusters | None = None
     """Its clusters of requests; None: it has none."""
+    orders_drafters: bool = False
+    """Whether an arm of a pool is an order, its drafter alone may draft, rather than what the pool begins with."""
+
+    @cached_property
+    def pools(self) -> Sequence[Mapping[int, str]]:
+        """The drafters of each pool, by the indices of their arms."""
+        found: dict[str, dict[int, str]] = {}
+        for i, arm in enumerate(self.arms):
+            if (drafter := drafter_of(arm)) is not None:
+                found.setdefault(engine_of(arm), {})[i] = drafter
+        return list(found.values())
 
     def use_profiles(self, profiles: Mapping[str, Profile]) -> Sequence[str]:
         """Take the costs of these arms from their measured profiles; returns the arms whose costs have changed."""
@@ -209,16 +234,22 @@ class Policy(ABC):
         if not (0 < total == sum(compress(shares, is_eligible)) and min(shares) >= 0 and math.isfinite(total)):
             raise ValueError(f"policy {self.id} gave no distribution: {shares}")
         wide, rate, seconds = None, given.explore, forecast.seconds if forecast else None
+        explorable = is_eligible
+        if self.pools and (rate or level_deviations is not None):
+            explorable = self._one_arm_of_each_pool(is_eligible, shares, seconds)
         if level_deviations is not None and seconds is not None:
-            wide = apply_wide_exploration(shares, is_eligible, seconds, level_deviations, given.exploration)
+            wide = apply_wide_exploration(shares, explorable, seconds, level_deviations, given.exploration)
         if wide is not None:
             shares, rate = wide, given.exploration.wide_rate
         elif rate:
-            shares = apply_exploration(shares, is_eligible, seconds, rate, given.exploration)
+            shares = apply_exploration(shares, explorable, seconds, rate, given.exploration)
         index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
+        to_pool = self._pool_forecast(index, is_eligible, forecast, given.objective) if self.pools else None
         if forecast is None:
-            return Decision(self.arms[index], shares[index], probabilities, self.id, exploration_rate=rate)
+            return Decision(
+                self.arms[index], shares[index], probabilities, self.id, exploration_rate=rate, forecast=to_pool
+            )
         return Decision(
             self.arms[index],
             shares[index],
@@ -231,7 +262,42 @@ class Policy(ABC):
             load=load,
             unloaded_arm=None if forecast.unloaded_arm is None else self.arms[forecast.unloaded_arm],
             cluster=forecast.cluster,
+            predicted_tau=forecast.tau,
+            forecast=to_pool,
         )
+
+    def _one_arm_of_each_pool(
+        self, eligible: Sequence[bool], shares: Sequence[float], seconds: Sequence[float] | None
+    ) -> list[bool]:
+        """`eligible` with one arm of each pool, the preferred one: a pool scores all its drafters on every request, so
+        nothing is learned by choosing another one."""
+        left = list(eligible)
+        for pool in self.pools:
+            arms = [arm for arm in pool if eligible[arm]]
+            kept = max(arms, key=lambda arm: (shares[arm], -seconds[arm] if seconds else 0.0), default=None)
+            for arm in arms:
+                left[arm] = arm == kept
+        return left
+
+    def _pool_forecast(
+        self, arm: int, eligible: Sequence[bool], forecast: Forecast | None, objective: Objective
+    ) -> DrafterForecast | None:
+        """What the pool of an arm is sent; None if the arm is of no pool. A drafter that is not eligible drafts nothing
+        that is accepted."""
+        pool = next((pool for pool in self.pools if arm in pool), None)
+        if pool is None:
+            return None
+        if self.orders_drafters:
+            return DrafterForecast(objective=objective, only=pool[arm])
+        if forecast is None or forecast.tau is None:
+            return DrafterForecast(objective=objective)
+        tau, residual = forecast.tau, forecast.residual
+        expected = {
+            drafter: max(tau[i] * (1.0 if residual is None else math.exp(-residual[i])), 1.0) if eligible[i] else 1.0
+            for i, drafter in pool.items()
+            if drafter != NONE
+        }
+        return DrafterForecast(expected, forecast.weight, objective)
 
 
 def _sample_index(probabilities: Sequence[float], at: float) -> int:

@@ -16,9 +16,9 @@ class FixedPolicy(Policy):
     """Always one arm; uniform over the others if that arm is not eligible."""
 
     def __init__(self, arms: tuple[str, ...], arm: str) -> None:
-        """`arm`: an arm, or an engine."""
+        """`arm`: an arm, or an engine, of whose drafters a pool chooses itself."""
         self.id, self.arms = f"fixed:{arm}", arms
-        self._index = arms.index(first_arm(arm, arms))
+        self._index, self.orders_drafters = arms.index(first_arm(arm, arms)), arm in arms
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "FixedPolicy":
@@ -36,6 +36,8 @@ class FixedPolicy(Policy):
 
 class UniformPolicy(Policy):
     """Uniform over the eligible arms; used to collect data."""
+
+    orders_drafters = True
 
     def __init__(self, arms: tuple[str, ...]) -> None:
         self.id, self.arms = "uniform", arms

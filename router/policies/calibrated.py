@@ -21,6 +21,8 @@ from draftpick.router.policies.tau_cost import Floats, TauCostPolicy
 from draftpick.router.types import Context, Vector
 
 _MIN_PRIOR = 0.02
+_NEAR_WEIGHT = 8.0
+"""What a prediction near the training requests is worth to a pool, in drafts."""
 LOW, HIGH, BOUND = range(3)
 """Columns of `conformal`: the ends of the interval shown, and the upper bound that decides."""
 _SHAPES: Shapes = {"prior": (2, "arms"), "conformal": (2, "arms", "arms", 3)}
@@ -56,6 +58,10 @@ class CalibratedPolicy(TauCostPolicy):
         if not 0 <= self._tolerance <= 1:
             raise PolicyRejected(f"option tolerance is {self._tolerance}; it must be a number from 0 to 1")
 
+    @classmethod
+    def shapes(cls, options: Mapping[str, Any]) -> Shapes:
+        return {**super().shapes(options), **_SHAPES}
+
     def use_profiles(self, profiles: Mapping[str, Profile]) -> Sequence[str]:
         """Take the costs of these arms; with new ones, the default is the best arm over the training tasks by them."""
         if changed := super().use_profiles(profiles):
@@ -80,6 +86,9 @@ class CalibratedPolicy(TauCostPolicy):
         weight, inflation = self.neighbourhood.doubt(z)
         steps = (1.0 - weight) * np.exp(-mean) + weight * self._prior[int(sampled)]
         return -np.log(steps), np.full(len(mean), inflation)
+
+    def _weight(self, deviation: Floats) -> float:
+        return max(_NEAR_WEIGHT / float(deviation[0]) ** 2, 1.0)
 
     def _margins(self, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool) -> Sequence[float]:
         upper = np.expm1(deviation * self._conformal[int(sampled), self.default_arm, :, BOUND])

@@ -1,5 +1,6 @@
 """The seed paper's policy: softmax of a 3-layer perceptron over the context (arXiv 2408.08470), in numpy."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ class MLPPolicy(Policy):
         if not isinstance(greedy, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1 / len(arms):
             raise PolicyRejected(f"options {options} are wrong: greedy is true or false, floor from 0 to 1/{len(arms)}")
         return cls(id, arms, manifest["featurizer"], arrays, greedy=greedy, floor=floor)
+
+    @classmethod
+    def shapes(cls, options: Mapping[str, Any]) -> Shapes:
+        return _SHAPES
 
     @property
     def dimension(self) -> int:

@@ -264,6 +264,11 @@ _REGRESSORS: dict[str, type[Regressor]] = {
 }
 
 
+def shapes(kind: Any) -> Shapes:
+    """Return the shapes of a regressor's arrays; none of an unknown one."""
+    return {**_SCALING, **_REGRESSORS[kind].shapes} if kind in _REGRESSORS else {}
+
+
 def make(kind: Any, arrays: Arrays, arms: int) -> Regressor:
     """Build the regressor of an artefact. Raises `PolicyRejected`."""
     if kind not in _REGRESSORS:

@@ -25,6 +25,8 @@ from draftpick.router.types import Context, LoadTerms, Vector
 Floats = npt.NDArray[np.floating]
 
 _LONGEST = math.log(1e6)
+_DRAFT_VARIANCE, _MIN_WEIGHT, _MAX_WEIGHT = 0.35, 1.0, 32.0
+"""Variance of the log of the tokens of one step, and bounds of a prediction's weight in drafts."""
 _COSTS: Shapes = {"step_s": ("arms", 2), "start_s": ("arms",), "per_token_s": ("arms",)}
 
 
@@ -83,6 +85,10 @@ class TauCostPolicy(Policy):
                 raise PolicyRejected(f"option {name} is {value!r}; it must be a number from 0 to {most:g}")
         regressor = regressors.make(options.get("regressor"), arrays, len(arms))
         return cls(id, arms, manifest["featurizer"], regressor, arrays, options)
+
+    @classmethod
+    def shapes(cls, options: Mapping[str, Any]) -> Shapes:
+        return {**_COSTS, **regressors.shapes(options.get("regressor"))}
 
     @property
     def dimension(self) -> int:
@@ -205,10 +211,19 @@ class TauCostPolicy(Policy):
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = context.prompt_tokens
         start_s = self._start_s + prompt_tokens * self._per_token_s
+        tau: Sequence[float] | None = np.exp(np.maximum(mean, 0.0)).tolist() if self.pools else None
+        weight = self._weight(deviation) if self.pools else 0.0
         if load is None:
-            return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, None, cluster), decode_s, deviation
+            seconds = (start_s + decode_s).tolist()
+            return Forecast(seconds, tpot_s.tolist(), shift, None, cluster, tau, weight), decode_s, deviation
         unloaded = int((start_s + decode_s).argmin())
         read_s = start_s - np.minimum(load.cached_prefix_tokens, prompt_tokens) * self._per_token_s
         start_s = read_s * load.prefill_weight + load.wait_s
         tpot_s, decode_s = tpot_s * load.slowdown, decode_s * load.objective_weight
-        return Forecast((start_s + decode_s).tolist(), tpot_s.tolist(), shift, unloaded, cluster), decode_s, deviation
+        seconds = (start_s + decode_s).tolist()
+        return Forecast(seconds, tpot_s.tolist(), shift, unloaded, cluster, tau, weight), decode_s, deviation
+
+    def _weight(self, deviation: Floats) -> float:
+        """How many drafts of a pool a prediction is worth: variance of one draft's log tau over that of the
+        prediction, whose standard deviations are `deviation` [arms]."""
+        return float(min(max(_DRAFT_VARIANCE / np.square(deviation).mean(), _MIN_WEIGHT), _MAX_WEIGHT))

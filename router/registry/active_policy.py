@@ -34,7 +34,9 @@ class PolicyInService:
             return decision
         load = reorder_load_terms(decision.load, tuple(decision.probabilities), self.policy.arms)
         forecast = self.policy.score(context, np.ones(len(self.policy.arms), bool), load=load)[1]
-        return None if forecast is None else replace(decision, predicted_tpot_s=forecast.tpot_s)
+        if forecast is None:
+            return None
+        return replace(decision, predicted_tpot_s=forecast.tpot_s, predicted_tau=forecast.tau)
 
 
 def reorder_load_terms(load: LoadTerms | None, arms: Sequence[str], target_arms: Sequence[str]) -> LoadTerms | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from draftpick.engines.atomic_write import atomic_write, sync
 from draftpick.router.errors import PolicyRejected
@@ -84,9 +85,11 @@ class Registry:
     def report(self, id: str) -> dict[str, Any]:
         """The report passed to `add` for `id`. Raises `PolicyRejected`."""
         try:
-            found: dict[str, Any] = json.loads((self.folder(id) / REPORT).read_bytes())
+            found = from_json((self.folder(id) / REPORT).read_bytes())
         except (OSError, ValueError) as error:
             raise PolicyRejected(f"the report of {id} is not readable: {error}") from error
+        if not isinstance(found, dict):
+            raise PolicyRejected(f"the report of {id} is not an object")
         return found
 
     def add(self, artefact: Path, report: Mapping[str, Any], by: str) -> str:

@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from draftpick.engines.arms import drafter_of, engine_of
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router import headers
 from draftpick.router.config.router_config import RouterConfig
@@ -44,6 +47,7 @@ class DecisionMaker:
         self._config, self._active_policies, self._replicas = config, active_policies, replicas
         self._load, self._health_signals, self._admission = load, health_signals, admission
         self._metrics, self._rng = metrics, rng
+        self._objective, self._pinnable = config.load.objective, frozenset(replicas.arms)
         self._default = FixedPolicy(replicas.arms, config.default_engine)
         self._baseline = FixedPolicy(replicas.arms, baseline)
 
@@ -58,7 +62,7 @@ class DecisionMaker:
         cached_prefix: Mapping[str, int] = _NOTHING,
         objective: Objective | None = None,
     ) -> Decision:
-        """Choose an arm with an available replica: if possible none of `failed`, never one of `tried`.
+        """Choose an arm with an available replica: if possible on none of the engines `failed`, never one of `tried`.
 
         `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`.
 
@@ -66,12 +70,17 @@ class DecisionMaker:
         """
         arms = self._replicas.eligible(tried)
         if pin is not None:
-            return self._pinned_decision(pin, arms)
+            arms = self._pinned_arms(pin, arms)
+            if pin in self._pinnable:
+                return self._pinned_decision(pin)
+            explore = False
         if not arms:
             if self._replicas.reachable():
                 raise Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
             raise NoEngineAvailable("no engine is ready", code="no_engine")
-        eligible, fallback = self.healthy([arm for arm in arms if arm not in failed] or arms)
+        if failed:
+            arms = [arm for arm in arms if engine_of(arm) not in failed] or arms
+        eligible, fallback = self.healthy(arms)
         if fallback is not None:
             return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
@@ -83,9 +92,11 @@ class DecisionMaker:
         most = self._config.exploration.max_in_flight
         explore = explore and (most is None or self._admission.in_flight < most)
         rate = self._active_policies.explore if explore else 0.0
-        given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0)
+        wanted = objective or self._objective
+        given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0, wanted)
         try:
-            return self._active_policies.decide(given, self._rng)
+            decision = self._active_policies.decide(given, self._rng)
+            return decision if pin is None else replace(decision, reason="pinned")
         except Exception:  # third-party policies may raise anything; the request is served anyway
             log.exception("policy %s failed", self._active_policies.policy.id)
             return self._fallback_decision("policy_error", eligible)
@@ -104,17 +115,24 @@ class DecisionMaker:
                 arms = admitted or arms
         return arms, None
 
-    def _pinned_decision(self, pin: str, eligible: list[str]) -> Decision:
+    def _pinned_arms(self, pin: str, eligible: list[str]) -> list[str]:
+        """The eligible arms that a pin allows: one, or all of a pool."""
         if not self._config.allow_engine_pinning:
             raise BadRequest("router.allow_engine_pinning is false", param=headers.ARM, code="pin_not_allowed")
-        if pin not in self._replicas.arms:
+        pinned = [pin] if pin in self._pinnable else self._replicas.arms_of(pin)
+        if not pinned:
             known = ", ".join(self._replicas.arms)
             raise BadRequest(f"no engine {pin!r} (engines: {known})", param=headers.ARM, code="unknown_engine")
-        if pin not in eligible:
+        if not (left := [arm for arm in pinned if arm in eligible]):
             raise NoEngineAvailable(f"engine {pin!r} is not ready", code="no_engine")
-        return Decision(pin, 1.0, {pin: 1.0}, self._active_policies.policy.id, "pinned")
+        return left
+
+    def _pinned_decision(self, pin: str) -> Decision:
+        drafter = drafter_of(pin)
+        forecast = DrafterForecast(objective=self._objective, only=drafter) if drafter is not None else None
+        return Decision(pin, 1.0, {pin: 1.0}, self._active_policies.policy.id, "pinned", forecast=forecast)
 
     def _fallback_decision(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
         self._metrics.fallbacks[reason] += 1
         made = (policy or self._default).decide(DecisionInput(None, eligible), self._rng)
-        return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback")
+        return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback", forecast=made.forecast)

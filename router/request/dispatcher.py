@@ -2,19 +2,22 @@
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import EngineFailed
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
-from draftpick.router.openai_request import Request
+from draftpick.router.openai_request import Request, with_forecast
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
@@ -86,7 +89,7 @@ class Dispatcher:
             await self._wait_for_engine(state.client_request)
         state.prefix = self.prefixes.hashes(request.body)
         if state.prefix:
-            state.cached_prefix = self.prefixes.lookup(state.prefix)
+            state.cached_prefix = self.prefixes.lookup(state.prefix, state.client_request.key)
         self._make_decision(state)
         if trace is not None:
             trace.decision_made(state.decision)
@@ -127,22 +130,30 @@ class Dispatcher:
         within_s = client_request.remaining_s() if limited else None
         if self._config.resume_streams and not state.started:
             state.resume = StreamResume.from_request(client_request.request)
-        in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted)
+        request = client_request.request
+        in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted, request.num_answers)
         status: Status = "cancelled"
         outcome: Outcome | None = None
         running: float | None = None
+        tpot_s = 0.0
         try:
-            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix) as lease:
+            context = state.context
+            mode = context.sampled + context.truncated if context is not None else GREEDY
+            with self.replicas.lease(decision.arm, state.tried, state.cached_prefix, mode) as lease:
                 state.tried.add(lease.replica)
+                tpot_s = lease.replica.tpot_s
                 if state.prefix:
-                    self.prefixes.insert(state.prefix, lease.replica.url)
+                    self.prefixes.insert(state.prefix, lease.replica.url, client_request.key)
                 status = await self._send(state, lease, sink, meter, within_s)
                 outcome = meter.outcome(status)
                 running = self._report_health(state, lease, meter, outcome)
         except EngineUnavailable:
             status = "engine_error"
         finally:
-            self._end(state, outcome or meter.outcome(status), in_flight, running)
+            outcome = outcome or meter.outcome(status)
+            if client_request.count_tokens is not None:
+                _count_tokens(state, outcome, meter, tpot_s)
+            self._end(state, outcome, in_flight, running)
         state.error_sent = meter.failed
         return status
 
@@ -167,6 +178,8 @@ class Dispatcher:
             body = request.body
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
+            if (forecast := state.decision.forecast) is not None:
+                body = with_forecast(request, body, forecast)
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -196,7 +209,8 @@ class Dispatcher:
         lease.ok = None if hasty else status in ("ok", "client_error")
         if status != "ok":
             return None
-        lease.tpot_s = outcome.tpot_s
+        if client_request.request.num_answers == 1:
+            lease.tpot_s = outcome.tpot_s
         return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
 
     def _end(self, state: RequestState, outcome: Outcome, in_flight: dict[str, int], running: float | None) -> None:
@@ -215,9 +229,9 @@ class Dispatcher:
             in_flight,
             running,
             None if cluster is None else (decision.policy, cluster),
+            id=client_request.id,
+            key=client_request.key,
         )
-        if client_request.count_tokens is not None:
-            client_request.count_tokens((outcome.prompt_tokens or 0) + (outcome.output_tokens or 0))
         self._on_attempt_end(state.last)
         if state.trace is not None:
             state.trace.attempt_ended(outcome)
@@ -225,9 +239,10 @@ class Dispatcher:
     async def _before_retry(self, state: RequestState, status: Status) -> None:
         """Choose another engine, or raise `EngineFailed` if none is left."""
         if not self._can_retry(state) and not await self._wait_for_recovery(state, status):
-            tried = ", ".join(sorted({*state.failed, state.decision.arm}))
-            raise EngineFailed(f"no engine answered ({tried} tried)", timed_out=status == "timeout")
-        state.failed.add(state.decision.arm)
+            tried = ", ".join(sorted({*state.failed, engine_of(state.decision.arm)}))
+            names = f" ({tried} tried)" if state.client_request.show_routing else ""
+            raise EngineFailed(f"no engine answered{names}", timed_out=status == "timeout")
+        state.failed.add(engine_of(state.decision.arm))
         self._make_decision(state)
         state.number += 1
 
@@ -267,7 +282,7 @@ class Dispatcher:
         """Resume a broken stream on another engine if possible; else send an error event."""
         status: Status = "broken"
         while status in _RETRYABLE and self._can_resume(state):
-            state.failed.add(state.decision.arm)
+            state.failed.add(engine_of(state.decision.arm))
             decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
             state.decision = replace(decision, reason="resumed")
             state.number += 1
@@ -303,6 +318,8 @@ class Dispatcher:
         """Count, log and trace a finished request, with its last attempt or the current error."""
         client_request, last = state.client_request, state.last
         decision, outcome = (last.decision, last.outcome) if last is not None else (None, None)
+        if client_request.count_tokens is not None:
+            client_request.count_tokens(state.num_tokens)
         if decision is not None and outcome is not None:
             self._metrics.requests[decision.arm, outcome.status] += 1
         if state.trace is not None:
@@ -312,3 +329,18 @@ class Dispatcher:
         if self._logs:
             path, stream = client_request.request.path, client_request.request.stream
             request_ended(client_request.request_id, path, stream, decision, state.number, outcome, sys.exception())
+
+
+def _count_tokens(state: RequestState, outcome: Outcome, meter: Meter, tpot_s: float) -> None:
+    """Count the tokens of a finished attempt for the client's limit; of one without usage, since the client left or the
+    stream broke, as estimated. `tpot_s`: usual at the replica, 0 if unknown. An engine's failures cost nothing."""
+    if outcome.prompt_tokens is not None or outcome.output_tokens is not None:
+        state.num_tokens = (outcome.prompt_tokens or 0) + (outcome.output_tokens or 0)
+        return
+    request = state.client_request.request
+    output = meter.output_tokens()
+    if outcome.status == "cancelled" and not output and tpot_s and not request.stream:
+        limit = math.inf if request.max_tokens is None else request.max_tokens
+        output = int(min(meter.elapsed_s() / tpot_s, limit)) * request.num_answers
+    if output or outcome.status == "cancelled":
+        state.num_tokens += request.approximate_prompt_tokens + output

@@ -1,9 +1,11 @@
 """Updates load, quarantine and policies from successful attempts."""
 
+from dataclasses import replace
+
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.registry.active_policy import ActivePolicies
-from draftpick.router.types import Attempt
+from draftpick.router.types import Attempt, acceptance_by_arm
 
 
 class AttemptLearning:
@@ -17,11 +19,12 @@ class AttemptLearning:
         if attempt.running is None:
             return
         decision, outcome = attempt.decision, attempt.outcome
+        if attempt.sampling.get("n", 1.0) > 1:  # sequences side by side: their steps are no measure of one alone
+            outcome = replace(outcome, tpot_s=None, acceptance_length=None)
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
-        self._acceptance_monitor.observe(
-            decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow
-        )
+        for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):
+            self._acceptance_monitor.observe(arm, tau, tokens, cluster, shadow=shadow)
         if shadow or decision.reason == "policy":
             slowdown = self._load.slowdown(decision.arm, attempt.context, attempt.running)
             in_flight = attempt.in_flight[decision.arm] + 1

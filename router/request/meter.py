@@ -1,17 +1,22 @@
 """Measures an answer as its bytes pass, unchanged; the result is an `Outcome`.
 
-Durations come from a monotonic clock, tokens from `usage`, acceptance from the engine's own `metrics`. Only server-sent
-events that may contain the first content or the usage are parsed; all others are scanned.
+It measures the engine, not the client: durations are those of the engine's own `metrics` where it gives them, else they
+end when bytes arrive from the engine, whenever the client takes them. Tokens come from `usage`, acceptance from the
+engine's `metrics`. Only server-sent events that may contain the first content or the usage are parsed; all others are
+scanned.
 """
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from draftpick.engines.pool.report import FIELD, parse
 from draftpick.router.types import Outcome, Status
 
 if TYPE_CHECKING:
+    from draftpick.engines.http.connection import Exchange
     from draftpick.router.request.stream_resume import StreamResume
 
 _USAGE = b'"usage":'
@@ -19,14 +24,21 @@ _ERROR = (b'data: {"error":', b"event: error")
 _DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
 
 
-class Meter:
-    """Measures one attempt. `accepted`: when the router accepted the request (`time.perf_counter()`).
+_CHARS_PER_TOKEN = 4
+_MAX_TOKENS_PER_EVENT = 8
 
-    `ttft_s`: of a stream, None before its first content.
+
+class Meter:
+    """Measures one attempt. `accepted`: when the router had the complete request (`time.perf_counter()`).
+
+    `num_answers`: sequences that the request asks for (`n`, times its prompts), decoded side by side. `ttft_s`: of a
+    stream, None before its first content. `arrivals`: says when the engine's bytes came; None: when they are read.
     """
 
-    def __init__(self, accepted: float) -> None:
-        self._accepted = accepted
+    def __init__(self, accepted: float, num_answers: int = 1) -> None:
+        self._accepted, self._num_answers = accepted, num_answers
+        self.arrivals: Exchange | None = None
+        self._events, self._event_bytes, self._shortest = 0, 0, math.inf
         self._sent: float | None = None
         self.ttft_s: float | None = None
         self._last: float | None = None
@@ -45,18 +57,19 @@ class Meter:
 
     def observe_body(self, body: bytes) -> bool:
         """Read a whole JSON answer; returns False if it is not one."""
-        self._last = time.perf_counter()
+        self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
         self.terminated = True
         fields = _object(body)
         self._keep_usage(fields)
-        ttft_ms = _metrics(self._fields).get("time_to_first_token_ms")
-        if isinstance(ttft_ms, int | float) and self._sent is not None:
-            self.ttft_s = self._sent - self._accepted + ttft_ms / 1000
+        ttft_s = _seconds(self._fields, "time_to_first_token_ms")
+        if ttft_s is not None and self._sent is not None:  # the engine counts from the end of its queue
+            queue_s = _seconds(self._fields, "queue_time_ms") or 0.0
+            self.ttft_s = self._sent - self._accepted + queue_s + ttft_s
         return fields is not None
 
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
-        now = self._last = time.perf_counter()
+        now = self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
         if event.startswith(_DONE):
             self.terminated = True
         elif event.startswith(_ERROR):
@@ -69,6 +82,11 @@ class Meter:
             return True
         if self.ttft_s is None and _has_content(event):
             self.ttft_s = now - self._accepted
+        size = len(event)
+        self._events += 1
+        self._event_bytes += size
+        if size < self._shortest:
+            self._shortest = size
         return False
 
     def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
@@ -87,20 +105,46 @@ class Meter:
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
-        queue_ms = _metrics(self._fields).get("queue_time_ms")
+        speculation = _metrics(self._fields).get("speculative_decoding")
+        by_drafter = speculation.get(FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
             ttft_s=self.ttft_s,
-            tpot_s=_tpot(self.ttft_s, e2e_s, output),
+            tpot_s=self._tpot(e2e_s, output),
             e2e_s=e2e_s,
             prompt_tokens=prompt,
             output_tokens=output,
             acceptance_length=length,
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
-            queue_s=queue_ms / 1000 if isinstance(queue_ms, int | float) else None,
+            queue_s=_seconds(self._fields, "queue_time_ms"),
+            drafters=None if by_drafter is None else parse(by_drafter),
         )
+
+    def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:
+        """Seconds per token of one answer after its first; None if undefined."""
+        steps = (output or 0) / self._num_answers - 1
+        if self.ttft_s is None or e2e_s is None or steps <= 0:
+            return None
+        if self.arrivals is not None and self.arrivals.first_pause is not None:
+            # Later on the client's reading slows the engine: the part before tells how fast it is.
+            paused_at, received = self.arrivals.first_pause
+            part_s = paused_at - self._accepted - self.ttft_s
+            return part_s / (steps * received / self.arrivals.received) if part_s > 0 else None
+        decode_s = _seconds(self._fields, "generation_time_ms")
+        return (decode_s if decode_s and decode_s <= e2e_s else e2e_s - self.ttft_s) / steps
+
+    def output_tokens(self) -> int:
+        """Output tokens that came so far: those of `usage`, else estimated from the events of a stream."""
+        if (output := _tokens(self._fields.get("usage"))[1]) is not None:
+            return output
+        if self.ttft_s is None:
+            return 0
+        # An event of one token is as long as the shortest, and a word; what is longer has more tokens.
+        beyond = self._event_bytes - self._events * (self._shortest + _CHARS_PER_TOKEN)
+        more = max(int(beyond) // _CHARS_PER_TOKEN, 0)
+        return min(self._events + more, _MAX_TOKENS_PER_EVENT * self._events)
 
 
 class EventStream:
@@ -171,10 +215,12 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
     return (prompt if isinstance(prompt, int) else None, output if isinstance(output, int) else None)
 
 
-def _tpot(ttft_s: float | None, e2e_s: float | None, output: int | None) -> float | None:
-    if ttft_s is None or e2e_s is None or output is None or output <= 1:
+def _seconds(answer: dict[str, Any], name: str) -> float | None:
+    """A duration of the engine's own metrics, given in milliseconds; None if absent or impossible."""
+    value = _metrics(answer).get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
         return None
-    return (e2e_s - ttft_s) / (output - 1)
+    return value / 1000
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

@@ -13,12 +13,15 @@ class PrefixIndex:
     """Hashes of the leading blocks of request bodies, and the replicas that got them. No text is kept.
 
     Bodies share a prefix in the turns of a conversation, or if prompts share their instructions. The index is an
-    estimate: it does not know which blocks an engine has evicted.
+    estimate: it does not know which blocks an engine has evicted. Unless `shared_by_keys`, each API key has prefixes of
+    its own, so that none learns from a routing decision what another has sent, and none displaces those of another that
+    keeps fewer.
     """
 
     def __init__(self, config: PrefixCacheConfig | None = None) -> None:
         self._config = config or PrefixCacheConfig()
-        self._blocks: OrderedDict[int, tuple[str, ...]] = OrderedDict()
+        self._by_key: dict[str, OrderedDict[int, tuple[str, ...]]] = {}
+        self._num_blocks = 0
 
     def hashes(self, body: bytes) -> Sequence[int]:
         """One hash per complete block of a body, chained over all blocks before it; empty for a short body."""
@@ -30,13 +33,14 @@ class PrefixIndex:
             found.append(before)
         return found
 
-    def lookup(self, hashes: Sequence[int]) -> Mapping[str, int]:
-        """Length of the known prefix in bytes, by address of the replica."""
-        if not hashes:
+    def lookup(self, hashes: Sequence[int], key: str = "") -> Mapping[str, int]:
+        """Length of the known prefix in bytes, by address of the replica. `key`: name of the API key."""
+        blocks = self._by_key.get("" if self._config.shared_by_keys else key) if hashes else None
+        if blocks is None:
             return _NONE
         found: dict[str, int] = {}
         for number, block in enumerate(hashes, 1):
-            there = self._blocks.get(block)
+            there = blocks.get(block)
             if there is None:
                 break
             for url in there:
@@ -45,10 +49,20 @@ class PrefixIndex:
                     found[url] = number * _BLOCK
         return found
 
-    def insert(self, hashes: Sequence[int], url: str) -> None:
+    def insert(self, hashes: Sequence[int], url: str, key: str = "") -> None:
         """Record that a replica has read the body with these hashes."""
+        blocks = self._by_key.setdefault("" if self._config.shared_by_keys else key, OrderedDict())
+        self._num_blocks -= len(blocks)
         for block in hashes:
-            there = self._blocks.pop(block, ())
-            self._blocks[block] = there if url in there else (*there, url)
-        while len(self._blocks) > self._config.max_blocks:
-            self._blocks.popitem(last=False)
+            there = blocks.pop(block, ())
+            blocks[block] = there if url in there else (*there, url)
+        self._num_blocks += len(blocks)
+        while self._num_blocks > self._config.max_blocks:
+            self._evict(blocks)
+
+    def _evict(self, blocks: OrderedDict[int, tuple[str, ...]]) -> None:
+        """Drop the oldest block of the key that keeps most; `blocks`: of the key that has just been asked for."""
+        if len(blocks) * len(self._by_key) <= self._config.max_blocks:
+            blocks = max(self._by_key.values(), key=len)
+        blocks.popitem(last=False)
+        self._num_blocks -= 1

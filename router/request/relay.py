@@ -51,12 +51,10 @@ async def relay(
     headers = [
         (k, v) for k, v in answer.headers if (name := k.lower()) not in _NOT_RETURNED and not name.startswith(_CORS)
     ]
-    headers += (
-        (ARM, state.decision.arm),
-        (POLICY, state.decision.policy),
-        (REQUEST_ID, state.client_request.request_id),
-        (ATTEMPTS, str(state.number)),
-    )
+    headers += ((REQUEST_ID, state.client_request.request_id), (ATTEMPTS, str(state.number)))
+    if state.client_request.show_routing:
+        headers += ((ARM, state.decision.arm), (POLICY, state.decision.policy))
+    meter.arrivals = answer.chunks
     kind = next((v for k, v in headers if k.lower() == "content-type"), "")
     generated = answer.status < 400 and state.client_request.request.path in TERMINATED_PATHS
     if kind.startswith("text/event-stream"):

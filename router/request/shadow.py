@@ -6,15 +6,18 @@ traffic. Until then a request is kept in memory only.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.engines.http.client import Headers
+from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.router.config.sections import ShadowConfig
 from draftpick.router.online.events import Event
 from draftpick.router.request.state import RequestState
+from draftpick.router.types import Decision
 
 _WAITING = 16
 WORKERS = 4
@@ -75,16 +78,31 @@ class Shadow:
             while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # no event signals it
                 await asyncio.sleep(0.05)
             decision = state.decision
-            others = [arm for arm in self._eligible() if arm != decision.arm and arm in decision.probabilities]
+            others = other_engines(decision, self._eligible())
             self.requests_sent += len(others)
             await asyncio.gather(*(repeat(shadow_attempt(state, arm)) for arm in others))
+
+
+def other_engines(decision: Decision, eligible: Sequence[str]) -> list[str]:
+    """One eligible arm of each other engine that the policy knows: of a pool, the one predicted to be the fastest, as
+    it scores all its drafters on every answer."""
+    arms, predicted_s = list(decision.probabilities), decision.predicted_tpot_s
+    found: dict[str, str] = {}
+    for arm in sorted(eligible, key=lambda arm: predicted_s[arms.index(arm)] if predicted_s and arm in arms else 0.0):
+        if arm in decision.probabilities:
+            found.setdefault(engine_of(arm), arm)
+    found.pop(engine_of(decision.arm), None)
+    return [arm for arm in eligible if arm in found.values()]
 
 
 def shadow_attempt(state: RequestState, arm: str) -> RequestState:
     """Copy a request for another arm."""
     original = state.decision
     probabilities = {name: float(name == arm) for name in original.probabilities}
-    decision = replace(original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow")
+    forecast = DrafterForecast() if drafter_of(arm) is not None else None
+    decision = replace(
+        original, arm=arm, propensity=1.0, probabilities=probabilities, reason="shadow", forecast=forecast
+    )
     if original.load is not None and original.predicted_tpot_s is not None:  # shadows run at low load
         pairs = zip(original.predicted_tpot_s, original.load.slowdown, strict=True)
         decision = replace(decision, predicted_tpot_s=[tpot_s / stretch for tpot_s, stretch in pairs], load=None)

@@ -19,15 +19,18 @@ from draftpick.router.types import Attempt, Context, Decision
 class ClientRequest:
     """A request as received. Times are of `time.perf_counter()`.
 
-    `accepted`: arrival of its first byte; `deadline`: for the first byte of the answer. `key`: name of its API key;
-    `explore`: whether exploration is allowed; `objective`: overrides the configured one; `count_tokens`: called with
-    the tokens of its answers.
+    `accepted`: arrival of its last byte; `deadline`: for the first byte of the answer. `id`: made by the router, so
+    that no client can give two requests one identity; `request_id`: for people: the client's own if it sent one, else
+    the same. `key`: name of its API key, empty if all requests have one key; `explore`: whether exploration is allowed;
+    `objective`: overrides the configured one; `show_routing`: whether the client is told the engine and the policy;
+    `count_tokens`: called with the tokens of its answer at its end.
     """
 
     request: Request
     method: str
     target: str
     headers: Headers
+    id: str
     request_id: str
     accepted: float
     pin: str | None = None
@@ -36,6 +39,7 @@ class ClientRequest:
     deadline: float | None = None
     explore: bool = True
     objective: Objective | None = None
+    show_routing: bool = True
     count_tokens: Callable[[int], None] | None = None
 
     def remaining_s(self) -> float | None:
@@ -72,7 +76,8 @@ class RequestState:
     `prefix`: hashes of the leading blocks of its body; `cached_prefix`: bytes of it that each replica, by address, has
     read before. `number`: of the attempt. `started`: bytes were sent to the client. `error_sent`: they include an error
     event of the engine. `retry_rounds`: how often all engines were tried in vain. `resume`: the text that the client
-    has, of a stream that can be resumed. `last`: the last finished attempt.
+    has, of a stream that can be resumed. `failed`: engines, and `tried`: replicas of earlier attempts. `last`: the last
+    finished attempt. `num_tokens`: prompt and output tokens of the attempts that answered.
     """
 
     client_request: ClientRequest
@@ -89,3 +94,4 @@ class RequestState:
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     last: Attempt | None = None
+    num_tokens: int = 0

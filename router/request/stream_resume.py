@@ -102,7 +102,7 @@ class StreamResume:
             body = b"".join([chunk async for chunk in answer.chunks])
         try:
             return int(orjson.loads(body)["count"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EngineUnavailable("the engine does not count tokens") from error
 
 

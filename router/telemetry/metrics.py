@@ -8,7 +8,7 @@ in total. Only the event loop updates them.
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from operator import attrgetter
@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+from draftpick.engines.arms import drafter_of, engine_of, pool_arm
+from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.errors import RequestError
 from draftpick.router.online.events import Event
 from draftpick.router.types import Attempt, Decision, Outcome, Reason, Status
@@ -35,7 +37,12 @@ EVENTS = (
 )
 """Kinds of events."""
 FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
-FAILING_PARTS = ("features", "attempts", "learning", "metrics", "recent", "records", "events")
+_DRAFTER_FIELDS = ("steps", "drafted", "accepted", "scored", "tokens")
+FAILING_PARTS = (
+    *("features", "attempts", "learning", "metrics", "recent", "records", "events"),
+    *("addresses", "files", "shadow", "autoscaling", "load", "health", "peers", "ray_metrics"),
+)
+"""Parts of the router whose errors are counted: observers of attempts, then background tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +267,52 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         on_ray=True,
         read=lambda m: (((name,), arm.predictions) for name, arm in m.arms.items()),
     ),
+    CountedMetric(
+        "draftpick_drafter_steps_total",
+        "counter",
+        "Decoding steps of a pool that verified this drafter's tokens; of `none`: steps without any.",
+        ("arm",),
+        on_ray=True,
+        read=lambda m: _of_drafters(m, "steps"),
+    ),
+    CountedMetric(
+        "draftpick_drafter_drafted_tokens_total",
+        "counter",
+        "Tokens of this drafter of a pool that were verified.",
+        ("arm",),
+        read=lambda m: _of_drafters(m, "drafted"),
+    ),
+    CountedMetric(
+        "draftpick_drafter_accepted_tokens_total",
+        "counter",
+        "Tokens of this drafter of a pool that were accepted.",
+        ("arm",),
+        read=lambda m: _of_drafters(m, "accepted"),
+    ),
+    CountedMetric(
+        "draftpick_drafter_scored_steps_total",
+        "counter",
+        "Positions of answers at which a pool compared this drafter's draft, verified or not, with what came.",
+        ("arm",),
+        read=lambda m: _of_drafters(m, "scored"),
+    ),
+    CountedMetric(
+        "draftpick_drafter_scored_tokens_total",
+        "counter",
+        "Tokens that this drafter of a pool would have had per step, over those positions; over them: its tau.",
+        ("arm",),
+        on_ray=True,
+        read=lambda m: _of_drafters(m, "tokens"),
+    ),
 )
 """All metrics of this module, in the order of the page; a new one is an entry."""
+
+
+def _of_drafters(metrics: "Metrics", field: str) -> Iterable[Sample]:
+    """Samples of the arms of pools."""
+    return (((name,), found[field]) for name, found in metrics.drafters.items())
+
+
 _ANSWERS = tuple(metric for metric in METRICS if isinstance(metric, AnswerMetric))
 _SUMS = tuple(metric for metric in _ANSWERS if metric.kind == "counter")
 _HISTOGRAMS = tuple(metric for metric in _ANSWERS if metric.kind == "histogram")
@@ -308,7 +359,7 @@ class Metrics:
     """Counts of one router.
 
     `requests`: by arm and status of their last attempt; `errors`: by code and HTTP status; `failures`: by part of the
-    router and error.
+    router and error. `drafters`: sums over the reports of pools, by arm.
     """
 
     def __init__(self, arms: Iterable[str], baseline: str) -> None:
@@ -322,6 +373,9 @@ class Metrics:
         self.fallbacks: Counter[str] = Counter(dict.fromkeys(FALLBACK_REASONS, 0))
         self.failures: Counter[tuple[str, str]] = Counter()
         self.streams_resumed = 0
+        self.drafters: dict[str, dict[str, float]] = {
+            arm: dict.fromkeys(_DRAFTER_FIELDS, 0) for arm in self.arms if drafter_of(arm) is not None
+        }
 
     def attempts(self) -> dict[Status, int]:
         """Attempts by status, including shadows."""
@@ -350,6 +404,15 @@ class Metrics:
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
             self._observe_answer(arm, decision, outcome)
+            if outcome.drafters is not None:
+                self._observe_drafters(engine_of(decision.arm), outcome.drafters)
+
+    def _observe_drafters(self, engine: str, drafters: Mapping[str, DrafterReport]) -> None:
+        for name, report in drafters.items():
+            if (found := self.drafters.get(pool_arm(engine, name))) is not None:
+                for field in _DRAFTER_FIELDS[:-1]:
+                    found[field] += getattr(report, field)
+                found["tokens"] += report.scored * (report.tau or 0.0)
 
     def _observe_answer(self, arm: _ArmCounters, decision: Decision, outcome: Outcome) -> None:
         tpot_s = outcome.tpot_s

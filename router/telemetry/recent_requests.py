@@ -160,6 +160,7 @@ def _summarise(at: float, attempt: Attempt, *, baseline: str, epoch: float) -> R
         "status": outcome.status,
         "output_tokens": outcome.output_tokens,
         "acceptance_length": outcome.acceptance_length,
+        "drafters": {name: one.steps for name, one in (outcome.drafters or {}).items() if one.steps} or None,
         "ttft_s": outcome.ttft_s,
         "e2e_s": outcome.e2e_s,
         "decode_s": took_s,

@@ -242,7 +242,7 @@ def test_a_disconnect_stops_the_engine_within_a_second_and_leaves_one_record(rea
     assert metric(real_url, "plain", "vllm:num_requests_running") == 0
     assert load_of(engine_of(real_url, "plain")).running == 0
     time.sleep(1.0)
-    assert [r.outcome.status for r in records.read(records_dir) if r.request_id == "gone"] == ["cancelled"]
+    assert [r.outcome.status for r in records.read(records_dir) if r.client_request_id == "gone"] == ["cancelled"]
 
 
 def test_records_hold_what_was_measured_and_no_prompt(real_url: str, records_dir: Path) -> None:
@@ -250,7 +250,7 @@ def test_records_hold_what_was_measured_and_no_prompt(real_url: str, records_dir
     headers = {"x-request-id": "measured"}
     httpx.post(real_url + CHAT, json=ask(secret, max_tokens=12), headers=headers, timeout=60).raise_for_status()
     time.sleep(1.5)
-    (record,) = [r for r in records.read(records_dir) if r.request_id == "measured"]
+    (record,) = [r for r in records.read(records_dir) if r.client_request_id == "measured"]
     assert record.outcome.output_tokens
     assert record.outcome.ttft_s
     assert {arm for arm, p in record.decision.probabilities.items() if p} <= set(ARMS)

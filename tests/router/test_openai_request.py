@@ -195,3 +195,38 @@ def test_any_body_without_stream_options_keeps_its_bytes(fields: dict[str, Any],
     fields.pop("stream_options", None)
     body = orjson.dumps({**fields, "stream": True}, option=layout)
     assert parse(CHAT, body).body.replace(SPLICED, b"", 1) == body
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        (CHAT, {}, 1),
+        (CHAT, {"n": 8}, 8),
+        (CHAT, {"n": "8"}, 8),
+        (CHAT, {"n": 3.0}, 3),
+        (CHAT, {"n": None}, 1),
+        (CHAT, {"n": 0}, 1),
+        (CHAT, {"n": [2]}, 1),
+        (CHAT, {"n": "many"}, 1),
+        (CHAT, {"use_beam_search": True}, 2),
+        (COMPLETIONS, {"prompt": "one"}, 1),
+        (COMPLETIONS, {"prompt": ["one"]}, 1),
+        (COMPLETIONS, {"prompt": ["one", "two", "three"]}, 3),
+        (COMPLETIONS, {"prompt": ["one", "two"], "n": 2}, 4),
+        (COMPLETIONS, {"prompt": ["one", "two"], "n": 2, "best_of": 4}, 8),
+        (COMPLETIONS, {"prompt": [5, 6, 7]}, 1),
+        (COMPLETIONS, {"prompt": [[5, 6], [7]]}, 2),
+        (COMPLETIONS, {"prompt": []}, 1),
+        (RESPONSES, {"input": "one", "n": 8}, 1),
+    ],
+)
+def test_answers_are_counted_over_all_prompts(path: str, fields: dict[str, Any], expected: int) -> None:
+    request = parse(path, orjson.dumps(fields))
+    assert request.num_answers == expected
+    assert expected == 1 or (request.sampling or {})["n"] == expected
+
+
+def test_the_size_of_a_prompt_is_estimated_from_what_was_not_cut_away() -> None:
+    short, long = (parse(COMPLETIONS, orjson.dumps({"prompt": "word " * n})) for n in (100, 10_000))
+    assert short.approximate_prompt_tokens == 125
+    assert 12_500 <= long.approximate_prompt_tokens <= 12_600

@@ -147,7 +147,8 @@ def duplicate_drafters(context: DoctorContext) -> Iterator[Finding]:
         for _, engine, kwargs in context.started
         if engine.has_drafter
     }
-    plain = {engine.name: ([], kwargs) for _, engine, kwargs in context.started if not engine.has_drafter}
+    plain: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]
+    plain = {engine.name: ([], dict(kwargs)) for _, engine, kwargs in context.started if not engine.has_drafter}
     for group in (drafting, plain):
         for one, other in combinations(group, 2):
             if group[one] == group[other]:

@@ -60,7 +60,7 @@ def policy(context: DoctorContext) -> Iterator[Finding]:
         return
     try:
         folder = _folder(router)
-        found = check_arms(read(folder), context.config.arms) if folder is not None else None
+        found = check_arms(read(folder, context.config.arms), context.config.arms) if folder is not None else None
     except PolicyRejected as error:
         yield problem(field, str(error), fix, why)
         return

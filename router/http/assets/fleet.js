@@ -121,5 +121,5 @@ function kindRow(kind, state, colour, most) {
 /** Summary of the fleet, for the header. */
 export function about(state) {
   const trial = state.candidate ? `, candidate ${state.candidate.policy} ${percent(state.candidate.share)}` : "";
-  return `${state.model} · ${counted(state.arms.length, "engine")} · policy ${state.policy}${trial} · objective ${state.objective}`;
+  return `${state.model} · ${counted(new Set(state.arms.map((one) => one.arm.split("/")[0])).size, "engine")} · policy ${state.policy}${trial} · objective ${state.objective}`;
 }

@@ -21,11 +21,16 @@ function decision(row, colour) {
     h("td", { title: `policy ${row.policy}` }, reason(row), odd),
     h("td", { class: "optional cut", title: row.kind }, row.kind ?? ""),
     h("td", { class: "right optional" }, number(row.output_tokens)),
-    h("td", { class: "right optional" }, number(row.acceptance_length, 2)),
+    h("td", { class: "right optional", title: steps(row.drafters) }, number(row.acceptance_length, 2)),
     h("td", { class: "right optional" }, seconds(row.ttft_s)),
     h("td", { class: "right" }, seconds(row.decode_s)),
     h("td", {}, strip(row, colour)),
     h("td", { class: "optional cut code", title: row.request_id }, row.request_id.slice(0, 8)));
+}
+
+/** The steps of a pool's drafters. */
+function steps(drafters) {
+  return drafters ? Object.entries(drafters).map(([name, n]) => `${name} ${n}`).join(", ") + " steps" : null;
 }
 
 /** A scale from 0 to the longest time: a dot per engine's prediction, a mark for the measured time. */

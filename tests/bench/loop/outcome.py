@@ -142,7 +142,7 @@ def tried_s(loop: Loop) -> Iterator[tuple[float, float]]:
     """Of each request while a candidate was tried: seconds that it and the active policy would truly have taken."""
     ids = {one.policy: id for id, one in loop.state.policies.items()}
     for record in loop.records:
-        made, name = record.decision, record.request_id.removeprefix("loop-")
+        made, name = record.decision, (record.client_request_id or "").removeprefix("loop-")
         if made.reason != "policy" or not made.other_policy_probabilities or not name.isdecimal():
             continue
         both = {made.policy: made.probabilities, **made.other_policy_probabilities}

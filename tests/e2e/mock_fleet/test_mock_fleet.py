@@ -93,8 +93,8 @@ def test_each_request_leaves_one_record(mock_url: str, records_dir: Path) -> Non
     for i in ids:
         httpx.post(mock_url + CHAT, json=body(), headers={"x-request-id": i})
     time.sleep(1.5)
-    found = [r for r in records.read(records_dir) if r.request_id in ids]
-    assert sorted(r.request_id for r in found) == ids
+    found = [r for r in records.read(records_dir) if r.client_request_id in ids]
+    assert sorted(str(r.client_request_id) for r in found) == ids
     assert all(r.outcome.status == "ok" and r.decision.propensity == 0.25 for r in found)
     assert all(r.context is not None for r in found)
 
@@ -109,7 +109,7 @@ def test_a_disconnect_stops_the_engine_within_a_second(mock_url: str, records_di
         time.sleep(0.05)
     assert (state["aborted"], state["running"]) == (before + 1, 0)
     time.sleep(1.5)
-    assert [r.outcome.status for r in records.read(records_dir) if r.request_id == "gone"] == ["cancelled"]
+    assert [r.outcome.status for r in records.read(records_dir) if r.client_request_id == "gone"] == ["cancelled"]
 
 
 def test_a_killed_replica_is_replaced_and_no_request_fails(mock_url: str) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from draftpick.engines import load_report as load
 from draftpick.engines.load_report import LoadReport
+from draftpick.engines.mock.acceptance import acceptance_rate
 from draftpick.engines.mock.app import MockSpec, mock_app
-from draftpick.engines.mock.decoding import acceptance_rate, split
+from draftpick.engines.mock.decoding import split
 from draftpick.engines.profile import identity, profile
 from draftpick.engines.profile.identity import EngineIdentity
 from draftpick.engines.profile.profile import Profile

@@ -70,6 +70,20 @@ def test_finished_answers_come_in_order_of_time_and_the_rest_is_counted(tmp_path
     assert data.featurizers == ["features"]
 
 
+def test_a_clients_id_for_many_requests_makes_no_request_of_them() -> None:
+    drawn = [record(i, request_id="session", time=float(i)) for i in range(40)]
+    shadow = replace(record(41), request_id="session", decision=replace(record(41).decision, reason="shadow"))
+    data = dataset_of([*drawn, shadow, record(50)])
+    assert len(data.contexts) == len({m.prompt_id for m in data.measurements}) == 41
+    assert not np.isfinite(paired_rows(data, random_arm_rows(data), ARMS)).any()
+
+
+def test_several_answers_to_one_request_are_not_learned_from() -> None:
+    data = dataset_of([record(0), record(1, sampling={"temperature": 0.0, "n": 4.0})])
+    assert [m.prompt_id for m in data.measurements] == ["r0/1"]
+    assert data.dropped == {f"several_answers:{ARMS[int(LOG.arm[1])]}": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [(None, r"contains no records-\*\.jsonl"), (b"", "no usable record"), (b"{}\n", "not a record of schema")],

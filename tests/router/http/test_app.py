@@ -209,7 +209,17 @@ async def test_an_answer_names_arm_policy_and_request(router_app: StartRouter) -
         assert answer.headers["x-draftpick-arm"] == "a"
         assert answer.headers["x-draftpick-policy"] == "fixed:a"
         assert answer.headers["x-draftpick-request-id"] == f"r-{stream}"
-    assert [one.request_id for one in await app.records(2)] == ["r-False", "r-True"]
+    records = await app.records(2)
+    assert [one.client_request_id for one in records] == ["r-False", "r-True"]
+
+
+async def test_requests_of_one_client_id_stay_apart_in_the_records(router_app: StartRouter) -> None:
+    app = await router_app(ONE)
+    for _ in range(3):
+        await app.post(headers={"x-request-id": "session"})
+    records = await app.records(3)
+    assert {one.client_request_id for one in records} == {"session"}
+    assert len({one.request_id for one in records}) == 3
 
 
 async def test_a_request_without_an_id_gets_one(router_app: StartRouter) -> None:
@@ -217,3 +227,4 @@ async def test_a_request_without_an_id_gets_one(router_app: StartRouter) -> None
     given = [(await app.post()).headers["x-draftpick-request-id"] for _ in range(3)]
     assert len({one for one in given if len(one) == 32}) == 3
     assert [one.request_id for one in await app.records(3)] == given
+    assert [one.client_request_id for one in await app.records(3)] == [None] * 3

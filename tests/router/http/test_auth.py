@@ -148,3 +148,25 @@ def test_new_keys_are_long_and_different() -> None:
     made = {new_key() for _ in range(100)}
     assert len(made) == 100
     assert all(len(key) > 40 and key.startswith("dp-") for key in made)
+
+
+def test_requests_at_once_are_counted_by_key(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1", max_concurrent=2), line("other", "s2", max_concurrent=2))
+    team, other = keys.authenticate("Bearer s1"), keys.authenticate("Bearer s2")
+    with keys.concurrent(team):
+        with keys.concurrent(team), keys.concurrent(other):
+            with (
+                pytest.raises(RateLimited, match="'team' may have 2 requests at once") as caught,
+                keys.concurrent(team),
+            ):
+                pass
+            assert (caught.value.code, caught.value.headers()) == ("max_concurrent", [("retry-after", "1")])
+        with keys.concurrent(team):
+            pass
+
+
+def test_requests_of_the_only_key_are_not_told_apart(tmp_path: Path) -> None:
+    one = ring(tmp_path, line("team", "s1"))
+    assert one.name_of(one.authenticate("Bearer s1")) == ""
+    several = ring(tmp_path, line("team", "s1"), line("other", "s2"))
+    assert several.name_of(several.authenticate("Bearer s1")) == "team"

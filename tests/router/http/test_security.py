@@ -1,6 +1,7 @@
 """Who gets in and what gets out: keys, scopes, limits, sizes, headers, and secrets that stay where they are."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from draftpick.router.http.auth import digest
 from draftpick.router.policies.baselines import FixedPolicy
-from tests.fleet import CHAT, FAILS, FAST, Routed, Servers, StartRouter, asked
+from tests.fleet import CHAT, FAILS, FAST, REFUSING_URL, SLOW, Routed, Servers, StartRouter, asked, until
 from tests.leaks import PROMPT as CANARY
 from tests.leaks import Trace, found
 from tests.router.http.test_app import echo
@@ -36,6 +37,7 @@ def keys(tmp_path: Path) -> dict[str, Any]:
         {"name": "late", "sha256": digest("dp-late"), "expires": "2020-01-01T00:00:00Z"},
         {"name": "few", "sha256": digest("dp-few"), "requests_per_minute": 2},
         {"name": "small", "sha256": digest("dp-small"), "tokens_per_minute": 10},
+        {"name": "two", "sha256": digest("dp-two"), "max_concurrent": 2, "show_routing": False},
     ]
     path.write_text(yaml.safe_dump(rows))
     return {"file": str(path)}
@@ -89,6 +91,54 @@ async def test_the_token_limit_is_kept(router_app: StartRouter, keys: dict[str, 
     first = await app.post(headers=bearer("dp-small"), stream=stream)
     assert first.status_code == 200
     told(await app.post(headers=bearer("dp-small")), 429, "rate_limit_error", "tokens_per_minute")
+
+
+@pytest.mark.parametrize("stream", [True, "true", 1, False])
+async def test_who_leaves_early_pays_for_what_was_made(
+    router_app: StartRouter, keys: dict[str, Any], stream: Any
+) -> None:
+    app = await router_app({"a": SLOW}, keys=keys)
+    app.replicas.by_arm["a"][0].record_tpot(SLOW.step_s)
+    body = asked(stream=stream, max_tokens=400)
+    with contextlib.suppress(httpx.ReadTimeout):
+        async with app.client.stream(
+            "POST", CHAT, json=body, headers=bearer("dp-small"), timeout=30 * SLOW.step_s
+        ) as answer:
+            async for part in answer.aiter_raw():
+                if part.count(b"data: ") > 20:
+                    break
+    await until(lambda: app.replicas.in_flight() == {"a": 0})
+    told(await app.post(headers=bearer("dp-small")), 429, "rate_limit_error", "tokens_per_minute")
+
+
+async def test_an_engines_failures_cost_no_tokens(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app({"a": FAILS}, keys=keys)
+    for _ in range(3):
+        assert (await app.post(text="word " * 50, headers=bearer("dp-small"))).status_code == 500
+
+
+async def test_a_key_has_so_many_requests_at_once(router_app: StartRouter, keys: dict[str, Any]) -> None:
+    app = await router_app({"a": SLOW}, keys=keys)
+    tasks = [asyncio.create_task(app.post(headers=bearer("dp-two"), max_tokens=10)) for _ in range(2)]
+    await until(lambda: app.replicas.in_flight() == {"a": 2})
+    told(await app.post(headers=bearer("dp-two")), 429, "rate_limit_error", "max_concurrent")
+    assert (await app.post(headers=bearer(SECRET), max_tokens=1)).status_code == 200
+    assert [answer.status_code for answer in await asyncio.gather(*tasks)] == [200, 200]
+    assert (await app.post(headers=bearer("dp-two"), max_tokens=1)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_engine_and_policy_may_be_hidden_from_a_key(
+    router_app: StartRouter, keys: dict[str, Any], stream: bool
+) -> None:
+    app = await router_app({"secret-engine": FAST}, keys=keys)
+    shown, hidden = [await app.post(headers=bearer(key), stream=stream) for key in (SECRET, "dp-two")]
+    assert {"x-draftpick-arm", "x-draftpick-policy"} <= set(shown.headers)
+    assert set(shown.headers) - set(hidden.headers) == {"x-draftpick-arm", "x-draftpick-policy"}
+    failing = await router_app({"secret-engine": REFUSING_URL}, keys=keys, wait_for_engine_s=0)
+    answer = await failing.post(headers=bearer("dp-two"), stream=stream)
+    assert answer.status_code >= 500
+    assert b"secret-engine" not in answer.content + str(answer.headers).encode()
 
 
 async def test_models_ask_for_a_key_and_health_does_not(router_app: StartRouter, keys: dict[str, Any]) -> None:

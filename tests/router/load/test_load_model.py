@@ -1,5 +1,7 @@
 """What load adds to a request's time: by objective, queue, prefix; and how a router follows its engines' reports."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,8 @@ from draftpick.router.load.step_time import StepTimeModel
 from draftpick.router.types import Context, Outcome
 
 A, A2, B = "http://a", "http://a2", "http://b"
+DECODED: dict[str, Any] = {"tpot_s": 0.1, "output_tokens": 15}
+"""A second and a half of decoding."""
 
 
 def rising(per_request: float, max_running: int = 64) -> Profile:
@@ -80,7 +84,7 @@ def test_a_full_replica_makes_one_wait() -> None:
     fleet = Fleet()
     fleet.model.steps["a"] = StepTimeModel(rising(0.0, max_running=4))
     for _ in range(10):
-        fleet.model.observe("a", context(), Outcome("ok", e2e_s=2.5, queue_s=0.5), 4.0)
+        fleet.model.observe("a", context(), Outcome("ok", ttft_s=1.3, overhead_s=0.3, queue_s=0.5, **DECODED), 4.0)
     fleet.holds("a", 3)
     assert fleet.model.terms_now(("a",), context(), {}).wait_s == (0.0,)  # type: ignore[union-attr]
     fleet.holds("a", 5)
@@ -93,7 +97,7 @@ def test_a_full_replica_makes_one_wait() -> None:
 
 def test_where_an_engine_lets_requests_wait_it_is_full() -> None:
     fleet = Fleet()
-    fleet.model.observe("a", context(), Outcome("ok", e2e_s=2.0), 4.0)
+    fleet.model.observe("a", context(), Outcome("ok", ttft_s=0.5, **DECODED), 4.0)
     fleet.holds("a", 3)
     fleet.reports("a", running=2, waiting=1)
     assert fleet.model.terms_now(("a",), context(), {}).wait_s == pytest.approx((2.0,))  # type: ignore[union-attr]

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from draftpick.router.config.sections import AdmissionConfig
 from draftpick.router.errors import Overloaded, RequestError, TimedOut
-from draftpick.router.request.admission import Admission
+from draftpick.router.request.admission import PRIORITIES, Admission
 
 
 def admission(places: int = 1, queued: int = 8, **limits: float) -> Admission:
@@ -77,7 +77,7 @@ async def test_the_higher_priority_goes_first() -> None:
 
 
 async def test_a_free_place_goes_to_the_key_that_holds_fewest() -> None:
-    made = admission(places=2)
+    made = admission(places=2, max_key_share=1.0)
     line = Line(made)
     async with made.slot("greedy"):
         async with made.slot("greedy"):
@@ -230,3 +230,49 @@ def test_places_are_never_lost_nor_given_twice(
         assert (made.state()["in_flight"], made.state()["queued"], len(made.slots_by_key)) == (0, 0, 0)
 
     asyncio.run(run())
+
+
+async def test_a_key_leaves_places_to_others() -> None:
+    made = admission(places=16)
+    line = Line(made)
+    async with AsyncExitStack() as stack:
+        for _ in range(12):
+            await stack.enter_async_context(made.slot("greedy"))
+        await line.join("greedy-13", key="greedy")
+        assert line.order == []
+        for key in ("high", "low"):  # whoever else comes goes in at once, though others wait
+            await asyncio.wait_for(stack.enter_async_context(made.slot(key, PRIORITIES[key])), 1)
+        assert made.state() == {"in_flight": 14, "queued": 1}
+    assert await line.finish() == ["greedy-13"]
+    assert made.state() == {"in_flight": 0, "queued": 0}
+
+
+async def take_all(made: Admission, key: str, stack: AsyncExitStack) -> None:
+    """Take places until no more are given."""
+    with suppress(Overloaded):
+        while True:
+            await stack.enter_async_context(made.slot(key))
+
+
+@pytest.mark.parametrize(("share", "taken"), [(0.5, 8), (0.8, 12), (1.0, 16)])
+async def test_the_places_of_one_key_are_configured(share: float, taken: int) -> None:
+    made = admission(places=16, queued=0, max_key_share=share)
+    async with AsyncExitStack() as stack:
+        await take_all(made, "greedy", stack)
+        assert made.slots_by_key["greedy"] == taken
+
+
+async def test_the_only_key_takes_all_places() -> None:
+    made = admission(places=4)
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await asyncio.wait_for(stack.enter_async_context(made.slot()), 1)
+
+
+async def test_several_greedy_keys_leave_places_too() -> None:
+    made = admission(places=64, queued=0)
+    async with AsyncExitStack() as stack:
+        for key in "abc":
+            await take_all(made, key, stack)
+        assert made.in_flight < 64
+        await stack.enter_async_context(made.slot("d"))

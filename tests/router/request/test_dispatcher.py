@@ -238,7 +238,7 @@ async def test_an_outcome_is_measured(router_app: StartRouter, stream: bool) -> 
     assert made.e2e_s is not None
     assert made.overhead_s is not None
     assert 0.02 <= made.ttft_s < made.e2e_s
-    assert made.tpot_s == pytest.approx((made.e2e_s - made.ttft_s) / 39)
+    assert made.tpot_s == pytest.approx((made.e2e_s - made.ttft_s) / 39, rel=0.2)  # by the engine's own clock
     assert app.replicas.by_arm["a"][0].tpot_s == made.tpot_s
     assert 0 < made.overhead_s < made.ttft_s
     assert made.acceptance_length is not None

@@ -77,7 +77,8 @@ async def test_another_engine_answers(
     records = await app.records(2)
     assert story(records) == [(1, "a", status), (2, "b", "ok")]
     assert records[0].outcome.http_status == http_status
-    assert [one.request_id for one in records] == ["r", "r"]
+    assert [one.client_request_id for one in records] == ["r", "r"]
+    assert len({one.request_id for one in records} - {"r"}) == 1
     assert records[1].decision.probabilities == {"a": 0.0, "b": 1.0}
     assert records[1].decision.reason == "policy"
 
@@ -419,9 +420,7 @@ async def test_every_attempt_leaves_exactly_one_record_whatever_happens(router_a
     assert len(records) >= sum(mock.engine.started for mock in app.engines.values())
     statuses = Counter(one.outcome.status for one in records)
     assert {"ok", "engine_error", "broken", "cancelled"} <= set(statuses)
-    by_request = groupby(
-        sorted(records, key=lambda one: (int(one.request_id), one.attempt)), lambda one: one.request_id
-    )
+    by_request = groupby(sorted(records, key=lambda one: (one.request_id, one.attempt)), lambda one: one.request_id)
     attempts = {request_id: list(group) for request_id, group in by_request}
     assert len(attempts) == 60
     for tried in attempts.values():

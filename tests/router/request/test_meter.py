@@ -11,6 +11,7 @@ from draftpick.router.types import Outcome
 from tests.router.events import (
     CHAT_EVENTS,
     DONE,
+    HEAD,
     METRICS,
     RESPONSES_EVENTS,
     ROLE,
@@ -136,6 +137,69 @@ def test_status_is_what_the_caller_says() -> None:
     assert (made.status, made.http_status) == ("client_error", 404)
 
 
+class Arrivals:
+    """When an engine's bytes came, as an `Exchange` says."""
+
+    def __init__(self) -> None:
+        self.arrived_at, self.received = 0.0, 0
+        self.first_pause: tuple[float, int] | None = None
+
+    def measure(self, *events: tuple[float, int, bytes], num_answers: int = 1) -> Outcome:
+        """The outcome of events that came at a time, when so many bytes had come; all are read much later."""
+        meter = Meter(10.0, num_answers)
+        meter.arrivals = self  # type: ignore[assignment]
+        for self.arrived_at, self.received, one in events:
+            meter.observe_event(one)
+        return meter.outcome("ok")
+
+
+def test_durations_end_when_bytes_come_from_the_engine_not_when_they_are_read() -> None:
+    usage = event({"choices": [], "usage": {**USAGE, "completion_tokens": 5}})
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, delta(content="b")), (12.5, 3, usage))
+    assert (made.ttft_s, made.e2e_s, made.tpot_s) == (0.5, 2.5, 0.5)
+
+
+def test_after_a_pause_for_a_slow_reader_the_engines_pace_is_that_before_it() -> None:
+    arrivals = Arrivals()
+    arrivals.first_pause = (11.5, 250)
+    usage = event({"choices": [], "usage": {**USAGE, "completion_tokens": 41}, "metrics": METRICS})
+    made = arrivals.measure((10.5, 1, delta(content="a")), (90.0, 1000, usage))
+    assert made.tpot_s == pytest.approx(1.0 / 10)  # a quarter of the forty tokens came in the second before
+
+
+def test_the_engines_own_clock_is_taken_where_it_gives_one() -> None:
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, USAGE_CHUNK))
+    assert made.tpot_s == pytest.approx(0.1 / 4)
+    assert made.e2e_s == 2.5
+
+
+@pytest.mark.parametrize("figure", [None, "100", True, -1.0, 0, 1e9])
+def test_an_impossible_figure_of_the_engine_is_not_taken(figure: Any) -> None:
+    fields = {"choices": [], "usage": {**USAGE, "completion_tokens": 5}, "metrics": {"generation_time_ms": figure}}
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, event(fields)))
+    assert made.tpot_s == pytest.approx(0.5)
+
+
+def test_the_tokens_of_several_answers_are_decoded_side_by_side() -> None:
+    usage = event({"choices": [], "usage": {**USAGE, "completion_tokens": 40}})
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, usage), num_answers=8)
+    assert (made.output_tokens, made.tpot_s) == (40, 0.5)
+
+
+def test_tokens_are_estimated_while_no_usage_has_come() -> None:
+    timed = Timed()
+    timed.feed(ROLE)
+    assert timed.meter.output_tokens() == 0
+    timed.feed(*[delta(content=" word")] * 20)
+    assert 15 <= timed.meter.output_tokens() <= 25
+    timed.feed(*[delta(content=" three or four words")] * 20)
+    assert 60 <= timed.meter.output_tokens() <= 110
+    timed.feed(event({**HEAD, "choices": [{"delta": {"content": "x"}, "logprobs": "y" * 10_000}]}))
+    assert timed.meter.output_tokens() <= 8 * 42
+    timed.feed(USAGE_CHUNK)
+    assert timed.meter.output_tokens() == USAGE["completion_tokens"]
+
+
 # --- tokens and acceptance ---
 
 
@@ -210,7 +274,7 @@ def test_a_whole_answer_tells_tokens_acceptance_and_the_engines_own_ttft() -> No
     assert (made.prompt_tokens, made.output_tokens) == (7, 5)
     assert (made.acceptance_length, made.acceptance_rate) == (2.5, 0.5)
     assert made.overhead_s is not None
-    assert made.ttft_s == pytest.approx(made.overhead_s + 0.040)
+    assert made.ttft_s == pytest.approx(made.overhead_s + 0.030 + 0.040)  # its queue, then its prefill
     assert made.queue_s == pytest.approx(0.030)
 
 

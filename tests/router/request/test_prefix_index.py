@@ -56,3 +56,32 @@ def test_it_never_says_more_than_was_sent(sent: list[tuple[bytes, str]], http_re
     for url, known in index.lookup(index.hashes(http_request)).items():
         assert known <= len(http_request)
         assert any(body[:known] == http_request[:known] for body, to in sent if to == url)
+
+
+def test_no_key_learns_what_another_has_sent() -> None:
+    index = PrefixIndex()
+    hashes = index.hashes(LONG)
+    index.insert(hashes, "a", "alice")
+    assert index.lookup(hashes, "alice") == {"a": 5120}
+    assert index.lookup(hashes, "bob") == {}
+    assert index.lookup(hashes) == {}
+
+
+def test_keys_share_prefixes_where_that_is_configured() -> None:
+    index = PrefixIndex(PrefixCacheConfig(shared_by_keys=True))
+    hashes = index.hashes(LONG)
+    index.insert(hashes, "a", "alice")
+    assert index.lookup(hashes, "bob") == {"a": 5120}
+
+
+def test_a_key_that_sends_much_displaces_its_own_prefixes() -> None:
+    index = PrefixIndex(PrefixCacheConfig(max_blocks=20))
+    hashes = index.hashes(LONG)
+    index.insert(hashes, "a", "modest")
+    for i in range(20):
+        index.insert(index.hashes(b"%4d" % i * 1024), "b", "greedy")
+    assert index.lookup(hashes, "modest") == {"a": 5120}
+    for key in "xy":  # three keys share alike
+        index.insert(hashes, "a", key)
+    index.insert(index.hashes(b"last" * 1024), "b", "greedy")
+    assert [index.lookup(hashes, key) for key in ("modest", "x", "y")] == [{"a": 5120}] * 3

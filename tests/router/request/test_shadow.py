@@ -8,8 +8,9 @@ from draftpick.router.types import Decision
 
 def test_a_shadow_keeps_the_prefix_that_its_replica_will_have_read() -> None:
     request = ClientRequest(
-        Request("/v1/completions", b"{}", ""), "POST", "/v1/completions", [], "r", 0.0, deadline=1.0, count_tokens=print
-    )
+        Request("/v1/completions", b"{}", ""), "POST", "/v1/completions", [], "own", "r", 0.0, deadline=1.0,
+        count_tokens=print,
+    )  # fmt: skip
     state = RequestState(request, prefix=(1, 2), decision=Decision("a", 0.9, {"a": 0.9, "b": 0.1}, "p"))
     shadow = shadow_attempt(state, "b")
     assert shadow.prefix == (1, 2)

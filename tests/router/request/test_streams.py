@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+import time
 import tracemalloc
 from typing import Any
 
@@ -99,6 +101,39 @@ async def test_a_slow_reader_slows_the_engine_and_fills_no_memory(router_app: St
     assert tracemalloc_kb() - before < 4096
     writer.close()
     await until(lambda: app.engines["a"].aborted == 1)
+
+
+async def test_neither_a_slow_upload_nor_a_slow_reader_is_the_engines_time(router_app: StartRouter) -> None:
+    app = await router_app({"a": MockSpec(step_s=0, prefill_s=0)})
+    body, whole_s = orjson.dumps(asked(stream=True, max_tokens=20_000, ignore_eos=True)), {}
+    for waits_s in (0.0, 0.1):
+        before = time.perf_counter()
+        reader, writer = await connect(app, len(body))
+        writer.write(body[:20])
+        await asyncio.sleep(5 * waits_s)
+        writer.write(body[20:])
+        while b"[DONE]" not in await reader.read(65_536):  # noqa: ASYNC110  # a reader's pace
+            await asyncio.sleep(waits_s)
+        writer.close()
+        whole_s[waits_s] = time.perf_counter() - before
+    fast, slow = (one.outcome for one in await app.records(2))
+    assert whole_s[0.1] > 2 * whole_s[0.0]
+    assert None not in (fast.tpot_s, slow.tpot_s, slow.ttft_s)
+    assert slow.tpot_s == pytest.approx(fast.tpot_s, rel=0.5)
+    assert slow.ttft_s is not None
+    assert slow.ttft_s < 0.2
+
+
+async def connect(app: Routed, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection with the head of a request; it keeps little unread."""
+    host, port = app.server.url.removeprefix("http://").split(":")
+    opened = socket.socket()
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    opened.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(opened, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=opened, limit=65_536)
+    writer.write(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), length))
+    return reader, writer
 
 
 def tracemalloc_kb(*, start: bool = False) -> float:

@@ -1,0 +1,56 @@
+"""Serves the arms of a pool by a policy that was trained on engines with one drafter each, and the other way round.
+
+Acceptance depends on the drafter, not on the engine that holds it: an arm that a policy does not know takes the
+predictions of the arm with the same drafter. Costs come from the engines' profiles.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from draftpick.engines.arms import NONE, drafter_of
+from draftpick.router.policies.shapes import Arrays, Shapes
+
+_PLAIN = "plain"
+"""Usual name of an engine without a drafter."""
+_INDEXED = "domain_arms"
+"""An array of indices of arms: a policy with one serves its own arms only."""
+
+
+def serve_arms(
+    manifest: dict[str, Any], arrays: Arrays, arms: Sequence[str], shapes: Shapes
+) -> tuple[dict[str, Any], Arrays]:
+    """Return an artefact for these arms; unchanged if it knows them all, or lacks the drafter of one.
+
+    `shapes`: of its arrays, by name.
+    """
+    known = list(manifest["arms"])
+    columns = [_column(arm, known) for arm in arms]
+    if set(arms) <= set(known) or None in columns or _INDEXED in arrays:
+        return manifest, arrays
+    options = dict(manifest.get("options", {}))
+    for name in ("default", "arm"):
+        if options.get(name) in known and (at := known.index(options[name])) in columns:
+            options[name] = arms[columns.index(at)]
+        elif name in options:
+            options[name] = arms[0]
+    taken = dict(arrays)
+    for name, shape in shapes.items():
+        for axis, size in enumerate(shape):
+            if size == "arms" and name in taken:
+                taken[name] = np.take(taken[name], columns, axis=axis)  # type: ignore[arg-type]  # no None is left
+    return {**manifest, "arms": list(arms), "options": options}, taken
+
+
+def _column(arm: str, known: Sequence[str]) -> int | None:
+    """Index of the arm itself, or of one with the same drafter."""
+    if arm in known:
+        return known.index(arm)
+    drafters = [_drafter(one) for one in known]
+    return drafters.index(_drafter(arm)) if _drafter(arm) in drafters else None
+
+
+def _drafter(arm: str) -> str:
+    name = drafter_of(arm) or arm
+    return NONE if name == _PLAIN else name
