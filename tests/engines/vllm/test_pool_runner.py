@@ -76,6 +76,11 @@ def test_requests_at_the_model_s_length_do_not_stop_the_others_drafts(found: dic
     assert found["beside_longest"]["suffix"]["steps"] + found["beside_longest"]["general"]["steps"] > 5
 
 
+def test_a_head_that_only_vllm_s_own_loop_runs_drafts_too(found: dict[str, Any]) -> None:
+    assert found["loop_tokens"] == found["sound_tokens"]
+    assert found["loop"]["general"]["accepted"] > 3
+
+
 def test_a_head_that_yields_no_numbers_is_left_out_and_the_others_serve(found: dict[str, Any]) -> None:
     report = found["poisoned"]
     assert report["general"]["left_out"]
@@ -207,6 +212,11 @@ class Session:
         seen["left_out"] = dict(self.proposer.left_out)
         fast = self.proposer.heads["general"].fast()
         seen["sound_tokens"] = self.alone("sound", text, tokens, "none")
+        head = self.proposer.heads["general"]
+        head._fast = None
+        seen["loop_tokens"] = self.alone("loop", text, tokens, "general")
+        seen["loop"] = self.report("loop")
+        head._fast = fast
         fast.norm.weight.data.fill_(float("nan"))
         seen["poisoned_tokens"] = self.alone("poisoned", text, tokens)
         seen["poisoned"] = self.report("poisoned")
