@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from draftpick.router.config.router_config import RouterConfig
-from draftpick.router.errors import NotAllowed, RequestError
+from draftpick.router.errors import NotAllowed, NotFound, RequestError
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
@@ -28,13 +28,14 @@ from draftpick.router.request.state import ClientRequest
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Header with the timeout of OpenAI's own clients, in seconds."""
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-_CHAT = "/v1/chat/completions"
+_MODEL = "/v1/models/"
 
 
 class RouterApp:
     """ASGI application: its own pages; all other paths are forwarded to engines."""
 
     def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
+        self._catalog = parts.catalog
         self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
         self._model, self._config, self._owner, self._keys = model, config, owner, keys
         self._created = int(time.time())
@@ -76,6 +77,8 @@ class RouterApp:
             asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
             if page := self._own.get((scope["method"], asked.path)):
                 await page(asked, reply)
+            elif scope["method"] == "GET" and asked.path.startswith(_MODEL):
+                await self._model_page(asked, reply)
             else:
                 await self._forward(asked, reply)
         except RequestError as error:
@@ -111,7 +114,8 @@ class RouterApp:
         """The key of a request. Raises `Unauthorized`."""
         if not self._keys.enabled:
             return ANONYMOUS
-        return self._keys.authenticate(http_request.header_values.get("authorization"))
+        values = http_request.header_values
+        return self._keys.authenticate(values.get("authorization"), values.get("x-api-key"))
 
     def _matches_pattern(self, path: str) -> bool:
         """True if a configured pattern opens a path to every key."""
@@ -120,7 +124,7 @@ class RouterApp:
     def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
         sent = http_request.headers
         if self._keys.enabled:  # the router's key, not the engine's
-            sent = [(name, value) for name, value in sent if name != "authorization"]
+            sent = [(name, value) for name, value in sent if name not in ("authorization", "x-api-key")]
         id = uuid.uuid4().hex
         return ClientRequest(
             request=parse(http_request.path, body, self._config, keep_fields=self._config.resume_streams),
@@ -156,8 +160,23 @@ class RouterApp:
 
     async def _models(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         self._key(http_request)
-        model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
-        await reply.json(200, {"object": "list", "data": [model]})
+        await reply.json(200, {"object": "list", "data": await self._cards()})
+
+    async def _model_page(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._key(http_request)
+        name = http_request.path.removeprefix(_MODEL)
+        card = next((card for card in await self._cards() if card["id"] == name), None)
+        if card is None:
+            raise NotFound(f"The model {name[:100]!r} does not exist.", param="model", code="model_not_found")
+        await reply.json(200, card)
+
+    async def _cards(self) -> list[dict[str, Any]]:
+        """The models of the engines, as they describe them; the target alone if none answers."""
+        if not self._catalog.models:
+            await self._catalog.poll()
+        own = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
+        cards = self._catalog.cards(self._model)
+        return cards if any(card["id"] == self._model for card in cards) else [own, *cards]
 
     async def _openapi(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         await reply.json(200, description(self._model))

@@ -89,13 +89,15 @@ class Keyring:
                 ]
         return {key.sha256: key for key in keys}
 
-    def authenticate(self, authorization: str | None) -> Key:
-        """The key in an `Authorization` header. Raises `Unauthorized`."""
+    def authenticate(self, authorization: str | None, api_key: str | None = None) -> Key:
+        """The key in an `Authorization` header, or in the `x-api-key` of Anthropic's clients. Raises `Unauthorized`."""
         if not self.enabled:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
+        if authorization is None and api_key:
+            scheme, token = "bearer", api_key
         if scheme.lower() != "bearer" or not token:
-            raise Unauthorized("an API key is needed: Authorization: Bearer <key>")
+            raise Unauthorized("an API key is needed: Authorization: Bearer <key>, or x-api-key: <key>")
         key = self._keys.get(digest(token.strip()))
         if key is None:
             raise Unauthorized("this API key is unknown")

@@ -8,7 +8,7 @@ from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse, Headers
 from draftpick.engines.http.server import PROFILING
 from draftpick.router.headers import ARM, ATTEMPTS, POLICY, REQUEST_ID
-from draftpick.router.openai_request import TERMINATED_PATHS
+from draftpick.router.openai_request import RESPONSES, TERMINATED_PATHS
 from draftpick.router.request.api_forms import error_status, read_error_event
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
@@ -56,7 +56,8 @@ async def relay(
         if verdict.retry and try_again(verdict, b""):
             return verdict
     headers: Headers = []
-    kind, chunks = "", answer.chunks
+    chunks: AsyncIterator[bytes] = answer.chunks
+    kind = ""
     meter.arrivals = answer.chunks
     for name, value in answer.headers:
         lower = name.lower()
@@ -95,6 +96,8 @@ async def _relay_complete(
     else:
         if status < 400 and request.path in TERMINATED_PATHS:
             # An answer with nothing but an error is one, whatever its status says.
+            if request.path == RESPONSES and isinstance(answer, dict):
+                meter.response_id = answer.get("id")
             told = answer.get("error") if isinstance(answer, dict) else None
             if isinstance(told, dict) and answer.keys().isdisjoint(("choices", "output", "content")):
                 status = error_status(told)
@@ -103,7 +106,7 @@ async def _relay_complete(
     meter.http_status = status
     verdict = OK if status < 400 else judge_status(status)
     if verdict is not OK and try_again(verdict, body):
-        return verdict
+        return replace(verdict, retry=True)
     if verdict is OK and state.doubts:
         state.settle_doubts(blame=True)
     state.started = True

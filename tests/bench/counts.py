@@ -44,7 +44,7 @@ GROUPS = {
     "request": ("router/request/",),
     "features": ("router/features/",),
     "policy": ("router/policies/", "router/registry/"),
-    "replicas": ("engines/replicas", "engines/circuit_breaker"),
+    "replicas": ("engines/replicas", "engines/circuit_breaker", "engines/arms"),
     "http client": ("engines/http/",),
     "load": ("router/load/",),
     "learning": ("router/online/", "router/types"),
