@@ -19,6 +19,7 @@ PolicyRejected         an artefact that this fleet cannot use
 
 import copyreg
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from draftpick.engines.errors import DraftpickError
@@ -83,6 +84,13 @@ class NotAllowed(RequestError):
     """The method is not allowed."""
 
     status, type = 405, "invalid_request_error"
+
+    def __init__(self, message: str, *, code: str = "method_not_allowed", allowed: Iterable[str] = ()) -> None:
+        super().__init__(message, code=code)
+        self.allowed = sorted(allowed)
+
+    def headers(self) -> Headers:
+        return [("allow", ", ".join(self.allowed))] if self.allowed else []
 
 
 class PayloadTooLarge(RequestError):

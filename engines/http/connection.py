@@ -102,6 +102,17 @@ class Exchange(AsyncIterator[bytes]):
             self.connection.transport.resume_reading()
         return data
 
+    async def arrives_within(self, seconds: float) -> bool:
+        """Wait for the next chunk, the end or an error; False if none comes in time."""
+        if not (self._parts or self.complete or self._error is not None):
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(seconds, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        return bool(self._parts) or self.complete or self._error is not None
+
     def end(self) -> bool:
         """Leave the connection; return True if it can carry another exchange."""
         self._timer.cancel()

@@ -53,6 +53,16 @@ def error_event(path: str, message: str, code: str, num_events: int) -> bytes:
     return b"event: error\ndata: %b\n\n" % orjson.dumps(data)
 
 
+def body_as_event(path: str, body: object, num_events: int) -> bytes:
+    """The last event of a stream for an engine's error that came as a complete answer, after the stream was opened."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return error_event(path, "the engine failed", "engine_failed", num_events)
+    if path.startswith((_MESSAGES, _RESPONSES)):
+        return error_event(path, str(error.get("message")), str(error.get("code")), num_events)
+    return b"data: %b\n\n" % orjson.dumps({"error": error}, default=str)
+
+
 def read_error_event(event: bytes) -> tuple[int, bytes]:
     """HTTP status and body that an engine means by an error event, or by a failed response."""
     fields = parse_object(event.partition(b"data:")[2]) or {}

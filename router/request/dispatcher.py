@@ -24,7 +24,7 @@ from draftpick.router.request.api_forms import error_event
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.prefix_index import PrefixIndex
-from draftpick.router.request.relay import NOT_SENT, relay
+from draftpick.router.request.relay import Relay
 from draftpick.router.request.shadow import NullSink, Shadow
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.stored_responses import StoredResponses
@@ -198,12 +198,9 @@ class Dispatcher:
             state.trace,
             lease.replica.url,
         )
-        sent = (
-            client_request.headers
-            if trace is None
-            else trace.attempt_started(state.decision, state.number, client_request.headers, redact_userinfo(url))
-        )
-        headers = [(name, value) for name, value in sent if name.lower() not in NOT_SENT]
+        headers = client_request.headers
+        if trace is not None:
+            headers = trace.attempt_started(state.decision, state.number, headers, redact_userinfo(url))
         meter.mark_sent()
         try:
             body = request.body
@@ -222,9 +219,12 @@ class Dispatcher:
                 meter.http_status = answer.status
                 if trace is not None:
                     trace.response_started(answer.status)
-                return await relay(
-                    state, answer, sink, meter, lambda verdict, body: self._try_again(state, verdict, meter, body)
+                relay = Relay(
+                    *(state, answer, url, sink, meter),
+                    lambda verdict, body: self._try_again(state, verdict, meter, body),
+                    max_bytes=self._config.max_answer_bytes,
                 )
+                return await relay.run()
         except CannotResume:
             return RESUME_REJECTED
         except EngineError as error:

@@ -7,9 +7,11 @@ scanned.
 """
 
 import math
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.json_values import parse, parse_object
 from draftpick.engines.pool import report
 from draftpick.router.types import Fault, Outcome, Status
@@ -162,39 +164,102 @@ class Meter:
         return min(self.num_events + more, _MAX_TOKENS_PER_EVENT * self.num_events)
 
 
-class EventStream:
-    """Splits a byte stream into server-sent events; drops the usage chunk if only the router requested it."""
+_BLANK = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
+_BOM = b"\xef\xbb\xbf"
+_FORMS = (b"data: ", b"event: ")
+"""Beginnings of events that have the form of `_plain`, as nearly all have."""
 
-    def __init__(self, meter: Meter, *, hide_usage: bool, resume_state: "StreamResume | None" = None) -> None:
-        """`resume_state` gets each event, and may change or drop it."""
+
+class EventStream:
+    """Splits a byte stream into server-sent events; drops the usage chunk if only the router requested it.
+
+    Lines end with LF, CRLF or CR, in any mixture (the HTML standard, 9.2.6).
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        *,
+        hide_usage: bool,
+        resume_state: "StreamResume | None" = None,
+        max_bytes: int = 2**25,
+    ) -> None:
+        """`resume_state` gets each event, and may change or drop it. `max_bytes`: of one event."""
         self._meter, self._hide_usage, self._resume_state = meter, hide_usage, resume_state
-        self._rest = b""
-        self._blank = b"\n\n"
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._held = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Return the bytes to forward now: complete events, unchanged."""
-        data = self._rest + chunk if self._rest else chunk
-        if b"\r\n\r\n" in data:
-            self._blank = b"\r\n\r\n"
-        end = data.rfind(self._blank)
+        """Return the bytes to forward now: complete events, unchanged. Raises `StreamInterrupted` for a long event."""
+        data = chunk
+        if self._parts:
+            # Only what is new is searched: a long event that comes in many parts is joined once.
+            if _BLANK.search(self._parts[-1][-3:] + chunk) is None:
+                self._hold(chunk)
+                return b""
+            data = b"".join([*self._parts, chunk])
+            self._parts, self._held = [], 0
+        if b"\r" in data:
+            return self._feed_mixed(data)
+        end = data.rfind(b"\n\n")
         if end < 0:
-            self._rest = data
+            self._hold(data)
             return b""
-        end += len(self._blank)
-        self._rest, data = data[end:], data[:end]
-        events = data[: -len(self._blank)].split(self._blank)
-        hidden = [self._meter.observe_event(event) for event in events]
+        if len(data) > end + 2:
+            self._hold(data[end + 2 :])
+            data = data[: end + 2]
+        return self._observe(data, data[:-2].split(b"\n\n"), b"\n\n")
+
+    def _feed_mixed(self, data: bytes) -> bytes:
+        at, whole, out = 0, [], []
+        for blank in _BLANK.finditer(data):
+            whole.append((data[at : blank.start()], blank[0]))
+            at = blank.end()
+        if at < len(data):
+            self._hold(data[at:])
+        for event, separator in whole:
+            out.append(self._observe(event + separator, [event], separator))
+        return b"".join(out)
+
+    def _observe(self, data: bytes, events: list[bytes], separator: bytes) -> bytes:
+        """Observe events; return what is forwarded of them, which is `data` unless one is dropped or changed."""
+        observe = self._meter.observe_event
+        plain = [e if e.startswith(_FORMS) and b"\r" not in e else _plain(e) for e in events]
+        hidden = [bool(event) and observe(event) for event in plain]
         if self._resume_state is not None:
             events = list(map(self._resume_state.forward, events))
         elif not (self._hide_usage and any(hidden)):
             return data
         kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
-        return b"".join([event + self._blank for event in kept])
+        return b"".join([event + separator for event in kept])
+
+    def _hold(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._held += len(part)
+        if self._held > self._max_bytes:
+            raise StreamInterrupted(f"an event is longer than {self._max_bytes} bytes")
 
     def end(self) -> bytes:
         """Return the rest of a stream that ended without a blank line."""
-        rest, self._rest = self._rest, b""
+        rest = b"".join(self._parts)
+        self._parts, self._held = [], 0
+        if rest.strip():
+            self._meter.observe_event(_plain(rest))
         return rest
+
+
+def _plain(event: bytes) -> bytes:
+    """The same event with LF, one `event: ` at most, and then one `data: `; without comments and other fields."""
+    kind, data = b"", list[bytes]()
+    for line in event.removeprefix(_BOM).splitlines():
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            data.append(value)
+        elif name == b"event":
+            kind = b"event: %b\n" % value
+    return kind + (b"data: " + b"\n".join(data) if data else b"")
 
 
 def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:

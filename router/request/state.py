@@ -75,12 +75,13 @@ class RequestState:
     """A request, its context, and the current attempt.
 
     `prefix`: hashes of the leading blocks of its body; `cached_prefix`: bytes of it that each replica, by address, has
-    read before. `number`: of the attempt. `started`: bytes were sent to the client. `error_sent`: they include an error
+    read before. `number`: of the attempt. `started`: content was sent to the client; `opened_by`: number of the
+    attempt whose status and headers were, or 0. `error_sent`: they include an error
     event of the engine. `num_events`: events of the last attempt. `retry_rounds`: how often all engines were tried in
-    vain. `resume`: the text that the client has, of a stream that can be resumed. `failed`: engines, and `tried`:
-    replicas of earlier attempts. `last`: the last finished attempt. `num_tokens`: prompt and output tokens of the
-    attempts that answered. `retry_until`: time at which retries end, set by the first. `doubts`: replicas that failed,
-    unless the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
+    vain. `resume`: the text that the client has, of a stream that can be resumed. `last`: the last finished attempt.
+    `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
+    by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
+    the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
     """
 
     client_request: ClientRequest
@@ -91,6 +92,7 @@ class RequestState:
     decision: Decision = UNDECIDED
     number: int = 1
     started: bool = False
+    opened_by: int = 0
     error_sent: bool = False
     num_events: int = 0
     retry_rounds: int = 0
