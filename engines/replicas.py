@@ -30,8 +30,8 @@ class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
     `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
-    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm.
-    `answered_at`: time of the table's clock at which a request was last answered.
+    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm. `answered_at`: when a request was last
+    answered, by the table's `clock`.
     """
 
     __slots__ = (

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
+from draftpick.engines.arms import NONE, engine_of, pool_arm
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.pool.report import DrafterReport
 
@@ -139,8 +139,7 @@ def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float |
     That of the answer; of a pool, what each of its drafters, scored on the answer's text, would have had.
     """
     if outcome.drafters is None:
-        if drafter_of(arm) is None:
-            yield arm, outcome.acceptance_length, outcome.output_tokens
+        yield arm, outcome.acceptance_length, outcome.output_tokens
         return
     engine = engine_of(arm)
     for name, report in outcome.drafters.items():

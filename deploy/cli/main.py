@@ -30,6 +30,7 @@ from draftpick.deploy.cli.report import report_app
 from draftpick.deploy.cli.retrain import retrain_app
 from draftpick.deploy.cli.serve import serve_app
 from draftpick.deploy.cli.train import policy_app
+from draftpick.deploy.cli.vllm_args import vllm_args_app
 from draftpick.deploy.console import err, fail, out, progress_bar
 from draftpick.deploy.extras import MissingExtra, require
 from draftpick.deploy.workflows.prepare_models import prepare_models
@@ -54,6 +55,7 @@ app.add_typer(headroom_app)
 app.add_typer(report_app)
 app.add_typer(profile_app)
 app.add_typer(retrain_app)
+app.add_typer(vllm_args_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="policies")

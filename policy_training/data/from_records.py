@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
+from draftpick.policy_training.data.key_weights import key_weights
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.ridge import predict, ridge
@@ -45,8 +47,12 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
     """
     dropped: Counter[str] = Counter()
     kept: list[tuple[float, Measurement, Context]] = []
-    for record in separate_requests(records):
+    records = separate_requests(records)
+    excess = _excess_of_keys(records)
+    for record in records:
         reason, context = _unusable(record), record.context
+        if reason is None and record.request_id in excess:
+            reason = "key_share"
         if reason is not None or context is None:
             dropped[f"{reason or 'no_context'}:{record.decision.arm}"] += 1
             continue
@@ -80,6 +86,18 @@ def separate_requests(records: Iterable[Record]) -> list[Record]:
             record = replace(record, request_id=f"{record.request_id}#{numbers[id]}")
         found.append(record)
     return found
+
+
+def _excess_of_keys(records: Sequence[Record]) -> set[str]:
+    """Ids of requests to leave out, so that no API key has too much weight: a random sample of its requests stays."""
+    drawn = sorted((r for r in records if r.decision.reason == "policy" and r.attempt == 1), key=lambda r: r.time)
+    weights = key_weights([r.key for r in drawn])
+    return {r.request_id for r, weight in zip(drawn, weights, strict=True) if _draw(r.request_id) >= weight}
+
+
+def _draw(id: str) -> float:
+    """A number in [0, 1) that an id always gets."""
+    return crc32(id.encode()) / 2**32
 
 
 def _unusable(record: Record) -> str | None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.policy_training.data.key_weights import key_weights
 from draftpick.policy_training.data.ridge import predict, ridge
 from draftpick.policy_training.evaluation.confidence_sequence import Floats
 from draftpick.policy_training.evaluation.ope import doubly_robust
@@ -36,7 +37,8 @@ class CanaryExperiment:
 
     `share` [n]: the probability that the candidate was drawn, `by_candidate` [n]: whether it was. `candidate`, `active`
     [n, arms]: probabilities of either; `arm` [n]: the chosen arm. `expected_s` [n, arms]: TPOT predicted beforehand.
-    `failed` [n]: by the engine's fault. Raises ValueError.
+    `failed` [n]: by the engine's fault. `key_weight` [n]: of the request's API key, in (0, 1], known beforehand. Raises
+    ValueError.
     """
 
     time: Floats
@@ -49,6 +51,7 @@ class CanaryExperiment:
     tpot_s: Floats
     ttft_s: Floats
     failed: npt.NDArray[np.bool_]
+    key_weight: Floats
 
     def __post_init__(self) -> None:
         if not ((self.share > 0) & (self.share < 1)).all():
@@ -78,9 +81,13 @@ class CanaryExperiment:
         return ours / p, theirs / p
 
     def excess_rate(self, occurred: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """(x, bound) [n]: the excess rate of an event for the candidate's requests, and the maximum of -x."""
+        """(x, bound) [n]: the excess rate of an event for the candidate's requests, and a bound of -x; see `widen`."""
         ours, theirs = self.weights
-        return (ours - theirs) * occurred, 1.0 / (1.0 - self.share)
+        return (ours - theirs) * occurred, self.widen(1.0 / (1.0 - self.share))
+
+    def widen(self, bound: Floats) -> Floats:
+        """Bounds [n] of values, wider by 1 / `key_weight`: so much less is bet on a request, whatever its value."""
+        return bound / self.key_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +125,13 @@ class BaselineStats:
             for pi, w in zip((experiment.candidate, experiment.active), experiment.weights, strict=True)
         )
         share, width = experiment.share[known], self.high - self.low
+        wider = experiment.widen(np.ones(len(experiment)))[known]
         # share * w_candidate + (1 - share) * w_active = 1, so the saving is linear in one of them, with extremes at the
         # ends.
         longest, shortest = 1.0 - self.low, self.high
         least = width + np.maximum(longest / share, shortest / (1.0 - share))
-        return PairedSavings(
-            theirs - ours, least, width + np.maximum(shortest / share, longest / (1.0 - share)), theirs
-        )
+        most = width + np.maximum(shortest / share, longest / (1.0 - share))
+        return PairedSavings(theirs - ours, wider * least, wider * most, theirs)
 
 
 class PairedSavings(NamedTuple):
@@ -221,7 +228,7 @@ def _build_experiment(
     return CanaryExperiment(
         np.asarray([r.time for r in rows]), np.where(own, drawn, 1.0 - drawn), own, ours, theirs,
         np.asarray([arms.index(one.arm) for one in made]), model(_contexts(rows)), *_times(rows),
-        np.asarray([r.outcome.failed for r in rows]),
+        np.asarray([r.outcome.failed for r in rows]), key_weights([r.key for r in rows]),
     )  # fmt: skip
 
 

@@ -36,13 +36,16 @@ class ArmComparison:
         """Number of requests that it keeps."""
         return len(self._own)
 
-    def observe(self, arm: int, residual: float, preferred: bool) -> None:
-        """Add log(measured / predicted) of an answer. `preferred`: whether the policy preferred its arm."""
-        self._residuals[arm, self._answers[arm] % self.window] = 1.0 if preferred else _UNSELECTED, residual
+    def observe(self, arm: int, residual: float, preferred: bool, weight: float = 1.0) -> None:
+        """Add log(measured / predicted) of an answer. `preferred`: whether the policy preferred its arm; `weight`: of
+        the answer's API key."""
+        weight *= 1.0 if preferred else _UNSELECTED
+        self._residuals[arm, self._answers[arm] % self.window] = weight, residual
         self._answers[arm] += 1
 
-    def add_request(self, arm: int, residual: float, predicted_s: Floats, tokens: int) -> None:
-        """Add a request that the policy sent to the arm it prefers. `predicted_s` [arms]: per token, without load."""
+    def add_request(self, arm: int, residual: float, predicted_s: Floats, tokens: float) -> None:
+        """Add a request that the policy sent to the arm it prefers. `predicted_s` [arms]: per token, without load;
+        `tokens`: of its answer, times the weight of its API key."""
         at = self.requests % self.window
         self._log_s[at] = np.log(predicted_s)
         self._own[at] = arm, residual, tokens * predicted_s[arm]

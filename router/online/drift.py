@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.router.config.sections import DriftConfig
+from draftpick.router.online.key_shares import KeyedEvidence, KeyShares
 
 _CHECK_EVERY = 8
 """Requests between two checks of their clusters."""
+_MIN_OTHERS, _SHARED = 12, 0.25
+"""Requests of other keys from which their part in a change is known, and the least one, relative to that of all."""
 _MIN_SIGMA = 0.15
 """Log change below which drift is ignored, even if significant."""
 
@@ -23,24 +26,25 @@ _MIN_SIGMA = 0.15
 class _CumulativeSum:
     """One of the two sums, and the total deviation of the `count` values since it was last 0."""
 
-    sum: float = 0.0
+    evidence: KeyedEvidence = field(default_factory=KeyedEvidence)
     deviations: float = 0.0
     count: int = 0
 
-    def add(self, exceeding: float, deviation: float) -> float:
-        """Add a value; return the sum."""
-        self.sum += exceeding
+    def add(self, exceeding: float, deviation: float, key: str) -> None:
+        """Add a value."""
+        self.evidence.add(key, exceeding)
         self.deviations, self.count = self.deviations + deviation, self.count + 1
-        if self.sum <= 0.0:
-            self.sum, self.deviations, self.count = 0.0, 0.0, 0
-        return self.sum
+        if self.evidence.sum <= 0.0:
+            self.evidence.clear()
+            self.deviations, self.count = 0.0, 0
 
 
 @dataclass(slots=True)
 class PageHinkley:
     """Sums of the excess over the allowance, upwards and downwards, of values standardised by their history.
 
-    The first `reference` values are baseline only. A sum above the threshold is a change.
+    The first `reference` values are baseline only. A sum above the threshold is a change, unless it is one API key's
+    alone while others are answered, too.
     """
 
     config: DriftConfig
@@ -50,8 +54,11 @@ class PageHinkley:
     up: _CumulativeSum = field(default_factory=_CumulativeSum)
     down: _CumulativeSum = field(default_factory=_CumulativeSum)
 
-    def update(self, value: float) -> float | None:
-        """Return the shift in the values' unit upon a change: their mean deviation since its start; else None."""
+    def update(self, value: float, key: str = "", several: bool = False) -> float | None:
+        """Return the shift in the values' unit upon a change: their mean deviation since its start; else None.
+
+        `key`: whose answer has this value; `several`: whether others have been answered lately, too.
+        """
         self.count += 1
         deviation = value - self.mean
         before, has_baseline = self.mean, self.count > self.config.reference
@@ -63,12 +70,10 @@ class PageHinkley:
         if not has_baseline:
             return None
         z = (value - before) / sigma
-        sums = ((self.up, z), (self.down, -z))
-        over = [
-            one
-            for one, way in sums
-            if one.add(way - self.config.page_hinkley_delta, deviation) > self.config.page_hinkley_lambda
-        ]
+        self.up.add(z - self.config.page_hinkley_delta, deviation, key)
+        self.down.add(-z - self.config.page_hinkley_delta, deviation, key)
+        sums = (self.up, self.down)
+        over = [one for one in sums if one.evidence.exceeds(self.config.page_hinkley_lambda, several)]
         return over[0].deviations / over[0].count if over else None
 
 
@@ -80,18 +85,18 @@ class InputDriftDetector:
     config: DriftConfig
     num_clusters: int
     baseline: npt.NDArray[np.float64] | None = None
-    recent: deque[int] = field(default_factory=deque)
+    recent: deque[tuple[int, str]] = field(default_factory=deque)
     counts: Counter[int] = field(default_factory=Counter)
     since_check: int = 0
 
-    def update(self, cluster: int) -> float | None:
-        """Return the population stability index if it exceeds its limit, else None."""
-        self.recent.append(cluster)
+    def update(self, cluster: int, key: str = "") -> float | None:
+        """Return the population stability index if it exceeds its limit, and not by one API key's doing; else None."""
+        self.recent.append((cluster, key))
         self.counts[cluster] += 1
         if len(self.recent) < self.config.window:
             return None
         if len(self.recent) > self.config.window:
-            self.counts[self.recent.popleft()] -= 1
+            self.counts[self.recent.popleft()[0]] -= 1
         self.since_check = (self.since_check + 1) % _CHECK_EVERY
         if self.since_check and self.baseline is not None:
             return None
@@ -104,7 +109,17 @@ class InputDriftDetector:
         # The expected index of two samples of one distribution.
         chance = 2.0 * (int(np.count_nonzero(self.baseline + now)) - 1) / self.config.window
         index = stability_index(self.baseline, now) - chance
-        return index if index > self.config.psi_threshold else None
+        return index if index > self.config.psi_threshold and not self._is_of_one_key(now) else None
+
+    def _is_of_one_key(self, now: npt.NDArray[np.float64]) -> bool:
+        """True if other keys do not ask more than before for what is asked more."""
+        assert self.baseline is not None
+        grown = now > self.baseline
+        asked = [(key, bool(grown[cluster])) for cluster, key in self.recent]
+        most = Counter(key for key, more in asked if more).most_common(1)[0][0]
+        others = [more for key, more in asked if key != most]
+        before, after = self.baseline[grown].sum(), now[grown].sum()
+        return len(others) >= _MIN_OTHERS and np.mean(others) < before + _SHARED * (after - before)
 
     def _shares(self) -> npt.NDArray[np.float64]:
         return np.asarray([self.counts[i] for i in range(self.num_clusters)], np.float64) / len(self.recent)
@@ -124,28 +139,29 @@ class ArmDriftDetector:
     config: DriftConfig
     drafts: dict[int, PageHinkley] = field(default_factory=dict)
     steps: dict[int, PageHinkley] = field(default_factory=dict)
+    keys: KeyShares = field(default_factory=KeyShares)
 
     def update(
-        self, cluster: int, in_flight: int, tpot_s: float, tau: float | None, predicted_tpot_s: float
+        self,
+        cluster: int,
+        in_flight: int,
+        tpot_s: float | None,
+        tau: float | None,
+        predicted_tpot_s: float,
+        key: str = "",
     ) -> tuple[str, float] | None:
-        """Return (`costs` or `drafts`, log change) when either has changed."""
-        tau = tau if tau and tau > 0 else None
-        found = self.update_steps(in_flight, tpot_s * (tau or 1.0))
-        return found or (self.update_drafts(cluster, tau, predicted_tpot_s) if tau is not None else None)
-
-    def update_steps(self, in_flight: int, step_s: float) -> tuple[str, float] | None:
-        """`update` with a step's time alone."""
-        test = self.steps.setdefault(in_flight.bit_length(), PageHinkley(self.config))
-        return self._found("costs", test.update(math.log(step_s)))
-
-    def update_drafts(self, cluster: int, tau: float, predicted_tpot_s: float) -> tuple[str, float] | None:
-        """`update` with an acceptance length alone."""
-        # tau / predicted tau, up to a constant of the arm.
-        test = self.drafts.setdefault(cluster, PageHinkley(self.config))
-        return self._found("drafts", test.update(math.log(tau * predicted_tpot_s)))
-
-    def _found(self, what: str, moved: float | None) -> tuple[str, float] | None:
-        if moved is None:
-            return None
-        self.drafts, self.steps = {}, {}
-        return what, moved
+        """Return (`costs` or `drafts`, log change) when either has changed. Without `tpot_s`, a step's time is unknown;
+        without `tau`, `tpot_s` is that of a step. `key`: whose answer it is."""
+        tau, found, several = tau if tau and tau > 0 else None, None, self.keys.several
+        if tpot_s is not None:
+            test = self.steps.setdefault(in_flight.bit_length(), PageHinkley(self.config))
+            moved = test.update(math.log(tpot_s * (tau or 1.0)), key, several)
+            found = ("costs", moved) if moved is not None else None
+        if tau is not None:
+            # tau / predicted tau, up to a constant of the arm.
+            test = self.drafts.setdefault(cluster, PageHinkley(self.config))
+            moved = test.update(math.log(tau * predicted_tpot_s), key, several)
+            found = found or (("drafts", moved) if moved is not None else None)
+        if found:
+            self.drafts, self.steps = {}, {}
+        return found

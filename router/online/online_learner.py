@@ -73,27 +73,30 @@ class OnlineLearner:
             policy.default_arm, self._policy = self._policy.default_arm, policy
 
     def observe(
-        self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0
+        self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0, key: str = ""
     ) -> None:
         """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
-        ratio by which load lengthened its steps."""
+        ratio by which load lengthened its steps; `key`: name of its API key."""
         self._count_wide_answer()
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
-            self._monitor_inputs(cluster)
+            self._monitor_inputs(cluster, key)
         expected, tpot_s = decision.predicted_tpot_s, outcome.tpot_s
         if expected is None or tpot_s is None or tpot_s <= 0 or (outcome.output_tokens or 0) < _MIN_TOKENS:
             return  # by an engine's own clock, the first token of an unstreamed answer may come after its last
         arm = self._policy.arms.index(decision.arm)
         assumed = decision.slowdown
+        weight = self._arm_detectors[arm].keys.observe(key)
         alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
         if self._config.drift.enabled:
-            self._monitor_answer(arm, cluster, decision, outcome, in_flight, slowdown)
+            self._monitor_answer(arm, cluster, decision, outcome, in_flight, slowdown, key)
         if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
-            self._compare(arm, residual, decision, outcome)
+            self._compare(arm, residual, decision, outcome, weight)
         if self._config.correction.enabled:
-            for one, own in self._residuals(arm, residual, decision, outcome):
-                self.correction.update(cluster, one, own)
+            if outcome.drafters is None or decision.predicted_tau is None:
+                self.correction.update(cluster, arm, residual, weight)
+            else:
+                self._correct_pool(cluster, arm, residual, decision, outcome, weight)
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
@@ -138,21 +141,16 @@ class OnlineLearner:
         deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
         self.level_deviations = deviations.tolist() if deviations.any() else None
 
-    def _residuals(
-        self, arm: int, residual: float, decision: Decision, outcome: Outcome
-    ) -> Iterator[tuple[int, float]]:
-        """The arms whose times an answer shows, and log(time per token / predicted) of each: its own arm.
-
-        Of a pool, all arms: what each drafter, scored on the answer, would have had accepted, at steps as long,
-        relative to the predicted ones, as those that were measured.
-        """
+    def _correct_pool(
+        self, cluster: int, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float
+    ) -> None:
+        """Correct all arms of a pool by one answer: by what each drafter, scored on it, would have had accepted,
+        at steps as long, relative to the predicted ones, as those that were measured."""
         tau = decision.predicted_tau
-        if outcome.drafters is None or tau is None:
-            yield arm, residual
-            return
+        assert tau is not None
         steps = residual + math.log((outcome.acceptance_length or 1.0) / tau[arm])
         for one, accepted in self._scored(decision, outcome):
-            yield one, steps + math.log(tau[one] / accepted)
+            self.correction.update(cluster, one, steps + math.log(tau[one] / accepted), weight)
 
     def _scored(self, decision: Decision, outcome: Outcome) -> Iterator[tuple[int, float]]:
         """The arms of a pool whose acceptance length an answer shows, and that length; `none` has 1."""
@@ -163,7 +161,7 @@ class OnlineLearner:
             yield self._policy.arms.index(plain), 1.0
 
     def _monitor_answer(
-        self, arm: int, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float
+        self, arm: int, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float, key: str
     ) -> None:
         """Test for changes: steps and acceptance of the arm; of a pool, the acceptance of every scored drafter."""
         assert outcome.tpot_s is not None
@@ -171,17 +169,21 @@ class OnlineLearner:
         alone_s = np.asarray(decision.predicted_tpot_s) / decision.slowdown
         took_s, detectors = outcome.tpot_s / slowdown, self._arm_detectors
         if outcome.drafters is None:
-            found = detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, alone_s[arm])
-            self._react(arm, found)
+            found = detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, alone_s[arm], key)
+            if found is not None:
+                self._react(arm, *found)
             return
-        self._react(arm, detectors[arm].update_steps(in_flight, took_s * (outcome.acceptance_length or 1.0)))
+        step_s = took_s * (outcome.acceptance_length or 1.0)
+        if (found := detectors[arm].update(cluster, in_flight, step_s, None, alone_s[arm], key)) is not None:
+            self._react(arm, *found)
         for one, tau in self._scored(decision, outcome):
-            self._react(one, detectors[one].update_drafts(cluster, tau, alone_s[one]))
+            if one != arm:
+                detectors[one].keys.observe(key)
+            if (found := detectors[one].update(cluster, in_flight, None, tau, alone_s[one], key)) is not None:
+                self._react(one, *found)
 
-    def _react(self, arm: int, found: tuple[str, float] | None) -> None:
-        if found is None:
-            return
-        what, moved = found
+    def _react(self, arm: int, what: str, moved: float) -> None:
+        """Forget what answers of a changed arm have shown, and report it."""
         self._forget(arm)
         self._caution_left[arm] = _CAUTIOUS_ANSWERS
         name, times = self._policy.arms[arm], math.exp(moved)
@@ -192,9 +194,9 @@ class OnlineLearner:
         )
         self._emit("arm_changed", f"engine {name}: {said} as before; its history is forgotten", name, {what: moved})
 
-    def _monitor_inputs(self, cluster: int) -> None:
+    def _monitor_inputs(self, cluster: int, key: str) -> None:
         assert self._input_detector is not None
-        index = self._input_detector.update(cluster)
+        index = self._input_detector.update(cluster, key)
         if index is None:
             return
         self._input_detector = InputDriftDetector(self._config.drift, self._num_clusters)
@@ -208,7 +210,7 @@ class OnlineLearner:
             {"stability_index": index},
         )
 
-    def _compare(self, arm: int, residual: float, decision: Decision, outcome: Outcome) -> None:
+    def _compare(self, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float) -> None:
         """Compare routing with every single arm: enter or leave safe mode, and look for a better default arm."""
         assert decision.predicted_tpot_s is not None
         made, safe_mode, comparison = decision.policy, self.safe_mode, self.safe_mode.comparison
@@ -216,12 +218,12 @@ class OnlineLearner:
         preferred = decision.reason == "policy" and decision.propensity >= max(decision.probabilities.values())
         if made.startswith(PREFIX):  # the safe arm serves whatever the request
             preferred = made != PREFIX + decision.arm
-        comparison.observe(arm, residual, preferred)
+        comparison.observe(arm, residual, preferred, weight)
         if not own or list(decision.probabilities) != list(self._policy.arms):
             return
         load = np.ones(len(self._policy.arms)) if decision.load is None else np.asarray(decision.load.slowdown)
         changed = safe_mode.observe(
-            decision, arm, residual, np.asarray(decision.predicted_tpot_s) / load, outcome.output_tokens or 0
+            decision, arm, residual, np.asarray(decision.predicted_tpot_s) / load, weight * (outcome.output_tokens or 0)
         )
         if changed:
             self._report_safe_mode()

@@ -24,7 +24,8 @@ _PRIOR_VARIANCE, _PRIOR_ANSWERS = 0.0625, 2.0
 
 
 class ResidualCorrection:
-    """Sums of residuals by cluster and arm. `answers`: number of answers of each arm at this router, since its reset.
+    """Sums of residuals by cluster and arm. `answers`: weight of the answers of each arm at this router, since its
+    reset.
 
     Several routers are summed: each shares its sums (`local_state`) and adds those of the others (`merge`).
     """
@@ -32,16 +33,16 @@ class ResidualCorrection:
     def __init__(self, config: CorrectionConfig, num_clusters: int, num_arms: int) -> None:
         self._config = config
         self._local, self._peers, self._total = np.zeros((3, 3, num_clusters, num_arms))
-        self.answers = [0] * num_arms
+        self.answers = [0.0] * num_arms
 
-    def update(self, cluster: int, arm: int, residual: float) -> None:
-        """Add log(TPOT observed / predicted) of one answer."""
+    def update(self, cluster: int, arm: int, residual: float, weight: float = 1.0) -> None:
+        """Add log(TPOT observed / predicted) of one answer. `weight`: of its API key, in (0, 1]."""
         so_far, step = self.residual(cluster, arm), self._config.max_log_step
         bounded = so_far + min(max(residual - so_far, -step), step)
         cell = self._local[:, cluster, arm]
-        cell *= 1.0 - 1.0 / self._config.window
-        cell += (1.0, bounded, bounded * bounded)
-        self.answers[arm] += 1
+        cell *= 1.0 - weight / self._config.window
+        cell += (weight, weight * bounded, weight * bounded * bounded)
+        self.answers[arm] += weight
         self._total[:, cluster, arm] = cell + self._peers[:, cluster, arm]
 
     def weight(self, cluster: int, arm: int) -> float:
@@ -75,7 +76,7 @@ class ResidualCorrection:
         """Discard an arm's sums: its drafter, build or machine has changed."""
         for sums in (self._local, self._peers, self._total):
             sums[:, :, arm] = 0.0
-        self.answers[arm] = 0
+        self.answers[arm] = 0.0
 
     def discount(self, factor: float) -> None:
         """Discount all sums by `factor`, after a change of traffic within clusters."""

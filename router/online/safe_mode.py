@@ -54,10 +54,11 @@ class SafeMode:
             routed, arm=chosen, propensity=probabilities[chosen], probabilities=probabilities, policy=PREFIX + name
         )
 
-    def observe(self, decision: Decision, arm: int, residual: float, predicted_s: Floats, tokens: int) -> bool:
+    def observe(self, decision: Decision, arm: int, residual: float, predicted_s: Floats, tokens: float) -> bool:
         """Learn from an answer that the policy routed, or that was decided in safe mode; True if the state changes.
 
-        `residual`: log(measured / predicted) of its time per token; `predicted_s` [arms]: without load and corrections.
+        `residual`: log(measured / predicted) of its time per token; `predicted_s` [arms]: without load and corrections;
+        `tokens`: of the answer, times the weight of its API key.
         """
         if decision.policy.startswith(PREFIX):
             self.requests += 1

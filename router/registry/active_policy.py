@@ -140,18 +140,19 @@ class ActivePolicies:
         outcome: Outcome,
         in_flight: int,
         slowdown: float = 1.0,
+        key: str = "",
     ) -> None:
         """Let both policies learn from a finished answer, off the request's path.
 
         `cluster`: from `cluster`; `in_flight`: requests on its arm, including itself; `slowdown`: ratio by which load
-        lengthened its steps.
+        lengthened its steps; `key`: name of its API key.
         """
         for served in (self._active, self._candidate):
             if served is None:
                 continue
             if (own := served.own_prediction(context, decision)) is not None:
                 own_cluster = cluster if served is self._active else served.policy.cluster(context)
-                served.online.observe(own_cluster, own, outcome, in_flight, slowdown)
+                served.online.observe(own_cluster, own, outcome, in_flight, slowdown, key)
 
     def learners(self) -> list[tuple[str, OnlineLearner]]:
         """Learners of the policies in service, by id."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
+from draftpick.engines.http.json_values import parse_object
 from draftpick.router.errors import RequestError
-from draftpick.router.json_values import parse_object
 
 _MESSAGES, _RESPONSES = "/v1/messages", "/v1/responses"
 _ANTHROPIC_TYPES = {

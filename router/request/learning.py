@@ -20,12 +20,16 @@ class AttemptLearning:
             return
         decision, outcome = attempt.decision, attempt.outcome
         if attempt.sampling.get("n", 1.0) > 1:  # sequences side by side: their steps are no measure of one alone
-            outcome = replace(outcome, tpot_s=None, acceptance_length=None)
+            outcome = replace(outcome, tpot_s=None, acceptance_length=None, drafters=None)
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
-        for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):
-            self._acceptance_monitor.observe(arm, tau, tokens, cluster, shadow=shadow)
+        watch, key = self._acceptance_monitor.observe, attempt.key
+        if outcome.drafters is None:
+            watch(decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow, key=key)
+        else:
+            for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):
+                watch(arm, tau, tokens, cluster, shadow=shadow, key=key)
         if shadow or decision.reason == "policy":
             slowdown = self._load.slowdown(decision.arm, attempt.context, attempt.running)
             in_flight = attempt.in_flight[decision.arm] + 1
-            self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, slowdown)
+            self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, slowdown, attempt.key)

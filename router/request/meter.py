@@ -12,9 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from draftpick.engines.errors import StreamInterrupted
-from draftpick.engines.pool.report import FIELD
-from draftpick.engines.pool.report import parse as parse_reports
-from draftpick.router.json_values import parse, parse_object
+from draftpick.engines.http.json_values import parse, parse_object
+from draftpick.engines.pool import report
 from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")
+_CREATED = b"event: response.created"
 _FAILED_RESPONSE = b"event: response.failed"
 _DONE = (
     *(b"data: [DONE]", b"event: message_stop"),
@@ -40,6 +40,7 @@ class Meter:
     `num_answers`: sequences that the request asks for (`n`, times its prompts), decoded side by side. `ttft_s`: of a
     stream, None before its first content. `arrivals`: says when the engine's bytes came; None: when they are read.
     `failed`: it contains an error event; `error_event`: that, or the event of a failed response.
+    `response_id`: of an answer of `/v1/responses`.
     """
 
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
@@ -53,6 +54,7 @@ class Meter:
         self.terminated = False
         self.failed = False
         self.error_event: bytes | None = None
+        self.response_id: Any = None
         self.http_status: int | None = None
 
     def mark_sent(self) -> None:
@@ -78,6 +80,8 @@ class Meter:
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
+        if self.num_events == 0 and event.startswith(_CREATED):
+            self.response_id = ((parse_object(event.partition(b"data: ")[2]) or {}).get("response") or {}).get("id")
         if event.startswith(_DONE):
             self.terminated = True
             if event.startswith(_FAILED_RESPONSE):
@@ -118,7 +122,7 @@ class Meter:
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
         speculation = _metrics(self._fields).get("speculative_decoding")
-        by_drafter = speculation.get(FIELD) if isinstance(speculation, dict) else None
+        by_drafter = speculation.get(report.FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
@@ -131,8 +135,8 @@ class Meter:
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=_seconds(self._fields, "queue_time_ms"),
-            drafters=None if by_drafter is None else parse_reports(by_drafter),
             fault=fault,
+            drafters=None if by_drafter is None else report.parse(by_drafter),
         )
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:

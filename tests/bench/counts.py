@@ -40,11 +40,11 @@ _OBSERVE = "AttemptQueue._observe"
 _OF_TIMER = ("AttemptQueue._consume", "AttemptQueue.drain")
 """They run once for many attempts."""
 GROUPS = {
-    "http server": ("router/http/", "router/openai_request", "router/json_values"),
+    "http server": ("router/http/", "router/openai_request"),
     "request": ("router/request/",),
     "features": ("router/features/",),
     "policy": ("router/policies/", "router/registry/"),
-    "replicas": ("engines/replicas", "engines/circuit_breaker", "engines/arms", "engines/pool/"),
+    "replicas": ("engines/replicas", "engines/circuit_breaker", "engines/arms"),
     "http client": ("engines/http/",),
     "load": ("router/load/",),
     "learning": ("router/online/", "router/types"),

@@ -126,6 +126,7 @@ class World:
         return CanaryExperiment(
             since + 1.0 + np.arange(n, dtype=np.float64), np.full(n, share), own, ours, theirs, arm, expected_s[rows],
             np.where(failed, np.nan, tpot_s), rng.lognormal(-1.6, 0.4, n), failed,
+            np.ones(n),
         )  # fmt: skip
 
 

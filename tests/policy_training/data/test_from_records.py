@@ -192,3 +192,17 @@ def test_what_a_step_costs_is_that_of_a_request_alone() -> None:
     costs = Costs.fit(dataset_of(made), ["math"])
     assert costs.step_s[0, 0] == pytest.approx(0.02)
     assert costs.start_s[0] == pytest.approx(0.5)
+
+
+def test_no_key_is_most_of_the_training_data() -> None:
+    keys = ["greedy", "greedy", "greedy", "modest"]
+    made = [record(i % 600, request_id=f"r{i}", time=float(i), key=keys[i % 4]) for i in range(2400)]
+    shadows = [replace(one, decision=replace(one.decision, reason="shadow")) for one in made[:100]]
+    data = dataset_of([*made, *shadows])
+    rows = [int(m.prompt_id[1:-2]) for m in random_arm_rows(data).measurements]
+    counts = {name: sum(keys[i % 4] == name for i in rows) for name in set(keys)}
+    assert counts["modest"] == 600
+    assert 600 <= counts["greedy"] <= 900
+    assert sum(data.dropped.values()) == 2500 - len(data.measurements)
+    assert {name.split(":")[0] for name in data.dropped} == {"key_share"}
+    assert {m.prompt_id for m in data.measurements if m.propensity is None} <= {f"r{i}/1" for i in rows}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from draftpick.policy_training.retraining.canary import evaluate_stage
 from draftpick.policy_training.retraining.canary_data import MIN_EARLIER, BaselineStats, canary_experiment
 from draftpick.router.types import Record
 from tests.bench.gates import ARMS as MANY
@@ -124,3 +125,18 @@ def test_a_trial_waits_for_requests_and_for_what_was_usual() -> None:
     assert canary_experiment(earlier, 150.0, "new") is None
     assert canary_experiment([*earlier[1:], *later], 150.0, "new") is None
     assert canary_experiment([*earlier, *later], 150.0, "new") is not None
+
+
+def test_a_key_with_most_requests_decides_no_trial_alone() -> None:
+    trial = WORLD.trial(4000, 0.3, EXPECTED, np.random.default_rng(9))
+    greedy = np.arange(4000) % 5 > 0
+    weighted = replace(trial, key_weight=np.where(greedy, 0.25, 1.0))
+    (x, least, *_), (same, wider, *_) = USUAL.savings(trial), USUAL.savings(weighted)
+    assert (same == x).all()
+    known = trial.failed | np.isfinite(trial.tpot_s)
+    assert wider == pytest.approx(least * np.where(greedy[known], 4.0, 1.0))
+    assert (weighted.excess_rate(trial.failed)[1] == trial.excess_rate(trial.failed)[1] / weighted.key_weight).all()
+    # What one key alone makes look bad is weaker evidence than the same of all.
+    bad = np.where(greedy & trial.by_candidate, 3.0, 1.0) * trial.tpot_s
+    harms = [evaluate_stage(replace(one, tpot_s=bad), USUAL, since=0.0, next_share=0.5) for one in (trial, weighted)]
+    assert harms[0].checks[0].value < harms[1].checks[0].value

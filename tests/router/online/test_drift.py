@@ -192,3 +192,37 @@ def test_an_engine_that_says_it_accepts_nothing_tells_nothing_of_its_drafts() ->
     watch = ArmDriftDetector(CONFIG)
     assert answers(watch, 100, tau=0.0) == []
     assert watch.drafts == {}
+
+
+# --- keys ---
+
+
+def change_of(keys: tuple[str, ...], several: bool) -> int | None:
+    """After how many answers of these keys a doubled time is a change; None: never."""
+    watch, rng = PageHinkley(CONFIG), np.random.default_rng(0)
+    for value in rng.normal(0.0, 0.2, 100):
+        watch.update(float(value), "usual", several)
+    for number, value in enumerate(rng.normal(math.log(2.0), 0.2, 200)):
+        if watch.update(float(value), keys[number % len(keys)], several) is not None:
+            return number
+    return None
+
+
+def test_one_key_alone_changes_no_arm_that_others_use() -> None:
+    alone, together, only = change_of(("a",), True), change_of(("a", "b"), True), change_of(("a",), False)
+    assert alone is None
+    assert together is not None
+    assert together <= 12
+    assert only == together
+
+
+def test_what_one_key_asks_more_is_no_change_of_all_requests() -> None:
+    rng, told = np.random.default_rng(0), []
+    for shared in (False, True):
+        inputs = InputDriftDetector(CONFIG, 4, np.asarray([0.5, 0.5, 0.0, 0.0]))
+        for i in range(10 * CONFIG.window):
+            flood = i % 2 == 1
+            new = flood or (shared and rng.random() < 0.5)
+            cluster = 3 if new else int(rng.integers(2))
+            told.append((shared, inputs.update(cluster, "flood" if flood else f"{i % 3}")))
+    assert {shared for shared, index in told if index is not None} == {True}

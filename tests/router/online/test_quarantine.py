@@ -126,3 +126,51 @@ def test_it_can_be_switched_off(clock: Clock) -> None:
     for tau in [2.0] * 100 + [1.0] * 100:
         watched.observe("a", tau, 64)
     assert watched.state()["a"] == "ok"
+
+
+def two_keys(clock: Clock) -> AcceptanceMonitor:
+    """A monitor that has seen good answers to two keys."""
+    watched = watch(clock)
+    for i in range(200):
+        watched.observe("a", 2.0, 64, key=f"{i % 2}")
+    return watched
+
+
+def test_one_key_alone_quarantines_no_arm_that_others_use(clock: Clock) -> None:
+    watched = two_keys(clock)
+    for _ in range(500):
+        watched.observe("a", 1.0, 64, key="0")
+    assert watched.state()["a"] == "ok"
+    for _ in range(5):
+        watched.observe("a", 1.0, 64, key="1")
+    assert watched.state()["a"] == "quarantined"
+
+
+def test_a_key_whose_others_are_gone_is_enough(clock: Clock) -> None:
+    watched = two_keys(clock)
+    clock.now = 900.0
+    for _ in range(50):
+        watched.observe("a", 1.0, 64, key="0")
+    assert watched.state()["a"] == "quarantined"
+
+
+def test_probes_of_one_key_alone_keep_no_arm_out(clock: Clock) -> None:
+    watched = two_keys(clock)
+    for i in range(40):
+        watched.observe("a", 1.0, 64, key=f"{i % 2}")
+    clock.now = 61.0
+    for _ in range(100):
+        watched.observe("a", 1.0, 64, key="0")
+    assert watched.state()["a"] == "probed"
+    watched.observe("a", 2.0, 64, key="1")
+    assert watched.state()["a"] == "ok"
+
+
+def test_what_one_key_gains_is_not_expected_of_all(clock: Clock) -> None:
+    watched = watch(clock)
+    for i in range(4000):  # one key sends twenty times as much, and its drafts are nearly all accepted
+        watched.observe("a", *((12.0, 64) if i % 20 else (1.9, 64)), key="copies" if i % 20 else "usual")
+    for _ in range(60):
+        watched.observe("a", 1.9, 64, key="usual")
+        watched.observe("a", 1.9, 64, key="other")
+    assert watched.state()["a"] == "ok"

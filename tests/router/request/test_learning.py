@@ -120,3 +120,27 @@ async def test_the_objective_of_a_key_decides_for_its_requests(router_app: Start
     usual, cheap = await app.records(2)
     assert usual.decision.load is None
     assert cheap.decision.load is not None
+
+
+async def test_a_key_with_many_requests_teaches_no_more_than_the_others(
+    router_app: StartRouter, tmp_path: Path
+) -> None:
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump([{"name": n, "sha256": digest(n)} for n in ("many", "few")]))
+    options = {"keys": {"file": tmp_path / "keys.yaml"}, "online": CORRECTED, "exploration": {"rate": 0}}
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES, **options)
+    for i in range(60):
+        await app.post(headers={"authorization": f"Bearer {'few' if i % 6 == 0 else 'many'}"}, stream=True)
+    assert 10 + 8 <= learned(app).answers[0] <= 10 + 18
+    assert len({one.key for one in await app.records(60)} - {"", "many", "few"}) == 2
+
+
+async def test_several_answers_to_one_request_teach_no_time(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES, online=CORRECTED)
+    await app.post(stream=True, n=4)
+    await app.post("/v1/completions", stream=True, prompt=["one", "two"])
+    assert learned(app).answers == [0.0, 0.0]
+    assert app.parts.load.service_s["a"] == app.replicas.by_arm["a"][0].tpot_s == 0.0
+    assert [one.sampling["n"] for one in await app.records(2)] == [4.0, 2.0]
+    await app.post(stream=True)
+    app.parts.attempts.drain()
+    assert sum(learned(app).answers) == 1.0

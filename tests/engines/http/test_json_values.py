@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from draftpick.router.json_values import parse, parse_object, to_bool, to_number
+from draftpick.engines.http.json_values import parse, parse_object, to_bool, to_number
 
 WORDS = ["true", "True", "TRUE", "t", "T", "1", "yes", "Y", "on", "false", "f", "0", "no", "n", "off", "", "x", " true"]
 VALUES = st.one_of(
