@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 NONE = "none"
-"""Name of no draft among the drafters of a pool."""
+"""The drafter of a pool that drafts nothing."""
 _SEPARATOR = "/"
 
 

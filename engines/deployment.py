@@ -13,26 +13,16 @@ import httpx
 import ray
 from ray import serve
 
-from draftpick.engines.config import EMBEDDED, Drafter, Engine, FleetConfig
+from draftpick.engines.config import EMBEDDED, Engine, FleetConfig
 from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import MockSpec, mock_app
-from draftpick.engines.models.cpu import computes_bfloat16
-from draftpick.engines.models.paths import drafter_model, target_path
+from draftpick.engines.models.paths import target_path
 from draftpick.engines.profile.keeper import ProfileKeeper
 from draftpick.engines.profile.node_lock import Serving, starting
-from draftpick.engines.vllm.plugin import KERNELS
-from draftpick.engines.vllm.pool_options import pool_arguments
+from draftpick.engines.vllm.arguments import V1_RUNNER, common_arguments, engine_arguments
 
-_NORMS = [KERNELS, "native"]
-_CPU_ENGINE_KWARGS = {
-    # A seeded request with a split prefill kills vLLM's CPU worker (0.29: "CPU Generator does not use offset").
-    "enable_chunked_prefill": False,
-    "ir_op_priority": {"rms_norm": _NORMS, "fused_add_rms_norm": _NORMS},
-}
 _TARGET_MAX_AGE_S = 15.0
 """Validity of a router's target number of replicas."""
-_METRICS_KWARGS = {"enable_per_request_metrics": True}
-_PAGES = "draftpick.engines.vllm.middleware.VLLMPages"
 
 
 class EngineReplica:
@@ -137,23 +127,11 @@ def build_engine(config: FleetConfig, engine: Engine) -> serve.Application:
 
 def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """Build the arguments of Ray Serve LLM's `LLMConfig` for one engine."""
-    kwargs = _engine_kwargs(config, engine)
-    kwargs["middleware"] = [*kwargs.get("middleware", []), _PAGES]
-    if engine.drafters is not None:
-        pool = pool_arguments(engine.drafters)
-        pool["additional_config"] = {**kwargs.get("additional_config", {}), **pool["additional_config"]}
-        kwargs |= pool
-    elif engine.drafter is not None:
-        kwargs["speculative_config"], options = speculation(engine.drafter)
-        if options:
-            kwargs["additional_config"] = {**kwargs.get("additional_config", {}), "drafter": options}
-        # vLLM rejects this flag at startup on an engine without a drafter.
-        kwargs.setdefault("per_request_spec_decode_metrics", "summary")
     result: dict[str, Any] = {
         "model_loading_config": {"model_id": config.target.name, "model_source": target_path(config.target)},
-        "engine_kwargs": kwargs,
+        "engine_kwargs": engine_arguments(config, engine),
         "accelerator_config": {"kind": engine.deployment.accelerator},
-        "placement_group_config": {"bundles": _bundles(engine, kwargs)},
+        "placement_group_config": {"bundles": _bundles(engine, common_arguments(config, engine))},
         "experimental_configs": {"stream_batching_interval_ms": 0},
         # Otherwise vLLM's metrics go only to Ray's agent, and the engine's own /metrics lacks them.
         "log_engine_metrics": False,
@@ -165,23 +143,12 @@ def llm_config(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     return result
 
 
-def speculation(drafter: Drafter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (vLLM's `speculative_config`, our own options for `additional_config`)."""
-    if (class_path := drafter.spec.class_path) is not None:
-        k = drafter.num_speculative_tokens
-        return {"method": "custom_class", "model": class_path, "num_speculative_tokens": k}, drafter.model_extra or {}
-    config = drafter.model_dump(exclude_none=True)
-    ours = drafter.spec.added_options
-    options = {name: config.pop(name) for name in ours.model_fields if name in config} if ours else {}
-    if model := drafter_model(drafter):
-        config["model"] = model
-    return config, options
-
-
 def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
     """Return the Serve deployment options of one engine; the user's `options` take precedence."""
     deployment = engine.deployment
     env = {"HF_HUB_OFFLINE": "1"} if config.target.source == EMBEDDED else {}
+    if engine.is_pool:
+        env |= V1_RUNNER
     if engine.kind == "vllm" and deployment.accelerator == "cpu":
         env |= _cpu_threads(deployment.num_cpus)
     options: dict[str, Any] = {
@@ -198,7 +165,7 @@ def deployment_options(config: FleetConfig, engine: Engine) -> dict[str, Any]:
         policy = {"policy_function": "draftpick.engines.deployment:scale_on_demand"}
         options["autoscaling_config"] = {"policy": policy, **deployment.autoscaling.model_dump(exclude_none=True)}
     if engine.kind == "vllm":
-        first, *rest = _bundles(engine, _engine_kwargs(config, engine))
+        first, *rest = _bundles(engine, common_arguments(config, engine))
         # The replica's own actor shares the first bundle with the first worker.
         options["placement_group_bundles"] = [{**first, "CPU": first.get("CPU", 0) + 0.1}, *rest]
         options["placement_group_strategy"] = "PACK"
@@ -209,17 +176,6 @@ def _cpu_threads(num_cpus: float) -> dict[str, str]:
     """Set the threads of an engine's worker. By default vLLM binds the workers of all engines of a node to the same
     cores."""
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, round(num_cpus)))}
-
-
-def _engine_kwargs(config: FleetConfig, engine: Engine) -> dict[str, Any]:
-    """Merge vLLM's arguments without the drafter: ours, then the fleet's, then the engine's; the last wins."""
-    defaults: dict[str, Any] = {}
-    if engine.deployment.accelerator == "cpu":
-        defaults = dict(_CPU_ENGINE_KWARGS)
-        # Twice the memory, too much to claim for a target of any size.
-        if config.target.source == EMBEDDED and not computes_bfloat16():
-            defaults["dtype"] = "float32"
-    return {**_METRICS_KWARGS, **defaults, **config.engine_kwargs, **engine.engine_kwargs}
 
 
 def _bundles(engine: Engine, kwargs: dict[str, Any]) -> list[dict[str, float]]:

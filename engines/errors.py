@@ -4,9 +4,14 @@ DraftpickError
 ├── ConfigError                  invalid configuration: field path, problem, fix
 └── EngineError                  an engine did not answer as requested
     ├── EngineUnavailable        no replica, or the connection failed before the first byte
-    │   └── EngineUnreachable    connection refused
+    │   ├── EngineUnreachable    connection refused
+    │   └── ConnectionLost       closed by the engine without a byte of an answer
     ├── EngineTimeout            no first byte in time
-    └── StreamInterrupted        the answer broke off after its first byte
+    │   └── ConnectTimeout       no connection in time
+    ├── StreamInterrupted        the answer broke off after its first byte
+    │   └── AnswerTooLong        the answer takes longer than any may
+    ├── RequestNotSendable       the request cannot be written as HTTP
+    └── ResourcesExhausted       this process has no descriptors, ports or memory for a connection
 """
 
 
@@ -37,9 +42,29 @@ class EngineUnreachable(EngineUnavailable):
     """The engine's address refuses connections."""
 
 
+class ConnectionLost(EngineUnavailable):
+    """The engine closed the connection without a byte of an answer."""
+
+
 class EngineTimeout(EngineError):
     """No first byte arrived in time."""
 
 
+class ConnectTimeout(EngineTimeout):
+    """No connection was made in time."""
+
+
 class StreamInterrupted(EngineError):
     """The answer broke off after its first byte."""
+
+
+class AnswerTooLong(StreamInterrupted):
+    """The answer takes longer than any may: it was cut off here, not by the engine."""
+
+
+class RequestNotSendable(EngineError):
+    """The request cannot be written as HTTP."""
+
+
+class ResourcesExhausted(EngineError):
+    """This process has no file descriptors, ports or memory left for a connection."""

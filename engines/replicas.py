@@ -1,5 +1,6 @@
 """Replicas of each arm: addresses, requests in flight, and health."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +30,16 @@ class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
     `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
-    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm.
+    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm. `answered_at`: when a request was last
+    answered, by the table's `clock`.
     """
 
     __slots__ = (
+        "answered_at",
         "breaker",
         "by_arm",
         "by_mode",
+        "clock",
         "foreign_in_flight",
         "in_flight",
         "num_times",
@@ -46,8 +50,9 @@ class Replica:
         "url",
     )
 
-    def __init__(self, url: str, breaker: CircuitBreaker) -> None:
-        self.url, self.breaker = url, breaker
+    def __init__(self, url: str, breaker: CircuitBreaker, clock: Callable[[], float] = time.monotonic) -> None:
+        self.url, self.breaker, self.clock = url, breaker, clock
+        self.answered_at = -math.inf
         self.in_flight, self.num_times, self.tpot_s = 0, 0, 0.0
         self.unreachable = False
         self.foreign_in_flight, self.reported_at = 0, 0.0
@@ -58,6 +63,12 @@ class Replica:
     def total_in_flight(self) -> int:
         """Requests of all clients."""
         return self.in_flight + self.foreign_in_flight
+
+    def answered_within(self, seconds: float) -> bool:
+        """True if it has answered a request, or reported that it makes tokens, in the last so many seconds."""
+        began = self.clock() - seconds
+        busy = self.report is not None and self.report.tokens_per_s > 0 and self.reported_at > began
+        return self.answered_at > began or busy
 
     def mark_reachable(self) -> None:
         """Record that it answers again: the next request may probe it."""
@@ -130,7 +141,7 @@ class ReplicaTable:
         self._replicas.update(dict.fromkeys(arms, replicas))
 
     def _new(self, url: str) -> Replica:
-        return Replica(url, CircuitBreaker(self._breaker, self._clock))
+        return Replica(url, CircuitBreaker(self._breaker, self._clock), self._clock)
 
     def eligible(self, tried: Collection[Replica] = ()) -> list[str]:
         """Return the arms with an admitting replica that is not in `tried`, in configuration order.
@@ -243,6 +254,8 @@ class ReplicaTable:
         if lease.unreachable:
             replica.breaker.trip()
             return
+        if lease.ok:
+            replica.answered_at = self._clock()
         if not (lease.ok and replica.breaker.clear):
             replica.breaker.end(ok=lease.ok, probe=lease.probe)
         if lease.tpot_s is not None:

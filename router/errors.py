@@ -4,6 +4,7 @@ RequestError           carries an HTTP status and an OpenAI error type
 ├── BadRequest         400, malformed request
 ├── Unauthorized       401, missing or unknown key
 ├── Forbidden          403, insufficient scope of the key
+├── NotFound           404, no such model or stored response
 ├── NotAllowed         405, method not allowed
 ├── PayloadTooLarge    413, 414 or 431, body, URL or headers exceed their limit
 ├── UnsupportedEncoding  415, a body whose encoding is not read
@@ -18,6 +19,7 @@ PolicyRejected         an artefact that this fleet cannot use
 
 import copyreg
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from draftpick.engines.errors import DraftpickError
@@ -72,10 +74,23 @@ class Forbidden(RequestError):
     status, type = 403, "permission_error"
 
 
+class NotFound(RequestError):
+    """What is asked for does not exist."""
+
+    status, type = 404, "not_found_error"
+
+
 class NotAllowed(RequestError):
     """The method is not allowed."""
 
     status, type = 405, "invalid_request_error"
+
+    def __init__(self, message: str, *, code: str = "method_not_allowed", allowed: Iterable[str] = ()) -> None:
+        super().__init__(message, code=code)
+        self.allowed = sorted(allowed)
+
+    def headers(self) -> Headers:
+        return [("allow", ", ".join(self.allowed))] if self.allowed else []
 
 
 class PayloadTooLarge(RequestError):

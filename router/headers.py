@@ -1,5 +1,6 @@
 """Names of Draftpick's own headers. `draftpick.router.http.request_headers` describes those of requests."""
 
+OWN_PREFIX = "x-draftpick-"
 ARM = "x-draftpick-arm"
 TIMEOUT = "x-draftpick-timeout"
 PRIORITY = "x-draftpick-priority"

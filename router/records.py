@@ -14,13 +14,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields as fields_of
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
+from draftpick.engines.atomic_write import atomic_write
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.router_config import RecordsConfig
@@ -43,6 +45,7 @@ SCHEMA_1_LOAD = {
 }
 SCHEMA_1_REASONS = {"continued": "resumed"}
 """Names of schema 1 and the current ones: of a record, its decision, the load of a decision, and reasons."""
+SEGMENTS = "records-*.jsonl"
 _FLUSH_S = 0.5
 
 
@@ -61,6 +64,8 @@ class RecordWriter:
         self._prefix = f"records-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}"
         self._number = 0
         self._segment: int | None = None
+        self._segments: deque[Path] = deque()
+        """Its own segments; those of another writer with the same name are left alone."""
         self._size = 0
         self._opened = 0.0
         self._stop = threading.Event()
@@ -110,14 +115,16 @@ class RecordWriter:
         batch = [self._queue.popleft() for _ in range(len(self._queue))]
         if not batch:
             return
+        lines = [line for record in batch if (line := _encoded(record)) is not None]
         try:
-            self._append(b"".join(encode(record) for record in batch))
-        except (OSError, TypeError, ValueError):
-            # A full or failing disk costs records, never requests; the next flush tries a new segment.
-            self.dropped += len(batch)
-            self._close_segment()
-        else:
-            self.written += len(batch)
+            self._append(b"".join(lines))
+        except OSError:
+            # A full or failing disk costs these records, never requests or older records; the next flush tries a new
+            # segment.
+            self._drop_segment()
+            lines = []
+        self.written += len(lines)
+        self.dropped += len(batch) - len(lines)
 
     def _append(self, data: bytes) -> None:
         """Write `data` completely or not at all: a partial write on a full disk is truncated."""
@@ -131,6 +138,8 @@ class RecordWriter:
                 os.ftruncate(segment, self._size)
             raise
         self._size += len(data)
+        while len(self._segments) > self._config.keep_segments:
+            self._segments.popleft().unlink(missing_ok=True)
 
     def _current_segment(self) -> int:
         if self._segment is not None:
@@ -139,24 +148,22 @@ class RecordWriter:
                 return self._segment
             self._close_segment()
         self._dir.mkdir(parents=True, exist_ok=True)
-        path = self._next_path()
-        self._segment = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        self._size, self._opened = 0, time.monotonic()
-        self._remove_old()
-        return self._segment
-
-    def _next_path(self) -> Path:
-        """An unused name: another writer of this process may have started in the same second."""
-        while True:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        while self._segment is None:
             path = self._dir / f"{self._prefix}-{self._number:06d}.jsonl"
             self._number += 1
-            if not path.exists():
-                return path
+            # A writer of another container may have the same host name, process id and time.
+            with contextlib.suppress(FileExistsError):
+                self._segment = os.open(path, flags, 0o640)
+        self._segments.append(path)
+        self._size, self._opened = 0, time.monotonic()
+        return self._segment
 
-    def _remove_old(self) -> None:
-        mine = sorted(self._dir.glob(f"{self._prefix}-*.jsonl"))
-        for path in mine[: -self._config.keep_segments]:
-            path.unlink(missing_ok=True)
+    def _drop_segment(self) -> None:
+        """Close the segment after an error, and remove it if nothing was written to it."""
+        if self._segment is not None and not self._size:
+            self._segments.pop().unlink(missing_ok=True)
+        self._close_segment()
 
     def _close_segment(self) -> None:
         segment, self._segment = self._segment, None
@@ -177,6 +184,14 @@ def encode(record: Record) -> bytes:
     if (context := record.context) is not None:  # the vector contains all other fields of a context
         fields["context"] = {"vector": context.vector, "featurizer": context.featurizer}
     return orjson.dumps(fields, default=_vector, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _encoded(record: Record) -> bytes | None:
+    """The line of a record; None for one that has no line, such as text that is not Unicode."""
+    try:
+        return encode(record)
+    except (TypeError, ValueError):
+        return None
 
 
 def _vector(value: Any) -> str:
@@ -206,7 +221,7 @@ def decode(line: bytes) -> Record:
         outcome = fields.pop("outcome")
         if (drafters := outcome.get("drafters")) is not None:
             outcome["drafters"] = {name: DrafterReport(**one) for name, one in drafters.items()}
-        return Record(
+        record = Record(
             context=context,
             decision=Decision(**decision),
             outcome=Outcome(**outcome),
@@ -214,6 +229,9 @@ def decode(line: bytes) -> Record:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from error
+    if not isinstance(record.time, int | float):
+        raise ValueError("damaged record: its time is no number")
+    return record
 
 
 def _from_schema_1(fields: dict[str, Any]) -> dict[str, Any]:
@@ -232,11 +250,54 @@ def _renamed(fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in fields.items()}
 
 
+def decode_lines(data: bytes) -> tuple[list[Record], list[bytes]]:
+    """The records in complete lines, and the damaged lines. A time in the future, of a wrong clock, becomes now."""
+    records, damaged, now = list[Record](), list[bytes](), time.time()
+    for line in data.split(b"\n"):
+        try:
+            if line:
+                record = decode(line)
+                records.append(record if record.time <= now else replace(record, time=now))
+        except ValueError:
+            damaged.append(line)
+    return records, damaged
+
+
 def read(folder: Path) -> Iterator[Record]:
-    """All records below a folder in order of their segments; skips a torn last line of a segment."""
-    for path in sorted(folder.glob("records-*.jsonl")):
+    """All records below a folder in order of their segments; skips damaged lines, and a torn last line of a segment."""
+    for path in sorted(folder.glob(SEGMENTS)):
         with path.open("rb") as segment:
             for line in segment:
-                if not line.endswith(b"\n"):
-                    continue
-                yield decode(line)
+                with contextlib.suppress(ValueError):
+                    if line.endswith(b"\n"):
+                        yield decode(line)
+
+
+class Repair(NamedTuple):
+    """Lines of one segment: its records, and those that were moved to `<segment>.damaged`."""
+
+    segment: Path
+    records: int
+    damaged: int
+
+
+def repair(folder: Path, min_age_s: float, *, dry_run: bool = False) -> list[Repair]:
+    """Move damaged lines out of the segments of a folder; returns the segments that have some. Raises OSError.
+
+    Segments written within `min_age_s` are skipped: a router may still append to them.
+    """
+    found = []
+    for path in sorted(folder.glob(SEGMENTS)):
+        if time.time() - path.stat().st_mtime < min_age_s:
+            continue
+        lines = path.read_bytes().split(b"\n")
+        damaged = [line for line in lines if line and decode_lines(line)[1]]
+        if not damaged:
+            continue
+        kept = [line for line in lines if line and line not in set(damaged)]
+        found.append(Repair(path, len(kept), len(damaged)))
+        if not dry_run:
+            with path.with_name(f"{path.name}.damaged").open("ab") as aside:
+                aside.writelines(line + b"\n" for line in damaged)
+            atomic_write(path, b"".join(line + b"\n" for line in kept), durable=True)
+    return found

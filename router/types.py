@@ -8,19 +8,23 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
+from draftpick.engines.arms import NONE, engine_of, pool_arm
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.pool.report import DrafterReport
 
 Vector = npt.NDArray[np.float32]
 DEFAULT_MAX_TOKENS = 256.0
 """`max_tokens` of a request without a limit."""
-Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled"]
+Status = Literal["ok", "client_error", "engine_error", "timeout", "broken", "cancelled", "router_error"]
 """How an attempt ended.
 
 ok: a status below 400. client_error: 4xx. engine_error: no answer, or 5xx, before the first byte. timeout: no first
-byte in time. broken: the answer stopped after its first byte. cancelled: the client disconnected.
+byte in time. broken: the answer stopped after its first byte. cancelled: the client disconnected. router_error: this
+process lacked descriptors, ports or memory, or could not ask for the rest of a stream.
 """
+Fault = Literal["client", "engine", "network", "router"]
+"""Whose fault it is that an attempt was not answered: see `draftpick.router.request.verdict`."""
+_FAILED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
 Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 """Reason of a decision: see `Decision`."""
 
@@ -105,7 +109,8 @@ class Outcome:
     not in them. ttft_s: to the first content token (without streaming: as reported by the engine). tpot_s: of one
     answer's tokens after the first, by the engine's own clock if it reports it. output_tokens: of all answers.
     acceptance_length: tokens per step including the bonus token. queue_s: queueing time at the engine, as reported by
-    the engine; part of ttft_s. drafters: of a pool, what each of its drafters did, and would have done.
+    the engine; part of ttft_s. drafters: of a pool, what each of its drafters did, and would have done. fault: None if
+    it was answered, and in records of versions that did not decide it.
     """
 
     status: Status
@@ -120,6 +125,12 @@ class Outcome:
     overhead_s: float | None = None
     queue_s: float | None = None
     drafters: Mapping[str, DrafterReport] | None = None
+    fault: Fault | None = None
+
+    @property
+    def failed(self) -> bool:
+        """True if the engine, or the network to it, is at fault."""
+        return self.status in _FAILED if self.fault is None else self.fault in ("engine", "network")
 
 
 def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float | None, int | None]]:
@@ -128,8 +139,7 @@ def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float |
     That of the answer; of a pool, what each of its drafters, scored on the answer's text, would have had.
     """
     if outcome.drafters is None:
-        if drafter_of(arm) is None:
-            yield arm, outcome.acceptance_length, outcome.output_tokens
+        yield arm, outcome.acceptance_length, outcome.output_tokens
         return
     engine = engine_of(arm)
     for name, report in outcome.drafters.items():

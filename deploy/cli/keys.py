@@ -48,7 +48,7 @@ def new(
 
     Example: draftpick keys new search-team --rpm 600 --file keys.yaml
     """
-    keys = read_keys(file) if file.exists() else []
+    keys = read_keys(file) if file.exists() and file.stat().st_size else []
     if any(key.name == name for key in keys):
         fail(f"{file} already has a key {name!r} (choose another name, or remove its line)", 2)
     secret = new_key()

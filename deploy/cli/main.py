@@ -25,10 +25,12 @@ from draftpick.deploy.cli.options import DEFAULT_SEED, Config, Json, JsonFile, O
 from draftpick.deploy.cli.plan import plan_app
 from draftpick.deploy.cli.policies import registry_app
 from draftpick.deploy.cli.profile import profile_app
+from draftpick.deploy.cli.records import records_app
 from draftpick.deploy.cli.report import report_app
 from draftpick.deploy.cli.retrain import retrain_app
 from draftpick.deploy.cli.serve import serve_app
 from draftpick.deploy.cli.train import policy_app
+from draftpick.deploy.cli.vllm_args import vllm_args_app
 from draftpick.deploy.console import err, fail, out, progress_bar
 from draftpick.deploy.extras import MissingExtra, require
 from draftpick.deploy.workflows.prepare_models import prepare_models
@@ -53,9 +55,11 @@ app.add_typer(headroom_app)
 app.add_typer(report_app)
 app.add_typer(profile_app)
 app.add_typer(retrain_app)
+app.add_typer(vllm_args_app)
 app.add_typer(drafters_app, name="drafters")
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="policies")
+app.add_typer(records_app, name="records")
 
 
 def _configure_stdout(commands: typer.Typer) -> None:

@@ -42,6 +42,14 @@ ReplicaAccelerators = Annotated[
         help="ENGINE=N accelerators per replica (tensor_parallel_size); default 1; repeatable.",
     ),
 ]
+PoolOption = Annotated[
+    list[str],
+    typer.Option(
+        "--pool",
+        help="NAME=ENGINE+ENGINE: also consider a pool of these engines' drafters, the first of which has none; "
+        "repeatable.",
+    ),
+]
 Predictability = Annotated[
     float,
     typer.Option(
@@ -64,6 +72,7 @@ def simulate(
     rate: Rate = None,
     requests: Requests = 4000,
     replica_accelerators: ReplicaAccelerators = [],
+    pool: PoolOption = [],
     predictability: Predictability = 0.6,
     strategies: Annotated[
         str,
@@ -89,7 +98,7 @@ def simulate(
     from draftpick.deploy.workflows import fleet_size
     from draftpick.policy_training.simulator.fleet import Fleet
 
-    arms = fleet_size.read_arms(profiles, replica_accelerators)
+    arms = fleet_size.read_arms(profiles, replica_accelerators, pool)
     counts = fleet_size.counts(fleet.split(","), "--fleet")
     chosen = Fleet.from_counts(arms, counts)
     source = fleet_size.TrafficOptions(traffic, data, records, policy, rate, requests).read(arms)
@@ -123,6 +132,7 @@ def plan(
     rate: Rate = None,
     requests: Requests = 4000,
     replica_accelerators: ReplicaAccelerators = [],
+    pool: PoolOption = [],
     objective: Annotated[
         str, typer.Option("--objective", help="Figure to minimise: latency_s, tpot_s or ttft_s, /mean, /p95 or /p99.")
     ] = "latency_s/mean",
@@ -148,12 +158,13 @@ def plan(
 
       draftpick plan -a 8 --profiles profiles --records records
       draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --replica-accelerators big=2
+      draftpick plan -a 8 --profiles profiles --records records --pool all=plain+suffix+general
     """
     require("train")
     from draftpick.deploy.workflows.fleet_size import TrafficOptions, read_arms
     from draftpick.policy_training.simulator.capacity_plan import PlanQuestion
 
-    arms = read_arms(profiles, replica_accelerators)
+    arms = read_arms(profiles, replica_accelerators, pool)
     source = TrafficOptions(traffic, data, records, policy, rate, requests).read(arms)
     question = PlanQuestion(
         arms, source, accelerators, objective, strategy, predictability, evaluation_seeds=seeds, first_seed=seed

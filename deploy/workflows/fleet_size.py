@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from draftpick.engines.arms import NONE, pool_arm
 from draftpick.engines.config import EMBEDDED
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.profile.profile import Profile, ProfileError
@@ -42,11 +44,11 @@ class TrafficOptions:
         """Traffic on these engines; `rate`: requests per second. Raises `ConfigError` unless there is one source."""
         if sum([self.spec is not None, bool(self.data), self.records is not None]) != 1:
             raise ConfigError("traffic", "needs one source", "give one of --traffic, --data and --records")
-        profiles = {name: arm.modes[0].profile for name, arm in arms.items()}
+        profiles = {mode.column: mode.profile for arm in arms.values() for mode in arm.modes}
         if self.spec is not None:
             spec = read_spec(self.spec)
             bursts = spec.bursts.bursts() if spec.bursts else None
-            return SyntheticTraffic(spec.rows(list(arms)), self.n, self.rate or spec.rate, bursts)
+            return SyntheticTraffic(spec.rows(list(profiles)), self.n, self.rate or spec.rate, bursts)
         if self.data:
             return SyntheticTraffic(dataset_traffic(load(*self.data), profiles), self.n, self.rate or 1.0)
         assert self.records is not None
@@ -54,8 +56,11 @@ class TrafficOptions:
         return RecordedTraffic(records_traffic(from_records(self.records), profiles, prior), self.rate, self.n)
 
 
-def read_arms(paths: Sequence[Path], replica_accelerators: Sequence[str]) -> dict[str, Arm]:
+def read_arms(paths: Sequence[Path], replica_accelerators: Sequence[str], pools: Sequence[str] = ()) -> dict[str, Arm]:
     """Read engines by name from the profiles in `paths`; `replica_accelerators`: ENGINE=N, else 1.
+
+    `pools`: NAME=ENGINE+ENGINE, a pool of these engines' drafters with their step times, the first one without a
+    drafter. The profile of a pool has those of its drafters itself.
 
     Raises `ConfigError`, and `ProfileError` for a file that is not a profile.
     """
@@ -68,9 +73,24 @@ def read_arms(paths: Sequence[Path], replica_accelerators: Sequence[str]) -> dic
         except ProfileError as error:
             raise ProfileError(f"{file}: {error}") from error
         number = wanted.pop(file.stem, 1)
-        arms[file.stem] = Arm.from_profile(file.stem, profile, accelerators=number, price=float(number))
+        size: dict[str, Any] = {"accelerators": number, "price": float(number)}
+        if profile.drafter_s:
+            drafters = {pool_arm(file.stem, one): profile.with_drafter(one) for one in (NONE, *profile.drafter_s)}
+            arms[file.stem] = Arm.as_pool(file.stem, drafters, **size)
+        else:
+            arms[file.stem] = Arm.from_profile(file.stem, profile, **size)
     if not arms:
         raise ConfigError("--profiles", "no <engine>.json found", "make them with `draftpick profile --output-dir`")
+    singles = dict(arms)
+    for text in pools:
+        name, _, given = text.partition("=")
+        if not name or any(one not in singles for one in given.split("+")):
+            known = f"engines with a profile: {', '.join(singles)}"
+            raise ConfigError("--pool", f"{text!r} is not NAME=ENGINE+ENGINE of engines with a profile", known)
+        members = [singles[one] for one in given.split("+")]
+        number = wanted.pop(name, members[0].accelerators)
+        modes = {one.name: one.modes[0].profile for one in members}
+        arms[name] = Arm.as_pool(name, modes, accelerators=number, price=float(number))
     if wanted:
         names = ", ".join(arms)
         raise ConfigError("--replica-accelerators", f"no profile of {', '.join(wanted)}", f"name one of: {names}")

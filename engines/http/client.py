@@ -4,6 +4,8 @@ It uses its own connections: httpx and aiohttp take several times as long on the
 """
 
 import asyncio
+import errno
+import os
 import re
 import ssl
 from base64 import b64encode
@@ -12,7 +14,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
-from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable
+from draftpick.engines.errors import (
+    ConnectionLost,
+    ConnectTimeout,
+    EngineTimeout,
+    EngineUnreachable,
+    RequestNotSendable,
+    ResourcesExhausted,
+)
 from draftpick.engines.http.connection import Connection, Exchange, Headers
 
 __all__ = ["EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
@@ -23,6 +32,10 @@ _IDLE_S = 60.0
 _SWEEP_S = 15.0
 _TARGET = re.compile(r"/[\x21-\x7e]*")
 _FULL_BODY_HEADERS = 2**16
+_STALE_S = 1.0
+"""Longest time in which an engine that has closed an idle connection refuses a request on it."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN})
+_EXHAUSTED_TEXTS = tuple(os.strerror(number) for number in _EXHAUSTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +89,10 @@ class EngineClient:
     ) -> "_PendingRequest":
         """Prepare one request, an async context manager that yields the `EngineResponse`.
 
-        Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after it. `within_s`: a
-        tighter limit for the first byte. Leaving the block before the last chunk closes the connection, which aborts
-        the request in the engine.
+        Raises `EngineUnavailable` or `EngineTimeout` before the first byte, `StreamInterrupted` after it,
+        `RequestNotSendable` and `ResourcesExhausted` without an attempt. `within_s`: a tighter limit for the first
+        byte. A kept connection that the engine closes unanswered is replaced by a new one. Leaving the block before the
+        last chunk closes the connection, which aborts the request in the engine.
         """
         return _PendingRequest(self, url, method, headers, body, stream, within_s)
 
@@ -97,12 +111,16 @@ class EngineClient:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
-    async def connect(self, origin: _Origin, within_s: float) -> Connection:
-        """An idle connection, or a new one. Raises `EngineTimeout` or `EngineUnreachable`."""
+    def idle_connection(self, origin: _Origin) -> Connection | None:
+        """A kept connection that is open as far as is known."""
         while origin.idle:
             connection = origin.idle.pop()
             if not connection.closed and not connection.transport.is_closing():
                 return connection
+        return None
+
+    async def connect(self, origin: _Origin, within_s: float) -> Connection:
+        """A new connection. Raises `EngineTimeout`, `EngineUnreachable` or `ResourcesExhausted`."""
         connect_s = min(_CONNECT_S, within_s)
         try:
             async with asyncio.timeout(connect_s):
@@ -110,8 +128,11 @@ class EngineClient:
                     Connection, origin.host, origin.port, ssl=origin.tls
                 )
         except TimeoutError as error:
-            raise EngineTimeout(f"no connection within {connect_s:g} s") from error
+            late = ConnectTimeout if connect_s == _CONNECT_S else EngineTimeout
+            raise late(f"no connection within {connect_s:g} s") from error
         except OSError as error:
+            if _is_exhausted(error):
+                raise ResourcesExhausted(f"no connection: {error}") from error
             raise EngineUnreachable("connection refused") from error
         return made
 
@@ -123,6 +144,11 @@ class EngineClient:
                 origin.idle.popleft().transport.close()
         waiting = any(origin.idle for origin in self.origins.values())
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if waiting else None
+
+
+def _is_exhausted(error: OSError) -> bool:
+    """True if this process or machine lacks something; of several addresses, asyncio joins the texts alone."""
+    return error.errno in _EXHAUSTED or (error.errno is None and any(map(str(error).__contains__, _EXHAUSTED_TEXTS)))
 
 
 def redact_userinfo(url: str) -> str:
@@ -154,9 +180,20 @@ class _PendingRequest:
         if self.within_s is not None:
             first_s = min(first_s, self.within_s)
         data, began = _head(self, target, origin), loop.time()
-        connection = await client.connect(origin, first_s)
-        stall_s = client.stream_idle_timeout_s if self.stream else None
-        exchange = Exchange(connection, began, first_s, stall_s, client.timeout_s)
+        if (kept := client.idle_connection(origin)) is not None:
+            try:
+                return await self._exchange(origin, kept, data, first_s, began)
+            except ConnectionLost:
+                if loop.time() > began + _STALE_S:
+                    raise
+        return await self._exchange(origin, await client.connect(origin, first_s), data, first_s, began)
+
+    async def _exchange(
+        self, origin: _Origin, connection: Connection, data: bytes, first_s: float, began: float
+    ) -> EngineResponse:
+        """Send the request on a connection, and wait for the head of its answer."""
+        stall_s = self.client.stream_idle_timeout_s if self.stream else None
+        exchange = Exchange(connection, began, first_s, stall_s, self.client.timeout_s)
         try:
             if len(self.body) < _FULL_BODY_HEADERS:
                 connection.transport.write(data + self.body)
@@ -183,7 +220,7 @@ class _PendingRequest:
 
 
 def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:
-    """Encode the request head. Raises `EngineUnavailable` for fields that could inject a second request."""
+    """Encode the request head. Raises `RequestNotSendable` for fields that could inject a second request."""
     lines = [f"{name}: {value}\r\n" for name, value in sending.headers]
     if origin.credentials and all(name.lower() != "authorization" for name, _ in sending.headers):
         lines.append(f"authorization: {origin.credentials}\r\n")
@@ -192,5 +229,8 @@ def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:
     head = f"{sending.method} {target} HTTP/1.1\r\nhost: {origin.netloc}\r\n{''.join(lines)}\r\n"
     number = len(lines) + 3
     if _TARGET.fullmatch(target) is None or head.count("\n") != number or head.count("\r") != number:
-        raise EngineUnavailable("the request cannot be written as HTTP")
-    return head.encode("latin-1")
+        raise RequestNotSendable("the request cannot be written as HTTP")
+    try:
+        return head.encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise RequestNotSendable("the request cannot be written as HTTP") from error

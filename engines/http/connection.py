@@ -10,7 +10,14 @@ from typing import Any
 
 import httptools
 
-from draftpick.engines.errors import EngineError, EngineTimeout, EngineUnavailable, StreamInterrupted
+from draftpick.engines.errors import (
+    AnswerTooLong,
+    ConnectionLost,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    StreamInterrupted,
+)
 
 Headers = list[tuple[str, str]]
 _MAX_UNREAD = 2**18
@@ -36,7 +43,7 @@ class Connection(asyncio.Protocol):
         try:
             self.exchange.parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self.exchange.fail(f"invalid HTTP: {error}")
+            self.exchange.fail(EngineUnavailable, f"invalid HTTP: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -68,6 +75,7 @@ class Exchange(AsyncIterator[bytes]):
         self._paused = False
         self._to_the_end = False
         self._error: EngineError | None = None
+        self._begun = False
         self.status = 0
         self.headers: Headers = []
         self.complete = False
@@ -94,6 +102,17 @@ class Exchange(AsyncIterator[bytes]):
             self.connection.transport.resume_reading()
         return data
 
+    async def arrives_within(self, seconds: float) -> bool:
+        """Wait for the next chunk, the end or an error; False if none comes in time."""
+        if not (self._parts or self.complete or self._error is not None):
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(seconds, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        return bool(self._parts) or self.complete or self._error is not None
+
     def end(self) -> bool:
         """Leave the connection; return True if it can carry another exchange."""
         self._timer.cancel()
@@ -107,11 +126,12 @@ class Exchange(AsyncIterator[bytes]):
         if self._to_the_end and error is None:
             self.on_message_complete()
         elif not self.complete:
-            self.fail(type(error).__name__ if error else "closed")
+            self.fail(EngineUnavailable if self._begun else ConnectionLost, type(error).__name__ if error else "closed")
 
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
+        self._begun = True
         if self.complete:  # more data than requested
             self.keep_alive = False
 
@@ -171,18 +191,22 @@ class Exchange(AsyncIterator[bytes]):
         if now < self._deadline():
             self._timer = self._loop.call_at(self._deadline(), self._tick)
         elif not self.complete:
-            self.fail("too late", timed_out=True)
+            outlasts = self._last and now >= self._began + self._total_s
+            self.fail(AnswerTooLong if outlasts else EngineTimeout, "too late")
 
-    def fail(self, what: str, timed_out: bool = False) -> None:
-        """Fail the exchange; readers get the error after the chunks received so far."""
-        if self._last:
+    def fail(self, kind: type[EngineError], what: str) -> None:
+        """Fail the exchange, with an error of this kind if no byte of the body has come; readers get it after the
+        chunks received so far."""
+        if kind is AnswerTooLong:
+            self._error = AnswerTooLong(f"the answer takes longer than {self._total_s:g} s")
+        elif self._last:
             self._error = StreamInterrupted(f"{what} after the first byte")
-        elif timed_out:
+        elif kind is EngineTimeout:
             self._error = EngineTimeout(f"no first byte within {self._first_s:g} s")
         elif self.head.done():
             self._error = StreamInterrupted(f"{what} after the headers")
         else:
-            self._error = EngineUnavailable(f"{what} before the first byte")
+            self._error = kind(f"{what} before the first byte")
         if not self.head.done():
             self.head.set_exception(self._error)
             self.head.exception()  # mark as retrieved, in case no reader is left

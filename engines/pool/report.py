@@ -11,6 +11,7 @@ from typing import Any
 FIELD = "drafters"
 """Name within `metrics.speculative_decoding`."""
 
+
 _COUNTS = ("steps", "drafted", "accepted", "scored")
 
 
@@ -49,6 +50,11 @@ def parse(fields: Any) -> dict[str, DrafterReport]:
         fine = all(type(count) is int and count >= 0 for count in counts)
         if fine and (tau is None or (isinstance(tau, int | float) and math.isfinite(tau) and tau >= 1)):
             found[str(name)] = DrafterReport(
-                *counts, None if tau is None else float(tau), values.get("left_out") is True
+                steps=counts[0],
+                drafted=counts[1],
+                accepted=counts[2],
+                scored=counts[3],
+                tau=None if tau is None else float(tau),
+                left_out=values.get("left_out") is True,
             )
     return found

@@ -332,7 +332,8 @@ def draft_rows(
     `add` takes a request's place, a token and its probability, and says whether to draft another. Returns the requests
     of each pass but the first.
     """
-    (output, state), passes = first, []
+    output, state = first
+    passes: list[int] = []
     places = list(range(len(positions)))
     while True:
         probabilities, ids = head.best(output)

@@ -4,27 +4,24 @@
 What to draft is decided by `engines/pool/`; here are batches, caches and clocks. All heads share the target's KV group.
 """
 
-import copy
 import logging
 import time
-from abc import ABCMeta
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from vllm.config import SpeculativeConfig
-from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from draftpick.engines.pool.acceptance import level_of_probability, level_of_score
+from draftpick.engines.pool.acceptance import level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import XARG, Forecast
-from draftpick.engines.pool.request import PoolRequest
-from draftpick.engines.vllm.head_proposer import GREEDY, Head, Rows, draft_rows
+from draftpick.engines.vllm.head_proposer import GREEDY, Rows
+from draftpick.engines.vllm.pool_heads import HeadStep, PoolHead, with_head
 from draftpick.engines.vllm.pool_options import PoolOptions, build_drafter
 from draftpick.engines.vllm.pool_reports import attach_reports
+from draftpick.engines.vllm.pool_rows import RequestText, Row
 
 logger = logging.getLogger(__name__)
 
@@ -33,93 +30,37 @@ Tensor = torch.Tensor
 _WARM_UP_STEPS = 4
 """Steps that are not measured."""
 
-RELIES_ON: dict[str, str] = {}
-
-
-class PoolHead(EagleProposer):
-    """One head: vLLM's proposer with layer names of its own, and with the fast passes of `Head` where they fit."""
-
-    def __init__(self, name: str, vllm_config: Any, device: torch.device, runner: Any) -> None:
-        self.name = name
-        super().__init__(vllm_config, device, runner)
-        self._fast: Head | None = None
-        self._asked = False
-
-    def _get_model(self) -> Any:
-        from vllm.compilation.backends import set_model_tag
-        from vllm.model_executor.model_loader import get_model
-
-        with set_model_tag(f"eagle_head_{self.name}"):
-            return get_model(
-                vllm_config=self._create_draft_vllm_config(),
-                model_config=self.speculative_config.draft_model_config,
-                load_config=self.speculative_config.draft_load_config,
-                prefix=f"drafter_{self.name}",
-            )
-
-    def fast(self) -> Head | None:
-        """Return the passes on packed weights, None where only vLLM's own loop works; the KV cache must be bound."""
-        if not self._asked:
-            self._asked = True
-            if Head.fits(self.model, self.vllm_config) and not self._enable_probabilistic_draft_probs:
-                self._fast = Head(self.model, self.draft_attn_groups[0].get_metadata_builder())
-        return self._fast
-
-
-class _Row:
-    """A request's row in this step. `begin`, `end`: its accepted tokens among those of the step; `came`: its new
-    tokens, none while its prompt is read; `verified`: draft tokens that the step verified; `prompt`: whether it read a
-    prompt."""
-
-    __slots__ = ("begin", "came", "end", "id", "place", "prompt", "state", "verified")
-
-    def __init__(self, place: int, req_id: str, state: "_Request", begin: int, end: int) -> None:
-        self.place, self.id, self.state, self.begin, self.end = place, req_id, state, begin, end
-        self.came: list[int] = []
-        self.verified = 0
-        self.prompt = False
-
-
-class _Request:
-    """What the runner keeps of a request: its text's rows that some head has not read, and the states of drafters."""
-
-    def __init__(self, pool: PoolRequest, max_tokens: int) -> None:
-        self.pool = pool
-        self.max_tokens = max_tokens
-        self.parts: list[Rows] = []
-        self.unread: dict[str, int] = {}
-        self.next_position = 0
-        self.length = 0
-        self.states: dict[str, Any] = {}
-
-    def add(self, rows: Rows, heads: Sequence[str]) -> None:
-        """Append the rows of a step."""
-        position = int(rows.positions[0])
-        if position != self.next_position:  # new, or preempted and computed again
-            self.parts, self.unread = [], {}
-        self.next_position = position + len(rows.ids)
-        self.parts.append(rows)
-        for head in heads:
-            self.unread[head] = self.unread.get(head, 0) + len(rows.ids)
-
-    def take(self, head: str) -> list[Rows]:
-        """Return the rows that a head has not read, as read from now on."""
-        left, taken = self.unread.pop(head, 0), []
-        for part in reversed(self.parts):
-            if left <= 0:
-                break
-            taken.append(part if len(part.ids) <= left else part.cut(len(part.ids) - left, len(part.ids)))
-            left -= len(part.ids)
-        return taken[::-1]
-
-    def prune(self) -> None:
-        """Forget the rows that every head has read."""
-        most, kept = max(self.unread.values(), default=0), 0
-        for i in range(len(self.parts) - 1, -1, -1):
-            if kept >= most:
-                del self.parts[: i + 1]
-                return
-            kept += len(self.parts[i].ids)
+RELIES_ON = {
+    "vllm.config.speculative:SpeculativeConfig": "fc3e333205f7",
+    "vllm.entrypoints.generate.base.serving:build_spec_decoding_metrics": "5d851548cd2c",
+    "vllm.v1.attention.backend:CommonAttentionMetadata": "52e452b6dc2c",
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "616e84edbb35",
+    "vllm.v1.core.sched.utils:check_stop": "5149b60c92d2",
+    "vllm.v1.engine:EngineCoreOutput": "a46b2c672e1c",
+    "vllm.v1.spec_decode.eagle:EagleProposer": "6fd6605eeef4",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.__init__": "7cf17751d7ea",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer._get_model": "cf7510a7741b",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.dummy_run": "5e2e533fb829",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.initialize_attn_backend": "f2f51d1f24de",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.initialize_cudagraph_keys": "f35176814eb6",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.load_model": "b7e0127b106d",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.prepare_inputs": "8a00d8ed11f3",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.prepare_next_token_ids_cpu": "a8378c9cff85",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose": "6f93dd3c25ef",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.set_inputs_first_pass": "feb48af31cd1",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.validate_same_kv_cache_group": "f8cc2debde9d",
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState": "83882bc92442",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": "384983a7020d",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._check_and_update_cudagraph_mode": "9a0eeb72bebb",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce4",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": "24d6a45dca3c",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_draft_model": "048519eb6848",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.initialize_metadata_builders": "c204447336f5",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids": "a60269aca9de",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": "e764887f827c",
+}
+"""What the pool's files call, override or read of vLLM, with a digest of each's source in vLLM 0.29."""
 
 
 class PoolProposer(EagleProposer):
@@ -146,7 +87,7 @@ class PoolProposer(EagleProposer):
         scheduler = vllm_config.scheduler_config
         verified = scheduler.max_num_seqs * (1 + options.length)
         self.controller = Controller(traits, Costs(verified, scheduler.max_num_seqs))
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, RequestText] = {}
         self._sampled: list[list[int]] = []
         self._scheduled: dict[str, int] = {}
         self._before: list[str] = []
@@ -229,7 +170,7 @@ class PoolProposer(EagleProposer):
                 found[req_id] = request.pool.report(self.left_out)
         return found
 
-    def _may_end(self, known: Any, request: _Request, tokens: list[int]) -> bool:
+    def _may_end(self, known: Any, request: RequestText, tokens: list[int]) -> bool:
         """Return whether vLLM's scheduler may end a request with these tokens, as its `check_stop` does."""
         params = known.sampling_params
         if params is None or params.repetition_detection is not None:
@@ -241,7 +182,7 @@ class PoolProposer(EagleProposer):
 
     # Requests.
 
-    def _rows(self, step: dict[str, Any]) -> list[_Row]:
+    def _rows(self, step: dict[str, Any]) -> list[Row]:
         """Return the rows of this step, their texts and new tokens noted; forget requests that ended."""
         batch, metadata = self._runner.input_batch, step["common_attn_metadata"]
         for ended in self._requests.keys() - self._runner.requests.keys():
@@ -257,7 +198,7 @@ class PoolProposer(EagleProposer):
             request = self._requests.get(req_id)
             if request is None:
                 request = self._requests[req_id] = self._start(req_id)
-            row = _Row(place, req_id, request, starts[place], starts[place + 1])
+            row = Row(place, req_id, request, starts[place], starts[place + 1])
             request.add(text.cut(row.begin, row.end), names)
             row.came = self._sampled[place]
             extra = self._scheduled[req_id] - 1
@@ -266,7 +207,7 @@ class PoolProposer(EagleProposer):
             rows.append(row)
         return rows
 
-    def _start(self, req_id: str) -> _Request:
+    def _start(self, req_id: str) -> RequestText:
         params = self._runner.requests[req_id].sampling_params
         forecast, sampled, most = None, False, self.max_model_len
         if params is not None:
@@ -274,21 +215,22 @@ class PoolProposer(EagleProposer):
             if (text := (params.extra_args or {}).get(XARG)) is not None:
                 forecast = Forecast.from_json(text)
                 self.ignored_forecasts += forecast is None
-        return _Request(self.controller.start(sampled, forecast), most)
+        return RequestText(self.controller.start(sampled, forecast), most)
 
-    def _end(self, request: _Request) -> None:
+    def _end(self, request: RequestText) -> None:
         for name, state in request.states.items():
             self._copiers[name].end(state)
 
-    def _room(self, row: _Row, length: int) -> int:
+    def _room(self, row: Row, length: int) -> int:
         """Return how many tokens may be drafted: to the model's length, and to the answer's."""
         tokens = int(self._runner.input_batch.num_tokens_no_spec[row.place])
         answered = tokens - int(self._runner.requests[row.id].num_prompt_tokens)
-        return max(0, min(length, self.max_model_len - tokens - 1, row.state.max_tokens - answered - 1))
+        room: int = min(length, self.max_model_len - tokens - 1, row.state.max_tokens - answered - 1)
+        return max(0, room)
 
     # Drafts.
 
-    def _offer_copies(self, rows: list[_Row]) -> None:
+    def _offer_copies(self, rows: list[Row]) -> None:
         """Offer the drafts of model-free drafters; they learn from all tokens."""
         batch = self._runner.input_batch
         for row in rows:
@@ -307,7 +249,7 @@ class PoolProposer(EagleProposer):
                     draft, score = drafter.draft(request.states[name], tokens, request.pool.room)
                     request.pool.offer(name, draft.tolist(), [level_of_score(score)] * len(draft))
 
-    def _run_head(self, name: str, rows: list[_Row], drafting: list[_Row], step: dict[str, Any]) -> None:
+    def _run_head(self, name: str, rows: list[Row], drafting: list[Row], step: dict[str, Any]) -> None:
         """Let a head read what it must and draft for `drafting`; leave it out if it yields no numbers."""
         prompts, due = [], []
         for row in rows:
@@ -318,104 +260,15 @@ class PoolProposer(EagleProposer):
                 prompts.append(row)
             elif row.state.pool.is_due(name, unread):
                 due.append(row)
-        if not (reading := [*drafting, *due, *prompts]):
+        if not (drafting or due or prompts):
             return
-        for row in (*drafting, *due):
-            row.state.pool.note_read(name, row in drafting)
-        head = self.heads[name]
-        fast = head.fast()
-        if fast is None:
-            fine = self._loop_of_vllm(name, head, reading, len(drafting) + len(due), step)
-        else:
-            fine = self._passes(name, fast, drafting, due, prompts, step["common_attn_metadata"].block_table_tensor)
-        if not fine:
+        step_of_head = HeadStep(self.controller, self.heads[name], drafting, due, prompts)
+        if not step_of_head.run(step, measures=self._steps > _WARM_UP_STEPS):
             self._leave_out(name, "its probabilities are no numbers")
-
-    def _passes(
-        self, name: str, head: Head, drafting: list[_Row], due: list[_Row], prompts: list[_Row], table: Tensor
-    ) -> bool:
-        """Read and draft by the head's own passes; return False if it yields no numbers."""
-        reading = [*drafting, *due, *prompts]
-        began_s = time.perf_counter()
-        parts = [Rows.join(row.state.take(name)) for row in reading]
-        text = Rows.join(parts)
-        ends = np.cumsum([len(part.ids) for part in parts])
-        # Outputs: of each request's last row; then, of the requests that are due, of all others.
-        wanted, owners = (ends - 1).tolist(), list(range(len(reading)))
-        for i in range(len(drafting), len(drafting) + len(due)):
-            before = range(ends[i] - len(parts[i].ids), ends[i] - 1)
-            wanted.extend(before)
-            owners.extend([i] * len(before))
-        at, places = torch.tensor(wanted), torch.tensor([row.place for row in reading])
-        table = table[places]
-        positions = text.positions[at]
-        hidden = self.heads[name].model.combine_hidden_states(text.hidden)
-        output, state = head.forward(
-            text.ids, text.positions, hidden, text.slots, at, (positions + 1).int(), table[torch.tensor(owners)]
-        )
-        asks = len(drafting) + len(due)
-        if due and not self._score(
-            name, head, output[len(reading) :], text.ids[at[len(reading) :] + 1], owners, reading
-        ):
-            return False
-        if not asks:
-            return True
-        draft = _Drafts(self.controller, name, [row.state.pool for row in reading[:asks]])
-        limit = max(pool.room for pool in draft.pools)
-        read_s = time.perf_counter()
-        passes = draft_rows(head, (output[:asks], state[:asks]), positions[:asks], table[:asks], limit, draft.add)
-        if not due and not prompts and self._steps > _WARM_UP_STEPS:
-            taken_s = time.perf_counter() - read_s
-            share = taken_s / (len(passes) + 1)
-            self.controller.costs.read.add(asks, read_s - began_s + share)
-            for count in passes:
-                self.controller.costs.extend.add(count, share)
-        return draft.offer()
-
-    def _score(
-        self, name: str, head: Head, output: Tensor, actual: Tensor, owners: list[int], reading: list[_Row]
-    ) -> bool:
-        """Score a head on the tokens that came while it rested."""
-        if not len(output):
-            return True
-        probabilities, tokens = head.best(output)
-        hits: dict[int, tuple[list[int], list[bool]]] = {}
-        scored = zip(owners[len(reading) :], probabilities.tolist(), (tokens == actual).tolist(), strict=True)
-        for owner, probability, hit in scored:
-            if probability != probability:
-                return False
-            levels, found = hits.setdefault(owner, ([], []))
-            levels.append(level_of_probability(probability))
-            found.append(hit)
-        for owner, (levels, found) in hits.items():
-            own = reading[owner].state.pool.own.get(name)
-            if own is not None:
-                own.score_first(levels, found)
-        return True
-
-    def _loop_of_vllm(self, name: str, head: PoolHead, reading: list[_Row], asks: int, step: dict[str, Any]) -> bool:
-        """Read and draft by vLLM's own loop, all requests that draft to the same length."""
-        began_s = time.perf_counter()
-        for rows, drafts in ((reading[:asks], True), (reading[asks:], False)):
-            if not rows:
-                continue
-            pools = [row.state.pool for row in rows]
-            length = self.controller.head_length(name, pools) if drafts else 0
-            out = head.propose(length, **_inputs(name, rows, step))
-            if not drafts:
-                continue
-            taken_s = time.perf_counter() - began_s
-            if self._steps > _WARM_UP_STEPS and length:
-                self.controller.costs.read.add(asks, taken_s / length)
-                if length > 1:
-                    self.controller.costs.extend.add(asks, taken_s / length)
-            for pool, tokens in zip(pools, out.tolist(), strict=True):
-                pool.offer(name, tokens, [0] * len(tokens))
-        return True
 
     # Clocks, and what is left out.
 
-    def _measure(self, rows: list[_Row], began_s: float) -> None:
+    def _measure(self, rows: list[Row], began_s: float) -> None:
         """Note the seconds of the target's step, if it only decoded and the same requests were there before."""
         if [row.id for row in rows] != self._before or any(row.prompt for row in rows):
             return
@@ -427,7 +280,7 @@ class PoolProposer(EagleProposer):
         self.controller.costs.verify[sampled].add(sum(counts), began_s - self._left)
 
     def _add_head(self, name: str, model: str | None) -> None:
-        self.heads[name] = PoolHead(name, _with_head(self.vllm_config, model), self.device, self._runner)
+        self.heads[name] = PoolHead(name, with_head(self.vllm_config, model), self.device, self._runner)
 
     def _try(self, name: str, build: Callable[[], None]) -> None:
         """Build or load a head; leave it out if that fails."""
@@ -451,101 +304,21 @@ class PoolProposer(EagleProposer):
                 request.unread.pop(name, None)
 
 
-class _Drafts:
-    """Drafts of one head in one step."""
+class _AnyEagle(type):
+    """Every proposer of EAGLE heads is an instance of its classes: the model runner asks."""
 
-    def __init__(self, controller: Controller, name: str, pools: list[PoolRequest]) -> None:
-        self.controller, self.name, self.pools = controller, name, pools
-        self.tokens: list[list[int]] = [[] for _ in pools]
-        self.levels: list[list[int]] = [[] for _ in pools]
-        self.fine = True
-
-    def add(self, row: int, token: int, probability: float) -> bool:
-        """Note a token; return whether to draft another."""
-        if probability != probability:
-            self.fine = False
-        if not self.fine:
-            return False
-        self.tokens[row].append(token)
-        self.levels[row].append(level_of_probability(probability))
-        return self.controller.extends(self.pools[row], self.name, self.levels[row], len(self.pools))
-
-    def offer(self) -> bool:
-        """Offer the drafts; return False if the head yields no numbers."""
-        if self.fine:
-            for pool, tokens, levels in zip(self.pools, self.tokens, self.levels, strict=True):
-                if self.name in pool.own:
-                    pool.offer(self.name, tokens, levels)
-        return self.fine
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, EagleProposer)
 
 
-def _with_head(vllm_config: Any, model: str | None) -> Any:
-    """Return vLLM's configuration with another head; target, cache and compilation are shared."""
-    spec = vllm_config.speculative_config
-    mine = SpeculativeConfig(
-        model=model,
-        method=spec.method,
-        num_speculative_tokens=spec.num_speculative_tokens,
-        disable_padded_drafter_batch=True,
-        use_local_argmax_reduction=spec.use_local_argmax_reduction,
-        target_model_config=spec.target_model_config,
-        target_parallel_config=spec.target_parallel_config,
-    )
-    other = copy.copy(vllm_config)
-    object.__setattr__(other, "speculative_config", mine)
-    return other
-
-
-def _inputs(name: str, rows: list[_Row], step: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of vLLM's `propose` for some requests, with all that the head has not read."""
-    metadata = step["common_attn_metadata"]
-    parts = [Rows.join(row.state.take(name)) for row in rows]
-    text, device = Rows.join(parts), metadata.seq_lens.device
-    counts = torch.tensor([len(part.ids) for part in parts], dtype=torch.int32)
-    starts = torch.zeros(len(rows) + 1, dtype=torch.int32)
-    starts[1:] = counts.cumsum(0)
-    places = torch.tensor([row.place for row in rows])
-    at = places.to(device)
-    lengths = (text.positions[(starts[1:] - 1).long().to(device)] + 1).int()
-    return {
-        # vLLM shifts the tokens itself: those before come again, and the last of each request is given apart.
-        "target_token_ids": text.ids.roll(1),
-        "target_positions": text.positions,
-        "target_hidden_states": text.hidden,
-        "next_token_ids": step["next_token_ids"][at],
-        "token_indices_to_sample": None,
-        "common_attn_metadata": CommonAttentionMetadata(
-            query_start_loc=starts.to(device),
-            query_start_loc_cpu=starts,
-            seq_lens=lengths,
-            _seq_lens_cpu=lengths.cpu(),
-            seq_lens_cpu_upper_bound=lengths.cpu(),
-            num_reqs=len(rows),
-            num_actual_tokens=len(text.ids),
-            max_query_len=int(counts.max()),
-            max_seq_len=int(lengths.max()),
-            block_table_tensor=metadata.block_table_tensor[at],
-            slot_mapping=text.slots,
-            causal=True,
-        ),
-        "sampling_metadata": step["sampling_metadata"],
-    }
-
-
-class EagleFactory(metaclass=ABCMeta):
-    """Stands for the class `EagleProposer` in the model runner: makes a pool's proposer, or that of one head.
-
-    The runner also asks whether its drafter is an instance of this name.
-    """
+class EagleFactory(metaclass=_AnyEagle):
+    """Stands for the class `EagleProposer` in the model runner: makes a pool's proposer, or that of one head."""
 
     single: ClassVar[type[EagleProposer]] = EagleProposer
 
     def __new__(cls, vllm_config: Any, device: Any, runner: Any = None) -> Any:
         kind = cls.single if PoolOptions.from_config(vllm_config) is None else PoolProposer
         return kind(vllm_config, device, runner)
-
-
-EagleFactory.register(EagleProposer)
 
 
 def install() -> None:

@@ -17,6 +17,7 @@ from draftpick.policy_training.workloads import Prompt
 from draftpick.router import headers
 from draftpick.router.config.sections import ADMIN_KEY_VARIABLE
 from draftpick.router.request.meter import EventStream, Meter
+from draftpick.router.request.verdict import judge_status
 from draftpick.router.types import Outcome, Status
 
 ProgressCallback = Callable[[int, int, Measurement], None]
@@ -132,9 +133,8 @@ def has_degenerate_repetition(text: str, words: int = 8) -> bool:
 
 
 def _status(http_status: int, meter: Meter) -> Status:
-    if http_status >= 400:
-        return "engine_error" if http_status >= 500 else "client_error"
-    return "ok" if meter.terminated else "broken"
+    status = judge_status(http_status).status
+    return "broken" if status == "ok" and not meter.terminated else status
 
 
 def _body(model: str, task: Task, salt: str) -> dict[str, Any]:

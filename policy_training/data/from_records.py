@@ -16,6 +16,7 @@ from draftpick.policy_training.data.logged_feedback import LoggedFeedback
 from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.ridge import predict, ridge
 from draftpick.policy_training.data.step_costs import Costs
+from draftpick.router.online.events import bounded_time
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import read
 from draftpick.router.types import Context, Decision, Outcome, Record, Vector, acceptance_by_arm
@@ -289,6 +290,7 @@ def by_time(data: Dataset, share: float, since: float = 0.0) -> tuple[Dataset, D
 
     The second part starts after `share` of the records later than `since` (seconds since the epoch).
     """
+    since = bounded_time(since)
     before = sum(m.time <= since for m in data.measurements)
     at = before + round(share * (len(data.measurements) - before))
     earlier, later = data.measurements[:at], data.measurements[at:]

@@ -1,6 +1,6 @@
 """Reads records from a folder, or any store supported by fsspec (`s3://bucket/records`, `gs://`, `memory://`, ...)."""
 
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,10 @@ import fsspec
 
 from draftpick.policy_training.data.dataset import DatasetError
 from draftpick.router.online.events import EVENTS, Event, decode_events, encode_events
-from draftpick.router.records import decode
+from draftpick.router.records import decode_lines
 from draftpick.router.types import Record
+
+log = logging.getLogger("draftpick.records")
 
 _AT_ONCE = 16
 """Segments read between two checks of the record limit."""
@@ -17,10 +19,11 @@ _AT_ONCE = 16
 
 @dataclass(slots=True)
 class _Segment:
-    """The content of a segment up to byte `end`, after a complete line."""
+    """The content of a segment up to byte `end`, after a complete line. `damaged`: number of lines skipped."""
 
     end: int = 0
     records: list[Record] = field(default_factory=list)
+    damaged: int = 0
 
 
 class RecordStore:
@@ -38,6 +41,11 @@ class RecordStore:
         self.url, self._workers, self._max_records = url, workers, max_records
         self._segments: dict[str, _Segment] = {}
 
+    @property
+    def damaged(self) -> dict[str, int]:
+        """Number of damaged lines that were skipped, by segment."""
+        return {name: segment.damaged for name, segment in self._segments.items() if segment.damaged}
+
     def records(self, since: float = 0.0) -> list[Record]:
         """All records later than `since` (seconds since the epoch), in order of time.
 
@@ -49,7 +57,10 @@ class RecordStore:
             kept |= self._read({name: sizes[name] for name in newest_first[i : i + _AT_ONCE]})
             if sum(len(segment.records) for segment in kept.values()) >= self._max_records:
                 break
-        self._segments = kept
+        known, self._segments = self.damaged, kept
+        for name, lines in self.damaged.items():
+            if lines != known.get(name):
+                log.warning("%s: %d damaged lines are skipped (draftpick records repair FOLDER)", name, lines)
         found = [r for segment in kept.values() for r in segment.records if r.time > since]
         return sorted(found, key=lambda record: record.time)
 
@@ -87,8 +98,9 @@ class RecordStore:
             added = _on_ray(self._fs, grown, self._workers)
         else:
             added = {name: _added(self._fs, name, start) for name, start in grown.items()}
-        for name, (end, records) in added.items():
-            segments[name] = _Segment(end, [*segments[name].records, *records])
+        for name, (end, records, damaged) in added.items():
+            before = segments[name]
+            segments[name] = _Segment(end, [*before.records, *records], before.damaged + damaged)
         return segments
 
 
@@ -96,30 +108,23 @@ def _is_segment(name: str) -> bool:
     return name.startswith("records-") and name.endswith(".jsonl")
 
 
-def _added(fs: Any, name: str, start: int) -> tuple[int, list[Record]]:
-    """The end of the last complete line, and the records from `start` to there; an incomplete last line is left for
-    later."""
+def _added(fs: Any, name: str, start: int) -> tuple[int, list[Record], int]:
+    """The end of the last complete line, the records from `start` to there, and the number of damaged lines; an
+    incomplete last line is left for later."""
     data = fs.cat_file(name, start=start)
     whole = data[: data.rfind(b"\n") + 1]
-    return start + len(whole), list(_decoded(whole, name))
+    records, damaged = decode_lines(whole)
+    return start + len(whole), records, len(damaged)
 
 
-def _decoded(data: bytes, name: str) -> Iterator[Record]:
-    for line in data.splitlines():
-        try:
-            yield decode(line)
-        except ValueError as error:
-            raise DatasetError(f"{name}: {error}") from error
-
-
-def _on_ray(fs: Any, starts: dict[str, int], workers: int) -> dict[str, tuple[int, list[Record]]]:
+def _on_ray(fs: Any, starts: dict[str, int], workers: int) -> dict[str, tuple[int, list[Record], int]]:
     """Read every segment in a Ray Data task."""
     import ray
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
-        end, records = _added(fs, row["name"], int(row["start"]))
-        return {"name": row["name"], "end": end, "records": records}
+        end, records, damaged = _added(fs, row["name"], int(row["start"]))
+        return {"name": row["name"], "end": end, "records": records, "damaged": damaged}
 
     rows = [{"name": name, "start": start} for name, start in starts.items()]
     found = ray.data.from_items(rows).map(read, concurrency=workers).take_all()
-    return {row["name"]: (int(row["end"]), list(row["records"])) for row in found}
+    return {row["name"]: (int(row["end"]), list(row["records"]), int(row["damaged"])) for row in found}

@@ -5,6 +5,7 @@ and only if it equals the drafted token (Leviathan, Kalman, Matias 2023).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,12 @@ class _ReplayedDrafter:
             self._replay = replayer(drafter, sorted({self._own, *lengths}), target)
 
     def __call__(self, tokens: Tokens, answer: Tokens) -> tuple[Outcome, dict[int, float]]:
-        sizes: dict[str, Any] = {"prompt_tokens": len(tokens), "output_tokens": len(answer)}
+        told = Outcome("ok", prompt_tokens=len(tokens), output_tokens=len(answer))
         if self.drafter is None:
-            return Outcome("ok", **sizes), {}
+            return told, {}
         replays = self._replay(tokens, answer)
         own = replays[self._own]
-        outcome = Outcome("ok", **sizes, acceptance_length=own.acceptance_length, acceptance_rate=own.acceptance_rate)
+        outcome = replace(told, acceptance_length=own.acceptance_length, acceptance_rate=own.acceptance_rate)
         return outcome, {k: one.acceptance_length for k, one in replays.items()}
 
     @cached_property

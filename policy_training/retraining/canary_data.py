@@ -27,8 +27,6 @@ from draftpick.router.types import Decision, Record
 MIN_EARLIER = 100
 """Minimum earlier requests for the baseline of a trial."""
 
-_FAILED = ("engine_error", "timeout", "broken")
-_NOT_THEIRS = ("client_error", "cancelled")
 _CLIPPED, _RANGE = 0.99, (0.05, 0.95)
 _MIN_OF_ARM, _MAX_EARLIER, _MAX_BASELINE = 10, 4000, 1000
 
@@ -206,7 +204,7 @@ def _is_in_experiment(record: Record, candidate: str) -> bool:
         and 0.0 < made.policy_share < 1.0
         and made.reason == "policy"
         and record.attempt == 1
-        and record.outcome.status not in _NOT_THEIRS
+        and (record.outcome.status == "ok" or record.outcome.failed)
     )
 
 
@@ -230,7 +228,7 @@ def _build_experiment(
     return CanaryExperiment(
         np.asarray([r.time for r in rows]), np.where(own, drawn, 1.0 - drawn), own, ours, theirs,
         np.asarray([arms.index(one.arm) for one in made]), model(_contexts(rows)), *_times(rows),
-        np.asarray([r.outcome.status in _FAILED for r in rows]), key_weights([r.key for r in rows]),
+        np.asarray([r.outcome.failed for r in rows]), key_weights([r.key for r in rows]),
     )  # fmt: skip
 
 

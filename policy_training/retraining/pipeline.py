@@ -30,7 +30,7 @@ from draftpick.policy_training.retraining.gates.generalization import RefitInput
 from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
 from draftpick.policy_training.train import fitted, train_policy
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.online.events import Event
+from draftpick.router.online.events import Event, bounded_time
 from draftpick.router.policies import artifact, read
 from draftpick.router.policies.base import Policy
 from draftpick.router.registry.registry import Registry
@@ -77,7 +77,9 @@ class RetrainingResult:
 
 def changed_since(events: Sequence[Event]) -> dict[str, float]:
     """Time of each arm's last change, from the routers' events."""
-    return {event.arm: event.time for event in events if event.kind == "arm_changed" and event.arm is not None}
+    return {
+        event.arm: bounded_time(event.time) for event in events if event.kind == "arm_changed" and event.arm is not None
+    }
 
 
 def retrain(

@@ -1,10 +1,14 @@
 """Engines in the simulator: step times by load, and their column of acceptance lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
 
+Floats = npt.NDArray[np.float64]
 PREFILL_TOKENS = 8192
 
 
@@ -27,7 +31,8 @@ class Arm:
     `schedule`: index of the mode at 1, 2, ... running requests, the last one for all above (vLLM's
     `num_speculative_tokens_per_batch_size`). `accelerators` and `price` (per second) are of one replica.
     `prefill_tokens`: maximum prompt tokens per step (vLLM's `max_num_batched_tokens`). `lock_step`: whether its
-    requests share their steps and prefills, as in vLLM; those of a mock engine do not.
+    requests share their steps and prefills, as in vLLM; those of a mock engine do not. `pool`: each request has a mode
+    of its own, the one that serves the batch best, step by step; the first one drafts nothing.
     """
 
     name: str
@@ -37,11 +42,26 @@ class Arm:
     price: float = 1.0
     prefill_tokens: int = PREFILL_TOKENS
     lock_step: bool = True
+    pool: bool = False
 
     @classmethod
     def from_profile(cls, name: str, profile: Profile, column: str | None = None, **more: float) -> "Arm":
         """Create an engine of one draft length; the column of its acceptance lengths defaults to its name."""
         return cls(name, (Mode(profile, column or name),), **more)  # type: ignore[arg-type]
+
+    @classmethod
+    def as_pool(cls, name: str, modes: Mapping[str, Profile], **more: float) -> "Arm":
+        """Create a pool of drafters with these profiles, by column; the first one drafts nothing."""
+        return cls(name, tuple(Mode(profile, column) for column, profile in modes.items()), pool=True, **more)  # type: ignore[arg-type]
+
+    def expected_tau(self, tau: Floats, column: Callable[[str], int]) -> Floats:
+        """Acceptance lengths [n] in steps of the first mode, of requests with `tau` [n, columns]; of a pool, with the
+        mode that is the fastest for a request alone."""
+        if not self.pool:
+            return np.asarray(tau[:, column(self.modes[0].column)])
+        alone_s = self.modes[0].profile.step(1)
+        found: Floats = np.max([tau[:, column(m.column)] * alone_s / m.profile.step(1) for m in self.modes], axis=0)
+        return found
 
     @property
     def max_running(self) -> int:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 from draftpick.policy_training.simulator.engine import Arm, Steps
@@ -238,6 +239,79 @@ class DisaggregatedReplica(Replica):
         self.next_s = next_s
 
 
+class PoolReplica(LockStepReplica):
+    """A pool: every request of a batch has the mode that adds most to the batch's tokens per second.
+
+    It is as if the engine knew each request's acceptance lengths, which it learns within a few steps. A step takes that
+    of the batch without drafts, and what each mode adds for its requests: as much as in a batch of theirs alone, or
+    their share of what it adds to a batch of this size, whichever is more.
+    """
+
+    __slots__ = ("_counts", "_mode_of", "_new", "_sized")
+
+    def __init__(self, task_class: TaskClass, log: RequestLog) -> None:
+        super().__init__(task_class, log)
+        self._counts, self._mode_of = [0] * len(task_class.columns), dict[int, int]()
+        self._new, self._sized = list[int](), 0
+
+    def _enter(self, i: int) -> float:
+        self._mode_of[i] = 0
+        self._counts[0] += 1
+        self._new.append(i)
+        return super()._enter(i)
+
+    def _leave(self, i: int, now: float) -> None:
+        super()._leave(i, now)
+        self._counts[self._mode_of.pop(i)] -= 1
+
+    def _step(self, running: int) -> float:
+        return self._mixed_s(self._counts, running)
+
+    def _mixed_s(self, counts: Sequence[int], running: int) -> float:
+        context, sampled = self._context / max(len(self._running), 1), self._sampled > 0
+        plain, *others = self._task_class.steps
+        whole_s = plain(running, context, sampled)
+        added_s = 0.0
+        for steps, n in zip(others, counts[1:], strict=True):
+            if n:
+                own_s = steps(n, context, sampled) - plain(n, context, sampled)
+                shared_s = n / running * (steps(running, context, sampled) - whole_s) if n < running else own_s
+                added_s += max(own_s, shared_s, 0.0)
+        return whole_s + added_s
+
+    def _switch(self, running: int) -> None:
+        """Choose the modes of new requests; of all, when the batch has grown or shrunk to another order of size."""
+        moved = [i for i in self._new if i in self._mode_of]
+        if running.bit_length() != self._sized:
+            moved, self._sized = [i for _, i in self._running], running.bit_length()
+        self._new = []
+        if not moved:
+            return
+        tau, columns, counts, before = self._log.tau, self._task_class.columns, self._counts, dict(self._mode_of)
+        tokens = sum(float(tau[i, columns[mode]]) for i, mode in self._mode_of.items())
+        for i in moved:
+            own = self._mode_of[i]
+            tokens -= float(tau[i, columns[own]])
+            counts[own] -= 1
+            best, speed = 0, -math.inf
+            for mode, column in enumerate(columns):
+                counts[mode] += 1
+                if (would := (tokens + float(tau[i, column])) / self._mixed_s(counts, running)) > speed:
+                    best, speed = mode, would
+                counts[mode] -= 1
+            self._mode_of[i] = best
+            counts[best] += 1
+            tokens += float(tau[i, columns[best]])
+        done, mode_of = self._done, self._mode_of
+        self._running = [
+            (done + (at - done) * float(tau[i, columns[before[i]]] / tau[i, columns[mode_of[i]]]), i)
+            for at, i in self._running
+        ]
+        heapify(self._running)
+
+
 def replica(task_class: TaskClass, log: RequestLog) -> Replica:
     """Create an idle replica of an arm."""
+    if task_class.arm.pool:
+        return PoolReplica(task_class, log)
     return LockStepReplica(task_class, log) if task_class.arm.lock_step else DisaggregatedReplica(task_class, log)

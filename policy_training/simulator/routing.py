@@ -181,8 +181,8 @@ def strategy(name: str, fleet: Fleet, requests: Requests, tau: Floats) -> Strate
         return RoundRobin(fleet)
     if name == "least_loaded":
         return LeastLoaded()
-    columns = [requests.column(arm.modes[0].column) for arm in fleet.arms]
-    known = (requests.tau if name == "oracle" else tau)[:, columns]
+    foreseen = requests.tau if name == "oracle" else tau
+    known = np.stack([arm.expected_tau(foreseen, requests.column) for arm in fleet.arms], axis=1)
     costs = StrategyCosts.from_arms(fleet.arms, requests, known)
     if name == "text":
         return TextOnly(costs, known, requests.sampled)

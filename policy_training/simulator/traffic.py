@@ -11,6 +11,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from draftpick.engines.arms import drafter_of
 from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
 from draftpick.policy_training.data.from_records import impute_missing_arms
@@ -76,6 +77,10 @@ class TaskSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     sampled: Share = Field(0.5, description="share of requests with a temperature above 0")
     tau: dict[str, Annotated[float, Field(ge=1)]] = Field({}, description="mean acceptance length by engine; absent: 1")
 
+    def tau_of(self, arm: str) -> float:
+        """Mean acceptance length of an arm; one of a pool has that of the engine of its drafter's name."""
+        return self.tau.get(arm, self.tau.get(drafter_of(arm) or "", 1.0))
+
 
 class BurstSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
     interval_s: Positive
@@ -113,7 +118,7 @@ class TrafficSpec(pydantic.BaseModel, frozen=True, extra="forbid"):
         rng, kinds = np.random.default_rng(seed), tuple(self.tasks)
         shares = np.asarray([one.share for one in self.tasks.values()])
         kind = rng.choice(len(kinds), _ROWS, p=shares / shares.sum())
-        tau = np.asarray([[one.tau.get(column, 1.0) for column in columns] for one in self.tasks.values()])
+        tau = np.asarray([[one.tau_of(column) for column in columns] for one in self.tasks.values()])
         prompt, output, sampled = (
             np.asarray([getattr(one, name) for one in self.tasks.values()])[kind]
             for name in ("prompt_tokens", "output_tokens", "sampled")

@@ -30,6 +30,7 @@ PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
+    "/v1/responses/*",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/embeddings",
@@ -37,7 +38,7 @@ PATHS = (
     "/detokenize",
     "/version",
 )
-"""Engine paths open to every key; all others need the scope `admin`."""
+"""Engine paths open to every client; all others need a key with the scope `admin`."""
 
 
 class RecordsConfig(Model):
@@ -124,7 +125,20 @@ class RouterConfig(Model):
         ge=2**16,
         description="maximum size of one event of a stream, and of a whole answer that is read before it is passed on",
     )
-    paths: tuple[str, ...] = Field(PATHS, description="engine paths open to every key; `*` is a wildcard")
+    paths: tuple[str, ...] = Field(
+        PATHS,
+        description="engine paths open to every client; `*` is a wildcard. Others need a key with the scope `admin`",
+    )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="further host names of the router, for browsers and for administration without keys; addresses and "
+        "names without a dot are always its own",
+    )
+    local_admin: bool | None = Field(
+        None,
+        description="whether clients on the router's machine may administer it while no keys are configured; absent: "
+        "yes, unless it is reached through a proxy of Ray on other addresses than loopback",
+    )
     keys: KeysConfig = Field(default_factory=KeysConfig, description="API keys")
     admission: AdmissionConfig = Field(
         default_factory=AdmissionConfig, description="limits of concurrent and queued requests"

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError
 
 from draftpick.engines.config import Model
 from draftpick.router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
+from draftpick.router.http.access import Access
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
-from draftpick.router.http.auth import Key, Keyring, require_scope
+from draftpick.router.http.auth import ANONYMOUS
 from draftpick.router.http.body import BodyBudget
 from draftpick.router.monitoring.explain import explain
 from draftpick.router.monitoring.status import FleetStatus
@@ -78,8 +79,8 @@ class PolicyChange(Model):
 class AdminPages:
     """Endpoints for keys with the scope `admin`. Changes require configured keys, or any client could make them."""
 
-    def __init__(self, parts: Parts, owner: Owner, keys: Keyring, bodies: BodyBudget, model: str) -> None:
-        self._parts, self._owner, self._keys, self._bodies = parts, owner, keys, bodies
+    def __init__(self, parts: Parts, owner: Owner, access: Access, bodies: BodyBudget, model: str) -> None:
+        self._parts, self._owner, self._access, self._bodies = parts, owner, access, bodies
         self._fleet_status = FleetStatus(parts, model, owner.registry)
 
     @property
@@ -93,19 +94,8 @@ class AdminPages:
             ("POST", "/v1/route/policies"): self._change_policies,
         }
 
-    def _require_admin(self, http_request: HttpRequest, action: str) -> Key:
-        key = self._keys.authenticate(http_request.header_values.get("authorization"))
-        require_scope(key, "admin", action)
-        return key
-
-    def _require_admin_key(self, http_request: HttpRequest, action: str) -> Key:
-        key = self._require_admin(http_request, action)
-        if not self._keys:
-            raise NotAllowed("this needs router.keys: without them any client could do it", code="keys_needed")
-        return key
-
     async def _explain(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        key = self._require_admin(http_request, "to explain")
+        key = self._access.require_admin(http_request, "to explain")
         async with self._bodies.body(http_request) as body:
             if body is not None:
                 request = parse(CHAT, body, self._parts.config)
@@ -113,18 +103,18 @@ class AdminPages:
                 await reply.json(200, await explain(self._parts, request, key.objective, key.explore, name))
 
     async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        self._require_admin(http_request, "the state")
-        shown = {"keys": bool(self._keys), **await self._fleet_status.state()}
+        self._access.require_admin(http_request, "the state")
+        shown = {"keys": self._access.keys_enabled, **await self._fleet_status.state()}
         await reply.json(200, shown, [("cache-control", "no-store")])
 
     async def _events(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        self._require_admin(http_request, "the events")
+        self._access.require_admin(http_request, "the events")
         await reply.json(
             200, {"object": "list", "data": [asdict(event) for event in reversed(self._owner.events.recent)]}
         )
 
     async def _policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        self._require_admin(http_request, "the policies")
+        self._access.require_admin(http_request, "the policies")
         await self._show_policies(reply)
 
     async def _show_policies(self, reply: AsgiSink) -> None:
@@ -137,7 +127,9 @@ class AdminPages:
             raise RegistryFailed(str(error), code="registry_damaged") from error
 
     async def _change_policies(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        key = self._require_admin_key(http_request, "to change the policies")
+        key = self._access.require_admin(http_request, "to change the policies")
+        if key is ANONYMOUS:
+            raise NotAllowed("this needs router.keys: without them any local process could do it", code="keys_needed")
         async with self._bodies.body(http_request) as body:
             if body is None:
                 return

@@ -3,45 +3,51 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from draftpick.router.config.router_config import RouterConfig
-from draftpick.router.errors import NotAllowed, RequestError
+from draftpick.router.errors import Forbidden, NotAllowed, NotFound, RequestError
+from draftpick.router.headers import CLIENT_REQUEST_ID, REQUEST_ID
+from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
 from draftpick.router.http.body import BodyBudget
 from draftpick.router.http.openapi import description
 from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
-from draftpick.router.http.ui import ui_pages
+from draftpick.router.http.ui import Page, ui_pages
 from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
 from draftpick.router.openai_request import parse
 from draftpick.router.parts import Parts
 from draftpick.router.request.admission import PRIORITIES
+from draftpick.router.request.api_forms import error_body, error_event
+from draftpick.router.request.forwarded_headers import headers_for_engine
 from draftpick.router.request.state import ClientRequest
 
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Header with the timeout of OpenAI's own clients, in seconds."""
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-_CHAT = "/v1/chat/completions"
+_MODEL = "/v1/models/"
 
 
 class RouterApp:
     """ASGI application: its own pages; all other paths are forwarded to engines."""
 
     def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
+        self._catalog = parts.catalog
         self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
         self._model, self._config, self._owner, self._keys = model, config, owner, keys
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
         self._bodies = BodyBudget(config)
-        admin = AdminPages(parts, owner, keys, self._bodies, model)
-        self._own: dict[tuple[str, str], Callable[[HttpRequest, AsgiSink], Awaitable[None]]] = {
+        self._access = Access(keys, config.hosts, local_admin=config.local_admin is not False)
+        admin = AdminPages(parts, owner, self._access, self._bodies, model)
+        pages: dict[tuple[str, str], Page] = {
             **admin.pages,
             **ui_pages(),
             ("GET", "/health"): self._health,
@@ -50,12 +56,18 @@ class RouterApp:
             ("GET", "/v1/models"): self._models,
             ("GET", "/openapi.json"): self._openapi,
         }
+        self._own: dict[str, dict[str, Page]] = {}
+        for (method, path), page in pages.items():
+            self._own.setdefault(path, {})[method] = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":  # behind servers that offer it; see draftpick.router.http.protocol
+            await receive()
+            await send({"type": "websocket.close"})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -70,30 +82,36 @@ class RouterApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         accepted = time.perf_counter()
-        reply = AsgiSink(send)
+        reply = AsgiSink(send, streams=scope.get("http_version") != "1.0")
         try:
             asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
-            if page := self._own.get((scope["method"], asked.path)):
+            if methods := self._own.get(asked.path):
+                # The server sends no body in answer to HEAD.
+                page = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
+                if page is None:
+                    raise self._not_allowed(asked, methods)
                 await page(asked, reply)
+            elif asked.path.startswith(_MODEL) and scope["method"] in ("GET", "HEAD"):
+                await self._model_page(asked, reply)
             else:
                 await self._forward(asked, reply)
         except RequestError as error:
             self._metrics_counts.count_error(error)
-            await reply.json(error.status, error.body(), error.headers())
+            await _send_error(scope, reply, error)
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Forward a request to an engine, and its answer to the client."""
-        key = self._key(http_request)
+        key = self._access.key(http_request)
         if http_request.scope["method"] not in _METHODS:
-            raise NotAllowed(f"the method {http_request.scope['method']} is not allowed", code="method_not_allowed")
-        if http_request.path not in self._paths and not self._matches_pattern(http_request.path):
-            require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
-        for name, scope in SCOPED_HEADERS:
-            if name in http_request.header_values:
-                require_scope(key, scope, f"the header {name}")
+            raise self._not_allowed(http_request, _METHODS)
+        if http_request.path not in self._paths and not self._is_open(http_request.path):
+            self._require_beyond_paths(http_request, key)
         if key is ANONYMOUS:
             await self._route(http_request, key, reply)
             return
+        for name, scope in SCOPED_HEADERS:
+            if name in http_request.header_values:
+                require_scope(key, scope, f"the header {name}")
         self._keys.check_rate_limit(key)
         with self._keys.concurrent(key):
             await self._route(http_request, key, reply)
@@ -103,35 +121,43 @@ class RouterApp:
         async with self._bodies.body(http_request) as body:
             if body is not None:
                 incoming = self._client_request(http_request, key, body)
+                reply.request_id = incoming.request_id
                 if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
                     await reply.finish()
 
-    def _key(self, http_request: HttpRequest) -> Key:
-        """The key of a request. Raises `Unauthorized`."""
-        if not self._keys.enabled:
-            return ANONYMOUS
-        return self._keys.authenticate(http_request.header_values.get("authorization"))
+    def _is_open(self, path: str) -> bool:
+        """True if a configured pattern opens a path to every client, or it is an open path with a final slash."""
+        path = path.rstrip("/")
+        return path in self._paths or any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
-    def _matches_pattern(self, path: str) -> bool:
-        """True if a configured pattern opens a path to every key."""
-        return any(fnmatchcase(path, pattern) for pattern in self._patterns)
+    def _require_beyond_paths(self, http_request: HttpRequest, key: Key) -> None:
+        """Other paths of the engines need a key with the scope `admin`: being on this machine is not enough."""
+        if key is ANONYMOUS:
+            raise Forbidden(f"the path {http_request.path[:100]!r} is not among router.paths", code="path_not_open")
+        require_scope(key, "admin", f"the path {http_request.path[:100]!r}")
+
+    @staticmethod
+    def _not_allowed(http_request: HttpRequest, methods: Iterable[str]) -> NotAllowed:
+        return NotAllowed(f"the method {http_request.scope['method']} is not allowed", allowed=methods)
 
     def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
-        sent = http_request.headers
-        if self._keys.enabled:  # the router's key, not the engine's
-            sent = [(name, value) for name, value in sent if name != "authorization"]
         id = uuid.uuid4().hex
+        fields = _client_fields(http_request.header_values, key, http_request.accepted, id)
+        # Without keys the authorization is for the engine.
+        with_authorization = not self._keys.enabled
         return ClientRequest(
             request=parse(http_request.path, body, self._config, keep_fields=self._config.resume_streams),
             method=http_request.scope["method"],
             target=http_request.target(),
-            headers=sent,
+            headers=headers_for_engine(
+                http_request.headers, fields["request_id"], with_authorization=with_authorization
+            ),
             id=id,
             accepted=time.perf_counter(),
             key=self._keys.name_of(key),
             show_routing=key.show_routing,
             count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
-            **_client_fields(http_request.header_values, key, http_request.accepted, id),
+            **fields,
         )
 
     # --- its own pages ---
@@ -141,25 +167,50 @@ class RouterApp:
 
     async def _ready(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         state = self._owner.state()
-        if self._keys.enabled:  # orchestrators probe without a key; details are for admins
-            try:
-                require_scope(self._key(http_request), "admin", "the state")
-            except RequestError:
-                state = {"ready": state["ready"]}
+        try:  # orchestrators probe without a key; details are for admins
+            self._access.require_admin(http_request, "the state")
+        except RequestError:
+            state = {"ready": state["ready"]}
         await reply.json(200 if state["ready"] else 503, state)
 
     async def _metrics(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        require_scope(self._key(http_request), "admin", "the metrics")
+        self._access.require_admin(http_request, "the metrics")
         page = (await self._owner.metrics()).encode()
         await reply.send_complete(200, [("content-type", CONTENT_TYPE)], page)
 
     async def _models(self, http_request: HttpRequest, reply: AsgiSink) -> None:
-        self._key(http_request)
-        model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
-        await reply.json(200, {"object": "list", "data": [model]})
+        self._access.key(http_request)
+        await reply.json(200, {"object": "list", "data": await self._cards()})
+
+    async def _model_page(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._access.key(http_request)
+        name = http_request.path.removeprefix(_MODEL)
+        card = next((card for card in await self._cards() if card["id"] == name), None)
+        if card is None:
+            raise NotFound(f"The model {name[:100]!r} does not exist.", param="model", code="model_not_found")
+        await reply.json(200, card)
+
+    async def _cards(self) -> list[dict[str, Any]]:
+        """The models of the engines, as they describe them; the target alone if none answers."""
+        if not self._catalog.models:
+            await self._catalog.poll()
+        own = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
+        cards = self._catalog.cards(self._model)
+        return cards if any(card["id"] == self._model for card in cards) else [own, *cards]
 
     async def _openapi(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         await reply.json(200, description(self._model))
+
+
+async def _send_error(scope: Scope, reply: AsgiSink, error: RequestError) -> None:
+    """Answer with an error; a stream that is open already gets it as its last event."""
+    if reply.started:
+        await reply.write(error_event(scope["path"], error.message, error.code or error.type, 0))
+        await reply.finish()
+        return
+    request_id = reply.request_id or uuid.uuid4().hex
+    headers = [*error.headers(), (REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id)]
+    await reply.json(error.status, error_body(scope["path"], error), headers)
 
 
 def _client_fields(header_values: dict[str, str], key: Key, accepted: float, id: str) -> dict[str, Any]:

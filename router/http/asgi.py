@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from draftpick.engines.http.client import Headers
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, PayloadTooLarge
 
 _MAX_HEADERS = 128
+_DOTS = frozenset({".", ".."})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class HttpRequest:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         if not path.startswith("/"):
             raise BadRequest("the path must begin with /", code="bad_path")
+        if "/." in path and not _DOTS.isdisjoint(path.split("/")):  # an engine would leave the path that was checked
+            raise BadRequest("the path must not have . or .. in it", code="bad_path")
         return cls(scope, receive, accepted, path, headers, dict(headers))
 
     def target(self) -> str:
@@ -48,18 +51,33 @@ class HttpRequest:
 
 
 class AsgiSink:
-    """Sends an answer through ASGI."""
+    """Sends an answer through ASGI.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    `streams`: false for a client of HTTP/1.0, which knows no chunks: it gets an answer in parts at once, at its end.
+    `started`: status and headers were sent, or are due. `request_id`: for error answers.
+    """
+
+    def __init__(self, send: Send, *, streams: bool = True) -> None:
+        self._send, self._streams = send, streams
         self._finished = False
+        self._start: Message | None = None
+        self._parts: list[bytes] = []
+        self.started, self.request_id = False, ""
 
     async def start(self, status: int, headers: Headers) -> None:
         raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        self.started = True
+        message = {"type": "http.response.start", "status": status, "headers": raw}
+        if self._streams:
+            await self._send(message)
+        else:
+            self._start = message
 
     async def write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._streams:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        else:
+            self._parts.append(data)
 
     async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
         await self.start(status, [*headers, ("content-length", str(len(body)))])
@@ -72,6 +90,11 @@ class AsgiSink:
 
     async def _send_last(self, body: bytes) -> None:
         self._finished = True
+        if self._start is not None:
+            body = b"".join([*self._parts, body])
+            length = [(b"content-length", b"%d" % len(body))]
+            known = any(name == b"content-length" for name, _ in self._start["headers"])
+            await self._send({**self._start, "headers": [*self._start["headers"], *([] if known else length)]})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:

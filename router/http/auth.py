@@ -49,9 +49,11 @@ class Key(Model):
     expires: datetime | None = Field(None, description="expiry time, with a time zone")
 
 
-ANONYMOUS = Key(name="anybody", sha256="0" * 64, scopes=("chat", "admin"), priority="high")
+ANONYMOUS = Key(name="anybody", sha256="0" * 64, priority="high")
 """The key of all requests if no keys are configured."""
 
+_KEY_HEADERS = ("x-api-key", "api-key")
+"""Where clients of Anthropic's API, and of Azure, put their key."""
 _KEYS = TypeAdapter(list[Key])
 
 
@@ -89,12 +91,14 @@ class Keyring:
                 ]
         return {key.sha256: key for key in keys}
 
-    def authenticate(self, authorization: str | None) -> Key:
-        """The key in an `Authorization` header. Raises `Unauthorized`."""
+    def authenticate(self, headers: Mapping[str, str]) -> Key:
+        """The key in `Authorization`, or in the headers of other APIs; names in lower case. Raises `Unauthorized`."""
         if not self.enabled:
             return ANONYMOUS
-        scheme, _, token = (authorization or "").partition(" ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
+            token = next((headers[name] for name in _KEY_HEADERS if name in headers), "")
+        if not token:
             raise Unauthorized("an API key is needed: Authorization: Bearer <key>")
         key = self._keys.get(digest(token.strip()))
         if key is None:
@@ -173,7 +177,9 @@ def read_keys(path: Path) -> list[Key]:
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError(str(path), "is not valid YAML") from None
     try:
-        keys = _KEYS.validate_python(data or [])
+        if data is None:  # half of a write; `[]` is no keys
+            raise ConfigError(str(path), "is empty", "write [] for no keys")
+        keys = _KEYS.validate_python(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])

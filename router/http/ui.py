@@ -72,7 +72,7 @@ def ui_pages(folder: Path = FOLDER) -> dict[tuple[str, str], Page]:
     files = {path.name: StaticFile.read(path) for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
     at: dict[str, Page] = {f"{PATH}{name}": file for name, file in files.items()}
     at |= {PATH: files[_INDEX], PATH.removesuffix("/"): _redirect_to_folder}
-    return {(method, path): page for path, page in at.items() for method in ("GET", "HEAD")}
+    return {("GET", path): page for path, page in at.items()}
 
 
 async def _redirect_to_folder(http_request: HttpRequest, reply: AsgiSink) -> None:

@@ -25,7 +25,7 @@ class HealthProbe:
 
     async def probe(self) -> None:
         """Probe each unreachable replica once."""
-        gone = [replica for there in self._replicas.by_arm.values() for replica in there if replica.unreachable]
+        gone = [replica for there in self._replicas.by_engine.values() for replica in there if replica.unreachable]
         await asyncio.gather(*map(self._ask, gone))
 
     async def _ask(self, replica: Replica) -> None:

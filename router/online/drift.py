@@ -145,31 +145,23 @@ class ArmDriftDetector:
         self,
         cluster: int,
         in_flight: int,
-        tpot_s: float,
+        tpot_s: float | None,
         tau: float | None,
         predicted_tpot_s: float,
         key: str = "",
     ) -> tuple[str, float] | None:
-        """Return (`costs` or `drafts`, log change) when either has changed. `key`: whose answer it is."""
-        tau = tau if tau and tau > 0 else None
-        found = self.update_steps(in_flight, tpot_s * (tau or 1.0), key)
-        return found or (self.update_drafts(cluster, tau, predicted_tpot_s, key) if tau is not None else None)
-
-    def update_steps(self, in_flight: int, step_s: float, key: str = "") -> tuple[str, float] | None:
-        """`update` with a step's time alone."""
-        test = self.steps.setdefault(in_flight.bit_length(), PageHinkley(self.config))
-        return self._found("costs", test.update(math.log(step_s), key, self.keys.several))
-
-    def update_drafts(
-        self, cluster: int, tau: float, predicted_tpot_s: float, key: str = ""
-    ) -> tuple[str, float] | None:
-        """`update` with an acceptance length alone."""
-        # tau / predicted tau, up to a constant of the arm.
-        test = self.drafts.setdefault(cluster, PageHinkley(self.config))
-        return self._found("drafts", test.update(math.log(tau * predicted_tpot_s), key, self.keys.several))
-
-    def _found(self, what: str, moved: float | None) -> tuple[str, float] | None:
-        if moved is None:
-            return None
-        self.drafts, self.steps = {}, {}
-        return what, moved
+        """Return (`costs` or `drafts`, log change) when either has changed. Without `tpot_s`, a step's time is unknown;
+        without `tau`, `tpot_s` is that of a step. `key`: whose answer it is."""
+        tau, found, several = tau if tau and tau > 0 else None, None, self.keys.several
+        if tpot_s is not None:
+            test = self.steps.setdefault(in_flight.bit_length(), PageHinkley(self.config))
+            moved = test.update(math.log(tpot_s * (tau or 1.0)), key, several)
+            found = ("costs", moved) if moved is not None else None
+        if tau is not None:
+            # tau / predicted tau, up to a constant of the arm.
+            test = self.drafts.setdefault(cluster, PageHinkley(self.config))
+            moved = test.update(math.log(tau * predicted_tpot_s), key, several)
+            found = found or (("drafts", moved) if moved is not None else None)
+        if found:
+            self.drafts, self.steps = {}, {}
+        return found

@@ -1,6 +1,7 @@
 """Events of a router, for people and retraining jobs, and their form on disk."""
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -51,6 +52,14 @@ class EventLog:
         self.unwritten.append(event)
 
 
+def bounded_time(time_s: float) -> float:
+    """A time of another clock, in seconds since the epoch: one in the future becomes now.
+
+    Else nothing would count as later, until the clock has come there.
+    """
+    return min(time_s, time.time())
+
+
 EVENTS = "events.jsonl"
 FORMER_KINDS = {
     "policy_loses": "safe_mode_entered",
@@ -79,7 +88,7 @@ def _event(line: bytes) -> Event | None:
         event = _LINE.validate_json(line)
     except ValidationError:
         return None
-    return replace(event, kind=FORMER_KINDS.get(event.kind, event.kind))
+    return replace(event, kind=FORMER_KINDS.get(event.kind, event.kind), time=bounded_time(event.time))
 
 
 _LINE = TypeAdapter(Event)

@@ -93,8 +93,10 @@ class OnlineLearner:
         if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
             self._compare(arm, residual, decision, outcome, weight)
         if self._config.correction.enabled:
-            for one, own in self._residuals(arm, residual, decision, outcome):
-                self.correction.update(cluster, one, own, weight)
+            if outcome.drafters is None or decision.predicted_tau is None:
+                self.correction.update(cluster, arm, residual, weight)
+            else:
+                self._correct_pool(cluster, arm, residual, decision, outcome, weight)
         if self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
@@ -139,21 +141,16 @@ class OnlineLearner:
         deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
         self.level_deviations = deviations.tolist() if deviations.any() else None
 
-    def _residuals(
-        self, arm: int, residual: float, decision: Decision, outcome: Outcome
-    ) -> Iterator[tuple[int, float]]:
-        """The arms whose times an answer shows, and log(time per token / predicted) of each: its own arm.
-
-        Of a pool, all arms: what each drafter, scored on the answer, would have had accepted, at steps as long,
-        relative to the predicted ones, as those that were measured.
-        """
+    def _correct_pool(
+        self, cluster: int, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float
+    ) -> None:
+        """Correct all arms of a pool by one answer: by what each drafter, scored on it, would have had accepted,
+        at steps as long, relative to the predicted ones, as those that were measured."""
         tau = decision.predicted_tau
-        if outcome.drafters is None or tau is None:
-            yield arm, residual
-            return
+        assert tau is not None
         steps = residual + math.log((outcome.acceptance_length or 1.0) / tau[arm])
         for one, accepted in self._scored(decision, outcome):
-            yield one, steps + math.log(tau[one] / accepted)
+            self.correction.update(cluster, one, steps + math.log(tau[one] / accepted), weight)
 
     def _scored(self, decision: Decision, outcome: Outcome) -> Iterator[tuple[int, float]]:
         """The arms of a pool whose acceptance length an answer shows, and that length; `none` has 1."""
@@ -173,18 +170,20 @@ class OnlineLearner:
         took_s, detectors = outcome.tpot_s / slowdown, self._arm_detectors
         if outcome.drafters is None:
             found = detectors[arm].update(cluster, in_flight, took_s, outcome.acceptance_length, alone_s[arm], key)
-            self._react(arm, found)
+            if found is not None:
+                self._react(arm, *found)
             return
-        self._react(arm, detectors[arm].update_steps(in_flight, took_s * (outcome.acceptance_length or 1.0), key))
+        step_s = took_s * (outcome.acceptance_length or 1.0)
+        if (found := detectors[arm].update(cluster, in_flight, step_s, None, alone_s[arm], key)) is not None:
+            self._react(arm, *found)
         for one, tau in self._scored(decision, outcome):
             if one != arm:
                 detectors[one].keys.observe(key)
-            self._react(one, detectors[one].update_drafts(cluster, tau, alone_s[one], key))
+            if (found := detectors[one].update(cluster, in_flight, None, tau, alone_s[one], key)) is not None:
+                self._react(one, *found)
 
-    def _react(self, arm: int, found: tuple[str, float] | None) -> None:
-        if found is None:
-            return
-        what, moved = found
+    def _react(self, arm: int, what: str, moved: float) -> None:
+        """Forget what answers of a changed arm have shown, and report it."""
         self._forget(arm)
         self._caution_left[arm] = _CAUTIOUS_ANSWERS
         name, times = self._policy.arms[arm], math.exp(moved)

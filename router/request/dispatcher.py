@@ -9,32 +9,39 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from draftpick.engines.arms import engine_of
-from draftpick.engines.errors import EngineTimeout, EngineUnavailable, EngineUnreachable, StreamInterrupted
+from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
 from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
-from draftpick.router.errors import EngineFailed
+from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
 from draftpick.router.openai_request import Request, with_forecast
+from draftpick.router.request.ability import Abilities
 from draftpick.router.request.admission import Admission
+from draftpick.router.request.api_forms import error_event
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.prefix_index import PrefixIndex
-from draftpick.router.request.relay import BROKEN_EVENT, NOT_SENT, relay
+from draftpick.router.request.relay import Relay
 from draftpick.router.request.shadow import NullSink, Shadow
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
-from draftpick.router.request.stream_resume import StreamResume
+from draftpick.router.request.stored_responses import StoredResponses
+from draftpick.router.request.stream_resume import CannotResume, StreamResume
+from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, Verdict, judge_error
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
-from draftpick.router.types import Attempt, Context, Outcome, Status
+from draftpick.router.types import Attempt, Context, Outcome
 
 log = logging.getLogger("draftpick.router")
 
 _POLL_S = 0.05
-_RETRYABLE: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
+_MAX_HOLDERS = 16
+"""Replicas that are asked for a stored response of unknown place."""
+_HASTY = 0.9
+"""An attempt with less of the configured time has less than an engine is given."""
 
 
 class Dispatcher:
@@ -52,6 +59,7 @@ class Dispatcher:
         demand: Demand,
         shadow: Shadow,
         metrics: Metrics,
+        abilities: Abilities,
         on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
@@ -60,6 +68,7 @@ class Dispatcher:
         self.decide, self._admission, self.prefixes = decide, admission, prefixes
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
+        self._abilities, self._responses = abilities, StoredResponses()
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` if no part of an answer was sent."""
@@ -68,13 +77,13 @@ class Dispatcher:
         try:
             async with self._admission.slot(client_request.key, client_request.priority, client_request.deadline):
                 await self._prepare(state)
-                status = await self._run_attempt(state, sink)
-                while not state.started and status in _RETRYABLE:
-                    await self._before_retry(state, status)
-                    status = await self._run_attempt(state, sink)
-                if state.started and status == "broken":
-                    await self._resume_stream(state, sink)
-                elif status == "ok" and self._config.shadow.sample_rate:
+                verdict = await self._run_attempt(state, sink)
+                while not state.started:
+                    await self._before_retry(state, verdict)
+                    verdict = await self._run_attempt(state, sink)
+                if verdict.status == "broken":
+                    await self._resume_stream(state, sink, verdict)
+                elif verdict.status == "ok" and self._config.shadow.sample_rate:
                     self._shadow.enqueue(state)
         finally:
             self._finish(state)
@@ -87,6 +96,9 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
+        state.unable = self._abilities.unable(request)
+        if request.state_id is not None:
+            self._go_to_state(state, request.state_id)
         state.prefix = self.prefixes.hashes(request.body)
         if state.prefix:
             state.cached_prefix = self.prefixes.lookup(state.prefix, state.client_request.key)
@@ -94,9 +106,16 @@ class Dispatcher:
         if trace is not None:
             trace.decision_made(state.decision)
 
+    def _go_to_state(self, state: RequestState, response_id: str) -> None:
+        """Leave only the replica that holds a stored response, if it is known; else all are asked in turn."""
+        url = self._responses.holder(response_id, state.client_request.key)
+        everywhere = {replica for there in self.replicas.by_arm.values() for replica in there}
+        if any(replica.url == url for replica in everywhere):
+            state.tried |= {replica for replica in everywhere if replica.url != url}
+
     async def featurize(self, request: Request) -> Context | None:
         """The context for the policy; None if it needs none, or on a timeout or an error."""
-        if self.featurizer is None or not request.text:
+        if self.featurizer is None or not request.generates:
             return None
         try:
             if not self.featurizer.waits:
@@ -118,21 +137,23 @@ class Dispatcher:
             explore=client_request.explore,
             cached_prefix=state.cached_prefix,
             objective=client_request.objective,
+            unable=state.unable,
+            generates=client_request.request.generates,
         )
         if decision.reason == "policy":
             self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
         state.decision = decision
 
-    async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Status:
+    async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Verdict:
         """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts."""
         client_request, decision = state.client_request, state.decision
-        limited = client_request.deadline is not None and not state.started
-        within_s = client_request.remaining_s() if limited else None
+        limited = client_request.deadline is not None or state.retry_until is not None
+        within_s = self._time_left_s(state) if limited and not state.started else None
         if self._config.resume_streams and not state.started:
             state.resume = StreamResume.from_request(client_request.request)
         request = client_request.request
         in_flight, meter = self.replicas.in_flight(), Meter(client_request.accepted, request.num_answers)
-        status: Status = "cancelled"
+        verdict = CANCELLED
         outcome: Outcome | None = None
         running: float | None = None
         tpot_s = 0.0
@@ -144,22 +165,32 @@ class Dispatcher:
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
                     self.prefixes.insert(state.prefix, lease.replica.url, client_request.key)
-                status = await self._send(state, lease, sink, meter, within_s)
-                outcome = meter.outcome(status)
-                running = self._report_health(state, lease, meter, outcome)
+                verdict = await self._send(state, lease, sink, meter, within_s)
+                if meter.response_id is not None:
+                    self._responses.add(meter.response_id, lease.replica.url, client_request.key)
+                outcome = meter.outcome(verdict.status, verdict.fault)
+                running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
-            status = "engine_error"
+            verdict = NO_REPLICA
         finally:
-            outcome = outcome or meter.outcome(status)
+            outcome = outcome or meter.outcome(verdict.status, verdict.fault)
             if client_request.count_tokens is not None:
                 _count_tokens(state, outcome, meter, tpot_s)
             self._end(state, outcome, in_flight, running)
-        state.error_sent = meter.failed
-        return status
+        state.error_sent, state.num_events = meter.failed, meter.num_events
+        return verdict
+
+    def _time_left_s(self, state: RequestState) -> float | None:
+        """Seconds to the client's deadline and to the end of all retries, if there is either. Raises `TimedOut`."""
+        left_s = state.client_request.remaining_s()
+        if state.retry_until is None:
+            return left_s
+        retry_s = max(state.retry_until - time.perf_counter(), 0.0)
+        return retry_s if left_s is None else min(left_s, retry_s)
 
     async def _send(
         self, state: RequestState, lease: Lease, sink: ResponseSink, meter: Meter, within_s: float | None
-    ) -> Status:
+    ) -> Verdict:
         """Send the request to the leased replica, and relay its answer to the client."""
         client_request, request, trace, url = (
             state.client_request,
@@ -167,12 +198,9 @@ class Dispatcher:
             state.trace,
             lease.replica.url,
         )
-        sent = (
-            client_request.headers
-            if trace is None
-            else trace.attempt_started(state.decision, state.number, client_request.headers, redact_userinfo(url))
-        )
-        headers = [(name, value) for name, value in sent if name.lower() not in NOT_SENT]
+        headers = client_request.headers
+        if trace is not None:
+            headers = trace.attempt_started(state.decision, state.number, headers, redact_userinfo(url))
         meter.mark_sent()
         try:
             body = request.body
@@ -191,25 +219,32 @@ class Dispatcher:
                 meter.http_status = answer.status
                 if trace is not None:
                     trace.response_started(answer.status)
-                return await relay(state, answer, sink, meter, lambda: self._can_retry(state))
-        except EngineTimeout:
-            return "timeout"
-        except StreamInterrupted:
-            return "broken"
-        except EngineUnavailable as error:
-            lease.unreachable = isinstance(error, EngineUnreachable)
-            return "engine_error"
+                relay = Relay(
+                    *(state, answer, url, sink, meter),
+                    lambda verdict, body: self._try_again(state, verdict, meter, body),
+                    max_bytes=self._config.max_answer_bytes,
+                )
+                return await relay.run()
+        except CannotResume:
+            return RESUME_REJECTED
+        except EngineError as error:
+            if isinstance(error, ResourcesExhausted):
+                self._metrics.failures["connections", type(error).__name__] += 1
+            hasty = within_s is not None and within_s < _HASTY * self._client.response_timeout_s[request.stream]
+            alive = lease.replica.answered_within(meter.elapsed_s())
+            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive)
 
-    def _report_health(self, state: RequestState, lease: Lease, meter: Meter, outcome: Outcome) -> float | None:
-        """Report the outcome to the replica's circuit breaker; return its concurrent requests if it answered."""
-        client_request, status = state.client_request, outcome.status
-        # A client-side timeout shorter than ours is not an engine failure.
-        hasty = status == "timeout" and client_request.deadline is not None
-        hasty = hasty and meter.elapsed_s() < self._client.response_timeout_s[client_request.request.stream]
-        lease.ok = None if hasty else status in ("ok", "client_error")
-        if status != "ok":
+    def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
+        """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""
+        lease.ok, lease.unreachable = verdict.healthy, verdict.unreachable
+        if verdict.doubtful:
+            state.doubts.append(lease)
+        if verdict.status != "ok":
             return None
-        if client_request.request.num_answers == 1:
+        if state.client_request.request.asks or state.rejections:
+            engine = engine_of(state.decision.arm)
+            self._abilities.record_answer(engine, state.client_request.request, state.rejections)
+        if state.client_request.request.num_answers == 1:
             lease.tpot_s = outcome.tpot_s
         return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
 
@@ -236,24 +271,68 @@ class Dispatcher:
         if state.trace is not None:
             state.trace.attempt_ended(outcome)
 
-    async def _before_retry(self, state: RequestState, status: Status) -> None:
-        """Choose another engine, or raise `EngineFailed` if none is left."""
-        if not self._can_retry(state) and not await self._wait_for_recovery(state, status):
-            tried = ", ".join(sorted({*state.failed, engine_of(state.decision.arm)}))
-            names = f" ({tried} tried)" if state.client_request.show_routing else ""
-            raise EngineFailed(f"no engine answered{names}", timed_out=status == "timeout")
+    async def _before_retry(self, state: RequestState, verdict: Verdict) -> None:
+        """Choose another engine, or raise the error for the client if none is left."""
+        if not (verdict.retry and self._in_time(state)):
+            raise self._failure(state, verdict)
+        if not self._can_retry(state) and not await self._wait_for_recovery(state, verdict):
+            raise self._failure(state, verdict)
         state.failed.add(engine_of(state.decision.arm))
         self._make_decision(state)
         state.number += 1
 
+    def _in_time(self, state: RequestState) -> bool:
+        """True while all retries of a request together have taken less than one attempt may."""
+        now = time.perf_counter()
+        if state.retry_until is None:
+            state.retry_until = now + self._client.response_timeout_s[state.client_request.request.stream]
+        return now < state.retry_until
+
+    def _failure(self, state: RequestState, verdict: Verdict) -> RequestError:
+        """The error for a client that got no part of an answer."""
+        if verdict.fault == "router":
+            wait_s = self._admission.limits.retry_after_s
+            return Overloaded("the router has no descriptors left for connections to engines", retry_after_s=wait_s)
+        if verdict.status == "client_error":
+            return BadRequest("the request cannot be written as HTTP", code="not_sendable")
+        tried = ", ".join(sorted({*state.failed, engine_of(state.decision.arm)}))
+        names = f" ({tried} tried)" if state.client_request.show_routing else ""
+        timed_out = verdict.status == "timeout" or verdict.fault == "client"
+        return EngineFailed(f"no engine answered{names}", timed_out=timed_out)
+
+    def _try_again(self, state: RequestState, verdict: Verdict, meter: Meter, body: bytes) -> bool:
+        """True if another engine is to answer after an error of one that sent nothing else."""
+        if verdict.fault == "client" and not self._others_take(state, meter.http_status or 0, body):
+            return False
+        return (verdict.retry or verdict.fault == "client") and self._can_retry(state) and self._in_time(state)
+
+    def _others_take(self, state: RequestState, status: int, body: bytes) -> bool:
+        """True if other engines probably take a request that one rejects; only they are eligible from now on."""
+        request, decision = state.client_request.request, state.decision
+        if decision.reason in ("pinned", "shadow"):
+            return False
+        if request.state_id is not None and status == 404:  # the state is elsewhere
+            return True
+        found = self._abilities.rejection(engine_of(decision.arm), request, status, body)
+        if found is None:
+            return False
+        rejection, likely = found
+        state.rejections.append(rejection)
+        engines = self.replicas.by_engine
+        state.unable = {**state.unable, **{name: "is not asked" for name in engines if name not in likely}}
+        return True
+
     def _can_retry(self, state: RequestState) -> bool:
         """True if another attempt is allowed and an engine is available."""
-        if state.number >= self._config.max_attempts:
+        most = self._config.max_attempts if state.client_request.request.state_id is None else _MAX_HOLDERS
+        if state.number >= most:
             return False
         arms = self.replicas.eligible(state.tried)
-        return state.decision.arm in arms if state.decision.reason == "pinned" else bool(arms)
+        if state.decision.reason == "pinned":
+            return state.decision.arm in arms
+        return any(engine_of(arm) not in state.unable for arm in arms)
 
-    async def _wait_for_recovery(self, state: RequestState, status: Status) -> bool:
+    async def _wait_for_recovery(self, state: RequestState, verdict: Verdict) -> bool:
         """After all engines were tried: back off exponentially if the last one was unreachable.
 
         This covers rolling updates of all engines. Returns True to try all engines again.
@@ -262,7 +341,7 @@ class Dispatcher:
         wait_s = _POLL_S * 2**state.retry_rounds
         out_of_time = time.perf_counter() + wait_s > client_request.accepted + self._config.wait_for_engine_s
         answered = state.last is not None and state.last.outcome.http_status is not None
-        if status != "engine_error" or answered or out_of_time:
+        if verdict.status != "engine_error" or answered or out_of_time:
             return False
         await asyncio.sleep(wait_s)
         await self._wait_for_engine(client_request)
@@ -278,18 +357,22 @@ class Dispatcher:
             client_request.remaining_s()
             await asyncio.sleep(_POLL_S)
 
-    async def _resume_stream(self, state: RequestState, sink: ResponseSink) -> None:
+    async def _resume_stream(self, state: RequestState, sink: ResponseSink, verdict: Verdict) -> None:
         """Resume a broken stream on another engine if possible; else send an error event."""
-        status: Status = "broken"
-        while status in _RETRYABLE and self._can_resume(state):
+        while verdict.retry and self._can_resume(state):
             state.failed.add(engine_of(state.decision.arm))
-            decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
+            decision = self.decide(
+                state.context, failed=state.failed, tried=state.tried, explore=False, unable=state.unable
+            )
             state.decision = replace(decision, reason="resumed")
             state.number += 1
             self._metrics.streams_resumed += 1
-            status = await self._run_attempt(state, sink)
-        if status in _RETRYABLE and not state.error_sent:
-            await sink.write(BROKEN_EVENT)
+            verdict = await self._run_attempt(state, sink)
+        if verdict.status != "ok" and not state.error_sent:
+            too_long = verdict.fault == "client"
+            message = "the answer took too long" if too_long else "the engine stopped in the middle of its answer"
+            code = "engine_timeout" if too_long else "engine_broken"
+            await sink.write(error_event(state.client_request.request.path, message, code, state.num_events))
 
     def _can_resume(self, state: RequestState) -> bool:
         resume = state.resume
@@ -299,6 +382,7 @@ class Dispatcher:
     async def run_shadow(self, state: RequestState) -> None:
         """Run an attempt without a client."""
         await self._run_attempt(state, NullSink())
+        state.settle_doubts(blame=True)  # another engine has answered it
 
     def _begin_trace(self, client_request: ClientRequest) -> Trace:
         """Start the trace of a request. Only configured paths become span names, to bound their number."""
@@ -322,6 +406,9 @@ class Dispatcher:
             client_request.count_tokens(state.num_tokens)
         if decision is not None and outcome is not None:
             self._metrics.requests[decision.arm, outcome.status] += 1
+            # One engine alone may have failed by itself; several that fail alike do so by the request.
+            if state.doubts:
+                state.settle_doubts(blame=len(state.doubts) == 1 and outcome.fault != "client")
         if state.trace is not None:
             state.trace.request_ended(
                 decision.arm if decision is not None else None, state.number, outcome, sys.exception()

@@ -23,8 +23,12 @@ class AttemptLearning:
             outcome = replace(outcome, tpot_s=None, acceptance_length=None, drafters=None)
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
-        for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):
-            self._acceptance_monitor.observe(arm, tau, tokens, cluster, shadow=shadow, key=attempt.key)
+        watch, key = self._acceptance_monitor.observe, attempt.key
+        if outcome.drafters is None:
+            watch(decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow, key=key)
+        else:
+            for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):
+                watch(arm, tau, tokens, cluster, shadow=shadow, key=key)
         if shadow or decision.reason == "policy":
             slowdown = self._load.slowdown(decision.arm, attempt.context, attempt.running)
             in_flight = attempt.in_flight[decision.arm] + 1

@@ -7,13 +7,14 @@ scanned.
 """
 
 import math
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from draftpick.engines.pool.report import FIELD, parse
-from draftpick.router.types import Outcome, Status
+from draftpick.engines.errors import StreamInterrupted
+from draftpick.engines.http.json_values import parse, parse_object
+from draftpick.engines.pool import report
+from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
     from draftpick.engines.http.connection import Exchange
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")
-_DONE = (b"data: [DONE]", b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
+_CREATED = b"event: response.created"
+_FAILED_RESPONSE = b"event: response.failed"
+_DONE = (
+    *(b"data: [DONE]", b"event: message_stop"),
+    *(b"event: response.completed", b"event: response.incomplete", _FAILED_RESPONSE),
+)
 
 
 _CHARS_PER_TOKEN = 4
@@ -33,18 +39,22 @@ class Meter:
 
     `num_answers`: sequences that the request asks for (`n`, times its prompts), decoded side by side. `ttft_s`: of a
     stream, None before its first content. `arrivals`: says when the engine's bytes came; None: when they are read.
+    `failed`: it contains an error event; `error_event`: that, or the event of a failed response.
+    `response_id`: of an answer of `/v1/responses`.
     """
 
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
         self._accepted, self._num_answers = accepted, num_answers
         self.arrivals: Exchange | None = None
-        self._events, self._event_bytes, self._shortest = 0, 0, math.inf
+        self.num_events, self._event_bytes, self._shortest = 0, 0, math.inf
         self._sent: float | None = None
         self.ttft_s: float | None = None
         self._last: float | None = None
         self._fields: dict[str, Any] = {}
         self.terminated = False
         self.failed = False
+        self.error_event: bytes | None = None
+        self.response_id: Any = None
         self.http_status: int | None = None
 
     def mark_sent(self) -> None:
@@ -55,58 +65,64 @@ class Meter:
         """Seconds since the request was sent to the engine."""
         return 0.0 if self._sent is None else time.perf_counter() - self._sent
 
-    def observe_body(self, body: bytes) -> bool:
-        """Read a whole JSON answer; returns False if it is not one."""
+    def observe_body(self, body: bytes) -> Any:
+        """Read a complete JSON answer; returns it. Raises `ValueError` if it is not JSON."""
         self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
         self.terminated = True
-        fields = _object(body)
+        fields, _ = parse(body)
         self._keep_usage(fields)
         ttft_s = _seconds(self._fields, "time_to_first_token_ms")
         if ttft_s is not None and self._sent is not None:  # the engine counts from the end of its queue
             queue_s = _seconds(self._fields, "queue_time_ms") or 0.0
             self.ttft_s = self._sent - self._accepted + queue_s + ttft_s
-        return fields is not None
+        return fields
 
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
+        if self.num_events == 0 and event.startswith(_CREATED):
+            self.response_id = ((parse_object(event.partition(b"data: ")[2]) or {}).get("response") or {}).get("id")
         if event.startswith(_DONE):
             self.terminated = True
+            if event.startswith(_FAILED_RESPONSE):
+                self.error_event = event
         elif event.startswith(_ERROR):
-            self.failed = True
+            self.failed, self.error_event = True, event
         if (
             _USAGE in event
-            and self._keep_usage(_object(event.partition(b"data: ")[2]))
+            and self._keep_usage(parse_object(event.partition(b"data: ")[2]))
             and self._fields.get("choices") == []
         ):
             return True
         if self.ttft_s is None and _has_content(event):
             self.ttft_s = now - self._accepted
         size = len(event)
-        self._events += 1
+        self.num_events += 1
         self._event_bytes += size
         if size < self._shortest:
             self._shortest = size
         return False
 
-    def _keep_usage(self, fields: dict[str, Any] | None) -> bool:
+    def _keep_usage(self, fields: Any) -> bool:
         """Keep the fields of an answer or a chunk with usage; returns False if it has none."""
-        if fields is None:
+        if not isinstance(fields, dict):
             return False
-        response = fields.get("response")
-        fields = response if isinstance(response, dict) else fields
-        if not fields.get("usage"):
+        inner = fields.get("response") or fields.get("message")  # of `/v1/responses` and `/v1/messages`
+        fields = inner if isinstance(inner, dict) else fields
+        if not isinstance(usage := fields.get("usage"), dict) or not usage:
             return False
-        self._fields = fields
+        # `/v1/messages` may count the prompt in its first event alone, and the output in its last one.
+        before = self._fields.get("usage", {})
+        self._fields = {**fields, "usage": {**before, **usage}} if before else fields
         return True
 
-    def outcome(self, status: Status) -> Outcome:
-        """The measurements so far, for an attempt that ended with this status."""
+    def outcome(self, status: Status, fault: Fault | None = None) -> Outcome:
+        """The measurements so far, for an attempt that ended with this status, by this fault."""
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
         speculation = _metrics(self._fields).get("speculative_decoding")
-        by_drafter = speculation.get(FIELD) if isinstance(speculation, dict) else None
+        by_drafter = speculation.get(report.FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
             http_status=self.http_status,
@@ -119,7 +135,8 @@ class Meter:
             acceptance_rate=rate,
             overhead_s=None if self._sent is None else self._sent - self._accepted,
             queue_s=_seconds(self._fields, "queue_time_ms"),
-            drafters=None if by_drafter is None else parse(by_drafter),
+            fault=fault,
+            drafters=None if by_drafter is None else report.parse(by_drafter),
         )
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:
@@ -142,44 +159,107 @@ class Meter:
         if self.ttft_s is None:
             return 0
         # An event of one token is as long as the shortest, and a word; what is longer has more tokens.
-        beyond = self._event_bytes - self._events * (self._shortest + _CHARS_PER_TOKEN)
+        beyond = self._event_bytes - self.num_events * (self._shortest + _CHARS_PER_TOKEN)
         more = max(int(beyond) // _CHARS_PER_TOKEN, 0)
-        return min(self._events + more, _MAX_TOKENS_PER_EVENT * self._events)
+        return min(self.num_events + more, _MAX_TOKENS_PER_EVENT * self.num_events)
+
+
+_BLANK = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
+_BOM = b"\xef\xbb\xbf"
+_FORMS = (b"data: ", b"event: ")
+"""Beginnings of events that have the form of `_plain`, as nearly all have."""
 
 
 class EventStream:
-    """Splits a byte stream into server-sent events; drops the usage chunk if only the router requested it."""
+    """Splits a byte stream into server-sent events; drops the usage chunk if only the router requested it.
 
-    def __init__(self, meter: Meter, *, hide_usage: bool, resume_state: "StreamResume | None" = None) -> None:
-        """`resume_state` gets each event, and may change or drop it."""
+    Lines end with LF, CRLF or CR, in any mixture (the HTML standard, 9.2.6).
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        *,
+        hide_usage: bool,
+        resume_state: "StreamResume | None" = None,
+        max_bytes: int = 2**25,
+    ) -> None:
+        """`resume_state` gets each event, and may change or drop it. `max_bytes`: of one event."""
         self._meter, self._hide_usage, self._resume_state = meter, hide_usage, resume_state
-        self._rest = b""
-        self._blank = b"\n\n"
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._held = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Return the bytes to forward now: complete events, unchanged."""
-        data = self._rest + chunk if self._rest else chunk
-        if b"\r\n\r\n" in data:
-            self._blank = b"\r\n\r\n"
-        end = data.rfind(self._blank)
+        """Return the bytes to forward now: complete events, unchanged. Raises `StreamInterrupted` for a long event."""
+        data = chunk
+        if self._parts:
+            # Only what is new is searched: a long event that comes in many parts is joined once.
+            if _BLANK.search(self._parts[-1][-3:] + chunk) is None:
+                self._hold(chunk)
+                return b""
+            data = b"".join([*self._parts, chunk])
+            self._parts, self._held = [], 0
+        if b"\r" in data:
+            return self._feed_mixed(data)
+        end = data.rfind(b"\n\n")
         if end < 0:
-            self._rest = data
+            self._hold(data)
             return b""
-        end += len(self._blank)
-        self._rest, data = data[end:], data[:end]
-        events = data[: -len(self._blank)].split(self._blank)
-        hidden = [self._meter.observe_event(event) for event in events]
+        if len(data) > end + 2:
+            self._hold(data[end + 2 :])
+            data = data[: end + 2]
+        return self._observe(data, data[:-2].split(b"\n\n"), b"\n\n")
+
+    def _feed_mixed(self, data: bytes) -> bytes:
+        at, whole, out = 0, [], []
+        for blank in _BLANK.finditer(data):
+            whole.append((data[at : blank.start()], blank[0]))
+            at = blank.end()
+        if at < len(data):
+            self._hold(data[at:])
+        for event, separator in whole:
+            out.append(self._observe(event + separator, [event], separator))
+        return b"".join(out)
+
+    def _observe(self, data: bytes, events: list[bytes], separator: bytes) -> bytes:
+        """Observe events; return what is forwarded of them, which is `data` unless one is dropped or changed."""
+        observe = self._meter.observe_event
+        plain = [e if e.startswith(_FORMS) and b"\r" not in e else _plain(e) for e in events]
+        hidden = [bool(event) and observe(event) for event in plain]
         if self._resume_state is not None:
             events = list(map(self._resume_state.forward, events))
         elif not (self._hide_usage and any(hidden)):
             return data
         kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
-        return b"".join([event + self._blank for event in kept])
+        return b"".join([event + separator for event in kept])
+
+    def _hold(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._held += len(part)
+        if self._held > self._max_bytes:
+            raise StreamInterrupted(f"an event is longer than {self._max_bytes} bytes")
 
     def end(self) -> bytes:
         """Return the rest of a stream that ended without a blank line."""
-        rest, self._rest = self._rest, b""
+        rest = b"".join(self._parts)
+        self._parts, self._held = [], 0
+        if rest.strip():
+            self._meter.observe_event(_plain(rest))
         return rest
+
+
+def _plain(event: bytes) -> bytes:
+    """The same event with LF, one `event: ` at most, and then one `data: `; without comments and other fields."""
+    kind, data = b"", list[bytes]()
+    for line in event.removeprefix(_BOM).splitlines():
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            data.append(value)
+        elif name == b"event":
+            kind = b"event: %b\n" % value
+    return kind + (b"data: " + b"\n".join(data) if data else b"")
 
 
 def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
@@ -223,21 +303,12 @@ def _seconds(answer: dict[str, Any], name: str) -> float | None:
     return value / 1000
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in `data`, if it is one."""
-    try:
-        fields = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return fields if isinstance(fields, dict) else None
-
-
 def _has_content(event: bytes) -> bool:
     """True if an event has content: text, a tool call, reasoning, or a delta of a response."""
-    if b"data: {" not in event or (fields := _object(event.partition(b"data: ")[2])) is None:
+    if b"data: {" not in event or (fields := parse_object(event.partition(b"data: ")[2])) is None:
         return False
     if isinstance(fields.get("type"), str):
-        return str(fields["type"]).endswith(".delta")
+        return str(fields["type"]).endswith((".delta", "content_block_delta"))
     choices = fields.get("choices")
     return isinstance(choices, list) and any(_choice_has_content(c) for c in choices if isinstance(c, dict))
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from draftpick.engines.http.client import Headers
-from draftpick.engines.replicas import Replica
+from draftpick.engines.replicas import Lease, Replica
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
 from draftpick.router.openai_request import Request
+from draftpick.router.request.ability import Rejection
 from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.tracing import Trace
 from draftpick.router.types import Attempt, Context, Decision
@@ -74,10 +75,13 @@ class RequestState:
     """A request, its context, and the current attempt.
 
     `prefix`: hashes of the leading blocks of its body; `cached_prefix`: bytes of it that each replica, by address, has
-    read before. `number`: of the attempt. `started`: bytes were sent to the client. `error_sent`: they include an error
-    event of the engine. `retry_rounds`: how often all engines were tried in vain. `resume`: the text that the client
-    has, of a stream that can be resumed. `failed`: engines, and `tried`: replicas of earlier attempts. `last`: the last
-    finished attempt. `num_tokens`: prompt and output tokens of the attempts that answered.
+    read before. `number`: of the attempt. `started`: content was sent to the client; `opened_by`: number of the
+    attempt whose status and headers were, or 0. `error_sent`: they include an error
+    event of the engine. `num_events`: events of the last attempt. `retry_rounds`: how often all engines were tried in
+    vain. `resume`: the text that the client has, of a stream that can be resumed. `last`: the last finished attempt.
+    `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
+    by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
+    the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
     """
 
     client_request: ClientRequest
@@ -88,10 +92,23 @@ class RequestState:
     decision: Decision = UNDECIDED
     number: int = 1
     started: bool = False
+    opened_by: int = 0
     error_sent: bool = False
+    num_events: int = 0
     retry_rounds: int = 0
     resume: StreamResume | None = None
     failed: set[str] = field(default_factory=set)
     tried: set[Replica] = field(default_factory=set)
     last: Attempt | None = None
     num_tokens: int = 0
+    retry_until: float | None = None
+    doubts: list[Lease] = field(default_factory=list)
+    unable: Mapping[str, str] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def settle_doubts(self, *, blame: bool) -> None:
+        """Report the failures in doubt to the circuit breakers, or (`blame` is False) forget them."""
+        doubts, self.doubts = self.doubts, []
+        if blame:
+            for lease in doubts:
+                lease.replica.breaker.end(ok=False, probe=lease.probe)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import orjson
 
-from draftpick.engines.errors import EngineUnavailable
+from draftpick.engines.errors import EngineError
 from draftpick.engines.http.client import EngineClient
 from draftpick.router.openai_request import Request
 
@@ -22,6 +22,10 @@ _HINDERS = (
     *("continue_final_message", "add_generation_prompt", "return_token_ids"),
 )
 """Fields that make the rest of an answer depend on more than its text so far, or that already set a continuation."""
+
+
+class CannotResume(EngineError):
+    """No request for the rest of the answer can be made; no engine is at fault."""
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class StreamResume:
     async def resume(self, client: EngineClient, url: str) -> bytes:
         """The request for the rest, for the engine at `url`, which counts the tokens so far.
 
-        Raises `EngineUnavailable` if it cannot count them, or no tokens are left.
+        Raises `CannotResume` if it does not count them, or no tokens are left, and what `EngineClient.send` raises.
         """
         self.tokens, self.resumed = await self._count(client, url), True
         fields = dict(self.fields)
@@ -92,7 +96,7 @@ class StreamResume:
                 fields[name] -= self.tokens
                 if fields[name] < 1:
                     self.possible = False
-                    raise EngineUnavailable("no output tokens are left")
+                    raise CannotResume("no output tokens are left")
         return orjson.dumps(fields)
 
     async def _count(self, client: EngineClient, url: str) -> int:
@@ -103,7 +107,7 @@ class StreamResume:
         try:
             return int(orjson.loads(body)["count"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise EngineUnavailable("the engine does not count tokens") from error
+            raise CannotResume("the engine does not count tokens") from error
 
 
 def _fields(event: bytes) -> dict[str, Any] | None:

@@ -21,10 +21,11 @@ from draftpick.engines.arms import drafter_of, engine_of, pool_arm
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.errors import RequestError
 from draftpick.router.online.events import Event
-from draftpick.router.types import Attempt, Decision, Outcome, Reason, Status
+from draftpick.router.types import Attempt, Decision, Fault, Outcome, Reason, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 REASONS: tuple[Reason, ...] = get_args(Reason)
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 EVENTS = (
     "arm_changed",
     "inputs_changed",
@@ -39,8 +40,8 @@ EVENTS = (
 FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
 _DRAFTER_FIELDS = ("steps", "drafted", "accepted", "scored", "tokens")
 FAILING_PARTS = (
-    *("features", "attempts", "learning", "metrics", "recent", "records", "events"),
-    *("addresses", "files", "shadow", "autoscaling", "load", "health", "peers", "ray_metrics"),
+    *("features", "connections", "attempts", "learning", "metrics", "recent", "records", "events"),
+    *("addresses", "files", "shadow", "autoscaling", "load", "health", "models", "peers", "ray_metrics"),
 )
 """Parts of the router whose errors are counted: observers of attempts, then background tasks."""
 
@@ -142,6 +143,13 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         ("arm", "status"),
         on_ray=True,
         read=lambda m: (((name, status), n) for name, arm in m.arms.items() for status, n in arm.attempts.items()),
+    ),
+    CountedMetric(
+        "draftpick_attempt_faults_total",
+        "counter",
+        "Attempts for clients that were not answered, by engine and by whose fault that was.",
+        ("arm", "fault"),
+        read=lambda m: (((name, fault), n) for name, arm in m.arms.items() for fault, n in arm.faults.items()),
     ),
     CountedMetric(
         "draftpick_decisions_total",
@@ -329,6 +337,7 @@ class _ArmCounters:
         "decoding_baseline_s",
         "decoding_s",
         "explored",
+        "faults",
         "predictions",
         "series",
         "shadows",
@@ -338,6 +347,7 @@ class _ArmCounters:
     def __init__(self) -> None:
         self.attempts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
         self.shadows: dict[Status, int] = dict.fromkeys(STATUSES, 0)
+        self.faults: dict[Fault, int] = dict.fromkeys(FAULTS, 0)
         self.decisions: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self.explored: int = 0
         self.decoding_s: float = 0.0
@@ -397,6 +407,8 @@ class Metrics:
             arm.shadows[status] += 1
             return
         arm.attempts[status] += 1
+        if outcome.fault is not None:
+            arm.faults[outcome.fault] += 1
         if number == 1 and outcome.overhead_s is not None:
             self.overhead.counts[bisect_left(_OVERHEAD_S, outcome.overhead_s)] += 1
             self.overhead.total += outcome.overhead_s

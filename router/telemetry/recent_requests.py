@@ -189,8 +189,7 @@ def _window_totals(
     baseline: str,
 ) -> WindowTotals:
     """The totals of one attempt."""
-    failed = outcome.status in ("engine_error", "timeout", "broken")
-    counts = 1, failed, outcome.output_tokens or 0, outcome.ttft_s is not None, outcome.ttft_s or 0.0
+    counts = 1, outcome.failed, outcome.output_tokens or 0, outcome.ttft_s is not None, outcome.ttft_s or 0.0
     if outcome.status != "ok" or took_s is None:
         return WindowTotals(*counts)
     tau = outcome.acceptance_length

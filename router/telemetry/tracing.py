@@ -179,7 +179,7 @@ def _outcome_attributes(outcome: Outcome) -> Attributes:
 
 def _set_status(span: Span, outcome: Outcome) -> None:
     """Mark a span as an error if the router or an engine is at fault."""
-    if outcome.status in ("engine_error", "timeout", "broken"):
+    if outcome.failed:
         span.set_status(Status(StatusCode.ERROR, outcome.status))
 
 

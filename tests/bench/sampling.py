@@ -20,6 +20,7 @@ import numpy as np
 from draftpick.deploy.workflows.results import write
 from draftpick.engines.config import FleetConfig
 from draftpick.engines.deployment import llm_config
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.engines.drafters.tiny import VOCABULARY, write_head, write_noisy_copy, write_target
 
@@ -31,7 +32,15 @@ LENGTH = 8
 _HEAD = {"method": "eagle3", "num_speculative_tokens": 3}
 _MODEL = {"method": "draft_model", "num_speculative_tokens": 3}
 _SAMPLED = {"draft_sample_method": "probabilistic"}
-DRAFTERS: dict[str, dict[str, Any] | None] = {
+_POOL = [
+    {**_HEAD, "name": "one", "model": "head"},
+    {**_HEAD, "name": "two", "model": "head", "num_speculative_tokens": 2},
+    {"name": "suffix", "method": "suffix", "num_speculative_tokens": 4, "suffix_decoding_max_cached_requests": 0},
+    {"name": "ngram", "method": "ngram", "num_speculative_tokens": 4},
+    {"name": "trigram", "method": "trigram", "num_speculative_tokens": 4},
+]
+"""Every other request is pinned to one of them, so that batches mix all."""
+DRAFTERS: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = {
     "none": None,
     "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
     "suffix": {"method": "suffix", "num_speculative_tokens": 4, "suffix_decoding_max_cached_requests": 0},
@@ -42,6 +51,7 @@ DRAFTERS: dict[str, dict[str, Any] | None] = {
     "eagle3": {**_HEAD, "model": "head"},
     "eagle3, draft exit": {**_HEAD, "model": "head", "draft_exit": True},
     "eagle3, sampled drafts": {**_HEAD, "model": "head", **_SAMPLED},
+    "pool": _POOL,
     "eagle3, parallel": {**_HEAD, "model": "parallel", "parallel_drafting": True},
     "eagle3, parallel, sampled drafts": {**_HEAD, "model": "parallel", "parallel_drafting": True, **_SAMPLED},
 }
@@ -120,28 +130,43 @@ def _pooled(seen: Any, expected: Any) -> tuple[Any, Any]:
     return pool(seen), pool(expected) * (seen.sum() / expected.sum())
 
 
-def _answers(folder: str, drafter: dict[str, Any] | None, n: int, seed: int) -> tuple[list[list[int]], int, int]:
+def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[int]], int, int]:
     """(answers, tokens drafted, tokens accepted) of one engine."""
     from vllm import LLM, EngineArgs, SamplingParams
 
-    if drafter is not None and "model" in drafter:
-        drafter = {**drafter, "model": str(Path(folder) / drafter["model"])}
+    pool = isinstance(drafter, list)
+    drafters = [_located(one, folder) for one in (drafter if pool else [drafter]) if one is not None]
+    drafted_by = {"drafters": drafters} if pool else {"drafter": drafters[0] if drafters else None}
     fleet = FleetConfig.model_validate(
         {
             "target": {"source": str(Path(folder) / "target")},
             "engine_kwargs": {"enforce_eager": True, "max_model_len": 64, "kv_cache_memory_bytes": 2**26},
-            "engines": [{"name": "plain"}, {"name": "drafted", "drafter": drafter}],
+            "engines": [{"name": "plain"}, {"name": "drafted", **drafted_by}],
         }
     )
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     kwargs = {k: v for k, v in llm_config(fleet, fleet.engines[1])["engine_kwargs"].items() if k in known}
     kwargs |= {"dtype": "float32", "skip_tokenizer_init": True, "enable_prefix_caching": False, "max_num_seqs": 256}
     llm = LLM(model=fleet.target.source, seed=seed, **kwargs, disable_log_stats=False)
-    params = SamplingParams(temperature=1.0, max_tokens=LENGTH, ignore_eos=True, detokenize=False)
+    pins = [one["name"] for one in drafters] if pool else []
+    params = [
+        SamplingParams(
+            temperature=1.0,
+            max_tokens=LENGTH,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={XARG: Forecast(only=pins[i // 2 % len(pins)]).to_json()} if pins and i % 2 else None,
+        )
+        for i in range(n)
+    ]
     done = llm.generate([{"prompt_token_ids": PROMPT}] * n, params, use_tqdm=False)
     counters = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
     drafted, accepted = (counters.get(f"vllm:spec_decode_num_{what}_tokens", 0) for what in ("draft", "accepted"))
     return [list(answer.outputs[0].token_ids) for answer in done], int(drafted), int(accepted)
+
+
+def _located(drafter: dict[str, Any], folder: str) -> dict[str, Any]:
+    return {**drafter, "model": str(Path(folder) / drafter["model"])} if "model" in drafter else drafter
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_an_unknown_fleet_gets_a_suggestion_and_the_names() -> None:
     error = refusal("mok")
     assert error.field == "config"
     assert str(error) == (
-        "config: unknown fleet 'mok' (did you mean 'mock'? name a YAML file, or one of: embedded, mock)"
+        "config: unknown fleet 'mok' (did you mean 'mock'? name a YAML file, or one of: embedded, mock, pool)"
     )
     assert "did you mean" not in str(refusal("qwerty"))
 

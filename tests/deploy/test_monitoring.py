@@ -240,6 +240,7 @@ ILL: dict[str, dict[str, str]] = {
     "DraftpickEngineFails": {
         f'draftpick_attempts_total{{{ARM},status="ok"}}': "0+50x120",
         f'draftpick_attempts_total{{{ARM},status="timeout"}}': "0+10x120",
+        f'draftpick_attempt_faults_total{{{ARM},fault="engine"}}': "0+10x120",
     },
     "DraftpickEngineGone": {f'draftpick_replicas{{{ARM},state="{s}"}}': "0+0x120" for s in ("closed", "open")},
     "DraftpickBreakerOpen": {

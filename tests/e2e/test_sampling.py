@@ -17,7 +17,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "drafter", ["hybrid", "draft_model, sampled drafts", "eagle3, draft exit", "eagle3, parallel, sampled drafts"]
+    "drafter",
+    ["hybrid", "draft_model, sampled drafts", "eagle3, draft exit", "eagle3, parallel, sampled drafts", "pool"],
 )
 def test_sampled_answers_are_distributed_as_the_target_s(models: Path, drafter: str) -> None:
     p, accepted = judge(models, drafter, 2000)

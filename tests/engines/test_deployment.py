@@ -9,6 +9,7 @@ import ray
 
 from draftpick.engines.config import FleetConfig
 from draftpick.engines.deployment import build_engine, deployment_options, llm_config, scale_on_demand
+from draftpick.engines.errors import ConfigError
 from draftpick.engines.models.embedded import TARGET_NAME
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}
@@ -102,7 +103,7 @@ def test_the_embedded_target_is_computed_in_what_the_processor_computes_in(
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path))
     (tmp_path / TARGET_NAME).mkdir()
     (tmp_path / TARGET_NAME / "config.json").write_text("{}")
-    monkeypatch.setattr("draftpick.engines.deployment.computes_bfloat16", lambda: able)
+    monkeypatch.setattr("draftpick.engines.vllm.arguments.computes_bfloat16", lambda: able)
     assert llm(target=target)["engine_kwargs"].get("dtype") == dtype
     assert llm(target=target, shared={"dtype": "bfloat16"})["engine_kwargs"]["dtype"] == "bfloat16"
     assert "dtype" not in llm(target=target, deployment={"accelerator": "gpu"})["engine_kwargs"]
@@ -215,3 +216,35 @@ def test_without_reports_the_number_stays(metrics: dict[str, dict[str, float]] |
 def test_what_routers_want_goes_before_what_is_in_flight() -> None:
     assert scale_on_demand(context({"in_flight": {"r1": 9.0}, "wanted": {"r1": 3.0, "r2": 2.0}})) == (3, {})
     assert scale_on_demand(context({"in_flight": {"r1": 9.0}, "wanted": {"r1": 0.0}})) == (5, {})
+
+
+POOL = [
+    {"name": "code", "method": "eagle3", "model": "heads/code", "num_speculative_tokens": 4},
+    {"name": "copy", "method": "suffix", "num_speculative_tokens": 8},
+]
+
+
+def test_a_pool_names_all_its_drafters_to_vllm() -> None:
+    kwargs = llm(drafters=POOL, engine_kwargs={"additional_config": {"mine": 1}})["engine_kwargs"]
+    speculation = kwargs["speculative_config"]
+    assert (speculation["method"], speculation["model"], speculation["num_speculative_tokens"]) == (
+        "eagle3",
+        "heads/code",
+        8,
+    )
+    assert speculation["disable_padded_drafter_batch"] is True
+    assert kwargs["additional_config"]["mine"] == 1
+    assert [one["name"] for one in kwargs["additional_config"]["draftpick_pool"]["drafters"]] == ["code", "copy"]
+    assert kwargs["scheduler_cls"].endswith("PoolScheduler")
+    assert kwargs["per_request_spec_decode_metrics"] == "summary"
+
+
+def test_a_pool_runs_on_vllm_s_first_model_runner() -> None:
+    env = options(drafters=POOL)["ray_actor_options"]["runtime_env"]["env_vars"]
+    assert env["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in options(drafter=NGRAM)["ray_actor_options"]["runtime_env"]["env_vars"]
+
+
+def test_a_pool_without_a_head_is_rejected_with_its_alternative() -> None:
+    with pytest.raises(ConfigError, match="hybrid"):
+        llm(drafters=POOL[1:])

@@ -25,8 +25,10 @@ from draftpick.router.records import (
     SCHEMA_1_LOAD,
     RecordWriter,
     decode,
+    decode_lines,
     encode,
     read,
+    repair,
 )
 from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until
@@ -324,6 +326,72 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, monkeypatch: py
     opened.close()
     assert ids(tmp_path) == ["before", "after"]
     assert (opened.written, opened.dropped) == (2, 3)
+
+
+def test_a_full_disk_costs_no_older_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, really = threading.Event(), os.write
+
+    def write(file: int, data: memoryview) -> int:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "no space left")
+        return really(file, data)
+
+    monkeypatch.setattr("draftpick.router.records._FLUSH_S", 0.01)
+    monkeypatch.setattr("draftpick.router.records.os.write", write)
+    opened = writer(tmp_path, segment_age_s=1e-6, keep_segments=2)
+    for i in range(2):
+        opened.write(record(f"r{i}"))
+        wait(lambda: opened.written == i + 1)  # noqa: B023
+    full.set()
+    for i in range(5):
+        opened.write(record(f"lost-{i}"))
+        wait(lambda: opened.dropped == i + 1)  # noqa: B023
+    opened.close()
+    assert ids(tmp_path) == ["r0", "r1"]
+    assert len(segments(tmp_path)) == 2
+
+
+def test_writers_of_one_name_keep_each_other_s_segments(tmp_path: Path) -> None:
+    both = [writer(tmp_path, segment_age_s=1e-6, keep_segments=2) for _ in range(2)]
+    for opened in both:
+        opened._prefix = "records-20260101T000000Z-node-1"
+    for i, opened in enumerate(both):
+        opened.write(record(f"r{i}"))
+        opened.close()
+    assert ids(tmp_path) == ["r0", "r1"]
+
+
+def test_a_record_that_has_no_line_costs_itself_alone(tmp_path: Path) -> None:
+    opened = writer(tmp_path)
+    for name in ("first", "\ud800", "last"):
+        opened.write(record(name))
+    opened.close()
+    assert ids(tmp_path) == ["first", "last"]
+    assert (opened.written, opened.dropped) == (2, 1)
+
+
+def test_damaged_lines_are_skipped_and_moved_aside_by_a_repair(tmp_path: Path) -> None:
+    segment = tmp_path / "records-1.jsonl"
+    segment.write_bytes(
+        encode(record("a")) + b"\0\0\n" + encode(record("b")) + b'{"schema": 9}\n' + encode(record("c"))[:50]
+    )
+    whole = segment.read_bytes()
+    assert ids(tmp_path) == ["a", "b"]
+    assert repair(tmp_path, 3600) == []
+    assert repair(tmp_path, 0, dry_run=True) == [(segment, 2, 3)]
+    assert segment.read_bytes() == whole
+    assert repair(tmp_path, 0) == [(segment, 2, 3)]
+    assert ids(tmp_path) == ["a", "b"]
+    aside = tmp_path / "records-1.jsonl.damaged"
+    assert aside.read_bytes().split(b"\n")[:2] == [b"\0\0", b'{"schema": 9}']
+    assert repair(tmp_path, 0) == []
+
+
+def test_a_time_in_the_future_is_read_as_now() -> None:
+    ahead, before = replace(record("ahead"), time=time.time() + 86_400), time.time()
+    records, damaged = decode_lines(encode(ahead) + b"{\n")
+    assert before <= records[0].time <= time.time()
+    assert damaged == [b"{"]
 
 
 def test_a_writer_that_is_killed_loses_its_last_moment_alone(tmp_path: Path) -> None:

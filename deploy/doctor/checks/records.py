@@ -78,7 +78,7 @@ def failures(context: DoctorContext) -> Iterator[Finding]:
     tried, failed = Counter[str](), Counter[str]()
     for record in context.attempts:
         tried[record.decision.arm] += record.outcome.status != "cancelled"
-        failed[record.decision.arm] += record.outcome.status in ("engine_error", "timeout", "broken")
+        failed[record.decision.arm] += record.outcome.failed
     for arm, count in failed.items():
         if tried[arm] >= _MIN_RECORDS and count > _FAILS * tried[arm]:
             yield warning(

@@ -148,3 +148,21 @@ def test_a_file_that_is_no_profile_is_named(tmp_path: Path) -> None:
 def test_help_teaches() -> None:
     assert "Example:" in words(invoke("simulate", "--help").stdout)
     assert "Recommends the single engine unless" in words(invoke("plan", "--help").stdout)
+
+
+def test_a_pool_of_the_engines_drafters_is_considered(profiles: str) -> None:
+    common = ("--profiles", profiles, "--traffic", "six_kinds", "-n", "200", "--rate", "5", "--seeds", "2")
+    pool = ("--pool", "all=plain+suffix+math")
+    told = json.loads(ran("plan", *common, "-a", "2", *pool, "--json").stdout)
+    assert told["chosen"] == {"all": 2}
+    wrong = invoke("plan", *common, "-a", "2", "--pool", "all=plain+maths")
+    assert isinstance(wrong.exception, ConfigError)
+    assert "engines with a profile: math, plain, suffix" in str(wrong.exception)
+
+
+def test_the_profile_of_a_pool_holds_those_of_its_drafters(tmp_path: Path) -> None:
+    folder = tmp_path / "profiles"
+    save_profile(folder, "pool", replace(profile(0.010, 0.0005), drafter_s={"suffix": 0.001, "math": 0.002}))
+    common = ("--profiles", str(folder), "--traffic", "six_kinds", "-n", "200", "--seeds", "2")
+    told = json.loads(ran("simulate", *common, "--fleet", "pool=2", "--json").stdout)
+    assert told["runs"]["throughput"]["share/pool"]["value"] == 1.0

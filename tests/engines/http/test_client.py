@@ -1,7 +1,9 @@
 """The engines' HTTP client: bytes as they come, and which error tells of which fault."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
+from functools import partial
 
 import orjson
 import pytest
@@ -10,7 +12,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from draftpick.engines.errors import EngineTimeout, EngineUnavailable, StreamInterrupted
+from draftpick.engines.errors import (
+    AnswerTooLong,
+    ConnectionLost,
+    EngineTimeout,
+    EngineUnavailable,
+    RequestNotSendable,
+    ResourcesExhausted,
+    StreamInterrupted,
+)
 from draftpick.engines.http.client import EngineClient, Headers
 from tests.fleet import BREAKS, CHAT, FAST, HANGS, REFUSING_URL, SLOW, Servers, StartMock, asked, until
 
@@ -118,7 +128,7 @@ async def test_a_stream_that_outlasts_the_longest_answer_is_broken(
     impatient: EngineClient, mock_engine: StartMock
 ) -> None:
     mock = await mock_engine(SLOW)
-    with pytest.raises(StreamInterrupted):
+    with pytest.raises(AnswerTooLong):
         await read(impatient, mock.url)
 
 
@@ -149,6 +159,46 @@ async def test_connections_are_used_again(client: EngineClient, servers: Servers
     for _ in range(3):
         await read(client, url, stream=False)
     assert len(peers) == 1
+
+
+async def closing_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, partial: bytes = b"") -> None:
+    """Answer the first request on a connection, and close it on the second one."""
+    for reply in (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", partial):
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r")[0]))
+        writer.write(reply)
+    writer.close()
+
+
+async def test_a_kept_connection_that_the_engine_has_closed_is_replaced(client: EngineClient) -> None:
+    async with await asyncio.start_server(closing_second, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert [await read(client, url, stream=False) for _ in range(4)] == [b"{}"] * 4
+
+
+async def test_a_kept_connection_with_half_an_answer_is_not_replaced(client: EngineClient) -> None:
+    half = partial(closing_second, partial=b"HTTP/1.1 2")
+    async with await asyncio.start_server(half, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await read(client, url, stream=False)
+        with pytest.raises(EngineUnavailable) as raised:
+            await read(client, url, stream=False)
+    assert not isinstance(raised.value, ConnectionLost)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "x"), OSError("Multiple exceptions: [Errno 24] Too many open files, [Errno 111] refused")],
+)
+async def test_a_lack_of_descriptors_is_not_the_engines(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    async def create_connection(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+    with pytest.raises(ResourcesExhausted):
+        await read(client, "http://127.0.0.1:1")
 
 
 async def test_nothing_is_added_to_the_headers_but_what_http_needs(client: EngineClient, servers: Servers) -> None:
@@ -203,7 +253,7 @@ async def test_credentials_of_an_address_go_with_requests_that_bring_none(
     ],
 )
 async def test_nothing_can_be_smuggled_into_a_request(client: EngineClient, target: str, headers: Headers) -> None:
-    with pytest.raises(EngineUnavailable, match="cannot be written"):
+    with pytest.raises(RequestNotSendable, match="cannot be written"):
         async with client.send(REFUSING_URL + target, "GET", headers, b"", stream=False):
             pass
 

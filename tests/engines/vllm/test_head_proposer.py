@@ -1,10 +1,6 @@
-import hashlib
-import importlib
-import inspect
 import os
 import subprocess
 import sys
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +8,15 @@ import pytest
 import torch
 
 from tests.engines.drafters.tiny import VOCABULARY, write_head, write_target
+from tests.engines.vllm.digests import changed
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
-
-
-def digest(name: str) -> str:
-    """Digest of the source of `module:qualified.name`, empty if there is none of that name."""
-    module, _, path = name.partition(":")
-    try:
-        source = inspect.getsource(reduce(getattr, path.split("."), importlib.import_module(module)))
-    except (ImportError, AttributeError):
-        return ""
-    return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def test_vllm_s_functions_are_those_that_the_loop_was_written_for() -> None:
     from draftpick.engines.vllm.head_proposer import RELIES_ON
 
-    changed = [name for name, known in RELIES_ON.items() if digest(name) != known]
-    assert not changed, "compare with head_proposer.py, then note the new digests"
+    assert not changed(RELIES_ON), "compare with head_proposer.py, then note the new digests"
 
 
 def test_slots_follow_each_request_s_blocks() -> None:

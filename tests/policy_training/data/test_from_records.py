@@ -1,5 +1,6 @@
 """Records as training data: what is left out is counted, a thin log makes a policy, and its worth is estimated."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from draftpick.policy_training.data.from_records import (
     paired_rows,
     random_arm_rows,
 )
+from draftpick.policy_training.data.record_store import RecordStore
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.policy_training.evaluation.ope import estimate_all, reward_model
 from draftpick.policy_training.learners import learner
+from draftpick.policy_training.retraining.pipeline import changed_since
 from draftpick.policy_training.train import fitted, policy_probabilities
 from draftpick.router.features.lexical import stored_context
+from draftpick.router.online.events import Event
 from draftpick.router.records import encode
 from draftpick.router.types import Decision, LoadTerms, Outcome, Record
 from tests.policy_training.bandit import ARMS, BEST, COSTS, SETTING, Bandit
@@ -86,13 +90,33 @@ def test_several_answers_to_one_request_are_not_learned_from() -> None:
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, r"contains no records-\*\.jsonl"), (b"", "no usable record"), (b"{}\n", "not a record of schema")],
+    [(None, r"contains no records-\*\.jsonl"), (b"", "no usable record"), (b"{}\n", "no usable record")],
 )
 def test_a_folder_without_records_is_refused(tmp_path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:
         (tmp_path / "records-1.jsonl").write_bytes(content)
     with pytest.raises(DatasetError, match=problem):
         from_records(tmp_path)
+
+
+def test_damaged_lines_are_skipped_and_counted_by_segment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    segment, store = tmp_path / "records-1.jsonl", RecordStore(str(tmp_path))
+    segment.write_bytes(encode(record(1)) + b"\0" * 9 + b"\n" + b"[" * 9999 + b"\n" + encode(record(2)))
+    assert [one.request_id for one in store.records()] == ["r1", "r2"]
+    with segment.open("ab") as more:
+        more.write(b"{}\n" + encode(record(3)))
+    assert len(store.records()) == 3
+    assert store.damaged == {str(segment): 3}
+    assert [one.getMessage().split(": ")[1].split()[0] for one in caplog.records] == ["2", "3"]
+
+
+def test_a_change_told_by_a_clock_that_is_ahead_hides_no_later_records() -> None:
+    ahead = Event(time.time() + 86_400, "arm_changed", "", "a")
+    assert changed_since([ahead])["a"] <= time.time()
+    made = dataset_of([record(i) for i in range(10)], {})
+    assert len(by_time(made, 0.6, since=time.time() + 86_400)[1].measurements) == len(
+        by_time(made, 0.6, since=time.time())[1].measurements
+    )
 
 
 def test_a_thin_log_makes_a_good_policy_whose_worth_is_estimated(tmp_path: Path) -> None:

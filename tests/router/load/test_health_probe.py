@@ -1,10 +1,14 @@
 """Recovery of engines that could not be reached, without a client's request."""
 
+import pytest
+
 from draftpick.engines.circuit_breaker import BreakerConfig
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.load.health_probe import HealthProbe
 from tests.fleet import FAST, REFUSING_URL, Servers
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_an_engine_that_is_back_is_eligible_without_traffic(servers: Servers) -> None:

@@ -1,6 +1,7 @@
 """Engines that fail and clients that leave: a new decision before the first byte, never a silent retry after it."""
 
 import asyncio
+import gzip
 import random
 from collections import Counter
 from itertools import groupby
@@ -11,6 +12,8 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from draftpick.engines.errors import ResourcesExhausted
+from draftpick.engines.http.client import EngineClient
 from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import MockSpec, mock_app
 from draftpick.router.policies.baselines import UniformPolicy
@@ -48,11 +51,6 @@ async def answering(servers: Servers, body: bytes, media_type: str = "text/event
     return (await servers.serve(Response(body, status, media_type=media_type))).url
 
 
-def timeouts(fault: MockSpec | str, seconds: float) -> dict[str, float]:
-    """Short timeouts for an engine that hangs; others need none."""
-    return {"first_byte_timeout_s": seconds, "timeout_s": seconds} if fault is HANGS else {}
-
-
 # --- before the first byte ---
 
 
@@ -62,15 +60,14 @@ def timeouts(fault: MockSpec | str, seconds: float) -> dict[str, float]:
     [
         (FAILS, "engine_error", 500),
         (REFUSES, "engine_error", 503),
-        (HANGS, "timeout", None),
         (REFUSING_URL, "engine_error", None),
     ],
-    ids=["fails", "refuses", "hangs", "gone"],
+    ids=["fails", "refuses", "gone"],
 )
 async def test_another_engine_answers(
     router_app: StartRouter, fault: MockSpec | str, status: str, http_status: int | None, stream: bool
 ) -> None:
-    app = await router_app({"a": fault, "b": FAST}, **timeouts(fault, 1.0))
+    app = await router_app({"a": fault, "b": FAST})
     answer = await app.post(stream=stream, headers={"x-request-id": "r"})
     assert answer.status_code == 200
     assert answer.headers.get_list("x-draftpick-arm") == ["b"]
@@ -81,6 +78,12 @@ async def test_another_engine_answers(
     assert len({one.request_id for one in records} - {"r"}) == 1
     assert records[1].decision.probabilities == {"a": 0.0, "b": 1.0}
     assert records[1].decision.reason == "policy"
+
+
+async def test_another_engine_answers_a_stream_when_one_hangs(router_app: StartRouter) -> None:
+    app = await router_app({"a": HANGS, "b": FAST}, first_byte_timeout_s=1.0)
+    assert (await app.post(stream=True)).headers["x-draftpick-arm"] == "b"
+    assert story(await app.records(2)) == [(1, "a", "timeout"), (2, "b", "ok")]
 
 
 async def test_another_engine_answers_when_a_whole_answer_breaks(router_app: StartRouter) -> None:
@@ -105,16 +108,22 @@ async def test_when_all_answer_garbage_the_client_gets_an_openai_error(router_ap
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_unavailable")
 
 
-@pytest.mark.parametrize("ending", [b"", b'data: {"error": {"message": "lost", "code": 500}}\n\ndata: [DONE]\n\n'])
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        (b"", "broken"),
+        (b'data: {"error": {"message": "lost", "code": 500}}\n\ndata: [DONE]\n\n', "engine_error"),
+    ],
+)
 async def test_another_engine_answers_when_a_stream_ends_before_its_content(
-    router_app: StartRouter, servers: Servers, ending: bytes
+    router_app: StartRouter, servers: Servers, ending: bytes, status: str
 ) -> None:
     role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
     app = await router_app({"a": await answering(servers, role + ending), "b": FAST})
     answer = await app.post(stream=True)
     assert answer.headers["x-draftpick-arm"] == "b"
     assert answer.content.count(b'"role"') == 1
-    assert story(await app.records(2)) == [(1, "a", "broken"), (2, "b", "ok")]
+    assert story(await app.records(2)) == [(1, "a", status), (2, "b", "ok")]
 
 
 @pytest.mark.parametrize("error", [b'data: {"error": {"code": 500}}', b"event: error\ndata: {}"])
@@ -253,17 +262,18 @@ async def test_a_pinned_request_is_tried_once(router_app: StartRouter) -> None:
 async def test_when_no_engine_answers_the_client_gets_an_openai_error(
     router_app: StartRouter, fault: MockSpec | str, status: int, code: str, stream: bool
 ) -> None:
-    app = await router_app({"a": fault, "b": fault}, wait_for_engine_s=0, **timeouts(fault, 0.1))
+    app = await router_app({"a": fault, "b": fault}, wait_for_engine_s=0, first_byte_timeout_s=0.1, timeout_s=0.1)
     answer = await app.post(stream=stream)
+    once = fault is HANGS and not stream
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()["error"] == {
-        "message": "no engine answered (a, b tried)",
+        "message": f"no engine answered ({'a' if once else 'a, b'} tried)",
         "type": "api_connection_error",
         "param": None,
         "code": code,
     }
-    assert [one.attempt for one in await app.records(2)] == [1, 2]
+    assert [one.attempt for one in await app.records(1 if once else 2)] == ([1] if once else [1, 2])
 
 
 @pytest.mark.parametrize("url", [[], [REFUSING_URL]], ids=["none", "gone"])
@@ -327,6 +337,121 @@ async def test_what_the_engine_blames_on_the_request_passes_through(router_app: 
     assert app.replicas.health()["a"] == {app.engines["a"].url: "closed"}
 
 
+# --- whose fault it is ---
+
+BAD_REQUEST = b'{"error":{"message":"bad grammar","type":"BadRequestError","param":null,"code":400}}'
+
+
+@pytest.mark.parametrize("begins", [b"", b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'])
+async def test_an_error_event_that_opens_a_stream_is_the_answer_that_the_engine_means(
+    router_app: StartRouter, servers: Servers, begins: bytes
+) -> None:
+    urls = [await answering(servers, begins + b"data: %b\n\ndata: [DONE]\n\n" % BAD_REQUEST) for _ in "ab"]
+    app = await router_app(dict(zip("ab", urls, strict=True)), breaker={"consecutive_failures": 1})
+    answer = await app.post(stream=True)
+    assert (answer.status_code, answer.content) == (400, BAD_REQUEST)
+    assert answer.headers["content-type"] == "application/json"
+    (record,) = await app.records(1)
+    assert (record.outcome.status, record.outcome.fault) == ("client_error", "client")
+    assert record.outcome.http_status == 400
+    assert set(app.replicas.health()["a"].values()) == {"closed"}
+
+
+async def test_an_error_is_one_whatever_its_status_says(router_app: StartRouter, servers: Servers) -> None:
+    app = await router_app({"a": await answering(servers, BAD_REQUEST, "application/json")})
+    assert (await app.post()).status_code == 400
+
+
+@pytest.mark.parametrize(("good", "states"), [(False, {"closed"}), (True, {"open"})])
+async def test_a_request_that_every_engine_fails_on_is_at_fault_itself(
+    router_app: StartRouter, good: bool, states: set[str]
+) -> None:
+    app = await router_app({"a": FAILS, "b": FAILS, "c": FAST if good else FAILS}, breaker={"consecutive_failures": 1})
+    assert (await app.post()).status_code == (200 if good else 500)
+    health = app.replicas.health()
+    assert {*health["a"].values(), *health["b"].values()} == states
+
+
+async def test_one_engine_that_fails_has_no_witness(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAILS}, breaker={"consecutive_failures": 1})
+    await app.post()
+    assert set(app.replicas.health()["a"].values()) == {"open"}
+
+
+async def test_a_whole_answer_that_takes_too_long_is_not_begun_again(router_app: StartRouter) -> None:
+    app = await router_app({"a": HANGS, "b": FAST}, timeout_s=0.1, breaker={"consecutive_failures": 1})
+    assert (await app.post()).status_code == 504
+    assert story(await app.records(1)) == [(1, "a", "timeout")]
+    assert set(app.replicas.health()["a"].values()) == {"open"}
+
+
+async def test_a_long_answer_is_not_the_fault_of_an_engine_that_answers_others(router_app: StartRouter) -> None:
+    slow = MockSpec(step_s=0.01, prefill_s=0, output_tokens=1000)
+    app = await router_app({"a": slow}, timeout_s=0.5, breaker={"consecutive_failures": 1})
+    long = asyncio.create_task(app.post())
+    await until(lambda: app.engines["a"].engine.started == 1)
+    assert (await app.post(max_tokens=1)).status_code == 200
+    assert (await long).status_code == 504
+    assert set(app.replicas.health()["a"].values()) == {"closed"}
+
+
+async def test_a_client_with_a_short_deadline_ejects_no_engine(router_app: StartRouter) -> None:
+    app = await router_app({"a": HANGS}, breaker={"consecutive_failures": 1})
+    for stream in (True, False):
+        assert (await app.post(stream=stream, headers={"x-draftpick-timeout": "0.1"})).status_code == 504
+    assert set(app.replicas.health()["a"].values()) == {"closed"}
+    assert {record.outcome.fault for record in await app.records(2)} == {"client"}
+
+
+async def test_retries_take_no_longer_than_one_attempt_may(router_app: StartRouter) -> None:
+    app = await router_app({"a": HANGS, "b": HANGS, "c": FAST}, first_byte_timeout_s=0.4)
+    began = asyncio.get_running_loop().time()
+    assert (await app.post(stream=True)).status_code == 504
+    assert asyncio.get_running_loop().time() - began < 1.1
+    assert story(await app.records(2)) == [(1, "a", "timeout"), (2, "b", "timeout")]
+
+
+async def test_a_stream_that_is_cut_off_for_its_length_is_not_resumed(router_app: StartRouter) -> None:
+    app = await router_app({"a": SLOW, "b": FAST}, timeout_s=0.3, resume_streams=True)
+    answer = await app.post(stream=True, temperature=0)
+    assert b'"engine_timeout"' in answer.content
+    (record,) = await app.records(1)
+    assert (record.outcome.status, record.outcome.fault) == ("broken", "client")
+
+
+async def test_a_lack_of_descriptors_is_the_routers_own(
+    router_app: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = await router_app({"a": FAST, "b": FAST}, breaker={"consecutive_failures": 1})
+
+    async def connect(*args: object) -> None:
+        raise ResourcesExhausted("no descriptors")
+
+    monkeypatch.setattr(EngineClient, "connect", connect)
+    answer = await app.post()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert "retry-after" in answer.headers
+    (record,) = await app.records(1)
+    assert (record.outcome.status, record.outcome.fault) == ("router_error", "router")
+    assert set(app.replicas.health()["a"].values()) == {"closed"}
+
+
+async def test_an_answer_compressed_unasked_is_read(router_app: StartRouter, servers: Servers) -> None:
+    body = orjson.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+    packed = Response(gzip.compress(body), headers={"content-encoding": "gzip"}, media_type="application/json")
+    app = await router_app({"a": (await servers.serve(packed)).url})
+    answer = await app.post()
+    assert (answer.content, answer.headers.get("content-encoding")) == (body, None)
+    assert (await app.records(1))[0].outcome.output_tokens == 2
+
+
+@pytest.mark.parametrize("body", [b'{"choices":[],"x":NaN}', b'{"choices":["\\ud83d"]}', b"\xef\xbb\xbf{}", b"[1]"])
+async def test_an_answer_is_read_as_python_reads_json(router_app: StartRouter, servers: Servers, body: bytes) -> None:
+    app = await router_app({"a": await answering(servers, body, "Application/JSON"), "b": FAST})
+    answer = await app.post()
+    assert (answer.content, answer.headers["x-draftpick-arm"]) == (body, "a")
+
+
 # --- after the first byte ---
 
 
@@ -340,7 +465,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_tried_ag
     assert answer.status_code == 200
     assert rest == b""
     assert events
-    assert orjson.loads(last.removeprefix(b"data: "))["error"] == {
+    assert orjson.loads(last.partition(b"data: ")[2])["error"] == {
         "message": "the engine stopped in the middle of its answer",
         "type": "api_connection_error",
         "param": None,

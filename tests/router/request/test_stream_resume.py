@@ -129,10 +129,10 @@ async def test_an_engine_that_counts_no_tokens_cannot_go_on(router_app: StartRou
     app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     _, chunks = await ask(app, CHAT)
     assert [chunk for chunk in chunks if "error" in chunk] == [chunks[-1]]
-    assert [one.outcome.status for one in await app.records(2)] == ["broken", "engine_error"]
+    assert [one.outcome.status for one in await app.records(2)] == ["broken", "router_error"]
 
 
-@pytest.mark.parametrize(("http_status", "status"), [(400, "engine_error"), (200, "broken")])
+@pytest.mark.parametrize(("http_status", "status"), [(400, "router_error"), (200, "broken")])
 async def test_what_is_no_stream_is_not_the_rest_of_one(
     router_app: StartRouter, servers: Servers, http_status: int, status: str
 ) -> None:

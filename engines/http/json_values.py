@@ -1,0 +1,68 @@
+"""Reads JSON, and the values in it, as vLLM does: Python's `json`, and pydantic's conversions.
+
+A field that is read more strictly than the engine reads it is a field without effect here: `"stream": "true"` streams.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+Write = Callable[[Any], bytes]
+_BOOL, _FLOAT = TypeAdapter(bool), TypeAdapter(float)
+
+
+def parse(data: bytes) -> tuple[Any, Write]:
+    """The value in `data`, and the function that writes it again. Raises `ValueError`.
+
+    Everything that `json.loads` takes: another UTF than 8, a byte order mark, NaN and infinities, halves of surrogate
+    pairs, integers of any length; of two equal keys, the last.
+    """
+    try:
+        return orjson.loads(data), orjson.dumps
+    except orjson.JSONDecodeError as error:
+        try:
+            return json.loads(data), _dumps
+        except (ValueError, RecursionError):
+            raise error from None
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`, if it is one."""
+    try:
+        fields, _ = parse(data)
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def to_bool(value: Any) -> bool | None:
+    """The boolean that pydantic makes of a value; None for one that it rejects, and for None."""
+    if isinstance(value, bool) or value is None:
+        return value
+    try:
+        return _BOOL.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def to_number(value: Any) -> float | None:
+    """The finite number that pydantic makes of a value; None for one that it rejects, and for None."""
+    if type(value) is not float and type(value) is not int:
+        if value is None:
+            return None
+        try:
+            value = _FLOAT.validate_python(value)
+        except ValidationError:
+            return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None

@@ -1,0 +1,116 @@
+"""The page on pools, followed with a real `vllm serve`."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.engines.pool.report import FIELD, parse
+
+PAGE = (Path(__file__).parents[3] / "docs" / "pool.md").read_text()
+(FLEET,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+ON_GPUS, ON_CPUS = re.findall(r"```sh\n(.*?)\n```", PAGE, re.S)
+ASK = {"messages": [{"role": "user", "content": "Repeat five times: red, green, blue."}], "max_tokens": 48}
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(psutil.virtual_memory().total < 6 * 2**30, reason="an engine needs 4 GiB of memory"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The page's engine, started by the page's command."""
+    folder, port = tmp_path_factory.mktemp("pool"), free_port()
+    (folder / "pool.yaml").write_text(FLEET)
+    env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    printed, served = (shlex.split(part) for part in ON_CPUS.replace("8001", str(port)).split(" | xargs "))
+    words = [sys.executable, "-m", *printed]
+    flags = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
+    with open(folder / "log", "w") as log:
+        words = [sys.executable, *served[1:], *shlex.split(flags)]
+        process = subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            _wait(client, process, folder / "log")
+            yield client
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    while process.poll() is None:
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-4000:])
+
+
+def drafters(answer: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = answer["metrics"]["speculative_decoding"][FIELD]
+    return found
+
+
+def ask(engine: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = engine.post("/v1/chat/completions", json={**ASK, "temperature": 0, **fields})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_an_answer_says_what_each_drafter_did(engine: httpx.Client) -> None:
+    answer = ask(engine)
+    reports, shown = parse(drafters(answer)), json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.S)[0])
+    assert reports.keys() == shown.keys() == {"general", "suffix", "none"}
+    assert all(one.keys() == shown["general"].keys() for one in drafters(answer).values())
+    steps = answer["metrics"]["speculative_decoding"]["num_spec_steps"]
+    assert sum(report.steps for name, report in reports.items() if name != "none") == pytest.approx(steps, abs=1)
+    assert "kv_transfer_params" not in answer or answer["kv_transfer_params"] is None
+
+
+def test_a_stream_s_last_chunk_says_it_too(engine: httpx.Client) -> None:
+    body = {**ASK, "stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
+    with engine.stream("POST", "/v1/chat/completions", json=body) as stream:
+        chunks = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")]
+    assert parse(drafters(chunks[-1])).keys() == {"general", "suffix", "none"}
+
+
+def test_a_forecast_reaches_the_engine(engine: httpx.Client) -> None:
+    pinned = ask(engine, vllm_xargs={"draftpick_forecast": '{"only": "none"}'})
+    assert {name for name, report in parse(drafters(pinned)).items() if report.steps} == {"none"}
+    forecast = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.S)[1])
+    assert ask(engine, **forecast)["choices"] == ask(engine)["choices"] == pinned["choices"]
+
+
+def test_what_is_no_forecast_is_ignored(engine: httpx.Client) -> None:
+    assert drafters(ask(engine, vllm_xargs={"draftpick_forecast": "{"}))["general"]["scored"] > 0
+
+
+def test_the_metrics_count_by_drafter(engine: httpx.Client) -> None:
+    ask(engine)
+    found = engine.get("/metrics").text
+    counts = dict(re.findall(r'^draftpick_pool_steps_total\{drafter="(\w+)"\} (\S+)$', found, re.M))
+    assert sum(map(float, counts.values())) > 0
+    assert 'draftpick_pool_left_out{drafter="general"} 0.0' in found
+
+
+def test_both_commands_print_the_same_arguments() -> None:
+    assert ON_GPUS.partition(" | ")[0] == ON_CPUS.partition(" | ")[0]
+    assert ON_GPUS.endswith("vllm serve --port 8001")

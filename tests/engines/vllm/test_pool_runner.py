@@ -1,0 +1,222 @@
+"""A pool in real vLLM, on the embedded target in float32: one engine, whose findings several tests read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from draftpick.engines.pool.forecast import XARG, Forecast
+from tests.engines.vllm.digests import changed
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+LENGTH = 160
+NAMES = ("general", "suffix", "ngram", "trigram")
+TOPICS = ("a dog", "the sea", "an old clock", "two friends", "a long winter", "the last train", "a garden", "a debt")
+
+
+def test_vllm_s_functions_are_those_that_the_pool_was_written_for() -> None:
+    from draftpick.engines.vllm.pool_runner import RELIES_ON
+
+    assert not changed(RELIES_ON), "compare with pool_runner.py and its neighbours, then note the new digests"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `observe` found in a process of its own."""
+    folder = tmp_path_factory.mktemp("pool")
+    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    env |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    command = [sys.executable, "-c", f"from {__name__} import observe; observe({str(folder)!r})"]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
+    read: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return read
+
+
+def test_greedy_answers_are_the_target_s_own(found: dict[str, Any]) -> None:
+    same = [mixed == alone for mixed, alone in zip(found["mixed"], found["alone"], strict=True) if mixed is not None]
+    assert len(same) == 15
+    assert all(same)
+
+
+def test_every_drafter_drafted_in_one_batch(found: dict[str, Any]) -> None:
+    steps = {name: sum(report[name]["steps"] for report in found["reports"]) for name in (*NAMES, "none")}
+    assert all(steps.values()), steps
+
+
+def test_reports_count_the_tokens_of_each_answer(found: dict[str, Any]) -> None:
+    for tokens, report in zip(found["lengths"], found["reports"], strict=True):
+        steps, accepted = (sum(one[key] for one in report.values()) for key in ("steps", "accepted"))
+        # The first token comes from the prompt; the last step may have had more tokens than the answer took.
+        assert tokens - 1 <= steps + accepted <= tokens - 1 + 8
+
+
+def test_pinned_requests_use_their_drafter_alone(found: dict[str, Any]) -> None:
+    for only, report in zip(found["pins"], found["reports"], strict=True):
+        used = {name for name, one in report.items() if one["steps"]}
+        assert only is None or used <= {only, "none"}
+
+
+def test_a_prompt_in_the_prefix_cache_costs_no_acceptance(found: dict[str, Any]) -> None:
+    assert found["cached_tokens"] >= 64
+    assert found["cached"] == found["uncached"]
+
+
+def test_nothing_is_kept_of_requests_that_ended_before_the_last_step(found: dict[str, Any]) -> None:
+    assert found["kept"] == 1
+
+
+def test_requests_at_the_model_s_length_do_not_stop_the_others_drafts(found: dict[str, Any]) -> None:
+    assert found["longest"] == LENGTH
+    assert found["beside_longest"]["suffix"]["steps"] + found["beside_longest"]["general"]["steps"] > 5
+
+
+def test_a_head_that_only_vllm_s_own_loop_runs_drafts_too(found: dict[str, Any]) -> None:
+    assert found["loop_tokens"] == found["sound_tokens"]
+    assert found["loop"]["general"]["accepted"] > 3
+
+
+def test_a_head_that_yields_no_numbers_is_left_out_and_the_others_serve(found: dict[str, Any]) -> None:
+    report = found["poisoned"]
+    assert report["general"]["left_out"]
+    assert not report["suffix"]["left_out"]
+    assert report["suffix"]["steps"] > 0
+    assert found["poisoned_tokens"] == found["sound_tokens"]
+
+
+def test_a_head_that_does_not_load_is_left_out(found: dict[str, Any]) -> None:
+    assert set(found["left_out"]) == {"broken"}
+
+
+def observe(folder: str) -> None:
+    """Run one pool through mixed batches, prefix hits, its length and a poisoned head; write what is seen."""
+    from vllm import LLM, SamplingParams
+
+    from draftpick.engines.config import PoolDrafter
+    from draftpick.engines.models.embedded import drafter_path, prepare_target
+    from draftpick.engines.vllm.pool_options import pool_arguments
+
+    head, broken = drafter_path("general"), Path(folder, "broken")
+    broken.mkdir()
+    (broken / "config.json").write_bytes((head / "config.json").read_bytes())
+    (broken / "model.safetensors").write_bytes(b"no tensors")
+    drafters = [
+        PoolDrafter(name="general", method="eagle3", model=str(head), num_speculative_tokens=4),
+        PoolDrafter(name="broken", method="eagle3", model=str(broken), num_speculative_tokens=4),
+        PoolDrafter(name="suffix", method="suffix", num_speculative_tokens=8, suffix_decoding_max_cached_requests=0),
+        PoolDrafter(name="ngram", method="ngram", num_speculative_tokens=3),
+        PoolDrafter(name="trigram", method="trigram", num_speculative_tokens=3),
+    ]
+    llm = LLM(
+        model=str(prepare_target()), dtype="float32", enforce_eager=True, max_model_len=LENGTH, max_num_seqs=8,
+        max_num_batched_tokens=512, block_size=32, kv_cache_memory_bytes=2**27, enable_chunked_prefill=False, seed=0,
+        **pool_arguments(drafters),
+    )  # fmt: skip
+    Session(llm, SamplingParams).observe(Path(folder, "found.json"))
+
+
+class Session:
+    """One engine, stepped by hand."""
+
+    def __init__(self, llm: Any, params: Any) -> None:
+        self.engine, self.llm, self._params = llm.llm_engine, llm, params
+        self.proposer = self.engine.model_executor.driver_worker.model_runner.drafter
+        self.tokenizer = llm.get_tokenizer()
+        self.answers: dict[str, Any] = {}
+
+    def prompt(self, text: str) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids
+
+    def add(self, name: str, text: str, tokens: int, only: str | None = None) -> None:
+        extra = {XARG: Forecast(only=only).to_json()} if only else None
+        params = self._params(temperature=0.0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
+        self.engine.add_request(name, {"prompt_token_ids": self.prompt(text)}, params)
+
+    def step(self) -> None:
+        for output in self.engine.step():
+            if output.finished:
+                self.answers[output.request_id] = output
+
+    def finish(self) -> None:
+        while self.engine.has_unfinished_requests():
+            self.step()
+
+    def report(self, name: str) -> dict[str, Any]:
+        report: dict[str, Any] = self.answers[name].kv_transfer_params["draftpick_pool"]
+        return report
+
+    def tokens(self, name: str) -> list[int]:
+        return list(self.answers[name].outputs[0].token_ids)
+
+    def observe(self, path: Path) -> None:
+        random, seen = Random(3), {}
+        asked = [
+            (f"Write a list of {random.randint(2, 9)} facts on {random.choice(TOPICS)}, and repeat each.",
+             random.randint(6, 26), random.choice((None, None, None, *NAMES, "none")))
+            for _ in range(18)
+        ]  # fmt: skip
+        aborted = {f"mixed-{i}" for i in (4, 9, 13)}
+        for i, (text, tokens, only) in enumerate(asked):
+            self.add(f"mixed-{i}", text, tokens, only)
+            for _ in range(random.randint(0, 4)):
+                self.step()
+            if gone := [name for name in aborted if name == f"mixed-{i - 1}"]:
+                self.engine.abort_request(gone)
+        self.finish()
+        done = [i for i in range(len(asked)) if f"mixed-{i}" in self.answers and f"mixed-{i}" not in aborted]
+        seen["mixed"] = [self.tokens(f"mixed-{i}") if i in done else None for i in range(len(asked))]
+        seen["reports"] = [self.report(f"mixed-{i}") for i in done]
+        seen["lengths"] = [len(self.tokens(f"mixed-{i}")) for i in done]
+        seen["pins"] = [asked[i][2] for i in done]
+        seen["alone"] = [self.alone(f"alone-{i}", text, tokens, "none") for i, (text, tokens, _) in enumerate(asked)]
+        seen["kept"] = len(self.proposer._requests)
+        self.observe_prefix(seen)
+        self.observe_length(seen)
+        self.observe_failure(seen, "Repeat ten times: red, green, blue.", 40)
+        path.write_text(json.dumps(seen))
+
+    def alone(self, name: str, text: str, tokens: int, only: str | None = None) -> list[int]:
+        self.llm.reset_prefix_cache()
+        self.add(name, text, tokens, only)
+        self.finish()
+        return self.tokens(name)
+
+    def observe_prefix(self, seen: dict[str, Any]) -> None:
+        """A prompt that others read while another drafter drafted, and the same without a cache."""
+        text = "Explain step by step how to compute 12 * 17, then 23 * 19, and give both products at the end. " * 4
+        self.alone("uncached", text, 24, "general")
+        self.alone("first", text, 3, "suffix")
+        self.add("cached", text, 24, "general")
+        self.finish()
+        seen["cached_tokens"] = self.answers["cached"].num_cached_tokens
+        for name in ("cached", "uncached"):
+            own = self.report(name)["general"]
+            seen[name] = [own["drafted"], own["accepted"]]
+
+    def observe_length(self, seen: dict[str, Any]) -> None:
+        self.add("longest", "Count from one to two hundred.", 4 * LENGTH)
+        self.add("other", "Repeat ten times: red, green, blue.", 60)
+        self.finish()
+        answer = self.answers["longest"]
+        seen["longest"] = len(answer.prompt_token_ids) + len(self.tokens("longest"))
+        seen["beside_longest"] = self.report("other")
+
+    def observe_failure(self, seen: dict[str, Any], text: str, tokens: int) -> None:
+        seen["left_out"] = dict(self.proposer.left_out)
+        fast = self.proposer.heads["general"].fast()
+        seen["sound_tokens"] = self.alone("sound", text, tokens, "none")
+        head = self.proposer.heads["general"]
+        head._fast = None
+        seen["loop_tokens"] = self.alone("loop", text, tokens, "general")
+        seen["loop"] = self.report("loop")
+        head._fast = fast
+        fast.norm.weight.data.fill_(float("nan"))
+        seen["poisoned_tokens"] = self.alone("poisoned", text, tokens)
+        seen["poisoned"] = self.report("poisoned")
