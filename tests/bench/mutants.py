@@ -2,7 +2,8 @@
 
 Cosmic Ray makes the mutants; those of annotations and docstrings are left out. Each is tested in a copy of the tree by
 the tests of its module (`MODULES`), the narrowest first. The sample is drawn with a seed, the same number from each
-module; `--minutes` bounds a run, and the next one continues where it stopped: results are kept in `runs/mutants.jsonl`.
+module, beside the mutants of `mutants_by_hand.yaml`, of behaviours that had no test once. `--minutes` bounds a run, and
+the next one continues where it stopped: results are kept in `runs/mutants.jsonl`.
 `equivalent_mutants.yaml` names survivors that change nothing. mutants.json has `score`, the share of the others that
 tests noticed, and the survivors by name.
 """
@@ -31,14 +32,21 @@ from draftpick.deploy.console import out
 ROOT = Path(__file__).parents[2]
 RESULTS, KEPT = Path(__file__).parent / "results" / "mutants.json", ROOT / "runs" / "mutants.jsonl"
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.yaml"
+BY_HAND = Path(__file__).parent / "mutants_by_hand.yaml"
 _REQUEST, _ONLINE = "tests/router/request/", "tests/router/online/"
 _RETRAINING = "tests/policy_training/retraining/"
 MODULES: dict[str, tuple[str, ...]] = {
     "router/request/meter.py": (f"{_REQUEST}test_meter.py", f"{_REQUEST}test_event_stream.py"),
     "router/request/relay.py": (f"{_REQUEST}test_streams.py", f"{_REQUEST}test_faults.py"),
-    "router/request/dispatcher.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_faults.py"),
+    "router/request/dispatcher.py": (
+        f"{_REQUEST}test_dispatcher.py",
+        f"{_REQUEST}test_learning.py",
+        "tests/router/http/test_security.py",
+        f"{_REQUEST}test_faults.py",
+    ),
     "router/request/decision.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py",),
+    "router/request/verdict.py": (f"{_REQUEST}test_verdict.py", f"{_REQUEST}test_faults.py"),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),
     "router/request/attempt_queue.py": (f"{_REQUEST}test_attempt_queue.py",),
     "router/request/admission.py": (f"{_REQUEST}test_admission.py", f"{_REQUEST}test_overload.py"),
@@ -49,9 +57,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         f"{_ONLINE}test_residual_correction.py",
         f"{_ONLINE}test_online_learner.py",
     ),
+    "router/online/online_learner.py": (f"{_ONLINE}test_online_learner.py", f"{_REQUEST}test_learning.py"),
     "router/online/key_shares.py": (f"{_ONLINE}test_key_shares.py",),
     "router/online/quarantine.py": (f"{_ONLINE}test_quarantine.py",),
     "router/online/drift.py": (f"{_ONLINE}test_drift.py",),
+    "engines/drafters/draft_length.py": ("tests/engines/drafters/test_drafters.py",),
     "router/records.py": ("tests/router/test_records.py",),
     "policy_training/data/from_records.py": ("tests/policy_training/data/test_from_records.py",),
     "policy_training/data/key_weights.py": ("tests/policy_training/data/test_key_weights.py",),
@@ -73,7 +83,10 @@ _TRIVIAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One broken line. `occurrence`: which place of the operator in its module; `before`, `after`: the line."""
+    """One broken line. `occurrence`: which place of the operator in its module; `before`, `after`: the line.
+
+    `operator`: of Cosmic Ray; empty: made by hand.
+    """
 
     module: str
     operator: str
@@ -129,6 +142,18 @@ def _uninteresting(tree: ast.Module) -> Iterator[int]:
             yield from range(node.lineno, (node.end_lineno or 0) + 1)
 
 
+def by_hand() -> list[Mutant]:
+    """The mutants of `mutants_by_hand.yaml`. Raises `LookupError` for a line that is not there once."""
+    found = []
+    for row in yaml.safe_load(BY_HAND.read_text()):
+        module, before, after = row["module"], row["before"], row["after"]
+        source = (ROOT / module).read_text()
+        if source.count(before) != 1:
+            raise LookupError(f"{BY_HAND.name}: {module} has {source.count(before)} times: {before}")
+        found.append(Mutant(module, "", 0, source[: source.index(before)].count("\n") + 1, before, after))
+    return found
+
+
 def sample(per_module: int, seed: int, only: Sequence[str] = ()) -> list[Mutant]:
     """The mutants to test. Drawing takes a while, so they are kept until their module changes."""
     file = KEPT.with_name("mutants_drawn.json")
@@ -143,7 +168,7 @@ def sample(per_module: int, seed: int, only: Sequence[str] = ()) -> list[Mutant]
             drawn[name] = [asdict(m) for m in mutants(module, per_module, random.Random(f"{seed}|{module}"))]
             file.write_text(json.dumps(drawn))
         chosen += [Mutant(**fields) for fields in drawn[name]]
-    return chosen
+    return [*(one for one in by_hand() if not only or any(word in one.module for word in only)), *chosen]
 
 
 def survives(copy: Path, mutant: Mutant) -> bool:
@@ -153,7 +178,10 @@ def survives(copy: Path, mutant: Mutant) -> bool:
 
     file = copy / mutant.module
     whole = file.read_text()
-    file.write_text(mutate_code(whole, plugins.get_operator(mutant.operator)(), mutant.occurrence))
+    if mutant.operator:
+        file.write_text(mutate_code(whole, plugins.get_operator(mutant.operator)(), mutant.occurrence))
+    else:
+        file.write_text(whole.replace(mutant.before, mutant.after))
     try:
         return run_tests(copy, MODULES[mutant.module]) == 0
     finally:
@@ -232,6 +260,19 @@ def _read_kept() -> dict[tuple[str, str], bool]:
     return {(row["name"], row["state"]): row["survived"] for row in rows}
 
 
+def _keep(name: str, state: str, survived: bool, kept: dict[tuple[str, str], bool]) -> None:
+    kept[name, state] = survived
+    with KEPT.open("a") as file:
+        file.write(json.dumps({"name": name, "state": state, "survived": survived}) + "\n")
+
+
+def _is_sound(copy: Path, module: str, state: str, kept: dict[tuple[str, str], bool]) -> bool:
+    """True if the tests of a module pass without a mutant."""
+    if (module, state) not in kept:
+        _keep(module, state, run_tests(copy, MODULES[module]) == 0, kept)
+    return kept[module, state]
+
+
 def report(chosen: Sequence[Mutant], kept: dict[tuple[str, str], bool], per_module: int, seed: int) -> dict[str, Any]:
     """The content of mutants.json. A mutant that a later test or change has not seen counts as it last did."""
     last = {name: survived for (name, _), survived in kept.items()}
@@ -250,10 +291,7 @@ def report(chosen: Sequence[Mutant], kept: dict[tuple[str, str], bool], per_modu
         "seed": seed,
         "survivors": [asdict(one) for one in open_ones],
         "equivalent": {one.name: equivalent[one.name] for one in survivors if one.name in equivalent},
-        "modules": {
-            m: {"tested": len(rows), "noticed": sum(not last[one.name] for one in rows)}
-            for m, rows in by_module.items()
-        },
+        "modules": {m: [sum(not last[one.name] for one in rows), len(rows)] for m, rows in by_module.items()},
     }
 
 
@@ -278,27 +316,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="draftpick-mutants-") as scratch:
         copy = Path(scratch)
         _copy_tree(copy)
-        sound: dict[str, bool] = {}
         for mutant in waiting:
             if time.monotonic() > until:
                 break
-            if mutant.module not in sound:
-                sound[mutant.module] = run_tests(copy, MODULES[mutant.module]) == 0
-                if not sound[mutant.module]:
-                    out.print(f"{mutant.module}: its tests fail without a mutant", highlight=False)
-            if not sound[mutant.module]:
+            if not _is_sound(copy, mutant.module, states[mutant.module], kept):
+                out.print(f"{mutant.module}: its tests fail without a mutant", highlight=False)
                 continue
             survived = survives(copy, mutant)
-            kept[mutant.name, states[mutant.module]] = survived
-            with KEPT.open("a") as file:
-                file.write(
-                    json.dumps({"name": mutant.name, "state": states[mutant.module], "survived": survived}) + "\n"
-                )
+            _keep(mutant.name, states[mutant.module], survived, kept)
             out.print(f"{'SURVIVED' if survived else 'noticed '} {mutant.line:4d} {mutant.name}", highlight=False)
     if not args.only:
-        RESULTS.write_text(
-            json.dumps(report(chosen, kept, args.per_module, args.seed), indent=2) + "\n"
-        )
+        content = report(chosen, kept, args.per_module, args.seed)
+        RESULTS.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
