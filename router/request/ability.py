@@ -73,15 +73,17 @@ class Abilities:
         self._drafts = {name: one.drafts for name, one in self._configured.items() if one.drafts is not None}
         self._taken: dict[tuple[str, str], float] = {}
         self._rejected: dict[tuple[str, Asks], float] = {}
-        self._rejected_paths: set[str] = set()
+        self._noted: set[str] = set()
         self._partial: dict[str, frozenset[str]] = {}
         self._shortest: float = float("inf")
         catalog.on_change = self._read_catalog
+        self._note()
 
     def _read_catalog(self) -> None:
         """Note the models that some engines lack, and the shortest context if contexts differ."""
         models = self._catalog.models
         self._drafts |= self._catalog.drafts
+        self._note()
         every = {name for cards in models.values() for name in cards}
         lacking = {name: frozenset(e for e, cards in models.items() if name not in cards) for name in every}
         self._partial = {name: engines for name, engines in lacking.items() if engines}
@@ -90,11 +92,17 @@ class Abilities:
         differ = len(lengths) > len({name for name, _ in lengths})
         self._shortest = min((length for _, length in lengths), default=float("inf")) if differ else float("inf")
 
+    def _note(self) -> None:
+        """Note all names of asks that some engine does not take: requests without one of them need no look."""
+        drafted = REJECTED_WITH_DRAFTER if any(self._drafts.values()) else frozenset()
+        lacking = (one.without for one in self._configured.values())
+        self._noted = set(drafted).union(*lacking, *(asks for _, asks in self._rejected))
+
     def unable(self, request: Request) -> Mapping[str, str]:
         """Reasons by engine that cannot take a request; none if no engine can, so that one says why."""
         if (
-            not request.asks
-            and request.path not in self._rejected_paths
+            request.asks.isdisjoint(self._noted)
+            and request.path not in self._noted
             and request.model not in self._partial
             and (self._shortest == float("inf") or _min_tokens(request) <= self._shortest)
         ):
@@ -140,8 +148,10 @@ class Abilities:
 
     def _cause(self, engine: str, request: Request, body: bytes) -> tuple[Asks, Sequence[str]]:
         """The asks that an engine rejects, and who would take them."""
-        if _HAS_DRAFTER in body:
-            self._drafts[engine] = True
+        if _HAS_DRAFTER in body:  # the engine speaks of itself: no other needs to confirm it
+            until = self._clock() + _REMEMBERED_S
+            self._rejected |= {(engine, frozenset({ask})): until for ask in REJECTED_WITH_DRAFTER}
+            self._note()
         model = request.model
         holders = [one for one, models in self._catalog.models.items() if model in models]
         if model is not None and engine not in holders and holders:
@@ -160,13 +170,16 @@ class Abilities:
     def record_answer(self, engine: str, request: Request, rejections: Sequence[Rejection]) -> None:
         """Remember that an engine answered a request, and what others rejected of it."""
         now, asks = self._clock(), _with_path(request)
-        self._taken |= dict.fromkeys(((engine, ask) for ask in request.asks), now + _REMEMBERED_S)
+        for ask in request.asks:
+            self._taken[engine, ask] = now + _REMEMBERED_S
+        if not rejections and not self._rejected:
+            return
         left = {key: until for key, until in self._rejected.items() if until > now}
         self._rejected = {key: until for key, until in left.items() if key[0] != engine or not key[1] <= asks}
         for one in rejections:
             if one.asks and len(self._rejected) < _MAX_REMEMBERED:
                 self._rejected[one.engine, one.asks] = now + _REMEMBERED_S
-        self._rejected_paths = {ask for _, asks in self._rejected for ask in asks if ask.startswith("/")}
+        self._note()
 
 
 def _with_path(request: Request) -> Asks:

@@ -118,7 +118,7 @@ def test_what_an_engine_rejects_goes_to_the_one_without_a_drafter() -> None:
     found = made.rejection("suffix", asking, 400, WITH_DRAFTER.encode())
     assert found is not None
     assert found[1] == {"plain"}
-    assert "suffix" in made.unable(asking)  # it says that it has a drafter
+    assert made.unable(request(logit_bias={"5": 1})) == {"suffix": "rejects logit_bias"}  # it says that it drafts
     assert made.rejection("plain", asking, 400, WITH_DRAFTER.encode()) is None
 
 
@@ -212,7 +212,7 @@ async def test_no_request_is_refused_that_one_engine_takes(
     assert len({(await app.post()).headers["x-draftpick-arm"] for _ in range(16)}) > 1
     explained = (await app.client.post("/v1/route/explain", json=asked(min_p=0.05))).json()
     assert {row["arm"]: row["unable"] for row in explained["arms"] if not row["eligible"]} == dict.fromkeys(
-        sorted({one.decision.arm for one in await app.records(app.num_attempts)} - {"plain"}), "does not take min_p"
+        sorted({one.decision.arm for one in await app.records(app.num_attempts)} - {"plain"}), "rejects min_p"
     )
 
 
