@@ -63,7 +63,7 @@ def test_pinned_requests_use_their_drafter_alone(found: dict[str, Any]) -> None:
 
 
 def test_a_prompt_in_the_prefix_cache_costs_no_acceptance(found: dict[str, Any]) -> None:
-    assert found["cached_tokens"] > 32
+    assert found["cached_tokens"] >= 64
     assert found["cached"] == found["uncached"]
 
 
@@ -190,7 +190,7 @@ class Session:
 
     def observe_prefix(self, seen: dict[str, Any]) -> None:
         """A prompt that others read while another drafter drafted, and the same without a cache."""
-        text = "Explain step by step how to compute 12 * 17, then 23 * 19, and give both products at the end. " * 2
+        text = "Explain step by step how to compute 12 * 17, then 23 * 19, and give both products at the end. " * 4
         self.alone("uncached", text, 24, "general")
         self.alone("first", text, 3, "suffix")
         self.add("cached", text, 24, "general")
