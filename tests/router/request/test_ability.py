@@ -228,7 +228,8 @@ async def test_a_request_that_no_engine_takes_is_asked_once(router_app: StartRou
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_request_waits_for_the_engine_that_takes_it(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST, "b": FAST}, policy=FixedPolicy(("a", "b"), "a"))
-    app.parts.abilities._drafts |= {"a": False, "b": True}
+    app.parts.catalog.drafts = {"a": False, "b": True}
+    app.parts.catalog.on_change()
     app.replicas.update("a", [])
     assert (await app.post()).headers["x-draftpick-arm"] == "b"
     answer = await app.post(min_p=0.1)
