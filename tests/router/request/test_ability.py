@@ -141,6 +141,18 @@ def test_a_rejection_is_remembered_once_another_engine_answers() -> None:
     assert made.unable(asking) == {}
 
 
+def test_what_the_engine_without_a_drafter_rejects_is_asked_of_one_other() -> None:
+    made, asking = abilities(), request(tools=[{}])
+    found = made.rejection("plain", asking, 400, b"no")
+    assert found is not None
+    assert found[1] == {"suffix", "math"}
+    assert made.rejection("suffix", asking, 400, b"no", [found[0]]) is None
+    made.record_answer("math", asking, [])
+    again = made.rejection("suffix", asking, 400, b"no", [found[0]])
+    assert again is not None
+    assert again[1] == {"math"}
+
+
 def test_what_an_engine_has_taken_it_does_not_reject_for_that() -> None:
     made, asking = abilities(), request(structured_outputs={"regex": "(()"})
     made.record_answer("suffix", asking, [])
@@ -223,6 +235,15 @@ async def test_a_request_that_no_engine_takes_is_asked_once(router_app: StartRou
     answer = await app.post(logit_bias={"5": -100}, stream=True)
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, WITH_DRAFTER)
     assert len(await app.records(1)) == 1
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_wrong_request_costs_at_most_one_more_attempt(router_app: StartRouter, servers: Servers) -> None:
+    urls = {name: (await servers.serve(engine("tools", "bad schema"))).url for name in "abc"}
+    app = await router_app(urls)
+    for number in (2, 4):
+        assert (await app.post(tools=[{}])).status_code == 400
+        assert app.num_attempts == number
 
 
 @pytest.mark.asyncio(loop_scope="module")
