@@ -4,6 +4,7 @@ RequestError           carries an HTTP status and an OpenAI error type
 ├── BadRequest         400, malformed request
 ├── Unauthorized       401, missing or unknown key
 ├── Forbidden          403, insufficient scope of the key
+├── NotFound           404, no such model or stored response
 ├── NotAllowed         405, method not allowed
 ├── PayloadTooLarge    413, 414 or 431, body, URL or headers exceed their limit
 ├── UnsupportedEncoding  415, a body whose encoding is not read
@@ -71,6 +72,12 @@ class Forbidden(RequestError):
     """The key lacks the required scope."""
 
     status, type = 403, "permission_error"
+
+
+class NotFound(RequestError):
+    """What is asked for does not exist."""
+
+    status, type = 404, "not_found_error"
 
 
 class NotAllowed(RequestError):

@@ -29,4 +29,8 @@ class HealthSignal(Protocol):
 
 def ineligible_reasons(signals: Sequence[HealthSignal]) -> dict[str, str]:
     """Reasons why an engine is ineligible, in words by key."""
-    return {**UNAVAILABLE_REASONS, **{signal.reason: signal.text for signal in signals}}
+    return {
+        **UNAVAILABLE_REASONS,
+        "unable": "cannot take this request",
+        **{signal.reason: signal.text for signal in signals},
+    }

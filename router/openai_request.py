@@ -1,10 +1,16 @@
-"""Reads the few fields of a request body that a decision needs. The body itself is forwarded unchanged."""
+"""Reads the few fields of a request body that a decision needs, as vLLM reads them.
 
+The body itself is forwarded unchanged, unless it takes more than strict JSON in UTF-8 to read it.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
+from draftpick.engines.http import json_values
+from draftpick.engines.http.json_values import to_bool, to_number
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
@@ -17,8 +23,9 @@ MAX_TEXT_CHARS = 4000
 _VALUES = 10
 """Values of a body for each object that it may have."""
 
-TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-"""Paths whose streams end with a known terminator."""
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES})
+"""Paths that generate text; their streams end with a known terminator."""
 _ENGINE_ARGS = "vllm_xargs"
 
 
@@ -27,7 +34,10 @@ class Request:
     """The parsed request. `body`: the bytes for the engine.
 
     `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format. `num_answers`: of
-    all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`.
+    all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`. `model`: as
+    asked for. `asks`: what not every engine takes, by name (`ASKS`, and `image`, `audio`, `video`, `file`).
+    `num_prompt_tokens`: of a prompt of token ids. `state_id`: the stored response that the request continues or asks
+    for.
     """
 
     path: str
@@ -41,6 +51,15 @@ class Request:
     fields: dict[str, Any] | None = None
     num_answers: int = 1
     engine_args: Any = None
+    model: str | None = None
+    asks: frozenset[str] = frozenset()
+    num_prompt_tokens: int | None = None
+    state_id: str | None = None
+
+    @property
+    def generates(self) -> bool:
+        """True if the answer is generated text, so that a policy decides."""
+        return self.path in TERMINATED_PATHS
 
     @property
     def max_tokens(self) -> float | None:
@@ -50,7 +69,9 @@ class Request:
 
     @property
     def approximate_prompt_tokens(self) -> int:
-        """Tokens of the prompt, estimated from its length."""
+        """Tokens of the prompt: counted if it consists of token ids, else estimated from its length."""
+        if self.num_prompt_tokens is not None:
+            return self.num_prompt_tokens
         chars = len(self.text) if len(self.text) <= MAX_TEXT_CHARS else len(self.body)
         return chars // CHARS_PER_TOKEN
 
@@ -77,42 +98,72 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
     """
     reader = _TEXT_READERS.get(path)
     if reader is None:
-        return Request(path, body, text="")
+        stored = path.startswith(RESPONSES + "/")
+        return Request(path, body, text="", state_id=path.split("/")[3] if stored else None)
+    fields, body, write = _parse_object(body, limits)
+    stream = to_bool(fields.get("stream")) is True
+    hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
+    if hide_usage:
+        body = _ask_for_usage(fields, body, write)
+    found: set[str] = set()
+    text, num_prompt_tokens = reader(fields, found)
+    sampling, num_answers = _sampling(fields), _num_answers(path, fields)
+    if num_answers > 1:
+        sampling["n"] = float(num_answers)
+    model, previous = fields.get("model"), fields.get("previous_response_id")
+    return Request(
+        path,
+        body,
+        truncate(text),
+        stream,
+        hide_usage,
+        sampling,
+        _turns(fields),
+        _structured(fields),
+        fields if keep_fields else None,
+        num_answers,
+        fields.get(_ENGINE_ARGS),
+        model if isinstance(model, str) else None,
+        _asks(fields, found),
+        num_prompt_tokens,
+        previous if path == RESPONSES and isinstance(previous, str) else None,
+    )
+
+
+def _parse_object(body: bytes, limits: JsonLimits) -> tuple[dict[str, Any], bytes, json_values.Write]:
+    """The fields of a body, the body in UTF-8, and what writes such fields. Raises `BadRequest`."""
     # The count of brackets bounds number and depth of objects and is cheap; most bodies with many have them in text.
     brackets = body.count(b"{") + body.count(b"[")
     if brackets > limits.max_json_objects or body.count(b",") > _VALUES * limits.max_json_objects:
         text = f"the body has more than {limits.max_json_objects} objects or {_VALUES} times as many values"
         raise BadRequest(text, code="too_many_objects")
     try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        fields, write = json_values.parse(body)
+    except ValueError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
     if brackets > limits.max_json_depth and _depth(fields) > limits.max_json_depth:
         raise BadRequest(f"the body is nested deeper than {limits.max_json_depth} levels", code="nested_too_deeply")
-    stream = fields.get("stream") is True
-    hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
-    if hide_usage:
-        body = _ask_for_usage(fields, body)
-    text, turns, num_answers = truncate(reader(fields)), _turns(fields), _num_answers(path, fields)
-    kept, sampling, given = fields if keep_fields else None, _sampling(fields), fields.get(_ENGINE_ARGS)
-    if num_answers > 1:
-        sampling["n"] = float(num_answers)
-    structured = _structured(fields)
-    return Request(path, body, text, stream, hide_usage, sampling, turns, structured, kept, num_answers, given)
+    return fields, body if write is orjson.dumps else write(fields), write
 
 
 def with_forecast(request: Request, body: bytes, forecast: Forecast) -> bytes:
-    """Insert a forecast for a pool into `vllm_xargs`, at the end of a body: the last of two equal keys counts.
-
-    A body without text stays as it is: the engine rejects it.
-    """
+    """Insert a forecast for a pool into `vllm_xargs`. A body without text stays as it is: the engine rejects it."""
     own = request.engine_args or {}
     if not request.text or not isinstance(own, dict):
         return body
+    args = {**own, XARG: forecast.to_json()}
+    if request.engine_args is None and b'"vllm_xargs"' not in body:
+        return _append(body, _ENGINE_ARGS, args)
+    fields, write = json_values.parse(body)
+    return write({**fields, _ENGINE_ARGS: args})
+
+
+def _append(body: bytes, name: str, value: Any) -> bytes:
+    """Append a field that a body does not have; all other bytes stay the same."""
     end = body.rindex(b"}")
-    return body[:end] + b',"vllm_xargs":' + orjson.dumps({**own, XARG: forecast.to_json()}) + body[end:]
+    return body[:end] + b',"%b":' % name.encode() + orjson.dumps(value) + body[end:]
 
 
 def _depth(value: Any) -> int:
@@ -127,50 +178,72 @@ def _depth(value: Any) -> int:
 
 def _asks_for_usage(fields: dict[str, Any]) -> bool:
     options = fields.get("stream_options")
-    return isinstance(options, dict) and str(options.get("include_usage", "")).lower() in ("true", "1", "yes", "on")
+    return isinstance(options, dict) and to_bool(options.get("include_usage")) is True
 
 
-def _ask_for_usage(fields: dict[str, Any], body: bytes) -> bytes:
-    """Insert `stream_options.include_usage` at the end of a body: the last of two equal keys counts.
+def _ask_for_usage(fields: dict[str, Any], body: bytes, write: json_values.Write) -> bytes:
+    """Set `stream_options.include_usage` in a body, which keeps one of each key.
 
-    All other bytes stay the same. `continuous_usage_stats` is dropped: it would add usage to the chunks of a client
-    that did not ask for it.
+    `continuous_usage_stats` is dropped: it would add usage to the chunks of a client that did not ask for it.
     """
-    options = fields.get("stream_options")
+    if "stream_options" not in fields:
+        return _append(body, "stream_options", {"include_usage": True})
+    options = fields["stream_options"]
     if options is not None and not isinstance(options, dict):
         return body
     kept = {k: v for k, v in (options or {}).items() if k != "continuous_usage_stats"}
-    end = body.rindex(b"}")
-    return body[:end] + b',"stream_options":' + orjson.dumps({**kept, "include_usage": True}) + body[end:]
+    return write({**fields, "stream_options": {**kept, "include_usage": True}})
+
+
+_NUMBERS = ("temperature", "top_p", "top_k", *LIMITS, "n")
 
 
 def _sampling(fields: dict[str, Any]) -> dict[str, float]:
     """The numeric sampling fields that are present."""
-    names = ("temperature", "top_p", "top_k", *LIMITS, "n")
     return {
-        name: float(v) for name in names if isinstance(v := fields.get(name), int | float) and not isinstance(v, bool)
+        name: number
+        for name in _NUMBERS
+        if (value := fields.get(name)) is not None and (number := to_number(value)) is not None
     }
 
 
+ASKS: dict[str, Callable[[Any], object]] = {
+    "min_p": lambda value: (to_number(value) or 0.0) > _MIN_P,
+    **dict.fromkeys(("logit_bias", "structured_outputs", "prompt_logprobs", "logits_processors", "bad_words"), bool),
+    **dict.fromkeys(("tools", "allowed_token_ids", "vllm_xargs", "kv_transfer_params", "prompt_embeds"), bool),
+    "response_format": lambda value: isinstance(value, dict) and value.get("type") not in (None, "text"),
+    "use_beam_search": lambda value: to_bool(value) is True,
+}
+"""Fields that not every engine takes, and whether a value asks for anything."""
+_MIN_P = 1e-5  # as vLLM
+_ASKS = frozenset(ASKS)
+
+
+def _asks(fields: dict[str, Any], found: set[str]) -> frozenset[str]:
+    """What the request asks for that not every engine takes; `found`: modalities of its content."""
+    if not found and _ASKS.isdisjoint(fields):
+        return _NO_ASKS
+    return frozenset(found).union(name for name in _ASKS.intersection(fields) if ASKS[name](fields[name]))
+
+
+_NO_ASKS: frozenset[str] = frozenset()
 _MULTIPLIERS = ("n", "best_of", "use_beam_search")
 
 
 def _num_answers(path: str, fields: dict[str, Any]) -> int:
     """Sequences that the engine decodes: `n` (or `best_of`) for each prompt; at least 2 in a beam search."""
     prompt = fields.get("prompt")
-    if path == "/v1/responses" or (fields.keys().isdisjoint(_MULTIPLIERS) and not isinstance(prompt, list)):
+    if path in (RESPONSES, MESSAGES) or (fields.keys().isdisjoint(_MULTIPLIERS) and not isinstance(prompt, list)):
         return 1
-    each = max(_whole(fields.get("n")), _whole(fields.get("best_of")), 2 if fields.get("use_beam_search") else 1)
+    beams = 2 if to_bool(fields.get("use_beam_search")) else 1
+    each = max(_count(fields.get("n")), _count(fields.get("best_of")), beams)
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)  # a list of numbers is one prompt
     return each * (len(prompt) if several and isinstance(prompt, list) else 1)
 
 
-def _whole(value: Any) -> int:
-    """A count as the engine reads it, from a number or its text; 1 for anything else."""
-    try:
-        return max(int(value), 1)
-    except (TypeError, ValueError, OverflowError):
-        return 1
+def _count(value: Any) -> int:
+    """A count as the engine reads it; 1 for anything else."""
+    return max(int(to_number(value) or 1), 1)
 
 
 def _turns(fields: dict[str, Any]) -> int:
@@ -179,10 +252,14 @@ def _turns(fields: dict[str, Any]) -> int:
 
 
 def _structured(fields: dict[str, Any]) -> bool:
-    """True if OpenAI's or vLLM's fields prescribe the answer's format."""
-    wanted = fields.get("response_format")
+    """True if a field of OpenAI, Anthropic or vLLM prescribes the answer's format."""
+    wanted, output = fields.get("response_format"), fields.get("output_config")
     kind = wanted.get("type") if isinstance(wanted, dict) else None
-    return kind not in (None, "text") or bool(fields.get("structured_outputs") or fields.get("tools"))
+    return (
+        kind not in (None, "text")
+        or bool(fields.get("structured_outputs") or fields.get("tools"))
+        or (isinstance(output, dict) and bool(output.get("format")))
+    )
 
 
 def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
@@ -193,34 +270,72 @@ def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     return text[:half] + "\n" + text[-half:]
 
 
-def _content(content: Any) -> str:
-    """Text of a message's content: a string, or a list of parts."""
+def _content(content: Any, found: set[str]) -> str:
+    """Text of a message's content: a string, or a list of parts; adds the modalities of other parts to `found`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         return ""
-    return "\n".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
+    return "\n".join(text for part in content if isinstance(part, dict) and (text := _part(part, found)))
 
 
-def _messages_text(messages: Any) -> str:
+def _part(part: dict[str, Any], found: set[str]) -> str:
+    """Text of a part of a message: its own, or that of a tool's result."""
+    text = part.get("text")
+    if isinstance(text, str):
+        return text
+    kind = part.get("type")
+    if isinstance(kind, str):
+        found.update(modality for modality in _MODALITIES if modality in kind)
+    # One level: nesting is the client's choice.
+    inner = part.get("content")
+    if isinstance(inner, list):
+        return "\n".join(p["text"] for p in inner if isinstance(p, dict) and isinstance(p.get("text"), str))
+    return inner if isinstance(inner, str) else ""
+
+
+_MODALITIES = ("image", "audio", "video", "file")
+
+
+def _messages_text(messages: Any, found: set[str]) -> str:
     if not isinstance(messages, list):
         return ""
-    return "\n".join(t for m in messages if isinstance(m, dict) and (t := _content(m.get("content"))))
+    return "\n".join(t for m in messages if isinstance(m, dict) and (t := _content(m.get("content"), found)))
 
 
-def _prompt_text(prompt: Any) -> str:
-    if isinstance(prompt, list):
-        return "\n".join(p for p in prompt if isinstance(p, str))
-    return prompt if isinstance(prompt, str) else ""
+def _chat_prompt(fields: dict[str, Any], found: set[str]) -> tuple[str, None]:
+    return _messages_text(fields.get("messages"), found), None
 
 
-def _input_text(value: Any) -> str:
-    return value if isinstance(value, str) else _messages_text(value)
+def _completion_prompt(fields: dict[str, Any], found: set[str]) -> tuple[str, int | None]:
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str):
+        return prompt, None
+    if not isinstance(prompt, list):
+        return "", None
+    text = "\n".join(p for p in prompt if isinstance(p, str))
+    if text or not prompt:
+        return text, None
+    lists = [p for p in prompt if isinstance(p, list)]
+    return "", max(map(len, lists)) if lists else len(prompt)
 
 
-_TEXT_READERS = {
-    "/v1/chat/completions": lambda fields: _messages_text(fields.get("messages")),
-    "/v1/completions": lambda fields: _prompt_text(fields.get("prompt")),
-    "/v1/responses": lambda fields: _input_text(fields.get("input")),
+def _responses_prompt(fields: dict[str, Any], found: set[str]) -> tuple[str, None]:
+    given, instructions = fields.get("input"), fields.get("instructions")
+    text = given if isinstance(given, str) else _messages_text(given, found)
+    return f"{instructions}\n{text}" if isinstance(instructions, str) and instructions else text, None
+
+
+def _anthropic_prompt(fields: dict[str, Any], found: set[str]) -> tuple[str, None]:
+    system, text = _content(fields.get("system"), found), _messages_text(fields.get("messages"), found)
+    return f"{system}\n{text}" if system else text, None
+
+
+_TEXT_READERS: dict[str, Callable[[dict[str, Any], set[str]], tuple[str, int | None]]] = {
+    "/v1/chat/completions": _chat_prompt,
+    "/v1/completions": _completion_prompt,
+    RESPONSES: _responses_prompt,
+    MESSAGES: _anthropic_prompt,
 }
+"""By path: the prompt's text, and the number of its tokens if it consists of token ids."""
 _USAGE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from draftpick.engines.arms import engine_of
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
@@ -13,11 +14,13 @@ from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.health import HealthSignal
 from draftpick.router.load.demand import Demand
 from draftpick.router.load.load_model import LoadModel
+from draftpick.router.load.model_catalog import ModelCatalog
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import RecordWriter
 from draftpick.router.registry.active_policy import ActivePolicies
+from draftpick.router.request.ability import Abilities, EngineAbility
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.attempt_queue import AttemptQueue
 from draftpick.router.request.decision import DecisionMaker
@@ -62,6 +65,8 @@ class Parts:
     recent: RecentRequests
     shadow: Shadow
     decide: DecisionMaker
+    catalog: ModelCatalog
+    abilities: Abilities
     dispatcher: Dispatcher
     records: RecordWriter | None
 
@@ -77,8 +82,10 @@ def build_parts(
     baseline: str | None = None,
     accelerators: Mapping[str, int] | None = None,
     tracing: Tracing | None = None,
+    configured: Mapping[str, EngineAbility] | None = None,
 ) -> Parts:
-    """`baseline`: serves while no load is known (default: the default engine); `accelerators`: per replica (1)."""
+    """`baseline`: serves while no load is known (default: the default engine); `accelerators`: per replica (1);
+    `configured`: what the configuration says of each engine."""
     arms, baseline, rng = replicas.arms, baseline or config.default_engine, np.random.default_rng(config.seed)
     active_policies = ActivePolicies(config, policy, events := EventLog())
     load, prefixes = LoadModel(config.load, replicas, accelerators), PrefixIndex(config.prefix_cache)
@@ -89,6 +96,9 @@ def build_parts(
     # To add a health signal, add an entry here.
     health_signals: list[HealthSignal] = [acceptance_monitor, load.staleness]
     decide = DecisionMaker(config, active_policies, replicas, load, health_signals, admission, metrics, baseline, rng)
+    known, engines = configured or {}, tuple(replicas.by_engine)
+    catalog = ModelCatalog(client, replicas, [e for e in engines if e not in known or known[e].drafts is None])
+    abilities = Abilities(engines, engine_of(baseline), catalog, known)
     learning = AttemptLearning(active_policies, acceptance_monitor, load)
     observers: dict[str, AttemptObserver | None]
     observers = {"learning": learning, "metrics": metrics, "recent": recent, "records": records}  # a new one: an entry
@@ -104,6 +114,7 @@ def build_parts(
         demand=(demand := Demand(arms)),
         shadow=shadow,
         metrics=metrics,
+        abilities=abilities,
         on_attempt_end=attempts.put,
         featurizer=featurizer,
         tracing=tracing,
@@ -112,7 +123,7 @@ def build_parts(
         config=config, baseline=baseline, replicas=replicas, events=events, active_policies=active_policies,
         load=load, demand=demand, prefixes=prefixes, admission=admission, acceptance_monitor=acceptance_monitor,
         health_signals=health_signals, metrics=metrics, attempts=attempts, recent=recent, shadow=shadow,
-        decide=decide, dispatcher=dispatcher, records=records,
+        decide=decide, catalog=catalog, abilities=abilities, dispatcher=dispatcher, records=records,
     )  # fmt: skip
 
 

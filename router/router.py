@@ -38,6 +38,7 @@ from draftpick.router.records import RecordWriter
 from draftpick.router.registry.file_watcher import FileWatcher
 from draftpick.router.registry.registry import STATE, Registry
 from draftpick.router.registry.resolve import ResolvedPolicy, could_be_registry, resolve, resolve_configured
+from draftpick.router.request.ability import configured_abilities
 from draftpick.router.request.shadow import WORKERS
 from draftpick.router.supervision import Supervisor
 from draftpick.router.telemetry.tracing import Tracing
@@ -101,6 +102,7 @@ class Router:
             baseline=config.baseline,
             accelerators=config.accelerators,
             tracing=self._tracing,
+            configured=configured_abilities(config),
         )
         parts = self.parts
         self.supervisor = Supervisor(parts.metrics.failures)
@@ -157,6 +159,7 @@ class Router:
         if self._peer_sync is not None:
             self._run("peers", self._peer_sync.run)
         self._run("health", self._health_probe.run)
+        self._run("models", self.parts.catalog.run)
 
     def _run(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run a background task until `stop`."""

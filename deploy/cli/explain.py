@@ -115,7 +115,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _notes(row: dict[str, Any]) -> str:
     """Notes on an engine: why it is not eligible, and what affects its times."""
-    notes = [] if row["eligible"] else [str(row["ineligible_reason"]).replace("_", " ")]
+    notes = [] if row["eligible"] else [str(row.get("unable") or row["ineligible_reason"]).replace("_", " ")]
     if (one := row["predicted"]) is not None:
         slowdown, wait_s, cached_prefix_s, residual = (
             one[name] for name in ("slowdown", "wait_s", "cached_prefix_s", "residual")

@@ -11,10 +11,11 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+Write = Callable[[Any], bytes]
 _BOOL, _FLOAT = TypeAdapter(bool), TypeAdapter(float)
 
 
-def parse(data: bytes) -> tuple[Any, Callable[[Any], bytes]]:
+def parse(data: bytes) -> tuple[Any, Write]:
     """The value in `data`, and the function that writes it again. Raises `ValueError`.
 
     Everything that `json.loads` takes: another UTF than 8, a byte order mark, NaN and infinities, halves of surrogate
@@ -54,10 +55,14 @@ def to_bool(value: Any) -> bool | None:
 
 def to_number(value: Any) -> float | None:
     """The finite number that pydantic makes of a value; None for one that it rejects, and for None."""
-    if value is None:
-        return None
+    if type(value) is not float and type(value) is not int:
+        if value is None:
+            return None
+        try:
+            value = _FLOAT.validate_python(value)
+        except ValidationError:
+            return None
     try:
-        number = _FLOAT.validate_python(value)
-    except (ValidationError, OverflowError):
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
         return None
-    return number if math.isfinite(number) else None

@@ -5,6 +5,7 @@ A step: drafts of model-free drafters are offered; `choose_heads` says for which
 `extends` whether it is worth another token; `allocate` chooses among all drafts. No draft at all is always possible.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,9 +108,8 @@ class Controller:
             if own is None:
                 continue
             length = min(own.shared.drafted(), requests[i].room)
-            gain = (min(own.gain(), length) - gains[i]) * requests[i].weight
-            if gain > 0:
-                more.append((gain - rate * slope * (length - drafted[i]), gain, length, i))
+            gain = gain_of_choice(min(own.gain(), length), gains[i]) * requests[i].weight
+            more.append((gain - rate * slope * (length - drafted[i]), gain, length, i))
         more.sort(reverse=True)
         best, rows, verified = None, [], float(count + sum(drafted))
         for n, (_, gain, length, i) in enumerate(more, 1):
@@ -204,6 +204,12 @@ class Controller:
         window = max(1, self._batch[0] // 2)
         more = self.costs.step(count + window, self._batch[1]) - self.costs.step(count, self._batch[1])
         return more / window
+
+
+def gain_of_choice(expected: float, known: float) -> float:
+    """Return what the better of two drafts gains over one that gains `known`, if the other's gain is `expected` on
+    average and will be known when the choice is made: E[max(X, known)] - known for an exponential X."""
+    return expected * math.exp(-known / expected) if expected > 0 else 0.0
 
 
 def _both_modes(traits: DrafterTraits) -> tuple[Acceptance, Acceptance]:

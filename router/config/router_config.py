@@ -30,6 +30,7 @@ PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
+    "/v1/responses/*",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/embeddings",

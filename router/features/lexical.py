@@ -11,7 +11,7 @@ from operator import attrgetter
 import numpy as np
 
 from draftpick.engines.profile.profile import TRUNCATED, sampling_mode
-from draftpick.router.openai_request import CHARS_PER_TOKEN, Request, truncate
+from draftpick.router.openai_request import CHARS_PER_TOKEN, MAX_TEXT_CHARS, Request, truncate
 from draftpick.router.types import DEFAULT_MAX_TOKENS, Context, Vector
 
 _INSTRUCTION_CHARS = 400
@@ -41,7 +41,9 @@ def _log_max_tokens(request: Request) -> float:
 
 
 def _log_chars(request: Request) -> float:
-    return math.log1p(len(request.text)) / 10
+    tokens = request.num_prompt_tokens  # of a prompt without text
+    chars = len(request.text) if tokens is None else min(CHARS_PER_TOKEN * tokens, MAX_TEXT_CHARS)
+    return math.log1p(chars) / 10
 
 
 def _log_turns(request: Request) -> float:

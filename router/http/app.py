@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from draftpick.router.config.router_config import RouterConfig
-from draftpick.router.errors import Forbidden, NotAllowed, RequestError
+from draftpick.router.errors import Forbidden, NotAllowed, NotFound, RequestError
 from draftpick.router.headers import CLIENT_REQUEST_ID, REQUEST_ID
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
@@ -31,13 +31,14 @@ from draftpick.router.request.state import ClientRequest
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Header with the timeout of OpenAI's own clients, in seconds."""
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-_CHAT = "/v1/chat/completions"
+_MODEL = "/v1/models/"
 
 
 class RouterApp:
     """ASGI application: its own pages; all other paths are forwarded to engines."""
 
     def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
+        self._catalog = parts.catalog
         self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
         self._model, self._config, self._owner, self._keys = model, config, owner, keys
         self._created = int(time.time())
@@ -90,6 +91,8 @@ class RouterApp:
                 if page is None:
                     raise self._not_allowed(asked, methods)
                 await page(asked, reply)
+            elif asked.path.startswith(_MODEL) and scope["method"] in ("GET", "HEAD"):
+                await self._model_page(asked, reply)
             else:
                 await self._forward(asked, reply)
         except RequestError as error:
@@ -177,8 +180,23 @@ class RouterApp:
 
     async def _models(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         self._access.key(http_request)
-        model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
-        await reply.json(200, {"object": "list", "data": [model]})
+        await reply.json(200, {"object": "list", "data": await self._cards()})
+
+    async def _model_page(self, http_request: HttpRequest, reply: AsgiSink) -> None:
+        self._access.key(http_request)
+        name = http_request.path.removeprefix(_MODEL)
+        card = next((card for card in await self._cards() if card["id"] == name), None)
+        if card is None:
+            raise NotFound(f"The model {name[:100]!r} does not exist.", param="model", code="model_not_found")
+        await reply.json(200, card)
+
+    async def _cards(self) -> list[dict[str, Any]]:
+        """The models of the engines, as they describe them; the target alone if none answers."""
+        if not self._catalog.models:
+            await self._catalog.poll()
+        own = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
+        cards = self._catalog.cards(self._model)
+        return cards if any(card["id"] == self._model for card in cards) else [own, *cards]
 
     async def _openapi(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         await reply.json(200, description(self._model))

@@ -69,7 +69,7 @@ def description(model: str) -> dict[str, object]:
             "/health": {"get": _get("Liveness of the process.")},
             "/ready": {"get": _get("Readiness: 200 if an engine can serve requests; with the router's state.", "503")},
             "/metrics": {"get": _text("Prometheus metrics of all routers and engines.")},
-            "/v1/models": {"get": _get("The target.")},
+            "/v1/models": {"get": _get("The models of the engines.")},
             "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
             "/v1/responses": {"post": _post("A response.", _body(model, "input", responses))},

@@ -5,7 +5,6 @@ most `_MAX_REPEATS` times for each address.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -13,21 +12,19 @@ from collections import Counter
 from collections.abc import Callable
 
 from draftpick.engines import load_report as load
-from draftpick.engines.errors import EngineError
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.load_report import LoadReport
 from draftpick.engines.profile import profile
 from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.engines.replicas import Replica, ReplicaTable
+from draftpick.router.load.engine_page import read_page
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.supervision import Supervisor
 
 log = logging.getLogger("draftpick.router")
 
-_PATIENCE_S = 2.0
 _ASK_AGAIN_S, _NEW_PROFILE_S = 30.0, 10.0
 _MAX_REPEATS = 3
-_MAX_BYTES = 2**20
 
 
 class EnginePoller:
@@ -68,7 +65,7 @@ class EnginePoller:
     async def _poll_replica(self, engine: str, replica: Replica) -> None:
         if self._clock() < self._silent_until.get(replica.url, 0.0):
             return
-        page = await self._page(f"{replica.url}{load.PATH}")
+        page = await read_page(self._client, f"{replica.url}{load.PATH}")
         report = LoadReport.from_json(page) if page is not None else None
         if report is not None:
             replica.record_report(report, self._clock())
@@ -82,7 +79,7 @@ class EnginePoller:
 
     async def _repeat_profile(self, engine: str, replica: Replica) -> None:
         """Ask an engine to measure its profile again, and read it later."""
-        began = await self._page(f"{replica.url}{profile.PATH}", "POST") is not None
+        began = await read_page(self._client, f"{replica.url}{profile.PATH}", "POST") is not None
         self._repeats[replica.url] = self._repeats.get(replica.url, 0) + 1 if began else _MAX_REPEATS
         self._model.steps[engine].forget_answers()
         if began:
@@ -90,7 +87,7 @@ class EnginePoller:
             self._profile_due[replica.url] = self._clock() + _NEW_PROFILE_S
 
     async def _poll_profile(self, engine: str, replica: Replica) -> None:
-        page = await self._page(f"{replica.url}{profile.PATH}")
+        page = await read_page(self._client, f"{replica.url}{profile.PATH}")
         # A missing profile may be measured later.
         self._profile_due[replica.url] = self._clock() + _ASK_AGAIN_S if page is None else math.inf
         if page is None:
@@ -104,15 +101,3 @@ class EnginePoller:
         is_first = replica in self._replicas.by_engine.get(engine, [])[:1]
         if table.profile is None or (is_first and table.profile != found):
             self._model.use_profile(engine, found)
-
-    async def _page(self, url: str, method: str = "GET") -> bytes | None:
-        """The body of a page; None if it is missing or too slow."""
-        parts: list[bytes] = []
-        with contextlib.suppress(EngineError, TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S), self._client.send(url, method, [], b"", stream=False) as answer:
-                async for chunk in answer.chunks:
-                    parts.append(chunk)
-                    if sum(map(len, parts)) > _MAX_BYTES:
-                        return None
-                return b"".join(parts) if answer.status in (200, 202) else None
-        return None

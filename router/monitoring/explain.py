@@ -18,6 +18,7 @@ from draftpick.router.policies.costs import cost_sources
 from draftpick.router.registry.active_policy import PolicyInService
 from draftpick.router.types import Context, Decision
 
+_NOTHING: Mapping[str, str] = {}
 _TIE_SHARE = 0.005
 """Times within this relative difference are reported as equal."""
 
@@ -28,7 +29,8 @@ class EngineStatus:
     `ineligible_reasons`, or None.
 
     `breakers`: number of replicas by breaker state; `quarantine_state`: `ok`, `quarantined` or `probed`; `stale`: its
-    load reports have stopped; `costs`: where the active policy has its step times from.
+    load reports have stopped; `costs`: where the active policy has its step times from; `unable`: why it cannot take
+    the request in question.
     """
 
     replicas: int
@@ -39,6 +41,7 @@ class EngineStatus:
     quarantine_state: str = "ok"
     stale: bool = False
     costs: str | None = None
+    unable: str | None = None
 
 
 async def explain(
@@ -48,19 +51,20 @@ async def explain(
     parts.attempts.drain()
     context = await parts.dispatcher.featurize(request)
     read = parts.prefixes.lookup(parts.prefixes.hashes(request.body), key)
-    decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective)
-    candidates, _ = parts.decide.healthy(parts.replicas.eligible())
+    unable = parts.abilities.unable(request)
+    decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective, unable=unable)
+    candidates, _ = parts.decide.healthy([arm for arm in parts.replicas.eligible() if engine_of(arm) not in unable])
     served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective
     terms = explain_terms(decision, served, context)
     reasons = ineligible_reasons(parts.health_signals)
     return DecisionExplanation(
-        decision, served, context, candidates, engine_statuses(parts), wanted, parts.baseline, terms, reasons,
+        decision, served, context, candidates, engine_statuses(parts, unable), wanted, parts.baseline, terms, reasons,
         explain_doubt(served, context),
     ).as_json()  # fmt: skip
 
 
-def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
-    """The state of every engine, by arm."""
+def engine_statuses(parts: Parts, unable: Mapping[str, str] = _NOTHING) -> dict[str, EngineStatus]:
+    """The state of every engine, by arm. `unable`: reasons by engine that cannot take the request in question."""
     in_flight, quarantine_states, found = parts.replicas.in_flight(), parts.acceptance_monitor.state(), {}
     costs = cost_sources(parts.active_policies.policy)
     for arm, there in parts.replicas.by_arm.items():
@@ -68,11 +72,14 @@ def engine_statuses(parts: Parts) -> dict[str, EngineStatus]:
             len(there),
             in_flight[arm],
             sum(replica.total_in_flight for replica in there),
-            parts.replicas.unavailable_reason(arm) or _suspicion(parts.health_signals, arm, in_flight[arm]),
+            parts.replicas.unavailable_reason(arm)
+            or _suspicion(parts.health_signals, arm, in_flight[arm])
+            or ("unable" if engine_of(arm) in unable else None),
             dict(Counter(replica.breaker.state for replica in there)),
             quarantine_states[arm],
             arm in parts.load.staleness.suspects,
             costs.get(arm),
+            unable.get(engine_of(arm)),
         )
     return found
 
@@ -252,8 +259,9 @@ class DecisionExplanation:
         out = [arm for arm in self.terms if arm not in self.candidates and self._weighted_s(arm) < own.weighted_s]
         if out:
             arm = min(out, key=self._weighted_s)
-            ineligible_reason = self.standings[arm].ineligible_reason if arm in self.standings else None
-            return f"; {arm} would be faster but {self.ineligible_reasons[ineligible_reason or 'no_replica']}"
+            standing = self.standings.get(arm)
+            reason = self.ineligible_reasons[(standing and standing.ineligible_reason) or "no_replica"]
+            return f"; {arm} would be faster but {(standing and standing.unable) or reason}"
         rest = [arm for arm in self.candidates if arm != chosen and arm in self.terms]
         soon = min(rest, key=lambda arm: self.terms[arm].seconds)
         if self.terms[soon].seconds < (1.0 - _TIE_SHARE) * own.seconds:

@@ -61,10 +61,13 @@ class DecisionMaker:
         explore: bool = True,
         cached_prefix: Mapping[str, int] = _NOTHING,
         objective: Objective | None = None,
+        unable: Collection[str] = (),
+        generates: bool = True,
     ) -> Decision:
         """Choose an arm with an available replica: if possible on none of the engines `failed`, never one of `tried`.
 
-        `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`.
+        `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`. `unable`: engines that
+        cannot take the request. `generates`: False if no policy decides, since no text is generated.
 
         Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
@@ -78,6 +81,10 @@ class DecisionMaker:
             if self._replicas.reachable():
                 raise Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
             raise NoEngineAvailable("no engine is ready", code="no_engine")
+        if unable and pin is None:
+            arms = [arm for arm in arms if engine_of(arm) not in unable]
+            if not arms:
+                raise NoEngineAvailable("no engine that takes this request is ready", code="no_engine")
         if failed:
             arms = [arm for arm in arms if engine_of(arm) not in failed] or arms
         eligible, fallback = self.healthy(arms)
@@ -85,7 +92,7 @@ class DecisionMaker:
             return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
         if needs is not None and (context is None or context.featurizer != needs):  # None, or of the previous policy
-            return self._fallback_decision("no_context", eligible)
+            return self._fallback_decision("no_context" if generates else None, eligible)
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)
@@ -132,7 +139,10 @@ class DecisionMaker:
         forecast = DrafterForecast(objective=self._objective, only=drafter) if drafter is not None else None
         return Decision(pin, 1.0, {pin: 1.0}, self._active_policies.policy.id, "pinned", forecast=forecast)
 
-    def _fallback_decision(self, reason: str, eligible: list[str], policy: FixedPolicy | None = None) -> Decision:
-        self._metrics.fallbacks[reason] += 1
+    def _fallback_decision(
+        self, reason: str | None, eligible: list[str], policy: FixedPolicy | None = None
+    ) -> Decision:
+        if reason is not None:
+            self._metrics.fallbacks[reason] += 1
         made = (policy or self._default).decide(DecisionInput(None, eligible), self._rng)
         return Decision(made.arm, made.propensity, made.probabilities, made.policy, "fallback", forecast=made.forecast)

@@ -18,6 +18,7 @@ from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, Reques
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
 from draftpick.router.openai_request import Request, with_forecast
+from draftpick.router.request.ability import Abilities
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.api_forms import error_event
 from draftpick.router.request.decision import DecisionMaker
@@ -26,6 +27,7 @@ from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.relay import Relay
 from draftpick.router.request.shadow import NullSink, Shadow
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
+from draftpick.router.request.stored_responses import StoredResponses
 from draftpick.router.request.stream_resume import CannotResume, StreamResume
 from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, Verdict, judge_error
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
@@ -36,6 +38,8 @@ from draftpick.router.types import Attempt, Context, Outcome
 log = logging.getLogger("draftpick.router")
 
 _POLL_S = 0.05
+_MAX_HOLDERS = 16
+"""Replicas that are asked for a stored response of unknown place."""
 _HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
 
@@ -55,6 +59,7 @@ class Dispatcher:
         demand: Demand,
         shadow: Shadow,
         metrics: Metrics,
+        abilities: Abilities,
         on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
@@ -63,6 +68,7 @@ class Dispatcher:
         self.decide, self._admission, self.prefixes = decide, admission, prefixes
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
+        self._abilities, self._responses = abilities, StoredResponses()
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` if no part of an answer was sent."""
@@ -90,6 +96,9 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
+        state.unable = self._abilities.unable(request)
+        if request.state_id is not None:
+            self._go_to_state(state, request.state_id)
         state.prefix = self.prefixes.hashes(request.body)
         if state.prefix:
             state.cached_prefix = self.prefixes.lookup(state.prefix, state.client_request.key)
@@ -97,9 +106,16 @@ class Dispatcher:
         if trace is not None:
             trace.decision_made(state.decision)
 
+    def _go_to_state(self, state: RequestState, response_id: str) -> None:
+        """Leave only the replica that holds a stored response, if it is known; else all are asked in turn."""
+        url = self._responses.holder(response_id, state.client_request.key)
+        everywhere = {replica for there in self.replicas.by_arm.values() for replica in there}
+        if any(replica.url == url for replica in everywhere):
+            state.tried |= {replica for replica in everywhere if replica.url != url}
+
     async def featurize(self, request: Request) -> Context | None:
         """The context for the policy; None if it needs none, or on a timeout or an error."""
-        if self.featurizer is None or not request.text:
+        if self.featurizer is None or not request.generates:
             return None
         try:
             if not self.featurizer.waits:
@@ -121,6 +137,8 @@ class Dispatcher:
             explore=client_request.explore,
             cached_prefix=state.cached_prefix,
             objective=client_request.objective,
+            unable=state.unable,
+            generates=client_request.request.generates,
         )
         if decision.reason == "policy":
             self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
@@ -148,6 +166,8 @@ class Dispatcher:
                 if state.prefix:
                     self.prefixes.insert(state.prefix, lease.replica.url, client_request.key)
                 verdict = await self._send(state, lease, sink, meter, within_s)
+                if meter.response_id is not None:
+                    self._responses.add(meter.response_id, lease.replica.url, client_request.key)
                 outcome = meter.outcome(verdict.status, verdict.fault)
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
@@ -200,7 +220,8 @@ class Dispatcher:
                 if trace is not None:
                     trace.response_started(answer.status)
                 relay = Relay(
-                    *(state, answer, url, sink, meter, lambda verdict, body: self._try_again(state, verdict)),
+                    *(state, answer, url, sink, meter),
+                    lambda verdict, body: self._try_again(state, verdict, meter, body),
                     max_bytes=self._config.max_answer_bytes,
                 )
                 return await relay.run()
@@ -220,6 +241,9 @@ class Dispatcher:
             state.doubts.append(lease)
         if verdict.status != "ok":
             return None
+        if state.client_request.request.asks or state.rejections:
+            engine = engine_of(state.decision.arm)
+            self._abilities.record_answer(engine, state.client_request.request, state.rejections)
         if state.client_request.request.num_answers == 1:
             lease.tpot_s = outcome.tpot_s
         return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
@@ -276,16 +300,37 @@ class Dispatcher:
         timed_out = verdict.status == "timeout" or verdict.fault == "client"
         return EngineFailed(f"no engine answered{names}", timed_out=timed_out)
 
-    def _try_again(self, state: RequestState, verdict: Verdict) -> bool:
+    def _try_again(self, state: RequestState, verdict: Verdict, meter: Meter, body: bytes) -> bool:
         """True if another engine is to answer after an error of one that sent nothing else."""
-        return verdict.retry and self._can_retry(state) and self._in_time(state)
+        if verdict.fault == "client" and not self._others_take(state, meter.http_status or 0, body):
+            return False
+        return (verdict.retry or verdict.fault == "client") and self._can_retry(state) and self._in_time(state)
+
+    def _others_take(self, state: RequestState, status: int, body: bytes) -> bool:
+        """True if other engines probably take a request that one rejects; only they are eligible from now on."""
+        request, decision = state.client_request.request, state.decision
+        if decision.reason in ("pinned", "shadow"):
+            return False
+        if request.state_id is not None and status == 404:  # the state is elsewhere
+            return True
+        found = self._abilities.rejection(engine_of(decision.arm), request, status, body)
+        if found is None:
+            return False
+        rejection, likely = found
+        state.rejections.append(rejection)
+        engines = self.replicas.by_engine
+        state.unable = {**state.unable, **{name: "is not asked" for name in engines if name not in likely}}
+        return True
 
     def _can_retry(self, state: RequestState) -> bool:
         """True if another attempt is allowed and an engine is available."""
-        if state.number >= self._config.max_attempts:
+        most = self._config.max_attempts if state.client_request.request.state_id is None else _MAX_HOLDERS
+        if state.number >= most:
             return False
         arms = self.replicas.eligible(state.tried)
-        return state.decision.arm in arms if state.decision.reason == "pinned" else bool(arms)
+        if state.decision.reason == "pinned":
+            return state.decision.arm in arms
+        return any(engine_of(arm) not in state.unable for arm in arms)
 
     async def _wait_for_recovery(self, state: RequestState, verdict: Verdict) -> bool:
         """After all engines were tried: back off exponentially if the last one was unreachable.
@@ -316,7 +361,9 @@ class Dispatcher:
         """Resume a broken stream on another engine if possible; else send an error event."""
         while verdict.retry and self._can_resume(state):
             state.failed.add(engine_of(state.decision.arm))
-            decision = self.decide(state.context, failed=state.failed, tried=state.tried, explore=False)
+            decision = self.decide(
+                state.context, failed=state.failed, tried=state.tried, explore=False, unable=state.unable
+            )
             state.decision = replace(decision, reason="resumed")
             state.number += 1
             self._metrics.streams_resumed += 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _USAGE = b'"usage":'
 _ERROR = (b'data: {"error":', b"event: error")
+_CREATED = b"event: response.created"
 _FAILED_RESPONSE = b"event: response.failed"
 _DONE = (
     *(b"data: [DONE]", b"event: message_stop"),
@@ -39,6 +40,7 @@ class Meter:
     `num_answers`: sequences that the request asks for (`n`, times its prompts), decoded side by side. `ttft_s`: of a
     stream, None before its first content. `arrivals`: says when the engine's bytes came; None: when they are read.
     `failed`: it contains an error event; `error_event`: that, or the event of a failed response.
+    `response_id`: of an answer of `/v1/responses`.
     """
 
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
@@ -52,6 +54,7 @@ class Meter:
         self.terminated = False
         self.failed = False
         self.error_event: bytes | None = None
+        self.response_id: Any = None
         self.http_status: int | None = None
 
     def mark_sent(self) -> None:
@@ -77,6 +80,8 @@ class Meter:
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
+        if self.num_events == 0 and event.startswith(_CREATED):
+            self.response_id = ((parse_object(event.partition(b"data: ")[2]) or {}).get("response") or {}).get("id")
         if event.startswith(_DONE):
             self.terminated = True
             if event.startswith(_FAILED_RESPONSE):

@@ -9,7 +9,7 @@ from io import BytesIO
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse
 from draftpick.router.headers import ARM, ATTEMPTS, CLIENT_REQUEST_ID, POLICY, REQUEST_ID
-from draftpick.router.openai_request import TERMINATED_PATHS
+from draftpick.router.openai_request import RESPONSES, TERMINATED_PATHS
 from draftpick.router.request.api_forms import body_as_event, error_status, read_error_event
 from draftpick.router.request.forwarded_headers import headers_for_client
 from draftpick.router.request.meter import EventStream, Meter
@@ -109,6 +109,8 @@ class Relay:
         else:
             if status < 400 and request.path in TERMINATED_PATHS:
                 # An answer with nothing but an error is one, whatever its status says.
+                if request.path == RESPONSES and isinstance(answer, dict):
+                    self._meter.response_id = answer.get("id")
                 told = answer.get("error") if isinstance(answer, dict) else None
                 if isinstance(told, dict) and answer.keys().isdisjoint(("choices", "output", "content")):
                     status = error_status(told)
@@ -117,7 +119,7 @@ class Relay:
         self._meter.http_status = status
         verdict = OK if status < 400 else judge_status(status)
         if verdict is not OK and self._try_again(verdict, body):
-            return verdict
+            return replace(verdict, retry=True)
         if verdict is OK and state.doubts:
             state.settle_doubts(blame=True)
         if state.opened_by:  # the client has a status already

@@ -54,7 +54,8 @@ class Shadow:
 
     def enqueue(self, state: RequestState) -> None:
         """Queue a finished request, if sampled; never blocks."""
-        if not state.client_request.explore:
+        request = state.client_request.request
+        if not (state.client_request.explore and request.generates and request.state_id is None):
             return
         share = max(self._config.sample_rate, _EAGER_SHARE if self.boosted_requests else 0.0)
         self.boosted_requests = max(self.boosted_requests - 1, 0)
@@ -78,7 +79,8 @@ class Shadow:
             while self._in_flight() >= self._config.max_in_flight:  # noqa: ASYNC110  # no event signals it
                 await asyncio.sleep(0.05)
             decision = state.decision
-            others = other_engines(decision, self._eligible())
+            able = [arm for arm in self._eligible() if engine_of(arm) not in state.unable]
+            others = other_engines(decision, able)
             self.requests_sent += len(others)
             await asyncio.gather(*(repeat(shadow_attempt(state, arm)) for arm in others))
 

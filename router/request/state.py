@@ -10,6 +10,7 @@ from draftpick.engines.replicas import Lease, Replica
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
 from draftpick.router.openai_request import Request
+from draftpick.router.request.ability import Rejection
 from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.tracing import Trace
 from draftpick.router.types import Attempt, Context, Decision
@@ -79,8 +80,8 @@ class RequestState:
     event of the engine. `num_events`: events of the last attempt. `retry_rounds`: how often all engines were tried in
     vain. `resume`: the text that the client has, of a stream that can be resumed. `last`: the last finished attempt.
     `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
-    by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed,
-    unless the request is at fault.
+    by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
+    the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
     """
 
     client_request: ClientRequest
@@ -102,6 +103,8 @@ class RequestState:
     num_tokens: int = 0
     retry_until: float | None = None
     doubts: list[Lease] = field(default_factory=list)
+    unable: Mapping[str, str] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
 
     def settle_doubts(self, *, blame: bool) -> None:
         """Report the failures in doubt to the circuit breakers, or (`blame` is False) forget them."""

@@ -41,7 +41,7 @@ FALLBACK_REASONS = ("stale_load", "no_context", "policy_error")
 _DRAFTER_FIELDS = ("steps", "drafted", "accepted", "scored", "tokens")
 FAILING_PARTS = (
     *("features", "connections", "attempts", "learning", "metrics", "recent", "records", "events"),
-    *("addresses", "files", "shadow", "autoscaling", "load", "health", "peers", "ray_metrics"),
+    *("addresses", "files", "shadow", "autoscaling", "load", "health", "models", "peers", "ray_metrics"),
 )
 """Parts of the router whose errors are counted: observers of attempts, then background tasks."""
 

@@ -124,8 +124,9 @@ class Engines:
             here, there = spawn.Pipe()
             spawn.Process(target=_serve, args=(self._config, engine, there), daemon=True).start()
             there.close()  # so that an engine that dies ends the measurement
-            here.recv()
             self._connections[engine.name] = here
+        for connection in self._connections.values():
+            connection.recv()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,6 +1,8 @@
 """Reading a request: its text in every form, and a body that stays as it is."""
 
+import json
 from typing import Any
+from unittest.mock import ANY
 
 import orjson
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.router.errors import BadRequest
-from draftpick.router.openai_request import MAX_TEXT_CHARS, parse
+from draftpick.router.openai_request import MAX_TEXT_CHARS, MESSAGES, parse
 from tests.fleet import CHAT, COMPLETIONS, RESPONSES
 
 TEXT_PART = {"type": "text", "text": "seen"}
@@ -69,6 +71,55 @@ def test_text_of_a_response(value: Any, expected: str) -> None:
     assert text(RESPONSES, input=value) == expected
 
 
+def test_instructions_are_part_of_a_response() -> None:
+    assert text(RESPONSES, input="one", instructions="be brief") == "be brief\none"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": "one"}]}, "one"),
+        ({"system": "be brief", "messages": [{"role": "user", "content": [TEXT_PART]}]}, "be brief\nseen"),
+        ({"system": [TEXT_PART], "messages": []}, "seen\n"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "found"}]}]}, "found"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [TEXT_PART]}]}]}, "seen"),
+    ],
+)
+def test_text_of_messages(fields: dict[str, Any], expected: str) -> None:
+    assert text(MESSAGES, **fields) == expected
+
+
+@pytest.mark.parametrize(("prompt", "count"), [([1, 2, 3], 3), ([[1], [2, 3]], 2), ("one", None), (["a"], None)])
+def test_the_tokens_of_a_prompt_of_token_ids_are_counted(prompt: Any, count: int | None) -> None:
+    assert parse(COMPLETIONS, orjson.dumps({"prompt": prompt})).num_prompt_tokens == count
+
+
+@pytest.mark.parametrize(
+    ("fields", "asks"),
+    [
+        ({}, set()),
+        ({"min_p": 0.1}, {"min_p"}),
+        ({"min_p": "0.1"}, {"min_p"}),
+        ({"min_p": 0, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}}, set()),
+        ({"logit_bias": {"5": -100}, "structured_outputs": {"regex": "a"}}, {"logit_bias", "structured_outputs"}),
+        ({"response_format": {"type": "json_object"}}, {"response_format"}),
+        ({"messages": [{"role": "user", "content": [IMAGE_PART, TEXT_PART]}]}, {"image"}),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}, {"type": "video_url"}]}]},
+            {"audio", "video"},
+        ),
+    ],
+)
+def test_what_not_every_engine_takes_is_noted(fields: dict[str, Any], asks: set[str]) -> None:
+    assert parse(CHAT, orjson.dumps(fields)).asks == asks
+
+
+def test_the_state_that_a_request_needs_is_noted() -> None:
+    assert parse(RESPONSES, b'{"input":"x","previous_response_id":"resp_1"}').state_id == "resp_1"
+    assert parse(RESPONSES + "/resp_2/cancel", b"").state_id == "resp_2"
+    assert parse(CHAT, b'{"previous_response_id":"resp_1"}').state_id is None
+
+
 def test_a_body_without_a_prompt_is_left_to_the_engine() -> None:
     for path in (CHAT, COMPLETIONS, RESPONSES):
         assert parse(path, b"{}").text == ""
@@ -87,14 +138,14 @@ def test_the_numeric_sampling_fields_are_read() -> None:
     assert request.sampling == {"temperature": 0.0, "top_p": 0.5, "max_tokens": 7.0, "n": 2.0}
 
 
-@pytest.mark.parametrize("value", [None, "0.5", True, [1]])
+@pytest.mark.parametrize("value", [None, "half", {}, [1], "1e999"])
 def test_sampling_fields_that_are_no_numbers_are_left_out(value: Any) -> None:
     assert parse(CHAT, orjson.dumps({"temperature": value})).sampling == {}
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nope", b'{"a":1', b"\xff\xfe", b'{"a":NaN}', b'{"a":1} {"b":2}'],
+    [b"", b"{", b"nope", b'{"a":1', b"\xff\xfe", b'{"a":nan}', b'{"a":1} {"b":2}'],
 )
 def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest, match="not valid JSON") as caught:
@@ -112,6 +163,28 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
 def test_other_paths_are_not_read(path: str) -> None:
     request = parse(path, b"\xff not json")
     assert (request.body, request.text, request.stream) == (b"\xff not json", "", False)
+
+
+@pytest.mark.parametrize("value", [True, "true", "t", "1", 1, 1.0, "Yes", "on"])
+def test_a_stream_is_one_in_every_form_that_an_engine_takes(value: Any) -> None:
+    assert parse(CHAT, orjson.dumps({"stream": value})).stream
+
+
+@pytest.mark.parametrize("value", [False, "false", 0, None, "x", 2, []])
+def test_what_is_no_stream_for_an_engine_is_none(value: Any) -> None:
+    assert not parse(CHAT, orjson.dumps({"stream": value})).stream
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_a_body_in_another_encoding_reaches_the_engine_in_utf_8(encoding: str) -> None:
+    request = parse(CHAT, '{"stream":true,"x":"\u00e9","y":NaN}'.encode(encoding))
+    assert json.loads(request.body) == {
+        "stream": True,
+        "x": "\u00e9",
+        "y": ANY,
+        "stream_options": {"include_usage": True},
+    }
+    assert b"NaN" in request.body
 
 
 # --- asking for usage ---

@@ -39,7 +39,7 @@ function arm(row, told, longest, colour) {
     h("td", { class: "right" }, percent(row.probability)),
     h("td", { title: predicted ? parts(predicted) : null },
       predicted ? times(predicted, longest, colour(row.arm)) : h("span", { class: "hint" }, row.eligible ? "not predicted" : ""),
-      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, whyNot(row.ineligible_reason)),
+      row.eligible ? null : h("span", { class: "pill", "data-tone": "bad" }, row.unable ?? whyNot(row.ineligible_reason)),
       predicted && row.costs === "costs of another machine" ? h("span", { class: "hint" }, row.costs) : null),
     h("td", { class: "right" }, predicted ? number(predicted.tau, 2) : NOTHING),
     h("td", { class: "right", title: "requests in flight at the engine" }, number(row.total_in_flight)));

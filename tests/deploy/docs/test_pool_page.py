@@ -21,7 +21,7 @@ from draftpick.engines.pool.report import FIELD, parse
 
 PAGE = (Path(__file__).parents[3] / "docs" / "pool.md").read_text()
 (FLEET,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
-(COMMAND,) = re.findall(r"```sh\n(.*?)\n```", PAGE, re.S)
+ON_GPUS, ON_CPUS = re.findall(r"```sh\n(.*?)\n```", PAGE, re.S)
 ASK = {"messages": [{"role": "user", "content": "Repeat five times: red, green, blue."}], "max_tokens": 48}
 
 pytestmark = [
@@ -38,13 +38,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder, port = tmp_path_factory.mktemp("pool"), free_port()
     (folder / "pool.yaml").write_text(FLEET)
     env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    printed, served = COMMAND.split(" | xargs ")
-    words = [sys.executable, "-m", *shlex.split(printed)]
+    printed, served = (shlex.split(part) for part in ON_CPUS.replace("8001", str(port)).split(" | xargs "))
+    words = [sys.executable, "-m", *printed]
     flags = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
-    assert served == "vllm serve --port 8001"
-    vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "--port", str(port), *shlex.split(flags)]
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen(vllm, cwd=folder, env=env, stdout=log, stderr=log)
+        words = [sys.executable, *served[1:], *shlex.split(flags)]
+        process = subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
             _wait(client, process, folder / "log")
@@ -110,3 +109,8 @@ def test_the_metrics_count_by_drafter(engine: httpx.Client) -> None:
     counts = dict(re.findall(r'^draftpick_pool_steps_total\{drafter="(\w+)"\} (\S+)$', found, re.M))
     assert sum(map(float, counts.values())) > 0
     assert 'draftpick_pool_left_out{drafter="general"} 0.0' in found
+
+
+def test_both_commands_print_the_same_arguments() -> None:
+    assert ON_GPUS.partition(" | ")[0] == ON_CPUS.partition(" | ")[0]
+    assert ON_GPUS.endswith("vllm serve --port 8001")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from draftpick.engines.arms import NONE
-from draftpick.engines.pool.controller import Controller, DrafterTraits
+from draftpick.engines.pool.controller import Controller, DrafterTraits, gain_of_choice
 from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.request import PoolRequest
@@ -235,3 +235,11 @@ def test_no_draft_is_longer_than_the_room() -> None:
         pool.offer("copy", [1] * 8, [9] * 8)
         controller.choose_heads([pool])
         assert len(controller.allocate([pool])[0]) <= room
+
+
+def test_a_second_draft_gains_by_the_choice_between_both() -> None:
+    random = np.random.default_rng(0)
+    drawn_gains = random.exponential(0.9, 100_000)
+    for known in (0.0, 0.6, 2.0):
+        assert gain_of_choice(0.9, known) == pytest.approx(np.maximum(drawn_gains, known).mean() - known, rel=0.05)
+    assert gain_of_choice(0.0, 1.0) == 0

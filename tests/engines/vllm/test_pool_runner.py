@@ -63,7 +63,7 @@ def test_pinned_requests_use_their_drafter_alone(found: dict[str, Any]) -> None:
 
 
 def test_a_prompt_in_the_prefix_cache_costs_no_acceptance(found: dict[str, Any]) -> None:
-    assert found["cached_tokens"] > 32
+    assert found["cached_tokens"] >= 64
     assert found["cached"] == found["uncached"]
 
 
@@ -74,6 +74,11 @@ def test_nothing_is_kept_of_requests_that_ended_before_the_last_step(found: dict
 def test_requests_at_the_model_s_length_do_not_stop_the_others_drafts(found: dict[str, Any]) -> None:
     assert found["longest"] == LENGTH
     assert found["beside_longest"]["suffix"]["steps"] + found["beside_longest"]["general"]["steps"] > 5
+
+
+def test_a_head_that_only_vllm_s_own_loop_runs_drafts_too(found: dict[str, Any]) -> None:
+    assert found["loop_tokens"] == found["sound_tokens"]
+    assert found["loop"]["general"]["accepted"] > 3
 
 
 def test_a_head_that_yields_no_numbers_is_left_out_and_the_others_serve(found: dict[str, Any]) -> None:
@@ -185,7 +190,7 @@ class Session:
 
     def observe_prefix(self, seen: dict[str, Any]) -> None:
         """A prompt that others read while another drafter drafted, and the same without a cache."""
-        text = "Explain step by step how to compute 12 * 17, then 23 * 19, and give both products at the end. " * 2
+        text = "Explain step by step how to compute 12 * 17, then 23 * 19, and give both products at the end. " * 4
         self.alone("uncached", text, 24, "general")
         self.alone("first", text, 3, "suffix")
         self.add("cached", text, 24, "general")
@@ -207,6 +212,11 @@ class Session:
         seen["left_out"] = dict(self.proposer.left_out)
         fast = self.proposer.heads["general"].fast()
         seen["sound_tokens"] = self.alone("sound", text, tokens, "none")
+        head = self.proposer.heads["general"]
+        head._fast = None
+        seen["loop_tokens"] = self.alone("loop", text, tokens, "general")
+        seen["loop"] = self.report("loop")
+        head._fast = fast
         fast.norm.weight.data.fill_(float("nan"))
         seen["poisoned_tokens"] = self.alone("poisoned", text, tokens)
         seen["poisoned"] = self.report("poisoned")

@@ -1,0 +1,67 @@
+"""The models of a fleet, from the engines' own pages."""
+
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from draftpick.engines.http.client import EngineClient
+from draftpick.engines.replicas import ReplicaTable
+from draftpick.router.load.model_catalog import ModelCatalog
+from tests.fleet import REFUSING_URL, Servers
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def serving(models: Any, metrics: str = "") -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        listed = Request(scope).url.path == "/v1/models"
+        await (JSONResponse(models) if listed else Response(metrics))(scope, receive, send)
+
+    return app
+
+
+async def polled(servers: Servers, **engines: ASGIApp | str) -> ModelCatalog:
+    table = ReplicaTable(engines)
+    for name, app in engines.items():
+        table.update(name, [app if isinstance(app, str) else (await servers.serve(app)).url])
+    client = EngineClient(first_byte_timeout_s=1, timeout_s=1)
+    catalog = ModelCatalog(client, table, engines)
+    await catalog.poll()
+    await client.close()
+    return catalog
+
+
+def listed(*cards: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "list", "data": list(cards)}
+
+
+async def test_models_are_merged_with_their_longest_context(servers: Servers) -> None:
+    long, short = {"id": "org/x", "max_model_len": 4096, "owned_by": "vllm"}, {"id": "org/x", "max_model_len": 1024}
+    lora = {"id": "lora", "parent": "org/x"}
+    catalog = await polled(
+        servers, a=serving(listed(lora, short)), b=serving(listed(long)), c=REFUSING_URL, d=serving([1])
+    )
+    assert [(card["id"], card.get("max_model_len")) for card in catalog.cards("org/x")] == [
+        ("org/x", 4096),
+        ("lora", None),
+    ]
+    assert catalog.max_model_len("a", "org/x") == 1024
+    assert catalog.max_model_len("c", "org/x") is None
+
+
+@pytest.mark.parametrize(
+    "page", [None, {}, {"data": 3}, {"data": [1, {}, {"id": 3}]}, {"data": [{"id": "x", "max_model_len": "long"}]}]
+)
+async def test_odd_pages_say_nothing(servers: Servers, page: Any) -> None:
+    catalog = await polled(servers, a=serving(page))
+    assert catalog.max_model_len("a", "x") is None
+
+
+async def test_an_engines_metrics_say_whether_it_drafts(servers: Servers) -> None:
+    page = "vllm:num_requests_running 0\n"
+    spec = page + "vllm:spec_decode_num_drafts_total 0\n"
+    catalog = await polled(servers, a=serving({}, page), b=serving({}, spec), c=serving({}, "other 1\n"))
+    assert catalog.drafts == {"a": False, "b": True}
