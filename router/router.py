@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import ProcessCollector
@@ -148,9 +149,9 @@ class Router:
         """Start to follow the engines' replicas."""
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
         for arm in self._sources:
-            self._run("addresses", lambda arm=arm: self._follow_replicas(arm))
+            self._run("addresses", partial(self._follow_replicas, arm))
         for watched, follow in self._watchers:
-            self._run("files", lambda watched=watched, follow=follow: self._watch_file(watched, follow))
+            self._run("files", partial(self._watch_file, watched, follow))
         if self._config.shadow.sample_rate:
             for _ in range(WORKERS):
                 self._run("shadow", lambda: self.parts.shadow.run(self.parts.dispatcher.run_shadow))
