@@ -198,8 +198,8 @@ def routing_shift(
     results: Sequence[ClientResult], story: Story, turns: Sequence[tuple[float, float]]
 ) -> dict[str, float]:
     """How the engines of whole, first attempts differ between the turns of the hostile client and its rests, outside
-    faults: the largest difference of an engine's share, and the probability of such tables by chance (chi-squared tests,
-    one for each time between two faults)."""
+    faults: the largest difference of an engine's share, and the probability of such tables by chance (chi-squared
+    tests, one for each time between two faults)."""
     changes = sorted(story.over.values())
     tables: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for one in results:
