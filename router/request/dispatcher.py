@@ -313,7 +313,7 @@ class Dispatcher:
             return False
         if request.state_id is not None and status == 404:  # the state is elsewhere
             return True
-        found = self._abilities.rejection(engine_of(decision.arm), request, status, body)
+        found = self._abilities.rejection(engine_of(decision.arm), request, status, body, state.rejections)
         if found is None:
             return False
         rejection, likely = found
