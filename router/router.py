@@ -12,6 +12,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
 from draftpick.engines.errors import ConfigError
+from draftpick.engines.external import access_of, address_of
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.models.embedded import ENCODER_NAME, encoder_path
 from draftpick.engines.replicas import ReplicaTable
@@ -79,6 +80,7 @@ class Router:
             first_byte_timeout_s=router.first_byte_timeout_s,
             timeout_s=router.timeout_s,
             stream_idle_timeout_s=router.stream_idle_timeout_s,
+            access=access_of(config.engines),
         )
         self._name, self._peer_pages = name, peer_pages
         self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
@@ -330,9 +332,10 @@ def static_featurizer() -> StaticFeaturizer:
 
 
 def fixed_address(url: str) -> Addresses:
-    """The fixed address of an external engine."""
+    """The fixed address of an external engine, without secrets."""
+    address = address_of(url)
 
     async def addresses() -> list[str]:
-        return [url.rstrip("/")]
+        return [address]
 
     return addresses

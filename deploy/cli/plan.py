@@ -157,8 +157,7 @@ def plan(
     Examples:
 
       draftpick plan -a 8 --profiles profiles --records records
-      draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --replica-accelerators big=2
-      draftpick plan -a 8 --profiles profiles --records records --pool all=plain+suffix+general
+      draftpick plan -a 16 --profiles profiles --traffic six_kinds --rate 20 --pool all=plain+suffix+general
     """
     require("train")
     from draftpick.deploy.workflows.fleet_size import TrafficOptions, read_arms

@@ -130,7 +130,7 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
 
     def identity(self) -> EngineIdentity:
         """The identity shared by all engines with this specification."""
-        return EngineIdentity(digest(self.model_dump(mode="json")), "mock", self.max_running)
+        return EngineIdentity(digest(self.model_dump(mode="json")), "mock", self.max_running, tuple(self.drafters))
 
     def profile(self) -> Profile:
         """The profile that a noise-free measurement of this engine would give."""

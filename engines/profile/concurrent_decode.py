@@ -10,6 +10,7 @@ import orjson
 
 from draftpick.engines.http.client import EngineClient, EngineResponse
 from draftpick.engines.http.server import PROFILING
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.profile.profile import ProfileError
 
 SAMPLING: tuple[dict[str, float], ...] = (
@@ -28,12 +29,16 @@ _PATIENCE_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An engine's address and model. `max_model_len`: maximum tokens of prompt and answer; None: unknown."""
+    """An engine's address and model. `max_model_len`: maximum tokens of prompt and answer; None: unknown.
+
+    `only`: the drafter of a pool that may draft; None: any.
+    """
 
     client: EngineClient
     url: str
     model: str
     max_model_len: int | None = None
+    only: str | None = None
 
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
         """Return the complete JSON answer to a request. Raises `ProfileError` for an error status."""
@@ -42,7 +47,9 @@ class Target:
 
     def stream(self, prompt: Sequence[int], mode: int, max_tokens: int) -> Any:
         """Start a streamed completion of exactly `max_tokens` tokens."""
-        body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
+        body: dict[str, Any] = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "stream": True}
+        if self.only is not None:
+            body["vllm_xargs"] = {XARG: Forecast(only=self.only).to_json()}
         asked = orjson.dumps({**body, "ignore_eos": True, **SAMPLING[mode]})
         return self.client.send(f"{self.url}/v1/completions", "POST", _HEADERS, asked, stream=True)
 

@@ -17,12 +17,13 @@ PATH = "/draftpick/engine"
 class EngineIdentity:
     """`build`: hash of target, drafter, arguments and versions; `machine`: hardware, as one word.
 
-    `max_running`: maximum concurrent requests; None: unknown.
+    `max_running`: maximum concurrent requests; None: unknown. `drafters`: of a pool, without `none`.
     """
 
     build: str
     machine: str
     max_running: int | None = None
+    drafters: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,11 +33,12 @@ class EngineIdentity:
         """Parse an identity; None for anything else, since other services may listen at an engine's address."""
         try:
             fields = json.loads(data)
-            made = cls(str(fields["build"]), str(fields["machine"]), fields.get("max_running"))
+            drafters = tuple(map(str, fields.get("drafters", ())))
+            made = cls(str(fields["build"]), str(fields["machine"]), fields.get("max_running"), drafters)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
         most = made.max_running
-        words = all(re.fullmatch(r"[\w.-]+", word) for word in (made.build, made.machine))
+        words = all(re.fullmatch(r"[\w.-]+", word) for word in (made.build, made.machine, *made.drafters))
         return made if words and (most is None or (type(most) is int and most >= 1)) else None
 
 

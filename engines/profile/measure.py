@@ -13,7 +13,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, cycle, islice
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import orjson
 
 from draftpick.engines import load_report as load
+from draftpick.engines.arms import NONE
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.load_report import LoadReport
 from draftpick.engines.profile import identity, step_log
@@ -127,7 +128,8 @@ class ProfileRun:
         plan: ProfilePlan,
         on_progress: ProgressCallback = lambda share: None,
     ) -> None:
-        self._target, self._identity, self._plan, self._on_progress = target, identity, plan, on_progress
+        self._target = replace(target, only=NONE) if identity.drafters else target
+        self._identity, self._plan, self._on_progress = identity, plan, on_progress
         self._batches = [batch for batch in plan.batches if batch <= (identity.max_running or batch)]
         self._prompts: list[list[list[int]]] = []
         self._first_s: dict[int, float] = {}
@@ -149,7 +151,7 @@ class ProfileRun:
             for number in range(_PASSES)
         ]
         lengths = self._prefill_lengths()
-        self._num_points = sum(map(len, order)) + len(lengths)
+        self._num_points = sum(map(len, order)) + len(lengths) + len(self._identity.drafters)
         start_s, per_token_s = await self._prefill(lengths)
         passes = np.full((_PASSES, *shape), np.nan)
         for number, points in enumerate((order[0], order[1][::-1])):
@@ -158,6 +160,7 @@ class ProfileRun:
                     self._found[number, mode, i, j] = await self._point(self._prompts[j], self._batches[i], mode)
                     self._report_progress()
                 passes[number, mode, i, j] = self._found[number, mode, i, j]
+        drafters_s = await self._drafters()
         disagreement = float(np.nanmedian(np.abs(np.log(passes[0] / passes[1]))))
         # Other load makes steps longer, never shorter.
         steps_s = check_increasing(_interpolated(np.fmin(*passes), self._batches))
@@ -172,8 +175,18 @@ class ProfileRun:
             max_running=self._identity.max_running or max(self._batches),
             verify_s=_verify_s(self._steps),
             disagreement=disagreement,
+            drafter_s={name: max(step_s - float(steps_s[GREEDY, 0, 0]), 0.0) for name, step_s in drafters_s.items()},
         )
         return ProfileResult(profile, disagreement)
+
+    async def _drafters(self) -> dict[str, float]:
+        """Seconds of a greedy step of one request that only this drafter of a pool may draft, by drafter."""
+        for i, name in enumerate(self._identity.drafters):
+            if (key := (_PASSES, i)) not in self._found:
+                target = replace(self._target, only=name)
+                self._found[key] = await self._point(self._prompts[0], 1, GREEDY, target)
+                self._report_progress()
+        return {name: self._found[_PASSES, i] for i, name in enumerate(self._identity.drafters)}
 
     def _check_room(self) -> None:
         most, longest = self._target.max_model_len, max(self._plan.contexts)
@@ -183,21 +196,23 @@ class ProfileRun:
                 f"{max(1, most - _ANSWER_TOKENS)} or fewer"
             )
 
-    async def _point(self, prompts: Sequence[Sequence[int]], batch: int, mode: int) -> float:
+    async def _point(
+        self, prompts: Sequence[Sequence[int]], batch: int, mode: int, target: Target | None = None
+    ) -> float:
         """Return the seconds of a step: the mean, as in TPOT, without stalls of several times the median."""
-        plan = self._plan
+        plan, asked = self._plan, target or self._target
         gaps: list[float] = []
         before, _ = await _logged_steps(self._target)
         for first in range(0, max(plan.min_prompts, batch), batch):
             await _idle(self._target)
             held = list(islice(cycle(prompts), first, first + batch))
-            gaps += await sustain_batch(self._target, held, mode, steps=plan.steps, longest_s=plan.longest_s)
+            gaps += await sustain_batch(asked, held, mode, steps=plan.steps, longest_s=plan.longest_s)
         if len(gaps) < _MIN_GAPS:
             raise ProfileError(
                 f"the engine ended its answers before {batch} requests decoded together: it must support "
                 "`ignore_eos` and that many concurrent requests"
             )
-        if batch == 1:
+        if batch == 1 and target is None:
             self._steps[mode] += (await _logged_steps(self._target, before))[1]
         found = np.asarray(gaps)
         return float(found[found <= _STALL * np.median(found)].mean())

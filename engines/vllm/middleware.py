@@ -19,6 +19,7 @@ from draftpick.engines.profile import identity, profile, step_log
 from draftpick.engines.profile.identity import EngineIdentity, described, digest, machine_name
 from draftpick.engines.profile.profile import Profile
 from draftpick.engines.profile.step_log import StepLog
+from draftpick.engines.vllm.pool_options import PoolOptions
 
 _NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
 """Arguments without influence on step times."""
@@ -78,14 +79,16 @@ def engine_identity(state: State) -> EngineIdentity:
     parallel = config.parallel_config
     of_one = [] if current_platform.is_cpu() else [current_platform.get_device_name()]
     machine = machine_name([f"{parallel.world_size}x", *of_one] if of_one else [])
-    return EngineIdentity(digest(build), machine, config.scheduler_config.max_num_seqs * parallel.data_parallel_size)
+    most = config.scheduler_config.max_num_seqs * parallel.data_parallel_size
+    pool = PoolOptions.from_config(config)
+    return EngineIdentity(digest(build), machine, most, tuple(one.name for one in pool.drafters) if pool else ())
 
 
 @lru_cache(maxsize=1)
 def own_code() -> str:
     """Return a hash of Draftpick's code that runs within a decoding step."""
     folder = Path(__file__).parent
-    files = [*folder.glob("*.py"), *(folder.parent / "drafters").glob("*.py")]
+    files = [*folder.glob("*.py"), *(folder.parent / "drafters").glob("*.py"), *(folder.parent / "pool").glob("*.py")]
     return digest([[file.name, file.read_text()] for file in sorted(files)])
 
 

@@ -37,6 +37,10 @@ class Access:
             self._check_origin(http_request)
         return ANONYMOUS
 
+    def name_of(self, key: Key) -> str:
+        """Name of a key for learning and shared state; see `Keyring.name_of`."""
+        return self._keys.name_of(key)
+
     def require_admin(self, http_request: HttpRequest, purpose: str) -> Key:
         """The key of a request for administration. Raises `Unauthorized` or `Forbidden`."""
         key = self.key(http_request)

@@ -20,6 +20,7 @@ from draftpick.engines.errors import EngineUnavailable
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import MockSpec, mock_app
+from draftpick.engines.mock.spec import MockDrafter
 from draftpick.engines.profile import identity, profile
 from draftpick.engines.profile.identity import EngineIdentity
 from draftpick.engines.profile.measure import (
@@ -203,3 +204,14 @@ async def test_errors_name_what_is_wrong() -> None:
     for batches, contexts in (((2, 4), (64,)), ((1, 1), (64,)), ((1,), ()), ((1,), (0, 4))):
         with pytest.raises(ProfileError, match="must"):
             ProfilePlan(batches=batches, contexts=contexts)
+
+
+async def test_a_pool_is_measured_without_drafts_and_with_each_drafter_alone() -> None:
+    drafters = {
+        "quick": MockDrafter(num_speculative_tokens=2, acceptance_length=1.5, step_s=0.002),
+        "slow": MockDrafter(num_speculative_tokens=4, acceptance_length=3.0, step_s=0.006),
+    }
+    spec = MockSpec(step_s=0.008, drafters=drafters)
+    made = (await measured(spec)).profile
+    assert made.step(1) == pytest.approx(0.008, rel=0.15)
+    assert made.drafter_s == pytest.approx({"quick": 0.002, "slow": 0.006}, abs=0.0015)
