@@ -14,7 +14,7 @@ TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code
 UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
+.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos mutants loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ format: $(READY)  ## Format the code
 
 chaos: $(READY)  ## Kill, hang, slow, cut and restart everything under load, with mock engines (6 minutes)
 	$(BIN)/python -m tests.load.chaos --json-file tests/bench/results/chaos.json
+
+mutants: $(READY)  ## Break the request path, learning and rollout line by line: what does no test notice (40 minutes)
+	$(BIN)/python -m tests.bench.mutants
 
 loop: $(READY)  ## The retraining loop under changes of traffic, engines and words, with mock engines (6 minutes)
 	$(BIN)/python -m tests.bench.loop --json-file tests/bench/results/loop.json

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
@@ -169,6 +170,13 @@ class Engine(Model):
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments, passed through")
     deployment: Deployment = Field(default_factory=Deployment, description="Ray Serve settings; not for kind `url`")
     url: HttpUrl | None = Field(None, description="address of an externally run engine")
+    api_key_env: str | None = Field(
+        None, min_length=1, description="environment variable with the engine's own API key (`vllm serve --api-key`)"
+    )
+    api_key_file: Path | None = Field(None, description="file with the engine's own API key")
+    ca_file: Path | None = Field(
+        None, description="PEM file of the authorities that may have signed the engine's certificate"
+    )
     mock: MockSpec | None = Field(None, description="speed, acceptance and faults of a mock engine")
 
     @model_validator(mode="before")
@@ -182,6 +190,10 @@ class Engine(Model):
     def _fields_of_kind(self) -> Self:
         if (self.kind == "url") != (self.url is not None):
             raise ValueError("an engine of kind `url` needs `url`; remove `url` for other kinds")
+        if self.url is None and any((self.api_key_env, self.api_key_file, self.ca_file)):
+            raise ValueError("`api_key_env`, `api_key_file` and `ca_file` need `url`; remove them")
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("`api_key_env` and `api_key_file` exclude each other; remove one")
         if self.mock is not None and self.kind != "mock":
             raise ValueError("`mock` needs `kind: mock`; set it or remove `mock`")
         if self.kind == "mock" and self.drafters is not None:

@@ -42,6 +42,9 @@ class RouterDeployment:
 
     def __init__(self, config: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
         self._config = load_config(config)
+        if self._config.router.local_admin is None:  # Ray's proxies are on this machine, their clients may not be
+            router = self._config.router.model_copy(update={"local_admin": False})
+            self._config = self._config.model_copy(update={"router": router})
         logs.configure_in_serve()
         self._sources = {e.name: fixed_address(str(e.url)) for e in self._config.engines if e.url is not None}
         self._sources |= {arm: _addresses(handle) for arm, handle in handles.items()}

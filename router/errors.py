@@ -129,6 +129,7 @@ class NoEngineAvailable(RequestError):
     """No engine can serve the request now."""
 
     status, type = 503, "service_unavailable_error"
+    retry_after_s = 1.0
 
 
 class Overloaded(RequestError):
@@ -160,6 +161,7 @@ class EngineFailed(RequestError):
     """All attempts failed before the first byte."""
 
     status, type = 502, "api_connection_error"
+    retry_after_s = 1.0
 
     def __init__(self, message: str, *, timed_out: bool) -> None:
         super().__init__(message, code="engine_timeout" if timed_out else "engine_unavailable")

@@ -5,12 +5,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
 from draftpick.engines.errors import ConfigError
+from draftpick.engines.external import access_of, address_of
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.models.embedded import ENCODER_NAME, encoder_path
 from draftpick.engines.replicas import ReplicaTable
@@ -78,6 +80,7 @@ class Router:
             first_byte_timeout_s=router.first_byte_timeout_s,
             timeout_s=router.timeout_s,
             stream_idle_timeout_s=router.stream_idle_timeout_s,
+            access=access_of(config.engines),
         )
         self._name, self._peer_pages = name, peer_pages
         self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
@@ -146,9 +149,9 @@ class Router:
         """Start to follow the engines' replicas."""
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
         for arm in self._sources:
-            self._run("addresses", lambda arm=arm: self._follow_replicas(arm))
+            self._run("addresses", partial(self._follow_replicas, arm))
         for watched, follow in self._watchers:
-            self._run("files", lambda watched=watched, follow=follow: self._watch_file(watched, follow))
+            self._run("files", partial(self._watch_file, watched, follow))
         if self._config.shadow.sample_rate:
             for _ in range(WORKERS):
                 self._run("shadow", lambda: self.parts.shadow.run(self.parts.dispatcher.run_shadow))
@@ -329,9 +332,10 @@ def static_featurizer() -> StaticFeaturizer:
 
 
 def fixed_address(url: str) -> Addresses:
-    """The fixed address of an external engine."""
+    """The fixed address of an external engine, without secrets."""
+    address = address_of(url)
 
     async def addresses() -> list[str]:
-        return [url.rstrip("/")]
+        return [address]
 
     return addresses

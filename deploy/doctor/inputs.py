@@ -7,6 +7,7 @@ from draftpick.deploy.doctor.context import DoctorContext, Machine, last_records
 from draftpick.deploy.doctor.probe import RunningEngine, ask
 from draftpick.engines.config import EMBEDDED
 from draftpick.engines.errors import ConfigError
+from draftpick.engines.external import access_of
 from draftpick.router.config.former_fields import collected
 from draftpick.router.config.router_config import ConfigProblems, DraftpickConfig, load_config
 
@@ -48,7 +49,7 @@ def read_context(config: str | None, addresses: Mapping[str, str], host: str, pa
     if unknown := sorted(addresses.keys() - set(fleet.names)):
         raise ConfigError("--url", f"unknown engine {', '.join(unknown)}", f"engines: {', '.join(fleet.names)}")
     places = {engine.name: str(engine.url) for engine in fleet.engines if engine.url} | dict(addresses)
-    running, records = ask(places, patience_s), last_records(fleet)
+    running, records = ask(places, patience_s, access_of(fleet.engines)), last_records(fleet)
     return DoctorContext(fleet, Machine.here(), running, records, host, former_fields=former_fields)
 
 

@@ -5,12 +5,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic_core import from_json
 
 from draftpick.engines import load_report as load
+from draftpick.engines.external import address_of
+from draftpick.engines.http.client import EngineAccess, authorization_of
 from draftpick.policy_training.data.collect import answer_text
 
 PATIENCE_S = 5.0
@@ -72,12 +75,23 @@ class RunningEngine:
         return self.samples.get(f"vllm:{name}", 0.0)
 
 
-def ask(urls: Mapping[str, str], patience_s: float = PATIENCE_S) -> dict[str, RunningEngine]:
-    """Probe the engines at `urls` by name, concurrently, each page for at most `patience_s`."""
+def ask(
+    urls: Mapping[str, str], patience_s: float = PATIENCE_S, access: Mapping[str, EngineAccess] | None = None
+) -> dict[str, RunningEngine]:
+    """Probe the engines at `urls` by name, concurrently, each page for at most `patience_s`.
+
+    `access`: of engines with keys or certificates of their own, by scheme and host.
+    """
+
+    async def one(url: str) -> RunningEngine:
+        known = (access or {}).get("{0.scheme}://{0.netloc}".format(urlsplit(address_of(url))), EngineAccess())
+        authorization = known.authorization or authorization_of(url)
+        headers = {} if authorization is None else {"authorization": authorization}
+        async with httpx.AsyncClient(timeout=patience_s, headers=headers, verify=known.tls or True) as client:
+            return await _ask(client, address_of(url), patience_s)
 
     async def all_of_them() -> list[RunningEngine]:
-        async with httpx.AsyncClient(timeout=patience_s) as client:
-            return await asyncio.gather(*(_ask(client, url.rstrip("/"), patience_s) for url in urls.values()))
+        return await asyncio.gather(*map(one, urls.values()))
 
     return dict(zip(urls, asyncio.run(all_of_them()), strict=True))
 

@@ -24,6 +24,8 @@ _PROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # If a router ends before it answers, HAProxy tries another one. Generating again is safe for the client.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Closes clients that neither send nor read; waiting for an answer does not count. Its buffers bound headers.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 _PROXY_PORTS = (
@@ -31,6 +33,8 @@ _PROXY_PORTS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 ProgressCallback = Callable[[dict[str, str]], None]
 """Called with the state of each deployment: `waiting`, `starting`, or `ready`."""
@@ -56,6 +60,9 @@ def running(
     """
     if address is None:
         _check_port(host, port)
+    if config.router.local_admin is None and host in _LOOPBACK:
+        router = config.router.model_copy(update={"local_admin": True})
+        config = config.model_copy(update={"router": router})
     _start_ray(config, address)
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})

@@ -5,11 +5,13 @@ It uses its own connections: httpx and aiohttp take several times as long on the
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import ssl
 from base64 import b64encode
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
@@ -24,7 +26,9 @@ from draftpick.engines.errors import (
 )
 from draftpick.engines.http.connection import Connection, Exchange, Headers
 
-__all__ = ["EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
+__all__ = ["EngineAccess", "EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
+
+log = logging.getLogger("draftpick.engines")
 
 _CONNECT_S = 5.0
 _IDLE_S = 60.0
@@ -47,27 +51,41 @@ class EngineResponse:
     chunks: Exchange
 
 
+@dataclass(frozen=True, slots=True)
+class EngineAccess:
+    """How an engine is reached: its `authorization`, which replaces that of requests, and its TLS context."""
+
+    authorization: str | None = None
+    tls: ssl.SSLContext | None = None
+
+
 @dataclass(slots=True)
 class _Origin:
     """Destination of connections: scheme, host and port, with the idle connections to it.
 
-    `credentials`: the `authorization` from the URL's userinfo, for requests without one.
+    `authorization`: as in `EngineAccess`. `distrusted`: an untrusted certificate has been logged.
     """
 
     host: str
     port: int
     netloc: str
     tls: ssl.SSLContext | None
-    credentials: str | None
+    authorization: str | None
+    distrusted: bool = False
     idle: deque[Connection] = field(default_factory=deque)
 
     @classmethod
-    def from_url(cls, url: str) -> "_Origin":
+    def from_url(cls, url: str, access: EngineAccess) -> "_Origin":
         parts = urlsplit(url)
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        user, _, netloc = parts.netloc.rpartition("@")
-        credentials = f"Basic {b64encode(unquote(user).encode()).decode()}" if user else None
-        return cls(parts.hostname or "", parts.port or (443 if tls else 80), netloc, tls, credentials)
+        tls = (access.tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        authorization = access.authorization or authorization_of(url)
+        return cls(
+            parts.hostname or "",
+            parts.port or (443 if tls else 80),
+            parts.netloc.rpartition("@")[2],
+            tls,
+            authorization,
+        )
 
 
 class EngineClient:
@@ -78,7 +96,16 @@ class EngineClient:
     answer (False).
     """
 
-    def __init__(self, *, first_byte_timeout_s: float, timeout_s: float, stream_idle_timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        *,
+        first_byte_timeout_s: float,
+        timeout_s: float,
+        stream_idle_timeout_s: float = 120.0,
+        access: Mapping[str, EngineAccess] | None = None,
+    ) -> None:
+        """`access`: by scheme and host, such as `https://10.0.0.1:8000`."""
+        self.access = access or {}
         self.response_timeout_s = {True: first_byte_timeout_s, False: timeout_s}
         self.timeout_s, self.stream_idle_timeout_s = timeout_s, stream_idle_timeout_s
         self.origins: dict[str, _Origin] = {}
@@ -103,6 +130,11 @@ class EngineClient:
         for origin in self.origins.values():
             while origin.idle:
                 origin.idle.pop().transport.close()
+
+    def add_origin(self, base: str) -> _Origin:
+        """Remember a destination."""
+        self.origins[base] = origin = _Origin.from_url(base, self.access.get(base, EngineAccess()))
+        return origin
 
     def keep(self, origin: _Origin, connection: Connection) -> None:
         """Keep an idle connection for the next request."""
@@ -130,6 +162,11 @@ class EngineClient:
         except TimeoutError as error:
             late = ConnectTimeout if connect_s == _CONNECT_S else EngineTimeout
             raise late(f"no connection within {connect_s:g} s") from error
+        except ssl.SSLError as error:
+            if not origin.distrusted:
+                origin.distrusted = True
+                log.error("no TLS with the engine at %s: %s (engines[].ca_file)", origin.netloc, error)
+            raise EngineUnreachable(f"no TLS: {error}") from error
         except OSError as error:
             if _is_exhausted(error):
                 raise ResourcesExhausted(f"no connection: {error}") from error
@@ -149,6 +186,14 @@ class EngineClient:
 def _is_exhausted(error: OSError) -> bool:
     """True if this process or machine lacks something; of several addresses, asyncio joins the texts alone."""
     return error.errno in _EXHAUSTED or (error.errno is None and any(map(str(error).__contains__, _EXHAUSTED_TEXTS)))
+
+
+def authorization_of(url: str) -> str | None:
+    """The `authorization` that user name and password of a URL mean; one of them alone is a bearer token."""
+    user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    if user and password:
+        return f"Basic {b64encode(f'{unquote(user)}:{unquote(password)}'.encode()).decode()}"
+    return f"Bearer {unquote(user or password)}" if user or password else None
 
 
 def redact_userinfo(url: str) -> str:
@@ -175,7 +220,7 @@ class _PendingRequest:
         client, loop = self.client, asyncio.get_running_loop()
         slash = self.url.find("/", 8)
         base, target = (self.url, "/") if slash < 0 else (self.url[:slash], self.url[slash:])
-        origin = client.origins.get(base) or client.origins.setdefault(base, _Origin.from_url(base))
+        origin = client.origins.get(base) or client.add_origin(base)
         first_s = client.response_timeout_s[self.stream]
         if self.within_s is not None:
             first_s = min(first_s, self.within_s)
@@ -222,8 +267,9 @@ class _PendingRequest:
 def _head(sending: _PendingRequest, target: str, origin: _Origin) -> bytes:
     """Encode the request head. Raises `RequestNotSendable` for fields that could inject a second request."""
     lines = [f"{name}: {value}\r\n" for name, value in sending.headers]
-    if origin.credentials and all(name.lower() != "authorization" for name, _ in sending.headers):
-        lines.append(f"authorization: {origin.credentials}\r\n")
+    if origin.authorization is not None:
+        lines = [line for line in lines if line[:14].lower() != "authorization:"]
+        lines.append(f"authorization: {origin.authorization}\r\n")
     if sending.body:
         lines.append(f"content-length: {len(sending.body)}\r\n")
     head = f"{sending.method} {target} HTTP/1.1\r\nhost: {origin.netloc}\r\n{''.join(lines)}\r\n"

@@ -127,6 +127,19 @@ class Controller:
         sampled = self._batch[1]
         return seconds + self.costs.step(round(verified), sampled) - self.costs.step(before, sampled)
 
+    def choose_reads(
+        self, head: str, requests: Sequence[PoolRequest], unread: Sequence[int], runs_anyway: bool
+    ) -> list[int]:
+        """Return the places of the requests whose `unread` tokens a head that rests there should read in this step.
+
+        Requests share a pass: they wait for each other, unless one waits for long or the head `runs_anyway`.
+        """
+        shares = [count / request.check(head) for request, count in zip(requests, unread, strict=True)]
+        due = sum(share >= 1 for share in shares)
+        if not runs_anyway and 2 * due < len(requests) and max(shares, default=0) < 2:
+            return []
+        return [i for i, share in enumerate(shares) if share >= 0.5] if due or runs_anyway else []
+
     def extends(self, request: PoolRequest, head: str, levels: Sequence[int], rows: int) -> bool:
         """Return whether a head should draft another token after those of these confidences; `rows`: requests that
         share the pass."""

@@ -71,13 +71,13 @@ class PoolRequest:
         self._settled = False
         return self.proposals[name].tokens[:length] if length else []
 
-    def is_due(self, head: str, unread: int) -> bool:
-        """Return whether a head that rests should read the `unread` tokens."""
-        return unread >= self._checks.get(head, _FIRST_CHECK)
+    def check(self, head: str) -> int:
+        """Return after how many tokens a head that rests should read what came."""
+        return self._checks.get(head, _FIRST_CHECK)
 
     def note_read(self, head: str, drafts: bool) -> None:
         """Note that a head read all tokens, to draft or to be scored."""
-        after = _FIRST_CHECK if drafts else 2 * self._checks.get(head, _FIRST_CHECK)
+        after = _FIRST_CHECK if drafts else 2 * self.check(head)
         self._checks[head] = min(after, _LAST_CHECK)
 
     def drop(self, name: str) -> None:

@@ -251,15 +251,12 @@ class PoolProposer(EagleProposer):
 
     def _run_head(self, name: str, rows: list[Row], drafting: list[Row], step: dict[str, Any]) -> None:
         """Let a head read what it must and draft for `drafting`; leave it out if it yields no numbers."""
-        prompts, due = [], []
-        for row in rows:
-            if row in drafting:
-                continue
-            unread = row.state.unread.get(name, 0)
-            if row.prompt:
-                prompts.append(row)
-            elif row.state.pool.is_due(name, unread):
-                due.append(row)
+        prompts = [row for row in rows if row.prompt and row not in drafting]
+        resting = [row for row in rows if not row.prompt and row not in drafting]
+        unread = [row.state.unread.get(name, 0) for row in resting]
+        pools = [row.state.pool for row in resting]
+        reads = self.controller.choose_reads(name, pools, unread, bool(drafting or prompts))
+        due = [resting[i] for i in reads]
         if not (drafting or due or prompts):
             return
         step_of_head = HeadStep(self.controller, self.heads[name], drafting, due, prompts)

@@ -99,7 +99,7 @@ class AdminPages:
         async with self._bodies.body(http_request) as body:
             if body is not None:
                 request = parse(CHAT, body, self._parts.config)
-                name = self._keys.name_of(key)
+                name = self._access.name_of(key)
                 await reply.json(200, await explain(self._parts, request, key.objective, key.explore, name))
 
     async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:

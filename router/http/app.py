@@ -89,7 +89,7 @@ class RouterApp:
                 # The server sends no body in answer to HEAD.
                 page = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
                 if page is None:
-                    raise self._not_allowed(asked, methods)
+                    raise self._not_allowed(asked, {*methods, *(("HEAD",) if "GET" in methods else ())})
                 await page(asked, reply)
             elif asked.path.startswith(_MODEL) and scope["method"] in ("GET", "HEAD"):
                 await self._model_page(asked, reply)

@@ -101,17 +101,15 @@ class _HeldBody:
             if encoding == "identity":
                 message = await request.receive()
                 if message["type"] == "http.request" and not message.get("more_body", False):
-                    return self._checked(message.get("body", b""))
+                    body: bytes = message.get("body", b"")
+                    if len(body) <= self._budget.max_body_bytes:
+                        return body
+                    raise self._too_large()
                 return await self._read(_chunks(request, message))
             return await self._read(_decompressed(_chunks(request), encoding))
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
-
-    def _checked(self, body: bytes) -> bytes:
-        if len(body) > self._budget.max_body_bytes:
-            raise self._too_large()
-        return body
 
     async def _read(self, chunks: AsyncIterator[bytes | None]) -> bytes | None:
         # Growing it copies nothing, and neither does `getvalue`: a list of parts would be held twice at its end.

@@ -159,19 +159,21 @@ class LoadModel:
         curve = self.steps[self._engines[arm]].curves[0 if context is None else context.sampled + context.truncated]
         return curve[min(round(running), MAX_BATCH)]
 
-    def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float) -> None:
-        """Learn from a finished answer. `running`: concurrent requests at its replica, including itself."""
+    def observe(self, arm: str, context: Context | None, outcome: Outcome, running: float, weight: float = 1.0) -> None:
+        """Learn from a finished answer. `running`: concurrent requests at its replica, including itself; `weight`: of
+        its API key, in (0, 1]."""
         if outcome.tpot_s is None:
             return
         if outcome.ttft_s is not None:  # what the engine did, without the router's own time
             engine = self._engines[arm]
             prefill_s = outcome.ttft_s - (outcome.overhead_s or 0.0) - (outcome.queue_s or 0.0)
             served_s, before = prefill_s + outcome.tpot_s * (outcome.output_tokens or 0), self.service_s[engine]
-            self.service_s[engine] = before + _WEIGHT * (served_s - before) if before else served_s
+            self.service_s[engine] = before + weight * _WEIGHT * (served_s - before) if before else served_s
         if context is None:
             return
         mode = context.sampled + context.truncated
-        self.steps[self._engines[arm]].update(running, mode, outcome.tpot_s * (outcome.acceptance_length or 1.0))
+        step_s = outcome.tpot_s * (outcome.acceptance_length or 1.0)
+        self.steps[self._engines[arm]].update(running, mode, step_s, weight)
 
     def use_profile(self, engine: str, profile: Profile) -> None:
         """Use a new profile of an engine."""

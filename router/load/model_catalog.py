@@ -57,7 +57,6 @@ class ModelCatalog:
                 self.models[engine] = found
         if engine in self._undeclared and b"vllm:" in (page := await read_page(self._client, f"{url}/metrics") or b""):
             self.drafts[engine] = b"vllm:spec_decode" in page
-            self._undeclared.discard(engine)
 
     def max_model_len(self, engine: str, model: str) -> int | None:
         """Longest context of a model on an engine, in tokens, if it is known."""

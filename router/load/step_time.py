@@ -68,8 +68,9 @@ class StepTimeModel:
         enough = weights >= CONTRADICTING_ANSWERS
         return bool((np.abs(residuals[enough] / weights[enough]) > math.log(CONTRADICTION_RATIO)).any())
 
-    def update(self, running: float, mode: int, step_s: float) -> None:
-        """Record an answer's step time with `running` concurrent requests; `refit` applies it."""
+    def update(self, running: float, mode: int, step_s: float, weight: float = 1.0) -> None:
+        """Record an answer's step time with `running` concurrent requests; `refit` applies it. `weight`: of the answer,
+        in (0, 1]."""
         if step_s <= 0 or running < 1:
             return
         size = min(round(running), MAX_BATCH)
@@ -78,8 +79,8 @@ class StepTimeModel:
         if cell[0] >= 1.0:  # clip outliers
             mean = cell[1] / cell[0]
             residual = mean + min(max(residual - mean, -_MAX_RESIDUAL_STEP), _MAX_RESIDUAL_STEP)
-        cell *= 1.0 - 1.0 / _MEMORY
-        cell += (1.0, residual, math.log2(size))
+        cell *= 1.0 - weight / _MEMORY
+        cell += (weight, weight * residual, weight * math.log2(size))
         self._stale = True
 
     def refit(self) -> None:

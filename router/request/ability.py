@@ -1,8 +1,7 @@
 """What each engine takes, held against what a request asks: an engine that cannot take it is not eligible.
 
 Known from its configuration, from `/v1/models` and `/metrics`, and from what it rejected while another engine answered
-the same request. Engines differ in their drafter alone, so what the one without a drafter rejects, the others reject,
-too: only models and context lengths say otherwise.
+the same request. The engine without a drafter takes most.
 """
 
 import time
@@ -73,15 +72,17 @@ class Abilities:
         self._drafts = {name: one.drafts for name, one in self._configured.items() if one.drafts is not None}
         self._taken: dict[tuple[str, str], float] = {}
         self._rejected: dict[tuple[str, Asks], float] = {}
-        self._rejected_paths: set[str] = set()
+        self._noted: set[str] = set()
         self._partial: dict[str, frozenset[str]] = {}
         self._shortest: float = float("inf")
         catalog.on_change = self._read_catalog
+        self._note()
 
     def _read_catalog(self) -> None:
         """Note the models that some engines lack, and the shortest context if contexts differ."""
         models = self._catalog.models
         self._drafts |= self._catalog.drafts
+        self._note()
         every = {name for cards in models.values() for name in cards}
         lacking = {name: frozenset(e for e, cards in models.items() if name not in cards) for name in every}
         self._partial = {name: engines for name, engines in lacking.items() if engines}
@@ -90,11 +91,17 @@ class Abilities:
         differ = len(lengths) > len({name for name, _ in lengths})
         self._shortest = min((length for _, length in lengths), default=float("inf")) if differ else float("inf")
 
+    def _note(self) -> None:
+        """Note all names of asks that some engine does not take: requests without one of them need no look."""
+        drafted = REJECTED_WITH_DRAFTER if any(self._drafts.values()) else frozenset()
+        lacking = (one.without for one in self._configured.values())
+        self._noted = set(drafted).union(*lacking, *(asks for _, asks in self._rejected))
+
     def unable(self, request: Request) -> Mapping[str, str]:
         """Reasons by engine that cannot take a request; none if no engine can, so that one says why."""
         if (
-            not request.asks
-            and request.path not in self._rejected_paths
+            request.asks.isdisjoint(self._noted)
+            and request.path not in self._noted
             and request.model not in self._partial
             and (self._shortest == float("inf") or _min_tokens(request) <= self._shortest)
         ):
@@ -129,44 +136,57 @@ class Abilities:
         return False if known is not None and ask in known.without else None
 
     def rejection(
-        self, engine: str, request: Request, status: int, body: bytes
+        self, engine: str, request: Request, status: int, body: bytes, earlier: Sequence[Rejection] = ()
     ) -> tuple[Rejection, frozenset[str]] | None:
-        """What an engine rejects by an error, and which engines would probably take it; None if that is none."""
+        """What an engine rejects by an error, and which engines would probably take it; None if that is none.
+
+        `earlier`: rejections of the same request. What two engines reject is the request's own fault, unless another
+        one is known to take it.
+        """
         if status not in _STATUSES:
             return None
-        asks, others = self._cause(engine, request, body)
-        likely = frozenset(one for one in others if one != engine and self._reason(one, request) is None)
-        return (Rejection(engine, asks), likely) if likely else None
+        asks, likely, perhaps = self._cause(engine, request, body)
+        asked = {engine, *(one.engine for one in earlier)}
+        for others in (likely, () if earlier else perhaps):
+            if left := frozenset(one for one in others if one not in asked and self._reason(one, request) is None):
+                return Rejection(engine, asks), left
+        return None
 
-    def _cause(self, engine: str, request: Request, body: bytes) -> tuple[Asks, Sequence[str]]:
-        """The asks that an engine rejects, and who would take them."""
-        if _HAS_DRAFTER in body:
-            self._drafts[engine] = True
+    def _cause(self, engine: str, request: Request, body: bytes) -> tuple[Asks, Sequence[str], Sequence[str]]:
+        """The asks that an engine rejects, and who would probably and who would perhaps take them."""
+        if _HAS_DRAFTER in body:  # the engine speaks of itself: no other needs to confirm it
+            until = self._clock() + _REMEMBERED_S
+            self._rejected |= {(engine, frozenset({ask})): until for ask in REJECTED_WITH_DRAFTER}
+            self._note()
         model = request.model
         holders = [one for one, models in self._catalog.models.items() if model in models]
         if model is not None and engine not in holders and holders:
-            return frozenset(), holders
+            return frozenset(), holders, ()
         if any(text in body for text in _TOO_LONG) and model is not None:
             own = self._catalog.max_model_len(engine, model) or 0
-            return frozenset(), [e for e in holders if (self._catalog.max_model_len(e, model) or 0) > own > 0]
+            return frozenset(), [e for e in holders if (self._catalog.max_model_len(e, model) or 0) > own > 0], ()
         if b'"detail"' in body and b'"Not Found"' in body:  # FastAPI has no such path
-            return frozenset({request.path}), self._engines
+            return frozenset({request.path}), self._engines if request.generates else (), self._engines
         asks = frozenset(ask for ask in request.asks if self._takes(engine, ask) is not True)
         asks = frozenset(ask for ask in asks if ask.encode() in body) or asks
         if not asks:
-            return asks, ()
-        return asks, [e for e in self._engines if e == self._baseline or all(self._takes(e, ask) for ask in asks)]
+            return asks, (), ()
+        likely = [e for e in self._engines if e == self._baseline or all(self._takes(e, ask) for ask in asks)]
+        return asks, likely, () if _HAS_DRAFTER in body else self._engines
 
     def record_answer(self, engine: str, request: Request, rejections: Sequence[Rejection]) -> None:
         """Remember that an engine answered a request, and what others rejected of it."""
         now, asks = self._clock(), _with_path(request)
-        self._taken |= dict.fromkeys(((engine, ask) for ask in request.asks), now + _REMEMBERED_S)
+        for ask in request.asks:
+            self._taken[engine, ask] = now + _REMEMBERED_S
+        if not rejections and not self._rejected:
+            return
         left = {key: until for key, until in self._rejected.items() if until > now}
         self._rejected = {key: until for key, until in left.items() if key[0] != engine or not key[1] <= asks}
         for one in rejections:
             if one.asks and len(self._rejected) < _MAX_REMEMBERED:
                 self._rejected[one.engine, one.asks] = now + _REMEMBERED_S
-        self._rejected_paths = {ask for _, asks in self._rejected for ask in asks if ask.startswith("/")}
+        self._note()
 
 
 def _with_path(request: Request) -> Asks:

@@ -313,7 +313,7 @@ class Dispatcher:
             return False
         if request.state_id is not None and status == 404:  # the state is elsewhere
             return True
-        found = self._abilities.rejection(engine_of(decision.arm), request, status, body)
+        found = self._abilities.rejection(engine_of(decision.arm), request, status, body, state.rejections)
         if found is None:
             return False
         rejection, likely = found
@@ -421,13 +421,13 @@ class Dispatcher:
 def _count_tokens(state: RequestState, outcome: Outcome, meter: Meter, tpot_s: float) -> None:
     """Count the tokens of a finished attempt for the client's limit; of one without usage, since the client left or the
     stream broke, as estimated. `tpot_s`: usual at the replica, 0 if unknown. An engine's failures cost nothing."""
-    if outcome.prompt_tokens is not None or outcome.output_tokens is not None:
-        state.num_tokens = (outcome.prompt_tokens or 0) + (outcome.output_tokens or 0)
+    request, output = state.client_request.request, meter.output_tokens()
+    if meter.terminated and (outcome.prompt_tokens is not None or outcome.output_tokens is not None):
+        state.num_tokens = (outcome.prompt_tokens or 0) + output  # of the complete answer, resumed or not
         return
-    request = state.client_request.request
-    output = meter.output_tokens()
     if outcome.status == "cancelled" and not output and tpot_s and not request.stream:
         limit = math.inf if request.max_tokens is None else request.max_tokens
         output = int(min(meter.elapsed_s() / tpot_s, limit)) * request.num_answers
     if output or outcome.status == "cancelled":
-        state.num_tokens += request.approximate_prompt_tokens + output
+        prompt = request.approximate_prompt_tokens if outcome.prompt_tokens is None else outcome.prompt_tokens
+        state.num_tokens += prompt + output

@@ -1,8 +1,10 @@
 """Updates load, quarantine and policies from successful attempts."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 from draftpick.router.load.load_model import LoadModel
+from draftpick.router.online.key_shares import KeyShares
 from draftpick.router.online.quarantine import AcceptanceMonitor
 from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.types import Attempt, acceptance_by_arm
@@ -13,6 +15,7 @@ class AttemptLearning:
 
     def __init__(self, active_policies: ActivePolicies, acceptance_monitor: AcceptanceMonitor, load: LoadModel) -> None:
         self._active_policies, self._acceptance_monitor, self._load = active_policies, acceptance_monitor, load
+        self._keys: defaultdict[str, KeyShares] = defaultdict(KeyShares)
 
     def on_attempt_end(self, attempt: Attempt) -> None:
         """Learn from a finished answer. Raises what a policy raises."""
@@ -21,7 +24,8 @@ class AttemptLearning:
         decision, outcome = attempt.decision, attempt.outcome
         if attempt.sampling.get("n", 1.0) > 1:  # sequences side by side: their steps are no measure of one alone
             outcome = replace(outcome, tpot_s=None, acceptance_length=None, drafters=None)
-        self._load.observe(decision.arm, attempt.context, outcome, attempt.running)
+        weight = self._keys[decision.arm].observe(attempt.key)
+        self._load.observe(decision.arm, attempt.context, outcome, attempt.running, weight)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
         watch, key = self._acceptance_monitor.observe, attempt.key
         if outcome.drafters is None:

@@ -153,9 +153,14 @@ class Meter:
         return (decode_s if decode_s and decode_s <= e2e_s else e2e_s - self.ttft_s) / steps
 
     def output_tokens(self) -> int:
-        """Output tokens that came so far: those of `usage`, else estimated from the events of a stream."""
-        if (output := _tokens(self._fields.get("usage"))[1]) is not None:
+        """Output tokens that came so far: those of the usage at the end of an answer; before it, and without one, at
+        least as many as its events let estimate."""
+        output = _tokens(self._fields.get("usage"))[1]
+        if output is not None and self.terminated:
             return output
+        return max(output or 0, self._estimate_tokens())
+
+    def _estimate_tokens(self) -> int:
         if self.ttft_s is None:
             return 0
         # An event of one token is as long as the shortest, and a word; what is longer has more tokens.

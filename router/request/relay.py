@@ -47,7 +47,8 @@ class Relay:
     ) -> None:
         """`max_bytes`: of an event, and of a complete answer; a longer one is passed on unread."""
         self._state, self._answer, self._sink, self._meter = state, answer, sink, meter
-        self._try_again, self._max_bytes, self._chunks = try_again, max_bytes, answer.chunks
+        self._try_again, self._max_bytes = try_again, max_bytes
+        self._chunks: AsyncIterator[bytes] = answer.chunks
         self._headers = headers_for_client(answer.headers, url)
         self._path = state.client_request.request.path
 

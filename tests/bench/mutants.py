@@ -1,10 +1,11 @@
 """What no test notices: `python -m tests.bench.mutants` breaks a sample of lines one at a time, and runs their tests.
 
-Cosmic Ray makes the mutants; those of annotations and docstrings are left out. Each is tested in a copy of the tree by the
-tests of its module (`MODULES`), the narrowest first. The sample is drawn with a seed, the same number from each module, so
-a run takes about 12 seconds a mutant; `--minutes` bounds a run, and the next one goes on where it stopped: results are kept
-in `runs/mutants.jsonl` until a module or one of its tests changes. `equivalent_mutants.yaml` names survivors that change
-nothing. mutants.json has `score`, the share of the others that tests noticed, and the survivors by name.
+Cosmic Ray makes the mutants; those of annotations and docstrings are left out. Each is tested in a copy of the tree by
+the tests of its module (`MODULES`), the narrowest first. The sample is drawn with a seed, the same number from each
+module, beside the mutants of `mutants_by_hand.yaml`, of behaviours that had no test once. `--minutes` bounds a run, and
+the next one continues where it stopped: results are kept in `runs/mutants.jsonl`.
+`equivalent_mutants.yaml` names survivors that change nothing. mutants.json has `score`, the share of the others that
+tests noticed, and the survivors by name.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -30,24 +32,36 @@ from draftpick.deploy.console import out
 ROOT = Path(__file__).parents[2]
 RESULTS, KEPT = Path(__file__).parent / "results" / "mutants.json", ROOT / "runs" / "mutants.jsonl"
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.yaml"
+BY_HAND = Path(__file__).parent / "mutants_by_hand.yaml"
 _REQUEST, _ONLINE = "tests/router/request/", "tests/router/online/"
 _RETRAINING = "tests/policy_training/retraining/"
 MODULES: dict[str, tuple[str, ...]] = {
     "router/request/meter.py": (f"{_REQUEST}test_meter.py", f"{_REQUEST}test_event_stream.py"),
     "router/request/relay.py": (f"{_REQUEST}test_streams.py", f"{_REQUEST}test_faults.py"),
-    "router/request/dispatcher.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_faults.py"),
+    "router/request/dispatcher.py": (
+        f"{_REQUEST}test_dispatcher.py",
+        f"{_REQUEST}test_learning.py",
+        "tests/router/http/test_security.py",
+        f"{_REQUEST}test_faults.py",
+    ),
     "router/request/decision.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py",),
+    "router/request/verdict.py": (f"{_REQUEST}test_verdict.py", f"{_REQUEST}test_faults.py"),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),
     "router/request/attempt_queue.py": (f"{_REQUEST}test_attempt_queue.py",),
     "router/request/admission.py": (f"{_REQUEST}test_admission.py", f"{_REQUEST}test_overload.py"),
     "router/http/auth.py": ("tests/router/http/test_auth.py", "tests/router/http/test_security.py"),
     "engines/circuit_breaker.py": ("tests/engines/test_circuit_breaker.py",),
     "engines/replicas.py": ("tests/engines/test_replicas.py",),
-    "router/online/residual_correction.py": (f"{_ONLINE}test_residual_correction.py", f"{_ONLINE}test_online_learner.py"),
+    "router/online/residual_correction.py": (
+        f"{_ONLINE}test_residual_correction.py",
+        f"{_ONLINE}test_online_learner.py",
+    ),
+    "router/online/online_learner.py": (f"{_ONLINE}test_online_learner.py", f"{_REQUEST}test_learning.py"),
     "router/online/key_shares.py": (f"{_ONLINE}test_key_shares.py",),
     "router/online/quarantine.py": (f"{_ONLINE}test_quarantine.py",),
     "router/online/drift.py": (f"{_ONLINE}test_drift.py",),
+    "engines/drafters/draft_length.py": ("tests/engines/drafters/test_drafters.py",),
     "router/records.py": ("tests/router/test_records.py",),
     "policy_training/data/from_records.py": ("tests/policy_training/data/test_from_records.py",),
     "policy_training/data/key_weights.py": ("tests/policy_training/data/test_key_weights.py",),
@@ -59,13 +73,20 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Each module with the tests of its behaviour."""
 _TIMEOUT_S = 120.0
-_LEFT_OUT = ("NoOp", "Variable")
-"""Operators that need arguments, or change nothing."""
+_TRIVIAL = re.compile(
+    r"NoOp|Variable|Invert|RemoveDecorator"
+    r"|BinaryOperator_(?!(Add|Sub|Mul|Div)_(Add|Sub|Mul|Div)$)"
+    r"|ComparisonOperator_((?!Is)\w+_(Is|IsNot)|(Is|IsNot)_(?!Is).*)$"
+)
+"""Operators that change nothing, or whose mutants fail whatever tests look at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One broken line. `occurrence`: which place of the operator in its module; `before`, `after`: the line."""
+    """One broken line. `occurrence`: which place of the operator in its module; `before`, `after`: the line.
+
+    `operator`: of Cosmic Ray; empty: made by hand.
+    """
 
     module: str
     operator: str
@@ -80,26 +101,31 @@ class Mutant:
         return f"{self.module}: {self.before} -> {self.after}"
 
 
-def mutants(module: str) -> list[tuple[Mutant, str]]:
-    """All mutants of a module, each with its source."""
+def mutants(module: str, number: int, rng: random.Random) -> list[Mutant]:
+    """Randomly drawn mutants of a module."""
     from cosmic_ray import plugins
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
 
-    source, found = (ROOT / module).read_text(), []
-    skipped = set(_uninteresting(ast.parse(source)))
-    for name in plugins.operator_names():
-        made = plugins.get_operator(name)
-        if made.arguments() or any(word in name for word in _LEFT_OUT):
-            continue
-        places = [at for node in ast_nodes(get_ast(source)) for at, _ in made().mutation_positions(node)]
-        for occurrence, (line, _) in enumerate(places):
-            broken = None if line in skipped else mutate_code(source, made(), occurrence)
-            if broken is None or broken == source:
-                continue
-            changed = [pair for pair in zip(source.splitlines(), broken.splitlines(), strict=False) if pair[0] != pair[1]]
-            before, after = (text.strip() for text in changed[0])
-            found.append((Mutant(module, name.split("/")[-1], occurrence, line, before, after), broken))
+    source = (ROOT / module).read_text()
+    skipped, nodes = set(_uninteresting(ast.parse(source))), list(ast_nodes(get_ast(source)))
+    operators = {name: plugins.get_operator(name) for name in plugins.operator_names()}
+    places = [
+        (name, occurrence, line)
+        for name, made in operators.items()
+        if not made.arguments() and not _TRIVIAL.search(name)
+        for occurrence, (line, _) in enumerate(at for node in nodes for at, _ in made().mutation_positions(node))
+        if line not in skipped
+    ]
+    found: list[Mutant] = []
+    for name, occurrence, line in rng.sample(places, len(places)):
+        if len(found) == number:
+            break
+        broken = mutate_code(source, operators[name](), occurrence) or source
+        pairs = zip(source.splitlines(), broken.splitlines(), strict=False)
+        if changed := next((pair for pair in pairs if pair[0] != pair[1]), None):
+            before, after = (text.strip() for text in changed)
+            found.append(Mutant(module, name, occurrence, line, before, after))
     return found
 
 
@@ -110,29 +136,52 @@ def _uninteresting(tree: ast.Module) -> Iterator[int]:
             yield from range(min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.body[0].lineno)
         elif isinstance(node, ast.AnnAssign):
             yield from range(node.annotation.lineno, (node.annotation.end_lineno or 0) + 1)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from range(node.lineno, (node.end_lineno or 0) + 1)
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        elif isinstance(node, ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ):
             yield from range(node.lineno, (node.end_lineno or 0) + 1)
 
 
-def sample(per_module: int, seed: int, only: Sequence[str] = ()) -> list[tuple[Mutant, str]]:
-    """The mutants to test, with their sources."""
-    chosen: list[tuple[Mutant, str]] = []
+def by_hand() -> list[Mutant]:
+    """The mutants of `mutants_by_hand.yaml`. Raises `LookupError` for a line that is not there once."""
+    found = []
+    for row in yaml.safe_load(BY_HAND.read_text()):
+        module, before, after = row["module"], row["before"], row["after"]
+        source = (ROOT / module).read_text()
+        if source.count(before) != 1:
+            raise LookupError(f"{BY_HAND.name}: {module} has {source.count(before)} times: {before}")
+        found.append(Mutant(module, "", 0, source[: source.index(before)].count("\n") + 1, before, after))
+    return found
+
+
+def sample(per_module: int, seed: int, only: Sequence[str] = ()) -> list[Mutant]:
+    """The mutants to test. Drawing takes a while, so they are kept until their module changes."""
+    file = KEPT.with_name("mutants_drawn.json")
+    drawn: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    chosen: list[Mutant] = []
     for module in MODULES:
         if only and not any(word in module for word in only):
             continue
-        every = mutants(module)
-        rng = random.Random(f"{seed}|{module}")
-        chosen += rng.sample(every, min(per_module, len(every)))
-    return chosen
+        digest = hashlib.sha256((ROOT / module).read_bytes()).hexdigest()[:12]
+        name = f"{module}|{per_module}|{seed}|{digest}"
+        if name not in drawn:
+            drawn[name] = [asdict(m) for m in mutants(module, per_module, random.Random(f"{seed}|{module}"))]
+            file.write_text(json.dumps(drawn))
+        chosen += [Mutant(**fields) for fields in drawn[name]]
+    return [*(one for one in by_hand() if not only or any(word in one.module for word in only)), *chosen]
 
 
-def survives(copy: Path, mutant: Mutant, broken: str) -> bool:
+def survives(copy: Path, mutant: Mutant) -> bool:
     """True if the tests of a mutant's module pass with it. `copy`: a copy of the tree."""
+    from cosmic_ray import plugins
+    from cosmic_ray.mutating import mutate_code
+
     file = copy / mutant.module
     whole = file.read_text()
-    file.write_text(broken)
+    if mutant.operator:
+        file.write_text(mutate_code(whole, plugins.get_operator(mutant.operator)(), mutant.occurrence))
+    else:
+        file.write_text(whole.replace(mutant.before, mutant.after))
     try:
         return run_tests(copy, MODULES[mutant.module]) == 0
     finally:
@@ -161,7 +210,17 @@ def _pytest(copy: Path, tests: Sequence[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--timeout", "60", "-m", "not ray and not vllm and not load"]
+    options = [
+        "-x",
+        "-q",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        "60",
+        "-m",
+        "not ray and not vllm and not load",
+    ]
     preloaded = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     os._exit(int(pytest.main([*options, *preloaded, *tests])))
 
@@ -201,6 +260,19 @@ def _read_kept() -> dict[tuple[str, str], bool]:
     return {(row["name"], row["state"]): row["survived"] for row in rows}
 
 
+def _keep(name: str, state: str, survived: bool, kept: dict[tuple[str, str], bool]) -> None:
+    kept[name, state] = survived
+    with KEPT.open("a") as file:
+        file.write(json.dumps({"name": name, "state": state, "survived": survived}) + "\n")
+
+
+def _is_sound(copy: Path, module: str, state: str, kept: dict[tuple[str, str], bool]) -> bool:
+    """True if the tests of a module pass without a mutant."""
+    if (module, state) not in kept:
+        _keep(module, state, run_tests(copy, MODULES[module]) == 0, kept)
+    return kept[module, state]
+
+
 def report(chosen: Sequence[Mutant], kept: dict[tuple[str, str], bool], per_module: int, seed: int) -> dict[str, Any]:
     """The content of mutants.json. A mutant that a later test or change has not seen counts as it last did."""
     last = {name: survived for (name, _), survived in kept.items()}
@@ -219,9 +291,7 @@ def report(chosen: Sequence[Mutant], kept: dict[tuple[str, str], bool], per_modu
         "seed": seed,
         "survivors": [asdict(one) for one in open_ones],
         "equivalent": {one.name: equivalent[one.name] for one in survivors if one.name in equivalent},
-        "modules": {
-            m: {"tested": len(rows), "noticed": sum(not last[one.name] for one in rows)} for m, rows in by_module.items()
-        },
+        "modules": {m: [sum(not last[one.name] for one in rows), len(rows)] for m, rows in by_module.items()},
     }
 
 
@@ -233,35 +303,31 @@ def main() -> None:
     parser.add_argument("--only", default="", help="modules with these words in their path, with commas")
     parser.add_argument("--survivors", action="store_true", help="test the survivors again, whatever has changed")
     args = parser.parse_args()
-    until, kept = time.monotonic() + 60 * args.minutes, _read_kept()
+    KEPT.parent.mkdir(exist_ok=True)
+    kept = _read_kept()
     chosen = sample(args.per_module, args.seed, [word for word in args.only.split(",") if word])
     last = {name: survived for (name, _), survived in kept.items()}
     states = {module: _state_of(module) for module in MODULES}
-    waiting = [(m, b) for m, b in chosen if (m.name, states[m.module]) not in kept and m.name not in last]
+    waiting = [m for m in chosen if m.name not in last]
     if args.survivors:
-        waiting = [(m, b) for m, b in chosen if last.get(m.name) and (m.name, states[m.module]) not in kept]
-    KEPT.parent.mkdir(exist_ok=True)
+        waiting = [m for m in chosen if last.get(m.name) and (m.name, states[m.module]) not in kept]
+    until = time.monotonic() + 60 * args.minutes
     _preload()
     with tempfile.TemporaryDirectory(prefix="draftpick-mutants-") as scratch:
         copy = Path(scratch)
         _copy_tree(copy)
-        sound: dict[str, bool] = {}
-        for mutant, broken in waiting:
+        for mutant in waiting:
             if time.monotonic() > until:
                 break
-            if mutant.module not in sound:
-                sound[mutant.module] = run_tests(copy, MODULES[mutant.module]) == 0
-                if not sound[mutant.module]:
-                    out.print(f"{mutant.module}: its tests fail without a mutant", highlight=False)
-            if not sound[mutant.module]:
+            if not _is_sound(copy, mutant.module, states[mutant.module], kept):
+                out.print(f"{mutant.module}: its tests fail without a mutant", highlight=False)
                 continue
-            survived = survives(copy, mutant, broken)
-            kept[mutant.name, states[mutant.module]] = survived
-            with KEPT.open("a") as file:
-                file.write(json.dumps({"name": mutant.name, "state": states[mutant.module], "survived": survived}) + "\n")
+            survived = survives(copy, mutant)
+            _keep(mutant.name, states[mutant.module], survived, kept)
             out.print(f"{'SURVIVED' if survived else 'noticed '} {mutant.line:4d} {mutant.name}", highlight=False)
     if not args.only:
-        RESULTS.write_text(json.dumps(report([m for m, _ in chosen], kept, args.per_module, args.seed), indent=2) + "\n")
+        content = report(chosen, kept, args.per_module, args.seed)
+        RESULTS.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

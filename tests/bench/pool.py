@@ -38,7 +38,7 @@ from tests.bench.real_text import select
 PLAIN, POOL = "plain", "pool"
 HEAD = {"method": "eagle3", "model": "embedded:general"}
 SUFFIX = {"method": "suffix", "num_speculative_tokens": 8, "suffix_decoding_max_cached_requests": 0}
-WARM_UP = 8
+WARM_UP = 4
 """Prompts that each engine answers before the first measurement, as many at once as later."""
 
 
@@ -69,20 +69,21 @@ def main() -> None:
     config = fleet(max(args.at_once))
     prepare_models(config)
     prompts = select(args.prompts, args.split, args.kinds, args.n, args.max_tokens)
-    figures: dict[str, Interval] = {}
+    source = {args.name: {"file": args.prompts.name, "n": len(prompts), "max_tokens": args.max_tokens}}
     with Engines(config) as engines:
         for at_once in args.at_once:
             measured = measure(engines, prompts, at_once)
-            figures |= {f"{args.name}/{key}": one for key, one in judge(measured, prompts, at_once).items()}
-            print(f"{at_once} at once: {shares(measured[POOL])}", flush=True)
-    for name, figure in figures.items():
-        print(f"{name:44} {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]")
-    if args.json_file:
-        source = {args.name: {"file": args.prompts.name, "n": len(prompts), "max_tokens": args.max_tokens}}
-        if args.json_file.exists():
-            merge_into(args.json_file, figures, sets=source)
-        else:
-            write(args.json_file, len(prompts), figures, bracket="95 % bootstrap over blocks", sets=source)
+            judged = judge(measured, prompts, at_once)
+            print(f"{at_once} at once: {shares(measured[POOL])}")
+            for name, figure in judged.items():
+                print(f"{name:36} {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]", flush=True)
+            figures = {f"{args.name}/{name}": figure for name, figure in judged.items()}
+            if args.json_file is None:
+                continue
+            if args.json_file.exists():
+                merge_into(args.json_file, figures, sets=source)
+            else:
+                write(args.json_file, len(prompts), figures, bracket="95 % bootstrap over blocks", sets=source)
 
 
 def fleet(at_once: int) -> DraftpickConfig:

@@ -358,7 +358,7 @@ def test_every_combination_of_values_is_valid(chosen: dict[str, Any]) -> None:
 
 @needs_helm
 def test_the_test_pod_asks_what_it_may() -> None:
-    open_pod = objects(example("mock"))["Pod"]
+    open_pod = objects(changed("mock", keys={"existingSecret": ""}))["Pod"]
     assert open_pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert "--no-key" not in open_pod["spec"]["containers"][0]["command"]
     closed = objects(changed("mock", keys={"existingSecret": "keys"}))["Pod"]

@@ -1,7 +1,9 @@
 """Faults under load: `python -m tests.load.chaos` (mock engines, 5 minutes), `--real` (vLLM, shorter).
 
-Real Ray Serve, two replicas of the router, clients that never pause, one fault after another. Counted by the clients
-themselves and by the records: what was sent, answered, failed, broken, answered twice, or left without a record.
+Real Ray Serve, two replicas of the router, clients that never pause, some of which read slowly, one fault after
+another, and beside them a hostile client with a key of its own. Counted by the clients themselves and by the records:
+what was sent, answered, failed and why, broken, answered twice, or left without a record; and whether the hostile
+client's turns change which engines the others get.
 """
 
 import argparse
@@ -16,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from scipy.stats import chi2_contingency
 
 from draftpick.deploy.config import FLEETS, resolve, with_engines
 from draftpick.deploy.console import out, progress_bar
@@ -25,17 +29,23 @@ from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import write
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.router.config.router_config import DraftpickConfig
+from draftpick.router.http.auth import digest
 from draftpick.router.policies import artifact
 from draftpick.router.records import read
 from draftpick.router.registry.registry import Registry
 from tests.load.clients import ClientResult, Clients
 from tests.load.faults import Chaos, Fault, State, small_disk
+from tests.load.hostile import Hostile
 
 _TAIL_S = 1.0
 """What a killed router had not written yet: its flush interval, and a second flush that was under way."""
 _RECOVERS_S = 60.0
 _ROUTER_DOWN_S = 3.0
 _ROUTERS = 2
+_USUAL_KEY, _HOSTILE_KEY = "dp-usual", "dp-hostile"
+_SLOW_SHARE = 0.1
+_SETTLED_S = 2.0
+"""After a fault is over, until routing is as usual."""
 _COUNTED = (
     "requests",
     "answered",
@@ -43,6 +53,7 @@ _COUNTED = (
     "failed_before_first_byte",
     "broken_after_first_byte",
     "cut_by_killed_router",
+    "slow_readers",
     "duplicates",
     "unrecorded_attempts",
     "dropped_while_disk_was_full",
@@ -59,7 +70,14 @@ class Story:
     over: dict[str, float] = field(default_factory=dict)
 
 
-def fleet(folder: Path, registry: Path, real: bool) -> DraftpickConfig:
+def write_keys(file: Path) -> Path:
+    """A file with the keys of the usual clients and of the hostile one."""
+    keys = {"usual": _USUAL_KEY, "hostile": _HOSTILE_KEY}
+    file.write_text(yaml.safe_dump([{"name": name, "sha256": digest(key)} for name, key in keys.items()]))
+    return file
+
+
+def fleet(folder: Path, registry: Path, real: bool, keys: Path | None = None) -> DraftpickConfig:
     """The fleet that suffers: impatient, so that a hanging engine is noticed soon."""
     fields: dict[str, Any] = yaml.safe_load((FLEETS / ("embedded.yaml" if real else "mock.yaml")).read_text())
     patience = 60 if real else 2
@@ -73,6 +91,8 @@ def fleet(folder: Path, registry: Path, real: bool) -> DraftpickConfig:
         "max_attempts": 4,
         "breaker": {"base_ejection_s": 0.5, "max_ejection_s": 2, "slow_start_s": 3},
     }
+    if keys is not None:
+        fields["router"]["keys"] = {"file": str(keys)}
     if real:
         return with_engines(resolve(fields), ["plain", "suffix"])
     fields["engines"][0]["deployment"] = {"num_replicas": 2}
@@ -80,11 +100,13 @@ def fleet(folder: Path, registry: Path, real: bool) -> DraftpickConfig:
 
 
 @contextmanager
-def suffering(scratch: Path, disk: Path | None, port: int, *, real: bool = False) -> Iterator[tuple[Chaos, str]]:
+def suffering(
+    scratch: Path, disk: Path | None, port: int, *, real: bool = False, keys: Path | None = None
+) -> Iterator[tuple[Chaos, str]]:
     """A running fleet to which faults can be done, and its address. What it writes lies in `scratch`."""
     registry = Registry(scratch / "registry")
     registry.path.mkdir()
-    config = fleet(scratch / "disk" / "records", registry.path, real)
+    config = fleet(scratch / "disk" / "records", registry.path, real, keys)
     for kind, options in (("uniform", {}), ("fixed", {"arm": config.arms[1]})):
         manifest = {"kind": kind, "arms": list(config.arms), "featurizer": "none", "options": options}
         artifact.write(scratch / kind, manifest, {})
@@ -138,7 +160,7 @@ def judge(
     """(figures, errors by code)."""
     records = defaultdict(list)
     for record in read(folder):
-        records[record.request_id].append(record)
+        records[record.client_request_id or ""].append(record)
     killed = story.done.get("kill_router", float("inf"))
     disk = (story.done.get("disk_full", float("inf")), story.over.get("disk_full", float("-inf")))
     figures: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0), requests=len(results))
@@ -146,9 +168,12 @@ def judge(
     for one in results:
         cut_by_router = one.sent < killed + _ROUTER_DOWN_S and one.ended > killed and not one.error.startswith("engine")
         figures["answered"] += one.done
+        figures["slow_readers"] += one.slow
         if not one.done:
             where = "broken_after_first_byte" if one.began else "failed_before_first_byte"
             figures["cut_by_killed_router" if cut_by_router else where] += 1
+            why = "killed_router" if cut_by_router else one.error or f"http_{one.status}"
+            figures[f"{where}/{why}"] += 1
             during = max(
                 (name for name, at in story.done.items() if at <= one.ended), key=story.done.__getitem__, default=""
             )
@@ -169,6 +194,36 @@ def judge(
     return dict(figures), errors
 
 
+def routing_shift(
+    results: Sequence[ClientResult], story: Story, turns: Sequence[tuple[float, float]]
+) -> dict[str, float]:
+    """How the engines of whole, first attempts differ between the turns of the hostile client and its rests, outside
+    faults: the largest difference of an engine's share, and the probability of such tables by chance (chi-squared tests,
+    one for each time between two faults)."""
+    changes = sorted(story.over.values())
+    tables: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for one in results:
+        calm = not any(at <= one.sent <= story.over.get(name, np.inf) + _SETTLED_S for name, at in story.done.items())
+        if one.done and one.attempts == 1 and calm:
+            during = any(begin <= one.sent <= end for begin, end in turns)
+            tables[sum(at <= one.sent for at in changes)][one.arm][during] += 1
+    # One table for each time between two faults, which may change the engines and the policy.
+    differences, p_values, compared = [0.0], [1.0], 0
+    for by_arm in tables.values():
+        table = np.asarray(list(by_arm.values()), np.float64)
+        if len(table) > 1 and table.sum(0).min() >= 50:
+            shares = table / table.sum(0)
+            differences.append(float(np.abs(shares[:, 1] - shares[:, 0]).max()))
+            p_values.append(float(chi2_contingency(table).pvalue))
+            compared += int(table.sum())
+    least = min(p_values) * max(len(p_values) - 1, 1)  # of several tests
+    return {
+        "arm_share_difference": max(differences),
+        "arm_share_p_value": min(least, 1.0),
+        "arm_share_requests": compared,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=20)
@@ -187,20 +242,31 @@ def main() -> None:
 
 
 def _run(args: argparse.Namespace, scratch: Path, disk: Path | None) -> None:
-    with progress_bar() as bar, suffering(scratch, disk, args.port, real=args.real) as (chaos, url):
+    keys = None if args.real else write_keys(scratch / "keys.yaml")
+    with progress_bar() as bar, suffering(scratch, disk, args.port, real=args.real, keys=keys) as (chaos, url):
         clients = Clients(url, chaos.model, 2 if args.real else args.clients)
+        hostile = None if args.real else Hostile(url, chaos.model, _HOSTILE_KEY)
+        if hostile is not None:
+            clients.key, clients.slow_share = _USUAL_KEY, _SLOW_SHARE
         real = [chaos.killed("suffix"), chaos.reloaded(), chaos.broken_policy(), chaos.router_killed()]
         faults = real if args.real else chaos.mock_faults()
         if args.only:
             faults = [fault for fault in faults if fault.name in args.only.split(",")]
 
         async def run() -> tuple[Story, list[State]]:
+            attacking = None if hostile is None else asyncio.create_task(hostile.run())
             story = await suffer(chaos, faults, clients, args.seconds, bar)
+            if hostile is not None and attacking is not None:
+                hostile.stop()
+                await attacking
             await asyncio.sleep(1.5)  # the records' last flush
             return story, await chaos.states()
 
         story, states = asyncio.run(run())
         figures, errors = judge(clients.results, scratch / "disk" / "records", story, states)
+    if hostile is not None:
+        figures |= routing_shift(clients.results, story, hostile.on)
+        figures |= {f"hostile/{kind}": count for kind, count in sorted(hostile.counts.items())}
     figures["peak_rss_mb"] = chaos.peak_rss_mb
     figures |= {f"recovery_s/{name}": seconds for name, seconds in story.recovery_s.items()}
     for name, value in figures.items():

@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 
 CHAT = "/v1/chat/completions"
+_PAUSE_S = 0.05
 CLASSES = ("default", "edit", "code", "summary", "math")
 
 
@@ -20,7 +21,8 @@ class ClientResult:
     """One request: when it went, how it ended. Times are of `time.monotonic()`.
 
     `began`: the first byte of an answer below 400 came. `done`: the answer came whole. `attempts`, `arm`: as its
-    headers say. `error`: the code of the error that came instead, or of the event that ended a stream.
+    headers say. `error`: the code of the error that came instead, or of the event that ended a stream. `slow`: its
+    client read slowly.
     """
 
     request_id: str
@@ -33,24 +35,32 @@ class ClientResult:
     attempts: int = 0
     arm: str = ""
     error: str = ""
+    slow: bool = False
 
 
 @dataclass
 class Clients:
-    """`num_clients` clients, each with one request at a time, half of them streams, until `stop`."""
+    """`num_clients` clients, each with one request at a time, half of them streams, until `stop`.
+
+    `key`: of all of them, if keys are needed; `slow_share`: of the streams that are read slowly.
+    """
 
     url: str
     model: str
     num_clients: int
     max_tokens: int = 40
     seed: int = 0
+    key: str = ""
+    slow_share: float = 0.0
     results: list[ClientResult] = field(default_factory=list)
     _stop: bool = False
 
     async def run(self) -> None:
         """Ask until `stop` is called, and finish what was begun."""
-        timeout = aiohttp.ClientTimeout(total=60)
-        async with aiohttp.ClientSession(self.url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        timeout, headers = aiohttp.ClientTimeout(total=60), {"authorization": f"Bearer {self.key}"} if self.key else {}
+        async with aiohttp.ClientSession(
+            self.url, timeout=timeout, headers=headers, connector=aiohttp.TCPConnector(limit=0)
+        ) as session:
             await asyncio.gather(*(self._client(session, i) for i in range(self.num_clients)))
 
     def stop(self) -> None:
@@ -61,6 +71,7 @@ class Clients:
         rng = random.Random(f"{self.seed}|{number}")
         while not self._stop:
             result = ClientResult(uuid.uuid4().hex, rng.random() < 0.5, time.monotonic())
+            result.slow = result.stream and rng.random() < self.slow_share
             self.results.append(result)
             try:
                 await self._ask(session, result, rng)
@@ -91,6 +102,8 @@ class Clients:
             async for chunk in answer.content.iter_any():
                 result.began = True
                 last = (last + chunk)[-600:]
+                if result.slow:
+                    await asyncio.sleep(_PAUSE_S)
             result.done = last.rstrip().endswith(b"data: [DONE]") and b'"error"' not in last
             if not result.done:
                 result.error = _code(last[last.rfind(b"data: ") + 6 :]) or "cut"

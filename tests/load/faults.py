@@ -74,6 +74,12 @@ class Chaos:
             self._mocked("cut_in_mid_stream", "ngram", {"break_share": 0.5}, {"break_share": 0.0}),
             self._mocked("refuse", "suffix", {"refuse_share": 1.0}, {"refuse_share": 0.0}),
             self._mocked("fail", "math", {"fail_share": 0.7}, {"fail_share": 0.0}),
+            self._mocked(
+                "odd_engine",
+                "ngram",
+                {"garbage_share": 0.3, "break_share": 0.2, "refuse_share": 0.2, "fail_share": 0.1, "hang_share": 0.1},
+                dict.fromkeys(("garbage_share", "break_share", "refuse_share", "fail_share", "hang_share"), 0.0),
+            ),
             Fault("redeploy_and_scale_down", self._redeploy, None, self.well),
             self.reloaded(),
             self.broken_policy(),

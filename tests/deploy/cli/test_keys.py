@@ -19,7 +19,7 @@ def test_a_new_key_is_shown_once_and_its_hash_is_kept(tmp_path: Path) -> None:
     assert secret not in file.read_text()
     assert digest(secret) in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    key = Keyring(KeysConfig(file=file), {}).authenticate(f"Bearer {secret}")
+    key = Keyring(KeysConfig(file=file), {}).authenticate({"authorization": f"Bearer {secret}"})
     assert (key.name, key.requests_per_minute, key.scopes) == ("team", 60, ("chat",))
 
 

@@ -55,7 +55,10 @@ def run(world: World, controller: Controller | None = None, seed: int = 0) -> tu
         drafting_s = 0.0
         for name in controller.heads:
             rows = chosen.get(name, [])
-            due = [i for i in range(len(pools)) if i not in rows and pools[i].is_due(name, unread[i][name])]
+            resting = [i for i in range(len(pools)) if i not in rows]
+            counts = [unread[i][name] for i in resting]
+            reads = controller.choose_reads(name, [pools[i] for i in resting], counts, bool(rows))
+            due = [resting[i] for i in reads if counts[i] > 1]
             for i in due:
                 if name in pools[i].own:
                     hits = (random.random(unread[i][name] - 1) < world.rates[name]).tolist()
@@ -243,3 +246,16 @@ def test_a_second_draft_gains_by_the_choice_between_both() -> None:
     for known in (0.0, 0.6, 2.0):
         assert gain_of_choice(0.9, known) == pytest.approx(np.maximum(drawn_gains, known).mean() - known, rel=0.05)
     assert gain_of_choice(0.0, 1.0) == 0
+
+
+def test_requests_wait_for_each_other_to_be_read_in_one_pass() -> None:
+    controller = new_controller(World({"head": 0.5}))
+    pools = [controller.start(False) for _ in range(4)]
+    check = pools[0].check("head")
+    half = check // 2 + 1
+    assert controller.choose_reads("head", pools, [1, 1, 1, 1], False) == []
+    assert controller.choose_reads("head", pools, [check, half, 1, 1], False) == []
+    assert controller.choose_reads("head", pools, [check, half, 1, 1], True) == [0, 1]
+    assert controller.choose_reads("head", pools, [check, check, half, 1], False) == [0, 1, 2]
+    assert controller.choose_reads("head", pools, [2 * check, 1, half, 1], False) == [0, 2]
+    assert controller.choose_reads("head", [], [], False) == []

@@ -153,17 +153,25 @@ async def test_headers_reach_the_engine_but_for_those_of_the_connection(
     router_app: StartRouter, servers: Servers
 ) -> None:
     engine = await servers.serve(echo)
-    app = await router_app({"a": engine.url}, tracing={})
+    app = await router_app({"a": engine.url}, tracing={}, paths=["*"])
     sent = {"authorization": "Bearer s", "x-mine": "1", "traceparent": "00-1-2-03", "user-agent": "mine/1"}
-    dropped = {"te": "trailers", "upgrade": "h2c", "accept-encoding": "br", "x-draftpick-profiling": "1"}
-    came = (await app.client.post("/x", content=b"{}", headers=sent | dropped)).json()["headers"]
+    dropped = {
+        **{"te": "trailers", "upgrade": "h2c", "accept-encoding": "br", "x-draftpick-profiling": "1"},
+        **{"cookie": "a=b", "x-api-key": "dp-k", "x-data-parallel-rank": "3", "x-forwarded-for": "1.2.3.4"},
+        **{"proxy-connection": "keep-alive", "connection": "close, X-Hop", "x-hop": "1", "x-draftpick-timeout": "9"},
+    }
+    answer = await app.client.post("/x", content=b"{}", headers=sent | dropped | {"x-request-id": "mine-1"})
+    came = answer.json()["headers"]
+    assert (
+        came["x-request-id"] == answer.headers["x-request-id"] == answer.headers["x-draftpick-request-id"] == "mine-1"
+    )
     assert sent.items() <= came.items()
     assert came["host"] == engine.url.removeprefix("http://")
     assert not dropped.keys() & came.keys()
 
 
 async def test_headers_come_back_but_for_those_of_the_connection(router_app: StartRouter, servers: Servers) -> None:
-    app = await router_app({"a": (await servers.serve(echo)).url})
+    app = await router_app({"a": (await servers.serve(echo)).url}, paths=["*"])
     answer = await app.client.get("/x")
     assert answer.status_code == 201
     assert (answer.headers["x-engine"], answer.headers["etag"]) == ("yes", '"1"')
@@ -177,7 +185,7 @@ async def test_headers_come_back_but_for_those_of_the_connection(router_app: Sta
 async def test_other_paths_reach_an_engine_with_method_query_and_body(
     router_app: StartRouter, servers: Servers, method: str
 ) -> None:
-    app = await router_app({"a": (await servers.serve(echo)).url})
+    app = await router_app({"a": (await servers.serve(echo)).url}, paths=["*"])
     body = b"\x01 not json" if method in ("POST", "PUT", "PATCH") else b""
     answer = await app.client.request(method, "/v1/files/x?a=1&a=2&b=", content=body)
     came = answer.json()
@@ -186,7 +194,7 @@ async def test_other_paths_reach_an_engine_with_method_query_and_body(
 
 
 async def test_small_pages_of_the_engine_pass_through(router_app: StartRouter) -> None:
-    app = await router_app(ONE)
+    app = await router_app(ONE, paths=["*"])
     assert (await app.client.get("/version")).json() == {"version": "mock"}
     tokens = await app.client.post("/tokenize", json={"prompt": "one two"})
     async with httpx.AsyncClient(base_url=app.engines["a"].url) as direct:

@@ -13,6 +13,10 @@ from draftpick.router.errors import Forbidden, RateLimited, Unauthorized
 from draftpick.router.http.auth import ANONYMOUS, Keyring, digest, new_key, read_keys, require_scope
 
 
+def header(authorization: str | None) -> dict[str, str]:
+    return {} if authorization is None else {"authorization": authorization}
+
+
 def write(path: Path, *keys: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(list(keys)))
     return path
@@ -29,19 +33,26 @@ def line(name: str, secret: str, **fields: Any) -> dict[str, Any]:
 def test_without_keys_anybody_may_ask() -> None:
     keys = Keyring(KeysConfig(), {})
     assert not keys
-    assert keys.authenticate(None) is ANONYMOUS
+    assert keys.authenticate(header(None)) is ANONYMOUS
 
 
 def test_a_known_key_is_taken(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1"), line("boss", "s2", scopes=["chat", "admin"]))
-    assert keys.authenticate("Bearer s1").name == "team"
-    assert keys.authenticate("bearer  s2 ").scopes == ("chat", "admin")
+    assert keys.authenticate(header("Bearer s1")).name == "team"
+    assert keys.authenticate(header("bearer  s2 ")).scopes == ("chat", "admin")
 
 
 @pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic s1", "s1", "Bearer s1 s1"])
 def test_anything_else_is_not(tmp_path: Path, sent: str | None) -> None:
     with pytest.raises(Unauthorized):
-        ring(tmp_path, line("team", "s1")).authenticate(sent)
+        ring(tmp_path, line("team", "s1")).authenticate(header(sent))
+
+
+def test_clients_of_other_apis_have_headers_of_their_own(tmp_path: Path) -> None:
+    keys = ring(tmp_path, line("team", "s1"))
+    for name in ("x-api-key", "api-key"):
+        assert keys.authenticate({name: "s1"}).name == "team"
+        assert keys.authenticate({name: "s1", "authorization": "Basic x"}).name == "team"
 
 
 def test_a_key_expires(tmp_path: Path) -> None:
@@ -51,15 +62,15 @@ def test_a_key_expires(tmp_path: Path) -> None:
         line("old", "s1", expires=(now - timedelta(seconds=1)).isoformat()),
         line("new", "s2", expires=(now + timedelta(hours=1)).isoformat()),
     )
-    assert keys.authenticate("Bearer s2").name == "new"
+    assert keys.authenticate(header("Bearer s2")).name == "new"
     with pytest.raises(Unauthorized, match="expired"):
-        keys.authenticate("Bearer s1")
+        keys.authenticate(header("Bearer s1"))
 
 
 def test_keys_come_from_the_environment_in_plain() -> None:
     keys = Keyring(KeysConfig(), {"DRAFTPICK_API_KEYS": "one, two", "DRAFTPICK_ADMIN_KEYS": "three"})
-    assert keys.authenticate("Bearer two").scopes == ("chat",)
-    assert keys.authenticate("Bearer three").scopes == ("chat", "admin")
+    assert keys.authenticate(header("Bearer two")).scopes == ("chat",)
+    assert keys.authenticate(header("Bearer three")).scopes == ("chat", "admin")
     assert not Keyring(KeysConfig(environment=False), {"DRAFTPICK_API_KEYS": "one"})
 
 
@@ -67,11 +78,11 @@ def test_an_empty_file_admits_no_key(tmp_path: Path) -> None:
     keys = ring(tmp_path)
     assert keys
     with pytest.raises(Unauthorized):
-        keys.authenticate(None)
+        keys.authenticate(header(None))
 
 
 def test_a_scope_is_needed(tmp_path: Path) -> None:
-    key = ring(tmp_path, line("team", "s1")).authenticate("Bearer s1")
+    key = ring(tmp_path, line("team", "s1")).authenticate(header("Bearer s1"))
     require_scope(key, "chat", "to ask")
     with pytest.raises(Forbidden, match="to pin needs a key with the scope 'admin'"):
         require_scope(key, "admin", "to pin")
@@ -79,7 +90,7 @@ def test_a_scope_is_needed(tmp_path: Path) -> None:
 
 def test_requests_of_a_minute_are_counted_by_key(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1", requests_per_minute=2), line("other", "s2", requests_per_minute=2))
-    team, other = keys.authenticate("Bearer s1"), keys.authenticate("Bearer s2")
+    team, other = keys.authenticate(header("Bearer s1")), keys.authenticate(header("Bearer s2"))
     keys.check_rate_limit(team)
     keys.check_rate_limit(team)
     with pytest.raises(RateLimited) as caught:
@@ -91,7 +102,7 @@ def test_requests_of_a_minute_are_counted_by_key(tmp_path: Path) -> None:
 
 def test_tokens_of_a_minute_are_counted_when_they_are_known(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1", tokens_per_minute=100))
-    key = keys.authenticate("Bearer s1")
+    key = keys.authenticate(header("Bearer s1"))
     for _ in range(101):  # a request itself takes none
         keys.check_rate_limit(key)
     keys.count_tokens(key, 60)
@@ -105,9 +116,9 @@ def test_a_file_is_read_again(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1"))
     write(tmp_path / "keys.yaml", line("team", "s2"))
     keys.reload()
-    assert keys.authenticate("Bearer s2").name == "team"
+    assert keys.authenticate(header("Bearer s2")).name == "team"
     with pytest.raises(Unauthorized):
-        keys.authenticate("Bearer s1")
+        keys.authenticate(header("Bearer s1"))
 
 
 def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
@@ -115,7 +126,7 @@ def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
     (tmp_path / "keys.yaml").write_text("- {name: team}")
     with pytest.raises(ConfigError):
         keys.reload()
-    assert keys.authenticate("Bearer s1").name == "team"
+    assert keys.authenticate(header("Bearer s1")).name == "team"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +163,7 @@ def test_new_keys_are_long_and_different() -> None:
 
 def test_requests_at_once_are_counted_by_key(tmp_path: Path) -> None:
     keys = ring(tmp_path, line("team", "s1", max_concurrent=2), line("other", "s2", max_concurrent=2))
-    team, other = keys.authenticate("Bearer s1"), keys.authenticate("Bearer s2")
+    team, other = keys.authenticate(header("Bearer s1")), keys.authenticate(header("Bearer s2"))
     with keys.concurrent(team):
         with keys.concurrent(team), keys.concurrent(other):
             with (
@@ -167,6 +178,6 @@ def test_requests_at_once_are_counted_by_key(tmp_path: Path) -> None:
 
 def test_requests_of_the_only_key_are_not_told_apart(tmp_path: Path) -> None:
     one = ring(tmp_path, line("team", "s1"))
-    assert one.name_of(one.authenticate("Bearer s1")) == ""
+    assert one.name_of(one.authenticate(header("Bearer s1"))) == ""
     several = ring(tmp_path, line("team", "s1"), line("other", "s2"))
-    assert several.name_of(several.authenticate("Bearer s1")) == "team"
+    assert several.name_of(several.authenticate(header("Bearer s1"))) == "team"

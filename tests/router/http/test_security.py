@@ -166,7 +166,7 @@ async def test_a_pin_needs_the_admin_scope(router_app: StartRouter, keys: dict[s
 
 
 @pytest.mark.parametrize(
-    "path", ["/sleep", "/v1/load_lora_adapter", "/reset_prefix_cache", "/metrics", "/docs", "/v1/chat/completions/x"]
+    "path", ["/sleep", "/v1/load_lora_adapter", "/reset_prefix_cache", "/docs", "/v1/chat/completions/x"]
 )
 async def test_an_engines_own_paths_need_the_admin_scope(
     router_app: StartRouter, servers: Servers, keys: dict[str, Any], path: str
@@ -262,7 +262,85 @@ async def test_a_redirect_of_an_engine_is_not_followed(router_app: StartRouter, 
         await Response(status_code=307, headers={"location": "http://127.0.0.1:9/"})(scope, receive, send)
 
     app = await router_app({"a": (await servers.serve(redirect)).url})
-    assert (await app.client.get("/x", follow_redirects=False)).status_code == 307
+    answer = await app.client.get("/version", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "http://127.0.0.1:9/")
+
+
+async def test_a_redirect_to_the_engine_itself_stays_here(router_app: StartRouter, servers: Servers) -> None:
+    async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
+        host = dict(scope["headers"])[b"host"].decode()
+        location = f"http://{host}{scope['path'].rstrip('/')}?a=1"
+        await Response(status_code=307, headers={"location": location})(scope, receive, send)
+
+    app = await router_app({"a": (await servers.serve(redirect)).url})
+    answer = await app.client.post(f"{CHAT}/", json=asked(), follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, f"{CHAT}?a=1")
+
+
+# --- without keys ---
+
+
+@pytest.mark.parametrize("path", ["/sleep", "/v1/load_lora_adapter", f"{CHAT}/x"])
+async def test_without_keys_too_only_the_open_paths_reach_an_engine(
+    router_app: StartRouter, servers: Servers, path: str
+) -> None:
+    app = await router_app({"a": (await servers.serve(echo)).url})
+    told(await app.client.post(path), 403, "permission_error", "path_not_open")
+    assert app.num_attempts == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/x/../sleep", "/v1/x/%2e%2e/sleep", "/v1/x/./y"])
+async def test_no_path_leaves_its_pattern(router_app: StartRouter, servers: Servers, path: str) -> None:
+    app = await router_app({"a": (await servers.serve(echo)).url}, paths=["/v1/x/*"])
+    url = httpx.URL(app.server.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)  # as it stands: clients tidy paths
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    assert (await reader.readline()).split()[1] == b"400"
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:8000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "router.example"}, 200),
+        ({"host": "attacker.example"}, 403),
+        ({"x-forwarded-for": "10.0.0.1"}, 403),
+    ],
+)
+async def test_without_keys_administration_is_for_this_machine(
+    router_app: StartRouter, headers: dict[str, str], status: int
+) -> None:
+    app = await router_app(ONE, hosts=["Router.example"])
+    for path in ("/v1/route/state", "/v1/route/events", "/metrics"):
+        assert (await app.client.get(path, headers=headers)).status_code == status
+    shown = (await app.client.get("/ready", headers=headers)).json()
+    assert ("policy" in shown) == (status == 200)
+    assert (await app.post(headers=headers)).status_code == 200
+
+
+async def test_administration_from_this_machine_can_be_switched_off(router_app: StartRouter) -> None:
+    app = await router_app(ONE, local_admin=False)
+    told(await app.client.get("/v1/route/state"), 403, "permission_error", "keys_needed")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.1:9", 200),
+        ("http://other:9", "127.0.0.1:9", 403),
+        ("http://attacker.example", "attacker.example", 403),
+        ("null", "127.0.0.1:9", 403),
+    ],
+)
+async def test_without_keys_foreign_pages_may_send_nothing(
+    router_app: StartRouter, origin: str, host: str, status: int
+) -> None:
+    app = await router_app(ONE)
+    assert (await app.post(headers={"origin": origin, "host": host})).status_code == status
+    assert (await app.client.get("/v1/models", headers={"origin": origin, "host": host})).status_code == 200
 
 
 async def test_other_origins_are_not_let_in(router_app: StartRouter, servers: Servers) -> None:
@@ -272,7 +350,7 @@ async def test_other_origins_are_not_let_in(router_app: StartRouter, servers: Se
 
     app = await router_app({"a": (await servers.serve(open_to_all)).url})
     origin = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
-    for answer in (await app.client.get("/x", headers=origin), await app.client.options(CHAT, headers=origin)):
+    for answer in (await app.client.get("/version", headers=origin), await app.client.options(CHAT, headers=origin)):
         assert not [name for name in answer.headers if name.startswith("access-control")]
     assert (await app.client.options(CHAT, headers=origin)).status_code == 405
 

@@ -122,14 +122,15 @@ async def test_nothing_else_can_be_had(router_app: StartRouter, keys: dict[str, 
         writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
         status = (await reader.readline()).split()[1]
         writer.close()
-        assert status == b"401", f"{path} went the way of a request to an engine, which needs a key"
+        assert status in (b"400", b"401"), f"{path} went the way of a request to an engine, which needs a key"
 
 
 @over_http
 async def test_it_takes_no_other_method(router_app: StartRouter, keys: dict[str, str]) -> None:
     app = await router_app({"a": FAST}, keys=keys)
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-        assert (await page(app, "/ui/", method)).status_code == 401
+        answer = await page(app, "/ui/", method)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
 # --- the files themselves ---

@@ -101,3 +101,15 @@ def test_another_profile_forgets_what_was_seen() -> None:
     table.refit()
     table.use_profile(PROFILE)
     assert table.curves[0][8] == pytest.approx(2.0)
+
+
+def test_an_answer_of_little_weight_moves_a_step_time_little() -> None:
+    full, little = StepTimeModel(), StepTimeModel()
+    for model, weight in ((full, 1.0), (little, 0.1)):
+        for _ in range(30):
+            model.update(1, 0, 0.01)
+            model.update(8, 0, 0.01)
+        for _ in range(30):
+            model.update(8, 0, 0.04, weight)
+        model.refit()
+    assert 1.0 < little.curves[0][8] < 0.7 * full.curves[0][8]

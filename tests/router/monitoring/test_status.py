@@ -86,7 +86,13 @@ async def test_a_router_that_has_seen_nothing(registry: Registry, tmp_path: Path
             "ineligible_reason": None,
             "breakers": {"closed": 1},
         }
-        assert row["standing"] == {**standing, "quarantine_state": "ok", "stale": False, "costs": None}
+        assert row["standing"] == {
+            **standing,
+            "quarantine_state": "ok",
+            "stale": False,
+            "costs": None,
+            "unable": None,
+        }
         assert (row["arm"], row["share"], row["tokens_per_s"], row["saved_share"]) == (arm, None, 0.0, None)
 
 

@@ -118,7 +118,7 @@ def test_what_an_engine_rejects_goes_to_the_one_without_a_drafter() -> None:
     found = made.rejection("suffix", asking, 400, WITH_DRAFTER.encode())
     assert found is not None
     assert found[1] == {"plain"}
-    assert "suffix" in made.unable(asking)  # it says that it has a drafter
+    assert made.unable(request(logit_bias={"5": 1})) == {"suffix": "rejects logit_bias"}  # it says that it drafts
     assert made.rejection("plain", asking, 400, WITH_DRAFTER.encode()) is None
 
 
@@ -139,6 +139,18 @@ def test_a_rejection_is_remembered_once_another_engine_answers() -> None:
     assert made.unable(request(tools=[1])) == {}
     clock.now += 601
     assert made.unable(asking) == {}
+
+
+def test_what_the_engine_without_a_drafter_rejects_is_asked_of_one_other() -> None:
+    made, asking = abilities(), request(tools=[{}])
+    found = made.rejection("plain", asking, 400, b"no")
+    assert found is not None
+    assert found[1] == {"suffix", "math"}
+    assert made.rejection("suffix", asking, 400, b"no", [found[0]]) is None
+    made.record_answer("math", asking, [])
+    again = made.rejection("suffix", asking, 400, b"no", [found[0]])
+    assert again is not None
+    assert again[1] == {"math"}
 
 
 def test_what_an_engine_has_taken_it_does_not_reject_for_that() -> None:
@@ -212,7 +224,7 @@ async def test_no_request_is_refused_that_one_engine_takes(
     assert len({(await app.post()).headers["x-draftpick-arm"] for _ in range(16)}) > 1
     explained = (await app.client.post("/v1/route/explain", json=asked(min_p=0.05))).json()
     assert {row["arm"]: row["unable"] for row in explained["arms"] if not row["eligible"]} == dict.fromkeys(
-        sorted({one.decision.arm for one in await app.records(app.num_attempts)} - {"plain"}), "does not take min_p"
+        sorted({one.decision.arm for one in await app.records(app.num_attempts)} - {"plain"}), "rejects min_p"
     )
 
 
@@ -226,9 +238,19 @@ async def test_a_request_that_no_engine_takes_is_asked_once(router_app: StartRou
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_wrong_request_costs_at_most_one_more_attempt(router_app: StartRouter, servers: Servers) -> None:
+    urls = {name: (await servers.serve(engine("tools", "bad schema"))).url for name in "abc"}
+    app = await router_app(urls)
+    for number in (2, 4):
+        assert (await app.post(tools=[{}])).status_code == 400
+        assert app.num_attempts == number
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_request_waits_for_the_engine_that_takes_it(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST, "b": FAST}, policy=FixedPolicy(("a", "b"), "a"))
-    app.parts.abilities._drafts |= {"a": False, "b": True}
+    app.parts.catalog.drafts = {"a": False, "b": True}
+    app.parts.catalog.on_change()
     app.replicas.update("a", [])
     assert (await app.post()).headers["x-draftpick-arm"] == "b"
     answer = await app.post(min_p=0.1)

@@ -152,7 +152,7 @@ async def test_events_before_the_content_are_held_up_to_a_limit(router_app: Star
     async def begins(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         for _ in range(66):
-            await send({"type": "http.response.body", "body": b": %b\n\n" % (b"x" * 1024), "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: %b\n\n" % (b"x" * 1024), "more_body": True})
         await receive()  # the request's body
         await receive()  # its end
 

@@ -197,8 +197,17 @@ def test_tokens_are_estimated_while_no_usage_has_come() -> None:
     assert 60 <= timed.meter.output_tokens() <= 110
     timed.feed(event({**HEAD, "choices": [{"delta": {"content": "x"}, "logprobs": "y" * 10_000}]}))
     assert timed.meter.output_tokens() <= 8 * 42
-    timed.feed(USAGE_CHUNK)
+    timed.feed(USAGE_CHUNK, DONE)
     assert timed.meter.output_tokens() == USAGE["completion_tokens"]
+
+
+def test_a_usage_before_the_end_is_no_less_than_what_came() -> None:
+    timed = Timed()
+    started = {"type": "message_start", "message": {"usage": {"input_tokens": 30, "output_tokens": 1}}}
+    part = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " word"}}
+    timed.feed(event(started, "message_start"), *[event(part, "content_block_delta")] * 20)
+    assert timed.outcome().prompt_tokens == 30
+    assert 15 <= timed.meter.output_tokens() <= 25
 
 
 # --- tokens and acceptance ---

@@ -1,7 +1,11 @@
 """A shadow is the same request on another arm."""
 
-from draftpick.router.openai_request import Request
-from draftpick.router.request.shadow import shadow_attempt
+import numpy as np
+import pytest
+
+from draftpick.router.config.sections import ShadowConfig
+from draftpick.router.openai_request import Request, parse
+from draftpick.router.request.shadow import Shadow, shadow_attempt
 from draftpick.router.request.state import ClientRequest, RequestState
 from draftpick.router.types import Decision
 
@@ -21,3 +25,20 @@ def test_a_shadow_keeps_the_prefix_that_its_replica_will_have_read() -> None:
     )
     assert (shadow.client_request.deadline, shadow.client_request.count_tokens) == (None, None)
     assert not shadow.tried
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "repeated"),
+    [
+        ("/v1/messages", b"{}", True),
+        ("/v1/responses", b"{}", True),
+        ("/v1/responses", b'{"previous_response_id":"resp_1"}', False),
+        ("/v1/responses/resp_1/cancel", b"", False),
+        ("/tokenize", b"{}", False),
+    ],
+)
+def test_only_what_generates_text_without_state_is_repeated(path: str, body: bytes, repeated: bool) -> None:
+    shadow = Shadow(ShadowConfig(sample_rate=1.0), lambda: 0, lambda: ["a", "b"], np.random.default_rng(0))
+    request = ClientRequest(parse(path, body), "POST", path, [], "own", "r", 0.0)
+    shadow.enqueue(RequestState(request, decision=Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p")))
+    assert shadow._queue.qsize() == repeated

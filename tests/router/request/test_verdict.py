@@ -15,6 +15,7 @@ from draftpick.engines.errors import (
     StreamInterrupted,
 )
 from draftpick.router.request.verdict import judge_broken_event, judge_error, judge_status
+from draftpick.router.types import Outcome
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,22 @@ def test_an_error_is_judged_by_its_kind_and_the_time_it_had(
     made = judge_error(error, stream="whole" not in given, hasty="hasty" in given, alive="alive" in given)
     assert (made.status, made.fault, made.retry, made.healthy) == (status, fault, retry, healthy)
     assert made.unreachable == isinstance(error, EngineUnreachable)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed"),
+    [
+        (Outcome("ok"), False),
+        (Outcome("timeout", fault="engine"), True),
+        (Outcome("engine_error", fault="network"), True),
+        (Outcome("timeout", fault="client"), False),
+        (Outcome("router_error", fault="router"), False),
+        (Outcome("broken"), True),
+        (Outcome("client_error"), False),
+    ],
+)
+def test_an_attempt_fails_by_the_fault_of_the_engine_or_the_network(outcome: Outcome, failed: bool) -> None:
+    assert outcome.failed is failed
 
 
 def test_an_error_event_after_content_may_be_the_requests_fault() -> None:

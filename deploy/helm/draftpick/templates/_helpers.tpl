@@ -68,6 +68,7 @@ readOnlyRootFilesystem: true
 # As `draftpick serve` sets them (deploy/launch/ray_serve.py).
 - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
 - {name: RAY_SERVE_HAPROXY_RETRY_ON, value: conn-failure empty-response}
+- {name: RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S, value: "60"}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "1"}
 {{- end }}
 {{- with .Values.env }}
