@@ -1,6 +1,7 @@
 """What a client gets before an engine's first content, and the bounds of what is held."""
 
 import asyncio
+from typing import Any
 
 import orjson
 import pytest
@@ -56,8 +57,8 @@ async def test_another_engine_still_answers_and_is_named(router_app: StartRouter
 @pytest.mark.parametrize("second", ["refusing", "failing", "none"])
 async def test_an_error_after_a_comment_is_an_event(router_app: StartRouter, servers: Servers, second: str) -> None:
     opens = await slow_start(servers, b": wait\n\n", breaks=True)
-    others = {"refusing": {"b": REFUSING_URL}, "failing": {"b": FAILS}, "none": {}}[second]
-    app = await router_app({"a": opens, **others}, wait_for_engine_s=0)
+    others: dict[str, Any] = {"refusing": {"b": REFUSING_URL}, "failing": {"b": FAILS}, "none": {}}
+    app = await router_app({"a": opens, **others[second]}, wait_for_engine_s=0)
     answer = await app.post(stream=True)
     assert answer.status_code == 200
     comment, event = answer.content.split(b"\n\n", 1)
@@ -123,5 +124,5 @@ async def test_no_websocket_is_accepted_behind_other_servers(router_app: StartRo
     async def send(message: object) -> None:
         sent.append(message)
 
-    await app.server._app({"type": "websocket"}, receive, send)  # type: ignore[arg-type]
+    await app.server._app({"type": "websocket"}, receive, send)
     assert sent == [{"type": "websocket.close"}]
