@@ -268,9 +268,9 @@ def _keep(name: str, state: str, survived: bool, kept: dict[tuple[str, str], boo
 
 def _is_sound(copy: Path, module: str, state: str, kept: dict[tuple[str, str], bool]) -> bool:
     """True if the tests of a module pass without a mutant."""
-    if (module, state) not in kept:
-        _keep(module, state, run_tests(copy, MODULES[module]) == 0, kept)
-    return kept[module, state]
+    if (module, state) not in kept and run_tests(copy, MODULES[module]) == 0:
+        _keep(module, state, True, kept)
+    return (module, state) in kept
 
 
 def report(chosen: Sequence[Mutant], kept: dict[tuple[str, str], bool], per_module: int, seed: int) -> dict[str, Any]:
