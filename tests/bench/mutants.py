@@ -44,7 +44,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/router/http/test_security.py",
         f"{_REQUEST}test_faults.py",
     ),
-    "router/request/decision.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
+    "router/request/decision.py": (
+        f"{_REQUEST}test_dispatcher.py",
+        f"{_REQUEST}test_learning.py",
+        f"{_REQUEST}test_faults.py",
+    ),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py",),
     "router/request/verdict.py": (f"{_REQUEST}test_verdict.py",),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),
