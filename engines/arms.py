@@ -1,6 +1,6 @@
 """Names of arms: an engine with at most one drafter is one arm, a pool one arm for each drafter."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 NONE = "none"
 """The drafter of a pool that drafts nothing."""
@@ -17,9 +17,10 @@ def engine_of(arm: str) -> str:
     return arm.partition(_SEPARATOR)[0]
 
 
-def first_arm(name: str, arms: Sequence[str]) -> str:
-    """Return the arm of this name, or the first one of the engine of this name: of a pool, the one without drafts."""
-    return name if name in arms else next(arm for arm in arms if engine_of(arm) == name)
+def default_arm(name: str, arms: Collection[str]) -> str:
+    """Return the arm of a configured name: of a pool, the one without drafts; else the name itself."""
+    plain = pool_arm(name, NONE)
+    return plain if name not in arms and plain in arms else name
 
 
 def drafter_of(arm: str) -> str | None:

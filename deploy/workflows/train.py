@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from draftpick.deploy.workflows.featurizers import read_training_domains
+from draftpick.engines.arms import default_arm
 from draftpick.policy_training.data.data_card import load_prompt_cards
 from draftpick.policy_training.data.dataset import Dataset, load, smallest_featurizer
 from draftpick.policy_training.data.from_records import (
@@ -64,7 +65,9 @@ class TrainOptions:
     def setting(self, costs: Costs, featurizer: str) -> LearnerSetting:
         """Convert to a learner's setting. Raises ValueError for an unreadable training domain."""
         homes = read_training_domains(self.training_domains, featurizer)
-        return LearnerSetting(self.default, costs, self.seed, self.on_progress, homes, self.workers)
+        return LearnerSetting(
+            default_arm(self.default, costs.arms), costs, self.seed, self.on_progress, homes, self.workers
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import default_arm, engine_of
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, smallest_featurizer
 from draftpick.policy_training.data.from_records import (
     by_time,
@@ -25,7 +26,7 @@ from draftpick.policy_training.evaluation.ope import reward_model
 from draftpick.policy_training.learners.base import Learner, LearnerSetting
 from draftpick.policy_training.learners.ray_train import Workers
 from draftpick.policy_training.retraining.gates import OFFLINE, REFIT
-from draftpick.policy_training.retraining.gates.base import Verdict, evaluate, skipped
+from draftpick.policy_training.retraining.gates.base import MIN_PAIRED, Verdict, evaluate, skipped
 from draftpick.policy_training.retraining.gates.generalization import RefitInputs
 from draftpick.policy_training.retraining.gates.offline import LoggedEvidence
 from draftpick.policy_training.train import fitted, train_policy
@@ -95,13 +96,14 @@ def retrain(
     called with the current operation.
     """
     state = registry.state()
-    active = read(registry.active_folder()) if state.active else None
     data = dataset_of(records[-plan.max_records :], changed_since(events))
+    active = read(registry.active_folder(), data.arms) if state.active else None
     known = list(active.arms) if active else []
     arms = known + [arm for arm in data.arms if arm not in known]
     earlier, later = by_time(
         data, _EARLIER, since=max((e.time for e in events if e.kind in RETRAINING_EVENTS), default=0.0)
     )
+    plan = replace(plan, default=default_arm(plan.default, arms))
     featurizer = plan.featurizer or (active.featurizer if active else None) or smallest_featurizer(data)
     costs = _costs(earlier, arms, _costs_of(registry.active_folder()) if active else None)
     learned = impute_missing_arms(earlier, arms, featurizer, costs, active)
@@ -180,6 +182,8 @@ def _logged_evidence(
     own = _probabilities(candidate, contexts, featurizer, arms)
     before = _probabilities(active, contexts, featurizer, arms) if active else np.eye(len(arms))[logged.arm]
     times = paired_rows(later, rows, arms)
+    if np.isfinite(times).all(1).sum() < MIN_PAIRED:
+        own, before = (by_engine(pi, logged.arm, arms) for pi in (own, before))
     slices = [str(active.cluster(stored_context(v, featurizer)) if active else 0) for v in contexts]
     return LoggedEvidence(
         logged,
@@ -192,6 +196,16 @@ def _logged_evidence(
         paired=times if np.isfinite(times).all(1).any() else None,
         seed=plan.seed,
     )
+
+
+def by_engine(pi: Floats, logged: npt.NDArray[np.int64], arms: Sequence[str]) -> Floats:
+    """Probabilities [n, arms] with those of a pool's arms summed up at the logged arm, if it is of that pool: whichever
+    of its drafters a policy prefers, the pool answers, and mends the choice."""
+    engines = np.asarray([engine_of(arm) for arm in arms])
+    same = engines[logged][:, None] == engines
+    rows, found = np.arange(len(pi)), np.where(same, 0.0, pi)
+    found[rows, logged] = (pi * same).sum(1)
+    return found
 
 
 def _probabilities(policy: Policy, contexts: npt.NDArray[np.float32], featurizer: str, arms: Sequence[str]) -> Floats:

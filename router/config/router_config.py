@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from draftpick.engines.arms import first_arm
+from draftpick.engines.arms import default_arm
 from draftpick.engines.circuit_breaker import BreakerConfig
 from draftpick.engines.config import EMBEDDED, FleetConfig, Model, did_you_mean
 from draftpick.engines.errors import ConfigError
@@ -207,7 +207,7 @@ class DraftpickConfig(FleetConfig):
     def baseline(self) -> str:
         """The arm with the least risk under unknown load: one without a drafter."""
         plain = (e.name for e in self.engines if e.drafts is False)
-        return first_arm(self.router.load.baseline_engine or next(plain, self.router.default_engine), self.arms)
+        return default_arm(self.router.load.baseline_engine or next(plain, self.router.default_engine), self.arms)
 
 
 class ConfigProblems(ConfigError):

@@ -25,10 +25,6 @@ class Access:
         """Whether requests need a key."""
         return self._keys.enabled
 
-    def name_of(self, key: Key) -> str:
-        """The name of a key, for what is kept by key; see `Keyring.name_of`."""
-        return self._keys.name_of(key)
-
     def key(self, http_request: HttpRequest) -> Key:
         """The key of a request. Raises `Unauthorized`, and `Forbidden` for a foreign page in a browser."""
         if self._keys.enabled:

@@ -122,7 +122,10 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Answer a request that offers an upgrade as HTTP/1.1 (RFC 9110, 7.8): parse it again without the offer."""
-        if self._get_upgrade() == b"websocket":
+        if (offered := self._get_upgrade()) is None:  # CONNECT
+            self._refuse(405, "method_not_allowed", "tunnels are not supported")
+            return
+        if offered == b"websocket":
             self._refuse(501, "websocket_not_supported", "WebSocket is not supported")
             return
         lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]

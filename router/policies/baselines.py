@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from draftpick.engines.arms import drafter_of, first_arm
+from draftpick.engines.arms import default_arm, drafter_of
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies.base import Policy, Probabilities
 from draftpick.router.policies.shapes import Arrays
@@ -18,7 +18,7 @@ class FixedPolicy(Policy):
     def __init__(self, arms: tuple[str, ...], arm: str) -> None:
         """`arm`: an arm, or an engine, of whose drafters a pool chooses itself."""
         self.id, self.arms = f"fixed:{arm}", arms
-        self._index, self.orders_drafters = arms.index(first_arm(arm, arms)), drafter_of(arm) is not None
+        self._index, self.orders_drafters = arms.index(default_arm(arm, arms)), drafter_of(arm) is not None
 
     @classmethod
     def from_artifact(cls, id: str, manifest: dict[str, Any], arrays: Arrays) -> "FixedPolicy":

@@ -46,7 +46,8 @@ class Meter:
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
         self._accepted, self._num_answers = accepted, num_answers
         self.arrivals: Exchange | None = None
-        self.num_events, self._event_bytes, self._shortest = 0, 0, math.inf
+        self.num_events = self._content_events = self._content_bytes = 0
+        self._shortest = math.inf
         self._sent: float | None = None
         self.ttft_s: float | None = None
         self._last: float | None = None
@@ -96,11 +97,13 @@ class Meter:
             return True
         if self.ttft_s is None and _has_content(event):
             self.ttft_s = now - self._accepted
-        size = len(event)
         self.num_events += 1
-        self._event_bytes += size
-        if size < self._shortest:
-            self._shortest = size
+        if self.ttft_s is not None:
+            size = len(event)
+            self._content_events += 1
+            self._content_bytes += size
+            if size < self._shortest:
+                self._shortest = size
         return False
 
     def _keep_usage(self, fields: Any) -> bool:
@@ -161,12 +164,13 @@ class Meter:
         return max(output or 0, self._estimate_tokens())
 
     def _estimate_tokens(self) -> int:
-        if self.ttft_s is None:
+        if not self._content_events:
             return 0
         # An event of one token is as long as the shortest, and a word; what is longer has more tokens.
-        beyond = self._event_bytes - self.num_events * (self._shortest + _CHARS_PER_TOKEN)
+        events = self._content_events
+        beyond = self._content_bytes - events * (self._shortest + _CHARS_PER_TOKEN)
         more = max(int(beyond) // _CHARS_PER_TOKEN, 0)
-        return min(self.num_events + more, _MAX_TOKENS_PER_EVENT * self.num_events)
+        return min(events + more, _MAX_TOKENS_PER_EVENT * events)
 
 
 _BLANK = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")

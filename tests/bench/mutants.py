@@ -46,7 +46,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "router/request/decision.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py",),
-    "router/request/verdict.py": (f"{_REQUEST}test_verdict.py", f"{_REQUEST}test_faults.py"),
+    "router/request/verdict.py": (f"{_REQUEST}test_verdict.py",),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),
     "router/request/attempt_queue.py": (f"{_REQUEST}test_attempt_queue.py",),
     "router/request/admission.py": (f"{_REQUEST}test_admission.py", f"{_REQUEST}test_overload.py"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from draftpick.engines.circuit_breaker import BreakerConfig
 from draftpick.engines.errors import EngineUnavailable
+from draftpick.engines.load_report import LoadReport
 from draftpick.engines.replicas import Lease, ReplicaTable
 
 
@@ -179,3 +180,14 @@ def test_every_request_goes_to_a_least_loaded_replica(steps: list[int | None], n
         elif running:
             running.pop(step % len(running))[1].__exit__(None, None, None)
         assert made.in_flight()["a"] == len(running)
+
+
+def test_requests_of_others_that_run_or_wait_at_an_engine_are_its_load() -> None:
+    made = table("u1", "u2")
+    busy, free = made.by_arm["a"]
+    with made.lease("a") as lease:
+        assert lease.replica is busy
+        busy.record_report(LoadReport(running=1, waiting=3), at=0.0)
+        assert (busy.foreign_in_flight, busy.total_in_flight) == (3, 4)
+    with made.lease("a"), made.lease("a"), made.lease("a") as third:
+        assert third.replica is free

@@ -44,6 +44,8 @@ _ROUTER_DOWN_S = 3.0
 _ROUTERS = 2
 _USUAL_KEY, _HOSTILE_KEY = "dp-usual", "dp-hostile"
 _SLOW_SHARE = 0.1
+_POLICY_CHANGES = ("reload_policy", "offer_broken_policy")
+_MIN_COMPARED = 50
 _SETTLED_S = 2.0
 """After a fault is over, until routing is as usual."""
 _COUNTED = (
@@ -198,20 +200,19 @@ def routing_shift(
     results: Sequence[ClientResult], story: Story, turns: Sequence[tuple[float, float]]
 ) -> dict[str, float]:
     """How the engines of whole, first attempts differ between the turns of the hostile client and its rests, outside
-    faults: the largest difference of an engine's share, and the probability of such tables by chance (chi-squared tests,
-    one for each time between two faults)."""
-    changes = sorted(story.over.values())
+    faults: the largest difference of an engine's share, and the probability of such tables by chance (chi-squared
+    tests, one for each policy)."""
+    changes = [at for name, at in story.done.items() if name in _POLICY_CHANGES]
     tables: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for one in results:
         calm = not any(at <= one.sent <= story.over.get(name, np.inf) + _SETTLED_S for name, at in story.done.items())
         if one.done and one.attempts == 1 and calm:
             during = any(begin <= one.sent <= end for begin, end in turns)
             tables[sum(at <= one.sent for at in changes)][one.arm][during] += 1
-    # One table for each time between two faults, which may change the engines and the policy.
     differences, p_values, compared = [0.0], [1.0], 0
     for by_arm in tables.values():
         table = np.asarray(list(by_arm.values()), np.float64)
-        if len(table) > 1 and table.sum(0).min() >= 50:
+        if len(table) > 1 and table.sum(0).min() >= _MIN_COMPARED:
             shares = table / table.sum(0)
             differences.append(float(np.abs(shares[:, 1] - shares[:, 0]).max()))
             p_values.append(float(chi2_contingency(table).pvalue))

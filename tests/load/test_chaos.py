@@ -24,7 +24,8 @@ def record(number: int, **changes: object) -> Record:
     fields = {
         "request_id": f"own-{number}", "attempt": 1, "time": float(number), "path": "/v1/chat/completions",
         "stream": True, "sampling": {}, "in_flight": {}, "context": None,
-        "decision": Decision("a", 1.0, {"a": 1.0}, "p"), "outcome": Outcome("ok", 200), "client_request_id": f"r{number}",
+        "decision": Decision("a", 1.0, {"a": 1.0}, "p"), "outcome": Outcome("ok", 200),
+        "client_request_id": f"r{number}",
     }  # fmt: skip
     return Record(**{**fields, **changes})  # type: ignore[arg-type]
 

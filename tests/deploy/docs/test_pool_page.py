@@ -20,7 +20,7 @@ from draftpick.deploy.launch.ray_serve import free_port
 from draftpick.engines.pool.report import FIELD, parse
 
 PAGE = (Path(__file__).parents[3] / "docs" / "pool.md").read_text()
-(FLEET,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+FLEET, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 ON_GPUS, ON_CPUS = re.findall(r"```sh\n(.*?)\n```", PAGE, re.S)
 ASK = {"messages": [{"role": "user", "content": "Repeat five times: red, green, blue."}], "max_tokens": 48}
 

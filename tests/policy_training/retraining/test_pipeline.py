@@ -16,7 +16,7 @@ from draftpick.policy_training.data.record_store import RecordStore
 from draftpick.policy_training.learners import learner
 from draftpick.policy_training.retraining.canary import Limits
 from draftpick.policy_training.retraining.controller import RolloutConfig, RolloutController
-from draftpick.policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, retrain
+from draftpick.policy_training.retraining.pipeline import RetrainingPlan, RetrainingResult, by_engine, retrain
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.events import Event
 from draftpick.router.policies import read
@@ -414,3 +414,10 @@ def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(
     keeper.step()
     assert len(said) == 1
     assert datetime.now(UTC) - registry.state().history[-1].time < timedelta(minutes=1)
+
+
+def test_the_arms_of_a_pool_are_one_choice_to_an_estimate() -> None:
+    arms = ["plain", "pool/a", "pool/b"]
+    pi = np.asarray([[0.1, 0.7, 0.2], [0.1, 0.7, 0.2], [1.0, 0.0, 0.0]])
+    found = by_engine(pi, np.asarray([2, 0, 1]), arms)
+    assert found.tolist() == pytest.approx(np.asarray([[0.1, 0.0, 0.9], [0.1, 0.7, 0.2], [1.0, 0.0, 0.0]]).tolist())

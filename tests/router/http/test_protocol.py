@@ -155,6 +155,12 @@ async def test_websockets_are_refused() -> None:
         assert b'"code":"websocket_not_supported"' in answer
 
 
+async def test_tunnels_are_refused() -> None:
+    async with door() as opened:
+        answer = await opened.ask(b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 405 ")
+
+
 async def test_invalid_http_is_refused_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with door() as opened:
         for data in (b"GARBAGE\r\n\r\n", HEAD + b"content-length: x\r\n\r\n"):
