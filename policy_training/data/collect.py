@@ -78,7 +78,7 @@ def authorization() -> dict[str, str]:
 
 
 async def arms_of(url: str) -> list[str]:
-    """Return the arms behind a router: engines, and the drafters of pools. Raises `DraftpickError` if the router requires a key."""
+    """Return the arms behind a router, drafters of pools included. Raises `DraftpickError` if it requires a key."""
     async with httpx.AsyncClient(base_url=url, timeout=10, headers=authorization()) as client:
         state = (await client.get("/ready")).json()
     if "engines" not in state:
