@@ -25,6 +25,10 @@ class Access:
         """Whether requests need a key."""
         return self._keys.enabled
 
+    def name_of(self, key: Key) -> str:
+        """The name of a key, for what is kept by key; see `Keyring.name_of`."""
+        return self._keys.name_of(key)
+
     def key(self, http_request: HttpRequest) -> Key:
         """The key of a request. Raises `Unauthorized`, and `Forbidden` for a foreign page in a browser."""
         if self._keys.enabled:
@@ -32,10 +36,6 @@ class Access:
         if "origin" in http_request.header_values:
             self._check_origin(http_request)
         return ANONYMOUS
-
-    def name_of(self, key: Key) -> str:
-        """Name of a key for learning and shared state; see `Keyring.name_of`."""
-        return self._keys.name_of(key)
 
     def require_admin(self, http_request: HttpRequest, purpose: str) -> Key:
         """The key of a request for administration. Raises `Unauthorized` or `Forbidden`."""

@@ -205,18 +205,16 @@ class EventStream:
         if self._parts:
             # Only what is new is searched: a long event that comes in many parts is joined once.
             if _BLANK.search(self._parts[-1][-3:] + chunk) is None:
-                self._hold(chunk)
-                return b""
+                return self._hold(chunk)
             data = b"".join([*self._parts, chunk])
             self._parts, self._held = [], 0
         if b"\r" in data:
             return self._feed_mixed(data)
         end = data.rfind(b"\n\n")
         if end < 0:
-            self._hold(data)
-            return b""
+            return self._hold(data)
         if len(data) > end + 2:
-            self._hold(data[end + 2 :])
+            self._keep(data[end + 2 :])
             data = data[: end + 2]
         return self._observe(data, data[:-2].split(b"\n\n"), b"\n\n")
 
@@ -226,7 +224,7 @@ class EventStream:
             whole.append((data[at : blank.start()], blank[0]))
             at = blank.end()
         if at < len(data):
-            self._hold(data[at:])
+            self._keep(data[at:])
         for event, separator in whole:
             out.append(self._observe(event + separator, [event], separator))
         return b"".join(out)
@@ -243,11 +241,16 @@ class EventStream:
         kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
         return b"".join([event + separator for event in kept])
 
-    def _hold(self, part: bytes) -> None:
+    def _keep(self, part: bytes) -> None:
         self._parts.append(part)
         self._held += len(part)
+
+    def _hold(self, part: bytes) -> bytes:
+        """Keep a part without a complete event; returns what is forwarded, which is nothing."""
+        self._keep(part)
         if self._held > self._max_bytes:
             raise StreamInterrupted(f"an event is longer than {self._max_bytes} bytes")
+        return b""
 
     def end(self) -> bytes:
         """Return the rest of a stream that ended without a blank line."""

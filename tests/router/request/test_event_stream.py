@@ -2,6 +2,7 @@
 
 import pytest
 
+from draftpick.engines.errors import StreamInterrupted
 from draftpick.router.request.meter import EventStream, Meter
 from tests.router.events import DONE, HEAD, ROLE, STREAMS, USAGE, USAGE_CHUNK, delta, event, joined
 
@@ -81,3 +82,32 @@ def test_only_the_usage_chunk_is_hidden() -> None:
 def test_a_usage_chunk_alone_in_its_packet_is_hidden() -> None:
     stream = EventStream(Meter(0.0), hide_usage=True)
     assert [stream.feed(joined(one)) for one in (ROLE, USAGE_CHUNK, DONE)] == [joined(ROLE), b"", joined(DONE)]
+
+
+@pytest.mark.parametrize("forms", ["\r\n", "\r", "mixed", "no space", "with id", "byte order mark"])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_every_form_of_the_standard_is_read_and_forwarded_unchanged(forms: str, size: int) -> None:
+    whole = b": ping\r\n\r\n".join([ROLE + b"\n\n", delta(content="x") + b"\n\n", USAGE_CHUNK + b"\n\n"])
+    whole += DONE + b"\n\n"
+    if forms in ("\r\n", "\r"):
+        whole = whole.replace(b"\r\n", b"\n").replace(b"\n", forms.encode())
+    elif forms == "no space":
+        whole = whole.replace(b"data: ", b"data:")
+    elif forms == "with id":
+        whole = whole.replace(b"data: ", b"id: 1\ndata: ")
+    elif forms == "byte order mark":
+        whole = b"\xef\xbb\xbf" + whole
+    meter = Meter(0.0)
+    stream = EventStream(meter, hide_usage=False)
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert b"".join([*map(stream.feed, parts), stream.end()]) == whole
+    assert meter.terminated
+    assert meter.ttft_s is not None
+    assert meter.outcome("ok").output_tokens == 5
+
+
+def test_an_event_without_an_end_is_no_longer_held() -> None:
+    stream = EventStream(Meter(0.0), hide_usage=False, max_bytes=1000)
+    assert stream.feed(b"data: " + b"x" * 900) == b""
+    with pytest.raises(StreamInterrupted, match="longer than 1000 bytes"):
+        stream.feed(b"x" * 100)
