@@ -22,9 +22,13 @@ class Row:
 
 
 class RequestText:
-    """What the runner keeps of a request: its text's rows that some head has not read, and the states of drafters."""
+    """What the runner keeps of a request: its text's rows that some head has not read, and the states of drafters.
 
-    def __init__(self, pool: PoolRequest, max_tokens: int) -> None:
+    `known`: vLLM's own state of it.
+    """
+
+    def __init__(self, known: Any, pool: PoolRequest, max_tokens: int) -> None:
+        self.known = known
         self.pool = pool
         self.max_tokens = max_tokens
         self.parts: list[Rows] = []

@@ -185,7 +185,9 @@ class PoolProposer(EagleProposer):
     def _rows(self, step: dict[str, Any]) -> list[Row]:
         """Return the rows of this step, their texts and new tokens noted; forget requests that ended."""
         batch, metadata = self._runner.input_batch, step["common_attn_metadata"]
-        for ended in self._requests.keys() - self._runner.requests.keys():
+        known = self._runner.requests
+        # An id may come again at once; vLLM's own state of a request is as old as the request.
+        for ended in [name for name, one in self._requests.items() if known.get(name) is not one.known]:
             self._end(self._requests.pop(ended))
         starts = metadata.query_start_loc_cpu.tolist()
         last = metadata.query_start_loc[1:].long() - 1
@@ -208,14 +210,15 @@ class PoolProposer(EagleProposer):
         return rows
 
     def _start(self, req_id: str) -> RequestText:
-        params = self._runner.requests[req_id].sampling_params
+        known = self._runner.requests[req_id]
+        params = known.sampling_params
         forecast, sampled, most = None, False, self.max_model_len
         if params is not None:
             sampled, most = params.temperature > GREEDY, params.max_tokens or self.max_model_len
             if (text := (params.extra_args or {}).get(XARG)) is not None:
                 forecast = Forecast.from_json(text)
                 self.ignored_forecasts += forecast is None
-        return RequestText(self.controller.start(sampled, forecast), most)
+        return RequestText(known, self.controller.start(sampled, forecast), most)
 
     def _end(self, request: RequestText) -> None:
         for name, state in request.states.items():

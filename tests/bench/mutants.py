@@ -44,7 +44,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/router/http/test_security.py",
         f"{_REQUEST}test_faults.py",
     ),
-    "router/request/decision.py": (f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
+    "router/request/decision.py": (
+        f"{_REQUEST}test_dispatcher.py",
+        f"{_REQUEST}test_learning.py",
+        f"{_REQUEST}test_faults.py",
+    ),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py",),
     "router/request/verdict.py": (f"{_REQUEST}test_verdict.py",),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),
@@ -268,9 +272,9 @@ def _keep(name: str, state: str, survived: bool, kept: dict[tuple[str, str], boo
 
 def _is_sound(copy: Path, module: str, state: str, kept: dict[tuple[str, str], bool]) -> bool:
     """True if the tests of a module pass without a mutant."""
-    if (module, state) not in kept:
-        _keep(module, state, run_tests(copy, MODULES[module]) == 0, kept)
-    return kept[module, state]
+    if (module, state) not in kept and run_tests(copy, MODULES[module]) == 0:
+        _keep(module, state, True, kept)
+    return (module, state) in kept
 
 
 def report(chosen: Sequence[Mutant], kept: dict[tuple[str, str], bool], per_module: int, seed: int) -> dict[str, Any]:

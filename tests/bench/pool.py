@@ -12,6 +12,7 @@ hardly matter, and its speed tokens a second. Figures, ratios of speeds over all
 
 import argparse
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import time
@@ -69,7 +70,9 @@ def main() -> None:
     config = fleet(max(args.at_once))
     prepare_models(config)
     prompts = select(args.prompts, args.split, args.kinds, args.n, args.max_tokens)
-    source = {args.name: {"file": args.prompts.name, "n": len(prompts), "max_tokens": args.max_tokens}}
+    digest = hashlib.sha256(args.prompts.read_bytes()).hexdigest()
+    facts = {"file": args.prompts.name, "sha256": digest, "n": len(prompts), "max_tokens": args.max_tokens}
+    source = {f"{args.name}/{key}": value for key, value in facts.items()}
     with Engines(config) as engines:
         for at_once in args.at_once:
             measured = measure(engines, prompts, at_once)
@@ -83,7 +86,7 @@ def main() -> None:
             if args.json_file.exists():
                 merge_into(args.json_file, figures, sets=source)
             else:
-                write(args.json_file, len(prompts), figures, bracket="95 % bootstrap over blocks", sets=source)
+                write(args.json_file, len(prompts), figures, bracket="95 % bootstrap over prompts", sets=source)
 
 
 def fleet(at_once: int) -> DraftpickConfig:

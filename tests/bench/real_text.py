@@ -77,6 +77,7 @@ def main() -> None:
             "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
             "file": args.prompts.name,
             "n": result.n,
+            "of_each": args.n,
             "best_fixed": result.best_fixed,
             "max_tokens": args.max_tokens,
             "named": ", ".join(sorted({prompt.source for prompt in prompts})),

@@ -8,7 +8,7 @@ from draftpick.engines.models.embedded import drafter_path
 from draftpick.policy_training.workloads import KINDS
 from draftpick.policy_training.workloads.rewording import synonyms
 from tests.bench.evidence import Row, specification
-from tests.bench.figure_references import ROOT, results
+from tests.bench.figure_references import ROOT
 from tests.bench.held_out import APART, listed
 
 _GENERATED = re.compile(r"generated:(\w+)")
@@ -55,10 +55,3 @@ def test_new_verbs_are_in_no_word_list_unless_the_row_says_so() -> None:
 def test_the_verbs_apart_are_in_no_word_list() -> None:
     assert APART.keys() == synonyms().keys()
     assert not {word for synonym in APART.values() for word in listed(synonym)}
-
-
-def test_public_kinds_are_no_kinds_of_the_generator() -> None:
-    public = results().get("public_prompts.json")
-    if public is None:
-        pytest.skip("no public_prompts.json")
-    assert set(public["prompts"]["kinds"]).isdisjoint(KINDS)

@@ -71,6 +71,10 @@ def test_nothing_is_kept_of_requests_that_ended_before_the_last_step(found: dict
     assert found["kept"] == 1
 
 
+def test_an_id_that_comes_again_is_another_request(found: dict[str, Any]) -> None:
+    assert sum(one["steps"] + one["accepted"] for one in found["again"].values()) <= 15 + 8
+
+
 def test_requests_at_the_model_s_length_do_not_stop_the_others_drafts(found: dict[str, Any]) -> None:
     assert found["longest"] == LENGTH
     assert found["beside_longest"]["suffix"]["steps"] + found["beside_longest"]["general"]["steps"] > 5
@@ -177,6 +181,7 @@ class Session:
         seen["pins"] = [asked[i][2] for i in done]
         seen["alone"] = [self.alone(f"alone-{i}", text, tokens, "none") for i, (text, tokens, _) in enumerate(asked)]
         seen["kept"] = len(self.proposer._requests)
+        self.observe_id(seen)
         self.observe_prefix(seen)
         self.observe_length(seen)
         self.observe_failure(seen, "Repeat ten times: red, green, blue.", 40)
@@ -187,6 +192,12 @@ class Session:
         self.add(name, text, tokens, only)
         self.finish()
         return self.tokens(name)
+
+    def observe_id(self, seen: dict[str, Any]) -> None:
+        """A request under the id of the one before."""
+        for tokens in (32, 16):
+            self.alone("again", "Repeat: red, green, blue, red, green, blue.", tokens, "ngram")
+        seen["again"] = self.report("again")
 
     def observe_prefix(self, seen: dict[str, Any]) -> None:
         """A prompt that others read while another drafter drafted, and the same without a cache."""

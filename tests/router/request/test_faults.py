@@ -86,6 +86,15 @@ async def test_another_engine_answers_a_stream_when_one_hangs(router_app: StartR
     assert story(await app.records(2)) == [(1, "a", "timeout"), (2, "b", "ok")]
 
 
+async def test_no_second_replica_of_an_engine_that_failed_is_asked_before_another_engine(
+    router_app: StartRouter, servers: Servers
+) -> None:
+    app = await router_app({"a": FAILS, "b": FAST})
+    app.replicas.update("a", [app.engines["a"].url, (await servers.mock(FAILS)).url])
+    assert (await app.post()).status_code == 200
+    assert story(await app.records(2)) == [(1, "a", "engine_error"), (2, "b", "ok")]
+
+
 async def test_another_engine_answers_when_a_whole_answer_breaks(router_app: StartRouter) -> None:
     app = await router_app({"a": BREAKS, "b": FAST})
     answer = await app.post()

@@ -308,3 +308,12 @@ def test_a_whole_answer_that_is_no_answer_tells_nothing(answer: bytes) -> None:
     made = whole(answer)
     assert (made.prompt_tokens, made.output_tokens, made.ttft_s, made.acceptance_length) == (None,) * 4
     assert made.e2e_s is not None
+
+
+@pytest.mark.parametrize("name", [None, "error"])
+def test_an_error_event_is_kept_and_ends_no_answer(name: str | None) -> None:
+    timed, told = Timed(), event({"error": {"message": "out of memory", "code": 500}}, name)
+    timed.feed(delta(content="a"))
+    assert not timed.meter.failed
+    timed.feed(told)
+    assert (timed.meter.failed, timed.meter.error_event, timed.meter.terminated) == (True, told, False)
