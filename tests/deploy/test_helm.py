@@ -143,7 +143,7 @@ def test_kubernetes_takes_what_is_rendered(name: str) -> None:
 @needs_helm
 @each_example
 def test_serve_and_draftpick_take_the_fleet(name: str, tmp_path: Path) -> None:
-    ray_service = objects(example(name))["RayService"]
+    ray_service = objects(changed(name, keys={"existingSecret": ""}))["RayService"]  # no Secret is mounted here
     parsed = ServeDeploySchema.model_validate(serve_config(ray_service))
     assert set(serve_config(ray_service)) <= set(ServeDeploySchema.model_fields), "Serve ignores what it does not know"
     (application,) = parsed.applications
