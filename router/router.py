@@ -107,8 +107,7 @@ class Router:
             tracing=self._tracing,
             configured=configured_abilities(config),
         )
-        parts = self.parts
-        self.supervisor = Supervisor(parts.metrics.failures)
+        parts, self.supervisor = self.parts, Supervisor(self.parts.metrics.failures)
         self._engine_poller = EnginePoller(
             self._client, self._replicas, parts.load, router.load.report_interval_s, supervisor=self.supervisor
         )

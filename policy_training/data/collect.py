@@ -78,12 +78,12 @@ def authorization() -> dict[str, str]:
 
 
 async def arms_of(url: str) -> list[str]:
-    """Return the names of the engines behind a router. Raises `DraftpickError` if the router requires a key."""
+    """Return the arms behind a router, drafters of pools included. Raises `DraftpickError` if it requires a key."""
     async with httpx.AsyncClient(base_url=url, timeout=10, headers=authorization()) as client:
         state = (await client.get("/ready")).json()
     if "engines" not in state:
         raise DraftpickError(f"{url} requires a key with the scope `admin`: set {ADMIN_KEY_VARIABLE}")
-    return list(state["engines"])
+    return list(state.get("in_flight", state["engines"]))
 
 
 def model_of(url: str) -> str:

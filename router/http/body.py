@@ -43,7 +43,7 @@ class BodyBudget:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await waiting
-        except BaseException as error:
+        except BaseException as error:  # a cancellation, too, gives the bytes back
             if waiting.done() and not waiting.cancelled():
                 self.release(size)  # it was admitted while leaving
             else:
@@ -107,7 +107,7 @@ class _HeldBody:
                     raise self._too_large()
                 return await self._read(_chunks(request, message))
             return await self._read(_decompressed(_chunks(request), encoding))
-        except BaseException:
+        except BaseException:  # a cancellation, too, gives the bytes back
             await self.__aexit__(None, None, None)
             raise
 

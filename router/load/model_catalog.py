@@ -13,7 +13,7 @@ from draftpick.engines.http.json_values import parse_object
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.load.engine_page import read_page
 
-_EVERY_S = 10.0
+_EVERY_S = 30.0
 _MAX_MODELS = 1000
 Card = dict[str, Any]
 """A model as vLLM describes it: `id`, `max_model_len`, and for an adapter its `parent`."""
@@ -55,8 +55,11 @@ class ModelCatalog:
             found = {card["id"]: card for card in cards if isinstance(card, dict) and isinstance(card.get("id"), str)}
             if found:
                 self.models[engine] = found
-        if engine in self._undeclared and b"vllm:" in (page := await read_page(self._client, f"{url}/metrics") or b""):
-            self.drafts[engine] = b"vllm:spec_decode" in page
+        is_vllm = any(card.get("owned_by") == "vllm" for card in self.models.get(engine, {}).values())
+        if engine in self._undeclared and is_vllm:
+            page = await read_page(self._client, f"{url}/metrics") or b""
+            if b"vllm:" in page:
+                self.drafts[engine] = b"vllm:spec_decode" in page
 
     def max_model_len(self, engine: str, model: str) -> int | None:
         """Longest context of a model on an engine, in tokens, if it is known."""

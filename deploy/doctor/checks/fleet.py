@@ -5,6 +5,7 @@ from typing import Any
 
 from draftpick.deploy.doctor.context import DoctorContext
 from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.arms import engine_of
 
 _OUTPUT = (
     *("dtype", "quantization", "quantization_config", "kv_cache_dtype", "revision", "tokenizer_revision"),
@@ -66,10 +67,10 @@ def same_capacity(context: DoctorContext) -> Iterator[Finding]:
 
 @check("fleet", "there is an engine without a drafter")
 def plain_engine(context: DoctorContext) -> Iterator[Finding]:
-    """At high load, and for sampled requests, drafting costs more than it saves."""
+    """At high load, and for sampled requests, drafting costs more than it saves. A pool may draft nothing."""
     drafts = {engine.name: engine.drafts for engine in context.config.engines}
     drafts |= {name: one.drafts for name, one in context.answering.items() if one.drafts is not None}
-    if any(value is False for value in drafts.values()):
+    if any(value is False for value in drafts.values()) or any(one.is_pool for one in context.config.engines):
         return
     why = "under heavy load and for sampled requests drafts cost more than they save, and nothing else could serve"
     if unknown := [name for name, value in drafts.items() if value is None]:
@@ -83,8 +84,8 @@ def plain_engine(context: DoctorContext) -> Iterator[Finding]:
 
 @check("fleet", "there is something to choose from")
 def one_engine(context: DoctorContext) -> Iterator[Finding]:
-    """Routing needs two different engines."""
-    if len(context.config.engines) == 1:
+    """Routing needs two different engines, or a pool."""
+    if len(context.config.arms) == 1:
         yield warning(
             "engines", "the fleet has one engine", "add one with another drafter, or serve it without a router",
             "there is nothing to choose from: `vllm serve` alone is simpler",
@@ -94,8 +95,8 @@ def one_engine(context: DoctorContext) -> Iterator[Finding]:
 @check("router", "the default engine is without a drafter")
 def default_engine(context: DoctorContext) -> Iterator[Finding]:
     """The engine that serves when the policy cannot must suit every request."""
-    default = context.config.router.default_engine
-    drafts = {engine.name: engine.drafts for engine in context.config.engines}
+    default = engine_of(context.config.router.default_engine)
+    drafts = {engine.name: engine.drafts and not engine.is_pool for engine in context.config.engines}
     plain = [name for name, value in drafts.items() if value is False]
     if drafts[default] and plain:
         yield note(

@@ -139,7 +139,7 @@ def learning(context: DoctorContext) -> Iterator[Finding]:
             "exploration: {rate: 0.03}, or shadow: {sample_rate: 0.01}",
             "records then only cover the chosen engines, and retraining cannot find better choices",
         )  # fmt: skip
-    extra = router.shadow.sample_rate * (len(context.config.arms) - 1)
+    extra = router.shadow.sample_rate * (len(context.config.names) - 1)
     if extra > _DEAR_SHADOWS:
         yield note(
             "router.shadow.sample_rate", f"shadows add {extra:.0%} to the requests", "shadow: {sample_rate: 0.01}",

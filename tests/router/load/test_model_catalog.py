@@ -63,5 +63,6 @@ async def test_odd_pages_say_nothing(servers: Servers, page: Any) -> None:
 async def test_an_engines_metrics_say_whether_it_drafts(servers: Servers) -> None:
     page = "vllm:num_requests_running 0\n"
     spec = page + "vllm:spec_decode_num_drafts_total 0\n"
-    catalog = await polled(servers, a=serving({}, page), b=serving({}, spec), c=serving({}, "other 1\n"))
-    assert catalog.drafts == {"a": False, "b": True}
+    vllm = listed({"id": "x", "owned_by": "vllm"})
+    engines = {"a": serving(vllm, page), "b": serving(vllm, spec), "c": serving(vllm, "x 1\n"), "d": serving({}, spec)}
+    assert (await polled(servers, **engines)).drafts == {"a": False, "b": True}

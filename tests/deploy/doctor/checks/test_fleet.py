@@ -57,3 +57,10 @@ def test_mocks_among_real_engines(tmp_path: Path) -> None:
     all_fake = fleet(tmp_path, fake, router={"default_engine": "fake"})
     assert one(found(all_fake, "mocks")).level == "note"
     assert not found(fleet(tmp_path), "mocks")
+
+
+def test_a_pool_alone_is_a_fleet_to_choose_in(tmp_path: Path) -> None:
+    pool = {"name": "pool", "drafters": [{"name": "suffix", "method": "suffix"}]}
+    for default in ("pool", "pool/suffix"):
+        alone = fleet(tmp_path, pool, router={"default_engine": default})
+        assert not any(found(alone, check) for check in ("plain_engine", "one_engine", "default_engine"))
