@@ -55,7 +55,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class DoctorContext:
-    """`running`: probed engines by name. `records`: the latest ones, or why they are unreadable.
+    """`running`: probed engines by name. `records`: the latest ones, or why they are unreadable; `damaged`: number of
+    skipped lines by segment.
 
     `host`: the router's address. `written`: whether there is a written configuration, or only URLs.
     `former_fields`: a line for each field that the configuration calls by its former name.
@@ -65,13 +66,19 @@ class DoctorContext:
     machine: Machine
     running: Mapping[str, RunningEngine] = field(default_factory=dict)
     records: Sequence[Record] | str = ()
+    damaged: Mapping[str, int] = field(default_factory=dict)
     host: str = "127.0.0.1"
     written: bool = True
     former_fields: Sequence[str] = ()
 
     def has(self, about: About) -> bool:
         """True if there is an input for checks of this subject."""
-        there = {"fleet": True, "router": self.written, "engines": bool(self.running), "records": bool(self.records)}
+        there = {
+            "fleet": True,
+            "router": self.written,
+            "engines": bool(self.running),
+            "records": bool(self.records or self.damaged),
+        }
         return there[about]
 
     @property
@@ -104,12 +111,13 @@ class DoctorContext:
         return f"{field}.engine_kwargs.{name}" if name in at.engine_kwargs else f"engine_kwargs.{name}"
 
 
-def last_records(config: DraftpickConfig) -> Sequence[Record] | str:
-    """The latest records in the configured folder, if any; or why they are unreadable."""
+def last_records(config: DraftpickConfig) -> tuple[Sequence[Record] | str, Mapping[str, int]]:
+    """The latest records in the configured folder, if any, or why they are unreadable; damaged lines by segment."""
     folder = config.router.records.dir
     if folder is None or not any(folder.glob("records-*.jsonl")):
-        return ()
+        return (), {}
+    store = RecordStore(str(folder), max_records=_MAX_RECORDS)
     try:
-        return RecordStore(str(folder), max_records=_MAX_RECORDS).records()[-_MAX_RECORDS:]
+        return store.records()[-_MAX_RECORDS:], store.damaged
     except (DatasetError, OSError) as error:
-        return str(error)
+        return str(error), {}

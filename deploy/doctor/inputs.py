@@ -49,8 +49,8 @@ def read_context(config: str | None, addresses: Mapping[str, str], host: str, pa
     if unknown := sorted(addresses.keys() - set(fleet.names)):
         raise ConfigError("--url", f"unknown engine {', '.join(unknown)}", f"engines: {', '.join(fleet.names)}")
     places = {engine.name: str(engine.url) for engine in fleet.engines if engine.url} | dict(addresses)
-    running, records = ask(places, patience_s, access_of(fleet.engines)), last_records(fleet)
-    return DoctorContext(fleet, Machine.here(), running, records, host, former_fields=former_fields)
+    running, (records, damaged) = ask(places, patience_s, access_of(fleet.engines)), last_records(fleet)
+    return DoctorContext(fleet, Machine.here(), running, records, damaged, host, former_fields=former_fields)
 
 
 def _only_addresses(addresses: Mapping[str, str], running: Mapping[str, RunningEngine]) -> dict[str, object]:

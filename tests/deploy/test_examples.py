@@ -15,6 +15,7 @@ from tests.deploy import kube
 from tests.deploy.kube import ray_service_args
 
 STATE = "/var/lib/draftpick"
+KEYS = "/etc/draftpick/keys"
 """Where the chart mounts the shared volume."""
 _CPUS_OF_A_ROUTER = _CPUS_OF_A_MOCK = 0.1
 
@@ -35,7 +36,8 @@ def ray_service() -> dict[str, Any]:
 def as_the_head_checks(fleet: dict[str, Any], folder: Path) -> DraftpickConfig:
     """A rendered fleet, checked with `folder` in the place of the shared volume."""
     (folder / "registry").mkdir()
-    found: dict[str, Any] = json.loads(json.dumps(fleet).replace(STATE, str(folder)))
+    (folder / "keys.yaml").write_text("[]\n")
+    found: dict[str, Any] = json.loads(json.dumps(fleet).replace(STATE, str(folder)).replace(KEYS, str(folder)))
     return resolve(found)
 
 

@@ -68,4 +68,8 @@ async def test_a_fallback_goes_to_the_baseline_engine_and_is_counted(router_app:
 
 
 async def test_every_reason_has_words() -> None:
-    assert ineligible_reasons([Signal("")]) == {**UNAVAILABLE_REASONS, "made_up": "is made up"}
+    assert ineligible_reasons([Signal("")]) == {
+        **UNAVAILABLE_REASONS,
+        "unable": "cannot take this request",
+        "made_up": "is made up",
+    }

@@ -31,13 +31,20 @@ def _finished(context: DoctorContext) -> dict[str, list[Record]]:
 
 @check("records", "records are readable")
 def readable(context: DoctorContext) -> Iterator[Finding]:
-    """A damaged segment stops every retraining."""
+    """By reading them as retraining does: damaged lines are skipped."""
     if isinstance(context.records, str):
         yield problem(
             "router.records.dir",
             context.records,
             "move that file out of the folder",
-            "training fails on a folder with a damaged segment",
+            "training fails on a folder that cannot be read",
+        )
+    for name, lines in context.damaged.items():
+        yield warning(
+            "router.records.dir",
+            f"{name}: {lines} damaged {'line is' if lines == 1 else 'lines are'} skipped",
+            "`draftpick records repair FOLDER` moves them out of the segment",
+            "what they recorded is lost for retraining",
         )
 
 

@@ -58,4 +58,4 @@ def _text(content: Any, name: str) -> str:
         raise ValueError(f"'{name}' must be a string, or a list of parts, found {content!r:.80}")
     if not all(isinstance(part.get("text"), str) for part in parts):
         raise Unusable("message with parts other than text")
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(part["text"] for part in parts if part["text"])

@@ -146,7 +146,7 @@ def test_replayed_requests_need_times_from_somewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "is not readable"), (b"", "no usable record"), (b"\x00\xff\n", "records-1")]
+    ("content", "problem"), [(None, "is not readable"), (b"", "no usable record"), (b"\x00\xff\n", "no usable record")]
 )
 def test_damaged_and_empty_records(tmp_path: Path, content: bytes | None, problem: str) -> None:
     folder = tmp_path / "records"
