@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 log = logging.getLogger("draftpick.router")
 
@@ -24,15 +25,15 @@ class Supervisor:
         pause_s = _FIRST_PAUSE_S
         while True:
             began = time.monotonic()
-            if await self.attempt(part, work()):
+            if await self.attempt(part, work):
                 return
             pause_s = _FIRST_PAUSE_S if time.monotonic() - began > _LONG_S else min(2 * pause_s, _MAX_PAUSE_S)
             await asyncio.sleep(pause_s)
 
-    async def attempt(self, part: str, work: Awaitable[None]) -> bool:
-        """Run `work` once; return whether it had no error."""
+    async def attempt(self, part: str, work: Callable[..., Awaitable[None]], *arguments: Any) -> bool:
+        """Run `work` once with these arguments; return whether it had no error."""
         try:
-            await work
+            await work(*arguments)
         except Exception as error:  # files, engines, peers and third-party policies: none may end a task
             self.report(part, error)
             return False

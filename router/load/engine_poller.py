@@ -55,7 +55,7 @@ class EnginePoller:
     async def poll(self) -> None:
         """Poll every replica once."""
         everywhere = [(engine, r) for engine, there in self._replicas.by_engine.items() for r in there]
-        await asyncio.gather(*(self._supervisor.attempt("load", self._poll_replica(*each)) for each in everywhere))
+        await asyncio.gather(*(self._supervisor.attempt("load", self._poll_replica, *each) for each in everywhere))
         urls = {replica.url for _, replica in everywhere}
         for known in (self._profile_due, self._silent_until, self._repeats):
             for url in known.keys() - urls:
