@@ -22,7 +22,7 @@ DEFAULT_PORT = 8000
 FLEET = {
     "target": {"name": "mock-model"},
     "engines": [{"name": "plain", "kind": "mock"}],
-    "router": {"policy": "uniform", "default_engine": "plain"},
+    "router": {"policy": "uniform", "default_engine": "plain", "local_admin": True},
 }
 
 

@@ -19,7 +19,7 @@ def records_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def mock_url(records_dir: Path) -> Iterator[str]:
     logs = {"format": "json", "access_log": True}
-    with running(fleet("mock", records_dir, num_replicas=2, logs=logs), port=free_port()) as url:
+    with running(fleet("mock", records_dir, num_replicas=2, logs=logs, paths=["*"]), port=free_port()) as url:
         yield url
 
 
