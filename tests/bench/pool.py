@@ -30,10 +30,10 @@ from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.engines.config import Engine, FleetConfig
 from draftpick.engines.models.paths import target_path
 from draftpick.engines.vllm.arguments import engine_arguments
-from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt
 from draftpick.router.config.router_config import DraftpickConfig, load_config
+from tests.bench.figures import bootstrap_ratio
 from tests.bench.real_text import select
 
 PLAIN, POOL = "plain", "pool"
@@ -210,22 +210,22 @@ def judge(measured: Mapping[str, list[Block]], prompts: Sequence[Prompt], at_onc
     token_s = {name: np.asarray([block.token_s for block in blocks]) for name, blocks in measured.items()}
     singles = [name for name in measured if name != POOL]
     best = min(singles, key=lambda name: float(token_s[name].sum()))
-    figures = {f"pool_vs_best_single/{at_once}": _ratio(token_s[best], token_s[POOL])}
+    figures = {f"pool_vs_best_single/{at_once}": bootstrap_ratio(token_s[best], token_s[POOL])}
     for name in measured:
         if name != PLAIN:
-            figures[f"{name}_vs_plain/{at_once}"] = _ratio(token_s[PLAIN], token_s[name])
+            figures[f"{name}_vs_plain/{at_once}"] = bootstrap_ratio(token_s[PLAIN], token_s[name])
     if at_once > 1:
         return figures
     for mode, sampled in (("greedy", False), ("sampled", True)):
         rows = np.asarray([(prompt.temperature > 0) == sampled for prompt in prompts])
         for name in (*singles, POOL):
             if name != PLAIN:
-                figures[f"{name}_vs_plain/{mode}"] = _ratio(token_s[PLAIN][rows], token_s[name][rows])
+                figures[f"{name}_vs_plain/{mode}"] = bootstrap_ratio(token_s[PLAIN][rows], token_s[name][rows])
     kinds = defaultdict(list)
     for row, prompt in enumerate(prompts):
         kinds[prompt.kind].append(row)
     for kind, rows_of_kind in kinds.items():
-        figures[f"{kind}/pool_vs_plain"] = _ratio(token_s[PLAIN][rows_of_kind], token_s[POOL][rows_of_kind])
+        figures[f"{kind}/pool_vs_plain"] = bootstrap_ratio(token_s[PLAIN][rows_of_kind], token_s[POOL][rows_of_kind])
     worst = min((figures[f"{kind}/pool_vs_plain"] for kind in kinds), key=lambda one: one.value)
     return {**figures, "worst_kind_vs_plain": worst}
 
@@ -237,12 +237,6 @@ def shares(blocks: Sequence[Block]) -> dict[str, float]:
         for name, one in report.items():
             steps[name] += one["steps"]
     return {name: round(count / max(1, sum(steps.values())), 2) for name, count in steps.items()}
-
-
-def _ratio(over: Any, under: Any) -> Interval:
-    draws = Bootstrap.of_counts(len(over), 2000, np.random.default_rng(0))
-    low, high = bounds(draws.ratios(over, under))
-    return Interval(float(over.sum() / under.sum()), float(low), float(high))
 
 
 if __name__ == "__main__":

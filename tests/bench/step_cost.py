@@ -36,8 +36,8 @@ from draftpick.engines.config import Drafter, Engine, FleetConfig
 from draftpick.engines.deployment import llm_config
 from draftpick.engines.drafters.replay import model_free_drafter, replay_drafter
 from draftpick.engines.models.paths import target_path
-from draftpick.policy_training.evaluation.bootstrap import Bootstrap, bounds
 from draftpick.policy_training.evaluation.evaluate import Interval
+from tests.bench.figures import bootstrap_ratio
 
 PLAIN = "plain"
 MODES: Mapping[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.7, "top_p": 0.9}}
@@ -159,7 +159,7 @@ def _serve(fleet: FleetConfig, engine: Engine, connection: Connection) -> None:
 
 def _answer(engine: Any, ids: list[int], params: Any) -> Answer:
     engine.add_request("0", {"prompt_token_ids": ids}, params)
-    seconds, steps, tokens = 0.0, 0, []
+    seconds, steps, tokens = 0.0, 0, list[int]()
     while engine.has_unfinished_requests():
         began = time.process_time()
         outputs = engine.step()
@@ -181,11 +181,13 @@ def judge(measured: Answers, gained: Any) -> dict[str, Interval]:
     token_s = {
         name: _each(of, lambda answer: answer.seconds / (len(answer.tokens) - 1)) for name, of in measured.items()
     }
-    figures = {f"sampled_step_ratio/{name}": _ratio(sampled, greedy) for name, (greedy, sampled) in step_s.items()}
+    figures = {
+        f"sampled_step_ratio/{name}": bootstrap_ratio(sampled, greedy) for name, (greedy, sampled) in step_s.items()
+    }
     for name in list(measured)[1:]:
         for row, mode in enumerate(MODES):
-            figures[f"step/{name}/{mode}"] = _ratio(step_s[name][row], step_s[PLAIN][row])
-            figures[f"speed/{name}/{mode}"] = _ratio(token_s[PLAIN][row], token_s[name][row])
+            figures[f"step/{name}/{mode}"] = bootstrap_ratio(step_s[name][row], step_s[PLAIN][row])
+            figures[f"speed/{name}/{mode}"] = bootstrap_ratio(token_s[PLAIN][row], token_s[name][row])
         drafter = _engine(resolve("embedded"), name).drafter
         if drafter is not None and drafter.method == "eagle3":
             step = dataclasses.astuple(figures[f"step/{name}/greedy"])
@@ -198,21 +200,15 @@ def judge(measured: Answers, gained: Any) -> dict[str, Interval]:
     idle, copied = gained <= IDLE, gained >= COPIED
     for name in ("suffix", "hybrid"):
         if name in measured and idle.any():
-            figures[f"{name}_idle_step"] = _ratio(step_s[name][idle], step_s[PLAIN][idle])
+            figures[f"{name}_idle_step"] = bootstrap_ratio(step_s[name][idle], step_s[PLAIN][idle])
         if name in measured and copied.any():
-            figures[f"{name}_copy_speed"] = _ratio(token_s[PLAIN][copied], token_s[name][copied])
+            figures[f"{name}_copy_speed"] = bootstrap_ratio(token_s[PLAIN][copied], token_s[name][copied])
     return figures
 
 
 def _each(answers: Mapping[str, Sequence[Answer]], value: Callable[[Answer], float]) -> Any:
     """The value of each answer, [modes, prompts]."""
     return np.asarray([[value(answer) for answer in answers[mode]] for mode in MODES])
-
-
-def _ratio(over: Any, under: Any) -> Interval:
-    draws = Bootstrap.of_counts(len(over), 2000, np.random.default_rng(0))
-    low, high = bounds(draws.ratios(over, under))
-    return Interval(float(over.sum() / under.sum()), float(low), float(high))
 
 
 if __name__ == "__main__":
