@@ -42,6 +42,10 @@ _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
 _HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
+_AMPLE = 0.5
+"""Share of the time of an attempt in which a short answer is complete at the usual speed."""
+_PREFILL = 0.125
+"""Time of a prompt token, at most, relative to an output token."""
 
 
 class Dispatcher:
@@ -231,8 +235,21 @@ class Dispatcher:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
             hasty = within_s is not None and within_s < _HASTY * self._client.response_timeout_s[request.stream]
-            alive = lease.replica.answered_within(meter.elapsed_s())
-            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive)
+            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self._is_slow(state, lease, meter)
+            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
+
+    def _is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
+        """True if a replica without an answer is at fault, whatever its length: it reports its load, and no progress;
+        or others usually need less than half of the time for a prompt and an answer of that length."""
+        replica, request = lease.replica, state.client_request.request
+        if replica.report is not None and not replica.answered_within(meter.elapsed_s()):
+            return True
+        if request.max_tokens is None:
+            return False
+        others = {one for there in self.replicas.by_engine.values() for one in there} - state.tried
+        usual_s = min((one.tpot_s for one in others if one.num_times), default=math.inf)
+        tokens = request.max_tokens * request.num_answers + request.approximate_prompt_tokens * _PREFILL
+        return usual_s * tokens < _AMPLE * meter.elapsed_s()
 
     def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
         """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""

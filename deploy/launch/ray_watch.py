@@ -1,0 +1,67 @@
+"""Ends this process if the Ray that it started ends first: no call to Ray returns within a minute then, and nothing
+stops Ray's HAProxy, which would keep the port.
+
+A signal to the whole process group does this, as `timeout` sends it, or a service manager to its control group.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+
+from draftpick.deploy.console import err
+
+_EVERY_S, _LAST_WORDS_S = 0.2, 2.0
+_CONTROL, _PROXY = "gcs_server", "haproxy"
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Watch the Ray that this process has just started, until its regular end."""
+    started = psutil.Process().children(recursive=True)
+    control = [process for process in started if _is(process, _CONTROL)]
+    node_id, ended = ray.get_runtime_context().get_node_id(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_EVERY_S):
+            if not all(map(_runs, control)):
+                err.print("Ray has ended: the engines and the router with it")
+                _kill([*started, *_proxies(node_id)])
+                os._exit(1)
+
+    threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _is(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return name in process.name()
+    return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _proxies(node_id: str) -> Iterator[psutil.Process]:
+    """HAProxy processes of this Ray, by the path of their configuration."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if _is(process, _PROXY) and any(node_id in argument for argument in process.cmdline()):
+                yield process
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill those that do not end by themselves soon."""
+    for process in psutil.wait_procs(list(processes), _LAST_WORDS_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
