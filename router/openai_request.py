@@ -14,8 +14,8 @@ from draftpick.engines.http.json_values import to_bool, to_number
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
-LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Fields that limit the output tokens, by their API."""
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Fields that limit the output tokens; a request has at most one of them in `Request.sampling`."""
 CHARS_PER_TOKEN = 4
 MAX_TEXT_CHARS = 4000
 """Longer prompts are truncated, for the embedding only: beginning and end are kept."""
@@ -107,7 +107,7 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         body = _ask_for_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
-    sampling, num_answers = _sampling(fields), _num_answers(path, fields)
+    sampling, num_answers = _sampling(path, fields), _num_answers(path, fields)
     if num_answers > 1:
         sampling["n"] = float(num_answers)
     model, previous = fields.get("model"), fields.get("previous_response_id")
@@ -195,16 +195,26 @@ def _ask_for_usage(fields: dict[str, Any], body: bytes, write: json_values.Write
     return write({**fields, "stream_options": {**kept, "include_usage": True}})
 
 
-_NUMBERS = ("temperature", "top_p", "top_k", *LIMITS, "n")
+_NUMBERS = ("temperature", "top_p", "top_k", "n")
+_COMPLETIONS = "/v1/completions"
+_LIMITS = {"/v1/chat/completions": LIMITS[:2], RESPONSES: ("max_output_tokens",)}
+"""Limits of the output tokens by path, the one that counts first; elsewhere `max_tokens`."""
+_DEFAULT_COMPLETION = 16.0
+"""Output tokens of `/v1/completions` without a limit."""
 
 
-def _sampling(fields: dict[str, Any]) -> dict[str, float]:
-    """The numeric sampling fields that are present."""
-    return {
+def _sampling(path: str, fields: dict[str, Any]) -> dict[str, float]:
+    """The numeric sampling fields that are present, and the limit of the output tokens."""
+    names = _LIMITS.get(path, ("max_tokens",))
+    limit = next((name for name in names if fields.get(name) is not None), names[-1])
+    found = {
         name: number
-        for name in _NUMBERS
+        for name in (*_NUMBERS, limit)
         if (value := fields.get(name)) is not None and (number := to_number(value)) is not None
     }
+    if path == _COMPLETIONS and fields.get(limit) is None:
+        found[limit] = _DEFAULT_COMPLETION
+    return found
 
 
 ASKS: dict[str, Callable[[Any], object]] = {

@@ -20,8 +20,14 @@ _CONTROL, _PROXY = "gcs_server", "haproxy"
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Watch the Ray that this process has just started, until its regular end."""
+def until_shutdown(*, owned: bool) -> Iterator[None]:
+    """Shut down Ray at the end, or leave its cluster. `owned`: this process has just started it, and watches it."""
+    if not owned:
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
     started = psutil.Process().children(recursive=True)
     control = [process for process in started if _is(process, _CONTROL)]
     node_id, ended = ray.get_runtime_context().get_node_id(), threading.Event()
@@ -38,6 +44,8 @@ def watched() -> Iterator[None]:
         yield
     finally:
         ended.set()
+        ray.shutdown()
+        _kill(_proxies(node_id))
 
 
 def _is(process: psutil.Process, name: str) -> bool:

@@ -88,7 +88,8 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, help="folder for what the scripts print")
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
-    scripts = [one for path in args.scripts for one in (sorted(path.glob("[0-9ch]*_*.py")) if path.is_dir() else [path])]
+    places = [sorted(path.glob("[0-9ch]*_*.py")) if path.is_dir() else [path] for path in args.scripts]
+    scripts = [script for there in places for script in there]
     known, standard = judgements(), Judgement()
     rows: dict[str, dict[str, object]] = {}
     seen: dict[str, list[str]] = {script.stem: [] for script in scripts}

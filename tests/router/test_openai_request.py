@@ -138,6 +138,26 @@ def test_the_numeric_sampling_fields_are_read() -> None:
     assert request.sampling == {"temperature": 0.0, "top_p": 0.5, "max_tokens": 7.0, "n": 2.0}
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "limit"),
+    [
+        (CHAT, {"max_tokens": 9, "max_completion_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 9, "max_completion_tokens": None}, 9),
+        (CHAT, {"max_tokens": "9"}, 9),
+        (CHAT, {}, None),
+        (COMPLETIONS, {"max_tokens": 9, "max_completion_tokens": 5}, 9),
+        (COMPLETIONS, {}, 16),
+        (COMPLETIONS, {"max_tokens": None}, 16),
+        (RESPONSES, {"max_tokens": 9, "max_output_tokens": 5}, 5),
+        (MESSAGES, {"max_tokens": 9, "max_output_tokens": 5}, 9),
+    ],
+)
+def test_the_limit_of_the_answer_is_the_one_that_its_api_obeys(
+    path: str, fields: dict[str, Any], limit: float | None
+) -> None:
+    assert parse(path, orjson.dumps(fields)).max_tokens == limit
+
+
 @pytest.mark.parametrize("value", [None, "half", {}, [1], "1e999"])
 def test_sampling_fields_that_are_no_numbers_are_left_out(value: Any) -> None:
     assert parse(CHAT, orjson.dumps({"temperature": value})).sampling == {}
