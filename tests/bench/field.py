@@ -31,10 +31,9 @@ _VERDICT = re.compile(r"^\W*(PASS|CLEAR|FAIL)\b.*", re.MULTILINE)
 class Judgement(BaseModel):
     """How the output of a script is judged. All patterns are of `re`, by line.
 
-    `shows`: must be found; `never`: must not be; `outdated`: lines with FAIL that are right today. `expected`: the right
-    outcome, in words. `needs`: programs, modules and `$VARIABLES` without which it cannot run; `not_run`: why it is not
-    run anywhere.
-    `replace`: former names in its text by today's.
+    `shows`: must be found; `never`: must not be; `outdated`: lines with FAIL that are right today. `expected`: outcome
+    in words. `needs`: programs, modules and `$VARIABLES` without which it cannot run; `not_run`: why it is not run
+    anywhere. `replace`: former names in its text by today's; `environment`: how much it does.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,6 +45,7 @@ class Judgement(BaseModel):
     needs: list[str] = []
     not_run: str = ""
     replace: dict[str, str] = {}
+    environment: dict[str, str] = {}
 
     def judge(self, output: str) -> str:
         """`pass`, or `fail: ` and what was found or is missing."""
@@ -124,7 +124,13 @@ def run(script: Path, judgement: Judgement, root: Path, timeout_s: float) -> str
     for former, now in judgement.replace.items():
         text = text.replace(former, now)
     places = os.pathsep.join((str(root.absolute()), str(script.parent.absolute())))
-    env = {**os.environ, "DRAFTPICK": str(root.absolute()), "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        **judgement.environment,
+        "DRAFTPICK": str(root.absolute()),
+        "PYTHONPATH": places,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     with tempfile.TemporaryDirectory(prefix="draftpick-field-") as folder:
         copy = Path(folder) / script.name
         copy.write_text(text)

@@ -101,7 +101,9 @@ async def test_the_rest_obeys_the_limit_as_the_engine_reads_it(
     urls = {"a": (await servers.serve(engine([], 4))).url, "b": (await servers.serve(engine(rest))).url}
     app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
     await app.client.post(CHAT, json=asked(CHAT) | {"stream": True, "temperature": 0} | limits)
-    assert {name: rest[0].get(name) for name in limits} == {"max_tokens": 5} | dict.fromkeys(limits.keys() - {"max_tokens"})
+    assert {name: rest[0].get(name) for name in limits} == {"max_tokens": 5} | dict.fromkeys(
+        limits.keys() - {"max_tokens"}
+    )
 
 
 async def test_it_may_break_again_and_again(router_app: StartRouter, servers: Servers) -> None:
