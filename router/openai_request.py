@@ -221,7 +221,8 @@ ASKS: dict[str, Callable[[Any], object]] = {
     "min_p": lambda value: (to_number(value) or 0.0) > _MIN_P,
     **dict.fromkeys(("logit_bias", "structured_outputs", "prompt_logprobs", "logits_processors", "bad_words"), bool),
     **dict.fromkeys(("tools", "allowed_token_ids", "vllm_xargs", "kv_transfer_params", "prompt_embeds"), bool),
-    "response_format": lambda value: isinstance(value, dict) and value.get("type") not in (None, "text"),
+    "response_format": lambda value: _is_format(value),
+    **dict.fromkeys(("text", "output_config"), lambda value: isinstance(value, dict) and _is_format(value.get("format"))),
     "use_beam_search": lambda value: to_bool(value) is True,
 }
 """Fields that not every engine takes, and whether a value asks for anything."""
@@ -261,15 +262,17 @@ def _turns(fields: dict[str, Any]) -> int:
     return len(messages) if isinstance(messages, list) else 1
 
 
+_FORMATS = ("response_format", "text", "output_config", "structured_outputs", "tools")
+
+
 def _structured(fields: dict[str, Any]) -> bool:
     """True if a field of OpenAI, Anthropic or vLLM prescribes the answer's format."""
-    wanted, output = fields.get("response_format"), fields.get("output_config")
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    return (
-        kind not in (None, "text")
-        or bool(fields.get("structured_outputs") or fields.get("tools"))
-        or (isinstance(output, dict) and bool(output.get("format")))
-    )
+    return any(ASKS[name](fields[name]) for name in _FORMATS if name in fields)
+
+
+def _is_format(value: Any) -> bool:
+    """True if a format is more than text."""
+    return isinstance(value, dict) and value.get("type") not in (None, "text")
 
 
 def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -84,29 +86,32 @@ def main() -> None:
     parser.add_argument("--scripts", type=Path, nargs="+", required=True, help="folders of scripts, or scripts")
     parser.add_argument("--root", type=Path, default=Path(), help="folder to run in")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="scripts at once")
     parser.add_argument("--timeout", type=float, default=400.0, help="seconds of a run")
     parser.add_argument("--outputs", type=Path, help="folder for what the scripts print")
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     places = [sorted(path.glob("[0-9ch]*_*.py")) if path.is_dir() else [path] for path in args.scripts]
     scripts = [script for there in places for script in there]
-    known, standard = judgements(), Judgement()
-    rows: dict[str, dict[str, object]] = {}
-    seen: dict[str, list[str]] = {script.stem: [] for script in scripts}
-    with progress_bar() as bar:
+    known = judgements()
+    rows = {script.stem: known.get(script.stem, Judgement()) for script in scripts}
+    seen: dict[str, list[str]] = {name: [] for name in rows}
+    with progress_bar() as bar, ThreadPoolExecutor(args.jobs) as pool:
         row = bar.add_task("running", total=args.repeats * len(scripts))
+
+        def one(script: Path, repeat: int) -> None:
+            judgement = rows[script.stem]
+            if why := judgement.missing():
+                seen[script.stem] = [f"not run: {why}"]
+            else:
+                output = run(script, judgement, args.root, args.timeout)
+                seen[script.stem].append("timeout" if output is None else judgement.judge(output))
+                if args.outputs:
+                    (args.outputs / f"{script.stem}.{repeat}.txt").write_text(output or "")
+            bar.advance(row)
+
         for repeat in range(args.repeats):
-            for script in scripts:
-                judgement = known.get(script.stem, standard)
-                if why := judgement.missing():
-                    seen[script.stem] = [f"not run: {why}"]
-                else:
-                    output = run(script, judgement, args.root, args.timeout)
-                    seen[script.stem].append("timeout" if output is None else judgement.judge(output))
-                    if args.outputs:
-                        (args.outputs / f"{script.stem}.{repeat}.txt").write_text(output or "")
-                rows[script.stem] = {"expected": judgement.expected, "seen": seen[script.stem]}
-                bar.advance(row)
+            list(pool.map(partial(one, repeat=repeat), scripts))
     for name, runs in seen.items():
         out.print(f"{name:44} {'; '.join(runs)}", highlight=False)
     ran = [runs for runs in seen.values() if not runs[0].startswith("not run")]
@@ -115,7 +120,8 @@ def main() -> None:
     if args.json_file:
         figures = {"passed_share": passed / max(len(ran), 1), "passed": passed, "not_run": len(seen) - len(ran)}
         exact = {name: Interval(value, value, value) for name, value in figures.items()}
-        write(args.json_file, len(seen), exact, repeats=args.repeats, scripts=rows)
+        shown = {name: {"expected": rows[name].expected, "seen": runs} for name, runs in seen.items()}
+        write(args.json_file, len(seen), exact, repeats=args.repeats, scripts=shown)
 
 
 def run(script: Path, judgement: Judgement, root: Path, timeout_s: float) -> str | None:
