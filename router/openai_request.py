@@ -222,7 +222,7 @@ ASKS: dict[str, Callable[[Any], object]] = {
     **dict.fromkeys(("logit_bias", "structured_outputs", "prompt_logprobs", "logits_processors", "bad_words"), bool),
     **dict.fromkeys(("tools", "allowed_token_ids", "vllm_xargs", "kv_transfer_params", "prompt_embeds"), bool),
     "response_format": lambda value: _is_format(value),
-    **dict.fromkeys(("text", "output_config"), lambda value: isinstance(value, dict) and _is_format(value.get("format"))),
+    **dict.fromkeys(("text", "output_config"), lambda value: _is_format(value, "format")),
     "use_beam_search": lambda value: to_bool(value) is True,
 }
 """Fields that not every engine takes, and whether a value asks for anything."""
@@ -270,8 +270,10 @@ def _structured(fields: dict[str, Any]) -> bool:
     return any(ASKS[name](fields[name]) for name in _FORMATS if name in fields)
 
 
-def _is_format(value: Any) -> bool:
-    """True if a format is more than text."""
+def _is_format(value: Any, field: str = "") -> bool:
+    """True if a format, or that in a field of `value`, is more than text."""
+    if field:
+        value = value.get(field) if isinstance(value, dict) else None
     return isinstance(value, dict) and value.get("type") not in (None, "text")
 
 

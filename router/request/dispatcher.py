@@ -239,9 +239,13 @@ class Dispatcher:
             return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
 
     def _is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
-        """True if a replica without an answer is at fault, whatever its length: it reports its load, and no progress;
-        or others usually need less than half of the time for a prompt and an answer of that length."""
+        """True if a replica whose answer takes too long is at fault, not the answer's length or its reader.
+
+        It reports its load, and no progress; or others usually need less than half of the time for such a request.
+        """
         replica, request = lease.replica, state.client_request.request
+        if meter.arrivals is not None and meter.arrivals.first_pause is not None:
+            return False
         if replica.report is not None and not replica.answered_within(meter.elapsed_s()):
             return True
         if request.max_tokens is None:
@@ -387,7 +391,8 @@ class Dispatcher:
             verdict = await self._run_attempt(state, sink)
         if verdict.status != "ok" and not state.error_sent:
             too_long = verdict.fault == "client"
-            message = "the answer took too long" if too_long else "the engine stopped in the middle of its answer"
+            stopped = "the engine stopped, or was too slow, in the middle of its answer"
+            message = "the answer took too long" if too_long else stopped
             code = "engine_timeout" if too_long else "engine_broken"
             await sink.write(error_event(state.client_request.request.path, message, code, state.num_events))
 

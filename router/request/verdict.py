@@ -74,7 +74,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool, s
     """The verdict on an attempt without a complete answer.
 
     `hasty`: it had less time than the configuration gives an engine. `alive`: the replica answered others meanwhile, so
-    that a complete answer that takes too long is a long one. `slow`: but other engines would not take so long.
+    that an answer that takes too long is a long one. `slow`: but other engines would not take so long.
     """
     match error:
         case ResourcesExhausted():
@@ -84,7 +84,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool, s
         case EngineUnreachable():
             return _UNREACHABLE
         case AnswerTooLong():
-            return _TOO_LONG
+            return BROKEN if slow else _TOO_LONG
         case StreamInterrupted():
             return BROKEN
         case ConnectTimeout():

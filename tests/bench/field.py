@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="scripts at once")
     parser.add_argument("--timeout", type=float, default=400.0, help="seconds of a run")
     parser.add_argument("--outputs", type=Path, help="folder for what the scripts print")
+    parser.add_argument("--judge-only", action="store_true", help="judge what --outputs has from an earlier run")
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
     places = [sorted(path.glob("[0-9ch]*_*.py")) if path.is_dir() else [path] for path in args.scripts]
@@ -104,10 +105,11 @@ def main() -> None:
             if why := judgement.missing():
                 seen[script.stem] = [f"not run: {why}"]
             else:
-                output = run(script, judgement, args.root, args.timeout)
+                file = args.outputs and args.outputs / f"{script.stem}.{repeat}.txt"
+                output = file.read_text() if args.judge_only else run(script, judgement, args.root, args.timeout)
                 seen[script.stem].append("timeout" if output is None else judgement.judge(output))
-                if args.outputs:
-                    (args.outputs / f"{script.stem}.{repeat}.txt").write_text(output or "")
+                if file and not args.judge_only:
+                    file.write_text(output or "")
             bar.advance(row)
 
         for repeat in range(args.repeats):

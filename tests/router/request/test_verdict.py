@@ -60,6 +60,7 @@ def test_an_answer_is_judged_by_its_status(
         (EngineTimeout(), "alive", "timeout", "engine", True, False),
         (StreamInterrupted(), "", "broken", "engine", True, False),
         (AnswerTooLong(), "", "broken", "client", False, None),
+        (AnswerTooLong(), "slow", "broken", "engine", True, False),
         (RequestNotSendable(), "", "client_error", "client", False, None),
         (ResourcesExhausted(), "", "router_error", "router", False, None),
     ],
