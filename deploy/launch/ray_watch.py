@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import psutil
-import ray
+import ray  # first: it ships psutil, and makes it importable
+from psutil import STATUS_ZOMBIE, Error, NoSuchProcess, Process, process_iter, wait_procs
 
 from draftpick.deploy.console import err
 
@@ -28,7 +28,7 @@ def until_shutdown(*, owned: bool) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    started = psutil.Process().children(recursive=True)
+    started = Process().children(recursive=True)
     control = [process for process in started if _is(process, _CONTROL)]
     node_id, ended = ray.get_runtime_context().get_node_id(), threading.Event()
 
@@ -48,28 +48,28 @@ def until_shutdown(*, owned: bool) -> Iterator[None]:
         _kill(_proxies(node_id))
 
 
-def _is(process: psutil.Process, name: str) -> bool:
-    with contextlib.suppress(psutil.Error):
+def _is(process: Process, name: str) -> bool:
+    with contextlib.suppress(Error):
         return name in process.name()
     return False
 
 
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
+def _runs(process: Process) -> bool:
+    with contextlib.suppress(NoSuchProcess):
+        return bool(process.status() != STATUS_ZOMBIE)
     return False
 
 
-def _proxies(node_id: str) -> Iterator[psutil.Process]:
+def _proxies(node_id: str) -> Iterator[Process]:
     """HAProxy processes of this Ray, by the path of their configuration."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+    for process in process_iter():
+        with contextlib.suppress(Error):
             if _is(process, _PROXY) and any(node_id in argument for argument in process.cmdline()):
                 yield process
 
 
-def _kill(processes: Iterable[psutil.Process]) -> None:
+def _kill(processes: Iterable[Process]) -> None:
     """Kill those that do not end by themselves soon."""
-    for process in psutil.wait_procs(list(processes), _LAST_WORDS_S)[1]:
-        with contextlib.suppress(psutil.Error):
+    for process in wait_procs(list(processes), _LAST_WORDS_S)[1]:
+        with contextlib.suppress(Error):
             process.kill()
