@@ -107,9 +107,11 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         body = _ask_for_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
-    sampling, num_answers = _sampling(fields), _num_answers(path, fields)
-    if num_answers > 1:
-        sampling["n"] = float(num_answers)
+    sampling, num_answers, structured, asks = _sampling(fields), 1, False, _NO_ASKS
+    if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
+        num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
+        if num_answers > 1:
+            sampling["n"] = float(num_answers)
     model, previous = fields.get("model"), fields.get("previous_response_id")
     return Request(
         path,
@@ -119,12 +121,12 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         hide_usage,
         sampling,
         _turns(fields),
-        _structured(fields),
+        structured,
         fields if keep_fields else None,
         num_answers,
         fields.get(_ENGINE_ARGS),
         model if isinstance(model, str) else None,
-        _asks(fields, found),
+        asks,
         num_prompt_tokens,
         previous if path == RESPONSES and isinstance(previous, str) else None,
     )
@@ -217,24 +219,21 @@ ASKS: dict[str, Callable[[Any], object]] = {
 """Fields that not every engine takes, and whether a value asks for anything."""
 _MIN_P = 1e-5  # as vLLM
 _ASKS = frozenset(ASKS)
+_NO_ASKS: frozenset[str] = frozenset()
+_SPECIAL = _ASKS | {"n", "best_of", "output_config"}
+"""Fields that `_num_answers`, `_structured` and `_asks` read: one without them asks for one answer, of any form."""
 
 
 def _asks(fields: dict[str, Any], found: set[str]) -> frozenset[str]:
     """What the request asks for that not every engine takes; `found`: modalities of its content."""
-    if not found and _ASKS.isdisjoint(fields):
-        return _NO_ASKS
     return frozenset(found).union(name for name in _ASKS.intersection(fields) if ASKS[name](fields[name]))
-
-
-_NO_ASKS: frozenset[str] = frozenset()
-_MULTIPLIERS = ("n", "best_of", "use_beam_search")
 
 
 def _num_answers(path: str, fields: dict[str, Any]) -> int:
     """Sequences that the engine decodes: `n` (or `best_of`) for each prompt; at least 2 in a beam search."""
-    prompt = fields.get("prompt")
-    if path in (RESPONSES, MESSAGES) or (fields.keys().isdisjoint(_MULTIPLIERS) and not isinstance(prompt, list)):
+    if path in (RESPONSES, MESSAGES):
         return 1
+    prompt = fields.get("prompt")
     beams = 2 if to_bool(fields.get("use_beam_search")) else 1
     each = max(_count(fields.get("n")), _count(fields.get("best_of")), beams)
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)  # a list of numbers is one prompt

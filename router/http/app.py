@@ -14,9 +14,8 @@ from draftpick.router.errors import Forbidden, NotAllowed, NotFound, RequestErro
 from draftpick.router.headers import CLIENT_REQUEST_ID, REQUEST_ID
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
-from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.asgi import AsgiSink, BodyBudget, BufferingSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
-from draftpick.router.http.body import BodyBudget
 from draftpick.router.http.openapi import description
 from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
 from draftpick.router.http.ui import Page, ui_pages
@@ -82,7 +81,7 @@ class RouterApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         accepted = time.perf_counter()
-        reply = AsgiSink(send, streams=scope.get("http_version") != "1.0")
+        reply = BufferingSink(send) if scope.get("http_version") == "1.0" else AsgiSink(send)
         try:
             asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
             if methods := self._own.get(asked.path):
@@ -154,7 +153,7 @@ class RouterApp:
             ),
             id=id,
             accepted=time.perf_counter(),
-            key=self._keys.name_of(key),
+            key="" if key is ANONYMOUS else self._keys.name_of(key),
             show_routing=key.show_routing,
             count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
             **fields,

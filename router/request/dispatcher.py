@@ -96,7 +96,8 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
-        state.unable = self._abilities.unable(request)
+        if request.asks or self._abilities.differ:
+            state.unable = self._abilities.unable(request)
         if request.state_id is not None:
             self._go_to_state(state, request.state_id)
         state.prefix = self.prefixes.hashes(request.body)
@@ -201,7 +202,7 @@ class Dispatcher:
         headers = client_request.headers
         if trace is not None:
             headers = trace.attempt_started(state.decision, state.number, headers, redact_userinfo(url))
-        meter.mark_sent()
+        meter.sent = time.perf_counter()
         try:
             body = request.body
             if state.started and state.resume is not None:
