@@ -101,7 +101,7 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stored = path.startswith(RESPONSES + "/")
         return Request(path, body, text="", state_id=path.split("/")[3] if stored else None)
     fields, body, write = _parse_object(body, limits)
-    stream = to_bool(fields.get("stream")) is True
+    stream = "stream" in fields and to_bool(fields["stream"]) is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body, write)
@@ -113,6 +113,7 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         if num_answers > 1:
             sampling["n"] = float(num_answers)
     model, previous = fields.get("model"), fields.get("previous_response_id")
+    messages = fields.get("messages") or fields.get("input")
     return Request(
         path,
         body,
@@ -120,7 +121,7 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stream,
         hide_usage,
         sampling,
-        _turns(fields),
+        len(messages) if isinstance(messages, list) else 1,
         structured,
         fields if keep_fields else None,
         num_answers,
@@ -243,11 +244,6 @@ def _num_answers(path: str, fields: dict[str, Any]) -> int:
 def _count(value: Any) -> int:
     """A count as the engine reads it; 1 for anything else."""
     return max(int(to_number(value) or 1), 1)
-
-
-def _turns(fields: dict[str, Any]) -> int:
-    messages = fields.get("messages") or fields.get("input")
-    return len(messages) if isinstance(messages, list) else 1
 
 
 def _structured(fields: dict[str, Any]) -> bool:

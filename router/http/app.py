@@ -60,26 +60,9 @@ class RouterApp:
             self._own.setdefault(path, {})[method] = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":  # behind servers that offer it; see draftpick.router.http.protocol
-            await receive()
-            await send({"type": "websocket.close"})
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self._owner.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self._owner.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._not_http(scope, receive, send)
+            return
         accepted = time.perf_counter()
         reply = BufferingSink(send) if scope.get("http_version") == "1.0" else AsgiSink(send)
         try:
@@ -97,6 +80,18 @@ class RouterApp:
         except RequestError as error:
             self._metrics_counts.count_error(error)
             await _send_error(scope, reply, error)
+
+    async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        if scope["type"] == "websocket":  # behind servers that offer it; see draftpick.router.http.protocol
+            await send({"type": "websocket.close"})
+            return
+        while message["type"] == "lifespan.startup":
+            await self._owner.start()
+            await send({"type": "lifespan.startup.complete"})
+            message = await receive()
+        await self._owner.stop()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Forward a request to an engine, and its answer to the client."""
@@ -147,7 +142,7 @@ class RouterApp:
         return ClientRequest(
             request=parse(http_request.path, body, self._config, keep_fields=self._config.resume_streams),
             method=http_request.scope["method"],
-            target=http_request.target(),
+            target=http_request.target,
             headers=headers_for_engine(
                 http_request.headers, fields["request_id"], with_authorization=with_authorization
             ),

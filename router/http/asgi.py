@@ -29,7 +29,10 @@ _IDENTITY, _ENCODINGS = "identity", frozenset({"gzip", "x-gzip", "deflate"})
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request before its body is read. `headers`: names in lower case; `header_values`: the last value by name."""
+    """A request before its body is read. `headers`: names in lower case; `header_values`: the last value by name.
+
+    `target`: path and query as sent (percent-encoded), below the route prefix, as is `path`.
+    """
 
     scope: Scope
     receive: Receive
@@ -37,12 +40,13 @@ class HttpRequest:
     path: str
     headers: Headers
     header_values: dict[str, str]
+    target: str = ""
 
     @classmethod
     def from_scope(cls, scope: Scope, receive: Receive, accepted: float, config: RouterConfig) -> "HttpRequest":
         """Raises `PayloadTooLarge` for a long URL or too many headers, `BadRequest` for an invalid path."""
-        raw = scope["headers"]
-        if len(scope["path"]) + len(scope.get("query_string", b"")) > config.max_url_bytes:
+        raw, query, prefix = scope["headers"], scope.get("query_string", b""), scope.get("root_path", "")
+        if len(scope["path"]) + len(query) > config.max_url_bytes:
             raise PayloadTooLarge(f"the URL is longer than {config.max_url_bytes} bytes", code="url_too_long")
         if len(raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in raw) > config.max_header_bytes:
             raise PayloadTooLarge(
@@ -50,18 +54,14 @@ class HttpRequest:
                 code="headers_too_large",
             )
         headers = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in raw]
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        path: str = scope["path"].removeprefix(prefix)
         if not path.startswith("/"):
             raise BadRequest("the path must begin with /", code="bad_path")
         if "/." in path and not _DOTS.isdisjoint(path.split("/")):  # an engine would leave the path that was checked
             raise BadRequest("the path must not have . or .. in it", code="bad_path")
-        return cls(scope, receive, accepted, path, headers, dict(headers))
-
-    def target(self) -> str:
-        """Path and query as sent (percent-encoded), below the route prefix."""
-        raw: str = (self.scope.get("raw_path") or self.scope["path"].encode()).decode("latin-1").split("?")[0]
-        query = self.scope.get("query_string", b"").decode("latin-1")
-        return raw.removeprefix(self.scope.get("root_path", "")) + (f"?{query}" if query else "")
+        target: str = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").split("?")[0]
+        target = target.removeprefix(prefix) + (f"?{query.decode('latin-1')}" if query else "")
+        return cls(scope, receive, accepted, path, headers, dict(headers), target)
 
 
 class BodyBudget:
