@@ -25,8 +25,6 @@ from draftpick.router.registry.registry import Registry
 from draftpick.router.types import Decision, Outcome, Record, Vector
 from tests.policy_training.bandit import ARMS, BEST, COSTS, Bandit
 
-N = 1200
-"""Records of most tests."""
 BANDIT = Bandit.draw(2400, seed=5)
 PLAN = RetrainingPlan(learner("tau_cost"), "plain")
 NOW = time.time()
@@ -92,7 +90,7 @@ def trained(
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry whose first policy serves: trained once, for tests to copy."""
     folder = tmp_path_factory.mktemp("first") / "registry"
-    retrain(log(range(N)), (), Registry(folder), PLAN)
+    retrain(log(range(2400)), (), Registry(folder), PLAN)
     return folder
 
 
@@ -110,7 +108,7 @@ def test_the_first_policy_of_a_registry_serves_when_it_passes_its_gate(first: Pa
 
 
 def test_what_is_no_better_than_the_active_policy_is_refused_with_a_report(registry: Registry, tmp_path: Path) -> None:
-    result = trained(tmp_path, log(range(N), seed=1))
+    result = trained(tmp_path, log(range(2400), seed=1))
     state = registry.state()
     assert result.action == "refused"
     assert "gain" in result.report["reason"]
@@ -141,7 +139,7 @@ def test_data_in_other_words_and_domains_left_out_are_part_of_the_gate(
     tmp_path: Path, moved: float, fails: list[str]
 ) -> None:
     plan, done = replace(PLAN, base=replayed(240), reworded=replayed(240, moved)), list[str]()
-    result = retrain(log(range(N)), (), Registry(tmp_path / "registry"), plan, done.append)
+    result = retrain(log(range(2400)), (), Registry(tmp_path / "registry"), plan, done.append)
     checks = {check["name"]: check["passed"] for check in result.report["gate"]["checks"]}
     assert {"rewording", "left_out_domain"} <= set(checks)
     assert [name for name, passed in checks.items() if not passed] == fails
@@ -178,18 +176,18 @@ def test_an_arm_that_changed_is_learned_anew_and_the_candidate_goes_on_its_way(
 
 
 def test_an_arm_without_records_keeps_what_the_active_policy_knows_of_it(registry: Registry, tmp_path: Path) -> None:
-    no_suffix = [r for r in log(range(N), seed=3) if r.decision.arm != "suffix"]
+    no_suffix = [r for r in log(range(2400), seed=3) if r.decision.arm != "suffix"]
     result = trained(tmp_path, no_suffix)
     assert set(read(registry.folder(str(result.id))).arms) == set(ARMS)
     assert good_share(registry, str(result.id)) > 0.85
 
 
 def test_an_arm_that_is_new_and_records_of_other_features_are_no_hindrance(tmp_path: Path) -> None:
-    old = [r for r in log(range(N)) if r.decision.arm != "math"]
+    old = [r for r in log(range(2400)) if r.decision.arm != "math"]
     retrain(old, (), Registry(tmp_path / "registry"), replace(PLAN, require_significance=False))
     other = [replace(r, context=stored_context(r.context.vector[:5], "others")) for r in log(range(50)) if r.context]
     result = trained(
-        tmp_path, [*other, *log(range(N), seed=4, shadows=6)], plan=replace(PLAN, require_significance=False)
+        tmp_path, [*other, *log(range(2400), seed=4, shadows=6)], plan=replace(PLAN, require_significance=False)
     )
     policy = read(Registry(tmp_path / "registry").folder(str(result.id)))
     assert set(policy.arms) == set(ARMS)
@@ -262,7 +260,7 @@ Canary = Callable[..., tuple[RolloutController, Registry, list[str]]]
 def two(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `first` with a second policy: for tests to copy."""
     folder = Path(shutil.copytree(first, tmp_path_factory.mktemp("two") / "registry"))
-    retrain(log(range(N), seed=2), (), Registry(folder), replace(PLAN, seed=7))
+    retrain(log(range(2400), seed=2), (), Registry(folder), replace(PLAN, seed=7))
     return folder
 
 
@@ -407,7 +405,7 @@ def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(
     keeper = RolloutController(store, registry, PLAN, RolloutConfig(min_new_records=500), said.append)
     keeper.step()
     assert said == []  # 400 records of clients are too few
-    put(tmp_path / "records", log(range(400, N)), "records-2.jsonl")
+    put(tmp_path / "records", log(range(400, 2400)), "records-2.jsonl")
     keeper.step()
     assert "promoted" in said[0]
     keeper.step()
