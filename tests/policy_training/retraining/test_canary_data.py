@@ -184,6 +184,23 @@ def test_a_trial_waits_for_requests_and_for_what_was_usual() -> None:
     assert canary_experiment([*earlier, *later], 150.0, "new") is not None
 
 
+def test_what_no_policy_drew_or_has_no_time_is_not_what_was_usual() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i) for i in range(20)]
+    slow = replace(earlier[0], outcome=replace(earlier[0].outcome, tpot_s=99.0))
+    others = [
+        replace(slow, decision=replace(slow.decision, reason="pinned")),
+        replace(slow, outcome=replace(slow.outcome, tpot_s=None)),
+        replace(slow, outcome=replace(slow.outcome, status="broken")),
+        replace(slow, context=None),
+    ]
+    found, same = (canary_experiment([*more, *earlier, *later], 150.0, "new") for more in ([], others))
+    assert found is not None
+    assert same is not None
+    assert same[1] == found[1]
+    assert (same[0].expected_s == found[0].expected_s).all()
+
+
 def test_a_key_with_most_requests_decides_no_trial_alone() -> None:
     trial = WORLD.trial(4000, 0.3, EXPECTED, np.random.default_rng(9))
     greedy = np.arange(4000) % 5 > 0
