@@ -6,7 +6,6 @@ import pytest
 
 from draftpick.engines.drafter_options import HybridOptions, SuffixOptions, TrigramOptions
 from draftpick.engines.drafters.acceptance import DrafterReplay
-from draftpick.engines.drafters.draft_length import Survival
 from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, SuffixProposer, build_parts
 from draftpick.engines.drafters.prompt_lookup import NgramDrafter, longest_match
 from draftpick.engines.drafters.proposer import Drafter
@@ -81,24 +80,6 @@ def test_one_request_s_text_reaches_another_only_where_it_is_shared(shared: bool
     replay_drafter(drafter, ids(1, 2), ids(*(PHRASE * 3)))
     other = drafter.start(ids(5, 11, 12))
     assert bool(len(drafter.draft(other, ids(5, 11, 12), K)[0])) is shared
-
-
-def test_survival_counts_what_is_known_only() -> None:
-    counts = Survival(4)
-    counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 2))
-    assert counts.trials[0].tolist() == [1, 1, 0, 0]
-    counts = Survival(4)
-    counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 9))
-    assert counts.trials[0].tolist() == [1, 1, 1, 1]
-    assert counts.hits[0].tolist() == [1, 0, 0, 0]
-
-
-def test_survival_forgets() -> None:
-    counts, draft = Survival(1, prior=1.0), (ids(1), 0.0)
-    for accepted, n in ((2, 2000), (1, 700)):
-        for _ in range(n):
-            counts.score(draft, ids(accepted))
-    assert counts.hits[0, 0] / counts.trials[0, 0] > 0.5
 
 
 def test_only_a_prefix_is_accepted() -> None:
