@@ -17,6 +17,8 @@ _OWN_MEMORY = 0.94
 _SHRINK = 4.0
 """Weight of all requests in the estimate of one, in tokens or steps."""
 _MAX_LIFT = 3.0
+_PRICES = [0.1 * i for i in range(10)]
+"""Prices of a verified token, in tokens, at which the worth of drafts is known."""
 
 
 class Acceptance:
@@ -30,6 +32,9 @@ class Acceptance:
         mean = sum(prior) / len(prior)
         self.drafts, self.gained = _PRIOR, _PRIOR * sum(mean**i for i in range(1, length + 1))
         self.tokens = _PRIOR * min(2, length)
+        survival = [mean**i for i in range(1, length + 1)]
+        self._worth = [_PRIOR * worth_of(survival, price) for price in _PRICES]
+        self._worth_weight = _PRIOR
 
     def rate(self, level: int, place: int) -> float:
         """Return the acceptance rate of a token at `place` of a draft whose former tokens were accepted."""
@@ -47,6 +52,22 @@ class Acceptance:
     def drafted(self) -> float:
         """Return the expected length of a draft, before it is made."""
         return self.tokens / self.drafts
+
+    def worth(self, price: float) -> float:
+        """Return the expected `worth_of` a draft, before it is made, if a verified token costs `price` tokens."""
+        at = min(price, _PRICES[-1]) * (len(_PRICES) - 1) / _PRICES[-1]
+        low = min(int(at), len(_PRICES) - 2)
+        found = self._worth[low] + (at - low) * (self._worth[low + 1] - self._worth[low])
+        return found / self._worth_weight
+
+    def note_draft(self, survival: Sequence[float]) -> None:
+        """Learn how sure a draft was when it was made."""
+        if self._worth_weight >= _MEMORY:
+            scale = 1 - 1 / _MEMORY
+            self._worth = [worth * scale for worth in self._worth]
+            self._worth_weight *= scale
+        self._worth = [worth + worth_of(survival, price) for worth, price in zip(self._worth, _PRICES, strict=True)]
+        self._worth_weight += 1
 
     def score(self, level: int, place: int, hit: bool) -> None:
         """Learn whether a token was accepted."""
@@ -114,6 +135,7 @@ class OwnAcceptance:
         """Learn from one-token drafts at places of the text where nothing was proposed."""
         shared = self.shared
         for level, hit in zip(levels, hits, strict=True):
+            shared.note_draft(self._survival_from(level))
             self._hits = self._hits * _OWN_MEMORY + hit
             self._expected = self._expected * _OWN_MEMORY + shared.rate(level, 0)
             self._place_trials[0] += 1
@@ -144,6 +166,15 @@ class OwnAcceptance:
             found.append(reached)
         return found
 
+    def _survival_from(self, level: int) -> list[float]:
+        """Return the survival of a full draft whose first token is of this level, the others unknown."""
+        reached = min(1.0, self.lift() * self.shared.rate(level, 0))
+        found = [reached]
+        for place in range(1, self.shared.length):
+            reached *= self.shared.mean_rate(place)
+            found.append(reached)
+        return found
+
     def tau(self) -> float | None:
         """Return the acceptance length of full drafts by this request's scores, None without any."""
         if not self.scored:
@@ -164,6 +195,11 @@ class OwnAcceptance:
             reached *= self.shared.mean_rate(place)
             total += reached
         return total
+
+
+def worth_of(survival: Sequence[float], price: float) -> float:
+    """Return the expected accepted tokens of a draft beyond what their verification costs."""
+    return sum(reached - price for reached in survival if reached > price)
 
 
 def level_of_probability(probability: float) -> int:
