@@ -123,7 +123,7 @@ class Controller:
         own = request.own.get(head)
         if own is None or len(levels) >= min(request.room, own.shared.length):
             return False
-        next_rate = min(1.0, own.lift() * own.shared.mean_rate(len(levels)))
+        next_rate = own.shared.mean_rate(len(levels))
         survival = own.survival(levels)[-1] * next_rate * request.weight
         slope = self._slope if self._batch[0] > 1 else self._slope_at(1 + len(levels))
         return survival > self._rate * (self.costs.extend.seconds(rows) / rows + slope)
@@ -132,7 +132,7 @@ class Controller:
         """Return the draft length of a head that drafts all its tokens in one call, for all these requests."""
         shared = self._shared[head][self._batch[1]]
         rows, reached = len(requests), 1.0
-        tokens = sum(min(request.own[head].lift(), 1.0) for request in requests if head in request.own)
+        tokens = sum(min(request.own[head].odds(), 1.0) for request in requests if head in request.own)
         for place in range(shared.length):
             reached *= shared.mean_rate(place)
             if tokens * reached <= self._rate * (self.costs.extend.seconds(rows) + rows * self._slope):
