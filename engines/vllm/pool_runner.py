@@ -277,7 +277,7 @@ class PoolProposer(EagleProposer):
             return
         counts = [self._scheduled[row.id] for row in rows]
         sampled = any(row.state.pool.sampled for row in rows)
-        self.controller.costs.verify[sampled].add(sum(counts), began_s - self._left)
+        self.controller.costs.verify(len(rows), sampled).add(sum(counts), began_s - self._left)
 
     def _add_head(self, name: str, model: str | None) -> None:
         self.heads[name] = PoolHead(name, with_head(self.vllm_config, model), self.device, self._runner)

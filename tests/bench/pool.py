@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="prefix of the figures")
     parser.add_argument("--kinds", type=int, default=12)
     parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=128, help="answers end by themselves or here")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
@@ -180,7 +180,6 @@ def _serve(config: FleetConfig, engine: Engine, connection: Connection) -> None:
                     temperature=fields["temperature"],
                     top_p=fields["top_p"],
                     max_tokens=fields["max_tokens"],
-                    ignore_eos=True,
                     detokenize=False,
                 ),
             )
