@@ -79,6 +79,7 @@ class MockEngine:
         self.started = 0
         self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
+        self.hanging = 0
         self._faults = random.Random(f"{spec.seed}|{name}")
         self.step_log = StepLog()
         self.aborts: deque[tuple[str, float]] = deque(maxlen=_ABORTS_KEPT)
@@ -103,7 +104,7 @@ class MockEngine:
         return LoadReport(
             running=self.running,
             waiting=self.waiting,
-            tokens_per_s=self.running * tau / step_s if step_s else 0.0,
+            tokens_per_s=(self.running - self.hanging) * tau / step_s if step_s else 0.0,
             acceptance_length=tau if self.spec.num_speculative_tokens else None,
             step_s=step_s,
         )
@@ -242,7 +243,11 @@ class _Generation:
             await _REFUSALS[self.fault](scope, receive, send)
         elif self.fault == "hang":
             async with self.engine.slots:
-                await anyio.sleep_forever()
+                self.engine.hanging += 1
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    self.engine.hanging -= 1
         elif self.wire.request.stream:
             await self._stream(send)
         else:

@@ -42,6 +42,10 @@ _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
 _HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
+_AMPLE = 0.5
+"""Share of the time of an attempt in which a short answer is complete at the usual speed."""
+_PREFILL = 0.125
+"""Time of a prompt token, at most, relative to an output token."""
 
 
 class Dispatcher:
@@ -232,8 +236,25 @@ class Dispatcher:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
             hasty = within_s is not None and within_s < _HASTY * self._client.response_timeout_s[request.stream]
-            alive = lease.replica.answered_within(meter.elapsed_s())
-            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive)
+            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self._is_slow(state, lease, meter)
+            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
+
+    def _is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
+        """True if a replica whose answer takes too long is at fault, not the answer's length or its reader.
+
+        It reports its load, and no progress; or others usually need less than half of the time for such a request.
+        """
+        replica, request = lease.replica, state.client_request.request
+        if meter.arrivals is not None and meter.arrivals.first_pause is not None:
+            return False
+        if replica.report is not None and not replica.answered_within(meter.elapsed_s()):
+            return True
+        if request.max_tokens is None:
+            return False
+        others = {one for there in self.replicas.by_engine.values() for one in there} - state.tried
+        usual_s = min((one.tpot_s for one in others if one.num_times), default=math.inf)
+        tokens = request.max_tokens * request.num_answers + request.approximate_prompt_tokens * _PREFILL
+        return usual_s * tokens < _AMPLE * meter.elapsed_s()
 
     def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
         """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""
@@ -371,7 +392,8 @@ class Dispatcher:
             verdict = await self._run_attempt(state, sink)
         if verdict.status != "ok" and not state.error_sent:
             too_long = verdict.fault == "client"
-            message = "the answer took too long" if too_long else "the engine stopped in the middle of its answer"
+            stopped = "the engine stopped, or was too slow, in the middle of its answer"
+            message = "the answer took too long" if too_long else stopped
             code = "engine_timeout" if too_long else "engine_broken"
             await sink.write(error_event(state.client_request.request.path, message, code, state.num_events))
 
