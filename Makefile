@@ -91,8 +91,8 @@ bench-drafters: $(READY)  ## Measure drafters again: benchmark, hybrid, search, 
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --seed 2 --json-file tests/bench/results/replay.json
 
 policy: $(READY)  ## Make the shipped policy from PROMPTS, a file of prompts that people wrote: profile, label, train (1 hour)
-	$(BIN)/draftpick profile embedded --output-dir $(RUNS)/policy/profiles
-	$(BIN)/draftpick label --prompts $(PROMPTS) --split train --overlap drop -n 2048 --output-dir $(RUNS)/policy/real --workers 2
+	$(BIN)/draftpick profile seven --output-dir $(RUNS)/policy/profiles
+	$(BIN)/draftpick label --config seven --prompts $(PROMPTS) --split train --overlap drop -n 2048 --output-dir $(RUNS)/policy/real --workers 2
 	$(BIN)/draftpick train --learner calibrated --data $(RUNS)/policy/real --profiles $(RUNS)/policy/profiles --output-dir router/policies/shipped
 
 ladder: $(READY)  ## Compare all learners on generated prompts and nine engines: measure, label, evaluate (3 hours)
