@@ -143,6 +143,7 @@ bench-crossover: $(READY)  ## Routing against every other way to use the same en
 	$(BIN)/python -m tests.bench.load.real --json-file tests/bench/results/load_real.json
 	$(BIN)/python -m tests.bench.load.limit --json-file tests/bench/results/load_limit.json
 	$(BIN)/python -m tests.bench.simulator --json-file tests/bench/results/simulator.json
+	$(BIN)/python -m tests.bench.simulator --pools --json-file tests/bench/results/simulator.json
 	$(BIN)/python -m tests.bench.equal_resources --json-file tests/bench/results/equal_resources.json
 
 manifests: $(READY)  ## Generate files from the code: chart schema, manifests, dashboard, pages of docs/
