@@ -46,6 +46,8 @@ _AMPLE = 0.5
 """Share of the time of an attempt in which a short answer is complete at the usual speed."""
 _PREFILL = 0.125
 """Time of a prompt token, at most, relative to an output token."""
+_NO_FORECAST_S = 600.0
+"""For how long an engine that rejected a forecast is sent none."""
 
 
 class Dispatcher:
@@ -73,6 +75,7 @@ class Dispatcher:
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
         self._abilities, self._responses = abilities, StoredResponses()
+        self._no_forecast_until: dict[str, float] = {}
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` if no part of an answer was sent."""
@@ -212,7 +215,8 @@ class Dispatcher:
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
             if (forecast := state.decision.forecast) is not None:
-                body = with_forecast(request, body, forecast)
+                until = self._no_forecast_until.get(engine_of(state.decision.arm), 0.0)
+                body = body if until > time.monotonic() else with_forecast(request, body, forecast)
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -324,9 +328,21 @@ class Dispatcher:
 
     def _try_again(self, state: RequestState, verdict: Verdict, meter: Meter, body: bytes) -> bool:
         """True if another engine is to answer after an error of one that sent nothing else."""
-        if verdict.fault == "client" and not self._others_take(state, meter.http_status or 0, body):
+        if verdict.fault == "client" and not (
+            self._rejects_forecast(state, body) or self._others_take(state, meter.http_status or 0, body)
+        ):
             return False
         return (verdict.retry or verdict.fault == "client") and self._can_retry(state) and self._in_time(state)
+
+    def _rejects_forecast(self, state: RequestState, body: bytes) -> bool:
+        """True if an engine rejects the forecast, which the router itself added: from now on it is sent none."""
+        engine, own = engine_of(state.decision.arm), state.client_request.request.engine_args
+        if state.decision.forecast is None or own is not None or b"vllm_xargs" not in body:
+            return False
+        self._no_forecast_until[engine] = time.monotonic() + _NO_FORECAST_S
+        self._metrics.ignored_forecasts[engine] += 1
+        state.tried.clear()
+        return True
 
     def _others_take(self, state: RequestState, status: int, body: bytes) -> bool:
         """True if other engines probably take a request that one rejects; only they are eligible from now on."""
