@@ -5,14 +5,14 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
 from draftpick.engines.profile.profile import GREEDY
-from draftpick.engines.replicas import Lease, ReplicaTable
+from draftpick.engines.replicas import Lease, Replica, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
@@ -42,6 +42,10 @@ _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
 _HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
+
+
+Send = Callable[[RequestState, Lease, ResponseSink, Meter, float | None], Awaitable[Verdict]]
+"""Lets the leased replica answer a request, and says how that ended; the meter then has the measurements."""
 
 
 class Dispatcher:
@@ -87,6 +91,39 @@ class Dispatcher:
                     self._shadow.enqueue(state)
         finally:
             self._finish(state)
+
+    async def run_leased(self, client_request: ClientRequest, send: Send) -> None:
+        """Decide for one request that somebody else sends; `send` starts the attempt, and ends when its end is told.
+
+        Raises `RequestError` if no engine can take the request.
+        """
+        REQUEST_ID.set(client_request.request_id)
+        state = RequestState(client_request, self._begin_trace(client_request) if self._tracing is not None else None)
+        sink = NullSink()
+        try:
+            async with self._admission.slot(client_request.key, client_request.priority, client_request.deadline):
+                await self._prepare(state)
+                verdict = await self._run_attempt(state, sink, send)
+                while not state.started:
+                    await self._before_retry(state, verdict)
+                    verdict = await self._run_attempt(state, sink, send)
+                if verdict.status == "ok" and self._config.shadow.sample_rate:
+                    self._shadow.enqueue(state)
+        finally:
+            self._finish(state)
+
+    def fallbacks(self, state: RequestState, most: int) -> list[tuple[str, Replica]]:
+        """Other replicas for a request, the likeliest first, each with its engine."""
+        decision, found = state.decision, list[tuple[str, Replica]]()
+        tried = set(state.tried)
+        others = sorted(decision.probabilities, key=lambda arm: -decision.probabilities[arm])
+        eligible = self.replicas.eligible(tried)
+        for arm in (decision.arm, *others):
+            able = arm in eligible and engine_of(arm) not in state.unable
+            if len(found) < most and able and (replica := self.replicas.pick(arm, tried)) is not None:
+                tried.add(replica)
+                found.append((engine_of(arm), replica))
+        return found
 
     async def _prepare(self, state: RequestState) -> None:
         """Compute the input of the decision, and decide."""
@@ -144,8 +181,11 @@ class Dispatcher:
             self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
         state.decision = decision
 
-    async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Verdict:
-        """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts."""
+    async def _run_attempt(self, state: RequestState, sink: ResponseSink, send: Send | None = None) -> Verdict:
+        """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts.
+
+        `send`: how the engine gets the request and its answer is measured; absent: by `_send`, from the bytes.
+        """
         client_request, decision = state.client_request, state.decision
         limited = client_request.deadline is not None or state.retry_until is not None
         within_s = self._time_left_s(state) if limited and not state.started else None
@@ -165,7 +205,7 @@ class Dispatcher:
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
                     self.prefixes.insert(state.prefix, lease.replica.url, client_request.key)
-                verdict = await self._send(state, lease, sink, meter, within_s)
+                verdict = await (send or self._send)(state, lease, sink, meter, within_s)
                 if meter.response_id is not None:
                     self._responses.add(meter.response_id, lease.replica.url, client_request.key)
                 outcome = meter.outcome(verdict.status, verdict.fault)
