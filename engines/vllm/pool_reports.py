@@ -10,7 +10,6 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from draftpick.engines.pool.report import FIELD, parse
-from draftpick.engines.vllm.finished_requests import note_acceptance
 
 KEY = "draftpick_pool"
 _ATTRIBUTE = "draftpick_reports"
@@ -69,8 +68,6 @@ def install() -> None:
         metrics, reports = build(final_res), take(final_res)
         if metrics is not None and reports:
             setattr(metrics, FIELD, reports)
-        if metrics is not None:
-            note_acceptance(final_res.request_id, metrics)
         count(reports)
         return metrics
 

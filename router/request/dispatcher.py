@@ -113,11 +113,12 @@ class Dispatcher:
             self._finish(state)
 
     def fallbacks(self, state: RequestState, most: int) -> list[tuple[str, Replica]]:
-        """Other replicas for a request, the likeliest first, each with its engine."""
-        decision, found = state.decision, list[tuple[str, Replica]]()
-        tried = set(state.tried)
-        others = sorted(decision.probabilities, key=lambda arm: -decision.probabilities[arm])
-        eligible = self.replicas.eligible(tried)
+        """Other replicas for a request, the best first, each with its engine."""
+        decision, tried, found = state.decision, set(state.tried), list[tuple[str, Replica]]()
+        predicted = decision.predicted_tpot_s
+        cost = [-p for p in decision.probabilities.values()] if predicted is None else predicted
+        others = [arm for _, arm in sorted(zip(cost, decision.probabilities, strict=True))]
+        eligible, _ = self.decide.healthy(self.replicas.eligible(tried))
         for arm in (decision.arm, *others):
             able = arm in eligible and engine_of(arm) not in state.unable
             if len(found) < most and able and (replica := self.replicas.pick(arm, tried)) is not None:

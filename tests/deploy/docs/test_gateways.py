@@ -94,7 +94,8 @@ async def test_litellm_takes_the_plug_in(reporting: Start, monkeypatch: pytest.M
     app = await reporting({"a": FAST})
     params = {"model": f"hosted_vllm/{MODEL}", "api_base": "http://127.0.0.1:9/v1", "api_key": "none"}
     gateway = litellm.Router(model_list=[{"model_name": MODEL, "litellm_params": params}])
-    gateway.set_custom_routing_strategy(plugin(monkeypatch, app.server.url))
+    register = getattr(gateway, "register_plugin", None) or gateway.set_custom_routing_strategy
+    register(plugin(monkeypatch, app.server.url))
     answer = await gateway.acompletion(MODEL, MESSAGES, max_tokens=5)
     assert answer.usage.completion_tokens == 5
     await until(lambda: app.num_attempts == 1)

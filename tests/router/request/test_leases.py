@@ -269,6 +269,17 @@ async def test_an_unreachable_engine_gets_no_more_leases(router_app: StartRouter
     assert (await lease(app))["arm"] == "b"
 
 
+async def test_fallbacks_are_the_next_best_engines(router_app: StartRouter) -> None:
+    arms = ("plain", "ngram", "math")
+    chosen = policy(arms, ngram=1.5, math=3.0)
+    app = await router_app(
+        dict.fromkeys(arms, FAST), policy=chosen, featurizer=LexicalFeaturizer(), exploration={"rate": 0.0}, **ON
+    )
+    granted = await lease(app)
+    assert (granted["arm"], [one["engine"] for one in granted["fallbacks"]]) == ("math", ["ngram", "plain"])
+    assert {one["url"] for one in granted["fallbacks"]} == {app.engines[arm].url for arm in ("ngram", "plain")}
+
+
 async def test_what_a_gateway_tells_of_an_answer_is_recorded(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST}, **ON)
     usage = {"prompt_tokens": 7, "completion_tokens": 11, "prompt_tokens_details": None}
