@@ -40,7 +40,7 @@ log = logging.getLogger("draftpick.router")
 _POLL_S = 0.05
 _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
-_HASTY = 0.9
+HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
 
 
@@ -271,7 +271,7 @@ class Dispatcher:
         except EngineError as error:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
-            hasty = within_s is not None and within_s < _HASTY * self._client.response_timeout_s[request.stream]
+            hasty = within_s is not None and within_s < HASTY * self._client.response_timeout_s[request.stream]
             alive = lease.replica.answered_within(meter.elapsed_s())
             return judge_error(error, stream=request.stream, hasty=hasty, alive=alive)
 

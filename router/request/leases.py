@@ -6,9 +6,11 @@ attempt, verdict, observers.
 """
 
 import asyncio
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from draftpick.engines.arms import engine_of
@@ -20,10 +22,12 @@ from draftpick.engines.reporting.ticket import HEADER, Ticket
 from draftpick.router.config.sections import LeasesConfig
 from draftpick.router.errors import Overloaded
 from draftpick.router.headers import CLIENT_REQUEST_ID
-from draftpick.router.request.dispatcher import Dispatcher
+from draftpick.router.request.dispatcher import HASTY, Dispatcher
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.verdict import CANCELLED, Verdict, judge_report
+
+log = logging.getLogger("draftpick.router")
 
 ENDS = ("told", "expired", "elsewhere", "cancelled")
 """How leases end: an outcome was told; none was in time; a fallback answered, of which nothing is learned; the router
@@ -91,8 +95,15 @@ class OpenLease:
             self.end = "elsewhere"
             return CANCELLED
         self.end = "told"
+        elapsed_s, stream = meter.elapsed_s(), state.client_request.request.stream
         meter.observe_report(report)
-        return judge_report(report.status, report.error, stream=state.client_request.request.stream)
+        return judge_report(
+            report.status,
+            report.error,
+            stream=stream,
+            hasty=elapsed_s < HASTY * self._leases.response_timeout_s[stream],
+            alive=lease.replica.answered_within(elapsed_s),
+        )
 
 
 class Leases:
@@ -101,8 +112,9 @@ class Leases:
     `inbox`: where engines report, and with which secret; None if they do not.
     """
 
-    def __init__(self, config: LeasesConfig, dispatcher: Dispatcher) -> None:
-        self.config, self._dispatcher = config, dispatcher
+    def __init__(self, config: LeasesConfig, dispatcher: Dispatcher, response_timeout_s: Mapping[bool, float]) -> None:
+        """`response_timeout_s`: what an engine is given; see `draftpick.engines.http.client.EngineClient`."""
+        self.config, self._dispatcher, self.response_timeout_s = config, dispatcher, response_timeout_s
         self.inbox: tuple[str, str] | None = None
         self._open: dict[str, OpenLease] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -117,7 +129,8 @@ class Leases:
     async def open(self, client_request: ClientRequest) -> Grant:
         """Decide for a request, and hold its place. Raises `RequestError`."""
         id, lease = client_request.id, OpenLease(self)
-        task = self._tasks[id] = asyncio.create_task(self._run(client_request, lease))
+        task = self._tasks[id] = asyncio.create_task(self._dispatcher.run_leased(client_request, lease))
+        task.add_done_callback(partial(self._close, id, lease))
         self._open[id] = lease
         try:
             await asyncio.wait((task, lease.granted), return_when=asyncio.FIRST_COMPLETED)
@@ -125,21 +138,22 @@ class Leases:
             task.cancel()
             raise
         if not lease.granted.done():
-            await task  # raises what ended it
-            raise Overloaded("the router stops", retry_after_s=1.0)
+            if task.cancelled():
+                raise Overloaded("the router stops", retry_after_s=1.0)
+            task.result()  # raises what ended it
         return lease.granted.result()
 
-    async def _run(self, client_request: ClientRequest, lease: OpenLease) -> None:
-        try:
-            await self._dispatcher.run_leased(client_request, lease)
-        finally:
-            id = client_request.id
-            del self._open[id], self._tasks[id]
-            if lease.granted.done():
-                self.ends[lease.end] += 1
-                self._ended[id] = "doubled" if lease.end in ("told", "elsewhere") else "late"
-                if len(self._ended) > _MAX_REMEMBERED:
-                    self._ended.popitem(last=False)
+    def _close(self, id: str, lease: OpenLease, task: asyncio.Task[None]) -> None:
+        """Count the end of a lease, and remember it."""
+        del self._open[id], self._tasks[id]
+        if not lease.granted.done():
+            return
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a lease failed", exc_info=error, extra={"draftpick_request_id": id})
+        self.ends[lease.end] += 1
+        self._ended[id] = "doubled" if lease.end in ("told", "elsewhere") else "late"
+        if len(self._ended) > _MAX_REMEMBERED:
+            self._ended.popitem(last=False)
 
     def tell(self, report: OutcomeReport) -> Told:
         """Take the outcome of a lease. Any but the first for a lease changes nothing, and is counted."""

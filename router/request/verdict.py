@@ -105,15 +105,18 @@ def judge_broken_event(status: int) -> Verdict:
     return BROKEN
 
 
-def judge_report(status: int | None, error: Failure | None, *, stream: bool) -> Verdict:
-    """The verdict on an attempt whose end is told, not seen: see `draftpick.engines.reporting.report.OutcomeReport`."""
+def judge_report(status: int | None, error: Failure | None, *, stream: bool, hasty: bool, alive: bool) -> Verdict:
+    """The verdict on an attempt whose end is told, not seen: see `draftpick.engines.reporting.report.OutcomeReport`.
+
+    `hasty`, `alive`: as in `judge_error`.
+    """
     match error:
         case "cancelled":
             return CANCELLED
         case "unreachable":
             return _UNREACHABLE
         case "timeout":
-            return _SILENT if stream else _SILENT_WHOLE
+            return judge_error(EngineTimeout("told"), stream=stream, hasty=hasty, alive=alive)
         case "broken":
             return BROKEN if status is None or status < 400 else judge_broken_event(status)
     return OK if status is None else judge_status(status)

@@ -241,7 +241,7 @@ async def test_a_full_engine_is_not_leased(router_app: StartRouter) -> None:
     ("outcome", "status", "fault"),
     [
         ({"error": "unreachable"}, "engine_error", "network"),
-        ({"error": "timeout"}, "timeout", "engine"),
+        ({"error": "timeout"}, "timeout", "client"),
         ({"error": "broken", "status": 200}, "broken", "engine"),
         ({"error": "broken", "status": 400}, "broken", "client"),
         ({"error": "cancelled"}, "cancelled", "client"),
@@ -257,6 +257,16 @@ async def test_a_failure_is_judged_as_if_it_were_seen(
     await ended(app)
     (record,) = await app.records(1)
     assert (record.outcome.status, record.outcome.fault) == (status, fault)
+
+
+async def test_an_engine_that_had_its_time_is_at_fault(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST}, timeout_s=0.02, **ON)
+    granted = await lease(app)
+    await asyncio.sleep(0.03)
+    await tell(app, {"lease": granted["lease"], "error": "timeout"})
+    await ended(app)
+    (record,) = await app.records(1)
+    assert (record.outcome.status, record.outcome.fault) == ("timeout", "engine")
 
 
 async def test_an_unreachable_engine_gets_no_more_leases(router_app: StartRouter) -> None:
@@ -322,6 +332,26 @@ async def test_what_engines_lose_is_counted(reporting: Start) -> None:
     async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {secret}"}) as engine:
         assert (await engine.post(OUTCOMES, json={"outcomes": [], "lost": {"full": 3}})).status_code == 200
     assert app.parts.leases.lost["full"] == 3
+
+
+async def test_a_lease_that_waits_ends_with_the_router(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST}, admission={"max_in_flight": 1}, **ON)
+    await lease(app)
+    waiting = asyncio.create_task(app.client.post(ROUTE, json=asked()))
+    await until(lambda: app.parts.admission.queued == 1)
+    await app.parts.leases.close()
+    assert (await waiting).status_code == 503
+    assert app.parts.leases.ends["cancelled"] == 1
+    assert not len(app.parts.leases)
+
+
+async def test_a_caller_that_leaves_before_its_lease_gets_none(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST}, admission={"max_in_flight": 1}, **ON)
+    await lease(app)
+    with pytest.raises(httpx.ReadTimeout):
+        await app.client.post(ROUTE, json=asked(), timeout=0.05)
+    await until(lambda: app.parts.admission.queued == 0)
+    assert len(app.parts.leases) == 1
 
 
 async def test_leases_end_with_the_router(router_app: StartRouter) -> None:
