@@ -84,8 +84,9 @@ class _Watched:
     @property
     def ttft_s(self) -> float | None:
         """Of a stream alone: the first bytes of a whole answer are its last ones."""
-        known = self.streams and self.first is not None and self.arrived is not None
-        return self.first - self.arrived if known else None
+        if not self.streams or self.first is None or self.arrived is None:
+            return None
+        return self.first - self.arrived
 
     async def receive(self) -> Message:
         message = await self.receive_next()

@@ -58,7 +58,7 @@ class Batch:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     outcomes: Annotated[Sequence[OutcomeReport], Field(max_length=MAX_BATCH)]
-    lost: Mapping[Literal["full", "old", "refused"], _Count] = field(default_factory=dict)
+    lost: Mapping[str, _Count] = field(default_factory=dict)
 
 
 BATCH = TypeAdapter(Batch)

@@ -142,7 +142,7 @@ class Reporter:
 
 def _take_until(queue: deque[_Waiting], time_s: float, most: int) -> list[_Waiting]:
     """Take the reports that wait since before this time, so many at most; each is complete then."""
-    taken = []
+    taken: list[_Waiting] = []
     while queue and len(taken) < most and queue[0].since <= time_s:
         taken.append(queue.popleft())
         taken[-1].made()

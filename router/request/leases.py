@@ -168,7 +168,7 @@ class Leases:
 
     def tell_all(self, reports: Iterable[OutcomeReport], lost: Mapping[str, int]) -> dict[str, int]:
         """Take the outcomes of a batch; returns their number by what became of them."""
-        self.lost.update(lost)
+        self.lost.update({reason: number for reason, number in lost.items() if reason in LOST})
         return dict(Counter(map(self.tell, reports)))
 
     async def close(self) -> None:

@@ -330,8 +330,8 @@ async def test_what_engines_lose_is_counted(reporting: Start) -> None:
     app = await reporting({"a": FAST})
     url, secret = app.parts.leases.inbox or ("", "")
     async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {secret}"}) as engine:
-        assert (await engine.post(OUTCOMES, json={"outcomes": [], "lost": {"full": 3}})).status_code == 200
-    assert app.parts.leases.lost["full"] == 3
+        assert (await engine.post(OUTCOMES, json={"outcomes": [], "lost": {"full": 3, "x": 1}})).status_code == 200
+    assert dict(app.parts.leases.lost) == {"full": 3, "old": 0, "refused": 0}
 
 
 async def test_a_lease_that_waits_ends_with_the_router(router_app: StartRouter) -> None:
