@@ -25,6 +25,7 @@ _TIMEOUT_S = 5.0
 _SETTLE_S = 0.05
 """What the engine itself measures may come this long after the answer's last byte."""
 _MAX_ROUTERS = 64
+_NOT_JSON = 400
 
 Complete = Callable[[], OutcomeReport]
 """Makes a report, of what was measured until then."""
@@ -99,22 +100,24 @@ class Reporter:
     async def _send_all(self, router: str, queue: deque[_Waiting]) -> None:
         """Send what waits for one router, until nothing does."""
         pause_s = self._every_s
-        while queue:
-            await asyncio.sleep(pause_s)
-            now = self._clock()
-            self._lose(router, "old", len(_take_until(queue, now - self._max_age_s, len(queue))))
-            if not (batch := _take_until(queue, now - _SETTLE_S, MAX_BATCH)):
-                continue
-            status = await self._send(router, [one.made() for one in batch])
-            if status is None or status >= 500:  # it may be back in time
-                queue.extendleft(reversed(batch))
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-                continue
-            pause_s = self._every_s
-            if status >= 400:
-                log.error("the router at %s refuses reports: %d", router, status)
-                self._lose(router, "refused", len(batch))
-        del self._queues[router]
+        try:
+            while queue:
+                await asyncio.sleep(pause_s)
+                now = self._clock()
+                self._lose(router, "old", len(_take_until(queue, now - self._max_age_s, len(queue))))
+                if not (batch := _take_until(queue, now - _SETTLE_S, MAX_BATCH)):
+                    continue
+                status = await self._send(router, [one.made() for one in batch])
+                if status is None or status >= 500:  # it may be back in time
+                    queue.extendleft(reversed(batch))
+                    pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                    continue
+                pause_s = self._every_s
+                if status >= 400:
+                    log.error("the router at %s refuses reports: %d", router, status)
+                    self._lose(router, "refused", len(batch))
+        finally:
+            del self._queues[router]
 
     def _lose(self, router: str, reason: str, number: int) -> None:
         """Count lost reports; the router is told with its next batch."""
@@ -126,8 +129,13 @@ class Reporter:
 
     async def _send(self, router: str, reports: list[OutcomeReport]) -> int | None:
         """Send one batch; returns the status of the answer, None without any."""
-        lost = self._untold.pop(router, Counter())
-        body = orjson.dumps({"outcomes": reports, "lost": dict(lost)})
+        lost = self._untold.get(router, Counter())
+        try:
+            body = orjson.dumps({"outcomes": reports, "lost": dict(lost)}, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError:  # the engine measured what is no JSON
+            log.exception("reports of outcomes cannot be written")
+            return _NOT_JSON
+        self._untold.pop(router, None)
         headers = [("content-type", "application/json"), ("authorization", f"Bearer {self.secret}")]
         status: int | None = None
         with contextlib.suppress(EngineError):

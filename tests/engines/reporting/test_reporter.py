@@ -122,6 +122,14 @@ async def test_a_router_that_refuses_them_is_not_asked_again(reporter: Make, inb
     assert inbox.lost == [{"refused": 1}]
 
 
+async def test_what_is_no_json_is_lost_and_stops_nothing(reporter: Make, inbox: Inbox) -> None:
+    sender = reporter()
+    sender.put(inbox.url, lambda: OutcomeReport(f"{1:032x}", metrics={"x": object()}))
+    await until(lambda: sender.lost == {"refused": 1})
+    sender.put(inbox.url, report(2))
+    await until(lambda: inbox.leases == [f"{2:032x}"])
+
+
 async def test_reports_that_wait_at_the_end_are_dropped(reporter: Make, inbox: Inbox) -> None:
     sender = reporter(every_s=10.0)
     sender.put(inbox.url, report(1))

@@ -354,6 +354,32 @@ async def test_a_caller_that_leaves_before_its_lease_gets_none(router_app: Start
     assert len(app.parts.leases) == 1
 
 
+async def test_no_place_is_lost_whatever_becomes_of_requests(reporting: Start) -> None:
+    mixed = FAST.model_copy(update={"step_s": 0.001, "fail_share": 0.1, "refuse_share": 0.1, "break_share": 0.1})
+    app = await reporting({"a": mixed, "b": mixed.model_copy(update={"seed": 1}), "c": REFUSING_URL})
+
+    async def one(number: int) -> None:
+        answer = await app.client.post(ROUTE, json=asked(stream=bool(number % 2)))
+        if answer.status_code != 200:
+            return
+        granted = answer.json()
+        try:
+            if number % 5:
+                await send(granted, stream=bool(number % 2))
+        except httpx.ConnectError:
+            await tell(app, {"lease": granted["lease"], "error": "unreachable"})
+        if not number % 5:
+            await tell(app, {"lease": granted["lease"], "error": "cancelled"})
+
+    await asyncio.gather(*map(one, range(80)))
+    await ended(app)
+    leases = app.parts.leases
+    assert app.replicas.in_flight() == {"a": 0, "b": 0, "c": 0}
+    assert (app.replicas.busy, app.parts.admission.in_flight) == (0, 0)
+    assert leases.ends["told"] == sum(leases.ends.values()) > 0
+    assert len(await app.records(leases.ends["told"])) == leases.ends["told"]
+
+
 async def test_leases_end_with_the_router(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST}, **ON)
     await lease(app)
