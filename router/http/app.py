@@ -16,6 +16,7 @@ from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, BodyBudget, BufferingSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
+from draftpick.router.http.lease_pages import LeasePages
 from draftpick.router.http.openapi import description
 from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, client_request_id, parse_seconds
 from draftpick.router.http.ui import Page, ui_pages
@@ -46,8 +47,12 @@ class RouterApp:
         self._bodies = BodyBudget(config)
         self._access = Access(keys, config.hosts, local_admin=config.local_admin is not False)
         admin = AdminPages(parts, owner, self._access, self._bodies, model)
+        leases = LeasePages(
+            *(config, parts.leases, self._access, keys, self._bodies), self._client_request, _until_disconnect
+        )
         pages: dict[tuple[str, str], Page] = {
             **admin.pages,
+            **leases.pages,
             **ui_pages(),
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
