@@ -29,6 +29,7 @@ from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.engines.config import Engine, FleetConfig
 from draftpick.engines.models.paths import target_path
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.vllm.arguments import engine_arguments
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt
@@ -141,9 +142,10 @@ class Engines:
     def names(self) -> list[str]:
         return list(self._connections)
 
-    def answer(self, name: str, prompts: Sequence[Prompt], at_once: int) -> Block:
-        """Answer prompts on one engine, so many at once."""
-        self._connections[name].send(([prompt.request_fields for prompt in prompts], at_once))
+    def answer(self, name: str, prompts: Sequence[Prompt], at_once: int, forecast: Forecast | None = None) -> Block:
+        """Answer prompts on one engine, so many at once, all with one forecast."""
+        extra = forecast and {XARG: forecast.to_json()}
+        self._connections[name].send(([{**one.request_fields, "extra_args": extra} for one in prompts], at_once))
         block: Block = self._connections[name].recv()
         return block
 
@@ -181,6 +183,7 @@ def _serve(config: FleetConfig, engine: Engine, connection: Connection) -> None:
                     top_p=fields["top_p"],
                     max_tokens=fields["max_tokens"],
                     detokenize=False,
+                    extra_args=fields["extra_args"],
                 ),
             )
             for fields in requests
@@ -190,6 +193,8 @@ def _serve(config: FleetConfig, engine: Engine, connection: Connection) -> None:
 
 def _answer(engine: Any, waiting: list[tuple[list[int], Any]], at_once: int) -> Block:
     """Answer all requests, a new one as soon as one ends."""
+    from draftpick.engines.vllm.pool_reports import reports_of
+
     tokens, reports = 0, []
     names = iter(range(len(waiting)))
     began = time.process_time()
@@ -200,7 +205,7 @@ def _answer(engine: Any, waiting: list[tuple[list[int], Any]], at_once: int) -> 
         for output in engine.step():
             if output.finished:
                 tokens += len(output.outputs[0].token_ids)
-                reports.append((output.kv_transfer_params or {}).get("draftpick_pool", {}))
+                reports.append(reports_of(output))
     return Block(time.process_time() - began, tokens, reports)
 
 
