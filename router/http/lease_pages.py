@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
-from draftpick.router.http.body import BodyBudget
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
@@ -16,7 +15,7 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, NotFound, RequestError, Unauthorized
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import CHAT
-from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.asgi import AsgiSink, BodyBudget, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring
 from draftpick.router.request.leases import Leases
 from draftpick.router.request.state import ClientRequest

@@ -82,7 +82,7 @@ class Meter:
         """Read what is told of an answer that did not pass here. Its times count from sending the request."""
         self.observe_body(orjson.dumps({"usage": told.usage, "metrics": told.metrics}))
         self.http_status, self.terminated = told.status, told.error is None
-        sent = self._accepted if self._sent is None else self._sent
+        sent = self._accepted if self.sent is None else self.sent
         self._last = None if told.e2e_s is None else sent + told.e2e_s
         if self.ttft_s is None and told.ttft_s is not None:
             self.ttft_s = sent - self._accepted + told.ttft_s
