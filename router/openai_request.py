@@ -101,16 +101,19 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stored = path.startswith(RESPONSES + "/")
         return Request(path, body, text="", state_id=path.split("/")[3] if stored else None)
     fields, body, write = _parse_object(body, limits)
-    stream = to_bool(fields.get("stream")) is True
+    stream = "stream" in fields and to_bool(fields["stream"]) is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
-    sampling, num_answers = _sampling(path, fields), _num_answers(path, fields)
-    if num_answers > 1:
-        sampling["n"] = float(num_answers)
+    sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
+    if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
+        num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
+        if num_answers > 1:
+            sampling["n"] = float(num_answers)
     model, previous = fields.get("model"), fields.get("previous_response_id")
+    messages = fields.get("messages") or fields.get("input")
     return Request(
         path,
         body,
@@ -118,13 +121,13 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stream,
         hide_usage,
         sampling,
-        _turns(fields),
-        _structured(fields),
+        len(messages) if isinstance(messages, list) else 1,
+        structured,
         fields if keep_fields else None,
         num_answers,
         fields.get(_ENGINE_ARGS),
         model if isinstance(model, str) else None,
-        _asks(fields, found),
+        asks,
         num_prompt_tokens,
         previous if path == RESPONSES and isinstance(previous, str) else None,
     )
@@ -228,24 +231,21 @@ ASKS: dict[str, Callable[[Any], object]] = {
 """Fields that not every engine takes, and whether a value asks for anything."""
 _MIN_P = 1e-5  # as vLLM
 _ASKS = frozenset(ASKS)
+_NO_ASKS: frozenset[str] = frozenset()
+_SPECIAL = _ASKS | {"n", "best_of"}
+"""Fields that `_num_answers`, `_structured` and `_asks` read: one without them asks for one answer, of any form."""
 
 
 def _asks(fields: dict[str, Any], found: set[str]) -> frozenset[str]:
     """What the request asks for that not every engine takes; `found`: modalities of its content."""
-    if not found and _ASKS.isdisjoint(fields):
-        return _NO_ASKS
     return frozenset(found).union(name for name in _ASKS.intersection(fields) if ASKS[name](fields[name]))
-
-
-_NO_ASKS: frozenset[str] = frozenset()
-_MULTIPLIERS = ("n", "best_of", "use_beam_search")
 
 
 def _num_answers(path: str, fields: dict[str, Any]) -> int:
     """Sequences that the engine decodes: `n` (or `best_of`) for each prompt; at least 2 in a beam search."""
-    prompt = fields.get("prompt")
-    if path in (RESPONSES, MESSAGES) or (fields.keys().isdisjoint(_MULTIPLIERS) and not isinstance(prompt, list)):
+    if path in (RESPONSES, MESSAGES):
         return 1
+    prompt = fields.get("prompt")
     beams = 2 if to_bool(fields.get("use_beam_search")) else 1
     each = max(_count(fields.get("n")), _count(fields.get("best_of")), beams)
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)  # a list of numbers is one prompt
@@ -255,11 +255,6 @@ def _num_answers(path: str, fields: dict[str, Any]) -> int:
 def _count(value: Any) -> int:
     """A count as the engine reads it; 1 for anything else."""
     return max(int(to_number(value) or 1), 1)
-
-
-def _turns(fields: dict[str, Any]) -> int:
-    messages = fields.get("messages") or fields.get("input")
-    return len(messages) if isinstance(messages, list) else 1
 
 
 _FORMATS = ("response_format", "text", "output_config", "structured_outputs", "tools")

@@ -16,6 +16,7 @@ from draftpick.engines.errors import (
     ResourcesExhausted,
     StreamInterrupted,
 )
+from draftpick.engines.reporting.report import Failure
 from draftpick.router.types import Fault, Status
 
 _TOO_MANY_REQUESTS, _INTERNAL_ERROR, _NOT_IMPLEMENTED = 429, 500, 501
@@ -102,3 +103,20 @@ def judge_broken_event(status: int) -> Verdict:
     if judge_status(status).fault == "client":
         return Verdict("broken", "client")
     return BROKEN
+
+
+def judge_report(status: int | None, error: Failure | None, *, stream: bool, hasty: bool, alive: bool) -> Verdict:
+    """The verdict on an attempt whose end is told, not seen: see `draftpick.engines.reporting.report.OutcomeReport`.
+
+    `hasty`, `alive`: as in `judge_error`.
+    """
+    match error:
+        case "cancelled":
+            return CANCELLED
+        case "unreachable":
+            return _UNREACHABLE
+        case "timeout":
+            return judge_error(EngineTimeout("told"), stream=stream, hasty=hasty, alive=alive)
+        case "broken":
+            return BROKEN if status is None or status < 400 else judge_broken_event(status)
+    return OK if status is None else judge_status(status)

@@ -50,6 +50,20 @@ _POLICY_CHANGES = ("reload_policy", "offer_broken_policy")
 _MIN_COMPARED = 50
 _SETTLED_S = 2.0
 """After a fault is over, until routing is as usual."""
+POOL: dict[str, Any] = {
+    "name": "pool",
+    "kind": "mock",
+    "deployment": {"num_replicas": 2},
+    "mock": {
+        "step_s": 0.0045,
+        "shared_steps": True,
+        "drafters": {
+            "copy": {"num_speculative_tokens": 8, "acceptance_by_class": {"edit": 4.5}},
+            "head": {"num_speculative_tokens": 3, "acceptance_by_class": {"math": 3.0}, "step_s": 0.0005},
+        },
+    },
+}
+"""Two replicas with every drafter, among mock engines with one each."""
 _COUNTED = (
     "requests",
     "answered",
@@ -102,6 +116,7 @@ def fleet(folder: Path, registry: Path, real: bool, keys: Path | None = None) ->
     if real:
         return with_engines(resolve(fields), ["plain", "suffix"])
     fields["engines"][0]["deployment"] = {"num_replicas": 2}
+    fields["engines"].append(POOL)
     return resolve(fields)
 
 

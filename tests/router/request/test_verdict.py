@@ -23,6 +23,7 @@ from draftpick.router.types import Outcome
     [
         (200, None, False, True, False),
         (307, None, False, True, False),
+        (399, None, False, True, False),
         (400, "client", False, True, False),
         (401, "client", False, True, False),
         (404, "client", False, True, False),
