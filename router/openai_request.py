@@ -14,8 +14,8 @@ from draftpick.engines.http.json_values import to_bool, to_number
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
-LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Fields that limit the output tokens, by their API."""
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Fields that limit the output tokens; a request has at most one of them in `Request.sampling`."""
 CHARS_PER_TOKEN = 4
 MAX_TEXT_CHARS = 4000
 """Longer prompts are truncated, for the embedding only: beginning and end are kept."""
@@ -107,7 +107,7 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         body = _ask_for_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
-    sampling, num_answers, structured, asks = _sampling(fields), 1, False, _NO_ASKS
+    sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
     if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
         num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
         if num_answers > 1:
@@ -198,30 +198,41 @@ def _ask_for_usage(fields: dict[str, Any], body: bytes, write: json_values.Write
     return write({**fields, "stream_options": {**kept, "include_usage": True}})
 
 
-_NUMBERS = ("temperature", "top_p", "top_k", *LIMITS, "n")
+_NUMBERS = ("temperature", "top_p", "top_k", "n")
+_COMPLETIONS = "/v1/completions"
+_LIMITS = {"/v1/chat/completions": LIMITS[:2], RESPONSES: ("max_output_tokens",)}
+"""Limits of the output tokens by path, the one that counts first; elsewhere `max_tokens`."""
+_DEFAULT_COMPLETION = 16.0
+"""Output tokens of `/v1/completions` without a limit."""
 
 
-def _sampling(fields: dict[str, Any]) -> dict[str, float]:
-    """The numeric sampling fields that are present."""
-    return {
+def _sampling(path: str, fields: dict[str, Any]) -> dict[str, float]:
+    """The numeric sampling fields that are present, and the limit of the output tokens."""
+    names = _LIMITS.get(path, ("max_tokens",))
+    limit = next((name for name in names if fields.get(name) is not None), names[-1])
+    found = {
         name: number
-        for name in _NUMBERS
+        for name in (*_NUMBERS, limit)
         if (value := fields.get(name)) is not None and (number := to_number(value)) is not None
     }
+    if path == _COMPLETIONS and fields.get(limit) is None:
+        found[limit] = _DEFAULT_COMPLETION
+    return found
 
 
 ASKS: dict[str, Callable[[Any], object]] = {
     "min_p": lambda value: (to_number(value) or 0.0) > _MIN_P,
     **dict.fromkeys(("logit_bias", "structured_outputs", "prompt_logprobs", "logits_processors", "bad_words"), bool),
     **dict.fromkeys(("tools", "allowed_token_ids", "vllm_xargs", "kv_transfer_params", "prompt_embeds"), bool),
-    "response_format": lambda value: isinstance(value, dict) and value.get("type") not in (None, "text"),
+    "response_format": lambda value: _is_format(value),
+    **dict.fromkeys(("text", "output_config"), lambda value: _is_format(value, "format")),
     "use_beam_search": lambda value: to_bool(value) is True,
 }
 """Fields that not every engine takes, and whether a value asks for anything."""
 _MIN_P = 1e-5  # as vLLM
 _ASKS = frozenset(ASKS)
 _NO_ASKS: frozenset[str] = frozenset()
-_SPECIAL = _ASKS | {"n", "best_of", "output_config"}
+_SPECIAL = _ASKS | {"n", "best_of"}
 """Fields that `_num_answers`, `_structured` and `_asks` read: one without them asks for one answer, of any form."""
 
 
@@ -246,15 +257,19 @@ def _count(value: Any) -> int:
     return max(int(to_number(value) or 1), 1)
 
 
+_FORMATS = ("response_format", "text", "output_config", "structured_outputs", "tools")
+
+
 def _structured(fields: dict[str, Any]) -> bool:
     """True if a field of OpenAI, Anthropic or vLLM prescribes the answer's format."""
-    wanted, output = fields.get("response_format"), fields.get("output_config")
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    return (
-        kind not in (None, "text")
-        or bool(fields.get("structured_outputs") or fields.get("tools"))
-        or (isinstance(output, dict) and bool(output.get("format")))
-    )
+    return any(ASKS[name](fields[name]) for name in _FORMATS if name in fields)
+
+
+def _is_format(value: Any, field: str = "") -> bool:
+    """True if a format, or that in a field of `value`, is more than text."""
+    if field:
+        value = value.get(field) if isinstance(value, dict) else None
+    return isinstance(value, dict) and value.get("type") not in (None, "text")
 
 
 def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:

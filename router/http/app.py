@@ -16,8 +16,9 @@ from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
 from draftpick.router.http.asgi import AsgiSink, BodyBudget, BufferingSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
+from draftpick.router.http.lease_pages import LeasePages
 from draftpick.router.http.openapi import description
-from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
+from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, client_request_id, parse_seconds
 from draftpick.router.http.ui import Page, ui_pages
 from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
 from draftpick.router.openai_request import parse
@@ -46,8 +47,12 @@ class RouterApp:
         self._bodies = BodyBudget(config)
         self._access = Access(keys, config.hosts, local_admin=config.local_admin is not False)
         admin = AdminPages(parts, owner, self._access, self._bodies, model)
+        leases = LeasePages(
+            *(config, parts.leases, self._access, keys, self._bodies), self._client_request, _until_disconnect
+        )
         pages: dict[tuple[str, str], Page] = {
             **admin.pages,
+            **leases.pages,
             **ui_pages(),
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
@@ -186,8 +191,7 @@ class RouterApp:
 
     async def _cards(self) -> list[dict[str, Any]]:
         """The models of the engines, as they describe them; the target alone if none answers."""
-        if not self._catalog.models:
-            await self._catalog.poll()
+        await self._catalog.refresh()
         own = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
         cards = self._catalog.cards(self._model)
         return cards if any(card["id"] == self._model for card in cards) else [own, *cards]
@@ -202,7 +206,8 @@ async def _send_error(scope: Scope, reply: AsgiSink, error: RequestError) -> Non
         await reply.write(error_event(scope["path"], error.message, error.code or error.type, 0))
         await reply.finish()
         return
-    request_id = reply.request_id or uuid.uuid4().hex
+    sent = dict(scope["headers"]).get(CLIENT_REQUEST_ID.encode(), b"").decode("latin-1")
+    request_id = reply.request_id or client_request_id(sent) or uuid.uuid4().hex
     headers = [*error.headers(), (REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id)]
     await reply.json(error.status, error_body(scope["path"], error), headers)
 

@@ -11,9 +11,12 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.json_values import parse, parse_object
 from draftpick.engines.pool import report
+from draftpick.engines.reporting.report import OutcomeReport
 from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
@@ -74,6 +77,15 @@ class Meter:
             queue_s = _seconds(self._metrics, "queue_time_ms") or 0.0
             self.ttft_s = self.sent - self._accepted + queue_s + ttft_s
         return fields
+
+    def observe_report(self, told: OutcomeReport) -> None:
+        """Read what is told of an answer that did not pass here. Its times count from sending the request."""
+        self.observe_body(orjson.dumps({"usage": told.usage, "metrics": told.metrics}))
+        self.http_status, self.terminated = told.status, told.error is None
+        sent = self._accepted if self.sent is None else self.sent
+        self._last = None if told.e2e_s is None else sent + told.e2e_s
+        if self.ttft_s is None and told.ttft_s is not None:
+            self.ttft_s = sent - self._accepted + told.ttft_s
 
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""

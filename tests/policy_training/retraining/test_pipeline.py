@@ -27,7 +27,7 @@ from tests.policy_training.bandit import ARMS, BEST, COSTS, Bandit
 
 BANDIT = Bandit.draw(2400, seed=5)
 PLAN = RetrainingPlan(learner("tau_cost"), "plain")
-NOW = time.time()
+NOW = time.time() - 60.0  # records of the future would be read as of now
 
 
 def record(i: int, arm: int, policy: str = "uniform", reason: str = "policy", at: float = 0.0) -> Record:
