@@ -15,9 +15,8 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, NotFound, RequestError, Unauthorized
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import CHAT
-from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.asgi import AsgiSink, BodyBudget, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring
-from draftpick.router.http.body import BodyBudget
 from draftpick.router.request.leases import Leases
 from draftpick.router.request.state import ClientRequest
 

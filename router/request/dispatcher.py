@@ -42,6 +42,12 @@ _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
 HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
+_AMPLE = 0.5
+"""Share of the time of an attempt in which a short answer is complete at the usual speed."""
+_PREFILL = 0.125
+"""Time of a prompt token, at most, relative to an output token."""
+_NO_FORECAST_S = 600.0
+"""For how long an engine that rejected a forecast is sent none."""
 
 
 Send = Callable[[RequestState, Lease, ResponseSink, Meter, float | None], Awaitable[Verdict]]
@@ -73,6 +79,7 @@ class Dispatcher:
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
         self._abilities, self._responses = abilities, StoredResponses()
+        self._no_forecast_until: dict[str, float] = {}
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` if no part of an answer was sent."""
@@ -134,7 +141,8 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
-        state.unable = self._abilities.unable(request)
+        if request.asks or self._abilities.differ:
+            state.unable = self._abilities.unable(request)
         if request.state_id is not None:
             self._go_to_state(state, request.state_id)
         state.prefix = self.prefixes.hashes(request.body)
@@ -242,13 +250,14 @@ class Dispatcher:
         headers = client_request.headers
         if trace is not None:
             headers = trace.attempt_started(state.decision, state.number, headers, redact_userinfo(url))
-        meter.mark_sent()
+        meter.sent = time.perf_counter()
         try:
             body = request.body
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
             if (forecast := state.decision.forecast) is not None:
-                body = with_forecast(request, body, forecast)
+                until = self._no_forecast_until.get(engine_of(state.decision.arm), 0.0)
+                body = body if until > time.monotonic() else with_forecast(request, body, forecast)
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -272,8 +281,25 @@ class Dispatcher:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
             hasty = within_s is not None and within_s < HASTY * self._client.response_timeout_s[request.stream]
-            alive = lease.replica.answered_within(meter.elapsed_s())
-            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive)
+            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self._is_slow(state, lease, meter)
+            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
+
+    def _is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
+        """True if a replica whose answer takes too long is at fault, not the answer's length or its reader.
+
+        It reports its load, and no progress; or others usually need less than half of the time for such a request.
+        """
+        replica, request = lease.replica, state.client_request.request
+        if meter.arrivals is not None and meter.arrivals.first_pause is not None:
+            return False
+        if replica.report is not None and not replica.answered_within(meter.elapsed_s()):
+            return True
+        if request.max_tokens is None:
+            return False
+        others = {one for there in self.replicas.by_engine.values() for one in there} - state.tried
+        usual_s = min((one.tpot_s for one in others if one.num_times), default=math.inf)
+        tokens = request.max_tokens * request.num_answers + request.approximate_prompt_tokens * _PREFILL
+        return usual_s * tokens < _AMPLE * meter.elapsed_s()
 
     def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
         """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""
@@ -343,9 +369,21 @@ class Dispatcher:
 
     def _try_again(self, state: RequestState, verdict: Verdict, meter: Meter, body: bytes) -> bool:
         """True if another engine is to answer after an error of one that sent nothing else."""
-        if verdict.fault == "client" and not self._others_take(state, meter.http_status or 0, body):
+        if verdict.fault == "client" and not (
+            self._rejects_forecast(state, body) or self._others_take(state, meter.http_status or 0, body)
+        ):
             return False
         return (verdict.retry or verdict.fault == "client") and self._can_retry(state) and self._in_time(state)
+
+    def _rejects_forecast(self, state: RequestState, body: bytes) -> bool:
+        """True if an engine rejects the forecast, which the router itself added: from now on it is sent none."""
+        engine, own = engine_of(state.decision.arm), state.client_request.request.engine_args
+        if state.decision.forecast is None or own is not None or b"vllm_xargs" not in body:
+            return False
+        self._no_forecast_until[engine] = time.monotonic() + _NO_FORECAST_S
+        self._metrics.ignored_forecasts[engine] += 1
+        state.tried.clear()
+        return True
 
     def _others_take(self, state: RequestState, status: int, body: bytes) -> bool:
         """True if other engines probably take a request that one rejects; only they are eligible from now on."""
@@ -411,7 +449,8 @@ class Dispatcher:
             verdict = await self._run_attempt(state, sink)
         if verdict.status != "ok" and not state.error_sent:
             too_long = verdict.fault == "client"
-            message = "the answer took too long" if too_long else "the engine stopped in the middle of its answer"
+            stopped = "the engine stopped, or was too slow, in the middle of its answer"
+            message = "the answer took too long" if too_long else stopped
             code = "engine_timeout" if too_long else "engine_broken"
             await sink.write(error_event(state.client_request.request.path, message, code, state.num_events))
 

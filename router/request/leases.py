@@ -7,6 +7,7 @@ attempt, verdict, observers.
 
 import asyncio
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -83,7 +84,7 @@ class OpenLease:
     ) -> Verdict:
         """Grant the lease, and wait for what is told of it."""
         state.started = True
-        meter.mark_sent()
+        meter.sent = time.perf_counter()
         self.granted.set_result(self._leases.grant(state, lease.replica))
         try:
             async with asyncio.timeout(self._leases.config.lease_s):

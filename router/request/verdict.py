@@ -71,11 +71,11 @@ def judge_status(status: int) -> Verdict:
     return REJECTED
 
 
-def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool) -> Verdict:
+def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool, slow: bool = False) -> Verdict:
     """The verdict on an attempt without a complete answer.
 
     `hasty`: it had less time than the configuration gives an engine. `alive`: the replica answered others meanwhile, so
-    that a complete answer that takes too long is a long one.
+    that an answer that takes too long is a long one. `slow`: but other engines would not take so long.
     """
     match error:
         case ResourcesExhausted():
@@ -85,7 +85,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool) -
         case EngineUnreachable():
             return _UNREACHABLE
         case AnswerTooLong():
-            return _TOO_LONG
+            return BROKEN if slow else _TOO_LONG
         case StreamInterrupted():
             return BROKEN
         case ConnectTimeout():
@@ -93,7 +93,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool) -
         case EngineTimeout() if hasty:
             return _HASTY
         case EngineTimeout():
-            return _SILENT if stream else _LONG_WHOLE if alive else _SILENT_WHOLE
+            return _SILENT if stream or slow else _LONG_WHOLE if alive else _SILENT_WHOLE
         case _:
             return _FAILED
 
