@@ -33,9 +33,9 @@ class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
     `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
-    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm. `composition`: what a cost of placement
-    depends on besides their number, kept by whoever computes it until a request comes or goes. `answered_at`: when a
-    request was last answered, by the table's `clock`.
+    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm. `composition`: what a cost of
+    placement depends on besides their number, kept by whoever computes it until a request comes or goes.
+    `answered_at`: when a request was last answered, by the table's `clock`.
     """
 
     __slots__ = (

@@ -59,9 +59,7 @@ def replay_fleet(
     return results
 
 
-def ask(
-    url: str, model: str, arm: str, prompts: Sequence[Prompt], on_progress: Callable[[], None]
-) -> list[LiveAnswer]:
+def ask(url: str, model: str, arm: str, prompts: Sequence[Prompt], on_progress: Callable[[], None]) -> list[LiveAnswer]:
     """Greedy answers of one arm, one at a time. Raises ValueError for an engine that reports no acceptance."""
     answers = []
     with httpx.Client(base_url=url, timeout=600, headers={headers.ARM: arm, **authorization()}) as client:

@@ -34,6 +34,9 @@ from draftpick.engines.mock.openai_format import ChatWire, CompletionWire, Json,
 from draftpick.engines.mock.spec import MockRequest, MockSpec
 from draftpick.engines.profile import identity, profile, step_log
 from draftpick.engines.profile.step_log import StepLog
+from draftpick.engines.reporting.measurements import Measurements
+from draftpick.engines.reporting.middleware import ReportedRequests
+from draftpick.engines.reporting.reporter import Reporter
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 
@@ -43,9 +46,15 @@ _STEPS_BEFORE_BREAK = 2
 _ABORTS_KEPT = 20_000
 
 
-def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
-    """Build the ASGI app of a mock engine that serves `model`; its `MockEngine` is `app.state.engine`."""
+def mock_app(spec: MockSpec, *, model: str, engine: str = "mock", reporter: Reporter | None = None) -> Starlette:
+    """Build the ASGI app of a mock engine that serves `model`; its `MockEngine` is `app.state.engine`.
+
+    `reporter`: absent, the one of this process's environment.
+    """
     mock = MockEngine(spec, model, engine)
+    middleware = [Middleware(EndpointTable, pages=_PAGES)]
+    if (reporter := reporter or Reporter.from_environment()) is not None:
+        middleware.append(Middleware(ReportedRequests, measurements=mock.measurements, reporter=reporter))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", partial(mock.generate, wire_type=ChatWire), methods=["POST"]),
@@ -60,7 +69,7 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/mock/aborts", mock.show_aborts),
             Route("/mock/state", mock.change_state, methods=["POST"]),
         ],
-        middleware=[Middleware(EndpointTable, pages=_PAGES)],
+        middleware=middleware,
     )
     app.state.engine = mock
     return app
@@ -80,8 +89,9 @@ class MockEngine:
         self.started = 0
         self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
+        self.hanging = 0
         self._faults = random.Random(f"{spec.seed}|{name}")
-        self.step_log = StepLog()
+        self.step_log, self.measurements = StepLog(), Measurements()
         self.batch, self.profile = Batch(), spec.profile()
         self.aborts: deque[tuple[str, float]] = deque(maxlen=_ABORTS_KEPT)
         self._last_body = ""
@@ -105,7 +115,7 @@ class MockEngine:
         return LoadReport(
             running=self.running,
             waiting=self.waiting,
-            tokens_per_s=self.running * tau / step_s if step_s else 0.0,
+            tokens_per_s=(self.running - self.hanging) * tau / step_s if step_s else 0.0,
             acceptance_length=tau if self.spec.num_speculative_tokens else None,
             step_s=step_s,
             sampled=self.batch.sampled,
@@ -240,6 +250,10 @@ class _Generation:
             self._counted = True
             self.engine.ended[outcome] += 1
             self.engine.metrics.ended(self.wire.decoding)
+            if outcome == "finished":
+                decoding = self.wire.decoding
+                usage = {"prompt_tokens": decoding.prompt_tokens, "completion_tokens": decoding.output_tokens}
+                self.engine.measurements.note(self.wire.request_id, usage, decoding.metrics())
             if outcome == "aborted":
                 self.engine.aborts.append((self.wire.request_id, time.time()))
 
@@ -249,7 +263,11 @@ class _Generation:
             await _REFUSALS[self.fault](scope, receive, send)
         elif self.fault == "hang":
             async with self.engine.slots:
-                await anyio.sleep_forever()
+                self.engine.hanging += 1
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    self.engine.hanging -= 1
         elif self.wire.request.stream:
             await self._stream(send)
         else:

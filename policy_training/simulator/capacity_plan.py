@@ -1,8 +1,8 @@
 """Plans the replicas of each engine for a number of accelerators, and compares with the best engine of one drafter.
 
-A local search over allocations: it starts from the best engine alone, a pool included, and moves accelerators between engines, many at
-first, then fewer, while that improves the objective. All allocations get the same requests (common random numbers). The
-result is evaluated on unseen requests.
+A local search over allocations: it starts from the best engine alone, a pool included, and moves accelerators between
+engines, many at first, then fewer, while that improves the objective. All allocations get the same requests (common
+random numbers). The result is evaluated on unseen requests.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -37,7 +37,7 @@ _WEIGHT = 0.02
 _USUAL_STEPS = 50.0
 """Steps of an answer, until answers show it."""
 _READING_STEPS = 0.02
-"""Steps in the time of which a prompt token is read, without a profile: between accelerators (0.005) and CPUs (0.06)."""
+"""Steps that reading a prompt token takes, without a profile: between accelerators (0.005) and CPUs (0.06)."""
 _NO_LOAD = (1.0, 1.0, 0.0, 0, 1.0)
 """Load of an arm without a replica."""
 

@@ -1,4 +1,4 @@
-"""Safe mode: while routing is measured slower than the best engine alone, that engine serves, and routing is only probed.
+"""Safe mode: while routing is measured slower than the best engine alone, that engine serves; routing is only probed.
 
 It begins when the lower bound of the loss of routing against some engine is above 0 (`ArmComparison.losses`). In it, a
 share of the requests is still routed; their times against the predicted ones of the safe engine, weighted by 1 /

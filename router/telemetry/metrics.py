@@ -315,7 +315,7 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
     CountedMetric(
         "draftpick_ignored_forecasts_total",
         "counter",
-        "Forecasts of drafters that an engine ignored (its answer reports none), or rejected: it does not run our plugin.",
+        "Forecasts of drafters that an engine ignored (its answer reports none) or rejected: it lacks our plugin.",
         ("engine",),
         on_ray=True,
         read=lambda m: (((engine,), n) for engine, n in m.ignored_forecasts.items()),
@@ -394,8 +394,7 @@ class Metrics:
         self.drafters: dict[str, dict[str, float]] = {
             arm: dict.fromkeys(_DRAFTER_FIELDS, 0) for arm in self.arms if drafter_of(arm) is not None
         }
-
-        self.ignored_forecasts = Counter(dict.fromkeys(map(engine_of, self.drafters), 0))
+        self.ignored_forecasts: Counter[str] = Counter(dict.fromkeys(map(engine_of, self.drafters), 0))
 
     def attempts(self) -> dict[Status, int]:
         """Attempts by status, including shadows."""

@@ -111,6 +111,18 @@ def test_after_recovery_requests_come_back_slowly(breaker: CircuitBreaker, clock
     assert breaker.admits(1000)
 
 
+def test_after_recovery_failures_are_counted_anew(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.trip()
+    clock.now += 1
+    ask(breaker, True)
+    clock.now += 3
+    for _ in range(2):
+        ask(breaker, False)
+        assert breaker.state == "closed"
+    ask(breaker, False)
+    assert breaker.state == "open"
+
+
 @given(st.lists(st.tuples(st.sampled_from([True, False, None]), st.floats(0, 5)), max_size=80))
 def test_it_never_shuts_for_good(steps: list[tuple[bool | None, float]]) -> None:
     clock = Clock()

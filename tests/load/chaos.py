@@ -40,6 +40,8 @@ from tests.load.hostile import Hostile
 _TAIL_S = 1.0
 """What a killed router had not written yet: its flush interval, and a second flush that was under way."""
 _RECOVERS_S = 60.0
+_CALM_S = 40.0
+"""Before the first fault: routing with and without the hostile client at work."""
 _ROUTER_DOWN_S = 3.0
 _ROUTERS = 2
 _USUAL_KEY, _HOSTILE_KEY = "dp-usual", "dp-hostile"
@@ -67,7 +69,9 @@ _COUNTED = (
     "answered",
     "retried",
     "failed_before_first_byte",
+    "failed_before_first_byte/killed_router",
     "broken_after_first_byte",
+    "broken_after_first_byte/killed_router",
     "cut_by_killed_router",
     "slow_readers",
     "duplicates",
@@ -139,7 +143,8 @@ async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, second
     story, began = Story(), time.monotonic()
     asking, watching = asyncio.create_task(clients.run()), asyncio.create_task(chaos.watch_memory())
     row = bar.add_task("faults", total=len(faults))
-    await asyncio.sleep(4)
+    calm_s = min(_CALM_S, seconds / 4)
+    await asyncio.sleep(calm_s)
     for number, fault in enumerate(faults):
         bar.update(row, description=fault.name)
         story.done[fault.name] = time.monotonic()
@@ -154,7 +159,8 @@ async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, second
         story.recovery_s[fault.name] = await _recovery_s(chaos, fault, undone)
         story.over[fault.name] = time.monotonic()
         bar.advance(row)
-        await asyncio.sleep(max(2.0, began + (number + 1) / len(faults) * (seconds - 8) - time.monotonic()))
+        until = began + calm_s + (number + 1) / len(faults) * (seconds - calm_s - 4)
+        await asyncio.sleep(max(2.0, until - time.monotonic()))
     clients.stop()
     await asyncio.wait_for(asking, 90)
     watching.cancel()
@@ -196,6 +202,9 @@ def judge(
             )
             errors[f"{'broken' if one.began else 'failed'}: {one.error or one.status}, {during}"] += 1
         mine = records.get(one.request_id, [])
+        if not (one.done or one.began or cut_by_router):
+            attempts = [(r.decision.arm, r.outcome.status, round(r.outcome.e2e_s or 0.0, 2)) for r in mine]
+            out.print(f"failed after {one.ended - one.sent:.2f} s, stream {one.stream}: {attempts}", highlight=False)
         good = sum(record.outcome.status == "ok" for record in mine)
         late = any(r.outcome.ttft_s is not None and r.attempt < len(mine) and one.stream for r in mine)
         figures["duplicates"] += good > 1 or late

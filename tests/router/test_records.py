@@ -1,6 +1,7 @@
 """Records on disk: what goes in comes out, segments turn over, and what cannot be kept is counted."""
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ from draftpick.router.records import (
     read,
     repair,
 )
-from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import until
 from tests.router.config.test_former_fields import upgrading
 
@@ -274,6 +275,22 @@ async def test_the_oldest_segments_of_a_writer_are_removed(tmp_path: Path) -> No
         await written(opened, i + 1)
     opened.close()
     assert ids(tmp_path) == ["other", "r2", "r3"]
+
+
+def test_a_record_names_its_request_anew_and_its_key_by_a_digest(tmp_path: Path) -> None:
+    opened, made = writer(tmp_path), Attempt(
+        "theirs", 2, "/v1/completions", True, {"n": 2.0}, None, Decision("a", 1.0, {"a": 1.0}, "p"), Outcome("ok"),
+        {"a": 3}, id="ours", key="team",
+    )  # fmt: skip
+    for attempt in (made, replace(made, request_id="ours", key="")):
+        opened.on_attempt_end(attempt)
+    opened.close()
+    first, second = read(tmp_path)
+    assert (first.request_id, first.client_request_id, first.attempt, first.stream) == ("ours", "theirs", 2, True)
+    assert (first.sampling, first.in_flight, first.path) == ({"n": 2.0}, {"a": 3}, "/v1/completions")
+    assert first.key == hashlib.sha256(b"team").hexdigest()[:12]
+    assert (second.client_request_id, second.key) == (None, "")
+    assert first.time == made.time
 
 
 def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:

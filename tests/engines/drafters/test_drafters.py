@@ -3,14 +3,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from draftpick.engines.drafter_options import HybridOptions, SuffixOptions, TrigramOptions
 from draftpick.engines.drafters.acceptance import DrafterReplay
-from draftpick.engines.drafters.draft_length import Survival
 from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, SuffixProposer, build_parts
 from draftpick.engines.drafters.prompt_lookup import NgramDrafter, longest_match
 from draftpick.engines.drafters.proposer import Drafter
-from draftpick.engines.drafters.replay import VLLMNgramDrafter, count_agreed, replay_drafter, replay_matches
+from draftpick.engines.drafters.replay import count_agreed, replay_drafter, replay_matches
 from draftpick.engines.drafters.suffix import SuffixDrafter
 from draftpick.engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
 from draftpick.engines.drafters.trigram.table import find
@@ -57,6 +58,16 @@ def test_drafts_keep_to_the_limit(name: str) -> None:
     drafter.end(state)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 4))
+def test_ngram_drafts_are_those_of_vllm(tokens: list[int], shortest: int, more: int) -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.spec_decode.ngram_proposer import _find_longest_matched_ngram_and_propose_tokens as propose
+
+    text, longest = ids(*tokens), shortest + more
+    ours = NgramDrafter.as_in_vllm(K, {"prompt_lookup_min": shortest, "prompt_lookup_max": longest})
+    assert ours.draft(None, text, K)[0].tolist() == propose(text, shortest, longest, 2**30, K).tolist()
+
+
 def test_the_longest_and_latest_match_wins() -> None:
     assert longest_match(ids(1, 2, 3, 9, 2, 3, 7, 2, 3), 8) == (6, 2)
     assert longest_match(ids(1, 2, 3, 7, 2, 3, 8, 1, 2, 3), 8) == (3, 3)
@@ -81,24 +92,6 @@ def test_one_request_s_text_reaches_another_only_where_it_is_shared(shared: bool
     replay_drafter(drafter, ids(1, 2), ids(*(PHRASE * 3)))
     other = drafter.start(ids(5, 11, 12))
     assert bool(len(drafter.draft(other, ids(5, 11, 12), K)[0])) is shared
-
-
-def test_survival_counts_what_is_known_only() -> None:
-    counts = Survival(4)
-    counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 2))
-    assert counts.trials[0].tolist() == [1, 1, 0, 0]
-    counts = Survival(4)
-    counts.score((ids(1, 2, 3, 4), 0.0), ids(1, 9))
-    assert counts.trials[0].tolist() == [1, 1, 1, 1]
-    assert counts.hits[0].tolist() == [1, 0, 0, 0]
-
-
-def test_survival_forgets() -> None:
-    counts, draft = Survival(1, prior=1.0), (ids(1), 0.0)
-    for accepted, n in ((2, 2000), (1, 700)):
-        for _ in range(n):
-            counts.score(draft, ids(accepted))
-    assert counts.hits[0, 0] / counts.trials[0, 0] > 0.5
 
 
 def test_only_a_prefix_is_accepted() -> None:
@@ -193,9 +186,3 @@ def test_replay_of_matches_is_the_block_simulation() -> None:
     assert replayed.accepted.tolist() == [2, 3, 1]
     assert replay_matches(np.zeros(5, np.bool_), 3).acceptance_length == 1.0
     assert DrafterReplay(ids(), ids()).acceptance_length == 1.0
-
-
-def test_replayed_ngram_is_vllm_s() -> None:
-    pytest.importorskip("vllm")
-    replayed = replay_drafter(VLLMNgramDrafter(6, 2, 4), ids(*PHRASE), ids(*PHRASE))
-    assert replayed.accepted.tolist() == [0, 5]

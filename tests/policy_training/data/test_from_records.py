@@ -168,6 +168,17 @@ def test_an_improbable_answer_weighs_at_most_ten_times_a_certain_one() -> None:
     assert np.median(full.acceptance_length[:, ARMS.index("math")]) < 10
 
 
+def test_the_unit_of_a_feature_does_not_matter() -> None:
+    data = dataset_of([record(i) for i in range(300)])
+    units = np.where(np.arange(len(BANDIT.contexts[0])) % 2, 100.0, 1.0).astype(np.float32)
+    rescaled = {id: {name: units * vector + 7.0 for name, vector in one.items()} for id, one in data.contexts.items()}
+    found, same = (
+        impute_missing_arms(replace(data, contexts=contexts), ARMS, "features", COSTS).acceptance_length
+        for contexts in (data.contexts, rescaled)
+    )
+    np.testing.assert_allclose(found, same, rtol=1e-3)
+
+
 def test_an_arm_that_was_hardly_taken_is_named(tmp_path: Path) -> None:
     rows = [i for i in range(200) if LOG.arm[i] != 3] + [i for i in range(200) if LOG.arm[i] == 3][:5]
     data = from_records(write(tmp_path, [record(i) for i in rows]))

@@ -23,3 +23,11 @@ def test_a_weight_depends_on_earlier_rows_only() -> None:
     keys = ["greedy"] * 300 + ["modest"] * 60 + ["greedy"] * 40
     assert key_weights(keys)[:350].tolist() == key_weights(keys[:350]).tolist()
     assert (key_weights(keys)[-40:] == 0.25).all()
+
+
+def test_a_weight_is_the_others_rows_over_its_own() -> None:
+    """From fifty rows of others on."""
+    keys = ["greedy"] * 100 + ["modest"] * 49 + ["greedy"] + ["modest"] + ["greedy"]
+    weights = key_weights(keys)
+    assert weights[149] == 1.0
+    assert weights[151] == pytest.approx(50 / 102)

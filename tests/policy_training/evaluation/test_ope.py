@@ -1,5 +1,7 @@
 """Estimators against the truth of a synthetic bandit, against each other, and against Vowpal Wabbit."""
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,28 @@ GOOD = np.full((len(BANDIT), len(ARMS)), 0.1)
 GOOD[np.arange(len(BANDIT)), BEST[BANDIT.clusters]] = 0.7
 """A policy that takes the best arm seven times in ten."""
 VALUE = float((GOOD * TRUTH).sum(1).mean())
+
+
+def test_two_decisions_by_hand() -> None:
+    """Weights 0.8 / 0.5 and 0.6 / 0.25, rewards 1 and 2, of which the model predicts 1 and 1."""
+    logged = LoggedFeedback(np.asarray([0, 1]), np.asarray([1.0, 2.0]), np.asarray([0.5, 0.25]))
+    pi, q = np.asarray([[0.8, 0.2], [0.4, 0.6]]), np.eye(2)
+    assert weights(logged, pi) == pytest.approx([1.6, 2.4])
+    found = estimate_all(logged, pi, q, resamples=200)
+    values = {name: found[name].value.value for name in ("ips", "snips", "dm", "dr", "switch")}
+    assert values == pytest.approx({"ips": 3.2, "snips": 1.6, "dm": 0.7, "dr": 1.9, "switch": 1.9})
+    assert found["dr"].effective_sample_size == pytest.approx(16 / 8.32)
+    same = estimate_all(logged, 0.1 * pi, q, resamples=200)["snips"].value
+    assert astuple(same) == pytest.approx(astuple(found["snips"].value))
+    # A resample has one decision twice, or each once.
+    assert (found["ips"].value.low, found["ips"].value.high) == pytest.approx((1.6, 4.8))
+    assert (found["snips"].value.low, found["snips"].value.high) == pytest.approx((1.0, 2.0))
+
+
+def test_a_verdict_needs_200_effective_decisions() -> None:
+    found = estimate_all(BANDIT.logged(0), GOOD, np.zeros_like(GOOD), resamples=10)["dr"]
+    assert replace(found, effective_sample_size=200.0).reliable
+    assert not replace(found, effective_sample_size=199.0).reliable
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -55,10 +79,10 @@ def test_dr_is_nearer_than_ips() -> None:
 
 
 def test_switch_leaves_out_the_heavy_weights() -> None:
-    """Two decisions of weight 1000, whose errors cancel out, among many of weight 1."""
+    """Two decisions of weight 1000, whose errors nearly cancel out, among many of weight 1."""
     n = 1000
     arm, reward, propensity = np.zeros(n, np.int64), np.ones(n), np.ones(n)
-    reward[:2], propensity[:2] = (9.0, -9.0), 0.001
+    reward[:2], propensity[:2] = (9.0, -8.0), 0.001
     logged, pi = LoggedFeedback(arm, reward, propensity), np.ones((n, 1))
     assert estimate_all(logged, pi, np.zeros((n, 1)), resamples=10)["switch"].value.value == pytest.approx(1, abs=0.01)
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from draftpick.policy_training.retraining.canary import evaluate_stage
-from draftpick.policy_training.retraining.canary_data import MIN_EARLIER, BaselineStats, canary_experiment
+from draftpick.policy_training.retraining.canary_data import (
+    MIN_EARLIER,
+    BaselineStats,
+    CanaryExperiment,
+    canary_experiment,
+)
 from draftpick.router.types import Record
 from tests.bench.gates import ARMS as MANY
 from tests.bench.gates import POOL, World, before
@@ -63,6 +68,58 @@ def test_what_is_no_trial_is_refused() -> None:
         replace(trial, by_candidate=np.ones(9, bool))
     with pytest.raises(ValueError, match="no TPOT or TTFT is known"):
         BaselineStats.from_earlier(np.full(3, np.nan), np.ones(3), np.ones(3))
+
+
+def one_request(**changes: object) -> CanaryExperiment:
+    """The candidate, which decides a quarter, took its arm 0 where the active policy takes 1: 0.05 s, 0.03 expected."""
+    given = {
+        "time": np.ones(1), "share": np.full(1, 0.25), "by_candidate": np.ones(1, bool), "candidate": np.eye(2)[:1],
+        "active": np.eye(2)[1:], "arm": np.zeros(1, np.int64), "expected_s": np.asarray([[0.03, 0.06]]),
+        "tpot_s": np.full(1, 0.05), "ttft_s": np.ones(1), "failed": np.zeros(1, bool), "key_weight": np.full(1, 0.5),
+    }  # fmt: skip
+    return CanaryExperiment(**{**given, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "saved"),
+    [
+        ({}, 0.6 - (0.3 + 4 * (0.5 - 0.3))),  # four times what was not expected, since one in four is drawn so
+        ({"tpot_s": np.full(1, 9.0)}, 0.6 - (0.3 + 4 * (1.0 - 0.3))),  # longer times than the usual P99 are clipped
+        ({"failed": np.ones(1, bool), "tpot_s": np.full(1, np.nan)}, 0.6 - (0.3 + 4 * (1.0 - 0.3))),
+        ({"expected_s": np.asarray([[0.0, 0.5]])}, 0.8 - (0.1 + 4 * (0.5 - 0.1))),  # and so are expectations
+        ({"arm": np.ones(1, np.int64), "by_candidate": np.zeros(1, bool)}, 0.6 + 4 / 3 * (0.5 - 0.6) - 0.3),
+    ],
+)
+def test_savings_of_one_request_by_hand(changes: dict[str, object], saved: float) -> None:
+    usual = BaselineStats(scale_s=0.1, mean=0.5, low=0.1, high=0.8, ttft_p99_s=1.0)
+    found = usual.savings(one_request(**changes))
+    assert found.per_request == pytest.approx([saved])
+    # Between the longest time on one policy and the shortest on the other, and half as sure by the key's weight.
+    assert found.max_below == pytest.approx([(0.7 + 0.9 / 0.25) / 0.5])
+    assert found.max_above == pytest.approx([(0.7 + 0.8 / 0.25) / 0.5])
+
+
+def test_requests_without_a_time_save_nothing_unless_they_failed() -> None:
+    usual = BaselineStats(scale_s=0.1, mean=0.5, low=0.1, high=0.8, ttft_p99_s=1.0)
+    assert not len(usual.savings(one_request(tpot_s=np.full(1, np.nan))).per_request)
+
+
+def test_the_excess_of_an_event_counts_by_the_share_that_could_have_had_it() -> None:
+    x, least = one_request().excess_rate(np.ones(1, bool))
+    assert (x, least) == (pytest.approx([4.0]), pytest.approx([1 / 0.75 / 0.5]))
+    assert one_request().excess_rate(np.zeros(1, bool))[0] == [0.0]
+    theirs = one_request(arm=np.ones(1, np.int64), by_candidate=np.zeros(1, bool))
+    assert theirs.excess_rate(np.ones(1, bool))[0] == pytest.approx([-4 / 3])
+
+
+def test_what_was_usual_by_hand() -> None:
+    """P99 of the times is their unit; predictions lie between their 5 % and 95 % quantiles."""
+    times = np.arange(101) / 100.0
+    found = BaselineStats.from_earlier(np.where(times == 0.5, np.nan, times), 2 * times, times)
+    scale_s = float(np.quantile(np.delete(times, 50), 0.99))
+    assert (found.scale_s, found.ttft_p99_s) == (pytest.approx(scale_s), pytest.approx(1.98))
+    assert (found.low, found.high) == (pytest.approx(0.05 / scale_s), pytest.approx(0.95 / scale_s))
+    assert found.mean == pytest.approx(np.delete(np.minimum(times / scale_s, 1.0), 50).mean())
 
 
 def both(i: int, at: float, policy: str = "old") -> Record:
@@ -125,6 +182,23 @@ def test_a_trial_waits_for_requests_and_for_what_was_usual() -> None:
     assert canary_experiment(earlier, 150.0, "new") is None
     assert canary_experiment([*earlier[1:], *later], 150.0, "new") is None
     assert canary_experiment([*earlier, *later], 150.0, "new") is not None
+
+
+def test_what_no_policy_drew_or_has_no_time_is_not_what_was_usual() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i) for i in range(20)]
+    slow = replace(earlier[0], outcome=replace(earlier[0].outcome, tpot_s=99.0))
+    others = [
+        replace(slow, decision=replace(slow.decision, reason="pinned")),
+        replace(slow, outcome=replace(slow.outcome, tpot_s=None)),
+        replace(slow, outcome=replace(slow.outcome, status="broken")),
+        replace(slow, context=None),
+    ]
+    found, same = (canary_experiment([*more, *earlier, *later], 150.0, "new") for more in ([], others))
+    assert found is not None
+    assert same is not None
+    assert same[1] == found[1]
+    assert (same[0].expected_s == found[0].expected_s).all()
 
 
 def test_a_key_with_most_requests_decides_no_trial_alone() -> None:

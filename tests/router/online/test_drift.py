@@ -81,6 +81,18 @@ def test_it_says_how_far_the_values_moved(times: float, within: float) -> None:
     assert np.std(found) <= within
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_change_by_hand(sign: float) -> None:
+    """Ten zeros, then twice 0.6: 4 and 3.02 standard deviations, of which half a one is tolerated each time."""
+    config = DriftConfig(reference=10, page_hinkley_delta=0.5)
+    for threshold, told in ((5.9, 0.6 - 0.3 / 11), (6.1, None)):
+        watch = PageHinkley(config.model_copy(update={"page_hinkley_lambda": threshold}))
+        assert [watch.update(0.0) for _ in range(10)] == [None] * 10
+        assert watch.update(sign * 0.6) is None
+        moved = watch.update(sign * 0.6)
+        assert moved == (None if told is None else pytest.approx(sign * told))
+
+
 def test_a_collapse_is_told_of_in_full() -> None:
     rng, watch = np.random.default_rng(0), PageHinkley(CONFIG)
     noticed(watch, rng.normal(0.0, 0.1, 200))
@@ -152,6 +164,21 @@ def test_the_stability_index_grows_with_the_distance_and_is_symmetric() -> None:
     usual = np.asarray([0.6, 0.3, 0.1])
     assert 0 < stability_index(usual, near) < stability_index(usual, far) < math.inf
     assert stability_index(usual, far) == pytest.approx(stability_index(far, usual))
+
+
+def test_the_stability_index_is_that_of_the_books() -> None:
+    usual, now = np.asarray([0.5, 0.5]), np.asarray([0.9, 0.1])
+    assert stability_index(usual, now, smoothing=0.0) == pytest.approx(0.4 * math.log(1.8) - 0.4 * math.log(0.2))
+    assert stability_index(usual, now) == pytest.approx(0.396 * math.log(0.896 / 0.5) - 0.396 * math.log(0.104 / 0.5))
+
+
+def test_chance_is_no_part_of_a_change_of_requests() -> None:
+    """Of two classes and a window of 80, an index of 2 / 80 is to be expected; every eighth request is looked at."""
+    inputs = InputDriftDetector(DriftConfig(window=80, psi_threshold=0.2), 2, np.asarray([0.5, 0.5]))
+    found = [inputs.update(i % 2) for i in range(80)] + [inputs.update(0) for _ in range(40)]
+    told = {i: index for i, index in enumerate(found) if index is not None}
+    now = np.asarray([59, 21]) / 80  # the last 80 of 119 requests
+    assert told == pytest.approx({118: stability_index(np.asarray([0.5, 0.5]), now) - 0.025})
 
 
 # --- an arm ---

@@ -135,6 +135,19 @@ def test_exploration_is_wide_until_the_levels_are_known_and_no_longer_than_is_st
     assert world.online.level_deviations is None
 
 
+def test_every_changed_arm_prolongs_wide_exploration_up_to_that_of_all(policy: Policy) -> None:
+    world, limit = World(policy, drift={"enabled": False}), ExplorationConfig().wide_answers
+    made = policy.decide(DecisionInput(stored_context(Bandit.draw(1, seed=3).contexts[0], "features"), ARMS), world.rng)
+    for changed, answers in ((0, 4 * limit), (1, limit), (2, 2 * limit), (6, 4 * limit)):
+        for one in range(changed):
+            world.online.reset_arm(ARMS[one % 4])
+        seen = 0
+        while world.online.level_deviations is not None:
+            world.online.observe(0, made, Outcome("ok", 200, output_tokens=32), 1)  # without a time
+            seen += 1
+        assert seen == answers
+
+
 def test_the_deviation_of_a_level_is_that_of_its_mean_residual() -> None:
     made, rng = ResidualCorrection(CorrectionConfig(window=1e6, max_log_step=9), 1, 2), np.random.default_rng(0)
     for _ in range(400):

@@ -51,6 +51,16 @@ def test_a_lost_drafter_is_out_within_fifty_requests(clock: Clock, usual: object
     assert not watched.admits("a", 0)
 
 
+def test_a_run_of_twelve_collapsed_answers_is_a_lost_drafter(clock: Clock) -> None:
+    """Each is taken to come three times in ten at least, and 0.3 ** 12 is less than one in a million."""
+    watched = watch(clock)
+    for tau in [2.0] * 100 + [1.0] * 11 + [2.0] + [1.0] * 11:
+        watched.observe("a", tau, 64)
+    assert watched.state()["a"] == "ok"
+    watched.observe("a", 1.0, 64)
+    assert watched.state()["a"] == "quarantined"
+
+
 @pytest.mark.parametrize("usual", [head, copier])
 def test_a_healthy_arm_stays(clock: Clock, usual: object) -> None:
     rng, watched = random.Random(1), watch(clock)
@@ -102,6 +112,16 @@ def test_answers_that_began_before_the_quarantine_say_nothing(clock: Clock) -> N
     lose(watched)
     watched.observe("a", 2.0, 64)
     assert watched.state()["a"] == "quarantined"
+
+
+def test_two_good_shadows_in_a_row_end_a_quarantine(clock: Clock) -> None:
+    watched = watch(clock)
+    lose(watched)
+    for tau, shadow in ((2.0, True), (1.0, True), (2.0, True), (2.0, False), (2.0, True)):
+        watched.observe("a", tau, 64, shadow=shadow)
+        assert watched.state()["a"] == "quarantined"
+    watched.observe("a", 2.0, 64, shadow=True)
+    assert watched.state()["a"] == "ok"
 
 
 def test_an_arm_without_drafts_is_never_suspected(clock: Clock) -> None:

@@ -73,6 +73,44 @@ def test_a_cell_of_few_answers_leans_on_its_arm(seen: int, least: float, most: f
     assert abs(correction.residual(1, 0)) < 0.05
 
 
+def test_one_answer_is_shrunk_to_its_arm_and_that_to_all() -> None:
+    """The prior weighs as much as 1.5 answers: 0.4 / 2.5 over all, (0.4 + 1.5 * 0.16) / 2.5 of the arm."""
+    correction = made((0, 0, 0.4))
+    assert correction.residuals() == pytest.approx(np.asarray([[0.3136, 0.16], [0.256, 0.16], [0.256, 0.16]]))
+    assert correction.answers == [1.0, 0.0]
+
+
+def test_an_answer_of_a_key_with_many_counts_by_its_weight() -> None:
+    correction = made(config=CorrectionConfig(window=10, max_log_step=0.5))
+    correction.update(0, 0, 0.4)
+    correction.update(0, 0, 0.4, weight=0.5)
+    assert correction.weight(0, 0) == pytest.approx(0.95 + 0.5)
+    assert correction.answers == [1.5, 0.0]
+    bounded = correction.residual(0, 0) + 0.5
+    correction.update(0, 0, 100.0)
+    assert correction.local_state()["sums"][0][0] == pytest.approx(0.9 * 0.4 * 1.45 + bounded)
+    correction.update(1, 1, -100.0)
+    assert correction.local_state()["sums"][1][1] < 0
+
+
+def test_the_error_of_a_level_has_a_prior_of_two_answers() -> None:
+    """Of n equal answers, sqrt(2 * 0.0625 / (n + 2) / n)."""
+    correction = made((0, 0, 0.3), (1, 0, 0.3))
+    weights, errors = correction.level_errors()
+    assert weights.tolist() == [2.0, 0.0]
+    assert errors[0] == pytest.approx((0.125 / 4 / 2) ** 0.5)
+    correction.update(2, 1, 0.2)
+    assert correction.level_errors()[1][1] == pytest.approx((0.125 / 3) ** 0.5)
+
+
+def test_a_router_of_an_earlier_version_tells_no_squares() -> None:
+    """Its answers are taken to vary as the prior says."""
+    one = made()
+    one.merge([{"weights": [[4.0, 0.0], [0.0] * 2, [0.0] * 2], "sums": [[2.0, 0.0], [0.0] * 2, [0.0] * 2]}])
+    assert one.weight(0, 0) == 4.0
+    assert one.level_errors()[1][0] == pytest.approx(0.25 / 2)
+
+
 def test_an_arm_without_answers_leans_on_all() -> None:
     correction = made(*((0, 0, 0.6) for _ in range(50)))
     assert correction.residual(0, 0) > correction.residual(1, 0) > correction.residual(1, 1) > 0
@@ -81,8 +119,9 @@ def test_an_arm_without_answers_leans_on_all() -> None:
 def test_what_is_doubted_counts_less() -> None:
     correction = made(*((0, 0, 0.6) for _ in range(50)))
     before = correction.weight(0, 0)
+    correction.merge([made((0, 0, 0.6)).local_state()])
     correction.discount(0.2)
-    assert correction.weight(0, 0) == pytest.approx(0.2 * before)
+    assert correction.weight(0, 0) == pytest.approx(0.2 * before + 1.0)  # what others tell is theirs to doubt
 
 
 # --- of other routers ---

@@ -98,6 +98,7 @@ async def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
                 pass
         assert caught.value.status == 503
         assert caught.value.headers() == [("retry-after", "7")]
+        assert made.state() == {"in_flight": 1, "queued": 1, "refused": 1}
     assert await line.finish() == ["a"]
 
 
@@ -133,7 +134,7 @@ async def test_the_wait_in_the_queue_is_bounded() -> None:
         with pytest.raises(Overloaded):
             async with made.slot("k"):
                 pass
-        assert made.state()["queued"] == 0
+        assert made.state() == {"in_flight": 1, "queued": 0, "waited_too_long": 1}
 
 
 async def test_a_deadline_bounds_the_wait_in_the_queue() -> None:

@@ -11,7 +11,13 @@ from draftpick.policy_training.data.logged_feedback import Floats, LoggedFeedbac
 from draftpick.policy_training.evaluation.ope import reward_model
 from draftpick.policy_training.retraining.gates import OFFLINE
 from draftpick.policy_training.retraining.gates.base import Check, Gate, NotMade, Verdict, evaluate, skipped
-from draftpick.policy_training.retraining.gates.offline import LoggedEvidence, worst_slice
+from draftpick.policy_training.retraining.gates.offline import (
+    LoggedEvidence,
+    dr_gain,
+    effective_records,
+    replay_gain,
+    worst_slice,
+)
 from tests.bench.gates import ARMS, EXPLORE, POOL, World
 
 BETTER = World.draw(0.08, np.random.default_rng(1))
@@ -91,6 +97,72 @@ def test_replay_is_checked_where_it_is_given() -> None:
     assert "replay_gain" in refused(judged(BETTER, paired=lambda rows: some(rows)[:, ::-1]))
     with pytest.raises(ValueError, match="replay some"):
         judged(BETTER, paired=lambda rows: np.full((len(rows), ARMS), np.nan))
+
+
+def exact(factors: dict[str, float], rows: int = 40) -> LoggedEvidence:
+    """A log without noise, half of it of each arm: on a slice the candidate, arm 1, takes so many times what arm 0,
+    the active policy and default, takes."""
+    slices = [name for name in factors for _ in range(rows)]
+    times = np.asarray([[1.0, factors[name]] for name in slices])
+    arm = np.arange(len(slices)) % 2
+    logged = LoggedFeedback(arm, -times[np.arange(len(slices)), arm], np.full(len(slices), 0.5))
+    candidate, active = np.eye(2)[np.ones_like(arm)], np.eye(2)[np.zeros_like(arm)]
+    return LoggedEvidence(logged, candidate, active, -times, 0, slices)
+
+
+def test_a_gain_is_the_share_of_the_time_that_is_saved() -> None:
+    for factor, value, proven, harmless in (
+        (0.8, 0.2, True, True),
+        (1.0, 0.0, False, True),
+        (1.25, -0.25, False, False),
+    ):
+        evidence = exact({"x": factor})
+        for check, given in ((dr_gain, evidence), (replay_gain, replace(evidence, paired=-evidence.q))):
+            for require, passed in ((True, proven), (False, harmless)):
+                found = check(replace(given, require_significance=require))
+                assert found is not None
+                assert (found.value, found.passed) == (pytest.approx(value), passed)
+                assert found.why == f"gains {value:.1%} of the time ({value:.1%} to {value:.1%})"
+
+
+@pytest.mark.parametrize(
+    ("factors", "worst", "why"),
+    [
+        ({"a": 0.9, "b": 1.0}, 0.0, "no slice is slower than the default arm; 2 of 2 slices judged"),
+        ({"a": 1.01, "b": 1.015}, 0.015, "b: 1.5% slower than the default arm (at least 1.5%); 2 of 2 slices judged"),
+        ({"a": 1.03, "b": 0.5}, 0.03, "a: 3.0% slower than the default arm (at least 3.0%); 2 of 2 slices judged"),
+    ],
+)
+def test_the_worst_slice_may_be_two_percent_slower(factors: dict[str, float], worst: float, why: str) -> None:
+    found = worst_slice(exact(factors, 60))
+    assert (found.value, found.passed, found.why) == (pytest.approx(worst), worst < 0.02, why)
+
+
+def test_a_slice_is_judged_by_25_effective_records_of_both_arms() -> None:
+    for rows, judged in ((48, 0), (50, 2)):
+        assert worst_slice(exact({"a": 1.5, "b": 1.5}, rows)).why.endswith(f"{judged} of 2 slices judged")
+
+
+def test_effective_records_are_200_unless_live_traffic_proves_the_gain() -> None:
+    for rows, require, passed in ((398, True, False), (400, True, True), (398, False, True)):
+        found = effective_records(replace(exact({"a": 1.0}, rows), require_significance=require))
+        assert found is not None
+        assert (found.value, found.passed, found.limit) == (pytest.approx(rows / 2), passed, 200)
+
+
+def test_twenty_requests_under_all_arms_decide_instead_of_weighted_records() -> None:
+    evidence = exact({"a": 0.8})
+    for n, paired in ((19, False), (20, True)):
+        given = replace(evidence, paired=np.where(np.arange(40)[:, None] < n, -evidence.q, np.nan))
+        assert given.is_paired is paired
+        assert [check(given) is None for check in (effective_records, dr_gain)] == [paired] * 2
+    assert not evidence.is_paired
+    assert replay_gain(evidence) is None
+
+
+def test_against_a_policy_without_time_nothing_is_saved() -> None:
+    evidence = exact({"a": 1.0})
+    assert (evidence.resampled(np.ones(40), np.zeros(40), 20) == -np.inf).all()
 
 
 def gate(found: Check | NotMade | None) -> Gate[None]:
