@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from draftpick.deploy.console import progress_bar
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.engines.config import Engine, FleetConfig
@@ -159,9 +160,12 @@ def measure(engines: Engines, prompts: Sequence[Prompt], at_once: int) -> dict[s
     order = Random(0)
     for name in engines.names:
         engines.answer(name, prompts[: max(WARM_UP, at_once)], at_once)
-    for block in blocks:
-        for name in order.sample(engines.names, len(engines.names)):
-            found[name].append(engines.answer(name, block, at_once))
+    with progress_bar() as bar:
+        row = bar.add_task(f"{at_once} at once", total=len(blocks))
+        for block in blocks:
+            for name in order.sample(engines.names, len(engines.names)):
+                found[name].append(engines.answer(name, block, at_once))
+            bar.advance(row)
     return found
 
 
