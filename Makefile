@@ -76,7 +76,9 @@ fuzz: $(READY)  ## Send 20,000 random requests and configurations (5 minutes)
 	$(BIN)/python -m tests.load.fuzz --json-file tests/bench/results/fuzz.json
 
 bench: $(READY)  ## Measure footprint, losslessness and sampling again (80 minutes)
-	$(BIN)/python -m tests.bench.footprint --json-file tests/bench/results/footprint.json tests/bench/results/fleet.json
+	$(BIN)/python -m tests.bench.footprint --json-file tests/bench/results/footprint.json
+	$(BIN)/python -m tests.bench.footprint --config pool --name pool --json-file tests/bench/results/footprint.json
+	$(BIN)/python -m tests.bench.footprint --config seven --json-file tests/bench/results/fleet.json
 	$(BIN)/python -m tests.bench.lossless --json-file tests/bench/results/lossless.json
 	$(BIN)/python -m tests.bench.lossless -n 24 --max-num-seqs 1 --json-file tests/bench/results/lossless-alone.json
 	$(BIN)/python -m tests.bench.sampling --json-file tests/bench/results/sampling.json

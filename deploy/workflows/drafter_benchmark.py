@@ -16,6 +16,7 @@ from draftpick.deploy.config import with_router, without_shared_text
 from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.plots.demo import heat_map
 from draftpick.deploy.workflows.results import write
+from draftpick.engines.arms import default_arm
 from draftpick.engines.config import Engine
 from draftpick.policy_training.data.collect import measure, pinned_tasks
 from draftpick.policy_training.data.dataset import Dataset, Measurement, load, save
@@ -94,13 +95,15 @@ def report(
     json_file: Path | None,
     console: Console,
 ) -> dict[str, Interval]:
-    """Print, plot and write the figures of the repeats."""
-    arms = [engine.name for engine in engines]
+    """Print, plot and write the figures of the repeats, by engine, and by drafter of a pool."""
+    arms = [arm for engine in engines for arm in engine.arms]
+    default = default_arm(default, arms)
     runs = _common(measured, arms)
     left_out = len({m.prompt_id for repeat in measured for m in repeat}) - len(runs[0])
     if left_out:
         console.print(f"{left_out} prompts left out: every repeat needs an answer of every engine", highlight=False)
-    trained = {e.name for e in engines if e.drafter is not None and not e.drafter.spec.model_free}
+    drafters = [pair for engine in engines for pair in engine.drafter_of_arm().items()]
+    trained = {arm for arm, drafter in drafters if drafter is not None and not drafter.spec.model_free}
     looping = _loops(measured, runs[0].prompt_ids)
     greedy = runs[0].temperatures == 0
     halves = [

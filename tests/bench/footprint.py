@@ -12,13 +12,14 @@ from pathlib import Path
 import httpx
 import psutil
 
-from draftpick.deploy.workflows.results import write
+from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.policy_training.evaluation.evaluate import Interval
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="embedded")
+    parser.add_argument("--name", help="prefix of the figures; with it they are added to those of the files")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=8077)
     parser.add_argument("--json-file", type=Path, nargs="+", default=[])
@@ -28,7 +29,10 @@ def main() -> None:
     for name, figure in figures.items():
         print(f"{name:16} {figure.value:8.2f}  [{figure.low:.2f}, {figure.high:.2f}]")
     for path in args.json_file:
-        write(path, args.repeats, figures)
+        if args.name:
+            merge_into(path, {f"{args.name}/{key}": figure for key, figure in figures.items()})
+        else:
+            write(path, args.repeats, figures)
 
 
 def measure(config: str, port: int) -> dict[str, float]:

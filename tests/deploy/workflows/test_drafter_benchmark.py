@@ -58,6 +58,17 @@ def test_what_a_step_costs_beside_one_without_a_drafter(tmp_path: Path, console:
     assert found["step_cost/suffix"].value == pytest.approx((0.03 + 0.01) * 2 / 2 / 0.03)
 
 
+def test_a_pool_has_a_row_for_each_of_its_drafters(tmp_path: Path, console: Console) -> None:
+    head = {"name": "head", "method": "eagle3", "model": "m"}
+    pool = Engine.model_validate({"name": "pool", "drafters": [{"name": "suffix", "method": "suffix"}, head]})
+    renamed = {"plain": "pool/none", "suffix": "pool/suffix", "head": "pool/head"}
+    some = [replace(m, arm=renamed[m.arm], label=renamed[m.arm]) for m in repeat()]
+    found = report([some], [pool], "pool", tmp_path, None, console)
+    assert found["step_cost/pool/none"].value == 1
+    assert found["speedup/pool/head/math"].value == pytest.approx(2.0, rel=0.01)
+    assert found["trained_fastest_arms"].value == 1
+
+
 def test_a_step_costs_what_the_prompts_say_that_every_engine_answered(tmp_path: Path, console: Console) -> None:
     broken = [
         replace(m, outcome=replace(m.outcome, status="broken", tpot_s=9.0))
