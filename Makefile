@@ -91,8 +91,8 @@ bench-drafters: $(READY)  ## Measure drafters again: benchmark, hybrid, search, 
 	$(BIN)/draftpick drafters replay --config tests/bench/replay.yaml --seed 2 --json-file tests/bench/results/replay.json
 
 policy: $(READY)  ## Make the shipped policy from PROMPTS, a file of prompts that people wrote: profile, label, train (1 hour)
-	$(BIN)/draftpick profile embedded --output-dir $(RUNS)/policy/profiles
-	$(BIN)/draftpick label --prompts $(PROMPTS) --split train --overlap drop -n 2048 --output-dir $(RUNS)/policy/real --workers 2
+	$(BIN)/draftpick profile seven --output-dir $(RUNS)/policy/profiles
+	$(BIN)/draftpick label --config seven --prompts $(PROMPTS) --split train --overlap drop -n 2048 --output-dir $(RUNS)/policy/real --workers 2
 	$(BIN)/draftpick train --learner calibrated --data $(RUNS)/policy/real --profiles $(RUNS)/policy/profiles --output-dir router/policies/shipped
 
 ladder: $(READY)  ## Compare all learners on generated prompts and nine engines: measure, label, evaluate (3 hours)
@@ -143,6 +143,7 @@ bench-crossover: $(READY)  ## Routing against every other way to use the same en
 	$(BIN)/python -m tests.bench.load.real --json-file tests/bench/results/load_real.json
 	$(BIN)/python -m tests.bench.load.limit --json-file tests/bench/results/load_limit.json
 	$(BIN)/python -m tests.bench.simulator --json-file tests/bench/results/simulator.json
+	$(BIN)/python -m tests.bench.simulator --pools --json-file tests/bench/results/simulator.json
 	$(BIN)/python -m tests.bench.equal_resources --json-file tests/bench/results/equal_resources.json
 
 manifests: $(READY)  ## Generate files from the code: chart schema, manifests, dashboard, pages of docs/

@@ -17,6 +17,9 @@ _MIN_TIMES, _MIN_SIBLINGS, _TIME_WEIGHT = 20, 2, 0.1
 _NEAR = 2
 """Maximum excess over the least loaded replica at which a cached prefix still decides."""
 _NOTHING: Mapping[str, int] = {}
+PlacementCost = Callable[[str, "Replica", int, int], float]
+"""What one more request costs all requests at a replica: by its arm, the replica, the request's sampling mode, and how
+many bytes of its prefix the replica has cached."""
 UNAVAILABLE_REASONS = {
     "no_replica": "has no replica",
     "gone": "is unreachable",
@@ -30,8 +33,9 @@ class Replica:
     """One address of an arm. `in_flight` counts this router's own requests; `tpot_s` is a moving mean.
 
     `foreign_in_flight`: other clients' requests at its last report; `report`: the last one, received at `reported_at`.
-    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm. `answered_at`: when a request was last
-    answered, by the table's `clock`.
+    `by_mode`, `by_arm`: this router's own requests by sampling mode, and by arm. `composition`: what a cost of
+    placement depends on besides their number, kept by whoever computes it until a request comes or goes.
+    `answered_at`: when a request was last answered, by the table's `clock`.
     """
 
     __slots__ = (
@@ -40,6 +44,7 @@ class Replica:
         "by_arm",
         "by_mode",
         "clock",
+        "composition",
         "foreign_in_flight",
         "in_flight",
         "num_times",
@@ -58,6 +63,7 @@ class Replica:
         self.foreign_in_flight, self.reported_at = 0, 0.0
         self.report: LoadReport | None = None
         self.by_mode, self.by_arm = [0] * len(MODES), dict[str, int]()
+        self.composition: object = None
 
     @property
     def total_in_flight(self) -> int:
@@ -70,6 +76,13 @@ class Replica:
         busy = self.report is not None and self.report.tokens_per_s > 0 and self.reported_at > began
         return self.answered_at > began or busy
 
+    def count(self, arm: str, mode: int, change: int) -> None:
+        """Add a request of this router, or (`change` is -1) remove it."""
+        self.in_flight += change
+        self.by_mode[mode] += change
+        self.by_arm[arm] = self.by_arm.get(arm, 0) + change
+        self.composition = None
+
     def mark_reachable(self) -> None:
         """Record that it answers again: the next request may probe it."""
         self.unreachable = False
@@ -77,7 +90,7 @@ class Replica:
 
     def record_report(self, report: LoadReport, at: float) -> None:
         """Record an engine's load report. `at`: time of the table's clock."""
-        self.report, self.reported_at = report, at
+        self.report, self.reported_at, self.composition = report, at, None
         self.foreign_in_flight = max(report.running + report.waiting - self.in_flight, 0)
 
     def record_tpot(self, tpot_s: float) -> None:
@@ -122,7 +135,7 @@ class ReplicaTable:
         self._breaker, self._clock = breaker or BreakerConfig(), clock
         self.max_in_flight, self.busy = max_in_flight, 0
         self.arms = tuple(self._replicas)
-        self.placement_cost: Callable[[str, Replica, int], float] | None = None
+        self.placement_cost: PlacementCost | None = None
 
     @property
     def by_engine(self) -> dict[str, Sequence[Replica]]:
@@ -203,9 +216,9 @@ class ReplicaTable:
     ) -> Replica | None:
         """Return the admitting replica of an arm where a request costs least, or None.
 
-        That is the least loaded one, or by `placement_cost` (arm, replica, mode), if set. `cached_prefix`: cached
-        prefix of the request in bytes, by replica address. Among the replicas with nearly the lowest load, the one with
-        the longest cached prefix is chosen. `mode`: of the request, one of `MODES`.
+        That is by `placement_cost`, if set; else the least loaded one, or among those with nearly the lowest load the
+        one with the longest cached prefix. `cached_prefix`: cached prefix of the request in bytes, by replica address.
+        `mode`: of the request, one of `MODES`.
         """
         replicas = self._replicas[arm]
         if tried:
@@ -213,15 +226,16 @@ class ReplicaTable:
         candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
-        least = min(r.in_flight + r.foreign_in_flight for r in candidates)
-        if not (cost := self.placement_cost) and not cached_prefix:
-            return next(r for r in candidates if r.in_flight + r.foreign_in_flight == least)
+        if (cost := self.placement_cost) is not None:
+            cached = cached_prefix.get
+            return min(candidates, key=lambda r: (cost(arm, r, mode, known := cached(r.url, 0)), -known, r.in_flight))
         if cached_prefix:
+            least = min(r.in_flight + r.foreign_in_flight for r in candidates)
             limit = least + max(_NEAR, least // 4)
-            candidates = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
-            longest = max(cached_prefix.get(r.url, 0) for r in candidates)
-            candidates = [r for r in candidates if cached_prefix.get(r.url, 0) == longest]
-        return min(candidates, key=lambda r: (cost(arm, r, mode) if cost else 0.0, r.in_flight + r.foreign_in_flight))
+            near = [r for r in candidates if r.in_flight + r.foreign_in_flight <= limit]
+            longest = max(cached_prefix.get(r.url, 0) for r in near)
+            candidates = [r for r in near if cached_prefix.get(r.url, 0) == longest]
+        return min(candidates, key=lambda r: r.in_flight + r.foreign_in_flight)
 
     @contextmanager
     def lease(
@@ -231,9 +245,7 @@ class ReplicaTable:
         replica = self.pick(arm, tried, cached_prefix, mode)
         if replica is None:
             raise EngineUnavailable(f"engine {arm!r} has no replica")
-        replica.in_flight += 1
-        replica.by_mode[mode] += 1
-        replica.by_arm[arm] = replica.by_arm.get(arm, 0) + 1
+        replica.count(arm, mode, 1)
         self._in_flight[arm] += 1
         self.busy += 1
         probe = not replica.breaker.clear and replica.breaker.begin()
@@ -241,9 +253,7 @@ class ReplicaTable:
         try:
             yield lease
         finally:
-            replica.in_flight -= 1
-            replica.by_mode[mode] -= 1
-            replica.by_arm[arm] -= 1
+            replica.count(arm, mode, -1)
             self._in_flight[arm] -= 1
             self.busy -= 1
             self._end(arm, lease)

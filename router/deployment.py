@@ -13,10 +13,11 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from draftpick.engines.http.client import Headers
 from draftpick.router.config.router_config import LiveConfig, load_config
-from draftpick.router.http.app import RouterApp
+from draftpick.router.headers import CLIENT_REQUEST_ID
 from draftpick.router.load.autoscaler import TargetSetter
 from draftpick.router.monitoring.explain import explain
 from draftpick.router.monitoring.ray_metrics import RayMetricsExporter
@@ -53,13 +54,13 @@ class RouterDeployment:
         self._live = LiveConfig()
         self._router: Router | None = None
 
-    async def __serve_build_asgi_app__(self) -> RouterApp:
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         self._name = str(serve.get_replica_context().replica_id.unique_id)
         self._router = Router(self._config, self._sources, self._set_targets, name=self._name, peer_pages=_pages)
         await self._router.configure(self._live)
         exporter = RayMetricsExporter(self._router.collectors, self._name)
         self._metrics_task = asyncio.create_task(self._router.supervisor.run("ray_metrics", exporter.run))
-        return self._router.app
+        return without_request_id(self._router.app)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply Serve's `user_config` (fields of `LiveConfig`): at startup, and on every change."""
@@ -124,6 +125,21 @@ class RouterDeployment:
     def _parts(self) -> Parts:
         assert self._router is not None, "Serve builds the application before it sends requests"
         return self._router.parts
+
+
+def without_request_id(app: ASGIApp) -> ASGIApp:
+    """`app` without `x-request-id` in its answers: Serve adds that of the request, and makes one if there is none."""
+    ours = CLIENT_REQUEST_ID.encode()
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        async def pass_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [one for one in message["headers"] if one[0] != ours]}
+            await send(message)
+
+        await app(scope, receive, pass_on)
+
+    return call
 
 
 class _BufferingSink:

@@ -14,8 +14,8 @@ from draftpick.engines.http.json_values import to_bool, to_number
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
-LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Fields that limit the output tokens, by their API."""
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Fields that limit the output tokens; a request has at most one of them in `Request.sampling`."""
 CHARS_PER_TOKEN = 4
 MAX_TEXT_CHARS = 4000
 """Longer prompts are truncated, for the embedding only: beginning and end are kept."""
@@ -101,16 +101,19 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stored = path.startswith(RESPONSES + "/")
         return Request(path, body, text="", state_id=path.split("/")[3] if stored else None)
     fields, body, write = _parse_object(body, limits)
-    stream = to_bool(fields.get("stream")) is True
+    stream = "stream" in fields and to_bool(fields["stream"]) is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
         body = _ask_for_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
-    sampling, num_answers = _sampling(fields), _num_answers(path, fields)
-    if num_answers > 1:
-        sampling["n"] = float(num_answers)
+    sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
+    if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
+        num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
+        if num_answers > 1:
+            sampling["n"] = float(num_answers)
     model, previous = fields.get("model"), fields.get("previous_response_id")
+    messages = fields.get("messages") or fields.get("input")
     return Request(
         path,
         body,
@@ -118,13 +121,13 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stream,
         hide_usage,
         sampling,
-        _turns(fields),
-        _structured(fields),
+        len(messages) if isinstance(messages, list) else 1,
+        structured,
         fields if keep_fields else None,
         num_answers,
         fields.get(_ENGINE_ARGS),
         model if isinstance(model, str) else None,
-        _asks(fields, found),
+        asks,
         num_prompt_tokens,
         previous if path == RESPONSES and isinstance(previous, str) else None,
     )
@@ -195,46 +198,54 @@ def _ask_for_usage(fields: dict[str, Any], body: bytes, write: json_values.Write
     return write({**fields, "stream_options": {**kept, "include_usage": True}})
 
 
-_NUMBERS = ("temperature", "top_p", "top_k", *LIMITS, "n")
+_NUMBERS = ("temperature", "top_p", "top_k", "n")
+_COMPLETIONS = "/v1/completions"
+_LIMITS = {"/v1/chat/completions": LIMITS[:2], RESPONSES: ("max_output_tokens",)}
+"""Limits of the output tokens by path, the one that counts first; elsewhere `max_tokens`."""
+_DEFAULT_COMPLETION = 16.0
+"""Output tokens of `/v1/completions` without a limit."""
 
 
-def _sampling(fields: dict[str, Any]) -> dict[str, float]:
-    """The numeric sampling fields that are present."""
-    return {
+def _sampling(path: str, fields: dict[str, Any]) -> dict[str, float]:
+    """The numeric sampling fields that are present, and the limit of the output tokens."""
+    names = _LIMITS.get(path, ("max_tokens",))
+    limit = next((name for name in names if fields.get(name) is not None), names[-1])
+    found = {
         name: number
-        for name in _NUMBERS
+        for name in (*_NUMBERS, limit)
         if (value := fields.get(name)) is not None and (number := to_number(value)) is not None
     }
+    if path == _COMPLETIONS and fields.get(limit) is None:
+        found[limit] = _DEFAULT_COMPLETION
+    return found
 
 
 ASKS: dict[str, Callable[[Any], object]] = {
     "min_p": lambda value: (to_number(value) or 0.0) > _MIN_P,
     **dict.fromkeys(("logit_bias", "structured_outputs", "prompt_logprobs", "logits_processors", "bad_words"), bool),
     **dict.fromkeys(("tools", "allowed_token_ids", "vllm_xargs", "kv_transfer_params", "prompt_embeds"), bool),
-    "response_format": lambda value: isinstance(value, dict) and value.get("type") not in (None, "text"),
+    "response_format": lambda value: _is_format(value),
+    **dict.fromkeys(("text", "output_config"), lambda value: _is_format(value, "format")),
     "use_beam_search": lambda value: to_bool(value) is True,
 }
 """Fields that not every engine takes, and whether a value asks for anything."""
 _MIN_P = 1e-5  # as vLLM
 _ASKS = frozenset(ASKS)
+_NO_ASKS: frozenset[str] = frozenset()
+_SPECIAL = _ASKS | {"n", "best_of"}
+"""Fields that `_num_answers`, `_structured` and `_asks` read: one without them asks for one answer, of any form."""
 
 
 def _asks(fields: dict[str, Any], found: set[str]) -> frozenset[str]:
     """What the request asks for that not every engine takes; `found`: modalities of its content."""
-    if not found and _ASKS.isdisjoint(fields):
-        return _NO_ASKS
     return frozenset(found).union(name for name in _ASKS.intersection(fields) if ASKS[name](fields[name]))
-
-
-_NO_ASKS: frozenset[str] = frozenset()
-_MULTIPLIERS = ("n", "best_of", "use_beam_search")
 
 
 def _num_answers(path: str, fields: dict[str, Any]) -> int:
     """Sequences that the engine decodes: `n` (or `best_of`) for each prompt; at least 2 in a beam search."""
-    prompt = fields.get("prompt")
-    if path in (RESPONSES, MESSAGES) or (fields.keys().isdisjoint(_MULTIPLIERS) and not isinstance(prompt, list)):
+    if path in (RESPONSES, MESSAGES):
         return 1
+    prompt = fields.get("prompt")
     beams = 2 if to_bool(fields.get("use_beam_search")) else 1
     each = max(_count(fields.get("n")), _count(fields.get("best_of")), beams)
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)  # a list of numbers is one prompt
@@ -246,20 +257,19 @@ def _count(value: Any) -> int:
     return max(int(to_number(value) or 1), 1)
 
 
-def _turns(fields: dict[str, Any]) -> int:
-    messages = fields.get("messages") or fields.get("input")
-    return len(messages) if isinstance(messages, list) else 1
+_FORMATS = ("response_format", "text", "output_config", "structured_outputs", "tools")
 
 
 def _structured(fields: dict[str, Any]) -> bool:
     """True if a field of OpenAI, Anthropic or vLLM prescribes the answer's format."""
-    wanted, output = fields.get("response_format"), fields.get("output_config")
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    return (
-        kind not in (None, "text")
-        or bool(fields.get("structured_outputs") or fields.get("tools"))
-        or (isinstance(output, dict) and bool(output.get("format")))
-    )
+    return any(ASKS[name](fields[name]) for name in _FORMATS if name in fields)
+
+
+def _is_format(value: Any, field: str = "") -> bool:
+    """True if a format, or that in a field of `value`, is more than text."""
+    if field:
+        value = value.get(field) if isinstance(value, dict) else None
+    return isinstance(value, dict) and value.get("type") not in (None, "text")
 
 
 def truncate(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:

@@ -26,6 +26,7 @@ from draftpick.router.request.attempt_queue import AttemptQueue
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.dispatcher import Dispatcher
 from draftpick.router.request.learning import AttemptLearning
+from draftpick.router.request.leases import Leases
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
@@ -68,6 +69,7 @@ class Parts:
     catalog: ModelCatalog
     abilities: Abilities
     dispatcher: Dispatcher
+    leases: Leases
     records: RecordWriter | None
 
 
@@ -123,7 +125,8 @@ def build_parts(
         config=config, baseline=baseline, replicas=replicas, events=events, active_policies=active_policies,
         load=load, demand=demand, prefixes=prefixes, admission=admission, acceptance_monitor=acceptance_monitor,
         health_signals=health_signals, metrics=metrics, attempts=attempts, recent=recent, shadow=shadow,
-        decide=decide, catalog=catalog, abilities=abilities, dispatcher=dispatcher, records=records,
+        decide=decide, catalog=catalog, abilities=abilities, dispatcher=dispatcher,
+        leases=Leases(config.leases, dispatcher, client.response_timeout_s), records=records,
     )  # fmt: skip
 
 

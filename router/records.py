@@ -74,6 +74,11 @@ class RecordWriter:
         self.dropped = 0
         self._thread.start()
 
+    @property
+    def folder(self) -> Path:
+        """Where the segments are."""
+        return self._dir
+
     def on_attempt_end(self, attempt: Attempt) -> None:
         """Queue the record of an attempt; never blocks."""
         self.write(

@@ -14,8 +14,10 @@ from prometheus_client.registry import Collector
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.external import access_of, address_of
 from draftpick.engines.http.client import EngineClient
+from draftpick.engines.http.server import LocalServer, node_address
 from draftpick.engines.models.embedded import ENCODER_NAME, encoder_path
 from draftpick.engines.replicas import ReplicaTable
+from draftpick.engines.reporting.ticket import read_secret
 from draftpick.router.config.router_config import EMBEDDED, DraftpickConfig, LiveConfig, RouterConfig
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.features.featurizer import Featurizer, LexicalFeaturizer, SentenceFeaturizer
@@ -23,6 +25,7 @@ from draftpick.router.features.sentence_encoder import load_sentence_encoder
 from draftpick.router.features.static_embedding import StaticFeaturizer
 from draftpick.router.http.app import RouterApp
 from draftpick.router.http.auth import Keyring
+from draftpick.router.http.lease_pages import ReportInbox
 from draftpick.router.load.autoscaler import Autoscaler, TargetSetter
 from draftpick.router.load.engine_poller import EnginePoller
 from draftpick.router.load.health_probe import HealthProbe
@@ -50,6 +53,7 @@ log = logging.getLogger("draftpick.router")
 _REFRESH_S = 1.0
 _ADDRESSES_S = 5.0
 _WATCH_S = 0.25
+_INBOX_DRAIN_S = 1.0
 Addresses = Callable[[], Awaitable[list[str]]]
 """Returns the addresses of an arm's replicas."""
 Pages = Callable[[], Awaitable[Mapping[str, str]]]
@@ -58,6 +62,8 @@ Pages = Callable[[], Awaitable[Mapping[str, str]]]
 
 class Router:
     """Owns one dispatcher with its replica table, client and records; keeps the table fresh."""
+
+    _inbox: LocalServer | None = None
 
     def __init__(
         self,
@@ -147,6 +153,7 @@ class Router:
     async def start(self) -> None:
         """Start to follow the engines' replicas."""
         await asyncio.gather(*(self._refresh_replicas(arm) for arm in self._sources))
+        await self._open_inbox()
         for arm in self._sources:
             self._run("addresses", partial(self._follow_replicas, arm))
         for watched, follow in self._watchers:
@@ -163,6 +170,15 @@ class Router:
         self._run("health", self._health_probe.run)
         self._run("models", self.parts.catalog.run)
 
+    async def _open_inbox(self) -> None:
+        """Take the engines' reports, if leases are on and there is a secret. Raises `ConfigError`."""
+        leases = self._config.leases
+        if leases.enabled and (secret := read_secret()) is not None:
+            host = node_address() if leases.report_host == "node" else leases.report_host
+            self._inbox = LocalServer(ReportInbox(self._config, self.parts.leases, secret), host, leases.report_port)
+            await self._inbox.start()
+            self.parts.leases.inbox = self._inbox.url, secret
+
     def _run(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run a background task until `stop`."""
         self._tasks.add(asyncio.create_task(self.supervisor.run(part, work)))
@@ -172,6 +188,9 @@ class Router:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)  # their attempts end, too
+        await self.parts.leases.close()
+        if self._inbox is not None:
+            await self._inbox.drain(_INBOX_DRAIN_S)
         await self._client.close()
         self.parts.attempts.close()
         if self._peer_sync is not None:

@@ -133,6 +133,10 @@ class Outcome:
         return self.status in _FAILED if self.fault is None else self.fault in ("engine", "network")
 
 
+_REPORTING = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Paths whose answers carry vLLM's metrics."""
+
+
 def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float | None, int | None]]:
     """Yield each arm whose acceptance an answer of `arm` shows, its acceptance length, and on how many tokens.
 
@@ -145,6 +149,14 @@ def acceptance_by_arm(arm: str, outcome: Outcome) -> Iterator[tuple[str, float |
     for name, report in outcome.drafters.items():
         if report.tau is not None and name != NONE:
             yield pool_arm(engine, name), report.tau, report.scored
+
+
+def ignores_forecast(of: "Attempt | Record") -> bool:
+    """True if an engine that was sent a forecast answered without a word on its drafters, where a pool reports them:
+    it does not run our plugin."""
+    outcome, answers = of.outcome, of.sampling.get("n", 1)
+    told = outcome.status == "ok" and (outcome.output_tokens or 0) > 1 and answers <= 1 and of.path in _REPORTING
+    return told and of.decision.forecast is not None and outcome.drafters is None
 
 
 @dataclass(frozen=True, slots=True)

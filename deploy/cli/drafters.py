@@ -119,7 +119,7 @@ def replay(
     from draftpick.engines.drafters.replay import LENGTHS
 
     fleet = resolve(config)
-    if not any(engine.can_replay for engine in fleet.engines if engine.drafter is not None):
+    if not any(engine.can_replay for engine in fleet.engines if engine.has_drafter):
         raise typer.BadParameter("none of its engines can be replayed", param_hint="--config")
     prepare_models(fleet)
     chosen = load_prompts(prompts, n, seed, 0.0, max_tokens, split, overlap)

@@ -11,7 +11,9 @@ import typer
 
 DEFAULT_SEED = 0
 
-Config = Annotated[str, typer.Option("--config", "-c", help="A fleet that ships (embedded, mock), or a YAML file.")]
+Config = Annotated[
+    str, typer.Option("--config", "-c", help="A fleet that ships (embedded, pool, seven, mock), or a YAML file.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output instead of text.")]
 JsonFile = Annotated[Path | None, typer.Option("--json-file", help="Also write the figures as JSON to this file.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder to write to.")]

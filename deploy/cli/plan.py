@@ -14,6 +14,7 @@ from draftpick.deploy.console import out, progress_bar
 from draftpick.deploy.extras import require
 
 if TYPE_CHECKING:
+    from draftpick.policy_training.evaluation.evaluate import Interval
     from draftpick.policy_training.simulator.capacity_plan import Plan
 
 plan_app = typer.Typer()
@@ -150,9 +151,9 @@ def plan(
 ) -> None:
     """Choose how many replicas of which engine to run on a number of accelerators.
 
-    Searches allocations in the simulator, starting from the best single engine, and evaluates the best one on unseen
-    traffic against that single engine on all accelerators. Recommends the single engine unless the whole confidence
-    interval of the speed-up is above 1.
+    Searches allocations in the simulator, and evaluates the best one on unseen traffic against the best single engine
+    on all accelerators. Recommends the single engine unless the whole confidence interval of the speed-up is above 1.
+    Of a pool (--pool, or the profile of one) it says whether it wins over that engine here.
 
     Examples:
 
@@ -204,6 +205,18 @@ def _recommend(found: "Plan", objective: str) -> None:
     else:
         text = f"run [bold]{single}[/bold] alone: no other allocation was faster in the search"
     out.print(text, highlight=False)
+    if found.pool is not None and found.pool_speed is not None:
+        out.print(pool_verdict(_named(found.pool), single, found.pool_speed), highlight=False)
+
+
+def pool_verdict(pool: str, single: str, speed: "Interval") -> str:
+    """Who wins at equal resources: pools, or the best engine with one drafter or none."""
+    ratio = f"{speed.value:.3f} [{speed.low:.3f}, {speed.high:.3f}]"
+    if speed.low > 1.0:
+        return f"a pool wins here: {pool} is {ratio} times as fast as {single}"
+    if speed.high < 1.0:
+        return f"a single engine wins here: {pool} is {ratio} times as fast as {single}"
+    return f"neither a pool nor a single engine wins: {pool} is {ratio} times as fast as {single}"
 
 
 def _named(counts: Mapping[str, int]) -> str:

@@ -15,6 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from draftpick.deploy.app import APP_NAME, build
+from draftpick.deploy.launch.ray_watch import until_shutdown
 from draftpick.engines.errors import ConfigError, DraftpickError
 from draftpick.router.config.router_config import DraftpickConfig
 
@@ -64,18 +65,18 @@ def running(
         router = config.router.model_copy(update={"local_admin": True})
         config = config.model_copy(update={"router": router})
     _start_ray(config, address)
-    try:
-        serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
-        target = serve.RunTarget(build(config.model_dump(mode="json")), name=APP_NAME, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=False)
-        url = f"http://{host}:{port}"
-        _wait(timeout_s, progress or (lambda states: None))
-        _wait_for_router(url)
-        yield url
-        _drain(config.drain_timeout_s)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with until_shutdown(owned=address is None):
+        try:
+            serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
+            target = serve.RunTarget(build(config.model_dump(mode="json")), name=APP_NAME, route_prefix="/")
+            serve.run_many([target], wait_for_applications_running=False)
+            url = f"http://{host}:{port}"
+            _wait(timeout_s, progress or (lambda states: None))
+            _wait_for_router(url)
+            yield url
+            _drain(config.drain_timeout_s)
+        finally:
+            serve.shutdown()
 
 
 def use_policy(name: str, address: str) -> list[str]:

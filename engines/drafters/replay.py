@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from draftpick.engines.config import Drafter as Configured
 from draftpick.engines.drafters.acceptance import DrafterReplay
-from draftpick.engines.drafters.draft_length import Draft
 from draftpick.engines.drafters.prompt_lookup import NgramDrafter
 from draftpick.engines.drafters.proposer import Drafter, Proposer
 from draftpick.engines.drafters.request_tracking import Tokens
@@ -88,19 +87,13 @@ def model_free_drafter(drafter: Configured, k: int) -> Drafter:
     if not (drafter.spec.replayable and drafter.spec.model_free):
         raise ValueError(f"method {drafter.method!r} is not replayable")
     if drafter.method == "ngram":
-        return _ngram(drafter, k)
+        return NgramDrafter.as_in_vllm(k, drafter.model_extra or {})
     if drafter.method == "suffix" and (drafter.model_extra or {}).get("suffix_decoding_max_cached_requests") != 0:
         raise ValueError("suffix decoding with a cache across requests is not replayable: set max_cached_requests to 0")
     assert drafter.spec.class_path is not None
     module, name = drafter.spec.class_path.rsplit(".", 1)
     proposer: type[Proposer] = getattr(import_module(module), name)
     return proposer.build(proposer.options.model_validate(drafter.model_extra or {}), k)
-
-
-def _ngram(drafter: Configured, k: int) -> Drafter:
-    options = drafter.model_extra or {}
-    longest = options.get("prompt_lookup_max") or options.get("prompt_lookup_min") or 5
-    return VLLMNgramDrafter(k, options.get("prompt_lookup_min") or longest, longest)
 
 
 def _model_replayer(source: str, lengths: Sequence[int]) -> Callable[[Tokens, Tokens], dict[int, DrafterReplay]]:
@@ -165,20 +158,6 @@ def _head_replayer(
         return {k: replay_chains(matches[:, :k]) for k in lengths}
 
     return replay
-
-
-class VLLMNgramDrafter(NgramDrafter):
-    """vLLM's own n-gram proposer, for replay."""
-
-    def __init__(self, num_speculative_tokens: int, shortest: int, longest: int) -> None:
-        super().__init__(num_speculative_tokens, longest)
-        self._shortest = shortest
-
-    def draft(self, state: None, tokens: Tokens, limit: int) -> Draft:
-        """Return the draft that vLLM would propose."""
-        from vllm.v1.spec_decode.ngram_proposer import _find_longest_matched_ngram_and_propose_tokens as propose
-
-        return propose(tokens, self._shortest, self._longest, 2**30, min(self._k, limit)), 0.0
 
 
 def count_agreed(draft: Sequence[int] | Tokens, target_tokens: Tokens) -> int:

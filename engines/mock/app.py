@@ -27,12 +27,16 @@ from starlette.types import Receive, Scope, Send
 from draftpick.engines import load_report as load
 from draftpick.engines.http.status_pages import Endpoint, EndpointTable
 from draftpick.engines.load_report import LoadReport
+from draftpick.engines.mock.batch import Batch
 from draftpick.engines.mock.decoding import Decoding, Piece, split
 from draftpick.engines.mock.metrics import MockMetrics
 from draftpick.engines.mock.openai_format import ChatWire, CompletionWire, Json, ResponsesWire, Wire
 from draftpick.engines.mock.spec import MockRequest, MockSpec
 from draftpick.engines.profile import identity, profile, step_log
 from draftpick.engines.profile.step_log import StepLog
+from draftpick.engines.reporting.measurements import Measurements
+from draftpick.engines.reporting.middleware import ReportedRequests
+from draftpick.engines.reporting.reporter import Reporter
 
 __all__ = ["MockEngine", "MockSpec", "mock_app"]
 
@@ -42,9 +46,15 @@ _STEPS_BEFORE_BREAK = 2
 _ABORTS_KEPT = 20_000
 
 
-def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
-    """Build the ASGI app of a mock engine that serves `model`; its `MockEngine` is `app.state.engine`."""
+def mock_app(spec: MockSpec, *, model: str, engine: str = "mock", reporter: Reporter | None = None) -> Starlette:
+    """Build the ASGI app of a mock engine that serves `model`; its `MockEngine` is `app.state.engine`.
+
+    `reporter`: absent, the one of this process's environment.
+    """
     mock = MockEngine(spec, model, engine)
+    middleware = [Middleware(EndpointTable, pages=_PAGES)]
+    if (reporter := reporter or Reporter.from_environment()) is not None:
+        middleware.append(Middleware(ReportedRequests, measurements=mock.measurements, reporter=reporter))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", partial(mock.generate, wire_type=ChatWire), methods=["POST"]),
@@ -59,7 +69,7 @@ def mock_app(spec: MockSpec, *, model: str, engine: str = "mock") -> Starlette:
             Route("/mock/aborts", mock.show_aborts),
             Route("/mock/state", mock.change_state, methods=["POST"]),
         ],
-        middleware=[Middleware(EndpointTable, pages=_PAGES)],
+        middleware=middleware,
     )
     app.state.engine = mock
     return app
@@ -79,8 +89,10 @@ class MockEngine:
         self.started = 0
         self.ended: dict[str, int] = {"finished": 0, "aborted": 0, "failed": 0}
         self.slots = anyio.CapacityLimiter(spec.max_running)
+        self.hanging = 0
         self._faults = random.Random(f"{spec.seed}|{name}")
-        self.step_log = StepLog()
+        self.step_log, self.measurements = StepLog(), Measurements()
+        self.batch, self.profile = Batch(), spec.profile()
         self.aborts: deque[tuple[str, float]] = deque(maxlen=_ABORTS_KEPT)
         self._last_body = ""
         self._last_headers: dict[str, str] = {}
@@ -103,9 +115,11 @@ class MockEngine:
         return LoadReport(
             running=self.running,
             waiting=self.waiting,
-            tokens_per_s=self.running * tau / step_s if step_s else 0.0,
+            tokens_per_s=(self.running - self.hanging) * tau / step_s if step_s else 0.0,
             acceptance_length=tau if self.spec.num_speculative_tokens else None,
             step_s=step_s,
+            sampled=self.batch.sampled,
+            active=self.batch.drafters() if self.spec.drafters else None,
         )
 
     def state(self) -> Json:
@@ -121,6 +135,7 @@ class MockEngine:
         """
         self.spec = MockSpec.model_validate({**self.spec.model_dump(), **changes})
         self.slots.total_tokens = self.spec.max_running
+        self.profile = self.spec.profile()
         self._faults = random.Random(f"{self.spec.seed}|{self.name}")
 
     def draw_fault(self) -> str | None:
@@ -135,11 +150,13 @@ class MockEngine:
     async def advance(self, decoding: Decoding) -> list[Piece]:
         """Wait for the duration of the next step, then return its pieces."""
         if decoding.ends:
-            drafted, added_s = decoding.draft(), 0.0
+            drafted, added_s, mode = decoding.draft(), 0.0, decoding.mode
             if decoding.pool is not None:
                 drafted, added_s = decoding.pool.choose(self.spec.mean_step_s(self.running, decoding.mode))
                 decoding.drafted = drafted
-            duration_s = self.spec.step_duration_s(self.running, decoding.rng, decoding.mode, drafted, added_s)
+            if self.spec.shared_steps:
+                mode, added_s = self.batch.mode, self.profile.drafters_step_s(self.batch.drafters())
+            duration_s = self.spec.step_duration_s(self.running, decoding.rng, mode, drafted, added_s)
             self.step_log.add(self.running, drafted, duration_s)
         else:
             duration_s = self.spec.prefill_duration_s(decoding.prompt_tokens)
@@ -233,6 +250,10 @@ class _Generation:
             self._counted = True
             self.engine.ended[outcome] += 1
             self.engine.metrics.ended(self.wire.decoding)
+            if outcome == "finished":
+                decoding = self.wire.decoding
+                usage = {"prompt_tokens": decoding.prompt_tokens, "completion_tokens": decoding.output_tokens}
+                self.engine.measurements.note(self.wire.request_id, usage, decoding.metrics())
             if outcome == "aborted":
                 self.engine.aborts.append((self.wire.request_id, time.time()))
 
@@ -242,7 +263,11 @@ class _Generation:
             await _REFUSALS[self.fault](scope, receive, send)
         elif self.fault == "hang":
             async with self.engine.slots:
-                await anyio.sleep_forever()
+                self.engine.hanging += 1
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    self.engine.hanging -= 1
         elif self.wire.request.stream:
             await self._stream(send)
         else:
@@ -274,11 +299,12 @@ class _Generation:
         decoding = self.wire.decoding
         decoding.schedule()
         num_steps = 0
-        while not decoding.done and not (self.fault == "break" and num_steps == _STEPS_BEFORE_BREAK):
-            pieces = await self.engine.advance(decoding)
-            num_steps += 1
-            if send:
-                await _send_body(send, b"".join(map(self.wire.frames, pieces)), more=True)
+        with self.engine.batch.joined_by(decoding):
+            while not decoding.done and not (self.fault == "break" and num_steps == _STEPS_BEFORE_BREAK):
+                pieces = await self.engine.advance(decoding)
+                num_steps += 1
+                if send:
+                    await _send_body(send, b"".join(map(self.wire.frames, pieces)), more=True)
 
 
 def _json(content: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -304,7 +330,7 @@ _REFUSALS = {
 
 _PAGES: dict[str, Endpoint] = {
     load.PATH: lambda state: state.engine.load(),
-    profile.PATH: lambda state: state.engine.spec.profile(),
+    profile.PATH: lambda state: state.engine.profile,
     step_log.PATH: lambda state: state.engine.step_log,
     identity.PATH: lambda state: state.engine.spec.identity(),
 }

@@ -57,6 +57,11 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     step_s_truncated: float = Field(
         0.0, ge=0, description="additional seconds per step of a request sampled with top_p or top_k"
     )
+    shared_steps: bool = Field(
+        False,
+        description="a step takes that of its whole batch: of the most expensive sampling mode in it, and of each "
+        "drafter of a pool in it once, with a share for each further request",
+    )
     prefill_s: float = Field(0.001, ge=0, description="seconds from a request's slot to its first token")
     prefill_s_per_token: float = Field(0.0, ge=0, description="additional seconds of prefill per prompt token")
     acceptance_length: AcceptanceLength = Field(

@@ -14,9 +14,10 @@ _MEMORY = 2000.0
 """Tokens of one level and place, of all requests, that count."""
 _OWN_MEMORY = 0.94
 """What remains of a request's own scores after another step."""
-_SHRINK = 4.0
-"""Weight of all requests in the estimate of one, in tokens or steps."""
-_MAX_LIFT = 3.0
+_SHRINK, _ODDS_SHRINK = 4.0, 2.0
+"""Weight of all requests in the estimate of one: of its gain, in steps; of its odds, in tokens of either kind."""
+_PRICES = [0.1 * i for i in range(10)]
+"""Prices of a verified token, in tokens, at which the worth of drafts is known."""
 
 
 class Acceptance:
@@ -30,6 +31,9 @@ class Acceptance:
         mean = sum(prior) / len(prior)
         self.drafts, self.gained = _PRIOR, _PRIOR * sum(mean**i for i in range(1, length + 1))
         self.tokens = _PRIOR * min(2, length)
+        survival = [mean**i for i in range(1, length + 1)]
+        self._worth = [_PRIOR * worth_of(survival, price) for price in _PRICES]
+        self._worth_weight = _PRIOR
 
     def rate(self, level: int, place: int) -> float:
         """Return the acceptance rate of a token at `place` of a draft whose former tokens were accepted."""
@@ -47,6 +51,22 @@ class Acceptance:
     def drafted(self) -> float:
         """Return the expected length of a draft, before it is made."""
         return self.tokens / self.drafts
+
+    def worth(self, price: float) -> float:
+        """Return the expected `worth_of` a draft, before it is made, if a verified token costs `price` tokens."""
+        at = min(price, _PRICES[-1]) * (len(_PRICES) - 1) / _PRICES[-1]
+        low = min(int(at), len(_PRICES) - 2)
+        found = self._worth[low] + (at - low) * (self._worth[low + 1] - self._worth[low])
+        return found / self._worth_weight
+
+    def note_draft(self, survival: Sequence[float]) -> None:
+        """Learn how sure a draft was when it was made."""
+        if self._worth_weight >= _MEMORY:
+            scale = 1 - 1 / _MEMORY
+            self._worth = [worth * scale for worth in self._worth]
+            self._worth_weight *= scale
+        self._worth = [worth + worth_of(survival, price) for worth, price in zip(self._worth, _PRICES, strict=True)]
+        self._worth_weight += 1
 
     def score(self, level: int, place: int, hit: bool) -> None:
         """Learn whether a token was accepted."""
@@ -70,11 +90,21 @@ class Acceptance:
 class OwnAcceptance:
     """One drafter in one request, relative to all requests."""
 
-    __slots__ = ("_expected", "_gain_weight", "_gained", "_hits", "_place_hits", "_place_trials", "scored", "shared")
+    __slots__ = (
+        "_expected",
+        "_gain_weight",
+        "_gained",
+        "_hits",
+        "_place_hits",
+        "_place_trials",
+        "_trials",
+        "scored",
+        "shared",
+    )
 
     def __init__(self, shared: Acceptance) -> None:
         self.shared = shared
-        self._hits = self._expected = self._gained = self._gain_weight = 0.0
+        self._hits = self._expected = self._trials = self._gained = self._gain_weight = 0.0
         self._place_hits, self._place_trials = [0] * shared.length, [0] * shared.length
         self.scored = 0
 
@@ -82,6 +112,7 @@ class OwnAcceptance:
         """Start from a forecast of the acceptance length of full drafts, as if from `weight` scored steps."""
         usual = _rate_of(1 + self._mean_survival(), self.shared.length)
         foreseen = _rate_of(tau, self.shared.length)
+        self._trials += weight
         self._hits += weight * foreseen
         self._expected += weight * usual
         ratio = (tau - 1) / max(1e-6, self._mean_survival())
@@ -93,11 +124,13 @@ class OwnAcceptance:
         shared = self.shared
         self._hits *= _OWN_MEMORY
         self._expected *= _OWN_MEMORY
+        self._trials *= _OWN_MEMORY
         hits = 0
         for place, (token, level, actual) in enumerate(zip(draft, levels, came, strict=False)):
             hit = token == actual
             self._expected += shared.rate(level, place)
             self._hits += hit
+            self._trials += 1
             self._place_trials[place] += 1
             self._place_hits[place] += hit
             shared.score(level, place, hit)
@@ -114,8 +147,10 @@ class OwnAcceptance:
         """Learn from one-token drafts at places of the text where nothing was proposed."""
         shared = self.shared
         for level, hit in zip(levels, hits, strict=True):
+            shared.note_draft(self._survival_from(level))
             self._hits = self._hits * _OWN_MEMORY + hit
             self._expected = self._expected * _OWN_MEMORY + shared.rate(level, 0)
+            self._trials = self._trials * _OWN_MEMORY + 1
             self._place_trials[0] += 1
             self._place_hits[0] += hit
             shared.score(level, 0, hit)
@@ -127,9 +162,16 @@ class OwnAcceptance:
         self._gained = self._gained * _OWN_MEMORY**weight + weight * gained
         self._gain_weight = self._gain_weight * _OWN_MEMORY**weight + weight
 
-    def lift(self) -> float:
-        """Return this request's acceptance rate over that of all requests at the same confidence."""
-        return min(_MAX_LIFT, (self._hits + _SHRINK) / (self._expected + _SHRINK))
+    def odds(self) -> float:
+        """Return this request's odds of acceptance over those of all requests at the same confidence."""
+        misses, expected_misses = self._trials - self._hits, self._trials - self._expected
+        own = (self._hits + _ODDS_SHRINK) / (misses + _ODDS_SHRINK)
+        return own * (expected_misses + _ODDS_SHRINK) / (self._expected + _ODDS_SHRINK)
+
+    def rate(self, odds: float, level: int, place: int) -> float:
+        """Return the acceptance rate of a token in this request; `odds` as above."""
+        usual = self.shared.rate(level, place)
+        return usual * odds / (1 - usual + usual * odds)
 
     def gain(self) -> float:
         """Return the expected accepted tokens of a draft, before it is made."""
@@ -138,9 +180,18 @@ class OwnAcceptance:
 
     def survival(self, levels: Sequence[int]) -> list[float]:
         """Return S_1, S_2, ... of drafted tokens of these confidences."""
-        lift, reached, found = self.lift(), 1.0, []
+        odds, reached, found = self.odds(), 1.0, []
         for place, level in enumerate(levels):
-            reached *= min(1.0, lift * self.shared.rate(level, place))
+            reached *= self.rate(odds, level, place)
+            found.append(reached)
+        return found
+
+    def _survival_from(self, level: int) -> list[float]:
+        """Return the survival of a full draft whose first token is of this level, the others unknown."""
+        reached = self.rate(self.odds(), level, 0)
+        found = [reached]
+        for place in range(1, self.shared.length):
+            reached *= self.shared.mean_rate(place)
             found.append(reached)
         return found
 
@@ -164,6 +215,11 @@ class OwnAcceptance:
             reached *= self.shared.mean_rate(place)
             total += reached
         return total
+
+
+def worth_of(survival: Sequence[float], price: float) -> float:
+    """Return the expected accepted tokens of a draft beyond what their verification costs."""
+    return sum(reached - price for reached in survival if reached > price)
 
 
 def level_of_probability(probability: float) -> int:

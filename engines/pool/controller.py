@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from draftpick.engines.arms import NONE
-from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance
+from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance, worth_of
 from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.request import PoolRequest
@@ -68,64 +68,41 @@ class Controller:
         self._batch = len(requests), any(request.sampled for request in requests)
         chains = [self._best_chain(request) for request in requests]
         plan = self._plan(requests, [chain for _, chain in chains])
-        drafted = list(plan.lengths)
-        gains = [sum(chain[:length]) for (_, chain), length in zip(chains, plan.lengths, strict=True)]
-        chosen: dict[str, list[int]] = {}
-        tokens, seconds = plan.tokens, plan.seconds
+        self._rate = plan.rate
+        self._slope = self._slope_at(len(requests) + sum(plan.lengths))
+        price = self._rate * self._slope
+        known = [worth_of(chain, price) for _, chain in chains]
         left = [i for i, request in enumerate(requests) if request.room]
+        chosen: dict[str, list[int]] = {}
         while left:
-            best: tuple[float, str, list[int], float, float] | None = None
-            for name in self.heads:
-                found = self._head_rows(name, requests, left, gains, drafted, tokens, seconds)
-                if found is not None and name not in chosen and (best is None or found[0] > best[0]):
-                    best = found[0], name, *found[1:]
-            if best is None:
+            heads = [name for name in self.heads if name not in chosen]
+            offers = [(*self._head_rows(name, requests, left, known, price), name) for name in heads]
+            value, rows, name = max(offers, default=(0.0, [], ""))
+            if value <= 0:
                 break
-            _, name, rows, tokens, seconds = best
             chosen[name] = rows
             left = [i for i in left if i not in rows]
-        self._rate = tokens / seconds
-        self._slope = self._slope_at(len(requests) + sum(plan.lengths))
         return chosen
 
     def _head_rows(
-        self,
-        name: str,
-        requests: Sequence[PoolRequest],
-        left: Sequence[int],
-        gains: Sequence[float],
-        drafted: Sequence[int],
-        tokens: float,
-        seconds: float,
-    ) -> tuple[float, list[int], float, float] | None:
-        """Return (rate, requests, tokens, seconds) of the batch if the head drafts for those that gain most; None if
-        no number of them pays for its passes."""
-        count = self._batch[0]
-        slope, rate = self._slope_at(count + sum(drafted)), tokens / seconds
-        more = []
+        self, name: str, requests: Sequence[PoolRequest], left: Sequence[int], known: Sequence[float], price: float
+    ) -> tuple[float, list[int]]:
+        """Return the tokens that a head gains beyond its passes and its drafts' verification, if it drafts for those
+        requests that gain most, and these; `known`: what each request's best draft is worth already."""
+        gains = []
         for i in left:
             own = requests[i].own.get(name)
-            if own is None:
-                continue
-            length = min(own.shared.drafted(), requests[i].room)
-            gain = gain_of_choice(min(own.gain(), length), gains[i]) * requests[i].weight
-            more.append((gain - rate * slope * (length - drafted[i]), gain, length, i))
-        more.sort(reverse=True)
-        best, rows, verified = None, [], float(count + sum(drafted))
-        for n, (_, gain, length, i) in enumerate(more, 1):
-            rows.append(i)
-            tokens += gain
-            verified += length - drafted[i]
-            passes_s = self.costs.read.seconds(n) + (length - 1) * self.costs.extend.seconds(n)
-            seconds_n = self._spent(seconds, verified, count + sum(drafted)) + passes_s
-            if tokens / seconds_n > (best[0] if best else rate):
-                best = tokens / seconds_n, list(rows), tokens, seconds_n
-        return best
-
-    def _spent(self, seconds: float, verified: float, before: int) -> float:
-        """Seconds of the step when `verified` instead of `before` tokens are."""
-        sampled = self._batch[1]
-        return seconds + self.costs.step(round(verified), sampled) - self.costs.step(before, sampled)
+            if own is not None:
+                worth = own.shared.worth(price) * own.gain() / own.shared.gain()
+                gains.append((gain_of_choice(worth, known[i]) * requests[i].weight, i))
+        gains.sort(reverse=True)
+        extends = max(0.0, self._shared[name][self._batch[1]].drafted() - 1)
+        best, value = (0.0, 0), 0.0
+        for n, (gain, _) in enumerate(gains, 1):
+            value += gain
+            net = value - self._rate * (self.costs.read.seconds(n) + extends * self.costs.extend.seconds(n))
+            best = max(best, (net, n))
+        return best[0], [i for _, i in gains[: best[1]]]
 
     def choose_reads(
         self, head: str, requests: Sequence[PoolRequest], unread: Sequence[int], runs_anyway: bool
@@ -146,7 +123,7 @@ class Controller:
         own = request.own.get(head)
         if own is None or len(levels) >= min(request.room, own.shared.length):
             return False
-        next_rate = min(1.0, own.lift() * own.shared.mean_rate(len(levels)))
+        next_rate = own.shared.mean_rate(len(levels))
         survival = own.survival(levels)[-1] * next_rate * request.weight
         slope = self._slope if self._batch[0] > 1 else self._slope_at(1 + len(levels))
         return survival > self._rate * (self.costs.extend.seconds(rows) / rows + slope)
@@ -155,7 +132,7 @@ class Controller:
         """Return the draft length of a head that drafts all its tokens in one call, for all these requests."""
         shared = self._shared[head][self._batch[1]]
         rows, reached = len(requests), 1.0
-        tokens = sum(min(request.own[head].lift(), 1.0) for request in requests if head in request.own)
+        tokens = sum(min(request.own[head].odds(), 1.0) for request in requests if head in request.own)
         for place in range(shared.length):
             reached *= shared.mean_rate(place)
             if tokens * reached <= self._rate * (self.costs.extend.seconds(rows) + rows * self._slope):
@@ -165,6 +142,10 @@ class Controller:
     def allocate(self, requests: Sequence[PoolRequest], spent_s: float = 0.0) -> list[list[int]]:
         """Return the draft of each request; `spent_s`: time that drafting took."""
         self._batch = len(requests), any(request.sampled for request in requests)
+        for request in requests:
+            for name, proposal in request.proposals.items():
+                if self.drafters[name].is_head:
+                    request.own[name].shared.note_draft(request.own[name].survival(proposal.levels))
         if len(requests) == 1:
             request = requests[0]
             options = [
@@ -192,7 +173,7 @@ class Controller:
         chains = self._chains(request)
         if not chains:
             return NONE, []
-        return max(chains.items(), key=lambda item: sum(max(0.0, survival - price) for survival in item[1]))
+        return max(chains.items(), key=lambda item: worth_of(item[1], price))
 
     def _plan(self, requests: Sequence[PoolRequest], chains: Sequence[list[float]], spent_s: float = 0.0) -> _Plan:
         """Return how many tokens of each chain to verify: the likeliest of all, as many as maximise the rate."""
@@ -201,10 +182,11 @@ class Controller:
             ((-survival * request.weight, i) for i, request in enumerate(requests) for survival in chains[i])
         )
         tokens = sum(request.weight for request in requests)
-        best = (tokens / (self.costs.step(count, sampled) + spent_s), 0, tokens)
+        table = self.costs.verify(count, sampled)
+        best = (tokens / (table.seconds(count) + spent_s), 0, tokens)
         for n, (survival, _) in enumerate(likeliest, 1):
             tokens -= survival
-            rate = tokens / (self.costs.step(count + n, sampled) + spent_s)
+            rate = tokens / (table.seconds(count + n) + spent_s)
             if rate > best[0]:
                 best = rate, n, tokens
         lengths = [0] * len(requests)
@@ -214,9 +196,8 @@ class Controller:
 
     def _slope_at(self, count: int) -> float:
         """Seconds of one more verified token in a step of `count`, on average over a few."""
-        window = max(1, self._batch[0] // 2)
-        more = self.costs.step(count + window, self._batch[1]) - self.costs.step(count, self._batch[1])
-        return more / window
+        table, window = self.costs.verify(*self._batch), max(1, self._batch[0] // 2)
+        return (table.seconds(count + window) - table.seconds(count)) / window
 
 
 def gain_of_choice(expected: float, known: float) -> float:

@@ -64,19 +64,21 @@ class CostTable:
 
 
 class Costs:
-    """All costs of one engine. Verified tokens: a table for greedy batches, one for those with a sampled request."""
+    """All costs of one engine. A step's depend on its verified tokens, on whether a request is sampled, and on the
+    number of requests: each reads a context of its own."""
 
     def __init__(self, max_tokens: int, max_requests: int, step_s: float = 0.02) -> None:
         tokens, rows = np.arange(max_tokens + 1), np.arange(max_requests + 1)
         # Four rows cost what one does, on CPUs with packed weights as on GPUs; further ones a twentieth each at first.
-        step = step_s * (1 + 0.05 * np.maximum(0, tokens - 4))
-        self.verify = (CostTable(step.tolist()), CostTable(step.tolist()))
+        step = (step_s * (1 + 0.05 * np.maximum(0, tokens - 4))).tolist()
+        # By the number of requests: 1, 2 to 3, 4 to 7, 8 to 15, ...
+        self._verify = [(CostTable(step), CostTable(step)) for _ in range(max_requests.bit_length() + 1)]
         self.read = CostTable((step_s * (0.12 + 0.01 * rows)).tolist())
         self.extend = CostTable((step_s * (0.08 + 0.005 * rows)).tolist())
 
-    def step(self, tokens: int, sampled: bool) -> float:
-        """Seconds of the target's step that verifies `tokens`, one of each request included."""
-        return self.verify[sampled].seconds(tokens)
+    def verify(self, requests: int, sampled: bool) -> CostTable:
+        """Costs of the target's step by its verified tokens, one of each request included."""
+        return self._verify[min(requests.bit_length(), len(self._verify) - 1)][sampled]
 
 
 def nondecreasing(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from draftpick.engines.pool.acceptance import OwnAcceptance
 from draftpick.engines.pool.forecast import Forecast
 from draftpick.engines.pool.report import DrafterReport
 
-_FIRST_CHECK, _LAST_CHECK = 5, 48
+_FIRST_CHECK, _LAST_CHECK = 8, 128
 """Tokens after which a head that rests reads what came and is scored on it; the number doubles each time."""
 
 

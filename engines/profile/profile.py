@@ -21,6 +21,9 @@ GREEDY, SAMPLED, TRUNCATED = 0, 1, 2
 MODES = ("greedy", "sampled", "truncated")
 """Sampling modes; `truncated`: sampled within top_p, top_k or min_p, for which engines may sort the vocabulary."""
 
+FURTHER_ROW = 0.15
+"""Time of a pool's drafter for one more request in a step, relative to that for the first."""
+
 
 def sampling_mode(sampling: Mapping[str, float | None]) -> int:
     """The mode of a request with these sampling fields; OpenAI's default is temperature 1."""
@@ -97,6 +100,13 @@ class Profile:
             return self
         step_s = tuple(tuple(tuple(s + added_s for s in row) for row in table) for table in self.step_s)
         return replace(self, step_s=step_s)
+
+    def drafters_step_s(self, rows: Mapping[str, int]) -> float:
+        """Additional seconds of a step in which so many requests have each of a pool's drafters: a drafter runs once
+        for all its requests, a little longer for each further one."""
+        return sum(
+            self.drafter_s.get(drafter, 0.0) * (1.0 + FURTHER_ROW * (n - 1)) for drafter, n in rows.items() if n > 0
+        )
 
     def as_json(self) -> dict[str, Any]:
         fields = {"schema": SCHEMA, **asdict(self)}

@@ -1,6 +1,7 @@
 """Status endpoints of a vLLM engine: `vllm serve MODEL --middleware draftpick.engines.vllm.middleware.VLLMPages`.
 
-The load comes from `engines/vllm/stat_logger.py`, a vLLM plugin; the profile from the profile cache.
+The load comes from `engines/vllm/stat_logger.py`, a vLLM plugin; the profile from the profile cache. With a secret for
+reports (`engines/reporting/ticket.py`), the outcomes of requests with a router's ticket are reported to it.
 """
 
 from dataclasses import fields
@@ -19,6 +20,9 @@ from draftpick.engines.profile import identity, profile, step_log
 from draftpick.engines.profile.identity import EngineIdentity, described, digest, machine_name
 from draftpick.engines.profile.profile import Profile
 from draftpick.engines.profile.step_log import StepLog
+from draftpick.engines.reporting.middleware import ReportedRequests
+from draftpick.engines.reporting.reporter import Reporter
+from draftpick.engines.vllm.finished_requests import MEASUREMENTS
 from draftpick.engines.vllm.pool_options import PoolOptions
 
 _NOT_OF_A_BUILD = frozenset({"served_model_name", "tokenizer", "disable_log_stats", "enable_log_requests"})
@@ -29,6 +33,8 @@ class VLLMPages(EndpointTable):
     """vLLM's application with the status endpoints of an engine; vLLM constructs it from the application alone."""
 
     def __init__(self, app: ASGIApp) -> None:
+        if (reporter := Reporter.from_environment()) is not None:
+            app = ReportedRequests(app, MEASUREMENTS, reporter)
         super().__init__(app, _PAGES, {profile.PATH: repeat_profile})
 
 

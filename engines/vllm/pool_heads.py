@@ -28,6 +28,7 @@ class PoolHead(EagleProposer):
         super().__init__(vllm_config, device, runner)
         self._fast: Head | None = None
         self._asked = False
+        self._fine: Tensor | None = None
 
     def _get_model(self) -> Any:
         from vllm.compilation.backends import set_model_tag
@@ -48,6 +49,17 @@ class PoolHead(EagleProposer):
             if Head.fits(self.model, self.vllm_config) and not self._enable_probabilistic_draft_probs:
                 self._fast = Head(self.model, self.draft_attn_groups[0].get_metadata_builder())
         return self._fast
+
+    def loop(self, length: int, **step: Any) -> tuple[list[list[int]], bool]:
+        """Draft by vLLM's own loop; return the drafts, and whether all that it computed are numbers."""
+        self._fine = None
+        drafts: list[list[int]] = self.propose(length, **step).tolist()
+        return drafts, self._fine is None or bool(self._fine)
+
+    def _greedy_sample(self, hidden_states: Tensor) -> Any:
+        fine = hidden_states.isfinite().all()
+        self._fine = fine if self._fine is None else self._fine & fine
+        return super()._greedy_sample(hidden_states)
 
 
 class HeadStep:
@@ -140,7 +152,9 @@ class HeadStep:
         began_s = time.perf_counter()
         pools = [row.state.pool for row in self.asks]
         length = self.controller.head_length(name, pools)
-        drafts = self.head.propose(length, **_inputs(name, self.asks, step)).tolist()
+        drafts, self._fine = self.head.loop(length, **_inputs(name, self.asks, step))
+        if not self._fine:
+            return
         if measures and not self.scored:
             share_s = (time.perf_counter() - began_s) / length
             self.controller.costs.read.add(asks, share_s)

@@ -84,7 +84,7 @@ def _suffix(options: dict[str, Any], length: int) -> Drafter:
 def _ngram(options: dict[str, Any], length: int) -> Drafter:
     from draftpick.engines.drafters.prompt_lookup import NgramDrafter
 
-    return NgramDrafter(length, int(options.get("prompt_lookup_max", 8)))
+    return NgramDrafter.as_in_vllm(length, options)
 
 
 def _trigram(options: dict[str, Any], length: int) -> Drafter:

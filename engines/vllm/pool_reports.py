@@ -1,7 +1,8 @@
 """The way of a pool's reports from vLLM's worker to the answer's `metrics.speculative_decoding.drafters`.
 
-From the worker to the scheduler they ride on the step's output, from there to the API server on the request's last
-output, in the one field there that takes any dictionary, and are taken out of it again.
+From the worker to the scheduler they ride on the step's output; from there to the API server on the request's last
+output, in the one field there that takes any dictionary. There they are counted, moved to vLLM's own statistics of the
+sequence, and so shown where vLLM shows these: not for a request with several sequences.
 """
 
 from collections.abc import Callable
@@ -46,32 +47,49 @@ def pass_on(step_output: Any, outputs: Any) -> None:
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: reports[one.request_id]}
 
 
-def take(answer: Any) -> dict[str, Any]:
-    """Return and remove the reports that an answer carries."""
-    params = getattr(answer, "kv_transfer_params", None)
-    reports: dict[str, Any] = (params or {}).pop(KEY, {})
-    if reports and not params:
-        answer.kv_transfer_params = None
+def reports_of(answer: Any) -> dict[str, Any]:
+    """Return the reports of a finished answer with one sequence."""
+    reports: dict[str, Any] = getattr(answer.outputs[0].spec_decode_metrics, _ATTRIBUTE, {}) if answer.outputs else {}
     return reports
 
 
 def install() -> None:
-    """Let vLLM's API server add the reports to its metrics of an answer. Idempotent."""
+    """Let vLLM's API server count all reports, and add them to its metrics of an answer. Idempotent."""
     from vllm.entrypoints.openai.chat_completion import serving as chat
     from vllm.entrypoints.openai.completion import serving as completion
+    from vllm.v1.engine.output_processor import RequestState
 
-    build = chat.build_spec_decoding_metrics
+    build, make = chat.build_spec_decoding_metrics, RequestState.make_request_output
     if KEY in vars(build):
         return
 
+    def make_request_output(
+        state: Any,
+        new_token_ids: Any,
+        pooling_output: Any,
+        finish_reason: Any,
+        stop_reason: Any,
+        kv_transfer_params: dict[str, Any] | None = None,
+        ec_transfer_params: Any = None,
+    ) -> Any:
+        if kv_transfer_params and KEY in kv_transfer_params:
+            reports = kv_transfer_params.pop(KEY)
+            kv_transfer_params = kv_transfer_params or None
+            count(reports)
+            if state.spec_decode_metrics is not None:
+                setattr(state.spec_decode_metrics, _ATTRIBUTE, reports)
+        return make(
+            state, new_token_ids, pooling_output, finish_reason, stop_reason, kv_transfer_params, ec_transfer_params
+        )
+
     def build_spec_decoding_metrics(final_res: Any) -> Any:
-        metrics, reports = build(final_res), take(final_res)
-        if metrics is not None and reports:
+        metrics = build(final_res)
+        if metrics is not None and (reports := reports_of(final_res)):
             setattr(metrics, FIELD, reports)
-        count(reports)
         return metrics
 
     vars(build_spec_decoding_metrics)[KEY] = True
+    RequestState.make_request_output = make_request_output
     for module in (chat, completion):
         module.build_spec_decoding_metrics = build_spec_decoding_metrics
 

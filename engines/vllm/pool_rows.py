@@ -1,6 +1,6 @@
 """Requests of a pool between steps: their text's rows that some head has not read, and what their drafters know."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from draftpick.engines.pool.request import PoolRequest
@@ -10,24 +10,24 @@ from draftpick.engines.vllm.head_proposer import Rows
 class Row:
     """A request's row in this step. `begin`, `end`: its accepted tokens among those of the step; `came`: its new
     tokens, none while its prompt is read; `verified`: draft tokens that the step verified; `prompt`: whether it read a
-    prompt."""
+    prompt; `ends`: whether its request ends with this step."""
 
-    __slots__ = ("begin", "came", "end", "id", "place", "prompt", "state", "verified")
+    __slots__ = ("begin", "came", "end", "ends", "id", "place", "prompt", "state", "verified")
 
     def __init__(self, place: int, req_id: str, state: "RequestText", begin: int, end: int) -> None:
         self.place, self.id, self.state, self.begin, self.end = place, req_id, state, begin, end
         self.came: list[int] = []
         self.verified = 0
-        self.prompt = False
+        self.prompt = self.ends = False
 
 
 class RequestText:
     """What the runner keeps of a request: its text's rows that some head has not read, and the states of drafters.
 
-    `known`: vLLM's own state of it.
+    `known`: reference to vLLM's own state of it.
     """
 
-    def __init__(self, known: Any, pool: PoolRequest, max_tokens: int) -> None:
+    def __init__(self, known: Callable[[], Any], pool: PoolRequest, max_tokens: int) -> None:
         self.known = known
         self.pool = pool
         self.max_tokens = max_tokens

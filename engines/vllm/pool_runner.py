@@ -6,6 +6,7 @@ What to draft is decided by `engines/pool/`; here are batches, caches and clocks
 
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -31,15 +32,28 @@ _WARM_UP_STEPS = 4
 """Steps that are not measured."""
 
 RELIES_ON = {
+    "vllm.compilation.backends:set_model_tag": "d0621fab59f1",
     "vllm.config.speculative:SpeculativeConfig": "fc3e333205f7",
     "vllm.entrypoints.generate.base.serving:build_spec_decoding_metrics": "5d851548cd2c",
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat": "9de81e2e4c5b",
+    "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion": "1f363df771b3",
+    "vllm.model_executor.model_loader:get_model": "3c91b8ca94f1",
+    "vllm.sampling_params:SamplingParams": "7067077ac60d",
     "vllm.v1.attention.backend:CommonAttentionMetadata": "52e452b6dc2c",
+    "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids": "d90307ccdf2a",
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "616e84edbb35",
     "vllm.v1.core.sched.utils:check_stop": "5149b60c92d2",
+    "vllm.v1.engine.output_processor:RequestState._new_completion_output": "214655b5a0fa",
+    "vllm.v1.engine.output_processor:RequestState.make_request_output": "3be2107a8a58",
     "vllm.v1.engine:EngineCoreOutput": "a46b2c672e1c",
+    "vllm.v1.metrics.stats:RequestSpecDecodeMetrics": "2723ab532c4f",
+    "vllm.v1.outputs:ModelRunnerOutput": "d13c754766d8",
     "vllm.v1.spec_decode.eagle:EagleProposer": "6fd6605eeef4",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.__init__": "7cf17751d7ea",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer._create_draft_vllm_config": "36a4d60a8f28",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer._get_model": "cf7510a7741b",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer._greedy_sample": "e539abab1b22",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer._sample_draft_tokens": "d1812aa8d9ad",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.dummy_run": "5e2e533fb829",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.initialize_attn_backend": "f2f51d1f24de",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.initialize_cudagraph_keys": "f35176814eb6",
@@ -49,14 +63,22 @@ RELIES_ON = {
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose": "6f93dd3c25ef",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.set_inputs_first_pass": "feb48af31cd1",
     "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.validate_same_kv_cache_group": "f8cc2debde9d",
+    "vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model": "270bdfc6670d",
     "vllm.v1.worker.gpu_input_batch:CachedRequestState": "83882bc92442",
+    "vllm.v1.worker.gpu_input_batch:InputBatch.add_request": "33b3f53b9b19",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.__init__": "531bb48a14b7",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": "2978773e51b3",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": "384983a7020d",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._check_and_update_cudagraph_mode": "9a0eeb72bebb",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._copy_draft_token_ids_to_cpu": "2f68963acce4",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run": "0d4e668ea227",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_draft_token_ids_cpu": "48bdeff52e00",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": "24d6a45dca3c",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": "2e7098333b0c",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_draft_model": "048519eb6848",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.initialize_kv_cache": "eb90d63e26fa",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.initialize_metadata_builders": "c204447336f5",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.load_model": "38d0d8c0716b",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids": "a60269aca9de",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": "e764887f827c",
 }
@@ -93,6 +115,7 @@ class PoolProposer(EagleProposer):
         self._before: list[str] = []
         self._left = 0.0
         self._steps = 0
+        self._caches_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
         self.ignored_forecasts = 0
 
     # What the runner asks of a drafter with a model.
@@ -112,6 +135,10 @@ class PoolProposer(EagleProposer):
             drafter.draft(state, tokens, 1)
             drafter.learn(state, tokens, 1)
             drafter.end(state)
+
+    def validate_same_kv_cache_group(self, kv_cache_config: Any) -> None:
+        if self.heads:  # vLLM takes for granted that there is one
+            super().validate_same_kv_cache_group(kv_cache_config)
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
         self.kv_cache_gid = 0
@@ -171,10 +198,15 @@ class PoolProposer(EagleProposer):
         return found
 
     def _may_end(self, known: Any, request: RequestText, tokens: list[int]) -> bool:
-        """Return whether vLLM's scheduler may end a request with these tokens, as its `check_stop` does."""
         params = known.sampling_params
-        if params is None or params.repetition_detection is not None:
-            return True
+        unforeseen = params is None or params.repetition_detection is not None
+        return unforeseen or self._ends(known, request, tokens)
+
+    def _ends(self, known: Any, request: RequestText, tokens: list[int]) -> bool:
+        """Return whether vLLM's scheduler ends a request with these tokens, as its `check_stop` does."""
+        params = known.sampling_params
+        if params is None:
+            return False
         stops = {params.eos_token_id, *(params.stop_token_ids or ())}
         length = known.num_prompt_tokens + len(known.output_token_ids)
         ends = len(known.output_token_ids) >= request.max_tokens or length >= self.max_model_len
@@ -183,12 +215,8 @@ class PoolProposer(EagleProposer):
     # Requests.
 
     def _rows(self, step: dict[str, Any]) -> list[Row]:
-        """Return the rows of this step, their texts and new tokens noted; forget requests that ended."""
+        """Return the rows of this step, their texts and new tokens noted."""
         batch, metadata = self._runner.input_batch, step["common_attn_metadata"]
-        known = self._runner.requests
-        # An id may come again at once; vLLM's own state of a request is as old as the request.
-        for ended in [name for name, one in self._requests.items() if known.get(name) is not one.known]:
-            self._end(self._requests.pop(ended))
         starts = metadata.query_start_loc_cpu.tolist()
         last = metadata.query_start_loc[1:].long() - 1
         ids = step["target_token_ids"].roll(-1)
@@ -197,20 +225,29 @@ class PoolProposer(EagleProposer):
         text = Rows(ids, step["target_positions"].clone(), metadata.slot_mapping.clone(), hidden)
         names, rows = list(self.heads), []
         for place, req_id in enumerate(batch.req_ids):
-            request = self._requests.get(req_id)
-            if request is None:
-                request = self._requests[req_id] = self._start(req_id)
+            request = self._request(req_id)
             row = Row(place, req_id, request, starts[place], starts[place + 1])
             request.add(text.cut(row.begin, row.end), names)
             row.came = self._sampled[place]
             extra = self._scheduled[req_id] - 1
             row.prompt = not row.came or extra > request.pool.chosen[1]
             row.verified = 0 if row.prompt else extra
+            row.ends = bool(row.came) and self._ends(self._runner.requests[req_id], request, row.came)
             rows.append(row)
         return rows
 
-    def _start(self, req_id: str) -> RequestText:
-        known = self._runner.requests[req_id]
+    def _request(self, req_id: str) -> RequestText:
+        """Return what is kept of a request, as long as vLLM keeps its own state of it: an id may come again at once."""
+        known, request = self._runner.requests[req_id], self._requests.get(req_id)
+        if request is not None and request.known() is known:
+            return request
+        if request is not None:
+            self._forget(req_id, request)
+        new = self._start(known, weakref.ref(known, lambda _: self._forget(req_id, new)))
+        self._requests[req_id] = new
+        return new
+
+    def _start(self, known: Any, reference: Callable[[], Any]) -> RequestText:
         params = known.sampling_params
         forecast, sampled, most = None, False, self.max_model_len
         if params is not None:
@@ -218,18 +255,22 @@ class PoolProposer(EagleProposer):
             if (text := (params.extra_args or {}).get(XARG)) is not None:
                 forecast = Forecast.from_json(text)
                 self.ignored_forecasts += forecast is None
-        return RequestText(known, self.controller.start(sampled, forecast), most)
+        return RequestText(reference, self.controller.start(sampled, forecast), most)
 
-    def _end(self, request: RequestText) -> None:
+    def _forget(self, req_id: str, request: RequestText) -> None:
+        """End the drafters' states of a request that ended."""
+        if self._requests.get(req_id) is request:
+            del self._requests[req_id]
         for name, state in request.states.items():
             self._copiers[name].end(state)
+        request.states = {}
 
     def _room(self, row: Row, length: int) -> int:
         """Return how many tokens may be drafted: to the model's length, and to the answer's."""
         tokens = int(self._runner.input_batch.num_tokens_no_spec[row.place])
         answered = tokens - int(self._runner.requests[row.id].num_prompt_tokens)
         room: int = min(length, self.max_model_len - tokens - 1, row.state.max_tokens - answered - 1)
-        return max(0, room)
+        return 0 if row.ends else max(0, room)
 
     # Drafts.
 
@@ -254,8 +295,10 @@ class PoolProposer(EagleProposer):
 
     def _run_head(self, name: str, rows: list[Row], drafting: list[Row], step: dict[str, Any]) -> None:
         """Let a head read what it must and draft for `drafting`; leave it out if it yields no numbers."""
-        prompts = [row for row in rows if row.prompt and row not in drafting]
-        resting = [row for row in rows if not row.prompt and row not in drafting]
+        # What may come again, in the prefix cache, is read whoever drafts.
+        whole = [row for row in rows if row not in drafting and (row.prompt or (row.ends and self._caches_prefixes))]
+        prompts = [row for row in whole if row.state.unread.get(name)]
+        resting = [row for row in rows if row not in drafting and row not in whole]
         unread = [row.state.unread.get(name, 0) for row in resting]
         pools = [row.state.pool for row in resting]
         reads = self.controller.choose_reads(name, pools, unread, bool(drafting or prompts))
@@ -277,7 +320,7 @@ class PoolProposer(EagleProposer):
             return
         counts = [self._scheduled[row.id] for row in rows]
         sampled = any(row.state.pool.sampled for row in rows)
-        self.controller.costs.verify[sampled].add(sum(counts), began_s - self._left)
+        self.controller.costs.verify(len(rows), sampled).add(sum(counts), began_s - self._left)
 
     def _add_head(self, name: str, model: str | None) -> None:
         self.heads[name] = PoolHead(name, with_head(self.vllm_config, model), self.device, self._runner)

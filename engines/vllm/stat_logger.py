@@ -8,6 +8,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from draftpick.engines.load_report import LoadReport
 from draftpick.engines.profile.step_log import StepLog
+from draftpick.engines.vllm.finished_requests import note_times
 from draftpick.engines.vllm.rolling_stats import RecentSteps
 
 
@@ -31,6 +32,7 @@ class LoadStats(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM has no t
             self._cores[engine_idx] = scheduler_stats
         if iteration_stats is None:
             return
+        note_times(iteration_stats.finished_requests)
         # For each continuing request, the time since its last tokens, by the core's own clock. Preempted requests
         # waited longer than a step.
         gaps, first = iteration_stats.inter_token_latencies_iter, len(iteration_stats.time_to_first_tokens_iter)

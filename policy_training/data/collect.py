@@ -94,7 +94,7 @@ def model_of(url: str) -> str:
 
 async def _send(client: httpx.AsyncClient, model: str, task: Task, *, salt: str, in_flight: int) -> Measurement:
     meter = Meter(time.perf_counter())
-    meter.mark_sent()
+    meter.sent = time.perf_counter()
     pin = {headers.ARM: task.arm} if task.arm else {}
     arm, outcome, received = task.arm or "", Outcome("engine_error"), bytearray()
     try:

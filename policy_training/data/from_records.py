@@ -17,6 +17,7 @@ from draftpick.policy_training.data.matrix import Matrix
 from draftpick.policy_training.data.ridge import predict, ridge
 from draftpick.policy_training.data.step_costs import Costs
 from draftpick.router.online.events import bounded_time
+from draftpick.router.openai_request import LIMITS
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import read
 from draftpick.router.types import Context, Decision, Outcome, Record, Vector, acceptance_by_arm
@@ -162,7 +163,7 @@ def _measurement(record: Record) -> Measurement:
         label=record.decision.arm,
         arm=record.decision.arm,
         temperature=float(sampling.get("temperature", 1.0)),
-        max_tokens=int(sampling.get("max_tokens") or sampling.get("max_completion_tokens") or 0),
+        max_tokens=int(next((sampling[name] for name in LIMITS if name in sampling), 0)),
         outcome=_own_outcome(record),
         source="record",
         in_flight=sum(record.in_flight.values()) + 1,

@@ -1,8 +1,8 @@
-"""Plans the replicas of each engine for a number of accelerators, and compares with the best single engine.
+"""Plans the replicas of each engine for a number of accelerators, and compares with the best engine of one drafter.
 
-A local search over allocations: it starts from the best single engine and moves accelerators between engines, many at
-first, then fewer, while that improves the objective. All allocations get the same requests (common random numbers). The
-result is evaluated on unseen requests.
+A local search over allocations: it starts from the best engine alone, a pool included, and moves accelerators between
+engines, many at first, then fewer, while that improves the objective. All allocations get the same requests (common
+random numbers). The result is evaluated on unseen requests.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,8 +52,10 @@ class PlanQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An allocation, and the best single engine. Both figures are seconds, `speed` the ratio of the second to the
-    first: above 1, the plan is faster. `better`: whether that is significant; else one engine is the better choice."""
+    """An allocation, and the best single engine, one with a drafter or none unless there are only pools. Both figures
+    are seconds, `speed` the ratio of the second to the first: above 1, the plan is faster. `better`: whether that is
+    significant; else one engine is the better choice. `pool`: the best pool on all accelerators, if any was considered,
+    and `pool_speed` its ratio."""
 
     replicas: dict[str, int]
     single: dict[str, int]
@@ -65,6 +67,8 @@ class Plan:
     tried: int
     figures: dict[str, Interval] = field(default_factory=dict)
     single_figures: dict[str, Interval] = field(default_factory=dict)
+    pool: dict[str, int] | None = None
+    pool_speed: Interval | None = None
 
     @property
     def chosen(self) -> dict[str, int]:
@@ -110,12 +114,13 @@ def plan(question: PlanQuestion, on_progress: ProgressCallback = lambda tried, b
     """The best allocation found, evaluated on other requests than those of the search."""
     names, first = tuple(question.arms), question.first_seed
     evaluator = PlanEvaluator(question, range(first, first + question.seeds))
-    singles = list(_singles(question))
-    single = min(singles, key=evaluator.value)
-    best = _search(question, evaluator, single, on_progress)
+    pools = list(_alone(question, pool=True))
+    single = min(list(_alone(question, pool=False)) or pools, key=evaluator.value)
+    pool = min(pools, key=evaluator.value, default=None)
+    best = _search(question, evaluator, min([single, *pools], key=evaluator.value), on_progress)
     fresh = PlanEvaluator(question, range(first + question.seeds, first + question.seeds + question.evaluation_seeds))
     ours, theirs = fresh.values(best), fresh.values(single)
-    speed = interval([b / a for a, b in zip(ours, theirs, strict=True)])
+    speed = _speed(theirs, ours)
     return Plan(
         replicas=_named(names, best),
         single=_named(names, single),
@@ -127,17 +132,24 @@ def plan(question: PlanQuestion, on_progress: ProgressCallback = lambda tried, b
         tried=len(evaluator.figures_by_counts),
         figures=intervals(fresh.figures(best)),
         single_figures=intervals(fresh.figures(single)),
+        pool=None if pool is None else _named(names, pool),
+        pool_speed=None if pool is None else _speed(theirs, fresh.values(pool)),
     )
+
+
+def _speed(slower: Sequence[float], faster: Sequence[float]) -> Interval:
+    """The ratio by seed."""
+    return interval([a / b for a, b in zip(slower, faster, strict=True)])
 
 
 def _named(names: Sequence[str], counts: Counts) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
-def _singles(question: PlanQuestion) -> Iterator[Counts]:
-    """All accelerators for one engine, each in turn."""
+def _alone(question: PlanQuestion, *, pool: bool) -> Iterator[Counts]:
+    """All accelerators for one pool, or one engine that is none, each in turn."""
     for at, arm in enumerate(question.arms.values()):
-        if count := question.accelerators // arm.accelerators:
+        if arm.pool is pool and (count := question.accelerators // arm.accelerators):
             yield tuple(count if i == at else 0 for i in range(len(question.arms)))
 
 

@@ -54,26 +54,30 @@ class Pools:
         self.all: Sequence[Sequence[Replica]] = [list(buckets[0]) for buckets in self._buckets]
         self.least_loaded = [0] * len(fleet.arms)
 
-    def lease(self, arm: int) -> Replica:
-        """Take the least loaded replica of an arm, adding one request."""
-        buckets, load = self._buckets[arm], self.least_loaded[arm]
-        chosen = buckets[load].pop()
+    def lease(self, arm: int, chosen: Replica | None = None) -> Replica:
+        """Take a replica of an arm, by default the least loaded one, adding one request."""
+        buckets, least = self._buckets[arm], self.least_loaded[arm]
+        chosen = chosen or buckets[least][-1]
+        load = chosen.in_flight
         if load + 1 == len(buckets):
             buckets.append([])
-        self._put(chosen, buckets[load + 1])
-        if not buckets[load]:
-            self.least_loaded[arm] = load + 1
+        self._move(chosen, buckets[load], buckets[load + 1])
+        if not buckets[least]:
+            self.least_loaded[arm] = least + 1
         return chosen
 
     def release(self, one: Replica, before: int) -> None:
         """Move a replica that had `before` requests and has fewer now."""
         buckets = self._buckets[one.number]
-        bucket, last = buckets[before], buckets[before][-1]
+        self._move(one, buckets[before], buckets[one.in_flight])
+        self.least_loaded[one.number] = min(self.least_loaded[one.number], one.in_flight)
+
+    def _move(self, one: Replica, bucket: list[Replica], to: list[Replica]) -> None:
+        last = bucket[-1]
         bucket[one.place] = last
         last.place = one.place
         bucket.pop()
-        self._put(one, buckets[one.in_flight])
-        self.least_loaded[one.number] = min(self.least_loaded[one.number], one.in_flight)
+        self._put(one, to)
 
     def _put(self, one: Replica, bucket: list[Replica]) -> None:
         one.place = len(bucket)

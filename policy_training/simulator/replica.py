@@ -254,6 +254,11 @@ class PoolReplica(LockStepReplica):
         self._counts, self._mode_of = [0] * len(task_class.columns), dict[int, int]()
         self._new, self._sized = list[int](), 0
 
+    @property
+    def columns(self) -> Sequence[int]:
+        """Columns of its modes' acceptance lengths."""
+        return self._task_class.columns
+
     def _enter(self, i: int) -> float:
         self._mode_of[i] = 0
         self._counts[0] += 1
@@ -264,11 +269,28 @@ class PoolReplica(LockStepReplica):
         super()._leave(i, now)
         self._counts[self._mode_of.pop(i)] -= 1
 
-    def _step(self, running: int) -> float:
-        return self._mixed_s(self._counts, running)
+    def placement_cost(self, sampled: bool, tau: Sequence[float]) -> float:
+        """What one more request costs all requests here, in seconds for one of its tokens, with its best mode.
 
-    def _mixed_s(self, counts: Sequence[int], running: int) -> float:
-        context, sampled = self._context / max(len(self._running), 1), self._sampled > 0
+        As the router's `LoadModel.placement_cost`: its own step, and what it adds to those of the others. `tau`: of the
+        request, by mode, as foreseen.
+        """
+        n, running, counts = self.in_flight, len(self._running), self._counts
+        any_sampled = self._sampled > 0 or any(self._log.sampled[i] for i in self._waiting)
+        before_s = self._mixed_s(counts, running, any_sampled) if running else 0.0
+        grown, best_s = min(running + 1, self._task_class.max_running), math.inf
+        for mode, length in enumerate(tau):
+            counts[mode] += 1
+            after_s = self._mixed_s(counts, grown, any_sampled or sampled)
+            counts[mode] -= 1
+            best_s = min(best_s, (after_s + n * max(after_s - before_s, 0.0)) / length)
+        return best_s * max((n + 1) / self._task_class.max_running, 1.0)
+
+    def _step(self, running: int) -> float:
+        return self._mixed_s(self._counts, running, self._sampled > 0)
+
+    def _mixed_s(self, counts: Sequence[int], running: int, sampled: bool) -> float:
+        context = self._context / max(len(self._running), 1)
         plain, *others = self._task_class.steps
         whole_s = plain(running, context, sampled)
         added_s = 0.0
@@ -288,7 +310,7 @@ class PoolReplica(LockStepReplica):
         if not moved:
             return
         tau, columns, counts, before = self._log.tau, self._task_class.columns, self._counts, dict(self._mode_of)
-        tokens = sum(float(tau[i, columns[mode]]) for i, mode in self._mode_of.items())
+        tokens, sampled = sum(float(tau[i, columns[mode]]) for i, mode in self._mode_of.items()), self._sampled > 0
         for i in moved:
             own = self._mode_of[i]
             tokens -= float(tau[i, columns[own]])
@@ -296,7 +318,7 @@ class PoolReplica(LockStepReplica):
             best, speed = 0, -math.inf
             for mode, column in enumerate(columns):
                 counts[mode] += 1
-                if (would := (tokens + float(tau[i, column])) / self._mixed_s(counts, running)) > speed:
+                if (would := (tokens + float(tau[i, column])) / self._mixed_s(counts, running, sampled)) > speed:
                     best, speed = mode, would
                 counts[mode] -= 1
             self._mode_of[i] = best

@@ -9,7 +9,8 @@ replica, for a step and for a second of a prefill:
     throughput    t(B+1) + B (t(B+1) - t(B))          B + 1          the time of all current requests
     cost          price t(B+1) / (B+1) + 0.1 t(B+1)   price + 0.1    its share of a replica
 
-Where a request would have to wait, it runs later, as the last one in a full batch.
+Where a request would have to wait, it runs later, as the last one in a full batch. Among the replicas of a pool it goes
+to the one where it costs all requests least, with the drafter that is best for it there (`PoolReplica.placement_cost`).
 """
 
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from draftpick.engines.profile.profile import GREEDY, SAMPLED
 from draftpick.policy_training.simulator.engine import Arm
 from draftpick.policy_training.simulator.fleet import Fleet
+from draftpick.policy_training.simulator.replica import PoolReplica, Replica
 from draftpick.policy_training.simulator.requests import Requests
 
 Floats = npt.NDArray[np.float64]
@@ -38,6 +40,10 @@ class Strategy(ABC):
     @abstractmethod
     def choose(self, i: int, least_loaded: Sequence[int]) -> int:
         """The arm of request i; `least_loaded[arm]`: requests in flight on its least loaded replica."""
+
+    def place(self, i: int, replicas: Sequence[Replica]) -> Replica | None:
+        """The replica of its arm for request i; None: the least loaded one."""
+        return None
 
 
 class RoundRobin(Strategy):
@@ -129,7 +135,8 @@ def _curve(arm: Arm, context: float, sampled: int) -> list[float]:
 class Routed(Strategy):
     """The arm with the lowest score.
 
-    `tau` [n, arms]: predicted acceptance lengths; `tokens`: expected answer lengths, one for all, or [n].
+    `tau` [n, arms]: predicted acceptance lengths; `tokens`: expected answer lengths, one for all, or [n]. `foreseen`
+    [n, columns]: acceptance lengths that placement among the replicas of a pool goes by; None: the least loaded one.
     """
 
     def __init__(
@@ -139,7 +146,9 @@ class Routed(Strategy):
         tau: Floats,
         tokens: Floats | float,
         objective: Objective = "throughput",
+        foreseen: Floats | None = None,
     ) -> None:
+        self._foreseen = foreseen
         self._costs, self._tau, self._prices = costs, tau, costs.prices(objective)
         self._objective = objective
         expected = np.broadcast_to(np.asarray(tokens, np.float64), (len(requests),))
@@ -150,6 +159,13 @@ class Routed(Strategy):
     def choose(self, i: int, least_loaded: Sequence[int]) -> int:
         scores = self.scores(i, least_loaded)
         return scores.index(min(scores))
+
+    def place(self, i: int, replicas: Sequence[Replica]) -> Replica | None:
+        if self._foreseen is None or len(replicas) < 2 or not isinstance(replicas[0], PoolReplica):
+            return None
+        pools: Sequence[PoolReplica] = replicas  # type: ignore[assignment]  # the replicas of an arm are of one type
+        sampled, tau = bool(self._sampled[i]), self._foreseen[i][pools[0].columns].tolist()
+        return min(pools, key=lambda one: (one.placement_cost(sampled, tau), one.in_flight))
 
     def scores(self, i: int, least_loaded: Sequence[int]) -> list[float]:
         """Weighted seconds by arm."""
@@ -187,4 +203,5 @@ def strategy(name: str, fleet: Fleet, requests: Requests, tau: Floats) -> Strate
     if name == "text":
         return TextOnly(costs, known, requests.sampled)
     tokens = requests.output_tokens if name == "oracle" else requests.mean_output_tokens
-    return Routed(costs, requests, known, tokens, name if name in _PRICES else "throughput")  # type: ignore[arg-type]
+    objective = name if name in _PRICES else "throughput"
+    return Routed(costs, requests, known, tokens, objective, foreseen)  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def simulate(fleet: Fleet, requests: Requests, strategy: Strategy) -> Run:
             ticket = _next(events, pools, ticket)
         arm = choose(i, least)
         chosen.append(arm)
-        replica = pools.lease(arm)
+        replica = pools.lease(arm, strategy.place(i, pools.all[arm]))
         before = replica.next_s
         replica.arrive(now, i)
         if replica.next_s != before:

@@ -17,6 +17,7 @@ from draftpick.router.config.sections import (
     AutoscalingConfig,
     ExplorationConfig,
     KeysConfig,
+    LeasesConfig,
     LoadConfig,
     LogsConfig,
     OnlineConfig,
@@ -153,6 +154,9 @@ class RouterConfig(Model):
     records: RecordsConfig = Field(default_factory=RecordsConfig, description="recording of attempts")
     logs: LogsConfig = Field(default_factory=LogsConfig, description="format and content of logs")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="tracing of requests with OpenTelemetry")
+    leases: LeasesConfig = Field(
+        default_factory=LeasesConfig, description="decisions for requests that other gateways send"
+    )
     deployment_options: dict[str, Any] = Field(
         default_factory=dict, description="further options of the router's Serve deployment"
     )

@@ -211,6 +211,21 @@ class ShadowConfig(Model):
     max_in_flight: int = Field(4, ge=1, description="client requests in flight at the router at which shadows pause")
 
 
+class LeasesConfig(Model):
+    """Decisions for requests that somebody else sends: `POST /v1/route` and `POST /v1/outcomes`, for admins."""
+
+    enabled: bool = Field(False, description="whether the router gives leases")
+    lease_s: float = Field(
+        600.0, gt=0, description="time for which a lease holds its place; answers that take longer teach nothing"
+    )
+    report_host: str = Field(
+        "127.0.0.1",
+        description="address on which the router takes engines' reports, as the engines reach it; `node`: that of its "
+        "node. It does if DRAFTPICK_REPORT_SECRET or DRAFTPICK_REPORT_SECRET_FILE is set, here and at the engines",
+    )
+    report_port: int = Field(0, ge=0, le=65535, description="port for these reports; 0: any free one")
+
+
 class TracingConfig(Model):
     """Tracing of requests, and where traces are sent."""
 

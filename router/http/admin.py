@@ -10,9 +10,8 @@ from pydantic import Field, ValidationError
 from draftpick.engines.config import Model
 from draftpick.router.errors import BadRequest, NotAllowed, PolicyRejected, RegistryFailed
 from draftpick.router.http.access import Access
-from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.asgi import AsgiSink, BodyBudget, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS
-from draftpick.router.http.body import BodyBudget
 from draftpick.router.monitoring.explain import explain
 from draftpick.router.monitoring.status import FleetStatus
 from draftpick.router.online.events import EventLog

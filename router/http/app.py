@@ -14,11 +14,11 @@ from draftpick.router.errors import Forbidden, NotAllowed, NotFound, RequestErro
 from draftpick.router.headers import CLIENT_REQUEST_ID, REQUEST_ID
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import AdminPages, Owner
-from draftpick.router.http.asgi import AsgiSink, HttpRequest
+from draftpick.router.http.asgi import AsgiSink, BodyBudget, BufferingSink, HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
-from draftpick.router.http.body import BodyBudget
+from draftpick.router.http.lease_pages import LeasePages
 from draftpick.router.http.openapi import description
-from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, parse_seconds
+from draftpick.router.http.request_headers import REQUEST_HEADERS, SCOPED_HEADERS, client_request_id, parse_seconds
 from draftpick.router.http.ui import Page, ui_pages
 from draftpick.router.monitoring.fleet_metrics import CONTENT_TYPE
 from draftpick.router.openai_request import parse
@@ -47,8 +47,12 @@ class RouterApp:
         self._bodies = BodyBudget(config)
         self._access = Access(keys, config.hosts, local_admin=config.local_admin is not False)
         admin = AdminPages(parts, owner, self._access, self._bodies, model)
+        leases = LeasePages(
+            *(config, parts.leases, self._access, keys, self._bodies), self._client_request, _until_disconnect
+        )
         pages: dict[tuple[str, str], Page] = {
             **admin.pages,
+            **leases.pages,
             **ui_pages(),
             ("GET", "/health"): self._health,
             ("GET", "/ready"): self._ready,
@@ -61,28 +65,11 @@ class RouterApp:
             self._own.setdefault(path, {})[method] = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":  # behind servers that offer it; see draftpick.router.http.protocol
-            await receive()
-            await send({"type": "websocket.close"})
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self._owner.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self._owner.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._not_http(scope, receive, send)
+            return
         accepted = time.perf_counter()
-        reply = AsgiSink(send, streams=scope.get("http_version") != "1.0")
+        reply = BufferingSink(send) if scope.get("http_version") == "1.0" else AsgiSink(send)
         try:
             asked = HttpRequest.from_scope(scope, receive, accepted, self._config)
             if methods := self._own.get(asked.path):
@@ -98,6 +85,18 @@ class RouterApp:
         except RequestError as error:
             self._metrics_counts.count_error(error)
             await _send_error(scope, reply, error)
+
+    async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        if scope["type"] == "websocket":  # behind servers that offer it; see draftpick.router.http.protocol
+            await send({"type": "websocket.close"})
+            return
+        while message["type"] == "lifespan.startup":
+            await self._owner.start()
+            await send({"type": "lifespan.startup.complete"})
+            message = await receive()
+        await self._owner.stop()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Forward a request to an engine, and its answer to the client."""
@@ -148,13 +147,13 @@ class RouterApp:
         return ClientRequest(
             request=parse(http_request.path, body, self._config, keep_fields=self._config.resume_streams),
             method=http_request.scope["method"],
-            target=http_request.target(),
+            target=http_request.target,
             headers=headers_for_engine(
                 http_request.headers, fields["request_id"], with_authorization=with_authorization
             ),
             id=id,
             accepted=time.perf_counter(),
-            key=self._keys.name_of(key),
+            key="" if key is ANONYMOUS else self._keys.name_of(key),
             show_routing=key.show_routing,
             count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
             **fields,
@@ -192,8 +191,7 @@ class RouterApp:
 
     async def _cards(self) -> list[dict[str, Any]]:
         """The models of the engines, as they describe them; the target alone if none answers."""
-        if not self._catalog.models:
-            await self._catalog.poll()
+        await self._catalog.refresh()
         own = {"id": self._model, "object": "model", "created": self._created, "owned_by": "draftpick"}
         cards = self._catalog.cards(self._model)
         return cards if any(card["id"] == self._model for card in cards) else [own, *cards]
@@ -208,7 +206,8 @@ async def _send_error(scope: Scope, reply: AsgiSink, error: RequestError) -> Non
         await reply.write(error_event(scope["path"], error.message, error.code or error.type, 0))
         await reply.finish()
         return
-    request_id = reply.request_id or uuid.uuid4().hex
+    sent = dict(scope["headers"]).get(CLIENT_REQUEST_ID.encode(), b"").decode("latin-1")
+    request_id = reply.request_id or client_request_id(sent) or uuid.uuid4().hex
     headers = [*error.headers(), (REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id)]
     await reply.json(error.status, error_body(scope["path"], error), headers)
 

@@ -1,7 +1,11 @@
 """The OpenAPI description of the router. Bodies are vLLM's; only the fields that the router reads are listed."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from draftpick.engines.reporting.report import MAX_BATCH, OutcomeReport
 from draftpick.router.http.admin import PolicyChange
 from draftpick.router.http.request_headers import REQUEST_HEADERS
 
@@ -20,6 +24,18 @@ _ERROR = {
             },
         }
     },
+}
+_PATH = {
+    "name": "path",
+    "in": "query",
+    "description": "The path to which the request is sent; absent: `/v1/chat/completions`.",
+    "schema": {"type": "string"},
+}
+_OUTCOME = TypeAdapter(OutcomeReport).json_schema()
+_OUTCOMES = {
+    "type": "object",
+    "required": ["outcomes"],
+    "properties": {"outcomes": {"type": "array", "maxItems": MAX_BATCH, "items": _OUTCOME}},
 }
 _SAMPLING = {
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
@@ -73,6 +89,16 @@ def description(model: str) -> dict[str, object]:
             "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
             "/v1/responses": {"post": _post("A response.", _body(model, "input", responses))},
+            "/v1/route": {
+                "post": _post(
+                    "A lease: the engine for a request that the caller sends itself. Needs `router.leases.enabled`.",
+                    _body(model, "messages", chat),
+                    parameters=[_PATH],
+                )
+            },
+            "/v1/outcomes": {
+                "post": _post("What became of leases.", _OUTCOMES),
+            },
             "/v1/route/explain": {
                 "post": _post("Explain where a request would go; sends nothing.", _body(model, "messages", chat))
             },
@@ -109,7 +135,7 @@ def _text(summary: str) -> dict[str, Any]:
     return {"summary": summary, "responses": {"200": ok, **_errors("401", "403", "431")}}
 
 
-def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
+def _post(summary: str, body: dict[str, Any], parameters: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     ok = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
     errors = _errors("400", "401", "403", "404", "405", "413", "429", "431", "502", "503", "504")
     return {
@@ -117,7 +143,8 @@ def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
         "parameters": [
             {"name": header.name, "in": "header", "description": header.description, "schema": {"type": "string"}}
             for header in REQUEST_HEADERS
-        ],
+        ]
+        + [*parameters],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {"200": {"description": summary, "content": ok}, **errors},
     }

@@ -55,9 +55,13 @@ def _priority(text: str, key: Key, accepted: float) -> int:
     return min(PRIORITIES[text], PRIORITIES[key.priority])
 
 
-def _request_id(text: str, key: Key, accepted: float) -> str | None:
+def client_request_id(text: str) -> str | None:
     """The client's id if it is fit for logs; else None, and the router creates one."""
     return text if _REQUEST_ID.fullmatch(text) else None
+
+
+def _request_id(text: str, key: Key, accepted: float) -> str | None:
+    return client_request_id(text)
 
 
 REQUEST_HEADERS = (

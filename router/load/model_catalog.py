@@ -5,6 +5,7 @@ context, is not eligible for a request that needs it.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.load.engine_page import read_page
 
 _EVERY_S = 30.0
+_MIN_INTERVAL_S = 1.0
+"""Between two polls that clients cause."""
 _MAX_MODELS = 1000
 Card = dict[str, Any]
 """A model as vLLM describes it: `id`, `max_model_len`, and for an adapter its `parent`."""
@@ -24,10 +27,18 @@ class ModelCatalog:
     they have a drafter. `on_change` is called after either has changed.
     """
 
-    def __init__(self, client: EngineClient, replicas: ReplicaTable, undeclared: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        replicas: ReplicaTable,
+        undeclared: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`undeclared`: engines whose configuration does not say whether they have a drafter."""
-        self._client, self._replicas = client, replicas
+        self._client, self._replicas, self._clock = client, replicas, clock
         self._undeclared = set(undeclared)
+        self._polling: asyncio.Task[None] | None = None
+        self._polled_at = float("-inf")
         self.models: dict[str, dict[str, Card]] = {}
         self.drafts: dict[str, bool] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -38,10 +49,21 @@ class ModelCatalog:
             await self.poll()
             await asyncio.sleep(_EVERY_S)
 
+    async def refresh(self) -> None:
+        """Poll if no engine has answered yet: once for all callers, and not again within `_MIN_INTERVAL_S`."""
+        if self.models or self._clock() < self._polled_at + _MIN_INTERVAL_S:
+            return
+        if self._polling is None:
+            self._polling = asyncio.create_task(self.poll())
+        await asyncio.shield(self._polling)  # a client that leaves does not end the others' poll
+
     async def poll(self) -> None:
         """Ask every engine once; what one that does not answer said before stays."""
         before = dict(self.models), dict(self.drafts)
-        await asyncio.gather(*map(self._ask, self._replicas.by_engine))
+        try:
+            await asyncio.gather(*map(self._ask, self._replicas.by_engine))
+        finally:
+            self._polled_at, self._polling = self._clock(), None
         if before != (self.models, self.drafts):
             self.on_change()
 

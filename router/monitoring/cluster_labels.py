@@ -5,7 +5,7 @@ from itertools import count
 import numpy as np
 
 from draftpick.router.features.lexical import TABLE
-from draftpick.router.policies.clusters import Clusters
+from draftpick.router.policies.neighbourhood import Clusters
 
 _MIN_DEVIATION = 0.5
 """Minimum deviations from the mean cluster for a label."""

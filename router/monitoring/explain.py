@@ -179,7 +179,9 @@ class DecisionExplanation:
         if decision.policy.startswith(SAFE_MODE):
             safe = decision.policy.removeprefix(SAFE_MODE)
             why = f"safe mode: routing was measured slower than {safe} alone, which serves"
-            return why if decision.arm == safe else f"{why} most requests; {decision.arm} is a probe of routing"
+            if engine_of(decision.arm) == safe:
+                return why
+            return f"{why} most requests; {decision.arm} is a probe of routing"
         if len(self.candidates) == 1:
             return f"{decision.arm} is the only eligible engine"
         if not self.terms:

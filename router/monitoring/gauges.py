@@ -83,6 +83,11 @@ def _safe_modes(collector: StateCollector) -> Iterator[Sample]:
     )
 
 
+def _of_leases(collector: StateCollector, samples: Iterable[Sample]) -> Iterable[Sample] | None:
+    """The samples, if the router gives leases."""
+    return samples if collector.parts.config.leases.enabled else None
+
+
 METRICS: tuple[StateMetric, ...] = (
     StateMetric(
         "draftpick_build_info",
@@ -274,6 +279,33 @@ METRICS: tuple[StateMetric, ...] = (
         "Records dropped, since the disk failed or was too slow.",
         on_ray=True,
         read=lambda c: [((), c.parts.records.dropped)] if c.parts.records is not None else None,
+    ),
+    StateMetric(
+        "draftpick_leases_open",
+        "gauge",
+        "Requests that others send, with a lease of the router, and whose outcome is awaited.",
+        read=lambda c: _of_leases(c, [((), len(c.parts.leases))]),
+    ),
+    StateMetric(
+        "draftpick_leases_total",
+        "counter",
+        "Leases by their end: an outcome was told; it expired; a fallback answered; the router stopped.",
+        ("end",),
+        read=lambda c: _of_leases(c, _by_label(c.parts.leases.ends)),
+    ),
+    StateMetric(
+        "draftpick_reports_rejected_total",
+        "counter",
+        "Outcomes that changed nothing: of an unknown lease, doubled, late, without the secret, or invalid.",
+        ("reason",),
+        read=lambda c: _of_leases(c, _by_label(c.parts.leases.rejected)),
+    ),
+    StateMetric(
+        "draftpick_reports_lost_total",
+        "counter",
+        "Outcomes that engines say they could not report: too many waited, for too long, or the router refused them.",
+        ("reason",),
+        read=lambda c: _of_leases(c, _by_label(c.parts.leases.lost)),
     ),
 )
 """All metrics of this collector, in the order of the page: a new one is an entry."""

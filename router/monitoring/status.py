@@ -8,6 +8,7 @@ from typing import Any
 
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.monitoring.cluster_labels import cluster_names
+from draftpick.router.monitoring.damaged_lines import DamagedLines
 from draftpick.router.monitoring.explain import EngineStatus, engine_statuses
 from draftpick.router.parts import Parts
 from draftpick.router.policies.base import Policy
@@ -27,6 +28,7 @@ class FleetStatus:
     def __init__(self, parts: Parts, model: str, registry: Registry | None) -> None:
         self._parts, self._model = parts, model
         self._policies = RegistryStatus(registry) if registry is not None else None
+        self._damaged = DamagedLines(parts.records.folder) if parts.records is not None else None
         self._id = uuid.uuid4().hex[:8]
         self._cluster_names: tuple[Policy | None, list[str]] = None, []
 
@@ -52,7 +54,18 @@ class FleetStatus:
             "decisions": self._decisions(),
             "events": list(islice(reversed(self._parts.events.recent), EVENTS)),
             "registry": await asyncio.to_thread(self._policies.state) if self._policies is not None else None,
+            "records": await self._records(),
         }
+
+    async def _records(self) -> dict[str, int | None] | None:
+        """Records written, dropped, and damaged lines of all routers' (None: the folder is unreadable)."""
+        if (records := self._parts.records) is None or self._damaged is None:
+            return None
+        try:
+            damaged = await asyncio.to_thread(self._damaged.count)
+        except OSError:
+            damaged = None
+        return {"written": records.written, "dropped": records.dropped, "damaged": damaged}
 
     def _arms(self, cells: _Cells, engines: Mapping[str, EngineStatus]) -> list[dict[str, object]]:
         speeds, all_attempts = self._parts.recent.tokens_per_s(), sum(sums.attempts for sums in cells.values())

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 MAX_SHARE = 0.5
 """Largest share of the weight that a key gets by many requests, while others have a share."""
 MIN_WEIGHT = 0.05
-"""Least weight of an answer: a key with nearly all requests is still learned from."""
+"""Least weight of an answer while others get hardly any: a key with nearly all requests is still learned from."""
+_FEW = 10.0
+"""Answers of all other keys in about a minute, below which what they alone show is too little to learn from."""
 MAX_EVIDENCE = 0.75
 """Largest share of the evidence needed for a finding that one key alone can give, while others are answered, too."""
 _MEMORY_S = 60.0
@@ -43,7 +45,10 @@ class KeyShares:
         counts[key] = own = counts.get(key, 0.0) + 1.0
         self._counts, self.several = counts, len(counts) > 1
         others = sum(counts.values()) - own
-        return 1.0 if others < 1.0 else min(1.0, max(others * MAX_SHARE / (1.0 - MAX_SHARE) / own, MIN_WEIGHT))
+        if others < 1.0:
+            return 1.0
+        weight = others * MAX_SHARE / (1.0 - MAX_SHARE) / own
+        return min(1.0, weight if others >= _FEW else max(weight, MIN_WEIGHT))
 
 
 @dataclass(slots=True)

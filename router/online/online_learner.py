@@ -211,32 +211,35 @@ class OnlineLearner:
         )
 
     def _compare(self, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float) -> None:
-        """Compare routing with every single arm: enter or leave safe mode, and look for a better default arm."""
+        """Compare routing with every engine alone: enter or leave safe mode, and look for a better default arm."""
         assert decision.predicted_tpot_s is not None
         made, safe_mode, comparison = decision.policy, self.safe_mode, self.safe_mode.comparison
         own = decision.reason == "policy" and (made == self._policy.id or made.startswith(PREFIX))
         preferred = decision.reason == "policy" and decision.propensity >= max(decision.probabilities.values())
-        if made.startswith(PREFIX):  # the safe arm serves whatever the request
-            preferred = made != PREFIX + decision.arm
-        comparison.observe(arm, residual, preferred, weight)
+        if made.startswith(PREFIX):  # the safe engine serves whatever the request
+            preferred = made != PREFIX + engine_of(decision.arm)
+        alone_s = np.asarray(decision.predicted_tpot_s)
+        alone_s = alone_s if decision.load is None else alone_s / np.asarray(decision.load.slowdown)
+        residual, alone_s = safe_mode.by_engine(arm, residual, alone_s)
+        comparison.observe(safe_mode.place(arm), residual, preferred, weight)
         if not own or list(decision.probabilities) != list(self._policy.arms):
             return
-        load = np.ones(len(self._policy.arms)) if decision.load is None else np.asarray(decision.load.slowdown)
-        changed = safe_mode.observe(
-            decision, arm, residual, np.asarray(decision.predicted_tpot_s) / load, weight * (outcome.output_tokens or 0)
-        )
+        tokens = weight * (outcome.output_tokens or 0)
+        changed = safe_mode.observe(decision, arm, residual, alone_s, tokens)
         if changed:
             self._report_safe_mode()
         default = self._policy.default_arm
         if default is not None and safe_mode.arm is None and comparison.requests % _DEFAULT_EVERY == 0:
-            self._policy.default_arm = comparison.best_arm(default)
+            place = safe_mode.place(default)
+            if (best := comparison.best_arm(place)) != place:
+                self._policy.default_arm = safe_mode.arm_of(best)
 
     def safe_mode_state(self) -> dict[str, object] | None:
         """The policy, the arm that serves instead, and the share of time that routing loses; None if routing serves."""
         if self.safe_mode.arm is None:
             return None
         lost = math.expm1(self.safe_mode.loss)
-        return {"policy": self._policy.id, "arm": self._policy.arms[self.safe_mode.arm], "lost": lost}
+        return {"policy": self._policy.id, "arm": self.safe_mode.engines[self.safe_mode.arm], "lost": lost}
 
     def _report_safe_mode(self) -> None:
         safe_mode, window = self.safe_mode, self._config.safe_mode.window
@@ -245,7 +248,7 @@ class OnlineLearner:
                 "safe_mode_left", f"{self._policy.id} routes again: it is no longer slower than one engine alone"
             )
             return
-        name = self._policy.arms[safe_mode.arm]
+        name = safe_mode.engines[safe_mode.arm]
         lost, least = math.expm1(safe_mode.loss), math.expm1(safe_mode.low)
         text = (
             f"routing was {lost:.0%} slower than {name} alone over the last {window} requests (at least {least:.1%}): "

@@ -2,8 +2,8 @@
 
 Multiplicative weights (Hedge; Freund, Schapire 1997) over arms: an arm's predicted time per token is multiplied by
 exp(shift), where shift is the discounted mean of log(TPOT observed / predicted) on that arm and cluster
-(`draftpick.router.policies.clusters`). A cell with few answers is shrunk to its arm, an arm to the overall mean. One
-answer moves a mean by at most about `max_log_step / window`.
+(`draftpick.router.policies.neighbourhood`). A cell with few answers is shrunk to its arm, an arm to the overall mean.
+One answer moves a mean by at most about `max_log_step / window`.
 
 The same sums, with squares, tell how well the level of each arm is known: the standard error of its mean residual.
 """

@@ -17,8 +17,8 @@ from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.sections import ExplorationConfig, Objective
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.policies.clusters import Clusters
 from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
+from draftpick.router.policies.neighbourhood import Clusters
 from draftpick.router.policies.shapes import Shapes
 from draftpick.router.types import Context, Decision, LoadTerms
 
@@ -173,7 +173,7 @@ class Policy(ABC):
         return ()
 
     def cluster(self, context: Context | None) -> int:
-        """The cluster of a context (`draftpick.router.policies.clusters.Clusters.assign`); 0 without clusters."""
+        """The cluster of a context (`draftpick.router.policies.neighbourhood.Clusters.assign`); 0 without clusters."""
         return 0
 
     def tau(self, context: Context) -> Probabilities | None:

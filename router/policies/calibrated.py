@@ -82,7 +82,7 @@ class CalibratedPolicy(TauCostPolicy):
 
     def _predict(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
         """Mean of log tau, and the inflation of its deviation, the same for all arms."""
-        mean = self._regressor(z, sampled)[0]
+        mean = self._regressor.mean(z, int(sampled))
         weight, inflation = self.neighbourhood.doubt(z)
         steps = (1.0 - weight) * np.exp(-mean) + weight * self._prior[int(sampled)]
         return -np.log(steps), np.full(len(mean), inflation)

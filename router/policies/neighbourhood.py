@@ -1,19 +1,71 @@
-"""How near a request is to the training requests: their effective number, and how much a prediction leans on the prior.
+"""Where a request lies among the training requests: the nearest of their clusters, their effective number near it, and
+how much a prediction leans on the prior.
 
 The effective number is the sum of exp(-gamma d^2) over all training requests, d being their distance. Requests are
 stored as prototypes (centres of k-means), each with its number of requests and their mean squared distance to it.
 """
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
 from draftpick.router.types import Vector
 
 MAX_PROTOTYPES = 1024
+Floats = npt.NDArray[np.float32]
+_FAR = 0.95
+_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Centres [k, d] of a policy's training requests, scaled as the policy scales contexts.
+
+    `squared_norms` [k]: squared norms of the centres. `radius` [k]: 95th percentile of the squared distance of a
+    cluster's requests to its centre.
+    """
+
+    centres: Floats
+    squared_norms: Floats
+    radius: list[float]
+
+    @classmethod
+    def from_points(cls, points: Floats, k: int = 24) -> "Clusters":
+        """K-means from a farthest-first start (Gonzalez 1985): deterministic."""
+        centres = points[[0]]
+        for _ in range(min(k, len(points)) - 1):
+            centres = np.concatenate([centres, points[[_distances(points, centres).min(1).argmax()]]])
+        for _ in range(_ROUNDS):
+            nearest = _distances(points, centres).argmin(1)
+            centres = np.stack(
+                [points[nearest == i].mean(0) if (nearest == i).any() else c for i, c in enumerate(centres)]
+            )
+        distances = _distances(points, centres)
+        nearest, least = distances.argmin(1), distances.min(1)
+        most = np.quantile(least, _FAR)
+        own = [least[nearest == i] for i in range(len(centres))]
+        far = np.asarray([np.quantile(one, _FAR) if len(one) else most for one in own])
+        return cls(centres, np.square(centres).sum(1), far.tolist())
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def assign(self, z: Floats) -> int:
+        """Index of the nearest centre, plus the number of centres if `z` is outside its radius."""
+        distances = (self.squared_norms - 2.0 * (self.centres @ z)).tolist()
+        nearest = min(range(len(distances)), key=distances.__getitem__)
+        return nearest + len(self.centres) * int(distances[nearest] + float(z @ z) > self.radius[nearest])
+
+
+def _distances(points: Floats, centres: Floats) -> Floats:
+    """Squared distances [n, k]."""
+    squares = np.square(points).sum(1)[:, None] + np.square(centres).sum(1)
+    return np.asarray(np.maximum(squares - 2.0 * points @ centres.T, 0.0))
 
 
 class Neighbourhood:

@@ -36,7 +36,7 @@ class Regressor(ABC):
 
     def __call__(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log tau, each [arms], for a scaled context."""
-        return self._predict(z, int(sampled)), self._arrays["sigma"][int(sampled)]
+        return self.mean(z, int(sampled)), self._arrays["sigma"][int(sampled)]
 
     def scaled(self, vector: Vector) -> Floats:
         """The scaled context [d]."""
@@ -48,8 +48,8 @@ class Regressor(ABC):
         return None
 
     @abstractmethod
-    def _predict(self, z: Vector, sampled: int) -> Floats:
-        """Mean of log tau [arms]."""
+    def mean(self, z: Vector, sampled: int) -> Floats:
+        """Mean of log tau [arms]. `sampled`: 0 or 1."""
 
 
 _SCALING: Shapes = {"mean": ("d",), "scale": ("d",), "sigma": (2, "arms")}
@@ -60,7 +60,7 @@ class Linear(Regressor):
 
     shapes: ClassVar[Shapes] = {"w": (2, "d", "arms"), "b": (2, "arms")}
 
-    def _predict(self, z: Vector, sampled: int) -> Floats:
+    def mean(self, z: Vector, sampled: int) -> Floats:
         return np.asarray(z @ self._arrays["w"][sampled] + self._arrays["b"][sampled])
 
 
@@ -69,7 +69,7 @@ class Centroids(Regressor):
 
     shapes: ClassVar[Shapes] = {"centroids": ("clusters", "d"), "values": (2, "clusters", "arms")}
 
-    def _predict(self, z: Vector, sampled: int) -> Floats:
+    def mean(self, z: Vector, sampled: int) -> Floats:
         distances = np.square(self._arrays["centroids"] - z).sum(1)
         return np.asarray(self._arrays["values"][sampled, distances.argmin()])
 
@@ -94,7 +94,7 @@ class Neighbours(Regressor):
     def requests(self) -> Floats | None:
         return self._arrays["points"]
 
-    def _predict(self, z: Vector, sampled: int) -> Floats:
+    def mean(self, z: Vector, sampled: int) -> Floats:
         distances = self._squares[sampled] - 2 * (self._points[sampled] @ z)
         k = min(int(self._arrays["neighbours"][0]), len(distances))
         near = np.argpartition(distances, k - 1)[:k]
@@ -127,7 +127,7 @@ class Kernel(Regressor):
     def requests(self) -> Floats | None:
         return self._arrays["points"][:, :-1]
 
-    def _predict(self, z: Vector, sampled: int) -> Floats:
+    def mean(self, z: Vector, sampled: int) -> Floats:
         return np.asarray(-np.log(self._steps(z, sampled).clip(_MIN_STEPS, 1.0)))
 
     def _steps(self, z: Vector, sampled: int) -> Floats:
@@ -210,7 +210,7 @@ class Trees(Regressor):
             raise PolicyRejected("a tree refers to a missing feature")
         self._feature, self._left, self._right = (integers[name] for name in ("feature", "left", "right"))
 
-    def _predict(self, z: Vector, sampled: int) -> Floats:
+    def mean(self, z: Vector, sampled: int) -> Floats:
         x = np.append(z, sampled)
         arm, tree = np.ogrid[: self._feature.shape[0], : self._feature.shape[1]]
         node = np.zeros(self._feature.shape[:2], np.int64)
@@ -242,7 +242,7 @@ class Perceptrons(Regressor):
         noise = self._arrays["sigma"][int(sampled)]
         return each.mean(0), np.sqrt(np.square(noise) + each.var(0))
 
-    def _predict(self, z: Vector, sampled: int) -> Floats:
+    def mean(self, z: Vector, sampled: int) -> Floats:
         return np.asarray(self._members(z, sampled).mean(0))
 
     def _members(self, z: Vector, sampled: int) -> Floats:

@@ -16,8 +16,8 @@ from draftpick.engines.profile.profile import Profile
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies import regressors
 from draftpick.router.policies.base import Forecast, Policy, Probabilities, Shifts, Terms, one_hot_with_floor
-from draftpick.router.policies.clusters import Clusters
 from draftpick.router.policies.costs import equal_costs, merge_costs
+from draftpick.router.policies.neighbourhood import Clusters
 from draftpick.router.policies.regressors import Regressor
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
 from draftpick.router.types import Context, LoadTerms, Vector
@@ -158,10 +158,9 @@ class TauCostPolicy(Policy):
         return self._regressor(z, sampled)
 
     def cluster(self, context: Context | None) -> int:
-        return 0 if context is None else self._cluster(self._regressor.scaled(context.vector))
-
-    def _cluster(self, z: Vector) -> int:
-        return self.clusters.assign(z) if self.clusters is not None else 0
+        if context is None or self.clusters is None:
+            return 0
+        return self.clusters.assign(self._regressor.scaled(context.vector))
 
     def terms(
         self, context: Context, shifts: Shifts | None = None, load: LoadTerms | None = None
@@ -206,7 +205,7 @@ class TauCostPolicy(Policy):
         tpot_s = self._step_s[:, context.sampled + context.truncated] * np.exp(np.minimum(-mean, 0.0))
         decode_s, shift, cluster = tokens * tpot_s, None, None
         if shifts is not None:
-            cluster = self._cluster(z)
+            cluster = self.clusters.assign(z) if self.clusters is not None else 0
             shift = shifts[cluster % len(shifts)]  # a single row, as in records, applies to all clusters
             decode_s = decode_s * np.exp(shift)
         prompt_tokens = context.prompt_tokens

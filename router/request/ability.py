@@ -56,7 +56,11 @@ class Rejection:
 
 
 class Abilities:
-    """Abilities of the engines of a fleet."""
+    """Abilities of the engines of a fleet.
+
+    `differ`: engines serve other models, paths or context lengths; if not, only a request that asks for something needs
+    a look.
+    """
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Abilities:
         self._noted: set[str] = set()
         self._partial: dict[str, frozenset[str]] = {}
         self._shortest: float = float("inf")
+        self.differ = False
         catalog.on_change = self._read_catalog
         self._note()
 
@@ -82,7 +87,6 @@ class Abilities:
         """Note the models that some engines lack, and the shortest context if contexts differ."""
         models = self._catalog.models
         self._drafts |= self._catalog.drafts
-        self._note()
         every = {name for cards in models.values() for name in cards}
         lacking = {name: frozenset(e for e, cards in models.items() if name not in cards) for name in every}
         self._partial = {name: engines for name, engines in lacking.items() if engines}
@@ -90,12 +94,15 @@ class Abilities:
         lengths = {(name, length) for name, length in pairs if length is not None}
         differ = len(lengths) > len({name for name, _ in lengths})
         self._shortest = min((length for _, length in lengths), default=float("inf")) if differ else float("inf")
+        self._note()
 
     def _note(self) -> None:
         """Note all names of asks that some engine does not take: requests without one of them need no look."""
         drafted = REJECTED_WITH_DRAFTER if any(self._drafts.values()) else frozenset()
         lacking = (one.without for one in self._configured.values())
         self._noted = set(drafted).union(*lacking, *(asks for _, asks in self._rejected))
+        paths = any(one.startswith("/") for one in self._noted)
+        self.differ = paths or bool(self._partial) or self._shortest < float("inf")
 
     def unable(self, request: Request) -> Mapping[str, str]:
         """Reasons by engine that cannot take a request; none if no engine can, so that one says why."""

@@ -5,14 +5,14 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
 from draftpick.engines.profile.profile import GREEDY
-from draftpick.engines.replicas import Lease, ReplicaTable
+from draftpick.engines.replicas import Lease, Replica, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
@@ -40,8 +40,18 @@ log = logging.getLogger("draftpick.router")
 _POLL_S = 0.05
 _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
-_HASTY = 0.9
+HASTY = 0.9
 """An attempt with less of the configured time has less than an engine is given."""
+_AMPLE = 0.5
+"""Share of the time of an attempt in which a short answer is complete at the usual speed."""
+_PREFILL = 0.125
+"""Time of a prompt token, at most, relative to an output token."""
+_NO_FORECAST_S = 600.0
+"""For how long an engine that rejected a forecast is sent none."""
+
+
+Send = Callable[[RequestState, Lease, ResponseSink, Meter, float | None], Awaitable[Verdict]]
+"""Lets the leased replica answer a request, and says how that ended; the meter then has the measurements."""
 
 
 class Dispatcher:
@@ -69,6 +79,7 @@ class Dispatcher:
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
         self._abilities, self._responses = abilities, StoredResponses()
+        self._no_forecast_until: dict[str, float] = {}
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` if no part of an answer was sent."""
@@ -88,6 +99,40 @@ class Dispatcher:
         finally:
             self._finish(state)
 
+    async def run_leased(self, client_request: ClientRequest, send: Send) -> None:
+        """Decide for one request that somebody else sends; `send` starts the attempt, and ends when its end is told.
+
+        Raises `RequestError` if no engine can take the request.
+        """
+        REQUEST_ID.set(client_request.request_id)
+        state = RequestState(client_request, self._begin_trace(client_request) if self._tracing is not None else None)
+        sink = NullSink()
+        try:
+            async with self._admission.slot(client_request.key, client_request.priority, client_request.deadline):
+                await self._prepare(state)
+                verdict = await self._run_attempt(state, sink, send)
+                while not state.started:
+                    await self._before_retry(state, verdict)
+                    verdict = await self._run_attempt(state, sink, send)
+                if verdict.status == "ok" and self._config.shadow.sample_rate:
+                    self._shadow.enqueue(state)
+        finally:
+            self._finish(state)
+
+    def fallbacks(self, state: RequestState, most: int) -> list[tuple[str, Replica]]:
+        """Other replicas for a request, the best first, each with its engine."""
+        decision, tried, found = state.decision, set(state.tried), list[tuple[str, Replica]]()
+        predicted = decision.predicted_tpot_s
+        cost = [-p for p in decision.probabilities.values()] if predicted is None else predicted
+        others = [arm for _, arm in sorted(zip(cost, decision.probabilities, strict=True))]
+        eligible, _ = self.decide.healthy(self.replicas.eligible(tried))
+        for arm in (decision.arm, *others):
+            able = arm in eligible and engine_of(arm) not in state.unable
+            if len(found) < most and able and (replica := self.replicas.pick(arm, tried)) is not None:
+                tried.add(replica)
+                found.append((engine_of(arm), replica))
+        return found
+
     async def _prepare(self, state: RequestState) -> None:
         """Compute the input of the decision, and decide."""
         request, trace = state.client_request.request, state.trace
@@ -96,7 +141,8 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
-        state.unable = self._abilities.unable(request)
+        if request.asks or self._abilities.differ:
+            state.unable = self._abilities.unable(request)
         if request.state_id is not None:
             self._go_to_state(state, request.state_id)
         state.prefix = self.prefixes.hashes(request.body)
@@ -144,8 +190,11 @@ class Dispatcher:
             self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
         state.decision = decision
 
-    async def _run_attempt(self, state: RequestState, sink: ResponseSink) -> Verdict:
-        """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts."""
+    async def _run_attempt(self, state: RequestState, sink: ResponseSink, send: Send | None = None) -> Verdict:
+        """Run one attempt on one engine, and notify observers however it ends. Raises `TimedOut` before it starts.
+
+        `send`: how the engine gets the request and its answer is measured; absent: by `_send`, from the bytes.
+        """
         client_request, decision = state.client_request, state.decision
         limited = client_request.deadline is not None or state.retry_until is not None
         within_s = self._time_left_s(state) if limited and not state.started else None
@@ -165,7 +214,7 @@ class Dispatcher:
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
                     self.prefixes.insert(state.prefix, lease.replica.url, client_request.key)
-                verdict = await self._send(state, lease, sink, meter, within_s)
+                verdict = await (send or self._send)(state, lease, sink, meter, within_s)
                 if meter.response_id is not None:
                     self._responses.add(meter.response_id, lease.replica.url, client_request.key)
                 outcome = meter.outcome(verdict.status, verdict.fault)
@@ -201,13 +250,14 @@ class Dispatcher:
         headers = client_request.headers
         if trace is not None:
             headers = trace.attempt_started(state.decision, state.number, headers, redact_userinfo(url))
-        meter.mark_sent()
+        meter.sent = time.perf_counter()
         try:
             body = request.body
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
             if (forecast := state.decision.forecast) is not None:
-                body = with_forecast(request, body, forecast)
+                until = self._no_forecast_until.get(engine_of(state.decision.arm), 0.0)
+                body = body if until > time.monotonic() else with_forecast(request, body, forecast)
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -230,9 +280,26 @@ class Dispatcher:
         except EngineError as error:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
-            hasty = within_s is not None and within_s < _HASTY * self._client.response_timeout_s[request.stream]
-            alive = lease.replica.answered_within(meter.elapsed_s())
-            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive)
+            hasty = within_s is not None and within_s < HASTY * self._client.response_timeout_s[request.stream]
+            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self._is_slow(state, lease, meter)
+            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
+
+    def _is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
+        """True if a replica whose answer takes too long is at fault, not the answer's length or its reader.
+
+        It reports its load, and no progress; or others usually need less than half of the time for such a request.
+        """
+        replica, request = lease.replica, state.client_request.request
+        if meter.arrivals is not None and meter.arrivals.first_pause is not None:
+            return False
+        if replica.report is not None and not replica.answered_within(meter.elapsed_s()):
+            return True
+        if request.max_tokens is None:
+            return False
+        others = {one for there in self.replicas.by_engine.values() for one in there} - state.tried
+        usual_s = min((one.tpot_s for one in others if one.num_times), default=math.inf)
+        tokens = request.max_tokens * request.num_answers + request.approximate_prompt_tokens * _PREFILL
+        return usual_s * tokens < _AMPLE * meter.elapsed_s()
 
     def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
         """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""
@@ -302,9 +369,21 @@ class Dispatcher:
 
     def _try_again(self, state: RequestState, verdict: Verdict, meter: Meter, body: bytes) -> bool:
         """True if another engine is to answer after an error of one that sent nothing else."""
-        if verdict.fault == "client" and not self._others_take(state, meter.http_status or 0, body):
+        if verdict.fault == "client" and not (
+            self._rejects_forecast(state, body) or self._others_take(state, meter.http_status or 0, body)
+        ):
             return False
         return (verdict.retry or verdict.fault == "client") and self._can_retry(state) and self._in_time(state)
+
+    def _rejects_forecast(self, state: RequestState, body: bytes) -> bool:
+        """True if an engine rejects the forecast, which the router itself added: from now on it is sent none."""
+        engine, own = engine_of(state.decision.arm), state.client_request.request.engine_args
+        if state.decision.forecast is None or own is not None or b"vllm_xargs" not in body:
+            return False
+        self._no_forecast_until[engine] = time.monotonic() + _NO_FORECAST_S
+        self._metrics.ignored_forecasts[engine] += 1
+        state.tried.clear()
+        return True
 
     def _others_take(self, state: RequestState, status: int, body: bytes) -> bool:
         """True if other engines probably take a request that one rejects; only they are eligible from now on."""
@@ -370,7 +449,8 @@ class Dispatcher:
             verdict = await self._run_attempt(state, sink)
         if verdict.status != "ok" and not state.error_sent:
             too_long = verdict.fault == "client"
-            message = "the answer took too long" if too_long else "the engine stopped in the middle of its answer"
+            stopped = "the engine stopped, or was too slow, in the middle of its answer"
+            message = "the answer took too long" if too_long else stopped
             code = "engine_timeout" if too_long else "engine_broken"
             await sink.write(error_event(state.client_request.request.path, message, code, state.num_events))
 

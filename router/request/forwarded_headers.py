@@ -3,6 +3,8 @@
 Headers of one connection (RFC 9110, 7.6.1) and of one hop of Draftpick stay here in both directions.
 """
 
+from collections.abc import Collection
+
 from draftpick.engines.http.client import Headers
 from draftpick.router.headers import CLIENT_REQUEST_ID, OWN_PREFIX
 
@@ -22,6 +24,7 @@ _OF_THE_CLIENT = frozenset(
 )
 """Secrets for the router, and claims about the client that an engine might believe; the request id is ours."""
 _NOT_SENT = _HOP_BY_HOP | _STEERS_ENGINES | _OF_THE_CLIENT | {"content-encoding"}  # bodies are sent decompressed
+_NOT_SENT_BY_KEY = _NOT_SENT | {"authorization"}
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server", CLIENT_REQUEST_ID}
 _NOT_RETURNED_PREFIXES = ("access-control-", OWN_PREFIX)
 
@@ -31,16 +34,8 @@ def headers_for_engine(sent: Headers, request_id: str, *, with_authorization: bo
 
     `with_authorization`: false if the router itself has read it.
     """
-    named = _named_by_connection(sent)
-    kept = [
-        (name, value)
-        for name, value in sent
-        if name not in _NOT_SENT and name not in named and not name.startswith(OWN_PREFIX)
-    ]
-    if not with_authorization:
-        kept = [(name, value) for name, value in kept if name != "authorization"]
-    kept.append((CLIENT_REQUEST_ID, request_id))
-    return kept
+    dropped = _NOT_SENT if with_authorization else _NOT_SENT_BY_KEY
+    return [*_passing(sent, dropped, OWN_PREFIX), (CLIENT_REQUEST_ID, request_id)]
 
 
 def headers_for_client(answered: Headers, engine_url: str) -> Headers:
@@ -48,30 +43,30 @@ def headers_for_client(answered: Headers, engine_url: str) -> Headers:
 
     A redirect to the engine's own address becomes one to the same path here.
     """
-    lower = [(name.lower(), value) for name, value in answered]
-    named = _named_by_connection(lower)
-    kept = [
-        (name, value)
-        for name, value in lower
-        if name not in _NOT_RETURNED and name not in named and not name.startswith(_NOT_RETURNED_PREFIXES)
-    ]
-    address = engine_url.partition("://")[2]
-    return [
-        (name, _below(value, address)) if name in ("location", "content-location") else (name, value)
-        for name, value in kept
-    ]
+    kept = _passing(answered, _NOT_RETURNED, _NOT_RETURNED_PREFIXES)
+    for i, (name, value) in enumerate(kept):
+        if name in ("location", "content-location"):
+            kept[i] = name, _below(value, engine_url)
+    return kept
 
 
-def _named_by_connection(headers: Headers) -> frozenset[str]:
-    """Names in `Connection`: these headers belong to the connection, too."""
-    values = [value for name, value in headers if name == "connection"]
-    return frozenset(token.strip().lower() for value in values for token in value.split(","))
+def _passing(headers: Headers, dropped: Collection[str], prefixes: str | tuple[str, ...]) -> Headers:
+    """The headers of neither these names nor beginnings, in lower case, nor named in `Connection`: such belong to the
+    connection, too."""
+    kept, named = [], list[str]()
+    for name, value in headers:
+        name = name.lower()
+        if name not in dropped and not name.startswith(prefixes):
+            kept.append((name, value))
+        elif name == "connection":
+            named += [token.strip().lower() for token in value.split(",")]
+    return [one for one in kept if one[0] not in named] if named else kept
 
 
-def _below(location: str, address: str) -> str:
-    """The path and query of a location at this address (host, port and path prefix); others stay."""
+def _below(location: str, engine_url: str) -> str:
+    """The path and query of a location at an engine (host, port and path prefix); others stay."""
     _, separator, rest = location.partition("://")
     if not separator:
         return location
-    inside = rest.removeprefix(address)
+    inside = rest.removeprefix(engine_url.partition("://")[2])
     return (inside or "/") if inside != rest and inside[:1] in ("", "/", "?") else location

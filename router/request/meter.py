@@ -11,9 +11,12 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.json_values import parse, parse_object
 from draftpick.engines.pool import report
+from draftpick.engines.reporting.report import OutcomeReport
 from draftpick.router.types import Fault, Outcome, Status
 
 if TYPE_CHECKING:
@@ -39,8 +42,8 @@ class Meter:
 
     `num_answers`: sequences that the request asks for (`n`, times its prompts), decoded side by side. `ttft_s`: of a
     stream, None before its first content. `arrivals`: says when the engine's bytes came; None: when they are read.
-    `failed`: it contains an error event; `error_event`: that, or the event of a failed response.
-    `response_id`: of an answer of `/v1/responses`.
+    `sent`: when the request was sent to the engine. `failed`: it contains an error event; `error_event`: that, or the
+    event of a failed response. `response_id`: of an answer of `/v1/responses`.
     """
 
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
@@ -48,23 +51,20 @@ class Meter:
         self.arrivals: Exchange | None = None
         self.num_events = self._content_events = self._content_bytes = 0
         self._shortest = math.inf
-        self._sent: float | None = None
+        self.sent: float | None = None
         self.ttft_s: float | None = None
         self._last: float | None = None
         self._fields: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
         self.terminated = False
         self.failed = False
         self.error_event: bytes | None = None
         self.response_id: Any = None
         self.http_status: int | None = None
 
-    def mark_sent(self) -> None:
-        """Record that the request is sent to the engine now."""
-        self._sent = time.perf_counter()
-
     def elapsed_s(self) -> float:
         """Seconds since the request was sent to the engine."""
-        return 0.0 if self._sent is None else time.perf_counter() - self._sent
+        return 0.0 if self.sent is None else time.perf_counter() - self.sent
 
     def observe_body(self, body: bytes) -> Any:
         """Read a complete JSON answer; returns it. Raises `ValueError` if it is not JSON."""
@@ -72,11 +72,20 @@ class Meter:
         self.terminated = True
         fields, _ = parse(body)
         self._keep_usage(fields)
-        ttft_s = _seconds(self._fields, "time_to_first_token_ms")
-        if ttft_s is not None and self._sent is not None:  # the engine counts from the end of its queue
-            queue_s = _seconds(self._fields, "queue_time_ms") or 0.0
-            self.ttft_s = self._sent - self._accepted + queue_s + ttft_s
+        ttft_s = _seconds(self._metrics, "time_to_first_token_ms")
+        if ttft_s is not None and self.sent is not None:  # the engine counts from the end of its queue
+            queue_s = _seconds(self._metrics, "queue_time_ms") or 0.0
+            self.ttft_s = self.sent - self._accepted + queue_s + ttft_s
         return fields
+
+    def observe_report(self, told: OutcomeReport) -> None:
+        """Read what is told of an answer that did not pass here. Its times count from sending the request."""
+        self.observe_body(orjson.dumps({"usage": told.usage, "metrics": told.metrics}))
+        self.http_status, self.terminated = told.status, told.error is None
+        sent = self._accepted if self.sent is None else self.sent
+        self._last = None if told.e2e_s is None else sent + told.e2e_s
+        if self.ttft_s is None and told.ttft_s is not None:
+            self.ttft_s = sent - self._accepted + told.ttft_s
 
     def observe_event(self, event: bytes) -> bool:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
@@ -117,6 +126,8 @@ class Meter:
         # `/v1/messages` may count the prompt in its first event alone, and the output in its last one.
         before = self._fields.get("usage", {})
         self._fields = {**fields, "usage": {**before, **usage}} if before else fields
+        metrics = fields.get("metrics")
+        self._metrics = metrics if isinstance(metrics, dict) else {}
         return True
 
     def outcome(self, status: Status, fault: Fault | None = None) -> Outcome:
@@ -124,7 +135,7 @@ class Meter:
         e2e_s = None if self._last is None else self._last - self._accepted
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
-        speculation = _metrics(self._fields).get("speculative_decoding")
+        speculation = self._metrics.get("speculative_decoding")
         by_drafter = speculation.get(report.FIELD) if isinstance(speculation, dict) else None
         return Outcome(
             status=status,
@@ -136,8 +147,8 @@ class Meter:
             output_tokens=output,
             acceptance_length=length,
             acceptance_rate=rate,
-            overhead_s=None if self._sent is None else self._sent - self._accepted,
-            queue_s=_seconds(self._fields, "queue_time_ms"),
+            overhead_s=None if self.sent is None else self.sent - self._accepted,
+            queue_s=_seconds(self._metrics, "queue_time_ms"),
             fault=fault,
             drafters=None if by_drafter is None else report.parse(by_drafter),
         )
@@ -152,7 +163,7 @@ class Meter:
             paused_at, received = self.arrivals.first_pause
             part_s = paused_at - self._accepted - self.ttft_s
             return part_s / (steps * received / self.arrivals.received) if part_s > 0 else None
-        decode_s = _seconds(self._fields, "generation_time_ms")
+        decode_s = _seconds(self._metrics, "generation_time_ms")
         return (decode_s if decode_s and decode_s <= e2e_s else e2e_s - self.ttft_s) / steps
 
     def output_tokens(self) -> int:
@@ -280,7 +291,8 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
     vLLM's `mean_acceptance_length` excludes steps without a draft. They take time too, so they count here: the length
     is tokens per decoding step.
     """
-    speculation = _metrics(answer).get("speculative_decoding")
+    metrics = answer.get("metrics")
+    speculation = metrics.get("speculative_decoding") if isinstance(metrics, dict) else None
     if not isinstance(speculation, dict):
         return None, None
     values = (speculation.get("mean_acceptance_length"), speculation.get("draft_acceptance_rate"))
@@ -294,11 +306,6 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
     return length, rate
 
 
-def _metrics(answer: dict[str, Any]) -> dict[str, Any]:
-    metrics = answer.get("metrics")
-    return metrics if isinstance(metrics, dict) else {}
-
-
 def _tokens(usage: Any) -> tuple[int | None, int | None]:
     if not isinstance(usage, dict):
         return None, None
@@ -307,9 +314,9 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
     return (prompt if isinstance(prompt, int) else None, output if isinstance(output, int) else None)
 
 
-def _seconds(answer: dict[str, Any], name: str) -> float | None:
+def _seconds(metrics: dict[str, Any], name: str) -> float | None:
     """A duration of the engine's own metrics, given in milliseconds; None if absent or impossible."""
-    value = _metrics(answer).get(name)
+    value = metrics.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
         return None
     return value / 1000

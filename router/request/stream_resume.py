@@ -15,7 +15,6 @@ from draftpick.router.openai_request import Request
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _JSON = [("content-type", "application/json")]
-_LIMITS = ("max_tokens", "max_completion_tokens")
 _HINDERS = (
     *("tools", "functions", "response_format", "structured_outputs", "logprobs", "top_logprobs", "prompt_logprobs"),
     *("echo", "suffix", "best_of", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_tokens"),
@@ -30,9 +29,11 @@ class CannotResume(EngineError):
 
 @dataclass(slots=True)
 class StreamResume:
-    """The part of a stream that the client has. `tokens`: number of tokens of `text`, known once it is resumed."""
+    """The part of a stream that the client has. `limit`: output tokens of the whole answer; `tokens`: number of tokens
+    of `text`, known once it is resumed."""
 
     fields: dict[str, Any]
+    limit: float | None = None
     text: str = ""
     tokens: int = 0
     resumed: bool = False
@@ -48,7 +49,8 @@ class StreamResume:
         if fields is None or fields.get("n") not in (None, 1) or any(fields.get(name) for name in _HINDERS):
             return None
         said = fields.get("messages" if request.path == "/v1/chat/completions" else "prompt")
-        return cls(fields) if isinstance(said, list | str) and said and _is_text(said) else None
+        is_resumable = isinstance(said, list | str) and said and _is_text(said)
+        return cls(fields, request.max_tokens) if is_resumable else None
 
     def forward(self, event: bytes) -> bytes:
         """The event for the client: unchanged, empty if the client has it already, or with the total usage."""
@@ -91,12 +93,12 @@ class StreamResume:
             fields |= {"messages": [*fields["messages"], so_far], **more}
         else:
             fields["prompt"] += self.text
-        for name in _LIMITS:
-            if isinstance(fields.get(name), int):
-                fields[name] -= self.tokens
-                if fields[name] < 1:
-                    self.possible = False
-                    raise CannotResume("no output tokens are left")
+        if self.limit is not None:
+            fields.pop("max_completion_tokens", None)
+            fields["max_tokens"] = int(self.limit) - self.tokens
+            if fields["max_tokens"] < 1:
+                self.possible = False
+                raise CannotResume("no output tokens are left")
         return orjson.dumps(fields)
 
     async def _count(self, client: EngineClient, url: str) -> int:

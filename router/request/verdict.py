@@ -16,6 +16,7 @@ from draftpick.engines.errors import (
     ResourcesExhausted,
     StreamInterrupted,
 )
+from draftpick.engines.reporting.report import Failure
 from draftpick.router.types import Fault, Status
 
 _TOO_MANY_REQUESTS, _INTERNAL_ERROR, _NOT_IMPLEMENTED = 429, 500, 501
@@ -70,11 +71,11 @@ def judge_status(status: int) -> Verdict:
     return REJECTED
 
 
-def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool) -> Verdict:
+def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool, slow: bool = False) -> Verdict:
     """The verdict on an attempt without a complete answer.
 
     `hasty`: it had less time than the configuration gives an engine. `alive`: the replica answered others meanwhile, so
-    that a complete answer that takes too long is a long one.
+    that an answer that takes too long is a long one. `slow`: but other engines would not take so long.
     """
     match error:
         case ResourcesExhausted():
@@ -84,7 +85,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool) -
         case EngineUnreachable():
             return _UNREACHABLE
         case AnswerTooLong():
-            return _TOO_LONG
+            return BROKEN if slow else _TOO_LONG
         case StreamInterrupted():
             return BROKEN
         case ConnectTimeout():
@@ -92,7 +93,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool) -
         case EngineTimeout() if hasty:
             return _HASTY
         case EngineTimeout():
-            return _SILENT if stream else _LONG_WHOLE if alive else _SILENT_WHOLE
+            return _SILENT if stream or slow else _LONG_WHOLE if alive else _SILENT_WHOLE
         case _:
             return _FAILED
 
@@ -102,3 +103,20 @@ def judge_broken_event(status: int) -> Verdict:
     if judge_status(status).fault == "client":
         return Verdict("broken", "client")
     return BROKEN
+
+
+def judge_report(status: int | None, error: Failure | None, *, stream: bool, hasty: bool, alive: bool) -> Verdict:
+    """The verdict on an attempt whose end is told, not seen: see `draftpick.engines.reporting.report.OutcomeReport`.
+
+    `hasty`, `alive`: as in `judge_error`.
+    """
+    match error:
+        case "cancelled":
+            return CANCELLED
+        case "unreachable":
+            return _UNREACHABLE
+        case "timeout":
+            return judge_error(EngineTimeout("told"), stream=stream, hasty=hasty, alive=alive)
+        case "broken":
+            return BROKEN if status is None or status < 400 else judge_broken_event(status)
+    return OK if status is None else judge_status(status)

@@ -21,7 +21,7 @@ from draftpick.engines.arms import drafter_of, engine_of, pool_arm
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.errors import RequestError
 from draftpick.router.online.events import Event
-from draftpick.router.types import Attempt, Decision, Fault, Outcome, Reason, Status
+from draftpick.router.types import Attempt, Decision, Fault, Outcome, Reason, Status, ignores_forecast
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -312,6 +312,14 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         on_ray=True,
         read=lambda m: _of_drafters(m, "tokens"),
     ),
+    CountedMetric(
+        "draftpick_ignored_forecasts_total",
+        "counter",
+        "Forecasts of drafters that an engine ignored (its answer reports none) or rejected: it lacks our plugin.",
+        ("engine",),
+        on_ray=True,
+        read=lambda m: (((engine,), n) for engine, n in m.ignored_forecasts.items()),
+    ),
 )
 """All metrics of this module, in the order of the page; a new one is an entry."""
 
@@ -369,7 +377,7 @@ class Metrics:
     """Counts of one router.
 
     `requests`: by arm and status of their last attempt; `errors`: by code and HTTP status; `failures`: by part of the
-    router and error. `drafters`: sums over the reports of pools, by arm.
+    router and error. `drafters`: sums over the reports of pools, by arm. `ignored_forecasts`: by pool.
     """
 
     def __init__(self, arms: Iterable[str], baseline: str) -> None:
@@ -386,6 +394,7 @@ class Metrics:
         self.drafters: dict[str, dict[str, float]] = {
             arm: dict.fromkeys(_DRAFTER_FIELDS, 0) for arm in self.arms if drafter_of(arm) is not None
         }
+        self.ignored_forecasts: Counter[str] = Counter(dict.fromkeys(map(engine_of, self.drafters), 0))
 
     def attempts(self) -> dict[Status, int]:
         """Attempts by status, including shadows."""
@@ -418,6 +427,8 @@ class Metrics:
             self._observe_answer(arm, decision, outcome)
             if outcome.drafters is not None:
                 self._observe_drafters(engine_of(decision.arm), outcome.drafters)
+            elif decision.forecast is not None and ignores_forecast(attempt):
+                self.ignored_forecasts[engine_of(decision.arm)] += 1
 
     def _observe_drafters(self, engine: str, drafters: Mapping[str, DrafterReport]) -> None:
         for name, report in drafters.items():

@@ -25,10 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from draftpick.deploy.console import progress_bar
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.engines.config import Engine, FleetConfig
 from draftpick.engines.models.paths import target_path
+from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.engines.vllm.arguments import engine_arguments
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="prefix of the figures")
     parser.add_argument("--kinds", type=int, default=12)
     parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=128, help="answers end by themselves or here")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
@@ -141,9 +143,10 @@ class Engines:
     def names(self) -> list[str]:
         return list(self._connections)
 
-    def answer(self, name: str, prompts: Sequence[Prompt], at_once: int) -> Block:
-        """Answer prompts on one engine, so many at once."""
-        self._connections[name].send(([prompt.request_fields for prompt in prompts], at_once))
+    def answer(self, name: str, prompts: Sequence[Prompt], at_once: int, forecast: Forecast | None = None) -> Block:
+        """Answer prompts on one engine, so many at once, all with one forecast."""
+        extra = forecast and {XARG: forecast.to_json()}
+        self._connections[name].send(([{**one.request_fields, "extra_args": extra} for one in prompts], at_once))
         block: Block = self._connections[name].recv()
         return block
 
@@ -157,9 +160,12 @@ def measure(engines: Engines, prompts: Sequence[Prompt], at_once: int) -> dict[s
     order = Random(0)
     for name in engines.names:
         engines.answer(name, prompts[: max(WARM_UP, at_once)], at_once)
-    for block in blocks:
-        for name in order.sample(engines.names, len(engines.names)):
-            found[name].append(engines.answer(name, block, at_once))
+    with progress_bar() as bar:
+        row = bar.add_task(f"{at_once} at once", total=len(blocks))
+        for block in blocks:
+            for name in order.sample(engines.names, len(engines.names)):
+                found[name].append(engines.answer(name, block, at_once))
+            bar.advance(row)
     return found
 
 
@@ -180,8 +186,8 @@ def _serve(config: FleetConfig, engine: Engine, connection: Connection) -> None:
                     temperature=fields["temperature"],
                     top_p=fields["top_p"],
                     max_tokens=fields["max_tokens"],
-                    ignore_eos=True,
                     detokenize=False,
+                    extra_args=fields["extra_args"],
                 ),
             )
             for fields in requests
@@ -191,6 +197,8 @@ def _serve(config: FleetConfig, engine: Engine, connection: Connection) -> None:
 
 def _answer(engine: Any, waiting: list[tuple[list[int], Any]], at_once: int) -> Block:
     """Answer all requests, a new one as soon as one ends."""
+    from draftpick.engines.vllm.pool_reports import reports_of
+
     tokens, reports = 0, []
     names = iter(range(len(waiting)))
     began = time.process_time()
@@ -201,7 +209,7 @@ def _answer(engine: Any, waiting: list[tuple[list[int], Any]], at_once: int) -> 
         for output in engine.step():
             if output.finished:
                 tokens += len(output.outputs[0].token_ids)
-                reports.append((output.kv_transfer_params or {}).get("draftpick_pool", {}))
+                reports.append(reports_of(output))
     return Block(time.process_time() - began, tokens, reports)
 
 

@@ -34,12 +34,13 @@ _MODEL = {"method": "draft_model", "num_speculative_tokens": 3}
 _SAMPLED = {"draft_sample_method": "probabilistic"}
 _POOL = [
     {**_HEAD, "name": "one", "model": "head"},
-    {**_HEAD, "name": "two", "model": "head", "num_speculative_tokens": 2},
+    {**_HEAD, "name": "two", "model": "other_head", "num_speculative_tokens": 2},
     {"name": "suffix", "method": "suffix", "num_speculative_tokens": 4, "suffix_decoding_max_cached_requests": 0},
-    {"name": "ngram", "method": "ngram", "num_speculative_tokens": 4},
+    {"name": "ngram", "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
     {"name": "trigram", "method": "trigram", "num_speculative_tokens": 4},
+    {"name": "hybrid", "method": "hybrid", "num_speculative_tokens": 4},
 ]
-"""Every other request is pinned to one of them, so that batches mix all."""
+"""Every other request is pinned to one of them, and greedy requests are among them, so that batches mix all."""
 DRAFTERS: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = {
     "none": None,
     "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
@@ -87,6 +88,7 @@ def make_models(folder: Path) -> None:
     write_target(folder / "target", layers=7, head_dim=32, spread=6)
     write_noisy_copy(folder / "target", folder / "drafter")
     write_head(folder / "target", folder / "head", parallel=False)
+    write_head(folder / "target", folder / "other_head", parallel=False, seed=3)
     write_head(folder / "target", folder / "parallel", parallel=True)
 
 
@@ -149,20 +151,22 @@ def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[in
     kwargs |= {"dtype": "float32", "skip_tokenizer_init": True, "enable_prefix_caching": False, "max_num_seqs": 256}
     llm = LLM(model=fleet.target.source, seed=seed, **kwargs, disable_log_stats=False)
     pins = [one["name"] for one in drafters] if pool else []
+    greedy = [pool and i % 5 == 4 for i in range(n + n // 4 if pool else n)]
     params = [
         SamplingParams(
-            temperature=1.0,
+            temperature=0.0 if greedy[i] else 1.0,
             max_tokens=LENGTH,
             ignore_eos=True,
             detokenize=False,
             extra_args={XARG: Forecast(only=pins[i // 2 % len(pins)]).to_json()} if pins and i % 2 else None,
         )
-        for i in range(n)
+        for i in range(len(greedy))
     ]
-    done = llm.generate([{"prompt_token_ids": PROMPT}] * n, params, use_tqdm=False)
+    done = llm.generate([{"prompt_token_ids": PROMPT}] * len(greedy), params, use_tqdm=False)
     counters = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
     drafted, accepted = (counters.get(f"vllm:spec_decode_num_{what}_tokens", 0) for what in ("draft", "accepted"))
-    return [list(answer.outputs[0].token_ids) for answer in done], int(drafted), int(accepted)
+    sampled = [list(one.outputs[0].token_ids) for one, is_greedy in zip(done, greedy, strict=True) if not is_greedy]
+    return sampled, int(drafted), int(accepted)
 
 
 def _located(drafter: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
-    fleet = resolve("embedded")
+    fleet = resolve("seven")
     prepare_models(fleet)
     names = [PLAIN, *(name for name in args.engines if name != PLAIN)]
     prompts = select(args.prompts, args.split, args.n, target_path(fleet.target))
@@ -188,7 +188,7 @@ def judge(measured: Answers, gained: Any) -> dict[str, Interval]:
         for row, mode in enumerate(MODES):
             figures[f"step/{name}/{mode}"] = bootstrap_ratio(step_s[name][row], step_s[PLAIN][row])
             figures[f"speed/{name}/{mode}"] = bootstrap_ratio(token_s[PLAIN][row], token_s[name][row])
-        drafter = _engine(resolve("embedded"), name).drafter
+        drafter = _engine(resolve("seven"), name).drafter
         if drafter is not None and drafter.method == "eagle3":
             step = dataclasses.astuple(figures[f"step/{name}/greedy"])
             figures[f"drafted_token_cost/{name}"] = Interval(*((x - 1) / drafter.num_speculative_tokens for x in step))

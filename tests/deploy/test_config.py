@@ -67,7 +67,7 @@ def test_an_unknown_fleet_gets_a_suggestion_and_the_names() -> None:
     error = refusal("mok")
     assert error.field == "config"
     assert str(error) == (
-        "config: unknown fleet 'mok' (did you mean 'mock'? name a YAML file, or one of: embedded, mock, pool)"
+        "config: unknown fleet 'mok' (did you mean 'mock'? name a YAML file, or one of: embedded, mock, pool, seven)"
     )
     assert "did you mean" not in str(refusal("qwerty"))
 
@@ -272,3 +272,10 @@ def test_a_policy_with_a_damaged_file(tmp_path: Path) -> None:
     assert "its sha256 differs" in refused_policy(path)
     (path / "manifest.json").write_text("{")
     assert "is not a readable policy" in refused_policy(path)
+
+
+@pytest.mark.parametrize("name", ["embedded", "pool"])
+def test_the_shipped_policy_serves_the_pools_of_fleets_that_ship(name: str) -> None:
+    config = resolve(name)
+    assert any(engine.is_pool for engine in config.engines)
+    assert policy_warning(config) is None

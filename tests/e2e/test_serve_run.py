@@ -53,6 +53,22 @@ def ready(port: int) -> dict[str, object]:
     raise AssertionError("the application was not ready in time")
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["starting", "serving"])
+def test_a_signal_to_the_whole_process_group_ends_all_soon(tmp_path: Path, early: bool) -> None:
+    fleet, port = tmp_path / "fleet.yaml", free_port()
+    fleet.write_text(yaml.safe_dump(FLEET))
+    command = [sys.executable, "-m", "draftpick", "serve", "--config", str(fleet), "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    ready(port)
+    while not early and b"ready" not in (tmp_path / "log").read_bytes():
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(20)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def application(port: int) -> tuple[object, ...]:
     state = ready(port)
     body = {"model": "mock-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}

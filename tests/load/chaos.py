@@ -40,6 +40,8 @@ from tests.load.hostile import Hostile
 _TAIL_S = 1.0
 """What a killed router had not written yet: its flush interval, and a second flush that was under way."""
 _RECOVERS_S = 60.0
+_CALM_S = 40.0
+"""Before the first fault: routing with and without the hostile client at work."""
 _ROUTER_DOWN_S = 3.0
 _ROUTERS = 2
 _USUAL_KEY, _HOSTILE_KEY = "dp-usual", "dp-hostile"
@@ -48,12 +50,28 @@ _POLICY_CHANGES = ("reload_policy", "offer_broken_policy")
 _MIN_COMPARED = 50
 _SETTLED_S = 2.0
 """After a fault is over, until routing is as usual."""
+POOL: dict[str, Any] = {
+    "name": "pool",
+    "kind": "mock",
+    "deployment": {"num_replicas": 2},
+    "mock": {
+        "step_s": 0.0045,
+        "shared_steps": True,
+        "drafters": {
+            "copy": {"num_speculative_tokens": 8, "acceptance_by_class": {"edit": 4.5}},
+            "head": {"num_speculative_tokens": 3, "acceptance_by_class": {"math": 3.0}, "step_s": 0.0005},
+        },
+    },
+}
+"""Two replicas with every drafter, among mock engines with one each."""
 _COUNTED = (
     "requests",
     "answered",
     "retried",
     "failed_before_first_byte",
+    "failed_before_first_byte/killed_router",
     "broken_after_first_byte",
+    "broken_after_first_byte/killed_router",
     "cut_by_killed_router",
     "slow_readers",
     "duplicates",
@@ -98,6 +116,7 @@ def fleet(folder: Path, registry: Path, real: bool, keys: Path | None = None) ->
     if real:
         return with_engines(resolve(fields), ["plain", "suffix"])
     fields["engines"][0]["deployment"] = {"num_replicas": 2}
+    fields["engines"].append(POOL)
     return resolve(fields)
 
 
@@ -124,7 +143,8 @@ async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, second
     story, began = Story(), time.monotonic()
     asking, watching = asyncio.create_task(clients.run()), asyncio.create_task(chaos.watch_memory())
     row = bar.add_task("faults", total=len(faults))
-    await asyncio.sleep(4)
+    calm_s = min(_CALM_S, seconds / 4)
+    await asyncio.sleep(calm_s)
     for number, fault in enumerate(faults):
         bar.update(row, description=fault.name)
         story.done[fault.name] = time.monotonic()
@@ -139,7 +159,8 @@ async def suffer(chaos: Chaos, faults: Sequence[Fault], clients: Clients, second
         story.recovery_s[fault.name] = await _recovery_s(chaos, fault, undone)
         story.over[fault.name] = time.monotonic()
         bar.advance(row)
-        await asyncio.sleep(max(2.0, began + (number + 1) / len(faults) * (seconds - 8) - time.monotonic()))
+        until = began + calm_s + (number + 1) / len(faults) * (seconds - calm_s - 4)
+        await asyncio.sleep(max(2.0, until - time.monotonic()))
     clients.stop()
     await asyncio.wait_for(asking, 90)
     watching.cancel()
@@ -181,6 +202,9 @@ def judge(
             )
             errors[f"{'broken' if one.began else 'failed'}: {one.error or one.status}, {during}"] += 1
         mine = records.get(one.request_id, [])
+        if not (one.done or one.began or cut_by_router):
+            attempts = [(r.decision.arm, r.outcome.status, round(r.outcome.e2e_s or 0.0, 2)) for r in mine]
+            out.print(f"failed after {one.ended - one.sent:.2f} s, stream {one.stream}: {attempts}", highlight=False)
         good = sum(record.outcome.status == "ok" for record in mine)
         late = any(r.outcome.ttft_s is not None and r.attempt < len(mine) and one.stream for r in mine)
         figures["duplicates"] += good > 1 or late

@@ -48,13 +48,19 @@ _AWAY = frozenset(
     | {
         (f"Draftpick{name}", arm)
         for name in ("EngineGone", "EngineFails", "BreakerOpen", "LoadUnknown")
-        for arm in ("plain", "ngram", "suffix", "math")
+        for arm in ("plain", "ngram", "suffix", "math", "pool", "pool/none", "pool/copy", "pool/head")
     }
 )
+_POOL_FAILS = frozenset({("DraftpickEngineFails", f"pool/{drafter}") for drafter in ("none", "copy", "head")})
+"""Attempts are counted by arm, breakers by engine."""
 DUE: Mapping[str, Due] = {
     CALM.name: Due(),
     # It has no other replica, and may be away for longer than its alert waits.
     "kill_engine": Due(may=frozenset({("DraftpickEngineGone", "ngram")})),
+    # The other replica serves.
+    "kill_pool": Due(may=frozenset({("DraftpickEngineGone", "pool"), ("DraftpickBreakerOpen", "pool")})),
+    "hang_pool": Due(frozenset({("DraftpickBreakerOpen", "pool")}), _POOL_FAILS),
+    "cut_pool_in_mid_draft": Due(may=_POOL_FAILS | {("DraftpickBreakerOpen", "pool"), _BROKEN}),
     "hang": _ill("suffix"),
     # Streams that have begun are cut, and no other engine may go on with them.
     "slow": _ill("suffix", _BROKEN),

@@ -68,6 +68,9 @@ class Chaos:
         step_s = spec["suffix"].step_s
         return [
             self.killed("ngram"),
+            self.killed("pool", "kill_pool"),
+            self._mocked("hang_pool", "pool", {"hang_share": 1.0}, {"hang_share": 0.0}),
+            self._mocked("cut_pool_in_mid_draft", "pool", {"break_share": 0.5}, {"break_share": 0.0}),
             self._mocked("hang", "suffix", {"hang_share": 1.0}, {"hang_share": 0.0}),
             self._mocked("slow", "suffix", {"step_s": 40 * step_s}, {"step_s": step_s}),
             self._mocked("garbage", "math", {"garbage_share": 1.0}, {"garbage_share": 0.0}),
@@ -89,13 +92,13 @@ class Chaos:
 
     # --- faults ---
 
-    def killed(self, arm: str) -> Fault:
+    def killed(self, engine: str, name: str = "kill_engine") -> Fault:
         """A replica's process is killed."""
 
         async def do() -> None:
-            kill(f"engine-{arm}")
+            kill(f"engine-{engine}")
 
-        return Fault("kill_engine", do, None, self.well)
+        return Fault(name, do, None, self.well)
 
     def router_killed(self) -> Fault:
         """One replica of the router is killed."""

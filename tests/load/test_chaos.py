@@ -7,7 +7,7 @@ import pytest
 
 from draftpick.router.records import encode
 from draftpick.router.types import Decision, Outcome, Record
-from tests.load.chaos import Story, judge, routing_shift
+from tests.load.chaos import Story, fleet, judge, routing_shift
 from tests.load.clients import ClientResult
 
 
@@ -46,6 +46,11 @@ def test_each_failure_is_counted_with_its_reason(tmp_path: Path) -> None:
     assert figures["broken_after_first_byte"] == figures["broken_after_first_byte/cut"] == 1
     assert figures["slow_readers"] == figures["retried"] == figures["unrecorded_attempts"] == 1
     assert (figures["answered"], figures["records_dropped_and_counted"]) == (2, 7)
+
+
+def test_a_pool_is_among_the_mock_engines(tmp_path: Path) -> None:
+    made = fleet(tmp_path / "records", tmp_path, real=False)
+    assert {"pool/none", "pool/copy", "pool/head"} < set(made.arms)
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -103,6 +103,9 @@ def test_the_tokens_of_a_prompt_of_token_ids_are_counted(prompt: Any, count: int
         ({"min_p": 0, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}}, set()),
         ({"logit_bias": {"5": -100}, "structured_outputs": {"regex": "a"}}, {"logit_bias", "structured_outputs"}),
         ({"response_format": {"type": "json_object"}}, {"response_format"}),
+        ({"text": {"format": {"type": "json_schema"}}}, {"text"}),
+        ({"text": {"format": {"type": "text"}}, "output_config": {"effort": "low"}}, set()),
+        ({"output_config": {"format": {"type": "json_schema"}}}, {"output_config"}),
         ({"messages": [{"role": "user", "content": [IMAGE_PART, TEXT_PART]}]}, {"image"}),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}, {"type": "video_url"}]}]},
@@ -112,6 +115,21 @@ def test_the_tokens_of_a_prompt_of_token_ids_are_counted(prompt: Any, count: int
 )
 def test_what_not_every_engine_takes_is_noted(fields: dict[str, Any], asks: set[str]) -> None:
     assert parse(CHAT, orjson.dumps(fields)).asks == asks
+
+
+@pytest.mark.parametrize(
+    ("fields", "structured"),
+    [
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"text": {"format": {"type": "json_schema"}}}, True),
+        ({"output_config": {"format": {"type": "json_schema"}}}, True),
+        ({"structured_outputs": {"regex": "a"}}, True),
+        ({"tools": [{"type": "function"}]}, True),
+        ({"response_format": {"type": "text"}, "text": {"verbosity": "low"}, "tools": []}, False),
+    ],
+)
+def test_an_answer_in_a_prescribed_format_is_structured(fields: dict[str, Any], structured: bool) -> None:
+    assert parse(CHAT, orjson.dumps(fields)).structured is structured
 
 
 def test_the_state_that_a_request_needs_is_noted() -> None:
@@ -136,6 +154,26 @@ def test_the_numeric_sampling_fields_are_read() -> None:
     fields = {"temperature": 0, "top_p": 0.5, "max_tokens": 7, "n": 2, "seed": 3, "stop": ["x"]}
     request = parse(CHAT, orjson.dumps(fields))
     assert request.sampling == {"temperature": 0.0, "top_p": 0.5, "max_tokens": 7.0, "n": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "limit"),
+    [
+        (CHAT, {"max_tokens": 9, "max_completion_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 9, "max_completion_tokens": None}, 9),
+        (CHAT, {"max_tokens": "9"}, 9),
+        (CHAT, {}, None),
+        (COMPLETIONS, {"max_tokens": 9, "max_completion_tokens": 5}, 9),
+        (COMPLETIONS, {}, 16),
+        (COMPLETIONS, {"max_tokens": None}, 16),
+        (RESPONSES, {"max_tokens": 9, "max_output_tokens": 5}, 5),
+        (MESSAGES, {"max_tokens": 9, "max_output_tokens": 5}, 9),
+    ],
+)
+def test_the_limit_of_the_answer_is_the_one_that_its_api_obeys(
+    path: str, fields: dict[str, Any], limit: float | None
+) -> None:
+    assert parse(path, orjson.dumps(fields)).max_tokens == limit
 
 
 @pytest.mark.parametrize("value", [None, "half", {}, [1], "1e999"])

@@ -9,6 +9,7 @@ from draftpick.deploy.doctor.checks.environment import SUPPORTED
 from draftpick.deploy.doctor.context import DoctorContext
 from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
 from draftpick.deploy.doctor.probe import RunningEngine
+from draftpick.engines.pool import report
 
 _MIN_DRAFTED = 200
 _LOST = 0.01
@@ -43,6 +44,22 @@ def answers(context: DoctorContext) -> Iterator[Finding]:
             yield problem(
                 name, "no answer to a short chat in time", "test it: POST /v1/chat/completions",
                 "it lists its models, but does not answer",
+            )  # fmt: skip
+
+
+@check("engines", "all pools report on their drafters")
+def pools(context: DoctorContext) -> Iterator[Finding]:
+    """An engine whose configuration lists drafters, and that does not run our plugin, ignores forecasts."""
+    for engine in context.config.engines:
+        one = context.answering.get(engine.name)
+        if not engine.is_pool or one is None or one.answer is None or (one.answer.output_tokens or 0) < 2:
+            continue
+        speculation = (one.answer.metrics or {}).get("speculative_decoding")
+        if not (isinstance(speculation, dict) and report.parse(speculation.get(report.FIELD))):
+            yield warning(
+                engine.name, "its answer says nothing of drafters: it is no pool, and ignores forecasts",
+                "start it with the flags of `draftpick vllm-args`, or remove its `drafters`",
+                "the router's choice of a drafter has no effect there, and learns nothing",
             )  # fmt: skip
 
 

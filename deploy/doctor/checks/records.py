@@ -7,8 +7,9 @@ import numpy as np
 
 from draftpick.deploy.doctor.context import DoctorContext
 from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
+from draftpick.engines.arms import engine_of
 from draftpick.router.online.safe_mode import PREFIX
-from draftpick.router.types import Record
+from draftpick.router.types import Record, ignores_forecast
 
 _MIN_RECORDS = 50
 _LOST = 1.02
@@ -135,6 +136,19 @@ def traffic(context: DoctorContext) -> Iterator[Finding]:
         yield note(
             "router.records", f"half of the answers have {tokens:.0f} tokens or fewer",
             "draftpick headroom --records FOLDER", "drafts only speed up the tokens after the first",
+        )  # fmt: skip
+
+
+@check("records", "pools use the forecasts that they are sent")
+def ignored_forecasts(context: DoctorContext) -> Iterator[Finding]:
+    """A pool reports on its drafters in each answer; an engine without our plugin ignores what it is told of them."""
+    sent = Counter(engine_of(r.decision.arm) for r in context.attempts if r.decision.forecast is not None)
+    ignored = Counter(engine_of(record.decision.arm) for record in context.attempts if ignores_forecast(record))
+    for engine, requests in ignored.items():
+        yield warning(
+            engine, f"ignored {requests} of the last {sent[engine]} forecasts of its drafters",
+            "start it with the flags of `draftpick vllm-args`, or remove its `drafters`",
+            "it drafts in its own way: the router's choice of a drafter has no effect, and learns nothing",
         )  # fmt: skip
 
 

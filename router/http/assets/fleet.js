@@ -24,7 +24,8 @@ export function totals(state) {
     tile("Acceptance", number(all.acceptance_length, 2), "tokens per decoding step"),
     tile(`Saved over ${state.baseline}`, percent(all.saved_share), savedNote(all), tone(all.saved_share)),
     tile("Requests", number(all.attempts), requestsNote(all)),
-  ];
+    lost(state.records) && tile("Records lost", number(lost(state.records)), lostNote(state.records), "bad"),
+  ].filter(Boolean);
 }
 
 function tile(name, value, note, state = "dim") {
@@ -40,6 +41,14 @@ function requestsNote(all) {
   if (!all.attempts) return "none so far";
   const failed = all.failed ? `, ${all.failed} failed` : "";
   return `in the last ${seconds(all.seconds)}${failed}`;
+}
+
+function lost(records) {
+  return records ? records.dropped + (records.damaged ?? 0) : 0;
+}
+
+function lostNote(records) {
+  return `${records.dropped} dropped, ${records.damaged ?? 0} damaged lines (draftpick records repair)`;
 }
 
 function tone(share) {

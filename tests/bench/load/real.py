@@ -38,7 +38,7 @@ Urls = Mapping[str, Sequence[str]]
 
 def fleet() -> DraftpickConfig:
     """Two replicas of each engine; of a replica at most one core is used."""
-    fields = without_shared_text(with_engines(resolve("embedded"), list(_ARMS))).model_dump(mode="json")
+    fields = without_shared_text(with_engines(resolve("seven"), list(_ARMS))).model_dump(mode="json")
     for engine in fields["engines"]:
         engine["deployment"] |= {"num_replicas": 2, "num_cpus": 1.0, "profile": "auto"}
     return resolve(fields)

@@ -77,7 +77,7 @@ def main() -> None:
         (home / "registry").mkdir()
         settings = {"policy": str(home / "registry"), "records": {"dir": str(home / "records")}}
         more = {"featurizer": "static", "shadow": {"sample_rate": 1.0}}
-        fleet = with_router(with_engines(resolve("embedded"), list(_ENGINES)), **settings, **more)
+        fleet = with_router(with_engines(resolve("seven"), list(_ENGINES)), **settings, **more)
         prepare_models(fleet)
         registry, plan = Registry(home / "registry"), RetrainingPlan(learner("tau_cost"), "plain")
         row = bar.add_task("requests", total=2 * args.n + len(_ENGINES) * args.held_out)

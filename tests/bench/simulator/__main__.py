@@ -3,7 +3,7 @@
 Mock engines behind a router get, over HTTP, the requests of a simulation at the same moments: one engine that is nearly
 full, three engines of different drafters by text alone, and by load, and the same with a flash crowd. The simulation
 knows what the engines were told to take, not what they took. `--real ENGINE` does the same with an engine of the
-embedded fleet, whose steps are measured first, and adds to the file.
+embedded fleet, whose steps are measured first, and adds to the file; `--pools` adds what `pools.py` simulates.
 
 `million_requests_s`: seconds that a million requests take on a thousand replicas of seven engines.
 """
@@ -167,9 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2, help="runs of each setup, with other requests each")
     parser.add_argument("--real", action="append", default=[], metavar="ENGINE", help="an engine of the embedded fleet")
+    parser.add_argument("--pools", action="store_true", help="simulate pools against single engines")
     parser.add_argument("--profiles", type=Path, help="with --real: folder that the measured profiles go into, too")
     parser.add_argument(
-        "--json-file", type=Path, help="also write the figures; with --real, add to those that are there"
+        "--json-file", type=Path, help="also write the figures; with --real or --pools, add to those that are there"
     )
     args = parser.parse_args()
     with progress_bar() as bar:
@@ -177,6 +178,10 @@ def main() -> None:
             from tests.bench.simulator.real import reals
 
             found = figures(reals(args.real, args.profiles, bar))
+        elif args.pools:
+            from tests.bench.simulator.pools import pools
+
+            found = pools(bar)
         else:
             found = mocks(args.repeats, bar)
             found |= {name: Interval(value, value, value) for name, value in million().items()}
@@ -184,6 +189,9 @@ def main() -> None:
         held = json.loads(args.json_file.read_text())["figures"]
         found |= errors({name: Interval(**figure) for name, figure in held.items()} | found)
         merge_into(args.json_file, found)
+    elif args.pools:
+        if args.json_file:
+            merge_into(args.json_file, found)
     else:
         found |= errors(found)
         if args.json_file:

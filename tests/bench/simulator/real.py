@@ -39,7 +39,7 @@ LOADS: Mapping[str, float] = {"low": 0.3, "high": 0.6}
 
 def reals(names: Sequence[str], profiles: Path | None, bar: Progress) -> dict[str, list[dict[str, float]]]:
     """Simulated beside live, for each of these engines at each load; what was measured goes into a folder, too."""
-    fleet = resolve("embedded")
+    fleet = resolve("seven")
     prepare_models(fleet)
     found = {}
     for subject in subjects(fleet, names, []):

@@ -43,13 +43,14 @@ def test_a_former_flag_gives_the_present_parameter(command: str, former: str, no
     assert taken(command, line)[name] not in (None, [], ())
 
 
-@pytest.mark.parametrize(("command", "former", "now"), ROWS)
-def test_a_former_flag_warns_beside_clean_output(command: str, former: str, now: str) -> None:
-    present = invoke(*given(command, now), "--help")
-    result = invoke(*given(command, former), "--help")
+@pytest.mark.parametrize("command", FLAGS)
+def test_former_flags_warn_beside_clean_output(command: str) -> None:
+    present = invoke(*given(command, *FLAGS[command].values()), "--help")
+    result = invoke(*given(command, *FLAGS[command]), "--help")
     assert result.exit_code == 0
     assert result.stdout == present.stdout
-    assert f"warning: `{former}` is now `{now}`" in words(result.stderr)
+    for former, now in FLAGS[command].items():
+        assert f"warning: `{former}` is now `{now}`" in words(result.stderr)
     assert present.stderr == ""
 
 

@@ -1,6 +1,7 @@
 """The command line: help for every command, what is printed, and exit codes."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -441,13 +442,16 @@ def test_a_failure_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_collecting_without_a_router_is_one_line(tmp_path: Path) -> None:
+def test_collecting_without_a_router_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}')
     files = ["--output-dir", str(tmp_path / "data"), "--prompts", str(tmp_path / "prompts.jsonl")]
-    done = draftpick("collect", *files, "--url", "http://127.0.0.1:9")
-    assert done.returncode == 1
-    assert "http://127.0.0.1:9" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["draftpick", "collect", *files, "--url", "http://127.0.0.1:9"])
+    monkeypatch.setattr(logging, "captureWarnings", lambda capture: None)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert "http://127.0.0.1:9" in capsys.readouterr().err
 
 
 # --- prompts ---

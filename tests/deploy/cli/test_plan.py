@@ -9,9 +9,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from draftpick.deploy.cli import main as cli
+from draftpick.deploy.cli.plan import pool_verdict
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.policy_training.data.dataset import Measurement, save
+from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.router.records import encode
 from draftpick.router.types import Outcome
 from tests.deploy.cli.test_main import invoke, words
@@ -151,10 +153,14 @@ def test_help_teaches() -> None:
 
 
 def test_a_pool_of_the_engines_drafters_is_considered(profiles: str) -> None:
-    common = ("--profiles", profiles, "--traffic", "six_kinds", "-n", "200", "--rate", "5", "--seeds", "2")
+    common = ("--profiles", profiles, "--traffic", "six_kinds", "-n", "200", "--rate", "5", "--seeds", "6")
     pool = ("--pool", "all=plain+suffix+math")
     told = json.loads(ran("plan", *common, "-a", "2", *pool, "--json").stdout)
-    assert told["chosen"] == {"all": 2}
+    assert told["chosen"] == told["pool"] == {"all": 2}
+    assert "all" not in told["single"]
+    assert "a pool wins here: 2 all is" in words(ran("plan", *common, "-a", "2", *pool).stdout)
+    alone = ran("plan", *common, "-a", "2").stdout
+    assert "pool" not in alone
     wrong = invoke("plan", *common, "-a", "2", "--pool", "all=plain+maths")
     assert isinstance(wrong.exception, ConfigError)
     assert "engines with a profile: math, plain, suffix" in str(wrong.exception)
@@ -166,3 +172,17 @@ def test_the_profile_of_a_pool_holds_those_of_its_drafters(tmp_path: Path) -> No
     common = ("--profiles", str(folder), "--traffic", "six_kinds", "-n", "200", "--seeds", "2")
     told = json.loads(ran("simulate", *common, "--fleet", "pool=2", "--json").stdout)
     assert told["runs"]["throughput"]["share/pool"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.02, 1.1, "a pool wins here"),
+        (0.9, 0.97, "a single engine wins here"),
+        (0.98, 1.03, "neither a pool nor a single engine wins"),
+    ],
+)
+def test_a_plan_says_whether_pools_win(low: float, high: float, verdict: str) -> None:
+    text = pool_verdict("2 pool", "2 suffix", Interval((low + high) / 2, low, high))
+    assert text.startswith(f"{verdict}: 2 pool is ")
+    assert text.endswith(" times as fast as 2 suffix")

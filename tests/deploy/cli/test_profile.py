@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from draftpick.engines.errors import ConfigError
 from draftpick.engines.http.server import LocalServer
 from draftpick.engines.mock.app import MockSpec, mock_app
 from draftpick.engines.profile import cache as profile_cache
+from draftpick.engines.profile.measure import ProfilePlan
 from draftpick.engines.profile.profile import Profile, ProfileError
 from draftpick.router.config.router_config import DraftpickConfig, load_config
 from tests.deploy.cli.test_main import words
@@ -29,6 +31,13 @@ SPEC = MockSpec(step_s=0.01, step_s_per_request=0.002, max_running=8)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFTPICK_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "profiles"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command measures takes seconds."""
+    plan = partial(ProfilePlan, steps=5, min_prompts=1, prefills=1, prefill_tokens=(16, 64))
+    monkeypatch.setattr("draftpick.engines.profile.measure.ProfilePlan", plan)
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -18,11 +21,14 @@ import pytest
 
 from draftpick.deploy.launch.ray_serve import free_port
 from draftpick.engines.pool.report import FIELD, parse
+from draftpick.engines.reporting.report import BATCH, OutcomeReport
+from draftpick.engines.reporting.ticket import HEADER, Ticket
 
 PAGE = (Path(__file__).parents[3] / "docs" / "pool.md").read_text()
 FLEET, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 ON_GPUS, ON_CPUS = re.findall(r"```sh\n(.*?)\n```", PAGE, re.S)
 ASK = {"messages": [{"role": "user", "content": "Repeat five times: red, green, blue."}], "max_tokens": 48}
+SECRET = "a secret of some length"
 
 pytestmark = [
     pytest.mark.vllm,
@@ -38,6 +44,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder, port = tmp_path_factory.mktemp("pool"), free_port()
     (folder / "pool.yaml").write_text(FLEET)
     env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env["DRAFTPICK_REPORT_SECRET"] = SECRET
     printed, served = (shlex.split(part) for part in ON_CPUS.replace("8001", str(port)).split(" | xargs "))
     words = [sys.executable, "-m", *printed]
     flags = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
@@ -101,6 +108,50 @@ def test_a_forecast_reaches_the_engine(engine: httpx.Client) -> None:
 
 def test_what_is_no_forecast_is_ignored(engine: httpx.Client) -> None:
     assert drafters(ask(engine, vllm_xargs={"draftpick_forecast": "{"}))["general"]["scored"] > 0
+
+
+@contextmanager
+def inbox() -> Iterator[tuple[str, list[OutcomeReport]]]:
+    """A router's inbox: its address, and the reports that have come."""
+    came: list[OutcomeReport] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.extend(BATCH.validate_json(self.rfile.read(int(self.headers["content-length"]))).outcomes)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", came
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_engine_reports_a_leased_requests_outcome(engine: httpx.Client) -> None:
+    with inbox() as (router, came):
+        for number, stream in enumerate((False, True), 1):
+            ticket = Ticket(f"{number:032x}", router).to_header(SECRET)
+            body = {**ASK, "temperature": 0, "stream": stream}
+            answer = engine.post("/v1/chat/completions", json=body, headers={HEADER: ticket})
+            assert answer.status_code == 200
+            deadline = time.monotonic() + 10
+            while len(came) < number and time.monotonic() < deadline:
+                time.sleep(0.05)
+    answered = ask(engine)
+    assert [report.lease for report in came] == [f"{number:032x}" for number in (1, 2)]
+    for report in came:
+        assert (report.status, report.error) == (200, None)
+        assert report.usage is not None
+        assert report.metrics is not None
+        assert report.usage["completion_tokens"] == answered["usage"]["completion_tokens"]
+        assert report.metrics["generation_time_ms"] > 0
+        assert parse(report.metrics["speculative_decoding"][FIELD]).keys() == {"general", "suffix", "none"}
 
 
 def test_the_metrics_count_by_drafter(engine: httpx.Client) -> None:

@@ -75,6 +75,14 @@ def test_a_pinned_engine_answers_and_says_so(mock_url: str) -> None:
         assert answer.headers["x-draftpick-request-id"]
 
 
+@pytest.mark.parametrize("sent", [{}, {"x-request-id": "mine-1"}])
+def test_an_answer_has_one_request_id(mock_url: str, sent: dict[str, str]) -> None:
+    for fields in (body(), {"messages": 3}):
+        answer = httpx.post(mock_url + CHAT, json=fields, headers=sent)
+        given = answer.headers.get_list("x-request-id")
+        assert given == [sent.get("x-request-id", answer.headers["x-draftpick-request-id"])]
+
+
 def test_handle_chooses_without_sending_and_sends(mock_url: str) -> None:
     handle = serve.get_deployment_handle("router", APP_NAME)
     before = counted(mock_url, "started")

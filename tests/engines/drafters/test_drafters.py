@@ -3,13 +3,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from draftpick.engines.drafter_options import HybridOptions, SuffixOptions, TrigramOptions
 from draftpick.engines.drafters.acceptance import DrafterReplay
 from draftpick.engines.drafters.hybrid import HybridDrafter, HybridProposer, SuffixProposer, build_parts
 from draftpick.engines.drafters.prompt_lookup import NgramDrafter, longest_match
 from draftpick.engines.drafters.proposer import Drafter
-from draftpick.engines.drafters.replay import VLLMNgramDrafter, count_agreed, replay_drafter, replay_matches
+from draftpick.engines.drafters.replay import count_agreed, replay_drafter, replay_matches
 from draftpick.engines.drafters.suffix import SuffixDrafter
 from draftpick.engines.drafters.trigram.proposer import CAP, RATE, TrigramDrafter, TrigramProposer
 from draftpick.engines.drafters.trigram.table import find
@@ -54,6 +56,16 @@ def test_drafts_keep_to_the_limit(name: str) -> None:
     for limit in (0, 1, 3, 100):
         assert len(drafter.draft(state, tokens, limit)[0]) <= min(limit, K)
     drafter.end(state)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 4))
+def test_ngram_drafts_are_those_of_vllm(tokens: list[int], shortest: int, more: int) -> None:
+    pytest.importorskip("vllm")
+    from vllm.v1.spec_decode.ngram_proposer import _find_longest_matched_ngram_and_propose_tokens as propose
+
+    text, longest = ids(*tokens), shortest + more
+    ours = NgramDrafter.as_in_vllm(K, {"prompt_lookup_min": shortest, "prompt_lookup_max": longest})
+    assert ours.draft(None, text, K)[0].tolist() == propose(text, shortest, longest, 2**30, K).tolist()
 
 
 def test_the_longest_and_latest_match_wins() -> None:
@@ -174,9 +186,3 @@ def test_replay_of_matches_is_the_block_simulation() -> None:
     assert replayed.accepted.tolist() == [2, 3, 1]
     assert replay_matches(np.zeros(5, np.bool_), 3).acceptance_length == 1.0
     assert DrafterReplay(ids(), ids()).acceptance_length == 1.0
-
-
-def test_replayed_ngram_is_vllm_s() -> None:
-    pytest.importorskip("vllm")
-    replayed = replay_drafter(VLLMNgramDrafter(6, 2, 4), ids(*PHRASE), ids(*PHRASE))
-    assert replayed.accepted.tolist() == [0, 5]

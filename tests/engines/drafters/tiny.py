@@ -34,9 +34,9 @@ def write_noisy_copy(target: Path, path: Path, noise: float = 0.3) -> None:
     model.save_pretrained(path)
 
 
-def write_head(target: Path, path: Path, parallel: bool) -> None:
+def write_head(target: Path, path: Path, parallel: bool, seed: int = 2) -> None:
     """An untrained EAGLE-3 head that can draft every second token."""
-    torch.manual_seed(2)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     export(make_head(model, torch.arange(0, VOCABULARY, 2), parallel), path)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance
+from draftpick.engines.pool.acceptance import LEVELS, Acceptance, OwnAcceptance, worth_of
 
 EVEN = [0.5] * LEVELS
 LENGTH = 4
@@ -70,3 +70,21 @@ def test_first_tokens_alone_show_whether_a_resting_drafter_would_earn() -> None:
     good.score_first([3] * 12, [True] * 12)
     bad.score_first([3] * 12, [False] * 12)
     assert bad.gain() < 0.5 * shared.gain() < shared.gain() < good.gain()
+
+
+def test_the_worth_of_a_draft_is_what_it_gains_beyond_its_verification() -> None:
+    assert worth_of([0.9, 0.6, 0.2], 0.5) == pytest.approx(0.5)
+    shared = Acceptance(LENGTH, EVEN)
+    for _ in range(500):
+        shared.note_draft([0.9, 0.6])
+        shared.note_draft([0.2])
+    assert [shared.worth(price) for price in (0.0, 0.5, 2.0)] == pytest.approx([0.85, 0.25, 0.0], abs=0.02)
+
+
+def test_a_drafter_that_was_only_scored_is_worth_what_its_confidence_says() -> None:
+    shared = Acceptance(LENGTH, EVEN)
+    for _ in range(100):
+        own = OwnAcceptance(shared)
+        own.score_first([15], [True])
+        own.score_first([1], [False])
+    assert shared.worth(0.8) == pytest.approx(0.08, abs=0.04)

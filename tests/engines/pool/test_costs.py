@@ -47,9 +47,17 @@ def test_a_machine_that_becomes_slower_is_noticed() -> None:
 def test_sampled_batches_have_costs_of_their_own() -> None:
     costs = Costs(max_tokens=64, max_requests=8)
     for _ in range(50):
-        costs.verify[True].add(4, 0.04)
-        costs.verify[False].add(4, 0.01)
-    assert costs.step(4, True) > 3 * costs.step(4, False)
+        costs.verify(4, True).add(4, 0.04)
+        costs.verify(4, False).add(4, 0.01)
+    assert costs.verify(4, True).seconds(4) > 3 * costs.verify(4, False).seconds(4)
+
+
+def test_many_requests_have_costs_of_their_own() -> None:
+    costs = Costs(max_tokens=64, max_requests=8)
+    for _ in range(50):
+        costs.verify(8, False).add(8, 0.04)
+        costs.verify(1, False).add(8, 0.03)
+    assert costs.verify(8, False).seconds(8) > 1.2 * costs.verify(1, False).seconds(8)
 
 
 def test_violators_are_pooled_by_their_weights() -> None:

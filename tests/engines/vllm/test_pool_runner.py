@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from tests.engines.vllm.digests import changed
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 LENGTH = 160
-NAMES = ("general", "suffix", "ngram", "trigram")
+HEADS = ("general", "code", "math", "chat")
+NAMES = (*HEADS, "suffix", "ngram", "trigram", "hybrid")
 TOPICS = ("a dog", "the sea", "an old clock", "two friends", "a long winter", "the last train", "a garden", "a debt")
 
 
@@ -26,13 +28,34 @@ def test_vllm_s_functions_are_those_that_the_pool_was_written_for() -> None:
     assert not changed(RELIES_ON), "compare with pool_runner.py and its neighbours, then note the new digests"
 
 
+def test_all_that_the_pool_imports_or_overrides_is_among_them() -> None:
+    from draftpick.engines.vllm import pool_heads, pool_runner, pool_scheduler
+
+    for ours in (pool_runner.PoolProposer, pool_heads.PoolHead, pool_scheduler.PoolScheduler):
+        for name in (name for name, value in vars(ours).items() if isinstance(value, FunctionType)):
+            of_vllm = next((base for base in ours.__mro__[1:] if name in vars(base) and base is not object), None)
+            if of_vllm is not None:
+                wanted = f"{of_vllm.__module__}:{of_vllm.__qualname__}"
+                assert {wanted, f"{wanted}.{name}"} & pool_runner.RELIES_ON.keys(), f"{wanted}.{name}"
+    for module in (pool_runner, pool_heads, pool_scheduler):
+        for one in vars(module).values():
+            if getattr(one, "__module__", "").startswith("vllm."):
+                names = [
+                    name for name in pool_runner.RELIES_ON if name.startswith(f"{one.__module__}:{one.__qualname__}")
+                ]
+                assert names, one
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `observe` found in a process of its own."""
-    folder = tmp_path_factory.mktemp("pool")
+    return in_process("observe", tmp_path_factory.mktemp("pool"))
+
+
+def in_process(function: str, folder: Path) -> dict[str, Any]:
     env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     env |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [sys.executable, "-c", f"from {__name__} import observe; observe({str(folder)!r})"]
+    command = [sys.executable, "-c", f"from {__name__} import {function}; {function}({str(folder)!r})"]
     subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
     read: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return read
@@ -67,8 +90,12 @@ def test_a_prompt_in_the_prefix_cache_costs_no_acceptance(found: dict[str, Any])
     assert found["cached"] == found["uncached"]
 
 
-def test_nothing_is_kept_of_requests_that_ended_before_the_last_step(found: dict[str, Any]) -> None:
-    assert found["kept"] == 1
+def test_every_head_has_read_a_text_that_ends_and_may_come_again_in_a_prompt(found: dict[str, Any]) -> None:
+    assert found["unread"] == {}
+
+
+def test_nothing_is_kept_of_requests_that_ended_or_were_aborted_in_mid_draft(found: dict[str, Any]) -> None:
+    assert found["kept"] == {"of_a_draft": 1, "after_abort": 0, "states": 0}
 
 
 def test_an_id_that_comes_again_is_another_request(found: dict[str, Any]) -> None:
@@ -77,7 +104,7 @@ def test_an_id_that_comes_again_is_another_request(found: dict[str, Any]) -> Non
 
 def test_requests_at_the_model_s_length_do_not_stop_the_others_drafts(found: dict[str, Any]) -> None:
     assert found["longest"] == LENGTH
-    assert found["beside_longest"]["suffix"]["steps"] + found["beside_longest"]["general"]["steps"] > 5
+    assert sum(one["steps"] for name, one in found["beside_longest"].items() if name != "none") > 5
 
 
 def test_a_head_that_only_vllm_s_own_loop_runs_drafts_too(found: dict[str, Any]) -> None:
@@ -93,8 +120,20 @@ def test_a_head_that_yields_no_numbers_is_left_out_and_the_others_serve(found: d
     assert found["poisoned_tokens"] == found["sound_tokens"]
 
 
+def test_a_head_that_yields_no_numbers_in_vllm_s_own_loop_is_left_out_too(found: dict[str, Any]) -> None:
+    assert found["poisoned_loop"]["code"]["left_out"]
+    assert found["poisoned_loop"]["code"]["drafted"] == 0
+    assert found["poisoned_loop_tokens"] == found["sound_tokens"]
+
+
 def test_a_head_that_does_not_load_is_left_out(found: dict[str, Any]) -> None:
     assert set(found["left_out"]) == {"broken"}
+
+
+def test_a_pool_whose_only_head_does_not_load_serves_with_the_others(tmp_path: Path) -> None:
+    report = in_process("observe_no_head", tmp_path)
+    assert report["broken"]["left_out"]
+    assert report["ngram"]["accepted"] > 5
 
 
 def observe(folder: str) -> None:
@@ -102,19 +141,16 @@ def observe(folder: str) -> None:
     from vllm import LLM, SamplingParams
 
     from draftpick.engines.config import PoolDrafter
-    from draftpick.engines.models.embedded import drafter_path, prepare_target
+    from draftpick.engines.models.embedded import prepare_target
     from draftpick.engines.vllm.pool_options import pool_arguments
 
-    head, broken = drafter_path("general"), Path(folder, "broken")
-    broken.mkdir()
-    (broken / "config.json").write_bytes((head / "config.json").read_bytes())
-    (broken / "model.safetensors").write_bytes(b"no tensors")
     drafters = [
-        PoolDrafter(name="general", method="eagle3", model=str(head), num_speculative_tokens=4),
-        PoolDrafter(name="broken", method="eagle3", model=str(broken), num_speculative_tokens=4),
+        *(PoolDrafter(name=one, method="eagle3", model=f"embedded:{one}", num_speculative_tokens=4) for one in HEADS),
+        PoolDrafter(name="broken", method="eagle3", model=broken_head(folder), num_speculative_tokens=4),
         PoolDrafter(name="suffix", method="suffix", num_speculative_tokens=8, suffix_decoding_max_cached_requests=0),
-        PoolDrafter(name="ngram", method="ngram", num_speculative_tokens=3),
+        PoolDrafter(name="ngram", method="ngram", num_speculative_tokens=3, prompt_lookup_max=4, prompt_lookup_min=1),
         PoolDrafter(name="trigram", method="trigram", num_speculative_tokens=3),
+        PoolDrafter(name="hybrid", method="hybrid", num_speculative_tokens=8),
     ]
     llm = LLM(
         model=str(prepare_target()), dtype="float32", enforce_eager=True, max_model_len=LENGTH, max_num_seqs=8,
@@ -122,6 +158,42 @@ def observe(folder: str) -> None:
         **pool_arguments(drafters),
     )  # fmt: skip
     Session(llm, SamplingParams).observe(Path(folder, "found.json"))
+
+
+def observe_no_head(folder: str) -> None:
+    """Run a pool whose only head has broken weights; write the report of a request that repeats itself."""
+    from vllm import LLM, SamplingParams
+
+    from draftpick.engines.config import PoolDrafter
+    from draftpick.engines.vllm.pool_options import pool_arguments
+    from draftpick.engines.vllm.pool_reports import reports_of
+    from tests.engines.drafters.tiny import write_head, write_target
+
+    target = write_target(Path(folder, "target"), layers=7, head_dim=32)
+    write_head(target, Path(folder, "head"), parallel=False)
+    Path(folder, "head", "model.safetensors").write_bytes(b"no tensors")
+    drafters = [
+        PoolDrafter(name="broken", method="eagle3", model=str(Path(folder, "head")), num_speculative_tokens=2),
+        PoolDrafter(name="ngram", method="ngram", num_speculative_tokens=3, prompt_lookup_max=4, prompt_lookup_min=1),
+    ]
+    llm = LLM(
+        model=str(target), dtype="float32", enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=2**24,
+        skip_tokenizer_init=True, **pool_arguments(drafters),
+    )  # fmt: skip
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
+    (answer,) = llm.generate([{"prompt_token_ids": [3, 9, 27]}], params, use_tqdm=False)
+    Path(folder, "found.json").write_text(json.dumps(reports_of(answer)))
+
+
+def broken_head(folder: str) -> str:
+    """A copy of a head with weights that cannot be read."""
+    from draftpick.engines.models.embedded import drafter_path
+
+    broken = Path(folder, "broken")
+    broken.mkdir()
+    (broken / "config.json").write_bytes((drafter_path("general") / "config.json").read_bytes())
+    (broken / "model.safetensors").write_bytes(b"no tensors")
+    return str(broken)
 
 
 class Session:
@@ -139,7 +211,8 @@ class Session:
         return ids
 
     def add(self, name: str, text: str, tokens: int, only: str | None = None) -> None:
-        extra = {XARG: Forecast(only=only).to_json()} if only else None
+        # Even a drafter that hardly earns drafts a few times.
+        extra = {XARG: Forecast({only: 4.0}, 32.0, only=only).to_json()} if only else None
         params = self._params(temperature=0.0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
         self.engine.add_request(name, {"prompt_token_ids": self.prompt(text)}, params)
 
@@ -153,20 +226,24 @@ class Session:
             self.step()
 
     def report(self, name: str) -> dict[str, Any]:
-        report: dict[str, Any] = self.answers[name].kv_transfer_params["draftpick_pool"]
-        return report
+        from draftpick.engines.vllm.pool_reports import reports_of
+
+        return reports_of(self.answers[name])
 
     def tokens(self, name: str) -> list[int]:
         return list(self.answers[name].outputs[0].token_ids)
 
     def observe(self, path: Path) -> None:
         random, seen = Random(3), {}
+        pins: list[str | None] = [*NAMES, "none", *[None] * 9]
+        random.shuffle(pins)
+        aborted = {f"mixed-{i}" for i in [i for i, only in enumerate(pins) if only is None][1::3]}
         asked = [
-            (f"Write a list of {random.randint(2, 9)} facts on {random.choice(TOPICS)}, and repeat each.",
-             random.randint(6, 26), random.choice((None, None, None, *NAMES, "none")))
-            for _ in range(18)
+            (f"Repeat this line ten times: {random.choice(TOPICS)} and {random.choice(TOPICS)}, {i} of {i + 1}."
+             if only else f"Write a list of {random.randint(2, 9)} facts on {random.choice(TOPICS)}, and repeat each.",
+             random.randint(16 if only else 6, 26), only)
+            for i, only in enumerate(pins)
         ]  # fmt: skip
-        aborted = {f"mixed-{i}" for i in (4, 9, 13)}
         for i, (text, tokens, only) in enumerate(asked):
             self.add(f"mixed-{i}", text, tokens, only)
             for _ in range(random.randint(0, 4)):
@@ -180,7 +257,7 @@ class Session:
         seen["lengths"] = [len(self.tokens(f"mixed-{i}")) for i in done]
         seen["pins"] = [asked[i][2] for i in done]
         seen["alone"] = [self.alone(f"alone-{i}", text, tokens, "none") for i, (text, tokens, _) in enumerate(asked)]
-        seen["kept"] = len(self.proposer._requests)
+        self.observe_abort(seen)
         self.observe_id(seen)
         self.observe_prefix(seen)
         self.observe_length(seen)
@@ -193,6 +270,18 @@ class Session:
         self.finish()
         return self.tokens(name)
 
+    def observe_abort(self, seen: dict[str, Any]) -> None:
+        """A request that is aborted while its draft is verified, and nothing after it."""
+        self.add("aborted", "Repeat ten times: red, green, blue.", 60)
+        kept = self.proposer._requests
+        while not any(request.pool.chosen[1] for request in kept.values()):
+            self.step()
+        seen["kept"] = {"of_a_draft": len(kept)}
+        self.engine.abort_request(["aborted"])
+        self.engine.step()  # vLLM's worker hears of the end in the next step
+        states = self.proposer._copiers["suffix"]._cache.active_requests
+        seen["kept"] |= {"after_abort": len(kept), "states": len(states)}
+
     def observe_id(self, seen: dict[str, Any]) -> None:
         """A request under the id of the one before."""
         for tokens in (32, 16):
@@ -203,7 +292,9 @@ class Session:
         """A prompt that others read while another drafter drafted, and the same without a cache."""
         text = "Explain step by step how to compute 12 * 17, then 23 * 19, and give both products at the end. " * 4
         self.alone("uncached", text, 24, "general")
-        self.alone("first", text, 3, "suffix")
+        self.alone("first", text, 12, "suffix")
+        (ended,) = self.proposer._requests.values()
+        seen["unread"] = ended.unread
         self.add("cached", text, 24, "general")
         self.finish()
         seen["cached_tokens"] = self.answers["cached"].num_cached_tokens
@@ -223,7 +314,7 @@ class Session:
         seen["left_out"] = dict(self.proposer.left_out)
         fast = self.proposer.heads["general"].fast()
         seen["sound_tokens"] = self.alone("sound", text, tokens, "none")
-        head = self.proposer.heads["general"]
+        head, code = self.proposer.heads["general"], self.proposer.heads["code"]
         head._fast = None
         seen["loop_tokens"] = self.alone("loop", text, tokens, "general")
         seen["loop"] = self.report("loop")
@@ -231,3 +322,8 @@ class Session:
         fast.norm.weight.data.fill_(float("nan"))
         seen["poisoned_tokens"] = self.alone("poisoned", text, tokens)
         seen["poisoned"] = self.report("poisoned")
+        code.fast()
+        code._fast = None
+        code.model.model.norm.weight.data.fill_(float("nan"))
+        seen["poisoned_loop_tokens"] = self.alone("poisoned_loop", text, tokens, "code")
+        seen["poisoned_loop"] = self.report("poisoned_loop")

@@ -230,6 +230,15 @@ async def test_requests_of_one_client_id_stay_apart_in_the_records(router_app: S
     assert len({one.request_id for one in records}) == 3
 
 
+async def test_what_is_refused_at_the_door_has_the_clients_id(router_app: StartRouter) -> None:
+    app = await router_app(ONE)
+    for id, given in (("mine-1", True), ("not fit for logs", False)):
+        answer = await app.client.request("PURGE", "/v1/chat/completions", headers={"x-request-id": id})
+        assert answer.status_code == 405
+        assert (answer.headers["x-request-id"] == id) is given
+        assert answer.headers["x-request-id"] == answer.headers["x-draftpick-request-id"]
+
+
 async def test_a_request_without_an_id_gets_one(router_app: StartRouter) -> None:
     app = await router_app(ONE)
     given = [(await app.post()).headers["x-draftpick-request-id"] for _ in range(3)]

@@ -10,8 +10,7 @@ from starlette.types import Message
 
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import Overloaded, PayloadTooLarge, UnsupportedEncoding
-from draftpick.router.http.asgi import HttpRequest
-from draftpick.router.http.body import BodyBudget
+from draftpick.router.http.asgi import BodyBudget, HttpRequest
 
 MIB = 2**20
 

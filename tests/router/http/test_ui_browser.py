@@ -35,7 +35,7 @@ needs_axe = pytest.mark.skipif(not browser.has_axe(), reason="axe-core is not in
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def opened() -> AsyncIterator[Tab]:
-    async with browser.tab() as page:
+    async with browser.tab(hurry=10) as page:
         yield page
 
 

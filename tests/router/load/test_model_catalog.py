@@ -1,5 +1,6 @@
 """The models of a fleet, from the engines' own pages."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -66,3 +67,28 @@ async def test_an_engines_metrics_say_whether_it_drafts(servers: Servers) -> Non
     vllm = listed({"id": "x", "owned_by": "vllm"})
     engines = {"a": serving(vllm, page), "b": serving(vllm, spec), "c": serving(vllm, "x 1\n"), "d": serving({}, spec)}
     assert (await polled(servers, **engines)).drafts == {"a": False, "b": True}
+
+
+async def test_clients_share_a_poll_and_cannot_repeat_it_at_will(servers: Servers) -> None:
+    asked, now = 0, 0.0
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.05)
+        await Response(status_code=404)(scope, receive, send)
+
+    table = ReplicaTable(["a"])
+    table.update("a", [(await servers.serve(silent)).url])
+    client = EngineClient(first_byte_timeout_s=1, timeout_s=1)
+    catalog = ModelCatalog(client, table, clock=lambda: now)
+    callers = [asyncio.create_task(catalog.refresh()) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    callers[0].cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    await catalog.refresh()
+    assert asked == 1
+    now = 1.5
+    await catalog.refresh()
+    assert asked == 2
+    await client.close()

@@ -10,13 +10,13 @@ from draftpick.engines.profile.profile import GREEDY, SAMPLED, Profile
 from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router.config.sections import LoadConfig
 from draftpick.router.load.load_model import LoadModel
-from draftpick.router.types import Context
+from draftpick.router.types import Context, Outcome
 
 ARMS = ("pool/none", "pool/general", "pool/math")
 GREEDY_S, SAMPLED_S = ((0.010,), (0.012,)), ((0.020,), (0.040,))
 PROFILE = Profile(
     build="b", machine="m", batches=(1, 8), contexts=(0,), step_s=(GREEDY_S, SAMPLED_S), prefill_s=0.01,
-    prefill_s_per_token=0.0, max_running=8, drafter_s={"general": 0.006, "math": 0.006},
+    prefill_s_per_token=0.001, max_running=8, drafter_s={"general": 0.006, "math": 0.006},
 )  # fmt: skip
 
 
@@ -65,11 +65,34 @@ def test_company_is_left_before_a_replica_is_full() -> None:
     assert sorted(places.count(url) for url in ("u1", "u2")) == [6, 6]
 
 
-def test_a_cached_prefix_decides_among_replicas_of_nearly_equal_load() -> None:
+def test_a_cached_prefix_decides_if_it_saves_more_than_the_company_there_costs() -> None:
+    """Greedy among sampled requests, a step takes 10 ms more, of which an answer has 50."""
     fleet = Fleet()
     sampled, greedy = fleet.place("pool/none", SAMPLED), fleet.place("pool/none", GREEDY)
-    assert fleet.place("pool/none", GREEDY, {sampled: 4096}) == sampled
+    assert fleet.place("pool/none", GREEDY, {sampled: 400}) == greedy
+    assert fleet.place("pool/none", GREEDY, {sampled: 8192}) == sampled
+
+
+def test_the_length_of_answers_is_learned_for_what_a_prefix_saves() -> None:
+    fleet = Fleet()
+    sampled = fleet.place("pool/none", SAMPLED)
+    greedy = fleet.place("pool/none", GREEDY)
+    short = Outcome("ok", tpot_s=0.01, output_tokens=2, acceptance_length=2.0)
+    for _ in range(300):
+        fleet.load.observe("pool/none", None, short, 1.0)
+    assert fleet.load.num_steps["pool"] == pytest.approx(1.0, abs=0.2)
+    assert fleet.place("pool/none", GREEDY, {sampled: 400}) == sampled
     assert fleet.place("pool/none", GREEDY) == greedy
+
+
+def test_without_a_cost_a_cached_prefix_decides_among_replicas_of_nearly_equal_load() -> None:
+    table = ReplicaTable(("a",))
+    table.update("a", ["u1", "u2"])
+    with ExitStack() as stack:
+        for _ in range(2):
+            assert stack.enter_context(table.lease("a", (), {"u2": 4096})).replica.url == "u2"
+        assert stack.enter_context(table.lease("a", (), {"u2": 4096})).replica.url == "u2"
+        assert stack.enter_context(table.lease("a", (), {"u2": 4096})).replica.url == "u1"
 
 
 def test_what_ends_leaves_no_trace() -> None:

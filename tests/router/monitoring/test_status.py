@@ -198,3 +198,12 @@ def test_of_many_policies_the_newest_are_shown(tmp_path: Path) -> None:
     made.promote("p0001", "test")
     shown: Any = RegistryStatus(made).state()["policies"]
     assert [one["id"] for one in shown] == ["p0001", *(f"p{n:04}" for n in range(6, 26))]
+
+
+async def test_lost_records_are_told(registry: Registry, tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "records-1.jsonl").write_bytes(b"torn\n")
+    async with served(registry.path, records) as (_, client):
+        shown = await state(client)
+    assert shown["records"] == {"written": 0, "dropped": 0, "damaged": 1}

@@ -47,6 +47,15 @@ def test_a_key_that_sends_nearly_all_is_still_learned_from() -> None:
     assert [shares.observe("nearly all") for _ in range(1000)][-1] == MIN_WEIGHT
 
 
+def test_a_key_that_sends_nearly_all_has_half_the_weight_beside_keys_with_some_requests() -> None:
+    shares = KeyShares(Clock())
+    weights = {"nearly all": 0.0, "some": 0.0}
+    for i in range(20_000):
+        key = "some" if i % 500 == 0 else "nearly all"
+        weights[key] += shares.observe(key) if i > 10_000 else 0.0 * shares.observe(key)
+    assert weights["nearly all"] == pytest.approx(weights["some"], rel=0.5)
+
+
 def test_who_stays_away_is_forgotten() -> None:
     clock = Clock()
     shares = KeyShares(clock)

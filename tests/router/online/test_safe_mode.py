@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from draftpick.engines.arms import drafter_of
+from draftpick.engines.pool.forecast import Forecast
 from draftpick.router.config.sections import SafeModeConfig
 from draftpick.router.online.arm_comparison import ArmComparison
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
@@ -136,3 +138,61 @@ def test_long_answers_count_more_and_old_requests_do_not() -> None:
     for tokens, residual in [(1000, 0.3)] * 40 + [(30, 0.0), (10, 0.4)] * 25:
         made.add_request(0, residual, np.full(2, 0.01), tokens)
     assert made.losses()[0][1] == pytest.approx(0.1)
+
+
+# --- pools ---
+
+POOL_ARMS = ("plain", "pool/none", "pool/math", "suffix")
+
+
+def pooled(**options: float) -> SafeMode:
+    return SafeMode(SafeModeConfig(**options), POOL_ARMS)
+
+
+def routed(arm: str) -> Decision:
+    shares = {name: float(name == arm) for name in POOL_ARMS}
+    return Decision(arm, 1.0, shares, "policy", forecast=Forecast({"math": 2.0}) if drafter_of(arm) else None)
+
+
+def test_a_pool_is_one_engine_with_the_time_of_its_fastest_drafter() -> None:
+    made = pooled()
+    assert made.engines == ("plain", "pool", "suffix")
+    residual, predicted_s = made.by_engine(1, 0.1, np.asarray([0.01, 0.01, 0.005, 0.02]))
+    assert residual == pytest.approx(0.1 + np.log(2))
+    assert predicted_s.tolist() == [0.01, 0.005, 0.02]
+    assert [made.arm_of(i) for i in range(3)] == [0, 1, 3]
+
+
+@pytest.mark.parametrize(("eligible", "arm"), [(POOL_ARMS, "pool/none"), (POOL_ARMS[2:], "pool/math")])
+def test_a_safe_pool_chooses_its_drafters_without_a_forecast(eligible: tuple[str, ...], arm: str) -> None:
+    made = pooled(probe_rate=0.1)
+    made.arm = made.engines.index("pool")
+    decision = made.decide(routed("pool/math"), eligible, 0.5)
+    assert (decision.arm, decision.policy, decision.forecast) == (arm, PREFIX + "pool", Forecast())
+    assert sum(decision.probabilities.values()) == pytest.approx(1.0)
+    assert decision.propensity == decision.probabilities[arm]
+    probe = made.decide(routed("pool/math"), eligible, 0.05)
+    assert (probe.arm, probe.forecast) == ("pool/math", Forecast({"math": 2.0}))
+    assert made.decide(routed("plain"), ("plain",), 0.5) == routed("plain")
+
+
+def test_a_safe_engine_that_is_no_pool_never_sees_the_forecast_of_one() -> None:
+    made = pooled()
+    made.arm = made.engines.index("plain")
+    decision = made.decide(routed("pool/math"), POOL_ARMS, 0.9)
+    assert (decision.arm, decision.forecast) == ("plain", None)
+
+
+def test_routing_that_loses_against_a_pool_is_noticed_from_the_answers_of_all_its_arms() -> None:
+    """Half of the requests go to `plain`, which takes twice as long as predicted; the pool takes what is predicted,
+    whichever of its drafters was named."""
+    made, rng = pooled(window=200), np.random.default_rng(0)
+    predicted_s = np.asarray([0.009, 0.02, 0.01, 0.02])
+    for i in range(200):
+        arm = 0 if i % 2 else int(rng.integers(1, 3))
+        took_s = 0.018 if arm == 0 else 0.01
+        residual, fastest_s = made.by_engine(arm, float(np.log(took_s / predicted_s[arm])), predicted_s)
+        made.comparison.observe(made.place(arm), residual, preferred=True)
+        if made.observe(routed(POOL_ARMS[arm]), arm, residual, fastest_s, 50):
+            break
+    assert made.arm == made.engines.index("pool")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,7 +22,6 @@ import pytest
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies import artifact, read
 from draftpick.router.registry.registry import (
-    HISTORY,
     POLICIES,
     REPORT,
     STATE,
@@ -46,14 +46,22 @@ def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path / "registry")
 
 
-@pytest.fixture
-def three(registry: Registry, tmp_path: Path) -> Registry:
-    """p0001 was active, p0002 is, p0003 was added."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry for `three` to copy."""
+    folder = tmp_path_factory.mktemp("three")
+    registry = Registry(folder / "registry")
     for number in (1, 2, 3):
-        id = registry.add(write_policy(tmp_path / f"a{number}", dimension=number), {}, "job")
+        id = registry.add(write_policy(folder / f"a{number}", dimension=number), {}, "job")
         if number < 3:
             registry.promote(id, "job")
-    return registry
+    return registry.path
+
+
+@pytest.fixture
+def three(made: Path, tmp_path: Path) -> Registry:
+    """p0001 was active, p0002 is, p0003 was added."""
+    return Registry(shutil.copytree(made, tmp_path / "registry", dirs_exist_ok=True))
 
 
 def stages(registry: Registry) -> dict[str, str]:
@@ -273,12 +281,13 @@ def test_every_change_is_told(three: Registry) -> None:
     assert state.revision == len(state.history) == 9
 
 
-def test_the_history_is_bounded(registry: Registry, artefact: Path) -> None:
+def test_the_history_is_bounded(registry: Registry, artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftpick.router.registry.registry.HISTORY", 20)
     registry.add(artefact, {}, "job")
-    for _ in range(HISTORY):
+    for _ in range(20):
         registry.start_shadow("p0001", "job")
     state = registry.state()
-    assert (len(state.history), state.revision) == (HISTORY, HISTORY + 1)
+    assert (len(state.history), state.revision) == (20, 21)
     assert {one.action for one in state.history} == {"begin"}
 
 

@@ -5,14 +5,18 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from draftpick.engines.mock.app import mock_app
 from draftpick.engines.mock.spec import MockDrafter, MockSpec
 from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router import policies
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.policies.base import Policy
 from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
-from tests.fleet import CHAT, COMPLETIONS, FAST, RESPONSES, Routed, StartRouter, asked
+from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, RESPONSES, Routed, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -194,3 +198,56 @@ async def test_an_explanation_tells_the_forecast_and_what_a_pool_makes_of_it(rou
     assert told["arm"] == "pool/math"
     assert told["forecast"]["tau"] == pytest.approx({"ngram": 1.2, "math": 2.5}, rel=1e-4)
     assert told["tipped"].endswith("; pool begins with math and changes the drafter at any step")
+
+
+IGNORED = 'draftpick_ignored_forecasts_total{router="0",engine="pool"}'
+
+
+async def ignored(app: Routed) -> float:
+    """Ignored forecasts of the pool, by /metrics."""
+    lines = (await app.client.get("/metrics")).text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(IGNORED))
+
+
+async def test_an_engine_without_our_plugin_ignores_forecasts_which_is_counted(
+    router_app: StartRouter, servers: Servers
+) -> None:
+    app = await started(router_app, policy(math=2.5))
+    await app.post(stream=True)
+    await app.post(RESPONSES)  # its answers carry no metrics, whoever gives them
+    assert await ignored(app) == 0
+    app.replicas.update("pool", [(await servers.mock(PLAIN)).url])
+    answers = [await app.post(), await app.post(stream=True), await app.post(n=2), await app.post(RESPONSES)]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert await ignored(app) == 2
+
+
+def strict(spec: MockSpec) -> ASGIApp:
+    """An engine that knows no `vllm_xargs`."""
+    inner = mock_app(spec, model=MODEL)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body() if scope["type"] == "http" else b""
+        if b"vllm_xargs" in body:
+            error = {"error": {"message": "vllm_xargs: Extra inputs are not permitted", "code": 400}}
+            return await JSONResponse(error, 400)(scope, receive, send)
+        sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return sent.pop() if sent else await receive()
+
+        await inner(scope, again, send)
+
+    return app
+
+
+async def test_an_engine_that_rejects_a_forecast_is_asked_without_one(
+    router_app: StartRouter, servers: Servers
+) -> None:
+    app = await router_app({"pool": POOL}, policy=policy(ARMS[1:], math=2.5), **{**ROUTER, "max_attempts": 2})
+    app.replicas.update("pool", [(await servers.serve(strict(PLAIN))).url])
+    assert [(await app.post()).status_code for _ in range(2)] == [200, 200]
+    assert await ignored(app) >= 1
+    assert (await app.post(vllm_xargs={"own": 1})).status_code == 400  # the client's own mistake
+    attempts = [record.attempt for record in await app.records(4)]
+    assert attempts == [1, 2, 1, 1]

@@ -36,7 +36,7 @@ def engine(
         seen.append(body)
         said = body["messages"][-1]["content"] if "messages" in body else body["prompt"].removeprefix("Say.")
         done = len(said.split()) if body.get("continue_final_message") or "prompt" in body else 0
-        last = min(len(WORDS), done + body.get("max_tokens", 100))
+        last = min(len(WORDS), done + int(body.get("max_tokens", 100)))
         await StreamingResponse(events(body, done, last), media_type="text/event-stream")(scope, receive, send)
 
     async def events(body: dict[str, Any], done: int, last: int) -> AsyncIterator[bytes]:
@@ -91,6 +91,19 @@ async def test_another_engine_goes_on(router_app: StartRouter, servers: Servers,
         (1, "a", "policy", "broken"),
         (2, "b", "resumed", "ok"),
     ]
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": "9"}, {"max_tokens": 99, "max_completion_tokens": 9}])
+async def test_the_rest_obeys_the_limit_as_the_engine_reads_it(
+    router_app: StartRouter, servers: Servers, limits: dict[str, Any]
+) -> None:
+    rest: list[dict[str, Any]] = []
+    urls = {"a": (await servers.serve(engine([], 4))).url, "b": (await servers.serve(engine(rest))).url}
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
+    await app.client.post(CHAT, json=asked(CHAT) | {"stream": True, "temperature": 0} | limits)
+    assert {name: rest[0].get(name) for name in limits} == {"max_tokens": 5} | dict.fromkeys(
+        limits.keys() - {"max_tokens"}
+    )
 
 
 async def test_it_may_break_again_and_again(router_app: StartRouter, servers: Servers) -> None:

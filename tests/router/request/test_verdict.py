@@ -56,9 +56,12 @@ def test_an_answer_is_judged_by_its_status(
         (EngineTimeout(), "hasty", "timeout", "client", True, None),
         (EngineTimeout(), "whole", "timeout", "engine", False, False),
         (EngineTimeout(), "whole alive", "timeout", "client", False, None),
+        (EngineTimeout(), "whole alive slow", "timeout", "engine", True, False),
+        (EngineTimeout(), "whole hasty slow", "timeout", "client", True, None),
         (EngineTimeout(), "alive", "timeout", "engine", True, False),
         (StreamInterrupted(), "", "broken", "engine", True, False),
         (AnswerTooLong(), "", "broken", "client", False, None),
+        (AnswerTooLong(), "slow", "broken", "engine", True, False),
         (RequestNotSendable(), "", "client_error", "client", False, None),
         (ResourcesExhausted(), "", "router_error", "router", False, None),
     ],
@@ -66,7 +69,8 @@ def test_an_answer_is_judged_by_its_status(
 def test_an_error_is_judged_by_its_kind_and_the_time_it_had(
     error: EngineError, given: str, status: str, fault: str, retry: bool, healthy: bool | None
 ) -> None:
-    made = judge_error(error, stream="whole" not in given, hasty="hasty" in given, alive="alive" in given)
+    words = {name: name in given for name in ("hasty", "alive", "slow")}
+    made = judge_error(error, stream="whole" not in given, **words)
     assert (made.status, made.fault, made.retry, made.healthy) == (status, fault, retry, healthy)
     assert made.unreachable == isinstance(error, EngineUnreachable)
 

@@ -10,7 +10,7 @@ from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.features.lexical import FEATURES, TABLE, lexical_features
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.openai_request import Request
-from draftpick.router.policies.clusters import Clusters
+from draftpick.router.policies.neighbourhood import Clusters
 
 AT = FEATURES.index("log_lines")
 

@@ -112,3 +112,15 @@ def test_caches_that_differ_or_are_too_small(tmp_path: Path) -> None:
     assert one(both).level == "warning"
     full = sampled(request_success_total=100, num_preemptions_total=9)
     assert "preempted" in one(asked(tmp_path, "caches", suffix=full)).what
+
+
+def test_a_pool_that_says_nothing_of_its_drafters_is_none(tmp_path: Path) -> None:
+    pool = {"name": "pool", "url": "http://e:8000", "drafters": [{"name": "copy", "method": "ngram"}]}
+    config = fleet(tmp_path, {"name": "plain"}, pool)
+    reports = {"speculative_decoding": {"drafters": {"copy": {"steps": 3, "scored": 3, "tau": 1.5}}}}
+    assert WELL.answer is not None
+    real = replace(WELL, answer=replace(WELL.answer, metrics=reports))
+    assert not found(config, "pools", running={"plain": WELL, "pool": real})
+    finding = one(found(config, "pools", running={"plain": WELL, "pool": DRAFTING}))
+    assert (finding.level, finding.where) == ("warning", "pool")
+    assert not found(config, "pools", running={"plain": WELL})

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from draftpick.engines.pool.forecast import Forecast
+from draftpick.engines.pool.report import DrafterReport
 from tests.deploy.doctor.ward import fleet, found, logged, one
 
 
@@ -39,6 +41,15 @@ def test_routers_in_safe_mode(tmp_path: Path) -> None:
     assert (finding.level, finding.where) == ("warning", "suffix")
     assert finding.what == "served 20 of the last 60 requests in safe mode"
     assert not found(fleet(tmp_path), "safe_mode", records=[*safe, *logged(200)])
+
+
+def test_forecasts_that_a_pool_ignores(tmp_path: Path) -> None:
+    told = {"arm": "pool/math", "forecast": Forecast({"math": 2.0})}
+    silent, pool = logged(12, **told), logged(8, **told, drafters={"math": DrafterReport(4, 8, 6, 4, 2.5)})
+    finding = one(found(fleet(tmp_path), "ignored_forecasts", records=[*silent, *pool]))
+    assert (finding.level, finding.where) == ("warning", "pool")
+    assert finding.what == "ignored 12 of the last 20 forecasts of its drafters"
+    assert not found(fleet(tmp_path), "ignored_forecasts", records=[*pool, *logged(20)])
 
 
 def test_records_that_cannot_be_read(tmp_path: Path) -> None:
