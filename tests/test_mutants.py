@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.bench.mutants import BAR, BY_HAND, MODULES, RESULTS, ROOT, Mutant, Results, by_hand, reasons, score
+from tests.bench.mutants import BAR, BY_HAND, MODULES, RESULTS, ROOT, Mutant, Results, by_hand, reasons, score, score_of
 
 SAMPLES = json.loads(RESULTS.read_text())["samples"]
 
@@ -54,10 +54,12 @@ def test_the_file_of_scores_is_consistent(sample: str) -> None:
     assert "not looked at" not in found["survivors"].values()
 
 
-def test_the_score_is_of_the_last_sample_at_first() -> None:
+def test_the_score_is_of_the_last_sample_at_first_once_it_is_complete() -> None:
     found = json.loads(RESULTS.read_text())
-    last = max(name for name in SAMPLES if name != "by_hand")
-    assert (found["score"], found["bar"]) == (SAMPLES[last]["score_at_first"], BAR)
+    assert (found["score"], found["bar"]) == (score_of(SAMPLES), BAR)
+    one, other = ({"score_at_first": share, "sampled": 9, "tested": 9} for share in (0.5, 0.75))
+    assert score_of({"seed 1": one, "seed 2": other, "by_hand": one}) == 0.75
+    assert score_of({"seed 1": one, "seed 2": {**other, "tested": 8}}) is None
 
 
 def total(pairs: Iterable[list[int]]) -> list[int]:

@@ -9,7 +9,8 @@ results are kept in `runs/mutants.jsonl`.
 `surviving_mutants.yaml` names survivors with the reason: those that change nothing, and those that no test is for.
 mutants.json has a score of every sample, the share of its mutants that tests noticed without those that change nothing:
 `score_at_first` with the tests of the time when a mutant was first tested, `score` with those of today. Tests that are
-written for the survivors of a sample flatter its `score`; the `score` of the file is the last sample's first one.
+written for the survivors of a sample flatter its `score`; the `score` of the file is the last sample's first one, null
+until the sample is complete.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -66,7 +67,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router/online/key_shares.py": (f"{_ONLINE}test_key_shares.py",),
     "router/online/quarantine.py": (f"{_ONLINE}test_quarantine.py", f"{_REQUEST}test_learning.py"),
     "router/online/drift.py": (f"{_ONLINE}test_drift.py", f"{_ONLINE}test_online_learner.py"),
-    "engines/drafters/draft_length.py": ("tests/engines/drafters/test_drafters.py",),
+    "engines/drafters/draft_length.py": (
+        *("tests/engines/drafters/test_draft_length.py", "tests/engines/drafters/test_drafters.py"),
+    ),
     "router/records.py": ("tests/router/test_records.py",),
     "policy_training/data/from_records.py": (*(f"{_DATA}test_from_records.py", f"{_DATA}test_pool_records.py"),),
     "policy_training/data/key_weights.py": (f"{_DATA}test_key_weights.py",),
@@ -251,15 +254,21 @@ def score(chosen: Sequence[Mutant], results: Results, why: dict[str, dict[str, s
     }
 
 
+def score_of(samples: Mapping[str, dict[str, Any]]) -> float | None:
+    """The score at first of the last sample; None while some of its mutants wait to be tested."""
+    last = samples[max(samples)]  # `seed 2` comes after `seed 1` and `by_hand`
+    return float(last["score_at_first"]) if last["tested"] == last["sampled"] else None
+
+
 def _share(found: Sequence[bool]) -> float:
     return round(sum(found) / len(found), 3) if found else 0.0
 
 
 def write(entries: dict[str, dict[str, Any]]) -> None:
-    """Put entries of samples, and of the mutants by hand, into mutants.json."""
-    samples = (json.loads(RESULTS.read_text())["samples"] if RESULTS.exists() else {}) | entries
-    last = max((name for name in samples if name != "by_hand"), default="by_hand")
-    content = {"bar": BAR, "score": samples[last]["score_at_first"], "samples": samples}
+    """Put entries of samples, and of the mutants by hand, into mutants.json; not those of which none was tested."""
+    samples = json.loads(RESULTS.read_text())["samples"] if RESULTS.exists() else {}
+    samples |= {name: entry for name, entry in entries.items() if entry["tested"]}
+    content = {"bar": BAR, "score": score_of(samples), "samples": samples}
     RESULTS.write_text(json.dumps(content, indent=2) + "\n")
 
 
