@@ -10,8 +10,8 @@ PROMPTS ?= prompts.jsonl.gz
 # Prompts that the heads of `make ladder` were trained on
 TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code=generated:code --training-domain chat=generated:chat
 
-# Tests that start neither Ray nor vLLM, in two processes with one thread for numbers each
-UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not vllm and not load"
+# Tests that start neither Ray nor vLLM, in four processes with one thread for numbers each: half of their time is waiting
+UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal -m "not ray and not vllm and not load"
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos mutants loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean

@@ -191,11 +191,6 @@ class ReplicaTable:
                 return True
         return False
 
-    def _admits(self, replica: Replica) -> bool:
-        return replica.in_flight < self.max_in_flight and (
-            replica.breaker.clear or replica.breaker.admits(replica.in_flight)
-        )
-
     def _admits_in_panic(self, replica: Replica) -> bool:
         return replica.in_flight < self.max_in_flight and not replica.unreachable
 
@@ -223,7 +218,9 @@ class ReplicaTable:
         replicas = self._replicas[arm]
         if tried:
             replicas = [replica for replica in replicas if replica not in tried]
-        candidates = [r for r in replicas if self._admits(r)] or [r for r in replicas if self._admits_in_panic(r)]
+        most = self.max_in_flight
+        candidates = [r for r in replicas if r.in_flight < most and (r.breaker.clear or r.breaker.admits(r.in_flight))]
+        candidates = candidates or [r for r in replicas if self._admits_in_panic(r)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         if (cost := self.placement_cost) is not None:

@@ -154,7 +154,7 @@ def test_checks_that_were_not_made_are_named_with_the_reason(first: Path, tmp_pa
     assert "--paraphrased-data" in bare["not_made"]["rewording"]
     assert "no request was measured under all" in bare["not_made"]["left_out_domain"]
     assert list(shadowed["not_made"]) == ["rewording"]
-    again = trained(tmp_path, log(range(400)), plan=replace(PLAN, base=replayed(20))).report
+    again = trained(tmp_path, log(range(2400)), plan=replace(PLAN, base=replayed(20))).report
     assert "3 must" in again["not_made"]["left_out_domain"]
 
 
