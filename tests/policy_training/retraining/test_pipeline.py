@@ -298,6 +298,27 @@ def test_a_candidate_that_is_faster_serves_all_requests_in_the_end(canary: Canar
     assert (state.candidate.id, state.candidate.stage, state.candidate.share) == ("p0001", "holdout", 0.1)
 
 
+def test_a_shadow_gets_the_first_stage(canary: Canary) -> None:
+    keeper, registry, said = canary(slower=1.3)
+    registry.start_shadow("p0003", "test")
+    keeper.step()
+    candidate = registry.state().candidate
+    assert candidate is not None
+    assert (candidate.stage, candidate.share) == ("canary", 0.5)
+    assert said == ["p0003: decides 50% of the requests"]
+
+
+def test_a_candidate_gets_its_stages_one_by_one(canary: Canary) -> None:
+    keeper, registry, said = canary(slower=0.8)
+    keeper = replace(keeper, config=replace(keeper.config, stages=(0.2, 0.5, 0.8, 0.9)))
+    keeper.step()
+    candidate = registry.state().candidate
+    assert candidate is not None
+    assert (candidate.id, candidate.share, registry.state().active) == ("p0003", 0.8, "p0001")
+    assert said[-1].startswith("p0003: decides 80% of the requests (saves ")
+    assert told(keeper) == []
+
+
 @pytest.mark.parametrize(("slower", "failing"), [(1.3, 0.0), (1.0, 0.2)])
 def test_a_candidate_that_is_slower_or_fails_is_refused(canary: Canary, slower: float, failing: float) -> None:
     keeper, registry, said = canary(slower, failing)
@@ -408,7 +429,7 @@ def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(
     put(tmp_path / "records", log(range(400, 2400)), "records-2.jsonl")
     keeper.step()
     assert "promoted" in said[0]
-    keeper.step()
+    replace(keeper, config=replace(keeper.config, interval_s=3600.0)).step()
     assert len(said) == 1
     assert datetime.now(UTC) - registry.state().history[-1].time < timedelta(minutes=1)
 

@@ -105,7 +105,7 @@ async def test_a_slow_reader_slows_the_engine_and_fills_no_memory(router_app: St
 
 async def test_neither_a_slow_upload_nor_a_slow_reader_is_the_engines_time(router_app: StartRouter) -> None:
     app = await router_app({"a": MockSpec(step_s=0, prefill_s=0)})
-    body, whole_s = orjson.dumps(asked(stream=True, max_tokens=8_000, ignore_eos=True)), {}
+    body, whole_s = orjson.dumps(asked(stream=True, max_tokens=20_000, ignore_eos=True)), {}
     for waits_s in (0.0, 0.1):
         before = time.perf_counter()
         reader, writer = await connect(app, len(body))
