@@ -4,6 +4,7 @@ A token is scored if all before it in its draft were accepted. So rates multiply
 are accepted), whatever the drafts' lengths were (the product-limit estimate of Kaplan and Meier).
 """
 
+import math
 from collections.abc import Sequence
 
 LEVELS = 16
@@ -16,6 +17,8 @@ _OWN_MEMORY = 0.94
 """What remains of a request's own scores after another step."""
 _SHRINK, _ODDS_SHRINK = 4.0, 2.0
 """Weight of all requests in the estimate of one: of its gain, in steps; of its odds, in tokens of either kind."""
+_SURPRISE = math.log(4)
+"""Most that one token says for or against a forecast, as a logarithm of likelihoods."""
 _PRICES = [0.1 * i for i in range(10)]
 """Prices of a verified token, in tokens, at which the worth of drafts is known."""
 
@@ -91,7 +94,10 @@ class OwnAcceptance:
     """One drafter in one request, relative to all requests."""
 
     __slots__ = (
+        "_doubt",
         "_expected",
+        "_foreseen",
+        "_foreseen_odds",
         "_gain_weight",
         "_gained",
         "_hits",
@@ -107,17 +113,30 @@ class OwnAcceptance:
         self._hits = self._expected = self._trials = self._gained = self._gain_weight = 0.0
         self._place_hits, self._place_trials = [0] * shared.length, [0] * shared.length
         self.scored = 0
+        self._foreseen = [0.0] * 4
+        self._foreseen_odds = 1.0
+        self._doubt = 0.0
 
     def foresee(self, tau: float, weight: float) -> None:
-        """Start from a forecast of the acceptance length of full drafts, as if from `weight` scored steps."""
+        """Start from a forecast of the acceptance length of full drafts, as if from `weight` scored steps; fewer, the
+        less likely it makes what comes."""
         usual = _rate_of(1 + self._mean_survival(), self.shared.length)
         foreseen = _rate_of(tau, self.shared.length)
-        self._trials += weight
-        self._hits += weight * foreseen
-        self._expected += weight * usual
         ratio = (tau - 1) / max(1e-6, self._mean_survival())
-        self._gained += weight * self.shared.gain() * min(ratio, self.shared.length / max(1e-6, self.shared.gain()))
-        self._gain_weight += weight
+        gain = self.shared.gain() * min(ratio, self.shared.length / max(1e-6, self.shared.gain()))
+        self._foreseen = [weight, weight * foreseen, weight * usual, weight * gain]
+        self._foreseen_odds = (foreseen + 0.02) / (1.02 - foreseen) * (1.02 - usual) / (usual + 0.02)
+
+    def _check_forecast(self, level: int, place: int, hit: bool) -> None:
+        """Doubt the forecast if it makes a token's fate less likely than all requests do."""
+        if self._foreseen[0]:
+            usual = 1 + self.shared.rate(level, place) * (self._foreseen_odds - 1)
+            likelier = math.log((self._foreseen_odds if hit else 1.0) / usual)
+            self._doubt = max(0.0, self._doubt - min(_SURPRISE, max(-_SURPRISE, likelier)))
+
+    def _belief(self) -> list[float]:
+        """Return what the forecast adds to (trials, hits, expected hits, gained tokens)."""
+        return [value * math.exp(-self._doubt) for value in self._foreseen] if self._doubt else self._foreseen
 
     def score(self, draft: Sequence[int], levels: Sequence[int], came: Sequence[int]) -> int:
         """Learn from a draft and the tokens that came in its place; return how many were accepted."""
@@ -125,9 +144,11 @@ class OwnAcceptance:
         self._hits *= _OWN_MEMORY
         self._expected *= _OWN_MEMORY
         self._trials *= _OWN_MEMORY
+        self._foreseen = [value * _OWN_MEMORY for value in self._foreseen]
         hits = 0
         for place, (token, level, actual) in enumerate(zip(draft, levels, came, strict=False)):
             hit = token == actual
+            self._check_forecast(level, place, hit)
             self._expected += shared.rate(level, place)
             self._hits += hit
             self._trials += 1
@@ -148,6 +169,8 @@ class OwnAcceptance:
         shared = self.shared
         for level, hit in zip(levels, hits, strict=True):
             shared.note_draft(self._survival_from(level))
+            self._check_forecast(level, 0, hit)
+            self._foreseen = [value * _OWN_MEMORY for value in self._foreseen]
             self._hits = self._hits * _OWN_MEMORY + hit
             self._expected = self._expected * _OWN_MEMORY + shared.rate(level, 0)
             self._trials = self._trials * _OWN_MEMORY + 1
@@ -164,9 +187,10 @@ class OwnAcceptance:
 
     def odds(self) -> float:
         """Return this request's odds of acceptance over those of all requests at the same confidence."""
-        misses, expected_misses = self._trials - self._hits, self._trials - self._expected
-        own = (self._hits + _ODDS_SHRINK) / (misses + _ODDS_SHRINK)
-        return own * (expected_misses + _ODDS_SHRINK) / (self._expected + _ODDS_SHRINK)
+        more_trials, more_hits, more_expected, _ = self._belief()
+        trials, hits, expected = self._trials + more_trials, self._hits + more_hits, self._expected + more_expected
+        own = (hits + _ODDS_SHRINK) / (trials - hits + _ODDS_SHRINK)
+        return own * (trials - expected + _ODDS_SHRINK) / (expected + _ODDS_SHRINK)
 
     def rate(self, odds: float, level: int, place: int) -> float:
         """Return the acceptance rate of a token in this request; `odds` as above."""
@@ -176,7 +200,8 @@ class OwnAcceptance:
     def gain(self) -> float:
         """Return the expected accepted tokens of a draft, before it is made."""
         usual = self.shared.gain()
-        return (self._gained + _SHRINK * usual) / (self._gain_weight + _SHRINK)
+        weight, _, _, gained = self._belief()
+        return (self._gained + gained + _SHRINK * usual) / (self._gain_weight + weight + _SHRINK)
 
     def survival(self, levels: Sequence[int]) -> list[float]:
         """Return S_1, S_2, ... of drafted tokens of these confidences."""

@@ -102,10 +102,10 @@ def main() -> None:
 
         def one(script: Path, repeat: int) -> None:
             judgement = rows[script.stem]
+            file = args.outputs and args.outputs / f"{script.stem}.{repeat}.txt"
             if why := judgement.missing():
                 seen[script.stem] = [f"not run: {why}"]
-            else:
-                file = args.outputs and args.outputs / f"{script.stem}.{repeat}.txt"
+            elif file.exists() if args.judge_only else True:
                 output = file.read_text() if args.judge_only else run(script, judgement, args.root, args.timeout)
                 seen[script.stem].append("timeout" if output is None else judgement.judge(output))
                 if file and not args.judge_only:

@@ -20,7 +20,7 @@ import numpy as np
 from draftpick.deploy.workflows.results import write
 from draftpick.engines.config import FleetConfig
 from draftpick.engines.deployment import llm_config
-from draftpick.engines.pool.forecast import XARG, Forecast
+from draftpick.engines.pool.forecast import MAX_WEIGHT, XARG, Forecast
 from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.engines.drafters.tiny import VOCABULARY, write_head, write_noisy_copy, write_target
 
@@ -158,7 +158,7 @@ def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[in
             max_tokens=LENGTH,
             ignore_eos=True,
             detokenize=False,
-            extra_args={XARG: Forecast(only=pins[i // 2 % len(pins)]).to_json()} if pins and i % 2 else None,
+            extra_args={XARG: _pin(pins[i // 2 % len(pins)])} if pins and i % 2 else None,
         )
         for i in range(len(greedy))
     ]
@@ -167,6 +167,11 @@ def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[in
     drafted, accepted = (counters.get(f"vllm:spec_decode_num_{what}_tokens", 0) for what in ("draft", "accepted"))
     sampled = [list(one.outputs[0].token_ids) for one, is_greedy in zip(done, greedy, strict=True) if not is_greedy]
     return sampled, int(drafted), int(accepted)
+
+
+def _pin(name: str) -> str:
+    """A forecast by which a drafter drafts alone, and in nearly every step of a short answer."""
+    return Forecast({name: 4.0}, MAX_WEIGHT, only=name).to_json()
 
 
 def _located(drafter: dict[str, Any], folder: str) -> dict[str, Any]:

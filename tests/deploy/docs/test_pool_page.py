@@ -162,6 +162,35 @@ def test_the_metrics_count_by_drafter(engine: httpx.Client) -> None:
     assert 'draftpick_pool_left_out{drafter="general"} 0.0' in found
 
 
+def counted(engine: httpx.Client) -> float:
+    """Steps of all drafters since the engine started."""
+    return sum(map(float, re.findall(r"^draftpick_pool_steps_total\{.*\} (\S+)$", engine.get("/metrics").text, re.M)))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {**ASK, "n": 2, "temperature": 1}),
+        (
+            "/v1/chat/completions",
+            {**ASK, "n": 2, "temperature": 1, "stream": True, "stream_options": {"include_usage": True}},
+        ),
+        ("/v1/chat/completions", {**ASK, "stream": True}),
+        ("/v1/completions", {"prompt": ["red, green, blue,", "one, two, three,"], "max_tokens": 16}),
+        ("/v1/responses", {"input": "Repeat five times: red, green, blue.", "max_output_tokens": 32}),
+    ],
+)
+def test_answers_without_metrics_of_one_sequence_are_counted_and_show_nothing_of_ours(
+    engine: httpx.Client, path: str, fields: dict[str, Any]
+) -> None:
+    before = counted(engine)
+    answer = engine.post(path, json={"temperature": 0, **fields})
+    assert answer.status_code == 200, answer.text
+    assert "draftpick_pool" not in answer.text
+    assert '"kv_transfer_params":{' not in answer.text
+    assert counted(engine) > before + 5
+
+
 def test_both_commands_print_the_same_arguments() -> None:
     assert ON_GPUS.partition(" | ")[0] == ON_CPUS.partition(" | ")[0]
     assert ON_GPUS.endswith("vllm serve --port 8001")

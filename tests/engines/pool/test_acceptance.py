@@ -45,6 +45,20 @@ def test_a_forecast_counts_as_so_many_steps() -> None:
     assert heavy.gain() < 0.7 * usual.gain()
 
 
+@pytest.mark.parametrize(("promised", "rate"), [(5.0, 0.0), (1.0, 1.0)])
+def test_a_forecast_that_proves_wrong_is_left_within_a_few_steps(promised: float, rate: float) -> None:
+    shared = Acceptance(LENGTH, EVEN)
+    decode(OwnAcceptance(shared), 0.5, 1000)
+    misled, plain, right = (OwnAcceptance(shared) for _ in range(3))
+    misled.foresee(promised, weight=32)
+    right.foresee(1.0 + LENGTH * rate, weight=32)
+    for own in (misled, plain, right):
+        decode(own, rate, 4)
+    assert misled.gain() == pytest.approx(plain.gain(), rel=0.2)
+    assert misled.odds() == pytest.approx(plain.odds(), rel=0.25)
+    assert abs(right.gain() - LENGTH * rate) < 0.8 * abs(plain.gain() - LENGTH * rate)
+
+
 def test_the_reported_acceptance_length_is_that_of_full_drafts() -> None:
     own = OwnAcceptance(Acceptance(LENGTH, EVEN))
     assert own.tau() is None
