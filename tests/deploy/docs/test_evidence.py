@@ -20,7 +20,7 @@ def test_the_page_is_up_to_date(evidence: Evidence) -> None:
 
 
 def test_every_result_and_every_picture_is_told_of(evidence: Evidence) -> None:
-    results = [name for section in evidence.sections for name in section.made_by]
+    results = {name for section in evidence.sections for name in section.made_by}
     assert sorted(results) == sorted({path.name for path in RESULTS.glob("*.json")} - _NO_FIGURES)
     pictures = {name for section in evidence.sections for name in section.pictures}
     elsewhere = {"demo.png"}  # of an earlier fleet
