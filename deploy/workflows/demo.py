@@ -15,6 +15,7 @@ from rich.table import Table
 from draftpick.deploy.config import with_router
 from draftpick.deploy.plots.demo import plot_demo
 from draftpick.deploy.workflows.results import write
+from draftpick.engines.arms import engine_of
 from draftpick.policy_training.data.collect import Task, measure, pinned_tasks
 from draftpick.policy_training.data.contexts import contexts
 from draftpick.policy_training.data.dataset import Dataset, Measurement, save
@@ -176,9 +177,12 @@ def routed_tasks(prompts: Sequence[Prompt], arms: Sequence[str], seed: int) -> l
 def judge_routed(
     measured: Sequence[Measurement], arms: Sequence[str], default: str, seed: int
 ) -> tuple[Evaluation, Matrix]:
-    """Evaluate measured `routed_tasks`: the policy against every arm; also returns the matrix of the arms."""
+    """Evaluate measured `routed_tasks`: the policy against every arm; also returns the matrix of the arms.
+
+    An engine's name among `arms` stands for a pool that chooses its drafters itself.
+    """
     every = matrix(Dataset(tuple(measured)), [*arms, POLICY])
-    taken = {m.prompt_id: m.arm for m in measured if m.label == POLICY}
+    taken = {m.prompt_id: m.arm if m.arm in arms else engine_of(m.arm) for m in measured if m.label == POLICY}
     chosen = np.asarray([[float(taken[i] == arm) for arm in arms] for i in every.prompt_ids])
     held_out = every.select_arms(arms)
     return evaluate(held_out, every.time_s[:, -1], chosen, default, seed=seed), held_out

@@ -5,7 +5,8 @@ kind of a split, and sends each to every engine and to the router, in random ord
 at temperature 0.7 and top_p 0.9. A request carries a `cache_salt` of its own, so that no engine reads a prompt from its
 prefix cache. Figures are named `NAME/...`; those of other names in the file stay. Brackets are 95 % block bootstraps by
 source; a bar is met by its lower bound. With `--cold` the engines find no profile of an earlier start, and the one
-figure is that of the router's first requests, `NAME/cold_vs_plain`.
+figure is that of the router's first requests, `NAME/cold_vs_plain`. A pool is one engine, which chooses its drafters;
+`NAME/routed_vs_best_single` leaves pools out of the engines that the best is taken of.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     prompts = select(args.prompts, args.split, args.kinds, args.n, args.max_tokens)
     fleet = resolve("embedded")
-    arms = list(fleet.arms)
+    arms = [engine.name for engine in fleet.engines]
     if args.report_only:
         measured = list(load(args.output).measurements)
     else:
@@ -70,6 +71,9 @@ def main() -> None:
     show(result, out)
     if args.json_file:
         figures = figures_of(result, args.name, fleet.router.default_engine)
+        singles = [engine.name for engine in fleet.engines if not engine.drafters]
+        against, _ = judge_routed(measured, singles, fleet.router.default_engine, SEED)
+        figures[f"{args.name}/routed_vs_best_single"] = against.policy_vs_best_fixed
         if args.cold:
             merge_into(args.json_file, {f"{args.name}/cold_vs_plain": result.policy_vs_plain})
             return
@@ -105,7 +109,7 @@ def no_profiles() -> Iterator[None]:
 def measure_all(fleet: DraftpickConfig, prompts: Sequence[Prompt]) -> list[Measurement]:
     """Start the fleet, and measure each prompt on every engine and as the router routes it."""
     prepare_models(fleet)
-    arms, model = list(fleet.arms), fleet.target.name
+    arms, model = [engine.name for engine in fleet.engines], fleet.target.name
     with progress_bar() as bar, running(fleet) as url:
         row = bar.add_task("measuring", total=len(prompts) * (len(arms) + 1))
         asyncio.run(measure(url, model, pinned_tasks(prompts[:2], arms, 0)))
