@@ -29,6 +29,8 @@ from typing import Any
 import yaml
 
 from draftpick.deploy.console import out
+from draftpick.deploy.workflows.results import write as write_result
+from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.bench.mutant_tests import Tests, copy_tree, preload
 
 ROOT = Path(__file__).parents[2]
@@ -268,8 +270,13 @@ def write(entries: dict[str, dict[str, Any]]) -> None:
     """Put entries of samples, and of the mutants by hand, into mutants.json; not those of which none was tested."""
     samples = json.loads(RESULTS.read_text())["samples"] if RESULTS.exists() else {}
     samples |= {name: entry for name, entry in entries.items() if entry["tested"]}
-    content = {"bar": BAR, "score": score_of(samples), "samples": samples}
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+    shares = {
+        f"{name.replace(' ', '_')}/{key}": Interval(entry[key], entry[key], entry[key])
+        for name, entry in samples.items()
+        for key in ("score", "score_at_first", "tested", "sampled")
+    }
+    tested = sum(entry["tested"] for entry in samples.values())
+    write_result(RESULTS, tested, shares, bar=BAR, score=score_of(samples), samples=samples)
 
 
 def main() -> None:
