@@ -79,9 +79,9 @@ async def test_a_reader_need_not_wait() -> None:
 async def test_a_full_queue_counts_what_it_loses_and_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
     seen, failures = list[Attempt](), Counter[tuple[str, str]]()
     queue = AttemptQueue({"one": Keeps(seen)}, failures, max_queued=3)
-    for i in range(5):
+    for i in range(6):
         queue.put(attempt(i))
-    assert failures == {("attempts", "lost"): 2}
+    assert failures == {("attempts", "lost"): 3}
     assert len(caplog.records) == 1
     queue.close()
     assert numbers(seen) == [0, 1, 2]

@@ -35,6 +35,14 @@ def test_a_later_block_without_the_earlier_ones_is_no_use() -> None:
     assert index.lookup(index.hashes(LONG)) == {}
 
 
+def test_a_full_index_drops_no_more_than_it_must() -> None:
+    index = PrefixIndex(PrefixCacheConfig(max_blocks=6))
+    bodies = [b"%4d" % i * 256 for i in range(9)]  # a block each
+    for body in bodies:
+        index.insert(index.hashes(body), "a")
+    assert [bool(index.lookup(index.hashes(body))) for body in bodies] == [False] * 3 + [True] * 6
+
+
 @pytest.mark.parametrize("body", [b"", b"short", bytes(1023)])
 def test_short_requests_are_not_looked_at(body: bytes) -> None:
     index = PrefixIndex()
