@@ -16,7 +16,8 @@ from psutil import STATUS_ZOMBIE, Error, NoSuchProcess, Process, process_iter, w
 from draftpick.deploy.console import err
 
 _EVERY_S, _LAST_WORDS_S = 0.2, 2.0
-_CONTROL, _PROXY = "gcs_server", "haproxy"
+_CONTROL, _PROXY = ("gcs_server", "raylet"), "haproxy"
+"""Either of the first may outlive the other."""
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def until_shutdown(*, owned: bool) -> Iterator[None]:
             ray.shutdown()
         return
     started = Process().children(recursive=True)
-    control = [process for process in started if _is(process, _CONTROL)]
+    control = [process for process in started if any(_is(process, name) for name in _CONTROL)]
     node_id, ended = ray.get_runtime_context().get_node_id(), threading.Event()
 
     def watch() -> None:
