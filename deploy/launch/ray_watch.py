@@ -6,6 +6,7 @@ A signal to the whole process group does this, as `timeout` sends it, or a servi
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,10 +38,14 @@ def until_shutdown(*, owned: bool) -> Iterator[None]:
         while not ended.wait(_EVERY_S):
             if not all(map(_runs, control)):
                 err.print("Ray has ended: the engines and the router with it")
+                _kill(_proxies(node_id), wait_s=0)  # at once: Ray may end this process, too
                 _kill([*started, *_proxies(node_id)])
                 os._exit(1)
 
     threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler aborts the process, so that nothing below would run.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -69,8 +74,8 @@ def _proxies(node_id: str) -> Iterator[Process]:
                 yield process
 
 
-def _kill(processes: Iterable[Process]) -> None:
+def _kill(processes: Iterable[Process], wait_s: float = _LAST_WORDS_S) -> None:
     """Kill those that do not end by themselves soon."""
-    for process in wait_procs(list(processes), _LAST_WORDS_S)[1]:
+    for process in wait_procs(list(processes), wait_s)[1]:
         with contextlib.suppress(Error):
             process.kill()
