@@ -6,6 +6,7 @@ sequence, and so shown where vLLM shows these: not for a request with several se
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from prometheus_client import Counter, Gauge
@@ -63,6 +64,7 @@ def install() -> None:
     if KEY in vars(build):
         return
 
+    @wraps(make)
     def make_request_output(
         state: Any,
         new_token_ids: Any,

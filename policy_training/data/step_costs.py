@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.policy_training.data.dataset import Dataset, DatasetError
+from draftpick.router.policies.pool_arms import column_of
 from draftpick.router.types import Outcome
 
 Floats = npt.NDArray[np.float64]
@@ -46,10 +47,14 @@ class Costs:
         return cls(tuple(arms), step_s, np.asarray([at for _, at in lines]), np.asarray([slope for slope, _ in lines]))
 
     def select(self, arms: Sequence[str]) -> "Costs":
-        """Costs of these arms, in this order. Raises `DatasetError` for an arm without costs."""
-        if unknown := [arm for arm in arms if arm not in self.arms]:
+        """Costs of these arms, in this order; a pool's arm may take those of its drafter in an engine of its own.
+
+        Raises `DatasetError` for an arm without costs.
+        """
+        found = {arm: column_of(arm, self.arms) for arm in arms}
+        if unknown := [arm for arm, row in found.items() if row is None]:
             raise DatasetError(f"no costs of {', '.join(unknown)} (known: {', '.join(self.arms)})")
-        rows = [self.arms.index(arm) for arm in arms]
+        rows = [row for row in found.values() if row is not None]
         return Costs(tuple(arms), self.step_s[rows], self.start_s[rows], self.per_token_s[rows])
 
     def slower(self, times: float) -> "Costs":

@@ -26,7 +26,7 @@ def serve_arms(
     `shapes`: of its arrays, by name.
     """
     known = list(manifest["arms"])
-    columns = [_column(arm, known) for arm in arms]
+    columns = [column_of(arm, known) for arm in arms]
     if set(arms) <= set(known) or None in columns or _INDEXED in arrays:
         return manifest, arrays
     options = dict(manifest.get("options", {}))
@@ -43,7 +43,7 @@ def serve_arms(
     return {**manifest, "arms": list(arms), "options": options}, taken
 
 
-def _column(arm: str, known: Sequence[str]) -> int | None:
+def column_of(arm: str, known: Sequence[str]) -> int | None:
     """Index of the arm itself, or of one with the same drafter."""
     if arm in known:
         return known.index(arm)

@@ -167,6 +167,7 @@ def test_costs_say_what_they_lack() -> None:
     np.testing.assert_allclose(greedy.step_s, [[0.03, 0.03]])
     with pytest.raises(DatasetError, match="no costs of z"):
         greedy.select(["z"])
+    np.testing.assert_allclose(greedy.select(["pool/x", "x"]).step_s, [[0.03, 0.03]] * 2)
     with pytest.raises(DatasetError, match="invalid costs"):
         Costs.from_json({"arms": ["x"]})
 
