@@ -281,10 +281,10 @@ class Dispatcher:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
             hasty = within_s is not None and within_s < HASTY * self._client.response_timeout_s[request.stream]
-            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self._is_slow(state, lease, meter)
+            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self.is_slow(state, lease, meter)
             return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
 
-    def _is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
+    def is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
         """True if a replica whose answer takes too long is at fault, not the answer's length or its reader.
 
         It reports its load, and no progress; or others usually need less than half of the time for such a request.

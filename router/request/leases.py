@@ -104,6 +104,7 @@ class OpenLease:
             stream=stream,
             hasty=elapsed_s < HASTY * self._leases.response_timeout_s[stream],
             alive=lease.replica.answered_within(elapsed_s),
+            slow=self._leases.is_slow(state, lease, meter),
         )
 
 
@@ -116,6 +117,7 @@ class Leases:
     def __init__(self, config: LeasesConfig, dispatcher: Dispatcher, response_timeout_s: Mapping[bool, float]) -> None:
         """`response_timeout_s`: what an engine is given; see `draftpick.engines.http.client.EngineClient`."""
         self.config, self._dispatcher, self.response_timeout_s = config, dispatcher, response_timeout_s
+        self.is_slow = dispatcher.is_slow
         self.inbox: tuple[str, str] | None = None
         self._open: dict[str, OpenLease] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

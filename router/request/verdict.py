@@ -105,7 +105,9 @@ def judge_broken_event(status: int) -> Verdict:
     return BROKEN
 
 
-def judge_report(status: int | None, error: Failure | None, *, stream: bool, hasty: bool, alive: bool) -> Verdict:
+def judge_report(
+    status: int | None, error: Failure | None, *, stream: bool, hasty: bool, alive: bool, slow: bool = False
+) -> Verdict:
     """The verdict on an attempt whose end is told, not seen: see `draftpick.engines.reporting.report.OutcomeReport`.
 
     `hasty`, `alive`: as in `judge_error`.
@@ -116,7 +118,7 @@ def judge_report(status: int | None, error: Failure | None, *, stream: bool, has
         case "unreachable":
             return _UNREACHABLE
         case "timeout":
-            return judge_error(EngineTimeout("told"), stream=stream, hasty=hasty, alive=alive)
+            return judge_error(EngineTimeout("told"), stream=stream, hasty=hasty, alive=alive, slow=slow)
         case "broken":
             return BROKEN if status is None or status < 400 else judge_broken_event(status)
     return OK if status is None else judge_status(status)

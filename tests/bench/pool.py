@@ -59,13 +59,7 @@ class Block:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="a file of prompts with kinds and sources")
-    parser.add_argument("--split", required=True, choices=("dev", "transfer"))
-    parser.add_argument("--name", required=True, help="prefix of the figures")
-    parser.add_argument("--kinds", type=int, default=12)
-    parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
-    parser.add_argument("--max-tokens", type=int, default=128, help="answers end by themselves or here")
+    parser = prompt_options(__doc__)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
@@ -89,6 +83,18 @@ def main() -> None:
                 merge_into(args.json_file, figures, sets=source)
             else:
                 write(args.json_file, len(prompts), figures, bracket="95 % bootstrap over prompts", sets=source)
+
+
+def prompt_options(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the options that say which prompts are answered."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=Path, required=True, help="a file of prompts with kinds and sources")
+    parser.add_argument("--split", required=True, choices=("dev", "transfer"))
+    parser.add_argument("--name", required=True, help="prefix of the figures")
+    parser.add_argument("--kinds", type=int, default=12)
+    parser.add_argument("-n", type=int, default=4, help="prompts of each kind")
+    parser.add_argument("--max-tokens", type=int, default=128, help="answers end by themselves or here")
+    return parser
 
 
 def fleet(at_once: int) -> DraftpickConfig:

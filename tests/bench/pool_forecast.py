@@ -8,7 +8,6 @@ greatest weight. Time is the processor's. Figures, ratios of speeds, brackets 95
 - `NAME/wrong_forecast_vs_right`, and `NAME/wrong_forecast_vs_none`, `NAME/right_forecast_vs_none`.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -22,18 +21,13 @@ from draftpick.engines.pool.forecast import MAX_WEIGHT, Forecast
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt
 from tests.bench.figures import bootstrap_ratio
-from tests.bench.pool import POOL, WARM_UP, Engines, fleet
+from tests.bench.pool import POOL, WARM_UP, Engines, fleet, prompt_options
 from tests.bench.real_text import select
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="a file of prompts with kinds and sources")
-    parser.add_argument("--split", required=True, choices=("dev", "transfer"))
-    parser.add_argument("--name", required=True, help="prefix of the figures")
-    parser.add_argument("--kinds", type=int, default=12)
-    parser.add_argument("-n", type=int, default=2, help="prompts of each kind")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser = prompt_options(__doc__)
+    parser.set_defaults(n=2, max_tokens=64)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json-file", type=Path, help="a result of tests.bench.pool, to which the figures are added")
     args = parser.parse_args()

@@ -44,20 +44,13 @@ def test_a_machine_that_becomes_slower_is_noticed() -> None:
     assert table.seconds(2) == pytest.approx(0.05, rel=0.05)
 
 
-def test_sampled_batches_have_costs_of_their_own() -> None:
+@pytest.mark.parametrize("batch", [(1, True), (8, False)], ids=["sampled", "many requests"])
+def test_sampled_batches_and_many_requests_have_costs_of_their_own(batch: tuple[int, bool]) -> None:
     costs = Costs(max_tokens=64, max_requests=8)
     for _ in range(50):
-        costs.verify(4, True).add(4, 0.04)
-        costs.verify(4, False).add(4, 0.01)
-    assert costs.verify(4, True).seconds(4) > 3 * costs.verify(4, False).seconds(4)
-
-
-def test_many_requests_have_costs_of_their_own() -> None:
-    costs = Costs(max_tokens=64, max_requests=8)
-    for _ in range(50):
-        costs.verify(8, False).add(8, 0.04)
-        costs.verify(1, False).add(8, 0.03)
-    assert costs.verify(8, False).seconds(8) > 1.2 * costs.verify(1, False).seconds(8)
+        costs.verify(*batch).add(8, 0.04)
+        costs.verify(1, False).add(8, 0.01)
+    assert costs.verify(*batch).seconds(8) > 3 * costs.verify(1, False).seconds(8)
 
 
 def test_violators_are_pooled_by_their_weights() -> None:

@@ -269,6 +269,21 @@ async def test_an_engine_that_had_its_time_is_at_fault(router_app: StartRouter) 
     assert (record.outcome.status, record.outcome.fault) == ("timeout", "engine")
 
 
+@pytest.mark.parametrize(("max_tokens", "fault"), [(8, "engine"), (10**6, "client")])
+async def test_a_timeout_that_is_told_is_judged_by_what_others_usually_need(
+    router_app: StartRouter, max_tokens: int, fault: str
+) -> None:
+    app = await router_app({"a": FAST, "b": FAST.model_copy(update={"step_s": 0.001})}, timeout_s=0.2, **ON)
+    await app.post(stream=True, headers={"x-draftpick-arm": "b"})
+    granted = await lease(app, headers={"x-draftpick-arm": "a"}, max_tokens=max_tokens)
+    await app.post(headers={"x-draftpick-arm": "a"})  # it answers others meanwhile
+    await asyncio.sleep(0.25)
+    await tell(app, {"lease": granted["lease"], "error": "timeout"})
+    await ended(app)
+    record = (await app.records(3))[-1]
+    assert (record.outcome.status, record.outcome.fault) == ("timeout", fault)
+
+
 async def test_an_unreachable_engine_gets_no_more_leases(router_app: StartRouter) -> None:
     app = await router_app({"a": REFUSING_URL, "b": FAST}, **ON)
     granted = await lease(app)
