@@ -8,6 +8,9 @@ from tests.bench.sampling import judge, make_models
 
 pytestmark = pytest.mark.vllm
 
+DOUBTFUL = 0.05
+"""A p-value below which a second engine draws ten times as many answers: chance is rarely twice so."""
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -22,5 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_sampled_answers_are_distributed_as_the_target_s(models: Path, drafter: str) -> None:
     p, accepted = judge(models, drafter, 2000)
+    if p < DOUBTFUL:
+        p, accepted = judge(models, drafter, 20_000, seed=1)
     assert accepted > 0.02
     assert p > 0.001
