@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def sample(per_module: int, seed: int, only: Sequence[str] = ()) -> list[Mutant]
             drawn[name] = [asdict(one) for one in made]
             file.write_text(json.dumps(drawn))
         chosen.append([Mutant(**fields) for fields in drawn[name]])
-    return [one for row in zip_longest(*chosen) for one in row if one is not None]  # all modules come soon
+    return [one for some in chosen for one in some]
 
 
 def broken(mutant: Mutant) -> str:
@@ -308,16 +308,22 @@ def _test(waiting: Sequence[Mutant], results: Results, states: dict[str, str], u
     preload()
     copy = KEPT.with_name("mutants_tree")
     copy_tree(ROOT, copy)
-    tests = Tests(copy, KEPT.with_name("mutants_tests.json"))
-    for number, mutant in enumerate(waiting):
-        if time.monotonic() > until:
-            _print(f"{len(waiting) - number} are left")
-            return
-        survived = not tests.notice(mutant.module, broken(mutant), MODULES[mutant.module])
-        results.keep(mutant.name, survived, states[mutant.module], tests.fails)
-        how = "SURVIVED" if survived else f"noticed by {tests.fails.rpartition(':')[2]}:"
-        _print(f"{how} {mutant.line} {mutant.name}")
-        tests.write()
+    tests, left = Tests(copy, KEPT.with_name("mutants_tests.json")), len(waiting)
+    for module, mutants_of in groupby(sorted(waiting, key=lambda one: one.module), key=lambda one: one.module):
+        tests.begin(module, MODULES[module], states[module])
+        for mutant in mutants_of:
+            if time.monotonic() > until:
+                _print(f"{left} are left")
+                tests.close()
+                return
+            began = time.monotonic()
+            survived = not tests.notice(broken(mutant), mutant.line)
+            results.keep(mutant.name, survived, states[module], tests.fails)
+            how = "SURVIVED" if survived else f"noticed by {tests.fails.rpartition(':')[2]}:"
+            _print(f"{time.monotonic() - began:.1f} s: {how} {mutant.line} {mutant.name}")
+            tests.write()
+            left -= 1
+    tests.close()
 
 
 def _print(text: str) -> None:
