@@ -48,6 +48,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         *(f"{_REQUEST}test_faults.py", f"{_REQUEST}test_stream_resume.py", f"{_REQUEST}test_stored_responses.py"),
         *(f"{_REQUEST}test_ability.py", f"{_REQUEST}test_shadow.py"),
     ),
+    "router/request/timeouts.py": (f"{_REQUEST}test_timeouts.py",),
+    "router/request/fallbacks.py": (f"{_REQUEST}test_fallbacks.py",),
     "router/request/decision.py": (
         *(f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py", f"{_REQUEST}test_faults.py"),
         *(f"{_REQUEST}test_ability.py", f"{_REQUEST}test_pool.py", f"{_REQUEST}test_overload.py"),
@@ -79,7 +81,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "policy_training/retraining/gates/offline.py": (f"{_RETRAINING}gates",),
     "policy_training/retraining/canary.py": (f"{_RETRAINING}test_canary.py", f"{_RETRAINING}test_canary_data.py"),
     "policy_training/retraining/canary_data.py": (f"{_RETRAINING}test_canary_data.py", f"{_RETRAINING}test_canary.py"),
-    "policy_training/retraining/controller.py": (f"{_RETRAINING}test_pipeline.py",),
+    "policy_training/retraining/controller.py": (f"{_RETRAINING}test_controller.py",),
 }
 """Each module with the tests of its behaviour."""
 _TRIVIAL = re.compile(

@@ -293,7 +293,7 @@ def test_a_changed_arm_is_treated_with_caution_for_thirty_answers(enabled: bool)
 def test_other_requests_leave_a_fifth_of_what_was_learned() -> None:
     learner, events = learner_of_two(drift={"window": 50, "psi_threshold": 0.5}, safe_mode={"enabled": False})
     learner = OnlineLearner(learner._config, Clustered(("a", "b"), "a"), events.append)
-    for cluster in [0] * 50 + [1] * 30:
+    for cluster in [0] * 50 + [1] * 60:
         learner.observe(cluster, decided(), answered(), 1)
         if events:
             break
