@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -24,7 +25,7 @@ from typing import Any
 
 import pytest
 
-_TIMEOUT_S = 300.0
+_TIMEOUT_S = 120.0
 _HANGS = "hangs"
 _FORK = multiprocessing.get_context("fork")
 
@@ -57,7 +58,7 @@ class Found:
 
 
 class Session:
-    """Collected tests of a module in a process of their own. `run` may raise `EOFError` if they cannot be collected."""
+    """Collected tests of a module, in a process of their own."""
 
     def __init__(self, copy: Path, module: str, paths: Sequence[str], seconds: dict[str, float]) -> None:
         """`seconds`: what tests took before."""
@@ -68,26 +69,23 @@ class Session:
         theirs.close()
 
     def run(self, run: Run) -> Found:
-        """Run tests until one fails. Those that hang are killed, and the session with them."""
+        """Run tests until one fails, or hangs."""
         self._report.unlink(missing_ok=True)
         try:
             self._runs.send(run)
-            if not self._runs.poll(_TIMEOUT_S):
-                os.killpg(self._process.pid or 0, signal.SIGKILL)
-                return Found(fails=_HANGS)
-            self._runs.recv()
+            ended = self._runs.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return Found()  # not even collected
+        if not ended:
+            return Found(fails=_HANGS)
         return Found(**json.loads(self._report.read_text())) if self._report.exists() else Found()
 
     def close(self) -> None:
+        """End the process."""
         self._runs.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.kill()
+        self._process.join()
 
     def _serve(self, pipe: Any, copy: Path, module: str, paths: Sequence[str], seconds: dict[str, float]) -> None:
-        os.setpgid(0, 0)
         self._runs.close()
         os.chdir(copy)
         sys.path.insert(0, str(copy))
@@ -96,27 +94,24 @@ class Session:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        forks = _Forks(pipe, module, seconds)
+        forks = _Forks(pipe, module, seconds, self._report)
         options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:schemathesis", "--timeout", "30"]
         options += ["-m", "not ray and not vllm and not load", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = int(pytest.main([*options, *paths], plugins=[forks]))
-        if forks.is_fork:
-            found = {"code": code, "fails": forks.fails, "seconds": forks.measured, "entered": {name: list(tests) for name, tests in forks.entered.items()}}
-            self._report.write_text(json.dumps(found))
-        os._exit(0)
+        forks.end(code)
 
 
 class _Forks:
     """A plugin of pytest that forks after collection, once for each `Run` that comes; failing examples are not
     simplified."""
 
-    def __init__(self, pipe: Any, module: str, seconds: dict[str, float]) -> None:
-        self._pipe, self._module, self._seconds = pipe, module, seconds
+    def __init__(self, pipe: Any, module: str, seconds: dict[str, float], report: Path) -> None:
+        self._pipe, self._module, self._seconds, self._report = pipe, module, seconds, report
         self._tests, self._record, self._file = list[str](), False, ""
         self._functions: list[FunctionType] = []
-        self.is_fork, self.fails = False, ""
-        self.measured: dict[str, float] = {}
-        self.entered: dict[str, dict[str, None]] = {}
+        self._is_fork, self._fails = False, ""
+        self._measured: dict[str, float] = {}
+        self._entered: dict[str, dict[str, None]] = {}
 
     def pytest_runtestloop(self, session: Any) -> bool | None:
         import hypothesis
@@ -131,12 +126,19 @@ class _Forks:
         gc.freeze()  # what a child collects is its own, and memory stays shared
         while (run := self._next()) is not None:
             if (child := os.fork()) == 0:
-                self.is_fork = True
+                os.setpgid(0, 0)
+                self._is_fork = True
                 self._begin(session, run)
                 return None  # pytest goes on with its own loop
-            os.waitpid(child, 0)
-            self._pipe.send(None)
+            self._pipe.send(_wait(child))
         return True
+
+    def end(self, code: int) -> None:
+        """End this process; a fork reports what it found."""
+        if self._is_fork:
+            found = Found(code, self._fails, self._measured, {name: [*tests] for name, tests in self._entered.items()})
+            self._report.write_text(json.dumps(asdict(found)))
+        os._exit(0)
 
     def _next(self) -> Run | None:
         try:
@@ -175,13 +177,28 @@ class _Forks:
 
     def _enter(self, frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename == self._file:
-            self.entered.setdefault(frame.f_code.co_qualname, {}).update(dict.fromkeys(self._tests))
+            self._entered.setdefault(frame.f_code.co_qualname, {}).update(dict.fromkeys(self._tests))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
-            self.fails = self.fails or report.nodeid
+            self._fails = self._fails or report.nodeid
+            if not self._record:
+                self.end(1)  # what a mutant breaks may not even end
         elif report.when == "call":
-            self.measured[report.nodeid] = report.duration
+            self._measured[report.nodeid] = report.duration
+
+
+def _wait(child: int) -> bool:
+    """Wait for the end of a fork; False if it hangs. What it has started ends with it."""
+    until, ended = time.monotonic() + _TIMEOUT_S, 0
+    while not ended and time.monotonic() < until:
+        ended, _ = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.005)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if not ended:
+        os.waitpid(child, 0)
+    return bool(ended)
 
 
 def patch(functions: Iterable[FunctionType], code: CodeType) -> None:
@@ -265,8 +282,6 @@ class Tests:
         if self._session is None:
             self._session = Session(self._copy, self._module, self._paths, self._seconds)
         found = self._session.run(run)
-        if found.fails == _HANGS:
-            self.close()
         self._seconds |= found.seconds
         if found.code == 5:  # pytest found no test that enters the function
             found.code = 0

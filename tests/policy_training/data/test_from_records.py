@@ -336,3 +336,15 @@ def test_who_repeats_an_id_has_several_requests() -> None:
     assert [(one.request_id, one.attempt) for one in separate_requests(given)] == [
         ("x#1", 1), ("x#2", 1), ("x", 2), ("y", 1), ("y", 1),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "enough"), [(19, False), (20, True)])
+def test_an_arm_needs_twenty_answers(number: int, enough: bool) -> None:
+    of_arm = [i for i in range(600) if LOG.arm[i] == 3]
+    others = [i for i in range(200) if LOG.arm[i] != 3]
+    data = dataset_of([record(i) for i in sorted([*others, *of_arm[:number]])])
+    if enough:
+        assert len(impute_missing_arms(data, ARMS, "features", COSTS).prompt_ids) == len(others) + 20
+    else:
+        with pytest.raises(DatasetError, match="'math' has 19 records"):
+            impute_missing_arms(data, ARMS, "features", COSTS)

@@ -175,7 +175,7 @@ ATTEMPT = Attempt(
 )  # fmt: skip
 
 
-def test_an_answer_teaches_load_acceptance_and_the_policy() -> None:
+async def test_an_answer_teaches_load_acceptance_and_the_policy() -> None:
     observed = Observed()
     observed.learning.on_attempt_end(ATTEMPT)
     assert observed.calls == {
@@ -185,7 +185,7 @@ def test_an_answer_teaches_load_acceptance_and_the_policy() -> None:
     }
 
 
-def test_what_was_not_answered_teaches_nothing() -> None:
+async def test_what_was_not_answered_teaches_nothing() -> None:
     observed = Observed()
     observed.learning.on_attempt_end(replace(ATTEMPT, running=None))
     assert not any(observed.calls.values())
@@ -195,7 +195,7 @@ def test_what_was_not_answered_teaches_nothing() -> None:
     ("reason", "teaches", "shadow"),
     [("policy", 1, False), ("shadow", 1, True), ("pinned", 0, False), ("resumed", 0, False), ("fallback", 0, False)],
 )
-def test_a_policy_learns_from_its_own_draws_and_from_shadows(reason: Any, teaches: int, shadow: bool) -> None:
+async def test_a_policy_learns_from_its_own_draws_and_from_shadows(reason: Any, teaches: int, shadow: bool) -> None:
     observed = Observed()
     observed.learning.on_attempt_end(replace(ATTEMPT, decision=replace(ATTEMPT.decision, reason=reason), cluster=None))
     assert [len(calls) for calls in observed.calls.values()] == [1, 1, teaches]
@@ -203,7 +203,7 @@ def test_a_policy_learns_from_its_own_draws_and_from_shadows(reason: Any, teache
 
 
 @pytest.mark.parametrize(("n", "kept"), [(1.0, True), (2.0, False)])
-def test_sequences_side_by_side_teach_neither_time_nor_acceptance(n: float, kept: bool) -> None:
+async def test_sequences_side_by_side_teach_neither_time_nor_acceptance(n: float, kept: bool) -> None:
     observed = Observed()
     observed.learning.on_attempt_end(replace(ATTEMPT, sampling={"n": n}))
     ((*_, outcome, _, _),) = observed.calls["load"]
@@ -211,7 +211,7 @@ def test_sequences_side_by_side_teach_neither_time_nor_acceptance(n: float, kept
     assert outcome.output_tokens == 20
 
 
-def test_an_answer_of_a_pool_teaches_of_every_drafter_that_was_scored() -> None:
+async def test_an_answer_of_a_pool_teaches_of_every_drafter_that_was_scored() -> None:
     observed, reports = Observed(), {"x": DrafterReport(scored=9, tau=3.0), "none": DrafterReport(scored=9, tau=1.0)}
     decision = Decision("pool/x", 1.0, {"pool/x": 1.0}, "p")
     outcome = replace(OUTCOME, drafters=reports)
@@ -219,7 +219,7 @@ def test_an_answer_of_a_pool_teaches_of_every_drafter_that_was_scored() -> None:
     assert observed.calls["drafts"] == [("pool/x", 3.0, 9, 7, False, "k")]
 
 
-def test_a_key_with_most_answers_of_an_arm_counts_less() -> None:
+async def test_a_key_with_most_answers_of_an_arm_counts_less() -> None:
     observed = Observed()
     for i in range(60):
         observed.learning.on_attempt_end(replace(ATTEMPT, key="few" if i % 4 == 0 else "many"))
