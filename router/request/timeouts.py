@@ -30,9 +30,7 @@ class Timeouts:
     def __init__(self, replicas: ReplicaTable, response_timeout_s: Mapping[bool, float]) -> None:
         self._replicas, self._response_timeout_s = replicas, response_timeout_s
 
-    def circumstances(
-        self, state: RequestState, lease: Lease, meter: Meter, within_s: float | None
-    ) -> Circumstances:
+    def circumstances(self, state: RequestState, lease: Lease, meter: Meter, within_s: float | None) -> Circumstances:
         """`within_s`: the time that the attempt had; None: what an engine is given."""
         given_s = self._response_timeout_s[state.client_request.request.stream]
         return {

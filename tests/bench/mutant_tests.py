@@ -32,8 +32,7 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a forked process is to do. `source`: of the module, None if unchanged; `tests`: which to run, in order, None:
-    all.
+    """What a forked process is to do. `source`: of the module, None if unchanged; `tests`: in order; None: all.
 
     `record`: note which functions of the module each test enters.
     """
@@ -57,6 +56,10 @@ class Found:
     entered: dict[str, list[str]] = field(default_factory=dict)
 
 
+class NotCollectedError(Exception):
+    """The tests of a module cannot be imported."""
+
+
 class Session:
     """Collected tests of a module, in a process of their own."""
 
@@ -69,13 +72,13 @@ class Session:
         theirs.close()
 
     def run(self, run: Run) -> Found:
-        """Run tests until one fails, or hangs."""
+        """Run tests until one fails, or hangs. Raises `NotCollectedError`."""
         self._report.unlink(missing_ok=True)
         try:
             self._runs.send(run)
             ended = self._runs.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return Found()  # not even collected
+            raise NotCollectedError from None
         if not ended:
             return Found(fails=_HANGS)
         return Found(**json.loads(self._report.read_text())) if self._report.exists() else Found()
@@ -95,8 +98,14 @@ class Session:
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         forks = _Forks(pipe, module, seconds, self._report)
-        options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:schemathesis", "--timeout", "30"]
-        options += ["-m", "not ray and not vllm and not load", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        options = ["-x", "-q", "--tb=no", *(f"-pno:{name}" for name in ("cacheprovider", "xdist", "schemathesis"))]
+        options += [
+            "--timeout=30",
+            "-m",
+            "not ray and not vllm and not load",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+        ]
         code = int(pytest.main([*options, *paths], plugins=[forks]))
         forks.end(code)
 
@@ -264,7 +273,7 @@ class Tests:
 
     def notice(self, broken: str, line: int) -> bool:
         """True if one of these tests fails with another source of a module, or hangs. Those that fail anyway tell
-        nothing. `line`: where the source differs."""
+        nothing. `line`: where the source differs. Raises `NotCollectedError` if they cannot be imported without it."""
         source = (self._copy / self._module).read_text()
         function = next((name for first, last, name in _spans(source) if first <= line <= last), None)
         skipped = set[str]()
@@ -295,6 +304,8 @@ class Tests:
         session = Session(self._copy, self._module, self._paths, self._seconds)
         try:
             return session.run(Run(skipped=skipped))
+        except NotCollectedError:
+            return Found()  # it fails as soon as it is imported
         finally:
             session.close()
             self._replace(file, whole)

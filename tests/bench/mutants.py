@@ -51,9 +51,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "router/request/timeouts.py": (f"{_REQUEST}test_timeouts.py",),
     "router/request/fallbacks.py": (f"{_REQUEST}test_fallbacks.py",),
-    "router/request/decision.py": (
-        *(f"{_REQUEST}test_decision.py", f"{_REQUEST}test_dispatcher.py"),
-    ),
+    "router/request/decision.py": (*(f"{_REQUEST}test_decision.py", f"{_REQUEST}test_dispatcher.py"),),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py", f"{_REQUEST}test_pool.py"),
     "router/request/verdict.py": (f"{_REQUEST}test_verdict.py", f"{_REQUEST}test_stream_resume.py"),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),

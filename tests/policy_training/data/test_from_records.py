@@ -279,7 +279,8 @@ def test_answers_before_a_change_of_their_arm_are_outdated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "since", "earlier"), [(0.6, 0.0, 6), (0.5, 4.0, 7), (0.5, 3.9, 7), (0.0, 4.0, 5), (1.0, 4.0, 10), (0.25, 1.0, 4)]
+    ("share", "since", "earlier"),
+    [(0.6, 0.0, 6), (0.5, 4.0, 7), (0.5, 3.9, 7), (0.0, 4.0, 5), (1.0, 4.0, 10), (0.25, 1.0, 4)],
 )
 def test_the_later_records_begin_after_a_share_of_those_since_a_time(share: float, since: float, earlier: int) -> None:
     data = dataset_of([record(i) for i in range(10)])

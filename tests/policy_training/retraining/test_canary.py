@@ -182,9 +182,7 @@ def test_a_stage_is_passed_by_its_lower_bound_and_failed_by_its_upper(
     given: Callable[..., None], low: float, high: float, next_share: float, action: str, missing: set[str]
 ) -> None:
     given(low, high)
-    found = evaluate_stage(
-        four_requests(), BASELINE, since=-1.0, next_share=next_share, limits=Limits(min_requests=2)
-    )
+    found = evaluate_stage(four_requests(), BASELINE, since=-1.0, next_share=next_share, limits=Limits(min_requests=2))
     assert (found.action, refused(found)) == (action, missing)
     gain = next(check for check in found.checks if check.name == "gain")
     assert (gain.value, gain.limit) == pytest.approx((low, 0.0 if next_share == 1.0 else -0.02 / next_share))

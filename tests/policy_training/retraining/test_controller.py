@@ -118,9 +118,7 @@ class World:
 def start(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Starts a controller whose trainings only count their records."""
 
-    def made(
-        now: RegistryState, kept: Sequence[Record] = (), events: Sequence[Event] = (), **config: Any
-    ) -> World:
+    def made(now: RegistryState, kept: Sequence[Record] = (), events: Sequence[Event] = (), **config: Any) -> World:
         registry, store, trained, said = Registry(now), Store(kept, list(events)), list[int](), list[str]()
 
         def train(given: Sequence[Record], *_: object) -> Any:
@@ -128,9 +126,14 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
             return type("Result", (), {"id": "p0009", "action": "candidate", "report": {"reason": "gains"}})
 
         monkeypatch.setattr(tested, "retrain", train)
+        monkeypatch.setattr(tested.time, "time", lambda: NOW)
         plan = RetrainingPlan(None, "plain")  # type: ignore[arg-type]
         controller = RolloutController(
-            store, registry, plan, replace(CONFIG, **config), said.append  # type: ignore[arg-type]
+            store,
+            registry,
+            plan,
+            replace(CONFIG, **config),
+            said.append,  # type: ignore[arg-type]
         )
         return World(controller, registry, store, trained, said)
 
@@ -169,7 +172,7 @@ def test_it_trains_after_an_event_once_enough_requests_came(
     assert world.registry.changes == []
 
 
-@pytest.mark.parametrize(("interval_s", "trains"), [(499.0, True), (600.0, False), (None, False)])
+@pytest.mark.parametrize(("interval_s", "trains"), [(499.9, True), (500.1, False), (None, False)])
 def test_it_trains_in_intervals_without_an_event(start: Any, interval_s: float | None, trains: bool) -> None:
     world = start(state(history=PROMOTED), records(3, 1), interval_s=interval_s)
     world.controller.step()
@@ -184,8 +187,9 @@ def test_it_trains_again_when_its_records_are_an_interval_old(start: Any) -> Non
     world.store.kept = [*world.store.kept, *records(9, 1)]
     world.controller.step()
     assert world.trained == [20]  # of those that came since, there are too few
-    replace(world.controller, config=replace(CONFIG, interval_s=45.0)).step()
-    assert world.trained == [20, 29]
+    for interval_s, trained in ((50.1, [20]), (49.9, [20, 29])):  # since the last of the records, not the training
+        replace(world.controller, config=replace(CONFIG, interval_s=interval_s)).step()
+        assert world.trained == trained
 
 
 def test_a_training_without_records_is_not_repeated_at_once(start: Any) -> None:

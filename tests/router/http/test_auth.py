@@ -30,6 +30,12 @@ def line(name: str, secret: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "sha256": digest(secret), **fields}
 
 
+def entry(name: str, digit: str = "", **fields: str) -> str:
+    """A line of a file of keys, with a digest of one digit: that of the name, if it is one."""
+    more = "".join(f", {field}: {value}" for field, value in fields.items())
+    return f"- {{name: {name}, sha256: {64 * (digit or name)}{more}}}"
+
+
 def test_without_keys_anybody_may_ask() -> None:
     keys = Keyring(KeysConfig(), {})
     assert not keys
@@ -137,16 +143,15 @@ def test_a_file_that_became_wrong_leaves_the_old_keys(tmp_path: Path) -> None:
         ("- {name: a, sha256: %s, scopes: [root]}" % ("a" * 64), "0.scopes.0"),
         ("- {name: a, sha256: %s, rpm: 1}" % ("a" * 64), "0.rpm"),
         ("- {name: a, sha256: %s, expires: 2030-01-01T00:00:00}" % ("a" * 64), "time zone"),
-        ("- {name: a, sha256: %s}\n- {name: b, sha256: %s}\n- {name: b, sha256: %s}" % ("a" * 64, "b" * 64, "c" * 64),
-         "2.name: is a duplicate"),
-        ("- {name: a, sha256: %s}\n- {name: b, sha256: %s}" % ("a" * 64, "a" * 64), "1.sha256: is a duplicate"),
-        ("- {name: a, sha256: %s}\n- {name: b, sha256: %s, expires: 2030-01-01T00:00:00}" % ("a" * 64, "b" * 64),
-         "1.expires: has no time zone"),
+        (f"{entry('a')}\n{entry('b')}\n{entry('b', 'c')}", "2.name: is a duplicate"),
+        (f"{entry('a')}\n{entry('b', 'a')}", "1.sha256: is a duplicate"),
+        (f"{entry('a')}\n{entry('b', expires='2030-01-01T00:00:00')}", "1.expires: has no time zone"),
         ("", "is empty"),
         ("- {name: a, sha256: %s}" % ("a" * 63), "0.sha256"),
         ("- {name: a, sha256: %s}" % ("A" * 64), "0.sha256"),
-        *(("- {name: a, sha256: %s, %s: 0}" % ("a" * 64, field), f"0.{field}")
-          for field in ("requests_per_minute", "tokens_per_minute", "max_concurrent")),
+        (entry("a", requests_per_minute="0"), "0.requests_per_minute"),
+        (entry("a", tokens_per_minute="0"), "0.tokens_per_minute"),
+        (entry("a", max_concurrent="0"), "0.max_concurrent"),
         ("{", "not valid YAML"),
     ],
 )
@@ -239,10 +244,10 @@ def test_the_time_to_wait_is_between_a_second_and_a_minute(
     key = keys.authenticate(header("Bearer s1"))
     keys.check_rate_limit(key)
     monkeypatch.setattr("draftpick.router.http.auth.time.time", lambda: 1000.0)
+    monkeypatch.setattr(keys._limiter, "hit", lambda *_: False)
     stats = type("Stats", (), {"reset_time": 1000.0 + reset_s, "remaining": 0})
     monkeypatch.setattr(keys._limiter, "get_window_stats", lambda *_: stats)
     with pytest.raises(RateLimited) as caught:
-        keys._limiter.hit = lambda *_: False  # type: ignore[method-assign, assignment]
         keys.check_rate_limit(key)
     assert caught.value.retry_after_s == wait_s
 

@@ -280,8 +280,9 @@ def test_a_changed_arm_is_treated_with_caution_for_thirty_answers(enabled: bool)
         learner.observe(0, decided(), answered(0.01 if learner._arm_detectors[0].steps[1].count < 60 else 0.1), 1)
     (event,) = events
     assert (event.kind, event.arm, event.policy) == ("arm_changed", "a", "fixed:a")
-    assert event.text == f"engine a: a step takes {math.exp(event.figures['costs']):.2f} times as long as before; its history is forgotten"
-    assert 9 < math.exp(event.figures["costs"]) < 10.5
+    times = math.exp(event.figures["costs"])
+    assert event.text == f"engine a: a step takes {times:.2f} times as long as before; its history is forgotten"
+    assert 9 < times < 10.5
     for _ in range(29):
         assert caution() == [0.05, 0.0]
         learner.observe(0, decided("b"), answered(0.01), 1)

@@ -390,7 +390,11 @@ def test_time_per_token_is_that_of_the_tokens_after_the_first(answers: int, toke
 
 @pytest.mark.parametrize(("generation_ms", "tpot_s"), [(2500.0, 2.5 / 4), (2500.1, 0.5), (0.4, 0.0001)])
 def test_the_engines_time_is_no_longer_than_the_whole_answer(generation_ms: float, tpot_s: float) -> None:
-    fields = {"choices": [], "usage": {**USAGE, "completion_tokens": 5}, "metrics": {"generation_time_ms": generation_ms}}
+    fields = {
+        "choices": [],
+        "usage": {**USAGE, "completion_tokens": 5},
+        "metrics": {"generation_time_ms": generation_ms},
+    }
     made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, event(fields)))
     assert made.tpot_s == pytest.approx(tpot_s)
 

@@ -17,7 +17,6 @@ from draftpick.router.request.relay import Relay
 from draftpick.router.request.state import ClientRequest, RequestState
 from draftpick.router.request.verdict import Verdict
 from draftpick.router.types import Decision
-
 from tests.fleet import CHAT, FAILS, FAST, REFUSING_URL, Servers, StartRouter, asked
 from tests.router.request.test_faults import CONTENT, answering, story
 
@@ -193,7 +192,14 @@ class Relayed:
     def __init__(self, path: str = COMPLETIONS, *, stream: bool = True, again: bool = False, **state: Any) -> None:
         self.sink, self.meter, self.again, self.asked = Sink(), Meter(0.0), again, list[tuple[Verdict, bytes]]()
         request = ClientRequest(
-            Request(path, b"", "", stream=stream), "POST", path, [], "id", "id", 0.0, show_routing=state.pop("shown", True)
+            Request(path, b"", "", stream=stream),
+            "POST",
+            path,
+            [],
+            "id",
+            "id",
+            0.0,
+            show_routing=state.pop("shown", True),
         )
         self.state = RequestState(request, decision=Decision("a", 1.0, {"a": 1.0}, "p"), **state)
 

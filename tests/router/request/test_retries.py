@@ -44,7 +44,9 @@ class World:
         self.dispatcher = Dispatcher(self.config, **parts)  # type: ignore[arg-type]
         self.decided = list[dict[str, Any]]()
         fields = {"path": "/v1/completions", "body": b"{}", "text": "x" * 40, "stream": True, **(request or {})}
-        self.state = self.state_of(ClientRequest(Request(**fields), "POST", "/", [], "id", "id", time.perf_counter()), reason)
+        self.state = self.state_of(
+            ClientRequest(Request(**fields), "POST", "/", [], "id", "id", time.perf_counter()), reason
+        )
 
     def state_of(self, request: ClientRequest, reason: Reason) -> RequestState:
         return RequestState(request, decision=Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p", reason))
@@ -134,9 +136,7 @@ def test_a_deadline_that_has_passed_ends_a_request() -> None:
 def test_the_error_names_whose_fault_it_is(verdict: Verdict, shown: bool, error: type[Exception], says: str) -> None:
     world = World()
     request = world.state.client_request
-    world.state.client_request = ClientRequest(
-        request.request, "POST", "/", [], "id", "id", 0.0, show_routing=shown
-    )
+    world.state.client_request = ClientRequest(request.request, "POST", "/", [], "id", "id", 0.0, show_routing=shown)
     world.state.failed = {"c"}
     found = world.dispatcher._failure(world.state, verdict)
     with pytest.raises(error, match=says):

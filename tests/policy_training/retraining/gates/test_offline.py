@@ -193,9 +193,7 @@ def test_every_check_bears_the_name_of_its_gate() -> None:
         assert {check.name for check in verdict.checks} <= {gate.name for gate in OFFLINE}
 
 
-@pytest.mark.parametrize(
-    ("excess", "passed"), [(0.0199, True), (0.0201, False)]
-)
+@pytest.mark.parametrize(("excess", "passed"), [(0.0199, True), (0.0201, False)])
 def test_a_slice_may_be_slower_by_the_margin(excess: float, passed: bool) -> None:
     found = worst_slice(exact({"a": 1.0 + excess}, 60))
     assert found.passed is passed
@@ -232,7 +230,10 @@ def test_twenty_paired_requests_take_the_place_of_weighted_records(complete: int
 def test_a_gain_is_judged_by_consecutive_blocks() -> None:
     """Of correlated rows, the interval is that of their blocks: here two, one of which is all good, one all bad."""
     evidence = exact({"good": 0.5, "bad": 1.4}, 100)
-    low, high = np.quantile(replace(evidence, blocks=2).resampled(*map(evidence.tpot_terms, (evidence.pi_candidate, evidence.pi_active))), [0, 1])
+    low, high = np.quantile(
+        replace(evidence, blocks=2).resampled(*map(evidence.tpot_terms, (evidence.pi_candidate, evidence.pi_active))),
+        [0, 1],
+    )
     assert (low, high) == pytest.approx((-0.4, 0.5))
     many = evidence.resampled(*map(evidence.tpot_terms, (evidence.pi_candidate, evidence.pi_active)))
     assert len(many) == 2000
