@@ -101,10 +101,8 @@ class Session:
         options = ["-x", "-q", "--tb=no", *(f"-pno:{name}" for name in ("cacheprovider", "xdist", "schemathesis"))]
         options += [
             "--timeout=30",
-            "-m",
-            "not ray and not vllm and not load",
-            "-W",
-            "ignore::pytest.PytestAssertRewriteWarning",
+            "-mnot ray and not vllm and not load",
+            "-Wignore::pytest.PytestAssertRewriteWarning",
         ]
         code = int(pytest.main([*options, *paths], plugins=[forks]))
         forks.end(code)

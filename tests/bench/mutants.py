@@ -1,10 +1,13 @@
 """What no test notices: `python -m tests.bench.mutants` breaks a sample of lines one at a time, and runs their tests.
 
 Cosmic Ray makes the mutants; those of annotations and docstrings are left out. Each is tested in a copy of the tree by
-the tests of its module (`MODULES`), the fastest first. A sample is drawn with a seed, the same number from each module,
-and holds no mutant of another sample that was drawn here. Beside the samples, the mutants of `mutants_by_hand.yaml` are
-tested, of behaviours that had no test once. `--minutes` bounds a run, and the next one continues where it stopped:
-results are kept in `runs/mutants.jsonl`.
+those tests of its module (`MODULES`) that enter the changed function, the fastest first (`tests.bench.mutant_tests`). A
+sample is drawn with a seed, the same number from each module, and holds no mutant of another sample that was drawn
+here. Beside the samples, the mutants of `mutants_by_hand.yaml` are tested, of behaviours that had no test once.
+`--minutes` bounds a run, and the next one continues where it stopped: results are kept in `runs/mutants.jsonl`.
+
+A new score takes a seed that no sample has: `python -m tests.bench.mutants --seed 4 --per-module 3`, then a reason for
+each survivor in `surviving_mutants.yaml`, or a test and `--survivors` with the same seed.
 
 `surviving_mutants.yaml` names survivors with the reason: those that change nothing, and those that no test is for.
 mutants.json has a score of every sample, the share of its mutants that tests noticed without those that change nothing:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from draftpick.policy_training.learners import learner
 from draftpick.policy_training.retraining import controller as tested
 from draftpick.policy_training.retraining.canary import Limits, Step
 from draftpick.policy_training.retraining.controller import RolloutConfig, RolloutController
@@ -126,15 +127,9 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
             return type("Result", (), {"id": "p0009", "action": "candidate", "report": {"reason": "gains"}})
 
         monkeypatch.setattr(tested, "retrain", train)
-        monkeypatch.setattr(tested.time, "time", lambda: NOW)
-        plan = RetrainingPlan(None, "plain")  # type: ignore[arg-type]
-        controller = RolloutController(
-            store,
-            registry,
-            plan,
-            replace(CONFIG, **config),
-            said.append,  # type: ignore[arg-type]
-        )
+        monkeypatch.setattr("draftpick.policy_training.retraining.controller.time.time", lambda: NOW)
+        parts: Any = (store, registry, RetrainingPlan(learner("tau_cost"), "plain"))
+        controller = RolloutController(*parts, replace(CONFIG, **config), said.append)
         return World(controller, registry, store, trained, said)
 
     return made
@@ -148,7 +143,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (NOTHING, records(10, 1), [], True),
         (NOTHING, records(9, 1), [], False),
-        (NOTHING, records(20, 1, "shadow"), [], False),
+        *((NOTHING, records(20, 1, reason), [], False) for reason in ("shadow", "pinned", "fallback", "resumed")),
         # With an active policy an event is needed, after its promotion, and records since.
         (state(history=PROMOTED), records(200, 1), [], False),
         (state(history=PROMOTED), records(200, 1), [event(50)], True),
@@ -338,6 +333,8 @@ LOST = event(50, "safe_mode_entered", "policy p0002")
         (state(history=PROMOTED), [replace(LOST, policy=None)], False),
         (state(history=PROMOTED), [event(60), LOST], False),  # what has changed needs another policy
         (state(history=PROMOTED), [event(60, "arm_quarantined"), LOST], True),
+        (state(history=PROMOTED), [LOST, event(10)], True),
+        (state(history=[*PROMOTED, ("unpin", 20.0, "p0002")]), [LOST], True),
         (state(history=PROMOTED), [], False),
     ],
 )

@@ -381,3 +381,23 @@ def test_safe_mode_is_told_with_what_it_costs() -> None:
         "safe mode, b serves"
     )
     assert learner.safe_mode_state() == {"policy": "fixed:a", "arm": "b", "lost": pytest.approx(lost)}
+
+
+def test_a_better_default_is_looked_for_every_sixteen_requests() -> None:
+    learner, _ = learner_of_two(correction={"enabled": False}, drift={"enabled": False}, safe_mode={"window": 400})
+    learner._policy.default_arm = 0
+    explored = replace(decided("b"), probabilities={"a": 0.9, "b": 0.1}, propensity=0.1)
+    for number in range(1, 17):
+        learner.observe(0, explored, answered(0.01), 1)
+        learner.observe(0, decided(), answered(0.02), 1)
+        assert learner._policy.default_arm == (1 if number == 16 else 0)
+
+
+def test_a_level_is_known_from_a_weight_of_five_on() -> None:
+    events, config = list[Event](), OnlineConfig.model_validate({"correction": {"window": 1e6}})
+    policy = FixedPolicy(("a", "b"), "a")
+    learner = OnlineLearner(config, policy, events.append, ExplorationConfig(level_error=0.2))
+    for number in range(1, 7):  # each answer weighs a little less than one
+        learner.observe(0, decided(), answered(0.01), 1)
+        assert learner.level_deviations is not None
+        assert (learner.level_deviations[0] == 0.0) is (number == 6)

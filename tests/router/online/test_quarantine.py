@@ -250,6 +250,13 @@ def test_who_collapses_often_may_do_so_longer(clock: Clock) -> None:
     assert until_out(watched) == math.ceil(math.log(1e-6) / math.log(0.55))
 
 
+def test_who_hardly_ever_gains_is_lost_in_the_end(clock: Clock) -> None:
+    """One answer in forty gains; a collapse is taken to come 98 times in a hundred at most."""
+    watched = seen(clock, *[11.0, *[1.0] * 39] * 100, 11.0, false_alarm_probability=0.05)
+    assert watched.state()["a"] == "ok"
+    assert until_out(watched) == math.ceil(math.log(0.05) / math.log(0.98))
+
+
 def test_what_is_usual_follows_slowly(clock: Clock) -> None:
     """An answer counts once fifty later ones have come, and then for a two-hundredth."""
     watched = seen(clock, *[2.0] * 400)

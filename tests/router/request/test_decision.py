@@ -219,7 +219,8 @@ def test_load_is_looked_at_for_the_request_at_hand() -> None:
     maker.decide(None)
     first, second, third = maker.given
     assert first.load_of is not None
-    assert first.load_of(ARMS) == (ARMS, {"context": CONTEXT, "cached_prefix": {"u": 5}, "objective": "latency"})
+    told: Any = first.load_of(ARMS)
+    assert told == (ARMS, {"context": CONTEXT, "cached_prefix": {"u": 5}, "objective": "latency"})
     assert [one.objective for one in maker.given] == ["latency", "cost", "cost"]
     assert second.load_of is not None
     assert third.load_of is None

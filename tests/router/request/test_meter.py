@@ -324,7 +324,7 @@ def test_an_error_event_is_kept_and_ends_no_answer(name: str | None) -> None:
 # --- reports ---
 
 
-REPORT = {"lease": "0" * 32, "status": 200, "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+REPORT: dict[str, Any] = {"lease": "0" * 32, "status": 200, "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
 ENGINES_OWN = {"metrics": {"queue_time_ms": 30.0, "time_to_first_token_ms": 40.0, "generation_time_ms": 100.0}}
 
 

@@ -10,6 +10,7 @@ import pytest
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, TimedOut
 from draftpick.router.openai_request import Request
+from draftpick.router.request.ability import Rejection
 from draftpick.router.request.dispatcher import Dispatcher, _count_tokens
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.state import ClientRequest, RequestState
@@ -33,7 +34,7 @@ class World:
         )  # fmt: skip
         given = {"max_attempts": 3, "wait_for_engine_s": 0.2, "resume_streams": False, "paths": [], **config}
         self.config = SimpleNamespace(logs=SimpleNamespace(access_log=False), **given)
-        self.rejection: Any = None
+        self.rejection: tuple[Rejection, frozenset[str]] | None = None
         abilities = SimpleNamespace(rejection=lambda *_: self.rejection)
         admission = SimpleNamespace(limits=SimpleNamespace(retry_after_s=7.0))
         parts: Any = {
@@ -202,6 +203,7 @@ def attempt(outcome: Outcome) -> Attempt:
 # --- what an engine rejects ---
 
 
+TOLD = Rejection("a", frozenset({"min_p"}))
 FORECAST: Any = SimpleNamespace(to_json=lambda: "{}")
 
 
@@ -245,12 +247,12 @@ def test_what_others_take_goes_to_them(
     reason: Reason, request_: dict[str, Any], status: int, known: bool, again: bool
 ) -> None:
     world = World(reason=reason, request=request_)
-    world.rejection = ("told", frozenset({"b"})) if known else None
+    world.rejection = (TOLD, frozenset({"b"})) if known else None
     meter = Meter(0.0)
     meter.http_status = status
     assert world.dispatcher._try_again(world.state, REJECTED, meter, b"") is again
     if known and again:
-        assert world.state.rejections == ["told"]
+        assert world.state.rejections == [TOLD]
         assert world.state.unable == {"a": "is not asked"}
 
 
