@@ -47,7 +47,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router/request/meter.py": (f"{_REQUEST}test_meter.py", f"{_REQUEST}test_event_stream.py"),
     "router/request/relay.py": (f"{_REQUEST}test_relay.py", f"{_REQUEST}test_streams.py", f"{_REQUEST}test_faults.py"),
     "router/request/dispatcher.py": (
-        *(f"{_REQUEST}test_retries.py", f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
+        *(f"{_REQUEST}test_dispatcher_rules.py", f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
         *("tests/router/http/test_security.py", f"{_REQUEST}test_faults.py"),
         *(f"{_REQUEST}test_stream_resume.py", f"{_REQUEST}test_stored_responses.py"),
         *(f"{_REQUEST}test_ability.py", f"{_REQUEST}test_shadow.py"),

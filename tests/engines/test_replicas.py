@@ -365,3 +365,17 @@ def test_a_replica_that_answers_again_is_probed_by_the_next_request() -> None:
         probe.ok = True
     assert probe.probe
     assert made.health()["a"]["u1"] == "closed"
+
+
+@pytest.mark.parametrize(("out", "ejected"), [(1, True), (2, False)])
+def test_half_of_the_replicas_are_left_after_an_ejection(out: int, ejected: bool) -> None:
+    made = table("u1", "u2", "u3", "u4")
+    *others, slow = made.by_arm["a"]
+    for replica in made.by_arm["a"]:
+        for _ in range(20):
+            replica.record_tpot(1.0 if replica is slow else 0.01)
+    for replica in others[:out]:
+        replica.breaker.trip()
+    with made.lease("a", set(others)) as lease:
+        lease.ok, lease.tpot_s = True, 1.0
+    assert (slow.breaker.state == "open") is ejected

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from draftpick.engines.pool.report import DrafterReport
 from draftpick.policy_training.learners import learner
 from draftpick.policy_training.train import fitted
 from draftpick.router.config.sections import CorrectionConfig, ExplorationConfig, OnlineConfig
@@ -401,3 +402,63 @@ def test_a_level_is_known_from_a_weight_of_five_on() -> None:
         learner.observe(0, decided(), answered(0.01), 1)
         assert learner.level_deviations is not None
         assert (learner.level_deviations[0] == 0.0) is (number == 6)
+
+
+def test_what_is_compared_is_without_load() -> None:
+    learner, _ = learner_of_two(correction={"enabled": False})
+    learner.observe(0, decided(slowdown=1.2), answered(), 1)
+    seen = np.exp(learner.safe_mode.comparison._log_s[0])
+    assert seen == pytest.approx([0.01 / 1.2, 0.01])
+
+
+POOL = ("pool/none", "pool/x", "pool/y", "a")
+
+
+def pool_answer(**scored: tuple[int, float]) -> Outcome:
+    """An answer of a pool at 2.5 tokens a step, which scored these drafters on so many tokens."""
+    reports = {name: DrafterReport(scored=tokens, tau=tau) for name, (tokens, tau) in scored.items()}
+    return Outcome("ok", 200, tpot_s=0.02, output_tokens=32, acceptance_length=2.5, drafters=reports)
+
+
+POOL_DECISION = Decision(
+    "pool/x", 1.0, {"pool/none": 0.0, "pool/x": 1.0, "pool/y": 0.0, "a": 0.0}, "fixed:pool/x",
+    predicted_tpot_s=[0.03, 0.02, 0.01, 0.05], predicted_tau=[1.0, 2.0, 4.0, 1.0],
+)  # fmt: skip
+
+
+def test_one_answer_of_a_pool_corrects_every_drafter_that_it_scored() -> None:
+    config = OnlineConfig.model_validate({"correction": {"max_log_step": 9.0, "window": 1e6}})
+    learner = OnlineLearner(config, FixedPolicy(POOL, "pool/x"))
+    learner.observe(0, POOL_DECISION, pool_answer(x=(20, 2.0), y=(4, 3.0), none=(20, 1.0), z=(20, 9.0)), 1)
+    steps = math.log(2.5 / 2.0)  # as long as predicted, but with more tokens each
+    (sums,) = learner.correction.local_state()["sums"]
+    assert sums == pytest.approx([steps, steps, steps + math.log(4 / 3), 0.0])
+    learner.observe(0, POOL_DECISION, pool_answer(x=(20, 2.0), y=(3, 3.0)), 1)  # on too few tokens
+    (weights,) = learner.correction.local_state()["weights"]
+    assert weights == pytest.approx([2.0, 2.0, 1.0, 0.0], rel=1e-5)
+    learner.observe(0, replace(POOL_DECISION, predicted_tau=None), pool_answer(x=(20, 2.0)), 1)
+    (weights,) = learner.correction.local_state()["weights"]
+    assert weights == pytest.approx([2.0, 3.0, 1.0, 0.0], rel=1e-5)
+
+
+def test_the_drafts_of_every_drafter_of_a_pool_are_watched() -> None:
+    config = OnlineConfig.model_validate({"correction": {"enabled": False}, "safe_mode": {"enabled": False}})
+    events = list[Event]()
+    learner = OnlineLearner(config, FixedPolicy(POOL, "pool/x"), events.append)
+    for tau in [3.0] * 60 + [9.0] * 60:
+        learner.observe(0, POOL_DECISION, pool_answer(x=(20, 2.0), y=(20, tau)), 1)
+        if events:
+            break
+    (event,) = events
+    assert (event.kind, event.arm) == ("arm_changed", "pool/y")
+    times = math.exp(event.figures["drafts"])
+    assert times == pytest.approx(3.0, rel=0.1)
+    assert (
+        event.text
+        == f"engine pool/y: {times:.2f} times as many tokens are accepted as before; its history is forgotten"
+    )
+    learner = OnlineLearner(config, FixedPolicy(POOL, "pool/x"), events.append)
+    for number in range(120):
+        slow = pool_answer(x=(20, 2.0), y=(20, 3.0))
+        learner.observe(0, POOL_DECISION, replace(slow, tpot_s=0.02 if number < 60 else 0.06), 1)
+    assert (events[1].arm, [*events[1].figures]) == ("pool/x", ["costs"])

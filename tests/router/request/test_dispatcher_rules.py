@@ -1,7 +1,8 @@
-"""When a request is tried again, and what it costs: the dispatcher's rules without a network."""
+"""The dispatcher's rules, without a network: when a request is tried again, what is learned of it, what it costs."""
 
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,12 +36,17 @@ class World:
         given = {"max_attempts": 3, "wait_for_engine_s": 0.2, "resume_streams": False, "paths": [], **config}
         self.config = SimpleNamespace(logs=SimpleNamespace(access_log=False), **given)
         self.rejection: tuple[Rejection, frozenset[str]] | None = None
-        abilities = SimpleNamespace(rejection=lambda *_: self.rejection)
+        self.answered, self.attempts = list[Any](), list[Attempt]()
+        abilities = SimpleNamespace(
+            rejection=lambda *_: self.rejection, record_answer=lambda *answer: self.answered.append(answer)
+        )
+        self.demand = SimpleNamespace(decisions=Counter[tuple[str, str]]())
+        self.decision = Decision("b", 1.0, {"a": 0.0, "b": 1.0}, "p", "fallback")
         admission = SimpleNamespace(limits=SimpleNamespace(retry_after_s=7.0))
         parts: Any = {
             "replicas": self.table, "client": SimpleNamespace(response_timeout_s=LIMITS), "decide": self._decide,
-            "admission": admission, "prefixes": None, "demand": None, "shadow": None, "metrics": self.metrics,
-            "abilities": abilities, "on_attempt_end": print,
+            "admission": admission, "prefixes": None, "demand": self.demand, "shadow": None, "metrics": self.metrics,
+            "abilities": abilities, "on_attempt_end": self.attempts.append,
         }  # fmt: skip
         self.dispatcher = Dispatcher(self.config, **parts)  # type: ignore[arg-type]
         self.decided = list[dict[str, Any]]()
@@ -54,7 +60,7 @@ class World:
 
     def _decide(self, context: object, pin: object = None, **given: Any) -> Decision:
         self.decided.append(given)
-        return Decision("b", 1.0, {"a": 0.0, "b": 1.0}, "p", "fallback")
+        return self.decision
 
     def try_all(self, *arms: str) -> None:
         """All replicas of these arms were tried."""
@@ -262,6 +268,83 @@ def test_an_engines_own_error_goes_to_another_engine_while_there_is_time(verdict
     assert world.dispatcher._try_again(world.state, verdict, Meter(0.0), b"") is again
     world.state.retry_until = time.perf_counter() - 1.0
     assert not world.dispatcher._try_again(world.state, verdict, Meter(0.0), b"")
+
+
+# --- what is learned of it ---
+
+
+@pytest.mark.parametrize(
+    ("reason", "unloaded", "counted"),
+    [
+        ("policy", "a", {("a", "b"): 1}),
+        ("policy", None, {("b", "b"): 1}),
+        ("fallback", "a", {}),
+        ("pinned", None, {}),
+    ],
+)
+def test_demand_is_what_the_policy_would_choose_without_load(
+    reason: Reason, unloaded: str | None, counted: dict[tuple[str, str], int]
+) -> None:
+    world = World()
+    world.decision = replace(world.decision, reason=reason, unloaded_arm=unloaded)
+    world.dispatcher._make_decision(world.state)
+    assert world.demand.decisions == counted
+    assert world.state.decision is world.decision
+
+
+@pytest.mark.parametrize(
+    ("verdict", "request_", "told", "tpot_s", "doubts"),
+    [
+        (OK, {}, False, 0.02, 0),
+        (OK, {"asks": frozenset({"min_p"})}, True, 0.02, 0),
+        (OK, {"num_answers": 2}, False, None, 0),
+        (REJECTED, {"asks": frozenset({"min_p"})}, False, None, 0),
+        (Verdict("engine_error", "engine", doubtful=True), {}, False, None, 1),
+    ],
+)
+def test_an_answer_tells_of_its_replica(
+    verdict: Verdict, request_: dict[str, Any], told: bool, tpot_s: float | None, doubts: int
+) -> None:
+    world = World(request=request_)
+    (replica,) = world.table.by_arm["a"]
+    replica.in_flight, replica.foreign_in_flight = 3, 2
+    lease = Lease(replica, probe=False, in_flight=2)
+    running = world.dispatcher._report_health(world.state, lease, verdict, Outcome("ok", tpot_s=0.02))
+    assert running == (3.5 if verdict is OK else None)  # the mean of two at its start and five at its end
+    assert (lease.ok, lease.unreachable, lease.tpot_s) == (verdict.healthy, verdict.unreachable, tpot_s)
+    assert (len(world.answered), len(world.state.doubts)) == (int(told), doubts)
+    world.state.rejections = [TOLD]
+    world.dispatcher._report_health(world.state, lease, OK, Outcome("ok"))
+    assert world.answered[-1][0] == "a"
+
+
+@pytest.mark.parametrize(("running", "cluster", "expected"), [(2.5, 0, ("p", 0)), (2.5, None, None), (None, 3, None)])
+def test_an_attempt_is_what_observers_get(
+    running: float | None, cluster: int | None, expected: tuple[str, int] | None
+) -> None:
+    world = World(request={"sampling": {"n": 2.0}})
+    world.state.decision = replace(world.state.decision, cluster=cluster)
+    world.state.number, outcome = 2, Outcome("ok")
+    world.dispatcher._end(world.state, outcome, {"a": 1}, running)
+    (made,) = world.attempts
+    assert world.state.last is made
+    assert (made.number, made.running, made.cluster, made.in_flight) == (2, running, expected, {"a": 1})
+    assert (made.outcome, made.decision, made.sampling, made.stream) == (
+        outcome,
+        world.state.decision,
+        {"n": 2.0},
+        True,
+    )
+
+
+@pytest.mark.parametrize(("holder", "left"), [("http://b2", ["http://b2"]), ("http://gone", "all"), (None, "all")])
+def test_a_stored_response_is_where_it_was_made(holder: str | None, left: Any) -> None:
+    world = World()
+    if holder is not None:
+        world.dispatcher._responses.add("resp_1", holder, "")
+    world.dispatcher._go_to_state(world.state, "resp_1")
+    everywhere = {one.url for arm in ("a", "b") for one in world.table.by_arm[arm]}
+    assert everywhere - {one.url for one in world.state.tried} == (everywhere if left == "all" else set(left))
 
 
 # --- the end ---
