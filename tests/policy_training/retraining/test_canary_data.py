@@ -14,7 +14,7 @@ from draftpick.policy_training.retraining.canary_data import (
     ExpectedTpot,
     canary_experiment,
 )
-from draftpick.router.types import Record
+from draftpick.router.types import Reason, Record
 from tests.bench.gates import ARMS as MANY
 from tests.bench.gates import POOL, World, before
 from tests.policy_training.bandit import ARMS, Bandit
@@ -125,6 +125,9 @@ def test_what_was_usual_by_hand() -> None:
     assert found.mean == pytest.approx(np.delete(np.minimum(times / scale_s, 1.0), 50).mean())
 
 
+NOT_DRAWN: tuple[Reason, ...] = ("fallback", "pinned", "resumed", "shadow")
+
+
 def both(i: int, at: float, policy: str = "old") -> Record:
     """Request i of the bandit: `new` would have taken the next arm."""
     made = record(i, i % 4, policy, at=at)
@@ -144,7 +147,7 @@ def test_records_make_a_trial() -> None:
     left_out = [
         replace(later[1], attempt=2),
         replace(later[1], outcome=replace(later[1].outcome, status="cancelled")),
-        replace(later[1], decision=replace(later[1].decision, reason="pinned")),
+        *(replace(later[1], decision=replace(later[1].decision, reason=reason)) for reason in NOT_DRAWN),
         replace(later[1], decision=replace(later[1].decision, other_policy_probabilities=None)),
         replace(later[1], decision=replace(later[1].decision, other_policy_probabilities={"newer": {}})),
         replace(later[1], decision=replace(later[1].decision, policy_share=1.0)),
@@ -192,9 +195,10 @@ def test_what_no_policy_drew_or_has_no_time_is_not_what_was_usual() -> None:
     later = [both(i, 200.0 + i) for i in range(20)]
     slow = replace(earlier[0], outcome=replace(earlier[0].outcome, tpot_s=99.0))
     others = [
-        replace(slow, decision=replace(slow.decision, reason="pinned")),
+        *(replace(slow, decision=replace(slow.decision, reason=reason)) for reason in NOT_DRAWN[:3]),
         replace(slow, outcome=replace(slow.outcome, tpot_s=None)),
         replace(slow, outcome=replace(slow.outcome, status="broken")),
+        replace(slow, outcome=replace(slow.outcome, status="timeout")),
         replace(slow, context=None),
     ]
     found, same = (canary_experiment([*more, *earlier, *later], 150.0, "new") for more in ([], others))

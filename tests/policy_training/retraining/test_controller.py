@@ -101,6 +101,7 @@ def state(
 
 NOTHING = EMPTY
 PROMOTED = [("add", 500.0, "p0002"), ("promote", 300.0, "p0002")]
+LOST = event(50, "safe_mode_entered", "policy p0002")
 CONFIG = RolloutConfig(stages=(0.1, 0.5), limits=Limits(max_requests=40), min_new_records=10, holdout_requests=20)
 
 
@@ -155,6 +156,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
         # A training after the event was of records before it.
         (state(history=[*PROMOTED, ("add", 5.0, "p0003")]), records(200, 1), [event(50)], False),
         (state(history=[*PROMOTED, ("add", 30.0, "p0003")]), records(200, 1), [event(50)], True),
+        (state(history=[*PROMOTED, ("rollback", 30.0, "p0001")]), records(200, 1), [event(50)], True),
     ],
 )
 def test_it_trains_after_an_event_once_enough_requests_came(
@@ -224,6 +226,9 @@ def test_a_shadow_becomes_a_canary_of_the_first_stage(start: Any) -> None:
     world.controller.step()
     assert world.registry.changes == [("set_canary_share", "p0003", 0.1, "keeper")]
     assert world.said == ["p0003: decides 10% of the requests"]
+    shadow = start(state("shadow", history=PROMOTED), events=[LOST])  # what the active one loses is not asked then
+    shadow.controller.step()
+    assert [change[0] for change in shadow.registry.changes] == ["set_canary_share"]
     assert world.trained == []
 
 
@@ -312,9 +317,6 @@ def test_a_pinned_policy_is_left_in_place(start: Any, monkeypatch: pytest.Monkey
     world = start(state("holdout", history=PROMOTED, pinned=True), records(30, 1), [lost], min_new_records=100)
     world.controller.step()
     assert world.registry.changes == []
-
-
-LOST = event(50, "safe_mode_entered", "policy p0002")
 
 
 @pytest.mark.parametrize(

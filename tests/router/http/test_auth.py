@@ -48,7 +48,9 @@ def test_a_known_key_is_taken(tmp_path: Path) -> None:
     assert keys.authenticate(header("bearer  s2 ")).scopes == ("chat", "admin")
 
 
-@pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic s1", "s1", "Bearer s1 s1"])
+@pytest.mark.parametrize(
+    "sent", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic s1", "Digest s1", "s1", "Bearer s1 s1"]
+)
 def test_anything_else_is_not(tmp_path: Path, sent: str | None) -> None:
     with pytest.raises(Unauthorized):
         ring(tmp_path, line("team", "s1")).authenticate(header(sent))

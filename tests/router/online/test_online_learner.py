@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,6 +306,16 @@ def test_other_requests_leave_a_fifth_of_what_was_learned() -> None:
     assert learner.correction.weight(0, 0) == pytest.approx(0.2 * 50, rel=1e-3)
     learner.observe(1, decided(), answered(), 1)
     assert len(events) == 1
+
+
+@pytest.mark.parametrize("reason", ["fallback", "pinned", "resumed", "shadow"])
+def test_only_what_the_policy_is_asked_is_the_mix_of_requests(reason: Any) -> None:
+    config = OnlineConfig.model_validate({"drift": {"window": 50, "psi_threshold": 0.5}})
+    events = list[Event]()
+    learner = OnlineLearner(config, Clustered(("a", "b"), "a"), events.append)
+    for cluster in [0] * 60 + [1] * 60:
+        learner.observe(cluster, replace(decided(), reason=reason), answered(), 1)
+    assert events == []
 
 
 class Clusters:

@@ -172,7 +172,7 @@ def test_a_pin_decides() -> None:
         (CONTEXT, True, "policy", {}),
         (None, True, "fallback", {"no_context": 1}),
         (None, False, "fallback", {}),  # no text is generated: nothing is missing
-        (Context(CONTEXT.vector, "others"), True, "fallback", {"no_context": 1}),
+        *((Context(CONTEXT.vector, other), True, "fallback", {"no_context": 1}) for other in ("another", "others")),
     ],
 )
 def test_a_policy_decides_with_the_features_that_it_needs(

@@ -75,6 +75,7 @@ class World:
         (3, "a", "policy", "", False),  # three attempts at most
         (1, "ab", "policy", "", False),
         (1, "a", "policy", "b", False),
+        (1, "a", "fallback", "", True),
         (1, "a", "pinned", "", False),
         (1, "b", "pinned", "", True),
     ],
@@ -246,6 +247,7 @@ def test_an_engine_that_rejects_a_forecast_is_asked_without(
         ("shadow", {}, 400, True, False),
         ("policy", {"state_id": "r"}, 404, False, True),  # the state is elsewhere
         ("policy", {"state_id": "r"}, 400, False, False),
+        ("policy", {"state_id": "r"}, 410, False, False),
         ("policy", {}, 404, False, False),
     ],
 )
@@ -278,8 +280,7 @@ def test_an_engines_own_error_goes_to_another_engine_while_there_is_time(verdict
     [
         ("policy", "a", {("a", "b"): 1}),
         ("policy", None, {("b", "b"): 1}),
-        ("fallback", "a", {}),
-        ("pinned", None, {}),
+        *((reason, "a", {}) for reason in ("fallback", "pinned", "resumed", "shadow")),
     ],
 )
 def test_demand_is_what_the_policy_would_choose_without_load(

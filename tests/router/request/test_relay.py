@@ -225,12 +225,12 @@ class Relayed:
 
 async def test_a_stream_opens_with_its_content_and_names_its_engine() -> None:
     relayed = Relayed()
-    verdict = await relayed.run(EMPTY, WORD, WORD + DONE)
+    verdict = await relayed.run(EMPTY, WORD, WORD + DONE, age="5", vary="x")
     assert relayed.sink.sent == [200, EMPTY + WORD, WORD + DONE]
     assert (verdict.status, relayed.state.started, relayed.state.opened_by) == ("ok", True, 1)
     assert relayed.sink.headers == {
         "content-type": EVENTS, "x-draftpick-request-id": "id", "x-request-id": "id", "x-draftpick-attempts": "1",
-        "x-draftpick-arm": "a", "x-draftpick-policy": "p",
+        "x-draftpick-arm": "a", "x-draftpick-policy": "p", "age": "5", "vary": "x",
     }  # fmt: skip
     assert relayed.chunks.waited_s == [0.5]
     hidden = Relayed(shown=False)
@@ -275,7 +275,7 @@ async def test_what_is_no_generated_text_needs_neither_content_nor_end() -> None
 @pytest.mark.parametrize("again", [False, True])
 async def test_an_error_event_ahead_of_the_content_is_an_answer_of_its_own(again: bool) -> None:
     relayed = Relayed(again=again)
-    verdict = await relayed.run(EMPTY, ERROR % 503)
+    verdict = await relayed.run(EMPTY, ERROR % 503, age="5", vary="x")
     assert (verdict.status, verdict.retry) == ("engine_error", again)
     assert [one.fault for one, _ in relayed.asked] == ["engine"]
     assert relayed.meter.http_status == 503
@@ -284,7 +284,7 @@ async def test_an_error_event_ahead_of_the_content_is_an_answer_of_its_own(again
         assert not relayed.state.started
     else:
         assert relayed.sink.sent == [503, ERROR[6:-2] % 503]
-        assert relayed.sink.headers["content-type"] == JSON
+        assert [relayed.sink.headers[name] for name in ("content-type", "age", "vary")] == [JSON, "5", "x"]
 
 
 @pytest.mark.parametrize(("code", "fault"), [(400, "client"), (500, "engine")])
@@ -381,9 +381,10 @@ async def test_compressed_answers_are_read_and_sent_plain(how: str) -> None:
     relayed, body = Relayed("/tokenize", stream=False), b'{"a":"' + b"x" * 3_000_000 + b'"}'
     squeeze = zlib.compressobj(wbits=zlib.MAX_WBITS | (16 if "gzip" in how.lower() else 0))
     packed = squeeze.compress(body) + squeeze.flush()
-    await relayed.run(packed[:100], packed[100:], kind=JSON, content_encoding=how, max_bytes=2**30)
+    await relayed.run(packed[:100], packed[100:], kind=JSON, age="5", content_encoding=how, max_bytes=2**30)
     assert relayed.sink.sent == [200, packed if how == "br" else body]
     assert ("content-encoding" in relayed.sink.headers) is (how == "br")
+    assert [relayed.sink.headers[name] for name in ("content-type", "age")] == [JSON, "5"]
 
 
 async def test_what_is_not_compressed_as_it_says_is_broken() -> None:
