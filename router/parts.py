@@ -126,7 +126,7 @@ def build_parts(
         load=load, demand=demand, prefixes=prefixes, admission=admission, acceptance_monitor=acceptance_monitor,
         health_signals=health_signals, metrics=metrics, attempts=attempts, recent=recent, shadow=shadow,
         decide=decide, catalog=catalog, abilities=abilities, dispatcher=dispatcher,
-        leases=Leases(config.leases, dispatcher, client.response_timeout_s), records=records,
+        leases=Leases(config.leases, dispatcher), records=records,
     )  # fmt: skip
 
 

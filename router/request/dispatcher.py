@@ -12,7 +12,7 @@ from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
 from draftpick.engines.http.client import EngineClient, redact_userinfo
 from draftpick.engines.profile.profile import GREEDY
-from draftpick.engines.replicas import Lease, Replica, ReplicaTable
+from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
@@ -29,6 +29,7 @@ from draftpick.router.request.shadow import NullSink, Shadow
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.stored_responses import StoredResponses
 from draftpick.router.request.stream_resume import CannotResume, StreamResume
+from draftpick.router.request.timeouts import Timeouts
 from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, Verdict, judge_error
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
@@ -40,12 +41,6 @@ log = logging.getLogger("draftpick.router")
 _POLL_S = 0.05
 _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
-HASTY = 0.9
-"""An attempt with less of the configured time has less than an engine is given."""
-_AMPLE = 0.5
-"""Share of the time of an attempt in which a short answer is complete at the usual speed."""
-_PREFILL = 0.125
-"""Time of a prompt token, at most, relative to an output token."""
 _NO_FORECAST_S = 600.0
 """For how long an engine that rejected a forecast is sent none."""
 
@@ -79,6 +74,7 @@ class Dispatcher:
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
         self._abilities, self._responses = abilities, StoredResponses()
+        self.timeouts = Timeouts(replicas, client.response_timeout_s)
         self._no_forecast_until: dict[str, float] = {}
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
@@ -118,20 +114,6 @@ class Dispatcher:
                     self._shadow.enqueue(state)
         finally:
             self._finish(state)
-
-    def fallbacks(self, state: RequestState, most: int) -> list[tuple[str, Replica]]:
-        """Other replicas for a request, the best first, each with its engine."""
-        decision, tried, found = state.decision, set(state.tried), list[tuple[str, Replica]]()
-        predicted = decision.predicted_tpot_s
-        cost = [-p for p in decision.probabilities.values()] if predicted is None else predicted
-        others = [arm for _, arm in sorted(zip(cost, decision.probabilities, strict=True))]
-        eligible, _ = self.decide.healthy(self.replicas.eligible(tried))
-        for arm in (decision.arm, *others):
-            able = arm in eligible and engine_of(arm) not in state.unable
-            if len(found) < most and able and (replica := self.replicas.pick(arm, tried)) is not None:
-                tried.add(replica)
-                found.append((engine_of(arm), replica))
-        return found
 
     async def _prepare(self, state: RequestState) -> None:
         """Compute the input of the decision, and decide."""
@@ -280,26 +262,8 @@ class Dispatcher:
         except EngineError as error:
             if isinstance(error, ResourcesExhausted):
                 self._metrics.failures["connections", type(error).__name__] += 1
-            hasty = within_s is not None and within_s < HASTY * self._client.response_timeout_s[request.stream]
-            alive, slow = lease.replica.answered_within(meter.elapsed_s()), self.is_slow(state, lease, meter)
-            return judge_error(error, stream=request.stream, hasty=hasty, alive=alive, slow=slow)
-
-    def is_slow(self, state: RequestState, lease: Lease, meter: Meter) -> bool:
-        """True if a replica whose answer takes too long is at fault, not the answer's length or its reader.
-
-        It reports its load, and no progress; or others usually need less than half of the time for such a request.
-        """
-        replica, request = lease.replica, state.client_request.request
-        if meter.arrivals is not None and meter.arrivals.first_pause is not None:
-            return False
-        if replica.report is not None and not replica.answered_within(meter.elapsed_s()):
-            return True
-        if request.max_tokens is None:
-            return False
-        others = {one for there in self.replicas.by_engine.values() for one in there} - state.tried
-        usual_s = min((one.tpot_s for one in others if one.num_times), default=math.inf)
-        tokens = request.max_tokens * request.num_answers + request.approximate_prompt_tokens * _PREFILL
-        return usual_s * tokens < _AMPLE * meter.elapsed_s()
+            circumstances = self.timeouts.circumstances(state, lease, meter, within_s)
+            return judge_error(error, stream=request.stream, **circumstances)
 
     def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
         """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""

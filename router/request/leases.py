@@ -23,7 +23,8 @@ from draftpick.engines.reporting.ticket import HEADER, Ticket
 from draftpick.router.config.sections import LeasesConfig
 from draftpick.router.errors import Overloaded
 from draftpick.router.headers import CLIENT_REQUEST_ID
-from draftpick.router.request.dispatcher import HASTY, Dispatcher
+from draftpick.router.request.dispatcher import Dispatcher
+from draftpick.router.request.fallbacks import fallbacks
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.verdict import CANCELLED, Verdict, judge_report
@@ -96,16 +97,10 @@ class OpenLease:
             self.end = "elsewhere"
             return CANCELLED
         self.end = "told"
-        elapsed_s, stream = meter.elapsed_s(), state.client_request.request.stream
+        circumstances = self._leases.circumstances(state, lease, meter, meter.elapsed_s())
         meter.observe_report(report)
-        return judge_report(
-            report.status,
-            report.error,
-            stream=stream,
-            hasty=elapsed_s < HASTY * self._leases.response_timeout_s[stream],
-            alive=lease.replica.answered_within(elapsed_s),
-            slow=self._leases.is_slow(state, lease, meter),
-        )
+        stream = state.client_request.request.stream
+        return judge_report(report.status, report.error, stream=stream, **circumstances)
 
 
 class Leases:
@@ -114,10 +109,9 @@ class Leases:
     `inbox`: where engines report, and with which secret; None if they do not.
     """
 
-    def __init__(self, config: LeasesConfig, dispatcher: Dispatcher, response_timeout_s: Mapping[bool, float]) -> None:
-        """`response_timeout_s`: what an engine is given; see `draftpick.engines.http.client.EngineClient`."""
-        self.config, self._dispatcher, self.response_timeout_s = config, dispatcher, response_timeout_s
-        self.is_slow = dispatcher.is_slow
+    def __init__(self, config: LeasesConfig, dispatcher: Dispatcher) -> None:
+        self.config, self._dispatcher = config, dispatcher
+        self.circumstances = dispatcher.timeouts.circumstances
         self.inbox: tuple[str, str] | None = None
         self._open: dict[str, OpenLease] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -187,7 +181,8 @@ class Leases:
         headers = client_request.headers
         if state.trace is not None:
             headers = state.trace.attempt_started(decision, state.number, headers, redact_userinfo(replica.url))
-        places = [(engine_of(decision.arm), replica), *self._dispatcher.fallbacks(state, _MAX_FALLBACKS)]
+        others = fallbacks(state, self._dispatcher.replicas, self._dispatcher.decide, _MAX_FALLBACKS)
+        places = [(engine_of(decision.arm), replica), *others]
         addresses = [
             Address(engine, redact_userinfo(one.url), self._headers(client_request, headers, number))
             for number, (engine, one) in enumerate(places)

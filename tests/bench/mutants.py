@@ -1,10 +1,13 @@
 """What no test notices: `python -m tests.bench.mutants` breaks a sample of lines one at a time, and runs their tests.
 
 Cosmic Ray makes the mutants; those of annotations and docstrings are left out. Each is tested in a copy of the tree by
-the tests of its module (`MODULES`), the fastest first. A sample is drawn with a seed, the same number from each module,
-and holds no mutant of another sample that was drawn here. Beside the samples, the mutants of `mutants_by_hand.yaml` are
-tested, of behaviours that had no test once. `--minutes` bounds a run, and the next one continues where it stopped:
-results are kept in `runs/mutants.jsonl`.
+those tests of its module (`MODULES`) that enter the changed function, the fastest first (`tests.bench.mutant_tests`). A
+sample is drawn with a seed, the same number from each module, and holds no mutant of another sample that was drawn
+here. Beside the samples, the mutants of `mutants_by_hand.yaml` are tested, of behaviours that had no test once.
+`--minutes` bounds a run, and the next one continues where it stopped: results are kept in `runs/mutants.jsonl`.
+
+A new score takes a seed that no sample has: `python -m tests.bench.mutants --seed 4 --per-module 3`, then a reason for
+each survivor in `surviving_mutants.yaml`, or a test and `--survivors` with the same seed.
 
 `surviving_mutants.yaml` names survivors with the reason: those that change nothing, and those that no test is for.
 mutants.json has a score of every sample, the share of its mutants that tests noticed without those that change nothing:
@@ -22,7 +25,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +47,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router/request/meter.py": (f"{_REQUEST}test_meter.py", f"{_REQUEST}test_event_stream.py"),
     "router/request/relay.py": (f"{_REQUEST}test_relay.py", f"{_REQUEST}test_streams.py", f"{_REQUEST}test_faults.py"),
     "router/request/dispatcher.py": (
-        *(f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py", "tests/router/http/test_security.py"),
-        *(f"{_REQUEST}test_faults.py", f"{_REQUEST}test_stream_resume.py", f"{_REQUEST}test_stored_responses.py"),
+        *(f"{_REQUEST}test_dispatcher_rules.py", f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py"),
+        *("tests/router/http/test_security.py", f"{_REQUEST}test_faults.py"),
+        *(f"{_REQUEST}test_stream_resume.py", f"{_REQUEST}test_stored_responses.py"),
         *(f"{_REQUEST}test_ability.py", f"{_REQUEST}test_shadow.py"),
     ),
-    "router/request/decision.py": (
-        *(f"{_REQUEST}test_dispatcher.py", f"{_REQUEST}test_learning.py", f"{_REQUEST}test_faults.py"),
-        *(f"{_REQUEST}test_ability.py", f"{_REQUEST}test_pool.py", f"{_REQUEST}test_overload.py"),
-    ),
+    "router/request/timeouts.py": (f"{_REQUEST}test_timeouts.py",),
+    "router/request/fallbacks.py": (f"{_REQUEST}test_fallbacks.py",),
+    "router/request/decision.py": (*(f"{_REQUEST}test_decision.py", f"{_REQUEST}test_dispatcher.py"),),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py", f"{_REQUEST}test_pool.py"),
     "router/request/verdict.py": (f"{_REQUEST}test_verdict.py", f"{_REQUEST}test_stream_resume.py"),
     "router/request/prefix_index.py": (f"{_REQUEST}test_prefix_index.py",),
@@ -79,7 +82,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "policy_training/retraining/gates/offline.py": (f"{_RETRAINING}gates",),
     "policy_training/retraining/canary.py": (f"{_RETRAINING}test_canary.py", f"{_RETRAINING}test_canary_data.py"),
     "policy_training/retraining/canary_data.py": (f"{_RETRAINING}test_canary_data.py", f"{_RETRAINING}test_canary.py"),
-    "policy_training/retraining/controller.py": (f"{_RETRAINING}test_pipeline.py",),
+    "policy_training/retraining/controller.py": (f"{_RETRAINING}test_controller.py",),
 }
 """Each module with the tests of its behaviour."""
 _TRIVIAL = re.compile(
@@ -181,7 +184,7 @@ def sample(per_module: int, seed: int, only: Sequence[str] = ()) -> list[Mutant]
             drawn[name] = [asdict(one) for one in made]
             file.write_text(json.dumps(drawn))
         chosen.append([Mutant(**fields) for fields in drawn[name]])
-    return [one for row in zip_longest(*chosen) for one in row if one is not None]  # all modules come soon
+    return [one for some in chosen for one in some]
 
 
 def broken(mutant: Mutant) -> str:
@@ -308,16 +311,22 @@ def _test(waiting: Sequence[Mutant], results: Results, states: dict[str, str], u
     preload()
     copy = KEPT.with_name("mutants_tree")
     copy_tree(ROOT, copy)
-    tests = Tests(copy, KEPT.with_name("mutants_tests.json"))
-    for number, mutant in enumerate(waiting):
-        if time.monotonic() > until:
-            _print(f"{len(waiting) - number} are left")
-            return
-        survived = not tests.notice(mutant.module, broken(mutant), MODULES[mutant.module])
-        results.keep(mutant.name, survived, states[mutant.module], tests.fails)
-        how = "SURVIVED" if survived else f"noticed by {tests.fails.rpartition(':')[2]}:"
-        _print(f"{how} {mutant.line} {mutant.name}")
-        tests.write()
+    tests, left = Tests(copy, KEPT.with_name("mutants_tests.json")), len(waiting)
+    for module, mutants_of in groupby(sorted(waiting, key=lambda one: one.module), key=lambda one: one.module):
+        tests.begin(module, MODULES[module], states[module])
+        for mutant in mutants_of:
+            if time.monotonic() > until:
+                _print(f"{left} are left")
+                tests.close()
+                return
+            began = time.monotonic()
+            survived = not tests.notice(broken(mutant), mutant.line)
+            results.keep(mutant.name, survived, states[module], tests.fails)
+            how = "SURVIVED" if survived else f"noticed by {tests.fails.rpartition(':')[2]}:"
+            _print(f"{time.monotonic() - began:.1f} s: {how} {mutant.line} {mutant.name}")
+            tests.write()
+            left -= 1
+    tests.close()
 
 
 def _print(text: str) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from draftpick.engines.circuit_breaker import BreakerConfig, CircuitBreaker
 
@@ -44,14 +45,94 @@ def test_failures_in_a_row_open_it(breaker: CircuitBreaker) -> None:
     assert not breaker.admits(0)
 
 
+def fail_until_open(breaker: CircuitBreaker) -> int:
+    """How many failures in a row open it, of at most 100."""
+    for number in range(1, 101):
+        ask(breaker, False)
+        if breaker.state == "open":
+            return number
+    return 0
+
+
 def test_a_large_share_of_failures_opens_it(clock: Clock) -> None:
-    breaker = CircuitBreaker(CONFIG.model_copy(update={"consecutive_failures": 1000}), clock)
-    asked = 0
-    while breaker.state == "closed" and asked < 200:
-        ask(breaker, asked % 4 == 3)
-        asked += 1
-    assert breaker.state == "open"
-    assert asked > 10
+    breaker = CircuitBreaker(BreakerConfig(consecutive_failures=1000), clock)
+    assert fail_until_open(breaker) == 14  # each counts a twentieth: 1 - 0.95^14 > 0.5
+
+
+def test_after_recovery_a_smaller_share_of_failures_opens_it_again(clock: Clock) -> None:
+    breaker = CircuitBreaker(BreakerConfig(consecutive_failures=1000, slow_start_s=0), clock)
+    fail_until_open(breaker)
+    clock.now += 1
+    ask(breaker, True)
+    assert fail_until_open(breaker) == 8  # from a quarter: 1 - 0.75 * 0.95^8 > 0.5
+
+
+def test_an_ejection_without_failures_leaves_no_share_of_them(clock: Clock) -> None:
+    breaker = CircuitBreaker(BreakerConfig(consecutive_failures=1000, slow_start_s=0), clock)
+    breaker.trip()
+    clock.now += 1
+    ask(breaker, True)
+    assert fail_until_open(breaker) == 14
+
+
+def test_as_configured_by_default(clock: Clock) -> None:
+    breaker = CircuitBreaker(BreakerConfig(), clock)
+    assert fail_until_open(breaker) == 3
+    waits = []
+    for _ in range(7):
+        start = clock.now
+        while not breaker.admits(0):
+            clock.now += 1
+        waits.append(clock.now - start)
+        breaker.end(ok=False, probe=breaker.begin())
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+    clock.now += 30
+    ask(breaker, True)
+    clock.now += 5.5
+    assert [breaker.admits(n) for n in (45, 46)] == [True, False]
+    clock.now += 0.5
+    assert breaker.admits(1000)
+
+
+@pytest.mark.parametrize(
+    ("field", "rejected", "least"),
+    [
+        ("consecutive_failures", 0, 1),
+        ("failure_rate", 0, 0.01),
+        ("failure_rate", 1.01, 1),
+        ("base_ejection_s", 0, 0.01),
+        ("max_ejection_s", 0, 0.01),
+        ("slow_start_s", -0.01, 0),
+        ("outlier_factor", 1, 1.01),
+    ],
+)
+def test_settings_have_bounds(field: str, rejected: float, least: float) -> None:
+    with pytest.raises(ValidationError, match=field):
+        BreakerConfig(**{field: rejected})
+    assert getattr(BreakerConfig(**{field: least}), field) == least
+
+
+def test_an_engine_that_is_seen_again_may_be_probed_at_once(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.half_open()
+    assert breaker.state == "closed"
+    breaker.trip()
+    breaker.half_open()
+    assert breaker.state == "half_open"
+    clock.now += 1
+    breaker.half_open()
+    ask(breaker, True)
+    assert breaker.state == "closed"
+
+
+def test_one_probe_at_a_time_decides(breaker: CircuitBreaker, clock: Clock) -> None:
+    breaker.trip()
+    clock.now += 1
+    probe = breaker.begin()
+    assert not breaker.begin()
+    breaker.end(ok=True, probe=False)  # a request that panic let through
+    assert breaker.state == "half_open"
+    breaker.end(ok=False, probe=probe)
+    assert (breaker.state, breaker.opened) == ("open", 2)
 
 
 def test_every_second_failure_in_few_requests_does_not(breaker: CircuitBreaker) -> None:

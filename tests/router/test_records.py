@@ -467,3 +467,67 @@ def test_a_closed_writer_leaves_no_thread(tmp_path: Path) -> None:
     assert threading.active_count() == before + 1
     opened.close()
     assert threading.active_count() == before
+
+
+def test_segments_are_numbered_from_0(tmp_path: Path) -> None:
+    opened = writer(tmp_path)
+    opened.write(record())
+    opened.close()
+    (segment,) = segments(tmp_path)
+    assert segment.name.endswith(f"-{os.getpid()}-000000.jsonl")
+    assert segment.stat().st_mode & 0o777 == 0o640 & ~umask()
+
+
+def umask() -> int:
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
+
+
+@pytest.mark.parametrize(("age_s", "repaired"), [(59.0, 0), (61.0, 1)])
+def test_a_segment_that_may_still_grow_is_not_repaired(tmp_path: Path, age_s: float, repaired: int) -> None:
+    segment = tmp_path / "records-1.jsonl"
+    segment.write_bytes(encode(record("a")) + b"{\n")
+    then = time.time() - age_s
+    os.utime(segment, (then, then))
+    good = tmp_path / "records-2.jsonl"
+    good.write_bytes(encode(record("b")))
+    os.utime(good, (then, then))
+    assert len(repair(tmp_path, 60.0)) == repaired
+    assert (tmp_path / "records-1.jsonl.damaged").exists() is bool(repaired)
+    assert good.read_bytes() == encode(record("b"))
+
+
+def test_a_line_that_is_damaged_twice_is_moved_twice(tmp_path: Path) -> None:
+    segment = tmp_path / "records-1.jsonl"
+    segment.write_bytes(b"{\n" + encode(record("a")) + b"{\n")
+    assert repair(tmp_path, 0) == [(segment, 1, 2)]
+    assert (tmp_path / "records-1.jsonl.damaged").read_bytes() == b"{\n{\n"
+
+
+@pytest.mark.parametrize("moment", [None, "now", [1.0]])
+def test_a_record_whose_time_is_no_number_is_damaged(moment: Any) -> None:
+    fields = {**json.loads(encode(record())), "time": moment}
+    with pytest.raises(ValueError, match="time is no number"):
+        decode(json.dumps(fields).encode())
+
+
+def test_times_of_the_past_are_read_as_they_are() -> None:
+    before = replace(record(), time=1234.5)
+    (found,), damaged = decode_lines(encode(before) + b"\n")
+    assert (found.time, damaged) == (1234.5, [])
+
+
+@pytest.mark.parametrize(("size", "kept"), [(0, 0), (1, 1), (3, 3)])
+def test_a_queue_takes_as_many_as_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, kept: int
+) -> None:
+    monkeypatch.setattr("draftpick.router.records._FLUSH_S", 60.0)
+    opened = writer(tmp_path, queue_size=max(size, 1))
+    for i in range(kept):
+        opened.write(record(f"r{i}"))
+    assert opened.dropped == 0
+    opened.write(record("last"))
+    assert opened.dropped == (1 if size else 0)
+    opened.close()
+    assert len(ids(tmp_path)) == max(size, 1)

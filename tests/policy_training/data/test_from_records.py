@@ -3,12 +3,14 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from draftpick.policy_training.data.dataset import DatasetError
 from draftpick.policy_training.data.from_records import (
+    _residual_correction,
     by_time,
     contexts_of,
     dataset_of,
@@ -17,6 +19,7 @@ from draftpick.policy_training.data.from_records import (
     logged_feedback,
     paired_rows,
     random_arm_rows,
+    separate_requests,
 )
 from draftpick.policy_training.data.record_store import RecordStore
 from draftpick.policy_training.data.step_costs import Costs
@@ -217,3 +220,132 @@ def test_no_key_is_most_of_the_training_data() -> None:
     assert sum(data.dropped.values()) == 2500 - len(data.measurements)
     assert {name.split(":")[0] for name in data.dropped} == {"key_share"}
     assert {m.prompt_id for m in data.measurements if m.propensity is None} <= {f"r{i}/1" for i in rows}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sampling": {"n": 1.0}}, None),
+        ({"sampling": {"n": 1.5}}, "several_answers"),
+        ({"sampling": None}, None),
+        ({"attempt": 2}, None),
+        ({"outcome": {"status": "broken"}}, "broken"),
+        ({"outcome": {"ttft_s": None}}, "too_short"),
+        ({"outcome": {"tpot_s": None}}, "too_short"),
+        ({"outcome": {"output_tokens": None}}, "too_short"),
+        ({"outcome": {"output_tokens": 0}}, "too_short"),
+        ({"outcome": {"output_tokens": 1}}, None),
+        ({"decision": {"propensity": 1.0}}, None),
+        ({"decision": {"propensity": 1e-9}}, None),
+        ({"decision": {"propensity": 0.0}}, "no_propensity"),
+        ({"decision": {"propensity": -0.5}}, "no_propensity"),
+        ({"decision": {"propensity": 1.01}}, "no_propensity"),
+        ({"decision": {"reason": "resumed"}}, "resumed"),
+        ({"decision": {"reason": "fallback"}}, "fallback"),
+        ({"decision": {"reason": "shadow"}}, None),
+        ({"context": stored_context(np.asarray([0.0, np.nan]), "features")}, "context_not_finite"),
+        ({"context": stored_context(np.asarray([0.0, np.inf]), "features")}, "context_not_finite"),
+    ],
+    ids=str,
+)
+def test_a_record_is_left_out_for_a_reason(changes: dict[str, Any], reason: str | None) -> None:
+    given = {name: replace(getattr(record(1), name), **of) if isinstance(of, dict) and name != "sampling" else of
+             for name, of in changes.items()}  # fmt: skip
+    data = dataset_of([record(0), record(1, **given)])
+    assert len(data.measurements) == (2 if reason is None else 1)
+    assert data.dropped == ({} if reason is None else {f"{reason}:{record(1).decision.arm}": 1})
+
+
+def test_a_measurement_says_what_was_asked_for_and_under_which_load() -> None:
+    load = LoadTerms([1.5] * 4, [1.0] * 4, [0.0] * 4, [0] * 4, [1.0] * 4)
+    decision = replace(record(0).decision, load=load)
+    asked = record(0, attempt=2, sampling={"temperature": 0.3, "max_completion_tokens": 9.0}, decision=decision)
+    usual = record(1, sampling={}, in_flight={"plain": 2, "math": 3})
+    one, other = dataset_of([asked, usual]).measurements
+    assert (one.prompt_id, one.task, one.source) == ("r0/2", "traffic", "record")
+    assert (one.temperature, one.max_tokens, one.in_flight, one.slowdown) == (0.3, 9, 2, 1.5)
+    assert (other.temperature, other.max_tokens, other.in_flight, other.slowdown) == (1.0, 0, 6, 1.0)
+    assert (one.label, one.arm, one.time) == (asked.decision.arm, asked.decision.arm, 0.0)
+
+
+def test_answers_before_a_change_of_their_arm_are_outdated() -> None:
+    arm = record(3).decision.arm
+    rows = [record(i) for i in range(40)]
+    data = dataset_of(rows, {arm: 3.0})
+    earlier = sum(one.decision.arm == arm for one in rows[:3])
+    assert data.dropped == ({f"before_change:{arm}": earlier} if earlier else {})
+    assert "r3/1" in {m.prompt_id for m in data.measurements}
+    assert len(dataset_of(rows, {arm: 3.5}).measurements) == len(data.measurements) - 1
+
+
+@pytest.mark.parametrize(
+    ("share", "since", "earlier"),
+    [(0.6, 0.0, 6), (0.5, 4.0, 7), (0.5, 3.9, 7), (0.0, 4.0, 5), (1.0, 4.0, 10), (0.25, 1.0, 4)],
+)
+def test_the_later_records_begin_after_a_share_of_those_since_a_time(share: float, since: float, earlier: int) -> None:
+    data = dataset_of([record(i) for i in range(10)])
+    first, second = by_time(data, share, since)
+    assert [m.time for m in (*first.measurements, *second.measurements)] == list(range(10))
+    assert len(first.measurements) == earlier
+    assert first.contexts is second.contexts is data.contexts
+
+
+def test_a_reward_is_the_negative_time_per_token() -> None:
+    drawn, shadow = record(0), record(1, decision=replace(record(1).decision, reason="shadow"))
+    found = logged_feedback(dataset_of([drawn, shadow]), ARMS)
+    assert found.arm.tolist() == [ARMS.index(drawn.decision.arm)]
+    assert found.reward.tolist() == [-(drawn.outcome.tpot_s or 0.0)]
+    assert found.propensity.tolist() == [drawn.decision.propensity]
+
+
+def test_other_features_are_left_out() -> None:
+    data = dataset_of([record(0), record(1, context=stored_context(np.ones(3, np.float32), "others"))])
+    assert [m.prompt_id for m in random_arm_rows(data, "others").measurements] == ["r1/1"]
+    assert [m.prompt_id for m in random_arm_rows(data).measurements] == ["r0/1", "r1/1"]
+    assert contexts_of(random_arm_rows(data, "others"), "others").tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_what_was_observed_is_kept_and_the_rest_predicted() -> None:
+    data = dataset_of([record(i) for i in range(120)])
+    full = impute_missing_arms(data, ARMS, "features", COSTS)
+    for row, m in enumerate(data.measurements):
+        assert full.acceptance_length[row, ARMS.index(m.arm)] == pytest.approx(m.outcome.acceptance_length or 1.0)
+    assert (full.acceptance_length >= 1.0).all()
+    assert np.isnan(full.acceptance_rate).all()
+    assert (full.kinds[0], full.featurizer, full.prompt_tokens[0]) == ("traffic", "features", 30.0)
+    assert full.output_tokens[0] == data.measurements[0].outcome.output_tokens
+    assert full.temperatures.tolist() == [m.temperature for m in data.measurements]
+    sampled = full.temperatures > 0
+    per_token = full.time_s / full.output_tokens[:, None] * full.acceptance_length
+    for half in (False, True):  # each costs what its own steps cost
+        steps = np.median(per_token[sampled == half], 0)
+        np.testing.assert_allclose(steps, COSTS.step_s[:, int(half)], rtol=0.1)
+
+
+def test_few_residuals_are_shrunk_to_nothing() -> None:
+    """Ten equal ones lose a half, a hundred hardly anything."""
+    z = np.zeros((200, 2))
+    for number, expected in ((10, 0.5), (19, 19 / 29), (100, 1.0)):
+        found = _residual_correction(z, np.arange(number), np.ones(number), np.ones(number))
+        np.testing.assert_allclose(found, expected, rtol=0.12 if number == 100 else 1e-6)
+
+
+def test_who_repeats_an_id_has_several_requests() -> None:
+    shadow = replace(record(9), decision=replace(record(9).decision, reason="shadow"))
+    given = [record(0, request_id="x"), record(1, request_id="x"), record(2, request_id="x", attempt=2),
+             replace(shadow, request_id="x"), replace(shadow, request_id="y"), record(3, request_id="y")]  # fmt: skip
+    assert [(one.request_id, one.attempt) for one in separate_requests(given)] == [
+        ("x#1", 1), ("x#2", 1), ("x", 2), ("y", 1), ("y", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "enough"), [(19, False), (20, True)])
+def test_an_arm_needs_twenty_answers(number: int, enough: bool) -> None:
+    of_arm = [i for i in range(600) if LOG.arm[i] == 3]
+    others = [i for i in range(200) if LOG.arm[i] != 3]
+    data = dataset_of([record(i) for i in sorted([*others, *of_arm[:number]])])
+    if enough:
+        assert len(impute_missing_arms(data, ARMS, "features", COSTS).prompt_ids) == len(others) + 20
+    else:
+        with pytest.raises(DatasetError, match="'math' has 19 records"):
+            impute_missing_arms(data, ARMS, "features", COSTS)

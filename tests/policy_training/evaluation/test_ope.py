@@ -78,13 +78,16 @@ def test_dr_is_nearer_than_ips() -> None:
     assert np.mean(errors["dr"]) < np.mean(errors["ips"])
 
 
-def test_switch_leaves_out_the_heavy_weights() -> None:
+def test_switch_and_dros_follow_no_heavy_weights() -> None:
     """Two decisions of weight 1000, whose errors nearly cancel out, among many of weight 1."""
     n = 1000
     arm, reward, propensity = np.zeros(n, np.int64), np.ones(n), np.ones(n)
     reward[:2], propensity[:2] = (9.0, -8.0), 0.001
     logged, pi = LoggedFeedback(arm, reward, propensity), np.ones((n, 1))
-    assert estimate_all(logged, pi, np.zeros((n, 1)), resamples=10)["switch"].value.value == pytest.approx(1, abs=0.01)
+    found = estimate_all(logged, pi, np.zeros((n, 1)), resamples=10)
+    assert found["switch"].value.value == pytest.approx(1, abs=0.01)
+    assert found["dros"].value.value == pytest.approx(1, abs=0.05)
+    assert found["dr"].value.value == pytest.approx(1.998)
 
 
 def test_no_decision_predicts_itself() -> None:
@@ -145,3 +148,32 @@ def test_vowpal_wabbit_estimates_the_same() -> None:
     pi = np.eye(len(ARMS))[wanted]
     ours = estimate_all(logged, pi, np.zeros_like(pi), resamples=10)["ips"].value.value
     assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_an_arm_with_few_decisions_gets_its_mean_reward() -> None:
+    """A ridge regression needs twice as many decisions as there are folds."""
+    n = 60
+    x = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+    arm = np.zeros(n, np.int64)
+    arm[:11], arm[11] = 1, 2
+    reward = np.where(arm == 0, 5.0 * x[:, 0], np.where(arm == 1, 3.0 + x[:, 0], 9.0))
+    logged = LoggedFeedback(arm, reward, np.full(n, 0.5))
+    q = reward_model(x, logged, 4)
+    assert np.corrcoef(q[:, 0], x[:, 0])[0, 1] > 0.99
+    fold = np.arange(n) % 5
+    for held in range(5):
+        training = fold != held
+        of_one = reward[training & (arm == 1)]
+        assert q[fold == held, 1] == pytest.approx(of_one.mean())  # of 11, 8 or 9 are left
+        rare = reward[training & (arm == 2)]
+        assert q[fold == held, 2] == pytest.approx(rare.mean() if len(rare) else reward.mean())
+        assert q[fold == held, 3] == pytest.approx(reward.mean())
+
+
+def test_an_estimate_depends_on_its_seed_in_its_interval_alone() -> None:
+    logged = BANDIT.logged(0)
+    q = np.zeros_like(GOOD)
+    one, same, other = (estimate_all(logged, GOOD, q, resamples=50, seed=seed)["dr"].value for seed in (0, 0, 1))
+    assert one == same
+    assert other.value == one.value
+    assert other.low != one.low

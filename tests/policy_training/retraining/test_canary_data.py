@@ -1,6 +1,7 @@
 """What records tell of two policies at once: unbiased whatever is expected, and without noise where they agree."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from draftpick.policy_training.retraining.canary_data import (
     MIN_EARLIER,
     BaselineStats,
     CanaryExperiment,
+    ExpectedTpot,
     canary_experiment,
 )
-from draftpick.router.types import Record
+from draftpick.router.types import Reason, Record
 from tests.bench.gates import ARMS as MANY
 from tests.bench.gates import POOL, World, before
 from tests.policy_training.bandit import ARMS, Bandit
@@ -123,6 +125,9 @@ def test_what_was_usual_by_hand() -> None:
     assert found.mean == pytest.approx(np.delete(np.minimum(times / scale_s, 1.0), 50).mean())
 
 
+NOT_DRAWN: tuple[Reason, ...] = ("fallback", "pinned", "resumed", "shadow")
+
+
 def both(i: int, at: float, policy: str = "old") -> Record:
     """Request i of the bandit: `new` would have taken the next arm."""
     made = record(i, i % 4, policy, at=at)
@@ -142,7 +147,7 @@ def test_records_make_a_trial() -> None:
     left_out = [
         replace(later[1], attempt=2),
         replace(later[1], outcome=replace(later[1].outcome, status="cancelled")),
-        replace(later[1], decision=replace(later[1].decision, reason="pinned")),
+        *(replace(later[1], decision=replace(later[1].decision, reason=reason)) for reason in NOT_DRAWN),
         replace(later[1], decision=replace(later[1].decision, other_policy_probabilities=None)),
         replace(later[1], decision=replace(later[1].decision, other_policy_probabilities={"newer": {}})),
         replace(later[1], decision=replace(later[1].decision, policy_share=1.0)),
@@ -190,9 +195,10 @@ def test_what_no_policy_drew_or_has_no_time_is_not_what_was_usual() -> None:
     later = [both(i, 200.0 + i) for i in range(20)]
     slow = replace(earlier[0], outcome=replace(earlier[0].outcome, tpot_s=99.0))
     others = [
-        replace(slow, decision=replace(slow.decision, reason="pinned")),
+        *(replace(slow, decision=replace(slow.decision, reason=reason)) for reason in NOT_DRAWN[:3]),
         replace(slow, outcome=replace(slow.outcome, tpot_s=None)),
         replace(slow, outcome=replace(slow.outcome, status="broken")),
+        replace(slow, outcome=replace(slow.outcome, status="timeout")),
         replace(slow, context=None),
     ]
     found, same = (canary_experiment([*more, *earlier, *later], 150.0, "new") for more in ([], others))
@@ -215,3 +221,74 @@ def test_a_key_with_most_requests_decides_no_trial_alone() -> None:
     bad = np.where(greedy & trial.by_candidate, 3.0, 1.0) * trial.tpot_s
     harms = [evaluate_stage(replace(one, tpot_s=bad), USUAL, since=0.0, next_share=0.5) for one in (trial, weighted)]
     assert harms[0].checks[0].value < harms[1].checks[0].value
+
+
+@pytest.mark.parametrize(("number", "own"), [(9, False), (10, True)])
+def test_an_arm_with_ten_earlier_requests_has_an_expectation_of_its_own(number: int, own: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(50 + number, 2)).astype(np.float32)
+    arm = np.repeat([0, 1], [50, number])
+    tpot_s = np.where(arm == 1, 0.09, 0.01)
+    expected = ExpectedTpot.fit(x, arm, tpot_s, 3)(x)
+    assert expected[:, 0] == pytest.approx(0.01, abs=0.002)
+    assert expected[:, 1] == pytest.approx(0.09 if own else tpot_s.mean(), abs=0.003)
+    assert expected[:, 2] == pytest.approx(tpot_s.mean(), abs=0.001)
+
+
+def test_no_time_is_expected_to_be_negative() -> None:
+    x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+    model = ExpectedTpot.fit(x, np.zeros(40, np.int64), 0.05 + 0.04 * x[:, 0].astype(np.float64), 1)
+    assert model(np.full((1, 1), -9.0, np.float32)).tolist() == [[0.0]]
+
+
+def test_only_the_last_thousand_requests_are_what_is_usual() -> None:
+    earlier = [record(i % 900, i % 4, "old", at=float(i + 1)) for i in range(1001)]
+    later = [both(i, 2000.0 + i) for i in range(20)]
+    slow = replace(earlier[0], outcome=replace(earlier[0].outcome, ttft_s=50.0, tpot_s=9.0))
+    next_one = replace(earlier[1], outcome=replace(earlier[1].outcome, ttft_s=50.0))
+    usual, same, other = (
+        found[1]
+        for made in ([*earlier, *later], [slow, *earlier[1:], *later], [earlier[0], next_one, *earlier[2:], *later])
+        if (found := canary_experiment(made, 1500.0, "new")) is not None
+    )
+    assert same.scale_s == usual.scale_s
+    assert same.ttft_p99_s == usual.ttft_p99_s
+    assert other.mean == usual.mean
+
+
+@pytest.mark.parametrize(
+    ("outcome", "counted"),
+    [
+        ({"status": "engine_error"}, True),
+        ({"status": "timeout", "fault": "client"}, False),
+        ({"status": "broken", "fault": "engine"}, True),
+        ({"status": "client_error", "fault": "client"}, False),
+    ],
+)
+def test_what_a_client_ended_is_no_part_of_a_trial(outcome: dict[str, Any], counted: bool) -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i) for i in range(20)]
+    later[3] = replace(later[3], outcome=replace(later[3].outcome, tpot_s=None, **outcome))
+    found = canary_experiment([*earlier, *later], 150.0, "new")
+    assert found is not None
+    assert len(found[0]) == 19 + counted
+    assert found[0].failed.sum() == counted
+
+
+@pytest.mark.parametrize(("began", "requests"), [(199.0, 20), (200.0, 19), (219.0, None)])
+def test_a_trial_begins_after_its_start(began: float, requests: int | None) -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i) for i in range(20)]
+    found = canary_experiment([*earlier, *later], began, "new")
+    assert (None if found is None else len(found[0])) == requests
+
+
+def test_other_features_are_no_part_of_a_trial() -> None:
+    earlier = [record(i, i % 4, "old", at=float(i + 1)) for i in range(MIN_EARLIER)]
+    later = [both(i, 200.0 + i) for i in range(20)]
+    assert later[5].context is not None
+    later[5] = replace(later[5], context=replace(later[5].context, featurizer="others"))
+    later[6] = replace(later[6], context=None)
+    found = canary_experiment([*earlier, *later], 150.0, "new")
+    assert found is not None
+    assert len(found[0]) == 18
+    assert found[0].time.tolist() == [200.0 + i for i in range(20) if i not in (5, 6)]

@@ -298,27 +298,6 @@ def test_a_candidate_that_is_faster_serves_all_requests_in_the_end(canary: Canar
     assert (state.candidate.id, state.candidate.stage, state.candidate.share) == ("p0001", "holdout", 0.1)
 
 
-def test_a_shadow_gets_the_first_stage(canary: Canary) -> None:
-    keeper, registry, said = canary(slower=1.3)
-    registry.start_shadow("p0003", "test")
-    keeper.step()
-    candidate = registry.state().candidate
-    assert candidate is not None
-    assert (candidate.stage, candidate.share) == ("canary", 0.5)
-    assert said == ["p0003: decides 50% of the requests"]
-
-
-def test_a_candidate_gets_its_stages_one_by_one(canary: Canary) -> None:
-    keeper, registry, said = canary(slower=0.8)
-    keeper = replace(keeper, config=replace(keeper.config, stages=(0.2, 0.5, 0.8, 0.9)))
-    keeper.step()
-    candidate = registry.state().candidate
-    assert candidate is not None
-    assert (candidate.id, candidate.share, registry.state().active) == ("p0003", 0.8, "p0001")
-    assert said[-1].startswith("p0003: decides 80% of the requests (saves ")
-    assert told(keeper) == []
-
-
 @pytest.mark.parametrize(("slower", "failing"), [(1.3, 0.0), (1.0, 0.2)])
 def test_a_candidate_that_is_slower_or_fails_is_refused(canary: Canary, slower: float, failing: float) -> None:
     keeper, registry, said = canary(slower, failing)
@@ -335,27 +314,6 @@ def test_a_candidate_of_which_nothing_is_sure_waits(canary: Canary) -> None:
     keeper.step()
     assert registry.state().candidate is not None
     assert said == []
-
-
-def test_a_candidate_that_no_router_uses_is_given_up_in_the_end(canary: Canary, tmp_path: Path) -> None:
-    keeper, registry, _ = canary(slower=0.8)
-    alone = [replace(r, decision=replace(r.decision, other_policy_probabilities=None)) for r in keeper.store.records()]
-    put(tmp_path / "alone", alone)
-    rules = replace(keeper.config, limits=Limits(max_requests=900))
-    keeper = replace(keeper, store=RecordStore(str(tmp_path / "alone")), config=rules)
-    keeper.step()
-    assert registry.state().candidate is not None
-    replace(keeper, config=replace(rules, limits=Limits(max_requests=800))).step()
-    assert registry.state().entry("p0003").stage == "refused"
-
-
-def test_a_candidate_of_a_world_that_is_no_more_makes_room_for_the_next(canary: Canary) -> None:
-    keeper, registry, said = canary(slower=1.0)
-    keeper = replace(keeper, config=replace(keeper.config, min_new_records=700))
-    keeper.store.append_event(Event(keeper.store.records()[-800].time, "inputs_changed", "other requests"))
-    keeper.step()
-    assert registry.state().entry("p0003").stage == "refused"
-    assert "engines or traffic have changed since" in said[-1]
 
 
 def promoted(canary: Canary, tmp_path: Path, n: int, **after: float) -> tuple[RolloutController, Registry, list[str]]:
@@ -387,36 +345,6 @@ def test_a_promoted_policy_that_goes_bad_is_rolled_back(
     assert f"rolled back ({why}" in said[-1]
     assert state.history[-1].reason.startswith(why)
     assert told(keeper) == ["policy_promoted", "policy_rolled_back"]
-
-
-def test_a_promoted_policy_that_does_well_decides_alone_in_the_end(canary: Canary, tmp_path: Path) -> None:
-    keeper, registry, said = promoted(canary, tmp_path, 3000)
-    keeper = replace(keeper, config=replace(keeper.config, holdout_requests=3000))
-    keeper.step()
-    state = registry.state()
-    assert (state.active, state.previous, state.candidate) == ("p0003", "p0001", None)
-    assert said[-1] == "p0003: decides all requests (no harm in 3000 requests)"
-
-
-def test_a_promoted_policy_that_routers_find_to_lose_is_rolled_back(canary: Canary) -> None:
-    keeper, registry, said = canary(slower=0.8)
-    keeper.step()
-    keeper.store.append_event(
-        Event(time.time() + 5, "safe_mode_entered", "it loses 7%", "plain", registry.state().policies["p0003"].policy)
-    )
-    keeper.step()
-    assert registry.state().active == "p0001"
-    assert "rolled back" in said[-1]
-
-
-def test_where_the_world_has_changed_a_loss_calls_for_a_new_policy_not_for_the_old_one(canary: Canary) -> None:
-    keeper, registry, _ = canary(slower=0.8)
-    keeper.step()
-    name = registry.state().policies["p0003"].policy
-    keeper.store.append_event(Event(time.time() + 5, "inputs_changed", "other requests"))
-    keeper.store.append_event(Event(time.time() + 9, "safe_mode_entered", "it loses 7%", "plain", name))
-    keeper.step()
-    assert registry.state().active == "p0003"
 
 
 def test_the_keeper_trains_when_something_changed_and_enough_records_came_since(tmp_path: Path) -> None:

@@ -253,3 +253,96 @@ def test_what_one_key_asks_more_is_no_change_of_all_requests() -> None:
             cluster = 3 if new else int(rng.integers(2))
             told.append((shared, inputs.update(cluster, "flood" if flood else f"{i % 3}")))
     assert {shared for shared, index in told if index is not None} == {True}
+
+
+# --- boundaries ---
+
+
+@pytest.mark.parametrize(("others", "told"), [(11, True), (12, False)])
+def test_twelve_requests_of_others_show_that_one_key_alone_asks_more(others: int, told: bool) -> None:
+    config = DriftConfig(window=80)
+    inputs = InputDriftDetector(config, 2, np.asarray([1.0, 0.0]))
+    found = [inputs.update(0, "other") for _ in range(others)] + [inputs.update(1, "one") for _ in range(80 - others)]
+    found += [inputs.update(1, "one") for _ in range(0)]
+    inputs.since_check = 7
+    inputs.recent.pop()
+    inputs.counts[1] -= 1
+    last = inputs.update(1, "one")
+    assert (last is not None) is told
+    assert found[:79] == [None] * 79
+
+
+@pytest.mark.parametrize(("shared", "told"), [(4, False), (6, True)])
+def test_others_have_a_part_in_a_change_from_a_quarter_of_it_on(shared: int, told: bool) -> None:
+    """Of 100 requests, 80 of one key are all new; of the 20 of others so many."""
+    inputs = InputDriftDetector(DriftConfig(window=100), 2, np.asarray([1.0, 0.0]))
+    for i in range(20):
+        inputs.update(int(i < shared), "other")
+    for _ in range(79):
+        inputs.update(1, "one")
+    inputs.since_check = 7
+    assert (inputs.update(1, "one") is not None) is told
+
+
+def test_the_first_window_is_what_is_usual() -> None:
+    inputs = InputDriftDetector(DriftConfig(window=50), 2)
+    for i in range(49):
+        assert inputs.update(i % 2) is None
+        assert inputs.baseline is None
+    inputs.update(1)
+    assert inputs.baseline is not None
+    assert inputs.baseline.tolist() == [0.5, 0.5]
+    assert not inputs.recent
+    for i in range(120):
+        assert inputs.update(i % 2) is None
+    assert len(inputs.recent) == 50
+    assert sum(inputs.counts.values()) == 50
+
+
+@pytest.mark.parametrize(("later", "noticed_"), [(0.15, True), (0.05, False)])
+def test_small_changes_are_none_however_regular_the_values(later: float, noticed_: bool) -> None:
+    """A change counts in standard deviations, but those are 0.15 at least, and half of one is tolerated."""
+    watch = PageHinkley(CONFIG)
+    assert noticed(watch, np.zeros(100)) is None
+    assert (noticed(watch, np.full(40, later)) is not None) is noticed_
+
+
+def test_an_outlier_counts_for_four_deviations() -> None:
+    watch = PageHinkley(DriftConfig(reference=10, page_hinkley_delta=0.5, page_hinkley_lambda=100))
+    for _ in range(10):
+        watch.update(0.0)
+    watch.update(1e9)
+    assert watch.up.evidence.sum == pytest.approx(3.5)
+    assert watch.down.evidence.sum == 0.0
+    assert watch.mean == pytest.approx(0.6 / 11)
+    watch.update(0.0)
+    assert watch.up.evidence.sum == pytest.approx(3.5 - 0.5 - watch_z(watch))
+
+
+def watch_z(watch: PageHinkley) -> float:
+    """How many deviations below the mean after one outlier of 0.6 among eleven a value of 0 is."""
+    squares = 0.6 * (0.6 - 0.6 / 11)
+    return (0.6 / 11) / max(math.sqrt(squares / 10), 0.15)
+
+
+def test_steps_are_compared_among_those_of_like_load() -> None:
+    """1, 2 to 3, 4 to 7, ... in flight."""
+    watch = ArmDriftDetector(CONFIG)
+    for in_flight in (1, 2, 3, 4, 7, 8):
+        watch.update(0, in_flight, 0.01, 2.0, 0.005)
+    assert {load: test.count for load, test in watch.steps.items()} == {1: 1, 2: 2, 3: 2, 4: 1}
+    watch.update(5, 1, None, 2.0, 0.005)
+    assert {cluster: test.count for cluster, test in watch.drafts.items()} == {0: 6, 5: 1}
+    assert watch.steps[1].count == 1
+    assert watch.steps[1].mean == pytest.approx(math.log(0.02))
+    assert watch.drafts[5].mean == pytest.approx(math.log(0.01))
+
+
+def test_a_change_makes_an_arm_forget() -> None:
+    watch = ArmDriftDetector(CONFIG)
+    assert answers(watch, 60) == []
+    told = None
+    while told is None:
+        told = watch.update(0, 1, 0.1, 2.0, 0.005)
+    assert told[0] == "costs"
+    assert (watch.drafts, watch.steps) == ({}, {})

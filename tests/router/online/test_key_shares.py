@@ -93,3 +93,33 @@ def test_several_keys_decide_together() -> None:
     assert not evidence.exceeds(12.0, several=True)
     evidence.add("a", 0.1)
     assert evidence.exceeds(12.0, several=True)
+
+
+@pytest.mark.parametrize(("others", "weight"), [(0, 1.0), (1, 0.05), (9, 0.05), (10, 0.01), (500, 0.5), (2000, 1.0)])
+def test_ten_answers_of_others_are_enough_to_share_with(others: int, weight: float) -> None:
+    shares = KeyShares(Clock())
+    for _ in range(others):
+        shares.observe("others")
+    for _ in range(1000):
+        last = shares.observe("one")
+    assert last == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(("after_s", "several"), [(137.0, True), (140.0, False)])
+def test_a_tenth_of_an_answer_is_forgotten(after_s: float, several: bool) -> None:
+    """Of one answer, e^(-t / 60) is left: a tenth after 138 s."""
+    clock = Clock()
+    shares = KeyShares(clock)
+    shares.observe("gone")
+    clock.now = after_s
+    shares.observe("here")
+    assert shares.several is several
+
+
+@pytest.mark.parametrize(("sum_", "exceeds"), [(12.0, False), (12.001, True)])
+@pytest.mark.parametrize("several", [False, True])
+def test_evidence_must_be_more_than_what_is_needed(sum_: float, several: bool, exceeds: bool) -> None:
+    evidence = KeyedEvidence()
+    for key in "abcd":
+        evidence.add(key, sum_ / 4)
+    assert evidence.exceeds(12.0, several) is exceeds

@@ -277,3 +277,74 @@ async def test_several_greedy_keys_leave_places_too() -> None:
             await take_all(made, key, stack)
         assert made.in_flight < 64
         await stack.enter_async_context(made.slot("d"))
+
+
+@pytest.mark.parametrize(
+    ("queued", "arriving", "refused"),
+    [
+        ("a a b", "b", "b"),  # it would wait as often as the other
+        ("a a b", "c", "a-1"),
+        ("a b c", "d", "d"),
+        ("a b c", "a", "a"),
+        ("a a a", "a", "a"),
+        ("a b c", "d+", "c"),  # of a higher priority: the newest, of those that wait alike
+        ("a b c", "d-", "d-"),
+        ("a+ b c-", "d", "c-"),
+        ("a+ b+ c+", "d", "d"),
+        ("a- a- b-", "c-", "a--1"),
+    ],
+)
+async def test_a_full_queue_sends_one_away(queued: str, arriving: str, refused: str) -> None:
+    """Requests by the name of their key, with `+` or `-` for a high or a low priority."""
+    made, names = admission(queued=3), queued.split()
+    line = Line(made)
+    async with full(made):
+        for i, name in enumerate(names):
+            again = names[:i].count(name)
+            await line.join(f"{name}-{again}" if again else name, name[0], {"+": 1, "-": -1}.get(name[1:], 0))
+        await line.join(arriving if arriving not in names else f"{arriving} again", arriving[0],
+                        {"+": 1, "-": -1}.get(arriving[1:], 0))  # fmt: skip
+        newest_of_alike = line.refused()
+        assert len(newest_of_alike) == 1
+        if arriving == "d+":
+            assert newest_of_alike[0] in names
+        else:
+            assert newest_of_alike == [f"{refused} again" if refused == arriving and arriving in names else refused]
+        assert made.state() == {"in_flight": 1, "queued": 3, "refused": 1}
+    await line.finish()
+    assert made.state()["queued"] == made.in_flight == 0
+
+
+async def test_no_request_waits_in_a_queue_of_none() -> None:
+    made = admission(queued=0)
+    async with full(made):
+        with pytest.raises(Overloaded):
+            async with made.slot("k"):
+                pass
+    async with made.slot("k"):
+        assert made.in_flight == 1
+
+
+def test_priorities_are_in_order_and_the_usual_one_is_the_middle() -> None:
+    assert PRIORITIES["low"] < PRIORITIES["normal"] == 0 < PRIORITIES["high"]
+
+
+@pytest.mark.parametrize(("deadline_s", "error"), [(0.01, TimedOut), (60.0, Overloaded), (None, Overloaded)])
+async def test_who_waits_too_long_is_told_whose_limit_it_was(
+    deadline_s: float | None, error: type[RequestError]
+) -> None:
+    made = admission(queue_timeout_s=0.02, retry_after_s=3)
+    async with full(made):
+        with pytest.raises(error):
+            async with made.slot("k", deadline=None if deadline_s is None else time.perf_counter() + deadline_s):
+                pass
+    assert made.counts == {"waited_too_long": 1}
+
+
+async def test_of_keys_with_as_many_places_the_first_to_come_goes_first() -> None:
+    made = admission(places=1)
+    line = Line(made)
+    async with full(made):
+        for name, key in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")):
+            await line.join(name, key)
+    assert await line.finish() == ["a1", "b1", "a2", "b2"]

@@ -46,7 +46,9 @@ async def test_observers_get_all_attempts_in_order_without_a_reader() -> None:
     queue = AttemptQueue({"one": Keeps(seen), "two": Keeps(again), "off": None}, Counter())
     for i in range(100):
         queue.put(attempt(i))
-    assert not seen
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not seen  # they come together, a moment later
     assert len(queue) == 100
     await until(lambda: len(seen) == 100)
     assert numbers(seen) == numbers(again) == list(range(100))
@@ -62,7 +64,7 @@ async def test_between_slices_others_have_their_turn() -> None:
     while len(seen) < 100:
         waited.append(len(seen))
         await asyncio.sleep(0)
-    assert 0 < max(b - a for a, b in itertools.pairwise(waited)) <= 16
+    assert max(b - a for a, b in itertools.pairwise(waited)) == 16
 
 
 async def test_a_reader_need_not_wait() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from draftpick.engines.mock.app import MockSpec
+from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.sections import CorrectionConfig
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.http.auth import digest
@@ -17,7 +20,8 @@ from draftpick.router.load.step_time import StepTimeModel
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.policies.base import Forecast, Probabilities, Shifts
 from draftpick.router.policies.baselines import FixedPolicy
-from draftpick.router.types import Context, LoadTerms
+from draftpick.router.request.learning import AttemptLearning
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 from tests.fleet import FAST, Routed, StartRouter, until
 from tests.router.load.test_load_model import rising
 
@@ -144,3 +148,84 @@ async def test_several_answers_to_one_request_teach_no_time(router_app: StartRou
     await app.post(stream=True)
     app.parts.attempts.drain()
     assert sum(learned(app).answers) == 1.0
+
+
+# --- one attempt ---
+
+
+class Observed:
+    """Stands for the load model, the acceptance monitor and the active policies: keeps what they are told."""
+
+    def __init__(self) -> None:
+        self.calls = dict[str, list[Any]](load=[], drafts=[], policies=[])
+        self.learning = AttemptLearning(
+            type("Policies", (), {"observe": self._keep("policies")}),  # type: ignore[arg-type]
+            type("Monitor", (), {"observe": self._keep("drafts")}),  # type: ignore[arg-type]
+            type("Load", (), {"observe": self._keep("load"), "slowdown": lambda *_: 1.5}),  # type: ignore[arg-type]
+        )
+
+    def _keep(self, name: str) -> Any:
+        return lambda *given, **named: self.calls[name].append((*given, *named.values()))
+
+
+OUTCOME = Outcome("ok", 200, tpot_s=0.01, output_tokens=20, acceptance_length=2.0)
+ATTEMPT = Attempt(
+    "r", 1, "/v1/completions", True, {}, None, Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p"), OUTCOME,
+    {"a": 3, "b": 5}, running=2.5, cluster=("p", 7), key="k",
+)  # fmt: skip
+
+
+async def test_an_answer_teaches_load_acceptance_and_the_policy() -> None:
+    observed = Observed()
+    observed.learning.on_attempt_end(ATTEMPT)
+    assert observed.calls == {
+        "load": [("a", None, OUTCOME, 2.5, 1.0)],
+        "drafts": [("a", 2.0, 20, 7, False, "k")],
+        "policies": [(None, 7, ATTEMPT.decision, OUTCOME, 4, 1.5, "k")],  # four in flight, with itself
+    }
+
+
+async def test_what_was_not_answered_teaches_nothing() -> None:
+    observed = Observed()
+    observed.learning.on_attempt_end(replace(ATTEMPT, running=None))
+    assert not any(observed.calls.values())
+
+
+@pytest.mark.parametrize(
+    ("reason", "teaches", "shadow"),
+    [("policy", 1, False), ("shadow", 1, True), ("pinned", 0, False), ("resumed", 0, False), ("fallback", 0, False)],
+)
+async def test_a_policy_learns_from_its_own_draws_and_from_shadows(reason: Any, teaches: int, shadow: bool) -> None:
+    observed = Observed()
+    observed.learning.on_attempt_end(replace(ATTEMPT, decision=replace(ATTEMPT.decision, reason=reason), cluster=None))
+    assert [len(calls) for calls in observed.calls.values()] == [1, 1, teaches]
+    assert observed.calls["drafts"] == [("a", 2.0, 20, 0, shadow, "k")]
+
+
+@pytest.mark.parametrize(("n", "kept"), [(1.0, True), (2.0, False)])
+async def test_sequences_side_by_side_teach_neither_time_nor_acceptance(n: float, kept: bool) -> None:
+    observed = Observed()
+    observed.learning.on_attempt_end(replace(ATTEMPT, sampling={"n": n}))
+    ((*_, outcome, _, _),) = observed.calls["load"]
+    assert (outcome.tpot_s, outcome.acceptance_length) == ((0.01, 2.0) if kept else (None, None))
+    assert outcome.output_tokens == 20
+
+
+async def test_an_answer_of_a_pool_teaches_of_every_drafter_that_was_scored() -> None:
+    observed, reports = Observed(), {"x": DrafterReport(scored=9, tau=3.0), "none": DrafterReport(scored=9, tau=1.0)}
+    decision = Decision("pool/x", 1.0, {"pool/x": 1.0}, "p")
+    outcome = replace(OUTCOME, drafters=reports)
+    observed.learning.on_attempt_end(replace(ATTEMPT, decision=decision, outcome=outcome, in_flight={"pool/x": 0}))
+    assert observed.calls["drafts"] == [("pool/x", 3.0, 9, 7, False, "k")]
+
+
+async def test_a_key_with_most_answers_of_an_arm_counts_less() -> None:
+    observed = Observed()
+    for i in range(60):
+        observed.learning.on_attempt_end(replace(ATTEMPT, key="few" if i % 4 == 0 else "many"))
+    weights = [call[-1] for call in observed.calls["load"]]
+    assert weights[-4] == 1.0
+    assert weights[-1] < 0.5
+    other = replace(ATTEMPT, decision=replace(ATTEMPT.decision, arm="b"), key="many")
+    observed.learning.on_attempt_end(other)
+    assert observed.calls["load"][-1][-1] == 1.0

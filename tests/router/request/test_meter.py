@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from draftpick.engines.errors import StreamInterrupted
+from draftpick.engines.reporting.report import OutcomeReport
 from draftpick.router.request.meter import EventStream, Meter, acceptance
 from draftpick.router.types import Outcome
 from tests.router.events import (
@@ -317,3 +319,158 @@ def test_an_error_event_is_kept_and_ends_no_answer(name: str | None) -> None:
     assert not timed.meter.failed
     timed.feed(told)
     assert (timed.meter.failed, timed.meter.error_event, timed.meter.terminated) == (True, told, False)
+
+
+# --- reports ---
+
+
+REPORT: dict[str, Any] = {"lease": "0" * 32, "status": 200, "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+ENGINES_OWN = {"metrics": {"queue_time_ms": 30.0, "time_to_first_token_ms": 40.0, "generation_time_ms": 100.0}}
+
+
+@pytest.mark.parametrize(
+    ("told", "sent", "ttft_s", "e2e_s", "tpot_s"),
+    [
+        ({"e2e_s": 2.0, "ttft_s": 0.5}, 10.5, 1.0, 2.5, 1.5 / 4),
+        ({"e2e_s": 2.0, "ttft_s": 0.5}, None, 0.5, 2.0, 1.5 / 4),
+        ({"e2e_s": 2.0}, 10.5, None, 2.5, None),
+        ({"ttft_s": 0.5}, 10.5, 1.0, None, None),
+        ({"e2e_s": 2.0, "ttft_s": 0.5, **ENGINES_OWN}, 10.5, 0.57, 2.5, 0.1 / 4),  # the engine knows better
+        ({"e2e_s": 2.0, **ENGINES_OWN}, None, None, 2.0, None),
+        ({"e2e_s": 0.0, "ttft_s": 0.0}, 10.5, 0.5, 0.5, 0.0),
+    ],
+)
+def test_what_is_told_of_an_answer_is_measured_from_its_sending(
+    told: dict[str, Any], sent: float | None, ttft_s: float | None, e2e_s: float | None, tpot_s: float | None
+) -> None:
+    meter = Meter(10.0)
+    meter.sent = sent
+    meter.observe_report(OutcomeReport(**{**REPORT, **told}))
+    made = meter.outcome("ok")
+    assert (made.ttft_s, made.e2e_s, made.tpot_s) == tuple(x and pytest.approx(x) for x in (ttft_s, e2e_s, tpot_s))
+    assert (made.http_status, made.prompt_tokens, made.output_tokens) == (200, 7, 5)
+
+
+@pytest.mark.parametrize(("error", "terminated"), [(None, True), ("broken", False), ("timeout", False)])
+def test_a_report_tells_whether_the_answer_was_complete(error: Any, terminated: bool) -> None:
+    meter = Meter(10.0)
+    meter.observe_report(OutcomeReport(**REPORT, error=error))
+    assert meter.terminated is terminated
+    assert meter.output_tokens() == 5
+
+
+# --- boundaries ---
+
+
+def test_no_time_has_passed_before_a_request_is_sent() -> None:
+    meter = Meter(10.0)
+    assert meter.elapsed_s() == 0.0
+    meter.sent = time.perf_counter() - 5.0
+    assert 5.0 <= meter.elapsed_s() < 6.0
+
+
+@pytest.mark.parametrize(
+    ("paused_at", "tpot_s"), [(12.5, 2.0 / (4 / 4)), (10.5, None), (10.0, None), (10.6, 0.1 / (4 / 4))]
+)
+def test_a_pause_before_the_first_content_tells_nothing(paused_at: float, tpot_s: float | None) -> None:
+    """A quarter of the bytes, and so one of four tokens, came before the pause."""
+    arrivals = Arrivals()
+    arrivals.first_pause = (paused_at, 250)
+    usage = event({"choices": [], "usage": {**USAGE, "completion_tokens": 5}})
+    made = arrivals.measure((10.5, 1, delta(content="a")), (90.0, 1000, usage))
+    assert made.tpot_s == (tpot_s and pytest.approx(tpot_s))
+
+
+@pytest.mark.parametrize(("answers", "tokens", "tpot_s"), [(1, 2, 2.0), (2, 4, 2.0), (2, 2, None), (4, 6, 4.0)])
+def test_time_per_token_is_that_of_the_tokens_after_the_first(answers: int, tokens: int, tpot_s: float | None) -> None:
+    usage = event({"choices": [], "usage": {**USAGE, "completion_tokens": tokens}})
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, usage), num_answers=answers)
+    assert made.tpot_s == tpot_s
+
+
+@pytest.mark.parametrize(("generation_ms", "tpot_s"), [(2500.0, 2.5 / 4), (2500.1, 0.5), (0.4, 0.0001)])
+def test_the_engines_time_is_no_longer_than_the_whole_answer(generation_ms: float, tpot_s: float) -> None:
+    fields = {
+        "choices": [],
+        "usage": {**USAGE, "completion_tokens": 5},
+        "metrics": {"generation_time_ms": generation_ms},
+    }
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, event(fields)))
+    assert made.tpot_s == pytest.approx(tpot_s)
+
+
+def test_estimated_tokens_are_exact_for_words() -> None:
+    """Beyond the shortest event and a word, four bytes are a token; an event has eight at most."""
+    meter, shortest = Meter(0.0), len(text("x"))
+    for size, tokens in ((0, 1), (4, 2), (7, 3), (8, 4), (100, 29)):
+        meter.observe_event(text("x" + "y" * size))
+        assert len(text("x" + "y" * size)) == shortest + size
+        assert meter.output_tokens() == tokens, size
+    for _ in range(2):
+        meter.observe_event(text("x" + "y" * 400))
+    assert meter.output_tokens() == 8 * 7
+
+
+def test_usage_counts_only_when_the_answer_has_ended() -> None:
+    timed = Timed()
+    timed.feed(*[delta(content=" word")] * 9, USAGE_CHUNK)
+    assert timed.meter.output_tokens() == 9
+    timed.feed(DONE)
+    assert timed.meter.output_tokens() == 5
+
+
+def test_the_id_of_a_response_is_in_its_first_event_only() -> None:
+    created = event({"type": "response.created", "response": {"id": "r1"}}, "response.created")
+    for before, id in (((), "r1"), ((RESPONSES_EVENTS[1],), None)):
+        timed = Timed()
+        timed.feed(*before, created)
+        assert timed.meter.response_id == id
+    timed = Timed()
+    timed.feed(event({"type": "response.created"}, "response.created"))
+    assert timed.meter.response_id is None
+
+
+def test_a_failed_response_is_an_error_that_ends_the_answer() -> None:
+    for kind in ("failed", "completed"):
+        timed, last = Timed(), event({"type": f"response.{kind}", "response": {}}, f"response.{kind}")
+        timed.feed(last)
+        assert (timed.meter.terminated, timed.meter.failed) == (True, False)
+        assert timed.meter.error_event == (last if kind == "failed" else None)
+
+
+def test_the_prompt_is_counted_in_the_first_event_and_the_output_in_the_last() -> None:
+    timed = Timed()
+    started = {"type": "message_start", "message": {"usage": {"input_tokens": 30, "output_tokens": 1}}}
+    ended = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 12}}
+    timed.feed(event(started, "message_start"), event(ended, "message_delta"))
+    assert (timed.outcome().prompt_tokens, timed.outcome().output_tokens) == (30, 12)
+
+
+def test_hidden_usage_is_no_event() -> None:
+    timed = Timed()
+    timed.feed(delta(content="a"), USAGE_CHUNK, delta(content="b"))
+    assert timed.meter.num_events == 2
+
+
+def test_an_error_after_content_leaves_what_was_measured() -> None:
+    timed = Timed()
+    timed.feed(ROLE, delta(content="a"))
+    assert timed.meter.error_event is None
+    timed.feed(event({"error": {"code": 500}}))
+    made = timed.outcome()
+    assert made.ttft_s is not None
+    assert made.http_status == 200
+    assert timed.meter.num_events == 3
+
+
+@pytest.mark.parametrize(("size", "long"), [(93, False), (94, False), (95, True)])
+def test_an_event_may_have_its_largest_size(size: int, long: bool) -> None:
+    stream = EventStream(Meter(0.0), hide_usage=False, max_bytes=100)
+    part = b"data: " + b"x" * size
+    if long:
+        with pytest.raises(StreamInterrupted):
+            stream.feed(part)
+        return
+    assert stream.feed(part) == b""
+    assert stream.feed(b"\n\n" + part) == part + b"\n\n"
+    assert stream.end() == part

@@ -35,6 +35,19 @@ def test_a_later_block_without_the_earlier_ones_is_no_use() -> None:
     assert index.lookup(index.hashes(LONG)) == {}
 
 
+def test_a_replica_that_lacks_the_beginning_has_no_prefix() -> None:
+    index = PrefixIndex()
+    first, *rest = index.hashes(LONG)
+    index.insert(rest, "lacks it")
+    index.insert([first], "has it")
+    assert index.lookup([first, *rest]) == {"has it": 1024}
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(1023, 0), (1024, 1), (2047, 1), (2048, 2), (2049, 2), (4096, 3)])
+def test_only_complete_blocks_up_to_the_longest_compared_length_count(length: int, blocks: int) -> None:
+    assert len(PrefixIndex(PrefixCacheConfig(max_bytes=3500)).hashes(bytes(length))) == blocks
+
+
 def test_a_full_index_drops_no_more_than_it_must() -> None:
     index = PrefixIndex(PrefixCacheConfig(max_blocks=6))
     bodies = [b"%4d" % i * 256 for i in range(9)]  # a block each

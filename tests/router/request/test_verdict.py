@@ -14,7 +14,17 @@ from draftpick.engines.errors import (
     ResourcesExhausted,
     StreamInterrupted,
 )
-from draftpick.router.request.verdict import judge_broken_event, judge_error, judge_status
+from draftpick.engines.reporting.report import Failure
+from draftpick.router.request.verdict import (
+    CANCELLED,
+    NO_REPLICA,
+    OK,
+    RESUME_REJECTED,
+    judge_broken_event,
+    judge_error,
+    judge_report,
+    judge_status,
+)
 from draftpick.router.types import Outcome
 
 
@@ -91,6 +101,43 @@ def test_an_attempt_fails_by_the_fault_of_the_engine_or_the_network(outcome: Out
     assert outcome.failed is failed
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "given", "expected"),
+    [
+        (None, None, "", ("ok", None, False, True)),
+        (200, None, "", ("ok", None, False, True)),
+        (404, None, "", ("client_error", "client", False, True)),
+        (503, None, "", ("engine_error", "engine", True, False)),
+        (None, "cancelled", "", ("cancelled", "client", False, None)),
+        (None, "unreachable", "", ("engine_error", "network", True, None)),
+        (None, "timeout", "", ("timeout", "engine", True, False)),
+        (None, "timeout", "hasty", ("timeout", "client", True, None)),
+        (None, "timeout", "whole", ("timeout", "engine", False, False)),
+        (None, "timeout", "whole alive", ("timeout", "client", False, None)),
+        (None, "timeout", "whole alive slow", ("timeout", "engine", True, False)),
+        (None, "broken", "", ("broken", "engine", True, False)),
+        (200, "broken", "", ("broken", "engine", True, False)),
+        (399, "broken", "", ("broken", "engine", True, False)),
+        (400, "broken", "", ("broken", "client", False, None)),
+        (500, "broken", "", ("broken", "engine", True, False)),
+    ],
+)
+def test_what_is_told_is_judged_as_what_is_seen(
+    status: int | None, error: Failure | None, given: str, expected: tuple[str, str | None, bool, bool | None]
+) -> None:
+    words = {name: name in given for name in ("hasty", "alive", "slow")}
+    made = judge_report(status, error, stream="whole" not in given, **words)
+    assert (made.status, made.fault, made.retry, made.healthy) == expected
+    assert made.unreachable is (error == "unreachable")
+
+
+def test_only_what_another_engine_may_answer_is_tried_again() -> None:
+    tried_again = {made.status: made.retry for made in (OK, CANCELLED, NO_REPLICA, RESUME_REJECTED)}
+    assert tried_again == {"ok": False, "cancelled": False, "engine_error": True, "router_error": True}
+    assert not any(made.unreachable or made.doubtful for made in (OK, CANCELLED, NO_REPLICA, RESUME_REJECTED))
+
+
 def test_an_error_event_after_content_may_be_the_requests_fault() -> None:
-    assert judge_broken_event(400).fault == "client"
-    assert judge_broken_event(500).healthy is False
+    mine, its = judge_broken_event(400), judge_broken_event(500)
+    assert (mine.status, mine.fault, mine.retry, mine.healthy) == ("broken", "client", False, None)
+    assert (its.status, its.fault, its.retry, its.healthy) == ("broken", "engine", True, False)

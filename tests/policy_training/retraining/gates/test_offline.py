@@ -191,3 +191,50 @@ def test_every_check_bears_the_name_of_its_gate() -> None:
         paired = np.where(np.arange(20_000)[:, None] < n, 1.0, np.nan) * np.ones(ARMS)
         verdict = judged(BETTER, paired=lambda rows, paired=paired: paired * BETTER.mean_s[rows])
         assert {check.name for check in verdict.checks} <= {gate.name for gate in OFFLINE}
+
+
+@pytest.mark.parametrize(("excess", "passed"), [(0.0199, True), (0.0201, False)])
+def test_a_slice_may_be_slower_by_the_margin(excess: float, passed: bool) -> None:
+    found = worst_slice(exact({"a": 1.0 + excess}, 60))
+    assert found.passed is passed
+    assert (found.name, found.limit) == ("worst_slice", 0.02)
+
+
+@pytest.mark.parametrize(("rows", "judged"), [(50, 1), (49, 0), (48, 0)])
+def test_a_slice_needs_25_effective_records_of_either_arm(rows: int, judged: int) -> None:
+    found = worst_slice(exact({"a": 2.0}, rows))
+    assert found.why.endswith(f"{judged} of 1 slices judged")
+    assert found.passed is (judged == 0)
+
+
+@pytest.mark.parametrize(("rows", "require", "passed"), [(400, True, True), (398, True, False), (398, False, True)])
+def test_a_verdict_needs_200_effective_records(rows: int, require: bool, passed: bool) -> None:
+    found = effective_records(replace(exact({"a": 1.0}, rows), require_significance=require))
+    assert found is not None
+    assert (found.passed, found.limit) == (passed, 200.0)
+    assert found.value == pytest.approx(rows / 2)
+    assert found.why.startswith(f"{rows} records have an effective sample size of {rows // 2} ")
+
+
+@pytest.mark.parametrize("complete", [19, 20])
+def test_twenty_paired_requests_take_the_place_of_weighted_records(complete: int) -> None:
+    evidence = exact({"a": 0.5})
+    times = -evidence.q.copy()
+    times[complete:, 1] = np.nan
+    paired = replace(evidence, paired=times)
+    assert paired.paired_rows.sum() == complete
+    assert (dr_gain(paired) is None) is (effective_records(paired) is None) is (complete == 20)
+    assert not replace(evidence, paired=None).is_paired
+    assert replay_gain(evidence) is None
+
+
+def test_a_gain_is_judged_by_consecutive_blocks() -> None:
+    """Of correlated rows, the interval is that of their blocks: here two, one of which is all good, one all bad."""
+    evidence = exact({"good": 0.5, "bad": 1.4}, 100)
+    candidate, active = (evidence.tpot_terms(pi) for pi in (evidence.pi_candidate, evidence.pi_active))
+    few, many = (replace(evidence, blocks=blocks).resampled(candidate, active) for blocks in (2, 100))
+    assert (few.min(), few.max()) == pytest.approx((-0.4, 0.5))
+    assert len(many) == 2000
+    assert -0.4 < many.min() < many.mean() < many.max() < 0.5
+    assert many.mean() == pytest.approx(0.05, abs=0.01)
+    assert (evidence.resampled(candidate, active) == many).all()
