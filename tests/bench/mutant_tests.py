@@ -86,7 +86,7 @@ class Tests:
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         order = _FastestFirst(self._seconds, skipped)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:schemathesis", "--timeout", "30"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "30"]
         options += ["-m", "not ray and not vllm and not load", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = int(pytest.main([*options, *paths], plugins=[order]))
         report.write_text(json.dumps({"": order.fails, **order.measured}))
