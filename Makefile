@@ -12,6 +12,8 @@ TRAINING_DOMAINS := --training-domain math=generated:math --training-domain code
 
 # Tests that start neither Ray nor vLLM, in four processes with one thread for numbers each: half of their time is waiting
 UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal -m "not ray and not vllm and not load"
+# Compiled modules are kept, whatever the shell says: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos mutants loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean

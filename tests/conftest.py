@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
 import logging
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from draftpick.engines.mock.app import MockSpec
 from tests import fleet
 from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
 from tests.leaks import Exporter, Trace, found
+from tests.rings import RINGS, may_select, rings_in
+from tests.vllm_process import VLLMProcess, vllm_process
 
 settings.register_profile(
     "steady",
@@ -25,14 +29,25 @@ settings.register_profile(
 )
 settings.load_profile("steady")
 
+# Each client of httpx would read the certificates of all authorities: 23 ms, for addresses without TLS, too.
+ssl.create_default_context = cache(ssl.create_default_context)
 
 _OF_RAY = ("DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    expression = str(config.option.markexpr)
+    if not expression or not collection_path.match("test_*.py"):
+        return None
+    return not may_select(expression, collection_path.read_text()) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ray in this process warns of what it leaves open, in whichever test that is found: that is no error of ours."""
     for item in items:
-        if item.get_closest_marker("ray"):
+        if rings := RINGS.intersection(marker.name for marker in item.iter_markers()):
+            assert rings <= rings_in(item.path.read_text()), f"{item.nodeid}: its file does not name its rings"
+        if "ray" in rings:
             item.add_marker(pytest.mark.filterwarnings(*(f"ignore::{name}" for name in _OF_RAY)))
 
 
@@ -82,3 +97,10 @@ async def router_app(servers: Servers, tmp_path: Path) -> AsyncIterator[StartRou
             return await stack.enter_async_context(routed(servers, tmp_path / "records", specs, **options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def in_vllm() -> Iterator[VLLMProcess]:
+    """Runs functions where vLLM is imported: `in_vllm.run(function, ...)`."""
+    with vllm_process() as process:
+        yield process

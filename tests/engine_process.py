@@ -6,6 +6,7 @@ import sys
 import httpx
 import uvicorn
 
+from draftpick.deploy.launch.ports import free_port
 from draftpick.engines.mock.app import MockSpec, mock_app
 
 _START_S = 30.0
@@ -15,8 +16,6 @@ class EngineProcess:
     """Serves `model` on a port that it keeps."""
 
     def __init__(self, spec: MockSpec, model: str, name: str) -> None:
-        from draftpick.deploy.launch.ray_serve import free_port  # the process itself needs no Ray
-
         self._arguments = [model, name, spec.model_dump_json()]
         self._port = free_port()
         self._process: asyncio.subprocess.Process | None = None

@@ -15,6 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from draftpick.deploy.app import APP_NAME, build
+from draftpick.deploy.launch.ports import free_port
 from draftpick.deploy.launch.ray_watch import until_shutdown
 from draftpick.engines.errors import ConfigError, DraftpickError
 from draftpick.router.config.router_config import DraftpickConfig
@@ -91,13 +92,6 @@ def use_policy(name: str, address: str) -> list[str]:
         return [str(found) for found in handle.broadcast("use_policy", name).results(timeout_s=120)]
     finally:
         ray.shutdown()
-
-
-def free_port() -> int:
-    """Return a free port of the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _check_port(host: str, port: int) -> None:

@@ -36,7 +36,8 @@ class Subject:
         from ray import serve
 
         from draftpick.deploy.app import APP_NAME
-        from draftpick.deploy.launch.ray_serve import free_port, running
+        from draftpick.deploy.launch.ports import free_port
+        from draftpick.deploy.launch.ray_serve import running
 
         assert self.fleet is not None
         with running(self.fleet, port=free_port()):

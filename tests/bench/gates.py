@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
-from scipy.stats import beta
 
 from draftpick.deploy.console import progress_bar
 from draftpick.deploy.workflows.results import write
@@ -246,6 +245,8 @@ def bounded(world: World, usual: BaselineStats, expected_s: Floats, rng: np.rand
 
 def share_of(hits: int, n: int) -> Interval:
     """A share with its Clopper-Pearson interval of 95 %."""
+    from scipy.stats import beta  # here: the tests use the worlds of this module, and it takes a second
+
     low = beta.ppf(0.025, hits, n - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1.0
     return Interval(hits / n, float(low), float(high))

@@ -35,7 +35,8 @@ import yaml
 from draftpick.deploy.config import FLEETS, resolve, with_engines
 from draftpick.deploy.console import out, progress_bar
 from draftpick.deploy.generate.manifests import example
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.policy_training.evaluation.evaluate import Interval

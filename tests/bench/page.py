@@ -27,7 +27,8 @@ import numpy as np
 import orjson
 from PIL import Image
 
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.workflows.results import write
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.router.config.router_config import load_config

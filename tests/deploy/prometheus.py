@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from draftpick.deploy.generate import dashboard
-from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ports import free_port
 from tests.deploy.test_assets import PROMETHEUS, tool
 
 RULES = PROMETHEUS / "rules" / "draftpick.yaml"

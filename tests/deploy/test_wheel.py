@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 from draftpick.deploy.extras import EXTRAS
 from draftpick.deploy.generate.cli_page import commands
-from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ports import free_port
 from draftpick.engines.models.embedded import shipped_drafters
 from draftpick.router.policies import SHIPPED, read
 from tests.fleet import CHAT, FAST, MODEL, Servers, asked

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from draftpick.deploy.config import resolve
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 _SCALING = {

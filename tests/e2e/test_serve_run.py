@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ports import free_port
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

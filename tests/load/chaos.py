@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from scipy.stats import chi2_contingency
 
 from draftpick.deploy.config import FLEETS, resolve, with_engines
 from draftpick.deploy.console import out, progress_bar
@@ -227,6 +226,8 @@ def routing_shift(
     faults: the largest difference of an engine's share, and the probability of such tables by chance (chi-squared
     tests, one for each policy)."""
     changes = [at for name, at in story.done.items() if name in _POLICY_CHANGES]
+    from scipy.stats import chi2_contingency  # here: most of this module's users need it not, and it takes a second
+
     tables: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for one in results:
         calm = not any(at <= one.sent <= story.over.get(name, np.inf) + _SETTLED_S for name, at in story.done.items())

@@ -20,7 +20,8 @@ from ray import serve
 from draftpick.deploy.app import APP_NAME
 from draftpick.deploy.config import resolve, with_engines, without_shared_text
 from draftpick.deploy.console import progress_bar
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import write
 from draftpick.engines.http.server import LocalServer

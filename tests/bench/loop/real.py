@@ -18,7 +18,8 @@ import numpy as np
 
 from draftpick.deploy.config import resolve, with_engines, with_router
 from draftpick.deploy.console import out, progress_bar
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import write
 from draftpick.policy_training.data.collect import measure, pinned_tasks

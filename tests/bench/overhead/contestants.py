@@ -19,7 +19,7 @@ import httpx
 import psutil
 import yaml
 
-from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ports import free_port
 from draftpick.engines.errors import DraftpickError
 from tests.bench.overhead.engine import MODEL
 

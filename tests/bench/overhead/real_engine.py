@@ -16,7 +16,8 @@ import yaml
 
 from draftpick.deploy.config import resolve, with_engines, with_router
 from draftpick.deploy.console import progress_bar
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from draftpick.deploy.launch.standalone import RouterProcesses
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import write

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ports import free_port
 from draftpick.engines.pool.report import FIELD, parse
 from draftpick.engines.reporting.report import BATCH, OutcomeReport
 from draftpick.engines.reporting.ticket import HEADER, Ticket

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from draftpick.deploy.config import resolve
-from draftpick.deploy.launch.ray_serve import free_port
+from draftpick.deploy.launch.ports import free_port
 from draftpick.router import records
 from tests.deploy.docs.code_blocks import blocks
 

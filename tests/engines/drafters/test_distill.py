@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from draftpick.engines.drafters.training import trainer as fitting
 from draftpick.engines.drafters.training.distill import DistillOptions, distill
@@ -13,7 +12,7 @@ from draftpick.engines.drafters.training.responses import Responses
 from draftpick.engines.drafters.training.small_llama import Size
 from draftpick.engines.drafters.training.target_outputs import TargetOutputs, collect_target_outputs
 from draftpick.engines.drafters.training.trainer import FitOptions
-from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
+from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, load_model, write_target
 
 FIT = FitOptions(epochs=3, batch_tokens=256)
 OPTIONS = DistillOptions(size=Size(hidden=16, layers=1, intermediate=32), fit=FIT)
@@ -65,7 +64,7 @@ def test_every_loss_makes_a_drafter(
     assert np.mean(seen[-5:]) < np.mean(seen[:5]) + 0.02
     assert result["block_efficiency"] >= 1
     assert 0 < result["mbsu"] < result["block_efficiency"]
-    drafter = AutoModelForCausalLM.from_pretrained(tmp_path)
+    drafter = load_model(tmp_path)
     assert drafter.config.vocab_size == VOCABULARY
     assert not (tmp_path / "resume").exists()
 

@@ -58,9 +58,9 @@ def test_drafts_keep_to_the_limit(name: str) -> None:
     drafter.end(state)
 
 
+@pytest.mark.vllm
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 4))
 def test_ngram_drafts_are_those_of_vllm(tokens: list[int], shortest: int, more: int) -> None:
-    pytest.importorskip("vllm")
     from vllm.v1.spec_decode.ngram_proposer import _find_longest_matched_ngram_and_propose_tokens as propose
 
     text, longest = ids(*tokens), shortest + more

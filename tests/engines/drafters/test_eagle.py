@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from draftpick.engines.drafters.training.eagle3 import (
     EagleOptions,
@@ -21,7 +20,7 @@ from draftpick.engines.drafters.training.eagle3 import (
 from draftpick.engines.drafters.training.responses import Responses
 from draftpick.engines.drafters.training.target_outputs import collect_target_outputs
 from draftpick.engines.drafters.training.trainer import FitOptions
-from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, write_target
+from tests.engines.drafters.tiny import VOCABULARY, greedy_answers, load_model, write_target
 
 FIT = FitOptions(epochs=25, batch_tokens=512, learning_rate=3e-3)
 
@@ -77,7 +76,7 @@ def test_the_checkpoint_is_in_vllm_s_form(trained: tuple[Path, dict[str, float]]
 def test_a_head_goes_on_from_another_one_of_another_vocabulary(
     trained: tuple[Path, dict[str, float]], target: Path
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+    model = load_model(target, dtype=torch.bfloat16).eval()
     start = load_head(trained[0], model)
     head = make_head(model, torch.arange(0, VOCABULARY, 2), parallel=start.parallel)
     fresh = head.lm_head.weight.clone()
@@ -89,7 +88,7 @@ def test_a_head_goes_on_from_another_one_of_another_vocabulary(
 
 
 def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target: Path, answers: Responses) -> None:
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+    model = load_model(target, dtype=torch.bfloat16).eval()
     head = load_head(trained[0], model)
     ids = torch.from_numpy(answers.tokens[: answers.starts[1]].astype(np.int64))
     features = target_features(model, ids[None], head.features)[0]
@@ -101,7 +100,7 @@ def test_a_head_survives_its_file(trained: tuple[Path, dict[str, float]], target
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_later_step_sees_no_later_token(target: Path, answers: Responses, parallel: bool) -> None:
     """Step s from place t may know the tokens up to t + 1 + s, a parallel one up to t + 1, and no other's drafts."""
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    model = load_model(target, dtype=torch.float32).eval()
     head = make_head(model, torch.arange(VOCABULARY), parallel)
     ids = torch.from_numpy(answers.tokens[: answers.starts[1]].astype(np.int64))[None]
     changed = ids.clone()

@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from draftpick.engines.drafters.training.layer_skip import SearchOptions, Trial, drop_layers, export, search
-from tests.engines.drafters.tiny import greedy_answers, write_target
+from tests.engines.drafters.tiny import greedy_answers, load_model, write_target
 
 DEPTH = 4
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
@@ -28,13 +27,13 @@ def trial(attention: list[bool], mlp: list[bool]) -> Trial:
 
 
 def test_a_cut_that_keeps_all_is_the_target(target: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(target)
+    model = load_model(target)
     keep = [True] * DEPTH
     assert torch.equal(logits(drop_layers(model, keep, keep)), logits(model))
 
 
 def test_the_target_itself_stays_whole(target: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(target)
+    model = load_model(target)
     before = logits(model)
     logits(drop_layers(model, [True, False, True, False], [False, False, True, True]))
     assert torch.equal(logits(model), before)
@@ -42,9 +41,9 @@ def test_the_target_itself_stays_whole(target: Path) -> None:
 
 
 def test_left_out_sublayers_add_nothing(target: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(target)
+    model = load_model(target)
     attention, mlp = [True, False, False, True], [True, True, False, False]
-    skipped = AutoModelForCausalLM.from_pretrained(target)
+    skipped = load_model(target)
     for i, layer in enumerate(skipped.model.layers):
         if not attention[i]:
             layer.self_attn.o_proj.weight.data.zero_()
@@ -58,8 +57,8 @@ def test_left_out_sublayers_add_nothing(target: Path) -> None:
 def test_a_checkpoint_says_and_does_the_same(target: Path, tmp_path: Path) -> None:
     attention, mlp = [True, False, True, True], [True, False, False, True]
     export(target, trial(attention, mlp), tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
-    written = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model = load_model(target, dtype=torch.bfloat16)
+    written = load_model(tmp_path, dtype=torch.bfloat16)
     assert written.config.num_hidden_layers == 3
     torch.testing.assert_close(logits(written), logits(drop_layers(model, attention, mlp)))
     assert json.loads((tmp_path / "layer-skip.json").read_text())["attention"] == attention

@@ -110,24 +110,24 @@ def chosen(data: Matrix) -> npt.NDArray[np.intp]:
 
 def test_intervals_of_what_is_learned_cover_its_true_gain() -> None:
     verdicts, covered, room = Counter[str](), 0, 0.3
-    for seed in range(24):
+    for seed in range(16):
         data = drawn(120, seed, room)
         assert data.contexts is not None
         choice = cross_fit(data, "ridge", COSTS, context_groups(data.contexts), seed=seed)
         found = gain_of(data, choice)
         verdicts[found.verdict] += 1
         covered += found.gain.routed.low <= truth(data, room, seed) <= found.gain.routed.high
-    assert covered >= 21
-    assert verdicts["worth it"] >= 14
+    assert covered >= 14
+    assert verdicts["worth it"] >= 9
     assert verdicts["not worth it"] == 0
 
 
 def test_where_nothing_is_to_be_gained_it_is_not_worth_it() -> None:
     quiet = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.05)).verdict for seed in range(6))
-    noisy = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.3)).verdict for seed in range(24))
+    noisy = Counter(gain_of(drawn(100, seed, room=0.0, noise=0.3)).verdict for seed in range(16))
     assert quiet["not worth it"] >= 5
     assert noisy["worth it"] <= 1
-    assert noisy["not worth it"] >= 2
+    assert noisy["not worth it"] >= 1
 
 
 def test_one_engine_that_is_the_best_for_everything() -> None:

@@ -49,7 +49,7 @@ class Traffic:
             preferred, rate = int(predicted.argmin()), WIDE_RATE if i < WIDE else self.rate
             shares = np.full(k, rate / k)
             shares[preferred] += 1 - rate
-            arm = int(rng.choice(k, p=shares))
+            arm = preferred if rng.random() >= rate else int(rng.integers(k))
             made = Decision(ARMS[arm], float(shares[arm]), dict(zip(ARMS, shares.tolist(), strict=True)), "policy")
             made = self.safe_mode.decide(made, ARMS, float(rng.random()))
             arm = ARMS.index(made.arm)

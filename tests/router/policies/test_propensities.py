@@ -17,7 +17,7 @@ from draftpick.router.types import Context, Decision, LoadTerms, Outcome, Record
 from tests.fleet import FAST, StartRouter
 from tests.policy_training.bandit import ARMS, SETTING, Bandit
 
-DRAWS = 10_000
+DRAWS = 7_000
 EXPLORATION = ExplorationConfig(gamma=20.0, min_probability=0.01)
 FRESH = Bandit.draw(400, seed=8)
 
