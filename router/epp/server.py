@@ -21,7 +21,7 @@ _READINESS = frozenset({"", "readiness", SERVICE})
 """Services of health checks that serve while an engine is reachable; `liveness` always does."""
 _GRACE_S = 1.0
 _AMPLE = 4
-"""A body of up to so many times the limit is read, so that its client is told what is wrong with it."""
+"""Messages of up to so many times the limits of a request are read, so that its client is told what is wrong."""
 
 
 class PickerServer:
@@ -31,14 +31,14 @@ class PickerServer:
         self, app: RouterApp, parts: Parts, host: str, port: int, access: Mapping[str, EngineAccess] | None = None
     ) -> None:
         """`access`: as of `Picker`."""
-        self.picker = Picker(app, parts, access or {}, grpc.aio.EOF)
+        self.picker = Picker(app, parts, {} if access is None else access, grpc.aio.EOF)
         self._parts, self._host, self.port, self._stopping = parts, host, port, False
         self._server: Any = None
 
     async def start(self) -> None:
         """Listen. Raises `ConfigError`."""
         # Made here, not before: it belongs to the loop that runs.
-        most = _AMPLE * self._parts.config.max_body_bytes
+        most = _AMPLE * (self._parts.config.max_body_bytes + self._parts.config.max_header_bytes)
         options = [("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)]
         self._server = grpc.aio.server(options=options)
         process = grpc.stream_stream_rpc_method_handler(self._process, request_deserializer=messages.read)

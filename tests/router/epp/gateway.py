@@ -80,7 +80,7 @@ class Gateway:
         first = pb.ProcessingRequest()
         pseudo = {":method": method, ":path": path, ":authority": "gateway", ":scheme": "http"}
         sent = {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
-        for name, value in {**pseudo, **sent}.items():
+        for name, value in filter(all, {**pseudo, **sent}.items()):
             first.request_headers.headers.headers.add(key=name, raw_value=value.encode())
         first.request_headers.end_of_stream = not data
         if mode is not None:
@@ -127,12 +127,14 @@ class Gateway:
             return said
 
 
-async def answered(call: Any, served: str | None = None) -> dict[str, str]:
-    """Tell the picker of an answer; returns the headers that it adds for the client."""
+async def answered(call: Any, served: str | None = None, details: str = "via_upstream") -> dict[str, str]:
+    """Tell the picker of an answer, with these attributes; returns the headers that it adds for the client."""
     message = pb.ProcessingRequest()
     message.response_headers.headers.headers.add(key=":status", raw_value=b"200")
     if served is not None:
-        message.attributes["envoy.filters.http.ext_proc"].fields["upstream.address"].string_value = served
+        attributes = message.attributes["envoy.filters.http.ext_proc"].fields
+        attributes["upstream.address"].string_value = served
+        attributes["response.code_details"].string_value = details
     await call.write(message)
     said = await call.read()
     options = said.response_headers.response.header_mutation.set_headers
