@@ -112,7 +112,7 @@ class Exchange:
     async def let_pass(self, request: messages.Request) -> None:
         """Let what a message brings pass as it is."""
         phase = messages.phase_of(request)
-        if phase in ("request_trailers", "response_trailers"):
+        if phase == "request_trailers" or phase == "response_trailers":  # narrows the type
             await self.write(messages.trailers(phase))
         elif phase == "response_body" and self._answer_mode == BodyMode.FULL_DUPLEX_STREAMED:
             part = request.response_body

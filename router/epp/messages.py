@@ -5,8 +5,9 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from draftpick.engines.http.client import Headers
-from draftpick.router.epp import ext_proc_pb2 as pb
+from draftpick.router.epp import ext_proc_pb2
 
+pb: Any = ext_proc_pb2  # generated, without types
 ENDPOINT = "x-gateway-destination-endpoint"
 """Header, and key of metadata, with the endpoints of a request: `ip:port,ip:port`, the first of them first."""
 _METADATA = "envoy.lb"
@@ -87,7 +88,7 @@ def _attribute(request: Request, name: str) -> str | None:
 
 def change(
     phase: Phase,
-    headers: Headers = (),
+    headers: Sequence[tuple[str, str]] = (),
     removed: Sequence[str] = (),
     body: bytes | None = None,
     endpoints: str | None = None,

@@ -7,7 +7,6 @@ it; the engine reports the outcome (`draftpick.engines.reporting`).
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping
 
 from draftpick.engines.http.client import EngineAccess, Headers, endpoint_of
@@ -26,9 +25,6 @@ from draftpick.router.request.state import ClientRequest
 
 log = logging.getLogger("draftpick.router")
 
-ANSWERS = ("picked", "refused", "gave_up", "left")
-"""How the picker answered: with endpoints; with an error for the client; with none, since the decision took too long;
-or not, since the gateway or its client left before."""
 _SHED = 429
 _NO_ACCESS = EngineAccess()
 _REPORT_S, _NO_ANSWER_S = 30.0, 2.0
@@ -44,12 +40,12 @@ _FAILURES: tuple[tuple[str, Failure], ...] = (
 
 
 class Picker:
-    """Answers streams. `answers`: their number by `ANSWERS`."""
+    """Answers streams."""
 
     def __init__(self, app: RouterApp, parts: Parts, access: Mapping[str, EngineAccess], end: object) -> None:
         """`access`: of engines, by scheme and host; `end`: what a stream reads at its end."""
         self._app, self._parts, self._access, self._end = app, parts, access, end
-        self.answers = Counter(dict.fromkeys(ANSWERS, 0))
+        self._picks = parts.leases.picks
 
     async def process(self, stream: Stream) -> None:
         """One request, from its headers to those of its answer, or to the end of a streamed answer."""
@@ -65,10 +61,10 @@ class Picker:
             await self._serve(exchange)
         except RequestError as error:
             self._parts.metrics.count_error(error)
-            self.answers["refused"] += 1
+            self._picks["refused"] += 1
             await exchange.refuse(_SHED if isinstance(error, Overloaded) else error.status, error)
         except Left:
-            self.answers["left"] += 1
+            self._picks["left"] += 1
 
     async def _serve(self, exchange: Exchange) -> None:
         """Read a request, decide, answer the gateway, and let the engine's answer pass. Raises `RequestError`."""
@@ -88,7 +84,7 @@ class Picker:
                     if grant is not None:
                         self._parts.leases.cancel(grant.lease)
                     raise
-            self.answers["gave_up" if grant is None else "picked"] += 1
+            self._picks["gave_up" if grant is None else "picked"] += 1
             await self._follow(exchange, made, grant)
 
     async def _lease(self, made: ClientRequest, among: frozenset[str] | None) -> Grant | None:

@@ -36,6 +36,9 @@ stopped, or the caller left before it got the lease."""
 REJECTED = ("unknown", "doubled", "late", "forged", "invalid")
 """Why a report changes nothing: no such lease; its lease had a report; its lease had expired; it came without the
 secret; it was none."""
+PICKS = ("picked", "refused", "gave_up", "left")
+"""How the endpoint picker answered its gateway: with endpoints; with an error for the client; with none, since the
+decision took too long; or not, since the gateway or its client left before."""
 Told = Literal["told", "unknown", "doubled", "late"]
 _MAX_FALLBACKS = 2
 _MAX_REMEMBERED = 16_384
@@ -109,7 +112,8 @@ class OpenLease:
 
 
 class Leases:
-    """The open leases of one router; counts of their ends, of rejected reports, and of those that engines lost.
+    """The open leases of one router; counts of their ends, of rejected reports, and of those that engines lost; and of
+    the answers of the endpoint picker.
 
     `inbox`: where engines report, and with which secret; None if they do not.
     """
@@ -125,6 +129,7 @@ class Leases:
         self.ends = Counter(dict.fromkeys(ENDS, 0))
         self.rejected = Counter(dict.fromkeys(REJECTED, 0))
         self.lost = Counter(dict.fromkeys(LOST, 0))
+        self.picks = Counter(dict.fromkeys(PICKS, 0))
 
     def __len__(self) -> int:
         return len(self._open)

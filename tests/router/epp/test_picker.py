@@ -83,7 +83,7 @@ async def test_the_gateway_is_told_where_to_send_and_the_engine_reports(picker: 
     (record,) = await made.app.records(1)
     assert (record.outcome.status, record.outcome.output_tokens, record.path) == ("ok", 3, CHAT)
     assert made.app.parts.leases.ends["told"] == 1
-    assert made.server.picker.answers["picked"] == 1
+    assert made.app.parts.leases.picks["picked"] == 1
 
 
 @each_mode
@@ -190,7 +190,7 @@ async def test_a_bad_request_gets_the_error_of_the_proxy(picker: Connect, mode: 
         content = orjson.dumps(asked()) if body is None else body
         relayed = await made.app.client.request(method, path, content=content, headers=sent)
         assert (relayed.status_code, relayed.json()["error"]) == (said.status, orjson.loads(said.body or b"")["error"])
-    assert made.server.picker.answers["refused"] == 1
+    assert made.app.parts.leases.picks["refused"] == 1
     assert len(made.app.parts.leases) == 0
 
 
@@ -267,7 +267,7 @@ async def test_a_decision_that_takes_too_long_is_left_to_the_gateway(picker: Con
         said = await made.ask(headers={"cookie": "c"})
         assert said.endpoints == []
         assert said.removed == ["cookie"]
-        assert made.server.picker.answers == {"picked": 1, "refused": 0, "gave_up": 1, "left": 0}
+        assert made.app.parts.leases.picks == {"picked": 1, "refused": 0, "gave_up": 1, "left": 0}
         assert made.app.parts.admission.queued == 0
 
 
