@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -71,7 +71,10 @@ class Server(Protocol):
 
 
 class Router:
-    """Owns one dispatcher with its replica table, client and records; keeps the table fresh."""
+    """Owns one dispatcher with its replica table, client and records; keeps the table fresh.
+
+    `beside`: servers that start and stop with it; `access`: how engines are reached, by scheme and host.
+    """
 
     _inbox: LocalServer | None = None
 
@@ -106,11 +109,7 @@ class Router:
         self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
         # Created before the files are read, so that no change in between is missed.
         self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
-        self._watchers: list[tuple[FileWatcher, Callable[[], Awaitable[None]]]] = []
-        if router.keys.file is not None and router.keys.file.is_file():
-            self._watchers.append((FileWatcher(router.keys.file), self._reload_keys))
-        if self.registry is not None:
-            self._watchers.append((FileWatcher(self.registry.path / STATE), self._follow_registry))
+        self._watchers = list(self._watched_files())
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
         self._policy_lock = asyncio.Lock()
@@ -138,9 +137,14 @@ class Router:
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
         self.collectors: tuple[Collector, ...] = parts.attempts, parts.metrics, gauges, ProcessCollector(registry=None)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.beside: list[Server] = []
-        """Servers that start and stop with it."""
+        self._tasks, self.beside = set[asyncio.Task[None]](), list[Server]()
+
+    def _watched_files(self) -> Iterator[tuple[FileWatcher, Callable[[], Awaitable[None]]]]:
+        """The files that may change while it runs, and what follows such a change."""
+        if self._config.keys.file is not None and self._config.keys.file.is_file():
+            yield FileWatcher(self._config.keys.file), self._reload_keys
+        if self.registry is not None:
+            yield FileWatcher(self.registry.path / STATE), self._follow_registry
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
         """The configured policies, or the default engine if they are rejected; and the featurizer they need."""
