@@ -6,6 +6,7 @@ from draftpick.engines.errors import DraftpickError
 
 EXTRAS = {
     "serve": {"ray": "Ray"},
+    "epp": {"grpc": "gRPC"},
     "train": {
         "pyarrow": "PyArrow",
         "sklearn": "scikit-learn",

@@ -22,10 +22,16 @@ def access_of(engines: Iterable[Engine], environment: Mapping[str, str] = os.env
     found = {}
     for engine in engines:
         if engine.url is not None:
-            parts = urlsplit(address_of(str(engine.url)))
-            tls = _tls(engine) if parts.scheme == "https" else None
-            found[f"{parts.scheme}://{parts.netloc}"] = EngineAccess(_authorization(engine, environment), tls)
+            origin = origin_of(str(engine.url))
+            tls = _tls(engine) if origin.startswith("https:") else None
+            found[origin] = EngineAccess(_authorization(engine, environment), tls)
     return found
+
+
+def origin_of(url: str) -> str:
+    """Scheme and host of an engine's URL, without secrets."""
+    parts = urlsplit(address_of(url))
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _authorization(engine: Engine, environment: Mapping[str, str]) -> str | None:

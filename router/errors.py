@@ -6,6 +6,7 @@ RequestError           carries an HTTP status and an OpenAI error type
 ├── Forbidden          403, insufficient scope of the key
 ├── NotFound           404, no such model or stored response
 ├── NotAllowed         405, method not allowed
+├── ReceiveTimedOut    408, the request did not come to its end in time
 ├── PayloadTooLarge    413, 414 or 431, body, URL or headers exceed their limit
 ├── UnsupportedEncoding  415, a body whose encoding is not read
 ├── RateLimited        429, the key has exceeded a limit per minute
@@ -91,6 +92,15 @@ class NotAllowed(RequestError):
 
     def headers(self) -> Headers:
         return [("allow", ", ".join(self.allowed))] if self.allowed else []
+
+
+class ReceiveTimedOut(RequestError):
+    """The request did not come to its end in time."""
+
+    status, type = 408, "invalid_request_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="request_timeout")
 
 
 class PayloadTooLarge(RequestError):

@@ -26,12 +26,13 @@ _VALUES = 10
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES})
 """Paths that generate text; their streams end with a known terminator."""
-_ENGINE_ARGS = "vllm_xargs"
+ENGINE_ARGS = "vllm_xargs"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The parsed request. `body`: the bytes for the engine.
+    """The parsed request. `body`: the bytes for the engine; `client_body`: the same as the client asked, without usage
+    that only the router asks for.
 
     `turns`: messages of the conversation so far. `structured`: the answer has a prescribed format. `num_answers`: of
     all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`. `model`: as
@@ -55,6 +56,7 @@ class Request:
     asks: frozenset[str] = frozenset()
     num_prompt_tokens: int | None = None
     state_id: str | None = None
+    client_body: bytes = b""
 
     @property
     def generates(self) -> bool:
@@ -99,8 +101,9 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
     reader = _TEXT_READERS.get(path)
     if reader is None:
         stored = path.startswith(RESPONSES + "/")
-        return Request(path, body, text="", state_id=path.split("/")[3] if stored else None)
+        return Request(path, body, text="", state_id=path.split("/")[3] if stored else None, client_body=body)
     fields, body, write = _parse_object(body, limits)
+    client_body = body
     stream = "stream" in fields and to_bool(fields["stream"]) is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
     if hide_usage:
@@ -125,11 +128,12 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         structured,
         fields if keep_fields else None,
         num_answers,
-        fields.get(_ENGINE_ARGS),
+        fields.get(ENGINE_ARGS),
         model if isinstance(model, str) else None,
         asks,
         num_prompt_tokens,
         previous if path == RESPONSES and isinstance(previous, str) else None,
+        client_body,
     )
 
 
@@ -153,14 +157,22 @@ def _parse_object(body: bytes, limits: JsonLimits) -> tuple[dict[str, Any], byte
 
 def with_forecast(request: Request, body: bytes, forecast: Forecast) -> bytes:
     """Insert a forecast for a pool into `vllm_xargs`. A body without text stays as it is: the engine rejects it."""
+    args = args_with(request, forecast)
+    return body if args is None else with_args(request, body, args)
+
+
+def args_with(request: Request, forecast: Forecast) -> dict[str, Any] | None:
+    """The request's `vllm_xargs` and a forecast; None for a request without text, which the engine rejects."""
     own = request.engine_args or {}
-    if not request.text or not isinstance(own, dict):
-        return body
-    args = {**own, XARG: forecast.to_json()}
+    return {**own, XARG: forecast.to_json()} if request.text and isinstance(own, dict) else None
+
+
+def with_args(request: Request, body: bytes, args: dict[str, Any]) -> bytes:
+    """Set `vllm_xargs` in a body of the request; all else stays the same, as far as it had none."""
     if request.engine_args is None and b'"vllm_xargs"' not in body:
-        return _append(body, _ENGINE_ARGS, args)
+        return _append(body, ENGINE_ARGS, args)
     fields, write = json_values.parse(body)
-    return write({**fields, _ENGINE_ARGS: args})
+    return write({**fields, ENGINE_ARGS: args})
 
 
 def _append(body: bytes, name: str, value: Any) -> bytes:

@@ -11,8 +11,8 @@ from draftpick.engines.http.client import EngineClient
 from draftpick.engines.replicas import ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.features.featurizer import Featurizer
-from draftpick.router.health import HealthSignal
 from draftpick.router.load.demand import Demand
+from draftpick.router.load.health_signal import HealthSignal
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.load.model_catalog import ModelCatalog
 from draftpick.router.online.events import Event, EventLog

@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
 
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
 from draftpick.engines.errors import ConfigError
-from draftpick.engines.external import access_of, address_of
+from draftpick.engines.external import access_of, address_of, origin_of
 from draftpick.engines.http.client import EngineClient
 from draftpick.engines.http.server import LocalServer, node_address
 from draftpick.engines.models.embedded import ENCODER_NAME, encoder_path
@@ -60,8 +63,18 @@ Pages = Callable[[], Awaitable[Mapping[str, str]]]
 """Returns the metrics pages of the other routers of the fleet, by name."""
 
 
+class Server(Protocol):
+    """A further server of a router."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
 class Router:
-    """Owns one dispatcher with its replica table, client and records; keeps the table fresh."""
+    """Owns one dispatcher with its replica table, client and records; keeps the table fresh.
+
+    `beside`: servers that start and stop with it; `access`: how engines are reached, by scheme and host.
+    """
 
     _inbox: LocalServer | None = None
 
@@ -82,21 +95,21 @@ class Router:
         router = config.router
         self._sources, self._config, self._arms = sources, router, config.arms
         self._replicas = ReplicaTable(config.arms, router.breaker, router.admission.max_in_flight_per_replica)
+        self.access = access_of(config.engines)
         self._client = EngineClient(
             first_byte_timeout_s=router.first_byte_timeout_s,
             timeout_s=router.timeout_s,
             stream_idle_timeout_s=router.stream_idle_timeout_s,
-            access=access_of(config.engines),
+            access=self.access,
         )
+        self._access_by_engine = {
+            engine.name: self.access[origin_of(str(engine.url))] for engine in config.engines if engine.url is not None
+        }
         self._name, self._peer_pages = name, peer_pages
         self._tracing = Tracing(router.tracing) if router.tracing.sample_rate else None
         # Created before the files are read, so that no change in between is missed.
         self.registry = Registry(Path(router.policy)) if could_be_registry(router.policy) else None
-        self._watchers: list[tuple[FileWatcher, Callable[[], Awaitable[None]]]] = []
-        if router.keys.file is not None and router.keys.file.is_file():
-            self._watchers.append((FileWatcher(router.keys.file), self._reload_keys))
-        if self.registry is not None:
-            self._watchers.append((FileWatcher(self.registry.path / STATE), self._follow_registry))
+        self._watchers = list(self._watched_files())
         self._keys = Keyring(router.keys)
         self._records = RecordWriter(router.records) if router.records.dir else None
         self._policy_lock = asyncio.Lock()
@@ -124,7 +137,14 @@ class Router:
         self.autoscaler = Autoscaler(config, self._replicas, parts.demand, parts.load, set_targets or {})
         gauges = StateCollector(parts, lambda: self.autoscaler.targets, lambda: self.rejected is not None)
         self.collectors: tuple[Collector, ...] = parts.attempts, parts.metrics, gauges, ProcessCollector(registry=None)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks, self.beside = set[asyncio.Task[None]](), list[Server]()
+
+    def _watched_files(self) -> Iterator[tuple[FileWatcher, Callable[[], Awaitable[None]]]]:
+        """The files that may change while it runs, and what follows such a change."""
+        if self._config.keys.file is not None and self._config.keys.file.is_file():
+            yield FileWatcher(self._config.keys.file), self._reload_keys
+        if self.registry is not None:
+            yield FileWatcher(self.registry.path / STATE), self._follow_registry
 
     def _first_policy(self) -> tuple[ResolvedPolicy, Featurizer | None]:
         """The configured policies, or the default engine if they are rejected; and the featurizer they need."""
@@ -169,6 +189,8 @@ class Router:
             self._run("peers", self._peer_sync.run)
         self._run("health", self._health_probe.run)
         self._run("models", self.parts.catalog.run)
+        for server in self.beside:
+            await server.start()
 
     async def _open_inbox(self) -> None:
         """Take the engines' reports, if leases are on and there is a secret. Raises `ConfigError`."""
@@ -185,6 +207,8 @@ class Router:
 
     async def stop(self) -> None:
         """Close connections and flush queued records."""
+        for server in self.beside:
+            await server.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)  # their attempts end, too
@@ -321,6 +345,8 @@ class Router:
             log.debug("no addresses of %s: %s", arm, error)
             return
         self._replicas.update(arm, urls)
+        if (access := self._access_by_engine.get(arm)) is not None:
+            self.access.update(dict.fromkeys(urls, access))
 
 
 def make_featurizer(config: RouterConfig, policy: Policy) -> Featurizer | None:
@@ -355,5 +381,24 @@ def fixed_address(url: str) -> Addresses:
 
     async def addresses() -> list[str]:
         return [address]
+
+    return addresses
+
+
+def addresses_behind(url: str) -> Addresses:
+    """All addresses of an external engine's name, without secrets: gateways know engines by address and port.
+
+    A name with several, such as that of a headless service in Kubernetes, has a replica at each. With TLS the name
+    stays: the engine's certificate is for it.
+    """
+    parts = urlsplit(address_of(url))
+    if parts.scheme == "https":
+        return fixed_address(url)
+    port = parts.port or 80
+
+    async def addresses() -> list[str]:
+        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        hosts = dict.fromkeys(f"[{to[0]}]" if family == socket.AF_INET6 else str(to[0]) for family, *_, to in found)
+        return [f"http://{host}:{port}" for host in hosts]
 
     return addresses

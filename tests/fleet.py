@@ -154,6 +154,7 @@ class Routed:
 
     client: httpx.AsyncClient
     server: LocalServer
+    app: RouterApp
     parts: Parts
     replicas: ReplicaTable
     engines: dict[str, Mock]
@@ -222,7 +223,7 @@ async def routed(
     server = await servers.serve(app)
     try:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, event_hooks=HOOKS) as client:
-            yield Routed(client, server, parts, replicas, engines, writer, folder)
+            yield Routed(client, server, app, parts, replicas, engines, writer, folder)
     finally:
         await engine_client.close()
         parts.attempts.close()

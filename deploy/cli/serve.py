@@ -1,4 +1,4 @@
-"""Serving: `draftpick serve | route`."""
+"""Serving: `draftpick serve | route | epp`."""
 
 import json
 import signal
@@ -92,21 +92,75 @@ def route(
 
     Example: draftpick route --config engines.yaml --port 8000 --processes 2
     """
+    fleet = _resolved(config, policy)
+    _warn_if_open(fleet, host)
+    _run(fleet, host, port, processes)
+
+
+@serve_app.command()
+def epp(
+    config: Annotated[str, typer.Option("--config", "-c", help="A YAML file with a `url` for each engine.")],
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port on which gateways ask, with gRPC.")] = 9002,
+    http_host: Annotated[
+        str, typer.Option("--http-host", help="Address of the router's own API and pages.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option("--http-port", help="Port of the router's own API and pages.")] = 8000,
+    policy: PolicyName = None,
+) -> None:
+    """Pick endpoints for a gateway that sends requests itself: Envoy, or a Gateway API Inference Extension.
+
+    The gateway shows each request to the picker (Envoy's external processing) and gets the engine's address, fallbacks,
+    and headers to send. Answers go straight from the engine to the client. Beside it runs a router as `draftpick route`
+    starts it, with metrics and pages, for what goes around the gateway. A picker that is slow or dead stops no traffic:
+    the gateway chooses by itself (`router.epp.deadline_s`).
+
+    Engines report what became of each request, if DRAFTPICK_REPORT_SECRET or DRAFTPICK_REPORT_SECRET_FILE is set, here
+    and there; without it, nothing is learned of requests. `docs/gateways.md` has an Envoy to try it with.
+
+    Example: draftpick epp --config engines.yaml --port 9002
+    """
+    require("epp")
+    from draftpick.deploy.config import with_router
+    from draftpick.engines.errors import ConfigError
+    from draftpick.engines.external import address_of
+    from draftpick.engines.reporting.ticket import read_secret
+
+    fleet = _resolved(config, policy)
+    for engine in fleet.engines:
+        if engine.url is not None and address_of(str(engine.url)).count("/") > 2:
+            problem = "has a path, and gateways send to an address and a port"
+            raise ConfigError(f"engines.{engine.name}.url", problem, "remove the path")
+    fleet = with_router(fleet, leases={**fleet.router.leases.model_dump(mode="json"), "enabled": True})
+    if read_secret() is None:
+        _warn("no DRAFTPICK_REPORT_SECRET: engines do not report, and nothing is learned of their answers")
+    _warn_if_open(fleet, http_host)
+    _run(fleet, http_host, http_port, 1, (host, port))
+
+
+def _resolved(config: str, policy: str | None) -> Any:
     from draftpick.deploy.config import policy_warning, resolve, with_router
-    from draftpick.deploy.launch.standalone import RouterProcesses
 
     fleet = resolve(config)
     if policy is not None:
         fleet = with_router(fleet, policy=policy)
     if warning := policy_warning(fleet):
         _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
-    _warn_if_open(fleet, host)
-    routers = RouterProcesses(fleet, host, port, processes)
+    return fleet
+
+
+def _run(fleet: Any, host: str, port: int, processes: int, picker: tuple[str, int] | None = None) -> None:
+    """Run routers until a signal."""
+    from draftpick.deploy.launch.standalone import RouterProcesses
+
+    routers = RouterProcesses(fleet, host, port, processes, picker)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: routers.request_stop())
     try:
         routers.wait()
         _announce(routers.url, fleet.target.name, list(fleet.names))
+        if picker is not None:
+            out.print(f"[bold]picker[/bold]  {picker[0]}:{picker[1]}", highlight=False, soft_wrap=True)
         routers.supervise()
     finally:
         err.print("draining and stopping ...")

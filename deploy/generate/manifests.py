@@ -1,6 +1,6 @@
 """Generates files below `deploy/`: `python -m draftpick.deploy.generate.manifests`.
 
-The chart's schema comes from the configuration models, and the plain Kubernetes manifests from the chart.
+The charts' schemas come from the configuration models, and the plain Kubernetes manifests from the charts.
 """
 
 import importlib
@@ -18,6 +18,9 @@ CHART = DEPLOY / "helm" / "draftpick"
 EXAMPLES = DEPLOY / "helm" / "examples"
 SCHEMA = CHART / "values.schema.json"
 PLAIN = DEPLOY / "kubernetes"
+EPP_CHART, EPP_EXAMPLES, EPP_PLAIN = DEPLOY / "helm" / "draftpick-epp", DEPLOY / "helm" / "examples-epp", DEPLOY / "epp"
+EPP_SCHEMA = EPP_CHART / "values.schema.json"
+"""The same of the endpoint picker."""
 
 _HEADS = {
     "rayservice.yaml": """\
@@ -37,6 +40,18 @@ _HEADS = {
     "retraining.yaml": """\
 # Retraining on the records of rayservice.yaml. Generated from deploy/helm by `make manifests`.
 """,
+}
+_EPP_HEADS = {
+    "picker": """\
+# The endpoint picker for clusters without Helm: the example two-engines of deploy/helm/examples-epp, rendered by
+# `make manifests`. Set the image and the engines, then:
+#
+#   kubectl create secret generic report-secret --from-file=report-secret      # openssl rand -hex 32 > report-secret
+#   kubectl apply -f deploy/epp
+""",
+    "engines": "# Services of the engines. Generated from deploy/helm by `make manifests`.\n",
+    "pool": "# The InferencePool, and the route to it. Generated from deploy/helm by `make manifests`.\n",
+    "networkpolicy": "# Network access to the picker. Generated from deploy/helm by `make manifests`.\n",
 }
 _TEMPLATES = {
     "rayservice.yaml": ("serviceaccount", "storage", "rayservice", "poddisruptionbudget"),
@@ -72,16 +87,16 @@ def _holder(fleet: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     return schema, name
 
 
-def example(name: str) -> dict[str, Any]:
+def example(name: str, folder: Path = EXAMPLES) -> dict[str, Any]:
     """The values of an example."""
-    values: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    values: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text())
     return values
 
 
-def render(values: dict[str, Any], name: str = "draftpick") -> dict[str, str]:
-    """Render the chart with Helm, by template. Raises if Helm rejects the values, or is not installed."""
+def render(values: dict[str, Any], name: str = "draftpick", path: Path = CHART) -> dict[str, str]:
+    """Render a chart with Helm, by template. Raises if Helm rejects the values, or is not installed."""
     helm: Any = importlib.import_module("helm_python")
-    with helm.Chart.load(CHART) as chart:
+    with helm.Chart.load(path) as chart:
         chart.validate_schema(values)
         found = chart.render(values, name=name, namespace="llm")
     return {Path(path).stem: text for path, text in found.items()}
@@ -93,14 +108,22 @@ def plain() -> dict[str, str]:
     return {name: head + "---\n".join(_tidy(made[t]) for t in _TEMPLATES[name]) for name, head in _HEADS.items()}
 
 
+def plain_epp() -> dict[str, str]:
+    """The manifests of the endpoint picker for clusters without Helm, by file."""
+    made = render(example("two-engines", EPP_EXAMPLES), "draftpick-epp", EPP_CHART)
+    return {f"{name}.yaml": head + _tidy(made[name]) for name, head in _EPP_HEADS.items()}
+
+
 def _tidy(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if line.strip())
 
 
 def main() -> None:
-    SCHEMA.write_text(schema(SCHEMA.read_text()))
-    for name, text in plain().items():
-        (PLAIN / name).write_text(text)
+    for path in (SCHEMA, EPP_SCHEMA):
+        path.write_text(schema(path.read_text()))
+    for folder, files in ((PLAIN, plain()), (EPP_PLAIN, plain_epp())):
+        for name, text in files.items():
+            (folder / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The router without Ray, in front of running engines: one process, or several on one port."""
+"""The router without Ray, in front of running engines: one process, or several on one port, or with a picker beside."""
 
 import asyncio
 import logging
@@ -38,7 +38,10 @@ class RouterProcesses:
     Each has its own slots, rate limits, breakers and quarantine. `/metrics` covers all of them, whichever answers.
     """
 
-    def __init__(self, config: DraftpickConfig, host: str, port: int, processes: int) -> None:
+    def __init__(
+        self, config: DraftpickConfig, host: str, port: int, processes: int, picker: tuple[str, int] | None = None
+    ) -> None:
+        """`picker`: address on which the one process also serves an endpoint picker."""
         if started := [engine.name for engine in config.engines if engine.kind != "url"]:
             raise ConfigError(
                 "engines",
@@ -46,7 +49,9 @@ class RouterProcesses:
                 "set `url` for each, or use `draftpick serve`",
             )
         self._config, self._drain_s = config.model_dump(mode="json"), config.drain_timeout_s
-        self._socket = _listening(host, port)
+        self._socket, self._picker = _listening(host, port), picker
+        if picker is not None:
+            _listening(*picker).close()  # by the process itself: here its error would be lost
         self._context = multiprocessing.get_context("spawn")
         self._stopping = False
         self._ready = self._context.Semaphore(0)
@@ -97,25 +102,32 @@ class RouterProcesses:
         self._folder.cleanup()
 
     def _start(self, number: int) -> BaseProcess:
-        given = (self._config, self._socket, self._drain_s, self._ready, Path(self._folder.name), str(number))
+        folder = Path(self._folder.name)
+        given = (self._config, self._socket, self._drain_s, self._ready, folder, str(number), self._picker)
         process = self._context.Process(target=serve_one, args=given, name=f"router-{number}", daemon=True)
         process.start()
         return process
 
 
 def serve_one(
-    config: dict[str, Any], listening: socket.socket, drain_s: float, ready: Semaphore, folder: Path, name: str
+    config: dict[str, Any],
+    listening: socket.socket,
+    drain_s: float,
+    ready: Semaphore,
+    folder: Path,
+    name: str,
+    picker: tuple[str, int] | None = None,
 ) -> None:
     """Run one router in this process until SIGTERM; `ready` is released once it answers.
 
-    `folder`: the sockets of all routers; `name`: its own among them.
+    `folder`: the sockets of all routers; `name`: its own among them; `picker`: address of an endpoint picker.
     """
     import uvicorn
     import uvloop
 
     from draftpick.router.http.protocol import server_settings
     from draftpick.router.monitoring.peer_metrics import PeerSockets
-    from draftpick.router.router import Router, fixed_address
+    from draftpick.router.router import Router, addresses_behind, fixed_address
     from draftpick.router.telemetry import logging as logs
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -125,8 +137,13 @@ def serve_one(
 
     async def serve() -> None:
         siblings = PeerSockets(folder, name)
-        sources = {engine.name: fixed_address(str(engine.url)) for engine in made.engines}
+        find = fixed_address if picker is None else addresses_behind
+        sources = {engine.name: find(str(engine.url)) for engine in made.engines}
         router = Router(made, sources, name=name, peer_pages=siblings.pages)
+        if picker is not None:
+            from draftpick.router.epp.server import PickerServer
+
+            router.beside.append(PickerServer(router.app, router.parts, *picker, router.access))
         await siblings.serve(router.own_metrics)
         server = uvicorn.Server(server_settings(router.app, made.router, drain_s, descriptors))
         serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -26,7 +26,7 @@ from draftpick.engines.errors import (
 )
 from draftpick.engines.http.connection import Connection, Exchange, Headers
 
-__all__ = ["EngineAccess", "EngineClient", "EngineResponse", "Headers", "redact_userinfo"]
+__all__ = ["EngineAccess", "EngineClient", "EngineResponse", "Headers", "endpoint_of", "redact_userinfo"]
 
 log = logging.getLogger("draftpick.engines")
 
@@ -194,6 +194,14 @@ def authorization_of(url: str) -> str | None:
     if user and password:
         return f"Basic {b64encode(f'{unquote(user)}:{unquote(password)}'.encode()).decode()}"
     return f"Bearer {unquote(user or password)}" if user or password else None
+
+
+def endpoint_of(url: str) -> str:
+    """Host and port of a URL, as gateways name endpoints: `10.0.0.7:8000`, `[fd00::7]:8000`."""
+    scheme, _, rest = url.partition("://")
+    netloc = rest.partition("/")[0].rpartition("@")[2]
+    has_port = netloc.rpartition(":")[2].isdigit() and not netloc.endswith("]")
+    return netloc if has_port else f"{netloc}:{443 if scheme == 'https' else 80}"
 
 
 def redact_userinfo(url: str) -> str:

@@ -15,6 +15,7 @@ from draftpick.router.config.former_fields import FLEET, LIVE, rename_former
 from draftpick.router.config.sections import (
     AdmissionConfig,
     AutoscalingConfig,
+    EppConfig,
     ExplorationConfig,
     KeysConfig,
     LeasesConfig,
@@ -157,6 +158,7 @@ class RouterConfig(Model):
     leases: LeasesConfig = Field(
         default_factory=LeasesConfig, description="decisions for requests that other gateways send"
     )
+    epp: EppConfig = Field(default_factory=EppConfig, description="the endpoint picker for gateways, `draftpick epp`")
     deployment_options: dict[str, Any] = Field(
         default_factory=dict, description="further options of the router's Serve deployment"
     )

@@ -1,9 +1,9 @@
 """The sections of the router's configuration, one model each."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from draftpick.engines.config import Model
 
@@ -224,6 +224,27 @@ class LeasesConfig(Model):
         "node. It does if DRAFTPICK_REPORT_SECRET or DRAFTPICK_REPORT_SECRET_FILE is set, here and at the engines",
     )
     report_port: int = Field(0, ge=0, le=65535, description="port for these reports; 0: any free one")
+
+
+class EppConfig(Model):
+    """The endpoint picker for gateways, `draftpick epp`."""
+
+    deadline_s: float = Field(
+        0.15,
+        gt=0,
+        description="time for a decision, from the last byte of a request; after it the gateway chooses by itself. "
+        "Less than the gateway's own timeout (Envoy's `message_timeout`, 0.2 s by default)",
+    )
+    certificate_file: Path | None = Field(
+        None, description="PEM file of the picker's certificate, with those that signed it; absent: no TLS"
+    )
+    key_file: Path | None = Field(None, description="PEM file of its private key")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("`certificate_file` and `key_file` need each other; set both, or none for no TLS")
+        return self
 
 
 class TracingConfig(Model):

@@ -4,11 +4,13 @@ import asyncio
 import time
 import uuid
 from collections.abc import Coroutine, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from draftpick.engines.http.client import Headers
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import Forbidden, NotAllowed, NotFound, RequestError
 from draftpick.router.headers import CLIENT_REQUEST_ID, REQUEST_ID
@@ -44,11 +46,11 @@ class RouterApp:
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
         self._patterns = tuple(path for path in config.paths if "*" in path)
-        self._bodies = BodyBudget(config)
+        self.bodies = BodyBudget(config)
         self._access = Access(keys, config.hosts, local_admin=config.local_admin is not False)
-        admin = AdminPages(parts, owner, self._access, self._bodies, model)
+        admin = AdminPages(parts, owner, self._access, self.bodies, model)
         leases = LeasePages(
-            *(config, parts.leases, self._access, keys, self._bodies), self._client_request, _until_disconnect
+            *(config, parts.leases, self._access, keys, self.bodies), self.client_request, _until_disconnect
         )
         pages: dict[tuple[str, str], Page] = {
             **admin.pages,
@@ -100,29 +102,37 @@ class RouterApp:
 
     async def _forward(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         """Forward a request to an engine, and its answer to the client."""
+        key = self.admit(http_request)
+        with nullcontext() if key is ANONYMOUS else self.concurrent(key):
+            async with self.bodies.body(http_request) as body:
+                if body is not None:
+                    incoming = self.client_request(http_request, key, body)
+                    reply.request_id = incoming.request_id
+                    if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
+                        await reply.finish()
+
+    def admit(self, http_request: HttpRequest) -> Key:
+        """The key of a request for an engine. Raises `RequestError` for one that may not be sent, or not now."""
         key = self._access.key(http_request)
         if http_request.scope["method"] not in _METHODS:
             raise self._not_allowed(http_request, _METHODS)
         if http_request.path not in self._paths and not self._is_open(http_request.path):
             self._require_beyond_paths(http_request, key)
-        if key is ANONYMOUS:
-            await self._route(http_request, key, reply)
-            return
-        for name, scope in SCOPED_HEADERS:
-            if name in http_request.header_values:
-                require_scope(key, scope, f"the header {name}")
-        self._keys.check_rate_limit(key)
-        with self._keys.concurrent(key):
-            await self._route(http_request, key, reply)
+        if key is not ANONYMOUS:
+            for name, scope in SCOPED_HEADERS:
+                if name in http_request.header_values:
+                    require_scope(key, scope, f"the header {name}")
+            self._keys.check_rate_limit(key)
+        return key
 
-    async def _route(self, http_request: HttpRequest, key: Key, reply: AsgiSink) -> None:
-        """Read the body, and dispatch the request."""
-        async with self._bodies.body(http_request) as body:
-            if body is not None:
-                incoming = self._client_request(http_request, key, body)
-                reply.request_id = incoming.request_id
-                if await _until_disconnect(http_request.receive, self._dispatcher.run(incoming, reply)):
-                    await reply.finish()
+    @property
+    def keys_enabled(self) -> bool:
+        """Whether requests need a key, in which case the engines do not get their authorization."""
+        return self._keys.enabled
+
+    def concurrent(self, key: Key) -> AbstractContextManager[None]:
+        """Count a request of a key during a block. Raises `RateLimited`."""
+        return nullcontext() if key is ANONYMOUS else self._keys.concurrent(key)
 
     def _is_open(self, path: str) -> bool:
         """True if a configured pattern opens a path to every client, or it is an open path with a final slash."""
@@ -139,7 +149,8 @@ class RouterApp:
     def _not_allowed(http_request: HttpRequest, methods: Iterable[str]) -> NotAllowed:
         return NotAllowed(f"the method {http_request.scope['method']} is not allowed", allowed=methods)
 
-    def _client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
+    def client_request(self, http_request: HttpRequest, key: Key, body: bytes) -> ClientRequest:
+        """Parse what a decision needs of a request. Raises `BadRequest`."""
         id = uuid.uuid4().hex
         fields = _client_fields(http_request.header_values, key, http_request.accepted, id)
         # Without keys the authorization is for the engine.
@@ -206,10 +217,14 @@ async def _send_error(scope: Scope, reply: AsgiSink, error: RequestError) -> Non
         await reply.write(error_event(scope["path"], error.message, error.code or error.type, 0))
         await reply.finish()
         return
+    await reply.json(error.status, error_body(scope["path"], error), error_headers(scope, error, reply.request_id))
+
+
+def error_headers(scope: Scope, error: RequestError, request_id: str) -> Headers:
+    """Headers of the answer with an error. `request_id`: empty if none was given to the request yet."""
     sent = dict(scope["headers"]).get(CLIENT_REQUEST_ID.encode(), b"").decode("latin-1")
-    request_id = reply.request_id or client_request_id(sent) or uuid.uuid4().hex
-    headers = [*error.headers(), (REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id)]
-    await reply.json(error.status, error_body(scope["path"], error), headers)
+    request_id = request_id or client_request_id(sent) or uuid.uuid4().hex
+    return [*error.headers(), (REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id)]
 
 
 def _client_fields(header_values: dict[str, str], key: Key, accepted: float, id: str) -> dict[str, Any]:

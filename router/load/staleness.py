@@ -8,7 +8,8 @@ from draftpick.engines.replicas import Replica, ReplicaTable
 
 
 class StaleReports:
-    """A `draftpick.router.health.HealthSignal`: arms with earlier load reports, but no recent one from any replica."""
+    """A `draftpick.router.load.health_signal.HealthSignal`: arms with earlier load reports, but no recent one from any
+    replica."""
 
     reason: ClassVar[str] = "stale"
     text: ClassVar[str] = "has outdated load reports"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.router.config.sections import Objective
-from draftpick.router.health import HealthSignal, ineligible_reasons
+from draftpick.router.load.health_signal import HealthSignal, ineligible_reasons
 from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.online.safe_mode import PREFIX as SAFE_MODE

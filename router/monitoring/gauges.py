@@ -294,6 +294,13 @@ METRICS: tuple[StateMetric, ...] = (
         read=lambda c: _of_leases(c, _by_label(c.parts.leases.ends)),
     ),
     StateMetric(
+        "draftpick_picks_total",
+        "counter",
+        "Answers of the endpoint picker: endpoints; an error; none, since it took too long; or its gateway left.",
+        ("answer",),
+        read=lambda c: _of_leases(c, _by_label(c.parts.leases.picks)),
+    ),
+    StateMetric(
         "draftpick_reports_rejected_total",
         "counter",
         "Outcomes that changed nothing: of an unknown lease, doubled, late, without the secret, or invalid.",

@@ -87,7 +87,7 @@ _gain = attrgetter("gain")
 
 
 class AcceptanceMonitor:
-    """A `draftpick.router.health.HealthSignal`: a sequential test by arm.
+    """A `draftpick.router.load.health_signal.HealthSignal`: a sequential test by arm.
 
     `evidence` sums log(1 / share of collapsed answers in the past) over a run of them. What one API key asks decides no
     test alone while others are answered, too.

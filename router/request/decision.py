@@ -14,7 +14,7 @@ from draftpick.router import headers
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import BadRequest, NoEngineAvailable, Overloaded
-from draftpick.router.health import HealthSignal
+from draftpick.router.load.health_signal import HealthSignal
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.policies.base import DecisionInput
 from draftpick.router.policies.baselines import FixedPolicy

@@ -5,16 +5,16 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 
 from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
-from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.engines.http.client import EngineClient, endpoint_of, redact_userinfo
 from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
-from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, RequestError
+from draftpick.router.errors import BadRequest, EngineFailed, NoEngineAvailable, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
 from draftpick.router.openai_request import Request, with_forecast
@@ -95,15 +95,17 @@ class Dispatcher:
         finally:
             self._finish(state)
 
-    async def run_leased(self, client_request: ClientRequest, send: Send) -> None:
+    async def run_leased(self, client_request: ClientRequest, send: Send, among: Collection[str] | None = None) -> None:
         """Decide for one request that somebody else sends; `send` starts the attempt, and ends when its end is told.
 
-        Raises `RequestError` if no engine can take the request.
+        `among`: the endpoints (`host:port`) that may get it. Raises `RequestError` if no engine can take the request.
         """
         REQUEST_ID.set(client_request.request_id)
         state = RequestState(client_request, self._begin_trace(client_request) if self._tracing is not None else None)
         sink = NullSink()
         try:
+            if among is not None:
+                self._leave_out(state, among)
             async with self._admission.slot(client_request.key, client_request.priority, client_request.deadline):
                 await self._prepare(state)
                 verdict = await self._run_attempt(state, sink, send)
@@ -114,6 +116,14 @@ class Dispatcher:
                     self._shadow.enqueue(state)
         finally:
             self._finish(state)
+
+    def _leave_out(self, state: RequestState, among: Collection[str]) -> None:
+        """Leave only the replicas at these endpoints. Raises `NoEngineAvailable` if none of them is ready."""
+        everywhere = {replica for there in self.replicas.by_arm.values() for replica in there}
+        state.outside = frozenset(one for one in everywhere if endpoint_of(one.url) not in among)
+        state.forget_tried()
+        if not self.replicas.eligible(state.tried):
+            raise NoEngineAvailable("no engine among those of the gateway is ready", code="no_engine")
 
     async def _prepare(self, state: RequestState) -> None:
         """Compute the input of the decision, and decide."""
@@ -346,7 +356,7 @@ class Dispatcher:
             return False
         self._no_forecast_until[engine] = time.monotonic() + _NO_FORECAST_S
         self._metrics.ignored_forecasts[engine] += 1
-        state.tried.clear()
+        state.forget_tried()
         return True
 
     def _others_take(self, state: RequestState, status: int, body: bytes) -> bool:
@@ -389,7 +399,7 @@ class Dispatcher:
         await asyncio.sleep(wait_s)
         await self._wait_for_engine(client_request)
         state.retry_rounds += 1
-        state.tried.clear()
+        state.forget_tried()
         state.failed.clear()
         return True
 

@@ -16,14 +16,15 @@ _HOP_BY_HOP = frozenset(
 )
 _STEERS_ENGINES = frozenset({"x-data-parallel-rank", "x-vllm-priority", "x-session-id"})
 """What vLLM does by itself with these is the router's decision."""
-_OF_THE_CLIENT = frozenset(
-    {
-        *("cookie", "x-api-key", "api-key", "origin", "referer", CLIENT_REQUEST_ID),
-        *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip"),
-    }
+_OF_THE_CLIENT = frozenset({"cookie", "x-api-key", "api-key", "origin", "referer"})
+"""Secrets for the router, and what only browsers say."""
+_OF_PROXIES = frozenset(
+    {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip"}
 )
-"""Secrets for the router, and claims about the client that an engine might believe; the request id is ours."""
-_NOT_SENT = _HOP_BY_HOP | _STEERS_ENGINES | _OF_THE_CLIENT | {"content-encoding"}  # bodies are sent decompressed
+"""Claims about the client that an engine might believe."""
+_INFLATED = frozenset({"content-encoding"})
+"""Bodies are sent decompressed."""
+_NOT_SENT = _HOP_BY_HOP | _STEERS_ENGINES | _OF_THE_CLIENT | _OF_PROXIES | _INFLATED | {CLIENT_REQUEST_ID}  # ours
 _NOT_SENT_BY_KEY = _NOT_SENT | {"authorization"}
 _NOT_RETURNED = _HOP_BY_HOP | {"date", "server", CLIENT_REQUEST_ID}
 _NOT_RETURNED_PREFIXES = ("access-control-", OWN_PREFIX)
@@ -36,6 +37,13 @@ def headers_for_engine(sent: Headers, request_id: str, *, with_authorization: bo
     """
     dropped = _NOT_SENT if with_authorization else _NOT_SENT_BY_KEY
     return [*_passing(sent, dropped, OWN_PREFIX), (CLIENT_REQUEST_ID, request_id)]
+
+
+def not_for_engine(sent: Headers, *, with_authorization: bool) -> list[str]:
+    """The names of the headers that a gateway, which sends the request itself, must leave out. It answers for those of
+    connections and of proxies, and sets the request's id that it is given."""
+    dropped = _STEERS_ENGINES | _OF_THE_CLIENT | _INFLATED | (frozenset() if with_authorization else {"authorization"})
+    return sorted({name for name, _ in sent if name in dropped or name.startswith(OWN_PREFIX)})
 
 
 def headers_for_client(answered: Headers, engine_url: str) -> Headers:

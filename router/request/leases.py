@@ -9,20 +9,20 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 from draftpick.engines.arms import engine_of
 from draftpick.engines.http.client import Headers, redact_userinfo
-from draftpick.engines.pool.forecast import XARG
 from draftpick.engines.replicas import Lease, Replica
 from draftpick.engines.reporting.report import LOST, OutcomeReport
 from draftpick.engines.reporting.ticket import HEADER, Ticket
 from draftpick.router.config.sections import LeasesConfig
 from draftpick.router.errors import Overloaded
 from draftpick.router.headers import CLIENT_REQUEST_ID
+from draftpick.router.openai_request import ENGINE_ARGS, args_with
 from draftpick.router.request.dispatcher import Dispatcher
 from draftpick.router.request.fallbacks import fallbacks
 from draftpick.router.request.meter import Meter
@@ -37,6 +37,9 @@ stopped, or the caller left before it got the lease."""
 REJECTED = ("unknown", "doubled", "late", "forged", "invalid")
 """Why a report changes nothing: no such lease; its lease had a report; its lease had expired; it came without the
 secret; it was none."""
+PICKS = ("picked", "refused", "gave_up", "left")
+"""How the endpoint picker answered its gateway: with endpoints; with an error for the client; with none, since the
+decision took too long; or not, since the gateway or its client left before."""
 Told = Literal["told", "unknown", "doubled", "late"]
 _MAX_FALLBACKS = 2
 _MAX_REMEMBERED = 16_384
@@ -104,7 +107,8 @@ class OpenLease:
 
 
 class Leases:
-    """The open leases of one router; counts of their ends, of rejected reports, and of those that engines lost.
+    """The open leases of one router; counts of their ends, of rejected reports, and of those that engines lost; and of
+    the answers of the endpoint picker.
 
     `inbox`: where engines report, and with which secret; None if they do not.
     """
@@ -119,14 +123,18 @@ class Leases:
         self.ends = Counter(dict.fromkeys(ENDS, 0))
         self.rejected = Counter(dict.fromkeys(REJECTED, 0))
         self.lost = Counter(dict.fromkeys(LOST, 0))
+        self.picks = Counter(dict.fromkeys(PICKS, 0))
 
     def __len__(self) -> int:
         return len(self._open)
 
-    async def open(self, client_request: ClientRequest) -> Grant:
-        """Decide for a request, and hold its place. Raises `RequestError`."""
+    async def open(self, client_request: ClientRequest, among: Collection[str] | None = None) -> Grant:
+        """Decide for a request, and hold its place. Raises `RequestError`.
+
+        `among`: the endpoints (`host:port`) from which to choose; absent: all.
+        """
         id, lease = client_request.id, OpenLease(self)
-        task = self._tasks[id] = asyncio.create_task(self._dispatcher.run_leased(client_request, lease))
+        task = self._tasks[id] = asyncio.create_task(self._dispatcher.run_leased(client_request, lease, among))
         task.add_done_callback(partial(self._close, id, lease))
         self._open[id] = lease
         try:
@@ -163,6 +171,11 @@ class Leases:
         self.rejected[told] += 1
         return told
 
+    def cancel(self, id: str) -> None:
+        """End a lease of which nothing more will be told, if it is open: its client has gone."""
+        if (task := self._tasks.get(id)) is not None:
+            task.cancel()
+
     def tell_all(self, reports: Iterable[OutcomeReport], lost: Mapping[str, int]) -> dict[str, int]:
         """Take the outcomes of a batch; returns their number by what became of them."""
         self.lost.update({reason: number for reason, number in lost.items() if reason in LOST})
@@ -187,9 +200,7 @@ class Leases:
             Address(engine, redact_userinfo(one.url), self._headers(client_request, headers, number))
             for number, (engine, one) in enumerate(places)
         ]
-        fields, own = {}, client_request.request.engine_args or {}
-        if decision.forecast is not None and client_request.request.text and isinstance(own, dict):
-            fields = {"vllm_xargs": {**own, XARG: decision.forecast.to_json()}}
+        args = None if decision.forecast is None else args_with(client_request.request, decision.forecast)
         return Grant(
             client_request.id,
             self.config.lease_s,
@@ -199,7 +210,7 @@ class Leases:
             decision.propensity,
             addresses[0],
             tuple(addresses[1:]),
-            fields,
+            {} if args is None else {ENGINE_ARGS: args},
         )
 
     def _headers(self, client_request: ClientRequest, headers: Headers, number: int) -> dict[str, str]:

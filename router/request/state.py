@@ -82,6 +82,7 @@ class RequestState:
     `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
     by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
     the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
+    `outside`: replicas that the request may not use.
     """
 
     client_request: ClientRequest
@@ -105,6 +106,11 @@ class RequestState:
     doubts: list[Lease] = field(default_factory=list)
     unable: Mapping[str, str] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
+    outside: frozenset[Replica] = frozenset()
+
+    def forget_tried(self) -> None:
+        """Let all replicas be tried again, but those `outside` of what the request may use."""
+        self.tried = set(self.outside)
 
     def settle_doubts(self, *, blame: bool) -> None:
         """Report the failures in doubt to the circuit breakers, or (`blame` is False) forget them."""

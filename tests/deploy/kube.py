@@ -1,7 +1,8 @@
-"""Whether Kubernetes would take an object: by its own schemas, strictly, and by what we use of two operators' types.
+"""Whether Kubernetes would take an object: by its own schemas, strictly, and by what we use of others' types.
 
-The schemas of Kubernetes come with the package `kubernetes-validate`. KubeRay and the Prometheus operator ship none for
-Python: the fields here are those of `ray.io/v1` since KubeRay 1.5, and pods and services in them are Kubernetes' own.
+The schemas of Kubernetes come with the package `kubernetes-validate`. KubeRay, the Prometheus operator and the Gateway
+API ship none for Python: the fields here are those of `ray.io/v1` since KubeRay 1.5, of `gateway.networking.k8s.io/v1`
+since 1.0 and of `inference.networking.k8s.io/v1`; pods and services in them are Kubernetes' own.
 """
 
 import importlib.util
@@ -87,7 +88,57 @@ _SERVICE_MONITOR = _strict(
         ),
     },
 )
+_PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 253}
+_GROUP_NAME = {"type": "string", "pattern": r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"}
+_INFERENCE_POOL = _strict(
+    ["selector", "targetPorts", "endpointPickerRef"],
+    selector=_strict(["matchLabels"], matchLabels=_TEXTS),
+    targetPorts={"type": "array", "minItems": 1, "maxItems": 8, "items": _strict(["number"], number=_PORT)},
+    endpointPickerRef=_strict(
+        ["name", "port"],  # `port`, of a Service
+        group=_GROUP_NAME,
+        kind=_NAME,
+        name=_NAME,
+        port=_strict(["number"], number=_PORT),
+        failureMode={"enum": ["FailOpen", "FailClose"]},
+    ),
+)
+_REFERENCE = {"group": _GROUP_NAME, "kind": _NAME, "name": _NAME, "namespace": _NAME, "port": _PORT}
+_DURATION = {"type": "string", "pattern": r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+_HTTP_ROUTE = _strict(
+    [],
+    parentRefs={"type": "array", "maxItems": 32, "items": _strict(["name"], **_REFERENCE, sectionName=_NAME)},
+    hostnames={"type": "array", "maxItems": 16, "items": _NAME},
+    rules={
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 16,
+        "items": _strict(
+            [],
+            matches={
+                "type": "array",
+                "items": _strict(
+                    [],
+                    path=_strict(
+                        [],
+                        type={"enum": ["Exact", "PathPrefix", "RegularExpression"]},
+                        value={"type": "string", "maxLength": 1024},
+                    ),
+                ),
+            },
+            backendRefs={
+                "type": "array",
+                "maxItems": 16,
+                "items": _strict(["name"], **_REFERENCE, weight={"type": "integer", "minimum": 0}),
+            },
+            timeouts=_strict([], request=_DURATION, backendRequest=_DURATION),
+        ),
+    },
+)
 _OTHERS = {
+    ("inference.networking.k8s.io/v1", "InferencePool"): _object(_INFERENCE_POOL),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): _object(_HTTP_ROUTE),
     ("ray.io/v1", "RayService"): _object(_RAY_SERVICE),
     ("monitoring.coreos.com/v1", "ServiceMonitor"): _object(_SERVICE_MONITOR),
 }

@@ -17,7 +17,7 @@ from draftpick.deploy.generate.cli_page import commands, said
 from tests.deploy.docs.command_lines import refusal
 
 COMMANDS = commands()
-NO_DATA = {"serve", "route", "vllm-args"}
+NO_DATA = {"serve", "route", "epp", "vllm-args"}
 """Commands that run until they are stopped, whose /ready a program asks, and one whose output is a command line."""
 FIGURES_IN_A_FILE = {"demo", "drafters benchmark", "drafters losses", "drafters replay"}
 OWN_EXIT_CODES = {"check-config", "collect", "doctor", "headroom", "retrain"}

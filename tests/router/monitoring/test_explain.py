@@ -18,7 +18,7 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.health import ineligible_reasons
+from draftpick.router.load.health_signal import ineligible_reasons
 from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.monitoring.explain import (

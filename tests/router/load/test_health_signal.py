@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from draftpick.engines.replicas import UNAVAILABLE_REASONS
-from draftpick.router.health import ineligible_reasons
+from draftpick.router.load.health_signal import ineligible_reasons
 from tests.fleet import FAST, Routed, StartRouter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
