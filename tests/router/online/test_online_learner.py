@@ -473,3 +473,26 @@ def test_the_drafts_of_every_drafter_of_a_pool_are_watched() -> None:
         slow = pool_answer(x=(20, 2.0), y=(20, 3.0))
         learner.observe(0, POOL_DECISION, replace(slow, tpot_s=0.02 if number < 60 else 0.06), 1)
     assert (events[1].arm, [*events[1].figures]) == ("pool/x", ["costs"])
+
+
+@pytest.mark.parametrize(
+    ("decision", "weight", "in_safe_mode"),
+    [
+        (decided(), 1.0, 0),
+        (replace(decided("b"), probabilities={"a": 0.9, "b": 0.1}, propensity=0.1), 20.0, 0),
+        (replace(decided("b"), probabilities={"a": 0.5, "b": 0.5}, propensity=0.5), 1.0, 0),
+        (replace(decided("b"), policy="safe_mode:b"), 20.0, 1),  # it serves whatever the request
+        (replace(decided(), policy="safe_mode:b"), 1.0, 1),
+        (replace(decided(), reason="shadow"), 20.0, 0),
+        (replace(decided(), reason="shadow", policy="safe_mode:b"), 1.0, 0),
+    ],
+    ids=str,
+)
+def test_answers_to_requests_that_the_policy_sends_elsewhere_count_more(
+    decision: Decision, weight: float, in_safe_mode: int
+) -> None:
+    learner, _ = learner_of_two(correction={"enabled": False})
+    learner.observe(0, decision, answered(0.02), 1)
+    arm = "ab".index(decision.arm)
+    assert learner.safe_mode.comparison._residuals[arm, 0] == pytest.approx([weight, math.log(2)])
+    assert learner.safe_mode.requests == in_safe_mode
