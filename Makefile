@@ -68,7 +68,7 @@ format: $(READY)  ## Format the code
 chaos: $(READY)  ## Kill, hang, slow, cut and restart everything under load, with mock engines (6 minutes)
 	$(BIN)/python -m tests.load.chaos --json-file tests/bench/results/chaos.json
 
-mutants: $(READY)  ## Break the request path, learning and rollout line by line: what does no test notice (40 minutes)
+mutants: $(READY)  ## Break the request path, learning and rollout line by line: what does no test notice (15 minutes)
 	$(BIN)/python -m tests.bench.mutants
 
 loop: $(READY)  ## The retraining loop under changes of traffic, engines and words, with mock engines (6 minutes)

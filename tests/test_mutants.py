@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterable
+from types import FunctionType
+from typing import Any
 
 import pytest
 
+from tests.bench.mutant_tests import _function_at, patch, recording
 from tests.bench.mutants import BAR, BY_HAND, MODULES, RESULTS, ROOT, Mutant, Results, by_hand, reasons, score, score_of
 
 SAMPLES = json.loads(RESULTS.read_text())["samples"]
@@ -60,6 +63,40 @@ def test_the_score_is_of_the_last_sample_at_first_once_it_is_complete() -> None:
     one, other = ({"score_at_first": share, "sampled": 9, "tested": 9} for share in (0.5, 0.75))
     assert score_of({"seed 1": one, "seed 2": other, "by_hand": one}) == 0.75
     assert score_of({"seed 1": one, "seed 2": {**other, "tested": 8}}) is None
+
+
+SOURCE = """
+LIMIT = 3
+
+def double(x):
+    return [2 * one for one in x]
+
+class Box:
+    @property
+    def size(self):
+        def inner():
+            return LIMIT
+        return inner()
+"""
+
+
+def test_a_changed_function_takes_the_place_of_the_old_one() -> None:
+    module: dict[str, Any] = {}
+    exec(compile(SOURCE, "module.py", "exec"), module)
+    double, box = module["double"], module["Box"]()
+    functions: list[FunctionType] = [double, module["Box"].size.fget]
+    patch(
+        functions, compile(SOURCE.replace("2 *", "3 *").replace("return LIMIT", "return -LIMIT"), "module.py", "exec")
+    )
+    assert (double([1, 2]), box.size) == ([3, 6], -3)
+    entered = list[str]()
+    module["_enter_of_mutants"] = entered.append
+    patch(functions, compile(recording(SOURCE), "module.py", "exec"))
+    assert (double([1, 2]), box.size, entered) == ([2, 4], 3, ["double", "Box.size"])
+    assert [_function_at(SOURCE, line) for line in (2, 4, 5, 9, 11, 12)] == [
+        *(None, None, "double", None),
+        *("Box.size", "Box.size"),
+    ]
 
 
 def total(pairs: Iterable[list[int]]) -> list[int]:

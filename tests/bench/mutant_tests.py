@@ -13,19 +13,18 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 300.0
 _HANGS = "hangs"
 _FORK = multiprocessing.get_context("fork")
 
@@ -113,7 +112,8 @@ class _Forks:
     simplified."""
 
     def __init__(self, pipe: Any, module: str, seconds: dict[str, float], report: Path) -> None:
-        self._pipe, self._module, self._seconds, self._report = pipe, module, seconds, report
+        self._name = f"draftpick.{module[:-3].replace('/', '.')}"
+        self._pipe, self._seconds, self._report = pipe, seconds, report
         self._tests, self._record, self._file = list[str](), False, ""
         self._functions: list[FunctionType] = []
         self._is_fork, self._fails = False, ""
@@ -126,8 +126,7 @@ class _Forks:
         phases = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
         hypothesis.settings.register_profile("mutants", hypothesis.settings(), phases=phases, database=None)
         hypothesis.settings.load_profile("mutants")
-        loaded = sys.modules[f"draftpick.{self._module[:-3].replace('/', '.')}"]
-        self._file = str(loaded.__file__)
+        self._file = str(sys.modules[self._name].__file__)
         self._functions = [one for one in gc.get_objects() if _is_of(one, self._file)]
         gc.collect()
         gc.freeze()  # what a child collects is its own, and memory stays shared
@@ -164,12 +163,11 @@ class _Forks:
             session.shouldfail = False
             session.config.option.maxfail = 0
             self._record = True
+            sys.modules[self._name].__dict__[_ENTER] = self._enter
+            patch(self._functions, compile(recording(Path(self._file).read_text()), self._file, "exec"))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._tests = [nodeid]
-        if self._record:
-            threading.setprofile(self._enter)
-            sys.setprofile(self._enter)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
@@ -182,9 +180,8 @@ class _Forks:
         finally:
             self._tests = before
 
-    def _enter(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename == self._file:
-            self._entered.setdefault(frame.f_code.co_qualname, {}).update(dict.fromkeys(self._tests))
+    def _enter(self, function: str) -> None:
+        self._entered.setdefault(function, {}).update(dict.fromkeys(self._tests))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -229,19 +226,34 @@ def _functions(code: CodeType) -> Iterator[tuple[str, CodeType]]:
             yield from _functions(inner)
 
 
-@cache
-def _spans(source: str) -> Sequence[tuple[int, int, str]]:
-    """Outermost functions: first and last line of the body, and qualified name."""
-    found = []
-    scopes: list[tuple[str, ast.AST]] = [("", ast.parse(source))]
-    while scopes:
-        prefix, scope = scopes.pop()
-        for node in ast.iter_child_nodes(scope):
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_ENTER = "_enter_of_mutants"
+
+
+def _outermost(tree: ast.Module) -> Iterator[tuple[str, _Function]]:
+    """Functions that are in no other one, by qualified name."""
+    scopes: list[tuple[str, ast.Module | ast.ClassDef]] = [("", tree)]
+    for prefix, scope in scopes:
+        for node in scope.body:
             if isinstance(node, ast.ClassDef):
                 scopes.append((f"{prefix}{node.name}.", node))
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                found.append((node.body[0].lineno, node.end_lineno or 0, prefix + node.name))
-    return found
+            elif isinstance(node, _Function):
+                yield prefix + node.name, node
+
+
+def recording(source: str) -> ast.Module:
+    """The source of a module whose outermost functions say when they are entered."""
+    tree = ast.parse(source)
+    for name, function in _outermost(tree):
+        function.body[:0] = ast.parse(f"{_ENTER}({name!r})").body
+    return ast.fix_missing_locations(tree)
+
+
+@cache
+def _function_at(source: str, line: int) -> str | None:
+    """The outermost function whose body has this line."""
+    functions = _outermost(ast.parse(source))
+    return next((n for n, node in functions if node.body[0].lineno <= line <= (node.end_lineno or 0)), None)
 
 
 class Tests:
@@ -273,7 +285,7 @@ class Tests:
         """True if one of these tests fails with another source of a module, or hangs. Those that fail anyway tell
         nothing. `line`: where the source differs. Raises `NotCollectedError` if they cannot be imported without it."""
         source = (self._copy / self._module).read_text()
-        function = next((name for first, last, name in _spans(source) if first <= line <= last), None)
+        function = _function_at(source, line)
         skipped = set[str]()
         while True:
             if function is None:
@@ -290,8 +302,10 @@ class Tests:
             self._session = Session(self._copy, self._module, self._paths, self._seconds)
         found = self._session.run(run)
         self._seconds |= found.seconds
-        if found.code == 5:  # pytest found no test that enters the function
+        if found.code == pytest.ExitCode.NO_TESTS_COLLECTED:  # none enters the function
             found.code = 0
+        elif found.code == pytest.ExitCode.INTERNAL_ERROR:
+            raise RuntimeError(f"{self._module}: the changed function cannot take the place of the old one")
         return found
 
     def _run_outside(self, broken: str, skipped: Collection[str]) -> Found:
@@ -315,13 +329,12 @@ class Tests:
         os.utime(file, (self._number, self._number))
 
     def _tests_of(self, function: str) -> list[str]:
-        """Tests that enter a function, or those inside of it."""
+        """Tests that enter a function."""
         state, entered = self._entered.get(self._module, ("", {}))
         if state != self._state:
             entered = self._run(Run(record=True)).entered
             self._entered[self._module] = self._state, entered
-        inside = (tests for name, tests in entered.items() if f"{name}.".startswith(f"{function}."))
-        return sorted({test for tests in inside for test in tests}, key=lambda test: self._seconds.get(test, 0.05))
+        return sorted(entered.get(function, ()), key=lambda test: self._seconds.get(test, 0.05))
 
     def _is_steady(self, test: str) -> bool:
         """True if a test passes alone and without a mutant, so that its failure tells something."""

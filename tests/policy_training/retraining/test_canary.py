@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from draftpick.policy_training.evaluation.confidence_sequence import Floats
 from draftpick.policy_training.retraining import canary
 from draftpick.policy_training.retraining.canary import STAGES, Limits, Step, evaluate_holdout, evaluate_stage
 from draftpick.policy_training.retraining.canary_data import BaselineStats, CanaryExperiment
@@ -240,6 +241,21 @@ def test_each_harm_has_a_sixth_of_the_error(given: Callable[..., None], p: Seque
         named = {check.name: check for check in found.checks}
         assert found.why == ("; ".join(named[name].why for name in bad) or named["not_worse"].why)
         assert [named[name].limit for name in HARMS] == [pytest.approx(0.01)] * 3
+
+
+def test_a_tail_is_longer_than_a_hundredth_and_than_the_other_policys(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[list[float], list[float]]]()
+
+    def p_value(x: Floats, bound: Floats) -> float:
+        asked.append((x.tolist(), bound.tolist()))
+        return 1.0
+
+    monkeypatch.setattr(canary, "p_value", p_value)
+    slow = np.asarray([0.13, 0.12, 0.02, 0.126])
+    evaluate_holdout(four_requests(tpot_s=slow, key_weight=np.full(4, 0.5)), BASELINE)
+    _, more_than_the_other, more_than_usual, *_ = asked
+    assert more_than_the_other == ([2.0, 0.0, 0.0, -2.0], [4.0] * 4)
+    assert more_than_usual == ([1.99, -0.01, -0.01, -0.01], [0.02] * 4)
 
 
 def test_what_was_seen_is_said_in_shares() -> None:

@@ -150,7 +150,7 @@ def test_records_make_a_trial() -> None:
         *(replace(later[1], decision=replace(later[1].decision, reason=reason)) for reason in NOT_DRAWN),
         replace(later[1], decision=replace(later[1].decision, other_policy_probabilities=None)),
         replace(later[1], decision=replace(later[1].decision, other_policy_probabilities={"newer": {}})),
-        replace(later[1], decision=replace(later[1].decision, policy_share=1.0)),
+        *(replace(later[1], decision=replace(later[1].decision, policy_share=share)) for share in (0.0, 1.0)),
     ]
     found = canary_experiment([*earlier, *shadows, *left_out, *later], 150.0, "new")
     assert found is not None

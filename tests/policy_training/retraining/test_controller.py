@@ -294,6 +294,7 @@ def test_a_canary_that_no_router_uses_is_given_up(start: Any, share: float, n: i
     [
         ("hold", 19, []),
         ("hold", 20, [("end_holdout", "keeper", "no harm in 20 requests")]),
+        ("hold", 21, [("end_holdout", "keeper", "no harm in 21 requests")]),
         ("roll_back", 20, [("rollback", "keeper", "by so much")]),
         (None, 20, [("end_holdout", "keeper", "no harm in 20 requests")]),  # nothing to compare
     ],

@@ -162,3 +162,13 @@ def test_what_is_no_news_is_left_out_and_the_rest_is_taken(found: Any) -> None:
     one, other = made(), made((0, 0, 0.5))
     one.merge([found, other.local_state()])
     assert one.residuals() == pytest.approx(other.residuals())
+
+
+def test_before_its_first_answer_an_arm_has_its_prior_correction() -> None:
+    """It is part of the mean to which an arm is shrunk: 0.4 / 2.5 + 0.2 over all, (0.4 + 1.5 * 0.36) / 2.5."""
+    correction = ResidualCorrection(CONFIG, 2, 2, prior=[0.2, -0.1])
+    assert correction.residuals() == pytest.approx(np.asarray([[0.2, -0.1]] * 2))
+    correction.update(0, 0, 0.4)
+    assert correction.residuals() == pytest.approx(np.asarray([[0.3856, 0.06], [0.376, 0.06]]))
+    assert correction.residual(0, 0) == pytest.approx(0.3856)
+    assert correction.residual(1, 1) == pytest.approx(0.06)

@@ -49,6 +49,8 @@ async def test_observers_get_all_attempts_in_order_without_a_reader() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert not seen  # they come together, a moment later
+    assert isinstance(queue._timer, asyncio.TimerHandle)
+    assert queue._timer.when() - asyncio.get_running_loop().time() < 0.1
     assert len(queue) == 100
     await until(lambda: len(seen) == 100)
     assert numbers(seen) == numbers(again) == list(range(100))

@@ -1,11 +1,13 @@
 """The dispatcher's rules, without a network: when a request is tried again, what is learned of it, what it costs."""
 
+import asyncio
 import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from draftpick.engines.replicas import Lease, ReplicaTable
@@ -16,7 +18,7 @@ from draftpick.router.request.dispatcher import Dispatcher, _count_tokens
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.state import ClientRequest, RequestState
 from draftpick.router.request.verdict import BROKEN, CANCELLED, NO_REPLICA, OK, REJECTED, Verdict
-from draftpick.router.types import Attempt, Decision, Outcome, Reason
+from draftpick.router.types import Attempt, Context, Decision, Outcome, Reason
 
 LIMITS = {True: 10.0, False: 100.0}
 FAILED = Verdict("engine_error", "engine", retry=True, healthy=False)
@@ -40,23 +42,25 @@ class World:
         abilities = SimpleNamespace(
             rejection=lambda *_: self.rejection, record_answer=lambda *answer: self.answered.append(answer)
         )
+        self.inserted = list[Any]()
+        self.prefixes = SimpleNamespace(insert=lambda *given: self.inserted.append(given))
         self.demand = SimpleNamespace(decisions=Counter[tuple[str, str]]())
         self.decision = Decision("b", 1.0, {"a": 0.0, "b": 1.0}, "p", "fallback")
         admission = SimpleNamespace(limits=SimpleNamespace(retry_after_s=7.0))
         parts: Any = {
             "replicas": self.table, "client": SimpleNamespace(response_timeout_s=LIMITS), "decide": self._decide,
-            "admission": admission, "prefixes": None, "demand": self.demand, "shadow": None, "metrics": self.metrics,
-            "abilities": abilities, "on_attempt_end": self.attempts.append,
+            "admission": admission, "prefixes": self.prefixes, "demand": self.demand, "shadow": None,
+            "metrics": self.metrics, "abilities": abilities, "on_attempt_end": self.attempts.append,
         }  # fmt: skip
         self.dispatcher = Dispatcher(self.config, **parts)  # type: ignore[arg-type]
         self.decided = list[dict[str, Any]]()
         fields = {"path": "/v1/completions", "body": b"{}", "text": "x" * 40, "stream": True, **(request or {})}
-        self.state = self.state_of(
-            ClientRequest(Request(**fields), "POST", "/", [], "id", "id", time.perf_counter()), reason
-        )
+        asked = ClientRequest(Request(**fields), "POST", "/", [], "id", "id", time.perf_counter())
+        self.state = RequestState(asked, decision=Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p", reason))
 
-    def state_of(self, request: ClientRequest, reason: Reason) -> RequestState:
-        return RequestState(request, decision=Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p", reason))
+    def with_request(self, **changes: Any) -> None:
+        """Change the client's request."""
+        self.state.client_request = replace(self.state.client_request, **changes)
 
     def _decide(self, context: object, pin: object = None, **given: Any) -> Decision:
         self.decided.append(given)
@@ -115,21 +119,17 @@ def test_an_attempt_has_what_is_left_of_both_limits(
     deadline_s: float | None, retry_s: float | None, left_s: float | None
 ) -> None:
     world, now = World(), time.perf_counter()
-    request = world.state.client_request
-    deadline = None if deadline_s is None else now + deadline_s
-    state = world.state_of(
-        ClientRequest(request.request, "POST", "/", [], "id", "id", now, deadline=deadline), "policy"
-    )
-    state.retry_until = None if retry_s is None else now + retry_s
-    found = world.dispatcher._time_left_s(state)
+    world.with_request(deadline=None if deadline_s is None else now + deadline_s)
+    world.state.retry_until = None if retry_s is None else now + retry_s
+    found = world.dispatcher._time_left_s(world.state)
     assert found == (None if left_s is None else pytest.approx(left_s, abs=0.1))
 
 
 def test_a_deadline_that_has_passed_ends_a_request() -> None:
-    world, now = World(), time.perf_counter()
-    request = ClientRequest(world.state.client_request.request, "POST", "/", [], "id", "id", now, deadline=now)
+    world = World()
+    world.with_request(deadline=time.perf_counter())
     with pytest.raises(TimedOut):
-        world.dispatcher._time_left_s(world.state_of(request, "policy"))
+        world.dispatcher._time_left_s(world.state)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,7 @@ def test_a_deadline_that_has_passed_ends_a_request() -> None:
 )
 def test_the_error_names_whose_fault_it_is(verdict: Verdict, shown: bool, error: type[Exception], says: str) -> None:
     world = World()
-    request = world.state.client_request
-    world.state.client_request = ClientRequest(request.request, "POST", "/", [], "id", "id", 0.0, show_routing=shown)
+    world.with_request(show_routing=shown)
     world.state.failed = {"c"}
     found = world.dispatcher._failure(world.state, verdict)
     with pytest.raises(error, match=says):
@@ -348,6 +347,86 @@ def test_a_stored_response_is_where_it_was_made(holder: str | None, left: Any) -
     assert everywhere - {one.url for one in world.state.tried} == (everywhere if left == "all" else set(left))
 
 
+class Sent:
+    """Stands for an engine: how it was asked, and its answer."""
+
+    def __init__(
+        self, world: World, verdict: Verdict = OK, *, error: BaseException | None = None, **meter: Any
+    ) -> None:
+        self.world, self.verdict, self.error, self.meter = world, verdict, error, meter
+        self.within_s, self.by_mode, self.started = list[float | None](), list[list[int]](), list[bool]()
+
+    async def __call__(
+        self, state: RequestState, lease: Lease, sink: Any, meter: Meter, within_s: float | None
+    ) -> Verdict:
+        self.within_s.append(within_s)
+        self.by_mode.append([*lease.replica.by_mode])
+        for name, value in self.meter.items():
+            setattr(meter, name, value)
+        if self.error is not None:
+            raise self.error
+        return self.verdict
+
+
+SINK: Any = None
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "retry_s", "started", "within_s"),
+    [(None, None, False, None), (5.0, None, False, 5.0), (None, 5.0, False, 5.0), (5.0, None, True, None)],
+)
+async def test_an_attempt_is_bounded_until_its_content_comes(
+    deadline_s: float | None, retry_s: float | None, started: bool, within_s: float | None
+) -> None:
+    world, now = World(), time.perf_counter()
+    world.with_request(deadline=None if deadline_s is None else now + deadline_s)
+    world.state.retry_until = None if retry_s is None else now + retry_s
+    world.state.started = started
+    sent = Sent(world)
+    assert await world.dispatcher._run_attempt(world.state, SINK, sent) is OK
+    assert sent.within_s == [None if within_s is None else pytest.approx(within_s, abs=0.1)]
+
+
+async def test_an_attempt_leaves_what_the_next_decision_needs() -> None:
+    world, counted = World(), list[int]()
+    world.with_request(key="k", count_tokens=counted.append)
+    world.state.prefix = (1, 2)
+    world.state.context = Context(np.zeros(1, np.float32), "f", sampled=True, truncated=True)
+    sent = Sent(world, response_id="resp_1", failed=True, num_events=3, terminated=True)
+    await world.dispatcher._run_attempt(world.state, SINK, sent)
+    (replica,) = world.table.by_arm["a"]
+    assert world.inserted == [((1, 2), "http://a", "k")]
+    assert world.dispatcher._responses.holder("resp_1", "k") == "http://a"
+    assert world.state.tried == {replica}
+    assert (world.state.error_sent, world.state.num_events) == (True, 3)
+    assert sent.by_mode == [[0, 0, 1]]
+    assert replica.total_in_flight == 0
+    (made,) = world.attempts
+    assert (made.outcome.status, made.in_flight) == ("ok", {"a": 0, "b": 0})
+    plain = World()
+    sent = Sent(plain)
+    await plain.dispatcher._run_attempt(plain.state, SINK, sent)
+    assert sent.by_mode == [[1, 0, 0]]
+    assert plain.inserted == []
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ZeroDivisionError()])
+async def test_an_attempt_that_is_cut_off_is_recorded_as_cancelled(error: BaseException) -> None:
+    world = World()
+    with pytest.raises(type(error)):
+        await world.dispatcher._run_attempt(world.state, SINK, Sent(world, error=error))
+    (made,) = world.attempts
+    assert (made.outcome.status, made.outcome.fault, made.running) == ("cancelled", "client", None)
+    assert world.table.busy == 0
+
+
+async def test_an_engine_that_has_gone_costs_an_attempt_and_another_is_tried() -> None:
+    world = World()
+    world.table.update("a", [])
+    assert await world.dispatcher._run_attempt(world.state, SINK, Sent(world)) is NO_REPLICA
+    assert [(one.outcome.status, one.running) for one in world.attempts] == [("engine_error", None)]
+
+
 # --- the end ---
 
 
@@ -356,10 +435,7 @@ def test_a_stored_response_is_where_it_was_made(holder: str | None, left: Any) -
 )
 def test_several_engines_that_fail_alike_do_so_by_the_request(doubts: int, fault: Any, blamed: int) -> None:
     world, counted = World(), list[int]()
-    request = world.state.client_request
-    world.state.client_request = ClientRequest(
-        request.request, "POST", "/", [], "id", "id", 0.0, count_tokens=counted.append
-    )
+    world.with_request(count_tokens=counted.append)
     replicas = [one for arm in ("a", "b") for one in world.table.by_arm[arm]][:doubts]
     world.state.doubts = [Lease(one, probe=False) for one in replicas]
     world.state.last, world.state.num_tokens = attempt(Outcome("engine_error", fault=fault)), 12
@@ -424,8 +500,7 @@ def test_a_stream_is_resumed_where_its_text_is_known(
     pin: str | None, possible: bool | None, error_sent: bool, tried: str, can: bool
 ) -> None:
     world = World()
-    request = world.state.client_request
-    world.state.client_request = ClientRequest(request.request, "POST", "/", [], "id", "id", 0.0, pin)
+    world.with_request(pin=pin)
     world.state.resume = None if possible is None else SimpleNamespace(possible=possible)  # type: ignore[assignment]
     world.state.error_sent = error_sent
     world.try_all(*tried)

@@ -395,30 +395,25 @@ async def test_a_whole_answer_that_takes_too_long_is_not_begun_again(router_app:
     assert set(app.replicas.health()["a"].values()) == {"open"}
 
 
-@pytest.mark.parametrize(
-    ("max_tokens", "story_of_it"), [(8, [(1, "a", "timeout"), (2, "b", "ok")]), (10**6, [(1, "a", "timeout")])]
-)
 async def test_a_whole_answer_that_others_usually_give_in_time_is_begun_on_one_of_them(
-    router_app: StartRouter, max_tokens: int, story_of_it: list[tuple[int, str, str]]
+    router_app: StartRouter,
 ) -> None:
     halting = MockSpec(step_s=0.2, prefill_s=0, output_tokens=1000)
     app = await router_app({"a": halting, "b": FAST.model_copy(update={"step_s": 0.001})}, timeout_s=0.4)
     await app.post(stream=True, headers={"x-draftpick-arm": "b"})
-    answer = await app.post(max_tokens=max_tokens)
-    assert answer.status_code == (200 if len(story_of_it) == 2 else 504)
-    assert story(await app.records(1 + len(story_of_it)))[1:] == story_of_it
+    assert (await app.post(max_tokens=8)).status_code == 200
+    assert story(await app.records(3))[1:] == [(1, "a", "timeout"), (2, "b", "ok")]
 
 
-@pytest.mark.parametrize(("max_tokens", "state"), [(8, "open"), (10**6, "closed")])
 async def test_a_stream_that_outlasts_its_time_is_a_slow_engines_fault_if_others_are_usually_done(
-    router_app: StartRouter, max_tokens: int, state: str
+    router_app: StartRouter,
 ) -> None:
     halting = MockSpec(step_s=0.1, prefill_s=0, output_tokens=1000)
     engines = {"a": halting, "b": FAST.model_copy(update={"step_s": 0.001})}
     app = await router_app(engines, timeout_s=0.4, breaker={"consecutive_failures": 1})
     await app.post(stream=True, headers={"x-draftpick-arm": "b"})
-    assert b"error" in (await app.post(stream=True, max_tokens=max_tokens)).content
-    assert set(app.replicas.health()["a"].values()) == {state}
+    assert b"error" in (await app.post(stream=True, max_tokens=8)).content
+    assert set(app.replicas.health()["a"].values()) == {"open"}
 
 
 async def test_a_whole_answer_is_begun_elsewhere_if_its_engine_reports_no_progress(router_app: StartRouter) -> None:
