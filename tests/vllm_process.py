@@ -33,6 +33,9 @@ class VLLMProcess:
 @contextmanager
 def vllm_process() -> Iterator[VLLMProcess]:
     """The process starts with the first function."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, os.environ.update, (_ENVIRONMENT,)) as executor:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as executor:
         yield VLLMProcess(executor)
+
+
+def _begin() -> None:
+    os.environ.update(_ENVIRONMENT)
