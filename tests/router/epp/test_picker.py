@@ -393,7 +393,19 @@ async def test_a_port_that_is_taken_is_said(picker: Connect) -> None:
 
 async def test_with_a_certificate_it_speaks_tls(picker: Connect, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    request = ["req", "-x509", "-newkey", "ed25519", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    request = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     made_by = await asyncio.create_subprocess_exec("openssl", *request, *names, stderr=asyncio.subprocess.DEVNULL)
     assert await made_by.wait() == 0
