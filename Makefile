@@ -125,6 +125,7 @@ curve: $(READY)  ## How many examples suffice: label 10,828 prompts, train on 50
 
 bench-overhead: $(READY)  ## Time added by the router and by other routers, which are installed under runs/peers (15 minutes)
 	$(BIN)/python -m tests.bench.overhead --environments $(RUNS)/peers --output-dir tests/bench/results
+	$(BIN)/python -m tests.bench.overhead.epp --json-file tests/bench/results/epp.json
 	$(BIN)/python -m tests.bench.overhead.real_engine --json-file tests/bench/results/real_engine.json
 
 bench-loop: $(READY)  ## Promotion gates over 200 trials, and the loop on real engines (30 minutes)

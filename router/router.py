@@ -388,8 +388,8 @@ def fixed_address(url: str) -> Addresses:
 def addresses_behind(url: str) -> Addresses:
     """All addresses of an external engine's name, without secrets: gateways know engines by address and port.
 
-    A name with several, such as that of a headless service in Kubernetes, has a replica at each. With TLS the name
-    stays: the engine's certificate is for it.
+    A name with several, such as that of a headless service in Kubernetes, has a replica at each: IPv4 if there are any,
+    since one pod may have both. With TLS the name stays: the engine's certificate is for it.
     """
     parts = urlsplit(address_of(url))
     if parts.scheme == "https":
@@ -398,7 +398,8 @@ def addresses_behind(url: str) -> Addresses:
 
     async def addresses() -> list[str]:
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        hosts = dict.fromkeys(f"[{to[0]}]" if family == socket.AF_INET6 else str(to[0]) for family, *_, to in found)
+        old = dict.fromkeys(str(to[0]) for family, *_, to in found if family == socket.AF_INET)
+        hosts = old or dict.fromkeys(f"[{to[0]}]" for *_, to in found)
         return [f"http://{host}:{port}" for host in hosts]
 
     return addresses

@@ -134,7 +134,8 @@ def epp(
     fleet = with_router(fleet, leases={**fleet.router.leases.model_dump(mode="json"), "enabled": True})
     if read_secret() is None:
         _warn("no DRAFTPICK_REPORT_SECRET: engines do not report, and nothing is learned of their answers")
-    _warn_if_open(fleet, http_host)
+    for address in dict.fromkeys((host, http_host)):
+        _warn_if_open(fleet, address)
     _run(fleet, http_host, http_port, 1, (host, port))
 
 

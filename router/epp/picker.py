@@ -84,8 +84,8 @@ class Picker:
                     if grant is not None:
                         self._parts.leases.cancel(grant.lease)
                     raise
-            self._picks["gave_up" if grant is None else "picked"] += 1
-            await self._follow(exchange, made, grant)
+                self._picks["gave_up" if grant is None else "picked"] += 1
+                await self._follow(exchange, made, grant)
 
     async def _lease(self, made: ClientRequest, among: frozenset[str] | None) -> Grant | None:
         """Decide within the deadline; None after it. Raises `RequestError`."""

@@ -2,7 +2,7 @@
 
 The schemas of Kubernetes come with the package `kubernetes-validate`. KubeRay, the Prometheus operator and the Gateway
 API ship none for Python: the fields here are those of `ray.io/v1` since KubeRay 1.5, of `gateway.networking.k8s.io/v1`
-since 1.0 and of `inference.networking.k8s.io/v1`; pods and services in them are Kubernetes' own.
+since 1.2 and of `inference.networking.k8s.io/v1`; pods and services in them are Kubernetes' own.
 """
 
 import importlib.util

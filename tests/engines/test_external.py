@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from draftpick.engines.config import Engine
 from draftpick.engines.errors import ConfigError
-from draftpick.engines.external import access_of, address_of
+from draftpick.engines.external import access_of, address_of, origin_of
 
 BASE = "https://10.0.0.1:8000"
 
@@ -27,6 +27,11 @@ def engine(**fields: Any) -> Engine:
 )
 def test_an_address_holds_no_secret_and_no_version(url: str, address: str) -> None:
     assert address_of(url) == address
+
+
+def test_the_origin_of_an_engine_is_where_its_access_is() -> None:
+    assert origin_of("https://me:secret@host/below/v1") == "https://host"
+    assert list(access_of([engine()], {})) == [origin_of(BASE)]
 
 
 @pytest.mark.parametrize(

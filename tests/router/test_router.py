@@ -1,9 +1,10 @@
 """The router's composition: policy and features by configuration, replicas that are followed, policies that change."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from draftpick.router.policies import artifact
 from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
 from draftpick.router.records import read
 from draftpick.router.registry.resolve import resolve_configured
-from draftpick.router.router import Router, make_featurizer
+from draftpick.router.router import Router, addresses_behind, make_featurizer
 from tests.fleet import CHAT, MODEL, Servers, StartMock, asked, until
 from tests.router.policies.test_policies import mlp, weights
 
@@ -93,6 +94,50 @@ async def test_replicas_are_followed(start: StartedRouter) -> None:
     await until(lambda: router.state()["engines"] == {"a": 2, "b": 1, "c": 0, "d": 0})
     addresses.urls = []
     await until(lambda: router.state()["engines"] == {"a": 0, "b": 1, "c": 0, "d": 0})
+
+
+async def test_a_name_is_all_of_its_addresses(start: StartedRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = [(socket.AF_INET6, "fd00::1"), (socket.AF_INET, "10.0.0.1"), (socket.AF_INET, "10.0.0.2")]
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        assert (host, port) == ("plain", 8000)
+        return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for family, address in hosts]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    addresses = addresses_behind("http://me:secret@plain:8000/v1")
+    assert await addresses() == ["http://10.0.0.1:8000", "http://10.0.0.2:8000"], "one pod may have both kinds"
+    del hosts[1:]
+    assert await addresses() == ["http://[fd00::1]:8000"]
+    assert await addresses_behind("https://plain:8000")() == ["https://plain:8000"], "its certificate is for the name"
+
+
+async def test_all_addresses_of_a_name_are_reached_as_the_engine_is(start: StartedRouter) -> None:
+    engines = [{"name": "a", "url": "http://me:secret@plain:8000"}]
+    router = Router(load_config({"engines": engines, "router": {"default_engine": "a"}}), {})
+    router._sources["a"] = Addresses("http://10.0.0.1:8000", "http://10.0.0.2:8000")
+    await router._refresh_replicas("a")
+    keys = {url: access.authorization for url, access in router.access.items()}
+    assert set(keys.values()) == {"Basic bWU6c2VjcmV0"}
+    assert {"http://10.0.0.1:8000", "http://10.0.0.2:8000"} <= set(keys)
+    await router.stop()
+
+
+async def test_servers_beside_it_start_and_stop_with_it(start: StartedRouter) -> None:
+    class Beside:
+        steps: ClassVar[list[str]] = []
+
+        async def start(self) -> None:
+            self.steps.append("start")
+
+        async def stop(self) -> None:
+            self.steps.append("stop")
+
+    router = Router(load_config({"engines": [{"name": "a", "kind": "mock"}], "router": {"default_engine": "a"}}), {})
+    router.beside.append(Beside())
+    await router.start()
+    assert Beside.steps == ["start"]
+    await router.stop()
+    assert Beside.steps == ["start", "stop"]
 
 
 async def test_an_engine_that_cannot_be_asked_is_asked_again(start: StartedRouter) -> None:

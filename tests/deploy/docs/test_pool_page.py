@@ -1,5 +1,6 @@
 """The page on pools, followed with a real `vllm serve`."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -18,11 +19,20 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 
 from draftpick.deploy.launch.ports import free_port
 from draftpick.engines.pool.report import FIELD, parse
 from draftpick.engines.reporting.report import BATCH, OutcomeReport
 from draftpick.engines.reporting.ticket import HEADER, Ticket
+from draftpick.router.config.router_config import load_config
+from draftpick.router.epp.server import PickerServer
+from draftpick.router.records import read
+from draftpick.router.router import Router, fixed_address
+from draftpick.router.types import Record
+from tests.fleet import until
+from tests.router.epp import envoy
+from tests.router.epp.envoy import needs_envoy
 
 PAGE = (Path(__file__).parents[3] / "docs" / "pool.md").read_text()
 FLEET, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
@@ -152,6 +162,44 @@ def test_the_engine_reports_a_leased_requests_outcome(engine: httpx.Client) -> N
         assert report.usage["completion_tokens"] == answered["usage"]["completion_tokens"]
         assert report.metrics["generation_time_ms"] > 0
         assert parse(report.metrics["speculative_decoding"][FIELD]).keys() == {"general", "suffix", "none"}
+
+
+@needs_envoy
+def test_envoy_asks_the_picker_and_streams_from_the_engine(
+    engine: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAFTPICK_REPORT_SECRET", SECRET)
+    told, records = asyncio.run(_through_envoy(str(engine.base_url).rstrip("/"), tmp_path))
+    assert told == 3
+    assert {(one.outcome.status, one.decision.arm) for one in records} == {("ok", "pool/none"), ("ok", "pool/suffix")}
+    for one in records:
+        assert one.outcome.output_tokens is not None
+        assert one.outcome.output_tokens > 1
+        assert one.outcome.drafters is not None
+        steps = {name for name, report in one.outcome.drafters.items() if report.steps}
+        assert steps <= {"none", one.decision.arm.partition("/")[2]}, "the forecast's pin has reached the engine"
+
+
+async def _through_envoy(url: str, folder: Path) -> tuple[int, list[Record]]:
+    """Send three pinned requests through Envoy; returns the reported leases, and the records."""
+    fleet = yaml.safe_load(FLEET)
+    fleet["engines"] = [{**one, "url": url} for one in fleet["engines"]]
+    fleet["router"] |= {"leases": {"enabled": True}, "records": {"dir": str(folder / "records")}}
+    router = Router(load_config(fleet), {"pool": fixed_address(url)})
+    picker = PickerServer(router.app, router.parts, "127.0.0.1", 0, router.access)
+    router.beside.append(picker)
+    await router.start()
+    made = envoy.at(free_port(), picker.port, [url.removeprefix("http://")], {"message_timeout": "5s"})
+    async with envoy.running(made, folder) as client:
+        for arm, stream in (("pool/none", False), ("pool/suffix", True), ("pool/none", True)):
+            body = {"model": fleet["target"]["name"], **ASK, "temperature": 0, "stream": stream}
+            answer = await client.post("/v1/chat/completions", json=body, headers={"x-draftpick-arm": arm})
+            assert (answer.status_code, answer.headers["x-draftpick-arm"]) == (200, arm)
+            assert not stream or answer.text.rstrip().endswith("data: [DONE]")
+        await until(lambda: not len(router.parts.leases), timeout_s=10)
+    told = router.parts.leases.ends["told"]
+    await router.stop()
+    return told, list(read(folder / "records"))
 
 
 def test_the_metrics_count_by_drafter(engine: httpx.Client) -> None:

@@ -21,7 +21,7 @@ from draftpick.engines.errors import (
     ResourcesExhausted,
     StreamInterrupted,
 )
-from draftpick.engines.http.client import EngineClient, Headers
+from draftpick.engines.http.client import EngineClient, Headers, endpoint_of
 from tests.fleet import BREAKS, CHAT, FAST, HANGS, REFUSING_URL, SLOW, Servers, StartMock, asked, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -339,3 +339,18 @@ async def test_idle_connections_are_closed(servers: Servers, monkeypatch: pytest
     await until(lambda: not origin.idle and connection.closed)
     assert own._sweeper is None
     await own.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("http://10.0.0.7:8000", "10.0.0.7:8000"),
+        ("http://me:secret@host:1/below", "host:1"),
+        ("http://host", "host:80"),
+        ("https://host/v1", "host:443"),
+        ("http://[fd00::7]:8000", "[fd00::7]:8000"),
+        ("http://[fd00::7]", "[fd00::7]:80"),
+    ],
+)
+async def test_an_endpoint_is_host_and_port(url: str, endpoint: str) -> None:
+    assert endpoint_of(url) == endpoint

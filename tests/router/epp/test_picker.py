@@ -4,6 +4,7 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,10 +13,12 @@ import httpx
 import orjson
 import pytest
 import pytest_asyncio
+from pydantic import ValidationError
 
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.http.client import EngineAccess, endpoint_of
 from draftpick.engines.mock.app import MockSpec
+from draftpick.router.config.sections import EppConfig
 from draftpick.router.epp import ext_proc_pb2 as pb
 from draftpick.router.epp.messages import BodyMode
 from draftpick.router.epp.server import SERVICE, PickerServer
@@ -386,3 +389,35 @@ async def test_a_port_that_is_taken_is_said(picker: Connect) -> None:
     second = PickerServer(made.app.app, made.app.parts, "127.0.0.1", made.server.port)
     with pytest.raises(ConfigError, match="set another --port"):
         await second.start()
+
+
+async def test_with_a_certificate_it_speaks_tls(picker: Connect, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    request = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    made_by = await asyncio.create_subprocess_exec("openssl", *request, *names, stderr=asyncio.subprocess.DEVNULL)
+    assert await made_by.wait() == 0
+    made = await picker({"a": FAST}, epp={"certificate_file": str(certificate), "key_file": str(key)})
+    trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+    async with grpc.aio.secure_channel(f"localhost:{made.server.port}", trusted) as channel:
+        assert (await Gateway(channel).ask()).endpoints == [made.endpoints["a"]]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await made.ask()
+    key.unlink()
+    again = PickerServer(made.app.app, made.app.parts, "127.0.0.1", 0)
+    with pytest.raises(ConfigError, match=r"router\.epp\.key_file"):
+        await again.start()
+    with pytest.raises(ValidationError, match="need each other"):
+        EppConfig(certificate_file=certificate)
