@@ -51,15 +51,14 @@ def serve(
     Example: draftpick serve --config embedded --port 8000
     """
     require("serve")
-    from draftpick.deploy.config import policy_warning, resolve, with_engines, with_router
+    from draftpick.deploy.config import resolve, with_engines, with_router
 
     fleet = resolve(config)
     if engines:
         fleet = with_engines(fleet, [name.strip() for name in engines.split(",")])
     if policy is not None:
         fleet = with_router(fleet, policy=policy)
-    if warning := policy_warning(fleet):
-        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
+    _warn_of_config(fleet)
     _warn_if_open(fleet, host)
     prepare_models(fleet)
     from draftpick.deploy.launch.ray_serve import running
@@ -92,14 +91,13 @@ def route(
 
     Example: draftpick route --config engines.yaml --port 8000 --processes 2
     """
-    from draftpick.deploy.config import policy_warning, resolve, with_router
+    from draftpick.deploy.config import resolve, with_router
     from draftpick.deploy.launch.standalone import RouterProcesses
 
     fleet = resolve(config)
     if policy is not None:
         fleet = with_router(fleet, policy=policy)
-    if warning := policy_warning(fleet):
-        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
+    _warn_of_config(fleet)
     _warn_if_open(fleet, host)
     routers = RouterProcesses(fleet, host, port, processes)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,6 +113,15 @@ def route(
 
 def _warn(text: str) -> None:
     err.print(f"[yellow]warning:[/yellow] {text}", highlight=False)
+
+
+def _warn_of_config(fleet: Any) -> None:
+    from draftpick.deploy.config import method_warnings, policy_warning
+
+    for warning in method_warnings(fleet):
+        _warn(warning)
+    if warning := policy_warning(fleet):
+        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
 
 
 def _warn_if_open(fleet: Any, host: str) -> None:
