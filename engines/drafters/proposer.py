@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from draftpick.engines.drafters.draft_length import Draft
 from draftpick.engines.drafters.request_tracking import RequestTracker, Tokens
+from draftpick.engines.pool.prediction import predicted_text
 
 
 class Drafter(Protocol):
@@ -27,15 +28,19 @@ class Drafter(Protocol):
 
 
 class Proposer(ABC):
-    """Base of the classes named in `speculative_config.model`: each declares its options and builds a drafter."""
+    """Base of the classes named in `speculative_config.model`: each declares its options and builds a drafter.
+
+    `runner`: vLLM's model runner, if our plugin is there to tell (`engines/vllm/predictions.py`).
+    """
 
     options: ClassVar[type[BaseModel]]
+    runner: Any = None
 
     def __init__(self, vllm_config: Any) -> None:
         options = self.options.model_validate((vllm_config.additional_config or {}).get("drafter", {}))
         self._max_tokens: int = vllm_config.model_config.max_model_len
         self._drafter = self.build(options, vllm_config.speculative_config.num_speculative_tokens)
-        self._requests = RequestTracker(self._max_tokens, self._drafter.start, self._drafter.end)
+        self._requests = RequestTracker(self._max_tokens, self._start, self._drafter.end)
 
     @staticmethod
     @abstractmethod
@@ -56,8 +61,20 @@ class Proposer(ABC):
         """Return a draft per batch row, empty for rows that are still in prefill."""
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         for row, state, tokens, new in self._requests.sync(sampled_token_ids, num_tokens_no_spec, token_ids_cpu):
+            text = self._text(tokens, row)
             if new:
-                self._drafter.learn(state, tokens, new)
+                self._drafter.learn(state, text, new)
             room = max(0, self._max_tokens - len(tokens) - 1)
-            drafts[row] = self._drafter.draft(state, tokens, room)[0].tolist()
+            drafts[row] = self._drafter.draft(state, text, room)[0].tolist()
         return drafts
+
+    def _start(self, tokens: Tokens, row: int) -> Any:
+        return self._drafter.start(self._text(tokens, row))
+
+    def _text(self, tokens: Tokens, row: int) -> Tokens:
+        """Return what the drafter sees of a request: its text, with its prediction if it has one."""
+        if self.runner is None:
+            return tokens
+        known = self.runner.requests[self.runner.input_batch.req_ids[row]]
+        text = predicted_text(known, tokens, self._max_tokens)
+        return tokens if text is None else text.extend(tokens)

@@ -30,11 +30,12 @@ def register() -> None:
         from draftpick.engines.vllm import head_proposer
 
         head_proposer.install()
-    from draftpick.engines.vllm import finished_requests, pool_reports, pool_runner
+    from draftpick.engines.vllm import finished_requests, pool_reports, pool_runner, predictions
 
     pool_runner.install()
     pool_reports.install()
     finished_requests.install()
+    predictions.install()
 
 
 def expand(

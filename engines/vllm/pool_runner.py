@@ -18,6 +18,7 @@ from draftpick.engines.pool.acceptance import level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import XARG, Forecast
+from draftpick.engines.pool.prediction import predicted_text
 from draftpick.engines.vllm.head_proposer import GREEDY, Rows
 from draftpick.engines.vllm.pool_heads import HeadStep, PoolHead, with_head
 from draftpick.engines.vllm.pool_options import PoolOptions, build_drafter
@@ -281,6 +282,8 @@ class PoolProposer(EagleProposer):
             request = row.state
             length = int(batch.num_tokens_no_spec[row.place])
             tokens = batch.token_ids_cpu[row.place, :length]
+            if (text := predicted_text(self._runner.requests[row.id], tokens, self.max_model_len)) is not None:
+                tokens = text.extend(tokens)
             new, request.length = length - request.length, length
             for name, drafter in self._copiers.items():
                 if name not in request.pool.own:

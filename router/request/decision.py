@@ -63,11 +63,13 @@ class DecisionMaker:
         objective: Objective | None = None,
         unable: Collection[str] = (),
         generates: bool = True,
+        preferred: Collection[str] = (),
     ) -> Decision:
         """Choose an arm with an available replica: if possible on none of the engines `failed`, never one of `tried`.
 
         `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`. `unable`: engines that
-        cannot take the request. `generates`: False if no policy decides, since no text is generated.
+        cannot take the request. `generates`: False if no policy decides, since no text is generated. `preferred`:
+        engines that are chosen from if any of them is there.
 
         Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
@@ -87,6 +89,8 @@ class DecisionMaker:
                 raise NoEngineAvailable("no engine that takes this request is ready", code="no_engine")
         if failed:
             arms = [arm for arm in arms if engine_of(arm) not in failed] or arms
+        if preferred and pin is None:
+            arms = [arm for arm in arms if engine_of(arm) in preferred] or arms
         eligible, fallback = self.healthy(arms)
         if fallback is not None:
             return self._fallback_decision(fallback, eligible, self._baseline)

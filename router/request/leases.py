@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from draftpick.engines.arms import engine_of
 from draftpick.engines.http.client import Headers, redact_userinfo
-from draftpick.engines.pool.forecast import XARG
 from draftpick.engines.replicas import Lease, Replica
 from draftpick.engines.reporting.report import LOST, OutcomeReport
 from draftpick.engines.reporting.ticket import HEADER, Ticket
 from draftpick.router.config.sections import LeasesConfig
 from draftpick.router.errors import Overloaded
 from draftpick.router.headers import CLIENT_REQUEST_ID
+from draftpick.router.openai_request import with_engine_args
 from draftpick.router.request.dispatcher import HASTY, Dispatcher
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
@@ -192,9 +192,7 @@ class Leases:
             Address(engine, redact_userinfo(one.url), self._headers(client_request, headers, number))
             for number, (engine, one) in enumerate(places)
         ]
-        fields, own = {}, client_request.request.engine_args or {}
-        if decision.forecast is not None and client_request.request.text and isinstance(own, dict):
-            fields = {"vllm_xargs": {**own, XARG: decision.forecast.to_json()}}
+        args = with_engine_args(client_request.request, self._dispatcher.engine_args(state))
         return Grant(
             client_request.id,
             self.config.lease_s,
@@ -204,7 +202,7 @@ class Leases:
             decision.propensity,
             addresses[0],
             tuple(addresses[1:]),
-            fields,
+            {} if args is None else {"vllm_xargs": args},
         )
 
     def _headers(self, client_request: ClientRequest, headers: Headers, number: int) -> dict[str, str]:
