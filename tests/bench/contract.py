@@ -36,11 +36,12 @@ TESTS = {
     "reports of outcomes": "test_finished_requests.py",
     "fields of requests": "test_request_fields.py",
     "fast heads": "test_head_proposer.py",
+    "predictions": "test_predictions.py",
     "pool, in depth": "test_pool_runner.py",
 }
 """Files of tests/engines/vllm by what works if they pass."""
 SERVED = {
-    "suffix": ("suffix decoding", "metrics of answers", "metrics page", "status pages"),
+    "suffix": ("suffix decoding", "metrics of answers", "metrics page", "status pages", "usage of predictions"),
     "pool": ("pool", "forecasts"),
 }
 """What works, by the engine that shows it."""
@@ -92,9 +93,10 @@ def _uv(folder: Path) -> str:
 
 
 def _do(*words: str) -> None:
-    """Run a command. uv knows pip's folders of wheels by a variable of its own."""
-    links = {"UV_FIND_LINKS": found} if (found := os.environ.get("PIP_FIND_LINKS")) else {}
-    subprocess.run(words, check=True, env={**os.environ, **links})
+    """Run a command. uv knows pip's indexes and folders of wheels by variables of its own."""
+    names = ("FIND_LINKS", "EXTRA_INDEX_URL")
+    known = {f"UV_{name}": found for name in names if (found := os.environ.get(f"PIP_{name}"))}
+    subprocess.run(words, check=True, env={**os.environ, **known})
 
 
 def observe(env: Environment, folder: Path) -> dict[str, str]:
@@ -124,15 +126,40 @@ def tested(env: Environment, file: str, folder: Path) -> str:
     """Return the failures of a file of tests, "" without any."""
     report = folder / f"{file}.xml"
     report.unlink(missing_ok=True)
-    path = f"tests/engines/vllm/{file}"
-    done = env.run("-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "--junitxml", str(report), path)
+    words = ("-n0", "-q", "-p", "no:cacheprovider", "-o", "junit_logging=all", "--junitxml", str(report))
+    # That vLLM's source changed is told apart: `changed_names`.
+    done = env.run("-m", "pytest", *words, "-k", "not functions_are_those_that", f"tests/engines/vllm/{file}")
     if not report.is_file():
         return _last_line(done.stderr) or _last_line(done.stdout) or f"pytest ended with {done.returncode}"
-    failed = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        for what in (*case.iter("failure"), *case.iter("error")):
-            failed[str(case.get("name")).removeprefix("test_").replace("_", " ")] = _line_of(what.get("message") or "")
-    return "; ".join(f"{name}: {why}" for name, why in failed.items())
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = {str(case.get("name")): why for case in cases if (why := _failure(case))}
+    name, why = next(iter(failed.items()), ("", ""))
+    return f"{len(failed)} of {len(cases)} tests fail: {name}: {why}" if failed else ""
+
+
+def _failure(case: ElementTree.Element) -> str:
+    """Return why a test failed, "" if it did not: the last error of a process that it started, if it failed by that."""
+    for what in (*case.iter("failure"), *case.iter("error")):
+        said = [line for one in case.iter("system-err") for line in (one.text or "").splitlines() if "Error: " in line]
+        message = what.get("message") or "it fails"
+        return _line_of(said[-1] if said and "CalledProcessError" in message else message)
+    return ""
+
+
+def changed_names(env: Environment) -> list[str]:
+    """Return the names of vLLM that our code was written for and whose source is another in this version."""
+    done = env.run("-c", _CHANGED)
+    found: list[str] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else ["not read"]
+    return found
+
+
+_CHANGED = """
+import json, warnings
+warnings.simplefilter("ignore")
+from draftpick.engines.vllm import head_proposer, pool_runner, predictions
+from tests.engines.vllm.digests import changed
+print(json.dumps(changed({**head_proposer.RELIES_ON, **pool_runner.RELIES_ON, **predictions.RELIES_ON})))
+"""
 
 
 def _line_of(text: str, most: int = 200) -> str:
@@ -158,8 +185,13 @@ def merge(path: Path, env: Environment, found: Mapping[str, str]) -> dict[str, A
         f"{version}/{part}": wrong for part, wrong in found.items() if wrong
     }
     methods = {**known.get("methods", {}), version: sorted(methods_of(env.vllm) or ())}
+    changed = {**known.get("changed", {}), version: changed_names(env)}
     ordered = sorted(methods, key=Version)
-    more = {"methods": {one: methods[one] for one in ordered}, "broken": broken}
+    more = {
+        "methods": {one: methods[one] for one in ordered},
+        "changed": {one: changed[one] for one in ordered},
+        "broken": broken,
+    }
     table = _table(ordered, figures, broken)
     results.write(path, len(ordered), figures, bracket="none: 1 works, 0 does not", **more, table=table)
     written: dict[str, Any] = json.loads(path.read_text())

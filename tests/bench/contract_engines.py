@@ -18,6 +18,7 @@ import httpx
 from draftpick.deploy.doctor.probe import ask
 from draftpick.engines import load_report
 from draftpick.engines.config import FleetConfig
+from draftpick.engines.pool.prediction import XARG
 from draftpick.engines.pool.report import FIELD, parse
 from draftpick.engines.profile import identity, step_log
 from draftpick.engines.vllm.arguments import command_line
@@ -88,12 +89,15 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 def chat(url: str, **fields: Any) -> dict[str, Any]:
     """A greedy answer."""
-    messages = [{"role": "user", "content": _REPEAT}]
-    body = {"model": "smollm2-135m-instruct", "messages": messages, "temperature": 0, "max_tokens": 96, **fields}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    answer = httpx.post(f"{url}/v1/chat/completions", json={**_body(), **fields}, timeout=120)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+def _body() -> dict[str, Any]:
+    messages = [{"role": "user", "content": _REPEAT}]
+    return {"model": "smollm2-135m-instruct", "messages": messages, "temperature": 0, "max_tokens": 96}
 
 
 def drafts(url: str) -> None:
@@ -120,6 +124,16 @@ def metrics_have_their_names(url: str) -> None:
     names = ask({"one": url}, 120.0)["one"].samples
     missing = [name for name in _METRICS if f"vllm:{name}" not in names]
     assert not missing, f"no {', '.join(missing)}"
+
+
+def predictions_are_counted(url: str) -> None:
+    """The usage of an answer and of a stream says what came of a prediction."""
+    text = chat(url)["choices"][0]["message"]["content"]
+    usage = chat(url, vllm_xargs={XARG: text})["usage"]
+    assert (usage.get("completion_tokens_details") or {}).get("accepted_prediction_tokens", 0) > 4, usage
+    body = {**_body(), "stream": True, "stream_options": {"include_usage": True}, "vllm_xargs": {XARG: text}}
+    stream = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).text
+    assert "accepted_prediction_tokens" in stream, "the stream's usage has no predictions"
 
 
 def pages_answer(url: str) -> None:
@@ -157,6 +171,7 @@ _PARTS: dict[str, dict[str, Callable[[str], None]]] = {
         "metrics of answers": answers_say_what_they_took,
         "metrics page": metrics_have_their_names,
         "status pages": pages_answer,
+        "usage of predictions": predictions_are_counted,
     },
     "pool": {"pool": pool_drafts, "forecasts": forecasts_arrive},
 }

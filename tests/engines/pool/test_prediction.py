@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.engines.drafters.prompt_lookup import NgramDrafter
-from draftpick.engines.pool.prediction import PredictedText, count_accepted
+from draftpick.engines.pool.prediction import Alignment, PredictedText, count_accepted
 
 PROMPT = np.arange(100, 120, dtype=np.int32)
 PREDICTION = [7, 8, 9, 7, 5, 6]
@@ -48,6 +48,30 @@ def test_of_a_short_prompt_all_precedes_the_prediction() -> None:
 )
 def test_tokens_of_a_prediction_that_are_in_the_answer(prediction: list[int], answer: list[int], accepted: int) -> None:
     assert count_accepted(prediction, answer) == accepted
+
+
+def ahead(prediction: list[int], answer: list[int], limit: int = 6) -> list[object]:
+    alignment = Alignment(prediction)
+    for token in answer:
+        alignment.follow(token)
+    return list(alignment.next_tokens(limit))
+
+
+def test_a_prediction_is_drafted_from_its_beginning_and_where_it_is_found_again() -> None:
+    prediction = list(range(10, 30))
+    assert ahead(prediction, []) == prediction[:6]
+    assert ahead(prediction, prediction[:8]) == prediction[8:14]
+    assert ahead(prediction, [*prediction[:8], 99]) == []  # a difference
+    assert ahead(prediction, [*prediction[:8], 99, prediction[9]]) == prediction[10:12]  # one other token
+    assert ahead(prediction, [1, 2, 3, prediction[0]]) == prediction[1:3]  # words before it
+    assert ahead(prediction, [*prediction[:4], 1, 2, *prediction[9:11]]) == prediction[11:15]
+    assert ahead(prediction, prediction) == []
+
+
+def test_the_longer_of_two_drafts_is_taken() -> None:
+    text = PredictedText(PROMPT, PREDICTION, 64)
+    assert text.draft([1, 2], 4) == PREDICTION[:4]
+    assert text.draft([1, 2, 3, 4], 4) == [1, 2, 3, 4]
 
 
 SMALL = st.lists(st.integers(0, 3), max_size=30)
