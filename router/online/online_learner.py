@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from draftpick.engines.arms import NONE, engine_of, pool_arm
+from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
+from draftpick.router.policies.pool_arms import MENDING, arms_alike
 from draftpick.router.types import Decision, Outcome, acceptance_by_arm
 
 _MIN_TOKENS = 4
@@ -29,6 +30,8 @@ _MAX_UNLOADED_SLOWDOWN = 1.25
 _DEFAULT_EVERY = 16
 """Answers between two looks for a better default arm."""
 _KEPT_WEIGHT = 0.2
+_STEP_MEMORY = 0.98
+"""What remains of an engine's step times after another answer."""
 _PROFILED_DEVIATION, _FOREIGN_DEVIATION = 0.15, 0.35
 """Standard deviation of an arm's log level before its first answer: with a profile, or with another machine's costs."""
 
@@ -53,14 +56,20 @@ class OnlineLearner:
         self._exploration = exploration or ExplorationConfig()
         self._wide_answers_left = self._exploration.wide_answers * len(policy.arms)
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
-        self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms))
+        prior = [0.0 if drafter_of(arm) is None else math.log(MENDING) for arm in policy.arms]
+        self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms), prior)
+        self._alike = arms_alike(policy.arms)
+        self._step_levels = [[0.0, 0.0] for _ in policy.arms]
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
         self._caution_left = [0] * len(policy.arms)
         self.shifts: Shifts | None = None
         self.level_deviations: Sequence[float] | None = None
-        self._refresh_levels()
+        if policy.pools:
+            self.refresh()
+        else:
+            self._refresh_levels()
 
     @property
     def corrects_times(self) -> bool:
@@ -95,6 +104,7 @@ class OnlineLearner:
         if self._config.correction.enabled:
             if outcome.drafters is None or decision.predicted_tau is None:
                 self.correction.update(cluster, arm, residual, weight)
+                self._note_steps(arm, residual, decision, outcome)
             else:
                 self._correct_pool(cluster, arm, residual, decision, outcome, weight)
         if self._config.correction.enabled or self._caution_left[arm]:
@@ -109,6 +119,7 @@ class OnlineLearner:
     def _forget(self, arm: int) -> None:
         """Discard what answers of an arm have shown; its level is unknown again."""
         self.correction.reset_arm(arm)
+        self._step_levels[arm] = [0.0, 0.0]
         self.safe_mode.reset_arm(arm)
         most = self._exploration.wide_answers
         self._wide_answers_left = min(max(self._wide_answers_left, 0) + most, most * len(self._policy.arms))
@@ -144,13 +155,27 @@ class OnlineLearner:
     def _correct_pool(
         self, cluster: int, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float
     ) -> None:
-        """Correct all arms of a pool by one answer: by what each drafter, scored on it, would have had accepted,
-        at steps as long, relative to the predicted ones, as those that were measured."""
-        tau = decision.predicted_tau
+        """Correct all arms of a pool by one answer: the chosen one by its time, the others by what their drafters,
+        scored on it, would have had accepted, relative to the chosen one's. Engines with these drafters learn as well:
+        their acceptance from the answer, their steps from their own.
+        """
+        tau, scored = decision.predicted_tau, dict(self._scored(decision, outcome))
         assert tau is not None
-        steps = residual + math.log((outcome.acceptance_length or 1.0) / tau[arm])
-        for one, accepted in self._scored(decision, outcome):
-            self.correction.update(cluster, one, steps + math.log(tau[one] / accepted), weight)
+        accepted = scored.setdefault(arm, outcome.acceptance_length or tau[arm])
+        for one, theirs in scored.items():
+            acceptance = math.log(tau[one] / theirs)
+            self.correction.update(cluster, one, residual - math.log(tau[arm] / accepted) + acceptance, weight)
+            for alone in self._alike[one]:
+                if self._policy.arms[alone] not in self._policy.foreign_costs:
+                    steps, answers = self._step_levels[alone]
+                    self.correction.update(cluster, alone, steps / (answers + 1.0) + acceptance, weight)
+
+    def _note_steps(self, arm: int, residual: float, decision: Decision, outcome: Outcome) -> None:
+        """Learn how long the steps of an engine that is no pool take, relative to the predicted ones."""
+        if decision.predicted_tau is not None:
+            expected, level = decision.predicted_tau[arm], self._step_levels[arm]
+            steps = residual + math.log((outcome.acceptance_length or expected) / expected)
+            level[:] = level[0] * _STEP_MEMORY + steps, level[1] * _STEP_MEMORY + 1.0
 
     def _scored(self, decision: Decision, outcome: Outcome) -> Iterator[tuple[int, float]]:
         """The arms of a pool whose acceptance length an answer shows, and that length; `none` has 1."""

@@ -8,7 +8,7 @@ One answer moves a mean by at most about `max_log_step / window`.
 The same sums, with squares, tell how well the level of each arm is known: the standard error of its mean residual.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,16 @@ _PRIOR_VARIANCE, _PRIOR_ANSWERS = 0.0625, 2.0
 
 class ResidualCorrection:
     """Sums of residuals by cluster and arm. `answers`: weight of the answers of each arm at this router, since its
-    reset.
+    reset. `prior` [arms]: the corrections before the first answer.
 
     Several routers are summed: each shares its sums (`local_state`) and adds those of the others (`merge`).
     """
 
-    def __init__(self, config: CorrectionConfig, num_clusters: int, num_arms: int) -> None:
+    def __init__(
+        self, config: CorrectionConfig, num_clusters: int, num_arms: int, prior: Sequence[float] | None = None
+    ) -> None:
         self._config = config
+        self._prior = np.zeros(num_arms) if prior is None else np.asarray(prior)
         self._local, self._peers, self._total = np.zeros((3, 3, num_clusters, num_arms))
         self.answers = [0.0] * num_arms
 
@@ -52,14 +55,14 @@ class ResidualCorrection:
     def residual(self, cluster: int, arm: int) -> float:
         """The correction of one cell."""
         weights, sums, _ = self._total
-        overall = sums.sum() / (weights.sum() + _PRIOR)
+        overall = sums.sum() / (weights.sum() + _PRIOR) + self._prior[arm]
         of_arm = (sums[:, arm].sum() + _PRIOR * overall) / (weights[:, arm].sum() + _PRIOR)
         return float((sums[cluster, arm] + _PRIOR * of_arm) / (weights[cluster, arm] + _PRIOR))
 
     def residuals(self) -> Floats:
         """The corrections of log TPOT of all cells, [bins, arms]."""
         weights, sums, _ = self._total
-        overall = sums.sum() / (weights.sum() + _PRIOR)
+        overall = sums.sum() / (weights.sum() + _PRIOR) + self._prior
         arms = (sums.sum(0) + _PRIOR * overall) / (weights.sum(0) + _PRIOR)
         return np.asarray((sums + _PRIOR * arms) / (weights + _PRIOR))
 

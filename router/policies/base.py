@@ -279,6 +279,11 @@ class Policy(ABC):
                 left[arm] = arm == kept
         return left
 
+    def arm_of_engine(self, arm: int, eligible: Sequence[bool], seconds: Sequence[float]) -> int:
+        """The arm itself; of a pool, the fastest eligible one, whose time the pool is predicted to take."""
+        pool = next((pool for pool in self.pools if arm in pool), None)
+        return arm if pool is None else min((i for i in pool if eligible[i]), key=seconds.__getitem__, default=arm)
+
     def _pool_forecast(
         self, arm: int, eligible: Sequence[bool], forecast: Forecast | None, objective: Objective
     ) -> DrafterForecast | None:
@@ -292,8 +297,11 @@ class Policy(ABC):
         if forecast is None or forecast.tau is None:
             return DrafterForecast(objective=objective)
         tau, residual = forecast.tau, forecast.residual
+        steps = next((i for i, drafter in pool.items() if drafter == NONE), arm)  # its correction is that of all steps
         expected = {
-            drafter: max(tau[i] * (1.0 if residual is None else math.exp(-residual[i])), 1.0) if eligible[i] else 1.0
+            drafter: max(tau[i] * (1.0 if residual is None else math.exp(residual[steps] - residual[i])), 1.0)
+            if eligible[i]
+            else 1.0
             for i, drafter in pool.items()
             if drafter != NONE
         }

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftpick.engines.arms import drafter_of
 from draftpick.engines.profile.profile import Profile
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.policies.neighbourhood import Neighbourhood
+from draftpick.router.policies.pool_arms import MENDING
 from draftpick.router.policies.regressors import Regressor
 from draftpick.router.policies.shapes import Arrays, Shapes, check_shapes
 from draftpick.router.policies.tau_cost import Floats, TauCostPolicy
@@ -66,7 +68,8 @@ class CalibratedPolicy(TauCostPolicy):
         """Take the costs of these arms; with new ones, the default is the best arm over the training tasks by them."""
         if changed := super().use_profiles(profiles):
             modes = len(self._prior)
-            self.default_arm = int((self._step_s[:, :modes] * self._prior.T).sum(1).argmin())
+            mended = np.asarray([1.0 if drafter_of(arm) is None else MENDING for arm in self.arms])
+            self.default_arm = int(((self._step_s[:, :modes] * self._prior.T).sum(1) * mended).argmin())
         return changed
 
     def neighbours(self, context: Context) -> float:
@@ -90,9 +93,11 @@ class CalibratedPolicy(TauCostPolicy):
     def _weight(self, deviation: Floats) -> float:
         return max(_NEAR_WEIGHT / float(deviation[0]) ** 2, 1.0)
 
-    def _margins(self, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool) -> Sequence[float]:
-        upper = np.expm1(deviation * self._conformal[int(sampled), self.default_arm, :, BOUND])
-        margins: list[float] = (decode_s * upper - self._tolerance * seconds[self.default_arm]).tolist()
+    def _margins(
+        self, default: int, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool
+    ) -> Sequence[float]:
+        upper = np.expm1(deviation * self._conformal[int(sampled), default, :, BOUND])
+        margins: list[float] = (decode_s * upper - self._tolerance * seconds[default]).tolist()
         return margins
 
     def _best_arm(
@@ -103,7 +108,10 @@ class CalibratedPolicy(TauCostPolicy):
         eligible: npt.NDArray[np.bool_],
         sampled: bool,
     ) -> int:
-        margins, default = self._margins(seconds, decode_s, deviation, sampled), self.default_arm
+        default = self.default_arm
+        if self.pools:
+            default = self.arm_of_engine(default, eligible.tolist(), seconds)
+        margins = self._margins(default, seconds, decode_s, deviation, sampled)
         arms = list(compress(range(len(seconds)), eligible.tolist()))
         if not eligible[default]:  # nothing to compare with: the least upper bound
             return min(arms, key=lambda arm: seconds[arm] + margins[arm])

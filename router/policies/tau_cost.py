@@ -142,15 +142,20 @@ class TauCostPolicy(Policy):
     ) -> int:
         """The arm with the least `seconds`, if it saves its margin against the default; else the default."""
         best = min(compress(range(len(seconds)), eligible.tolist()), key=seconds.__getitem__)
-        if eligible[self.default_arm]:
-            margin_s = self._margins(seconds, decode_s, deviation, sampled)[best]
-            if seconds[self.default_arm] - seconds[best] <= margin_s:
-                return self.default_arm
+        default = self.default_arm
+        if self.pools:
+            default = self.arm_of_engine(default, eligible.tolist(), seconds)
+        if eligible[default]:
+            margin_s = self._margins(default, seconds, decode_s, deviation, sampled)[best]
+            if seconds[default] - seconds[best] <= margin_s:
+                return default
         return best
 
-    def _margins(self, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool) -> Sequence[float]:
-        """Seconds [arms] by which an arm must be faster than the default. `deviation`: of log `decode_s`, [arms]."""
-        margins: list[float] = (self._z * decode_s * deviation + self._switch_cost * seconds[self.default_arm]).tolist()
+    def _margins(
+        self, default: int, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool
+    ) -> Sequence[float]:
+        """Seconds [arms] by which an arm must be faster than `default`. `deviation`: of log `decode_s`, [arms]."""
+        margins: list[float] = (self._z * decode_s * deviation + self._switch_cost * seconds[default]).tolist()
         return margins
 
     def _predict(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:
@@ -167,7 +172,8 @@ class TauCostPolicy(Policy):
     ) -> Sequence[Terms] | None:
         forecast, decode_s, deviation = self._forecast(context, shifts, load)
         unloaded = self._forecast(context, None)[0]
-        margins, found = self._margins(forecast.seconds, decode_s, deviation, context.sampled), []
+        default = self.arm_of_engine(self.default_arm, [True] * len(self.arms), forecast.seconds)
+        margins, found = self._margins(default, forecast.seconds, decode_s, deviation, context.sampled), []
         for i, tau in enumerate(self.tau(context).tolist()):
             tokens, tpot_s = self.tokens(context) - 1.0, unloaded.tpot_s[i]
             residual = 0.0 if forecast.residual is None else float(forecast.residual[i])
@@ -178,7 +184,7 @@ class TauCostPolicy(Policy):
                     term, slowdown=load.slowdown[i], objective_weight=load.objective_weight[i], wait_s=load.wait_s[i],
                     cached_prefix_s=cached_tokens * self._per_token_s.item(i), prefill_weight=load.prefill_weight[i],
                 )  # fmt: skip
-            found.append(replace(term, margin_s=margins[i] if i != self.default_arm else 0.0))
+            found.append(replace(term, margin_s=margins[i] if i != default else 0.0))
         return found
 
     def probabilities(self, context: Context | None, eligible: npt.NDArray[np.bool_]) -> Probabilities:
