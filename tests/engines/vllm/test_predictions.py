@@ -22,7 +22,12 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ngram": {"drafter": {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 2}},
     "pool": {
         "drafters": [
-            {"name": "suffix", "method": "suffix", "num_speculative_tokens": 8},
+            {
+                "name": "suffix",
+                "method": "suffix",
+                "num_speculative_tokens": 8,
+                "suffix_decoding_max_cached_requests": 0,
+            },
             {"name": "ngram", "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4},
             {"name": "general", "method": "eagle3", "model": "embedded:general", "num_speculative_tokens": 3},
         ]
