@@ -69,7 +69,7 @@ class DecisionMaker:
 
         `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`. `unable`: engines that
         cannot take the request. `generates`: False if no policy decides, since no text is generated. `preferred`:
-        engines that are chosen from if any of them is there.
+        engines from which a policy with features chooses if any of them is there.
 
         Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
@@ -89,14 +89,14 @@ class DecisionMaker:
                 raise NoEngineAvailable("no engine that takes this request is ready", code="no_engine")
         if failed:
             arms = [arm for arm in arms if engine_of(arm) not in failed] or arms
-        if preferred and pin is None:
-            arms = [arm for arm in arms if engine_of(arm) in preferred] or arms
         eligible, fallback = self.healthy(arms)
         if fallback is not None:
             return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
         if needs is not None and (context is None or context.featurizer != needs):  # None, or of the previous policy
             return self._fallback_decision("no_context" if generates else None, eligible)
+        if preferred and needs is not None and pin is None:  # a policy without features is an order
+            eligible = [arm for arm in eligible if engine_of(arm) in preferred] or eligible
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)

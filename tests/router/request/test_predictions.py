@@ -50,9 +50,16 @@ async def test_a_pool_gets_the_text_and_a_forecast_that_its_copying_drafters_do_
 
 
 async def test_an_engine_that_drafts_from_predictions_is_preferred(router_app: StartRouter) -> None:
-    app = await predicting(router_app, ngram=0.9, math=0.9)
-    assert (await app.post()).headers["x-draftpick-arm"] == "plain"
-    assert (await app.post(prediction=PREDICTION)).headers["x-draftpick-arm"].startswith("pool/")
+    app = await started(router_app, policy(math=2.5))
+    app.parts.dispatcher.predictions = Predictions({"plain": frozenset({"plain"})})
+    assert (await app.post()).headers["x-draftpick-arm"] == "pool/math"
+    assert (await app.post(prediction=PREDICTION)).headers["x-draftpick-arm"] == "plain"
+
+
+async def test_a_fixed_engine_stays_the_one_that_serves(router_app: StartRouter) -> None:
+    app = await router_app({"plain": PLAIN, "pool": POOL}, policy=FixedPolicy(ARMS, "plain"), **ROUTER)
+    app.parts.dispatcher.predictions = Predictions(COPYING)
+    assert (await app.post(prediction=PREDICTION)).headers["x-draftpick-arm"] == "plain"
 
 
 async def test_other_engines_never_see_a_prediction(router_app: StartRouter) -> None:
