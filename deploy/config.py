@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from draftpick.engines.config import did_you_mean
-from draftpick.engines.drafter_options import DRAFTERS
+from draftpick.engines.drafter_options import spec_of
 from draftpick.engines.errors import ConfigError
-from draftpick.engines.preflight_checks import check_models
+from draftpick.engines.preflight_checks import check_methods, check_models
 from draftpick.router.config.router_config import EMBEDDED, DraftpickConfig, load_config
 from draftpick.router.errors import PolicyRejected
 from draftpick.router.http.auth import Keyring
@@ -36,6 +36,7 @@ def resolve(source: str | Path | dict[str, Any]) -> DraftpickConfig:
             raise ConfigError("config", f"unknown fleet {source!r}", fix)
         source = shipped[source]
     config = load_config(source)
+    check_methods(config)
     check_models(config)
     _check_policy(config)
     _check_keys(config)
@@ -63,7 +64,7 @@ def without_shared_text(config: DraftpickConfig) -> DraftpickConfig:
     fields = config.model_dump(mode="json")
     drafters = (one for engine in fields["engines"] for one in (engine["drafter"], *(engine["drafters"] or ())) if one)
     for drafter in drafters:
-        if (sharing := DRAFTERS[drafter["method"]].shares_text_across_requests) is not None:
+        if (sharing := spec_of(drafter["method"]).shares_text_across_requests) is not None:
             sharing.switch_off(drafter)
     return resolve(fields)
 
@@ -103,6 +104,11 @@ def _check_keys(config: DraftpickConfig) -> None:
         Keyring(config.router.keys)
     except ConfigError as error:
         raise ConfigError(f"router.keys.file: {error.field}", error.problem, error.fix) from error
+
+
+def method_warnings(config: DraftpickConfig) -> list[str]:
+    """Drafting methods that may be misspelt: their engines' vLLM is not the installed one, so it cannot be asked."""
+    return [str(error) for error in check_methods(config)]
 
 
 def policy_warning(config: DraftpickConfig) -> str | None:

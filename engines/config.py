@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
 from draftpick.engines.arms import NONE, pool_arm
-from draftpick.engines.drafter_options import DRAFTERS, DrafterSpec
+from draftpick.engines.drafter_options import DRAFTERS, DrafterSpec, spec_of
 from draftpick.engines.mock.spec import MockSpec
 
-DRAFTER_METHODS = tuple(DRAFTERS)
-"""Accepted methods: the values of vLLM's `speculative_config.method`, and our own."""
-_OWN_METHODS = sum(spec.options is not None for spec in DRAFTERS.values())
+OWN_METHODS = tuple(method for method, spec in DRAFTERS.items() if spec.options is not None)
+"""Methods that any vLLM has with Draftpick installed beside it."""
 _POOLED_METHODS = tuple(method for method, spec in DRAFTERS.items() if spec.pooled)
 
 EMBEDDED = "embedded"
@@ -29,10 +28,10 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'? ` if `word` is close to one of `known`, else ""."""
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {match[0]!r}? " if match else ""
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Return `did you mean 'x' or 'y'? `, with up to `most` of `known` that are close to `word`; "" without any."""
+    matches = difflib.get_close_matches(word, list(known), n=most)
+    return f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
 
 
 class Target(Model):
@@ -47,21 +46,15 @@ class Drafter(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    method: str = Field(description=f"one of {', '.join(DRAFTER_METHODS)}: all but the last {_OWN_METHODS} are vLLM's")
+    method: str = Field(
+        min_length=1,
+        description="a method that the engine's vLLM accepts, for example ngram, eagle3, draft_model, mtp, dflash or "
+        f"dspark, or one of ours: {', '.join(OWN_METHODS)}",
+    )
     model: str | None = Field(
         None, description="`embedded:<name>`, a Hugging Face id, a path, or a class for custom_class"
     )
     num_speculative_tokens: int = Field(3, ge=1, le=64, description="tokens drafted per step")
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, method: str) -> str:
-        if method not in DRAFTER_METHODS:
-            raise ValueError(
-                f"unknown method {method!r} ({did_you_mean(method, DRAFTER_METHODS)}allowed: "
-                f"{', '.join(DRAFTER_METHODS)})"
-            )
-        return method
 
     @model_validator(mode="after")
     def _model_where_needed(self) -> Self:
@@ -91,7 +84,7 @@ class Drafter(BaseModel):
 
     @property
     def spec(self) -> DrafterSpec:
-        return DRAFTERS[self.method]
+        return spec_of(self.method)
 
 
 class PoolDrafter(Drafter):
@@ -105,7 +98,8 @@ class PoolDrafter(Drafter):
             raise ValueError(f"{NONE!r} is the name for no draft, which every pool has; remove it or rename it")
         if not self.spec.pooled:
             raise ValueError(
-                f"method {self.method!r} cannot share an engine; give it an engine of its own, or use one of: "
+                f"method {self.method!r} cannot share an engine; {did_you_mean(self.method, _POOLED_METHODS)}"
+                "give it an engine of its own, or use one of: "
                 f"{', '.join(_POOLED_METHODS)}"
             )
         return self

@@ -161,7 +161,6 @@ DRAFTERS: dict[str, DrafterSpec] = {
     "custom_class": DrafterSpec(needs_model=True, model_free=True),
     "medusa": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
     "mlp_speculator": DrafterSpec(needs_model=True, same_as_target=("hidden_size",)),
-    "mtp": DrafterSpec(),
     "dflash": DrafterSpec(needs_model=True),
     "ngram_gpu": DrafterSpec(model_free=True),
     "suffix": DrafterSpec(
@@ -190,4 +189,12 @@ DRAFTERS: dict[str, DrafterSpec] = {
         class_path="draftpick.engines.drafters.hybrid.HybridProposer",
     ),
 }
-"""Accepted methods: the values of vLLM's `speculative_config.method`, then our own."""
+"""Methods of which more is known than their names: vLLM's, then our own."""
+
+
+def spec_of(method: str) -> DrafterSpec:
+    """Return the properties of a method; of one that is not in the table, nothing is known or checked."""
+    return DRAFTERS.get(method, _UNKNOWN)
+
+
+_UNKNOWN = DrafterSpec()

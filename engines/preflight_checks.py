@@ -1,15 +1,20 @@
-"""Checks models by their `config.json`: an incompatible drafter fails before any engine starts."""
+"""Checks drafting methods by the installed vLLM, and models by their `config.json`: an incompatible drafter fails
+before any engine starts.
+"""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from draftpick.engines.cache_dir import cache_dir
-from draftpick.engines.config import EMBEDDED, Drafter, Engine, FleetConfig, Target
+from draftpick.engines.config import EMBEDDED, OWN_METHODS, Drafter, Engine, FleetConfig, Target, did_you_mean
+from draftpick.engines.drafter_options import DRAFTERS
 from draftpick.engines.drafters.trigram.table_file import table_vocab_size
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.models.embedded import TARGET_NAME, package_folder
 from draftpick.engines.models.paths import drafter_model
+from draftpick.engines.vllm.support import InstalledVLLM, installed_vllm, known_versions, versions_with
 
 # The embedded target is converted on first use; its shape is known in advance.
 _EMBEDDED_SHAPE = {
@@ -20,6 +25,43 @@ _EMBEDDED_SHAPE = {
     "num_key_value_heads": 3,
 }
 _LAYERS = "eagle_aux_hidden_state_layer_ids"
+
+
+def check_methods(config: FleetConfig) -> list[ConfigError]:
+    """Return the drafting methods that nothing here knows, of engines whose vLLM is not the one that is installed.
+
+    Raises `ConfigError` for one that the installed vLLM, which starts the engine, does not accept.
+    """
+    vllm, found = installed_vllm(), []
+    for i, engine in enumerate(config.engines):
+        for place, drafter in engine.placed_drafters():
+            starts = engine.kind == "vllm" and vllm is not None and vllm.methods is not None
+            problem = _method_problem(f"engines.{i}.{place}.method", drafter.method, vllm if starts else None)
+            if problem is not None and starts:
+                raise problem
+            if problem is not None:
+                found.append(problem)
+    return found
+
+
+def _method_problem(field: str, method: str, vllm: InstalledVLLM | None) -> ConfigError | None:
+    """Return what is wrong with a method for this vLLM, or, if it is not here (None), for every one that is known."""
+    known = {*OWN_METHODS, *(DRAFTERS if vllm is None else vllm.methods or ())}
+    versions = versions_with(method)
+    if vllm is None:
+        known = known.union(*(support.methods for support in known_versions().values()))
+    if method in known:
+        return None
+    fix = f"{did_you_mean(method, known, most=3)}methods: {', '.join(_short(known))}"
+    if vllm is None:
+        return ConfigError(field, f"unknown method {method!r}: no vLLM that is known here has it", fix)
+    dropped = f"; {', '.join(versions)} had it" if versions else ""
+    return ConfigError(field, f"the installed vLLM {vllm.version} has no method {method!r}{dropped}", fix)
+
+
+def _short(methods: Iterable[str]) -> Iterator[str]:
+    """Yield methods in order, without vLLM's names of `mtp` by model, which it calls deprecated."""
+    return (method for method in sorted(methods) if not method.endswith("_mtp"))
 
 
 def check_models(config: FleetConfig) -> None:

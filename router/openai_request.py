@@ -3,7 +3,7 @@
 The body itself is forwarded unchanged, unless it takes more than strict JSON in UTF-8 to read it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,6 @@ import orjson
 
 from draftpick.engines.http import json_values
 from draftpick.engines.http.json_values import to_bool, to_number
-from draftpick.engines.pool.forecast import XARG, Forecast
 from draftpick.router.errors import BadRequest
 
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -24,9 +23,10 @@ _VALUES = 10
 """Values of a body for each object that it may have."""
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-TERMINATED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES, MESSAGES})
+_CHAT = "/v1/chat/completions"
+TERMINATED_PATHS = frozenset({_CHAT, "/v1/completions", RESPONSES, MESSAGES})
 """Paths that generate text; their streams end with a known terminator."""
-ENGINE_ARGS = "vllm_xargs"
+ENGINE_ARGS, _PREDICTION = "vllm_xargs", "prediction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Request:
     all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`. `model`: as
     asked for. `asks`: what not every engine takes, by name (`ASKS`, and `image`, `audio`, `video`, `file`).
     `num_prompt_tokens`: of a prompt of token ids. `state_id`: the stored response that the request continues or asks
-    for.
+    for. `prediction`: the text of the field of that name, which the body has no more.
     """
 
     path: str
@@ -56,6 +56,7 @@ class Request:
     asks: frozenset[str] = frozenset()
     num_prompt_tokens: int | None = None
     state_id: str | None = None
+    prediction: str | None = None
     client_body: bytes = b""
 
     @property
@@ -103,6 +104,10 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         stored = path.startswith(RESPONSES + "/")
         return Request(path, body, text="", state_id=path.split("/")[3] if stored else None, client_body=body)
     fields, body, write = _parse_object(body, limits)
+    prediction = None
+    if _PREDICTION in fields and path == _CHAT:
+        prediction = _prediction(fields.pop(_PREDICTION))
+        body = write(fields)
     client_body = body
     stream = "stream" in fields and to_bool(fields["stream"]) is True
     hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
@@ -133,8 +138,35 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         asks,
         num_prompt_tokens,
         previous if path == RESPONSES and isinstance(previous, str) else None,
+        prediction,
         client_body,
     )
+
+
+def _prediction(value: Any) -> str | None:
+    """The text of OpenAI's `prediction`; None for null or without text. Raises `BadRequest`."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _bad_prediction("", "an object with `type` and `content`")
+    if value.get("type") != "content":
+        raise _bad_prediction(".type", "`content`")
+    content = value.get("content")
+    if isinstance(content, str):
+        return content or None
+    if not isinstance(content, list):
+        raise _bad_prediction(".content", "a string, or a list of parts of type `text`")
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise _bad_prediction(f".content[{i}].type", "`text`")
+        if not isinstance(part.get("text"), str):
+            raise _bad_prediction(f".content[{i}].text", "a string")
+    return "".join(part["text"] for part in content) or None
+
+
+def _bad_prediction(place: str, wanted: str) -> BadRequest:
+    field = f"{_PREDICTION}{place}"
+    return BadRequest(f"{field} must be {wanted}", param=field, code="invalid_prediction")
 
 
 def _parse_object(body: bytes, limits: JsonLimits) -> tuple[dict[str, Any], bytes, json_values.Write]:
@@ -155,16 +187,17 @@ def _parse_object(body: bytes, limits: JsonLimits) -> tuple[dict[str, Any], byte
     return fields, body if write is orjson.dumps else write(fields), write
 
 
-def with_forecast(request: Request, body: bytes, forecast: Forecast) -> bytes:
-    """Insert a forecast for a pool into `vllm_xargs`. A body without text stays as it is: the engine rejects it."""
-    args = args_with(request, forecast)
-    return body if args is None else with_args(request, body, args)
-
-
-def args_with(request: Request, forecast: Forecast) -> dict[str, Any] | None:
-    """The request's `vllm_xargs` and a forecast; None for a request without text, which the engine rejects."""
+def with_engine_args(request: Request, more: Mapping[str, str]) -> dict[str, Any] | None:
+    """The request's `vllm_xargs` with `more` of ours; None for a request that gets none: without text, the engine
+    rejects it."""
     own = request.engine_args or {}
-    return {**own, XARG: forecast.to_json()} if request.text and isinstance(own, dict) else None
+    return {**own, **more} if more and request.text and isinstance(own, dict) else None
+
+
+def insert_engine_args(request: Request, body: bytes, more: Mapping[str, str]) -> bytes:
+    """Insert arguments of ours into `vllm_xargs` of a body."""
+    args = with_engine_args(request, more)
+    return body if args is None else with_args(request, body, args)
 
 
 def with_args(request: Request, body: bytes, args: dict[str, Any]) -> bytes:
@@ -212,7 +245,7 @@ def _ask_for_usage(fields: dict[str, Any], body: bytes, write: json_values.Write
 
 _NUMBERS = ("temperature", "top_p", "top_k", "n")
 _COMPLETIONS = "/v1/completions"
-_LIMITS = {"/v1/chat/completions": LIMITS[:2], RESPONSES: ("max_output_tokens",)}
+_LIMITS = {_CHAT: LIMITS[:2], RESPONSES: ("max_output_tokens",)}
 """Limits of the output tokens by path, the one that counts first; elsewhere `max_tokens`."""
 _DEFAULT_COMPLETION = 16.0
 """Output tokens of `/v1/completions` without a limit."""
@@ -354,10 +387,10 @@ def _anthropic_prompt(fields: dict[str, Any], found: set[str]) -> tuple[str, Non
 
 
 _TEXT_READERS: dict[str, Callable[[dict[str, Any], set[str]], tuple[str, int | None]]] = {
-    "/v1/chat/completions": _chat_prompt,
+    _CHAT: _chat_prompt,
     "/v1/completions": _completion_prompt,
     RESPONSES: _responses_prompt,
     MESSAGES: _anthropic_prompt,
 }
 """By path: the prompt's text, and the number of its tokens if it consists of token ids."""
-_USAGE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_USAGE_PATHS = frozenset({_CHAT, "/v1/completions"})

@@ -27,6 +27,7 @@ from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.dispatcher import Dispatcher
 from draftpick.router.request.learning import AttemptLearning
 from draftpick.router.request.leases import Leases
+from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
@@ -117,6 +118,7 @@ def build_parts(
         shadow=shadow,
         metrics=metrics,
         abilities=abilities,
+        predictions=Predictions({name: one.copying for name, one in known.items()}),
         on_attempt_end=attempts.put,
         featurizer=featurizer,
         tracing=tracing,

@@ -27,7 +27,7 @@ from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.router_config import RecordsConfig
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, Record
+from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, PredictionTokens, Record
 
 SCHEMA = 2
 SCHEMA_1_FIELDS = {"load": "in_flight"}
@@ -226,6 +226,8 @@ def decode(line: bytes) -> Record:
         outcome = fields.pop("outcome")
         if (drafters := outcome.get("drafters")) is not None:
             outcome["drafters"] = {name: DrafterReport(**one) for name, one in drafters.items()}
+        if (prediction := outcome.get("prediction")) is not None:
+            outcome["prediction"] = PredictionTokens(**prediction)
         record = Record(
             context=context,
             decision=Decision(**decision),

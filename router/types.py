@@ -102,6 +102,14 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionTokens:
+    """Tokens of a prediction: those that are in the answer in the same order, and the others."""
+
+    accepted: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Measurements of one attempt. Durations in seconds of a monotonic clock; None if undefined.
 
@@ -110,7 +118,8 @@ class Outcome:
     answer's tokens after the first, by the engine's own clock if it reports it. output_tokens: of all answers.
     acceptance_length: tokens per step including the bonus token. queue_s: queueing time at the engine, as reported by
     the engine; part of ttft_s. drafters: of a pool, what each of its drafters did, and would have done. fault: None if
-    it was answered, and in records of versions that did not decide it.
+    it was answered, and in records of versions that did not decide it. prediction: what came of the request's
+    prediction; None without one, or if its engine does not say.
     """
 
     status: Status
@@ -126,6 +135,7 @@ class Outcome:
     queue_s: float | None = None
     drafters: Mapping[str, DrafterReport] | None = None
     fault: Fault | None = None
+    prediction: PredictionTokens | None = None
 
     @property
     def failed(self) -> bool:

@@ -105,7 +105,7 @@ def check_config(
 
     Example: draftpick check-config fleet.yaml
     """
-    from draftpick.deploy.config import policy_warning, redacted, resolve
+    from draftpick.deploy.config import method_warnings, policy_warning, redacted, resolve
     from draftpick.router.config.former_fields import collected
     from draftpick.router.config.router_config import ConfigProblems
 
@@ -118,6 +118,7 @@ def check_config(
             print(json.dumps({"valid": False, "problems": problems}))
             raise typer.Exit(2) from error
         raise
+    warnings += method_warnings(fleet)
     if warning := policy_warning(fleet):
         warnings.append(warning)
     if as_json:

@@ -51,15 +51,14 @@ def serve(
     Example: draftpick serve --config embedded --port 8000
     """
     require("serve")
-    from draftpick.deploy.config import policy_warning, resolve, with_engines, with_router
+    from draftpick.deploy.config import resolve, with_engines, with_router
 
     fleet = resolve(config)
     if engines:
         fleet = with_engines(fleet, [name.strip() for name in engines.split(",")])
     if policy is not None:
         fleet = with_router(fleet, policy=policy)
-    if warning := policy_warning(fleet):
-        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
+    _warn_of_config(fleet)
     _warn_if_open(fleet, host)
     prepare_models(fleet)
     from draftpick.deploy.launch.ray_serve import running
@@ -140,13 +139,12 @@ def epp(
 
 
 def _resolved(config: str, policy: str | None) -> Any:
-    from draftpick.deploy.config import policy_warning, resolve, with_router
+    from draftpick.deploy.config import resolve, with_router
 
     fleet = resolve(config)
     if policy is not None:
         fleet = with_router(fleet, policy=policy)
-    if warning := policy_warning(fleet):
-        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
+    _warn_of_config(fleet)
     return fleet
 
 
@@ -170,6 +168,15 @@ def _run(fleet: Any, host: str, port: int, processes: int, picker: tuple[str, in
 
 def _warn(text: str) -> None:
     err.print(f"[yellow]warning:[/yellow] {text}", highlight=False)
+
+
+def _warn_of_config(fleet: Any) -> None:
+    from draftpick.deploy.config import method_warnings, policy_warning
+
+    for unknown in method_warnings(fleet):
+        _warn(unknown)
+    if warning := policy_warning(fleet):
+        _warn(f"{warning}; engine {fleet.router.default_engine!r} serves")
 
 
 def _warn_if_open(fleet: Any, host: str) -> None:

@@ -23,11 +23,11 @@ class _Request(Generic[State]):
 
 
 class RequestTracker(Generic[State]):
-    """States of the requests in the batch; `start(all tokens so far)` creates one, `end` is called when a request
+    """States of the requests in the batch; `start(all tokens so far, row)` creates one, `end` is called when a request
     leaves."""
 
     def __init__(
-        self, max_tokens: int, start: Callable[[Tokens], State], end: Callable[[State], None] = lambda state: None
+        self, max_tokens: int, start: Callable[[Tokens, int], State], end: Callable[[State], None] = lambda state: None
     ) -> None:
         self._max_tokens = max_tokens
         self._start = start
@@ -46,7 +46,7 @@ class RequestTracker(Generic[State]):
             tokens = rows[row, :length]
             request = self._known(before, row, tokens, length - len(new))
             if request is None:
-                request = _Request(np.zeros(self._max_tokens, np.int32), 0, self._start(tokens))
+                request = _Request(np.zeros(self._max_tokens, np.int32), 0, self._start(tokens, row))
             self._requests[row] = request
             news = length - request.length if request.length else 0
             request.tokens[request.length : length] = tokens[request.length :]

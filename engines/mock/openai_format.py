@@ -10,8 +10,9 @@ from zlib import crc32
 
 import orjson
 
-from draftpick.engines.mock.decoding import Answer, Decoding, Piece
+from draftpick.engines.mock.decoding import Answer, Decoding, Piece, split
 from draftpick.engines.mock.spec import MockRequest
+from draftpick.engines.pool.prediction import XARG, count_accepted
 
 Json = dict[str, Any]
 
@@ -92,10 +93,19 @@ class _ChoicesWire(Wire):
 
 
 class ChatWire(_ChoicesWire):
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. The usage counts the tokens of a prediction, which changes nothing else here."""
 
     required, prefix = "messages", "chatcmpl"
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
+
+    def _usage(self) -> Json:
+        usage, prediction = super()._usage(), (self.request.vllm_xargs or {}).get(XARG)
+        if not isinstance(prediction, str) or len(self.decoding.answers) > 1:
+            return usage
+        tokens = split(prediction)
+        accepted = count_accepted(tokens, self.decoding.answers[0].tokens)
+        counts = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": len(tokens) - accepted}
+        return usage | {"completion_tokens_details": counts}
 
     def frames(self, piece: Piece) -> bytes:
         delta = {"index": piece.index, "delta": self._delta(piece), "logprobs": self._logprobs(self.tokens(piece))}

@@ -20,9 +20,6 @@ def register() -> None:
 
     Eagle3LlamaForCausalLM.get_top_tokens = LocalArgmaxMixin.get_top_tokens
     if current_platform.is_cpu():
-        import vllm.utils.cpu_triton_utils as kernels
-
-        kernels.expand_kernel.func = expand
         current_platform.import_kernels()
         register_norms()
         register_packed_linear()
@@ -30,27 +27,29 @@ def register() -> None:
         from draftpick.engines.vllm import head_proposer
 
         head_proposer.install()
-    from draftpick.engines.vllm import finished_requests, pool_reports, pool_runner
+    from draftpick.engines.vllm import finished_requests, pool_reports, pool_runner, predictions
 
     pool_runner.install()
     pool_reports.install()
     finished_requests.install()
+    predictions.install()
 
 
-def expand(
-    output: Any, values: Any, cu_num_tokens: Any, replace_from: float, replace_to: float, **_limits: int
-) -> None:
-    """Write `values[i]`, with the given replacement, to the rows of request i, which end at `cu_num_tokens[i]`.
+def expand_batch_to_tokens(
+    x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: float = 0, replace_to: float = 0
+) -> Any:
+    """Return `x[i]`, with the given replacement, in the rows of request i, which end at `cu_num_tokens[i]`.
 
     vLLM's own writes into a discarded copy (vllm-project/vllm#42638): a request's temperature, top_k and top_p never
     reached the rows of its drafted tokens, which were verified against uninitialised memory.
     """
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
-    output.copy_(values.masked_fill(values == replace_from, replace_to).repeat_interleave(counts))
+    return x.masked_fill(x == replace_from, replace_to).repeat_interleave(counts, output_size=num_tokens)
 
 
 def register_sampling() -> None:
-    """Replace vLLM's top-p, random sampling and rejection sampling on CPUs: see `topk_topp`. Idempotent.
+    """Replace vLLM's top-p, random sampling and rejection sampling on CPUs: see `topk_topp`; and what gives a drafted
+    token its request's parameters. Idempotent.
 
     Seeded requests keep vLLM's own noise, and so their answers: vLLM draws it for each token of the vocabulary, so a
     change of the nucleus by rounding does not change the noise of the other tokens.
@@ -88,6 +87,7 @@ def register_sampling() -> None:
     for module in (topk_topp_sampler, rejection_sampler):
         module.apply_top_k_top_p = apply_top_k_top_p
     topk_topp_sampler.compiled_random_sample = topk_topp.random_sample
+    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
     rejection_sampler.rejection_sample = rejection_sample
 
 

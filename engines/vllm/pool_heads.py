@@ -230,7 +230,6 @@ def _inputs(name: str, rows: list[Row], step: dict[str, Any]) -> dict[str, Any]:
             query_start_loc=starts.to(device),
             query_start_loc_cpu=starts,
             seq_lens=lengths,
-            _seq_lens_cpu=lengths.cpu(),
             seq_lens_cpu_upper_bound=lengths.cpu(),
             num_reqs=len(rows),
             num_actual_tokens=len(text.ids),

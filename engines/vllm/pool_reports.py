@@ -72,7 +72,8 @@ def install() -> None:
         finish_reason: Any,
         stop_reason: Any,
         kv_transfer_params: dict[str, Any] | None = None,
-        ec_transfer_params: Any = None,
+        *more: Any,  # later versions have further arguments
+        **named: Any,
     ) -> Any:
         if kv_transfer_params and KEY in kv_transfer_params:
             reports = kv_transfer_params.pop(KEY)
@@ -80,9 +81,8 @@ def install() -> None:
             count(reports)
             if state.spec_decode_metrics is not None:
                 setattr(state.spec_decode_metrics, _ATTRIBUTE, reports)
-        return make(
-            state, new_token_ids, pooling_output, finish_reason, stop_reason, kv_transfer_params, ec_transfer_params
-        )
+        given = new_token_ids, pooling_output, finish_reason, stop_reason, kv_transfer_params
+        return make(state, *given, *more, **named)
 
     def build_spec_decoding_metrics(final_res: Any) -> Any:
         metrics = build(final_res)

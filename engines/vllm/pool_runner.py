@@ -18,6 +18,7 @@ from draftpick.engines.pool.acceptance import level_of_score
 from draftpick.engines.pool.controller import Controller, DrafterTraits
 from draftpick.engines.pool.costs import Costs
 from draftpick.engines.pool.forecast import XARG, Forecast
+from draftpick.engines.pool.prediction import predicted_text
 from draftpick.engines.vllm.head_proposer import GREEDY, Rows
 from draftpick.engines.vllm.pool_heads import HeadStep, PoolHead, with_head
 from draftpick.engines.vllm.pool_options import PoolOptions, build_drafter
@@ -281,6 +282,8 @@ class PoolProposer(EagleProposer):
             request = row.state
             length = int(batch.num_tokens_no_spec[row.place])
             tokens = batch.token_ids_cpu[row.place, :length]
+            if (predicted := predicted_text(self._runner.requests[row.id], tokens, self.max_model_len)) is not None:
+                tokens = predicted.extend(tokens)
             new, request.length = length - request.length, length
             for name, drafter in self._copiers.items():
                 if name not in request.pool.own:
@@ -291,7 +294,11 @@ class PoolProposer(EagleProposer):
                     drafter.learn(request.states[name], tokens, new)
                 if request.pool.room:
                     draft, score = drafter.draft(request.states[name], tokens, request.pool.room)
-                    request.pool.offer(name, draft.tolist(), [level_of_score(score)] * len(draft))
+                    copied = draft.tolist()
+                    if predicted is not None:
+                        copied = predicted.draft(copied, min(request.pool.room, self.controller.drafters[name].length))
+                        score = max(score, float(predicted.run))
+                    request.pool.offer(name, copied, [level_of_score(score)] * len(copied))
 
     def _run_head(self, name: str, rows: list[Row], drafting: list[Row], step: dict[str, Any]) -> None:
         """Let a head read what it must and draft for `drafting`; leave it out if it yields no numbers."""

@@ -98,8 +98,10 @@ class Dataset:
 _MAPS = ("tau_by_length", "alignment")
 _CELL = ("label", "arm", "degenerate_repetition", "source", "in_flight", "propensity", "time", "slowdown")
 _PROMPT_FIELDS = ("prompt_id", "task", "temperature", "max_tokens", "prompt_source")
-_OUTCOME = tuple(f for f in fields(Outcome) if f.name != "drafters")
-"""Fields of an outcome in a file; what a pool's drafters did becomes measurements of their arms."""
+_ELSEWHERE = frozenset({"drafters", "prediction"})
+_OUTCOME = tuple(f for f in fields(Outcome) if f.name not in _ELSEWHERE)
+"""Fields of an outcome in a file; what a pool's drafters did becomes measurements of their arms, and answers with a
+prediction are no measurements."""
 _OPTIONAL = frozenset({"prompt_source"})
 """Columns that older files of schema 3 lack."""
 

@@ -109,6 +109,8 @@ def _unusable(record: Record) -> str | None:
         return outcome.status
     if (record.sampling or {}).get("n", 1.0) > 1:
         return "several_answers"
+    if outcome.prediction is not None:
+        return "predicted_answer"
     if outcome.ttft_s is None or outcome.tpot_s is None or not outcome.output_tokens:
         return "too_short"
     if not 0 < decision.propensity <= 1:

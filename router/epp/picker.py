@@ -111,10 +111,13 @@ class Picker:
         given = {name for name, _ in headers}
         # All endpoints get the same headers, so none with another key than the first can be named.
         endpoints = [endpoint_of(one.url) for one, key in zip(addresses, keys, strict=True) if key == keys[0]]
-        if (args := grant.fields.get(ENGINE_ARGS)) is not None:
-            body = with_args(made.request, made.request.client_body, args)
+        args, other_body = grant.fields.get(ENGINE_ARGS), inflated or made.request.prediction is not None
+        if args is not None:
+            body, other_body = with_args(made.request, made.request.client_body, args), True
+        elif made.request.prediction is not None:  # in no engine's own fields
+            body = made.request.client_body
         left_out = [name for name in removed if name not in given]
-        return Change(headers, left_out, body, inflated or args is not None, ",".join(endpoints))
+        return Change(headers, left_out, body, other_body, ",".join(endpoints))
 
     async def _follow(self, exchange: Exchange, made: ClientRequest, grant: Grant | None) -> None:
         """Let the answer pass, and note who gave it. The stream ends with the answer, or when its client leaves."""

@@ -44,25 +44,28 @@ _SAMPLING = {
     "stream": {"type": "boolean"},
     "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
 }
+_CONTENT = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["type", "text"],
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            },
+        },
+    ]
+}
 _MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
-    "properties": {
-        "role": {"enum": ["system", "user", "assistant"]},
-        "content": {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                    },
-                },
-            ]
-        },
-    },
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": _CONTENT},
+}
+_PREDICTION = {
+    "type": "object",
+    "required": ["type", "content"],
+    "properties": {"type": {"const": "content"}, "content": _CONTENT},
 }
 
 
@@ -86,7 +89,9 @@ def description(model: str) -> dict[str, object]:
             "/ready": {"get": _get("Readiness: 200 if an engine can serve requests; with the router's state.", "503")},
             "/metrics": {"get": _text("Prometheus metrics of all routers and engines.")},
             "/v1/models": {"get": _get("The models of the engines.")},
-            "/v1/chat/completions": {"post": _post("A chat answer.", _body(model, "messages", chat))},
+            "/v1/chat/completions": {
+                "post": _post("A chat answer.", _body(model, "messages", chat | {"prediction": _PREDICTION}))
+            },
             "/v1/completions": {"post": _post("A completion.", _body(model, "prompt", completion))},
             "/v1/responses": {"post": _post("A response.", _body(model, "input", responses))},
             "/v1/route": {

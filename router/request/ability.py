@@ -5,11 +5,13 @@ the same request. The engine without a drafter takes most.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from draftpick.engines.config import FleetConfig
+from draftpick.engines.arms import pool_arm
+from draftpick.engines.config import Engine, FleetConfig
+from draftpick.engines.pool.prediction import COPYING
 from draftpick.router.load.model_catalog import ModelCatalog
 from draftpick.router.openai_request import CHARS_PER_TOKEN, Request
 
@@ -30,10 +32,11 @@ Asks = frozenset[str]
 @dataclass(frozen=True, slots=True)
 class EngineAbility:
     """What the configuration of an engine says. `drafts`: None if it does not say. `without`: modalities that it takes
-    none of."""
+    none of. `copying`: arms that draft from a request's prediction."""
 
     drafts: bool | None = None
     without: Asks = frozenset()
+    copying: frozenset[str] = frozenset()
 
 
 def configured_abilities(config: FleetConfig) -> dict[str, EngineAbility]:
@@ -43,8 +46,23 @@ def configured_abilities(config: FleetConfig) -> dict[str, EngineAbility]:
         kwargs: Mapping[str, Any] = {**config.engine_kwargs, **engine.engine_kwargs}
         limits = kwargs.get("limit_mm_per_prompt")
         without = frozenset(name for name, limit in limits.items() if limit == 0) if isinstance(limits, dict) else ()
-        found[engine.name] = EngineAbility(engine.drafts, frozenset(without))
+        found[engine.name] = EngineAbility(engine.drafts, frozenset(without), frozenset(_copying(engine)))
     return found
+
+
+def _copying(engine: Engine) -> Iterator[str]:
+    """Yield the arms that draft from a prediction: our plugin is there to read it, in a pool or with our drafters. A
+    vLLM that others run may have drafters of vLLM's own by the same names, without it."""
+    if engine.mock is not None:
+        yield from (pool_arm(engine.name, name) for name in engine.mock.drafters if name in COPYING)
+        return
+    for arm, drafter in engine.drafter_of_arm().items():
+        ours = engine.kind != "url" or engine.is_pool or (drafter is not None and drafter.method in _ONLY_OURS)
+        if drafter is not None and drafter.method in COPYING and ours:
+            yield arm
+
+
+_ONLY_OURS = frozenset({"trigram", "hybrid"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,13 @@ class DecisionMaker:
         objective: Objective | None = None,
         unable: Collection[str] = (),
         generates: bool = True,
+        preferred: Collection[str] = (),
     ) -> Decision:
         """Choose an arm with an available replica: if possible on none of the engines `failed`, never one of `tried`.
 
         `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`. `unable`: engines that
-        cannot take the request. `generates`: False if no policy decides, since no text is generated.
+        cannot take the request. `generates`: False if no policy decides, since no text is generated. `preferred`:
+        engines from which a policy with features chooses if any of them is there.
 
         Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
@@ -93,6 +95,8 @@ class DecisionMaker:
         needs = self._active_policies.policy.featurizer
         if needs is not None and (context is None or context.featurizer != needs):  # None, or of the previous policy
             return self._fallback_decision("no_context" if generates else None, eligible)
+        if preferred and needs is not None and pin is None:  # a policy without features is an order
+            eligible = [arm for arm in eligible if engine_of(arm) in preferred] or eligible
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)

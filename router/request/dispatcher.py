@@ -11,18 +11,20 @@ from dataclasses import replace
 from draftpick.engines.arms import engine_of
 from draftpick.engines.errors import EngineError, EngineUnavailable, ResourcesExhausted
 from draftpick.engines.http.client import EngineClient, endpoint_of, redact_userinfo
+from draftpick.engines.pool.forecast import XARG
 from draftpick.engines.profile.profile import GREEDY
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, NoEngineAvailable, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
-from draftpick.router.openai_request import Request, with_forecast
+from draftpick.router.openai_request import Request, insert_engine_args
 from draftpick.router.request.ability import Abilities
 from draftpick.router.request.admission import Admission
 from draftpick.router.request.api_forms import error_event
 from draftpick.router.request.decision import DecisionMaker
 from draftpick.router.request.meter import Meter
+from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.relay import Relay
 from draftpick.router.request.shadow import NullSink, Shadow
@@ -41,8 +43,8 @@ log = logging.getLogger("draftpick.router")
 _POLL_S = 0.05
 _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
-_NO_FORECAST_S = 600.0
-"""For how long an engine that rejected a forecast is sent none."""
+_NO_ARGS_S = 600.0
+"""For how long an engine that rejected what the router adds to `vllm_xargs` is sent none of it."""
 
 
 Send = Callable[[RequestState, Lease, ResponseSink, Meter, float | None], Awaitable[Verdict]]
@@ -65,6 +67,7 @@ class Dispatcher:
         shadow: Shadow,
         metrics: Metrics,
         abilities: Abilities,
+        predictions: Predictions,
         on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
@@ -73,9 +76,9 @@ class Dispatcher:
         self.decide, self._admission, self.prefixes = decide, admission, prefixes
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
-        self._abilities, self._responses = abilities, StoredResponses()
+        self._abilities, self._responses, self.predictions = abilities, StoredResponses(), predictions
         self.timeouts = Timeouts(replicas, client.response_timeout_s)
-        self._no_forecast_until: dict[str, float] = {}
+        self._no_args_until: dict[str, float] = {}
 
     async def run(self, client_request: ClientRequest, sink: ResponseSink) -> None:
         """Answer one request. Raises `RequestError` if no part of an answer was sent."""
@@ -167,6 +170,7 @@ class Dispatcher:
     def _make_decision(self, state: RequestState) -> None:
         """Decide for the next attempt."""
         client_request = state.client_request
+        predicted = client_request.request.prediction is not None
         decision = self.decide(
             state.context,
             client_request.pin,
@@ -177,7 +181,11 @@ class Dispatcher:
             objective=client_request.objective,
             unable=state.unable,
             generates=client_request.request.generates,
+            preferred=self.predictions.engines if predicted else (),
         )
+        if predicted and decision.forecast is not None:
+            forecast = self.predictions.forecast(decision.arm, decision.forecast)
+            decision = replace(decision, forecast=forecast)
         if decision.reason == "policy":
             self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
         state.decision = decision
@@ -210,6 +218,9 @@ class Dispatcher:
                 if meter.response_id is not None:
                     self._responses.add(meter.response_id, lease.replica.url, client_request.key)
                 outcome = meter.outcome(verdict.status, verdict.fault)
+                if request.prediction is not None:
+                    outcome = meter.with_prediction(outcome)
+                    self.predictions.observe(outcome)
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA
@@ -247,9 +258,8 @@ class Dispatcher:
             body = request.body
             if state.started and state.resume is not None:
                 body = await state.resume.resume(self._client, url)
-            if (forecast := state.decision.forecast) is not None:
-                until = self._no_forecast_until.get(engine_of(state.decision.arm), 0.0)
-                body = body if until > time.monotonic() else with_forecast(request, body, forecast)
+            if state.decision.forecast is not None or request.prediction is not None:
+                body = insert_engine_args(request, body, self.engine_args(state))
             async with self._client.send(
                 url + client_request.target,
                 client_request.method,
@@ -274,6 +284,18 @@ class Dispatcher:
                 self._metrics.failures["connections", type(error).__name__] += 1
             circumstances = self.timeouts.circumstances(state, lease, meter, within_s)
             return judge_error(error, stream=request.stream, **circumstances)
+
+    def engine_args(self, state: RequestState) -> dict[str, str]:
+        """What the router adds to `vllm_xargs`: a pool's forecast; a prediction for an engine that drafts from it."""
+        request, decision = state.client_request.request, state.decision
+        if self._no_args_until.get(engine_of(decision.arm), 0.0) > time.monotonic():
+            return {}
+        found = {} if decision.forecast is None else {XARG: decision.forecast.to_json()}
+        return (
+            found
+            if request.prediction is None
+            else found | self.predictions.engine_args(decision.arm, request.prediction)
+        )
 
     def _report_health(self, state: RequestState, lease: Lease, verdict: Verdict, outcome: Outcome) -> float | None:
         """Report the verdict to the replica's circuit breaker; return its concurrent requests if it answered."""
@@ -344,18 +366,19 @@ class Dispatcher:
     def _try_again(self, state: RequestState, verdict: Verdict, meter: Meter, body: bytes) -> bool:
         """True if another engine is to answer after an error of one that sent nothing else."""
         if verdict.fault == "client" and not (
-            self._rejects_forecast(state, body) or self._others_take(state, meter.http_status or 0, body)
+            self._rejects_args(state, body) or self._others_take(state, meter.http_status or 0, body)
         ):
             return False
         return (verdict.retry or verdict.fault == "client") and self._can_retry(state) and self._in_time(state)
 
-    def _rejects_forecast(self, state: RequestState, body: bytes) -> bool:
-        """True if an engine rejects the forecast, which the router itself added: from now on it is sent none."""
+    def _rejects_args(self, state: RequestState, body: bytes) -> bool:
+        """True if an engine rejects `vllm_xargs`, which the router itself added: from now on it is sent none."""
         engine, own = engine_of(state.decision.arm), state.client_request.request.engine_args
-        if state.decision.forecast is None or own is not None or b"vllm_xargs" not in body:
+        if own is not None or b"vllm_xargs" not in body or not self.engine_args(state):
             return False
-        self._no_forecast_until[engine] = time.monotonic() + _NO_FORECAST_S
-        self._metrics.ignored_forecasts[engine] += 1
+        self._no_args_until[engine] = time.monotonic() + _NO_ARGS_S
+        if state.decision.forecast is not None:
+            self._metrics.ignored_forecasts[engine] += 1
         state.forget_tried()
         return True
 

@@ -22,7 +22,8 @@ class AttemptLearning:
         if attempt.running is None:
             return
         decision, outcome = attempt.decision, attempt.outcome
-        if attempt.sampling.get("n", 1.0) > 1:  # sequences side by side: their steps are no measure of one alone
+        # Sequences side by side, or a text to copy from: their steps are no measure of other requests'.
+        if attempt.sampling.get("n", 1.0) > 1 or outcome.prediction is not None:
             outcome = replace(outcome, tpot_s=None, acceptance_length=None, drafters=None)
         weight = self._keys[decision.arm].observe(attempt.key)
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running, weight)

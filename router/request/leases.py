@@ -22,7 +22,7 @@ from draftpick.engines.reporting.ticket import HEADER, Ticket
 from draftpick.router.config.sections import LeasesConfig
 from draftpick.router.errors import Overloaded
 from draftpick.router.headers import CLIENT_REQUEST_ID
-from draftpick.router.openai_request import ENGINE_ARGS, args_with
+from draftpick.router.openai_request import ENGINE_ARGS, with_engine_args
 from draftpick.router.request.dispatcher import Dispatcher
 from draftpick.router.request.fallbacks import fallbacks
 from draftpick.router.request.meter import Meter
@@ -200,7 +200,7 @@ class Leases:
             Address(engine, redact_userinfo(one.url), self._headers(client_request, headers, number))
             for number, (engine, one) in enumerate(places)
         ]
-        args = None if decision.forecast is None else args_with(client_request.request, decision.forecast)
+        args = with_engine_args(client_request.request, self._dispatcher.engine_args(state))
         return Grant(
             client_request.id,
             self.config.lease_s,

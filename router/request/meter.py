@@ -9,6 +9,7 @@ scanned.
 import math
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +18,7 @@ from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.json_values import parse, parse_object
 from draftpick.engines.pool import report
 from draftpick.engines.reporting.report import OutcomeReport
-from draftpick.router.types import Fault, Outcome, Status
+from draftpick.router.types import Fault, Outcome, PredictionTokens, Status
 
 if TYPE_CHECKING:
     from draftpick.engines.http.connection import Exchange
@@ -152,6 +153,16 @@ class Meter:
             fault=fault,
             drafters=None if by_drafter is None else report.parse(by_drafter),
         )
+
+    def with_prediction(self, outcome: Outcome) -> Outcome:
+        """Return the measurements with what the engine says of the request's prediction."""
+        usage = self._fields.get("usage", {})
+        details = usage.get("completion_tokens_details")
+        names = ("accepted_prediction_tokens", "rejected_prediction_tokens")
+        counts = [details.get(name) for name in names] if isinstance(details, dict) else []
+        if not counts or not all(type(count) is int and count >= 0 for count in counts):
+            return outcome
+        return replace(outcome, prediction=PredictionTokens(*counts))
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:
         """Seconds per token of one answer after its first; None if undefined."""

@@ -313,6 +313,13 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         read=lambda m: _of_drafters(m, "tokens"),
     ),
     CountedMetric(
+        "draftpick_prediction_tokens_total",
+        "counter",
+        "Tokens of clients' predictions, by engine that drafted from them: accepted are in its answer, others not.",
+        ("arm", "result"),
+        read=lambda m: m.prediction_tokens.items(),
+    ),
+    CountedMetric(
         "draftpick_ignored_forecasts_total",
         "counter",
         "Forecasts of drafters that an engine ignored (its answer reports none) or rejected: it lacks our plugin.",
@@ -394,6 +401,7 @@ class Metrics:
         self.drafters: dict[str, dict[str, float]] = {
             arm: dict.fromkeys(_DRAFTER_FIELDS, 0) for arm in self.arms if drafter_of(arm) is not None
         }
+        self.prediction_tokens: Counter[tuple[str, str]] = Counter()
         self.ignored_forecasts: Counter[str] = Counter(dict.fromkeys(map(engine_of, self.drafters), 0))
 
     def attempts(self) -> dict[Status, int]:
@@ -425,6 +433,9 @@ class Metrics:
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
             self._observe_answer(arm, decision, outcome)
+            if outcome.prediction is not None:
+                self.prediction_tokens[decision.arm, "accepted"] += outcome.prediction.accepted
+                self.prediction_tokens[decision.arm, "rejected"] += outcome.prediction.rejected
             if outcome.drafters is not None:
                 self._observe_drafters(engine_of(decision.arm), outcome.drafters)
             elif decision.forecast is not None and ignores_forecast(attempt):

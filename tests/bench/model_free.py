@@ -81,7 +81,7 @@ def propose_s(drafter: Drafter, answers: Responses, batch: int) -> float:
     rows = np.zeros((batch, 2048), np.int32)
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence)] = sequence
-    followed = RequestTracker(2048, drafter.start, drafter.end)
+    followed = RequestTracker(2048, lambda tokens, _: drafter.start(tokens), drafter.end)
     steps = min(min(len(s) - n for s, n in zip(sequences, lengths, strict=True)), 30)
     took = []
     for _ in range(max(2, steps)):

@@ -31,6 +31,7 @@ from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.engines.config import Engine, FleetConfig
 from draftpick.engines.models.paths import target_path
 from draftpick.engines.pool.forecast import XARG, Forecast
+from draftpick.engines.pool.prediction import XARG as PREDICTION
 from draftpick.engines.vllm.arguments import engine_arguments
 from draftpick.policy_training.evaluation.evaluate import Interval
 from draftpick.policy_training.workloads import Prompt
@@ -47,11 +48,12 @@ WARM_UP = 4
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Answers of one engine to some prompts at once."""
+    """Answers of one engine to some prompts at once; `predicted`: what came of their predictions."""
 
     seconds: float
     tokens: int
     reports: list[dict[str, Any]]
+    predicted: list[dict[str, int]]
 
     @property
     def token_s(self) -> float:
@@ -149,10 +151,19 @@ class Engines:
     def names(self) -> list[str]:
         return list(self._connections)
 
-    def answer(self, name: str, prompts: Sequence[Prompt], at_once: int, forecast: Forecast | None = None) -> Block:
-        """Answer prompts on one engine, so many at once, all with one forecast."""
-        extra = forecast and {XARG: forecast.to_json()}
-        self._connections[name].send(([{**one.request_fields, "extra_args": extra} for one in prompts], at_once))
+    def answer(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        at_once: int,
+        forecast: Forecast | None = None,
+        prediction: str | None = None,
+    ) -> Block:
+        """Answer prompts on one engine, so many at once, all with one forecast and one prediction."""
+        extra = {} if forecast is None else {XARG: forecast.to_json()}
+        extra |= {} if prediction is None else {PREDICTION: prediction}
+        fields = [{**one.request_fields, "extra_args": extra or None} for one in prompts]
+        self._connections[name].send((fields, at_once))
         block: Block = self._connections[name].recv()
         return block
 
@@ -204,8 +215,9 @@ def _serve(config: FleetConfig, engine: Engine, connection: Connection) -> None:
 def _answer(engine: Any, waiting: list[tuple[list[int], Any]], at_once: int) -> Block:
     """Answer all requests, a new one as soon as one ends."""
     from draftpick.engines.vllm.pool_reports import reports_of
+    from draftpick.engines.vllm.predictions import KEY
 
-    tokens, reports = 0, []
+    tokens, reports, predicted = 0, [], []
     names = iter(range(len(waiting)))
     began = time.process_time()
     while waiting or engine.has_unfinished_requests():
@@ -216,7 +228,9 @@ def _answer(engine: Any, waiting: list[tuple[list[int], Any]], at_once: int) -> 
             if output.finished:
                 tokens += len(output.outputs[0].token_ids)
                 reports.append(reports_of(output))
-    return Block(time.process_time() - began, tokens, reports)
+                if (found := getattr(output.outputs[0].spec_decode_metrics, KEY, None)) is not None:
+                    predicted.append(found)
+    return Block(time.process_time() - began, tokens, reports, predicted)
 
 
 def judge(measured: Mapping[str, list[Block]], prompts: Sequence[Prompt], at_once: int) -> dict[str, Interval]:

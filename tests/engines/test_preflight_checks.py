@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from draftpick.engines import preflight_checks
 from draftpick.engines.config import FleetConfig
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.models.embedded import shipped_drafters
 from draftpick.engines.models.paths import drafter_model, target_path
-from draftpick.engines.preflight_checks import check_models
+from draftpick.engines.preflight_checks import check_methods, check_models
+from draftpick.engines.vllm.support import InstalledVLLM, VersionSupport
 
 SHAPE = {"vocab_size": 1000, "hidden_size": 64}
 
@@ -213,3 +215,75 @@ def test_a_head_that_does_not_fit_its_pool_is_refused(tmp_path: Path, shape: dic
     assert error.field == "engines.1.drafters.1.model"
     assert said in error.problem
     assert error.fix
+
+
+# --- methods ---
+
+NEWER = InstalledVLLM("0.40.1", frozenset({"ngram", "ngram_gpu", "eagle3", "custom_class", "arrow"}))
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions of vLLM are known, the later of which dropped a method."""
+    known = {
+        "0.30.0": VersionSupport(frozenset({"ngram", "medusa", "sparkle"})),
+        "0.31.0": VersionSupport(frozenset({"ngram", "medusa"})),
+    }
+    monkeypatch.setattr(preflight_checks, "known_versions", lambda: known)
+    monkeypatch.setattr(preflight_checks, "versions_with", lambda m: [v for v, of in known.items() if m in of.methods])
+
+
+def drafting(method: str, **engine: Any) -> FleetConfig:
+    """One engine with a drafter of this method."""
+    drafter = {"method": method, "model": "a/b"}
+    return FleetConfig.model_validate({"engines": [{"name": "a", "drafter": drafter, **engine}]})
+
+
+@pytest.mark.usefixtures("versions")
+@pytest.mark.parametrize("method", ["arrow", "ngram", "suffix", "trigram", "hybrid"])
+def test_methods_are_those_of_the_installed_vllm_and_ours(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_checks, "installed_vllm", lambda: NEWER)
+    assert check_methods(drafting(method)) == []
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_method_that_the_installed_vllm_lacks_is_refused_with_the_nearest_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight_checks, "installed_vllm", lambda: NEWER)
+    pool = [{"name": "one", "method": "ngram"}, {"name": "two", "method": "eagle3", "model": "a/b"}]
+    assert check_methods(FleetConfig.model_validate({"engines": [{"name": "a", "drafters": pool}]})) == []
+    with pytest.raises(ConfigError) as caught:
+        check_methods(drafting("ngrm"))
+    assert caught.value.field == "engines.0.drafter.method"
+    assert caught.value.problem == "the installed vLLM 0.40.1 has no method 'ngrm'"
+    assert caught.value.fix.startswith("did you mean 'ngram' or 'ngram_gpu'? methods: arrow, custom_class, ")
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_method_that_a_version_dropped_is_refused_with_those_that_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_checks, "installed_vllm", lambda: NEWER)
+    with pytest.raises(ConfigError, match=r"no method 'medusa'; 0\.30\.0, 0\.31\.0 had it"):
+        check_methods(drafting("medusa"))
+
+
+@pytest.mark.usefixtures("versions")
+@pytest.mark.parametrize(
+    ("installed", "engine"),
+    [
+        (None, {}),
+        (InstalledVLLM("0.40.1", None), {}),  # it has them where we do not look
+        (None, {"url": "http://10.0.0.7:8000"}),
+        (NEWER, {"url": "http://10.0.0.7:8000"}),
+    ],
+)
+def test_where_the_engine_s_vllm_cannot_be_asked_an_unknown_method_is_only_warned_of(
+    installed: InstalledVLLM | None, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight_checks, "installed_vllm", lambda: installed)
+    assert check_methods(drafting("sparkle", **engine)) == []
+    (said,) = check_methods(drafting("ngrm", **engine))
+    assert str(said).startswith(
+        "engines.0.drafter.method: unknown method 'ngrm': no vLLM that is known here has it (did"
+    )
+    assert "did you mean 'ngram'" in said.fix

@@ -1,7 +1,7 @@
 """Checks of the configured drafters."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from draftpick.engines.config import EMBEDDED, Drafter
 from draftpick.engines.errors import ConfigError
 from draftpick.engines.models.embedded import TARGET_NAME
 from draftpick.engines.models.paths import drafter_model
-from draftpick.engines.preflight_checks import check_models
+from draftpick.engines.preflight_checks import check_methods, check_models
+from draftpick.router.config.router_config import DraftpickConfig
 
 _TREE_DEPTH = 24
 _NGRAM = 5
@@ -27,15 +28,37 @@ def options(drafter: Drafter) -> dict[str, Any]:
     return {name: value for name, value in (drafter.model_extra or {}).items() if value is not None}
 
 
+@check("fleet", "vLLM has every drafting method")
+def methods(context: DoctorContext) -> Iterator[Finding]:
+    """By vLLM's own list; of engines that another vLLM runs, by what is known of its versions."""
+    why = "vLLM rejects a method that it does not know, at startup"
+    for at, fleet in of_each_engine(context):
+        try:
+            for error in check_methods(fleet):
+                yield warning(at(error.field), error.problem, error.fix, why)
+        except ConfigError as error:
+            yield problem(at(error.field), error.problem, error.fix, why)
+
+
 @check("fleet", "every drafter fits its target")
 def models(context: DoctorContext) -> Iterator[Finding]:
     """By their `config.json`, per engine: an incompatible model fails at startup."""
-    for engine in context.config.engines:
+    for at, fleet in of_each_engine(context):
         try:
-            check_models(context.config.model_copy(update={"engines": (engine,)}))
+            check_models(fleet)
         except ConfigError as error:
-            field = error.field.replace("engines.0", f"engines.{context.config.names.index(engine.name)}", 1)
-            yield problem(field, error.problem, error.fix, f"engine {engine.name} would fail at startup, or later")
+            why = f"engine {fleet.names[0]} would fail at startup, or later"
+            yield problem(at(error.field), error.problem, error.fix, why)
+
+
+def of_each_engine(context: DoctorContext) -> Iterator[tuple[Callable[[str], str], DraftpickConfig]]:
+    """The configuration with each engine alone, and what makes a field of it one of the whole fleet."""
+    for i, engine in enumerate(context.config.engines):
+        place = f"engines.{i}"
+        yield (
+            lambda field, place=place: field.replace("engines.0", place, 1),  # type: ignore[misc]
+            context.config.model_copy(update={"engines": (engine,)}),
+        )
 
 
 @check("fleet", "draft models have the target's vocabulary")

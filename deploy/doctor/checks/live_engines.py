@@ -5,11 +5,11 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from draftpick.deploy.doctor.checks.environment import SUPPORTED
 from draftpick.deploy.doctor.context import DoctorContext
 from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
 from draftpick.deploy.doctor.probe import RunningEngine
 from draftpick.engines.pool import report
+from draftpick.engines.vllm.support import supported_versions
 
 _MIN_DRAFTED = 200
 _LOST = 0.01
@@ -97,14 +97,14 @@ def same_length(context: DoctorContext) -> Iterator[Finding]:
 @check("engines", "all engines run a supported vLLM, and the same one")
 def engine_versions(context: DoctorContext) -> Iterator[Finding]:
     """By /version."""
-    versions = {name: one.version for name, one in context.answering.items()}
+    versions, supported = {name: one.version for name, one in context.answering.items()}, supported_versions()
     for name, version in versions.items():
         try:
-            supported = version is None or Version(version) in SUPPORTED
+            tried = version is None or Version(version) in supported
         except InvalidVersion:
             continue  # a mock, or a custom build
-        if not supported:
-            yield warning(name, f"vLLM {version}", f"vLLM {SUPPORTED}", "metrics and drafters differ in other versions")
+        if not tried:
+            yield warning(name, f"vLLM {version}", f"vLLM {supported}", "metrics and drafters differ in other versions")
     if (found := _other(versions)) is not None:
         yield note(
             ", ".join(found[1]), f"vLLM {versions[found[1][0]]}, {found[0]} {versions[found[0]]}",

@@ -1,14 +1,13 @@
 """Checks of vLLM's arguments by engine."""
 
 import ast
-import importlib.util
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 from draftpick.deploy.doctor.context import DoctorContext
 from draftpick.deploy.doctor.findings import Finding, check, note, problem, warning
 from draftpick.engines.config import did_you_mean
+from draftpick.engines.vllm.support import vllm_folder
 
 _ARGUMENTS = {
     "engine/arg_utils.py": ("EngineArgs", "AsyncEngineArgs"),
@@ -48,10 +47,9 @@ def unknown_arguments(context: DoctorContext) -> Iterator[Finding]:
 @cache
 def fields_of_vllm(files: tuple[str, ...]) -> frozenset[str]:
     """Field names of vLLM's argument classes in these files, read without importing it; empty without vLLM."""
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
+    if (folder := vllm_folder()) is None:
         return frozenset()
-    folder, names = Path(spec.submodule_search_locations[0]), set[str]()
+    names = set[str]()
     for file in files:
         if not (folder / file).is_file():
             return frozenset()  # another version has them elsewhere: unknown

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from draftpick.deploy.launch.ports import free_port
+from draftpick.engines.pool.prediction import XARG
 from draftpick.engines.pool.report import FIELD, parse
 from draftpick.engines.reporting.report import BATCH, OutcomeReport
 from draftpick.engines.reporting.ticket import HEADER, Ticket
@@ -118,6 +119,18 @@ def test_a_forecast_reaches_the_engine(engine: httpx.Client) -> None:
 
 def test_what_is_no_forecast_is_ignored(engine: httpx.Client) -> None:
     assert drafters(ask(engine, vllm_xargs={"draftpick_forecast": "{"}))["general"]["scored"] > 0
+
+
+def test_a_prediction_is_counted_in_the_usage_and_changes_nothing_else(engine: httpx.Client) -> None:
+    without = ask(engine)["choices"]
+    asked = {"vllm_xargs": {XARG: without[0]["message"]["content"]}}
+    answer = ask(engine, **asked)
+    assert answer["choices"] == without
+    assert answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 20
+    body = {**ASK, **asked, "stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
+    with engine.stream("POST", "/v1/chat/completions", json=body) as stream:
+        last = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")][-1]
+    assert last["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 20
 
 
 @contextmanager

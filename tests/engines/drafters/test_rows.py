@@ -28,7 +28,7 @@ class Batch:
         return {row: (state, tokens.tolist(), n) for row, state, tokens, n in rows.sync(new, lengths, table)}
 
 
-def started(tokens: np.ndarray) -> list[int]:
+def started(tokens: np.ndarray, row: int) -> list[int]:
     return [int(tokens[0])]
 
 
@@ -60,7 +60,7 @@ def test_every_state_belongs_to_its_text_and_ends_once(moves: list[tuple[int, in
     ended: Counter[int] = Counter()
     made: Counter[int] = Counter()
 
-    def start(tokens: np.ndarray) -> list[int]:
+    def start(tokens: np.ndarray, row: int) -> list[int]:
         made[int(tokens[0])] += 1
         return [int(tokens[0])]
 

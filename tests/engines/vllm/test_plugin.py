@@ -5,14 +5,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from draftpick.engines.vllm.plugin import KERNELS, expand, register
+from draftpick.engines.vllm.plugin import KERNELS, expand_batch_to_tokens, register
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
 def test_values_are_spread_over_their_rows(dtype: torch.dtype) -> None:
-    output = torch.full((5,), 9, dtype=dtype)
-    expand(output, torch.tensor([0, 3, 2], dtype=dtype), torch.tensor([2, 2, 5], dtype=torch.int32), 0, 1)
+    values, ends = torch.tensor([0, 3, 2], dtype=dtype), torch.tensor([2, 2, 5], dtype=torch.int32)
+    output = expand_batch_to_tokens(values, ends, 5, 0, 1)
     assert output.tolist() == [1, 1, 2, 2, 2]
+    assert output.dtype == dtype
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_vllm_s_sampler_uses_it() -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    register()
+    assert rejection_sampler.expand_batch_to_tokens is expand_batch_to_tokens
 
 
 @pytest.mark.vllm

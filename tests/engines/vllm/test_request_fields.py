@@ -13,7 +13,7 @@ from draftpick.router.openai_request import parse
 from tests.engines.http.test_json_values import VALUES
 from tests.fleet import CHAT, COMPLETIONS
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def accepted(model: Any, field: str, value: Any) -> Any:

@@ -89,7 +89,7 @@ def test_the_configuration_says_who_drafts_and_which_modality_is_off() -> None:
     )
     assert configured_abilities(fleet) == {
         "plain": EngineAbility(False),
-        "ngram": EngineAbility(True, frozenset({"image"})),
+        "ngram": EngineAbility(True, frozenset({"image"}), frozenset({"ngram"})),
         "far": EngineAbility(None),
     }
 

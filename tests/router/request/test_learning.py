@@ -21,6 +21,7 @@ from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.policies.base import Forecast, Probabilities, Shifts
 from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.request.learning import AttemptLearning
+from draftpick.router.request.predictions import Predictions
 from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome
 from tests.fleet import FAST, Routed, StartRouter, until
 from tests.router.load.test_load_model import rising
@@ -136,6 +137,14 @@ async def test_a_key_with_many_requests_teaches_no_more_than_the_others(
         await app.post(headers={"authorization": f"Bearer {'few' if i % 6 == 0 else 'many'}"}, stream=True)
     assert 10 + 8 <= learned(app).answers[0] <= 10 + 18
     assert len({one.key for one in await app.records(60)} - {"", "many", "few"}) == 2
+
+
+async def test_an_answer_with_a_prediction_teaches_no_time(router_app: StartRouter) -> None:
+    app = await router_app({"a": FAST, "b": FAST}, policy=Predicts(), featurizer=FEATURES, online=CORRECTED)
+    app.parts.dispatcher.predictions = Predictions({"a": frozenset({"a"}), "b": frozenset({"b"})})
+    await app.post(stream=True, prediction={"type": "content", "content": "text to copy"})
+    app.parts.attempts.drain()
+    assert learned(app).answers == [0.0, 0.0]
 
 
 async def test_several_answers_to_one_request_teach_no_time(router_app: StartRouter) -> None:

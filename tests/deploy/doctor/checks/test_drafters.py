@@ -15,6 +15,16 @@ def test_models_that_do_not_fit_are_all_named(tmp_path: Path) -> None:
     assert not found(fleet(tmp_path, PLAIN, drafting("eagle3", model="embedded:math")), "models")
 
 
+@pytest.mark.vllm
+def test_methods_that_vllm_does_not_have(tmp_path: Path) -> None:
+    elsewhere = {"name": "elsewhere", "url": "http://10.0.0.7:8000", "drafter": {"method": "ngrm"}}
+    findings = found(fleet(tmp_path, PLAIN, drafting("ngrm"), elsewhere, drafting("mtp", "m")), "methods")
+    assert {finding.where: finding.level for finding in findings} == {
+        "engines.1.drafter.method": "problem",
+        "engines.2.drafter.method": "warning",
+    }
+
+
 def test_a_draft_model_of_another_vocabulary(tmp_path: Path) -> None:
     target = model(tmp_path / "target", {"a": 0, "b": 1})
     other, same = model(tmp_path / "other", {"b": 0, "a": 1}), model(tmp_path / "same", {"a": 0, "b": 1})

