@@ -159,7 +159,7 @@ class Meter:
         usage = self._fields.get("usage", {})
         details = usage.get("completion_tokens_details")
         names = ("accepted_prediction_tokens", "rejected_prediction_tokens")
-        counts = [details.get(name) for name in names] if isinstance(details, dict) else []
+        counts: list[Any] = [details.get(name) for name in names] if isinstance(details, dict) else []
         if not counts or not all(type(count) is int and count >= 0 for count in counts):
             return outcome
         return replace(outcome, prediction=PredictionTokens(*counts))
