@@ -18,7 +18,6 @@ from tests import fleet
 from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
 from tests.leaks import Exporter, Trace, found
 from tests.rings import RINGS, may_select, rings_in
-from tests.vllm_process import VLLMProcess, vllm_process
 
 settings.register_profile(
     "steady",
@@ -97,10 +96,3 @@ async def router_app(servers: Servers, tmp_path: Path) -> AsyncIterator[StartRou
             return await stack.enter_async_context(routed(servers, tmp_path / "records", specs, **options))
 
         yield start
-
-
-@pytest.fixture(scope="session")
-def in_vllm() -> Iterator[VLLMProcess]:
-    """Runs functions where vLLM is imported: `in_vllm.run(function, ...)`."""
-    with vllm_process() as process:
-        yield process

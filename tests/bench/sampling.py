@@ -7,9 +7,11 @@ place, times the number of places (Bonferroni). A lossless drafter is below 0.00
 
 import argparse
 import dataclasses
+import json
 import os
+import subprocess
+import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,11 @@ def main() -> None:
     parser.add_argument("--drafters", nargs="+", choices=DRAFTERS, default=list(DRAFTERS), help="these alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json-file", type=Path)
+    parser.add_argument("--answer", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.answer:
+        print(json.dumps(_answers(**json.loads(args.answer))))
+        return
     figures: dict[str, Interval] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder))
@@ -90,14 +96,16 @@ def judge(folder: Path, name: str, n: int, seed: int = 0) -> tuple[float, float]
     """(p-value of the worst place, share of the drafted tokens that were accepted) of one drafter."""
     from scipy.stats import chisquare
 
-    answers, drafted, accepted = _answers(folder, DRAFTERS[name], n, seed)
+    job = {"folder": str(folder), "drafter": DRAFTERS[name], "n": n, "seed": seed}
+    command = [sys.executable, "-m", "tests.bench.sampling", "--answer", json.dumps(job)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    answers, drafted, accepted = json.loads(ran.stdout.strip().splitlines()[-1])
     counts = [np.bincount(column, minlength=VOCABULARY) for column in np.asarray(answers)[:, :PLACES].T]
     expected = exact(folder / "target")
     p = min(chisquare(*_pooled(seen, n * share)).pvalue for seen, share in zip(counts, expected, strict=True))
     return min(1.0, PLACES * float(p)), accepted / max(drafted, 1)
 
 
-@cache
 def exact(target: Path) -> np.ndarray[Any, Any]:
     """The probability of each token at each of the first places, [places, vocabulary]."""
     import torch
@@ -124,7 +132,7 @@ def _pooled(seen: Any, expected: Any) -> tuple[Any, Any]:
     return pool(seen), pool(expected) * (seen.sum() / expected.sum())
 
 
-def _answers(folder: Path, drafter: Any, n: int, seed: int) -> tuple[list[list[int]], int, int]:
+def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[int]], int, int]:
     """(answers, tokens drafted, tokens accepted) of one engine."""
     from vllm import LLM, EngineArgs, SamplingParams
 
@@ -133,7 +141,7 @@ def _answers(folder: Path, drafter: Any, n: int, seed: int) -> tuple[list[list[i
     drafted_by = {"drafters": drafters} if pool else {"drafter": drafters[0] if drafters else None}
     fleet = FleetConfig.model_validate(
         {
-            "target": {"source": str(folder / "target")},
+            "target": {"source": str(Path(folder) / "target")},
             "engine_kwargs": {"enforce_eager": True, "max_model_len": 64, "kv_cache_memory_bytes": 2**26},
             "engines": [{"name": "plain"}, {"name": "drafted", **drafted_by}],
         }
@@ -166,8 +174,8 @@ def _pin(name: str) -> str:
     return Forecast({name: 4.0}, MAX_WEIGHT, only=name).to_json()
 
 
-def _located(drafter: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return {**drafter, "model": str(folder / drafter["model"])} if "model" in drafter else drafter
+def _located(drafter: dict[str, Any], folder: str) -> dict[str, Any]:
+    return {**drafter, "model": str(Path(folder) / drafter["model"])} if "model" in drafter else drafter
 
 
 if __name__ == "__main__":

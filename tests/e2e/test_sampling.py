@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.bench.sampling import judge, make_models
-from tests.vllm_process import VLLMProcess
 
 pytestmark = pytest.mark.vllm
 
@@ -14,9 +13,9 @@ DOUBTFUL = 0.05
 
 
 @pytest.fixture(scope="module")
-def models(in_vllm: VLLMProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    in_vllm.run(make_models, folder)
+    make_models(folder)
     return folder
 
 
@@ -24,9 +23,9 @@ def models(in_vllm: VLLMProcess, tmp_path_factory: pytest.TempPathFactory) -> Pa
     "drafter",
     ["hybrid", "draft_model, sampled drafts", "eagle3, draft exit", "eagle3, parallel, sampled drafts", "pool"],
 )
-def test_sampled_answers_are_distributed_as_the_target_s(in_vllm: VLLMProcess, models: Path, drafter: str) -> None:
-    p, accepted = in_vllm.run(judge, models, drafter, 2000)
+def test_sampled_answers_are_distributed_as_the_target_s(models: Path, drafter: str) -> None:
+    p, accepted = judge(models, drafter, 2000)
     if p < DOUBTFUL:
-        p, accepted = in_vllm.run(judge, models, drafter, 20_000, seed=1)
+        p, accepted = judge(models, drafter, 20_000, seed=1)
     assert accepted > 0.02
     assert p > 0.001
