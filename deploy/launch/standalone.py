@@ -49,9 +49,9 @@ class RouterProcesses:
                 "set `url` for each, or use `draftpick serve`",
             )
         self._config, self._drain_s = config.model_dump(mode="json"), config.drain_timeout_s
-        self._socket, self._picker = _listening(host, port), picker
         if picker is not None:
-            _listening(*picker).close()  # by the process itself: here its error would be lost
+            _listening(*picker).close()  # the process itself will listen there: an error would be lost in its output
+        self._socket, self._picker = _listening(host, port), picker
         self._context = multiprocessing.get_context("spawn")
         self._stopping = False
         self._ready = self._context.Semaphore(0)
