@@ -68,7 +68,7 @@ def _standing(name: str, found: str, context: DoctorContext) -> Iterator[Finding
         say = problem if part in used & _VITAL else warning if part in used else note
         yield say(_HERE, f"{name} {found}: {part} does not work", f"pip install {name}{TESTED}", why)
     if Version(found) not in TESTED and not (support and support.broken.keys() & used):
-        tried = "all else that this fleet uses works with it" if support is not None else "it was not tried"
+        tried = "all else that this fleet uses works with it" if support and support.works else "it was not tried"
         yield note(
             _HERE, f"{name} {found}; {tried}", f"{name}{TESTED} is the version that Draftpick is developed with",
             "Ray 2.60 is made for vLLM 0.29",

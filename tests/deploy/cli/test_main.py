@@ -132,6 +132,15 @@ def test_an_invalid_configuration_as_json(tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in found["problems"]] == ["engines", "rooter"]
 
 
+def test_a_drafting_method_that_may_be_misspelt_is_a_warning(tmp_path: Path) -> None:
+    engine = {"name": "far", "url": "http://127.0.0.1:9", "drafter": {"method": "ngrm"}}
+    path = fleet_file(tmp_path, engines=[engine], router={"default_engine": "far"})
+    text, as_json = invoke("check-config", path), invoke("check-config", path, "--json")
+    assert (text.exit_code, as_json.exit_code) == (0, 0)
+    assert "warning: engines.0.drafter.method: unknown method 'ngrm'" in words(text.stderr)
+    assert "did you mean 'ngram'" in json.loads(as_json.stdout)["warnings"][0]
+
+
 def test_a_policy_for_other_engines_is_a_warning(tmp_path: Path) -> None:
     policy = str(write_policy(tmp_path / "policy", ["plain", "math"]))
     path = fleet_file(tmp_path, router={"default_engine": "plain", "policy": policy})

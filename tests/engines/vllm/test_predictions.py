@@ -17,8 +17,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationW
 
 ENGINES: dict[str, dict[str, Any]] = {
     "suffix": {"drafter": {"method": "suffix", "num_speculative_tokens": 8, "suffix_decoding_max_cached_requests": 0}},
-    "hybrid": {"drafter": {"method": "hybrid", "num_speculative_tokens": 8}},
-    "trigram": {"drafter": {"method": "trigram", "num_speculative_tokens": 4}},
     "ngram": {"drafter": {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_min": 2}},
     "pool": {
         "drafters": [
@@ -29,6 +27,8 @@ ENGINES: dict[str, dict[str, Any]] = {
                 "suffix_decoding_max_cached_requests": 0,
             },
             {"name": "ngram", "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4},
+            {"name": "trigram", "method": "trigram", "num_speculative_tokens": 3},
+            {"name": "hybrid", "method": "hybrid", "num_speculative_tokens": 8},
             {"name": "general", "method": "eagle3", "model": "embedded:general", "num_speculative_tokens": 3},
         ]
     },
