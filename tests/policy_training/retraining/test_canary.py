@@ -186,6 +186,7 @@ def test_a_stage_is_passed_by_its_lower_bound_and_failed_by_its_upper(
     found = evaluate_stage(four_requests(), BASELINE, since=-1.0, next_share=next_share, limits=Limits(min_requests=2))
     assert (found.action, refused(found)) == (action, missing)
     gain = next(check for check in found.checks if check.name == "gain")
+    assert found.checks[0].limit == -0.02
     assert (gain.value, gain.limit) == pytest.approx((low, 0.0 if next_share == 1.0 else -0.02 / next_share))
 
 

@@ -440,9 +440,10 @@ POOL_DECISION = Decision(
 def test_one_answer_of_a_pool_corrects_every_drafter_that_it_scored() -> None:
     config = OnlineConfig.model_validate({"correction": {"max_log_step": 9.0, "window": 1e6}})
     learner = OnlineLearner(config, FixedPolicy(POOL, "pool/x"))
-    learner.observe(0, POOL_DECISION, pool_answer(x=(20, 2.0), y=(4, 3.0), none=(20, 1.0), z=(20, 9.0)), 1)
+    learner.observe(0, POOL_DECISION, pool_answer(x=(20, 2.5), y=(4, 3.0), none=(20, 1.0), z=(20, 9.0)), 1)
     (sums,) = learner.correction.local_state()["sums"]
-    assert sums == pytest.approx([0.0, 0.0, math.log(4 / 3), 0.0])
+    steps = math.log(2.5 / 2.0)  # longer than predicted, since as long a token had more accepted
+    assert sums == pytest.approx([steps, 0.0, steps + math.log(4 / 3), 0.0])
     learner.observe(0, POOL_DECISION, pool_answer(x=(20, 2.0), y=(3, 3.0)), 1)  # on too few tokens
     (weights,) = learner.correction.local_state()["weights"]
     assert weights == pytest.approx([2.0, 2.0, 1.0, 0.0], rel=1e-5)
@@ -495,22 +496,3 @@ def test_answers_to_requests_that_the_policy_sends_elsewhere_count_more(
     arm = "ab".index(decision.arm)
     assert learner.safe_mode.comparison._residuals[arm, 0] == pytest.approx([weight, math.log(2)])
     assert learner.safe_mode.requests == in_safe_mode
-
-
-def test_steps_of_an_engine_are_remembered_for_what_a_pool_shows_of_its_drafter() -> None:
-    config = OnlineConfig.model_validate({"correction": {"max_log_step": 9.0, "window": 1e6}})
-    arms = ("pool/x", "pool/none", "x")
-    learner = OnlineLearner(config, FixedPolicy(arms, "x"))
-    shares = dict.fromkeys(arms, 0.0)
-    alone = Decision("x", 1.0, {**shares, "x": 1.0}, "p", predicted_tpot_s=[0.01] * 3, predicted_tau=[2.0, 1.0, 2.0])
-    learner.observe(0, alone, answered(0.02, tau=4.0), 1)  # twice as long a token, with twice as many a step
-    learner.observe(0, alone, answered(0.02), 1)  # as many as predicted
-    pooled = replace(alone, arm="pool/x", probabilities={**shares, "pool/x": 1.0})
-    learner.observe(0, pooled, replace(pool_answer(x=(20, 2.0)), tpot_s=0.01), 1)
-    (sums,) = learner.correction.local_state()["sums"]
-    steps = (0.98 * 2 + 1) * math.log(2) / (0.98 + 1 + 1)  # shrunk towards the prediction as by one answer
-    assert sums == pytest.approx([0.0, 0.0, 2 * math.log(2) + steps], rel=1e-5)
-    learner.reset_arm("x")
-    learner.observe(0, pooled, replace(pool_answer(x=(20, 2.0)), tpot_s=0.01), 1)
-    (sums,) = learner.correction.local_state()["sums"]
-    assert sums[2] == 0.0
