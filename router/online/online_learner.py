@@ -19,7 +19,7 @@ from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
-from draftpick.router.policies.pool_arms import MENDING, arms_alike
+from draftpick.router.policies.pool_arms import MENDING
 from draftpick.router.types import Decision, Outcome, acceptance_by_arm
 
 _MIN_TOKENS = 4
@@ -30,8 +30,6 @@ _MAX_UNLOADED_SLOWDOWN = 1.25
 _DEFAULT_EVERY = 16
 """Answers between two looks for a better default arm."""
 _KEPT_WEIGHT = 0.2
-_STEP_MEMORY = 0.98
-"""What remains of an engine's step times after another answer."""
 _PROFILED_DEVIATION, _FOREIGN_DEVIATION = 0.15, 0.35
 """Standard deviation of an arm's log level before its first answer: with a profile, or with another machine's costs."""
 
@@ -58,8 +56,6 @@ class OnlineLearner:
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
         prior = [0.0 if drafter_of(arm) is None else math.log(MENDING) for arm in policy.arms]
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms), prior)
-        self._alike = arms_alike(policy.arms)
-        self._step_levels = [[0.0, 0.0] for _ in policy.arms]
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
@@ -104,7 +100,6 @@ class OnlineLearner:
         if self._config.correction.enabled:
             if outcome.drafters is None or decision.predicted_tau is None:
                 self.correction.update(cluster, arm, residual, weight)
-                self._note_steps(arm, residual, decision, outcome)
             else:
                 self._correct_pool(cluster, arm, residual, decision, outcome, weight)
         if self._config.correction.enabled or self._caution_left[arm]:
@@ -119,7 +114,6 @@ class OnlineLearner:
     def _forget(self, arm: int) -> None:
         """Discard what answers of an arm have shown; its level is unknown again."""
         self.correction.reset_arm(arm)
-        self._step_levels[arm] = [0.0, 0.0]
         self.safe_mode.reset_arm(arm)
         most = self._exploration.wide_answers
         self._wide_answers_left = min(max(self._wide_answers_left, 0) + most, most * len(self._policy.arms))
@@ -156,26 +150,14 @@ class OnlineLearner:
         self, cluster: int, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float
     ) -> None:
         """Correct all arms of a pool by one answer: the chosen one by its time, the others by what their drafters,
-        scored on it, would have had accepted, relative to the chosen one's. Engines with these drafters learn as well:
-        their acceptance from the answer, their steps from their own.
-        """
+        scored on it, would have had accepted, relative to the chosen one's."""
         tau, scored = decision.predicted_tau, dict(self._scored(decision, outcome))
         assert tau is not None
         accepted = scored.setdefault(arm, outcome.acceptance_length or tau[arm])
         for one, theirs in scored.items():
-            acceptance = math.log(tau[one] / theirs)
-            self.correction.update(cluster, one, residual - math.log(tau[arm] / accepted) + acceptance, weight)
-            for alone in self._alike[one]:
-                if self._policy.arms[alone] not in self._policy.foreign_costs:
-                    steps, answers = self._step_levels[alone]
-                    self.correction.update(cluster, alone, steps / (answers + 1.0) + acceptance, weight)
-
-    def _note_steps(self, arm: int, residual: float, decision: Decision, outcome: Outcome) -> None:
-        """Learn how long the steps of an engine that is no pool take, relative to the predicted ones."""
-        if decision.predicted_tau is not None:
-            expected, level = decision.predicted_tau[arm], self._step_levels[arm]
-            steps = residual + math.log((outcome.acceptance_length or expected) / expected)
-            level[:] = level[0] * _STEP_MEMORY + steps, level[1] * _STEP_MEMORY + 1.0
+            self.correction.update(
+                cluster, one, residual + math.log(accepted / tau[arm]) + math.log(tau[one] / theirs), weight
+            )
 
     def _scored(self, decision: Decision, outcome: Outcome) -> Iterator[tuple[int, float]]:
         """The arms of a pool whose acceptance length an answer shows, and that length; `none` has 1."""

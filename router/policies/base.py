@@ -19,6 +19,7 @@ from draftpick.router.config.sections import ExplorationConfig, Objective
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
 from draftpick.router.policies.neighbourhood import Clusters
+from draftpick.router.policies.pool_arms import MENDING_DEVIATION
 from draftpick.router.policies.shapes import Shapes
 from draftpick.router.types import Context, Decision, LoadTerms
 
@@ -278,6 +279,12 @@ class Policy(ABC):
             for arm in arms:
                 left[arm] = arm == kept
         return left
+
+    def beyond_pool(self, default: int) -> list[float]:
+        """How far an arm must be faster than the pool of `default` beyond what it is predicted, as a logarithm, [arms]:
+        what a pool gains by changing drafters differs by request, and no policy foresees it."""
+        pool = next((pool for pool in self.pools if default in pool), None)
+        return [0.0 if pool is None or arm in pool else MENDING_DEVIATION for arm in range(len(self.arms))]
 
     def arm_of_engine(self, arm: int, eligible: Sequence[bool], seconds: Sequence[float]) -> int:
         """The arm itself; of a pool, the fastest eligible one, whose time the pool is predicted to take."""

@@ -96,7 +96,8 @@ class CalibratedPolicy(TauCostPolicy):
     def _margins(
         self, default: int, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool
     ) -> Sequence[float]:
-        upper = np.expm1(deviation * self._conformal[int(sampled), default, :, BOUND])
+        upper = deviation * self._conformal[int(sampled), default, :, BOUND]
+        upper = np.expm1(np.maximum(upper, self.beyond_pool(default)) if self.pools else upper)
         margins: list[float] = (decode_s * upper - self._tolerance * seconds[default]).tolist()
         return margins
 

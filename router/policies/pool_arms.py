@@ -14,6 +14,8 @@ from draftpick.router.policies.shapes import Arrays, Shapes
 
 MENDING = 0.95
 """Time that a pool takes over that of its fastest drafter alone, until measured (tests/bench/results/pool.json)."""
+MENDING_DEVIATION = 0.15
+"""Standard deviation of the logarithm of that ratio over requests: greedy prompts of dev, tests.bench.real_text."""
 _PLAIN = "plain"
 """Usual name of an engine without a drafter."""
 _INDEXED = "domain_arms"
@@ -51,13 +53,6 @@ def column_of(arm: str, known: Sequence[str]) -> int | None:
         return known.index(arm)
     drafters = [_drafter(one) for one in known]
     return drafters.index(_drafter(arm)) if _drafter(arm) in drafters else None
-
-
-def arms_alike(arms: Sequence[str]) -> dict[int, list[int]]:
-    """Indices of the engines with one drafter, or none, by that of the arm of a pool with the same drafter."""
-    singles = {_drafter(arm): i for i, arm in enumerate(arms) if drafter_of(arm) is None}
-    pooled = [(i, _drafter(arm)) for i, arm in enumerate(arms) if drafter_of(arm) is not None]
-    return {i: [singles[name]] if name in singles else [] for i, name in pooled}
 
 
 def _drafter(arm: str) -> str:

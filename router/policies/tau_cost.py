@@ -155,7 +155,10 @@ class TauCostPolicy(Policy):
         self, default: int, seconds: Sequence[float], decode_s: Floats, deviation: Floats, sampled: bool
     ) -> Sequence[float]:
         """Seconds [arms] by which an arm must be faster than `default`. `deviation`: of log `decode_s`, [arms]."""
-        margins: list[float] = (self._z * decode_s * deviation + self._switch_cost * seconds[default]).tolist()
+        margin_s = self._z * decode_s * deviation
+        if self.pools:
+            margin_s = np.maximum(margin_s, decode_s * np.expm1(self.beyond_pool(default)))
+        margins: list[float] = (margin_s + self._switch_cost * seconds[default]).tolist()
         return margins
 
     def _predict(self, z: Vector, sampled: bool) -> tuple[Floats, Floats]:

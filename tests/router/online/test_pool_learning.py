@@ -1,6 +1,5 @@
-"""What answers of a pool teach: its own time, its drafters' acceptance, and that of engines with the same drafters."""
+"""What answers of a pool teach: its own time, and its drafters' acceptance."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,24 +56,3 @@ def test_slow_steps_of_a_pool_are_no_worse_acceptance() -> None:
     found = times(online)
     assert found["pool/suffix"] / found["pool/none"] == pytest.approx(1.0, rel=0.02)
     assert found["pool/math"] / found["pool/none"] == pytest.approx(2.0 / 1.5, rel=0.02)
-
-
-def test_an_engine_with_a_drafter_of_a_pool_learns_its_acceptance_from_the_pool_and_its_steps_from_its_own() -> None:
-    online = learner()
-    for _ in range(40):
-        answer(online, "suffix", 1.2 * STEP_S, 2.0)
-        answer(online, "plain", 1.1 * STEP_S, 1.0)
-    for _ in range(200):
-        answer(online, "pool/suffix", STEP_S, 1.6, suffix=1.6)
-    found = times(online)
-    assert found["suffix"] == pytest.approx(1.2 * 2.0 / 1.6, rel=0.05)
-    assert found["plain"] == pytest.approx(1.1, rel=0.05)
-
-
-def test_the_answers_of_a_pool_end_the_wide_exploration_of_engines_with_its_drafters() -> None:
-    online = learner()
-    assert online.level_deviations is not None
-    assert min(online.level_deviations) > 0
-    for _ in range(60):
-        answer(online, "pool/suffix", STEP_S, 2.0 * math.exp(0.1), suffix=2.0, math=2.0)
-    assert online.level_deviations is None

@@ -12,10 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from draftpick.engines.mock.app import mock_app
 from draftpick.engines.mock.spec import MockDrafter, MockSpec
 from draftpick.engines.pool.forecast import XARG, Forecast
+from draftpick.engines.profile.profile import Profile
 from draftpick.router import policies
 from draftpick.router.features.featurizer import LexicalFeaturizer
-from draftpick.router.policies.base import Policy
+from draftpick.router.policies.base import DecisionInput, Policy
 from draftpick.router.policies.baselines import FixedPolicy, UniformPolicy
+from draftpick.router.types import Context
 from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, RESPONSES, Routed, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -251,3 +253,15 @@ async def test_an_engine_that_rejects_a_forecast_is_asked_without_one(
     assert (await app.post(vllm_xargs={"own": 1})).status_code == 400  # the client's own mistake
     attempts = [record.attempt for record in await app.records(4)]
     assert attempts == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("step_s", "chosen"), [(0.0097, "pool/ngram"), (0.008, "ngram")])
+async def test_an_engine_of_its_own_serves_in_place_of_a_pool_if_it_is_faster_by_what_a_pool_may_gain(
+    step_s: float, chosen: str
+) -> None:
+    arms = ("pool/none", "pool/ngram", "ngram")
+    made = policy(arms, ngram=2.0)
+    pool, alone = (Profile("b", "m", (1, 8), (64,), ((((s,), (s,)),) * 2), 0.0, 0.0, 8) for s in (0.01, step_s))
+    made.use_profiles({"pool/none": pool, "pool/ngram": pool, "ngram": alone})
+    context = Context(np.zeros(LexicalFeaturizer().dimension, np.float32), LexicalFeaturizer().id)
+    assert made.decide(DecisionInput(context, arms), np.random.default_rng(0)).arm == chosen
