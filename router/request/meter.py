@@ -158,11 +158,12 @@ class Meter:
         """Return the measurements with what the engine says of the request's prediction."""
         usage = self._fields.get("usage", {})
         details = usage.get("completion_tokens_details")
-        names = ("accepted_prediction_tokens", "rejected_prediction_tokens")
-        counts: list[Any] = [details.get(name) for name in names] if isinstance(details, dict) else []
-        if not counts or not all(type(count) is int and count >= 0 for count in counts):
+        if not isinstance(details, dict):
             return outcome
-        return replace(outcome, prediction=PredictionTokens(*counts))
+        accepted, rejected = (details.get(f"{what}_prediction_tokens") for what in ("accepted", "rejected"))
+        if type(accepted) is not int or type(rejected) is not int or min(accepted, rejected) < 0:
+            return outcome
+        return replace(outcome, prediction=PredictionTokens(accepted, rejected))
 
     def _tpot(self, e2e_s: float | None, output: int | None) -> float | None:
         """Seconds per token of one answer after its first; None if undefined."""
