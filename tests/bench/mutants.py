@@ -270,6 +270,9 @@ def write(entries: dict[str, dict[str, Any]]) -> None:
         for name, entry in samples.items()
         for key in ("score", "score_at_first", "tested", "sampled")
     }
+    for name, entry in samples.items():  # had those that change nothing counted as not noticed
+        share = entry["score_at_first"] * (1 - len(entry["equivalent"]) / entry["tested"])
+        shares[f"{name.replace(' ', '_')}/share_of_all_at_first"] = Interval(share, share, share)
     tested = sum(entry["tested"] for entry in samples.values())
     write_result(RESULTS, tested, shares, bar=BAR, score=score_of(samples), samples=samples)
 
