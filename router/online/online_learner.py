@@ -19,7 +19,7 @@ from draftpick.router.online.events import Event, EventHandler
 from draftpick.router.online.residual_correction import ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
-from draftpick.router.policies.pool_arms import MENDING
+from draftpick.router.policies.pool_arms import MENDING, shares_drafter
 from draftpick.router.types import Decision, Outcome, acceptance_by_arm
 
 _MIN_TOKENS = 4
@@ -59,6 +59,7 @@ class OnlineLearner:
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
+        self._shares_drafter = np.asarray(shares_drafter(policy.arms))
         self._caution_left = [0] * len(policy.arms)
         self.shifts: Shifts | None = None
         self.level_deviations: Sequence[float] | None = None
@@ -143,6 +144,8 @@ class OnlineLearner:
         prior = np.asarray([_FOREIGN_DEVIATION if arm in foreign else _PROFILED_DEVIATION for arm in arms])
         answers, limit = np.asarray(self.correction.answers), self._exploration.wide_answers
         known = (answers >= limit) | ((errors < self._exploration.level_error) & (weights >= _MIN_LEVEL_ANSWERS))
+        # Its steps are profiled here, and a pool tells on every request what its drafter would have had accepted.
+        known |= self._shares_drafter & np.asarray([arm not in foreign for arm in arms])
         deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
         self.level_deviations = deviations.tolist() if deviations.any() else None
 

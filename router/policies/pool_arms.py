@@ -56,6 +56,12 @@ def column_of(arm: str, known: Sequence[str]) -> int | None:
     return drafters.index(_drafter(arm)) if _drafter(arm) in drafters else None
 
 
+def shares_drafter(arms: Sequence[str]) -> list[bool]:
+    """Whether an arm is an engine of its own whose drafter, or lack of one, a pool has as well."""
+    pooled = {_drafter(arm) for arm in arms if drafter_of(arm) is not None}
+    return [drafter_of(arm) is None and _drafter(arm) in pooled for arm in arms]
+
+
 def _drafter(arm: str) -> str:
     name = drafter_of(arm) or arm
     return NONE if name == _PLAIN else name

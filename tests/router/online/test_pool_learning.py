@@ -56,3 +56,9 @@ def test_slow_steps_of_a_pool_are_no_worse_acceptance() -> None:
     found = times(online)
     assert found["pool/suffix"] / found["pool/none"] == pytest.approx(1.0, rel=0.02)
     assert found["pool/math"] / found["pool/none"] == pytest.approx(2.0 / 1.5, rel=0.02)
+
+
+def test_engines_with_drafters_of_a_pool_are_not_widely_explored() -> None:
+    levels = dict(zip(ARMS, learner().level_deviations or (), strict=True))
+    assert levels["suffix"] == levels["plain"] == 0.0
+    assert levels["pool/suffix"] > 0.0
