@@ -79,7 +79,6 @@ class Maker:
         ({"pin": "pool"}, ["pool/x", "pool/none"]),
         ({"pin": "pool", "unable": {"pool"}}, ["pool/x", "pool/none"]),  # who pins, knows
     ],
-    ids=str,
 )
 def test_failed_engines_are_avoided_and_those_that_cannot_are_left_out(
     more: dict[str, Any], eligible: list[str]
