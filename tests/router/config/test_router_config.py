@@ -79,13 +79,13 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
 def test_all_problems_are_listed_at_once_with_their_paths() -> None:
     data = {
         "target": {"name": ""},
-        "engines": [{"name": "plain"}, {"name": "a", "drafter": {"method": "ngrm"}}],
+        "engines": [{"name": "plain"}, {"name": "a", "drafter": {"method": "ngram", "num_speculative_tokens": 0}}],
         "router": {"max_attempts": 0},
     }
     found = problems(data)
     assert [line.split(": ")[0] for line in found] == [
         "target.name",
-        "engines.1.drafter.method",
+        "engines.1.drafter.num_speculative_tokens",
         "router.default_engine",
         "router.max_attempts",
     ]

@@ -16,6 +16,7 @@ from draftpick.router.openai_request import Request
 from draftpick.router.request.ability import Rejection
 from draftpick.router.request.dispatcher import Dispatcher, _count_tokens
 from draftpick.router.request.meter import Meter
+from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.state import ClientRequest, RequestState
 from draftpick.router.request.verdict import BROKEN, CANCELLED, NO_REPLICA, OK, REJECTED, Verdict
 from draftpick.router.types import Attempt, Context, Decision, Outcome, Reason
@@ -51,6 +52,7 @@ class World:
             "replicas": self.table, "client": SimpleNamespace(response_timeout_s=LIMITS), "decide": self._decide,
             "admission": admission, "prefixes": self.prefixes, "demand": self.demand, "shadow": None,
             "metrics": self.metrics, "abilities": abilities, "on_attempt_end": self.attempts.append,
+            "predictions": Predictions({}),
         }  # fmt: skip
         self.dispatcher = Dispatcher(self.config, **parts)  # type: ignore[arg-type]
         self.decided = list[dict[str, Any]]()
@@ -233,7 +235,7 @@ def test_an_engine_that_rejects_a_forecast_is_asked_without(
     assert world.dispatcher._try_again(world.state, REJECTED, meter, body) is rejected
     assert world.metrics.ignored_forecasts == ({"a": 1} if rejected else {})
     assert bool(world.state.tried) is not rejected
-    until = world.dispatcher._no_forecast_until.get("a", 0.0)
+    until = world.dispatcher._no_args_until.get("a", 0.0)
     assert until == (pytest.approx(time.monotonic() + 600, abs=0.5) if rejected else 0.0)
 
 
