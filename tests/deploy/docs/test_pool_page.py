@@ -126,11 +126,18 @@ def test_a_prediction_is_counted_in_the_usage_and_changes_nothing_else(engine: h
     asked = {"vllm_xargs": {XARG: without[0]["message"]["content"]}}
     answer = ask(engine, **asked)
     assert answer["choices"] == without
-    assert answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 20
+    assert_all_came(answer["usage"])
     body = {**ASK, **asked, "stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
     with engine.stream("POST", "/v1/chat/completions", json=body) as stream:
         last = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")][-1]
-    assert last["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 20
+    assert_all_came(last["usage"])
+
+
+def assert_all_came(usage: dict[str, Any]) -> None:
+    """All of a prediction came, and all of the answer but its end was predicted."""
+    counts = usage["completion_tokens_details"]
+    assert counts["rejected_prediction_tokens"] == 0
+    assert usage["completion_tokens"] - 1 <= counts["accepted_prediction_tokens"] <= usage["completion_tokens"]
 
 
 @contextmanager
