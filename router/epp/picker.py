@@ -100,9 +100,10 @@ class Picker:
     def _change(self, http_request: HttpRequest, made: ClientRequest, grant: Grant | None, body: bytes) -> Change:
         """What the engine gets in place of what the client sent."""
         removed = not_for_engine(http_request.headers, with_authorization=not self._app.keys_enabled)
-        inflated = "content-encoding" in removed
+        predicted = made.request.prediction is not None  # the field itself is for no engine
+        body, other_body = made.request.client_body if predicted else body, predicted or "content-encoding" in removed
         if grant is None:
-            return Change([(CLIENT_REQUEST_ID, made.request_id)], removed, body, inflated)
+            return Change([(CLIENT_REQUEST_ID, made.request_id)], removed, body, other_body)
         addresses = [grant.address, *grant.fallbacks]
         keys = [self._access.get(one.url, _NO_ACCESS).authorization for one in addresses]
         headers = list(grant.address.headers.items())
@@ -111,11 +112,8 @@ class Picker:
         given = {name for name, _ in headers}
         # All endpoints get the same headers, so none with another key than the first can be named.
         endpoints = [endpoint_of(one.url) for one, key in zip(addresses, keys, strict=True) if key == keys[0]]
-        args, other_body = grant.fields.get(ENGINE_ARGS), inflated or made.request.prediction is not None
-        if args is not None:
+        if (args := grant.fields.get(ENGINE_ARGS)) is not None:
             body, other_body = with_args(made.request, made.request.client_body, args), True
-        elif made.request.prediction is not None:  # in no engine's own fields
-            body = made.request.client_body
         left_out = [name for name in removed if name not in given]
         return Change(headers, left_out, body, other_body, ",".join(endpoints))
 

@@ -181,10 +181,10 @@ class Dispatcher:
             objective=client_request.objective,
             unable=state.unable,
             generates=client_request.request.generates,
-            preferred=self.predictions.engines if predicted else (),
+            preferred=self.predictions.engines(client_request.key) if predicted else (),
         )
         if predicted and decision.forecast is not None:
-            forecast = self.predictions.forecast(decision.arm, decision.forecast)
+            forecast = self.predictions.forecast(decision.arm, decision.forecast, client_request.key)
             decision = replace(decision, forecast=forecast)
         if decision.reason == "policy":
             self._demand.decisions[decision.unloaded_arm or decision.arm, decision.arm] += 1
@@ -220,7 +220,7 @@ class Dispatcher:
                 outcome = meter.outcome(verdict.status, verdict.fault)
                 if request.prediction is not None:
                     outcome = meter.with_prediction(outcome)
-                    self.predictions.observe(outcome)
+                    self.predictions.observe(outcome, client_request.key)
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA

@@ -92,7 +92,7 @@ def _edited(text: str) -> str:
 def measure(engines: Engines, prompts: Sequence[Prompt]) -> dict[str, list[Block]]:
     """Return the answers by what was asked, in the order of the prompts."""
     predictions = Predictions({POOL: frozenset({f"{POOL}/{SUFFIX}"})})
-    expected = predictions.forecast(f"{POOL}/{SUFFIX}", Forecast())
+    expected = predictions.forecast(f"{POOL}/{SUFFIX}", Forecast(), "")
     texts = [to_be_edited(prompt.text) for prompt in prompts]
     for name in engines.names:
         engines.answer(name, prompts[:WARM_UP], 1)

@@ -169,22 +169,23 @@ def told(accepted: int, rejected: int) -> Outcome:
 
 async def test_the_share_is_that_of_earlier_predictions() -> None:
     predictions = Predictions(COPYING)
-    before = predictions.forecast("pool/none", Forecast({"ngram": 1.0, "math": 2.0}))
+    before = predictions.forecast("pool/none", Forecast({"ngram": 1.0, "math": 2.0}), "a")
     for _ in range(40):
-        predictions.observe(told(900, 100))
-    after = predictions.forecast("pool/none", Forecast({"ngram": 1.0, "math": 2.0}))
-    assert predictions.share == pytest.approx(0.9, abs=0.01)
+        predictions.observe(told(900, 100), "a")
+    after = predictions.forecast("pool/none", Forecast({"ngram": 1.0, "math": 2.0}), "a")
+    assert predictions.share("a") == pytest.approx(0.9, abs=0.01)
     assert after.tau["ngram"] > before.tau["ngram"] > after.tau["math"] == 2.0
-    predictions.observe(Outcome("ok"))
-    assert predictions.share == pytest.approx(0.9, abs=0.01)
+    predictions.observe(Outcome("ok"), "a")
+    assert predictions.share("a") == pytest.approx(0.9, abs=0.01)
 
 
 async def test_predictions_that_never_come_are_worth_no_preference() -> None:
     predictions = Predictions(COPYING)
-    assert predictions.engines == {"pool"}
+    assert predictions.engines("a") == {"pool"}
     for _ in range(40):
-        predictions.observe(told(0, 1000))
-    assert predictions.engines == frozenset()
+        predictions.observe(told(0, 1000), "a")
+    assert predictions.engines("a") == frozenset()
+    assert predictions.engines("b") == {"pool"}  # another client's still may
 
 
 async def test_engines_that_copy_are_known_from_their_configuration() -> None:
