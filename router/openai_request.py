@@ -110,9 +110,9 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         body = write(fields)
     client_body = body
     stream = "stream" in fields and to_bool(fields["stream"]) is True
-    hide_usage = stream and path in _USAGE_PATHS and not _asks_for_usage(fields)
-    if hide_usage:
-        body = _ask_for_usage(fields, body, write)
+    hide_usage = False
+    if stream and path in _USAGE_PATHS:
+        body, hide_usage = _with_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
     sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
@@ -224,23 +224,20 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _asks_for_usage(fields: dict[str, Any]) -> bool:
-    options = fields.get("stream_options")
-    return isinstance(options, dict) and to_bool(options.get("include_usage")) is True
+def _with_usage(fields: dict[str, Any], body: bytes, write: json_values.Write) -> tuple[bytes, bool]:
+    """The body, which keeps one of each key, with `stream_options.include_usage`, and whether it is not the client's.
 
-
-def _ask_for_usage(fields: dict[str, Any], body: bytes, write: json_values.Write) -> bytes:
-    """Set `stream_options.include_usage` in a body, which keeps one of each key.
-
-    `continuous_usage_stats` is dropped: it would add usage to the chunks of a client that did not ask for it.
+    Then `continuous_usage_stats` is dropped: it would add usage to the chunks of a client that did not ask for it.
     """
     if "stream_options" not in fields:
-        return _append(body, "stream_options", {"include_usage": True})
-    options = fields["stream_options"]
-    if options is not None and not isinstance(options, dict):
-        return body
-    kept = {k: v for k, v in (options or {}).items() if k != "continuous_usage_stats"}
-    return write({**fields, "stream_options": {**kept, "include_usage": True}})
+        return _append(body, "stream_options", {"include_usage": True}), True
+    options = {} if fields["stream_options"] is None else fields["stream_options"]
+    if not isinstance(options, dict):
+        return body, True
+    if to_bool(options.get("include_usage")) is True:
+        return body, False
+    kept = {k: v for k, v in options.items() if k != "continuous_usage_stats"}
+    return write({**fields, "stream_options": {**kept, "include_usage": True}}), True
 
 
 _NUMBERS = ("temperature", "top_p", "top_k", "n")

@@ -3,6 +3,7 @@
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests import fleet
 from tests.fleet import FAST, Mock, Routed, Servers, StartMock, StartRouter, routed
 from tests.leaks import Exporter, Trace, found
 from tests.rings import RINGS, may_select, rings_in
+from tests.vllm_process import vllm_process
 
 settings.register_profile(
     "steady",
@@ -96,3 +98,10 @@ async def router_app(servers: Servers, tmp_path: Path) -> AsyncIterator[StartRou
             return await stack.enter_async_context(routed(servers, tmp_path / "records", specs, **options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def in_vllm() -> Iterator[ProcessPoolExecutor]:
+    """Runs functions where vLLM is imported: `in_vllm.submit(function, ...).result()`."""
+    with vllm_process() as process:
+        yield process

@@ -14,25 +14,17 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Access:
-    """Authenticates requests. Without keys, administration is for clients on this machine that name a host of ours."""
+    """Authenticates requests by `keys`. Without any, administration is for clients on this machine that name a host of
+    ours."""
 
     def __init__(self, keys: Keyring, hosts: Sequence[str], local_admin: bool) -> None:
         """`hosts`: further names of this router; `local_admin`: whether clients on this machine need no key."""
-        self._keys, self._hosts, self._local_admin = keys, frozenset(map(str.lower, hosts)), local_admin
-
-    @property
-    def keys_enabled(self) -> bool:
-        """Whether requests need a key."""
-        return self._keys.enabled
-
-    def name_of(self, key: Key) -> str:
-        """The name of a key, for what is kept by key; see `Keyring.name_of`."""
-        return self._keys.name_of(key)
+        self.keys, self._hosts, self._local_admin = keys, frozenset(map(str.lower, hosts)), local_admin
 
     def key(self, http_request: HttpRequest) -> Key:
         """The key of a request. Raises `Unauthorized`, and `Forbidden` for a foreign page in a browser."""
-        if self._keys.enabled:
-            return self._keys.authenticate(http_request.header_values)
+        if self.keys.enabled:
+            return self.keys.authenticate(http_request.header_values)
         if "origin" in http_request.header_values:
             self._check_origin(http_request)
         return ANONYMOUS

@@ -98,12 +98,12 @@ class AdminPages:
         async with self._bodies.body(http_request) as body:
             if body is not None:
                 request = parse(CHAT, body, self._parts.config)
-                name = self._access.name_of(key)
+                name = self._access.keys.name_of(key)
                 await reply.json(200, await explain(self._parts, request, key.objective, key.explore, name))
 
     async def _state(self, http_request: HttpRequest, reply: AsgiSink) -> None:
         self._access.require_admin(http_request, "the state")
-        shown = {"keys": self._access.keys_enabled, **await self._fleet_status.state()}
+        shown = {"keys": self._access.keys.enabled, **await self._fleet_status.state()}
         await reply.json(200, shown, [("cache-control", "no-store")])
 
     async def _events(self, http_request: HttpRequest, reply: AsgiSink) -> None:

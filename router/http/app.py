@@ -49,9 +49,7 @@ class RouterApp:
         self.bodies = BodyBudget(config)
         self._access = Access(keys, config.hosts, local_admin=config.local_admin is not False)
         admin = AdminPages(parts, owner, self._access, self.bodies, model)
-        leases = LeasePages(
-            *(config, parts.leases, self._access, keys, self.bodies), self.client_request, _until_disconnect
-        )
+        leases = LeasePages(config, parts.leases, self._access, self.bodies, self.client_request, _until_disconnect)
         pages: dict[tuple[str, str], Page] = {
             **admin.pages,
             **leases.pages,

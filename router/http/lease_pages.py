@@ -16,7 +16,7 @@ from draftpick.router.errors import BadRequest, NotFound, RequestError, Unauthor
 from draftpick.router.http.access import Access
 from draftpick.router.http.admin import CHAT
 from draftpick.router.http.asgi import AsgiSink, BodyBudget, HttpRequest
-from draftpick.router.http.auth import ANONYMOUS, Key, Keyring
+from draftpick.router.http.auth import ANONYMOUS, Key
 from draftpick.router.request.leases import Leases
 from draftpick.router.request.state import ClientRequest
 
@@ -34,12 +34,11 @@ class LeasePages:
         config: RouterConfig,
         leases: Leases,
         access: Access,
-        keys: Keyring,
         bodies: BodyBudget,
         make_request: MakeRequest,
         until_disconnect: UntilDisconnect,
     ) -> None:
-        self._config, self._leases, self._access, self._keys, self._bodies = config, leases, access, keys, bodies
+        self._config, self._leases, self._access, self._bodies = config, leases, access, bodies
         self._make_request, self._until_disconnect = make_request, until_disconnect
 
     @property
@@ -55,7 +54,7 @@ class LeasePages:
         if path not in self._config.paths:
             raise BadRequest("is not among router.paths", param="path", code="path_not_open")
         if key is not ANONYMOUS:
-            self._keys.check_rate_limit(key)
+            self._access.keys.check_rate_limit(key)
         async with self._bodies.body(http_request) as body:
             if body is None:
                 return

@@ -24,7 +24,6 @@ from draftpick.router.errors import Overloaded
 from draftpick.router.headers import CLIENT_REQUEST_ID
 from draftpick.router.openai_request import ENGINE_ARGS, with_engine_args
 from draftpick.router.request.dispatcher import Dispatcher
-from draftpick.router.request.fallbacks import fallbacks
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.verdict import CANCELLED, Verdict, judge_report
@@ -194,7 +193,7 @@ class Leases:
         headers = client_request.headers
         if state.trace is not None:
             headers = state.trace.attempt_started(decision, state.number, headers, redact_userinfo(replica.url))
-        others = fallbacks(state, self._dispatcher.replicas, self._dispatcher.decide, _MAX_FALLBACKS)
+        others = self._dispatcher.decide.fallbacks(decision, state.tried, state.unable, _MAX_FALLBACKS)
         places = [(engine_of(decision.arm), replica), *others]
         addresses = [
             Address(engine, redact_userinfo(one.url), self._headers(client_request, headers, number))

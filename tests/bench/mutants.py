@@ -51,7 +51,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         *(f"{_REQUEST}test_stream_resume.py", f"{_REQUEST}test_stored_responses.py", f"{_REQUEST}test_shadow.py"),
     ),
     "router/request/timeouts.py": (f"{_REQUEST}test_timeouts.py",),
-    "router/request/fallbacks.py": (f"{_REQUEST}test_fallbacks.py",),
     "router/request/decision.py": (*(f"{_REQUEST}test_decision.py", f"{_REQUEST}test_dispatcher.py"),),
     "router/request/learning.py": (f"{_REQUEST}test_learning.py",),
     "router/request/verdict.py": (f"{_REQUEST}test_verdict.py", f"{_REQUEST}test_stream_resume.py"),

@@ -31,6 +31,7 @@ from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.bench import sampling
 from tests.bench.figures import bootstrap_ratio
 from tests.bench.real_text import select
+from tests.vllm_process import vllm_process
 
 HEADS = ("general", "code", "math", "chat")
 DRAFTERS: dict[str, dict[str, Any]] = {
@@ -153,9 +154,9 @@ def requests_of(prompts: Sequence[list[int]], greedy: int) -> list[dict[str, Any
 
 def sampled(args: argparse.Namespace) -> tuple[dict[str, Interval], dict[str, Any]]:
     """The p-value of the sampled tokens of the small target's pool."""
-    with tempfile.TemporaryDirectory() as folder:
-        sampling.make_models(Path(folder))
-        p, accepted = sampling.judge(Path(folder), "pool", args.sampled, SEED)
+    with tempfile.TemporaryDirectory() as folder, vllm_process() as process:
+        process.submit(sampling.make_models, Path(folder)).result()
+        p, accepted = process.submit(sampling.judge, Path(folder), "pool", args.sampled, SEED).result()
     figures = {"sampled/p_value": Interval(p, p, p), "sampled/accepted_share": Interval(accepted, accepted, accepted)}
     return figures, {"answers": args.sampled}
 

@@ -7,11 +7,8 @@ place, times the number of places (Bonferroni). A lossless drafter is below 0.00
 
 import argparse
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from draftpick.engines.deployment import llm_config
 from draftpick.engines.pool.forecast import MAX_WEIGHT, XARG, Forecast
 from draftpick.policy_training.evaluation.evaluate import Interval
 from tests.engines.drafters.tiny import VOCABULARY, write_head, write_noisy_copy, write_target
+from tests.vllm_process import vllm_process
 
 PROMPT = [3, 9, 27, 3, 9, 40, 3, 9, 27, 5, 3, 9]
 PLACES = 3
@@ -64,16 +62,12 @@ def main() -> None:
     parser.add_argument("--drafters", nargs="+", choices=DRAFTERS, default=list(DRAFTERS), help="these alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json-file", type=Path)
-    parser.add_argument("--answer", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.answer:
-        print(json.dumps(_answers(**json.loads(args.answer))))
-        return
     figures: dict[str, Interval] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        make_models(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, vllm_process() as process:
+        process.submit(make_models, Path(folder)).result()
         for name in args.drafters:
-            p, accepted = judge(Path(folder), name, args.n, args.seed)
+            p, accepted = process.submit(judge, Path(folder), name, args.n, args.seed).result()
             figures[f"p_value/{name}"] = Interval(p, p, p)
             figures[f"accepted_share/{name}"] = Interval(accepted, accepted, accepted)
             print(f"{name:34} p {p:.3f}   accepted {accepted:.2f} of its drafted tokens", flush=True)
@@ -96,16 +90,14 @@ def judge(folder: Path, name: str, n: int, seed: int = 0) -> tuple[float, float]
     """(p-value of the worst place, share of the drafted tokens that were accepted) of one drafter."""
     from scipy.stats import chisquare
 
-    job = {"folder": str(folder), "drafter": DRAFTERS[name], "n": n, "seed": seed}
-    command = [sys.executable, "-m", "tests.bench.sampling", "--answer", json.dumps(job)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    answers, drafted, accepted = json.loads(ran.stdout.strip().splitlines()[-1])
+    answers, drafted, accepted = _answers(folder, DRAFTERS[name], n, seed)
     counts = [np.bincount(column, minlength=VOCABULARY) for column in np.asarray(answers)[:, :PLACES].T]
     expected = exact(folder / "target")
     p = min(chisquare(*_pooled(seen, n * share)).pvalue for seen, share in zip(counts, expected, strict=True))
     return min(1.0, PLACES * float(p)), accepted / max(drafted, 1)
 
 
+@cache
 def exact(target: Path) -> np.ndarray[Any, Any]:
     """The probability of each token at each of the first places, [places, vocabulary]."""
     import torch
@@ -132,7 +124,7 @@ def _pooled(seen: Any, expected: Any) -> tuple[Any, Any]:
     return pool(seen), pool(expected) * (seen.sum() / expected.sum())
 
 
-def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[int]], int, int]:
+def _answers(folder: Path, drafter: Any, n: int, seed: int) -> tuple[list[list[int]], int, int]:
     """(answers, tokens drafted, tokens accepted) of one engine."""
     from vllm import LLM, EngineArgs, SamplingParams
 
@@ -141,7 +133,7 @@ def _answers(folder: str, drafter: Any, n: int, seed: int) -> tuple[list[list[in
     drafted_by = {"drafters": drafters} if pool else {"drafter": drafters[0] if drafters else None}
     fleet = FleetConfig.model_validate(
         {
-            "target": {"source": str(Path(folder) / "target")},
+            "target": {"source": str(folder / "target")},
             "engine_kwargs": {"enforce_eager": True, "max_model_len": 64, "kv_cache_memory_bytes": 2**26},
             "engines": [{"name": "plain"}, {"name": "drafted", **drafted_by}],
         }
@@ -174,10 +166,9 @@ def _pin(name: str) -> str:
     return Forecast({name: 4.0}, MAX_WEIGHT, only=name).to_json()
 
 
-def _located(drafter: dict[str, Any], folder: str) -> dict[str, Any]:
-    return {**drafter, "model": str(Path(folder) / drafter["model"])} if "model" in drafter else drafter
+def _located(drafter: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {**drafter, "model": str(folder / drafter["model"])} if "model" in drafter else drafter
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     main()

@@ -20,7 +20,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 
 from draftpick.deploy.config import with_engines
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from draftpick.engines import load_report as load
 from draftpick.engines.cache_dir import cache_dir
 from draftpick.engines.load_report import LoadReport
@@ -31,8 +32,7 @@ from draftpick.engines.profile.identity import EngineIdentity
 from draftpick.engines.profile.measure import ProfilePlan, measure_profile
 from draftpick.engines.profile.profile import Profile
 from draftpick.engines.profile.prompts import TEXTS
-from draftpick.router import records
-from tests.e2e.conftest import fleet
+from tests.e2e.conftest import eventually, fleet, recorded
 from tests.e2e.official_client import bench_serve
 from tests.fleet import Servers, routed
 
@@ -233,24 +233,21 @@ def test_seeded_requests_in_parallel_leave_the_engine_alive(real_url: str) -> No
         assert list(pool.map(send, range(4))) == [200] * 4
 
 
-def test_a_disconnect_stops_the_engine_within_a_second_and_leaves_one_record(real_url: str, records_dir: Path) -> None:
+def test_a_disconnect_stops_the_engine_and_leaves_one_record(real_url: str, records_dir: Path) -> None:
     headers = {"x-draftpick-arm": "plain", "x-request-id": "gone"}
-    body = ask("Write a long story.", max_tokens=1500, stream=True)
+    body = ask("Write a long story.", max_tokens=1500, ignore_eos=True, stream=True)  # which takes half a minute
     with httpx.stream("POST", real_url + CHAT, json=body, headers=headers, timeout=60) as answer:
         next(answer.iter_bytes())
-    time.sleep(1.0)
-    assert metric(real_url, "plain", "vllm:num_requests_running") == 0
-    assert load_of(engine_of(real_url, "plain")).running == 0
-    time.sleep(1.0)
-    assert [r.outcome.status for r in records.read(records_dir) if r.client_request_id == "gone"] == ["cancelled"]
+    assert eventually(lambda: load_of(engine_of(real_url, "plain")).running == 0, timeout_s=10)
+    assert eventually(lambda: metric(real_url, "plain", "vllm:num_requests_running") == 0)
+    assert [record.outcome.status for record in recorded(records_dir, "gone")] == ["cancelled"]
 
 
 def test_records_hold_what_was_measured_and_no_prompt(real_url: str, records_dir: Path) -> None:
     secret = "the quick zebra counts stripes"
     headers = {"x-request-id": "measured"}
     httpx.post(real_url + CHAT, json=ask(secret, max_tokens=12), headers=headers, timeout=60).raise_for_status()
-    time.sleep(1.5)
-    (record,) = [r for r in records.read(records_dir) if r.client_request_id == "measured"]
+    (record,) = recorded(records_dir, "measured")
     assert record.outcome.output_tokens
     assert record.outcome.ttft_s
     assert {arm for arm, p in record.decision.probabilities.items() if p} <= set(ARMS)
@@ -286,8 +283,7 @@ def test_an_engine_says_how_much_runs_and_waits_and_then_that_nothing_does(real_
         assert max(one.running for one in seen) == min(requests, 16)
         assert max(one.waiting for one in seen) >= max(0, requests - 16)
         assert max(one.kv_cache_usage for one in seen) > 0
-        time.sleep(0.3)
-        assert (load_of(engine).running, load_of(engine).waiting) == (0, 0)
+        assert eventually(lambda: (load_of(engine).running, load_of(engine).waiting) == (0, 0))
     last = load_of(engine)
     assert last.step_s is not None
     assert 0 < last.step_s < 1
@@ -295,10 +291,7 @@ def test_an_engine_says_how_much_runs_and_waits_and_then_that_nothing_does(real_
     assert last.acceptance_length is not None
     assert 1 <= last.acceptance_length <= 9
     # Nothing is shown of what ended five seconds ago. An idle engine may measure its own steps meanwhile.
-    deadline = time.monotonic() + 60
-    while load_of(engine) != LoadReport(0, 0):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    assert eventually(lambda: load_of(engine) == LoadReport(0, 0), timeout_s=60)
 
 
 def test_a_profile_agrees_with_what_answers_take(real_url: str) -> None:

@@ -1,5 +1,6 @@
 """A drafter must leave the distribution of sampled answers alone; `tests/bench/sampling.py` judges all of them."""
 
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ DOUBTFUL = 0.05
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(in_vllm: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    make_models(folder)
+    in_vllm.submit(make_models, folder).result()
     return folder
 
 
@@ -23,9 +24,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "drafter",
     ["hybrid", "draft_model, sampled drafts", "eagle3, draft exit", "eagle3, parallel, sampled drafts", "pool"],
 )
-def test_sampled_answers_are_distributed_as_the_target_s(models: Path, drafter: str) -> None:
-    p, accepted = judge(models, drafter, 2000)
+def test_sampled_answers_are_distributed_as_the_target_s(
+    in_vllm: ProcessPoolExecutor, models: Path, drafter: str
+) -> None:
+    p, accepted = in_vllm.submit(judge, models, drafter, 2000).result()
     if p < DOUBTFUL:
-        p, accepted = judge(models, drafter, 20_000, seed=1)
+        p, accepted = in_vllm.submit(judge, models, drafter, 20_000, seed=1).result()
     assert accepted > 0.02
     assert p > 0.001

@@ -38,7 +38,8 @@ def _retrain_for_ever(folder: Path, ready: Connection) -> None:
 
 
 def test_a_retraining_that_is_killed_leaves_a_whole_active_policy(tmp_path: Path) -> None:
-    context, rng = multiprocessing.get_context("spawn"), random.Random(0)
+    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context.set_forkserver_preload([__name__])  # imported once, not by each that is killed
     registry = Registry(tmp_path)
     retrain(log(range(2400)), (), registry, PLAN)
     registry.promote(registry.add(registry.folder("p0001"), {}, "test"), "test")

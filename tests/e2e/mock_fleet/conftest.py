@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from draftpick.deploy.launch.ray_serve import free_port, running
+from draftpick.deploy.launch.ports import free_port
+from draftpick.deploy.launch.ray_serve import running
 from tests.e2e.conftest import fleet
 
 

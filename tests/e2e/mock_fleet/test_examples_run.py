@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,7 @@ from draftpick.deploy.app import APP_NAME
 from draftpick.deploy.examples import summaries
 from draftpick.deploy.examples.ask import Client, RequestRejected
 from draftpick.deploy.examples.ask import _pieces as pieces_of
+from tests.e2e.conftest import eventually
 from tests.e2e.mock_fleet.conftest import ARMS, counted, mock_state
 
 pytestmark = pytest.mark.ray
@@ -32,13 +33,6 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def asked(**more: Any) -> dict[str, Any]:
     return {"model": "mock-model", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, **more}
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 10
-    while not (holds := condition()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return holds
 
 
 @pytest.fixture

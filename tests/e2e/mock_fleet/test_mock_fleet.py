@@ -27,7 +27,7 @@ from draftpick.policy_training.workloads import generate
 from draftpick.router import records
 from draftpick.router.features.featurizer import LexicalFeaturizer
 from draftpick.router.types import Outcome
-from tests.e2e.conftest import fleet
+from tests.e2e.conftest import eventually, fleet, recorded
 from tests.e2e.mock_fleet.conftest import counted, mock_state
 
 pytestmark = pytest.mark.ray
@@ -100,24 +100,20 @@ def test_each_request_leaves_one_record(mock_url: str, records_dir: Path) -> Non
     ids = [f"record-{i}" for i in range(5)]
     for i in ids:
         httpx.post(mock_url + CHAT, json=body(), headers={"x-request-id": i})
-    time.sleep(1.5)
-    found = [r for r in records.read(records_dir) if r.client_request_id in ids]
+    found = recorded(records_dir, *ids)
     assert sorted(str(r.client_request_id) for r in found) == ids
     assert all(r.outcome.status == "ok" and r.decision.propensity == 0.25 for r in found)
     assert all(r.context is not None for r in found)
 
 
-def test_a_disconnect_stops_the_engine_within_a_second(mock_url: str, records_dir: Path) -> None:
+def test_a_disconnect_stops_the_engine(mock_url: str, records_dir: Path) -> None:
     before = mock_state(mock_url, "plain")["aborted"]
     headers = {"x-draftpick-arm": "plain", "x-request-id": "gone"}
     with httpx.stream("POST", mock_url + CHAT, json=body(max_tokens=2000, stream=True), headers=headers) as answer:
         next(answer.iter_bytes())
-    deadline = time.monotonic() + 1.0
-    while (state := mock_state(mock_url, "plain"))["running"] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert (state["aborted"], state["running"]) == (before + 1, 0)
-    time.sleep(1.5)
-    assert [r.outcome.status for r in records.read(records_dir) if r.client_request_id == "gone"] == ["cancelled"]
+    assert eventually(lambda: not mock_state(mock_url, "plain")["running"])
+    assert mock_state(mock_url, "plain")["aborted"] == before + 1
+    assert [record.outcome.status for record in recorded(records_dir, "gone")] == ["cancelled"]
 
 
 def test_a_killed_replica_is_replaced_and_no_request_fails(mock_url: str) -> None:
@@ -137,7 +133,7 @@ def test_the_router_learns_from_its_own_records_without_a_restart(
     """What a user does: `draftpick train --records`, then `draftpick policies activate`."""
     with httpx.Client(base_url=mock_url) as client:
         assert all(client.post(CHAT, json=body(f"tell me of {i}")).status_code == 200 for i in range(160))
-    time.sleep(1.5)
+    assert eventually(lambda: sum(r.path == CHAT for r in records.read(records_dir)) >= 160)
     policy, before = tmp_path / "policy", httpx.get(f"{mock_url}/ready").json()["policy"]
     trained = _draftpick("train", "--records", str(records_dir), "--output-dir", str(policy), "--learner", "ridge")
     assert trained["records"] >= 160

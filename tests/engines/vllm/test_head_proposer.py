@@ -1,6 +1,4 @@
-import os
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +25,19 @@ def test_slots_follow_each_request_s_blocks() -> None:
     assert slot_of(table, torch.tensor([4, 5]), block_size=4).tolist() == [8, 37]
 
 
-def test_drafts_are_those_of_vllm_s_own_loop(tmp_path: Path) -> None:
-    write_target(tmp_path / "target", layers=7, head_dim=32, spread=6)
-    write_head(tmp_path / "target", tmp_path / "head", parallel=False)
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-    command = [sys.executable, "-c", f"from {__name__} import compare; compare({str(tmp_path)!r})"]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
-    assert ran.stdout.splitlines()[-1] == "True"
+def test_drafts_are_those_of_vllm_s_own_loop(in_vllm: ProcessPoolExecutor, tmp_path: Path) -> None:
+    assert in_vllm.submit(compare, tmp_path).result()
 
 
-def compare(folder: str) -> None:
-    """Draft every step of a few requests by both loops, and print whether all drafts were the same."""
+def compare(folder: Path) -> bool:
+    """Draft every step of a few requests by both loops: whether all drafts were the same."""
     from vllm import LLM, SamplingParams
     from vllm.v1.spec_decode.eagle import EagleProposer
 
     from draftpick.engines.vllm.head_proposer import HeadProposer
 
+    write_target(folder / "target", layers=7, head_dim=32, spread=6)
+    write_head(folder / "target", folder / "head", parallel=False)
     same, propose = [], HeadProposer.propose
 
     def both(self: Any, **step: Any) -> Any:
@@ -51,19 +46,20 @@ def compare(folder: str) -> None:
         same.append(ours == theirs and self._head is not None)
         return theirs
 
-    HeadProposer.propose = both  # type: ignore[method-assign,assignment]
     head = {
         "method": "eagle3",
-        "model": f"{folder}/head",
+        "model": str(folder / "head"),
         "num_speculative_tokens": 3,
         "use_local_argmax_reduction": True,
     }
     llm = LLM(
-        model=f"{folder}/target", dtype="float32", enforce_eager=True, max_model_len=256, kv_cache_memory_bytes=2**26,
-        skip_tokenizer_init=True, speculative_config=head,
+        model=str(folder / "target"), dtype="float32", enforce_eager=True, max_model_len=256,
+        kv_cache_memory_bytes=2**26, skip_tokenizer_init=True, speculative_config=head,
     )  # fmt: skip
     random = torch.Generator().manual_seed(0)
     prompts = [torch.randint(VOCABULARY, (n,), generator=random).tolist() for n in (3, 40, 130)]
     params = SamplingParams(temperature=0.5, max_tokens=24, ignore_eos=True, detokenize=False)
-    llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-    print(len(same) > 8 and all(same))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadProposer, "propose", both)
+        llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    return len(same) > 8 and all(same)

@@ -1,9 +1,6 @@
 """A pool in real vLLM, on the embedded target in float32: one engine, whose findings several tests read."""
 
-import json
-import os
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 from types import FunctionType
@@ -47,18 +44,9 @@ def test_all_that_the_pool_imports_or_overrides_is_among_them() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `observe` found in a process of its own."""
-    return in_process("observe", tmp_path_factory.mktemp("pool"))
-
-
-def in_process(function: str, folder: Path) -> dict[str, Any]:
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-    env |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [sys.executable, "-c", f"from {__name__} import {function}; {function}({str(folder)!r})"]
-    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
-    read: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return read
+def found(in_vllm: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `observe` found."""
+    return in_vllm.submit(observe, tmp_path_factory.mktemp("pool")).result()
 
 
 def test_greedy_answers_are_the_target_s_own(found: dict[str, Any]) -> None:
@@ -130,14 +118,16 @@ def test_a_head_that_does_not_load_is_left_out(found: dict[str, Any]) -> None:
     assert set(found["left_out"]) == {"broken"}
 
 
-def test_a_pool_whose_only_head_does_not_load_serves_with_the_others(tmp_path: Path) -> None:
-    report = in_process("observe_no_head", tmp_path)
+def test_a_pool_whose_only_head_does_not_load_serves_with_the_others(
+    in_vllm: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    report = in_vllm.submit(observe_no_head, tmp_path).result()
     assert report["broken"]["left_out"]
     assert report["ngram"]["accepted"] > 5
 
 
-def observe(folder: str) -> None:
-    """Run one pool through mixed batches, prefix hits, its length and a poisoned head; write what is seen."""
+def observe(folder: Path) -> dict[str, Any]:
+    """Run one pool through mixed batches, prefix hits, its length and a poisoned head: what is seen."""
     from vllm import LLM, SamplingParams
 
     from draftpick.engines.config import PoolDrafter
@@ -157,11 +147,11 @@ def observe(folder: str) -> None:
         max_num_batched_tokens=512, block_size=32, kv_cache_memory_bytes=2**27, enable_chunked_prefill=False, seed=0,
         **pool_arguments(drafters),
     )  # fmt: skip
-    Session(llm, SamplingParams).observe(Path(folder, "found.json"))
+    return Session(llm, SamplingParams).observe()
 
 
-def observe_no_head(folder: str) -> None:
-    """Run a pool whose only head has broken weights; write the report of a request that repeats itself."""
+def observe_no_head(folder: Path) -> dict[str, Any]:
+    """Run a pool whose only head has broken weights: the report of a request that repeats itself."""
     from vllm import LLM, SamplingParams
 
     from draftpick.engines.config import PoolDrafter
@@ -169,11 +159,11 @@ def observe_no_head(folder: str) -> None:
     from draftpick.engines.vllm.pool_reports import reports_of
     from tests.engines.drafters.tiny import write_head, write_target
 
-    target = write_target(Path(folder, "target"), layers=7, head_dim=32)
-    write_head(target, Path(folder, "head"), parallel=False)
-    Path(folder, "head", "model.safetensors").write_bytes(b"no tensors")
+    target = write_target(folder / "target", layers=7, head_dim=32)
+    write_head(target, folder / "head", parallel=False)
+    (folder / "head" / "model.safetensors").write_bytes(b"no tensors")
     drafters = [
-        PoolDrafter(name="broken", method="eagle3", model=str(Path(folder, "head")), num_speculative_tokens=2),
+        PoolDrafter(name="broken", method="eagle3", model=str(folder / "head"), num_speculative_tokens=2),
         PoolDrafter(name="ngram", method="ngram", num_speculative_tokens=3, prompt_lookup_max=4, prompt_lookup_min=1),
     ]
     llm = LLM(
@@ -182,14 +172,14 @@ def observe_no_head(folder: str) -> None:
     )  # fmt: skip
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
     (answer,) = llm.generate([{"prompt_token_ids": [3, 9, 27]}], params, use_tqdm=False)
-    Path(folder, "found.json").write_text(json.dumps(reports_of(answer)))
+    return reports_of(answer)
 
 
-def broken_head(folder: str) -> str:
+def broken_head(folder: Path) -> str:
     """A copy of a head with weights that cannot be read."""
     from draftpick.engines.models.embedded import drafter_path
 
-    broken = Path(folder, "broken")
+    broken = folder / "broken"
     broken.mkdir()
     (broken / "config.json").write_bytes((drafter_path("general") / "config.json").read_bytes())
     (broken / "model.safetensors").write_bytes(b"no tensors")
@@ -233,8 +223,8 @@ class Session:
     def tokens(self, name: str) -> list[int]:
         return list(self.answers[name].outputs[0].token_ids)
 
-    def observe(self, path: Path) -> None:
-        random, seen = Random(3), {}
+    def observe(self) -> dict[str, Any]:
+        random, seen = Random(3), dict[str, Any]()
         pins: list[str | None] = [*NAMES, "none", *[None] * 9]
         random.shuffle(pins)
         aborted = {f"mixed-{i}" for i in [i for i, only in enumerate(pins) if only is None][1::3]}
@@ -262,7 +252,7 @@ class Session:
         self.observe_prefix(seen)
         self.observe_length(seen)
         self.observe_failure(seen, "Repeat ten times: red, green, blue.", 40)
-        path.write_text(json.dumps(seen))
+        return seen
 
     def alone(self, name: str, text: str, tokens: int, only: str | None = None) -> list[int]:
         self.llm.reset_prefix_cache()

@@ -1,10 +1,7 @@
 """Predictions in real vLLM, on the embedded target in float32: what they change, and what they do not."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,13 +46,9 @@ def test_vllm_s_functions_are_those_that_predictions_were_written_for() -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_right_prediction_saves_steps_and_a_wrong_one_costs_few_and_neither_changes_the_answer(
-    name: str, tmp_path: Path
+    name: str, in_vllm: ProcessPoolExecutor
 ) -> None:
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-    env |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [sys.executable, "-c", f"from {__name__} import observe; observe({name!r}, {str(tmp_path)!r})"]
-    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = in_vllm.submit(observe, name).result()
     assert found["right"]["tokens"] == found["wrong"]["tokens"] == found["without"]["tokens"]
     assert found["right"]["steps"] < 0.6 * found["without"]["steps"]
     assert found["wrong"]["drafted_in_vain"] <= found["without"]["drafted_in_vain"] + 16
@@ -64,8 +57,8 @@ def test_a_right_prediction_saves_steps_and_a_wrong_one_costs_few_and_neither_ch
     assert found["together"] == found["without"]["tokens"]  # beside a request with another prediction
 
 
-def observe(name: str, folder: str) -> None:
-    """Ask one engine without a prediction, and with a right and a wrong one; write what came of it."""
+def observe(name: str) -> dict[str, Any]:
+    """Ask one engine without a prediction, and with a right and a wrong one: what came of it."""
     from vllm import LLM, SamplingParams
 
     from draftpick.engines.config import FleetConfig
@@ -109,7 +102,7 @@ def observe(name: str, folder: str) -> None:
             "accepted": getattr(metrics, KEY, {"accepted": 0})["accepted"],
         }
     seen["together"] = list(asked(WRONG, None, without.text)[1].token_ids)
-    Path(folder, "found.json").write_text(json.dumps(seen))
+    return seen
 
 
 class Words:

