@@ -115,6 +115,8 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         body = _ask_for_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
+    if write is not orjson.dumps:  # half of a surrogate pair is no text
+        text = text.encode(errors="replace").decode()
     sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
     if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
         num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
@@ -204,14 +206,14 @@ def with_args(request: Request, body: bytes, args: dict[str, Any]) -> bytes:
     """Set `vllm_xargs` in a body of the request; all else stays the same, as far as it had none."""
     if request.engine_args is None and b'"vllm_xargs"' not in body:
         return _append(body, ENGINE_ARGS, args)
-    fields, write = json_values.parse(body)
-    return write({**fields, ENGINE_ARGS: args})
+    fields, _ = json_values.parse(body)
+    return json_values.dumps({**fields, ENGINE_ARGS: args})
 
 
 def _append(body: bytes, name: str, value: Any) -> bytes:
     """Append a field that a body does not have; all other bytes stay the same."""
     end = body.rindex(b"}")
-    return body[:end] + b',"%b":' % name.encode() + orjson.dumps(value) + body[end:]
+    return body[:end] + b',"%b":' % name.encode() + json_values.dumps(value) + body[end:]
 
 
 def _depth(value: Any) -> int:
@@ -297,9 +299,12 @@ def _num_answers(path: str, fields: dict[str, Any]) -> int:
     return each * (len(prompt) if several and isinstance(prompt, list) else 1)
 
 
+_MOST_ANSWERS = 1e6
+
+
 def _count(value: Any) -> int:
-    """A count as the engine reads it; 1 for anything else."""
-    return max(int(to_number(value) or 1), 1)
+    """A count as the engine reads it, up to a number that each rejects; 1 for anything else."""
+    return int(min(max(to_number(value) or 1, 1), _MOST_ANSWERS))
 
 
 _FORMATS = ("response_format", "text", "output_config", "structured_outputs", "tools")

@@ -1,4 +1,4 @@
-"""Reads JSON, and the values in it, as vLLM does: Python's `json`, and pydantic's conversions.
+"""Reads JSON, and the values in it, as vLLM does: Python's `json`, and pydantic's conversions; and writes it.
 
 A field that is read more strictly than the engine reads it is a field without effect here: `"stream": "true"` streams.
 """
@@ -37,6 +37,14 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def dumps(value: Any) -> bytes:
+    """Write what `parse` may have read."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return _dumps(value)
 
 
 def _dumps(value: Any) -> bytes:

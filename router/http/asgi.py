@@ -4,7 +4,6 @@ Bodies are bounded each and in total, decompressed, and never held twice.
 """
 
 import asyncio
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from draftpick.engines.http.client import Headers
+from draftpick.engines.http.inflate import Inflate
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, Overloaded, PayloadTooLarge, UnsupportedEncoding
 
@@ -23,7 +23,7 @@ _DOTS = frozenset({".", ".."})
 _SMALL = 2**16
 """Bodies up to this size are not counted: the server buffers as much for each connection anyway."""
 _SLICE = 2**20
-"""Bytes reserved, and decompressed, at a time if the size of a body is not known in advance."""
+"""Bytes reserved at a time if the size of a body is not known in advance."""
 _IDENTITY, _ENCODINGS = "identity", frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -99,7 +99,8 @@ class BodyBudget:
                     raise self._too_large()
             else:
                 chunks = _chunks(request, message)
-                body, more = await self._read(chunks if message else _decompressed(chunks, encoding), reserved)
+                plain = chunks if message else _decompressed(self._bounded(chunks), encoding)
+                body, more = await self._read(plain, reserved)
                 reserved += more
             yield body
         finally:
@@ -125,6 +126,15 @@ class BodyBudget:
             self.release(more)
             raise
         return body.getvalue(), more
+
+    async def _bounded(self, chunks: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
+        """The parts of a compressed body, which may be long though its content is short."""
+        size = 0
+        async for chunk in chunks:
+            size += len(chunk or b"")
+            if size > self.max_body_bytes:
+                raise self._too_large()
+            yield chunk
 
     async def reserve(self, size: int) -> None:
         """Take `size` bytes, waiting for them if needed. Raises `Overloaded`."""
@@ -186,19 +196,18 @@ async def _decompressed(chunks: AsyncIterator[bytes | None], encoding: str) -> A
 
     Raises `UnsupportedEncoding` for anything else.
     """
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of gzip or zlib
+    inflate = Inflate()
     async for chunk in chunks:
         if chunk is None:
             yield None
             return
         try:
-            while chunk:
-                yield inflate.decompress(chunk, _SLICE)
-                chunk = inflate.unconsumed_tail
+            for data in inflate.feed(chunk):
+                yield data
                 await asyncio.sleep(0)
-        except zlib.error:
+        except ValueError:
             raise UnsupportedEncoding(f"the body is not {encoding}") from None
-    if not inflate.eof:
+    if not inflate.complete:
         raise UnsupportedEncoding(f"the body is not complete {encoding}")
 
 

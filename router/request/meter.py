@@ -17,15 +17,17 @@ import orjson
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.json_values import parse, parse_object
 from draftpick.engines.pool import report
+from draftpick.engines.pool.figures import MAX_TAU, to_count, to_figure
 from draftpick.engines.reporting.report import OutcomeReport
+from draftpick.router.request.api_forms import told_error
 from draftpick.router.types import Fault, Outcome, PredictionTokens, Status
 
 if TYPE_CHECKING:
     from draftpick.engines.http.connection import Exchange
     from draftpick.router.request.stream_resume import StreamResume
 
-_USAGE = b'"usage":'
-_ERROR = (b'data: {"error":', b"event: error")
+_USAGE, _ERROR = b'"usage"', b'"error"'
+_ERROR_EVENT = b"event: error"
 _CREATED = b"event: response.created"
 _FAILED_RESPONSE = b"event: response.failed"
 _DONE = (
@@ -92,12 +94,15 @@ class Meter:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
         if self.num_events == 0 and event.startswith(_CREATED):
-            self.response_id = ((parse_object(event.partition(b"data: ")[2]) or {}).get("response") or {}).get("id")
+            response = (parse_object(event.partition(b"data: ")[2]) or {}).get("response")
+            self.response_id = response.get("id") if isinstance(response, dict) else None
         if event.startswith(_DONE):
             self.terminated = True
             if event.startswith(_FAILED_RESPONSE):
                 self.error_event = event
-        elif event.startswith(_ERROR):
+        elif event.startswith(_ERROR_EVENT) or (
+            _ERROR in event and told_error(parse_object(event.partition(b"data: ")[2])) is not None
+        ):
             self.failed, self.error_event = True, event
         if (
             _USAGE in event
@@ -134,6 +139,10 @@ class Meter:
     def outcome(self, status: Status, fault: Fault | None = None) -> Outcome:
         """The measurements so far, for an attempt that ended with this status, by this fault."""
         e2e_s = None if self._last is None else self._last - self._accepted
+        whole_s = math.inf if e2e_s is None else e2e_s
+        if self.ttft_s is not None and self.ttft_s > whole_s:  # an engine's figure: a part is longer than the whole
+            self.ttft_s = None
+        queue_s = _seconds(self._metrics, "queue_time_ms")
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
         speculation = self._metrics.get("speculative_decoding")
@@ -149,7 +158,7 @@ class Meter:
             acceptance_length=length,
             acceptance_rate=rate,
             overhead_s=None if self.sent is None else self.sent - self._accepted,
-            queue_s=_seconds(self._metrics, "queue_time_ms"),
+            queue_s=queue_s if queue_s is not None and queue_s <= whole_s else None,
             fault=fault,
             drafters=None if by_drafter is None else report.parse(by_drafter),
         )
@@ -160,8 +169,8 @@ class Meter:
         details = usage.get("completion_tokens_details")
         if not isinstance(details, dict):
             return outcome
-        accepted, rejected = (details.get(f"{what}_prediction_tokens") for what in ("accepted", "rejected"))
-        if type(accepted) is not int or type(rejected) is not int or min(accepted, rejected) < 0:
+        accepted, rejected = (to_count(details.get(f"{what}_prediction_tokens")) for what in ("accepted", "rejected"))
+        if accepted is None or rejected is None:
             return outcome
         return replace(outcome, prediction=PredictionTokens(accepted, rejected))
 
@@ -199,7 +208,7 @@ class Meter:
 _BLANK = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _BOM = b"\xef\xbb\xbf"
 _FORMS = (b"data: ", b"event: ")
-"""Beginnings of events that have the form of `_plain`, as nearly all have."""
+"""Beginnings of events that have the form of `_plain`, if each is one line, as nearly all are."""
 
 
 class EventStream:
@@ -255,10 +264,13 @@ class EventStream:
     def _observe(self, data: bytes, events: list[bytes], separator: bytes) -> bytes:
         """Observe events; return what is forwarded of them, which is `data` unless one is dropped or changed."""
         observe = self._meter.observe_event
-        plain = [e if e.startswith(_FORMS) and b"\r" not in e else _plain(e) for e in events]
+        plain = [
+            e if e.startswith(_FORMS) and b"\r" not in e and e.count(b"\n") == (e[:1] == b"e") else _plain(e)
+            for e in events
+        ]
         hidden = [bool(event) and observe(event) for event in plain]
         if self._resume_state is not None:
-            events = list(map(self._resume_state.forward, events))
+            events = list(map(self._resume_state.forward, events, plain))
         elif not (self._hide_usage and any(hidden)):
             return data
         kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
@@ -307,11 +319,11 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
     speculation = metrics.get("speculative_decoding") if isinstance(metrics, dict) else None
     if not isinstance(speculation, dict):
         return None, None
-    values = (speculation.get("mean_acceptance_length"), speculation.get("draft_acceptance_rate"))
-    length, rate = (float(v) if isinstance(v, int | float) else None for v in values)
-    steps, accepted = speculation.get("num_spec_steps"), speculation.get("num_accepted_draft_tokens")
+    length = to_figure(speculation.get("mean_acceptance_length"), 1.0, MAX_TAU)
+    rate = to_figure(speculation.get("draft_acceptance_rate"), 0.0, 1.0)
+    steps, accepted = (to_count(speculation.get(name)) for name in ("num_spec_steps", "num_accepted_draft_tokens"))
     _, output = _tokens(answer.get("usage"))
-    if length is not None and output is not None and isinstance(steps, int) and isinstance(accepted, int):
+    if length is not None and output is not None and steps is not None and accepted is not None:
         # The first token comes from the prefill; the last step may have accepted more tokens than were sent.
         steps += max(0, output - 1 - steps - accepted)
         length = max(1.0, (output - 1) / max(1, steps))
@@ -323,15 +335,13 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
         return None, None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     output = usage.get("completion_tokens", usage.get("output_tokens"))
-    return (prompt if isinstance(prompt, int) else None, output if isinstance(output, int) else None)
+    return to_count(prompt), to_count(output)
 
 
 def _seconds(metrics: dict[str, Any], name: str) -> float | None:
     """A duration of the engine's own metrics, given in milliseconds; None if absent or impossible."""
-    value = metrics.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        return None
-    return value / 1000
+    milliseconds = to_figure(metrics.get(name))
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _has_content(event: bytes) -> bool:

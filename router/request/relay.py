@@ -1,16 +1,16 @@
 """Relays an engine's answer to the client: complete, or as a stream from its first content on."""
 
 import re
-import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from io import BytesIO
 
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse
+from draftpick.engines.http.inflate import Inflate
 from draftpick.router.headers import ARM, ATTEMPTS, CLIENT_REQUEST_ID, POLICY, REQUEST_ID
 from draftpick.router.openai_request import RESPONSES, TERMINATED_PATHS
-from draftpick.router.request.api_forms import body_as_event, error_status, read_error_event
+from draftpick.router.request.api_forms import body_as_event, error_status, read_error_event, told_error
 from draftpick.router.request.forwarded_headers import headers_for_client
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
@@ -21,7 +21,6 @@ _HEADERS_AFTER_S = 0.5
 """Wait for an engine's first event, which may be an error with a status, before the client gets the status 200."""
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n]*(?>\r\n|\r|\n))+(?>\r\n|\r|\n))+")
 _INFLATED = ("gzip", "x-gzip", "deflate")
-_SLICE = 2**20
 _JSON = ("content-type", "application/json")
 TryAgain = Callable[[Verdict, bytes], bool]
 """Whether another engine is to answer after an error with this verdict and body. The body of a long one is empty."""
@@ -112,8 +111,8 @@ class Relay:
                 # An answer with nothing but an error is one, whatever its status says.
                 if request.path == RESPONSES and isinstance(answer, dict):
                     self._meter.response_id = answer.get("id")
-                told = answer.get("error") if isinstance(answer, dict) else None
-                if isinstance(told, dict) and answer.keys().isdisjoint(("choices", "output", "content")):
+                told = told_error(answer)
+                if told is not None and answer.keys().isdisjoint(("choices", "output", "content")):
                     status = error_status(told)
                 elif request.stream:
                     raise StreamInterrupted("the answer is not a stream")
@@ -189,12 +188,10 @@ class Relay:
 
 async def _inflate(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The content of a body that an engine, or something before it, compressed unasked."""
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    inflate = Inflate()
     async for chunk in chunks:
         try:
-            while chunk:
-                if data := inflate.decompress(chunk, _SLICE):
-                    yield data
-                chunk = inflate.unconsumed_tail
-        except zlib.error as error:
+            for data in filter(None, inflate.feed(chunk)):
+                yield data
+        except ValueError as error:
             raise StreamInterrupted(f"the answer is not compressed as it says: {error}") from error
