@@ -21,6 +21,8 @@ MAX_TEXT_CHARS = 4000
 
 _VALUES = 10
 """Values of a body for each object that it may have."""
+_MAX_LAX_BYTES, _MAX_LAX_VALUES = 2**22, 20_000
+"""Of a body that is JSON for Python alone: its reader would hold up all others."""
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 _CHAT = "/v1/chat/completions"
@@ -174,12 +176,12 @@ def _bad_prediction(place: str, wanted: str) -> BadRequest:
 def _parse_object(body: bytes, limits: JsonLimits) -> tuple[dict[str, Any], bytes, json_values.Write]:
     """The fields of a body, the body in UTF-8, and what writes such fields. Raises `BadRequest`."""
     # The count of brackets bounds number and depth of objects and is cheap; most bodies with many have them in text.
-    brackets = body.count(b"{") + body.count(b"[")
-    if brackets > limits.max_json_objects or body.count(b",") > _VALUES * limits.max_json_objects:
+    brackets, commas = body.count(b"{") + body.count(b"["), body.count(b",")
+    if brackets > limits.max_json_objects or commas > _VALUES * limits.max_json_objects:
         text = f"the body has more than {limits.max_json_objects} objects or {_VALUES} times as many values"
         raise BadRequest(text, code="too_many_objects")
     try:
-        fields, write = json_values.parse(body)
+        fields, write = json_values.parse(body, strict=len(body) > _MAX_LAX_BYTES or commas > _MAX_LAX_VALUES)
     except ValueError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):

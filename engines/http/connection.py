@@ -26,6 +26,9 @@ _MAX_HEAD = 2**18
 """Bytes without a part of the body: of status, headers and trailers."""
 
 
+_STATUSES = range(100, 600)
+
+
 class Connection(asyncio.Protocol):
     """A connection that carries one exchange at a time. `idle_since`: loop time."""
 
@@ -150,6 +153,9 @@ class Exchange(AsyncIterator[bytes]):
     def on_headers_complete(self) -> None:
         status = self.parser.get_status_code()
         if self.complete:
+            return
+        if status not in _STATUSES:
+            self.fail(EngineUnavailable, f"invalid HTTP: status {status}")
             return
         if status < 200:  # an interim response such as 100 Continue: the final one follows
             self.headers.clear()

@@ -212,11 +212,12 @@ async def _decompressed(chunks: AsyncIterator[bytes | None], encoding: str) -> A
 
 
 class AsgiSink:
-    """Sends an answer through ASGI. `started`: status and headers were sent, or are due; `request_id`: for errors."""
+    """Sends an answer through ASGI. `started`: status and headers were sent, or are due; `finished`: all was;
+    `request_id`: for errors."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.started = self._finished = False
+        self.started = self.finished = False
         self.request_id = ""
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -233,8 +234,8 @@ class AsgiSink:
 
     async def finish(self, body: bytes = b"") -> None:
         """End an answer, unless it has ended, with the rest of its body."""
-        if not self._finished:
-            self._finished = True
+        if not self.finished:
+            self.finished = True
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:

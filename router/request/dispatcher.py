@@ -32,7 +32,7 @@ from draftpick.router.request.state import ClientRequest, RequestState, Response
 from draftpick.router.request.stored_responses import StoredResponses
 from draftpick.router.request.stream_resume import CannotResume, StreamResume
 from draftpick.router.request.timeouts import Timeouts
-from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, Verdict, judge_error
+from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, ROUTER_FAILED, Verdict, judge_error
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
@@ -224,6 +224,9 @@ class Dispatcher:
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA
+        except Exception:  # an error of the router's own code, which nobody else is to answer for
+            verdict = ROUTER_FAILED
+            raise
         finally:
             outcome = outcome or meter.outcome(verdict.status, verdict.fault)
             if client_request.count_tokens is not None:

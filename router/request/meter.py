@@ -12,10 +12,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from draftpick.engines.errors import StreamInterrupted
-from draftpick.engines.http.json_values import parse, parse_object
+from draftpick.engines.http.json_values import dumps, parse, parse_object
 from draftpick.engines.pool import report
 from draftpick.engines.pool.figures import MAX_TAU, to_count, to_figure
 from draftpick.engines.reporting.report import OutcomeReport
@@ -83,7 +81,7 @@ class Meter:
 
     def observe_report(self, told: OutcomeReport) -> None:
         """Read what is told of an answer that did not pass here. Its times count from sending the request."""
-        self.observe_body(orjson.dumps({"usage": told.usage, "metrics": told.metrics}))
+        self.observe_body(dumps({"usage": told.usage, "metrics": told.metrics}))
         self.http_status, self.terminated = told.status, told.error is None
         sent = self._accepted if self.sent is None else self.sent
         self._last = None if told.e2e_s is None else sent + told.e2e_s

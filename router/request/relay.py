@@ -14,7 +14,7 @@ from draftpick.router.request.api_forms import body_as_event, error_status, read
 from draftpick.router.request.forwarded_headers import headers_for_client
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
-from draftpick.router.request.verdict import OK, RESUME_REJECTED, Verdict, judge_broken_event, judge_status
+from draftpick.router.request.verdict import CRASHED, OK, RESUME_REJECTED, Verdict, judge_broken_event, judge_status
 
 _HELD_BYTES = 2**16
 _HEADERS_AFTER_S = 0.5
@@ -22,6 +22,8 @@ _HEADERS_AFTER_S = 0.5
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n]*(?>\r\n|\r|\n))+(?>\r\n|\r|\n))+")
 _INFLATED = ("gzip", "x-gzip", "deflate")
 _JSON = ("content-type", "application/json")
+_OF_KEYS = frozenset({401, 403, 407})
+"""Of a client whose key the router has read, this is about the router's own: `engines[].api_key`."""
 TryAgain = Callable[[Verdict, bytes], bool]
 """Whether another engine is to answer after an error with this verdict and body. The body of a long one is empty."""
 
@@ -57,6 +59,8 @@ class Relay:
         Raises `StreamInterrupted` for an invalid or interrupted answer, `EngineTimeout` for one that does not start.
         """
         state, answer = self._state, self._answer
+        if answer.status in _OF_KEYS and state.client_request.authorized and not state.started:
+            return CRASHED
         if answer.status >= 400:
             verdict = judge_status(answer.status)
             if state.started:

@@ -361,3 +361,12 @@ def test_half_of_a_surrogate_pair_may_be_predicted() -> None:
     request = parse(CHAT, b'{"messages":[{"content":"x"}],"prediction":{"type":"content","content":"\\ud83d"}}')
     body = insert_engine_args(request, request.body, {"x": request.prediction or ""})
     assert json.loads(body)["vllm_xargs"] == {"x": "\ud83d"}
+
+
+@pytest.mark.parametrize(
+    "plenty", [b'"y":"%b"' % (b"x" * 2**22), b'"y":[%b1]' % (b"1," * 20_000)], ids=["bytes", "values"]
+)
+def test_large_bodies_are_read_if_they_are_strict_json(plenty: bytes) -> None:
+    assert parse(CHAT, b'{"n":2,%b}' % plenty).num_answers == 2
+    with pytest.raises(BadRequest):
+        parse(CHAT, b'{"n":2,"x":NaN,%b}' % plenty)

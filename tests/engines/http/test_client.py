@@ -276,11 +276,12 @@ async def test_a_body_without_a_length_ends_with_the_connection(client: EngineCl
         assert b"".join([chunk async for chunk in answer.chunks]) == b"all of it"
 
 
+BEYOND = b"HTTP/1.1 600 Beyond\r\ncontent-length: 0\r\n\r\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\njunk"
 
 
 @pytest.mark.parametrize(
-    "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"", SWITCHING]
+    "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"", SWITCHING, BEYOND]
 )
 async def test_what_is_no_http_is_unavailable(client: EngineClient, answer: bytes) -> None:
     server, url = await raw(answer)

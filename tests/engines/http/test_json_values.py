@@ -58,6 +58,15 @@ def test_json_is_what_python_makes_of_it(text: str) -> None:
         assert repr(json.loads(write(found))) == repr(expected)
 
 
+def test_what_takes_long_to_read_is_no_json() -> None:
+    with pytest.raises(ValueError, match="line 1"):
+        parse(b'{"a":%b}' % (b"9" * 501))
+    for data in (b'{"a":NaN}', b'\xef\xbb\xbf{"a":1}'):
+        with pytest.raises(ValueError, match="line 1"):
+            parse(data, strict=True)
+    assert parse(b'{"a":1}', strict=True)[0] == {"a": 1}
+
+
 @pytest.mark.parametrize("value", ["\ud83d", 10**400, [{"a": "\udfff"}], "\u00e9", {"a": 1.5}])
 def test_what_was_read_can_be_written(value: Any) -> None:
     assert json.loads(dumps(value)) == value

@@ -383,6 +383,7 @@ ENGINES_OWN = {"metrics": {"queue_time_ms": 30.0, "time_to_first_token_ms": 40.0
         ({"e2e_s": 2.0, "ttft_s": 0.5, **ENGINES_OWN}, 10.5, 0.57, 2.5, 0.1 / 4),  # the engine knows better
         ({"e2e_s": 2.0, **ENGINES_OWN}, None, None, 2.0, None),
         ({"e2e_s": 0.0, "ttft_s": 0.0}, 10.5, 0.5, 0.5, 0.0),
+        ({"e2e_s": 2.0, "ttft_s": 0.5, "metrics": {"queue_time_ms": 10**400}}, 10.5, 1.0, 2.5, 1.5 / 4),
     ],
 )
 def test_what_is_told_of_an_answer_is_measured_from_its_sending(
