@@ -17,10 +17,12 @@ from dataclasses import fields as fields_of
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from draftpick.engines.atomic_write import atomic_write
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
@@ -217,7 +219,8 @@ def decode(line: bytes) -> Record:
         context = fields.pop("context")
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
-            context = stored_context(vector, context["featurizer"], fields.get("sampling"))
+            context = stored_context(vector, str(context["featurizer"]), fields.get("sampling"))
+        typed = _TYPES.validate_python(fields)
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**load)
@@ -234,11 +237,17 @@ def decode(line: bytes) -> Record:
             outcome=Outcome(**outcome),
             **fields,
         )
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ValueError(f"damaged record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from error
-    if not isinstance(record.time, int | float):
-        raise ValueError("damaged record: its time is no number")
-    return record
+    return replace(record, **typed)
+
+
+_HINTS = {name: hint for name, hint in get_type_hints(Record).items() if name != "context"}
+_TYPES = TypeAdapter(TypedDict("_Types", _HINTS, total=False))  # type: ignore[misc]  # made from the fields
+"""The types of a record's fields, but for its context."""
 
 
 def _from_schema_1(fields: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Inflate:
             while data:
                 if self._stream.eof:
                     self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
-                yield self._stream.decompress(data, _SLICE)
+                if part := self._stream.decompress(data, _SLICE):
+                    yield part
                 data = self._stream.unconsumed_tail or self._stream.unused_data
         except zlib.error as error:
             raise ValueError(str(error)) from None

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from draftpick.engines.http.client import Headers
 from draftpick.engines.http.inflate import Inflate
+from draftpick.engines.http.json_values import dumps
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, Overloaded, PayloadTooLarge, UnsupportedEncoding
 
@@ -239,9 +239,7 @@ class AsgiSink:
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:
-        await self.send_complete(
-            status, [("content-type", "application/json"), *(headers or [])], orjson.dumps(content)
-        )
+        await self.send_complete(status, [("content-type", "application/json"), *(headers or [])], dumps(content))
 
 
 class BufferingSink(AsgiSink):

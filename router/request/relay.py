@@ -21,6 +21,7 @@ _HEADERS_AFTER_S = 0.5
 """Wait for an engine's first event, which may be an error with a status, before the client gets the status 200."""
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n]*(?>\r\n|\r|\n))+(?>\r\n|\r|\n))+")
 _INFLATED = ("gzip", "x-gzip", "deflate")
+_MAX_ERROR_BYTES = 2**20
 _JSON = ("content-type", "application/json")
 _OF_KEYS = frozenset({401, 403, 407})
 """Of a client whose key the router has read, this is about the router's own: `engines[].api_key`."""
@@ -87,7 +88,10 @@ class Relay:
         body, size = BytesIO(), 0
         async for chunk in self._chunks:
             size += body.write(chunk)
-            if size > self._max_bytes and self._answer.status < 400:
+            if self._answer.status >= 400:
+                if size > _MAX_ERROR_BYTES:
+                    raise StreamInterrupted("the error is too long")
+            elif size > self._max_bytes:
                 return await self._pass_on(body.getvalue())
         return await self._send_body(self._answer.status, body.getvalue())
 
@@ -195,7 +199,7 @@ async def _inflate(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     inflate = Inflate()
     async for chunk in chunks:
         try:
-            for data in filter(None, inflate.feed(chunk)):
+            for data in inflate.feed(chunk):
                 yield data
         except ValueError as error:
             raise StreamInterrupted(f"the answer is not compressed as it says: {error}") from error
