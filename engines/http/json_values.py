@@ -87,3 +87,18 @@ def to_number(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
+
+
+_MAX_COUNT, _MAX_FIGURE = 2**31, 1e9
+MAX_TAU = 1e4
+"""Longer than any draft."""
+
+
+def to_count(value: Any) -> int | None:
+    """A number of tokens or steps as an engine tells it; None for anything else, which sums would not outlive."""
+    return value if type(value) is int and 0 <= value < _MAX_COUNT else None
+
+
+def to_figure(value: Any, least: float = 0.0, most: float = _MAX_FIGURE) -> float | None:
+    """A figure as an engine tells it; None for anything else, such as NaN, or one beyond these limits."""
+    return float(value) if type(value) in (int, float) and least <= value <= most else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from draftpick.engines.pool.figures import MAX_TAU, to_count, to_figure
+from draftpick.engines.http.json_values import MAX_TAU, to_count, to_figure
 
 FIELD = "drafters"
 """Name within `metrics.speculative_decoding`."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
-from draftpick.engines.pool.figures import MAX_TAU, to_count, to_figure
+from draftpick.engines.http.json_values import MAX_TAU, to_count, to_figure
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.key_weights import key_weights
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback

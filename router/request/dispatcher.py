@@ -310,7 +310,7 @@ class Dispatcher:
         if state.client_request.request.asks or state.rejections:
             engine = engine_of(state.decision.arm)
             self._abilities.record_answer(engine, state.client_request.request, state.rejections)
-        if state.client_request.request.num_answers == 1:
+        if state.client_request.request.num_answers == 1 and outcome.prediction is None:
             lease.tpot_s = outcome.tpot_s
         return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
 

@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from draftpick.engines.errors import StreamInterrupted
-from draftpick.engines.http.json_values import dumps, parse, parse_object
+from draftpick.engines.http.json_values import MAX_TAU, dumps, parse, parse_object, to_count, to_figure
 from draftpick.engines.pool import report
-from draftpick.engines.pool.figures import MAX_TAU, to_count, to_figure
 from draftpick.engines.reporting.report import OutcomeReport
 from draftpick.router.request.api_forms import told_error
 from draftpick.router.types import Fault, Outcome, PredictionTokens, Status

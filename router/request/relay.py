@@ -22,6 +22,7 @@ _HEADERS_AFTER_S = 0.5
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n]*(?>\r\n|\r|\n))+(?>\r\n|\r|\n))+")
 _INFLATED = ("gzip", "x-gzip", "deflate")
 _MAX_ERROR_BYTES = 2**20
+_CONTENT = ("choices", "output", "content")
 _JSON = ("content-type", "application/json")
 _OF_KEYS = frozenset({401, 403, 407})
 """Of a client whose key the router has read, this is about the router's own: `engines[].api_key`."""
@@ -119,8 +120,8 @@ class Relay:
                 # An answer with nothing but an error is one, whatever its status says.
                 if request.path == RESPONSES and isinstance(answer, dict):
                     self._meter.response_id = answer.get("id")
-                told = told_error(answer)
-                if told is not None and answer.keys().isdisjoint(("choices", "output", "content")):
+                complete = not isinstance(answer, dict) or not answer.keys().isdisjoint(_CONTENT)
+                if not complete and (told := told_error(answer)) is not None:
                     status = error_status(told)
                 elif request.stream:
                     raise StreamInterrupted("the answer is not a stream")

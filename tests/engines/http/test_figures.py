@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from draftpick.engines.http.json_values import to_count, to_figure
 from draftpick.engines.pool import report
-from draftpick.engines.pool.figures import to_count, to_figure
 
 
 @pytest.mark.parametrize("value", [None, True, "7", 7.0, [7], -1, 2**31, 10**400])
