@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from draftpick.engines.atomic_write import atomic_write
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
@@ -220,7 +219,7 @@ def decode(line: bytes) -> Record:
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
             context = stored_context(vector, str(context["featurizer"]), fields.get("sampling"))
-        typed = _TYPES.validate_python(fields)
+        typed = _typed(fields)
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**load)
@@ -237,17 +236,25 @@ def decode(line: bytes) -> Record:
             outcome=Outcome(**outcome),
             **fields,
         )
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise ValueError(f"damaged record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from error
     return replace(record, **typed)
 
 
-_HINTS = {name: hint for name, hint in get_type_hints(Record).items() if name != "context"}
-_TYPES = TypeAdapter(TypedDict("_Types", _HINTS, total=False))  # type: ignore[misc]  # made from the fields
-"""The types of a record's fields, but for its context."""
+_TYPES = {name: TypeAdapter(hint) for name, hint in get_type_hints(Record).items() if name != "context"}
+
+
+def _typed(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a line with the types of a record's, but for its context. Raises `ValueError` for others."""
+    found = {}
+    for name in _TYPES.keys() & fields.keys():
+        try:
+            found[name] = _TYPES[name].validate_python(fields[name])
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            raise ValueError(f"damaged record: {where}: {first['msg']}") from None
+    return found
 
 
 def _from_schema_1(fields: dict[str, Any]) -> dict[str, Any]:

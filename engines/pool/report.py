@@ -47,5 +47,7 @@ def parse(fields: Any) -> dict[str, DrafterReport]:
         tau, told = to_figure(values.get("tau"), 1.0, MAX_TAU), values.get("tau")
         known = [count for count in counts if count is not None]
         if len(known) == len(counts) and (tau is not None or told is None):
-            found[str(name)] = DrafterReport(*known, tau=tau, left_out=values.get("left_out") is True)
+            steps, drafted, accepted, scored = known
+            left_out = values.get("left_out") is True
+            found[str(name)] = DrafterReport(steps, drafted, accepted, scored, tau, left_out)
     return found

@@ -24,6 +24,7 @@ _SMALL = 2**16
 """Bodies up to this size are not counted: the server buffers as much for each connection anyway."""
 _SLICE = 2**20
 """Bytes reserved at a time if the size of a body is not known in advance."""
+_WITHOUT_BODY = frozenset({204, 304})
 _IDENTITY, _ENCODINGS = "identity", frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -229,7 +230,8 @@ class AsgiSink:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
-        await self.start(status, [*headers, ("content-length", str(len(body)))])
+        length = [] if status in _WITHOUT_BODY else [("content-length", str(len(body)))]
+        await self.start(status, [*headers, *length])
         await self.finish(body)
 
     async def finish(self, body: bytes = b"") -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from draftpick.engines.http.json_values import dumps, parse_object
 from draftpick.router.errors import RequestError
 
+CONTENT = ("choices", "output", "content")
+"""Fields of an answer, of which it has one."""
 _MESSAGES, _RESPONSES = "/v1/messages", "/v1/responses"
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",

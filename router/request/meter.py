@@ -16,7 +16,7 @@ from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.json_values import MAX_TAU, dumps, parse, parse_object, to_count, to_figure
 from draftpick.engines.pool import report
 from draftpick.engines.reporting.report import OutcomeReport
-from draftpick.router.request.api_forms import told_error
+from draftpick.router.request.api_forms import CONTENT, told_error
 from draftpick.router.types import Fault, Outcome, PredictionTokens, Status
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Meter:
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
         self._accepted, self._num_answers = accepted, num_answers
         self.arrivals: Exchange | None = None
-        self.num_events = self._content_events = self._content_bytes = 0
+        self.num_events = self._content_events = self._content_bytes = self._body_bytes = 0
         self._shortest = math.inf
         self.sent: float | None = None
         self.ttft_s: float | None = None
@@ -72,6 +72,8 @@ class Meter:
         self.terminated = True
         fields, _ = parse(body)
         self._keep_usage(fields)
+        if isinstance(fields, dict) and not fields.keys().isdisjoint(CONTENT):
+            self._body_bytes = len(body)
         ttft_s = _seconds(self._metrics, "time_to_first_token_ms")
         if ttft_s is not None and self.sent is not None:  # the engine counts from the end of its queue
             queue_s = _seconds(self._metrics, "queue_time_ms") or 0.0
@@ -186,7 +188,7 @@ class Meter:
 
     def output_tokens(self) -> int:
         """Output tokens that came so far: those of the usage at the end of an answer; before it, and without one, at
-        least as many as its events let estimate."""
+        least as many as its events, or its length, let estimate."""
         output = _tokens(self._fields.get("usage"))[1]
         if output is not None and self.terminated:
             return output
@@ -194,7 +196,7 @@ class Meter:
 
     def _estimate_tokens(self) -> int:
         if not self._content_events:
-            return 0
+            return self._body_bytes // _CHARS_PER_TOKEN
         # An event of one token is as long as the shortest, and a word; what is longer has more tokens.
         events = self._content_events
         beyond = self._content_bytes - events * (self._shortest + _CHARS_PER_TOKEN)

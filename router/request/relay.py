@@ -10,7 +10,7 @@ from draftpick.engines.http.client import EngineResponse
 from draftpick.engines.http.inflate import Inflate
 from draftpick.router.headers import ARM, ATTEMPTS, CLIENT_REQUEST_ID, POLICY, REQUEST_ID
 from draftpick.router.openai_request import RESPONSES, TERMINATED_PATHS
-from draftpick.router.request.api_forms import body_as_event, error_status, read_error_event, told_error
+from draftpick.router.request.api_forms import CONTENT, body_as_event, error_status, read_error_event, told_error
 from draftpick.router.request.forwarded_headers import headers_for_client
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
@@ -22,7 +22,6 @@ _HEADERS_AFTER_S = 0.5
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n]*(?>\r\n|\r|\n))+(?>\r\n|\r|\n))+")
 _INFLATED = ("gzip", "x-gzip", "deflate")
 _MAX_ERROR_BYTES = 2**20
-_CONTENT = ("choices", "output", "content")
 _JSON = ("content-type", "application/json")
 _OF_KEYS = frozenset({401, 403, 407})
 """Of a client whose key the router has read, this is about the router's own: `engines[].api_key`."""
@@ -120,7 +119,7 @@ class Relay:
                 # An answer with nothing but an error is one, whatever its status says.
                 if request.path == RESPONSES and isinstance(answer, dict):
                     self._meter.response_id = answer.get("id")
-                complete = not isinstance(answer, dict) or not answer.keys().isdisjoint(_CONTENT)
+                complete = not isinstance(answer, dict) or not answer.keys().isdisjoint(CONTENT)
                 if not complete and (told := told_error(answer)) is not None:
                     status = error_status(told)
                 elif request.stream:

@@ -80,6 +80,14 @@ async def test_lifespan_starts_and_stops_the_router(router_app: StartRouter) -> 
     assert steps == ["start", "lifespan.startup.complete", "stop", "lifespan.shutdown.complete"]
 
 
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_that_has_no_body_has_no_length(router_app: StartRouter, servers: Servers, status: int) -> None:
+    app = await router_app({"a": (await servers.serve(Response(status_code=status))).url}, paths=["/x"])
+    answer = await app.client.delete("/x")
+    assert (answer.status_code, answer.content) == (status, b"")
+    assert answer.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+
+
 async def test_an_error_of_the_router_itself_is_an_openai_error_counted_and_logged_once(
     router_app: StartRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -283,10 +283,13 @@ async def test_a_redirect_of_an_engine_is_not_followed(router_app: StartRouter, 
     assert (answer.status_code, answer.headers["location"]) == (307, "http://127.0.0.1:9/")
 
 
-async def test_a_redirect_to_the_engine_itself_stays_here(router_app: StartRouter, servers: Servers) -> None:
+@pytest.mark.parametrize("address", ["http://{}", "//{}", "HTTPS://{}", "http://user:password@{}"])
+async def test_a_redirect_to_the_engine_itself_stays_here(
+    router_app: StartRouter, servers: Servers, address: str
+) -> None:
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
         host = dict(scope["headers"])[b"host"].decode()
-        location = f"http://{host}{scope['path'].rstrip('/')}?a=1"
+        location = f"{address.format(host)}{scope['path'].rstrip('/')}?a=1"
         await Response(status_code=307, headers={"location": location})(scope, receive, send)
 
     app = await router_app({"a": (await servers.serve(redirect)).url})

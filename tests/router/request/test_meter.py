@@ -223,6 +223,19 @@ def test_tokens_are_estimated_while_no_usage_has_come() -> None:
     assert timed.meter.output_tokens() == USAGE["completion_tokens"]
 
 
+def test_the_tokens_of_an_answer_without_usage_are_estimated_by_its_length() -> None:
+    said = "x" * 4000
+    for usage in ({}, {"usage": None}, {"usage": {"completion_tokens": -7}}):
+        timed = Timed()
+        timed.meter.observe_body(orjson.dumps({"choices": [{"message": {"content": said}}], **usage}))
+        assert timed.outcome().output_tokens is None
+        assert 1000 <= timed.meter.output_tokens() <= 1100
+    for other in ({"error": {"message": said}}, {"tokens": said}, [said]):
+        timed = Timed()
+        timed.meter.observe_body(orjson.dumps(other))
+        assert timed.meter.output_tokens() == 0
+
+
 def test_a_usage_before_the_end_is_no_less_than_what_came() -> None:
     timed = Timed()
     started = {"type": "message_start", "message": {"usage": {"input_tokens": 30, "output_tokens": 1}}}
