@@ -85,7 +85,7 @@ def told_error(answer: object) -> Mapping[str, Any] | None:
         return error
     if isinstance(error, str) and error:
         return {"message": error}
-    return answer if answer.get("object") == "error" else None
+    return answer if "error" in (answer.get("object"), answer.get("type")) else None
 
 
 def error_status(error: Mapping[str, Any]) -> int:

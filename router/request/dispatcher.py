@@ -232,7 +232,7 @@ class Dispatcher:
             if client_request.count_tokens is not None:
                 _count_tokens(state, outcome, meter, tpot_s)
             self._end(state, outcome, in_flight, running)
-        state.error_sent, state.num_events = meter.failed, meter.num_events
+        state.error_sent, state.num_events = meter.failed or meter.error_event is not None, meter.num_events
         return verdict
 
     def _time_left_s(self, state: RequestState) -> float | None:

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 _USAGE, _ERROR = b'"usage"', b'"error"'
 _ERROR_EVENT = b"event: error"
 _CREATED = b"event: response.created"
-_FAILED_RESPONSE = b"event: response.failed"
+_FORMS_OF_TYPE = ("event: %s", 'data: {"type":"%s"', 'data: {"type": "%s"')
+"""How an event begins that tells its type."""
+_FAILED_RESPONSE = tuple((form % "response.failed").encode() for form in _FORMS_OF_TYPE)
+_ENDS = ("message_stop", "response.completed", "response.incomplete")
 _DONE = (
-    *(b"data: [DONE]", b"event: message_stop"),
-    *(b"event: response.completed", b"event: response.incomplete", _FAILED_RESPONSE),
+    b"data: [DONE]",
+    *((form % kind).encode() for kind in _ENDS for form in _FORMS_OF_TYPE),
+    *_FAILED_RESPONSE,
 )
 
 

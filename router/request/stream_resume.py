@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from draftpick.engines.errors import EngineError
 from draftpick.engines.http.client import EngineClient
-from draftpick.engines.http.json_values import dumps, parse_object
+from draftpick.engines.http.json_values import dumps, parse_object, to_count
 from draftpick.router.openai_request import Request
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -112,10 +112,9 @@ class StreamResume:
         sending = client.send(f"{url}/tokenize", "POST", _JSON, dumps(asked), stream=False, within_s=5.0)
         async with sending as answer:
             body = b"".join([chunk async for chunk in answer.chunks])
-        try:
-            return int((parse_object(body) or {})["count"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CannotResume("the engine does not count tokens") from error
+        if (count := to_count((parse_object(body) or {}).get("count"))) is None:
+            raise CannotResume("the engine does not count tokens")
+        return count
 
 
 def _fields(event: bytes) -> dict[str, Any] | None:

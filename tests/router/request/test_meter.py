@@ -265,12 +265,13 @@ def test_a_broken_stream_has_neither_usage_nor_end() -> None:
     assert made.ttft_s is not None
 
 
-@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
-def test_a_response_ends_with_its_last_event(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete", "response.failed", "message_stop"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_response_ends_with_its_last_event(kind: str, named: bool) -> None:
     timed = Timed()
     timed.feed(*RESPONSES_EVENTS[:3])
     assert not timed.meter.terminated
-    timed.feed(event({"type": f"response.{kind}", "response": {"usage": None}}, f"response.{kind}"))
+    timed.feed(event({"type": kind, "response": {"usage": None}}, kind if named else None))
     assert timed.meter.terminated
 
 
@@ -367,6 +368,7 @@ def test_an_error_event_is_kept_and_ends_no_answer(name: str | None) -> None:
         (b'data: { "error" : {"code":400}}', True),
         (b'data: {"object":"error","message":"m","code":400}', True),
         (b'data: {"error":"boom"}', True),
+        (b'data: {"type":"error","code":"x","message":"m"}', True),
         (b'data: {"id":"x","error":null,"choices":[{"delta":{"content":"a"}}]}', False),
         (b'data: {"choices":[{"delta":{"content":"error"}}]}', False),
         (b'data: {"choices":[{"delta":{"content":"{\\"error\\": 1}"}}]}', False),
